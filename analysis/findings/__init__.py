@@ -1,0 +1,1 @@
+"""Findings: sentences of diagnosis, each with its evidence and one concrete change."""

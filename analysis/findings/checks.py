@@ -1,0 +1,42 @@
+"""The list of findings: one small function each, tried in this order, shown by severity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis.findings import removed, time, trust
+from analysis.findings.context import Context
+from analysis.report.model import Finding
+
+_ORDER = ("critical", "warning", "info")
+
+CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
+    removed.not_comparable,
+    removed.zeros_in_dense,
+    removed.nothing_removed,
+    removed.sparse_without_gain,
+    removed.broken_propagation,
+    removed.outside,
+    removed.unaligned,
+    removed.unequal_steps,
+    time.launch_bound,
+    time.dispatch_bound,
+    time.coverage_limited,
+    time.roofline_shift,
+    time.slower_kernels,
+    time.second_gemm,
+    time.added_work,
+    trust.timing_not_valid,
+    trust.no_speedup,
+    trust.wide_interval,
+    trust.observer,
+    trust.above_peak,
+    trust.above_bound,
+    trust.spill,
+)
+
+
+def find(context: Context) -> list[Finding]:
+    """All findings of a phase, most severe first."""
+    found = [finding for check in CHECKS if (finding := check(context)) is not None]
+    return sorted(found, key=lambda f: (_ORDER.index(f.severity), -(f.predicted_ns or 0)))

@@ -1,0 +1,179 @@
+"""What was removed and what was not: zeros, sparse kernels, dimensions, propagation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from analysis.findings.context import Context, ms
+from analysis.report.model import Finding
+from analysis.role import GEMM_KINDS
+from analysis.verdict import MANY_ZEROS
+
+_GOOD = 16  # elements: what tensor cores want of N and K at 16 bit
+
+
+def zeros_in_dense(c: Context) -> Finding | None:
+    """Weights are zero, the GEMMs are dense and none is smaller."""
+    family = c.phase.family
+    if c.pairs is None or family is None or c.side.run is None:
+        return None
+    if not any(f in family.id for f in ("static-k-mask", "static-k-24")):
+        return None
+    sparse = sum(1 for p in c.pairs if p.pruned is not None and p.pruned.kind == "sparse_gemm")
+    if sparse:
+        return None
+    total = sum(1 for p in c.pairs if p.pruned is not None)
+    wasted = [p for p in c.pairs if p.axis == "none" and p.pruned is not None]
+    census = (c.side.run.census or {}).get("matrices") or []
+    zeros = {m.get("role"): m["zeros"] for m in census if (m.get("zeros") or 0) > MANY_ZEROS}
+    gain = sum(
+        p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros
+    )
+    return Finding(
+        id="zeros-in-dense",
+        severity="critical",
+        text=f"zeros are in dense tensors: {sparse} sparse kernels in {total} GEMMs; "
+        "nothing was removed, the multiplications by zero are executed",
+        evidence=family.evidence,
+        change="remove whole heads or MLP channels (static-nk), or store 2:4 weights in a format "
+        "whose sparse kernels run on this device",
+        predicted_ns=gain or None,
+    )
+
+
+def nothing_removed(c: Context) -> Finding | None:
+    """A sparsity was promised and nothing changed."""
+    family, nominal = c.phase.family, c.phase.sparsity.get("nominal")
+    if family is None or not nominal or family.id not in ("dense", "unknown"):
+        return None
+    return Finding(
+        id="nothing-removed",
+        severity="critical",
+        text=f"{nominal:.0%} sparsity was promised, and no GEMM is smaller than its dense one",
+        evidence=family.evidence,
+        change="check that the pruned weights were loaded, and that masks are turned into removal",
+        predicted_ns=None,
+    )
+
+
+def sparse_without_gain(c: Context) -> Finding | None:
+    """2:4 kernels ran and were no faster than the dense ones."""
+    rows = [g for g in c.phase.gemms if g.axis == "2:4" and g.dense_busy_ns]
+    dense = sum(g.dense_busy_ns or 0 for g in rows)
+    busy = sum(g.busy_ns for g in rows)
+    if not rows or busy < 0.95 * dense:
+        return None
+    shapes = [f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
+    return Finding(
+        id="sparse-without-gain",
+        severity="critical",
+        text=f"2:4 kernels ran, and take {busy / dense:.2f} × the time of the dense ones",
+        evidence=shapes[:4],
+        change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
+        "algorithm for these shapes",
+        predicted_ns=busy - dense / 2,
+    )
+
+
+def unaligned(c: Context) -> Finding | None:
+    """N or K of a pruned GEMM on a GPU is no multiple of 16, and that of the dense one was."""
+    if not c.pruned.on_device:
+        return None
+    bad = []
+    for g in c.phase.gemms:
+        if g.kind not in GEMM_KINDS or g.axis in (None, "none", "gone") or g.dtype not in ("bf16", "fp16"):
+            continue
+        for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
+            if new and old and new != old and new % 8 and old % 8 == 0:
+                up = -(-new // _GOOD) * _GOOD
+                bad.append((g, f"{g.role} {axis} = {new} is no multiple of 8; {up} is (+{up / new - 1:.1%})"))
+    if not bad:
+        return None
+    busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
+    return Finding(
+        id="unaligned",
+        severity="warning",
+        text=f"{len({id(g) for g, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
+        "that tensor-core kernels cannot load aligned",
+        evidence=[line for _, line in bad[:4]],
+        change="round the kept dimension up to a multiple of 16",
+        predicted_ns=None,
+    )
+
+
+def broken_propagation(c: Context) -> Finding | None:
+    """N of a producer fell and K of its consumer did not, or the other way round."""
+    lines = [e for e in (c.phase.family.evidence if c.phase.family else []) if "broken" in e]
+    if not lines:
+        return None
+    return Finding(
+        id="broken-propagation",
+        severity="warning",
+        text="the pruning does not propagate: a producer's N and its consumer's K disagree",
+        evidence=lines,
+        change="slice both sides of the removed dimension, or say where the rest is padded",
+        predicted_ns=None,
+    )
+
+
+def outside(c: Context) -> Finding | None:
+    """What changed is no pruning of M, N or K."""
+    family = c.phase.family
+    if family is None or family.id != "outside":
+        return None
+    return Finding(
+        id="outside-taxonomy",
+        severity="warning",
+        text="what changed is not a pruning of M, N or K: its effect is in the ledger, its family "
+        "is outside the taxonomy",
+        evidence=family.evidence,
+        change="compare with a dense twin that differs in the pruning alone",
+        predicted_ns=None,
+    )
+
+
+def not_comparable(c: Context) -> Finding | None:
+    """The dense twin ran with other inputs or settings."""
+    if c.run is None or c.run_dense is None or c.side.run is None or c.side_dense is None:
+        return None
+    fields = ("batch", "prompt_len", "logits", "attention", "mode", "cache")
+    lines = [
+        f"{name}: {getattr(c.run_dense, name)} dense, {getattr(c.run, name)} pruned"
+        for name in fields
+        if getattr(c.run, name) != getattr(c.run_dense, name)
+    ]
+    dense = c.side_dense.run
+    if dense is not None and dense.dtype != c.side.run.dtype:
+        lines.append(f"dtype: {dense.dtype} dense, {c.side.run.dtype} pruned")
+    if not lines:
+        return None
+    return Finding(
+        id="not-comparable",
+        severity="critical",
+        text="the dense twin is not comparable: it ran with other settings",
+        evidence=lines,
+        change="trace the dense model again with the settings of the pruned one",
+        predicted_ns=None,
+    )
+
+
+def unequal_steps(c: Context) -> Finding | None:
+    """Steps of one static model launched different numbers of kernels."""
+    lines = []
+    for what, kernels in (("dense", c.dense), ("pruned", c.pruned)):
+        if kernels is None or kernels.num_steps < 2:
+            continue
+        counts = Counter(kernels.frame["step"].to_list())
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(str(counts[i]) for i in sorted(counts))
+            lines.append(f"{what}: {shown} kernels in steps 0 to {kernels.num_steps - 1}")
+    if not lines:
+        return None
+    return Finding(
+        id="unequal-steps",
+        severity="warning",
+        text="the steps do not hold the same number of kernels: means over them mix different work",
+        evidence=lines,
+        change="warm up longer, or keep only steps of one kind (--phase-pattern)",
+        predicted_ns=None,
+    )

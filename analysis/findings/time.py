@@ -1,0 +1,134 @@
+"""Where the time went: coverage, roofline, added work, launch."""
+
+from __future__ import annotations
+
+from analysis.findings.context import Context, ms, stands
+from analysis.report.model import Finding
+
+_MUCH = 0.03  # of the dense wall: a row worth a sentence
+
+
+def launch_bound(c: Context) -> Finding | None:
+    """The device idles while the host prepares the next launch."""
+    phase = c.phase
+    share = phase.bound["launch"] / phase.wall_ns if phase.wall_ns else 0.0
+    if not c.pruned.on_device or share < 0.25:
+        return None
+    gap = phase.gap_ns
+    return Finding(
+        id="launch-bound",
+        severity="critical" if share > 0.4 else "warning",
+        text=f"launch-bound: the device idles {gap / phase.wall_ns:.0%} of the step, "
+        f"{share:.0%} of it waiting for a launch; smaller kernels cannot make that faster",
+        evidence=[f"{ms(phase.bound['launch'])} of {ms(gap)} idle time begin after the device ran dry"],
+        change="capture the step in a CUDA graph (trace --mode graph), or batch more",
+        predicted_ns=phase.bound["launch"],
+    )
+
+
+def dispatch_bound(c: Context) -> Finding | None:
+    """On a CPU, time between ops is Python and dispatch."""
+    phase = c.phase
+    if c.pruned.on_device or not phase.wall_ns or phase.gap_ns < 0.25 * phase.wall_ns:
+        return None
+    return Finding(
+        id="dispatch-bound",
+        severity="info",
+        text=f"{phase.gap_ns / phase.wall_ns:.0%} of the recorded step is between ops (Python and "
+        "dispatch): pruning saves it only where it removes whole ops",
+        evidence=[f"{ms(phase.gap_ns)} of gaps in a step of {ms(phase.wall_ns)}"],
+        change="larger batches or longer prompts make the ops outweigh the dispatch",
+        predicted_ns=None,
+    )
+
+
+def coverage_limited(c: Context) -> Finding | None:
+    """Part of the dense step is untouched by the pruning."""
+    row = c.row("coverage")
+    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+        return None
+    parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.ns][:4]
+    bound = c.phase.ladder.coverage if c.phase.ladder else None
+    return Finding(
+        id="coverage-limited",
+        severity="warning",
+        text=f"{ms(row.ns)} of the promised saving is in work that this pruning does not shrink"
+        + (f": the speedup cannot pass {bound:.2f}×" if bound else ""),
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
+        change=_coverage_change(c),
+        predicted_ns=None,
+    )
+
+
+def _coverage_change(c: Context) -> str:
+    row = c.row("coverage")
+    untouched = {p.role for p in (row.parts if row else []) if p.name.startswith("untouched")}
+    all_logits = c.run is not None and c.run.logits == "all" and "lm_head" in untouched
+    if all_logits:
+        return "ask for the logits of the last token only (--logits last)"
+    if "attention" in untouched:
+        return "combine with a family that shrinks attention (heads, or fewer keys)"
+    return "combine with a family that touches the parts named, or prune more where it bites"
+
+
+def roofline_shift(c: Context) -> Finding | None:
+    """FLOPs fell, compulsory bytes did not."""
+    row = c.row("roofline_shift")
+    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+        return None
+    return Finding(
+        id="roofline-shift",
+        severity="warning",
+        text=f"FLOPs fall, bytes do not: {ms(row.ns)} of the saving is lost to memory traffic",
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:4]],
+        change="remove bytes too (N or K of the weights, layers), or batch more rows",
+        predicted_ns=None,
+    )
+
+
+def slower_kernels(c: Context) -> Finding | None:
+    """The kernels that remain are less efficient than the dense ones."""
+    row = c.row("kernel_efficiency")
+    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+        return None
+    parts = [p for p in row.parts if p.ns > 0][:4]
+    return Finding(
+        id="slower-kernels",
+        severity="warning",
+        text=f"the remaining kernels lose {ms(row.ns)} against what their shapes promise",
+        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
+        change="look at the kernels named: another tile, an aligned dimension or a larger batch",
+        predicted_ns=row.ns,
+    )
+
+
+def added_work(c: Context) -> Finding | None:
+    """Kernels that the dense model does not have."""
+    row = c.row("added_work")
+    if row is None or not stands(row, of=c.dense_ns, share=0.01):
+        return None
+    return Finding(
+        id="added-work",
+        severity="warning",
+        text=f"work that the dense model does not have takes {ms(row.ns)}",
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
+        change="fuse or batch the kernels named (routing, gather and scatter, layout copies, maps)",
+        predicted_ns=row.ns,
+    )
+
+
+def second_gemm(c: Context) -> Finding | None:
+    """Two GEMMs through a rank take as long as the one they replace."""
+    rows = [g for g in c.phase.gemms if g.axis == "rank"]
+    dense = sum(g.dense_busy_ns or 0 for g in rows)
+    busy = sum(g.busy_ns for g in rows)
+    if not rows or busy < 0.9 * dense:
+        return None
+    return Finding(
+        id="second-gemm",
+        severity="warning",
+        text=f"two GEMMs through a rank take {busy / dense:.2f} × the time of the dense one",
+        evidence=[f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.busy_ns)}" for g in rows[:4]],
+        change="a lower rank, or leave the small matrices (k, v) dense",
+        predicted_ns=busy - dense,
+    )

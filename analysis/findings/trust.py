@@ -1,0 +1,141 @@
+"""Whether the numbers can be trusted: noise, observer, peaks, spill, busy machines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.findings.context import Context, ms
+from analysis.report.model import Finding
+
+_OBSERVER = 1.3
+_FLAGGED = 1.05
+
+
+def no_speedup(c: Context) -> Finding | None:
+    """The interval of the speedup holds 1."""
+    ladder = c.phase.ladder
+    if ladder is None or ladder.realised_ci95 is None:
+        return None
+    low, high = ladder.realised_ci95
+    if not low <= 1 <= high or c.phase.family is None or c.phase.family.id == "dense":
+        return None
+    return Finding(
+        id="no-speedup",
+        severity="critical",
+        text=f"no speedup can be told from noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
+        evidence=["95 % bootstrap interval of the medians of interleaved unprofiled samples"],
+        change=None,
+        predicted_ns=None,
+    )
+
+
+def wide_interval(c: Context) -> Finding | None:
+    """The speedup is known to no better than 10 %."""
+    ladder = c.phase.ladder
+    if ladder is None or ladder.realised_ci95 is None:
+        return None
+    low, high = ladder.realised_ci95
+    if high - low < 0.2 * ladder.realised:
+        return None
+    return Finding(
+        id="wide-interval",
+        severity="warning",
+        text=f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
+        evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
+        change="more --repeats on a quiet machine",
+        predicted_ns=None,
+    )
+
+
+def timing_not_valid(c: Context) -> Finding | None:
+    """Samples that vary by half of their median: another process ran on the same cores."""
+    lines = []
+    for what, run in (("dense", c.run_dense), ("pruned", c.run)):
+        if run is None or len(run.samples_ns) < 3:
+            continue
+        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
+        if high - low > 0.5 * mid:
+            lines.append(f"{what}: 10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+    if not lines:
+        return None
+    return Finding(
+        id="timing-not-valid",
+        severity="critical",
+        text="timing not valid: the unprofiled samples are too wide for a speedup",
+        evidence=lines,
+        change="stop what else runs on this machine, and trace again",
+        predicted_ns=None,
+    )
+
+
+def observer(c: Context) -> Finding | None:
+    """The profiler slowed the step so much that gaps say little."""
+    ratio = c.phase.observer_ratio
+    if ratio is None or ratio < _OBSERVER:
+        return None
+    return Finding(
+        id="observer-effect",
+        severity="info",
+        text=f"the profiler makes the step {ratio:.2f}× slower: gaps and launch verdicts are doubtful",
+        evidence=[f"profiled {ms(c.phase.wall_ns)}, unprofiled median "
+                  f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"],
+        change="read the ledger, which closes to the unprofiled wall, not the recorded gaps",
+        predicted_ns=None,
+    )  # fmt: skip
+
+
+def above_peak(c: Context) -> Finding | None:
+    """Kernels faster than the peaks allow: data was in cache, or a peak is wrong."""
+    frame = c.pruned.frame
+    fast = frame.filter((frame["ideal"] > _FLAGGED * frame["busy"]) & (frame["busy"] > 0))
+    total = int(frame["busy"].sum())
+    share = int(fast["busy"].sum()) / total if total else 0.0
+    if share < 0.02:
+        return None
+    shown = fast.sort("busy", descending=True).head(3)
+    lines = [
+        f"{r['name'][:80]}: {ms(r['busy'])}, its peaks need {ms(r['ideal'])}"
+        for r in shown.iter_rows(named=True)
+    ]
+    return Finding(
+        id="above-peak",
+        severity="info",
+        text=f"{share:.0%} of busy time is in kernels faster than the peaks allow: their data was in "
+        "a cache, or a peak is too low",
+        evidence=lines,
+        change="time with a cold cache, or measure the peaks (prunescope calibrate)",
+        predicted_ns=None,
+    )
+
+
+def spill(c: Context) -> Finding | None:
+    """Device events of the step before lie in the trace."""
+    found = c.phase.spill
+    device = found["ns"] + c.phase.busy_ns * c.phase.steps
+    if not found["events"] or found["ns"] < 0.01 * device:
+        return None
+    return Finding(
+        id="spill",
+        severity="info",
+        text=f"{found['events']:.0f} device events ({found['ns'] / device:.1%} of device time) belong "
+        "to the step before and are left out",
+        evidence=[f"{ms(found['ns'])} before the first linked device event"],
+        change="synchronise before the profiler starts",
+        predicted_ns=None,
+    )
+
+
+def above_bound(c: Context) -> Finding | None:
+    """A speedup above the roofline bound is shown, and said."""
+    ladder = c.phase.ladder
+    if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= 1.05:
+        return None
+    return Finding(
+        id="above-bound",
+        severity="info",
+        text=f"realised {ladder.realised:.2f}× is {ladder.share_of_bound:.0%} of the roofline bound: "
+        "the pruned kernels are more efficient than the dense ones, or the data moved into a cache",
+        evidence=[f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""],
+        change=None,
+        predicted_ns=None,
+    )

@@ -1,0 +1,314 @@
+"""Kernels with their launch, op and step; every ns of a step covered once.
+
+In: Trace and Windows. Out: `Linked`: one row per unit of device work (or per host op that does
+work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + tail = wall of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.kind import is_work_op
+from analysis.load import NONE, Ints, Trace
+from analysis.steps import OWN_MARK, Windows
+
+
+@dataclass
+class Linked:
+    """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
+
+    `op`: row of the host op, `launched`: host time of the launch, `dry`: the gap before this row
+    belongs to a launch that began after the device had run dry. Per step: `wall`, `tail`.
+    """
+
+    step: Ints
+    start: Ints
+    duration: Ints
+    busy: Ints
+    gap: Ints
+    dry: NDArray[np.bool_]
+    op: Ints
+    event: Ints  # row in Trace.device, -1 on a CPU trace
+    launched: Ints
+    thread: Ints
+    wall: Ints
+    tail: Ints
+    lead_ns: int | None = None
+    spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    replayed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by a graph
+
+
+def link(trace: Trace, windows: Windows) -> Linked:
+    """The rows of all steps of a trace."""
+    return link_device(trace, windows) if trace.on_device else link_host(trace, windows)
+
+
+def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
+    """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
+    and the idle time right before it, counted from `begin`. Intervals before `begin` are clipped."""
+    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
+    first = np.maximum(start, begin)
+    gap = np.maximum(0, first - reached)
+    busy = np.maximum(0, end - np.maximum(first, reached))
+    return busy, gap
+
+
+def link_device(trace: Trace, windows: Windows) -> Linked:
+    device = trace.device
+    order = np.lexsort((-device["dur"], device["ts"]))
+    start = device["ts"][order]
+    end = start + device["dur"][order]
+    launch = _launch_of(trace, device["correlation"][order])
+    launched = np.where(launch >= 0, trace.launches["ts"][launch], 0)
+    step = np.where(launch >= 0, windows.step_of(launched), -1)
+    linked = launch >= 0
+    out = Linked(
+        step=step, start=start, duration=end - start, busy=np.zeros_like(start),
+        gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
+        event=order, launched=launched, thread=np.full(len(start), NONE),
+        wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
+    )  # fmt: skip
+    own_first = int(windows.start[0]) if windows.source == "prunescope" else None
+    _place_unlinked(out, linked, len(windows), own_first)
+    out.op = np.where(linked, op_of_launch(trace, launch, device["external"][order]), NONE)
+    out.thread = np.where(linked, trace.launches["thread"][launch], NONE)
+    begins = _begin_of_steps(out, linked, trace, windows)
+    for i in range(len(windows)):
+        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i])
+    out.dry &= linked
+    _mark_replayed(out, trace, launch)
+    return _only_steps(out)
+
+
+def _launch_of(trace: Trace, correlation: Ints) -> Ints:
+    """Row of the launch with the same correlation id, -1 where there is none."""
+    known = trace.launches["correlation"]
+    order = np.argsort(known, kind="stable")
+    return lookup(known[order], order, correlation)
+
+
+def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
+    """rows[i] for the first ordered[i] == wanted, -1 where absent or wanted is -1."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)
+
+
+def _place_unlinked(
+    out: Linked, linked: NDArray[np.bool_], num_steps: int, own_first: int | None
+) -> None:
+    """Spill before the first linked event, late after the last; between, the step around it."""
+    if not linked.any():
+        out.step[:] = 0 if num_steps == 1 else -1
+        return
+    rows = np.flatnonzero(linked)
+    for name, mask in (("spill", slice(0, rows[0])), ("late", slice(rows[-1] + 1, None))):
+        ns = int(cover(out.start[mask], out.start[mask] + out.duration[mask], 0)[0].sum())
+        setattr(out, name, {"events": len(out.start[mask]), "ns": ns})
+    between = np.flatnonzero(~linked[: rows[-1] + 1])
+    between = between[between > rows[0]]
+    before = rows[np.searchsorted(rows, between) - 1]
+    after = rows[np.searchsorted(rows, between)]
+    same = out.step[before] == out.step[after]
+    out.step[between] = np.where(same, out.step[before], -1)
+    outside = linked & (out.step < 0)
+    if own_first is not None:
+        outside &= out.launched >= own_first
+    out.left_out = {"events": int(outside.sum()), "ns": int(out.duration[outside].sum())}
+
+
+def _begin_of_steps(
+    out: Linked, linked: NDArray[np.bool_], trace: Trace, windows: Windows
+) -> list[int]:
+    """Where the wall of each step begins: the end of the last device event of the step before.
+
+    The first step of our own runs follows one that was thrown away; that of a bare trace starts
+    at its first linked device event, with the host's lead shown beside it.
+    """
+    begins: list[int] = []
+    end = out.start + out.duration
+    for i in range(len(windows)):
+        rows = np.flatnonzero(out.step == i)
+        if not len(rows):
+            begins.append(begins[-1] if begins else 0)
+            continue
+        if i == 0:
+            earlier = np.flatnonzero(linked & (out.launched < windows.start[0]))
+            own = windows.source == "prunescope" and len(earlier)
+            first = rows[linked[rows]][:1] if linked[rows].any() else rows[:1]
+            begin = int(end[earlier].max()) if own else int(out.start[first[0]])
+            if not own:
+                out.lead_ns = _lead(trace, windows, int(out.start[first[0]]))
+            begins.append(begin)
+        else:
+            done = np.flatnonzero((out.step >= 0) & (out.step < i))
+            begins.append(int(end[done].max()) if len(done) else int(out.start[rows[0]]))
+    return begins
+
+
+def _lead(trace: Trace, windows: Windows, first: int) -> int | None:
+    """Host time from the beginning of the step to its first device event."""
+    hosts = [int(windows.start[0])] if windows.source != "whole" else []
+    if not hosts and len(trace.ops["ts"]):
+        hosts = [int(trace.ops["ts"].min())]
+    return first - hosts[0] if hosts and first >= hosts[0] else None
+
+
+def _fill_step(out: Linked, rows: Ints, step: int, begin: int) -> None:
+    if not len(rows):
+        return
+    start = out.start[rows]
+    end = start + out.duration[rows]
+    out.busy[rows], out.gap[rows] = cover(start, end, begin)
+    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
+    out.dry[rows] = (out.launched[rows] >= reached) & (out.gap[rows] > 0)
+    out.wall[step] = max(int(end.max()), begin) - begin
+
+
+def _mark_replayed(out: Linked, trace: Trace, launch: Ints) -> None:
+    """Which rows a graph replay launched: all of one replay share its launch."""
+    names = trace.launches["name"]
+    graph = np.array(["raphlaunch" in n.lower() for n in trace.names], bool)
+    out.replayed = np.zeros(len(launch), bool)
+    if len(names) and graph.any():
+        out.replayed = (launch >= 0) & graph[names[np.maximum(launch, 0)]]
+
+
+def _only_steps(out: Linked) -> Linked:
+    keep = out.step >= 0
+    for name in ("step", "start", "duration", "busy", "gap", "dry", "op", "event", "launched",
+                 "thread", "replayed"):  # fmt: skip
+        setattr(out, name, getattr(out, name)[keep])
+    return out
+
+
+def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
+    """Row of the host op behind each launch: by External id, else the innermost op around it."""
+    ops = trace.ops
+    if not len(ops["ts"]):
+        return np.full(len(launch), NONE)
+    external = np.where(launch >= 0, trace.launches["external"][launch], NONE)
+    external = np.where(external >= 0, external, kernel_external)
+    order = np.argsort(ops["external"], kind="stable")
+    found = lookup(ops["external"][order], order, external)
+    ts = np.where(launch >= 0, trace.launches["ts"][launch], 0)
+    thread = np.where(launch >= 0, trace.launches["thread"][launch], NONE)
+    # An id that clashes (older profilers number ops and launches apart) names a distant op.
+    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
+    missing = ~good & (launch >= 0)
+    inner = innermost(ops, thread[missing], ts[missing])
+    found = np.where(good, found, NONE)
+    found[missing] = inner
+    return found
+
+
+def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
+    """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
+
+    Spans of one thread nest, so the innermost one around t is found from the latest start before
+    t, up through the spans that hold it.
+    """
+    out = np.full(len(ts), NONE)
+    for t in np.unique(thread):
+        if t < 0:
+            continue
+        rows = np.flatnonzero(spans["thread"] == t)
+        if not len(rows):
+            continue
+        rows = rows[np.lexsort((-spans["dur"][rows], spans["ts"][rows]))]
+        start = spans["ts"][rows]
+        end = start + spans["dur"][rows]
+        up = parents(start, end)
+        wanted = np.flatnonzero(thread == t)
+        at = np.searchsorted(start, ts[wanted], side="right") - 1
+        open_ = at >= 0
+        while True:
+            over = open_ & (at >= 0) & (end[np.maximum(at, 0)] <= ts[wanted])
+            if not over.any():
+                break
+            at = np.where(over, up[np.maximum(at, 0)], at)
+        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
+    return out
+
+
+def parents(start: Ints, end: Ints) -> Ints:
+    """The enclosing span of each span, -1 at the top; spans in order of start, longer first."""
+    up = np.full(len(start), NONE)
+    stack: list[int] = []
+    starts, ends = start.tolist(), end.tolist()
+    for i in range(len(starts)):
+        while stack and ends[stack[-1]] <= starts[i]:
+            stack.pop()
+        up[i] = stack[-1] if stack else NONE
+        stack.append(i)
+    return up
+
+
+def link_host(trace: Trace, windows: Windows) -> Linked:
+    """The ops that do work are the kernels of a CPU trace; an outermost one owns the gap before it.
+
+    An op's busy is its duration minus the work ops directly inside it.
+    """
+    ops = trace.ops
+    by_name = np.array([is_work_op(n) and not n.startswith(OWN_MARK) for n in trace.names], bool)
+    work = np.flatnonzero(by_name[ops["name"]])
+    if windows.source == "whole" and len(ops["ts"]):
+        first, last = ops["ts"].min(), (ops["ts"] + ops["dur"]).max()
+        windows = Windows(np.array([first]), np.array([last]), "whole", windows.names)
+    step = windows.step_of(ops["ts"][work])
+    outside = step < 0
+    # What our own runs do before their first step is the one that is thrown away.
+    named = outside & ((windows.source != "prunescope") | (ops["ts"][work] >= windows.start[0]))
+    left_out = {"events": int(named.sum()), "ns": int(ops["dur"][work[named]].sum())}
+    work, step = work[~outside], step[~outside]
+    order = np.lexsort((-ops["dur"][work], ops["ts"][work]))
+    work, step = work[order], step[order]
+    start = ops["ts"][work]
+    end = np.minimum(start + ops["dur"][work], windows.end[step] if len(step) else start)
+    busy, gap = np.zeros_like(start), np.zeros_like(start)
+    wall = windows.end - windows.start
+    tail = np.zeros(len(windows), np.int64)
+    for i in range(len(windows)):
+        rows = np.flatnonzero(step == i)
+        busy[rows], gap[rows], tail[i] = _host_step(
+            ops["thread"][work[rows]], start[rows], end[rows], windows, i
+        )
+    return Linked(
+        step=step, start=start, duration=end - start, busy=busy, gap=gap, dry=gap > 0, op=work,
+        event=np.full(len(work), NONE), launched=start, thread=ops["thread"][work], wall=wall,
+        tail=tail, left_out=left_out, replayed=np.zeros(len(work), bool),
+    )  # fmt: skip
+
+
+def _host_step(
+    thread: Ints, start: Ints, end: Ints, windows: Windows, step: int
+) -> tuple[Ints, Ints, int]:
+    """Busy and gap of the work ops of one step, and its tail."""
+    up = np.full(len(start), NONE)
+    for t in np.unique(thread):
+        rows = np.flatnonzero(thread == t)
+        local = parents(start[rows], end[rows])
+        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
+    top = np.flatnonzero(up < 0)
+    begin, finish = int(windows.start[step]), int(windows.end[step])
+    busy, gap = np.zeros_like(start), np.zeros_like(start)
+    covered, gap[top] = cover(start[top], end[top], begin)
+    # The part of an outermost op that no other thread's op covers first is a suffix of it.
+    floor = np.zeros_like(start)
+    floor[top] = end[top] - covered
+    length = np.zeros_like(start)
+    for i in range(len(start)):  # parents stand before their children
+        if up[i] >= 0:
+            floor[i] = floor[up[i]]
+        length[i] = max(0, int(end[i]) - max(int(start[i]), int(floor[i])))
+        busy[i] += length[i]
+        if up[i] >= 0:
+            busy[up[i]] -= length[i]
+    last = int(end.max()) if len(end) else begin
+    return busy, gap, finish - max(last, begin)

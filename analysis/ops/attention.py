@@ -1,0 +1,228 @@
+"""Work of fused attention: two logical GEMMs a head, QKᵀ [S_q, S_kv, d] and PV [S_q, d, S_kv].
+
+FLOPs are 2·(d_qk + d_v) for each pair of a query and a key that it sees; a causal query of S sees
+(S + 1)/2 keys on average. Bytes: q, k, v, o (and a mask) once each at their own sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from analysis.ops.call import (
+    NoModel,
+    OpCall,
+    Operand,
+    Work,
+    flag,
+    integers,
+    number,
+    op_model,
+    optional,
+    size,
+    tensor,
+    total,
+)
+from taxonomy.gemm import Gemm
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Where an op keeps its arguments. Unset positions: the op has no such argument."""
+
+    causal: int
+    mask: int | None = None
+    window: int | None = None
+    rows_first: bool = False  # [B, S, H, d], else [B, H, S, d]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Sizes of one attention call; heads are those of the queries."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    depth: int
+    value_depth: int
+
+
+_SDPA = {
+    "aten::_scaled_dot_product_flash_attention": Signature(causal=4),
+    "aten::_scaled_dot_product_flash_attention_for_cpu": Signature(causal=4, mask=5),
+    "aten::_scaled_dot_product_efficient_attention": Signature(causal=6, mask=3),
+    "aten::_scaled_dot_product_cudnn_attention": Signature(causal=6, mask=3),
+    "aten::_scaled_dot_product_fused_attention_overrideable": Signature(causal=5, mask=3),
+    "aten::_scaled_dot_product_attention_math": Signature(causal=5, mask=3),
+    "aten::_scaled_dot_product_attention_math_for_mps": Signature(causal=5, mask=3),
+    "aten::scaled_dot_product_attention": Signature(causal=5, mask=3),
+    "flash_attn::_flash_attn_forward": Signature(causal=5, window=6, rows_first=True),
+}
+_PLAIN_FLASH = Signature(causal=8, window=11, rows_first=True)
+_CUDNN = Signature(causal=10, mask=3)
+
+
+def pairs(queries: int, keys: int, *, causal: bool, window: int | None = None) -> int:
+    """(query, key) pairs of one head: all of them, or those at or before the query.
+
+    The last query sees the last key (bottom right), so S queries over S keys make S·(S+1)/2 and
+    one query over L keys makes L. `window` is the number of keys before its own that a query sees.
+    """
+    if not causal:
+        return queries * keys
+    seen = min(queries, keys)  # queries before the first key see nothing
+    full = seen * keys - seen * (seen - 1) // 2
+    if window is None:
+        return full
+    # A query that could see v keys sees min(v, window + 1): take away what is beyond the window.
+    over = max(0, keys - (window + 1))
+    lost = max(0, over - seen)
+    return full - (over * (over + 1) - lost * (lost + 1)) // 2
+
+
+def attention_work(
+    sizes: Heads,
+    *read: Operand | None,
+    causal: bool | None,
+    window: int | None = None,
+) -> Work:
+    """Work of one fused attention call; `read` is q, k, v and the mask, q first.
+
+    FLOPs are None where whether it is causal is unknown and matters (more than one query).
+    """
+    q = read[0]
+    one_query = sizes.queries == 1
+    flop = None
+    if causal is not None or one_query:
+        seen = pairs(sizes.queries, sizes.keys, causal=bool(causal), window=window)
+        heads = sizes.batch * sizes.heads
+        flop = 2 * heads * seen * (sizes.depth + sizes.value_depth)
+    dtype = q.dtype if q is not None else None
+    out = sizes.batch * sizes.heads * sizes.queries * sizes.value_depth
+    return Work(
+        flop=flop,
+        bytes=total([*(t.bytes for t in read if t is not None), size(out, dtype)]),
+        gemms=logical_gemms(sizes),
+        dtype=dtype,
+        kind="attention",
+        causal=causal,
+    )
+
+
+def logical_gemms(sizes: Heads) -> tuple[Gemm, Gemm]:
+    """QKᵀ, then PV; the batch counts heads."""
+    batch = sizes.batch * sizes.heads
+    return (
+        Gemm(sizes.queries, sizes.keys, sizes.depth, batch=batch),
+        Gemm(sizes.queries, sizes.value_depth, sizes.keys, batch=batch),
+    )
+
+
+def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> Heads:
+    """Sizes of [.., H, S, d] or [B, S, H, d] tensors; k and v may have fewer heads (GQA)."""
+    rank = len(q.shape)
+    if rank < 3 or len(k.shape) != rank or len(v.shape) != rank:
+        raise NoModel
+    if rows_first and rank != 4:
+        raise NoModel
+    heads, rows = (-2, -3) if rows_first else (-3, -2)
+    groups_fit = k.shape[heads] > 0 and q.shape[heads] % k.shape[heads] == 0
+    same_rows = k.shape[rows] == v.shape[rows] and q.shape[-1] == k.shape[-1]
+    if not groups_fit or not same_rows:
+        raise NoModel
+    batch = math.prod(q.shape) // (
+        max(q.shape[heads], 1) * max(q.shape[rows], 1) * max(q.shape[-1], 1)
+    )
+    return Heads(batch, q.shape[heads], q.shape[rows], k.shape[rows], q.shape[-1], v.shape[-1])
+
+
+def _window(call: OpCall, signature: Signature) -> int | None:
+    if signature.window is None:
+        return None
+    left = integers(call, signature.window)
+    return left[0] if left and left[0] >= 0 else None
+
+
+def _fused(call: OpCall, signature: Signature) -> Work:
+    q, k, v = tensor(call, 0), tensor(call, 1), tensor(call, 2)
+    sizes = _dense(q, k, v, rows_first=signature.rows_first)
+    mask = optional(call, signature.mask) if signature.mask is not None else None
+    causal, window = flag(call, signature.causal), _window(call, signature)
+    if window is not None and not causal:
+        raise NoModel  # a window around the query: not a shape of decoders, not modelled
+    return attention_work(sizes, q, k, v, mask, causal=causal, window=window)
+
+
+@op_model(*_SDPA)
+def scaled_dot_product(call: OpCall) -> Work:
+    """q [.., H, S, d], k and v [.., H_kv, S_kv, d]."""
+    return _fused(call, _SDPA[call.name])
+
+
+@op_model("aten::_flash_attention_forward")
+def flash_forward(call: OpCall) -> Work:
+    """q [B, S, H, d], or packed [T, H, d] with cumulative lengths."""
+    if optional(call, 3) is None:
+        return _fused(call, _PLAIN_FLASH)
+    return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 8))
+
+
+@op_model("aten::_cudnn_attention_forward")
+def cudnn_forward(call: OpCall) -> Work:
+    """q [B, H, S, d]; packed calls are not modelled."""
+    if optional(call, 4) is not None:
+        raise NoModel
+    return _fused(call, _CUDNN)
+
+
+@op_model("aten::_efficient_attention_forward")
+def efficient_forward(call: OpCall) -> Work:
+    """q [B, S, H, d]; mask type 0 none, 1 causal from the top left, 2 from the bottom right."""
+    if optional(call, 4) is not None:
+        raise NoModel
+    q, k, v = tensor(call, 0), tensor(call, 1), tensor(call, 2)
+    sizes = _dense(q, k, v, rows_first=True)
+    mask_type = integers(call, 9)
+    causal = None if not mask_type else mask_type[0] != 0
+    return attention_work(sizes, q, k, v, optional(call, 3), causal=causal)
+
+
+@op_model("flash_attn::_flash_attn_varlen_forward")
+def flash_varlen(call: OpCall) -> Work:
+    """Packed q [T, H, d], cumulative lengths [n + 1] of queries and keys."""
+    return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 9))
+
+
+@op_model("aiter::mha_batch_prefill")
+def paged_prefill(call: OpCall) -> Work:
+    """Packed q [T, H, d] over a paged cache [pages, H_kv, d] with one key a page."""
+    q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
+    sizes = _equal_lengths(call, q, lengths=(3, 4), longest=(6, 7))
+    rows = sizes.batch * sizes.keys
+    read_k = Operand((rows, *k.shape[1:]), k.dtype)
+    read_v = Operand((rows, *v.shape[1:]), v.dtype)
+    return attention_work(sizes, q, read_k, read_v, causal=flag(call, 12))
+
+
+def _packed(
+    call: OpCall, *, lengths: tuple[int, int], longest: tuple[int, int], causal: bool | None
+) -> Work:
+    q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
+    sizes = _equal_lengths(call, q, lengths=lengths, longest=longest)
+    if sizes.batch * sizes.keys != k.shape[0]:
+        raise NoModel
+    return attention_work(sizes, q, k, v, causal=causal)
+
+
+def _equal_lengths(
+    call: OpCall, q: Operand, *, lengths: tuple[int, int], longest: tuple[int, int]
+) -> Heads:
+    """Lengths of packed sequences are values: known only where all are as long as the longest."""
+    ends = tensor(call, lengths[0], rank=1)
+    most_q, most_k = number(call, longest[0]), number(call, longest[1])
+    count = ends.shape[0] - 1
+    if count < 1 or most_q is None or most_k is None or count * most_q != q.shape[0]:
+        raise NoModel
+    value_depth = tensor(call, 2).shape[-1]
+    return Heads(count, q.shape[1], int(most_q), int(most_k), q.shape[2], value_depth)

@@ -1,0 +1,218 @@
+"""One distinct op call in, its modelled work out: the types, the registry and the operand reader.
+
+Shapes, types and flags come from an untrusted trace: a model asks for what it needs and `NoModel`
+ends it where the call does not have that. FLOPs count a multiply and an add, bytes are compulsory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from taxonomy.dtypes import dtype as our_dtype
+from taxonomy.dtypes import itemsize
+from taxonomy.gemm import Gemm
+
+# A tensor has at most 2^62 elements (torch counts them in 63 bits); more is a forged shape.
+_MAX_NUMEL = 2**62
+_MAX_RANK = 64
+_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?\.?", re.ASCII)
+_INT = re.compile(r"-?\d{1,18}", re.ASCII)
+
+# c10::ScalarType, as "Concrete Inputs" write an `out_dtype` argument.
+_SCALAR_TYPES = {
+    0: "int8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "fp16", 6: "fp32", 7: "fp64",
+    11: "bool", 15: "bf16", 23: "fp8", 24: "fp8", 25: "fp8", 26: "fp8",
+}  # fmt: skip
+
+
+class NoModel(Exception):  # noqa: N818  a signal between a model and `work_of`, not a failure
+    """The call does not have the shapes, types or flags that its op's model needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpCall:
+    """One distinct call of an op, as a torch profiler trace records it."""
+
+    name: str
+    shapes: tuple[Any, ...]  # per input: ints, () for a scalar or None, tuples for a TensorList
+    dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
+    strides: tuple[Any, ...] = ()  # empty: unknown
+    concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a call must do.
+
+    `flop` counts matrix work alone: 0 for ops without any (their time follows `bytes`), None where
+    it depends on values that the trace does not hold. A bias add is not counted. `gemms` are the
+    logical GEMMs, whole even where `flop` counts less (causal attention, 2:4 sparsity).
+    """
+
+    flop: int | None
+    bytes: float | None  # every operand once, the result once
+    gemms: tuple[Gemm, ...]
+    dtype: str | None  # our name of the matmul operands' format
+    kind: str
+    causal: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One tensor of a call."""
+
+    shape: tuple[int, ...]
+    dtype: str | None = None  # ours
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def numel(self) -> int:
+        """Elements, broadcast ones counted as often as they appear."""
+        return math.prod(self.shape)
+
+    @property
+    def distinct(self) -> int:
+        """Elements in memory: a stride-0 (broadcast) dimension is there once."""
+        if self.stride is None or 0 in self.shape:
+            return self.numel
+        return math.prod(n for n, s in zip(self.shape, self.stride, strict=True) if s != 0)
+
+    @property
+    def bytes(self) -> float | None:
+        """Bytes in memory; None where the format is unknown."""
+        return size(self.distinct, self.dtype)
+
+
+Model = Callable[[OpCall], Work]
+MODELS: dict[str, Model] = {}
+
+
+def op_model(*names: str) -> Callable[[Model], Model]:
+    """Register a model for the ops `names`. A second model for an op is an error."""
+
+    def register(model: Model) -> Model:
+        for name in names:
+            if name in MODELS:
+                raise ValueError(f"{name} has two work models")
+            MODELS[name] = model
+        return model
+
+    return register
+
+
+def size(numel: int, dtype: str | None) -> float | None:
+    """Bytes of `numel` elements; None where the format is unknown."""
+    item = itemsize(dtype)
+    return None if item is None else numel * item
+
+
+def total(parts: Iterable[float | None]) -> float | None:
+    """The sum, or None where a part is unknown."""
+    result = 0.0
+    for part in parts:
+        if part is None:
+            return None
+        result += part
+    return result
+
+
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, tuple | list) or len(shape) > _MAX_RANK:
+        return False
+    if any(type(n) is not int or not 0 <= n <= _MAX_NUMEL for n in shape):
+        return False
+    return math.prod(n or 1 for n in shape) <= _MAX_NUMEL
+
+
+def _stride(raw: object, rank: int) -> tuple[int, ...] | None:
+    if not isinstance(raw, tuple | list) or len(raw) != rank:
+        return None
+    return tuple(raw) if all(type(s) is int for s in raw) else None
+
+
+def _spelling(call: OpCall, index: int) -> str:
+    raw = call.dtypes[index] if index < len(call.dtypes) else ""
+    return raw if isinstance(raw, str) else ""
+
+
+def optional(call: OpCall, index: int) -> Operand | None:
+    """The tensor at `index`, or None where the argument is absent, None or a plain number.
+
+    Raises NoModel where the argument is there but is no tensor of ints.
+    """
+    if index >= len(call.shapes):
+        return None
+    shape, spelling = call.shapes[index], _spelling(call, index)
+    if not _is_shape(shape):
+        raise NoModel
+    if not shape and our_dtype(spelling) is None:
+        return None
+    raw = call.strides[index] if index < len(call.strides) else None
+    return Operand(tuple(shape), our_dtype(spelling), _stride(raw, len(shape)))
+
+
+def tensor(call: OpCall, index: int, rank: int | None = None) -> Operand:
+    """The tensor at `index`, of `rank` dimensions where given. Raises NoModel without one."""
+    found = optional(call, index)
+    if found is None or (rank is not None and len(found.shape) != rank):
+        raise NoModel
+    return found
+
+
+def tensor_list(call: OpCall, index: int) -> tuple[Operand, ...]:
+    """The tensors of a TensorList. Traces do not hold their format: it is that of `dtypes[index]`
+    where the caller put one there, else unknown. Raises NoModel without a list."""
+    shapes = call.shapes[index] if index < len(call.shapes) else None
+    if not isinstance(shapes, tuple | list) or not all(_is_shape(s) for s in shapes):
+        raise NoModel
+    raw = call.strides[index] if index < len(call.strides) else None
+    strides = (
+        raw if isinstance(raw, tuple | list) and len(raw) == len(shapes) else [None] * len(shapes)
+    )
+    name = our_dtype(_spelling(call, index))
+    return tuple(
+        Operand(tuple(s), name, _stride(stride, len(s)))
+        for s, stride in zip(shapes, strides, strict=True)
+    )
+
+
+def operands(call: OpCall) -> tuple[Operand, ...]:
+    """Every plain tensor among the inputs. Raises NoModel on a malformed one."""
+    return tuple(t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None)
+
+
+def text(call: OpCall, index: int) -> str:
+    """The concrete input at `index`; empty where the trace has none."""
+    raw = call.concrete[index] if index < len(call.concrete) else ""
+    return raw if isinstance(raw, str) else ""
+
+
+def flag(call: OpCall, index: int) -> bool | None:
+    """A boolean argument; None where the trace does not say."""
+    return {"True": True, "False": False}.get(text(call, index))
+
+
+def number(call: OpCall, index: int) -> float | None:
+    """A numeric argument; None where the trace does not say."""
+    raw = text(call, index)
+    return float(raw) if _NUMBER.fullmatch(raw) else None
+
+
+def integers(call: OpCall, index: int) -> tuple[int, ...] | None:
+    """A list of ints such as "[1, -1]", or one int; None where the trace does not say."""
+    raw = text(call, index)
+    inner = raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw
+    parts = [part.strip() for part in inner.split(",")] if inner.strip() else []
+    if len(parts) > _MAX_RANK or not all(_INT.fullmatch(part) for part in parts):
+        return None
+    return tuple(int(part) for part in parts) if parts or raw == "[]" else None
+
+
+def scalar_type(call: OpCall, index: int) -> str | None:
+    """Our name of an `out_dtype` argument; None where the trace does not say."""
+    found = integers(call, index)
+    return _SCALAR_TYPES.get(found[0]) if found and len(found) == 1 else None

@@ -1,0 +1,243 @@
+"""Work of elementwise ops, activations, softmax, norms and reductions: bytes alone.
+
+Their FLOPs are 0: none of them is matrix work, and their time follows the bytes. An operand is
+read once at its size in memory (a broadcast dimension once), the result is written once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from analysis.ops.call import (
+    Model,
+    NoModel,
+    OpCall,
+    Operand,
+    Work,
+    flag,
+    integers,
+    op_model,
+    operands,
+    optional,
+    scalar_type,
+    size,
+    tensor,
+    text,
+    total,
+)
+from analysis.ops.matmul import broadcast
+
+_FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
+_FIRST_FLOAT = _FORMATS.index("fp8")
+
+# Number of leading inputs that may be tensors; what follows them is an option or the result.
+_UNARY = """
+    abs neg exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid reciprocal
+    floor ceil round trunc frac sign sgn erf erfc logit nan_to_num bitwise_not tril triu
+    log_sigmoid cosh sinh asin acos atan deg2rad
+"""
+_BINARY = """
+    add sub rsub mul div pow remainder fmod floor_divide maximum minimum fmax fmin atan2
+    bitwise_and bitwise_or bitwise_xor __lshift__ __rshift__ bitwise_left_shift
+    bitwise_right_shift xlogy hypot copysign
+"""
+_TERNARY = "clamp clamp_min clamp_max lerp addcmul addcdiv masked_fill"
+_ACTIVATIONS = """
+    silu gelu relu relu6 leaky_relu elu selu celu mish softplus hardswish hardsigmoid hardtanh
+    threshold
+"""
+_TO_BOOL_UNARY = "logical_not isnan isinf isfinite isin"
+_TO_BOOL = "eq ne lt le gt ge logical_and logical_or logical_xor"
+_FLOATS_OF_INTEGERS = """
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid reciprocal erf erfc
+    div atan2 cosh sinh
+"""
+_FLOATING = frozenset(f"aten::{name}" for name in _FLOATS_OF_INTEGERS.split())
+
+
+def bytes_only(parts: list[float | None], *, kind: str, dtype: str | None = None) -> Work:
+    """Work without matrix FLOPs."""
+    return Work(flop=0, bytes=total(parts), gemms=(), dtype=dtype, kind=kind)
+
+
+def promoted(tensors: list[Operand]) -> str | None:
+    """The format of a result of several tensors. A tensor of no dimensions only counts where its
+    kind of number is a wider one, and a Python float (a fp64 one) makes fp32 of integers."""
+    if any(t.dtype not in _FORMATS for t in tensors):
+        return None
+    full = [_FORMATS.index(t.dtype) for t in tensors if t.shape and t.dtype is not None]
+    loose = [_FORMATS.index(t.dtype) for t in tensors if not t.shape and t.dtype is not None]
+    if not full:
+        return _FORMATS[max(loose)] if loose else None
+    best = max(full)
+    if {_FORMATS.index("fp16"), _FORMATS.index("bf16")} <= set(full):
+        best = max(best, _FORMATS.index("fp32"))
+    widest = max(loose, default=0)
+    if widest >= _FIRST_FLOAT > best:
+        return _FORMATS[min(widest, _FORMATS.index("fp32"))]
+    return _FORMATS[best]
+
+
+def _elementwise(listed: str, arity: int, *, kind: str, out: str | None = None) -> None:
+    """Register ops whose first `arity` inputs may be tensors, and their in-place forms."""
+
+    def model(call: OpCall) -> Work:
+        read = [t for i in range(arity) if (t := optional(call, i)) is not None]
+        if not read:
+            raise NoModel
+        if call.name.endswith("_") and not call.name.endswith("__"):
+            target = tensor(call, 0)
+            written = target.bytes
+        else:
+            dtype = out or promoted(read)
+            if call.name in _FLOATING and dtype in _FORMATS[:_FIRST_FLOAT]:
+                dtype = "fp32"
+            written = size(math.prod(broadcast(*(t.shape for t in read))), dtype)
+        return bytes_only([*(t.bytes for t in read), written], kind=kind)
+
+    names = [f"aten::{name}" for name in listed.split()]
+    op_model(*names, *(f"{name}_" for name in names))(model)
+
+
+_elementwise(_UNARY, 1, kind="elementwise")
+_elementwise(_BINARY, 2, kind="elementwise")
+_elementwise(_TERNARY, 3, kind="elementwise")
+_elementwise(_ACTIVATIONS, 1, kind="activation")
+_elementwise(_TO_BOOL_UNARY, 1, kind="elementwise", out="bool")
+_elementwise(_TO_BOOL, 2, kind="elementwise", out="bool")
+
+
+@op_model("aten::where")
+def where(call: OpCall) -> Work:
+    """Condition, then the two choices. The form that only takes a condition finds indices."""
+    if len(call.shapes) < 3:
+        raise NoModel
+    condition = tensor(call, 0)
+    choices = [t for i in (1, 2) if (t := optional(call, i)) is not None]
+    if not choices:
+        raise NoModel
+    shape = broadcast(condition.shape, *(t.shape for t in choices))
+    written = size(math.prod(shape), promoted(choices))
+    return bytes_only([condition.bytes, *(t.bytes for t in choices), written], kind="elementwise")
+
+
+@op_model("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax")
+def softmax(call: OpCall) -> Work:
+    """Rows in, rows out; fp32 out where the call says so."""
+    x = tensor(call, 0)
+    out = "fp32" if flag(call, 2) else x.dtype
+    return bytes_only([x.bytes, size(x.numel, out)], kind="softmax")
+
+
+@op_model("aten::native_layer_norm", "aten::_fused_rms_norm")
+def row_norm(call: OpCall) -> Work:
+    """x [.., *normalized], then the normalized shape, weight and bias; keeps fp32 statistics."""
+    x = tensor(call, 0)
+    rms = call.name == "aten::_fused_rms_norm"
+    scale = [t for i in ((2,) if rms else (2, 3)) if (t := optional(call, i)) is not None]
+    inner = scale[0].numel if scale else math.prod(integers(call, 1) or ())
+    rows = x.numel // inner if inner > 0 else 0
+    kept = size(rows * (1 if rms else 2), "fp32")
+    return bytes_only(
+        [x.bytes, *(t.bytes for t in scale), size(x.numel, x.dtype), kept], kind="norm"
+    )
+
+
+@op_model(
+    "aten::native_group_norm",
+    "aten::native_batch_norm",
+    "aten::cudnn_batch_norm",
+    "aten::miopen_batch_norm",
+    "aten::_native_batch_norm_legit_no_training",
+)
+def channel_norm(call: OpCall) -> Work:
+    """x, then weight, bias and running statistics."""
+    x = tensor(call, 0)
+    return bytes_only([*(t.bytes for t in operands(call)), size(x.numel, x.dtype)], kind="norm")
+
+
+# Position of the dimensions, where the form with dimensions starts (number of inputs), and the
+# position of a dtype argument in that form.
+_REDUCTIONS: dict[str, tuple[int, int, int | None]] = {
+    **dict.fromkeys(["sum", "mean", "nansum", "prod"], (1, 3, 3)),
+    **dict.fromkeys(["amax", "amin", "logsumexp", "argmax", "argmin", "all", "any"], (1, 2, None)),
+    **dict.fromkeys(["max", "min", "median", "var", "std", "var_mean", "std_mean"], (1, 3, None)),
+    **dict.fromkeys(["linalg_vector_norm"], (2, 3, 4)),
+    **dict.fromkeys(["norm"], (2, 3, None)),
+}
+_WITH_INDEX = ("max", "min", "median")
+_TWO_RESULTS = ("var_mean", "std_mean")
+
+
+@op_model(*(f"aten::{name}" for name in _REDUCTIONS))
+def reduction(call: OpCall) -> Work:
+    """Reads x, writes what is left of it when some dimensions (or all) are gone."""
+    x = tensor(call, 0)
+    name = call.name.removeprefix("aten::")
+    if name in _WITH_INDEX and len(call.shapes) == 2 and (other := optional(call, 1)) is not None:
+        shape = broadcast(x.shape, other.shape)
+        parts = [x.bytes, other.bytes, size(math.prod(shape), promoted([x, other]))]
+        return bytes_only(parts, kind="elementwise")
+    position, first, dtype_at = _REDUCTIONS[name]
+    partial = len(call.shapes) >= first
+    left = _left(call, x, position) if partial else 1
+    asked = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
+    written = size(left, _reduced(name, x.dtype, asked))
+    if name in _TWO_RESULTS:
+        written = total([written, written])
+    index = size(left, "int64") if name in _WITH_INDEX and partial else 0
+    return bytes_only([x.bytes, written, index], kind="reduction")
+
+
+def _left(call: OpCall, x: Operand, position: int) -> int:
+    """Elements left when the dimensions at `position` are reduced; all of them where it is None."""
+    if not call.concrete:
+        raise NoModel
+    dims = integers(call, position)
+    if dims is None and text(call, position):
+        raise NoModel
+    if not dims:
+        return 1
+    rank = max(len(x.shape), 1)
+    if any(not -rank <= d < rank for d in dims):
+        raise NoModel
+    gone = {d % rank for d in dims}
+    return math.prod(n for i, n in enumerate(x.shape) if i not in gone)
+
+
+def _reduced(name: str, dtype: str | None, asked: str | None) -> str | None:
+    if name in ("all", "any"):
+        return "bool"
+    if name in ("argmax", "argmin"):
+        return "int64"
+    counts = dtype in ("bool", "int8", "int16", "int32") and name in ("sum", "nansum", "prod")
+    return asked or ("int64" if counts else dtype)
+
+
+@op_model("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cumsum_")
+def prefix(call: OpCall) -> Work:
+    """A prefix sum along one dimension; small integers widen."""
+    x = tensor(call, 0)
+    small = x.dtype in ("bool", "int8", "int16", "int32")
+    out = scalar_type(call, 2) or ("int64" if small else x.dtype)
+    return bytes_only([x.bytes, size(x.numel, out)], kind="scan")
+
+
+_GENERATED = {
+    "triton_poi_fused": "elementwise",
+    "triton_red_fused": "reduction",
+    "triton_per_fused": "reduction",
+}
+
+
+def generated(name: str) -> Model | None:
+    """The model of a kernel that Inductor generated: its arguments once each, results included."""
+    kind = _GENERATED.get(name[:16])
+    if kind is None:
+        return None
+    fused = "norm" if "rsqrt" in name or "_norm" in name else kind
+
+    def model(call: OpCall) -> Work:
+        return bytes_only([t.bytes for t in operands(call)], kind=fused)
+
+    return model

@@ -1,0 +1,79 @@
+"""Work of 2:4 sparse GEMMs. The sparse weight comes first (W·Xᵀ), so M is a column count.
+
+FLOPs count what sparse tensor cores do: 2·M·N·(K/2). The Gemm keeps the logical K. Bytes read the
+kept values with their indices: 9/16 of the dense weight at 16 bits (5/8 at 8 bits).
+"""
+
+from __future__ import annotations
+
+import math
+
+from analysis.ops.call import (
+    NoModel,
+    OpCall,
+    Operand,
+    Work,
+    op_model,
+    optional,
+    size,
+    tensor,
+    total,
+)
+from taxonomy.gemm import Gemm
+
+
+def _sparse_work(gemm: Gemm, *read: Operand | None, dtype: str | None, out: str | None) -> Work:
+    written = size(gemm.m * gemm.n, out)
+    return Work(
+        flop=gemm.flop // 2,
+        bytes=total([*(t.bytes for t in read if t is not None), written]),
+        gemms=(gemm,),
+        dtype=dtype,
+        kind="sparse_gemm",
+    )
+
+
+@op_model("aten::_cslt_sparse_mm")
+def cslt_sparse_mm(call: OpCall) -> Work:
+    """Compressed weight (values, then indices: 9/16 of n·k) and dense [k, m]; bias [n]."""
+    packed, dense = tensor(call, 0), tensor(call, 1, rank=2)
+    k, m = dense.shape
+    # cuSPARSELt stores half the values and 2 bits for each of them: 9/16 of 16 bits, 10/16 of 8.
+    share = 10 if dense.dtype in ("int8", "fp8") else 9
+    if k == 0 or packed.numel * 16 % (share * k):
+        raise NoModel
+    gemm = Gemm(m, packed.numel * 16 // (share * k), k)
+    return _sparse_work(gemm, packed, dense, optional(call, 2), dtype=dense.dtype, out=dense.dtype)
+
+
+@op_model("aten::_sparse_semi_structured_linear")
+def semi_structured_linear(call: OpCall) -> Work:
+    """[.., k] x sparse values [n, k/2] with their indices; bias [n]."""
+    a, values, indices = tensor(call, 0), tensor(call, 1, rank=2), tensor(call, 2)
+    n, half = values.shape
+    if not a.shape or a.shape[-1] != 2 * half:
+        raise NoModel
+    gemm = Gemm(math.prod(a.shape[:-1]), n, a.shape[-1])
+    return _sparse_work(gemm, a, values, indices, optional(call, 3), dtype=a.dtype, out=a.dtype)
+
+
+@op_model("aten::_sparse_semi_structured_mm")
+def semi_structured_mm(call: OpCall) -> Work:
+    """Sparse values [n, k/2], their indices, dense [k, m]."""
+    return _from_left(call, values=0, added=None)
+
+
+@op_model("aten::_sparse_semi_structured_addmm")
+def semi_structured_addmm(call: OpCall) -> Work:
+    """Added [n], sparse values [n, k/2], their indices, dense [k, m]."""
+    return _from_left(call, values=1, added=0)
+
+
+def _from_left(call: OpCall, *, values: int, added: int | None) -> Work:
+    kept, indices = tensor(call, values, rank=2), tensor(call, values + 1)
+    dense = tensor(call, values + 2, rank=2)
+    if dense.shape[0] != 2 * kept.shape[1]:
+        raise NoModel
+    gemm = Gemm(dense.shape[1], kept.shape[0], dense.shape[0])
+    bias = None if added is None else optional(call, added)
+    return _sparse_work(gemm, kept, indices, dense, bias, dtype=dense.dtype, out=dense.dtype)

@@ -1,0 +1,314 @@
+"""One phase of a report: numbers from the kernels frame, and the comparison with the dense side.
+
+In: a side and its Kernels (twice for a pair). Out: report.model.Phase; all times ns a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from analysis.findings.checks import find
+from analysis.findings.context import Context
+from analysis.frame import Kernels
+from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
+from analysis.ledger import Ratios, ratios
+from analysis.noise import (
+    Domain,
+    bootstrap,
+    choose_domain,
+    halves,
+    median_interval,
+    observer_share,
+    point,
+    speedup_interval,
+)
+from analysis.pairing import Units, pair
+from analysis.report.model import (
+    KernelRow,
+    Ladder,
+    Pairing,
+    Phase,
+    Row,
+    Unprofiled,
+)
+from analysis.rows import Evidence as RowEvidence
+from analysis.rows import build_rows
+from analysis.subject import Options, Side
+from analysis.verdict import Evidence, verdict
+from taxonomy.errors import PrunescopeError
+
+_TOP_KERNELS = 40
+
+
+def single_phase(side: Side, name: str, kernels: Kernels, options: Options) -> Phase:
+    """A phase without a baseline: no pairing, ladder or ledger."""
+    phase = _base(side, name, kernels)
+    phase.gemms = single_rows(calls_of(kernels))
+    phase.findings = find(Context(name=name, phase=phase, pruned=kernels, side=side))
+    return phase
+
+
+def compare_phase(
+    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str, options: Options
+) -> Phase:
+    """A phase of the pruned side against the dense one."""
+    (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
+    if kernels_d.on_device != kernels_p.on_device:
+        raise PrunescopeError(
+            "one side has device events, the other only host ops",
+            hint="compare two traces of one device",
+        )
+    phase = _base(side_p, name, kernels_p)
+    units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
+    sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
+    ratio = ratios(units, sparsity)
+    domain = choose_domain(
+        units, _samples(side_d, name), _samples(side_p, name), on_device=kernels_p.on_device
+    )
+    ledger = point(units, ratio, domain)
+    pairs = pair_calls(
+        calls_of(kernels_d), calls_of(kernels_p, units.alignment)
+    )
+    phase.gemms = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
+    phase.pairing = _pairing(units)
+    phase.domain = domain.name
+    phase.observer_share = observer_share(units, domain)
+    phase.ledger = build_rows(
+        units, ratio, ledger, bootstrap(units, ratio, domain), halves(units, domain),
+        RowEvidence(kernels_d, kernels_p),
+    )  # fmt: skip
+    phase.ladder = _ladder(phase.ledger, units, ratio, domain, sparsity)
+    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {})
+    phase.family = verdict(evidence)
+    phase.baseline = _baseline(side_d, name, kernels_d)
+    phase.sparsity = _realised(side_d, side_p, sparsity, ratio, units)
+    phase.findings = find(
+        Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d, side_dense=side_d,
+                units=units, pairs=pairs, evidence=evidence)
+    )  # fmt: skip
+    return phase
+
+
+def _base(side: Side, name: str, kernels: Kernels) -> Phase:
+    frame, linked, steps = kernels.frame, kernels.linked, kernels.num_steps
+    run = side.phase(name)
+    wall = kernels.wall / steps
+    unprofiled = _unprofiled(_samples(side, name))
+    clock = unprofiled.median if unprofiled else wall if run else None
+    tokens = run.tokens_per_step if run else None
+    return Phase(
+        steps=steps,
+        wall_ns=wall,
+        busy_ns=_total(frame, "busy") / steps,
+        gap_ns=_total(frame, "gap") / steps,
+        tail_ns=kernels.tail / steps,
+        lead_ns=linked.lead_ns,
+        spill=linked.spill,
+        late=linked.late,
+        left_out=linked.left_out,
+        tokens_per_s=tokens * 1e9 / clock if tokens and clock else None,
+        peak_memory_bytes=run.peak_memory_bytes if run else None,
+        weight_bytes=side.run.weight_bytes if side.run else None,
+        kv_bytes=run.kv_bytes if run else None,
+        unprofiled_ns=unprofiled,
+        observer_ratio=wall / unprofiled.median if unprofiled else None,
+        coverage=_coverage(frame),
+        bound=_bounds(frame, steps),
+        kinds=_sums(frame, "kind", steps),
+        roles=_sums(frame, "role", steps),
+        gemms=[],
+        pairing=None, family=None, ladder=None,
+        domain="profiled", observer_share=None, ledger=None, findings=[],
+        kernels=_kernel_rows(frame, steps, _TOP_KERNELS),
+        kernels_per_step=[int(n) for n in np.bincount(linked.step, minlength=steps)],
+        unknown_kernels=_kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
+        notes=_notes(kernels),
+    )  # fmt: skip
+
+
+def _total(frame: pl.DataFrame, column: str) -> int:
+    return int(frame[column].sum())
+
+
+def _samples(side: Side, name: str) -> list[int]:
+    run = side.phase(name)
+    return [] if run is None else run.samples_ns
+
+
+def _unprofiled(samples: list[int]) -> Unprofiled | None:
+    if not samples:
+        return None
+    return Unprofiled(
+        median=float(statistics.median(samples)),
+        mean=statistics.fmean(samples),
+        ci95=median_interval(samples),
+        samples=samples,
+    )
+
+
+def _coverage(frame: pl.DataFrame) -> dict[str, float]:
+    """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
+    total = _total(frame, "busy")
+
+    def share(known: pl.Expr) -> float:
+        return _total(frame.filter(known), "busy") / total if total else 0.0
+
+    gemm = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
+    of_gemm = _total(gemm, "busy")
+    modelled = pl.col("modelled")
+    return {
+        "kind": share(pl.col("kind") != "unknown"),
+        "work": share(modelled),
+        "role": share(pl.col("role") != "unknown"),
+        "gemm_work": _total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
+    }
+
+
+def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
+    sums = _sums(frame, "bound", steps)
+    out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
+    out["launch"] = _total(frame.filter("dry"), "gap") / steps
+    return out
+
+
+def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
+    sums = frame.group_by(column).agg(pl.col("busy").sum()).sort("busy", descending=True)
+    return {name: ns / steps for name, ns in sums.iter_rows()}
+
+
+def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
+    sums = (
+        frame.group_by("name", "kind", "role")
+        .agg(
+            pl.col("busy").sum(),
+            pl.len().alias("count"),
+            pl.col("ideal").sum(),
+            pl.col("ideal").is_null().any().alias("unclear"),
+            pl.col("bound").mode().sort().first(),
+        )
+        .sort(["busy", "name", "role"], descending=[True, False, False])
+        .head(count)
+    )
+    return [
+        KernelRow(
+            name=row["name"] or "?",
+            kind=row["kind"],
+            role=row["role"],
+            count=row["count"] / steps,
+            busy_ns=row["busy"] / steps,
+            bound=row["bound"],
+            efficiency=None if row["unclear"] or not row["busy"] else row["ideal"] / row["busy"],
+        )
+        for row in sums.iter_rows(named=True)
+    ]
+
+
+def _notes(kernels: Kernels) -> list[str]:
+    notes = list(kernels.notes)
+    linked = kernels.linked
+    for what, why in (
+        ("spill", "launched before the trace began: they belong to the step before"),
+        ("late", "after the last linked event, with no launch in the trace"),
+        ("left_out", "launched outside of every step"),
+    ):
+        found = getattr(linked, what)
+        if found["events"]:
+            notes.append(f"{found['events']} device events ({found['ns'] / 1e6:.3f} ms) left out: {why}")
+    replayed = int(linked.replayed.sum())
+    if replayed and kernels.mapping_rate is None:
+        notes.append(
+            f"{replayed} kernels were launched by graph replays and have no op: "
+            "give --eager-trace for their shapes and roles"
+        )
+    elif kernels.mapping_rate is not None:
+        notes.append(
+            f"{kernels.mapping_rate:.1%} of the time of {replayed} replayed kernels was mapped to "
+            "the eager pass by launch order and kernel name"
+        )
+    if not kernels.calls:
+        notes.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
+    if kernels.roles_from == "order":
+        notes.append("no module scopes in the trace: roles come from the order of kernels")
+    return notes
+
+
+def _nominal(side: Side) -> float | None:
+    """Nominal sparsity of a run that the tool pruned."""
+    pruning = side.run.pruning if side.run else None
+    value = (pruning or {}).get("sparsity")
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def _census(side: Side) -> dict[str, Any] | None:
+    return side.run.census if side.run else None
+
+
+def _pairing(units: Units) -> Pairing:
+    a = units.alignment
+    layers = f"{len(a.removed)} of {a.num_dense} layers removed" if a.num_dense else None
+    return Pairing(
+        matched=int(units.matched.sum()),
+        removed=int(units.removed.sum()),
+        added=int(units.added.sum()),
+        alignment=a.how,
+        layers=layers,
+    )
+
+
+def _ladder(
+    rows: list[Row], units: Units, ratio: Ratios, domain: Domain, sparsity: float | None
+) -> Ladder:
+    ns = {row.row: row.ns for row in rows}
+    covered = ns["promised"] + ns["coverage"]
+    bound = covered + ns["roofline_shift"]
+    roofline = ns["dense"] / bound if bound > 0 else None
+    realised = ns["dense"] / ns["pruned"]
+    busy_d = units.dense.busy.sum(axis=0).mean()
+    busy_p = units.pruned.busy.sum(axis=0).mean()
+    nominal = 1 / (1 - sparsity) if sparsity is not None else ratio.flop_ratio
+    return Ladder(
+        nominal=nominal,
+        flop=ratio.flop_ratio,
+        coverage=ns["dense"] / covered if covered > 0 else None,
+        roofline=roofline,
+        busy=float(busy_d / busy_p) if busy_p > 0 else None,
+        realised=realised,
+        realised_ci95=_realised_interval(domain),
+        share_of_bound=realised / roofline if roofline else None,
+    )
+
+
+def _realised_interval(domain: Domain) -> list[float] | None:
+    return speedup_interval(domain.dense.tolist(), domain.pruned.tolist())
+
+
+def _baseline(side: Side, name: str, kernels: Kernels) -> dict[str, Any]:
+    """The dense side of what papers print beside a speedup."""
+    base = _base(side, name if side.phase(name) else side.phases[0], kernels)
+    keys = ("steps", "wall_ns", "busy_ns", "gap_ns", "tail_ns", "tokens_per_s", "weight_bytes",
+            "peak_memory_bytes", "kv_bytes", "unprofiled_ns", "observer_ratio", "coverage",
+            "bound", "kinds", "roles", "kernels_per_step")  # fmt: skip
+    return {key: getattr(base, key) for key in keys}
+
+
+def _realised(
+    dense: Side, pruned: Side, nominal: float | None, ratio: Ratios, units: Units
+) -> dict[str, float | None]:
+    """Realised sparsity in parameters, FLOPs and bytes beside the nominal one."""
+    size_d = dense.run.parameters if dense.run else None
+    size_p = pruned.run.parameters if pruned.run else None
+    moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
+    moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))
+    return {
+        "nominal": nominal,
+        "parameters": 1 - size_p / size_d if size_d and size_p else None,
+        "flop": 1 - 1 / ratio.flop_ratio if ratio.flop_ratio else None,
+        "bytes": 1 - moved_p / moved_d if moved_d else None,
+    }
+
+

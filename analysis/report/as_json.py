@@ -1,0 +1,32 @@
+"""The report as JSON and its JSON Schema: in, a Report; out, UTF-8 bytes. Null means unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from analysis.report.model import Report, to_json
+
+SCHEMA_ID = "prunescope-report-1"
+
+
+def render_json(report: Report) -> bytes:
+    """The report as it is written to report.json: indented, control characters escaped."""
+    return to_json(report)
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of report.json, made from the model itself."""
+    schema = msgspec.json.schema(Report)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        "title": "prunescope report, schema 1",
+        **schema,
+    }
+
+
+def schema_json() -> bytes:
+    """The schema as it is kept in report.schema.json beside this module."""
+    return msgspec.json.format(msgspec.json.encode(report_schema()), indent=2) + b"\n"

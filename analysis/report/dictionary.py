@@ -1,0 +1,119 @@
+"""The data dictionary: every column of the written tables with its unit and meaning.
+
+Units: ns, FLOP, bytes, share (0..1), ratio, calls a step; an empty cell is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+_PHASE = ("phase", "", "prefill, decode, or trace for a bare trace")
+_LOW = ("ci95_low", "ns", "lower end of the 95 % bootstrap interval over steps and samples")
+_HIGH = ("ci95_high", "ns", "upper end of that interval")
+
+# File to (column, unit, meaning), in the order in which the columns are written.
+COLUMNS: dict[str, list[tuple[str, str, str]]] = {
+    "ledger.csv": [
+        _PHASE,
+        ("row", "", "dense, promised, coverage, roofline_shift, shape, kernel_efficiency, "
+                    "added_work, launch_idle, pruned"),
+        ("part", "", "empty: the whole row; else a part of it, and the parts sum to the row"),
+        ("role", "", "where in the model: q, k, v, o, gate, up, down, lm_head and so on"),
+        ("class", "", "matmul, attention, pointwise, or the kind of kernel"),
+        ("ns", "ns", "time of a step; promised and the changes after it sum to pruned"),
+        _LOW,
+        _HIGH,
+        ("noise_ns", "ns", "root mean square of the row for dense against dense, split in halves"),
+        ("evidence", "", "the largest kernels of the part"),
+    ],
+    "ladder.csv": [
+        _PHASE,
+        ("rung", "", "nominal, flop, coverage, roofline, busy, realised"),
+        ("speedup", "ratio", "dense over pruned"),
+        ("ci95_low", "ratio", "lower end of the 95 % bootstrap interval; realised only"),
+        ("ci95_high", "ratio", "upper end of that interval"),
+    ],
+    "gemms.csv": [
+        _PHASE,
+        ("role", "", "where in the model"),
+        ("group", "", "qkv, qk, pv, o, gate_up, down, lm_head, router, other, added"),
+        ("layers", "", "indices of the layers, separated by spaces"),
+        ("op", "", "the operator that launched it"),
+        ("kind", "", "gemm, gemv, batched_gemm, sparse_gemm, grouped_gemm, attention"),
+        ("batch", "", "matrices in a call"),
+        ("m", "", "rows of a call: tokens"),
+        ("n", "", "output features"),
+        ("k", "", "input features"),
+        ("dtype", "", "number format of the operands"),
+        ("dense_m", "", "M of the dense GEMM it is paired with"),
+        ("dense_n", "", "N of that GEMM"),
+        ("dense_k", "", "K of that GEMM"),
+        ("axis", "", "what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown"),
+        ("keep", "share", "kept share of each axis that moved, as axis=share"),
+        ("count", "calls a step", "calls"),
+        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it"),
+        ("bytes", "bytes", "compulsory traffic of one call"),
+        ("busy_ns", "ns", "device time of a step, helper kernels included"),
+        ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
+        ("ideal_ns", "ns", "roofline time of a step: the larger of FLOP/peak and bytes/bandwidth"),
+        ("bound", "", "compute, memory or latency"),
+        ("efficiency", "ratio", "ideal_ns / busy_ns; above 1 it is shown, not clipped"),
+        ("dense_busy_ns", "ns", "device time of the dense GEMMs that it is paired with"),
+        ("promised_ns", "ns", "(1 − sparsity) · dense_busy_ns"),
+        ("loss_ns", "ns", "busy_ns − promised_ns"),
+        ("simulated", "", "true: the device has no such kernel and a stand-in was timed"),
+        ("split", "", "true: the time of a fused attention kernel, split by FLOPs"),
+        ("kernels", "", "names of the kernels that ran"),
+    ],
+    "kernels.csv": [
+        _PHASE,
+        ("name", "", "kernel, or the operator on a CPU"),
+        ("kind", "", "what the kernel does"),
+        ("role", "", "where in the model"),
+        ("count", "calls a step", "launches"),
+        ("busy_ns", "ns", "device time of a step"),
+        ("bound", "", "compute, memory or latency"),
+        ("efficiency", "ratio", "roofline time / busy time"),
+    ],
+}  # fmt: skip
+
+# Columns of the kernels frame: one row a unit of device work, all steps. An unnamed one is empty.
+FRAME: dict[str, str] = {
+    "step": "index of the kept step",
+    "start": "begin of the event, from the first event of the trace",
+    "duration": "length of the event as recorded",
+    "busy": "part of the union of events that this one covers first; nothing is counted twice",
+    "gap": "idle time right before it, owned by it",
+    "launch": "part of the gap that waits for the host",
+    "launched": "time of the launch on the host",
+    "dry": "whether the device had run out of work before the launch",
+    "name": "kernel, or the operator on a CPU",
+    "op": "operator that launched it",
+    "kind": "what the kernel does",
+    "role": "where in the model",
+    "layer": "index in the list of layers",
+    "class": "matmul, attention, pointwise, or the kind: what dense and pruned pair by",
+    "main": "the row of an operator that carries its work; helpers carry time only",
+    "flop": "work of the call",
+    "bytes": "compulsory traffic of the call",
+    "dtype": "number format of the operands",
+    "modelled": "whether a work model exists for the call",
+    "ideal": "roofline time",
+    "bound": "compute, memory, latency or unknown",
+    "stream": "stream of the device",
+    "grid": "blocks of the launch",
+    "block": "threads a block",
+    "registers": "registers a thread",
+    "shared_memory": "shared memory a block",
+}
+
+_UNITS = {
+    "start": "ns", "duration": "ns", "busy": "ns", "gap": "ns", "launch": "ns", "launched": "ns",
+    "ideal": "ns", "flop": "FLOP", "bytes": "bytes", "shared_memory": "bytes",
+}  # fmt: skip
+
+
+def unit_of(column: str) -> str:
+    """The unit of a column of the kernels frame, by its name."""
+    if column in _UNITS:
+        return _UNITS[column]
+    ending = column.rsplit("_", 1)[-1]
+    return {"ns": "ns", "bytes": "bytes", "flop": "FLOP"}.get(ending, "")

@@ -1,0 +1,112 @@
+"""Strings of a trace made inert: in, any string (a kernel's name is an attacker's string); out,
+text that shows every character and does nothing in a terminal, Markdown, LaTeX or a spreadsheet.
+
+HTML is escaped by jinja2's autoescape; it needs `clean` only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Control and format characters, lone surrogates, private use and line or paragraph separators:
+# terminals obey them, bidirectional ones reorder the text around them.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+_MARKDOWN = {
+    "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "&#96;", "$": "&#36;",
+    "@": "&#64;", "\\": "\\\\", "*": "\\*", "[": "\\[", "]": "\\]", "~": "\\~",
+    "#": "\\#",
+}  # fmt: skip
+# Between two letters or digits an underscore is never emphasis.
+_EMPHASIS = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+_LINKS = re.compile(r"(?i)(?<=[a-z])://|(?<=www)\.")
+_LIST_MARK = re.compile(r"^(\s*)(?:([-+])|(\d+)([.)]))(?=\s|$)")
+# Inside a code span nothing is parsed; names with these characters are written as escaped text.
+_CODE = re.compile(r"[\w .,:()/+=%{}^\-]+")
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"{\char34}",
+    "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    "×": r"\ensuremath{\times}", "·": r"\ensuremath{\cdot}", "÷": r"\ensuremath{\div}",
+    "µ": r"\ensuremath{\mu}", "Σ": r"\ensuremath{\Sigma}", "≥": r"\ensuremath{\geq}",
+    "≤": r"\ensuremath{\leq}", "≈": r"\ensuremath{\approx}", "→": r"\ensuremath{\to}",
+    "−": r"\ensuremath{-}", "±": r"\ensuremath{\pm}", "–": r"\textendash{}", "…": r"\dots{}",
+    "≠": r"\ensuremath{\neq}", "†": r"\dag{}", "ᵀ": r"\ensuremath{^{T}}",
+}  # fmt: skip
+_DASHES = re.compile(r"-(?=-)")
+
+_FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
+_ASCII = str.maketrans({
+    "×": "x", "·": "-", "÷": "/", "µ": "u", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "−": "-",
+    "±": "+-", "–": "-", "…": "...", "Σ": "sum ", "≠": "!=", "↳": "`-", "█": "#", "░": "-",
+    "◆": "|", "│": "|", "─": "-",
+})  # fmt: skip
+
+
+def clean(text: object) -> str:
+    r"""The text with every invisible or control character spelled out (ESC becomes `\x1b`)."""
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        return plain
+    return "".join(_spelled(c) if unicodedata.category(c) in _HIDDEN else c for c in plain)
+
+
+def _spelled(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def markdown(text: object) -> str:
+    """Text for a Markdown paragraph or table cell: no HTML, emphasis, link, mention or maths."""
+    escaped = "".join(_MARKDOWN.get(c, c) for c in clean(text))
+    escaped = _EMPHASIS.sub(r"\_", escaped)
+    escaped = _LINKS.sub(lambda m: f"&#{ord(m[0][0])};{m[0][1:]}", escaped)
+    return _LIST_MARK.sub(_unlisted, escaped)
+
+
+def _unlisted(mark: re.Match[str]) -> str:
+    space, bullet, number, after = mark.groups()
+    return f"{space}\\{bullet}" if bullet else f"{space}{number}\\{after}"
+
+
+def markdown_code(text: object) -> str:
+    """A name as a code span where that is safe, else as escaped text."""
+    plain = clean(text)
+    if _CODE.fullmatch(plain) and "://" not in plain and plain.strip():
+        return f"`{plain}`"
+    return markdown(plain)
+
+
+def latex(text: object) -> str:
+    """Text for LaTeX (pdflatex, any encoding); a character it may not know is spelled out."""
+    return _DASHES.sub("-{}", "".join(_latex_char(c) for c in clean(text)))
+
+
+def _latex_char(char: str) -> str:
+    if char in _LATEX:
+        return _LATEX[char]
+    return char if char.isascii() else latex(_spelled(char))
+
+
+def latex_code(text: object) -> str:
+    """A name in typewriter type that may break after anything but a letter or digit."""
+    parts = re.split(r"(?<=[^A-Za-z0-9])(?=.)", clean(text))
+    broken = r"\allowbreak{}".join(latex(part) for part in parts)
+    return rf"\texttt{{{broken}}}"
+
+
+def cell(text: str) -> str:
+    """Text for a spreadsheet cell: one that would start a formula gets an apostrophe in front."""
+    plain = clean(text)
+    return f"'{plain}" if _FORMULA.match(text) or _FORMULA.match(plain) else plain
+
+
+def ascii_only(text: str) -> str:
+    """The text for a terminal without Unicode: our signs as ASCII, the rest spelled out."""
+    plain = text.translate(_ASCII)
+    return plain if plain.isascii() else "".join(c if c.isascii() else _spelled(c) for c in plain)

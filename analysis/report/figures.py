@@ -1,0 +1,171 @@
+"""Figures for a paper: in, a Phase of the Report; out, PNG, PDF or SVG bytes, one column wide.
+
+The only module that imports matplotlib. Okabe-Ito colours, hatches for grey, Type 42 fonts.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.report import ledger_view, numbers
+from analysis.report.escape import clean
+from analysis.report.model import Phase, Report, Row
+from analysis.report.names import figure_name, phase_slugs
+
+WIDTH = 3.35  # inches: one column of a two-column page
+_STYLE: dict[Any, Any] = {
+    "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "prunescope",
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
+    "text.parse_math": False, "axes.unicode_minus": True,
+}  # fmt: skip
+_RUNG, _REALISED = "#56B4E9", "#0072B2"
+_COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
+_HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
+# A creation date would make two reports of one run differ.
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+
+
+def figure_files(report: Report, ending: str) -> dict[str, bytes]:
+    """File name to bytes: a ladder and a ledger for every phase that has one."""
+    files = {}
+    slugs = phase_slugs(report)
+    for name, phase in report.phases.items():
+        if phase.ladder is not None:
+            files[figure_name("ladder", slugs[name], ending)] = draw_ladder(phase, name, ending)
+        if phase.ledger:
+            files[figure_name("ledger", slugs[name], ending)] = draw_ledger(phase, name, ending)
+        if phase.ladder is None and phase.kinds:
+            files[figure_name("kinds", slugs[name], ending)] = draw_kinds(phase, name, ending)
+    return files
+
+
+def draw_ladder(phase: Phase, name: str, ending: str) -> bytes:
+    """The speedup ladder as horizontal bars from 0, with the interval of the realised one."""
+    assert phase.ladder is not None
+    ladder = phase.ladder
+    rungs = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(rungs))
+        top = max([1.0, *(v for _, v in rungs if v is not None), *(ladder.realised_ci95 or [])])
+        for i, (label, value) in enumerate(rungs):
+            realised = label == rungs[-1][0]
+            if value is not None:
+                axes.barh(i, value, 0.68, color=_REALISED if realised else _RUNG,
+                          edgecolor="black", linewidth=0.4)  # fmt: skip
+            end = value or 0.0
+            if realised and ladder.realised_ci95:
+                low, high = ladder.realised_ci95
+                axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|",
+                          markersize=4)  # fmt: skip
+                end = max(end, high)
+            axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
+        axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+        axes.set_xlim(0, 1.2 * top)
+        _labels(axes, [label for label, _ in rungs])
+        axes.set_xlabel(f"speedup (dense ÷ pruned), {_short(name)}")
+        return _saved(figure, ending)
+
+
+def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
+    """The ledger as a waterfall: walls and the promise as lines, changes as bars between them."""
+    rows = phase.ledger or []
+    bars, (low, high) = ledger_view.waterfall(rows)
+    unit = ledger_view.ledger_scale(rows)
+    span = (high - low) / unit.per
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(rows))
+        axes.set_xlim(low / unit.per, high / unit.per)
+        for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
+            start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
+            _change(axes, i, (start, end), bar.tone)
+            _whisker(axes, i, row, end, unit)
+            if i + 1 < len(rows) and row.row != "dense":
+                axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
+            _amount(axes, i, row, unit)
+        _labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+        kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
+        axes.set_xlabel(f"time of a step ({unit.unit}), {_short(name)}, {kind}")
+        return _saved(figure, ending)
+
+
+def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
+    start, end = ends
+    if tone in ("total", "promise"):
+        axes.plot([end, end], [i - 0.38, i + 0.38], color="black",
+                  linewidth=2.2 if tone == "total" else 1.2)  # fmt: skip
+        return
+    axes.barh(i, end - start, 0.62, left=start, color=_COLOURS[tone], hatch=_HATCHES[tone],
+              edgecolor="black", linewidth=0.4)  # fmt: skip
+
+
+def _whisker(axes: Axes, i: int, row: Row, end: float, unit: numbers.Scale) -> None:
+    """The interval of a row, drawn around the end of its bar; it may reach over the axis' end."""
+    if row.ci95 is None:
+        return
+    low, high = (end + (bound - row.ns) / unit.per for bound in row.ci95)
+    axes.plot([low, high], [i, i], color="black", linewidth=0.7)
+    left, right = axes.get_xlim()
+    room = 0.02 * (right - left)
+    axes.set_xlim(min(left, low - room), max(right, high + room))
+
+
+def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
+    """The number of a row in a column of its own at the right, where nothing can overlap it."""
+    signed = row.row not in ledger_view.TOTALS and row.row != "promised"
+    axes.text(1.2, i, unit.text(row.ns, signed=signed), transform=axes.get_yaxis_transform(),
+              va="center", ha="right",
+              weight="bold" if row.row in ledger_view.TOTALS else "normal")  # fmt: skip
+
+
+def draw_kinds(phase: Phase, name: str, ending: str) -> bytes:
+    """Busy time by kind, for a report without a baseline."""
+    ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
+    unit = numbers.scale(ns for _, ns in ranked)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(len(ranked))
+        top = max(ns for _, ns in ranked) / unit.per or 1.0
+        for i, (_, ns) in enumerate(ranked):
+            axes.barh(i, ns / unit.per, 0.68, color=_RUNG, edgecolor="black", linewidth=0.4)
+            axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
+        axes.set_xlim(0, 1.25 * top)
+        _labels(axes, [_short(kind) for kind, _ in ranked])
+        axes.set_xlabel(f"busy time of a step ({unit.unit}), {_short(name)}")
+        return _saved(figure, ending)
+
+
+def _short(name: str) -> str:
+    plain = clean(name)
+    return plain if len(plain) <= 18 else f"{plain[:17]}…"
+
+
+def _axes(num_rows: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 0.5 + 0.19 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", length=2.5)
+    return figure, axes
+
+
+def _labels(axes: Axes, labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.55)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def _saved(figure: Figure, ending: str) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format=ending, dpi=300, metadata=_METADATA[ending])
+    return out.getvalue()

@@ -1,0 +1,137 @@
+"""The report as one self-contained HTML page: in, a Report; out, one text. jinja2 escapes every
+string; the page loads nothing and a content security policy forbids any script but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from analysis.report import ledger_view, numbers, sentences, view
+from analysis.report.escape import clean
+from analysis.report.model import Phase, Report
+from analysis.report.names import phase_slugs
+from analysis.report.view import Table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPT = "sort.js.html"
+_TOP_KERNELS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """A rung of the ladder: width of its bar and of the mark of its interval, 0..100."""
+
+    label: str
+    says: str
+    text: str
+    share: str
+    width: float
+    low: float | None = None
+    high: float | None = None
+
+
+def render_html(report: Report) -> str:
+    """The whole report, tables in full (kernels: the first 300 names), light and dark."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_TEMPLATES / _SCRIPT).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    slugs = phase_slugs(report)
+    return env.get_template("report.html.j2").render(
+        title=sentences.title(report),
+        lines=[sentences.against(report), sentences.device(report)],
+        tool=report.tool,
+        warnings=sentences.warnings(report),
+        phases=[_phase(name, slugs[name], phase) for name, phase in report.phases.items()],
+        script=script,
+        digest=digest,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Control characters spelled out in every string, before it is escaped."""
+    return clean(value) if type(value) is str else value
+
+
+def _phase(name: str, slug: str, phase: Phase) -> dict[str, Any]:
+    tables = [view.gemm_table(phase, names=True)] if phase.gemms else []
+    parts = ledger_view.parts_table(phase)
+    tables += [parts] if parts else []
+    tables += [
+        view.split_table("kind", phase.kinds, phase.busy_ns),
+        view.split_table("role", phase.roles, phase.busy_ns),
+    ]
+    if phase.kernels:
+        tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))
+    rungs, one = _rungs(phase)
+    return {
+        "name": name,
+        "slug": slug,
+        "headline": sentences.headline(phase),
+        "opening": sentences.opening(phase),
+        "findings": [
+            {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
+            for f in phase.findings
+        ],
+        "rungs": rungs,
+        "one": one,
+        "ledger": _ledger(phase),
+        "tables": tables,
+        "measured": sentences.measured(phase),
+    }
+
+
+def _rungs(phase: Phase) -> tuple[list[_Rung], float]:
+    """The rungs, and where 1× lies on their bars (0..100)."""
+    ladder = phase.ladder
+    if ladder is None:
+        return [], 0.0
+    values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+    ends = [v for v in (*values.values(), *(ladder.realised_ci95 or [])) if v is not None]
+    full = 100 / (1.04 * max(1.0, *ends))
+    rungs = []
+    for name, (label, says) in ledger_view.LADDER.items():
+        value = values[name]
+        low, high = (ladder.realised_ci95 or (None, None)) if name == "realised" else (None, None)
+        rungs.append(
+            _Rung(
+                label=label,
+                says=says,
+                text=numbers.ratio(value),
+                share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
+                width=full * (value or 0.0),
+                low=None if low is None else full * low,
+                high=None if high is None else full * high,
+            )
+        )
+    return rungs, full
+
+
+def _ledger(phase: Phase) -> dict[str, Any] | None:
+    table: Table | None = ledger_view.ledger_table(phase)
+    if table is None or phase.ledger is None:
+        return None
+    bars, (low, high) = ledger_view.waterfall(phase.ledger)
+    unit = ledger_view.ledger_scale(phase.ledger)
+    drawn = [
+        {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
+        for b in bars
+    ]
+    says = [ledger_view.LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
+    return {
+        "table": table,
+        "rows": list(zip(table.rows, drawn, says, strict=True)),
+        "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
+    }

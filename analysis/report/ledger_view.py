@@ -1,0 +1,212 @@
+"""Ledger and ladder as tables and bars: in, a Phase of the Report; out, rows in the order in which
+they are read, in ns and as text with units, unescaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from analysis.report import numbers
+from analysis.report.model import Part, Phase, Row
+from analysis.report.view import Cell, Column, Table
+
+# Rows of the ledger in order: label, and what the row says in plain words.
+LEDGER = {
+    "dense": ("dense, measured", "wall time of a step of the dense model"),
+    "promised": ("promised", "dense × (1 − sparsity): what the sparsity promises"),
+    "coverage": ("coverage", "time that pruning did not touch, or touched less than promised"),
+    "roofline_shift": ("roofline shift", "FLOPs fell, bytes did not: memory-bound kernels"),
+    "shape": ("shape", "tiles, waves and alignment of the new dimensions"),
+    "kernel_efficiency": ("kernel efficiency", "the rest of the kernels' slowdown or speedup"),
+    "added_work": ("added work", "kernels only the pruned model has: routers, gathers, casts"),
+    "launch_idle": ("launch and idle", "the device waits: more or longer gaps between kernels"),
+    "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
+}
+TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
+
+# Rungs of the ladder in order: field, label, and what the bound assumes.
+LADDER = {
+    "nominal": ("nominal", "1/(1 − s), or the FLOP ratio where no sparsity was given"),
+    "flop": ("FLOP ratio", "dense FLOPs ÷ pruned FLOPs"),
+    "coverage": ("coverage bound", "kernels speed up by their FLOPs, the gaps stay"),
+    "roofline": ("roofline bound", "kernels speed up by their roofline time"),
+    "busy": ("kernel (busy)", "measured kernel time, without gaps"),
+    "realised": ("realised", "measured wall time"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar of the waterfall: its ends as shares 0..1 of the drawn range, and its tone."""
+
+    start: float
+    end: float
+    tone: str  # "total" | "promise" | "loss" | "gain" | "quiet"
+
+
+def in_noise(row: Row | Part) -> bool:
+    """Whether a row says no more than dense against dense does."""
+    return row.noise_ns is not None and abs(row.ns) <= row.noise_ns
+
+
+def tone(row: Row) -> str:
+    """How a row is drawn: a loss, a gain, a total, the promise, or quiet inside its noise."""
+    if row.row in TOTALS:
+        return "total"
+    if row.row == "promised":
+        return "promise"
+    if in_noise(row) or not row.ns:
+        return "quiet"
+    return "loss" if row.ns > 0 else "gain"
+
+
+def waterfall(rows: list[Row]) -> tuple[list[Bar], tuple[float, float]]:
+    """Bars for the rows of a ledger, and the drawn range in ns; it need not start at 0."""
+    ends = list(_ends(rows))
+    low = min(min(pair) for pair in ends)
+    high = max(max(pair) for pair in ends)
+    room = 0.04 * (high - low) or 0.01 * high or 1.0
+    low, high = low - room, high + room
+    bars = [
+        Bar((a - low) / (high - low), (b - low) / (high - low), tone(row))
+        for row, (a, b) in zip(rows, ends, strict=True)
+    ]
+    return bars, (low, high)
+
+
+def _ends(rows: Iterable[Row]) -> Iterable[tuple[float, float]]:
+    level = 0.0
+    for row in rows:
+        if row.row in TOTALS:
+            yield row.ns, row.ns
+        elif row.row == "promised":
+            level = row.ns
+            yield row.ns, row.ns
+        else:
+            yield level, level + row.ns
+            level += row.ns
+
+
+def largest(row: Row) -> Part | None:
+    """The part that moved a row most."""
+    return max(row.parts, key=lambda part: abs(part.ns), default=None)
+
+
+def part_text(part: Part, unit: numbers.Scale) -> str:
+    """`name +1.234 ms: evidence`."""
+    evidence = f": {part.evidence[0]}" if part.evidence else ""
+    return f"{part.name} {unit.text(part.ns, signed=True)} {unit.unit}{evidence}"
+
+
+def ledger_scale(rows: list[Row]) -> numbers.Scale:
+    """The unit of a ledger: the one of its walls."""
+    return numbers.scale(row.ns for row in rows)
+
+
+def ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
+    """Label, time, % of the dense wall, interval, noise and largest part of a row."""
+    unit, dense = ledger_scale(rows), next((r.ns for r in rows if r.row == "dense"), None)
+    signed = row.row not in TOTALS and row.row != "promised"
+    share = numbers.share_of(row.ns, dense)
+    colour = tone(row) if signed else ""
+    part = largest(row)
+    label = LEDGER.get(row.row, (row.row, ""))[0]
+    return [
+        Cell(label, tone=colour),
+        Cell(unit.text(row.ns, signed=signed), row.ns, tone=colour),
+        Cell(numbers.percent(share, signed=signed), share, tone=colour),
+        Cell(unit.interval(row.ci95), row.ci95[0] if row.ci95 else None),
+        Cell(f"±{unit.text(row.noise_ns)}" if row.noise_ns is not None else numbers.UNKNOWN,
+             row.noise_ns),
+        Cell(part_text(part, unit) if part else ""),
+    ]  # fmt: skip
+
+
+def ledger_table(phase: Phase) -> Table | None:
+    """The ledger: one row a cause, in its order."""
+    rows = phase.ledger
+    if not rows:
+        return None
+    unit = ledger_scale(rows).unit
+    columns = [
+        Column("row"),
+        Column("time", unit, numeric=True),
+        Column("of dense", numeric=True),
+        Column("95 % interval", unit, numeric=True, drop=1),
+        Column("noise", unit, numeric=True),
+        Column("largest part", drop=9, flexible=True),
+    ]
+    cells = [ledger_cells(row, rows) for row in rows]
+    return Table("ledger", "Ledger", columns, cells, ledger_notes(rows))
+
+
+def ledger_notes(rows: list[Row]) -> list[str]:
+    """Which rows lie inside their noise, and what is unknown."""
+    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if in_noise(row)]
+    notes = [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
+    if all(row.ci95 is None for row in rows):
+        notes.append("no interval: it needs more than one step or unprofiled samples")
+    return notes
+
+
+def parts_table(phase: Phase) -> Table | None:
+    """Every part of every ledger row, largest first within its row."""
+    rows = phase.ledger or []
+    if not any(row.parts for row in rows):
+        return None
+    unit = ledger_scale(rows)
+    cells = [
+        [
+            Cell(LEDGER.get(row.row, (row.row, ""))[0]),
+            Cell(part.name),
+            Cell(part.role or numbers.UNKNOWN),
+            Cell(part.cls or numbers.UNKNOWN),
+            Cell(unit.text(part.ns, signed=True), part.ns, tone=_part_tone(part)),
+            Cell(unit.interval(part.ci95), part.ci95[0] if part.ci95 else None),
+            Cell("; ".join(part.evidence), code=bool(part.evidence)),
+        ]
+        for row in rows
+        for part in sorted(row.parts, key=lambda p: -abs(p.ns))
+    ]
+    columns = [
+        Column("row"),
+        Column("part"),
+        Column("role"),
+        Column("class"),
+        Column("time", unit.unit, numeric=True),
+        Column("95 % interval", unit.unit, numeric=True),
+        Column("evidence", flexible=True),
+    ]
+    return Table("parts", "Parts of the ledger", columns, cells)
+
+
+def _part_tone(part: Part) -> str:
+    if in_noise(part) or not part.ns:
+        return "quiet"
+    return "loss" if part.ns > 0 else "gain"
+
+
+def ladder_table(phase: Phase) -> Table | None:
+    """The rungs of the ladder with the share of each that was realised."""
+    ladder = phase.ladder
+    if ladder is None:
+        return None
+    rows = [
+        [
+            Cell(label),
+            Cell(numbers.ratio(value), value),
+            Cell(numbers.percent(numbers.share_of(ladder.realised, value)),
+                 numbers.share_of(ladder.realised, value)),
+            Cell(says),
+        ]
+        for name, (label, says) in LADDER.items()
+        for value in [getattr(ladder, name)]
+    ]  # fmt: skip
+    columns = [
+        Column("rung"),
+        Column("speedup", numeric=True),
+        Column("realised ÷ rung", numeric=True),
+        Column("meaning", drop=1),
+    ]
+    return Table("ladder", "Ladder", columns, rows)

@@ -1,0 +1,124 @@
+"""What the commands other than `analyze` show: in, the plain values that `--json` writes; out, a
+rich renderable. Every string goes in as Text, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.report import numbers, sentences
+from analysis.report.escape import clean
+from analysis.report.model import Report
+from taxonomy.run import MANIFEST, read_run
+
+_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
+_MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}
+_LADDER = ("nominal", "flop", "coverage", "roofline")
+
+
+def families(listed: dict[str, Any]) -> RenderableType:
+    """One row a family: what moves in each GEMM group, what is removed, who published it."""
+    table = _table("family", "kind", "moves", "removes", "published as")
+    for one in listed["families"]:
+        axes = " ".join("-" if one["axes"][g] == "none" else one["axes"][g] for g in _GROUPS)
+        name = f"{one['id']} *" if one["extension"] else one["id"]
+        _row(table, name, one["dynamics"], axes, one["unit"], ", ".join(one["methods"]))
+    notes = (
+        f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
+        "* by extension: not placed by the paper of the taxonomy",
+    )
+    return Group(table, *(Text(note, "dim") for note in notes))
+
+
+def devices(listed: dict[str, Any]) -> RenderableType:
+    """One row a device: dense peaks, bandwidth, SMs; "?" where no second number agrees."""
+    table = _table("device", "GB/s", "SMs", "dense TFLOP/s")
+    for one in listed["devices"]:
+        peaks = (f"{name} {rate / 1e12:.4g}" for name, rate in one["dense_flop_per_s"].items())
+        _row(
+            table,
+            one["name"] if one["verified"] else f"{one['name']} ?",
+            f"{one['byte_per_s'] / 1e9:.4g}",
+            "-" if one["sm"] is None else str(one["sm"]),
+            ", ".join(peaks),
+        )
+    note = "? no second number agrees; aliases and sources: --json"
+    return Group(table, Text(note, "dim"))
+
+
+def prediction(result: dict[str, Any]) -> RenderableType:
+    """One row a phase: the speedups that sparsity, FLOPs, coverage and the roofline promise."""
+    table = _table("phase", *_LADDER)
+    for name, phase in result["phases"].items():
+        ladder = phase["ladder"] or {}
+        _row(table, name, *(numbers.ratio(ladder.get(rung)) for rung in _LADDER))
+    return Group(table, Text("dense ÷ pruned; nothing was run", "dim"))
+
+
+def run_summary(folder: Path) -> dict[str, Any]:
+    """What `trace --json` says: the runs and the unprofiled samples (ns) of each phase.
+
+    Raises PrunescopeError where a manifest cannot be read.
+    """
+    runs = {}
+    for variant in ("dense", "pruned"):
+        if (folder / variant / MANIFEST).is_file():
+            phases = read_run(folder / variant).phases.items()
+            samples = {name: {"samples_ns": phase.samples_ns} for name, phase in phases}
+            runs[variant] = {"run": str(folder / variant), "phases": samples}
+    return {"schema": 1, "out": str(folder), "runs": runs}
+
+
+def traced(summary: dict[str, Any]) -> RenderableType:
+    """One row a run and phase: the median of the unprofiled samples; then what to do next."""
+    table = _table("run", "phase", "median", "samples")
+    for run in summary["runs"].values():
+        for name, phase in run["phases"].items():
+            samples = phase["samples_ns"]
+            time = numbers.time(median(samples)) if samples else "-"
+            _row(table, run["run"], name, time, str(len(samples)))
+    return Group(table, Text(clean(f"next: prunescope analyze {summary['out']}")))
+
+
+def doctor(checks: Iterable[dict[str, Any]]) -> RenderableType:
+    """One row a check; the hint, where there is one, under what was found."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        word, style = _MARKS[check["ok"]]
+        says = check["says"] + (f"\n  {check['hint']}" if check.get("hint") else "")
+        table.add_row(Text(word, style), Text(check["check"], "bold"), _shown(says))
+    return table
+
+
+def verdict(report: Report, *, method: str, folder: Path) -> RenderableType:
+    """A report in a few lines: realised against promised, family and first findings a phase."""
+    lines = [Text(clean(method), "bold")]
+    for name, phase in report.phases.items():
+        lines.append(Text(clean(f"  {name}: {sentences.headline(phase)}")))
+        lines.append(Text(clean(f"    {sentences.family(phase.family)}")))
+        lines += [Text(clean(f"    - {sentences.finding(one)}")) for one in phase.findings[:2]]
+    lines.append(Text(clean(f"  all of it: prunescope analyze {folder}"), "dim"))
+    return Group(*lines)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(clean(cell)) for cell in cells))
+
+
+def _shown(text: str) -> Text:
+    return Text("\n".join(clean(line) for line in text.splitlines()))

@@ -1,0 +1,91 @@
+"""The report as GitHub-flavoured Markdown: in, a Report; out, one text. Strings are escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from analysis.report import ledger_view, sentences, view
+from analysis.report.escape import markdown as text
+from analysis.report.escape import markdown_code
+from analysis.report.model import Phase, Report
+from analysis.report.view import Cell, Table
+
+_TOP_KERNELS = 40
+
+
+def render_markdown(report: Report) -> str:
+    """The report as Markdown, tables in full but for the kernels (the first 40 names)."""
+    return "\n".join(_report(report)) + "\n"
+
+
+def _report(report: Report) -> Iterator[str]:
+    yield f"# {text(sentences.title(report))}"
+    yield ""
+    yield f"{text(sentences.against(report))}  "
+    yield f"{text(sentences.device(report))}  "
+    yield text(f"written by {report.tool}")
+    yield ""
+    for warning in sentences.warnings(report):
+        yield f"> ⚠ {text(warning)}"
+        yield ""
+    for name, phase in report.phases.items():
+        yield f"## {text(name)}"
+        yield ""
+        yield from _phase(phase)
+
+
+def _phase(phase: Phase) -> Iterator[str]:
+    yield f"**{text(sentences.headline(phase))}**"
+    yield ""
+    for line in sentences.opening(phase):
+        yield f"- {text(line)}"
+    yield ""
+    if phase.findings:
+        yield "### Findings"
+        yield ""
+        for item in phase.findings:
+            yield f"- **{text(item.severity)}**: {text(sentences.finding(item))}"
+            yield from (f"  - {text(fact)}" for fact in item.evidence)
+        yield ""
+    for table in tables(phase):
+        yield from _table(table)
+    yield "### What was measured"
+    yield ""
+    for line in sentences.measured(phase):
+        yield f"- {text(line)}"
+    yield ""
+
+
+def tables(phase: Phase) -> Iterator[Table]:
+    """The tables of a phase in reading order."""
+    for table in (ledger_view.ladder_table(phase), ledger_view.ledger_table(phase)):
+        if table is not None:
+            yield table
+    if phase.gemms:
+        yield view.gemm_table(phase)
+    parts = ledger_view.parts_table(phase)
+    if parts is not None:
+        yield parts
+    yield view.split_table("kind", phase.kinds, phase.busy_ns)
+    yield view.split_table("role", phase.roles, phase.busy_ns)
+    if phase.kernels:
+        yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"### {text(table.title)}"
+    yield ""
+    yield "| " + " | ".join(text(column.head) for column in table.columns) + " |"
+    yield "|" + "|".join("--:" if column.numeric else ":--" for column in table.columns) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
+    yield ""
+    for note in table.notes:
+        yield text(note)
+        yield ""
+
+
+def _cell(cell: Cell) -> str:
+    shown = markdown_code(cell.text) if cell.code and cell.text else text(cell.text)
+    lost = cell.tone == "loss" and shown.startswith("+") and not shown.endswith("%")
+    return f"**{shown}**" if lost else shown

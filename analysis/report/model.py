@@ -1,0 +1,193 @@
+"""The Report: plain values, schema 1 of the JSON output. Times in ns a step, memory in bytes.
+
+Null (None) means "not known"; it is never 0. Additive changes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Gemm(msgspec.Struct, kw_only=True):
+    """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
+
+    role: str
+    group: str  # qkv qk pv o gate_up down lm_head router other added
+    layers: list[int]
+    op: str | None
+    kind: str
+    batch: int | None
+    m: int | None
+    n: int | None
+    k: int | None
+    dtype: str | None
+    dense_m: int | None = None
+    dense_n: int | None = None
+    dense_k: int | None = None
+    axis: str | None = None  # none M N K NK heads rank 2:4 gone added unknown; null: no baseline
+    keep: dict[str, float] | None = None  # kept share per axis that moved, e.g. {"n": 0.75}
+    count: float  # calls a step
+    flop: float | None  # per call
+    bytes: float | None  # per call
+    busy_ns: float
+    helper_ns: float
+    ideal_ns: float | None
+    bound: str | None
+    efficiency: float | None  # ideal_ns / busy_ns
+    dense_busy_ns: float | None = None  # of the dense GEMMs this row is paired with
+    promised_ns: float | None = None  # p * dense_busy_ns
+    loss_ns: float | None = None  # busy_ns - promised_ns
+    simulated: bool = False
+    split: bool = False  # a fused attention kernel's time split by FLOPs
+    kernels: list[str] = []
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """A part of a ledger row: one (role, class), or a named sub-row."""
+
+    name: str
+    role: str | None
+    cls: str | None = msgspec.field(default=None, name="class")
+    ns: float
+    ci95: list[float] | None = None
+    noise_ns: float | None = None
+    evidence: list[str] = []
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """A ledger row; `dense` and `pruned` are walls, the rows between sum to `pruned`."""
+
+    row: str
+    ns: float
+    ci95: list[float] | None = None
+    noise_ns: float | None = None
+    parts: list[Part] = []
+
+
+class Finding(msgspec.Struct, kw_only=True):
+    """One sentence of diagnosis with its evidence and one concrete change."""
+
+    id: str
+    severity: str  # "critical" | "warning" | "info"
+    text: str
+    evidence: list[str]
+    change: str | None
+    predicted_ns: float | None  # gain of the change, ns a step
+
+
+class Family(msgspec.Struct, kw_only=True):
+    """The verdict: a family id, "a+b", "dense", "outside" or "unknown"."""
+
+    id: str
+    confidence: float
+    evidence: list[str]
+    parts: list[dict[str, Any]] = []  # {"id", "share"}: share of the time saved or moved
+    alternatives: list[str] = []
+
+
+class Ladder(msgspec.Struct, kw_only=True):
+    """Speedups, dense over pruned, from the promise to what was measured."""
+
+    nominal: float | None
+    flop: float | None
+    coverage: float | None
+    roofline: float | None
+    busy: float | None
+    realised: float
+    realised_ci95: list[float] | None
+    share_of_bound: float | None  # realised / roofline
+
+
+class Unprofiled(msgspec.Struct, kw_only=True):
+    """Raw samples without the profiler, ns."""
+
+    median: float
+    mean: float
+    ci95: list[float]
+    samples: list[int]
+
+
+class Pairing(msgspec.Struct, kw_only=True):
+    """How units of dense and pruned were matched."""
+
+    matched: int
+    removed: int
+    added: int
+    alignment: str
+    layers: str | None = None  # e.g. "4 of 24 layers removed"
+
+
+class KernelRow(msgspec.Struct, kw_only=True):
+    """One kernel name of the kernel table (largest by time first)."""
+
+    name: str
+    kind: str
+    role: str
+    count: float
+    busy_ns: float
+    bound: str | None
+    efficiency: float | None
+
+
+class Phase(msgspec.Struct, kw_only=True):
+    """Everything about one phase, per step."""
+
+    steps: int
+    wall_ns: float
+    busy_ns: float
+    gap_ns: float
+    tail_ns: float
+    lead_ns: float | None
+    spill: dict[str, float]  # {"events", "ns"}
+    late: dict[str, float]
+    left_out: dict[str, float]
+    tokens_per_s: float | None
+    peak_memory_bytes: int | None
+    weight_bytes: int | None
+    kv_bytes: int | None
+    unprofiled_ns: Unprofiled | None
+    observer_ratio: float | None
+    coverage: dict[str, float]  # kind, work, role: shares of busy time
+    bound: dict[str, float]  # compute memory latency unknown launch
+    kinds: dict[str, float]
+    roles: dict[str, float]
+    gemms: list[Gemm]
+    pairing: Pairing | None
+    family: Family | None
+    ladder: Ladder | None
+    domain: str
+    observer_share: float | None  # 1 - factor of the unprofiled domain
+    ledger: list[Row] | None
+    findings: list[Finding]
+    kernels: list[KernelRow] = []
+    kernels_per_step: list[int] = []
+    unknown_kernels: list[KernelRow] = []  # kind unknown, by time
+    baseline: dict[str, Any] | None = None  # dense side: wall_ns, tokens_per_s, bytes, busy_ns, ...
+    sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
+    notes: list[str] = []
+    predicted: dict[str, Any] | None = None
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """The whole report of a subject, against a baseline or alone."""
+
+    schema: int = 1
+    tool: str
+    subject: dict[str, Any]  # name, model, method, device, versions, dtype
+    baseline: dict[str, Any] | None
+    device: dict[str, Any]  # name, peaks, source, measured
+    phases: dict[str, Phase]
+    warnings: list[str] = []
+    partial: bool = False  # a truncated trace: analysed up to the cut
+
+
+def to_json(report: Report) -> bytes:
+    """The report as UTF-8 JSON, two-space indented."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def from_json(data: bytes) -> Report:
+    """A report read back; raises msgspec.ValidationError where it is not of schema 1."""
+    return msgspec.json.decode(data, type=Report)

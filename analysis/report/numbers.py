@@ -1,0 +1,112 @@
+"""Numbers for people: ns, bytes, shares and ratios in; text with a unit out. None becomes "–"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+UNKNOWN = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """One unit for a whole column of times: `per` ns in a unit, `decimals` shown."""
+
+    unit: str
+    per: float
+    decimals: int
+
+    def text(self, ns: float | None, *, signed: bool = False) -> str:
+        """A time without its unit; `signed` puts a plus before what is above zero."""
+        if ns is None or not math.isfinite(ns):
+            return UNKNOWN
+        return _signed(ns / self.per, f".{self.decimals}f", signed=signed)
+
+    def interval(self, ci95: list[float] | None) -> str:
+        """`[low, high]` in the unit of the column."""
+        if not ci95:
+            return UNKNOWN
+        return f"[{self.text(ci95[0])}, {self.text(ci95[1])}]"
+
+
+def scale(values: Iterable[float | None]) -> Scale:
+    """The unit in which the largest of the times (ns) has three to six digits."""
+    known = [abs(v) for v in values if v is not None and math.isfinite(v)]
+    top = max(known, default=0.0)
+    if top >= 1e10:
+        return Scale("s", 1e9, 3)
+    if top >= 1e5:
+        return Scale("ms", 1e6, 1 if top >= 1e9 else 2 if top >= 1e8 else 3)
+    return Scale("µs", 1e3, 2 if top < 1e4 else 1)
+
+
+def time(ns: float | None, *, signed: bool = False) -> str:
+    """A time with a unit that suits it."""
+    if ns is None:
+        return UNKNOWN
+    unit = scale([ns])
+    return f"{unit.text(ns, signed=signed)} {unit.unit}"
+
+
+def ratio(value: float | None) -> str:
+    """A speedup, dense over pruned: `1.33×`."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.2f}×"
+
+
+def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:
+    """A share 0..1 as `71.0 %`; the text around it names the base."""
+    if share is None or not math.isfinite(share):
+        return UNKNOWN
+    return f"{_signed(100 * share, f'.{decimals}f', signed=signed)} %"
+
+
+def share_of(part: float | None, whole: float | None) -> float | None:
+    """part / whole for display, or None where either is unknown or the whole is 0."""
+    return None if part is None or not whole else part / whole
+
+
+def count(value: float | None) -> str:
+    """Calls a step: `224`, or `223.6` where steps differ."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:,.0f}" if abs(value - round(value)) < 5e-3 else f"{value:,.1f}"
+
+
+def whole(value: float) -> str:
+    """An integer with thousands separated: ns of a closure line."""
+    return f"{round(value):,}".replace("-", MINUS)
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes in decimal units (1 GB = 10⁹ bytes)."""
+    if num_bytes is None:
+        return UNKNOWN
+    for per, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(num_bytes) >= per:
+            return f"{num_bytes / per:.2f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def rate(value: float | None) -> str:
+    """Tokens a second, or another rate: three digits and more."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def per_second(rate: float, what: str) -> str:
+    """A peak: `989.4 TFLOP/s`, `3,350 GB/s`."""
+    if what == "B":
+        return f"{rate / 1e9:,.4g} GB/s" if rate < 1e13 else f"{rate / 1e12:,.4g} TB/s"
+    per, unit = (1e12, "T") if rate >= 1e12 else (1e9, "G")
+    return f"{rate / per:,.4g} {unit}{what}/s"
+
+
+def _signed(value: float, form: str, *, signed: bool) -> str:
+    text = f"{value:,{form}}"
+    if not float(text.replace(",", "")):
+        return text.lstrip("-")  # no "-0.00"
+    text = text.replace("-", MINUS)
+    return f"+{text}" if signed and value > 0 else text

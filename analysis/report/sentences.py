@@ -1,0 +1,288 @@
+"""The sentences of a report, shared by every format: in, a Phase or the Report; out, plain lines
+with units, unescaped. Each percentage names its base, each statistic its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.report import numbers
+from analysis.report.model import Family, Finding, Phase, Report
+
+FAMILIES = {
+    "dense": "nothing changed between the two runs",
+    "outside": "something changed, but no M, N or K of a GEMM",
+    "unknown": "the shapes do not say",
+}
+
+
+def title(report: Report) -> str:
+    """What was measured, in one line."""
+    subject = report.subject
+    name = named(subject.get("name")) or named(subject.get("model")) or "report"
+    facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
+    facts.append(named(report.device.get("name")) or named(subject.get("device")))
+    seen = [name]
+    for fact in facts:
+        if fact and fact not in seen:
+            seen.append(fact)
+    return " · ".join(seen)
+
+
+def named(value: Any) -> str:
+    """A name out of a value of the manifest: itself, or its `id` or `name`."""
+    if isinstance(value, dict):
+        value = value.get("id") or value.get("name")
+    return "" if value is None else str(value)
+
+
+def against(report: Report) -> str:
+    """What it was compared with."""
+    if report.baseline is None:
+        return "no baseline: shapes, bounds and kernels only; --baseline gives the ledger"
+    name = named(report.baseline.get("name")) or named(report.baseline.get("model")) or "dense"
+    return f"against {name}"
+
+
+def setup(phase: Phase) -> str:
+    """Steps, samples, sparsity: what the numbers of the phase are made of."""
+    facts = [f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"]
+    if phase.unprofiled_ns:
+        facts.append(f"{len(phase.unprofiled_ns.samples)} unprofiled samples")
+    names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
+    removed = [
+        f"{names.get(key, key)} {numbers.percent(share)}"
+        for key, share in phase.sparsity.items()
+        if share is not None
+    ]
+    if removed:
+        facts.append("removed: " + ", ".join(removed))
+    return " · ".join(facts)
+
+
+def headline(phase: Phase) -> str:
+    """Realised against promised; without a baseline, the step and how busy it is."""
+    if phase.ladder is None:
+        share = numbers.share_of(phase.busy_ns, phase.wall_ns)
+        return f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+    ladder = phase.ladder
+    text = f"{numbers.ratio(ladder.realised)} realised"
+    if ladder.realised_ci95:
+        low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
+        text += f" [{low}, {high}]"
+    text += f" of {numbers.ratio(ladder.nominal)} promised"
+    if ladder.share_of_bound is not None:
+        text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
+        if ladder.share_of_bound >= 1:
+            text += " (≥ 100 % of the bound: faster than the model of it allows)"
+    return text
+
+
+def statistic(phase: Phase) -> str:
+    """What the realised speedup is a ratio of."""
+    if phase.ladder is None:
+        return ""
+    if phase.unprofiled_ns is None or phase.domain != "unprofiled":
+        return "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
+    num = len(phase.unprofiled_ns.samples)
+    text = f"ratio of the medians of {num} unprofiled samples"
+    return text + ("; 95 % bootstrap interval" if phase.ladder.realised_ci95 else "")
+
+
+def family(verdict: Family | None) -> str:
+    """The pruning family read from the shapes."""
+    if verdict is None:
+        return ""
+    text = f"family {verdict.id} (confidence {numbers.percent(verdict.confidence, decimals=0)})"
+    if verdict.id in FAMILIES:
+        text += f", {FAMILIES[verdict.id]}"
+    if verdict.evidence:
+        text += f": {'; '.join(verdict.evidence[:2])}"
+    if verdict.alternatives:
+        text += f" [or {', '.join(verdict.alternatives)}]"
+    return text
+
+
+def pairing(phase: Phase) -> str:
+    """How dense and pruned were matched."""
+    pairs = phase.pairing
+    if pairs is None:
+        return ""
+    text = (
+        f"paired by {pairs.alignment}: {pairs.matched} units matched, "
+        f"{pairs.removed} removed, {pairs.added} added"
+    )
+    return f"{text}; {pairs.layers}" if pairs.layers else text
+
+
+def coverage(phase: Phase) -> str:
+    """What the analysis knows, as shares of busy time, and the largest unknown kernel."""
+    names = (("kind", "a kind"), ("work", "a work model"), ("role", "a role"))
+    known = ", ".join(
+        f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
+    )
+    text = f"coverage of {numbers.time(phase.busy_ns)} busy: {known}"
+    if phase.unknown_kernels:
+        first = phase.unknown_kernels[0]
+        text += f"; largest without a kind: {first.name} ({numbers.time(first.busy_ns)})"
+    return text
+
+
+def bounds(phase: Phase) -> str:
+    """Busy time by what bounds it, and the idle time that launches cost."""
+    shares = ", ".join(
+        f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
+        for name in ("compute", "memory", "latency", "unknown")
+        if phase.bound.get(name)
+    )
+    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
+    launch = phase.bound.get("launch")
+    if launch:
+        share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
+        text += f"; waiting for launches {numbers.time(launch)} ({share} of the wall)"
+    return text
+
+
+def closure(phase: Phase) -> str:
+    """Busy + gap + tail = wall in whole ns over all kept steps, with what is left over."""
+    parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
+    busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
+    off = busy + gap + tail - wall
+    return (
+        f"closure over {phase.steps} step{'s' * (phase.steps != 1)}: Σ busy {numbers.whole(busy)} "
+        f"+ Σ gap {numbers.whole(gap)} + tail {numbers.whole(tail)} "
+        f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
+    )
+
+
+def observer(phase: Phase) -> str:
+    """What profiling cost, and in which domain the ledger is."""
+    if phase.observer_ratio is None:
+        return f"observer: unknown, no unprofiled samples; {_domain(phase)}"
+    text = f"observer: profiled wall ÷ unprofiled median = {numbers.ratio(phase.observer_ratio)}"
+    return f"{text}; {_domain(phase)}"
+
+
+def _domain(phase: Phase) -> str:
+    if phase.domain != "unprofiled":
+        return "times below are as profiled"
+    text = "the ledger closes to the unprofiled medians"
+    if phase.observer_share is not None:
+        text += f"; the observer's share, {numbers.percent(phase.observer_share)}, is taken out"
+    return text
+
+
+def left_out(phase: Phase) -> list[str]:
+    """Events beside the wall: spill, late, outside every step, and the host's lead."""
+    says = (
+        ("spill", phase.spill, "of the step before, first launch not in the trace"),
+        ("late", phase.late, "after the last linked event"),
+        ("left out", phase.left_out, "launched outside every step"),
+    )
+    lines = [
+        f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"
+        for name, part, why in says
+        if part.get("events")
+    ]
+    if phase.lead_ns:
+        lines.append(
+            f"lead: the host ran {numbers.time(phase.lead_ns)} before the device, not in the wall"
+        )
+    return lines
+
+
+def throughput(phase: Phase) -> str:
+    """Tokens a second and memory, dense beside pruned where both are known."""
+    dense = phase.baseline or {}
+    facts = []
+    if phase.tokens_per_s is not None:
+        facts.append(_pair(dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate, "tokens/s"))
+    for key, label in (
+        ("weight_bytes", "weights"),
+        ("kv_bytes", "KV cache"),
+        ("peak_memory_bytes", "peak memory"),
+    ):
+        now = getattr(phase, key)
+        if now is not None:
+            facts.append(_pair(dense.get(key), now, numbers.size, label))
+    return " · ".join(facts)
+
+
+def _pair(dense: Any, now: float, form: Any, label: str) -> str:
+    before = f"{form(dense)} → " if isinstance(dense, (int, float)) else ""
+    return f"{label} {before}{form(now)}"
+
+
+def finding(item: Finding) -> str:
+    """The diagnosis with its change and what the change is predicted to save."""
+    text = item.text
+    if item.change:
+        text += f" → {item.change}"
+    if item.predicted_ns is not None:
+        text += f" (predicted: {numbers.time(item.predicted_ns)} a step)"
+    return text
+
+
+def predicted(phase: Phase) -> str:
+    """Says that a phase is a prediction."""
+    return "" if phase.predicted is None else "predicted from shapes and peaks: nothing was run"
+
+
+def device(report: Report) -> str:
+    """The peaks that the bounds use, their source, and the share of the data sheet they reach."""
+    name = named(report.device.get("name")) or "unknown device"
+    peaks = report.device.get("peaks") or {}
+    rates = peaks.get("dense_flop_per_s") or {}
+    facts = [f"{dtype} {numbers.per_second(rate, 'FLOP')}" for dtype, rate in rates.items()]
+    if isinstance(peaks.get("byte_per_s"), (int, float)):
+        facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
+    if not facts:
+        return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
+    source = named(report.device.get("source")) or "source not said"
+    text = f"device {name}: peaks {', '.join(facts)} ({source})"
+    return text + _of_sheet(peaks, report.device.get("sheet"))
+
+
+def _of_sheet(peaks: dict[str, Any], sheet: Any) -> str:
+    if not isinstance(sheet, dict):
+        return ""
+    known = {**(sheet.get("dense_flop_per_s") or {}), "memory": sheet.get("byte_per_s")}
+    rates = {**(peaks.get("dense_flop_per_s") or {}), "memory": peaks.get("byte_per_s")}
+    shares = [
+        f"{name} {numbers.percent(numbers.share_of(rate, known.get(name)), decimals=0)}"
+        for name, rate in rates.items()
+        if rate and known.get(name)
+    ]
+    return f"; of the data sheet: {', '.join(shares)}" if shares else ""
+
+
+def warnings(report: Report) -> list[str]:
+    """What the reader must know first: a trace that was cut off, and the report's own warnings."""
+    cut = ["the trace is cut off: analysed up to the cut"] if report.partial else []
+    return cut + report.warnings
+
+
+def opening(phase: Phase) -> list[str]:
+    """The lines below the headline."""
+    lines = [
+        predicted(phase),
+        statistic(phase),
+        family(phase.family),
+        setup(phase),
+        coverage(phase),
+    ]
+    return [line for line in lines if line]
+
+
+def measured(phase: Phase) -> list[str]:
+    """How the numbers were taken, and that they close."""
+    lines = [
+        throughput(phase),
+        bounds(phase),
+        pairing(phase),
+        closure(phase),
+        observer(phase),
+        *left_out(phase),
+        *phase.notes,
+    ]
+    return [line for line in lines if line]

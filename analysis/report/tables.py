@@ -1,0 +1,140 @@
+"""Tables for other programs: in, a Report and the kernels frames; out, CSV texts and Parquet bytes.
+
+Raw values (ns, FLOP, bytes; an empty cell is unknown), and a data dictionary of every column. A
+cell that a spreadsheet would take for a formula gets an apostrophe in front.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+
+import msgspec
+import polars as pl
+
+from analysis.report.dictionary import COLUMNS, FRAME, unit_of
+from analysis.report.escape import cell
+from analysis.report.model import Gemm, Report
+from analysis.report.names import phase_slugs
+
+Value = str | int | float | bool | None
+
+
+def csv_tables(report: Report) -> dict[str, str]:
+    """File name to CSV text: ledger, ladder, GEMMs, kernels, with a `phase` column each."""
+    return {
+        "ledger.csv": _csv("ledger.csv", _ledger(report)),
+        "ladder.csv": _csv("ladder.csv", _ladder(report)),
+        "gemms.csv": _csv("gemms.csv", _gemms(report)),
+        "kernels.csv": _csv("kernels.csv", _kernels(report)),
+    }
+
+
+def _ledger(report: Report) -> Iterable[list[Value]]:
+    for name, phase in report.phases.items():
+        for row in phase.ledger or []:
+            yield [name, row.row, "", "", "", row.ns, *_ends(row.ci95), row.noise_ns, ""]
+            for part in row.parts:
+                yield [name, row.row, part.name, part.role, part.cls, part.ns, *_ends(part.ci95),
+                       part.noise_ns, "; ".join(part.evidence)]  # fmt: skip
+
+
+def _ends(ci95: list[float] | None) -> tuple[float | None, float | None]:
+    return (ci95[0], ci95[1]) if ci95 else (None, None)
+
+
+def _ladder(report: Report) -> Iterable[list[Value]]:
+    for name, phase in report.phases.items():
+        if phase.ladder is None:
+            continue
+        for rung in ("nominal", "flop", "coverage", "roofline", "busy"):
+            yield [name, rung, getattr(phase.ladder, rung), None, None]
+        yield [name, "realised", phase.ladder.realised, *_ends(phase.ladder.realised_ci95)]
+
+
+def _gemms(report: Report) -> Iterable[list[Value]]:
+    for name, phase in report.phases.items():
+        for gemm in phase.gemms:
+            yield [name, *(_flat(gemm, column) for column, *_ in COLUMNS["gemms.csv"][1:])]
+
+
+def _flat(gemm: Gemm, column: str) -> Value:
+    value = getattr(gemm, column)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={share}" for key, share in value.items())
+    if isinstance(value, list):
+        return ("; " if column == "kernels" else " ").join(str(v) for v in value)
+    return value  # type: ignore[no-any-return]  # a field of the struct, none of them nested
+
+
+def _kernels(report: Report) -> Iterable[list[Value]]:
+    for name, phase in report.phases.items():
+        for kernel in phase.kernels:
+            yield [name, *msgspec.structs.astuple(kernel)]
+
+
+def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
+    """CSV of every column of every table: file, column, unit, meaning."""
+    rows: list[list[Value]] = [
+        [file, column, unit, meaning]
+        for file, columns in COLUMNS.items()
+        for column, unit, meaning in columns
+    ]
+    named = dict.fromkeys(c for frame in (frames or {}).values() for c in frame.columns)
+    rows += [
+        ["kernels-<phase>", column, unit_of(column), FRAME.get(column, "")] for column in named
+    ]
+    return _text(["file", "column", "unit", "meaning"], rows)
+
+
+def frame_tables(report: Report, frames: Mapping[str, pl.DataFrame], ending: str
+                 ) -> dict[str, bytes]:  # fmt: skip
+    """File name to bytes of the kernels frame of each phase, `ending` "csv" or "parquet"."""
+    slugs = phase_slugs(report)
+    out = {}
+    for name, frame in frames.items():
+        buffer = io.BytesIO()
+        if ending == "csv":
+            inert_frame(frame).write_csv(buffer, quote_style="non_numeric")
+        else:
+            frame.write_parquet(buffer, compression="zstd")
+        out[f"kernels-{slugs.get(name, 'trace')}.{ending}"] = buffer.getvalue()
+    return out
+
+
+def inert_frame(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with flat columns only, its strings safe in a spreadsheet."""
+    flat = [
+        pl.col(name).list.eval(pl.element().cast(pl.String)).list.join(" ")
+        if isinstance(dtype, pl.List)
+        else pl.col(name).struct.json_encode()
+        if isinstance(dtype, pl.Struct)
+        else pl.col(name).cast(pl.String)
+        for name, dtype in frame.schema.items()
+        if isinstance(dtype, (pl.List, pl.Struct, pl.Enum, pl.Categorical))
+    ]
+    frame = frame.with_columns(flat)
+    strings = [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    return frame.with_columns(_inert(frame[name]) for name in strings)
+
+
+def _inert(column: pl.Series) -> pl.Series:
+    """Told once for each distinct string: a frame has few names and many rows."""
+    unsafe = {name: cell(name) for name in column.unique().drop_nulls() if cell(name) != name}
+    return column.replace(unsafe) if unsafe else column
+
+
+def _csv(file: str, rows: Iterable[list[Value]]) -> str:
+    return _text([column for column, *_ in COLUMNS[file]], rows)
+
+
+def _text(head: list[str], rows: Iterable[list[Value]]) -> str:
+    out = io.StringIO()
+    # Every string is quoted, so that no other separator of a spreadsheet splits one into cells.
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(
+        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
+    )
+    return out.getvalue()

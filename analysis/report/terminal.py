@@ -1,0 +1,218 @@
+"""The report in a terminal, read in ten seconds: in, a Report; out, rich renderables.
+
+Every string goes in as `Text`, never as markup, with control characters spelled out. It reads
+without colour (signs and glyphs carry the meaning) and, where the encoding is ASCII, in ASCII.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table as Grid
+from rich.text import Text
+
+from analysis.report import columns as columns_of
+from analysis.report import escape, ledger_view, numbers, sentences, view
+from analysis.report.model import Finding, Phase, Report
+from analysis.report.view import Cell, Column
+
+WIDE = 110  # columns from which evidence stands beside its row
+_TOP_GEMMS = 14
+_TOP_KERNELS = 8
+_SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
+
+
+def render_terminal(report: Report) -> TerminalReport:
+    """A rich renderable of the whole report; prints at any width from 60 columns."""
+    return TerminalReport(report)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the report to a console."""
+    console.print(TerminalReport(report))
+
+
+class TerminalReport:
+    """The report as a rich renderable; the console's width and encoding decide the layout."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        page = _Page(options.max_width, ascii_only=options.ascii_only)
+        yield from page.report(self.report)
+
+
+class _Page:
+    """Layout for one width and encoding."""
+
+    def __init__(self, width: int, *, ascii_only: bool) -> None:
+        self.width = width
+        self.ascii_only = ascii_only
+
+    def ink(self, text: str, style: str = "") -> Text:
+        """The only way by which a string reaches the console."""
+        plain = escape.clean(text)
+        return Text(escape.ascii_only(plain) if self.ascii_only else plain, style=style)
+
+    def report(self, report: Report) -> Iterator[RenderableType]:
+        yield self.ink(sentences.title(report), "bold")
+        yield self.ink(sentences.against(report))
+        yield self.ink(sentences.device(report), "dim")
+        for warning in sentences.warnings(report):
+            yield self.ink(f"! {warning}", "yellow")
+        for name, phase in report.phases.items():
+            yield Text("")
+            yield Rule(
+                self.ink(name, "bold"),
+                align="left",
+                characters="-" if self.ascii_only else "─",
+                style="dim",
+            )
+            yield from self.phase(phase)
+
+    def phase(self, phase: Phase) -> Iterator[RenderableType]:
+        yield self.ink(sentences.headline(phase), "bold")
+        yield from self._lines(sentences.opening(phase))
+        if phase.ladder is not None:
+            yield self._section("Ladder: dense ÷ pruned")
+            yield self._ladder(phase)
+        if phase.ledger:
+            yield from self._ledger(phase)
+        else:
+            yield self._section("Busy time by kind")
+            yield self._shares(phase.kinds, phase.busy_ns)
+        if phase.gemms:
+            yield from self._table(view.gemm_table(phase, top=_TOP_GEMMS))
+        if phase.kernels and not phase.ledger:
+            yield from self._table(
+                view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
+            )
+        yield self._section("What was measured")
+        yield from self._lines(sentences.measured(phase))
+        if phase.findings:
+            yield self._section("Findings")
+            yield from self._findings(phase.findings)
+
+    def _section(self, title: str) -> RenderableType:
+        return Padding(self.ink(title, "bold"), (1, 0, 0, 0))
+
+    def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:
+        for line in lines:
+            yield self.ink(line)
+
+    def _notes(self, notes: list[str]) -> Iterator[RenderableType]:
+        for note in notes:
+            yield Padding(self.ink(note, "dim"), (0, 0, 0, 1))
+
+    def _ladder(self, phase: Phase) -> RenderableType:
+        ladder = phase.ladder
+        assert ladder is not None
+        values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+        top = max((v for v in values.values() if v is not None), default=1.0)
+        room = max(8, min(40, self.width - 52))
+        grid = self._grid()
+        for name, (label, _) in ledger_view.LADDER.items():
+            value = values[name]
+            style = "bold" if name == "realised" else ""
+            extra = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
+            if name == "realised":
+                extra = _interval(ladder.realised_ci95)
+            elif value is not None:
+                extra = f"realised is {extra} of it"
+            glyph = "█" if name == "realised" else "░"
+            bar = glyph * round(room * (value or 0.0) / top)
+            grid.add_row(
+                self.ink(f" {label}", style),
+                self.ink(numbers.ratio(value), style),
+                self.ink(bar, "green" if name == "realised" else "cyan"),
+                self.ink(extra, "dim"),
+            )
+        return grid
+
+    def _ledger(self, phase: Phase) -> Iterator[RenderableType]:
+        rows, table = phase.ledger or [], ledger_view.ledger_table(phase)
+        assert table is not None
+        bars, _ = ledger_view.waterfall(rows)
+        room = max(10, min(30, self.width - (100 if self.width >= WIDE else 62)))
+        drawn = [Cell(_drawn(bar, room), tone=bar.tone) for bar in bars]
+        columns = [*table.columns[:3], Column(""), *table.columns[3:]]
+        lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, drawn, strict=True)]
+        for line, bar in zip(lines, bars, strict=True):
+            if bar.tone in ("quiet", "total"):
+                line[-1] = Cell("")
+        table = view.Table(table.id, table.title, columns, lines, table.notes)
+        unit = ledger_view.ledger_scale(rows).unit
+        yield self._section(f"Ledger: {unit} a step; shares are of the dense wall")
+        yield columns_of.fitted(table, self.width, self.ink)
+        if len(columns) - 1 not in columns_of.kept_columns(table, self.width):
+            for line in lines:
+                if line[-1].text:
+                    yield self._short(f" ↳ {line[0].text}: {line[-1].text}")
+        yield from self._notes(table.notes)
+
+    def _short(self, text: str) -> Text:
+        """One line, cut at the right edge."""
+        line = self.ink(text, "dim")
+        columns_of.cut(line, self.width, self.ink)
+        return line
+
+    def _shares(self, parts: dict[str, float], busy_ns: float) -> RenderableType:
+        table = view.split_table("kind", parts, busy_ns, top=8)
+        room = max(8, min(40, self.width - 40))
+        grid = self._grid(right=(1, 3))
+        for name, ns, share in table.rows:
+            bar = "█" * round(room * (numbers.share_of(ns.value, busy_ns) or 0.0))
+            text = f"{ns.text} {table.columns[1].unit}"
+            grid.add_row(
+                self.ink(f" {name.text}"), self.ink(text), self.ink(bar, "cyan"),
+                self.ink(share.text),
+            )  # fmt: skip
+        return grid
+
+    def _table(self, table: view.Table) -> Iterator[RenderableType]:
+        unit = next((c.unit for c in table.columns if c.unit), "")
+        yield self._section(f"{table.title}: {unit} a step")
+        yield columns_of.fitted(table, self.width, self.ink)
+        yield from self._notes(table.notes)
+
+    def _grid(self, right: tuple[int, ...] = (1,)) -> Grid:
+        grid = Grid(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+        for i in range(4):
+            grid.add_column(justify="right" if i in right else "left", no_wrap=True)
+        return grid
+
+    def _findings(self, findings: list[Finding]) -> Iterator[RenderableType]:
+        for item in findings:
+            mark, style = _SEVERITY.get(item.severity, ("-", ""))
+            yield _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+            for fact in item.evidence[:2]:
+                yield _hanging(Text("    "), self.ink(fact, "dim"))
+
+
+def _hanging(mark: Text, text: Text) -> RenderableType:
+    grid = Grid.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, text)
+    return grid
+
+
+def _interval(ci95: list[float] | None) -> str:
+    if not ci95:
+        return ""
+    return f"[{numbers.ratio(ci95[0])}, {numbers.ratio(ci95[1])}]"
+
+
+def _drawn(bar: ledger_view.Bar, room: int) -> str:
+    """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain."""
+    low, high = sorted((bar.start, bar.end))
+    first = min(room - 1, int(low * room))
+    if bar.tone in ("total", "promise"):
+        return " " * first + ("◆" if bar.tone == "total" else "│")
+    length = max(1, round(high * room) - first) if bar.start != bar.end else 0
+    glyph = {"loss": "█", "gain": "░", "quiet": "·"}[bar.tone]
+    return " " * first + glyph * length

@@ -1,0 +1,199 @@
+"""The tables of a phase as rows of cells, shared by every format: in, a Phase of the Report; out,
+text with units beside the raw values (ns, shares), unescaped. Renderers escape and lay out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from analysis.report import numbers
+from analysis.report.model import Gemm, KernelRow, Phase
+
+GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
+BOUNDS = ("compute", "memory", "latency", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: what people read, the value to sort by, `code` for a name, `tone` for a colour."""
+
+    text: str
+    value: float | None = None
+    code: bool = False
+    tone: str = ""  # "loss" | "gain" | "quiet" | ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column: its title, its unit, whether it holds numbers; where room is short, columns go by
+    falling `drop` (0 stays), and a `flexible` one is cut."""
+
+    title: str
+    unit: str = ""
+    numeric: bool = False
+    drop: int = 0
+    flexible: bool = False
+
+    @property
+    def head(self) -> str:
+        """The title with its unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; `notes` explain marks and say what was left out."""
+
+    id: str
+    title: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+def gemm_order(gemms: list[Gemm]) -> list[Gemm]:
+    """By group, in the order of a decoder layer, then by time."""
+    place = {group: i for i, group in enumerate(GROUPS)}
+    return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
+
+
+def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
+    """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` adds the
+    kernels that ran."""
+    compared = any(g.axis is not None for g in phase.gemms)
+    shown = sorted(phase.gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
+    unit = numbers.scale(g.busy_ns for g in phase.gemms)
+    columns = [
+        Column("role"),
+        Column("group", drop=9),
+        *([Column("axis"), Column("kept", numeric=True)] if compared else []),
+        Column("batch", numeric=True, drop=7),
+        *(Column(axis, numeric=True) for axis in "MNK"),
+        Column("count", numeric=True, drop=1),
+        Column("bound", drop=2),
+        Column("time", unit.unit, numeric=True),
+        *([Column("promised", unit.unit, numeric=True, drop=3)] if compared else []),
+        *([Column("loss", unit.unit, numeric=True)] if compared else []),
+        Column("of bound", numeric=True, drop=8),
+        *([Column("kernel", flexible=True)] if names else []),
+    ]
+    ordered = gemm_order(shown)
+    rows = [_gemm_row(g, unit, compared=compared) for g in ordered]
+    if names:
+        for row, gemm in zip(rows, ordered, strict=True):
+            row.append(Cell("; ".join(gemm.kernels), code=True))
+    return Table("gemms", "GEMMs", columns, rows, _gemm_notes(phase, shown, unit))
+
+
+def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
+    marks = "*" * gemm.simulated + "†" * gemm.split
+    moved: list[Cell] = []
+    cost: list[Cell] = []
+    if compared:
+        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(gemm)]
+        loss = gemm.loss_ns
+        colour = "" if not loss else "loss" if loss > 0 else "gain"
+        cost = [
+            Cell(unit.text(gemm.promised_ns), gemm.promised_ns),
+            Cell(unit.text(loss, signed=True), loss, tone=colour),
+        ]
+    flag = "!" if (gemm.efficiency or 0.0) > 1 else ""
+    return [
+        Cell(f"{gemm.role}{marks}"),
+        Cell(gemm.group),
+        *moved,
+        _dimension(gemm.batch, None),
+        _dimension(gemm.m, gemm.dense_m),
+        _dimension(gemm.n, gemm.dense_n),
+        _dimension(gemm.k, gemm.dense_k),
+        Cell(numbers.count(gemm.count), gemm.count),
+        Cell(gemm.bound or numbers.UNKNOWN),
+        Cell(unit.text(gemm.busy_ns), gemm.busy_ns),
+        *cost,
+        Cell(f"{numbers.percent(gemm.efficiency)}{flag}", gemm.efficiency),
+    ]
+
+
+def _dimension(now: int | None, dense: int | None) -> Cell:
+    """`576`, or `1536→1160` where pruning moved it."""
+    new = numbers.UNKNOWN if now is None else str(now)
+    moved = dense is not None and dense != now
+    return Cell(f"{dense}→{new}" if moved else new, now)
+
+
+def _kept(gemm: Gemm) -> Cell:
+    """`75 %` of the axis, or one share an axis where several moved."""
+    keep = gemm.keep or {}
+    shares = {name: numbers.percent(share, decimals=0) for name, share in keep.items()}
+    if len(shares) == 1:
+        ((name, share),) = keep.items()
+        return Cell(shares[name], share)
+    text = " ".join(f"{n.upper() if len(n) == 1 else n} {s}" for n, s in shares.items())
+    return Cell(text or numbers.UNKNOWN)
+
+
+def _gemm_notes(phase: Phase, shown: list[Gemm], unit: numbers.Scale) -> list[str]:
+    notes = []
+    if hidden := len(phase.gemms) - len(shown):
+        rest = sum(g.busy_ns for g in phase.gemms) - sum(g.busy_ns for g in shown)
+        rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
+        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here")
+    if any(g.simulated for g in shown):
+        notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
+    if any(g.split for g in shown):
+        notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
+    if any((g.efficiency or 0.0) > 1 for g in shown):
+        notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
+    return notes
+
+
+def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = None) -> Table:
+    """Kernels by name, largest first."""
+    unit = numbers.scale(k.busy_ns for k in kernels)
+    columns = [
+        Column("kernel", flexible=True),
+        Column("kind"),
+        Column("role", drop=2),
+        Column("count", numeric=True, drop=1),
+        Column("time", unit.unit, numeric=True),
+        Column("of busy", numeric=True),
+        Column("bound", drop=4),
+        Column("of bound", numeric=True, drop=5),
+    ]
+    rows = [
+        [
+            Cell(k.name, code=True),
+            Cell(k.kind),
+            Cell(k.role),
+            Cell(numbers.count(k.count), k.count),
+            Cell(unit.text(k.busy_ns), k.busy_ns),
+            Cell(numbers.percent(numbers.share_of(k.busy_ns, busy_ns)), k.busy_ns),
+            Cell(k.bound or numbers.UNKNOWN),
+            Cell(numbers.percent(k.efficiency), k.efficiency),
+        ]
+        for k in kernels[:top]
+    ]
+    hidden = len(kernels) - len(rows)
+    notes = [f"{hidden} more names left out here"] if hidden else []
+    return Table("kernels", "Kernels by name", columns, rows, notes)
+
+
+def split_table(title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
+                ) -> Table:  # fmt: skip
+    """Busy time by kind, role or bound, largest first."""
+    ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
+    unit = numbers.scale(parts.values())
+    rows = [
+        [
+            Cell(name),
+            Cell(unit.text(ns), ns),
+            Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns),
+        ]
+        for name, ns in ranked
+    ]
+    columns = [
+        Column(title),
+        Column("time", unit.unit, numeric=True),
+        Column("of busy", numeric=True),
+    ]
+    return Table(title, f"Busy time by {title}", columns, rows)

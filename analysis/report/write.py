@@ -1,0 +1,136 @@
+"""Writes a report into a folder, whole or not at all: in, a Report and the kernels frames; out, the
+files. Everything is rendered before the folder is touched, and files of others in it stay.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import polars as pl
+
+from analysis.report.model import Report
+from taxonomy.errors import PrunescopeError, nearest
+
+FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "png", "pdf", "svg")
+
+Frames = Mapping[str, pl.DataFrame]
+
+
+def write_report(
+    report: Report,
+    folder: Path,
+    *,
+    formats: Sequence[str] = ("md", "json", "png", "pdf"),
+    frames: Frames | None = None,
+) -> list[Path]:
+    """Write the formats into `folder`, replacing older files of the same name; returns the paths.
+
+    `frames`: the kernels frame of each phase, for csv and parquet. Raises PrunescopeError for an
+    unknown format, parquet without frames, or a folder that cannot be written.
+    """
+    check_formats(formats)
+    files: dict[str, bytes] = {}
+    for name in dict.fromkeys(formats):
+        files |= _rendered(report, name, frames)
+    try:
+        return _place(files, folder)
+    except OSError as error:
+        raise PrunescopeError(
+            f"cannot write the report to {folder} ({error.strerror or error})",
+            hint="give a folder that can be written with --out",
+        ) from None
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises PrunescopeError where a format is not one of FORMATS."""
+    for name in formats:
+        if name not in FORMATS:
+            raise PrunescopeError(
+                f"unknown format {name!r}",
+                hint=f"nearest: {nearest(name, FORMATS)}; known: {', '.join(FORMATS)}",
+            )
+
+
+def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
+    """File name to bytes of one format. Imports what the format needs, and nothing else."""
+    if name == "md":
+        from analysis.report.markdown import render_markdown
+
+        return {"report.md": render_markdown(report).encode()}
+    if name == "html":
+        from analysis.report.html import render_html
+
+        return {"report.html": render_html(report).encode()}
+    if name == "json":
+        from analysis.report.as_json import render_json
+
+        return {"report.json": render_json(report)}
+    if name == "tex":
+        from analysis.report.latex import render_latex
+
+        return {"report.tex": render_latex(report).encode()}
+    if name in ("csv", "parquet"):
+        return _tables(report, name, frames)
+    from analysis.report.figures import figure_files
+
+    return figure_files(report, name)
+
+
+def _tables(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
+    from analysis.report import tables
+
+    files = {"data-dictionary.csv": tables.data_dictionary(frames).encode()}
+    if name == "csv":
+        files |= {file: text.encode() for file, text in tables.csv_tables(report).items()}
+    elif not frames:
+        raise PrunescopeError(
+            "parquet holds the kernels frame, which this report does not carry",
+            hint="analyze the trace or the run again with --format parquet",
+        )
+    return files | tables.frame_tables(report, frames or {}, name)
+
+
+def _place(files: dict[str, bytes], folder: Path) -> list[Path]:
+    """All files into a new folder beside the target, then each to its place by a rename."""
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(0, "it is a file")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    partial.mkdir()
+    try:
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+        if not folder.exists():
+            partial.rename(folder)
+        else:
+            _replace(partial, folder, list(files))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [folder / name for name in files]
+
+
+def _replace(partial: Path, folder: Path, names: list[str]) -> None:
+    """Each file into a folder that exists; where one fails, those before it go back."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(0, f"{name} is a folder in it")
+    before = partial / "before"
+    before.mkdir()
+    done: list[str] = []
+    try:
+        for name in names:
+            if (folder / name).exists():
+                os.link(folder / name, before / name, follow_symlinks=False)
+            done.append(name)
+            (partial / name).replace(folder / name)
+    except OSError:
+        for name in done:
+            with suppress(OSError):
+                (before / name).replace(folder / name)
+        raise

@@ -1,0 +1,143 @@
+"""Ledger rows for people: every row with its parts by (role, class), intervals, noise, evidence.
+
+In: the point ledger, its replicates and halves, and both frames. Out: report.model.Row values.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+
+from analysis.frame import Kernels
+from analysis.ledger import ROWS, Ratios, Split
+from analysis.noise import interval, noise
+from analysis.pairing import Floats, Units
+from analysis.report.model import Part, Row
+
+T = TypeVar("T")
+_NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
+
+
+def build_rows(
+    units: Units, ratio: Ratios, ledger: Split, replicates: Split | None, halves: Split | None,
+    evidence: Callable[[str, str, str], list[str]],
+) -> list[Row]:  # fmt: skip
+    """All rows in order; `evidence(row, role, class)` names the largest kernels of a part."""
+    out = []
+    for name in ROWS:
+        boot, twin = (None if s is None else s.total(name) for s in (replicates, halves))
+        if twin is not None and name in ("dense", "promised", "pruned"):
+            twin = (halves.pruned - halves.dense) if halves is not None else None
+        row = Row(
+            row=name,
+            ns=float(ledger.total(name)[0]),
+            ci95=None if boot is None else interval(boot),
+            noise_ns=None if twin is None else noise(twin),
+        )
+        if name in ledger.rows:
+            row.parts = _parts(name, units, ratio, (ledger, replicates, halves), evidence)
+            row.ns = float(sum(p.ns for p in row.parts)) if row.parts else 0.0
+        out.append(row)
+    total = float(sum(r.ns for r in out[1:-1]))
+    assert abs(total - out[-1].ns) <= max(1e-3, 1e-11 * total), "the ledger does not close"
+    out[-1].ns = total  # the last digits of floating point stay in the wall
+    return out
+
+
+def _parts(
+    name: str, units: Units, ratio: Ratios,
+    splits: tuple[Split, Split | None, Split | None],
+    evidence: Callable[[str, str, str], list[str]],
+) -> list[Part]:  # fmt: skip
+    ledger, replicates, halves = splits
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, (_, role, cls) in enumerate(units.keys):
+        groups[role, cls].append(i)
+    parts = []
+    for (role, cls), rows in groups.items():
+        ns = float(ledger.rows[name][rows, 0].sum())
+        if abs(ns) < _NOTHING:
+            continue
+        parts.append(
+            Part(
+                name=_part_name(name, role, cls, _kept(units, ratio, rows)),
+                role=role,
+                cls=cls,
+                ns=ns,
+                ci95=_of(replicates, name, rows, interval),
+                noise_ns=_of(halves, name, rows, noise),
+                evidence=evidence(name, role, cls),
+            )
+        )
+    rest = float(ledger.rows[name][-1, 0])
+    if abs(rest) >= _NOTHING:
+        label = {"coverage": "gaps kept", "launch_idle": "tail"}.get(name, "rest")
+        last = [len(units.keys)]
+        parts.append(
+            Part(name=label, role=None, ns=rest, ci95=_of(replicates, name, last, interval),
+                 noise_ns=_of(halves, name, last, noise))
+        )  # fmt: skip
+    return sorted(parts, key=lambda part: -abs(part.ns))
+
+
+def _of(
+    split: Split | None, name: str, rows: list[int], statistic: Callable[[Floats], T]
+) -> T | None:
+    return None if split is None else statistic(split.rows[name][rows].sum(axis=0))
+
+
+def _kept(units: Units, ratio: Ratios, rows: list[int]) -> float | None:
+    """r̄_F of a (role, class): Σ t_d·r_F / Σ t_d over all layers."""
+    t = units.dense.busy[rows].mean(axis=1)
+    total = float(t.sum())
+    return float((t * ratio.flop[rows]).sum()) / total if total > 0 else None
+
+
+def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
+    where = f"{role} ({cls})"
+    if row != "coverage" or kept is None:
+        return where
+    if abs(kept - 1) < 1e-9:
+        return f"untouched: {where}"
+    return f"granularity: {where} keeps {kept:.1%}"
+
+
+class Evidence:
+    """The largest kernels of a (role, class) on both sides, dense → pruned, per step."""
+
+    def __init__(self, dense: Kernels, pruned: Kernels) -> None:
+        self.tables = [self._table(k) for k in (dense, pruned)]
+
+    @staticmethod
+    def _table(kernels: Kernels) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
+        sums = (
+            kernels.frame.group_by("role", "class", "name")
+            .agg(pl.col("busy").sum(), pl.len().alias("count"), pl.col("gap").sum())
+            .sort("busy", descending=True)
+        )
+        out: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)
+        steps = kernels.num_steps
+        for row in sums.iter_rows(named=True):
+            out[row["role"], row["class"]].append(
+                (row["name"] or "?", row["busy"] / steps, row["count"] / steps)
+            )
+        return out
+
+    def __call__(self, row: str, role: str, cls: str) -> list[str]:
+        dense, pruned = (t.get((role, cls), []) for t in self.tables)
+        if row in ("coverage", "roofline_shift", "shape"):
+            shown = [("", entry) for entry in dense[:2]]
+        elif row == "added_work":
+            shown = [("", entry) for entry in pruned[:2]]
+        else:
+            shown = [("dense ", e) for e in dense[:1]] + [("pruned ", e) for e in pruned[:1]]
+        return [f"{side}{name[:120]}: {ns / 1e6:.3f} ms in {count:g}" for side, (name, ns, count) in shown]
+
+
+def largest(values: Floats) -> int:
+    """Index of the largest magnitude."""
+    return int(np.argmax(np.abs(values)))

@@ -1,0 +1,81 @@
+"""The steps of a trace: host windows, and which device events and ops lie in them.
+
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else `ProfilerStep#i`, else the trace
+is one step. Times are integer ns.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.load import Ints, Trace
+from taxonomy.errors import PrunescopeError
+
+OWN_STEP = re.compile(r"prunescope\.step#\d+$")
+OWN_MARK = "prunescope."
+_PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
+    "ProfilerStep" | "whole". `before`: end of the host window of the step that was thrown away
+    before the first one, or None."""
+
+    start: Ints
+    end: Ints
+    source: str
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def step_of(self, ts: Ints) -> Ints:
+        """The step whose window holds each time, -1 outside every window."""
+        at = np.searchsorted(self.start, ts, side="right") - 1
+        inside = (at >= 0) & (ts < self.end[np.maximum(at, 0)])
+        return np.where(inside, at, -1)
+
+
+def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
+    """The steps of a trace. Raises PrunescopeError where `phase_pattern` matches nothing."""
+    marks = trace.marks
+    notes = np.flatnonzero(marks["module"] == 0)
+    names = [trace.names[i] for i in marks["name"][notes]]
+    candidates = [("prunescope", OWN_STEP), ("ProfilerStep", _PROFILER_STEP)]
+    if phase_pattern is not None:
+        try:
+            candidates.insert(1, ("pattern", re.compile(phase_pattern)))
+        except re.error as error:
+            raise PrunescopeError(
+                f"--phase-pattern is no regular expression ({error})",
+                hint="for example --phase-pattern 'execute_context_.*'",
+            ) from None
+    for source, pattern in candidates:
+        hits = np.array([i for i, n in zip(notes, names, strict=True) if pattern.search(n)], int)
+        if len(hits):
+            return _disjoint(trace, hits, source)
+        if source == "pattern":
+            seen = ", ".join(sorted(set(names))[:5]) or "none"
+            raise PrunescopeError(
+                f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
+                hint=f"annotations in this trace: {seen}",
+            )
+    low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
+    return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
+
+
+def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
+    """Windows in time order; one that starts inside the window before it is not a step."""
+    start = trace.marks["ts"][hits]
+    end = start + trace.marks["dur"][hits]
+    order = np.lexsort((-end, start))
+    kept: list[int] = []
+    for i in order:
+        if not kept or start[i] >= end[kept[-1]]:
+            kept.append(int(i))
+    names = [trace.names[trace.marks["name"][hits[i]]] for i in kept]
+    return Windows(start[kept], end[kept], source, names)

@@ -1,0 +1,237 @@
+"""What the user points at: a run folder, the folder of a pair, or a Chrome trace of their own.
+
+In: paths and options. Out: `Side`: its manifest (None for a bare trace), its peaks, and the kernels
+of each phase. Paths stay out of everything that is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.bound import Peaks, override, run_peaks, sheet_peaks
+from analysis.frame import Kernels, build
+from analysis.hardware import Device, device_in_trace, find_device
+from analysis.load import Trace, load
+from analysis.steps import find_windows
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import MANIFEST, PhaseRun, Run, read_run, sha256_of
+
+BARE = "trace"  # the phase of a bare trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `analyze` can be told. `peaks`: FLOP/s per dtype; `bandwidth`: byte/s."""
+
+    sparsity: float | None = None
+    device: str | None = None
+    peaks: dict[str, float] = field(default_factory=dict)
+    bandwidth: float | None = None
+    phase_pattern: str | None = None
+    eager_trace: Path | None = None
+    baseline_eager_trace: Path | None = None
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The subject and its baseline, resolved."""
+
+    subject: Path
+    baseline: Path | None
+    warnings: list[str]
+
+
+def resolve(subject: Path, baseline: Path | None) -> Paths:
+    """The run or trace that is meant, and its twin. Raises PrunescopeError where one is missing."""
+    warnings: list[str] = []
+    chosen = _run_folder(subject)
+    if baseline is not None:
+        return Paths(chosen, _run_folder(baseline, prefer="dense"), warnings)
+    if not chosen.is_dir():
+        return Paths(chosen, None, warnings)
+    run = read_run(chosen)
+    if run.twin is None:
+        return Paths(chosen, None, warnings)
+    twin = (chosen / str(run.twin.get("path", ""))).parent.resolve()
+    inside = chosen.resolve().parent.parent
+    if not twin.is_relative_to(inside) and not twin.is_relative_to(inside.parent):
+        raise PrunescopeError(
+            f"the twin of {chosen.name}/ lies outside of its folder",
+            hint="name the dense run with --baseline RUN",
+        )
+    if not (twin / MANIFEST).is_file():
+        raise PrunescopeError(
+            f"the dense twin of {chosen.name}/ is missing ({run.twin.get('path')})",
+            hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
+        )
+    if run.twin.get("sha256") != sha256_of(twin / MANIFEST):
+        warnings.append("the dense run.json is not the one that this run was traced with")
+    return Paths(chosen, twin, warnings)
+
+
+def _run_folder(path: Path, *, prefer: str = "pruned") -> Path:
+    """A trace file as it is; a run folder, or the preferred run of a pair's folder."""
+    if path.is_file():
+        return path.parent if path.name == MANIFEST else path
+    if not path.exists():
+        raise PrunescopeError(
+            f"no such file or folder: {path.name}", hint="check the path of the run or trace"
+        )
+    if (path / MANIFEST).is_file():
+        return path
+    for name in (prefer, "pruned", "dense"):
+        if (path / name / MANIFEST).is_file():
+            return path / name
+    raise PrunescopeError(
+        f"{path.name}/ holds no run",
+        hint="give a folder that `prunescope trace --out` wrote, or a Chrome trace file",
+    )
+
+
+@dataclass
+class Side:
+    """One side of a comparison. `phases`: names; a bare trace has one, called "trace"."""
+
+    path: Path
+    run: Run | None
+    options: Options
+    eager: Path | None = None
+    warnings: list[str] = field(default_factory=list)
+    partial: bool = False
+    peaks: Peaks | None = None
+    bare: Trace | None = None
+
+    @property
+    def phases(self) -> list[str]:
+        return [BARE] if self.run is None else list(self.run.phases)
+
+    def phase(self, name: str) -> PhaseRun | None:
+        """What the manifest says of a phase."""
+        return None if self.run is None else self.run.phases.get(name)
+
+    def kernels(self, name: str) -> Kernels:
+        """The kernels frame of a phase."""
+        trace = self._trace(name)
+        windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
+        return build(trace, windows, self.peaks, eager=self._eager(name))
+
+    def _eager(self, name: str) -> Trace | None:
+        """The eager pass that tells the ops of graph replays: given, or kept in the run."""
+        phase = self.phase(name)
+        kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
+        path = self.eager or kept
+        return load(path) if path is not None else None
+
+    def _trace(self, name: str) -> Trace:
+        if self.bare is not None:
+            return self.bare
+        assert self.run is not None
+        phase = self.run.phases[name]
+        path = self.path / phase.trace
+        if not phase.trace or not path.is_file() or path.is_symlink():
+            raise PrunescopeError(
+                f"{self.path.name}/ lacks the trace of its phase {name}",
+                hint="the run folder is not whole: trace the model again",
+            )
+        if phase.sha256 and sha256_of(path) != phase.sha256:
+            self.warnings.append(f"{self.path.name}/{phase.trace} is not the file that was captured")
+        trace = load(path)
+        self._note(trace)
+        return trace
+
+    def _note(self, trace: Trace) -> None:
+        name = trace.source.path.name
+        if trace.source.cut:
+            self.partial = True
+            self.warnings.append(f"{name} is cut off: analysed up to the cut")
+        lost = trace.source.malformed + trace.dropped
+        if lost:
+            self.warnings.append(f"{name}: {lost} malformed events were dropped")
+        if trace.source.repaired:
+            self.warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was mended")
+
+    def describe(self) -> dict[str, Any]:
+        """The `subject` or `baseline` object of the report."""
+        if self.run is None:
+            return {"name": self.path.name, "model": None, "method": None, "variant": None}
+        pruning = self.run.pruning or {}
+        return {
+            "name": f"{self.path.parent.name}/{self.path.name}",
+            "variant": self.run.variant,
+            "model": self.run.model.get("id"),
+            "architecture": self.run.model.get("architecture"),
+            "method": pruning.get("method"),
+            "sparsity": pruning.get("sparsity"),
+            "selection": pruning.get("selection"),
+            "dtype": self.run.dtype,
+            "versions": self.run.versions,
+            "argv": self.run.argv,
+            "seeds": self.run.seeds,
+            "parameters": self.run.parameters,
+            "weight_bytes": self.run.weight_bytes,
+        }
+
+    def device_json(self) -> dict[str, Any]:
+        """The `device` object of the report."""
+        if self.peaks is not None:
+            return self.peaks.as_json()
+        name = None if self.bare is None else self.bare.device_name
+        return {"name": name, "peaks": None, "source": None, "measured": False, "sheet": None}
+
+
+def open_side(path: Path, options: Options, *, eager: Path | None) -> Side:
+    """Read the manifest, or the bare trace, and choose the peaks."""
+    if path.is_dir():
+        side = Side(path, read_run(path), options, eager)
+        _check_phases(side)
+    else:
+        side = Side(path, None, options, eager)
+        side.bare = load(path)
+        side._note(side.bare)
+    side.peaks = _peaks(side)
+    return side
+
+
+def _check_phases(side: Side) -> None:
+    assert side.run is not None
+    if not side.run.phases:
+        raise PrunescopeError(f"{side.path.name}/ holds no phase", hint="trace the model again")
+
+
+def _peaks(side: Side) -> Peaks | None:
+    """Given on the command line, else measured in the run, else of the device in the trace."""
+    options = side.options
+    given = find_device(options.device) if options.device else None
+    if given is not None:
+        _refuse_host_ops(side, given)
+    peaks = sheet_peaks(given) if given else None
+    if peaks is None and side.run is not None:
+        sheet = device_in_trace(str(side.run.device.get("name") or ""))
+        peaks = run_peaks(side.run.device, sheet) or (sheet_peaks(sheet) if sheet else None)
+    if peaks is None and side.bare is not None:
+        peaks = _trace_peaks(side, side.bare)
+    return override(peaks, flop_per_s=options.peaks, byte_per_s=options.bandwidth)
+
+
+def _trace_peaks(side: Side, trace: Trace) -> Peaks | None:
+    known = device_in_trace(trace.device_name)
+    if known is not None:
+        return sheet_peaks(known)
+    if not side.options.peaks:
+        name = trace.device_name or "a device that the trace does not name"
+        side.warnings.append(
+            f"peaks of {name} are not known: bounds are null; name one with --device, or give "
+            "--peak bf16=TFLOPS and --bandwidth GB/s"
+        )
+    return None
+
+
+def _refuse_host_ops(side: Side, device: Device) -> None:
+    if side.bare is not None and not side.bare.on_device:
+        cut = ": the file is cut off before any kernel" if side.bare.source.cut else ""
+        raise PrunescopeError(
+            f"{side.path.name} holds no device events, but --device names {device.name}{cut}",
+            hint="leave --device out for a CPU trace; else capture with ProfilerActivity.CUDA",
+        )

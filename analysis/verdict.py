@@ -1,0 +1,275 @@
+"""The family verdict, read from the traces and the census, never from what the tool did.
+
+In: GEMM pairs, units, alignment, census of both runs. Out: report.model.Family with evidence: a
+family id, "a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknown".
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.gemms import Call, Pair
+from analysis.pairing import Units
+from analysis.report.model import Family
+
+# A share of zeros that no initialisation or training leaves by accident.
+MANY_ZEROS = 0.02
+_MLP = ("gate", "up", "gate_up")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the detectors read. `census_*`: None where the run says nothing (a bare trace)."""
+
+    pairs: list[Pair]
+    units: Units
+    census_dense: dict[str, Any] | None
+    census_pruned: dict[str, Any] | None
+    pruned_time: dict[str, float]  # busy ns a step by axis, of the dense partners
+
+    def moved(self, *roles: str) -> Counter[str]:
+        """How often each axis moved in GEMMs of the roles."""
+        return Counter(p.axis for p in self.pairs if p.key[1] in roles)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One family that was seen: where, and how much of the dense time it touches."""
+
+    id: str
+    evidence: list[str]
+    ns: float
+    confidence: float = 1.0
+
+
+def verdict(evidence: Evidence) -> Family:
+    """The family of a pair, with the evidence and the alternatives that fit less well."""
+    reason = _not_comparable(evidence)
+    if reason is not None:
+        return Family(id="outside", confidence=0.9, evidence=[reason])
+    seen = [found for detect in DETECTORS if (found := detect(evidence)) is not None]
+    if seen:
+        return _named(seen)
+    return _unmoved(evidence)
+
+
+def _named(seen: list[Seen]) -> Family:
+    seen = sorted(seen, key=lambda s: -s.ns)
+    total = sum(s.ns for s in seen) or 1.0
+    return Family(
+        id="+".join(s.id for s in seen),
+        confidence=min(s.confidence for s in seen),
+        evidence=[line for s in seen for line in s.evidence],
+        parts=[{"id": s.id, "share": s.ns / total} for s in seen],
+    )
+
+
+def _unmoved(e: Evidence) -> Family:
+    """No M, N or K moved: nothing changed, something else did, or the weights are not known."""
+    unclear = [p for p in e.pairs if p.axis in ("unknown", "added")]
+    if unclear:
+        names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
+        shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
+        return Family(id="unknown", confidence=0.3, evidence=[f"GEMMs moved as in no family: {shown}"])
+    added = Counter(f"{k[1]} ({k[2]})" for k, a in zip(e.units.keys, e.units.added, strict=True) if a)
+    gone = Counter(f"{k[1]} ({k[2]})" for k, r in zip(e.units.keys, e.units.removed, strict=True) if r)
+    if added or gone:
+        lines = [f"no GEMM moved; {sum(c.values())} units {what}: {_top(c)}"
+                 for what, c in (("added", added), ("gone", gone)) if c]  # fmt: skip
+        return Family(id="outside", confidence=0.7, evidence=lines)
+    if e.census_pruned is None:
+        line = "no GEMM moved and no work was added; zeros in weights cannot be seen in a bare trace"
+        return Family(id="dense", confidence=0.5, evidence=[line])
+    return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
+
+
+def _top(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} × {count}" for name, count in counter.most_common(4))
+
+
+def _not_comparable(e: Evidence) -> str | None:
+    """Pairs that are no pruning: other inputs, another dtype, another attention."""
+    both = [(p, p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
+    dtypes = {
+        (d.dtype, p.dtype) for _, d, p in both if d.dtype and p.dtype and d.dtype != p.dtype
+    }
+    if dtypes:
+        old, new = sorted(dtypes)[0]
+        return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
+    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in ("q", "k", "v", "qkv", "gate", "up", "gate_up", "down")]  # fmt: skip
+    if rows and all(d and p and d != p for d, p in rows):
+        ratios = {round(p / d, 6) for d, p in rows if d and p}
+        if len(ratios) == 1:
+            return f"M of every linear is {ratios.pop():g} × the dense one: other inputs (batch or length)"
+    return _other_attention(e)
+
+
+def _other_attention(e: Evidence) -> str | None:
+    """Attention computed by other ops, while no linear moved."""
+    def ops(side: Callable[[Pair], Call | None]) -> set[str]:
+        calls = (side(p) for p in e.pairs if p.key[2] in ("qk", "pv"))
+        return {c.op for c in calls if c is not None and c.op}
+
+    dense, pruned = ops(lambda p: p.dense), ops(lambda p: p.pruned)
+    linears = {p.axis for p in e.pairs if p.key[2] not in ("qk", "pv")}
+    if dense and pruned and not dense & pruned and linears <= {"none"}:
+        return f"attention runs as {', '.join(sorted(pruned))} instead of {', '.join(sorted(dense))}"
+    return None
+
+
+def _ns(e: Evidence, keep: Callable[[Pair], bool]) -> float:
+    return sum(p.dense.busy for p in e.pairs if p.dense is not None and keep(p))
+
+
+def _static_m(e: Evidence) -> Seen | None:
+    """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
+    gone: dict[int, set[str]] = defaultdict(set)
+    here: dict[int, set[str]] = defaultdict(set)
+    for pair in e.pairs:
+        layer, role = pair.key[0], pair.key[1]
+        if layer is not None and layer >= 0:
+            (gone if pair.pruned is None else here)[layer].add(role)
+    layers = [i for i in gone if i not in here]
+    attention = [i for i in gone if i in here and "o" in gone[i] and "o" not in here[i]]
+    mlp = [i for i in gone if i in here and "down" in gone[i] and "down" not in here[i]]
+    if not layers and not attention and not mlp:
+        return None
+    total = e.units.alignment.num_dense
+    lines = []
+    for rows, what in ((layers, "layers"), (attention, "attention sublayers"), (mlp, "MLP sublayers")):
+        if rows:
+            which = f": {_list(sorted(rows))}" if e.units.alignment.exact else ""
+            lines.append(f"{len(rows)} of {total} {what} gone{which}")
+    touched = {*layers, *attention, *mlp}
+    return Seen("static-m", lines, _ns(e, lambda p: p.key[0] in touched and p.pruned is None))
+
+
+def _list(values: list[int]) -> str:
+    shown = ", ".join(map(str, values[:12]))
+    return shown + (", …" if len(values) > 12 else "")
+
+
+def _semi_structured(e: Evidence) -> Seen | None:
+    """Sparse kernels on the same logical shapes; or 2:4 zeros in dense tensors."""
+    sparse = [p for p in e.pairs if p.axis == "2:4"]
+    if sparse:
+        roles = Counter(p.key[1] for p in sparse)
+        return Seen("static-k-24", [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {_top(roles)}"],
+                    _ns(e, lambda p: p.axis == "2:4"))  # fmt: skip
+    fresh = _fresh_zeros(e)
+    half = [m for m in fresh if m.get("groups24", 0) > 0.99 and m.get("zeros", 1) < 0.55]
+    if fresh and len(half) == len(fresh):
+        line = (f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
+                "zeros are in dense tensors, nothing was removed")  # fmt: skip
+        return Seen("static-k-24", [line], _census_ns(e, half))
+    return None
+
+
+def _masked(e: Evidence) -> Seen | None:
+    """Zeros in dense tensors without a pattern: no dimension moved, nothing was removed."""
+    fresh = _fresh_zeros(e)
+    if not fresh or all(m.get("groups24", 0) > 0.99 and m.get("zeros", 1) < 0.55 for m in fresh):
+        return None
+    share = sum(m["zeros"] for m in fresh) / len(fresh)
+    line = (f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
+            "no dimension moved, nothing was removed")  # fmt: skip
+    return Seen("static-k-mask", [line], _census_ns(e, fresh))
+
+
+def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
+    """Matrices of the pruned run with many zeros that the dense run does not have."""
+    matrices = (e.census_pruned or {}).get("matrices") or []
+    before = {m.get("name"): m.get("zeros", 0) for m in (e.census_dense or {}).get("matrices") or []}
+    out = []
+    for m in matrices:
+        zeros = m.get("zeros")
+        if not isinstance(zeros, int | float) or zeros < MANY_ZEROS:
+            continue
+        if zeros > before.get(m.get("name"), 0) + MANY_ZEROS:
+            out.append(m)
+    return out
+
+
+def _census_ns(e: Evidence, matrices: list[dict[str, Any]]) -> float:
+    roles = {m.get("role") for m in matrices}
+    return _ns(e, lambda p: p.key[1] in roles)
+
+
+def _low_rank(e: Evidence) -> Seen | None:
+    found = [p for p in e.pairs if p.axis == "rank"]
+    if not found:
+        return None
+    roles = Counter(p.key[1] for p in found if p.key[3] == 0)
+    line = f"{sum(roles.values())} GEMMs became two through a rank: {_top(roles)}"
+    return Seen("static-k-lowrank", [line], _ns(e, lambda p: p.axis == "rank" and p.key[3] == 0))
+
+
+def _width(e: Evidence) -> Seen | None:
+    """N of producers and K of consumers fell together: heads, MLP channels, or both."""
+    heads, line_h = _heads(e)
+    mlp, line_m = _channels(e)
+    if _cross(e) is not None or not (heads or mlp):
+        return None
+    name = "static-nk" if heads and mlp else "static-nk-heads" if heads else "static-nk-mlp"
+    moved = ("N", "K", "NK", "heads")
+    broken = [line for ok, line in ((heads, line_h), (mlp, line_m)) if ok and "broken" in line]
+    lines = [line for line in (line_h if heads else "", line_m if mlp else "") if line]
+    return Seen(name, lines, _ns(e, lambda p: p.axis in moved), 0.6 if broken else 1.0)
+
+
+def _heads(e: Evidence) -> tuple[bool, str]:
+    """N of q, k, v and K of o fell together, and with them the heads of attention."""
+    narrow = e.moved("q", "k", "v", "qkv")["N"]
+    down = e.moved("o")["K"]
+    heads = sum(1 for p in e.pairs if p.axis == "heads" and p.key[2] == "qk")
+    if not narrow and not heads:
+        return False, ""
+    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
+    example = next((p for p in e.pairs if p.key[1] in ("v", "qkv") and p.axis == "N"), None)
+    dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
+    return True, f"heads fell: N of {narrow} projections and K of {down} o{dims}{whole}"
+
+
+def _channels(e: Evidence) -> tuple[bool, str]:
+    narrow, down = e.moved(*_MLP)["N"], e.moved("down")["K"]
+    if not narrow and not down:
+        return False, ""
+    whole = "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
+    example = next((p for p in e.pairs if p.key[1] == "down" and p.axis == "K"), None)
+    dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
+    return True, f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{whole}"
+
+
+def _arrow(pair: Pair, axis: str) -> str:
+    assert pair.dense is not None and pair.pruned is not None
+    return f"{getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}"
+
+
+def _cross(e: Evidence) -> Seen | None:
+    """The residual width itself fell: K of q, k, v, gate and up, and N of o and down."""
+    into = e.moved("q", "k", "v", "qkv", *_MLP)
+    out = e.moved("o", "down")
+    entered = into["K"] + into["NK"]
+    left = out["N"] + out["NK"]
+    if not entered or not left:
+        return None
+    total = sum(into.values()) or 1
+    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
+    line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
+            + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
+    moved = ("N", "K", "NK")
+    return Seen("static-nk-cross", [line], _ns(e, lambda p: p.axis in moved), 0.9 if entered / total > 0.5 else 0.5)
+
+
+# Every detector reads the evidence alone; the order has no meaning.
+DETECTORS: tuple[Callable[[Evidence], Seen | None], ...] = (
+    _static_m,
+    _semi_structured,
+    _masked,
+    _low_rank,
+    _width,
+    _cross,
+)

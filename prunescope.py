@@ -1,0 +1,378 @@
+"""The front door: the commands of `prunescope` and its Python API, which share names and defaults.
+
+`trace`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/. Each is
+imported inside the function that needs it, so that `prunescope --help` loads neither torch nor
+polars. Every error that a user sees is worded in `main`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from taxonomy.errors import PrunescopeError
+
+if TYPE_CHECKING:
+    from analysis.report.model import Report
+    from tracer.progress import Progress
+    from tracer.user_capture import capture
+
+__version__ = "0.1.0"
+__all__ = ["PrunescopeError", "Report", "analyze", "capture", "predict", "trace"]
+
+_LAZY = {"Report": "analysis.report.model", "capture": "tracer.user_capture"}
+DEMO_MODEL = "smollm2-135m-instruct"
+DEMO = (("static-m", 0.25), ("static-nk", 0.34), ("static-k-mask", 0.5))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'prunescope' has no attribute {name!r}")
+
+
+def trace(*, progress: Progress | None = None, **options: Any) -> Path:
+    """Trace a model, and its dense twin interleaved with it; returns the folder of both runs.
+
+    Takes the options of `prunescope trace`, with underscores (`--set` is `knobs`, a dict):
+    prunescope.trace(model="tiny-llama", method="static-m", sparsity=0.5).
+    """
+    from taxonomy.arguments import run_name
+    from tracer.trace import TraceRequest
+    from tracer.trace import trace as run
+
+    if options.get("out") is None:
+        words = (options["model"], options.get("method"), options.get("sparsity"))
+        options["out"] = Path("traces", run_name(*words))
+    return run(TraceRequest(**options), progress)
+
+
+def analyze(subject: Path | str, *, baseline: Path | str | None = None, **options: Any) -> Report:
+    """The Report of a run folder or a Chrome trace, against its dense twin or `baseline`.
+
+    Takes the options of `prunescope analyze` that are not about output (`--peak` is `peaks`, a
+    dict in TFLOP/s; `bandwidth` is in GB/s), and writes nothing.
+    """
+    from analysis.pipeline import Options
+    from analysis.pipeline import analyze as run
+
+    dense = None if baseline is None else Path(baseline)
+    return run(Path(subject), baseline=dense, options=Options(**options)).report
+
+
+def predict(**options: Any) -> dict[str, Any]:
+    """What a roofline promises without a run: the options of `prunescope predict`, a dict back."""
+    from analysis.predict import PredictRequest
+    from analysis.predict import predict as run
+
+    return run(PredictRequest(**options))
+
+
+def _share(value: float | None) -> float | None:
+    from taxonomy.keep import check_sparsity
+
+    return None if value is None else check_sparsity(value)
+
+
+app = typer.Typer(
+    name="prunescope",
+    pretty_exceptions_enable=False,  # `main` words the errors
+    rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# fmt: off - one option a line reads as a table, here and in the signatures below
+Option = typer.Option
+Model = Annotated[str, Option(metavar="MODEL", help="HF folder, hub id, FILE.gguf or a preset.")]
+Method = Annotated[
+    str | None, Option(metavar="FAMILY", help="A family, or package.module:function.")
+]
+Share = Annotated[float | None, Option(metavar="S", callback=_share, help="Pruned, 0 <= S < 1.")]
+Knobs = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Knob; repeatable.")]
+Phase = Annotated[Literal["prefill", "decode", "both"], Option(help="What to look at.")]
+Batch = Annotated[int, Option(min=1, metavar="N", help="Sequences at a time.")]
+PromptLen = Annotated[int, Option(min=1, metavar="N", help="Tokens of a prompt.")]
+Logits = Annotated[Literal["last", "all"], Option(help="Which logits prefill computes.")]
+Json = Annotated[str | None, Option("--json", metavar="FILE|-", help="JSON to FILE or to stdout.")]
+Flag = Annotated[bool, Option("--json", help="JSON instead of a table.")]
+# fmt: on
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Explain, in nanoseconds that add up, why a pruned LLM is not as fast as promised.
+
+    \b
+    prunescope trace --model tiny-llama --method static-m --sparsity 0.5 --out traces/first
+    prunescope analyze traces/first
+    """
+    if version:
+        sys.stdout.write(f"prunescope {__version__}\n")
+    elif context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+# fmt: off
+@app.command("trace")
+def _trace(
+    *,
+    model: Model,
+    method: Method = None,
+    sparsity: Share = 0.25,
+    knobs: Knobs = None,
+    phase: Phase = "both",
+    batch: Batch = 1,
+    prompt_len: PromptLen = 512,
+    decode_steps: Annotated[int, Option(min=1, metavar="N", help="Tokens of a sample.")] = 8,
+    logits: Logits = "last",
+    attn: Annotated[str, Option(metavar="NAME", help="Attention: sdpa, eager, ...")] = "sdpa",
+    dtype: Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")] = "auto",
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    select: Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")] = "random",
+    mode: Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")] = "eager",
+    warmup: Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")] = 3,
+    repeats: Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")] = 20,
+    steps: Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")] = 5,
+    seed: Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")] = 0,
+    threads: Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")] = None,
+    baseline: Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")] = None,
+    baseline_model: Annotated[str | None, Option(metavar="MODEL", help="The dense twin.")] = None,
+    no_baseline: Annotated[bool, Option("--no-baseline", help="No dense twin.")] = False,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: traces/NAME]")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace FOLDER.")] = False,
+    json_target: Json = None,
+) -> None:
+    """Run a model and its dense twin, interleaved, and keep times, traces and a census.
+
+    \b
+    prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
+    prunescope trace --model ./pruned --baseline-model ./dense --phase decode
+    """
+    # fmt: on
+    options = dict(locals())  # the parameters, nothing else
+    from analysis.report.listings import run_summary, traced
+    from analysis.report.output import check_target, tell
+    from taxonomy.arguments import pairs
+    from tracer.progress import Bar
+
+    check_target(options.pop("json_target"))
+    options["knobs"] = pairs(knobs)
+    with Bar() as bar:
+        summary = run_summary(trace(**options, argv=sys.argv[1:], progress=bar))
+    tell(summary, json_target, people=traced(summary))
+
+
+# fmt: off
+@app.command("analyze")
+def _analyze(
+    subject: Annotated[Path, typer.Argument(metavar="RUN|TRACE", help="A run or Chrome trace.")],
+    *,
+    baseline: Annotated[Path | None, Option(metavar="RUN|TRACE", help="The dense side.")] = None,
+    sparsity: Share = None,
+    device: Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")] = None,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")] = None,
+    formats: Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")] = None,
+    json_target: Json = None,
+    eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Names graph ops.")] = None,
+    baseline_eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Its dense.")] = None,
+    phase_pattern: Annotated[str | None, Option(metavar="REGEX", help="Names of steps.")] = None,
+    peak: Annotated[list[str] | None, Option(metavar="DTYPE=TFLOPS", help="Repeatable.")] = None,
+    bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
+) -> None:
+    """Explain where the promised speedup went: ladder, ledger, GEMM table, findings.
+
+    Beside a trace file nothing is written unless --out says where.
+
+    \b
+    prunescope analyze traces/first
+    prunescope analyze pruned.json.gz --baseline dense.json.gz --sparsity 0.5 --device h100-sxm
+    prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
+    """
+    # fmt: on
+    from analysis.deliver import Delivery, deliver
+    from analysis.pipeline import Options
+    from taxonomy.arguments import peaks
+
+    options = Options(
+        sparsity=sparsity, device=device, peaks=peaks(peak), bandwidth=bandwidth,
+        phase_pattern=phase_pattern, eager_trace=eager_trace,
+        baseline_eager_trace=baseline_eager_trace,
+    )  # fmt: skip
+    to = Delivery(folder=out, formats=formats, json=json_target)
+    if deliver(subject, to, baseline=baseline, options=options).partial:
+        raise typer.Exit(3)
+
+
+# fmt: off
+@app.command("predict")
+def _predict(
+    *,
+    model: Model,
+    device: Annotated[str, Option(metavar="NAME", help="One of `devices`.")],
+    method: Method = None,
+    sparsity: Share = None,
+    knobs: Knobs = None,
+    phase: Phase = "both",
+    batch: Batch = 1,
+    prompt_len: PromptLen = 512,
+    logits: Logits = "last",
+    json_target: Json = None,
+) -> None:
+    """Say what a roofline promises: no hardware, no weights, no run.
+
+    \b
+    prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk --sparsity 0.5
+    """
+    # fmt: on
+    options = dict(locals())  # the parameters, nothing else
+    from analysis.report.listings import prediction
+    from analysis.report.output import check_target, tell
+    from taxonomy.arguments import pairs
+
+    check_target(options.pop("json_target"))
+    options["knobs"] = pairs(knobs)
+    result = predict(**options)
+    tell(result, json_target, people=prediction(result))
+
+
+@app.command("families")
+def _families(*, as_json: Flag = False) -> None:
+    """List the pruning families: which axis of which GEMM each one moves, and its knobs."""
+    from analysis.report import listings
+    from analysis.report.output import tell
+    from taxonomy.family import families
+
+    found = {"families": [family.to_dict() for family in families()]}
+    tell(found, "-" if as_json else None, people=None if as_json else listings.families(found))
+
+
+@app.command("devices")
+def _devices(*, as_json: Flag = False) -> None:
+    """List the devices whose dense peaks and bandwidth are known."""
+    from analysis.hardware import devices_json
+    from analysis.report.listings import devices
+    from analysis.report.output import tell
+
+    listed = devices_json()
+    tell(listed, "-" if as_json else None, people=None if as_json else devices(listed))
+
+
+@app.command("calibrate")
+def _calibrate(
+    *,
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    out: Annotated[Path | None, Option(metavar="FILE", help="Write the JSON here.")] = None,
+    json_target: Json = None,
+) -> None:
+    """Measure the peaks of this machine, in a few seconds; later traces keep the newest.
+
+    \b
+    prunescope calibrate --json -
+    """
+    from analysis.report.listings import devices
+    from analysis.report.output import check_target, emit_json, tell
+    from tracer.calibrate import calibrate
+
+    check_target(json_target)
+    check_target(out)
+    measured = calibrate(device)
+    emit_json(measured, out)
+    tell(measured, json_target, people=devices({"devices": [measured]}))
+
+
+@app.command("doctor")
+def _doctor() -> None:
+    """Check what works here: torch, device, profiler events, clocks, HTA, the demo's model."""
+    from analysis.report.listings import doctor
+    from analysis.report.output import console_for
+    from tracer.doctor import examine
+
+    console_for(None).print(doctor(examine()))
+
+
+@app.command("demo")
+def _demo(
+    *, out: Annotated[Path, Option(metavar="FOLDER", help="Where the runs go.")] = Path("demo")
+) -> None:
+    """Prune SmolLM2-135M in three ways, trace each on this machine, and give the verdicts."""
+    from analysis.deliver import Delivery, deliver
+    from analysis.pipeline import Options
+    from analysis.report.listings import verdict
+    from analysis.report.output import console_for
+    from tracer.progress import Bar
+
+    for method, sparsity in DEMO:
+        with Bar() as bar:
+            folder = trace(
+                model=DEMO_MODEL, method=method, sparsity=sparsity, repeats=10, out=out / method,
+                overwrite=True, argv=["demo"], progress=bar,
+            )  # fmt: skip
+        report = deliver(folder, Delivery(quiet=True), options=Options())
+        console_for(None).print(verdict(report, method=method, folder=folder))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (2: a user's mistake, 3: partial, 130: interrupted)."""
+    args = _bare_json(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = app(args, prog_name="prunescope", standalone_mode=False)
+        sys.stdout.flush()
+    except PrunescopeError as error:
+        return _fail(error.problem, error.hint, args, code=error.exit_code)
+    except typer.TyperException as error:  # a usage error: unknown option, bad value, ...
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "prunescope"
+        sentence = error.format_message().replace("Value error, ", "")
+        return _fail(sentence, f"see `{command} --help`", args)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").split(".")[0]
+        if library in ("analysis", "taxonomy", "tracer"):
+            raise  # a bug
+        return _fail(f"{library} is not installed", f"pip install {library}", args)
+    except BrokenPipeError:
+        # The reader left. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        return _fail(what, "check the path, its permissions and the space left", args)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _bare_json(args: list[str]) -> list[str]:
+    """`trace ... --json` without a target means standard output."""
+    if args[:1] != ["trace"]:
+        return args
+    full: list[str] = []
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        full += [arg, "-"] if arg == "--json" and following.startswith("--") else [arg]
+    return full
+
+
+def _fail(problem: str, hint: str, args: Sequence[str], *, code: int = 2) -> int:
+    """Say on standard error what was wrong; as JSON too where JSON was asked for."""
+    from analysis.report.escape import clean
+
+    problem, hint = clean(problem), clean(hint)  # they may quote a trace, which is untrusted
+    sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
+    if any(arg.partition("=")[0] == "--json" for arg in args):
+        sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Words of a command line that are more than one value: KEY=VALUE pairs, peaks, a run's name.
+
+In: the words as typed. Out: plain dicts and names, or a PrunescopeError that shows the right form.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from taxonomy.dtypes import ITEMSIZE, dtype
+from taxonomy.errors import PrunescopeError
+
+
+def pairs(
+    words: Iterable[str] | None, *, option: str = "--set", example: str = "rounding=paper"
+) -> dict[str, str]:
+    """{"key": "value"} from repeated KEY=VALUE; a key given twice is refused."""
+    found: dict[str, str] = {}
+    for word in words or ():
+        key, _, value = (part.strip() for part in word.partition("="))
+        if not (key and value):
+            raise PrunescopeError(
+                f"{option} {word!r} is not KEY=VALUE", hint=f"for example {option} {example}"
+            )
+        if key in found:
+            raise PrunescopeError(f"{option} {key} is given twice", hint="keep one of the two")
+        found[key] = value
+    return found
+
+
+def peaks(words: Iterable[str] | None) -> dict[str, float]:
+    """{dtype: dense TFLOP/s} from repeated DTYPE=TFLOPS; the dtype in any known spelling."""
+    found: dict[str, float] = {}
+    for key, text in pairs(words, option="--peak", example="bf16=989").items():
+        name, rate = dtype(key), _positive(text)
+        if name is None or rate is None:
+            raise PrunescopeError(
+                f"--peak {key}={text} is not a rate of a number format",
+                hint=f"TFLOP/s, as in bf16=989; formats: {', '.join(ITEMSIZE)}",
+            )
+        found[name] = rate
+    return found
+
+
+def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
+    """A folder name such as tiny-llama-static-m-0.5, from what was asked for."""
+    words = [Path(model).name, method or "dense"]
+    words += [f"{sparsity:g}"] if method and sparsity is not None else []
+    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
+
+
+def _positive(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None

@@ -1,0 +1,262 @@
+"""How Hugging Face configs spell a decoder's dimensions, read into the fields of ModelShape.
+
+In: a config dict. Out: a dict of ModelShape fields. What a config leaves to the model's code
+(gates, biases, norms) is listed here by `model_type`; the rest comes from the config's own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taxonomy.errors import PrunescopeError
+
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KV_HEADS = (
+    "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "kv_n_heads",
+    "multi_query_group_num",
+)  # fmt: skip
+_HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
+_MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
+_VOCAB = ("vocab_size", "padded_vocab_size")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
+
+# What an MLP without a key of its own has: four times the width.
+_FOUR_TIMES = {"gpt2", "gpt_neo", "gpt_bigcode", "gptj", "codegen", "bloom", "falcon", "mpt"}
+# Architectures whose MLP is up-activation-down; every other one is taken to be gated.
+_UNGATED = _FOUR_TIMES | {
+    "gpt_neox", "gpt_neox_japanese", "opt", "phi", "starcoder2", "nemotron", "persimmon", "xglm",
+    "biogpt", "bart", "arcee", "apertus", "openai-gpt", "fuyu", "bert", "roberta", "vit",
+}  # fmt: skip
+_BIASED = {"gpt2", "gpt_bigcode", "bloom", "opt", "phi", "gpt_neox", "persimmon", "biogpt", "xglm"}
+_MLP_BIAS = _BIASED | {"gptj", "codegen", "gpt_neo", "starcoder2"}
+_QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
+_NO_O_BIAS = _QKV_BIAS | {"glm", "glm4"}
+_LAYER_NORM = _BIASED | {
+    "gptj", "codegen", "gpt_neo", "starcoder2", "falcon", "nemotron", "stablelm",
+}  # fmt: skip
+_NO_NORM_WEIGHTS = {"olmo"}
+_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
+_ONE_NORM = {"gptj", "codegen", "phi", "cohere", "cohere2"}  # attention and MLP in parallel
+_HEAD_QK_NORM = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "qwen3_vl_text", "exaone4"}
+_WIDE_QK_NORM = {"olmo2", "olmo3", "olmoe"}
+_SLIDING = ("sliding_attention", "chunked_attention")
+_HEAD_BIAS = {"phi", "gptj", "codegen"}
+_TIED_BY_DEFAULT = {
+    "gpt2", "gpt_neo", "gpt_bigcode", "bloom", "opt", "falcon", "mpt", "gemma", "gemma2",
+    "gemma3", "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "biogpt", "xglm",
+}  # fmt: skip
+
+
+def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ModelShape that `config` gives.
+
+    Raises PrunescopeError that names every missing dimension, or the value that is no size.
+    """
+    cfg = _language_part(config)
+    kind = str(cfg.get("model_type", ""))
+    size = {
+        "hidden": _size(cfg, _HIDDEN),
+        "layers": _size(cfg, _LAYERS),
+        "heads": _size(cfg, _HEADS),
+        "vocab": _size(cfg, _VOCAB),
+        "intermediate": _intermediate(cfg, kind),
+    }
+    names = {
+        "hidden": _HIDDEN, "layers": _LAYERS, "heads": _HEADS, "vocab": _VOCAB, "intermediate": _MLP
+    }  # fmt: skip
+    missing = [names[field][0] for field, value in size.items() if value is None]
+    if missing:
+        raise PrunescopeError(
+            f"the config of a {kind or 'model'} lacks {', '.join(missing)}",
+            hint="give the config.json of a decoder with attention (state-space models have none)",
+        )
+    known = {field: value for field, value in size.items() if value is not None}
+    fields: dict[str, Any] = {"model_type": kind, **known}
+    fields |= _heads(cfg, kind, known)
+    fields |= _switches(cfg, kind)
+    fields |= _layer_kinds(cfg, known["layers"])
+    fields |= _experts(cfg, kind, fields)
+    fields |= _norms(cfg, kind, fields)
+    return fields
+
+
+def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
+    for name in _NESTED:
+        inner = config.get(name)
+        if isinstance(inner, Mapping) and _size(inner, _HIDDEN) is not None:
+            return {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
+    attention = config.get("attn_config")
+    if isinstance(attention, Mapping) and "kv_n_heads" in attention:
+        return {**config, "kv_n_heads": attention["kv_n_heads"]}
+    return config
+
+
+def _size(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of `names` that holds a number; a list is a size where all entries agree."""
+    for name in names:
+        value = cfg.get(name)
+        if isinstance(value, list) and value and all(x == value[0] for x in value):
+            value = value[0]
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**40:
+            raise PrunescopeError(
+                f"{name} of the config is {str(value)[:40]!r}, not a positive whole number",
+                hint="models with a different size in each layer are not described by one shape",
+            )
+        return value
+    return None
+
+
+def _intermediate(cfg: Mapping[str, Any], kind: str) -> int | None:
+    found = _size(cfg, _MLP)
+    hidden = _size(cfg, _HIDDEN)
+    if found is not None or hidden is None:
+        return found
+    if isinstance(cfg.get("expansion_ratio"), int):
+        return int(cfg["expansion_ratio"]) * hidden
+    if kind in _FOUR_TIMES or "n_embd" in cfg:
+        return 4 * hidden
+    return _size(cfg, ("moe_intermediate_size",))
+
+
+def _heads(cfg: Mapping[str, Any], kind: str, known: dict[str, int]) -> dict[str, Any]:
+    heads = known["heads"]
+    kv_heads = _size(cfg, _KV_HEADS) or heads
+    if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
+        kv_heads = 1
+    elif kind == "falcon" and not cfg.get("new_decoder_architecture"):
+        kv_heads = heads
+    latent = _size(cfg, ("kv_lora_rank",))
+    if latent is not None:
+        nope = _size(cfg, ("qk_nope_head_dim",)) or 0
+        rope = _size(cfg, ("qk_rope_head_dim",)) or 0
+        return {
+            "kv_heads": heads,
+            "head_dim": nope + rope,
+            "value_dim": _size(cfg, ("v_head_dim",)) or nope,
+            "q_rank": _size(cfg, ("q_lora_rank",)),
+            "kv_rank": latent,
+            "rope_dim": rope,
+        }
+    head_dim = _size(cfg, _HEAD_DIM)
+    if head_dim is None and known["hidden"] % heads:
+        raise PrunescopeError(
+            f"hidden size {known['hidden']} is no multiple of {heads} heads",
+            hint="give head_dim in the config",
+        )
+    if heads % kv_heads:
+        raise PrunescopeError(
+            f"{heads} query heads are no multiple of {kv_heads} KV heads",
+            hint="check num_attention_heads and num_key_value_heads",
+        )
+    head_dim = head_dim or known["hidden"] // heads
+    return {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": head_dim}
+
+
+def _switches(cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    every = bool(cfg.get("bias") or cfg.get("use_bias", kind == "starcoder2"))
+    attention = bool(cfg.get("attention_bias", every or kind in _BIASED))
+    if kind == "opt":
+        attention = bool(cfg.get("enable_bias", True))
+    qkv = bool(cfg.get("use_qkv_bias", attention or kind in _QKV_BIAS))
+    gated = kind not in _UNGATED
+    projection = str(cfg.get("feed_forward_proj", ""))
+    if projection:
+        gated = projection.startswith("gated")
+    tied = cfg.get("tie_word_embeddings")
+    return {
+        "gated": gated,
+        "tied": kind in _TIED_BY_DEFAULT if tied is None else bool(tied),
+        "qkv_bias": qkv or bool(cfg.get("qkv_bias")),
+        "o_bias": (attention and kind not in _NO_O_BIAS) or kind == "gpt_neo",
+        "mlp_bias": bool(cfg.get("mlp_bias", every or kind in _MLP_BIAS or kind == "gpt_oss")),
+        "head_bias": kind in _HEAD_BIAS,
+    }
+
+
+def _layer_kinds(cfg: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    window = _size({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
+    if cfg.get("use_sliding_window") is False:
+        window = None
+    period = _size(cfg, ("attn_layer_period",))
+    if period is not None:  # hybrid: the layers between are state-space mixers
+        return {"other_layers": layers - layers // period}
+    kinds = cfg.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == layers:
+        sliding = sum(k in _SLIDING for k in kinds)
+        other = sum(k not in (*_SLIDING, "full_attention", "attention") for k in kinds)
+        chunk = _size(cfg, ("attention_chunk_size",))
+        window = window or chunk if sliding else None
+        return {"window": window, "sliding_layers": sliding, "other_layers": other}
+    if window is None:
+        return {}
+    pattern = _size(cfg, ("sliding_window_pattern", "_sliding_window_pattern"))
+    if pattern is None and cfg.get("model_type") in ("gemma3", "gemma3_text"):
+        pattern = 6
+    if pattern is None and cfg.get("model_type") in ("gemma2", "gpt_oss"):
+        pattern = 2
+    first_sliding = _size(cfg, ("max_window_layers",)) if "max_window_layers" in cfg else None
+    full = layers // pattern if pattern else min(first_sliding or 0, layers)
+    return {"window": window, "sliding_layers": layers - full}
+
+
+def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str, Any]:
+    experts = _size(cfg, _EXPERTS)
+    if experts is None or experts < 2:
+        return {}
+    layers = known["layers"]
+    width = _size(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
+    dense = int(cfg.get("first_k_dense_replace") or 0)
+    step = int(cfg.get("decoder_sparse_step") or cfg.get("interleave_moe_layer_step") or 1)
+    only = cfg.get("mlp_only_layers")
+    plain = set(only) if isinstance(only, list) else set()
+    moe = sum((i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers))
+    shared = _size(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
+    if not shared and isinstance(cfg.get("n_shared_experts"), int):
+        shared = int(cfg["n_shared_experts"]) * width
+    return {
+        "experts": experts,
+        "experts_per_token": min(_size(cfg, _TOP_K) or 1, experts),
+        "expert_intermediate": width,
+        "shared_intermediate": shared,
+        "moe_layers": moe,
+        "intermediate": known["intermediate"] if moe < layers else 0,
+        "router_bias": kind == "gpt_oss",
+        "shared_gate": kind == "qwen2_moe",
+    }
+
+
+def _norms(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str, Any]:
+    q, c = known["heads"] * known["head_dim"], known["kv_heads"] * known["head_dim"]
+    qk = 2 * known["head_dim"] if kind in _HEAD_QK_NORM else 0
+    qk = q + c if kind in _WIDE_QK_NORM else qk
+    if cfg.get("qk_layernorm") and kind in _LAYER_NORM:
+        qk = 4 * known["head_dim"]
+    if "kv_rank" in known:
+        qk = known["kv_rank"] + (known["q_rank"] or 0)
+    norms = 4 if kind in _FOUR_NORMS else 1 if kind in _ONE_NORM else 2
+    if kind == "falcon" and not cfg.get("new_decoder_architecture"):
+        norms = 1 if cfg.get("parallel_attn", True) else 2
+    if kind == "gpt_neox":
+        norms = 2
+    positions = 0
+    if kind in ("gpt2", "gpt_bigcode", "openai-gpt"):
+        positions = _size(cfg, ("n_positions",)) or 1024
+    elif kind in ("opt", "gpt_neo", "biogpt"):
+        positions = (_size(cfg, ("max_position_embeddings",)) or 2048) + 2 * (kind != "gpt_neo")
+    return {
+        "qk_norm_parameters": qk,
+        "norms": norms,
+        "norm_parameters": 0 if kind in _NO_NORM_WEIGHTS else 2 if kind in _LAYER_NORM else 1,
+        "sinks": kind == "gpt_oss",
+        "positions": positions,
+        "embedding_norm": kind == "bloom",
+    }

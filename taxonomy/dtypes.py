@@ -1,0 +1,67 @@
+"""One spelling per number format, and the many spellings found in traces, configs and kernels.
+
+Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 bool. Sizes are bytes an element.
+"""
+
+from __future__ import annotations
+
+ITEMSIZE: dict[str, float] = {
+    "fp64": 8,
+    "fp32": 4,
+    "tf32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "fp4": 0.5,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "bool": 1,
+}
+
+# Left: as kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names write it.
+_SPELLINGS: dict[str, str] = {
+    "double": "fp64",
+    "float64": "fp64",
+    "float": "fp32",
+    "float32": "fp32",
+    "c10::bfloat16": "bf16",
+    "bfloat16": "bf16",
+    "c10::half": "fp16",
+    "half": "fp16",
+    "float16": "fp16",
+    "c10::float8_e4m3fn": "fp8",
+    "c10::float8_e5m2": "fp8",
+    "c10::float8_e4m3fnuz": "fp8",
+    "c10::float8_e5m2fnuz": "fp8",
+    "float8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8",
+    "c10::float4_e2m1fn_x2": "fp4",
+    "float4_e2m1fn_x2": "fp4",
+    "long int": "int64",
+    "long": "int64",
+    "long long": "int64",
+    "int64_t": "int64",
+    "int": "int32",
+    "short": "int16",
+    "short int": "int16",
+    "signed char": "int8",
+    "unsigned char": "int8",
+    "char": "int8",
+    "uint8": "int8",
+    "bool": "bool",
+}
+
+
+def dtype(spelling: str | None) -> str | None:
+    """Our name for a number format, from any known spelling; None where it is not one."""
+    if not spelling:
+        return None
+    name = spelling.strip().lower().removeprefix("torch.")
+    return name if name in ITEMSIZE else _SPELLINGS.get(name)
+
+
+def itemsize(name: str | None) -> float | None:
+    """Bytes an element of one of our dtype names; None where the name is unknown."""
+    return None if name is None else ITEMSIZE.get(name)

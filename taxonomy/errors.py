@@ -1,0 +1,27 @@
+"""The one exception type that users see: what was wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PrunescopeError(Exception):
+    """A bad request or a bad input. The front door prints it and exits with `exit_code`.
+
+    `problem` says in one sentence what was wrong and where; `hint` says what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, hint: str) -> None:
+        super().__init__(f"{problem}\n  hint: {hint}")
+        self.problem = problem
+        self.hint = hint
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
+    """The `count` known names most like `name`, as a comma-separated sentence part."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.4)
+    return ", ".join(close or names[:count])

@@ -1,0 +1,34 @@
+"""Dynamic depth: whole layers are skipped for an input, or an early exit is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Knob, Point, pattern
+from taxonomy.keep import removed_layers
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """int(n·s) layers do not run in this forward; their weights stay in memory."""
+    left = shape.layers - removed_layers(shape.layers, point.sparsity)
+    return [replace(dense_plan(shape, work), attention_layers=left, mlp_layers=left)]
+
+
+FAMILY = Family(
+    id="dynamic-depth",
+    title="Dynamic depth",
+    dynamics="dynamic",
+    axes=pattern("M M M M M M"),
+    unit="layers, per input",
+    methods=("early exit", "layer skipping"),
+    plans=plans,
+    extension=True,
+    knobs={
+        "exit": Knob("skip", "which layers an input skips: any, or the last", ("skip", "early"))
+    },
+    adds=("routing",),
+    keeps_weights=True,
+)

@@ -1,0 +1,48 @@
+"""Dynamic M: each token is routed past sublayers, separately for attention and MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Point, pattern
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+_ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expert", "router")
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """q, o and the MLP see p·T rows, k and v all; active queries attend to all keys.
+
+    A weight is read where any of the step's T tokens is active: with probability 1 − s^T.
+    """
+    s = point.sparsity
+    if s == 0:
+        return [dense_plan(shape, work)]
+    p = 1 - s
+    rows = dict.fromkeys((*_ROUTED, "mlp_norm", "activation"), p)
+    return [
+        replace(
+            dense_plan(shape, work),
+            rows=rows,
+            read=dict.fromkeys(_ROUTED, 1 - s**work.rows),
+            scores=p,
+            queries=p,
+            keys=p,
+            routers=True,
+        )
+    ]
+
+
+FAMILY = Family(
+    id="dynamic-m",
+    title="Dynamic M",
+    dynamics="dynamic",
+    axes=pattern("M M M M M M"),
+    unit="tokens, per sublayer",
+    methods=("MoD", "SkipGPT", "D-LLM"),
+    plans=plans,
+    adds=("gemm", "routing", "gather_scatter", "elementwise"),
+    keeps_weights=True,
+)

@@ -1,0 +1,36 @@
+"""Dynamic NK: key/value blocks are skipped, chosen for each query block at run time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Knob, Point, pattern
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Attention FLOPs × p and, in decode, cache reads × p; with values only × (1 − s/2)."""
+    s = point.sparsity
+    share = 1 - s / 2 if point.knobs["blocks"] == "value" else 1 - s
+    return [replace(dense_plan(shape, work), scores=share, keys=share)]
+
+
+FAMILY = Family(
+    id="dynamic-nk",
+    title="Dynamic NK",
+    dynamics="dynamic",
+    axes=pattern("- N K - - -"),
+    unit="key/value blocks per query block",
+    methods=("SeerAttention", "BLASST"),
+    plans=plans,
+    knobs={
+        "blocks": Knob(
+            "key_value", "skip blocks of QKᵀ and PV, or of PV alone", ("key_value", "value")
+        ),
+        "block": Knob(64, "tokens in a block of queries or keys"),
+    },
+    adds=("elementwise", "batched_gemm", "softmax", "routing"),
+    keeps_weights=True,
+)

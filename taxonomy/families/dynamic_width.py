@@ -1,0 +1,41 @@
+"""Dynamic width: each token uses a part of the MLP's channels, chosen at run time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.families.static_nk import with_channels
+from taxonomy.family import Family, Point, pattern
+from taxonomy.plan import Piece, Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """f' = up16(int(f·p)) channels a token. A channel is read where any of T tokens uses it:
+    with probability 1 − (1 − f'/f)^T."""
+    narrow = with_channels(shape, point)
+    dense = {shape.intermediate, shape.expert_intermediate, shape.shared_intermediate} - {0}
+    kept = {narrow.intermediate, narrow.expert_intermediate, narrow.shared_intermediate} - {0}
+    width, full = max(kept), max(dense)
+    union = (1 - (1 - width / full) ** work.rows) * full / width
+
+    def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
+        mlp = role in ("gate", "up", "down", "experts")
+        return (Piece(n, k, stored=union if mlp else 1),)
+
+    return [replace(dense_plan(narrow, work), linear=linear)]
+
+
+FAMILY = Family(
+    id="dynamic-width",
+    title="Dynamic width",
+    dynamics="dynamic",
+    axes=pattern("- - - - N K"),
+    unit="MLP channels, per token",
+    methods=("WIDE",),
+    plans=plans,
+    extension=True,
+    adds=("reduction", "routing", "gather_scatter"),
+    keeps_weights=True,
+)

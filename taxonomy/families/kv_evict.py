@@ -1,0 +1,39 @@
+"""Eviction of cached keys: attention in decode sees a shorter cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Knob, Point, pattern
+from taxonomy.keep import kept_count
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys."""
+    if work.prefill:
+        return [dense_plan(shape, work)]
+    return [dense_plan(shape, replace(work, context=kept_count(work.keys, point.sparsity)))]
+
+
+FAMILY = Family(
+    id="kv-evict",
+    title="KV eviction",
+    dynamics="dynamic",
+    axes=pattern("- N K - - -"),
+    unit="cached keys and values",
+    methods=("H2O", "SnapKV", "sliding window"),
+    plans=plans,
+    extension=True,
+    knobs={
+        "keep": Knob(
+            "attention",
+            "which keys stay: the most attended, or the latest",
+            ("attention", "recent"),
+        )
+    },
+    adds=("routing", "gather_scatter"),
+    keeps_weights=True,
+)

@@ -1,0 +1,41 @@
+"""Static K, 2:4: two of every four weights along K are kept, for sparse tensor cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Point, pattern
+from taxonomy.keep import check_semi_structured
+from taxonomy.plan import Piece, Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:
+    """2MN(K/2) FLOPs at the dense peak. Stored: half the values and a 2-bit index for each, so
+    1/2 + 1/(8·itemsize) of the dense bytes: 9/16 at 16 bit."""
+    return (Piece(n, k, flop=0.5, stored=0.5 + 1 / (8 * itemsize), numbers=0.5),)
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Every weight of the layers in the 2:4 format; attention, cache and head as dense."""
+    if point.sparsity == 0:
+        return [dense_plan(shape, work)]
+    check_semi_structured(point.sparsity)
+
+    def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
+        return _sparse(role, n, k, work.itemsize)
+
+    return [replace(dense_plan(shape, work), linear=linear)]
+
+
+FAMILY = Family(
+    id="static-k-24",
+    title="Static K, 2:4",
+    dynamics="static",
+    axes=pattern("K - - K K K"),
+    unit="2 of every 4 weights along K",
+    methods=("SparseGPT", "Wanda", "MaskLLM"),
+    plans=plans,
+    adds=("layout",),
+)

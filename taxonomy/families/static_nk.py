@@ -1,0 +1,50 @@
+"""Static NK: KV-head groups and MLP channels go, N of a producer with K of its consumer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taxonomy.family import Family, Knob, Point, pattern
+from taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+ROUNDING = Knob("nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS)
+
+
+def with_heads(shape: ModelShape, point: Point) -> ModelShape:
+    """n_kv' = max(1, round(n_kv·p)) groups: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
+    kept = kept_kv_heads(shape.kv_heads, point.sparsity, str(point.knobs["rounding"]))
+    return replace(shape, kv_heads=kept, heads=kept * shape.group)
+
+
+def with_channels(shape: ModelShape, point: Point) -> ModelShape:
+    """f' = up16(int(f·p)): gate, up N = f'; down K = f'. Experts keep their number."""
+
+    def kept(width: int) -> int:
+        return kept_intermediate(width, point.sparsity) if width else 0
+
+    return replace(
+        shape,
+        intermediate=kept(shape.intermediate),
+        expert_intermediate=kept(shape.expert_intermediate),
+        shared_intermediate=kept(shape.shared_intermediate),
+    )
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Both: attention and cache scale with the KV heads, the MLP with its channels."""
+    return [dense_plan(with_channels(with_heads(shape, point), point), work)]
+
+
+FAMILY = Family(
+    id="static-nk",
+    title="Static NK",
+    dynamics="static",
+    axes=pattern("N M M K N K"),
+    unit="KV-head groups and MLP channels",
+    methods=("LLM-Pruner", "FLAP", "Týr-the-Pruner"),
+    plans=plans,
+    knobs={"rounding": ROUNDING},
+)

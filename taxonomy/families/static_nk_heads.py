@@ -1,0 +1,27 @@
+"""Static NK, heads only: KV-head groups are removed, the MLP stays."""
+
+from __future__ import annotations
+
+from taxonomy.families.static_nk import ROUNDING, with_heads
+from taxonomy.family import Family, Point, pattern
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Fewer KV heads with their query heads; the cache shrinks with them."""
+    return [dense_plan(with_heads(shape, point), work)]
+
+
+FAMILY = Family(
+    id="static-nk-heads",
+    title="Static NK, heads",
+    dynamics="static",
+    axes=pattern("N M M K - -"),
+    unit="KV-head groups",
+    methods=("LLM-Pruner", "FLAP", "head pruning"),
+    plans=plans,
+    extension=True,
+    knobs={"rounding": ROUNDING},
+)

@@ -1,0 +1,26 @@
+"""Static NK, MLP only: channels of gate, up and down are removed, attention stays."""
+
+from __future__ import annotations
+
+from taxonomy.families.static_nk import with_channels
+from taxonomy.family import Family, Point, pattern
+from taxonomy.plan import Plan, Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Fewer channels in each MLP and each expert."""
+    return [dense_plan(with_channels(shape, point), work)]
+
+
+FAMILY = Family(
+    id="static-nk-mlp",
+    title="Static NK, MLP",
+    dynamics="static",
+    axes=pattern("- - - - N K"),
+    unit="MLP channels",
+    methods=("LLM-Pruner", "FLAP", "neuron pruning"),
+    plans=plans,
+    extension=True,
+)

@@ -1,0 +1,56 @@
+"""A GEMM and its three logical axes, and what pruning moved between two of them.
+
+O = A·Wᵀ with A[M, K] and W[N, K]: M counts tokens, N output features, K input features. These are
+logical axes: a library may swap them in memory (column-major BLAS, 2:4 kernels run W·Xᵀ).
+FLOPs count a multiply and an add; bytes are compulsory traffic, every operand once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The axis of a GEMM row in a report; see `axis_moved`.
+AXES = ("none", "M", "N", "K", "NK", "heads", "rank", "2:4", "gone", "added", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """A (batched) matrix product [batch, m, k] x [batch, k, n]."""
+
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+
+    @property
+    def flop(self) -> int:
+        """2·M·N·K for every matrix of the batch."""
+        return 2 * self.batch * self.m * self.n * self.k
+
+    def bytes(self, itemsize: float) -> float:
+        """Compulsory bytes: A, W and O once each, `itemsize` bytes an element."""
+        return itemsize * self.batch * (self.m * self.k + self.n * self.k + self.m * self.n)
+
+    def intensity(self, itemsize: float) -> float:
+        """FLOP per compulsory byte."""
+        return self.flop / self.bytes(itemsize)
+
+
+def axis_moved(dense: Gemm, pruned: Gemm) -> str:
+    """Which of the axes moved between a dense GEMM and the pruned one that replaces it.
+
+    "none", "M", "N", "K", "NK", "heads" (only the batch of a batched GEMM fell) or "unknown"
+    (M moved together with N or K, or the batch with a dimension: no family does that to one GEMM).
+    """
+    moved = "".join(
+        letter
+        for letter, old, new in (
+            ("B", dense.batch, pruned.batch),
+            ("M", dense.m, pruned.m),
+            ("N", dense.n, pruned.n),
+            ("K", dense.k, pruned.k),
+        )
+        if old != new
+    )
+    known = {"": "none", "B": "heads", "M": "M", "N": "N", "K": "K", "NK": "NK"}
+    return known.get(moved, "unknown")

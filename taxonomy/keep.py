@@ -1,0 +1,124 @@
+"""How many layers, heads, channels or ranks a sparsity keeps, with the roundings of each family.
+
+Counts in, counts out; the tracer's pruners and the theory call the same functions. A request that
+no model can satisfy (0 heads, a rank that saves nothing, 2:4 at another sparsity) is an error.
+"""
+
+from __future__ import annotations
+
+import math
+
+from taxonomy.errors import PrunescopeError
+
+ROUNDINGS = ("nearest", "paper")
+# Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
+_EPSILON = 1e-9
+
+
+def check_sparsity(sparsity: float) -> float:
+    """`sparsity` itself where 0 ≤ s < 1; else PrunescopeError."""
+    if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
+        raise PrunescopeError(
+            f"sparsity {sparsity} is outside [0, 1)",
+            hint="0.25 removes a quarter; 1 leaves nothing",
+        )
+    return float(sparsity)
+
+
+def check_semi_structured(sparsity: float) -> float:
+    """0.5, the only sparsity of the 2:4 format; else PrunescopeError."""
+    if check_sparsity(sparsity) != 0.5:
+        raise PrunescopeError(
+            f"2:4 sparsity is 0.5, not {sparsity}",
+            hint="2 of every 4 weights are kept: use --sparsity 0.5, or static-k-mask for others",
+        )
+    return 0.5
+
+
+def up16(x: float) -> int:
+    """x rounded up to a multiple of 16."""
+    return 16 * math.ceil(int(x) / 16)
+
+
+def floor_of(x: float) -> int:
+    """int(x), but 2.9999999999 (an exact 3 in decimal) is 3."""
+    return int(x + _EPSILON)
+
+
+def removed_layers(layers: int, sparsity: float) -> int:
+    """int(n·s) sublayers of each kind, or whole layers (static-m)."""
+    return floor_of(layers * check_sparsity(sparsity))
+
+
+def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> int:
+    """KV heads left: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
+
+    The paper's int() of a single-head share may be 0: then PrunescopeError.
+    """
+    share = kv_heads * (1 - check_sparsity(sparsity))
+    if rounding not in ROUNDINGS:
+        raise PrunescopeError(
+            f"no rounding is called {rounding!r}", hint=f"one of {', '.join(ROUNDINGS)}"
+        )
+    if rounding == "nearest":
+        return max(1, round(round(share, 9)))
+    kept = floor_of(share)
+    if kept == 0:
+        raise PrunescopeError(
+            f"int({kv_heads} KV heads x {1 - sparsity:g}) leaves 0 heads",
+            hint="use a lower sparsity, or rounding=nearest, which keeps one head at least",
+        )
+    return kept
+
+
+def kept_intermediate(intermediate: int, sparsity: float) -> int:
+    """MLP channels left: up16(int(f·p)), never more than f."""
+    kept = up16(floor_of(intermediate * (1 - check_sparsity(sparsity))))
+    return _some(min(kept, intermediate), "MLP channels", intermediate, sparsity)
+
+
+def kept_hidden(hidden: int, sparsity: float) -> int:
+    """Residual-stream dimensions left: up16(int(h·p)), never more than h."""
+    kept = up16(floor_of(hidden * (1 - check_sparsity(sparsity))))
+    return _some(min(kept, hidden), "hidden dimensions", hidden, sparsity)
+
+
+def low_rank(n: int, k: int, sparsity: float) -> int:
+    """The rank r = up16(int(p·N·K/(N+K))) of a weight [N, K] (static-k-lowrank).
+
+    Raises PrunescopeError where r ≥ N·K/(N+K): the pair would cost as much as the matrix.
+    """
+    rank = _rank(n, k, sparsity)
+    if not _saves(rank, n, k):
+        raise PrunescopeError(
+            f"rank {rank} of a [{n}, {k}] weight saves nothing (break-even {n * k / (n + k):.0f})",
+            hint="raise the sparsity, or leave this matrix out",
+        )
+    return rank
+
+
+def low_rank_or_dense(n: int, k: int, sparsity: float) -> int | None:
+    """`low_rank`, or None where the pair would save nothing and the matrix stays dense."""
+    rank = _rank(n, k, sparsity)
+    return rank if _saves(rank, n, k) else None
+
+
+def kept_count(total: int, sparsity: float) -> int:
+    """max(1, int(total·p)): tokens, cached keys, blocks or ranks kept of `total`."""
+    return max(1, floor_of(total * (1 - check_sparsity(sparsity))))
+
+
+def _rank(n: int, k: int, sparsity: float) -> int:
+    return up16(floor_of((1 - check_sparsity(sparsity)) * n * k / (n + k)))
+
+
+def _saves(rank: int, n: int, k: int) -> bool:
+    return 0 < rank * (n + k) < n * k
+
+
+def _some(kept: int, what: str, total: int, sparsity: float) -> int:
+    if kept == 0:
+        raise PrunescopeError(
+            f"sparsity {sparsity} leaves 0 of {total} {what}", hint="use a lower sparsity"
+        )
+    return kept

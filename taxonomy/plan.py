@@ -1,0 +1,130 @@
+"""The words of the theory: a workload, what a family changes of a stack of layers, and an op.
+
+Workload and Plan are the input of `taxonomy.theory`, Op is its output. FLOPs count multiply and
+add; bytes are compulsory traffic; shares lie in 0..1; time is seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.gemm import Gemm
+from taxonomy.shape import ModelShape
+
+PHASES = ("prefill", "decode")
+LOGITS = ("last", "all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One forward: a prefill of [batch, prompt_len], or one decode step.
+
+    `context` is L, the keys a decode query sees, itself included; `prompt_len` where it is None.
+    """
+
+    phase: str
+    batch: int = 1
+    prompt_len: int = 512
+    context: int | None = None
+    logits: str = "last"
+    itemsize: float = 2
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES or self.logits not in LOGITS:
+            raise PrunescopeError(
+                f"no phase {self.phase!r} with logits {self.logits!r}",
+                hint="phases are prefill and decode, logits last and all",
+            )
+        if self.batch < 1 or self.prompt_len < 1 or (self.context is not None and self.context < 1):
+            raise PrunescopeError(
+                f"batch {self.batch}, prompt {self.prompt_len}, context {self.context}: below 1",
+                hint="give at least one sequence of one token",
+            )
+
+    @property
+    def prefill(self) -> bool:
+        """Whether this is a prefill."""
+        return self.phase == "prefill"
+
+    @property
+    def keys(self) -> int:
+        """S in prefill, L in decode."""
+        return self.prompt_len if self.prefill or self.context is None else self.context
+
+    @property
+    def rows(self) -> int:
+        """T: tokens through a layer."""
+        return self.batch * self.prompt_len if self.prefill else self.batch
+
+    @property
+    def head_rows(self) -> int:
+        """T_o: tokens through lm_head."""
+        return self.rows if self.logits == "all" else self.batch
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A GEMM that stands for (a part of) one weight [n, k]: its share of the dense FLOPs of that
+    shape, of the bytes of that shape as stored, and of its numbers."""
+
+    n: int
+    k: int
+    flop: float = 1
+    stored: float = 1
+    numbers: float = 1
+
+
+def whole(_role: str, n: int, k: int) -> tuple[Piece, ...]:
+    """The weight as it is: one GEMM."""
+    return (Piece(n, k),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a family makes of a stack of equal layers.
+
+    `rows` and `read` give, by role, the share of the tokens that a GEMM sees and of its weights
+    that are read; a role that is not there has share 1. Attention: `scores` is the share of the
+    query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode.
+    """
+
+    shape: ModelShape
+    work: Workload
+    attention_layers: float
+    mlp_layers: float
+    rows: Mapping[str, float] = field(default_factory=dict)
+    read: Mapping[str, float] = field(default_factory=dict)
+    scores: float = 1
+    queries: float = 1
+    keys: float = 1
+    linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
+    routers: bool = False  # a router [T, h] -> 1 in each sublayer
+    residual: bool = False  # an h x h GEMM on each sublayer's residual
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One op of a forward, in one layer. `gemms` are whole numbers; `flop` and `bytes` are
+    expectations. An attention has two GEMMs, of groups qk and pv. `parameters` counts numbers."""
+
+    name: str  # pairs dense and pruned
+    role: str
+    group: str
+    cls: str  # "matmul" | "attention" | "pointwise"
+    layers: float
+    flop: float
+    bytes: float
+    gemms: tuple[Gemm, ...] = ()
+    weight_bytes: float = 0  # read in this forward
+    kv_read: float = 0
+    kv_write: float = 0
+    parameters: float = 0
+    stored_bytes: float = 0
+    added: bool = False
+    bounded: bool = True  # part of the roofline bound
+
+    def seconds(self, *, flop_per_s: float, byte_per_s: float) -> float:
+        """max(F/π, Q/β) of one layer."""
+        return max(self.flop / flop_per_s, self.bytes / byte_per_s)

@@ -1,0 +1,43 @@
+"""Configs of well-known models, so that anyone can start without a download.
+
+In: a preset name (`llama-3.1-8b`). Out: the Hugging Face config as a dict. Each `<name>.json` here
+holds {"source": where the shape was published, "config": the config}. Weights are never included.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from taxonomy.errors import PrunescopeError, nearest
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
+    """Every preset, sorted."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
+
+
+def preset_config(name: str) -> dict[str, Any]:
+    """A fresh copy of the preset's config. Raises PrunescopeError with the nearest names."""
+    config: dict[str, Any] = _read(name)["config"]
+    return config
+
+
+def preset_source(name: str) -> str:
+    """Where the preset's shape was published. Raises PrunescopeError as `preset_config` does."""
+    return str(_read(name)["source"])
+
+
+def _read(name: str) -> dict[str, Any]:
+    key = name.lower()
+    if key not in preset_names():
+        raise PrunescopeError(
+            f"no model preset is called {name!r}", hint=f"nearest: {nearest(key, preset_names())}"
+        )
+    text = resources.files(__name__).joinpath(f"{key}.json").read_text(encoding="utf-8")
+    plain: dict[str, Any] = json.loads(text)
+    return plain

@@ -1,0 +1,145 @@
+"""The run manifest `run.json`: what one variant of a model is, how it was run and timed.
+
+Version 1. Times are integer ns, memory is bytes. No host, user, path or environment value.
+`pruning` says what the tool did; `census` says what the weights are. A verdict reads the census.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taxonomy.errors import PrunescopeError
+
+SCHEMA = 1
+MANIFEST = "run.json"
+
+
+@dataclass(kw_only=True)
+class PhaseRun:
+    """One phase of a run: its inputs, its unprofiled samples and its trace."""
+
+    batch: int
+    prompt_len: int
+    positions: list[int]  # [first, last + 1] cache positions of the query tokens
+    context: int  # L: mean number of keys a query of the last token sees, with the new token
+    logits: str  # "last" | "all"
+    cache: str  # "dynamic" | "static"
+    attention: str  # attention implementation: "sdpa", "eager", ...
+    mode: str  # "eager" | "compile" | "graph"
+    steps: int  # profiled steps in the trace
+    tokens_per_step: int  # tokens through the model in one step, over the batch
+    warmup: int
+    samples_ns: list[int] = field(default_factory=list)  # unprofiled, one a repeat
+    interleaved: str = "alternating"  # "alternating" | "blocks" | "alone"
+    trace: str = ""  # file name beside run.json
+    sha256: str = ""
+    eager_trace: str | None = None  # for graph and compile: where shapes and roles come from
+    peak_memory_bytes: int | None = None
+    kv_bytes: int | None = None
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The manifest of one variant. Unknown keys of a newer minor version are kept in `extra`."""
+
+    variant: str  # "dense" | "pruned"
+    model: dict[str, Any]  # id, architecture, config, shape
+    phases: dict[str, PhaseRun]
+    dtype: str
+    device: dict[str, Any]  # kind, name, threads, clocks, properties, peaks
+    versions: dict[str, str]
+    seeds: dict[str, int]
+    argv: list[str]
+    weight_bytes: int | None = None
+    parameters: int | None = None
+    layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
+    pruning: dict[str, Any] | None = None
+    census: dict[str, Any] | None = None
+    twin: dict[str, str] | None = None  # {"path": relative path of the dense run.json, "sha256"}
+    schema: int = SCHEMA
+    tool: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as it is written, keys in the order of the fields."""
+        plain = dataclasses.asdict(self)
+        plain.update(plain.pop("extra"))
+        head = {"schema": plain.pop("schema"), "tool": plain.pop("tool")}
+        return json.dumps({**head, **plain}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
+        """Read a manifest. Raises PrunescopeError on anything that is not one of version 1."""
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PrunescopeError(
+                f"{where} is not JSON ({error})", hint="trace the model again, or restore the file"
+            ) from None
+        if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
+            raise PrunescopeError(
+                f"{where} is not a run manifest of schema {SCHEMA}",
+                hint="use the prunescope version that wrote it, or trace the model again",
+            )
+        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        fields = {k: v for k, v in plain.items() if k in known}
+        extra = {k: v for k, v in plain.items() if k not in known}
+        try:
+            phases = {
+                str(name): PhaseRun(**_known(PhaseRun, phase))
+                for name, phase in dict(fields.pop("phases")).items()
+            }
+            run = cls(phases=phases, extra=extra, **fields)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise PrunescopeError(
+                f"{where} lacks a field of a run manifest ({error})",
+                hint="trace the model again with this version",
+            ) from None
+        _check(run, where)
+        return run
+
+
+def read_run(folder: Path) -> Run:
+    """The manifest of a run folder. Raises PrunescopeError where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise PrunescopeError(
+            f"no {MANIFEST} in {folder.name}/",
+            hint="give the folder that `prunescope trace --out` wrote, or a Chrome trace file",
+        )
+    return Run.from_json(path.read_bytes(), where=f"{folder.name}/{MANIFEST}")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known(cls: type[PhaseRun], plain: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in plain.items() if k in names}
+
+
+def _check(run: Run, where: str) -> None:
+    """The types that the analysis relies on."""
+    dicts = (run.model, run.device, run.versions)
+    optional = (run.pruning, run.census, run.twin)
+    good = all(isinstance(d, dict) for d in dicts)
+    good = good and all(d is None or isinstance(d, dict) for d in optional)
+    for phase in run.phases.values():
+        samples = phase.samples_ns
+        good = good and isinstance(samples, list)
+        good = good and all(isinstance(s, int) and s > 0 for s in samples)
+        good = good and isinstance(phase.trace, str) and "/" not in phase.trace
+        good = good and "\\" not in phase.trace and phase.trace not in (".", "..")
+    if not good:
+        raise PrunescopeError(
+            f"{where} has a field of the wrong type",
+            hint="trace the model again, or restore the file",
+        )

@@ -1,0 +1,176 @@
+"""The dimensions of a decoder-only model, from a Hugging Face config, and what it weighs.
+
+In: a config dict (any architecture whose names `taxonomy.config_names` knows). Out: ModelShape,
+with counts of parameters and of KV-cache elements. Counts are numbers stored, not bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from taxonomy.config_names import read_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A decoder's dimensions. `head_dim` is a field of its own: it need not be hidden/heads.
+
+    `other_layers` counts layers whose mixer is no attention (state space, linear attention).
+    """
+
+    model_type: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int  # of a query and a key
+    value_dim: int  # of a value; head_dim except with latent attention
+    intermediate: int  # of a plain MLP; 0 where every layer has experts only
+    vocab: int
+    gated: bool = True
+    tied: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0  # all shared experts of a layer together
+    moe_layers: int = 0
+    router_bias: bool = False
+    shared_gate: bool = False
+    window: int | None = None  # keys that a query of a sliding layer sees, itself included
+    sliding_layers: int = 0
+    other_layers: int = 0
+    q_rank: int | None = None  # latent attention: rank of the query and of the key/value pair
+    kv_rank: int | None = None
+    rope_dim: int = 0  # latent attention: the part of head_dim that carries positions
+    norms: int = 2  # norm vectors of length `hidden` a layer
+    norm_parameters: int = 1  # stored a norm element: 1 scale, 2 with bias, 0 without either
+    qk_norm_parameters: int = 0  # a layer
+    sinks: bool = False  # one learnt logit a query head
+    positions: int = 0  # rows of a learnt position table
+    embedding_norm: bool = False
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
+        """Read a Hugging Face config. Raises PrunescopeError that lists what is missing."""
+        return cls(**read_config(config))
+
+    @property
+    def group(self) -> int:
+        """G: query heads a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def q(self) -> int:
+        """Width of the queries, heads · head_dim."""
+        return self.heads * self.head_dim
+
+    @property
+    def c(self) -> int:
+        """Width of the keys, kv_heads · head_dim."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def v(self) -> int:
+        """Width of the values, kv_heads · value_dim."""
+        return self.kv_heads * self.value_dim
+
+    @property
+    def full_layers(self) -> int:
+        """Layers whose attention sees the whole context."""
+        return self.layers - self.sliding_layers - self.other_layers
+
+    @property
+    def mlp_layers(self) -> int:
+        """Layers with a plain MLP."""
+        return self.layers - self.moe_layers
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(N, K) of each weight matrix of an attention and a plain MLP, by role."""
+        h, f = self.hidden, self.intermediate
+        roles: dict[str, tuple[int, int]] = {}
+        if self.kv_rank is not None:
+            if self.q_rank:
+                roles["q_a"], roles["q_b"] = (self.q_rank, h), (self.q, self.q_rank)
+            else:
+                roles["q"] = (self.q, h)
+            nope = self.head_dim - self.rope_dim
+            roles["kv_a"] = (self.kv_rank + self.rope_dim, h)
+            roles["kv_b"] = (self.heads * (nope + self.value_dim), self.kv_rank)
+        else:
+            roles["q"], roles["k"], roles["v"] = (self.q, h), (self.c, h), (self.v, h)
+        roles["o"] = (h, self.heads * self.value_dim)
+        if f:
+            if self.gated:
+                roles["gate"] = (f, h)
+            roles["up"], roles["down"] = (f, h), (h, f)
+        return roles
+
+    def parameters(self) -> int:
+        """Every number stored, tied embeddings once."""
+        linears = self.linears()
+        attention = sum(n * k for role, (n, k) in linears.items() if role not in _MLP_ROLES)
+        attention += self.attention_extras()
+        mlp = sum(n * k for role, (n, k) in linears.items() if role in _MLP_ROLES)
+        mlp += self.mlp_biases(self.intermediate)
+        per_layer = self.norms * self.norm_parameters * self.hidden
+        total = self.layers * (attention + per_layer)
+        total += self.mlp_layers * mlp + self.moe_layers * self.moe_parameters()
+        return total + self.outside_parameters()
+
+    def attention_extras(self) -> int:
+        """Biases, query/key norms and sinks of one attention."""
+        extras = self.qk_norm_parameters + self.heads * self.sinks
+        extras += self.qkv_bias * sum(
+            n for role, (n, _) in self.linears().items() if role in ("q", "k", "v")
+        )
+        return extras + self.o_bias * self.hidden
+
+    def mlp_biases(self, intermediate: int) -> int:
+        """Bias numbers of one MLP (or one expert) with `intermediate` channels."""
+        return self.mlp_bias * (intermediate * (1 + self.gated) + self.hidden)
+
+    def moe_parameters(self) -> int:
+        """Experts, shared experts and router of one layer."""
+        matrices = 2 + self.gated
+        expert = matrices * self.hidden * self.expert_intermediate
+        expert += self.mlp_biases(self.expert_intermediate)
+        shared = matrices * self.hidden * self.shared_intermediate
+        router = self.experts * (self.hidden + self.router_bias)
+        return self.experts * expert + shared + router + self.shared_gate * self.hidden
+
+    def outside_parameters(self) -> int:
+        """Embeddings, final norm and head."""
+        h = self.hidden
+        tables = (1 if self.tied else 2) * self.vocab * h + self.positions * h
+        norms = (1 + self.embedding_norm) * self.norm_parameters * h
+        return tables + norms + self.head_bias * self.vocab
+
+    def weight_bytes(self, itemsize: float = 2) -> float:
+        """Bytes of all parameters at `itemsize` bytes each."""
+        return self.parameters() * itemsize
+
+    def kv_elements(self) -> int:
+        """Cache elements a token of one attention layer: keys and values as the model stores them.
+
+        With latent attention that is the expanded pair, as transformers caches it.
+        """
+        return self.c + self.v
+
+    def kv_bytes(self, *, batch: int, context: int, itemsize: float = 2) -> float:
+        """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window."""
+        sliding = min(context, self.window) if self.window else context
+        tokens = self.full_layers * context + self.sliding_layers * sliding
+        return batch * tokens * self.kv_elements() * itemsize
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for a manifest."""
+        return asdict(self)
+
+
+_MLP_ROLES = ("gate", "up", "down")

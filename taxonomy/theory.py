@@ -1,0 +1,270 @@
+"""A forward of a decoder, enumerated op by op: GEMMs, FLOPs and bytes, dense or pruned.
+
+In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
+the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
+The formulas are those of the taxonomy's theory (README of this folder, "Roofline bound").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.gemm import Gemm
+from taxonomy.plan import Op, Plan, Workload
+from taxonomy.roles import GROUPS
+from taxonomy.shape import ModelShape
+from taxonomy.theory_experts import expert_ops
+
+
+def dense_plan(shape: ModelShape, work: Workload) -> Plan:
+    """The dense forward. Raises PrunescopeError for layers that are no attention."""
+    if shape.other_layers:
+        raise PrunescopeError(
+            f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
+            hint="the theory covers decoders whose layers are attention and MLP; trace this one",
+        )
+    return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
+
+
+def forward(plans: Sequence[Plan]) -> list[Op]:
+    """Every op of a forward through the stacks of `plans`, first to last."""
+    first, last = plans[0], plans[-1]
+    ops = [_embedding(first)]
+    for plan in plans:
+        ops += [*attention_ops(plan), *mlp_ops(plan)]
+    return [*ops, *_head(last)]
+
+
+def attention_ops(plan: Plan) -> Iterable[Op]:
+    """The attention sublayers: norm, projections, rope, attention, o."""
+    shape, layers = plan.shape, plan.attention_layers
+    if not layers:
+        return
+    norms = shape.norms / 2 if shape.norms > 1 else 1
+    yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
+    for role, (n, k) in shape.linears().items():
+        if role not in ("o", "gate", "up", "down"):
+            yield from _linear(plan, role, n, k, layers)
+    share = plan.rows.get("q", 1)
+    rope = 2 * (share * shape.q + shape.c)
+    extras = shape.qk_norm_parameters + shape.heads * shape.sinks
+    yield _pointwise(plan, "rope", rope, layers, extras)
+    total = shape.full_layers + shape.sliding_layers
+    kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
+    for window, count, name in kinds:
+        if count:
+            yield _attention(plan, window, layers * count / total, name)
+    yield from _linear(plan, "o", *shape.linears()["o"], layers)
+    yield from _additions(plan, "attention", layers)
+
+
+def mlp_ops(plan: Plan) -> Iterable[Op]:
+    """The MLP sublayers: norm, gate, up, activation, down; or router and experts."""
+    shape, layers = plan.shape, plan.mlp_layers
+    if not layers:
+        return
+    norms = shape.norms / 2 if shape.norms > 1 else 1
+    numbers = _norm_numbers(shape) if shape.norms > 1 else 0
+    yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
+    plain = layers * shape.mlp_layers / shape.layers
+    if plain:
+        for role in ("gate", "up", "down"):
+            if role in shape.linears():
+                yield from _linear(plan, role, *shape.linears()[role], plain)
+        width = (2 + shape.gated) * shape.intermediate
+        yield _pointwise(plan, "activation", width, plain, 0)
+    if shape.moe_layers:
+        yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
+    yield from _additions(plan, "mlp", layers)
+
+
+def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
+    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N)."""
+    b, rows = plan.work.itemsize, plan.work.rows * plan.rows.get(role, 1)
+    pieces = plan.linear(role, n, k)
+    for index, piece in enumerate(pieces):
+        numbers = piece.n * piece.k
+        read = b * piece.stored * numbers * plan.read.get(role, 1)
+        bias = _bias(plan.shape, role) if index == len(pieces) - 1 else 0
+        yield Op(
+            name=role,
+            role=role,
+            group=GROUPS[role],
+            cls="matmul",
+            layers=layers,
+            gemms=(Gemm(max(1, round(rows)), piece.n, piece.k),),
+            flop=2 * rows * numbers * piece.flop,
+            bytes=b * rows * (piece.k + piece.n) + read,
+            weight_bytes=read,
+            parameters=numbers * piece.numbers + bias,
+            stored_bytes=b * (piece.stored * numbers + bias),
+        )
+
+
+def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
+    """Fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L."""
+    shape, work = plan.shape, plan.work
+    b, batch, keys = work.itemsize, work.batch, work.keys
+    seen = min(keys, window) if window else keys
+    pairs: float = seen
+    queries = work.prompt_len if work.prefill else 1
+    if work.prefill:
+        pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
+    per_head = shape.head_dim + shape.value_dim
+    q_io = shape.heads * per_head * queries * batch * plan.queries
+    new = batch * queries * shape.kv_elements()
+    read = 0.0 if work.prefill else b * batch * seen * shape.kv_elements() * plan.keys
+    heads = batch * shape.heads
+    rows = max(1, round(queries * plan.queries))
+    columns = max(1, round((keys if work.prefill else seen) * plan.scores / plan.queries))
+    return Op(
+        name=f"attention.{name}",
+        role="attention",
+        group="qk",
+        cls="attention",
+        layers=layers,
+        gemms=(
+            Gemm(rows, columns, shape.head_dim, heads),
+            Gemm(rows, shape.value_dim, columns, heads),
+        ),
+        flop=2 * batch * shape.heads * per_head * pairs * plan.scores,
+        bytes=b * (q_io + new) + read,
+        kv_read=read,
+        kv_write=b * new,
+    )
+
+
+def _additions(plan: Plan, sublayer: str, layers: float) -> Iterable[Op]:
+    """Routers and residual projections that pruning put into a sublayer."""
+    h, b, rows = plan.shape.hidden, plan.work.itemsize, plan.work.rows
+    wanted = ((plan.routers, "router", 1), (plan.residual, "residual", h))
+    for present, role, n in wanted:
+        if not present:
+            continue
+        yield Op(
+            name=f"added.{sublayer}.{role}",
+            role=role,
+            group="added",
+            cls="matmul",
+            layers=layers,
+            gemms=(Gemm(rows, n, h),),
+            flop=2 * rows * n * h,
+            bytes=b * (rows * (n + h) + n * h),
+            weight_bytes=b * n * h,
+            parameters=n * h,
+            stored_bytes=b * n * h,
+            added=True,
+        )
+
+
+def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: float) -> Op:
+    """Element-wise work as if fused into its neighbours: `elements` a token, read or written."""
+    b = plan.work.itemsize
+    return Op(
+        name=role,
+        role=role,
+        group="other",
+        cls="pointwise",
+        layers=layers,
+        flop=0,
+        bytes=b * elements * plan.work.rows * plan.rows.get(role, 1),
+        parameters=numbers,
+        stored_bytes=b * numbers,
+    )
+
+
+def _embedding(plan: Plan) -> Op:
+    shape, b = plan.shape, plan.work.itemsize
+    numbers = (shape.vocab + shape.positions) * shape.hidden
+    numbers += shape.embedding_norm * shape.norm_parameters * shape.hidden
+    return Op(
+        name="embedding",
+        role="embedding",
+        group="other",
+        cls="pointwise",
+        layers=1,
+        flop=0,
+        bytes=2 * b * plan.work.rows * shape.hidden,
+        parameters=numbers,
+        stored_bytes=b * numbers,
+        bounded=False,
+    )
+
+
+def _head(plan: Plan) -> Iterable[Op]:
+    shape, work, b = plan.shape, plan.work, plan.work.itemsize
+    h, vocab, rows = shape.hidden, shape.vocab, work.head_rows
+    norm = shape.norm_parameters * h
+    yield Op(
+        name="final_norm",
+        role="final_norm",
+        group="other",
+        cls="pointwise",
+        layers=1,
+        flop=0,
+        bytes=2 * b * work.rows * h,
+        parameters=norm,
+        stored_bytes=b * norm,
+        bounded=False,
+    )
+    numbers = (0 if shape.tied else vocab * h) + shape.head_bias * vocab
+    yield Op(
+        name="lm_head",
+        role="lm_head",
+        group="lm_head",
+        cls="matmul",
+        layers=1,
+        gemms=(Gemm(rows, vocab, h),),
+        flop=2 * rows * vocab * h,
+        bytes=b * (rows * (vocab + h) + vocab * h),
+        weight_bytes=b * vocab * h,
+        parameters=numbers,
+        stored_bytes=b * numbers,
+    )
+
+
+def _norm_numbers(shape: ModelShape) -> float:
+    """Stored numbers of the norms of one sublayer."""
+    count = shape.norms / 2 if shape.norms > 1 else 1
+    return count * shape.norm_parameters * shape.hidden
+
+
+def _bias(shape: ModelShape, role: str) -> int:
+    n = shape.linears()[role][0]
+    if role in ("q", "k", "v"):
+        return n * shape.qkv_bias
+    if role == "o":
+        return n * shape.o_bias
+    return n * shape.mlp_bias if role in ("gate", "up", "down") else 0
+
+
+def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> float:
+    """Seconds of a forward at two peaks: Σ layers · max(F/π, Q/β) over the ops in the bound."""
+    return sum(
+        op.layers * op.seconds(flop_per_s=flop_per_s, byte_per_s=byte_per_s)
+        for op in ops
+        if op.bounded
+    )
+
+
+def kv_cache_bytes(plans: Sequence[Plan]) -> float:
+    """Cache after the forward: what each stack's attention layers keep of its context."""
+    return sum(
+        plan.shape.kv_bytes(
+            batch=plan.work.batch, context=plan.work.keys, itemsize=plan.work.itemsize
+        )
+        * plan.attention_layers
+        / plan.shape.layers
+        for plan in plans
+    )
+
+
+def flop(ops: Iterable[Op]) -> float:
+    """FLOPs of a forward."""
+    return sum(op.layers * op.flop for op in ops)
+
+
+def traffic(ops: Iterable[Op]) -> float:
+    """Compulsory bytes of a forward."""
+    return sum(op.layers * op.bytes for op in ops)

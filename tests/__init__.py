@@ -1,0 +1,1 @@
+"""Tests. A package, so that `tests.chrome` is ours and not somebody's stray top-level `tests`."""

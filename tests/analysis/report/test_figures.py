@@ -1,0 +1,108 @@
+"""Figures: size, embedded fonts, no overlapping text, negative rows drawn backwards."""
+
+from __future__ import annotations
+
+import struct
+from itertools import combinations
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.report import figures
+from analysis.report.ledger_view import waterfall
+from analysis.report.model import Row
+from tests.analysis.report import example
+
+
+def test_png_is_one_column_wide_at_300_dpi() -> None:
+    files = figures.figure_files(example.two_phases(), "png")
+    assert set(files) == {"ladder-prefill.png", "ledger-prefill.png", "ladder-decode.png",
+                          "ledger-decode.png"}  # fmt: skip
+    for data in files.values():
+        assert data.startswith(b"\x89PNG")
+        (width,) = struct.unpack(">I", data[16:20])
+        assert width == round(figures.WIDTH * 300)
+
+
+def test_pdf_fonts_are_type_42() -> None:
+    for data in figures.figure_files(example.two_phases(), "pdf").values():
+        assert data.startswith(b"%PDF")
+        assert b"/CIDFontType2" in data and b"/Type3" not in data
+
+
+def test_figures_are_reproducible() -> None:
+    for ending in ("png", "pdf", "svg"):
+        first = figures.figure_files(example.two_phases(), ending)
+        assert first == figures.figure_files(example.two_phases(), ending)
+
+
+def test_a_trace_alone_shows_its_kinds() -> None:
+    assert set(figures.figure_files(example.alone(), "svg")) == {"kinds-trace.svg"}
+
+
+def kept_figures(monkeypatch: pytest.MonkeyPatch, report: Any) -> list[Figure]:
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, _: str) -> bytes:
+        figure.set_dpi(300)
+        figure.draw_without_rendering()
+        kept.append(figure)
+        return b""
+
+    monkeypatch.setattr(figures, "_saved", keep)
+    figures.figure_files(report, "png")
+    return kept
+
+
+@pytest.mark.parametrize(
+    "report", [example.two_phases(), example.alone(), example.hostile(example.two_phases())]
+)
+def test_no_text_overlaps_or_leaves_the_page(report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for figure in kept_figures(monkeypatch, report):
+        (axes,) = figure.axes
+        texts = [*axes.texts, *axes.get_yticklabels(), axes.xaxis.label, *axes.get_xticklabels()]
+        low, high = axes.get_xlim()
+        outside = {id(t) for t, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+                   if not low <= x <= high}  # fmt: skip
+        boxes = [t.get_window_extent() for t in texts if t.get_text() and id(t) not in outside]
+        # A box is a whole line high, with room for letters that the text may not have.
+        for a, b in combinations([box.expanded(1, 0.75) for box in boxes], 2):
+            assert not a.overlaps(b)
+        page = figure.bbox
+        assert all(b.x0 >= page.x0 - 1 and b.x1 <= page.x1 + 1 for b in boxes)
+
+
+def test_every_axis_names_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = [f.axes[0].get_xlabel() for f in kept_figures(monkeypatch, example.two_phases())]
+    assert labels == [
+        "speedup (dense ÷ pruned), prefill", "time of a step (ms), prefill, unprofiled",
+        "speedup (dense ÷ pruned), decode", "time of a step (ms), decode, unprofiled",
+    ]  # fmt: skip
+
+
+def test_dollars_are_not_mathematics() -> None:
+    report = example.two_phases()
+    report.phases = {r"$\frac{1}{0}$ $x": report.phases["prefill"]}
+    (svg, _) = figures.figure_files(report, "svg").values()
+    assert rb"$\frac{1}{0}$ $x" in svg
+
+
+def test_a_negative_row_goes_back_and_the_waterfall_ends_at_the_pruned_wall() -> None:
+    rows = example.prefill_ledger()
+    bars, (low, high) = waterfall(rows)
+    named = {row.row: bar for row, bar in zip(rows, bars, strict=True)}
+    assert named["added_work"].end < named["added_work"].start
+    assert named["added_work"].tone == "gain" and named["shape"].tone == "quiet"
+    assert named["launch_idle"].end == pytest.approx(named["pruned"].end)
+    assert low + named["dense"].end * (high - low) == pytest.approx(140e6)
+    assert all(0 <= x <= 1 for bar in bars for x in (bar.start, bar.end))
+
+
+@pytest.mark.parametrize("dense", [0.0, 1.0, 140e6])
+def test_dense_against_dense_can_be_drawn(dense: float) -> None:
+    names = ["dense", "promised", "coverage", "pruned"]
+    rows = [Row(row=name, ns=0.0 if name == "coverage" else dense) for name in names]
+    bars, (low, high) = waterfall(rows)
+    assert low < high
+    assert len({bar.end for bar in bars}) == 1

@@ -1,0 +1,92 @@
+"""The HTML page: self-contained, sortable, and deaf to hostile strings."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+
+from analysis.report.html import render_html
+from tests.analysis.report import example
+
+VOID = {"meta", "br", "rect", "line"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes, text, and whether every element is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_pages_are_well_formed() -> None:
+    for report in (example.two_phases(), example.alone()):
+        assert Page(render_html(report)).open == []
+
+
+def test_nothing_is_loaded_from_anywhere() -> None:
+    page = Page(render_html(example.two_phases()))
+    assert not page.tags & {"img", "link", "iframe", "object", "embed", "base"}
+    links = [value for name, value in page.attributes if name in ("href", "src")]
+    assert links and all(value and value.startswith("#") for value in links)
+
+
+def test_the_policy_allows_only_our_script() -> None:
+    page = render_html(example.two_phases())
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.replace("&#43;", "+")
+    assert "default-src 'none'" in page
+
+
+def test_hostile_strings_are_visible_and_inert() -> None:
+    plain = Page(render_html(example.two_phases()))
+    raw = render_html(example.hostile(example.two_phases()))
+    page = Page(raw)
+    assert page.tags == plain.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "<img src=x" not in raw and "&lt;img src=x" in raw
+    assert "\x1b" not in raw
+    assert example.HOSTILE.replace("\x1b", r"\x1b") in page.text
+
+
+def test_a_kernel_of_a_bare_trace_is_named() -> None:
+    raw = render_html(example.alone(example.HOSTILE))
+    assert "&lt;img src=x" in raw and "<img" not in raw
+
+
+def test_numbers_sort_by_their_raw_value() -> None:
+    raw = render_html(example.two_phases())
+    assert re.search(r'data-v="21300000">21\.300</td>', raw)
+    assert 'data-v=""' in raw  # an unknown sorts below every number
+
+
+def test_the_ledger_is_drawn_for_every_row() -> None:
+    raw = render_html(example.two_phases())
+    ledger = raw[raw.index('<table class="ledger">') :]
+    ledger = ledger[: ledger.index("</table>")]
+    assert ledger.count("<svg") == 9
+    assert ledger.count('class="mark"') == 3  # dense, promised, pruned
+    assert ledger.count('<rect class="gain"') == 1  # added work is negative

@@ -1,0 +1,84 @@
+"""Markdown and LaTeX: whole tables, escaped strings, and a document that compiles."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from analysis.report.latex import render_latex
+from analysis.report.markdown import render_markdown
+from analysis.report.model import Report
+from analysis.report.write import write_report
+from tests.analysis.report import example
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage{booktabs,siunitx,graphicx,array}
+\begin{document}
+\input{report.tex}
+\end{document}
+"""
+
+
+def test_markdown_tables_are_rectangular() -> None:
+    for report in (example.two_phases(), example.hostile(example.two_phases())):
+        blocks = re.findall(r"(?:^\|.*\n)+", render_markdown(report), flags=re.MULTILINE)
+        assert len(blocks) >= 10
+        for block in blocks:
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_markdown_names_rows_with_units() -> None:
+    text = render_markdown(example.two_phases())
+    assert "| coverage | **+9.20** | +6.6 % | \\[8.90, 9.60\\] | ±0.11 |" in text
+    assert "| row | time (ms) |" in text
+    assert "**1.16× realised \\[1.14×, 1.17×\\] of 1.33× promised" in text
+
+
+def test_markdown_makes_hostile_strings_inert() -> None:
+    markdown_it = pytest.importorskip("markdown_it")
+    text = render_markdown(example.hostile(example.two_phases()))
+    assert "\x1b" not in text and "<img" not in text
+    rendered = markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    assert "<img" not in rendered and "<a " not in rendered
+    assert "&lt;img src=x onerror=alert(1)&gt;" in rendered
+
+
+def test_latex_shows_hostile_kernels_as_text() -> None:
+    text = render_latex(example.alone(example.HOSTILE))
+    assert r"\input{x}" not in text and "\x1b" not in text
+    assert "textbackslash" in text
+    assert text.isascii()
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_latex_numbers_are_ready_for_siunitx() -> None:
+    text = render_latex(example.two_phases())
+    assert r"coverage & +9.20 & +6.6 &" in text
+    assert r"added work & -1.50 & -1.1 &" in text
+    assert "S[table-format=+3.2]" in text
+    assert r"\SI" not in text and r"\si{\milli\second}" in text
+
+
+@pytest.mark.parametrize(
+    "report",
+    [example.two_phases(), example.alone(), example.hostile(example.two_phases())],
+    ids=["pair", "alone", "hostile"],
+)
+def test_latex_compiles(report: Report, tmp_path: Path) -> None:
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not installed")
+    found = subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip("LaTeX has no siunitx")
+    write_report(report, tmp_path / "r", formats=("tex", "pdf"))
+    (tmp_path / "r" / "doc.tex").write_text(DOCUMENT)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "doc.tex"],
+        cwd=tmp_path / "r", capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout

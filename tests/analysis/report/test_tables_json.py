@@ -1,0 +1,130 @@
+"""CSV, Parquet, JSON: raw values that read back, a data dictionary, a schema that holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import polars as pl
+import pytest
+
+from analysis.report import as_json, model
+from analysis.report.dictionary import COLUMNS
+from analysis.report.model import Report
+from analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
+from tests.analysis.report import example
+
+REPORTS = [
+    example.two_phases(),
+    example.alone(example.HOSTILE),
+    example.hostile(example.two_phases()),
+]
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def frame() -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "step": [0, 0, 1],
+            "name": [example.HOSTILE, "=cmd|' /C calc'!A0", None],
+            "busy": [5, -7, None],
+            "shape": [[1, 2], [3], None],
+            "kind": pl.Series(["gemm", "-x", None], dtype=pl.Categorical),
+        }
+    )
+
+
+def test_ledger_rows_sum_and_parts_sum_to_them() -> None:
+    rows = rows_of(csv_tables(example.two_phases())["ledger.csv"])
+    whole = {r["row"]: float(r["ns"]) for r in rows if r["phase"] == "prefill" and not r["part"]}
+    assert list(whole) == ["dense", "promised", "coverage", "roofline_shift", "shape",
+                           "kernel_efficiency", "added_work", "launch_idle", "pruned"]  # fmt: skip
+    assert sum(list(whole.values())[1:-1]) == pytest.approx(whole["pruned"])
+    parts = [float(r["ns"]) for r in rows if r["row"] == "coverage" and r["part"]]
+    assert sum(parts) == pytest.approx(whole["coverage"])
+
+
+def test_an_unknown_is_an_empty_cell_and_zero_is_zero() -> None:
+    gone = next(
+        r for r in rows_of(csv_tables(example.two_phases())["gemms.csv"]) if r["axis"] == "gone"
+    )
+    assert gone["count"] == "0.0" and gone["busy_ns"] == "0.0"
+    assert gone["flop"] == "" and gone["efficiency"] == ""
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])
+def test_no_cell_is_a_formula(report: Report) -> None:
+    texts = [*csv_tables(report).values(), data_dictionary({"trace": frame()})]
+    texts += [b.decode() for b in frame_tables(report, {"trace": frame()}, "csv").values()]
+    for text in texts:
+        assert "\x1b" not in text
+        for row in csv.reader(io.StringIO(text)):
+            for value in row:
+                assert not value.startswith(("=", "+", "@", "\t"))
+                assert not value.startswith("-") or float(value) < 0
+
+
+def test_a_frame_keeps_its_numbers_and_shows_its_names() -> None:
+    flat = inert_frame(frame())
+    assert flat["busy"].to_list() == [5, -7, None]
+    assert flat["name"].to_list() == [
+        example.HOSTILE.replace("\x1b", r"\x1b"),
+        "'=cmd|' /C calc'!A0",
+        None,
+    ]
+    assert flat["shape"].to_list() == ["1 2", "3", None]
+    assert flat["kind"].to_list() == ["gemm", "'-x", None]
+
+
+def test_parquet_reads_back_unchanged() -> None:
+    files = frame_tables(example.alone(), {"trace": frame()}, "parquet")
+    assert list(files) == ["kernels-trace.parquet"]
+    back = pl.read_parquet(io.BytesIO(files["kernels-trace.parquet"]))
+    assert back.equals(frame())
+
+
+def test_every_column_of_every_table_is_in_the_dictionary() -> None:
+    described = {(r["file"], r["column"]) for r in rows_of(data_dictionary({"trace": frame()}))}
+    for file, text in csv_tables(example.two_phases()).items():
+        head = next(csv.reader(io.StringIO(text)))
+        assert {(file, column) for column in head} <= described
+    assert {("kernels-<phase>", column) for column in frame().columns} <= described
+
+
+def test_tables_leave_no_field_of_the_model_out() -> None:
+    for file, struct in (("gemms.csv", model.Gemm), ("kernels.csv", model.KernelRow)):
+        written = [column for column, *_ in COLUMNS[file]][1:]
+        assert written == list(struct.__struct_fields__)
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])
+def test_json_reads_back_and_holds_no_escape(report: Report) -> None:
+    data = as_json.render_json(report)
+    assert model.from_json(data) == report
+    assert b"\x1b" not in data
+
+
+def test_the_written_schema_is_the_model() -> None:
+    path = Path(as_json.__file__).with_name("report.schema.json")
+    assert path.read_bytes() == as_json.schema_json()
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])
+def test_reports_keep_the_schema(report: Report) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    checker = jsonschema.Draft202012Validator(as_json.report_schema())
+    plain = json.loads(as_json.render_json(report))
+    checker.validate(plain)
+    plain["phases"][next(iter(plain["phases"]))]["wall_ns"] = "fast"
+    assert not checker.is_valid(plain)
+
+
+def test_a_report_of_another_shape_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        model.from_json(b'{"tool": "x", "subject": {}, "baseline": null, "device": {}}')

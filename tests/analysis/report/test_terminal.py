@@ -1,0 +1,140 @@
+"""The terminal view: what it says, at several widths, without colour, in ASCII, under attack."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from analysis.report.ledger_view import LADDER, LEDGER
+from analysis.report.model import Report
+from analysis.report.terminal import print_report, render_terminal
+from tests.analysis.report import example
+
+
+def shown(report: Report, width: int = 80, *, encoding: str = "utf-8", colour: bool = False) -> str:
+    raw = io.BytesIO()
+    console = Console(
+        file=io.TextIOWrapper(raw, encoding=encoding, write_through=True), width=width,
+        color_system="truecolor" if colour else None, force_terminal=colour,
+    )  # fmt: skip
+    print_report(report, console)
+    return raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+@pytest.mark.parametrize("report", [example.two_phases(), example.alone()], ids=["pair", "alone"])
+def test_no_line_is_wider_than_the_terminal(report: Report, width: int) -> None:
+    lines = shown(report, width).splitlines()
+    assert max(cell_len(line) for line in lines) <= width
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_view_answers_the_question_first(width: int) -> None:
+    text = shown(example.two_phases(), width)
+    head = text[: text.index("Ladder")]
+    assert "1.16× realised [1.14×, 1.17×] of 1.33× promised" in head
+    assert "95.6 % of the roofline bound" in head
+    assert "family static-nk (confidence 93 %)" in head
+    assert "99.8 % has a kind" in head
+    assert "median" in head and "95 % bootstrap interval" in head
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_ladder_and_ledger_rows_stand_in_order(width: int) -> None:
+    text = shown(example.two_phases(), width)
+    ladder, ledger = text.index("\nLadder"), text.index("\nLedger")
+    for start, labels in ((ladder, LADDER), (ledger, LEDGER)):
+        places = [text.index(f"\n {label} ", start) for label, _ in labels.values()]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_ledger_row_has_time_share_bar_interval_and_noise(width: int) -> None:
+    text = shown(example.two_phases(), width)
+    row = next(line for line in text.splitlines() if line.startswith(" coverage  "))
+    for part in ("+9.20", "+6.6 %", "█", "[8.90, 9.60]", "±0.11"):  # 9.2 of 140 = 6.6 %
+        assert part in row
+    assert "lm_head untouched +7.10 ms" in text
+
+
+def test_gains_and_losses_differ_without_colour() -> None:
+    lines = shown(example.two_phases()).splitlines()
+    gain = next(line for line in lines if line.startswith(" added work"))
+    assert "−1.50" in gain and "░" in gain and "█" not in gain
+
+
+def test_a_row_inside_its_noise_is_no_evidence() -> None:
+    text = shown(example.two_phases())
+    assert " inside their noise, so no evidence: shape " in text
+    assert "↳ shape" not in text
+
+
+def test_gemms_show_what_moved() -> None:
+    text = shown(example.two_phases())
+    row = next(line for line in text.splitlines() if line.startswith(" gate "))
+    for part in (
+        "N",
+        "75 %",
+        "512",
+        "1536→1152",
+        "576",
+        "30",
+        "comp",
+        "21.300",
+        "18.300",
+        "+3.000",
+    ):
+        assert part in row
+
+
+def test_closure_is_in_whole_ns_over_all_steps() -> None:
+    text = " ".join(shown(example.two_phases()).split())
+    # 5 steps of 100 + 20 + 1 ms
+    assert "Σ busy 500,000,000 + Σ gap 100,000,000 + tail 5,000,000 = wall 605,000,000 ns" in text
+    broken = example.two_phases()
+    broken.phases["prefill"].tail_ns += 1
+    assert "≠ wall" in (text := " ".join(shown(broken).split()))
+    assert "(off by 5 ns)" in text
+
+
+def test_a_trace_alone_has_no_ladder_and_says_why() -> None:
+    text = shown(example.alone())
+    assert "Ladder" not in text and "Ledger" not in text and "promised" not in text
+    assert "no baseline" in text and "Busy time by kind" in text
+    assert "spill: 509 events, 14.760 ms" in text
+    assert "observer: unknown" in text
+
+
+def test_more_than_the_bound_is_said() -> None:
+    text = " ".join(shown(example.two_phases()).split())
+    assert "100.8 % of the roofline bound (≥ 100 % of the bound" in text
+    assert "! ≥ 100 % of the bound" in text
+
+
+def test_ascii_terminals_get_ascii() -> None:
+    for report in (example.two_phases(), example.alone(example.HOSTILE)):
+        assert shown(report, encoding="ascii").isascii()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_hostile_strings_are_visible_and_inert(width: int) -> None:
+    text = shown(example.hostile(example.two_phases()), width)
+    assert "\x1b" not in text
+    assert r"\x1b[31m" in text and "<img src=x onerror" in text
+    assert max(cell_len(line) for line in text.splitlines()) <= width
+    # With colour on, the only escapes are rich's own: those that set a style, and links never.
+    assert "\x1b]8" not in shown(example.hostile(example.alone()), width, colour=True)
+
+
+def test_markup_in_names_is_text() -> None:
+    report = example.alone("[red]gemm[/red] [link=http://evil]x[/link]")
+    assert "[red]gemm[/red] [link=" in shown(report, 120)
+
+
+def test_render_terminal_is_one_renderable() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_terminal(example.two_phases()))
+    assert "realised" in console.file.getvalue()  # type: ignore[attr-defined]

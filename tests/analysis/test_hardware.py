@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from analysis.hardware import (
+    DEVICES,
+    Device,
+    device_in_trace,
+    devices_json,
+    find_device,
+    with_overrides,
+)
+from taxonomy.errors import PrunescopeError
+
+# dense TFLOP/s, GB/s, SMs: the data sheets
+SHEET = {
+    "v100-sxm2": ("fp16", 125, 900, 80),
+    "v100-pcie": ("fp16", 112, 900, 80),
+    "t4": ("fp16", 65, 320, 40),
+    "a10": ("bf16", 125, 600, 72),
+    "a10g": ("bf16", 70, 600, 80),
+    "l4": ("bf16", 121, 300, 58),
+    "l40s": ("bf16", 362, 864, 142),
+    "a100-40gb-sxm": ("bf16", 312, 1555, 108),
+    "a100-40gb-pcie": ("bf16", 312, 1555, 108),
+    "a100-80gb-sxm": ("bf16", 312, 2039, 108),
+    "a100-80gb-pcie": ("bf16", 312, 1935, 108),
+    "a800-80gb-sxm": ("bf16", 312, 2039, 108),
+    "h800-sxm": ("bf16", 989, 3350, 132),
+    "rtx-a6000": ("bf16", 154.8, 768, 84),
+    "h20": ("bf16", 148, 4000, 78),
+    "h100-pcie": ("bf16", 756, 2000, 114),
+    "h100-sxm": ("bf16", 989, 3350, 132),
+    "h100-nvl": ("bf16", 835, 3900, 132),
+    "h200-sxm": ("bf16", 989, 4800, 132),
+    "b200": ("bf16", 2250, 8000, 148),
+    "gb200": ("bf16", 2500, 8000, 152),
+    "rtx-3090": ("bf16", 71, 936, 82),
+    "rtx-4090": ("bf16", 165.2, 1008, 128),
+    "rtx-5090": ("bf16", 209.5, 1792, 170),
+    "rtx-pro-6000-blackwell": ("bf16", 504, 1792, 188),
+    "rtx-pro-6000-blackwell-server": ("bf16", 504, 1597, 188),
+    "mi250x": ("bf16", 383, 3280, 220),
+    "mi210": ("bf16", 181, 1638, 104),
+    "mi300x": ("bf16", 1307.4, 5300, 304),
+    "mi325x": ("bf16", 1307.4, 6000, 304),
+    "mi355x": ("bf16", 2500, 8000, 256),
+}
+IN_TRACES = {
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA A100-SXM4-80GB": "a100-80gb-sxm",
+    "NVIDIA A100-PG509-200": "a100-40gb-sxm",
+    "NVIDIA B200": "b200",
+    "Tesla V100-SXM2-16GB": "v100-sxm2",
+    "AMD Instinct MI300X": "mi300x",
+    "AMD Instinct MI210": "mi210",
+    "AMD Instinct MI250X": "mi250x-gcd",  # a trace sees one die as a device
+}
+
+
+@pytest.mark.parametrize("name", SHEET)
+def test_sheet(name: str) -> None:
+    kind, peak, bandwidth, sm = SHEET[name]
+    device = find_device(name)
+    assert device.dense_flop_per_s[kind] == pytest.approx(peak * 1e12)
+    assert device.byte_per_s == pytest.approx(bandwidth * 1e9)
+    assert device.sm == sm
+    assert device.source
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+def test_a_second_witness_gives_each_number(device: Device) -> None:
+    witnessed = 0
+    for kind, peak in device.dense_flop_per_s.items():
+        again = device.witness_flop_per_s(kind)
+        if again is not None:
+            assert again == pytest.approx(peak, rel=0.05), kind
+            witnessed += 1
+    bandwidth = device.witness_byte_per_s()
+    assert bandwidth == pytest.approx(device.byte_per_s, rel=0.05)
+    assert witnessed or not device.verified
+    if device.verified:
+        assert witnessed == len(device.dense_flop_per_s)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+def test_peaks_stand_in_the_ratios_of_matrix_units(device: Device) -> None:
+    rates = device.dense_flop_per_s
+    assert rates.get("fp8", 2e30) >= 1.99 * rates["fp16"]
+    assert rates.get("tf32", 0) <= 0.51 * rates["fp16"]
+    assert rates.get("bf16", rates["fp16"]) == rates["fp16"]
+
+
+def test_names_are_unique_lower_case_and_hyphenated() -> None:
+    names = [device.name for device in DEVICES]
+    assert len(set(names)) == len(names)
+    assert all(name == name.lower() and " " not in name and "_" not in name for name in names)
+
+
+@pytest.mark.parametrize("name", IN_TRACES)
+def test_names_of_traces(name: str) -> None:
+    device = device_in_trace(name)
+    assert device is not None
+    assert device.name == IN_TRACES[name]
+    assert find_device(name.upper()) is device
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H1000", "NVIDIA H100", "", None, "cpu"])
+def test_an_unknown_device_of_a_trace_has_no_fallback(name: str | None) -> None:
+    assert device_in_trace(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [("h10-sxm", "h100-sxm"), ("H100 80GB", "h100-sxm"), ("mi300", "mi300x"), ("4090", "rtx-4090")],
+)
+def test_an_unknown_device_names_its_neighbours(name: str, offered: str) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        find_device(name)
+    assert offered in error.value.hint
+
+
+def test_overrides() -> None:
+    device = with_overrides(
+        find_device("h100-sxm"), peaks={"bfloat16": 800}, bandwidth_gb_per_s=3000
+    )
+    assert device.peak("bf16") == 800e12
+    assert device.peak("fp8") == 1979e12
+    assert device.byte_per_s == 3000e9
+    assert "command line" in device.source
+    assert not device.verified
+    custom = with_overrides(None, peaks={"fp32": 1.5})
+    assert (custom.name, custom.peak("fp32"), custom.byte_per_s) == ("custom", 1.5e12, None)
+    assert with_overrides(find_device("l4")) is find_device("l4")
+
+
+@pytest.mark.parametrize("peaks", [{"bf16": 0}, {"bf16": float("nan")}, {"bf17": 3}])
+def test_bad_overrides(peaks: dict[str, float]) -> None:
+    with pytest.raises(PrunescopeError):
+        with_overrides(find_device("l4"), peaks=peaks)
+
+
+def test_json() -> None:
+    table = json.loads(json.dumps(devices_json(), allow_nan=False))["devices"]
+    keys = {"name", "aliases", "vendor", "dense_flop_per_s", "byte_per_s", "sm", "l2_bytes",
+            "source", "verified"}  # fmt: skip
+    assert all(keys <= set(row) for row in table)
+    assert len(table) == len(DEVICES)

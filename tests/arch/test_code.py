@@ -1,0 +1,78 @@
+"""Rules about the code that ruff does not know."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("analysis", "taxonomy", "tracer")
+SOURCES = [ROOT / "prunescope.py", *(p for r in ROOMS for p in sorted((ROOT / r).rglob("*.py")))]
+ALL = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+# Traces are untrusted, stdout belongs to the report, and a frame is not walked row by row.
+CALLS = {"eval", "exec", "print", "compile", "__import__"}
+METHODS = {"map_elements", "map_rows"}
+MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
+VAGUE = {"utils.py", "helpers.py", "base.py", "common.py", "misc.py"}
+
+
+def found(path: Path) -> Iterator[str]:
+    """What a file does that no file may do."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        where = f"{path.name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in CALLS:
+                yield f"{where} calls {node.func.id}"
+        elif isinstance(node, ast.Attribute) and node.attr in METHODS:
+            yield f"{where} uses {node.attr}"
+        elif isinstance(node, ast.Import):
+            names = {alias.name.split(".")[0] for alias in node.names}
+            yield from (f"{where} imports {name}" for name in names & MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            yield f"{where} imports {node.module}"
+        elif isinstance(node, ast.ExceptHandler) and _catches_all(node):
+            yield f"{where} catches everything"
+
+
+def _catches_all(node: ast.ExceptHandler) -> bool:
+    names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)} if node.type else None
+    raises = any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))
+    return (names is None or bool(names & {"Exception", "BaseException"})) and not raises
+
+
+def test_nothing_dangerous_or_slow() -> None:
+    assert [offence for path in SOURCES for offence in found(path)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["eval('1')", "print(1)", "import pickle", "from pickle import loads", "f.map_elements(g)",
+     "try:\n  f()\nexcept Exception:\n  pass", "try:\n  f()\nexcept:\n  pass"],
+)  # fmt: skip
+def test_the_rules_see_what_they_forbid(code: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(code)
+    assert len(list(found(path))) == 1
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_file_is_short_and_well_named(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 400
+    assert path.name not in VAGUE
+
+
+def test_nothing_names_a_machine() -> None:
+    """No file names a home folder, a user's folder or a token."""
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/\w|hf_[A-Za-z0-9]{20,}")
+    texts = [*ALL, *ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
+    bad = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in texts
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert bad == []

@@ -1,0 +1,29 @@
+"""Shared by all tests: real traces beside the checkout, and a cache that is not the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_trace() -> Callable[[str], Path]:
+    """The path of a real trace by its file name; skips where the traces are absent."""
+
+    def find(name: str) -> Path:
+        path = SHARED / "traces" / name
+        if not path.is_file():
+            pytest.skip(f"needs ../shared/data/traces/{name} beside the checkout")
+        return path
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept between runs goes to a folder of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

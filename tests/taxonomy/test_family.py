@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import Family, families, family, register
+from taxonomy.plan import Workload
+from taxonomy.presets import preset_config, preset_names
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan, flop, forward, roofline
+
+IDS = {
+    "dense", "static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-heads",
+    "static-nk-mlp", "static-nk-cross", "dynamic-m", "dynamic-nk", "static-k-mask", "token-drop",
+    "kv-evict", "dynamic-depth", "dynamic-width",
+}  # fmt: skip
+FREE = sorted(IDS - {"dense", "static-k-24"})  # those with a sparsity of their own choice
+H100 = {"flop_per_s": 989e12, "byte_per_s": 3350e9}
+TINY = ModelShape.from_config(preset_config("tiny-llama"))
+
+
+def test_exactly_the_families_of_the_taxonomy() -> None:
+    assert {f.id for f in families()} == IDS
+    assert len(families()) == len(IDS)
+    extensions = {f.id for f in families() if f.extension}
+    assert extensions == {
+        "static-k-mask", "token-drop", "kv-evict", "dynamic-depth", "dynamic-width",
+        "static-nk-heads", "static-nk-mlp",
+    }  # fmt: skip
+
+
+def test_patterns_of_the_table() -> None:
+    assert list(family("static-nk").axes.values()) == ["N", "M", "M", "K", "N", "K"]
+    assert list(family("static-nk-cross").axes.values()) == ["K", "none", "none", "N", "K", "N"]
+    assert list(family("dynamic-nk").axes.values()) == ["none", "N", "K", "none", "none", "none"]
+
+
+def test_a_second_family_of_an_id_is_refused() -> None:
+    found: dict[str, Family] = {}
+    register(family("dense"), found)
+    with pytest.raises(RuntimeError, match="dense"):
+        register(family("dense"), found)
+    with pytest.raises(RuntimeError, match="axes"):
+        register(dataclasses.replace(family("dense"), axes={}), {})
+
+
+def test_an_unknown_family_names_its_neighbours() -> None:
+    with pytest.raises(PrunescopeError, match="static-m"):
+        family("static-q")
+
+
+def test_knobs_are_checked_and_typed() -> None:
+    point = family("token-drop").point(0.5, {"after": "3"})
+    assert point.knobs["after"] == 3
+    assert family("static-nk").point(0.5).knobs["rounding"] == "nearest"
+    for name, knobs in (
+        ("static-nk", {"rounding": "up"}),
+        ("static-nk", {"round": "paper"}),
+        ("token-drop", {"after": "soon"}),
+        ("token-drop", {"after": 99}),
+    ):
+        with pytest.raises(PrunescopeError):
+            one = family(name)
+            one.theory(TINY, Workload(phase="prefill"), one.point(0.5, knobs))
+
+
+def test_impossible_points_are_errors() -> None:
+    work = Workload(phase="decode")
+    for name, sparsity in (("static-k-24", 0.25), ("static-m", 1.0), ("static-k-lowrank", 0.001)):
+        with pytest.raises(PrunescopeError):
+            family(name).theory(TINY, work, family(name).point(sparsity))
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+@pytest.mark.parametrize("preset", preset_names())
+def test_at_sparsity_zero_every_family_is_dense(name: str, preset: str) -> None:
+    shape = ModelShape.from_config(preset_config(preset))
+    for phase in ("prefill", "decode"):
+        work = Workload(phase=phase, batch=2, prompt_len=300)
+        dense = forward([dense_plan(shape, work)])
+        same = family(name).theory(shape, work, family(name).point(0.0))
+        assert flop(same) == pytest.approx(flop(dense))
+        assert roofline(same, **H100) == pytest.approx(roofline(dense, **H100))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(FREE),
+    st.sampled_from(["prefill", "decode"]),
+    st.integers(1, 8),
+    st.integers(1, 2048),
+    st.floats(0.05, 0.7),
+)
+def test_more_sparsity_is_never_more_flop(
+    name: str, phase: str, batch: int, length: int, sparsity: float
+) -> None:
+    one, work = family(name), Workload(phase=phase, batch=batch, prompt_len=length)
+    shape = ModelShape.from_config(preset_config("llama-3.2-1b"))
+    less = flop(one.theory(shape, work, one.point(sparsity)))
+    more = flop(one.theory(shape, work, one.point(sparsity + 0.2)))
+    assert more <= less * (1 + 1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(IDS)), st.sampled_from(["prefill", "decode"]), st.integers(1, 64))
+def test_ops_are_sound(name: str, phase: str, batch: int) -> None:
+    work = Workload(phase=phase, batch=batch, prompt_len=128)
+    for op in family(name).theory(TINY, work, family(name).point(0.5)):
+        assert op.layers > 0
+        assert op.bytes > 0
+        assert op.flop >= 0
+        assert op.weight_bytes + op.kv_read <= op.bytes * (1 + 1e-12)
+        assert (op.cls == "pointwise") == (not op.gemms)
+
+
+def test_hybrid_models_are_refused() -> None:
+    shape = dataclasses.replace(TINY, other_layers=4)
+    with pytest.raises(PrunescopeError, match="no attention"):
+        dense_plan(shape, Workload(phase="prefill"))

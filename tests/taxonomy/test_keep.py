@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxonomy import keep
+from taxonomy.errors import PrunescopeError
+
+
+def test_roundings_by_hand() -> None:
+    assert [keep.up16(x) for x in (0, 1, 16, 16.9, 17)] == [0, 16, 16, 16, 32]
+    assert keep.kept_intermediate(14336, 0.5) == 7168
+    assert keep.kept_intermediate(1536, 0.3) == 1088  # int(1075.2) = 1075 -> 1088
+    assert keep.kept_hidden(576, 0.25) == 432
+    assert keep.removed_layers(30, 0.25) == 7  # 7 of 30: int(7.5)
+    assert keep.removed_layers(10, 0.3) == 3
+    assert keep.low_rank(14336, 4096, 0.5) == 1600  # 14336*4096/18432/2 = 1592.9 -> 1592 -> 1600
+
+
+def test_three_kv_heads_are_coarse() -> None:
+    # 3*0.75 = 2.25 and 3*0.625 = 1.875 both round to 2
+    assert [keep.kept_kv_heads(3, s) for s in (0.0, 0.25, 0.375, 0.75, 0.99)] == [3, 2, 2, 1, 1]
+    assert keep.kept_kv_heads(3, 0.375, "paper") == 1
+    with pytest.raises(PrunescopeError, match="0 heads"):
+        keep.kept_kv_heads(3, 0.75, "paper")
+    with pytest.raises(PrunescopeError, match="rounding"):
+        keep.kept_kv_heads(3, 0.75, "up")
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
+def test_a_sparsity_outside_the_range_is_refused(sparsity: float) -> None:
+    with pytest.raises(PrunescopeError):
+        keep.check_sparsity(sparsity)
+
+
+def test_impossible_requests() -> None:
+    with pytest.raises(PrunescopeError, match=r"0\.5"):
+        keep.check_semi_structured(0.25)
+    with pytest.raises(PrunescopeError, match="saves nothing"):
+        keep.low_rank(64, 128, 0.01)  # int(42.2) -> 48, break-even 42.7
+    assert keep.low_rank_or_dense(64, 128, 0.01) is None
+    with pytest.raises(PrunescopeError, match="leaves 0"):
+        keep.kept_intermediate(10, 0.95)
+
+
+@given(st.integers(16, 20_000), st.floats(0, 0.9))
+def test_kept_channels_are_aligned_and_close(total: int, sparsity: float) -> None:
+    kept = keep.kept_intermediate(total, sparsity)
+    assert 0 < kept <= total
+    assert kept % 16 == 0 or kept == total
+    assert kept - total * (1 - sparsity) < 16 + 1e-6
+
+
+@given(st.integers(1, 128), st.floats(0, 0.999))
+def test_heads_never_vanish(heads: int, sparsity: float) -> None:
+    assert 1 <= keep.kept_kv_heads(heads, sparsity) <= heads
+
+
+@given(st.integers(16, 9_000), st.integers(16, 9_000), st.floats(0.0, 0.99))
+def test_a_rank_that_is_given_saves(n: int, k: int, sparsity: float) -> None:
+    rank = keep.low_rank_or_dense(n, k, sparsity)
+    assert rank is None or rank * (n + k) < n * k

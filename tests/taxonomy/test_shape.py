@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.plan import Workload
+from taxonomy.presets import preset_config, preset_names, preset_source
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan, forward
+
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 16,
+    "vocab_size": 10,
+}
+
+
+def test_head_dim_is_its_own_field() -> None:
+    shape = ModelShape.from_config(SMALL)
+    assert (shape.q, shape.c, shape.group) == (16, 8, 2)  # 4*4, 2*4; not 8/4 = 2 a head
+
+
+def test_parameters_by_hand() -> None:
+    # a layer: q 16*8 + k 8*8 + v 8*8 + o 8*16 = 384; gate, up, down 3*16*8 = 384; norms 2*8 = 16
+    # twice: 1568; embedding and head 2*10*8 = 160; final norm 8
+    assert ModelShape.from_config(SMALL).parameters() == 1568 + 160 + 8
+    tied = ModelShape.from_config({**SMALL, "tie_word_embeddings": True})
+    assert tied.parameters() == 1568 + 80 + 8
+    assert tied.weight_bytes(2) == 2 * 1656
+
+
+def test_gpt2_names_and_defaults() -> None:
+    config = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
+              "vocab_size": 50257, "n_positions": 1024}  # fmt: skip
+    shape = ModelShape.from_config(config)
+    assert (shape.intermediate, shape.gated, shape.kv_heads) == (3072, False, 12)
+    assert shape.parameters() == 124_439_808  # as published
+
+
+def test_the_text_part_of_a_nested_config_is_read() -> None:
+    nested = {"model_type": "gemma3", "vision_config": {"hidden_size": 3}, "text_config": SMALL}
+    assert ModelShape.from_config(nested).hidden == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": None, "vocab_size": None}, "num_attention_heads, vocab_size"),
+        ({"intermediate_size": -3}, "intermediate_size"),
+        ({"intermediate_size": "many"}, "intermediate_size"),
+        ({"num_key_value_heads": 3}, "KV heads"),
+        ({"head_dim": None, "hidden_size": 9}, "multiple"),
+    ],
+)
+def test_what_is_missing_is_named(change: dict[str, object], word: str) -> None:
+    with pytest.raises(PrunescopeError, match=word):
+        ModelShape.from_config({**SMALL, **change})
+
+
+def test_a_state_space_model_is_an_error() -> None:
+    config = {"model_type": "mamba", "hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 10}
+    with pytest.raises(PrunescopeError, match="num_attention_heads"):
+        ModelShape.from_config(config)
+
+
+def test_sliding_layers() -> None:
+    gemma = ModelShape.from_config(preset_config("gemma-3-1b"))
+    assert (gemma.full_layers, gemma.sliding_layers, gemma.window) == (4, 22, 512)
+    # 4 full layers of 1000 keys, 22 of 512, 2 numbers of 1*256, 2 bytes
+    assert gemma.kv_bytes(batch=1, context=1000) == (4 * 1000 + 22 * 512) * 512 * 2
+
+
+def test_latent_attention() -> None:
+    config = {"model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 3,
+              "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 50,
+              "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+              "v_head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2,
+              "moe_intermediate_size": 32, "n_shared_experts": 1,
+              "first_k_dense_replace": 1}  # fmt: skip
+    shape = ModelShape.from_config(config)
+    assert shape.linears()["q_b"] == (4 * 12, 24)
+    assert shape.linears()["kv_a"] == (16 + 4, 64)
+    assert shape.linears()["kv_b"] == (4 * (8 + 8), 16)
+    assert (shape.moe_layers, shape.mlp_layers, shape.shared_intermediate) == (2, 1, 32)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_ops_of_a_preset_hold_all_its_parameters(name: str) -> None:
+    shape = ModelShape.from_config(preset_config(name))
+    ops = forward([dense_plan(shape, Workload(phase="prefill"))])
+    assert sum(op.layers * op.parameters for op in ops) == pytest.approx(shape.parameters())
+    assert preset_source(name)
+
+
+def test_presets_are_copies_and_unknown_ones_name_their_neighbours() -> None:
+    preset_config("tiny-llama")["hidden_size"] = 0
+    assert preset_config("tiny-llama")["hidden_size"] == 128
+    with pytest.raises(PrunescopeError, match=r"llama-3\.1-8b"):
+        preset_config("lama-3.1-8b")
+
+
+# As published with the weights, or counted on the models themselves.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-70b", 70_553_706_496),
+        ("qwen3-0.6b", 596_049_920),
+        ("gemma-3-1b", 999_885_952),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("gpt-oss-20b", 20_914_757_184),
+        ("smollm2-135m", 134_515_008),
+    ],
+)
+def test_known_sizes(name: str, parameters: int) -> None:
+    assert ModelShape.from_config(preset_config(name)).parameters() == parameters
+
+
+MODEL_TYPES = (
+    "gpt2", "opt", "gpt_neo", "gptj", "gpt_neox", "bloom", "falcon", "phi", "phi3", "mpt",
+    "gpt_bigcode", "starcoder2", "qwen2", "qwen2_moe", "qwen3_moe", "mistral", "gemma", "gemma2",
+    "stablelm", "olmo", "olmo2", "olmoe", "cohere", "deepseek_v2", "deepseek_v3", "glm", "glm4",
+    "granite", "smollm3", "arcee", "codegen", "persimmon", "gpt_oss", "exaone4", "granitemoe",
+)  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_parameters_equal_those_of_transformers(model_type: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(model_type)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    counted = sum(p.numel() for p in model.parameters())
+    plain = json.loads(config.to_json_string(use_diff=False))
+    assert ModelShape.from_config(plain).parameters() == counted

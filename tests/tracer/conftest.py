@@ -1,0 +1,50 @@
+"""A tiny model and one capture of each kind, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tracer.models import load_model
+from tracer.trace import TraceRequest, trace
+
+PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny() -> Any:
+    """A tiny Llama of its own for each test: 8 layers, 8 heads, 4 KV heads, f 352."""
+    return load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Capture tiny-llama with few samples and steps; options as in TraceRequest."""
+    small = TraceRequest(
+        model="tiny-llama", out=Path(), prompt_len=16, decode_steps=3, warmup=1, repeats=2, steps=2
+    )
+
+    def run(**options: Any) -> Path:
+        out = options.pop("out", None) or tmp_path_factory.mktemp("runs") / "run"
+        return trace(replace(small, out=out, **options), peaks=PEAKS)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def static_m(quick: Callable[..., Path]) -> Path:
+    """F of a static-m capture at s = 0.5: F/dense and F/pruned."""
+    return quick(method="static-m", sparsity=0.5, argv=["trace", "--out", "/somewhere/else/run"])

@@ -1,0 +1,224 @@
+"""Split the raw Chrome trace of one profiler session into one small trace a variant.
+
+In: the trace that kineto wrote, and whose turn each step was. Out: Chrome traces (dicts) with the
+steps of one variant, times from 0, without names of hosts, users, paths and environment.
+Times are integer ns inside, microseconds with three decimals in the traces.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+PHASE = "prunescope.phase"
+STEP = "prunescope.step#"
+WARMUP = "prunescope.step#warmup"
+
+_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+_RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
+_HOST = ("cpu_op", "user_annotation", *_RUNTIME)
+# Numbering of the profiler's own, paths, and (on a CPU) the link to launches that are not there.
+_DROPPED_ARGS = {
+    "Ev Idx", "Record function id", "Fwd thread id", "Sequence number", "kernel_file", "stack",
+    "kernel_hash", "kernel_backend",
+}  # fmt: skip
+_METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
+_TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One profiled step of the session: whose, and the annotation around it."""
+
+    variant: str
+    label: str
+
+
+@dataclass
+class _Window:
+    """A turn's host interval, and the events that belong to it."""
+
+    turn: Turn
+    start_ns: int
+    end_ns: int
+    host: list[Event] = field(default_factory=list)
+    device: list[Event] = field(default_factory=list)
+
+    @property
+    def device_end_ns(self) -> int | None:
+        return max((e["end_ns"] for e in self.device), default=None)
+
+
+def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
+    """One trace a variant. Raises ValueError where the steps are not those of `turns`."""
+    trace = json.loads(raw, parse_float=Decimal)
+    events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
+    windows = _windows(events, list(turns))
+    stray_ends = _assign(events, windows)
+    phase = next(e for e in events if e["name"] == PHASE)
+    head = {key: trace[key] for key in _TOP_LEVEL if key in trace}
+    metadata = _metadata(trace["traceEvents"])
+    split_traces = {}
+    for variant in dict.fromkeys(w.turn.variant for w in windows):
+        cut_ns = _close_ranks(variant, windows, stray_ends)
+        own = [w for w in windows if w.turn.variant == variant]
+        body = _body(own, phase)
+        split_traces[variant] = {
+            **head,
+            "prunescope": {"variant": variant, "cut_ns": cut_ns},
+            "traceEvents": metadata + body,
+        }
+    return split_traces
+
+
+def write_trace(trace: Mapping[str, Any], path: Path) -> str:
+    """Write a gzipped Chrome trace, bytes depending on the content alone; returns its sha256."""
+    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=9, mtime=0) as file:
+        file.write(text.encode())
+    path.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _timed(event: Event) -> Event:
+    start = round(Decimal(event["ts"]) * 1000)
+    return {**event, "start_ns": start, "end_ns": start + round(Decimal(event["dur"]) * 1000)}
+
+
+def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
+    found = sorted(
+        (e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(STEP)),
+        key=lambda e: e["start_ns"],
+    )
+    if [e["name"] for e in found] != [t.label for t in turns]:
+        raise ValueError(f"the trace has steps {[e['name'] for e in found]}, not {turns}")
+    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, found, strict=True)]
+
+
+def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
+    """Give every host event to the window that holds its start, every device event to the window
+    of its launch (of its own start where no launch is known). Ends of device events of no window
+    are returned: they are work between the turns."""
+    launches: dict[Any, _Window | None] = {}
+    for event in events:
+        if event.get("cat") in _HOST:
+            window = _holding(windows, event["start_ns"])
+            if window is not None:
+                window.host.append(event)
+            if event["cat"] in _RUNTIME:
+                launches[event.get("args", {}).get("correlation")] = window
+    stray = []
+    for event in events:
+        if event.get("cat") in _DEVICE:
+            key = event.get("args", {}).get("correlation")
+            window = launches[key] if key in launches else _holding(windows, event["start_ns"])
+            if window is None:
+                stray.append(event["end_ns"])
+            else:
+                window.device.append(event)
+    return stray
+
+
+def _holding(windows: list[_Window], time_ns: int) -> _Window | None:
+    low, high = 0, len(windows)
+    while low < high:
+        middle = (low + high) // 2
+        if windows[middle].start_ns <= time_ns:
+            low = middle + 1
+        else:
+            high = middle
+    if low and time_ns <= windows[low - 1].end_ns:
+        return windows[low - 1]
+    return None
+
+
+def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) -> list[int]:
+    """Move the variant's turns forward over the turns of the others, as if it had run alone.
+
+    A device step's wall starts where the device work before it ended. That work is another
+    variant's, in another file: so each turn moves until its predecessor's end is in that place,
+    but never so far that host windows overlap. Returns the ns taken out before each turn. CPU
+    steps are their annotations and stay where they are.
+    """
+    cuts, shift_ns = [], 0
+    previous: _Window | None = None
+    latest_end: int | None = None
+    for window in windows:
+        before = [end for end in stray_ends if end <= window.start_ns]
+        ends = [*before, *([latest_end] if latest_end is not None else [])]
+        if window.turn.variant == variant:
+            if previous is not None and previous.device_end_ns is not None and ends:
+                device_gap = max(ends) - previous.device_end_ns
+                cut = max(0, min(device_gap, window.start_ns - previous.end_ns))
+                shift_ns += cut
+                cuts.append(cut)
+            for event in (*window.host, *window.device):
+                event["shift_ns"] = shift_ns
+            previous = window
+        if window.device_end_ns is not None:
+            latest_end = max(latest_end or 0, window.device_end_ns)
+    return cuts
+
+
+def _body(windows: list[_Window], phase: Event) -> list[Event]:
+    """The events of one variant, times from 0, under a phase annotation that holds them all."""
+    on_device = any(w.device for w in windows)
+    events = [e for w in windows for e in (*_kept_host(w, on_device=on_device), *w.device)]
+    start = min(e["start_ns"] - e["shift_ns"] for e in events)
+    end = max(e["end_ns"] - e["shift_ns"] for e in events)
+    whole = {**phase, "start_ns": start, "end_ns": end, "shift_ns": 0}
+    return [_plain(e, start, on_device=on_device) for e in (whole, *events)]
+
+
+def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
+    """Of the step thrown away, a CPU trace keeps the annotation alone; a device step's wall starts
+    at the end of its kernels, so that there all of it stays."""
+    if on_device or window.turn.label != WARMUP:
+        return window.host
+    return [e for e in window.host if e["name"] == WARMUP]
+
+
+def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
+    dropped = _DROPPED_ARGS if on_device else _DROPPED_ARGS | {"External id"}
+    args = {
+        key: _number(value)
+        for key, value in event.get("args", {}).items()
+        if key not in dropped and not (isinstance(value, str) and value.startswith("/"))
+    }
+    plain = {
+        "ph": "X",
+        "cat": event["cat"],
+        "name": event["name"],
+        "pid": event["pid"],
+        "tid": event["tid"],
+        "ts": (event["start_ns"] - event["shift_ns"] - origin_ns) / 1000,
+        "dur": (event["end_ns"] - event["start_ns"]) / 1000,
+    }
+    return {**plain, "args": args} if args else plain
+
+
+def _number(value: Any) -> Any:
+    """Decimals of the parser back to floats, inside lists too."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _metadata(events: list[Event]) -> list[Event]:
+    """Names of processes and threads, once each."""
+    kept: dict[str, Event] = {}
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") in _METADATA:
+            plain = {key: event[key] for key in ("ph", "name", "pid", "tid", "args")}
+            kept[json.dumps(plain, sort_keys=True)] = plain
+    return list(kept.values())

@@ -1,0 +1,90 @@
+"""The thin adapter to transformers: what changes between its versions stands here alone.
+
+In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a negative count only.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from taxonomy.errors import PrunescopeError
+
+_CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+
+
+def _keywords(model: torch.nn.Module) -> tuple[str, bool]:
+    model_class: Any = type(model)
+    return _keywords_of(model_class)
+
+
+@functools.lru_cache(maxsize=64)
+def _keywords_of(model_class: Any) -> tuple[str, bool]:
+    """The name of the cache argument, and whether logits of the last token alone can be had."""
+    parameters = inspect.signature(model_class.forward).parameters
+    for name in _CACHE_KEYWORDS:
+        if name in parameters:
+            return name, "logits_to_keep" in parameters
+    raise PrunescopeError(
+        f"{model_class.__name__}.forward takes no key-value cache",
+        hint=f"a causal language model takes one of {', '.join(_CACHE_KEYWORDS)}",
+    )
+
+
+def logits_policy(model: torch.nn.Module, asked: str) -> str:
+    """The policy a model can follow: "all" where it always computes every token's logits."""
+    return asked if _keywords(model)[1] else "all"
+
+
+def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str) -> Any:
+    """One forward of [B, S] token ids that appends S tokens to `cache`."""
+    cache_keyword, can_keep = _keywords(model)
+    arguments: dict[str, Any] = {cache_keyword: cache, "use_cache": True}
+    if can_keep:
+        arguments["logits_to_keep"] = 1 if logits == "last" else 0
+    return model(input_ids=ids_BS, **arguments)
+
+
+def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of a call of the model: batch, length, tokens in the cache before, and its logits policy."""
+    _, can_keep = _keywords(model)
+    tokens: Any = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+    cache = next((kwargs[name] for name in _CACHE_KEYWORDS if kwargs.get(name) is not None), None)
+    last = can_keep and isinstance(kept := kwargs.get("logits_to_keep"), int) and kept == 1
+    return {
+        "batch": tokens.shape[0],
+        "length": tokens.shape[1],
+        "past": 0 if cache is None else int(cache.get_seq_length()),
+        "logits": "last" if last else "all",
+    }
+
+
+def new_cache(model: torch.nn.Module) -> Any:
+    """An empty cache with the layers that the model's config asks for."""
+    return DynamicCache(config=model.config)
+
+
+def try_crop(cache: Any, num_tokens: int) -> bool:
+    """Drop the newest tokens in place. False where this cache cannot (sliding window, states)."""
+    if not getattr(cache, "is_croppable", True):
+        return False
+    try:
+        cache.crop(-num_tokens)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all keys, values and states in a cache, as far as they are used."""
+    total = 0
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
+                    total += tensor.numel() * tensor.element_size()
+    return total

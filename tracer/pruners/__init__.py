@@ -1,0 +1,103 @@
+"""How each pruning family is realised on a Hugging Face model: one file a family, found by name.
+
+To add the family `static-k-24` of `taxonomy/families/`, write `tracer/pruners/static_k_24.py` (the
+id with `_` for `-`) and nothing else. The file holds one public function
+    def prune(model: PreTrainedModel, point: Point) -> Applied
+- It gets a deep copy of the dense model, on its device and in its dtype, without gradients, and
+  may change it in place or return another module.
+- It draws with `draw(...)` alone, so that a seed prunes the same parts everywhere, and takes its
+  roundings from `taxonomy.keep`. Knobs are those of the family in taxonomy, typed and filled in.
+- New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
+  module happens inside that module's forward, so that its kernels get layer and role.
+- New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is
+  built from it.
+- It records what was kept. A model that it cannot prune is a PrunescopeError that says why.
+- A module that decides at run time counts what it did: see `Counting`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.family import family
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Where in a family's space: nominal sparsity, every knob, selection and its seed."""
+
+    sparsity: float
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    select: str = "random"
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Applied:
+    """A pruned model and what was done to it."""
+
+    model: torch.nn.Module
+    # Into run.json as `pruning`: "kept": {...} dimensions per layer, "notes": [...], and "sparsity"
+    # (nominal) where it is not the point's. Plain JSON values.
+    record: dict[str, Any]
+    layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
+    # Which indices were kept, by module name: for checks, not written to run.json.
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Pruner(Protocol):
+    """A family's module."""
+
+    def prune(self, model: PreTrainedModel, point: Point) -> Applied:
+        """Prune `model`, which is the caller's to give away."""
+        ...
+
+
+class Counting(Protocol):
+    """A module of a dynamic family. The census calls this before and after the profiled steps."""
+
+    def prunescope_stats(self) -> dict[str, Any]:
+        """What was active since the last call, and start anew, as plain JSON values.
+
+        {"unit": "rows" | "blocks" | "layers" | "channels" | "keys", "active": [a number a step],
+        "total": [a number a step]}; a step is one forward. Keep counts as tensors until then:
+        reading one in `forward` would stop the device.
+        """
+        ...
+
+
+def family_ids() -> tuple[str, ...]:
+    """The ids of all families that can be realised, sorted. Imports none of them."""
+    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+
+
+def pruner(family_id: str) -> Pruner:
+    """The module of a family. Raises PrunescopeError with the nearest names."""
+    if family_id not in family_ids():
+        raise PrunescopeError(
+            f"no pruning method is called {family_id!r}",
+            hint=f"nearest: {nearest(family_id, family_ids())}",
+        )
+    module: Any = importlib.import_module(f"{__name__}.{family_id.replace('-', '_')}")
+    return module
+
+
+def family_point(family_id: str, request: Point) -> Point:
+    """`request` with its knobs typed and filled in. Raises PrunescopeError on an unknown knob."""
+    knobs = family(family_id).point(request.sparsity, request.knobs).knobs
+    return replace(request, knobs=knobs)
+
+
+def draw(total: int, count: int, *, seed: int, what: str) -> list[int]:
+    """`count` of range(total), sorted: the same on every machine for a seed and a `what`."""
+    return sorted(random.Random(f"{seed}:{what}").sample(range(total), count))

@@ -1,0 +1,13 @@
+"""Static NK, attention alone: KV-head groups with their query heads, and columns of o."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from tracer.pruners import Applied, Point
+from tracer.width import prune_width
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """max(1, round(n_kv·p)) KV groups a layer."""
+    return prune_width(model, point, heads=True, mlp=False)

@@ -1,0 +1,13 @@
+"""Static NK, MLP alone: channels of gate, up (N) and down (K)."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from tracer.pruners import Applied, Point
+from tracer.width import prune_width
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """up16(int(f·p)) channels a layer."""
+    return prune_width(model, point, heads=False, mlp=True)

@@ -1,0 +1,128 @@
+"""What `prunescope trace` was asked for. Same names and defaults as the command's options.
+
+Inert: `check` looks at the values alone and at no model, so that a mistake is named at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from taxonomy.dtypes import dtype as dtype_name
+from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.keep import check_sparsity
+from tracer.pruners import family_ids
+
+_CHOICES = {
+    "phase": ("prefill", "decode", "both"),
+    "logits": ("last", "all"),
+    "select": ("random", "calibrated"),
+    "mode": ("eager", "compile", "graph"),
+}
+_AT_LEAST = {
+    "batch": 1,
+    "prompt_len": 1,
+    "decode_steps": 1,
+    "warmup": 0,
+    "repeats": 1,
+    "steps": 1,
+}
+# torch's generators take 64 bits.
+_MAX_SEED = 2**63
+
+
+@dataclass(kw_only=True)
+class TraceRequest:
+    """One capture: a model, at most one pruning method, and how to run and time it."""
+
+    model: str
+    out: Path
+    method: str | None = None
+    sparsity: float = 0.25
+    knobs: dict[str, str] = field(default_factory=dict)
+    phase: str = "both"
+    batch: int = 1
+    prompt_len: int = 512
+    decode_steps: int = 8
+    logits: str = "last"
+    attn: str = "sdpa"
+    dtype: str = "auto"
+    device: str = "auto"
+    select: str = "random"
+    mode: str = "eager"
+    warmup: int = 3
+    repeats: int = 20
+    steps: int = 5
+    seed: int = 0
+    baseline: Path | None = None
+    baseline_model: str | None = None
+    no_baseline: bool = False
+    overwrite: bool = False
+    threads: int | None = None
+    argv: list[str] = field(default_factory=list)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases to run, in order."""
+        return ("prefill", "decode") if self.phase == "both" else (self.phase,)
+
+    def check(self) -> None:
+        """Raises PrunescopeError on the first value that no capture can have."""
+        check_sparsity(self.sparsity)
+        for name, choices in _CHOICES.items():
+            _check_choice(name, str(getattr(self, name)), choices)
+        for name, least in _AT_LEAST.items():
+            _check_count(name, getattr(self, name), least)
+        if self.threads is not None:
+            _check_count("threads", self.threads, 1)
+        if not 0 <= self.seed < _MAX_SEED:
+            raise PrunescopeError(f"--seed {self.seed} is out of range", hint="0 is a fine seed")
+        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
+            raise PrunescopeError(
+                f"--dtype {self.dtype!r} is not a format that a model can be run in",
+                hint="auto, float32, bfloat16 or float16",
+            )
+        self._check_baseline()
+        self._check_method()
+
+    def _check_baseline(self) -> None:
+        given = (self.baseline is not None, self.baseline_model is not None, self.no_baseline)
+        if sum(given) > 1:
+            raise PrunescopeError(
+                "more than one of --baseline, --baseline-model and --no-baseline was given",
+                hint="leave all out to capture the dense twin beside the pruned model",
+            )
+
+    def _check_method(self) -> None:
+        if self.method is None:
+            if self.knobs:
+                raise PrunescopeError(
+                    "--set was given without --method", hint="knobs belong to a pruning method"
+                )
+            return
+        if ":" not in self.method and self.method not in family_ids():
+            raise PrunescopeError(
+                f"no pruning method is called {self.method!r}",
+                hint=f"nearest: {nearest(self.method, family_ids())}; "
+                "or a function of your own: package.module:function",
+            )
+        if self.select == "calibrated":
+            raise PrunescopeError(
+                f"--select calibrated is not available for {self.method}",
+                hint="use --select random, or give your own method as package.module:function",
+            )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PrunescopeError(
+            f"--{name} {value!r} is not one of its values", hint=f"one of {', '.join(choices)}"
+        )
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if value < least:
+        option = name.replace("_", "-")
+        raise PrunescopeError(
+            f"--{option} {value} is too small", hint=f"{least} is the least that makes sense"
+        )

@@ -1,0 +1,74 @@
+"""Module scopes: hooks that mark in a trace which module each op belongs to.
+
+In: a model. Out, while the context is open: a `record_function` span with the module's qualified
+name around its forward. The model leaves as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+from taxonomy.roles import locate
+
+
+@contextmanager
+def module_scopes(model: nn.Module) -> Iterator[list[str]]:
+    """Hooks on every module of `scoped_names` until the context closes, even by an exception."""
+    open_scopes: list[Any] = []
+    handles: list[Any] = []
+    names = scoped_names(model)
+    modules = dict(model.named_modules())
+    try:
+        for name in names:
+            module = modules[name]
+            handles.append(module.register_forward_pre_hook(_enter(name, open_scopes)))
+            handles.append(module.register_forward_hook(_leave(open_scopes), always_call=True))
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scoped_names(model: nn.Module) -> list[str]:
+    """Modules with parameters of their own or no children, every attention, MLP and mixer, and
+    every element of a layer list. (Fused experts and state-space mixers are not leaves.)"""
+    elements = {
+        id(element)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        for element in module
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and (_is_part(name, module) or id(module) in elements)
+    ]
+
+
+def _is_part(name: str, module: nn.Module) -> bool:
+    if next(module.parameters(recurse=False), None) is not None:
+        return True
+    if next(module.children(), None) is None:
+        return True
+    return locate(name).scope in ("attention", "mlp", "mixer")
+
+
+def _enter(name: str, open_scopes: list[Any]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any) -> None:
+        scope = record_function(name)
+        scope.__enter__()
+        open_scopes.append(scope)
+
+    return hook
+
+
+def _leave(open_scopes: list[Any]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        open_scopes.pop().__exit__(None, None, None)
+
+    return hook
