@@ -313,6 +313,8 @@ def _demo(
     from analysis.report.output import console_for
     from tracer.progress import Bar
 
+    console = console_for(None)
+    console.print(f"{DEMO_MODEL}, weights of 4 bits dequantised: {len(DEMO)} times a minute or so")
     for method, sparsity in DEMO:
         with Bar() as bar:
             folder = trace(
@@ -320,7 +322,7 @@ def _demo(
                 overwrite=True, argv=["demo"], progress=bar,
             )  # fmt: skip
         report = deliver(folder, Delivery(quiet=True), options=Options())
-        console_for(None).print(verdict(report, method=method, folder=folder))
+        console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,6 +41,7 @@ class Kernels:
 
     @property
     def num_steps(self) -> int:
+        """How many steps the means are over."""
         return len(self.linked.wall)
 
     @property
@@ -50,6 +51,7 @@ class Kernels:
 
     @property
     def tail(self) -> int:
+        """Idle time after the last event of every step together, ns."""
         return int(self.linked.tail.sum())
 
 
@@ -73,7 +75,7 @@ def build(
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
         frame, source = replay.add_roles(frame)
-    frame = _add_work(frame, works)
+    frame = _add_work(frame, linked, works)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     return Kernels(
         frame, linked, windows, works, calls, trace.on_device, source,
@@ -169,15 +171,16 @@ def _add_role(
     ), roles.source
 
 
-def _add_work(frame: pl.DataFrame, works: list[Work | None]) -> pl.DataFrame:
+def _add_work(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> pl.DataFrame:
     """Columns `main`, `flop`, `bytes`, `dtype`, `modelled`: the work of an op stands on its main
     row, the longest kernel of the kind that the op has; its helpers have time and no work."""
     kind_matches = pl.col("kind").is_in(["memset", "memcpy"]).not_()
+    repeated = pl.Series(_repeated(frame, linked, works))
     rank = pl.struct(
         kind_matches.cast(pl.Int8).alias("work"), pl.col("busy"), (-pl.col("start")).alias("start")
     )
     frame = frame.with_columns(
-        main=rank.rank("ordinal", descending=True).over("step", "instance") == 1
+        main=(rank.rank("ordinal", descending=True).over("step", "instance") == 1) & ~repeated
     )
     table = pl.DataFrame(
         {
@@ -198,6 +201,23 @@ def _add_work(frame: pl.DataFrame, works: list[Work | None]) -> pl.DataFrame:
         dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
         modelled=pl.col("modelled").fill_null(value=False),
     )
+
+
+def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
+    """Rows whose modelled work an op inside them does again (mean > sum, _grouped_mm > mm): the
+    inner one keeps it."""
+    out = np.zeros(len(linked.above), bool)
+    calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
+    for row in np.flatnonzero(linked.above >= 0):
+        outer = linked.above[row]
+        same = _alike(kinds[row]) == _alike(kinds[outer])
+        if same and calls[row] is not None and works[calls[row]] is not None:
+            out[outer] = True
+    return out
+
+
+def _alike(kind: str) -> str:
+    return MATMUL if kind in GEMM_KINDS else POINT if kind in (*POINTWISE, "layout") else kind
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:

@@ -107,7 +107,9 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     helper = pl.col("busy").filter(pl.col("main").not_()).sum()
     totals = frame.group_by(instance).agg(pl.col("busy").sum().alias("total"), helper.alias("help"))
     main = frame.filter(pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"]))
-    return main.join(totals, on=instance, how="left", maintain_order="left").sort("step", "launched", "start")
+    return main.join(totals, on=instance, how="left", maintain_order="left").sort(
+        "step", "launched", "start"
+    )
 
 
 def _group(

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 from analysis.ops.names import GAP_OPS, OP_KINDS
-from analysis.work import OpCall, work_of
+from analysis.work import USUAL_KINDS, OpCall, work_of
 
 KINDS = (
     "gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm", "attention", "norm",
@@ -53,7 +53,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("routing", r"routing|moe_align|topk_gating|TopKGating|gating|topk_softmax|moe_topk"
                 r"|expert_(offset|count|map)|count_and_sort|moe_sort|MoeSorting|get_group_gemm_starts"),
     ("gather_scatter", r"moe.*(finalize|permute|sum)|(finalize|permute|sum).*moe|expandInputRows"
-                       r"|finalizeMoe|shuffle_rows|permute_.*_(data|lengths|embs|weights)_?\w*kernel"),
+                       r"|finalizeMoe|shuffle_rows|permute_\w*_(data|lengths|embs|weights)_"),
     ("grouped_gemm", r"group(ed)?_?gemm|GroupProblem|GroupedGemm|PtrArray|moe.*gemm|fused_moe"
                      r"|gemm.*moe|^bmm_.*dynBatch|grouped_mm|ck_moe|Moe.*Gemm|_moe_mm"),
     ("quantise", r"quant|cvt_fp16_to_fp4|_to_fp[48]|scaled_fp8|per_token_group|mxfp4?_pack"
@@ -88,7 +88,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 _TABLE = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
 # Beyond this a name is template arguments; a bound keeps hostile names cheap.
-_NAME_LIMIT = 2000
+_NAME_LIMIT = 1000
 
 
 def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
@@ -113,10 +113,12 @@ def op_kind(op: str | None, call: OpCall | None) -> str:
     """The kind of an op: of its work where it can be modelled, else of its name."""
     if op is None:
         return "unknown"
+    if op.startswith("triton_"):
+        return kernel_kind(op)  # the op is the kernel, and its name lists what it fused
     work = work_of(call) if call is not None else None
     if work is not None:
         return work.kind
-    return OP_KINDS.get(op) or (kernel_kind(op) if op.startswith("triton_") else "unknown")
+    return USUAL_KINDS.get(op) or OP_KINDS.get(op) or "unknown"
 
 
 @lru_cache(maxsize=4096)

@@ -111,9 +111,9 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
     )  # fmt: skip
 
 
-def scale(side: tuple[Floats, Floats, Floats], wall: Floats, *, on_device: bool) -> tuple[
-    Floats, Floats, Floats
-]:
+def scale(
+    side: tuple[Floats, Floats, Floats], wall: Floats, *, on_device: bool
+) -> tuple[Floats, Floats, Floats]:
     """Busy, gaps and tail of one side in the unprofiled domain, whose wall is `wall`.
 
     A profiler slows the host and not the kernels of a device: there the gaps alone are scaled. On

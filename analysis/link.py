@@ -36,11 +36,12 @@ class Linked:
     thread: Ints
     wall: Ints
     tail: Ints
+    replayed: NDArray[np.bool_]  # launched by a graph replay
+    above: Ints  # row of the work op around a row, -1 at the top and on a device
     lead_ns: int | None = None
     spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    replayed: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))  # by a graph
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
@@ -50,7 +51,8 @@ def link(trace: Trace, windows: Windows) -> Linked:
 
 def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
     """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
-    and the idle time right before it, counted from `begin`. Intervals before `begin` are clipped."""
+    and the idle time right before it, counted from `begin`. What lies before `begin` is clipped.
+    """
     reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
     first = np.maximum(start, begin)
     gap = np.maximum(0, first - reached)
@@ -59,8 +61,9 @@ def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
 
 
 def link_device(trace: Trace, windows: Windows) -> Linked:
+    """The device events of all steps, each with its launch and op."""
     device = trace.device
-    order = np.lexsort((-device["dur"], device["ts"]))
+    order = np.lexsort((device["stream"], device["correlation"], -device["dur"], device["ts"]))
     start = device["ts"][order]
     end = start + device["dur"][order]
     launch = _launch_of(trace, device["correlation"][order])
@@ -72,6 +75,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
         event=order, launched=launched, thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
+        replayed=_by_graph(trace, launch), above=np.full(len(start), NONE),
     )  # fmt: skip
     own_first = int(windows.start[0]) if windows.source == "prunescope" else None
     _place_unlinked(out, linked, len(windows), own_first)
@@ -81,14 +85,13 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i])
     out.dry &= linked
-    _mark_replayed(out, trace, launch)
     return _only_steps(out)
 
 
 def _launch_of(trace: Trace, correlation: Ints) -> Ints:
     """Row of the launch with the same correlation id, -1 where there is none."""
     known = trace.launches["correlation"]
-    order = np.argsort(known, kind="stable")
+    order = np.lexsort((-trace.launches["dur"], trace.launches["ts"], known))
     return lookup(known[order], order, correlation)
 
 
@@ -109,7 +112,8 @@ def _place_unlinked(
         return
     rows = np.flatnonzero(linked)
     for name, mask in (("spill", slice(0, rows[0])), ("late", slice(rows[-1] + 1, None))):
-        ns = int(cover(out.start[mask], out.start[mask] + out.duration[mask], 0)[0].sum())
+        begin = int(out.start[mask][0]) if len(out.start[mask]) else 0
+        ns = int(cover(out.start[mask], out.start[mask] + out.duration[mask], begin)[0].sum())
         setattr(out, name, {"events": len(out.start[mask]), "ns": ns})
     between = np.flatnonzero(~linked[: rows[-1] + 1])
     between = between[between > rows[0]]
@@ -171,19 +175,19 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int) -> None:
     out.wall[step] = max(int(end.max()), begin) - begin
 
 
-def _mark_replayed(out: Linked, trace: Trace, launch: Ints) -> None:
+def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     """Which rows a graph replay launched: all of one replay share its launch."""
     names = trace.launches["name"]
     graph = np.array(["raphlaunch" in n.lower() for n in trace.names], bool)
-    out.replayed = np.zeros(len(launch), bool)
-    if len(names) and graph.any():
-        out.replayed = (launch >= 0) & graph[names[np.maximum(launch, 0)]]
+    if not len(names) or not graph.any():
+        return np.zeros(len(launch), bool)
+    return np.asarray((launch >= 0) & graph[names[np.maximum(launch, 0)]])
 
 
 def _only_steps(out: Linked) -> Linked:
     keep = out.step >= 0
     for name in ("step", "start", "duration", "busy", "gap", "dry", "op", "event", "launched",
-                 "thread", "replayed"):  # fmt: skip
+                 "thread", "replayed", "above"):  # fmt: skip
         setattr(out, name, getattr(out, name)[keep])
     return out
 
@@ -202,7 +206,7 @@ def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
     # An id that clashes (older profilers number ops and launches apart) names a distant op.
     good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
     missing = ~good & (launch >= 0)
-    inner = innermost(ops, thread[missing], ts[missing])
+    inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
     found = np.where(good, found, NONE)
     found[missing] = inner
     return found
@@ -212,7 +216,8 @@ def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
 
     Spans of one thread nest, so the innermost one around t is found from the latest start before
-    t, up through the spans that hold it.
+    t, up through the spans that hold it. Of equal spans, the one with the smaller `order` (where
+    that is a column of `spans`, else the first one) is the outer one.
     """
     out = np.full(len(ts), NONE)
     for t in np.unique(thread):
@@ -221,7 +226,8 @@ def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
         rows = np.flatnonzero(spans["thread"] == t)
         if not len(rows):
             continue
-        rows = rows[np.lexsort((-spans["dur"][rows], spans["ts"][rows]))]
+        ids = spans["order"][rows] if "order" in spans else rows
+        rows = rows[np.lexsort((ids, -spans["dur"][rows], spans["ts"][rows]))]
         start = spans["ts"][rows]
         end = start + spans["dur"][rows]
         up = parents(start, end)
@@ -265,36 +271,44 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     outside = step < 0
     # What our own runs do before their first step is the one that is thrown away.
     named = outside & ((windows.source != "prunescope") | (ops["ts"][work] >= windows.start[0]))
-    left_out = {"events": int(named.sum()), "ns": int(ops["dur"][work[named]].sum())}
+    left_out: dict[str, float] = {
+        "events": int(named.sum()),
+        "ns": int(ops["dur"][work[named]].sum()),
+    }
     work, step = work[~outside], step[~outside]
-    order = np.lexsort((-ops["dur"][work], ops["ts"][work]))
+    order = np.lexsort((ops["external"][work], -ops["dur"][work], ops["ts"][work]))
     work, step = work[order], step[order]
     start = ops["ts"][work]
     end = np.minimum(start + ops["dur"][work], windows.end[step] if len(step) else start)
-    busy, gap = np.zeros_like(start), np.zeros_like(start)
+    busy, gap, above = np.zeros_like(start), np.zeros_like(start), np.full(len(start), NONE)
     wall = windows.end - windows.start
     tail = np.zeros(len(windows), np.int64)
     for i in range(len(windows)):
         rows = np.flatnonzero(step == i)
-        busy[rows], gap[rows], tail[i] = _host_step(
-            ops["thread"][work[rows]], start[rows], end[rows], windows, i
-        )
+        up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
+        busy[rows], gap[rows], tail[i] = _host_step(up, start[rows], end[rows], windows, i)
+        above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
         step=step, start=start, duration=end - start, busy=busy, gap=gap, dry=gap > 0, op=work,
         event=np.full(len(work), NONE), launched=start, thread=ops["thread"][work], wall=wall,
-        tail=tail, left_out=left_out, replayed=np.zeros(len(work), bool),
+        tail=tail, left_out=left_out, replayed=np.zeros(len(work), bool), above=above,
     )  # fmt: skip
 
 
-def _host_step(
-    thread: Ints, start: Ints, end: Ints, windows: Windows, step: int
-) -> tuple[Ints, Ints, int]:
-    """Busy and gap of the work ops of one step, and its tail."""
+def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
+    """The work op directly around each one on its thread, -1 at the top."""
     up = np.full(len(start), NONE)
     for t in np.unique(thread):
         rows = np.flatnonzero(thread == t)
         local = parents(start[rows], end[rows])
         up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
+    return up
+
+
+def _host_step(
+    up: Ints, start: Ints, end: Ints, windows: Windows, step: int
+) -> tuple[Ints, Ints, int]:
+    """Busy and gap of the work ops of one step, and its tail."""
     top = np.flatnonzero(up < 0)
     begin, finish = int(windows.start[step]), int(windows.end[step])
     busy, gap = np.zeros_like(start), np.zeros_like(start)

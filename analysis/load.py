@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from analysis.reader import Args, Event, Source
 from analysis.work import OpCall
+from taxonomy.dtypes import dtype
 from taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
@@ -29,7 +31,7 @@ DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
                      "privateuse1_runtime", "mtia_runtime")  # fmt: skip
 MODULE = "nn.Module: "
-_MAX_US = 9_000_000_000_000_000
+_MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
 NONE = -1  # an absent id in an integer column
 _RUN_CALL = re.compile(r"launch|memcpy|memset|enqueue|dispatch", re.IGNORECASE)
 
@@ -174,7 +176,7 @@ class _Collector:
             if handler == self.python and not event.name.startswith(MODULE):
                 continue
             ts, dur = event.ts, event.dur
-            if ts is None or dur is None or not (-_MAX_US < ts < _MAX_US and 0 <= dur < _MAX_US):
+            if not (_is_time(ts) and _is_time(dur) and dur >= 0):
                 self.dropped += 1
                 continue
             handler(event, _ns(ts), _ns(dur))
@@ -235,7 +237,7 @@ class _Collector:
         return Trace(
             source=source,
             names=list(self.names),
-            calls=[_decode_call(key) for key in self.calls],
+            calls=_with_list_dtype([_decode_call(key) for key in self.calls]),
             device=self.device.frozen(),
             launches=self.launches.frozen(),
             ops=self.ops.frozen(),
@@ -243,6 +245,10 @@ class _Collector:
             grids=list(self.grids),
             dropped=self.dropped,
         )
+
+
+def _is_time(us: Any) -> TypeGuard[float | Decimal]:
+    return type(us) in (int, float, Decimal) and -_MAX_US < us < _MAX_US
 
 
 def _ns(us: float | Decimal) -> int:
@@ -279,14 +285,30 @@ def _decode_call(key: tuple[str, bytes, bytes, bytes, bytes]) -> OpCall:
     )
 
 
+def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:
+    """Kineto records no number format for a list of tensors (cat, stack): the float format that
+    most calls of the trace have stands in. Ratios of dense and pruned do not depend on it."""
+    floats = Counter(
+        d for call in calls for d in call.dtypes if (dtype(d) or "").startswith(("bf", "fp"))
+    )
+    if not floats:
+        return calls
+    usual = floats.most_common(1)[0][0]
+    return [
+        replace(call, dtypes=tuple(usual if d == "TensorList" else d for d in call.dtypes))
+        if "TensorList" in call.dtypes
+        else call
+        for call in calls
+    ]
+
+
 def _nested(raw: bytes) -> tuple[Any, ...]:
     if not raw:
         return ()
     try:
-        plain = msgspec.json.decode(raw)
+        frozen = _freeze(msgspec.json.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
-    frozen = _freeze(plain)
     return frozen if isinstance(frozen, tuple) else ()
 
 

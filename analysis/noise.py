@@ -84,9 +84,7 @@ def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Split | None:
     return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
 
 
-def _scaled(
-    t: Times, walls: tuple[Floats, Floats] | None, *, on_device: bool
-) -> Times:
+def _scaled(t: Times, walls: tuple[Floats, Floats] | None, *, on_device: bool) -> Times:
     if walls is None:
         return t
     wall_d, wall_p = (np.atleast_1d(np.asarray(w, np.float64)) for w in walls)

@@ -44,7 +44,7 @@ from taxonomy.errors import PrunescopeError
 _TOP_KERNELS = 40
 
 
-def single_phase(side: Side, name: str, kernels: Kernels, options: Options) -> Phase:
+def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
     phase.gemms = single_rows(calls_of(kernels))
@@ -70,9 +70,7 @@ def compare_phase(
         units, _samples(side_d, name), _samples(side_p, name), on_device=kernels_p.on_device
     )
     ledger = point(units, ratio, domain)
-    pairs = pair_calls(
-        calls_of(kernels_d), calls_of(kernels_p, units.alignment)
-    )
+    pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
     phase.gemms = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
     phase.pairing = _pairing(units)
     phase.domain = domain.name
@@ -217,7 +215,9 @@ def _notes(kernels: Kernels) -> list[str]:
     ):
         found = getattr(linked, what)
         if found["events"]:
-            notes.append(f"{found['events']} device events ({found['ns'] / 1e6:.3f} ms) left out: {why}")
+            notes.append(
+                f"{found['events']} device events ({found['ns'] / 1e6:.3f} ms) left out: {why}"
+            )
     replayed = int(linked.replayed.sum())
     if replayed and kernels.mapping_rate is None:
         notes.append(
@@ -310,5 +310,3 @@ def _realised(
         "flop": 1 - 1 / ratio.flop_ratio if ratio.flop_ratio else None,
         "bytes": 1 - moved_p / moved_d if moved_d else None,
     }
-
-

@@ -47,7 +47,7 @@ def analyze(
     for name in _phases(pruned, dense):
         kernels = pruned.kernels(name)
         if dense is None:
-            phases[name] = single_phase(pruned, name, kernels, options)
+            phases[name] = single_phase(pruned, name, kernels)
         else:
             twin = dense.kernels(name if name in dense.phases else dense.phases[0])
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)

@@ -6,13 +6,14 @@ schema with the fields that need no run: ladder, roles, gemms, bytes. Times are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.hardware import Device, find_device, with_overrides
 from analysis.predict_break_even import break_even
+from analysis.predict_execution import NAMES, Scene, execution, speedup
 from analysis.predict_model import read_model
 from analysis.predict_rows import gemm_rows
 from analysis.predict_side import Side, side
@@ -30,7 +31,8 @@ class PredictRequest:
     """What `predict` is asked. `model`: a preset, a config.json or a folder that holds one.
 
     `context` (decode): keys the query sees, itself included; `prompt_len` where it is None.
-    `peaks` in TFLOP/s a dtype and `bandwidth` in GB/s replace those of the device.
+    `peaks` in TFLOP/s a dtype and `bandwidth` in GB/s replace those of the device. `terms`: the
+    costs of execution to add to the roofline, all of `predict_execution.NAMES` where it is None.
     """
 
     model: str
@@ -46,6 +48,7 @@ class PredictRequest:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     peaks: Mapping[str, float] = field(default_factory=dict)
     bandwidth: float | None = None
+    terms: Collection[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,28 @@ class Setting:
     family: Family | None
     sparsity: float
     knobs: Mapping[str, Any]
+    terms: Collection[str]
+
+    def scene(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Scene:
+        """A side with what its costs of execution depend on."""
+        return Scene(
+            side=self.side(work, sparsity=sparsity, pruned=pruned),
+            device=self.device,
+            dtype=self.dtype,
+            work=work,
+            family=self.family if pruned else None,
+            sparsity=self.sparsity if sparsity is None else sparsity,
+        )
+
+    def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
+        """Dense over pruned at the roofline."""
+        dense = self.side(work, pruned=False)
+        return dense.ns / self.side(work, sparsity=sparsity).ns
+
+    def execution_gain(self, work: Workload, sparsity: float | None = None) -> float:
+        """Dense over pruned with the costs of execution."""
+        dense = self.scene(work, pruned=False)
+        return speedup(dense, self.scene(work, sparsity=sparsity), self.terms)
 
     def side(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Side:
         """The forward of one side, with its times at this device's peaks."""
@@ -91,64 +116,81 @@ def predict(request: PredictRequest) -> dict[str, Any]:
             itemsize=itemsize(setting.dtype) or 2,
         )
         phases[phase] = _phase(setting, work)
-    device = setting.device
-    method = setting.family
     return {
         "schema": SCHEMA,
         "tool": "prunescope predict",
-        "subject": {
-            "name": request.model,
-            "model": {"id": request.model, "source": source, "shape": setting.shape.to_dict()},
-            "method": method.id if method else None,
-            "extension": method.extension if method else None,
-            "sparsity": setting.sparsity if method else None,
-            "knobs": dict(setting.knobs),
-            "dtype": setting.dtype,
-            "device": device.name,
-        },
-        "baseline": {"name": f"{request.model}, dense"} if method else None,
-        "device": {
-            "name": device.name,
-            "peaks": {
-                "dense_flop_per_s": {setting.dtype: setting.flop_per_s},
-                "byte_per_s": setting.byte_per_s,
-            },
-            "source": device.source,
-            "verified": device.verified,
-            "unverified": list(device.unverified),
-            "measured": False,
-        },
+        "subject": _subject(request, setting, source),
+        "baseline": {"name": f"{request.model}, dense"} if setting.family else None,
+        "device": _device(setting),
         "phases": phases,
         "warnings": warnings,
+    }
+
+
+def _subject(request: PredictRequest, setting: Setting, source: str) -> dict[str, Any]:
+    method = setting.family
+    return {
+        "name": request.model,
+        "model": {"id": request.model, "source": source, "shape": setting.shape.to_dict()},
+        "method": method.id if method else None,
+        "extension": method.extension if method else None,
+        "sparsity": setting.sparsity if method else None,
+        "knobs": dict(setting.knobs),
+        "dtype": setting.dtype,
+        "device": setting.device.name,
+    }
+
+
+def _device(setting: Setting) -> dict[str, Any]:
+    device = setting.device
+    return {
+        "name": device.name,
+        "peaks": {
+            "dense_flop_per_s": {setting.dtype: setting.flop_per_s},
+            "byte_per_s": setting.byte_per_s,
+        },
+        "source": device.source,
+        "verified": device.verified,
+        "unverified": list(device.unverified),
+        "measured": False,
     }
 
 
 def _phase(setting: Setting, work: Workload) -> dict[str, Any]:
     dense = setting.side(work, pruned=False)
     pruned = setting.side(work) if setting.family else dense
-    tokens = work.rows
     result: dict[str, Any] = {
         "batch": work.batch,
         "prompt_len": work.prompt_len,
         "context": work.keys,
         "logits": work.logits,
-        "flop": pruned.flop,
-        "bytes": pruned.bytes,
-        "ideal_ns": pruned.ns,
-        "tokens_per_s": tokens * 1e9 / pruned.ns,  # at the roofline: no run is faster
-        "parameters": round(pruned.parameters),
-        "weight_bytes": round(pruned.weight_bytes),
-        "kv_bytes": round(pruned.kv_bytes),
-        "memory_bytes": round(pruned.weight_bytes + pruned.kv_bytes),
-        "bound": pruned.bound_ns(),
-        "roles": pruned.role_ns(),
+        **_sums(pruned),
+        "tokens_per_s": work.rows * 1e9 / pruned.ns,  # at the roofline: no run is faster
         "gemms": gemm_rows(dense, pruned, setting.family, dtype=setting.dtype),
         "ladder": None,
         "baseline": None,
     }
     if setting.family is None:
         return result
-    result["ladder"] = {
+    result["ladder"] = _ladder(setting, dense, pruned)
+    result["sparsity"] = {
+        "nominal": setting.sparsity,
+        "parameters": 1 - pruned.parameters / dense.parameters,
+        "flop": 1 - pruned.flop / dense.flop,
+        "bytes": 1 - pruned.bytes / dense.bytes,
+    }
+    result["baseline"] = _sums(dense)
+    expected = execution(setting.scene(work, pruned=False), setting.scene(work), setting.terms)
+    result["predicted"] = {
+        "break_even": break_even(work, setting.bound_gain),
+        "execution": {**expected, "break_even": break_even(work, setting.execution_gain)},
+    }
+    return result
+
+
+def _ladder(setting: Setting, dense: Side, pruned: Side) -> dict[str, float | None]:
+    """Rungs that need a run are null."""
+    return {
         "nominal": 1 / (1 - setting.sparsity),
         "flop": dense.flop / pruned.flop,
         "coverage": dense.ns / pruned.covered_ns(dense),
@@ -158,25 +200,20 @@ def _phase(setting: Setting, work: Workload) -> dict[str, Any]:
         "realised_ci95": None,
         "share_of_bound": None,
     }
-    result["sparsity"] = {
-        "nominal": setting.sparsity,
-        "parameters": 1 - pruned.parameters / dense.parameters,
-        "flop": 1 - pruned.flop / dense.flop,
-        "bytes": 1 - pruned.bytes / dense.bytes,
+
+
+def _sums(one: Side) -> dict[str, Any]:
+    return {
+        "flop": one.flop,
+        "bytes": one.bytes,
+        "ideal_ns": one.ns,
+        "parameters": round(one.parameters),
+        "weight_bytes": round(one.weight_bytes),
+        "kv_bytes": round(one.kv_bytes),
+        "memory_bytes": round(one.weight_bytes) + round(one.kv_bytes),
+        "bound": one.bound_ns(),
+        "roles": one.role_ns(),
     }
-    result["baseline"] = {
-        "flop": dense.flop,
-        "bytes": dense.bytes,
-        "ideal_ns": dense.ns,
-        "parameters": round(dense.parameters),
-        "weight_bytes": round(dense.weight_bytes),
-        "kv_bytes": round(dense.kv_bytes),
-        "memory_bytes": round(dense.weight_bytes + dense.kv_bytes),
-        "bound": dense.bound_ns(),
-        "roles": dense.role_ns(),
-    }
-    result["predicted"] = {"break_even": break_even(setting, work)}
-    return result
 
 
 def _resolve(request: PredictRequest, warnings: list[str]) -> tuple[Setting, str]:
@@ -214,8 +251,18 @@ def _resolve(request: PredictRequest, warnings: list[str]) -> tuple[Setting, str
         family=method,
         sparsity=sparsity,
         knobs=knobs,
+        terms=_terms(request.terms),
     )
     return setting, source
+
+
+def _terms(asked: Collection[str] | None) -> Collection[str]:
+    unknown = sorted(set(asked or ()) - set(NAMES))
+    if unknown:
+        raise PrunescopeError(
+            f"no cost of execution is called {unknown[0]!r}", hint=f"one of {', '.join(NAMES)}"
+        )
+    return NAMES if asked is None else asked
 
 
 def _family(method: str | None) -> Family | None:

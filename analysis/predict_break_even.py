@@ -1,19 +1,20 @@
-"""Where a pruning starts or stops to pay, by the roofline bound.
+"""Where a pruning starts or stops to pay.
 
-In: a resolved setting and a workload. Out: {"sparsity", "batch", "context"}, each null where the
-speed-up does not cross 1 in the range that was searched.
+In: a workload and a function that gives the speed-up at a workload and a sparsity. Out:
+{"sparsity", "batch", "context"}, each null where the speed-up does not cross 1 in the range that
+was searched.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.plan import Workload
 
-if TYPE_CHECKING:
-    from analysis.predict import Setting
+Gain = Callable[[Workload, float | None], float]
 
 _STEP = 64
 _BATCHES = tuple(2**i for i in range(11))
@@ -22,40 +23,42 @@ _CONTEXTS = tuple(2**i for i in range(6, 18))
 _GAIN = 1 + 1e-6
 
 
-def break_even(setting: Setting, work: Workload) -> dict[str, Any]:
+def break_even(work: Workload, gain: Gain) -> dict[str, Any]:
     """The smallest sparsity (in 1/64) from which every larger one is faster than dense, and the
-    {"from", "to"} of batches and of contexts (powers of two) at which this sparsity is faster."""
+    {"from", "to"} of batches and of contexts (powers of two) at which this sparsity is faster.
+
+    `gain(work, sparsity)` is dense over pruned; sparsity None is the one that was asked for.
+    """
     return {
-        "sparsity": _sparsity(setting, work),
-        "batch": _range(setting, [(b, replace(work, batch=b)) for b in _BATCHES]),
-        "context": _range(setting, [(c, _at(work, c)) for c in _CONTEXTS]),
+        "sparsity": _sparsity(work, gain),
+        "batch": _range([(b, replace(work, batch=b)) for b in _BATCHES], gain),
+        "context": _range([(c, _at(work, c)) for c in _CONTEXTS], gain),
     }
 
 
-def speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float | None:
-    """Dense over pruned at the roofline; None where the point does not exist (2:4 at 0.25)."""
+def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | None:
+    """None where the point does not exist (2:4 at 0.25)."""
     try:
-        pruned = setting.side(work, sparsity=sparsity)
+        return gain(work, sparsity)
     except PrunescopeError:
         return None
-    return setting.side(work, pruned=False).ns / pruned.ns
 
 
-def _sparsity(setting: Setting, work: Workload) -> float | None:
+def _sparsity(work: Workload, gain: Gain) -> float | None:
     found = None
     for step in range(_STEP - 1, 0, -1):
-        gain = speedup(setting, work, step / _STEP)
-        if gain is None:
+        faster = _try(gain, work, step / _STEP)
+        if faster is None:
             continue
-        if gain <= _GAIN:
+        if faster <= _GAIN:
             break
         found = step / _STEP
     return found
 
 
-def _range(setting: Setting, points: list[tuple[int, Workload]]) -> dict[str, int] | None:
-    gains = [(value, speedup(setting, work)) for value, work in points]
-    faster = [value for value, gain in gains if gain is not None and gain > _GAIN]
+def _range(points: list[tuple[int, Workload]], gain: Gain) -> dict[str, int] | None:
+    gains = [(value, _try(gain, work)) for value, work in points]
+    faster = [value for value, found in gains if found is not None and found > _GAIN]
     if not faster or len(faster) == len(gains):
         return None
     return {"from": faster[0], "to": faster[-1]}

@@ -8,16 +8,15 @@ Memory is bounded by the block, not by the file; a cut file is read up to the cu
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
+from analysis.unpack import Stream, unpacked
 from taxonomy.errors import PrunescopeError
 
 BLOCK = 4 << 20
@@ -26,8 +25,11 @@ MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
 
 _HEAD = re.compile(rb'"traceEvents"\s*:\s*')
 _BOUNDARY = re.compile(rb"\}\s*,\s*\{")
-_END = re.compile(rb"\}\s*\]")
-_NOT_A_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[,\]\}\s])")
+_WINDOW = 256 << 10  # where the last boundary of a block is looked for
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+# Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
+_STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
+_NOT_A_NUMBER = re.compile(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
 _CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
 # From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
 _EXACT_FROM_US = float(1 << 42)
@@ -71,15 +73,22 @@ class Event(msgspec.Struct, gc=False):
 
 
 class ExactEvent(Event, gc=False):
-    """The same with the decimal text of its times."""
+    """The same, a time with a fraction read from its decimal text."""
 
-    ts: Decimal | None = None  # type: ignore[assignment]
-    dur: Decimal | None = None  # type: ignore[assignment]
+    ts: Any = None
+    dur: Any = None
+
+
+def _decimal(text: str) -> Decimal | None:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        return None
 
 
 _EVENTS = msgspec.json.Decoder(list[Event], strict=True)
-_EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True)
-_ONE = msgspec.json.Decoder(Event)
+_EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
+_ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -87,7 +96,8 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 @dataclass
 class Source:
     """A trace being read. `cut`: the file ends before the trace does. `malformed`: events dropped
-    because a field had a type that no profiler writes. `meta`: the top-level keys but the events."""
+    because they cannot be read, or a field has a type that no profiler writes. `repaired`: invalid
+    JSON was mended. `meta`: the top-level keys but the events."""
 
     path: Path
     meta: dict[str, Any] = field(default_factory=dict)
@@ -98,114 +108,61 @@ class Source:
     def blocks(self) -> Iterator[list[Event]]:
         """The events in the order of the file, a list per block."""
         with self.path.open("rb") as file:
-            yield from _Splitter(self, _open(self.path, file)).blocks()
+            yield from _Splitter(self, unpacked(self.path, file)).blocks()
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
+        """An error about this file."""
         return PrunescopeError(f"{self.path.name}: {problem}", hint=hint)
-
-
-class _Inflate:
-    """A gzip stream read block by block; a cut or broken one gives all that stands before."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.stream = zlib.decompressobj(31)
-        self.pending = b""
-        self.cut = False
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; nothing at the end, where `cut` says whether it was the real one."""
-        while not self.cut:
-            if not self.pending:
-                self.pending = self.file.read(256 << 10)
-            if not self.pending:
-                self.cut = not self.stream.eof
-                return b""
-            if self.stream.eof:
-                if not self.pending.startswith(b"\x1f\x8b"):
-                    return b""
-                self.stream = zlib.decompressobj(31)
-            try:
-                block = self.stream.decompress(self.pending, size)
-            except zlib.error:
-                self.cut = True
-                return b""
-            self.pending = self.stream.unconsumed_tail or self.stream.unused_data
-            if block:
-                return block
-        return b""
-
-
-def _open(path: Path, file: BinaryIO) -> BinaryIO | _Inflate:
-    """The decompressed bytes of a file, whatever its name says."""
-    magic = file.read(4)
-    file.seek(0)
-    if magic[:2] == b"\x1f\x8b":
-        return _Inflate(file)
-    return _open_zip(path, file) if magic == b"PK\x03\x04" else file
-
-
-def _open_zip(path: Path, file: BinaryIO) -> BinaryIO | _Inflate:
-    hint = "give a .zip with one Chrome trace (.json or .json.gz) in it"
-    try:
-        archive = zipfile.ZipFile(file)
-        names = [n for n in archive.namelist() if n.endswith((".json", ".json.gz"))]
-        if len(names) != 1:
-            raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=hint)
-        member = archive.open(names[0])
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=hint) from None
-    return _Inflate(member) if names[0].endswith(".gz") else member  # type: ignore[arg-type, return-value]
 
 
 class _Splitter:
     """Cuts the bytes at boundaries between events. A boundary is right exactly when the bytes
-    before it decode as a list: inside a string or a nested object they would not."""
+    before it decode as a list: inside a string or a nested object they would not. Where the last
+    boundaries of a block are not, its brackets are counted."""
 
-    def __init__(self, source: Source, file: BinaryIO | _Inflate) -> None:
+    def __init__(self, source: Source, file: Stream) -> None:
         self.source = source
         self.file = file
         self.buffer = b""
         self.total = 0
-        self.ended = False
+        self.in_object = False  # the events stand in an object, with metadata around them
+        self.closed = False  # the list of events has ended
 
     def read(self) -> bool:
         """One more block into the buffer; False at the end of the file."""
-        if self.ended:
-            return False
-        try:
-            block = self.file.read(BLOCK)
-        except (EOFError, zlib.error, zipfile.BadZipFile):
-            block, self.source.cut = b"", True
-        if isinstance(self.file, _Inflate):
-            self.source.cut = self.source.cut or self.file.cut
+        block = self.file.read(BLOCK)
+        self.source.cut = self.source.cut or self.file.cut
         self.total += len(block)
         if self.total > MAX_TOTAL or len(self.buffer) > MAX_EVENT:
             raise self.source.error(
                 "no end of an event within 64 MiB, or more than 64 GiB in all",
                 "this is not a profiler trace; give the file that torch.profiler exported",
             )
-        self.ended = self.ended or not block
         self.buffer += block
         return bool(block)
 
     def blocks(self) -> Iterator[list[Event]]:
         self.head()
-        while True:
-            more = self.read()
-            if not more:
-                yield from self.tail()
-                return
-            if len(self.buffer) < BLOCK:
+        enough = BLOCK
+        while self.read():
+            if len(self.buffer) < enough:
                 continue
-            events = self.cut_at_boundary()
-            if events is not None:
+            events = self.cut_quickly()
+            if events is None:
+                events = self.cut_exactly()
+            if events:
                 yield events
-                continue
-            events = self.cut_at_end()
-            if events is not None:
-                yield events
-                return
+            if self.closed:
+                break
+            # Nothing was cut: twice as much before the next try keeps the work linear.
+            enough = BLOCK if events else 2 * len(self.buffer)
+        if not self.closed:
+            yield self.cut_exactly()
+        self.source.cut = self.source.cut or not self.closed
+        while self.read():
+            pass
+        if self.closed and self.in_object:
+            self.trailing()
 
     def head(self) -> None:
         """Up to the first event; keeps the metadata that stands before it."""
@@ -213,87 +170,74 @@ class _Splitter:
         not_a_trace = source.error(
             "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
         )
-        while self.read() or self.buffer:
+        more = True
+        while more:
+            more = self.read()
             text = self.buffer.lstrip(b"\xef\xbb\xbf \t\r\n")
             if text[:1] == b"[":
                 self.buffer = text[1:]
                 return
             if text[:1] not in (b"{", b""):
                 raise not_a_trace
-            if found := _HEAD.search(text):
-                if text[found.end() : found.end() + 1] == b"[":
-                    source.meta.update(_plain(text[: found.end()] + b"[]}"))
-                    self.buffer = text[found.end() + 1 :]
-                    return
-                if found.end() < len(text):
+            found = _place_of_events(text)
+            if found is not None and found < len(text):
+                if text[found : found + 1] != b"[":
                     raise source.error(
                         "traceEvents is not a list", "the file is damaged: export it again"
                     )
-            if self.ended:
-                break
+                source.meta.update(_plain(text[:found] + b"[]}") or {})
+                self.buffer, self.in_object = text[found + 1 :], True
+                return
         if not self.buffer.strip() and not source.cut:
             raise source.error("the file is empty", "export the trace again")
         raise not_a_trace
 
-    def cut_at_boundary(self) -> list[Event] | None:
-        """The events of the buffer up to its last boundary, which stays in the buffer."""
-        window = max(0, len(self.buffer) - (256 << 10))
-        found = list(_BOUNDARY.finditer(self.buffer, window))
-        for match in reversed(found[-8:]):
+    def cut_quickly(self) -> list[Event] | None:
+        """The events up to one of the last boundaries, which stays in the buffer."""
+        found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - _WINDOW)))
+        for match in reversed(found[-3:]):
             events = self.decode(self.buffer[: match.start() + 1])
             if events is not None:
                 self.buffer = self.buffer[match.end() - 1 :]
                 return events
         return None
 
-    def cut_at_end(self) -> list[Event] | None:
-        """The last events, where the list ends inside the buffer; reads the metadata behind it."""
-        for count, match in enumerate(_END.finditer(self.buffer)):
-            events = self.decode(self.buffer[: match.start() + 1])
-            if events is not None:
-                self.buffer = self.buffer[match.end() :]
-                while self.read():
-                    pass
-                self.trailing(self.buffer)
-                return events
-            if count > 64:
-                return None
-        return None
+    def cut_exactly(self) -> list[Event]:
+        """The whole events of the buffer, by counting brackets; what cannot be read is dropped."""
+        spans: list[tuple[int, int]] = []
+        depth = start = end = 0
+        for match in _STEP.finditer(self.buffer):
+            bracket = match.group(1)
+            if bracket in (b"{", b"["):
+                start = match.end() - 1 if depth == 0 else start
+                depth += 1
+            elif bracket in (b"}", b"]") and depth:
+                depth -= 1
+                if depth == 0:
+                    end = match.end()
+                    spans.append((start, end))
+            else:
+                self.closed = bracket == b"]"
+                end = match.end() if self.closed else end
+                break
+        text, self.buffer = self.buffer[:end], self.buffer[end:]
+        events = self.decode(text[: spans[-1][1]]) if spans else []
+        return self.one_by_one(text[a:b] for a, b in spans) if events is None else events
 
-    def tail(self) -> Iterator[list[Event]]:
-        """What is left at the end of the file."""
-        text = self.buffer.strip()
-        end = text.find(b"]") if text[:1] == b"]" else -1
-        if end == 0:
-            self.trailing(text[1:])
-            return
-        if (events := self.cut_at_end()) is not None:
-            yield events
-            return
-        self.source.cut = True
-        while text:
-            if (events := self.decode(text)) is not None:
-                yield events
-                return
-            found = [m.start() for m in _BOUNDARY.finditer(text)]
-            if not found:
-                return
-            text = text[: found[-1] + 1]
-
-    def trailing(self, text: bytes) -> None:
-        meta = _plain(b'{"traceEvents":[]' + text)
-        meta.pop("traceEvents", None)
-        self.source.meta.update(meta)
+    def trailing(self) -> None:
+        """Metadata behind the events."""
+        meta = _plain(b'{"traceEvents":[]' + self.buffer)
+        self.source.cut = self.source.cut or meta is None
+        self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
 
     def decode(self, text: bytes) -> list[Event] | None:
-        """The events of `text`, or None where it is not a whole number of events."""
-        listed = b"[" + text + b"]"
+        """The events of `text`, or None where it is not a whole number of readable events."""
+        listed = b"[" + text.lstrip(b", \t\r\n") + b"]"
         try:
             return self.typed(listed)
         except _UNREADABLE:
             pass
-        mended = _NOT_A_NUMBER.sub(b"null", listed.translate(_CONTROL))
-        mended = mended.decode("utf-8", "replace").encode()
+        mended = _mended(listed)
         if mended == listed:
             return None
         try:
@@ -306,30 +250,53 @@ class _Splitter:
     def typed(self, listed: bytes) -> list[Event]:
         try:
             events = _EVENTS.decode(listed)
-            if any(
-                type(e.ts) is float and e.ts >= _EXACT_FROM_US
-                for e in events[:: 1 + len(events) // 16]
-            ):
-                return list(_EXACT.decode(listed))
-            return events
         except msgspec.ValidationError:
-            return self.one_by_one(listed)
+            return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
+        if any(type(e.ts) is float and abs(e.ts) >= _EXACT_FROM_US for e in events):
+            return list(_EXACT.decode(listed))
+        return events
 
-    def one_by_one(self, listed: bytes) -> list[Event]:
-        """Events of a block in which some field has a wrong type: those are dropped and counted."""
-        events = []
-        for raw in _RAWS.decode(listed):
+    def one_by_one(self, texts: Iterable[bytes]) -> list[Event]:
+        """Events of a block in which some cannot be read, or have a field of a wrong type: those
+        are dropped and counted."""
+        events: list[Event] = []
+        for text in texts:
             try:
-                events.append(_ONE.decode(raw))
-            except (msgspec.ValidationError, UnicodeDecodeError):
-                self.source.malformed += 1
+                events.append(_ONE.decode(text))
+            except _UNREADABLE:
+                try:
+                    events.append(_ONE.decode(_mended(text)))
+                    self.source.repaired = True
+                except _UNREADABLE:
+                    self.source.malformed += 1
         return events
 
 
-def _plain(text: bytes) -> dict[str, Any]:
-    """Metadata as plain values; nothing where it cannot be read."""
+def _place_of_events(text: bytes) -> int | None:
+    """Where the value of the outermost object's `traceEvents` begins; None where it has none."""
+    depth, end = 0, 0
+    for match in _STEP.finditer(text):
+        if depth == 1 and (found := _HEAD.search(text, end, match.end())):
+            return found.end()
+        if match.group(1) == b'"':  # a string that goes on in the next block
+            return None
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
+        end = match.end()
+    return None
+
+
+def _mended(text: bytes) -> bytes:
+    """The text without control characters, NaN, infinities and bytes that are no UTF-8."""
+    plain = text.translate(_CONTROL)
+    if b"NaN" in plain or b"Infinity" in plain:
+        plain = _NOT_A_NUMBER.sub(lambda m: m[0] if m[0][:1] == b'"' else b"null", plain)
+    return plain.decode("utf-8", "replace").encode()
+
+
+def _plain(text: bytes) -> dict[str, Any] | None:
+    """Metadata as plain values; None where it cannot be read."""
     try:
-        plain = msgspec.json.decode(text.translate(_CONTROL))
+        plain = msgspec.json.decode(_mended(text))
     except _UNREADABLE:
-        return {}
-    return plain if isinstance(plain, dict) else {}
+        return None
+    return plain if isinstance(plain, dict) else None

@@ -135,7 +135,10 @@ class Evidence:
             shown = [("", entry) for entry in pruned[:2]]
         else:
             shown = [("dense ", e) for e in dense[:1]] + [("pruned ", e) for e in pruned[:1]]
-        return [f"{side}{name[:120]}: {ns / 1e6:.3f} ms in {count:g}" for side, (name, ns, count) in shown]
+        return [
+            f"{side}{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
+            for side, (name, ns, count) in shown
+        ]
 
 
 def largest(values: Floats) -> int:

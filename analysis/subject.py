@@ -136,7 +136,9 @@ class Side:
                 hint="the run folder is not whole: trace the model again",
             )
         if phase.sha256 and sha256_of(path) != phase.sha256:
-            self.warnings.append(f"{self.path.name}/{phase.trace} is not the file that was captured")
+            self.warnings.append(
+                f"{self.path.name}/{phase.trace} is not the file that was captured"
+            )
         trace = load(path)
         self._note(trace)
         return trace
@@ -150,7 +152,9 @@ class Side:
         if lost:
             self.warnings.append(f"{name}: {lost} malformed events were dropped")
         if trace.source.repaired:
-            self.warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was mended")
+            self.warnings.append(
+                f"{name}: invalid JSON (NaN, control characters or bytes) was mended"
+            )
 
     def describe(self) -> dict[str, Any]:
         """The `subject` or `baseline` object of the report."""

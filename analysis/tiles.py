@@ -83,12 +83,14 @@ _TILES = tuple(
         rf"^Cijk_\w*?_MT{_XY}x(\d{{1,4}})",
     )
 )
-_NAME_LIMIT = 2000
+# The tile stands early in a name, and a bound keeps hostile names cheap.
+_NAME_LIMIT = 512
 # CUDA keeps 1 KiB of shared memory a block from compute capability 8.0 on; those devices have
 # 100 KiB or more an SM, the ones before 96 KiB or less.
 _RESERVED_BYTES, _RESERVED_FROM = 1024, 100 * 1024
 _REGISTER_UNIT = 256  # registers are given to a warp in units of 256
 _SWIZZLES = (1, 2, 4, 8, 16)
+_MOST_TILES = 2**53  # more is a forged shape
 
 
 def tile_of(kernel: str) -> Tile | None:
@@ -113,7 +115,7 @@ def in_blocks(grid: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
 def wave_model(
     gemm: Gemm, tile: Tile, launch: Launch, device: Device | None
 ) -> WaveEstimate | None:
-    """Tiles, waves and efficiencies of a GEMM kernel; None for an empty GEMM or grid.
+    """Tiles, waves and efficiencies of a GEMM kernel; None for an empty or a forged one.
 
     tiles = ⌈M/Tm⌉·⌈N/Tn⌉·batch·split-K, in the orientation that explains the grid, else with M and
     N swapped (column-major). waves = tiles / (SMs · resident blocks). Tile efficiency is
@@ -127,6 +129,8 @@ def wave_model(
     fit, split_k, swapped = min(fits, key=lambda found: _RANK[found[0]])
     across, down = _sides(gemm, tile, swapped=swapped)
     tiles = across * down * gemm.batch * split_k
+    if tiles > _MOST_TILES:
+        return None
     covered = tiles * tile.rows * tile.columns
     resident = resident_blocks(launch, device)
     slots = device.sm * resident if device is not None and device.sm and resident else None

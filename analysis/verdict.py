@@ -73,15 +73,23 @@ def _unmoved(e: Evidence) -> Family:
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
-        return Family(id="unknown", confidence=0.3, evidence=[f"GEMMs moved as in no family: {shown}"])
-    added = Counter(f"{k[1]} ({k[2]})" for k, a in zip(e.units.keys, e.units.added, strict=True) if a)
-    gone = Counter(f"{k[1]} ({k[2]})" for k, r in zip(e.units.keys, e.units.removed, strict=True) if r)
+        return Family(
+            id="unknown", confidence=0.3, evidence=[f"GEMMs moved as in no family: {shown}"]
+        )
+    added = Counter(
+        f"{k[1]} ({k[2]})" for k, a in zip(e.units.keys, e.units.added, strict=True) if a
+    )
+    gone = Counter(
+        f"{k[1]} ({k[2]})" for k, r in zip(e.units.keys, e.units.removed, strict=True) if r
+    )
     if added or gone:
         lines = [f"no GEMM moved; {sum(c.values())} units {what}: {_top(c)}"
                  for what, c in (("added", added), ("gone", gone)) if c]  # fmt: skip
         return Family(id="outside", confidence=0.7, evidence=lines)
     if e.census_pruned is None:
-        line = "no GEMM moved and no work was added; zeros in weights cannot be seen in a bare trace"
+        line = (
+            "no GEMM moved and no work was added; zeros in weights cannot be seen in a bare trace"
+        )
         return Family(id="dense", confidence=0.5, evidence=[line])
     return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
 
@@ -93,9 +101,7 @@ def _top(counter: Counter[str]) -> str:
 def _not_comparable(e: Evidence) -> str | None:
     """Pairs that are no pruning: other inputs, another dtype, another attention."""
     both = [(p, p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
-    dtypes = {
-        (d.dtype, p.dtype) for _, d, p in both if d.dtype and p.dtype and d.dtype != p.dtype
-    }
+    dtypes = {(d.dtype, p.dtype) for _, d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
     if dtypes:
         old, new = sorted(dtypes)[0]
         return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
@@ -109,6 +115,7 @@ def _not_comparable(e: Evidence) -> str | None:
 
 def _other_attention(e: Evidence) -> str | None:
     """Attention computed by other ops, while no linear moved."""
+
     def ops(side: Callable[[Pair], Call | None]) -> set[str]:
         calls = (side(p) for p in e.pairs if p.key[2] in ("qk", "pv"))
         return {c.op for c in calls if c is not None and c.op}
@@ -116,7 +123,9 @@ def _other_attention(e: Evidence) -> str | None:
     dense, pruned = ops(lambda p: p.dense), ops(lambda p: p.pruned)
     linears = {p.axis for p in e.pairs if p.key[2] not in ("qk", "pv")}
     if dense and pruned and not dense & pruned and linears <= {"none"}:
-        return f"attention runs as {', '.join(sorted(pruned))} instead of {', '.join(sorted(dense))}"
+        return (
+            f"attention runs as {', '.join(sorted(pruned))} instead of {', '.join(sorted(dense))}"
+        )
     return None
 
 
@@ -139,7 +148,11 @@ def _static_m(e: Evidence) -> Seen | None:
         return None
     total = e.units.alignment.num_dense
     lines = []
-    for rows, what in ((layers, "layers"), (attention, "attention sublayers"), (mlp, "MLP sublayers")):
+    for rows, what in (
+        (layers, "layers"),
+        (attention, "attention sublayers"),
+        (mlp, "MLP sublayers"),
+    ):
         if rows:
             which = f": {_list(sorted(rows))}" if e.units.alignment.exact else ""
             lines.append(f"{len(rows)} of {total} {what} gone{which}")
@@ -182,7 +195,9 @@ def _masked(e: Evidence) -> Seen | None:
 def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
     matrices = (e.census_pruned or {}).get("matrices") or []
-    before = {m.get("name"): m.get("zeros", 0) for m in (e.census_dense or {}).get("matrices") or []}
+    before = {
+        m.get("name"): m.get("zeros", 0) for m in (e.census_dense or {}).get("matrices") or []
+    }
     out = []
     for m in matrices:
         zeros = m.get("zeros")
@@ -237,7 +252,9 @@ def _channels(e: Evidence) -> tuple[bool, str]:
     narrow, down = e.moved(*_MLP)["N"], e.moved("down")["K"]
     if not narrow and not down:
         return False, ""
-    whole = "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
+    whole = (
+        "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
+    )
     example = next((p for p in e.pairs if p.key[1] == "down" and p.axis == "K"), None)
     dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
     return True, f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{whole}"
@@ -261,7 +278,12 @@ def _cross(e: Evidence) -> Seen | None:
     line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
             + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
     moved = ("N", "K", "NK")
-    return Seen("static-nk-cross", [line], _ns(e, lambda p: p.axis in moved), 0.9 if entered / total > 0.5 else 0.5)
+    return Seen(
+        "static-nk-cross",
+        [line],
+        _ns(e, lambda p: p.axis in moved),
+        0.9 if entered / total > 0.5 else 0.5,
+    )
 
 
 # Every detector reads the evidence alone; the order has no meaning.

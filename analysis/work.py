@@ -7,9 +7,9 @@ Every op has one model, a decorated function in analysis/ops.
 from __future__ import annotations
 
 from analysis.ops import attention, convolution, matmul, memory, pointwise, sparse, vendor
-from analysis.ops.call import MODELS, NoModel, OpCall, Work, op_model
+from analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
 
-__all__ = ["MODELS", "OpCall", "Work", "op_model", "work_of"]
+__all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (attention, convolution, matmul, memory, pointwise, sparse, vendor)

@@ -51,8 +51,8 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm", "final_norm"),
     (r"input_layernorm|ln_1|attn_norm|operator_norm|pre_self_attn_layernorm"
      r"|post_self_attn_layernorm|self_attn_layer_norm|input_norm", "attn_norm"),
-    (r"post_attention_layernorm|ln_2|mlp_norm|ffn_norm|pre_feedforward_layernorm"
-     r"|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm|pre_ff_layernorm", "mlp_norm"),
+    (r"post_attention_layernorm|ln_2|mlp_norm|ffn_norm|pre_feedforward_layernorm|pre_ff_layernorm"
+     r"|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm", "mlp_norm"),
 )  # fmt: skip
 _LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.(.*))?$")

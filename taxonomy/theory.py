@@ -2,7 +2,7 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-The formulas are those of the taxonomy's theory (README of this folder, "Roofline bound").
+Element-wise work counts as if fused into its neighbours; the formulas stand beside each op.
 """
 
 from __future__ import annotations

@@ -11,41 +11,20 @@ from collections.abc import Iterable
 from taxonomy.gemm import Gemm
 from taxonomy.plan import Op, Plan
 from taxonomy.roles import GROUPS
+from taxonomy.shape import ModelShape
 
 
 def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
     """Router, routed experts as grouped GEMMs over the experts expected active, shared expert."""
-    shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
+    shape, work = plan.shape, plan.work
     share = plan.rows.get("experts", 1)
-    yield from _matrix(plan, "router", count, h, layers)
+    yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
     # A token that takes part misses an expert with probability 1 - k/E: a uniform, independent
     # router.
-    missed = (1 - share * shape.experts_per_token / count) ** work.rows
-    active = count * (1 - missed)
-    routed = work.rows * share * shape.experts_per_token
-    biases = count * shape.mlp_biases(width)
-    matrices = ("gate", "up", "down") if shape.gated else ("up", "down")
-    for matrix in matrices:
-        n, k = (h, width) if matrix == "down" else (width, h)
-        each = max(1, round(routed / max(1.0, active)))
-        for piece in plan.linear("experts", n, k):
-            numbers = piece.n * piece.k
-            read = b * piece.stored * numbers * active
-            bias, biases = biases, 0
-            yield Op(
-                name=f"experts.{matrix}",
-                role="experts",
-                group=GROUPS[matrix],
-                cls="matmul",
-                layers=layers,
-                gemms=(Gemm(each, piece.n, piece.k, max(1, round(active))),),
-                flop=2 * routed * numbers * piece.flop,
-                bytes=b * routed * (piece.k + piece.n) + read,
-                weight_bytes=read,
-                parameters=count * numbers * piece.numbers + bias,
-                stored_bytes=b * (count * piece.stored * numbers + bias),
-            )
+    missed = (1 - share * shape.experts_per_token / shape.experts) ** work.rows
+    rows = work.rows * share * shape.experts_per_token
+    for matrix in _matrices(shape):
+        yield from _routed(plan, matrix, layers, active=shape.experts * (1 - missed), rows=rows)
     yield Op(
         name="experts.activation",
         role="activation",
@@ -53,13 +32,44 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
         cls="pointwise",
         layers=layers,
         flop=0,
-        bytes=b * (2 + shape.gated) * width * routed,
+        bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
     )
     if shape.shared_intermediate:
-        for matrix in matrices:
-            n, k = (h, shape.shared_intermediate)
-            n, k = (n, k) if matrix == "down" else (k, n)
+        for matrix in _matrices(shape):
+            n, k = shape.shared_intermediate, shape.hidden
+            n, k = (k, n) if matrix == "down" else (n, k)
             yield from _matrix(plan, "shared_expert", n, k, layers, GROUPS[matrix])
+
+
+def _matrices(shape: ModelShape) -> tuple[str, ...]:
+    return ("gate", "up", "down") if shape.gated else ("up", "down")
+
+
+def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: float) -> Iterable[Op]:
+    """One matrix of every expert: `rows` token-expert pairs over `active` experts."""
+    shape, b = plan.shape, plan.work.itemsize
+    h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
+    n, k = (h, width) if matrix == "down" else (width, h)
+    each = max(1, round(rows / max(1.0, active)))
+    # The biases of the whole expert are counted with its last GEMM.
+    bias = count * shape.mlp_biases(width) * (matrix == "down")
+    for index, piece in enumerate(plan.linear("experts", n, k)):
+        numbers = piece.n * piece.k
+        read = b * piece.stored * numbers * active
+        extra = bias if index == 0 else 0
+        yield Op(
+            name=f"experts.{matrix}",
+            role="experts",
+            group=GROUPS[matrix],
+            cls="matmul",
+            layers=layers,
+            gemms=(Gemm(each, piece.n, piece.k, max(1, round(active))),),
+            flop=2 * rows * numbers * piece.flop,
+            bytes=b * rows * (piece.k + piece.n) + read,
+            weight_bytes=read,
+            parameters=count * numbers * piece.numbers + extra,
+            stored_bytes=b * (count * piece.stored * numbers + extra),
+        )
 
 
 def _matrix(

@@ -1,25 +1,25 @@
 """Builds small Chrome traces as torch.profiler writes them, for a GPU or a CPU.
 
-In: nested calls, device time in microseconds, laid one after another on one clock.
-Out: {"traceEvents": [...], ...}; `save` writes it, gzipped where the name ends in .gz.
+In: nested calls, times in microseconds. Out: {"traceEvents": [...], ...}, for `save` to write.
 
     chrome(
         step(0, module("model.layers.0.mlp.up_proj",
                        op("aten::mm", [4, 5], [5, 6], dtype="c10::BFloat16", kernels=[k(us=7)])),
              gap(us=3)))
 
-GPU: the device idles only where `gap` says so; the host runs ahead of it (launches take 50 ns).
-CPU: an op lasts `us` (or the sum of its kernels) beyond its children; scopes add nothing.
+GPU: the device idles only where `gap` says so; the host runs ahead.
+CPU: an op lasts `us`, or the sum of its kernels, beyond its children; scopes add nothing.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HOST_NS, LAUNCH_NS = 10, 50  # what an op and a launch cost the host of a GPU trace
 START_NS = 1_000_000_000
@@ -29,11 +29,10 @@ H100 = {
     "regsPerMultiprocessor": 65536, "sharedMemPerMultiprocessor": 233472,
     "sharedMemPerBlockOptin": 232448, "totalGlobalMem": 85018279936,
 }  # fmt: skip
-_LAUNCH = {"gpu_memset": "cudaMemsetAsync", "gpu_memcpy": "cudaMemcpyAsync"}
+LAUNCHES = {"gpu_memset": "cudaMemsetAsync", "gpu_memcpy": "cudaMemcpyAsync"}
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     ns: int
     name: str
     gap_ns: int
@@ -42,20 +41,17 @@ class Kernel:
     args: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Gap:
+class Gap(NamedTuple):
     ns: int
     launch: bool
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     name: str
     items: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     name: str
     args: dict[str, Any]
     kernels: tuple[Kernel, ...]
@@ -63,31 +59,18 @@ class Op:
     own_ns: int
 
 
-def _ns(us: float) -> int:
-    return round(us * 1000)
-
-
 def k(
-    *,
-    us: float,
-    name: str = "some_kernel",
-    gap_us: float = 0.0,
-    cat: str = "kernel",
-    stream: int = 7,
-    grid: Sequence[int] = (1, 1, 1),
-    block: Sequence[int] = (128, 1, 1),
-    registers: int = 32,
+    *, us: float, name: str = "a_kernel", gap_us: float = 0, cat: str = "kernel", stream: int = 7,
+    grid: Sequence[int] = (1, 1, 1), block: Sequence[int] = (128, 1, 1), registers: int = 32,
     shared: int = 0,
-) -> Kernel:
-    """A device event. `gap_us` before it may be negative: it then overlaps what ran before.
+) -> Kernel:  # fmt: skip
+    """A device event (`cat`: kernel, gpu_memset, gpu_memcpy); outside an op it has no launch.
 
-    Outside an op it has no launch. `cat`: kernel, gpu_memset or gpu_memcpy.
+    `gap_us` before it may be negative: it then overlaps what ran before.
     """
-    args = {
-        "grid": list(grid), "block": list(block), "registers per thread": registers,
-        "shared memory": shared,
-    }  # fmt: skip
-    return Kernel(_ns(us), name, _ns(gap_us), cat, stream, args if cat == "kernel" else {})
+    size = {"registers per thread": registers, "shared memory": shared}
+    args = {"grid": list(grid), "block": list(block), **size} if cat == "kernel" else {}
+    return Kernel(_ns(us), name, _ns(gap_us), cat, stream, args)
 
 
 def gap(*, us: float, launch: bool = False) -> Gap:
@@ -96,16 +79,10 @@ def gap(*, us: float, launch: bool = False) -> Gap:
 
 
 def op(
-    name: str,
-    *dims: list[Any],
-    dtype: str = "float",
-    dtypes: Sequence[str] | None = None,
-    strides: Sequence[list[int]] | None = None,
-    concrete: Sequence[str] | None = None,
-    kernels: Iterable[Kernel] = (),
-    inner: Iterable[Any] = (),
-    us: float | None = None,
-) -> Op:
+    name: str, *dims: list[Any], dtype: str = "float", dtypes: Sequence[str] | None = None,
+    strides: Sequence[list[int]] | None = None, concrete: Sequence[str] | None = None,
+    kernels: Iterable[Kernel] = (), inner: Iterable[Any] = (), us: float | None = None,
+) -> Op:  # fmt: skip
     """A host op: one shape an input ([] for a scalar), the kernels it launches, the ops `inner`."""
     shapes = [list(d) for d in dims]
     kernels = tuple(kernels)
@@ -120,12 +97,11 @@ def op(
 
 
 def module(path: str, *items: Any) -> Scope:
-    """A user annotation: a module's path as the tracer's hooks record it, or `ProfilerStep#3`."""
+    """A user annotation: a module's path as the tracer's hooks record it; or ProfilerStep#3."""
     return Scope(path, items)
 
 
 def step(index: int, *items: Any) -> Scope:
-    """One profiled step."""
     return Scope(f"prunescope.step#{index}", items)
 
 
@@ -135,8 +111,8 @@ def chrome(*items: Any, cpu: bool = False, lead_us: float = 10.0) -> dict[str, A
     for item in items:
         clock.put(item)
     return {
-        "schemaVersion": 1, "deviceProperties": [] if cpu else [dict(H100)], "record_shapes": 1,
-        "displayTimeUnit": "ms", "baseTimeNanoseconds": 0, "traceEvents": clock.events,
+        "schemaVersion": 1, "deviceProperties": [] if cpu else [dict(H100)],
+        "baseTimeNanoseconds": 0, "traceEvents": clock.events,
     }  # fmt: skip
 
 
@@ -148,11 +124,12 @@ def save(trace: dict[str, Any], path: Path) -> Path:
 
 
 def _contiguous(shape: list[Any]) -> list[int]:
-    strides, size = [], 1
-    for n in reversed(shape if all(isinstance(n, int) for n in shape) else []):
-        strides.append(size)
-        size *= n
-    return strides[::-1]
+    flat = all(isinstance(n, int) for n in shape)  # not so for a list of tensors
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))] if flat else []
+
+
+def _ns(us: float) -> int:
+    return round(us * 1000)
 
 
 @dataclass
@@ -188,7 +165,7 @@ class _Clock:
         self.ids += 1
         ident, start = self.ids, self.host
         event = _event(cat, name, (1, 1), {"External id": ident, **args})
-        self.events.append(event)  # before its children: parents first where times are equal
+        self.events.append(event)  # parents first, where times are equal
         self.host += 0 if self.cpu or op is None else HOST_NS
         for item in items:
             self.put(item)
@@ -204,7 +181,7 @@ class _Clock:
             self.ids += 1
             link = {"External id": ident, "correlation": self.ids}
             launch = _event(
-                "cuda_runtime", _LAUNCH.get(kernel.cat, "cudaLaunchKernel"), (1, 1), link
+                "cuda_runtime", LAUNCHES.get(kernel.cat, "cudaLaunchKernel"), (1, 1), link
             )
             launch["ts"], launch["dur"] = self.host / 1000, LAUNCH_NS / 1000
             self.events.append(launch)
@@ -221,5 +198,4 @@ class _Clock:
 
 
 def _event(cat: str, name: str, where: tuple[int, int], args: dict[str, Any]) -> dict[str, Any]:
-    pid, tid = where
-    return {"ph": "X", "cat": cat, "name": name, "pid": pid, "tid": tid, "args": args}
+    return {"ph": "X", "cat": cat, "name": name, "pid": where[0], "tid": where[1], "args": args}

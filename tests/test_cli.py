@@ -358,3 +358,23 @@ def test_trace_then_analyze(run: Run, tmp_path: Path) -> None:
     assert phases["prefill"]["family"]["id"] == "static-m"
     assert (folder / "report" / "report.md").is_file()
     assert prunescope.analyze(folder / "pruned").phases.keys() == phases.keys()
+
+
+def test_demo_gives_a_verdict_on_each_way_of_pruning(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def trace(**options: Any) -> Path:
+        asked.append(options)
+        return Path(options["out"])
+
+    monkeypatch.setattr(prunescope, "trace", trace)
+    noisy = report(warnings=["timing not valid \x1b[1m"])
+    monkeypatch.setattr("analysis.deliver.deliver", lambda *_args, **_options: noisy)
+    code, out, _ = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in prunescope.DEMO]
+    assert all(f"{method} {s:g}" in out for method, s in prunescope.DEMO)
+    assert out.count("timing not valid") == 3
+    assert "\x1b" not in out

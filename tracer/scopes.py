@@ -19,7 +19,7 @@ from taxonomy.roles import locate
 @contextmanager
 def module_scopes(model: nn.Module) -> Iterator[list[str]]:
     """Hooks on every module of `scoped_names` until the context closes, even by an exception."""
-    open_scopes: list[Any] = []
+    open_scopes: list[tuple[str, Any]] = []
     handles: list[Any] = []
     names = scoped_names(model)
     modules = dict(model.named_modules())
@@ -27,7 +27,9 @@ def module_scopes(model: nn.Module) -> Iterator[list[str]]:
         for name in names:
             module = modules[name]
             handles.append(module.register_forward_pre_hook(_enter(name, open_scopes)))
-            handles.append(module.register_forward_hook(_leave(open_scopes), always_call=True))
+            handles.append(
+                module.register_forward_hook(_leave(name, open_scopes), always_call=True)
+            )
         yield names
     finally:
         for handle in handles:
@@ -58,17 +60,19 @@ def _is_part(name: str, module: nn.Module) -> bool:
     return locate(name).scope in ("attention", "mlp", "mixer")
 
 
-def _enter(name: str, open_scopes: list[Any]) -> Any:
+def _enter(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
     def hook(_module: nn.Module, _inputs: Any) -> None:
         scope = record_function(name)
         scope.__enter__()
-        open_scopes.append(scope)
+        open_scopes.append((name, scope))
 
     return hook
 
 
-def _leave(open_scopes: list[Any]) -> Any:
+def _leave(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
     def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        open_scopes.pop().__exit__(None, None, None)
+        # Another hook may have raised before this module's scope was opened.
+        if open_scopes and open_scopes[-1][0] == name:
+            open_scopes.pop()[1].__exit__(None, None, None)
 
     return hook

@@ -154,13 +154,13 @@ def _fused(call: OpCall, signature: Signature) -> Work:
     return attention_work(sizes, q, k, v, mask, causal=causal, window=window)
 
 
-@op_model(*_SDPA)
+@op_model(*_SDPA, kind="attention")
 def scaled_dot_product(call: OpCall) -> Work:
     """q [.., H, S, d], k and v [.., H_kv, S_kv, d]."""
     return _fused(call, _SDPA[call.name])
 
 
-@op_model("aten::_flash_attention_forward")
+@op_model("aten::_flash_attention_forward", kind="attention")
 def flash_forward(call: OpCall) -> Work:
     """q [B, S, H, d], or packed [T, H, d] with cumulative lengths."""
     if optional(call, 3) is None:
@@ -168,7 +168,7 @@ def flash_forward(call: OpCall) -> Work:
     return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 8))
 
 
-@op_model("aten::_cudnn_attention_forward")
+@op_model("aten::_cudnn_attention_forward", kind="attention")
 def cudnn_forward(call: OpCall) -> Work:
     """q [B, H, S, d]; packed calls are not modelled."""
     if optional(call, 4) is not None:
@@ -176,7 +176,7 @@ def cudnn_forward(call: OpCall) -> Work:
     return _fused(call, _CUDNN)
 
 
-@op_model("aten::_efficient_attention_forward")
+@op_model("aten::_efficient_attention_forward", kind="attention")
 def efficient_forward(call: OpCall) -> Work:
     """q [B, S, H, d]; mask type 0 none, 1 causal from the top left, 2 from the bottom right."""
     if optional(call, 4) is not None:
@@ -188,13 +188,13 @@ def efficient_forward(call: OpCall) -> Work:
     return attention_work(sizes, q, k, v, optional(call, 3), causal=causal)
 
 
-@op_model("flash_attn::_flash_attn_varlen_forward")
+@op_model("flash_attn::_flash_attn_varlen_forward", kind="attention")
 def flash_varlen(call: OpCall) -> Work:
     """Packed q [T, H, d], cumulative lengths [n + 1] of queries and keys."""
     return _packed(call, lengths=(3, 4), longest=(5, 6), causal=flag(call, 9))
 
 
-@op_model("aiter::mha_batch_prefill")
+@op_model("aiter::mha_batch_prefill", kind="attention")
 def paged_prefill(call: OpCall) -> Work:
     """Packed q [T, H, d] over a paged cache [pages, H_kv, d] with one key a page."""
     q, k, v = tensor(call, 0, rank=3), tensor(call, 1, rank=3), tensor(call, 2, rank=3)

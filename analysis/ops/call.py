@@ -89,16 +89,18 @@ class Operand:
 
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
+USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
 
 
-def op_model(*names: str) -> Callable[[Model], Model]:
-    """Register a model for the ops `names`. A second model for an op is an error."""
+def op_model(*names: str, kind: str) -> Callable[[Model], Model]:
+    """Register a model for the ops `names`, and their usual kind. A second one is an error."""
 
     def register(model: Model) -> Model:
         for name in names:
             if name in MODELS:
                 raise ValueError(f"{name} has two work models")
             MODELS[name] = model
+            USUAL_KINDS[name] = kind
         return model
 
     return register

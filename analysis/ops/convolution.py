@@ -66,7 +66,7 @@ def _per_axis(call: OpCall, index: int | None, axes: int, default: int) -> tuple
     return found * axes if len(found) == 1 else found
 
 
-@op_model(*_POSITIONS)
+@op_model(*_POSITIONS, kind="conv")
 def convolution(call: OpCall) -> Work:
     """Input [N, C_in, *pixels], weight [C_out, C_in / groups, *kernel]."""
     where = _POSITIONS[call.name]

@@ -74,49 +74,49 @@ def _added(call: OpCall, index: int, beta: int) -> Operand | None:
     return None if number(call, beta) == 0 else optional(call, index)
 
 
-@op_model("aten::mm", "aten::_sparse_mm")
+@op_model("aten::mm", "aten::_sparse_mm", kind="gemm")
 def mm(call: OpCall) -> Work:
     """[m, k] x [k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
     return gemm_work(_pair(a, b), a, b)
 
 
-@op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation")
+@op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation", kind="gemm")
 def addmm(call: OpCall) -> Work:
     """[n] + [m, k] x [k, n]."""
     a, b = tensor(call, 1), tensor(call, 2)
     return gemm_work(_pair(a, b), a, b, _added(call, 0, beta=3))
 
 
-@op_model("aten::bmm")
+@op_model("aten::bmm", kind="batched_gemm")
 def bmm(call: OpCall) -> Work:
     """[b, m, k] x [b, k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
     return gemm_work(_batched(a, b), a, b, batched=True)
 
 
-@op_model("aten::baddbmm", "aten::baddbmm_")
+@op_model("aten::baddbmm", "aten::baddbmm_", kind="batched_gemm")
 def baddbmm(call: OpCall) -> Work:
     """[b, m, n] + [b, m, k] x [b, k, n]."""
     a, b = tensor(call, 1), tensor(call, 2)
     return gemm_work(_batched(a, b), a, b, _added(call, 0, beta=3), batched=True)
 
 
-@op_model("aten::mv")
+@op_model("aten::mv", kind="gemv")
 def mv(call: OpCall) -> Work:
     """[m, k] x [k]."""
     a, b = tensor(call, 0, rank=2), tensor(call, 1, rank=1)
     return gemm_work(_product(a, b), a, b)
 
 
-@op_model("aten::addmv", "aten::addmv_")
+@op_model("aten::addmv", "aten::addmv_", kind="gemv")
 def addmv(call: OpCall) -> Work:
     """[m] + [m, k] x [k]."""
     a, b = tensor(call, 1, rank=2), tensor(call, 2, rank=1)
     return gemm_work(_product(a, b), a, b, _added(call, 0, beta=3))
 
 
-@op_model("aten::dot", "aten::vdot", "aten::matmul")
+@op_model("aten::dot", "aten::vdot", "aten::matmul", kind="gemm")
 def matmul(call: OpCall) -> Work:
     """Any ranks, as torch.matmul reads them."""
     a, b = tensor(call, 0), tensor(call, 1)
@@ -124,27 +124,33 @@ def matmul(call: OpCall) -> Work:
     return gemm_work(gemm, a, b, batched=len(a.shape) > 2 and len(b.shape) > 2)
 
 
-@op_model("aten::linear", "mkldnn::_linear_pointwise", "aten::mkldnn_linear", "aiter::gemm_a16w16")
+@op_model(
+    "aten::linear",
+    "mkldnn::_linear_pointwise",
+    "aten::mkldnn_linear",
+    "aiter::gemm_a16w16",
+    kind="gemm",
+)
 def linear(call: OpCall) -> Work:
     """[.., k] x [n, k]ᵀ + [n]."""
     return _linear(call, bias=2, out=None)
 
 
-@op_model("mkl::_mkl_linear")
+@op_model("mkl::_mkl_linear", kind="gemm")
 def mkl_linear(call: OpCall) -> Work:
     """[.., k] x packed + [n]; the packed weight hides its shape, the original one tells."""
     a, weight = tensor(call, 0), tensor(call, 2, rank=2)
     return gemm_work(_rows(a, weight), a, weight, optional(call, 3))
 
 
-@op_model("aten::_int_mm")
+@op_model("aten::_int_mm", kind="gemm")
 def int_mm(call: OpCall) -> Work:
     """int8 [m, k] x [k, n] to int32."""
     a, b = tensor(call, 0), tensor(call, 1)
     return gemm_work(_pair(a, b), a, b, out="int32")
 
 
-@op_model("aten::_scaled_mm", "aten::_scaled_mm_v2")
+@op_model("aten::_scaled_mm", "aten::_scaled_mm_v2", kind="gemm")
 def scaled_mm(call: OpCall) -> Work:
     """fp8 or fp4 [m, k] x [k, n] with scales, then bias, result scale, out_dtype."""
     a, b = _unpacked(tensor(call, 0, rank=2), 1), _unpacked(tensor(call, 1, rank=2), 0)
@@ -153,21 +159,21 @@ def scaled_mm(call: OpCall) -> Work:
     return gemm_work(_pair(a, b), a, b, *rest, out=out)
 
 
-@op_model("aten::_weight_int8pack_mm")
+@op_model("aten::_weight_int8pack_mm", kind="gemm")
 def int8pack_mm(call: OpCall) -> Work:
     """[m, k] x int8 [n, k]ᵀ with scales [n]."""
     a, weight = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
     return gemm_work(_rows(a, weight), a, weight, optional(call, 2))
 
 
-@op_model("aten::_weight_int4pack_mm", "aten::_weight_int4pack_mm_for_cpu")
+@op_model("aten::_weight_int4pack_mm", "aten::_weight_int4pack_mm_for_cpu", kind="gemm")
 def int4pack_mm(call: OpCall) -> Work:
     """[m, k] x packed int4, scales and zeros [k/group, n, 2]: N is theirs, the packing varies."""
     a, weight, scales = tensor(call, 0, rank=2), tensor(call, 1), tensor(call, 3, rank=3)
     return gemm_work(Gemm(a.shape[0], scales.shape[1], a.shape[1]), a, weight, scales)
 
 
-@op_model("aten::_grouped_mm", "aten::_scaled_grouped_mm")
+@op_model("aten::_grouped_mm", "aten::_scaled_grouped_mm", kind="grouped_gemm")
 def grouped_mm(call: OpCall) -> Work:
     """One GEMM per group, its rows (or columns, or K) given by offsets.
 

@@ -23,7 +23,7 @@ from analysis.ops.call import (
 from analysis.ops.pointwise import bytes_only
 
 
-@op_model("aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize")
+@op_model("aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", kind="layout")
 def copy(call: OpCall) -> Work:
     """Target, source: each in its own format."""
     first, second = tensor(call, 0), tensor(call, 1)
@@ -31,21 +31,21 @@ def copy(call: OpCall) -> Work:
     return bytes_only([source.bytes, target.bytes], kind="layout")
 
 
-@op_model("aten::clone", "aten::contiguous")
+@op_model("aten::clone", "aten::contiguous", kind="layout")
 def clone(call: OpCall) -> Work:
     """Read and written in one format."""
     x = tensor(call, 0)
     return bytes_only([x.bytes, size(x.numel, x.dtype)], kind="layout")
 
 
-@op_model("aten::flip", "aten::roll")
+@op_model("aten::flip", "aten::roll", kind="layout")
 def moved(call: OpCall) -> Work:
     """A rearranged copy."""
     x = tensor(call, 0)
     return bytes_only([x.bytes, size(x.numel, x.dtype)], kind="layout")
 
 
-@op_model("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
+@op_model("aten::cat", "aten::_cat", "aten::concat", "aten::stack", kind="layout")
 def cat(call: OpCall) -> Work:
     """Every part read and written. Traces do not tell the format of a list: then bytes are None."""
     parts = tensor_list(call, 0)
@@ -55,13 +55,13 @@ def cat(call: OpCall) -> Work:
     return bytes_only([*(p.bytes for p in parts), *moved_bytes], kind="layout")
 
 
-@op_model("aten::fill_", "aten::zero_")
+@op_model("aten::fill_", "aten::zero_", kind="elementwise")
 def fill(call: OpCall) -> Work:
     """Written only."""
     return bytes_only([tensor(call, 0).bytes], kind="elementwise")
 
 
-@op_model("aten::embedding", "aten::embedding_renorm_")
+@op_model("aten::embedding", "aten::embedding_renorm_", kind="embedding")
 def embedding(call: OpCall) -> Work:
     """Table [V, h], indices of any shape: the rows, the indices and the result."""
     table, indices = tensor(call, 0, rank=2), tensor(call, 1)
@@ -69,7 +69,7 @@ def embedding(call: OpCall) -> Work:
     return bytes_only([rows, indices.bytes, rows], kind="embedding")
 
 
-@op_model("aten::index_select")
+@op_model("aten::index_select", kind="gather_scatter")
 def index_select(call: OpCall) -> Work:
     """x, dim, index [n]: n slices of x along dim."""
     x, index = tensor(call, 0), tensor(call, 2)
@@ -77,7 +77,7 @@ def index_select(call: OpCall) -> Work:
     return bytes_only([taken, index.bytes, taken], kind="gather_scatter")
 
 
-@op_model("aten::gather", "aten::take_along_dim")
+@op_model("aten::gather", "aten::take_along_dim", kind="gather_scatter")
 def gather(call: OpCall) -> Work:
     """x, dim, index: one element of x for each index."""
     x, index = tensor(call, 0), tensor(call, 2)
@@ -85,7 +85,7 @@ def gather(call: OpCall) -> Work:
     return bytes_only([taken, index.bytes, taken], kind="gather_scatter")
 
 
-@op_model("aten::scatter_", "aten::scatter_add_", "aten::scatter_reduce_")
+@op_model("aten::scatter_", "aten::scatter_add_", "aten::scatter_reduce_", kind="gather_scatter")
 def scatter(call: OpCall) -> Work:
     """x, dim, index, source or number: an element written for each index, read before an add."""
     x, index = tensor(call, 0), tensor(call, 2)
@@ -96,7 +96,7 @@ def scatter(call: OpCall) -> Work:
     return bytes_only([index.bytes, read, old, moved_bytes], kind="gather_scatter")
 
 
-@op_model("aten::scatter", "aten::scatter_add", "aten::scatter_reduce")
+@op_model("aten::scatter", "aten::scatter_add", "aten::scatter_reduce", kind="gather_scatter")
 def scattered(call: OpCall) -> Work:
     """As in place, on a copy of x."""
     x, index = tensor(call, 0), tensor(call, 2)
@@ -105,7 +105,13 @@ def scattered(call: OpCall) -> Work:
     return bytes_only([x.bytes, index.bytes, read, size(x.numel, x.dtype)], kind="gather_scatter")
 
 
-@op_model("aten::index_copy_", "aten::index_add_", "aten::index_fill_", "aten::index_reduce_")
+@op_model(
+    "aten::index_copy_",
+    "aten::index_add_",
+    "aten::index_fill_",
+    "aten::index_reduce_",
+    kind="gather_scatter",
+)
 def index_write(call: OpCall) -> Work:
     """x, dim, index [n], source: n slices of x written, read before an add."""
     x, index = tensor(call, 0), tensor(call, 2)
@@ -115,7 +121,7 @@ def index_write(call: OpCall) -> Work:
     return bytes_only([index.bytes, 0 if fills else slices, old, slices], kind="gather_scatter")
 
 
-@op_model("aten::topk", "aten::kthvalue")
+@op_model("aten::topk", "aten::kthvalue", kind="routing")
 def topk(call: OpCall) -> Work:
     """x, k, dim: k values and k int64 indices a row."""
     x = tensor(call, 0)
@@ -128,7 +134,7 @@ def topk(call: OpCall) -> Work:
     return bytes_only([x.bytes, *out], kind="routing")
 
 
-@op_model("aten::sort", "aten::argsort")
+@op_model("aten::sort", "aten::argsort", kind="routing")
 def sort(call: OpCall) -> Work:
     """Sorted values and int64 indices; argsort keeps the indices alone."""
     x = tensor(call, 0)
@@ -136,7 +142,7 @@ def sort(call: OpCall) -> Work:
     return bytes_only([x.bytes, values, size(x.numel, "int64")], kind="routing")
 
 
-@op_model("aten::multinomial")
+@op_model("aten::multinomial", kind="sampling")
 def multinomial(call: OpCall) -> Work:
     """Probabilities [.., V] in, `n` int64 samples a row out."""
     x, count = tensor(call, 0), integers(call, 1)
@@ -146,7 +152,7 @@ def multinomial(call: OpCall) -> Work:
     return bytes_only([x.bytes, drawn], kind="sampling")
 
 
-@op_model("aten::_foreach_copy_")
+@op_model("aten::_foreach_copy_", kind="layout")
 def foreach_copy(call: OpCall) -> Work:
     """Targets, sources."""
     lists = (*tensor_list(call, 0), *tensor_list(call, 1))

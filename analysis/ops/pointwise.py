@@ -96,7 +96,7 @@ def _elementwise(listed: str, arity: int, *, kind: str, out: str | None = None) 
         return bytes_only([*(t.bytes for t in read), written], kind=kind)
 
     names = [f"aten::{name}" for name in listed.split()]
-    op_model(*names, *(f"{name}_" for name in names))(model)
+    op_model(*names, *(f"{name}_" for name in names), kind=kind)(model)
 
 
 _elementwise(_UNARY, 1, kind="elementwise")
@@ -107,7 +107,7 @@ _elementwise(_TO_BOOL_UNARY, 1, kind="elementwise", out="bool")
 _elementwise(_TO_BOOL, 2, kind="elementwise", out="bool")
 
 
-@op_model("aten::where")
+@op_model("aten::where", kind="elementwise")
 def where(call: OpCall) -> Work:
     """Condition, then the two choices. The form that only takes a condition finds indices."""
     if len(call.shapes) < 3:
@@ -121,7 +121,7 @@ def where(call: OpCall) -> Work:
     return bytes_only([condition.bytes, *(t.bytes for t in choices), written], kind="elementwise")
 
 
-@op_model("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax")
+@op_model("aten::_softmax", "aten::_log_softmax", "aten::_safe_softmax", kind="softmax")
 def softmax(call: OpCall) -> Work:
     """Rows in, rows out; fp32 out where the call says so."""
     x = tensor(call, 0)
@@ -129,7 +129,7 @@ def softmax(call: OpCall) -> Work:
     return bytes_only([x.bytes, size(x.numel, out)], kind="softmax")
 
 
-@op_model("aten::native_layer_norm", "aten::_fused_rms_norm")
+@op_model("aten::native_layer_norm", "aten::_fused_rms_norm", kind="norm")
 def row_norm(call: OpCall) -> Work:
     """x [.., *normalized], then the normalized shape, weight and bias; keeps fp32 statistics."""
     x = tensor(call, 0)
@@ -149,6 +149,7 @@ def row_norm(call: OpCall) -> Work:
     "aten::cudnn_batch_norm",
     "aten::miopen_batch_norm",
     "aten::_native_batch_norm_legit_no_training",
+    kind="norm",
 )
 def channel_norm(call: OpCall) -> Work:
     """x, then weight, bias and running statistics."""
@@ -169,7 +170,7 @@ _WITH_INDEX = ("max", "min", "median")
 _TWO_RESULTS = ("var_mean", "std_mean")
 
 
-@op_model(*(f"aten::{name}" for name in _REDUCTIONS))
+@op_model(*(f"aten::{name}" for name in _REDUCTIONS), kind="reduction")
 def reduction(call: OpCall) -> Work:
     """Reads x, writes what is left of it when some dimensions (or all) are gone."""
     x = tensor(call, 0)
@@ -214,7 +215,7 @@ def _reduced(name: str, dtype: str | None, asked: str | None) -> str | None:
     return asked or ("int64" if counts else dtype)
 
 
-@op_model("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cumsum_")
+@op_model("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cumsum_", kind="scan")
 def prefix(call: OpCall) -> Work:
     """A prefix sum along one dimension; small integers widen."""
     x = tensor(call, 0)

@@ -33,7 +33,7 @@ def _sparse_work(gemm: Gemm, *read: Operand | None, dtype: str | None, out: str 
     )
 
 
-@op_model("aten::_cslt_sparse_mm")
+@op_model("aten::_cslt_sparse_mm", kind="sparse_gemm")
 def cslt_sparse_mm(call: OpCall) -> Work:
     """Compressed weight (values, then indices: 9/16 of n·k) and dense [k, m]; bias [n]."""
     packed, dense = tensor(call, 0), tensor(call, 1, rank=2)
@@ -46,7 +46,7 @@ def cslt_sparse_mm(call: OpCall) -> Work:
     return _sparse_work(gemm, packed, dense, optional(call, 2), dtype=dense.dtype, out=dense.dtype)
 
 
-@op_model("aten::_sparse_semi_structured_linear")
+@op_model("aten::_sparse_semi_structured_linear", kind="sparse_gemm")
 def semi_structured_linear(call: OpCall) -> Work:
     """[.., k] x sparse values [n, k/2] with their indices; bias [n]."""
     a, values, indices = tensor(call, 0), tensor(call, 1, rank=2), tensor(call, 2)
@@ -57,13 +57,13 @@ def semi_structured_linear(call: OpCall) -> Work:
     return _sparse_work(gemm, a, values, indices, optional(call, 3), dtype=a.dtype, out=a.dtype)
 
 
-@op_model("aten::_sparse_semi_structured_mm")
+@op_model("aten::_sparse_semi_structured_mm", kind="sparse_gemm")
 def semi_structured_mm(call: OpCall) -> Work:
     """Sparse values [n, k/2], their indices, dense [k, m]."""
     return _from_left(call, values=0, added=None)
 
 
-@op_model("aten::_sparse_semi_structured_addmm")
+@op_model("aten::_sparse_semi_structured_addmm", kind="sparse_gemm")
 def semi_structured_addmm(call: OpCall) -> Work:
     """Added [n], sparse values [n, k/2], their indices, dense [k, m]."""
     return _from_left(call, values=1, added=0)

@@ -12,15 +12,17 @@ from analysis.ops.pointwise import bytes_only
 @op_model(
     "_C::rms_norm", "sgl_kernel::rmsnorm", "sgl_kernel::gemma_rmsnorm", "aiter::rmsnorm",
     "aiter::add_rmsnorm", "aiter::rmsnorm2d_fwd", "aiter::rmsnorm2d_fwd_with_add",
-    "aiter::layernorm2d_fwd",
-)  # fmt: skip
+    "aiter::layernorm2d_fwd", kind="norm")  # fmt: skip
 def norm(call: OpCall) -> Work:
     """Result, input, (residual in and out,) weight: once each."""
     return bytes_only([t.bytes for t in operands(call)], kind="norm")
 
 
 @op_model(
-    "_C::fused_add_rms_norm", "sgl_kernel::fused_add_rmsnorm", "sgl_kernel::gemma_fused_add_rmsnorm"
+    "_C::fused_add_rms_norm",
+    "sgl_kernel::fused_add_rmsnorm",
+    "sgl_kernel::gemma_fused_add_rmsnorm",
+    kind="norm",
 )
 def add_norm(call: OpCall) -> Work:
     """Input and residual are both read and overwritten; weight."""
@@ -31,14 +33,15 @@ def add_norm(call: OpCall) -> Work:
 @op_model(
     "_C::silu_and_mul", "_C::gelu_and_mul", "_C::gelu_tanh_and_mul", "_C::mul_and_silu",
     "sgl_kernel::silu_and_mul", "sgl_kernel::gelu_and_mul", "sgl_kernel::gelu_tanh_and_mul",
-    "aiter::silu_and_mul", "aiter::gelu_and_mul",
-)  # fmt: skip
+    "aiter::silu_and_mul", "aiter::gelu_and_mul", kind="activation")  # fmt: skip
 def gated_activation(call: OpCall) -> Work:
     """Result [.., f], input [.., 2·f]."""
     return bytes_only([t.bytes for t in operands(call)], kind="activation")
 
 
-@op_model("_C::rotary_embedding", "sgl_kernel::rotary_embedding", "vllm::rotary_embedding")
+@op_model(
+    "_C::rotary_embedding", "sgl_kernel::rotary_embedding", "vllm::rotary_embedding", kind="rope"
+)
 def rotary(call: OpCall) -> Work:
     """Positions [T], q [T, ..], k [T, ..], head size, cos and sin table [P, d]: T rows of it."""
     positions, q, k, table = (tensor(call, i) for i in (0, 1, 2, 4))
@@ -47,7 +50,7 @@ def rotary(call: OpCall) -> Work:
 
 
 @op_model("_C_cache_ops::reshape_and_cache_flash", "_C_cache_ops::reshape_and_cache",
-          "sglang::store_cache")  # fmt: skip
+          "sglang::store_cache", kind="gather_scatter")  # fmt: skip
 def store_cache(call: OpCall) -> Work:
     """New k and v, the caches, the slots [T]: what is new is written in the cache's format."""
     k, v, k_cache, v_cache, slots = (tensor(call, i) for i in range(5))
@@ -59,8 +62,7 @@ def store_cache(call: OpCall) -> Work:
     "_C::static_scaled_fp8_quant", "_C::dynamic_scaled_fp8_quant",
     "_C::dynamic_per_token_scaled_fp8_quant", "_C::static_scaled_int8_quant",
     "_C::dynamic_scaled_int8_quant", "sgl_kernel::sgl_per_token_quant_fp8",
-    "sgl_kernel::sgl_per_tensor_quant_fp8",
-)  # fmt: skip
+    "sgl_kernel::sgl_per_tensor_quant_fp8", kind="quantise")  # fmt: skip
 def quantise(call: OpCall) -> Work:
     """Result, input, scales: once each."""
     return bytes_only([t.bytes for t in operands(call)], kind="quantise")

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
+from analysis.report import escape
 from analysis.report.view import Cell, Column, Table
 
 Ink = Callable[[str, str], Text]
@@ -52,6 +53,8 @@ def fitted(table: Table, width: int, ink: Ink) -> Grid:
 
 def _inked(cell: Cell, column: Column, left: int, ink: Ink, *, first: bool) -> Text:
     text = _shown(cell, column)
+    if cell.code and column.flexible:
+        text = _shortened(escape.clean(text), max(left, 8) - first, ink)
     style = STYLES.get(cell.tone, "dim" if column.title == "largest part" else "")
     inked = ink(f" {text}" if first else text, style)
     if column.flexible:
@@ -65,6 +68,22 @@ def cut(text: Text, width: int, ink: Ink) -> None:
         mark = ink("…", "")
         text.truncate(max(width - mark.cell_len, 0), overflow="crop")
         text.append_text(mark)
+
+
+def plain_name(text: str) -> str:
+    """A kernel's name without the words that most names begin with."""
+    return text.replace("void at::native::", "").replace("void ", "")
+
+
+def _shortened(name: str, width: int, ink: Ink) -> str:
+    """A kernel's name without its middle: templates begin alike, and end apart."""
+    bare = plain_name(name)
+    mark = ink("…", "").plain
+    room = width - cell_len(mark)
+    if cell_len(bare) <= width or room < 8 or not bare.isascii():
+        return bare
+    tail = room // 3
+    return f"{bare[: room - tail]}{mark}{bare[-tail:]}"
 
 
 def _shown(cell: Cell, column: Column) -> str:

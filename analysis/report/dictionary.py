@@ -98,16 +98,32 @@ FRAME: dict[str, str] = {
     "modelled": "whether a work model exists for the call",
     "ideal": "roofline time",
     "bound": "compute, memory, latency or unknown",
+    "helper": "a memset or workspace kernel that a GEMM's operator launched",
     "stream": "stream of the device",
-    "grid": "blocks of the launch",
-    "block": "threads a block",
+    "grid": "index of the launch's grid (x, y, z) in the trace",
+    "block": "index of the launch's block (x, y, z) in the trace",
     "registers": "registers a thread",
     "shared_memory": "shared memory a block",
+    "blocks": "blocks of the launch",
+    "tile": "rows x columns of the output tile that the kernel's name states",
+    "tiles": "tiles of the GEMM, split-K and batch included",
+    "waves": "tiles over resident blocks on the device",
+    "tile_efficiency": "share of the tiles' area that is output",
+    "wave_efficiency": "waves over waves rounded up",
+    "shape_loss": "factor by which tiles and waves stretch the ideal time",
+    "predicted": "ideal time with the shape loss",
+    "instance": "the operator call that a row belongs to; rows of one call share it",
+    "event": "index of the device event",
+    "node": "node of the replayed graph",
+    "category": "0 kernel, 1 memcpy, 2 memset",
+    "name_id": "index of the name in the trace",
+    "op_id": "index of the operator's name in the trace",
+    "call": "index of the distinct call (operator, shapes, dtypes)",
 }
 
 _UNITS = {
     "start": "ns", "duration": "ns", "busy": "ns", "gap": "ns", "launch": "ns", "launched": "ns",
-    "ideal": "ns", "flop": "FLOP", "bytes": "bytes", "shared_memory": "bytes",
+    "ideal": "ns", "predicted": "ns", "flop": "FLOP", "bytes": "bytes", "shared_memory": "bytes",
 }  # fmt: skip
 
 

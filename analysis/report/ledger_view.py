@@ -104,7 +104,7 @@ def ledger_scale(rows: list[Row]) -> numbers.Scale:
     return numbers.scale(row.ns for row in rows)
 
 
-def ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
+def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     """Label, time, % of the dense wall, interval, noise and largest part of a row."""
     unit, dense = ledger_scale(rows), next((r.ns for r in rows if r.row == "dense"), None)
     signed = row.row not in TOTALS and row.row != "promised"
@@ -124,7 +124,7 @@ def ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
 
 
 def ledger_table(phase: Phase) -> Table | None:
-    """The ledger: one row a cause, in its order."""
+    """The ledger: one row a cause, in its order; intervals and noise only where one is known."""
     rows = phase.ledger
     if not rows:
         return None
@@ -137,16 +137,29 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("noise", unit, numeric=True),
         Column("largest part", drop=9, flexible=True),
     ]
-    cells = [ledger_cells(row, rows) for row in rows]
-    return Table("ledger", "Ledger", columns, cells, ledger_notes(rows))
+    cells = [_ledger_cells(row, rows) for row in rows]
+    return _without_unknown(Table("ledger", "Ledger", columns, cells, ledger_notes(rows)))
+
+
+def _without_unknown(table: Table) -> Table:
+    """The table without interval and noise where no row has one."""
+    known = [
+        i
+        for i, column in enumerate(table.columns)
+        if column.title not in ("95 % interval", "noise")
+        or any(row[i].value is not None for row in table.rows)
+    ]
+    rows = [[row[i] for i in known] for row in table.rows]
+    return Table(table.id, table.title, [table.columns[i] for i in known], rows, table.notes)
 
 
 def ledger_notes(rows: list[Row]) -> list[str]:
     """Which rows lie inside their noise, and what is unknown."""
-    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if in_noise(row)]
+    changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
+    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if in_noise(row)]
     notes = [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
-    if all(row.ci95 is None for row in rows):
-        notes.append("no interval: it needs more than one step or unprofiled samples")
+    if all(row.ci95 is None and row.noise_ns is None for row in rows):
+        notes.append("no interval and no noise: they need more than one step")
     return notes
 
 
@@ -178,7 +191,7 @@ def parts_table(phase: Phase) -> Table | None:
         Column("95 % interval", unit.unit, numeric=True),
         Column("evidence", flexible=True),
     ]
-    return Table("parts", "Parts of the ledger", columns, cells)
+    return _without_unknown(Table("parts", "Parts of the ledger", columns, cells))
 
 
 def _part_tone(part: Part) -> str:

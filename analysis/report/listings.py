@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -98,15 +99,16 @@ def doctor(checks: Iterable[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def verdict(report: Report, *, method: str, folder: Path) -> RenderableType:
+def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
     """A report in a few lines: realised against promised, family and first findings a phase."""
-    lines = [Text(clean(method), "bold")]
-    for name, phase in report.phases.items():
-        lines.append(Text(clean(f"  {name}: {sentences.headline(phase)}")))
-        lines.append(Text(clean(f"    {sentences.family(phase.family)}")))
-        lines += [Text(clean(f"    - {sentences.finding(one)}")) for one in phase.findings[:2]]
-    lines.append(Text(clean(f"  all of it: prunescope analyze {folder}"), "dim"))
-    return Group(*lines)
+    lines = [(0, name, "bold")]
+    lines += [(2, f"! {warning}", "yellow") for warning in report.warnings]
+    for phase_name, phase in report.phases.items():
+        lines.append((2, f"{phase_name}: {sentences.headline(phase)}", ""))
+        lines.append((4, sentences.family(phase.family), ""))
+        lines += [(4, f"- {sentences.finding(one)}", "") for one in phase.findings[:2]]
+    lines.append((2, f"all of it: prunescope analyze {folder}", "dim"))
+    return Group(*(Padding(Text(clean(x), style), (0, 0, 0, n)) for n, x, style in lines))
 
 
 def _table(*columns: str) -> Table:

@@ -168,14 +168,14 @@ def _domain(phase: Phase) -> str:
         return "times below are as profiled"
     text = "the ledger closes to the unprofiled medians"
     if phase.observer_share is not None:
-        text += f"; the observer's share, {numbers.percent(phase.observer_share)}, is taken out"
+        text += f"; the observer's share is {numbers.percent(phase.observer_share)}"
     return text
 
 
 def left_out(phase: Phase) -> list[str]:
     """Events beside the wall: spill, late, outside every step, and the host's lead."""
     says = (
-        ("spill", phase.spill, "of the step before, first launch not in the trace"),
+        ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
         ("late", phase.late, "after the last linked event"),
         ("left out", phase.left_out, "launched outside every step"),
     )
@@ -233,25 +233,28 @@ def device(report: Report) -> str:
     name = named(report.device.get("name")) or "unknown device"
     peaks = report.device.get("peaks") or {}
     rates = peaks.get("dense_flop_per_s") or {}
-    facts = [f"{dtype} {numbers.per_second(rate, 'FLOP')}" for dtype, rate in rates.items()]
+    used = {gemm.dtype for phase in report.phases.values() for gemm in phase.gemms} & set(rates)
+    facts = [
+        f"{dtype} {numbers.per_second(rate, 'FLOP')}"
+        for dtype, rate in rates.items()
+        if dtype in (used or rates)
+    ]
     if isinstance(peaks.get("byte_per_s"), (int, float)):
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = named(report.device.get("source")) or "source not said"
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
-    return text + _of_sheet(peaks, report.device.get("sheet"))
+    return text + (_of_sheet(peaks, report.device["sheet"]) if report.device.get("sheet") else "")
 
 
-def _of_sheet(peaks: dict[str, Any], sheet: Any) -> str:
-    if not isinstance(sheet, dict):
-        return ""
+def _of_sheet(peaks: dict[str, Any], sheet: dict[str, Any]) -> str:
     known = {**(sheet.get("dense_flop_per_s") or {}), "memory": sheet.get("byte_per_s")}
     rates = {**(peaks.get("dense_flop_per_s") or {}), "memory": peaks.get("byte_per_s")}
     shares = [
         f"{name} {numbers.percent(numbers.share_of(rate, known.get(name)), decimals=0)}"
         for name, rate in rates.items()
-        if rate and known.get(name)
+        if rate and known.get(name) and rate != known.get(name)
     ]
     return f"; of the data sheet: {', '.join(shares)}" if shares else ""
 

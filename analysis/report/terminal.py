@@ -137,13 +137,14 @@ class _Page:
         rows, table = phase.ledger or [], ledger_view.ledger_table(phase)
         assert table is not None
         bars, _ = ledger_view.waterfall(rows)
-        room = max(10, min(30, self.width - (100 if self.width >= WIDE else 62)))
+        spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
+        room = max(10, min(30, spare))
         drawn = [Cell(_drawn(bar, room), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column(""), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, drawn, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
-            if bar.tone in ("quiet", "total"):
-                line[-1] = Cell("")
+            shown = bar.tone not in ("quiet", "total")
+            line[-1] = Cell(columns_of.plain_name(line[-1].text) if shown else "")
         table = view.Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
         yield self._section(f"Ledger: {unit} a step; shares are of the dense wall")

@@ -10,7 +10,7 @@ from analysis.report import numbers
 from analysis.report.model import Gemm, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
-BOUNDS = ("compute", "memory", "latency", "unknown")
+_LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ def gemm_order(gemms: list[Gemm]) -> list[Gemm]:
 
 
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
-    """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` adds the
-    kernels that ran."""
+    """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
+    the kernels that ran in place of the group."""
     compared = any(g.axis is not None for g in phase.gemms)
     shown = sorted(phase.gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
     unit = numbers.scale(g.busy_ns for g in phase.gemms)
     columns = [
         Column("role"),
-        Column("group", drop=9),
+        *([] if names else [Column("group", drop=9)]),
         *([Column("axis"), Column("kept", numeric=True)] if compared else []),
         Column("batch", numeric=True, drop=7),
         *(Column(axis, numeric=True) for axis in "MNK"),
@@ -81,6 +81,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
     rows = [_gemm_row(g, unit, compared=compared) for g in ordered]
     if names:
         for row, gemm in zip(rows, ordered, strict=True):
+            del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
     return Table("gemms", "GEMMs", columns, rows, _gemm_notes(phase, shown, unit))
 
@@ -99,7 +100,7 @@ def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         ]
     flag = "!" if (gemm.efficiency or 0.0) > 1 else ""
     return [
-        Cell(f"{gemm.role}{marks}"),
+        Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
         Cell(gemm.group),
         *moved,
         _dimension(gemm.batch, None),

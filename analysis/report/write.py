@@ -4,7 +4,6 @@ files. Everything is rendered before the folder is touched, and files of others 
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
@@ -126,7 +125,7 @@ def _replace(partial: Path, folder: Path, names: list[str]) -> None:
     try:
         for name in names:
             if (folder / name).exists():
-                os.link(folder / name, before / name, follow_symlinks=False)
+                shutil.copy2(folder / name, before / name, follow_symlinks=False)
             done.append(name)
             (partial / name).replace(folder / name)
     except OSError:

@@ -119,7 +119,7 @@ def test_low_precision_products() -> None:
 @pytest.mark.parametrize(
     ("name", "tensors"),
     [
-        # compressed [n·k·9/16], dense [k, m]
+        # the compressed weight is 9/16 of n·k elements, the dense side [k, m]
         ("aten::_cslt_sparse_mm", [(32 * 64 * 9 // 16,), (64, 8)]),
         # values [n, k/2], indices of 2 bits a kept value in 16-bit words [n, k/16], dense [k, m]
         ("aten::_sparse_semi_structured_mm", [(32, 32), (32, 4), (64, 8)]),
@@ -188,7 +188,8 @@ def test_attention_whose_mask_is_unknown_has_bytes_alone() -> None:
 def test_a_mask_is_read_once() -> None:
     q, mask = (2, 8, 6, 16), (2, 8, 6, 6)
     found = work("aten::_scaled_dot_product_efficient_attention", q, q, q, mask,
-                 concrete={4: "False", 5: "0.", 6: "False"}, strides={3: (36, 0, 6, 1)})  # fmt: skip
+                 concrete={4: "False", 5: "0.", 6: "False"},
+                 strides={3: (36, 0, 6, 1)})  # fmt: skip
     assert found.bytes == 4 * 2 * 1536 + 2 * 2 * 36
     assert found.flop == 4 * 2 * 8 * 36 * 16
 
@@ -298,4 +299,4 @@ def test_an_unknown_format_leaves_bytes_unknown() -> None:
 
 def test_a_second_model_of_an_op_is_refused() -> None:
     with pytest.raises(ValueError, match="aten::mm has two work models"):
-        op_model("aten::mm")(lambda _: Work(0, 0.0, (), None, "gemm"))
+        op_model("aten::mm", kind="gemm")(lambda _: Work(0, 0.0, (), None, "gemm"))

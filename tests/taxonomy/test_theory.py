@@ -199,7 +199,8 @@ def test_scaled_peaks_scale_the_bound() -> None:
     assert roofline(found, flop_per_s=2 * PI, byte_per_s=2 * BETA) == pytest.approx(once / 2)
 
 
-# s = .5, Llama-3.1-8B, H100 SXM data sheet; dense over pruned. The cells of TAXONOMY.md section 4:
+# s = .5, Llama-3.1-8B, H100 SXM data sheet; dense over pruned. The cells of the
+# taxonomy's table:
 # prefill 1k B=32 (all, last logits), prefill 32k B=1 (all, last), decode B=1 L=1k, B=8 L=1k,
 # B=16 L=32k. By hand for static-m, decode B=1 L=1k, where every op is memory-bound:
 #   a layer: weights 2*218,103,808 B = 436.2 MB, GEMM vectors 2*(7*4096+...) < 0.2 MB,

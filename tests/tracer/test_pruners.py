@@ -49,7 +49,8 @@ def small(model_type: str, **fields: Any) -> Any:
         },
     )  # fmt: skip
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.requires_grad_(requires_grad=False)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)

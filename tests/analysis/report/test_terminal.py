@@ -138,3 +138,21 @@ def test_render_terminal_is_one_renderable() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(render_terminal(example.two_phases()))
     assert "realised" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_intervals_and_noise_have_columns_only_where_known() -> None:
+    report = example.two_phases()
+    for phase in report.phases.values():
+        for row in phase.ledger or []:
+            row.ci95 = row.noise_ns = None
+    text = shown(report, 120)
+    assert "95 % interval" not in text and "noise\n" not in text
+    assert "no interval and no noise: they need more than one step" in text
+
+
+def test_walls_are_never_called_noise() -> None:
+    report = example.two_phases()
+    for row in report.phases["prefill"].ledger or []:
+        row.noise_ns = 1e12
+    text = " ".join(shown(report).split())
+    assert "so no evidence: coverage, roofline shift, shape" in text

@@ -1,0 +1,186 @@
+"""Kinds by op and by kernel name, and which ops of a CPU trace do work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.kind import KINDS, is_work_op, kernel_kind, kind_of, op_kind
+from analysis.ops.names import GAP_OPS, OP_KINDS
+from analysis.work import MODELS, OpCall
+
+BF16 = "c10::BFloat16"
+MM = OpCall("aten::mm", ((64, 32), (32, 16)), (BF16, BF16))
+ONE_ROW = OpCall("aten::mm", ((1, 32), (32, 16)), (BF16, BF16))
+BMM = OpCall("aten::bmm", ((8, 1, 32), (8, 32, 16)), (BF16, BF16))
+XMMA = "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1"
+ELEMENTWISE = "void at::native::vectorized_elementwise_kernel<4, at::native::{}(at::TensorIterator"
+GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, false>"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (XMMA, "gemm"),
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN", "gemm"),
+        ("ampere_bf16_s16816gemm_bf16_128x64_ldg8_relu_f2f_stages_64x3_tn", "gemm"),
+        ("Cijk_Alik_Bljk_BBS_BH_Bias_HAS_SAV_UserArgs_MT256x128x64", "gemm"),
+        ("void gemmk1_kernel<float, 256, 5, cublasGemvTensorStridedBatched<float const>>", "gemm"),
+        ("triton_tem_fused_mm_3", "gemm"),
+        ("void marlin::Marlin<__nv_bfloat16, 256, 1, 8, 8, 4>", "gemm"),
+        (GEMV, "gemv"),
+        ("std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, float>", "gemv"),
+        ("sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "sparse_gemm"),
+        ("void cutlass::Kernel<SparseGemm<cutlass_80_sptensorop>>", "sparse_gemm"),
+        ("fused_moe_kernel", "grouped_gemm"),
+        ("void cutlass::device_kernel<at::cuda::detail::GroupedGemmKernel>", "grouped_gemm"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, __nv_bfloat16>", "reduction"),
+        ("void epilogue::impl::globalKernel<float, float, float, true, true>", "elementwise"),
+        (
+            "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits>",
+            "attention",
+        ),
+        ("void flash_fwd_splitkv_combine_kernel<Flash_fwd_kernel_traits<128>>", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)", "attention"),
+        ("void flashinfer::BatchPrefillWithPagedKVCacheKernel<KTraits>", "attention"),
+        ("void flashinfer::norm::FusedAddRMSNormKernel<8u, __nv_bfloat16>", "norm"),
+        ("void flashinfer::BatchQKApplyRotaryPosIdsKernel<true, 128u>", "rope"),
+        ("kernel_unified_attention_2d", "attention"),
+        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float>", "norm"),
+        ("triton_red_fused_add_mean_mul_pow_rsqrt_0", "norm"),
+        ("triton_per_fused__softmax_2", "softmax"),
+        ("triton_poi_fused_mul_silu_1", "activation"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_add_5", "elementwise"),
+        ("triton_poi_fused_clone_4", "layout"),
+        (ELEMENTWISE.format("silu_kernel"), "activation"),
+        (ELEMENTWISE.format("direct_copy_kernel_cuda"), "layout"),
+        (ELEMENTWISE.format("CUDAFunctor_add<float>"), "elementwise"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>", "reduction"),
+        ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<8>", "softmax"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<float, 2>", "layout"),
+        ("void at::native::(anonymous namespace)::indexSelectLargeIndex<float>", "gather_scatter"),
+        ("void at::native::index_elementwise_kernel<128, 4>", "gather_scatter"),
+        ("void at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>", "routing"),
+        ("void cub::DeviceRadixSortOnesweepKernel<cub::Policy800>", "routing"),
+        ("void vllm::moe::topkGatingSoftmax<8, 128, 4, 16>", "routing"),
+        ("void moe_align_block_size_kernel<long>", "routing"),
+        ("Memcpy DtoD (Device -> Device)", "memcpy"),
+        ("__amd_rocclr_copyBuffer", "memcpy"),
+        ("Memset (Device)", "memset"),
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage)", "comm"),
+        ("void vllm::cross_device_reduce_1stage<__nv_bfloat16, 8>", "comm"),
+        ("void vllm::scaled_fp8_quant_kernel_strided<c10::BFloat16>", "quantise"),
+        ("void vllm::act_and_mul_kernel<c10::BFloat16, &vllm::silu_kernel>", "activation"),
+        ("void selective_scan_fwd_kernel<Selective_Scan_fwd_kernel_traits>", "scan"),
+        ("_chunk_scan_fwd_kernel", "scan"),
+        ("void causal_conv1d_fwd_kernel<Causal_conv1d_fwd_kernel_traits>", "conv"),
+        ("igemm_fwd_gtcx2_nhwc_bf16_bx0_ex1_bt64x64x64", "conv"),
+        ("void at::native::(anonymous namespace)::sampleMultinomialOnce<float>", "sampling"),
+        ("void split_embedding_codegen_forward_unweighted_kernel<float>", "embedding"),
+        ("my_property_kernel", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_kind_by_kernel_name(name: str, kind: str) -> None:
+    assert kernel_kind(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel", "call", "kind"),
+    [
+        ("aten::mm", XMMA, MM, "gemm"),
+        ("aten::mm", XMMA, None, "gemm"),
+        ("aten::mm", None, MM, "gemm"),
+        ("aten::mm", None, ONE_ROW, "gemv"),
+        ("aten::mm", GEMV, MM, "gemv"),
+        ("aten::mm", "some_new_kernel", MM, "gemm"),
+        ("aten::bmm", XMMA, BMM, "batched_gemm"),
+        ("aten::bmm", GEMV, BMM, "batched_gemm"),
+        ("aten::mm", XMMA.replace("gemm", "sparse_gemm"), MM, "sparse_gemm"),
+        # what a GEMM's op launches beside its main kernel
+        ("aten::mm", "Memset (Device)", MM, "memset"),
+        ("aten::mm", "void splitKreduce_kernel<float>", MM, "reduction"),
+        ("aten::mm", ELEMENTWISE.format("direct_copy_kernel_cuda"), MM, "layout"),
+        ("aten::cudnn_convolution", "void cudnn::nchwToNhwcKernel<float>", None, "layout"),
+        ("aten::copy_", "Memcpy DtoD (Device -> Device)", None, "memcpy"),
+        # the op decides
+        ("aten::silu", ELEMENTWISE.format("mul_kernel"), None, "activation"),
+        ("aten::_flash_attention_forward", "attn_fwd", None, "attention"),
+        ("aten::sort", "void cub::DeviceScanKernel<int>", None, "routing"),
+        # an op that does many things, and one that nobody knows
+        ("vllm::moe_forward", "fused_moe_kernel", None, "grouped_gemm"),
+        ("mine::op", XMMA, None, "gemm"),
+        ("mine::op", None, None, "unknown"),
+        (None, None, None, "unknown"),
+        ("triton_poi_fused_mul_silu_1", None, None, "activation"),
+    ],
+)
+def test_kind_of_op_and_kernel(
+    op: str | None, kernel: str | None, call: OpCall | None, kind: str
+) -> None:
+    assert kind_of(op, kernel, call) == kind
+
+
+def test_every_op_with_a_model_has_a_kind_without_its_shapes() -> None:
+    assert {name for name in MODELS if op_kind(name, None) == "unknown"} == set()
+    assert set(OP_KINDS.values()) <= set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "works"),
+    [
+        ("aten::mm", True), ("aten::copy_", True), ("aten::_softmax", True), ("aten::index", True),
+        ("mine::op", True), ("aten::something_new", True),
+        ("aten::view", False), ("aten::empty_strided", False), ("aten::resize_", False),
+        ("aten::linear", False), ("aten::to", False), ("aten::_to_copy", False),
+        ("aten::contiguous", False), ("aten::clone", False), ("aten::einsum", False),
+        ("aten::scaled_dot_product_attention", False), ("aten::item", False), ("detach", False),
+        ("Torch-Compiled Region: 0/0", False),
+    ],
+)  # fmt: skip
+def test_gaps_are_a_list_and_all_else_is_work(name: str, works: bool) -> None:  # noqa: FBT001
+    assert is_work_op(name) is works
+
+
+def op_calls(path: Path) -> list[OpCall]:
+    events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("cat") == "cpu_op"]
+    keys = ("Input Dims", "Input type", "Input Strides", "Concrete Inputs")
+    return [OpCall(e["name"], *(_frozen(e["args"].get(key, [])) for key in keys)) for e in events]
+
+
+def _frozen(plain: Any) -> Any:
+    return tuple(_frozen(p) for p in plain) if isinstance(plain, list) else plain
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_llama_on_the_cpu_is_covered(attention: str, tmp_path: Path) -> None:
+    """Every op that the gap list does not name has a kind."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=128, attn_implementation=attention,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    ids = torch.arange(24)[None]
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.no_grad(), torch.profiler.profile(activities=cpu, record_shapes=True) as profile:
+        cache = model(ids, use_cache=True).past_key_values
+        model(ids[:, :1], past_key_values=cache, use_cache=True)
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    calls = op_calls(tmp_path / "trace.json")
+    gaps = {call.name for call in calls if not is_work_op(call.name)}
+    works = [call for call in calls if is_work_op(call.name)]
+    kinds = {call.name: kind_of(call.name, None, call) for call in works}
+    assert "unknown" not in kinds.values(), kinds
+    products = {kind_of(call.name, None, call) for call in works if call.name == "aten::mm"}
+    assert products == {"gemm", "gemv"}  # a prompt, then one token
+    fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert (fused in kinds) == (attention == "sdpa")
+    assert ("aten::_softmax" in kinds) == (attention == "eager")
+    assert {"aten::linear", "aten::view", "aten::to"} <= gaps <= GAP_OPS

@@ -1,0 +1,54 @@
+"""Words of a command line as values."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxonomy.arguments import pairs, peaks, run_name
+from taxonomy.errors import PrunescopeError
+
+
+def test_pairs_keep_what_follows_the_first_equals_sign() -> None:
+    assert pairs(["layers=3,9", " expr = a=b "]) == {"layers": "3,9", "expr": "a=b"}
+    assert pairs(None) == {}
+
+
+@pytest.mark.parametrize("word", ["layers", "=3", "layers=", "", " = "])
+def test_half_a_pair_is_refused_with_an_example(word: str) -> None:
+    with pytest.raises(PrunescopeError, match="rounding=paper"):
+        pairs([word])
+
+
+def test_peaks_know_every_spelling_of_a_format() -> None:
+    assert peaks(["c10::BFloat16=989.5", "half=300", "tf32=1e2"]) == {
+        "bf16": 989.5, "fp16": 300.0, "tf32": 100.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["bf16=0", "bf16=-1", "bf16=nan", "bf16=inf", "bf16=x", "bf17=1"])
+def test_a_peak_is_a_positive_rate_of_a_known_format(word: str) -> None:
+    with pytest.raises(PrunescopeError, match="TFLOP/s"):
+        peaks([word])
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (("tiny-llama", "static-m", 0.5), "tiny-llama-static-m-0.5"),
+        (("tiny-llama", None, 0.25), "tiny-llama-dense"),
+        (("models/Llama-3.2-1B/", "static-nk", 0.25), "Llama-3.2-1B-static-nk-0.25"),
+        (("org/model", "my.module:prune", 0.3), "model-my.module-prune-0.3"),
+        (("../..", "static-m", 0.5), "static-m-0.5"),
+    ],
+)
+def test_the_name_of_a_run(asked: tuple[str, str | None, float], name: str) -> None:
+    assert run_name(*asked) == name
+
+
+@given(st.text(), st.none() | st.text(), st.floats(0, 0.99))
+def test_a_name_never_leaves_its_folder(model: str, method: str | None, sparsity: float) -> None:
+    name = run_name(model, method, sparsity)
+    assert name not in ("", ".", "..")
+    assert not set(name) & set('/\\:*?"<>| \n\0')

@@ -1,0 +1,109 @@
+"""Mistakes are named before any work, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taxonomy.errors import PrunescopeError
+from tracer.trace import TraceRequest, trace
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"sparsity": 1.5}, "outside"),
+        ({"sparsity": -0.1}, "outside"),
+        ({"sparsity": float("nan")}, "outside"),
+        ({"method": "static-q"}, "static-q"),
+        ({"phase": "train"}, "phase"),
+        ({"logits": "some"}, "logits"),
+        ({"mode": "fast"}, "mode"),
+        ({"batch": 0}, "--batch"),
+        ({"prompt_len": 0}, "--prompt-len"),
+        ({"decode_steps": 0}, "--decode-steps"),
+        ({"repeats": 0}, "--repeats"),
+        ({"steps": 0}, "--steps"),
+        ({"warmup": -1}, "--warmup"),
+        ({"threads": 0}, "--threads"),
+        ({"seed": -1}, "--seed"),
+        ({"dtype": "float3"}, "float3"),
+        ({"no_baseline": True, "baseline_model": "tiny-llama"}, "more than one"),
+        ({"knobs": {"unit": "layer"}}, "without --method"),
+        ({"method": "static-m", "select": "calibrated"}, "calibrated"),
+        ({"baseline": Path("nowhere")}, "there is no run"),
+    ],
+)
+def test_bad_values(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    request = TraceRequest(**{"model": "tiny-llama", "out": tmp_path / "x", **options})
+    with pytest.raises(PrunescopeError, match=problem) as caught:
+        trace(request)
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"model": "/nonexistent/model"}, "no model folder"),
+        ({"model": "./nonexistent"}, "no model folder"),
+        ({"model": "nonexistent.gguf"}, "no file"),
+        ({"model": "tiny-lama"}, "no preset is called 'tiny-lama'"),
+        ({"device": "gpu"}, "not a device"),
+        ({"device": "cuda:9"}, "torch sees"),
+        ({"device": "mps"}, "cpu and cuda"),
+        ({"attn": "magic"}, "could not be loaded"),
+        ({"device": "cpu", "mode": "compile"}, "without kernels"),
+        ({"device": "cpu", "mode": "graph"}, "without kernels"),
+        ({"method": "static-m", "knobs": {"depth": "3"}}, "no knob 'depth'"),
+        ({"method": "nomodule.here:prune"}, "cannot be imported"),
+        ({"method": "json:prune"}, "no function 'prune'"),
+        ({"method": "json:loads", "knobs": {"a": "b"}}, "--set has no meaning"),
+    ],
+)
+def test_bad_models_devices_and_methods(
+    options: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    request = TraceRequest(**{"model": "tiny-llama", "out": tmp_path / "x", **options})
+    with pytest.raises(PrunescopeError, match=problem) as caught:
+        trace(request)
+    assert caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.torch
+def test_an_unknown_preset_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError) as caught:
+        trace(TraceRequest(model="tiny-lama", out=tmp_path / "x"))
+    assert "tiny-llama" in caught.value.hint
+
+
+def test_an_existing_folder_is_refused_first(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(PrunescopeError, match="exists already"):
+        trace(TraceRequest(model="/nonexistent", out=out))
+
+
+def test_overwrite_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(PrunescopeError, match="leaves it alone"):
+        trace(TraceRequest(model="/nonexistent", out=tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.torch
+def test_overwrite_replaces_at_the_end_only(quick: Callable[..., Path], tmp_path: Path) -> None:
+    out = quick(phase="decode", out=tmp_path / "run")
+    before = (out / "dense" / "run.json").read_bytes()
+    with pytest.raises(PrunescopeError):
+        quick(model="/nonexistent", out=out, overwrite=True)
+    assert (out / "dense" / "run.json").read_bytes() == before
+    quick(phase="decode", out=out, overwrite=True, seed=1)
+    assert (out / "dense" / "run.json").read_bytes() != before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
