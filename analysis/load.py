@@ -8,13 +8,12 @@ and duration each to the nearest ns of the decimal text, end = start + duration.
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,28 +32,30 @@ LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver",
 MODULE = "nn.Module: "
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
 NONE = -1  # an absent id in an integer column
+_NO_TIME = -(1 << 63)
 _RUN_CALL = re.compile(r"launch|memcpy|memset|enqueue|dispatch", re.IGNORECASE)
 
 
-@dataclass
 class Columns:
-    """Growing integer columns of one kind of event."""
+    """Growing integer columns of one kind of event: rows of a block, then one array a block."""
 
-    names: tuple[str, ...]
-    data: list[array[int]] = field(default_factory=list)
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.rows: list[tuple[int, ...]] = []
+        self.blocks: list[Ints] = []
 
-    def __post_init__(self) -> None:
-        self.data = [array("q") for _ in self.names]
-
-    def __len__(self) -> int:
-        return len(self.data[0])
+    def close_block(self) -> None:
+        """Pack the rows of a block: eight bytes a value from here on."""
+        if self.rows:
+            self.blocks.append(np.array(self.rows, np.int64))
+            self.rows.clear()
 
     def frozen(self) -> dict[str, Ints]:
         """The columns as numpy arrays, in the order of the file."""
-        return {
-            n: np.frombuffer(a, dtype=np.int64).copy() if len(a) else np.empty(0, np.int64)
-            for n, a in zip(self.names, self.data, strict=True)
-        }
+        self.close_block()
+        empty = np.empty((0, len(self.names)), np.int64)
+        table = np.concatenate([empty, *self.blocks])
+        return {name: table[:, i].copy() for i, name in enumerate(self.names)}
 
 
 _DEVICE = ("ts", "dur", "name", "category", "correlation", "external", "stream", "device", "grid",
@@ -169,17 +170,20 @@ class _Collector:
 
     def add(self, events: list[Event]) -> None:
         take = self.take
-        for event in events:
+        starts = _nanoseconds([e.ts for e in events])
+        lengths = _nanoseconds([e.dur for e in events])
+        for event, ts, dur in zip(events, starts, lengths, strict=True):
             handler = take.get(event.cat or "")
             if handler is None or event.ph != "X":
                 continue
-            if handler == self.python and not event.name.startswith(MODULE):
+            if event.cat == "python_function" and not event.name.startswith(MODULE):
                 continue
-            ts, dur = event.ts, event.dur
-            if not (_is_time(ts) and _is_time(dur) and dur >= 0):
+            if ts == _NO_TIME or dur < 0:
                 self.dropped += 1
                 continue
-            handler(event, _ns(ts), _ns(dur))
+            handler(event, ts, dur)
+        for columns in (self.device, self.launches, self.ops, self.marks):
+            columns.close_block()
 
     def name(self, text: str) -> int:
         return self.names.setdefault(text, len(self.names))
@@ -198,8 +202,7 @@ class _Collector:
             self.grids.setdefault(block, len(self.grids)) if block else NONE,
             _id(args.registers), _id(args.shared_memory), _id(args.bytes), _id(args.graph_node),
         )  # fmt: skip
-        for column, value in zip(self.device.data, row, strict=True):
-            column.append(value)
+        self.device.rows.append(row)
 
     def launch(self, event: Event, ts: int, dur: int) -> None:
         args = event.args
@@ -208,8 +211,7 @@ class _Collector:
         kernel = self.name(args.kernel) if isinstance(args.kernel, str) else NONE
         row = (ts, dur, self.name(event.name), _id(args.correlation), _external(args),
                self.thread(event), kernel)  # fmt: skip
-        for column, value in zip(self.launches.data, row, strict=True):
-            column.append(value)
+        self.launches.rows.append(row)
 
     def op(self, event: Event, ts: int, dur: int) -> None:
         args = event.args or Args()
@@ -219,8 +221,7 @@ class _Collector:
         if call is None:
             call = self.calls[key] = len(self.calls)
         row = (ts, dur, self.name(event.name), _external(args), self.thread(event), call)
-        for column, value in zip(self.ops.data, row, strict=True):
-            column.append(value)
+        self.ops.rows.append(row)
 
     def annotation(self, event: Event, ts: int, dur: int) -> None:
         self.mark(event, ts, dur, module=0)
@@ -230,8 +231,7 @@ class _Collector:
 
     def mark(self, event: Event, ts: int, dur: int, *, module: int) -> None:
         row = (ts, dur, self.name(event.name), self.thread(event), module)
-        for column, value in zip(self.marks.data, row, strict=True):
-            column.append(value)
+        self.marks.rows.append(row)
 
     def trace(self, source: Source) -> Trace:
         return Trace(
@@ -247,19 +247,33 @@ class _Collector:
         )
 
 
-def _is_time(us: Any) -> TypeGuard[float | Decimal]:
-    return type(us) in (int, float, Decimal) and -_MAX_US < us < _MAX_US
+def _nanoseconds(us: list[Any]) -> list[int]:
+    """Nearest ns of times in us, _NO_TIME for what is none.
+
+    The whole part and the rest apart: the doubles of both are exact up to 2^42 us, and the reader
+    gives decimals beyond. Whatever is no number is no time.
+    """
+    if not set(map(type, us)) <= {int, float, type(None)}:
+        return [_exact(t) for t in us]
+    with np.errstate(invalid="ignore"):
+        values = np.array(us, np.float64)  # None becomes NaN
+        good = np.abs(values) < _MAX_US
+        whole = np.floor(np.where(good, values, 0.0))
+        rest = np.rint((np.where(good, values, 0.0) - whole) * 1000)
+        out = whole.astype(np.int64) * 1000 + rest.astype(np.int64)
+    listed: list[int] = np.where(good, out, _NO_TIME).tolist()
+    return listed
 
 
-def _ns(us: float | Decimal) -> int:
-    """Nearest ns of a time in us. The whole part and the rest apart: their doubles are exact."""
-    if isinstance(us, Decimal):
-        return int((us * 1000).to_integral_value())
-    whole = int(us)
-    return whole * 1000 + round((us - whole) * 1000)
+def _exact(us: Any) -> int:
+    if type(us) not in (int, float, Decimal) or not -_MAX_US < us < _MAX_US:
+        return _NO_TIME
+    return int((Decimal(us) * 1000).to_integral_value())
 
 
 def _id(value: Any) -> int:
+    if value is None:
+        return NONE
     if type(value) is int:
         return value if 0 <= value < 1 << 62 else NONE
     if isinstance(value, float):

@@ -186,6 +186,7 @@ class _Splitter:
                         "traceEvents is not a list", "the file is damaged: export it again"
                     )
                 source.meta.update(_plain(text[:found] + b"[]}") or {})
+                source.meta.pop("traceEvents", None)
                 self.buffer, self.in_object = text[found + 1 :], True
                 return
         if not self.buffer.strip() and not source.cut:
@@ -252,7 +253,8 @@ class _Splitter:
             events = _EVENTS.decode(listed)
         except msgspec.ValidationError:
             return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
-        if any(type(e.ts) is float and abs(e.ts) >= _EXACT_FROM_US for e in events):
+        floats = [e.ts for e in events if type(e.ts) is float]
+        if floats and max(max(floats), -min(floats)) >= _EXACT_FROM_US:
             return list(_EXACT.decode(listed))
         return events
 

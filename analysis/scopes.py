@@ -46,8 +46,10 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
         none = np.full(len(ts), NONE)
         return Scopes(none, none, [], "none")
     spans = {k: trace.marks[k][marks] for k in ("ts", "dur", "thread")}
-    # Of two scopes with equal times, the module with the shorter path is the outer one.
-    spans["order"] = np.array([len(trace.names[i]) for i in trace.marks["name"][marks]], np.int64)
+    if source == "modules":
+        # Of two scopes with equal times, the module with the shorter path is the outer one.
+        paths = trace.marks["name"][marks]
+        spans["order"] = np.array([len(trace.names[i]) for i in paths], np.int64)
     inner = innermost(spans, thread, ts)
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
     if source == "modules" and len(outside):

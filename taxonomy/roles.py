@@ -44,6 +44,7 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"act_fn|act|activation|activation_fn|activation_func", "activation"),
     (r"router|gate|shared_expert_gate|mlp_gate", "router"),
     (r"experts", "experts"),
+    (r"(attn|mlp)_(residual|shortcut_Q)", "residual"),
     (r"shared_experts?|shared_mlp", "shared_expert"),
     (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj", "mixer_in"),
     (r"conv1d|conv", "conv"),
@@ -72,7 +73,8 @@ class Place:
 
 
 def locate(path: str) -> Place:
-    """The place of a module path. The role is "unknown" where no entry of the table matches."""
+    """The place of a module path. A part of a module whose role is known has that role (the two
+    factors of `q_proj`); the role is "unknown" where no entry of the table matches."""
     found = _LAYER.search(path)
     layer = int(found.group(1)) if found else None
     inner = (found.group(2) or "") if found else path
@@ -83,7 +85,10 @@ def locate(path: str) -> Place:
     if scope == "mlp" and "shared_expert" in inner and leaf != "shared_expert_gate":
         return Place(layer, "shared_expert", scope)
     role = next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
-    return Place(layer, _in_context(role, leaf, scope), scope)
+    role = _in_context(role, leaf, scope)
+    if role == "unknown" and "." in inner:
+        role = locate(path.rpartition(".")[0]).role
+    return Place(layer, role, scope)
 
 
 def _scope(inner: str, *, inside_layer: bool) -> str:

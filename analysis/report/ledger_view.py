@@ -156,7 +156,7 @@ def _without_unknown(table: Table) -> Table:
 def ledger_notes(rows: list[Row]) -> list[str]:
     """Which rows lie inside their noise, and what is unknown."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
-    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if in_noise(row)]
+    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and in_noise(row)]
     notes = [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
     if all(row.ci95 is None and row.noise_ns is None for row in rows):
         notes.append("no interval and no noise: they need more than one step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Point, pattern
+from taxonomy.family import Family, Knob, Point, pattern
 from taxonomy.keep import check_semi_structured
 from taxonomy.plan import Piece, Plan, Workload
 from taxonomy.shape import ModelShape
@@ -37,5 +37,12 @@ FAMILY = Family(
     unit="2 of every 4 weights along K",
     methods=("SparseGPT", "Wanda", "MaskLLM"),
     plans=plans,
+    knobs={
+        "backend": Knob(
+            "auto",
+            "sparse tensor cores where the device has them, else zeros in dense tensors",
+            ("auto", "masked", "semi-structured"),
+        )
+    },
     adds=("layout",),
 )

@@ -5,8 +5,9 @@ id with `_` for `-`) and nothing else. The file holds one public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
 - It gets a deep copy of the dense model, on its device and in its dtype, without gradients, and
   may change it in place or return another module.
-- It draws with `draw(...)` alone, so that a seed prunes the same parts everywhere, and takes its
-  roundings from `taxonomy.keep`. Knobs are those of the family in taxonomy, typed and filled in.
+- It draws with `draw(...)` or `tracer.scores` alone, so that a seed prunes the same parts
+  everywhere, and takes its roundings from `taxonomy.keep`. Knobs are those of the family in
+  taxonomy, typed and filled in. A calibrated point chooses by `tracer.calibration.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
   module happens inside that module's forward, so that its kernels get layer and role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from tracer.calibration import Calibration
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -40,7 +43,7 @@ class Point:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     select: str = "random"
     seed: int = 0
-
+    calibration: Calibration | None = None  # token ids; None: random ones from the seed
 
 @dataclass(kw_only=True)
 class Applied:

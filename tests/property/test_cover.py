@@ -1,0 +1,245 @@
+"""Every ns of a step is counted once: the fast link pass against a naive twin that walks the ns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.link import Linked, cover, link
+from analysis.load import load
+from analysis.steps import find_windows
+from tests.chrome import save
+
+QUIET = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(-20, 40), st.integers(0, 15)), max_size=12),
+    begin=st.integers(-10, 30),
+)
+@settings(QUIET, max_examples=300)
+def test_cover_equals_its_twin(spans: list[tuple[int, int]], begin: int) -> None:
+    spans.sort(key=lambda s: (s[0], -s[1]))
+    start = np.array([s for s, _ in spans], np.int64)
+    end = start + np.array([d for _, d in spans], np.int64)
+    busy, gap = cover(start, end, begin)
+    want_busy, want_gap, wall = twin([(int(a), int(b)) for a, b in zip(start, end)], begin)  # noqa: B905
+    assert (busy.tolist(), gap.tolist()) == (want_busy, want_gap)
+    assert int(busy.sum() + gap.sum()) == wall
+
+
+def twin(spans: list[tuple[int, int]], begin: int) -> tuple[list[int], list[int], int]:
+    """Busy and gap of intervals in order, and the wall, ns by ns."""
+    busy, gap = [0] * len(spans), [0] * len(spans)
+    last = max([begin, *(end for _, end in spans)])
+    for t in range(begin, last):
+        owner = next((i for i, (a, b) in enumerate(spans) if a <= t < b), None)
+        if owner is not None:
+            busy[owner] += 1
+            continue
+        # An empty interval also ends a gap: it stands before what starts later.
+        gap[next(i for i, (a, _) in enumerate(spans) if a > t)] += 1
+    return busy, gap, last - begin
+
+
+@dataclass
+class Device:
+    """A device event; `launch` is the host time of its launch, None where it has none."""
+
+    start: int
+    dur: int
+    launch: int | None
+    stream: int
+
+
+def device_trace(events: list[Device], windows: list[tuple[int, int]], name: str) -> dict[str, Any]:
+    out: list[dict[str, Any]] = []
+    for i, (a, b) in enumerate(windows):
+        out.append(x("user_annotation", f"{name}#{i}", a, b - a))
+    for i, e in enumerate(events):
+        link = {"correlation": i + 1, "stream": e.stream}
+        out.append(x("kernel", f"k{i}", e.start, e.dur, link))
+        if e.launch is not None:
+            out.append(x("cuda_runtime", "cudaLaunchKernel", e.launch, 1, {"correlation": i + 1}))
+    return {"traceEvents": out}
+
+
+def x(cat: str, name: str, ts: int, dur: int, args: Any = None, tid: int = 1) -> dict[str, Any]:
+    return {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": tid, "ts": ts / 1000,
+            "dur": dur / 1000, "args": args or {}}  # fmt: skip
+
+
+def linked(trace: dict[str, Any], folder: Path) -> Linked:
+    loaded = load(save(trace, folder / "t.json"))
+    return link(loaded, find_windows(loaded))
+
+
+WINDOWS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 20)), min_size=1, max_size=3).map(
+    lambda pairs: [(sum(a + b for a, b in pairs[:i]) + pairs[i][0],
+                    sum(a + b for a, b in pairs[: i + 1])) for i in range(len(pairs))]
+)  # fmt: skip
+EVENTS = st.lists(
+    st.builds(
+        Device, st.integers(-5, 90), st.integers(0, 15),
+        st.none() | st.integers(-3, 70), st.integers(0, 2),
+    ),
+    min_size=1, max_size=14,
+)  # fmt: skip
+
+
+@QUIET
+@given(events=EVENTS, windows=WINDOWS, own=st.booleans())
+def test_device_steps_equal_their_twin(
+    *, events: list[Device], windows: list[tuple[int, int]], own: bool, tmp_path: Path
+) -> None:
+    name = "prunescope.step" if own else "ProfilerStep"
+    got = linked(device_trace(events, windows, name), tmp_path)
+    order = sorted(range(len(events)), key=lambda i: (events[i].start, -events[i].dur, i))
+    rows = [events[i] for i in order]
+    step = [_step_of(e.launch, windows) for e in rows]
+    with_launch = [i for i, e in enumerate(rows) if e.launch is not None]
+    if with_launch:
+        first, last = with_launch[0], with_launch[-1]
+        for i in set(range(first, last)) - set(with_launch):
+            before = max(j for j in with_launch if j < i)
+            after = min(j for j in with_launch if j > i)
+            step[i] = step[before] if step[before] == step[after] else -1
+        assert got.spill["events"] == first
+        assert got.late["events"] == len(rows) - 1 - last
+        assert got.spill["ns"] == _union(rows[:first])
+        assert got.late["ns"] == _union(rows[last + 1 :])
+        outside = [rows[i] for i in with_launch if step[i] < 0]
+        kept = [e for e in outside if not own or (e.launch or 0) >= windows[0][0]]
+        assert got.left_out == {"events": len(kept), "ns": sum(e.dur for e in kept)}
+    else:
+        step = [0 if len(windows) == 1 else -1] * len(rows)
+    inside = [i for i in range(len(rows)) if step[i] >= 0]
+    assert got.start.tolist() == [rows[i].start for i in inside]
+    assert got.step.tolist() == [step[i] for i in inside]
+    for number in range(len(windows)):
+        _check_step(got, rows, step, number, windows if own else None)
+
+
+def _check_step(
+    got: Linked, rows: list[Device], step: list[int], number: int,
+    own: list[tuple[int, int]] | None,
+) -> None:  # fmt: skip
+    mine = [e for e, s in zip(rows, step, strict=True) if s == number]
+    at = got.step == number
+    if not mine:
+        assert got.wall[number] == 0
+        return
+    done = [e.start + e.dur for e, s in zip(rows, step, strict=True) if 0 <= s < number]
+    if number == 0 and own is not None:  # the step that was thrown away came before
+        done = [e.start + e.dur for e in rows if e.launch is not None and e.launch < own[0][0]]
+    first = next((e for e in mine if e.launch is not None), mine[0])
+    begin = max(done) if done else first.start if number == 0 else mine[0].start
+    busy, gap, wall = twin([(e.start, e.start + e.dur) for e in mine], begin)
+    assert got.busy[at].tolist() == busy
+    assert got.gap[at].tolist() == gap
+    assert (int(got.wall[number]), int(got.tail[number])) == (wall, 0)
+    for i, e in enumerate(mine):  # the device ran dry before the launch of what it waited for
+        reached = max([begin, *(o.start + o.dur for o in mine[:i])])
+        dry = e.launch is not None and e.launch >= reached and gap[i] > 0
+        assert bool(got.dry[at][i]) == dry
+
+
+def _step_of(launch: int | None, windows: list[tuple[int, int]]) -> int:
+    if launch is None:
+        return -1
+    return next((i for i, (a, b) in enumerate(windows) if a <= launch < b), -1)
+
+
+def _union(rows: list[Device]) -> int:
+    return len({t for e in rows for t in range(e.start, e.start + e.dur)})
+
+
+# A call tree: (idle before, own time before the children, children, own time behind them).
+TREES = st.recursive(
+    st.tuples(st.integers(0, 4), st.integers(0, 4), st.just(()), st.integers(0, 4)),
+    lambda inner: st.tuples(
+        st.integers(0, 4), st.integers(0, 4), st.lists(inner, max_size=3).map(tuple),
+        st.integers(0, 4),
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@QUIET
+@given(
+    threads=st.lists(st.lists(TREES, max_size=4), min_size=1, max_size=3),
+    windows=WINDOWS, own=st.booleans(), names=st.randoms(use_true_random=False),
+)  # fmt: skip
+def test_host_steps_equal_their_twin(
+    *, threads: list[Any], windows: list[tuple[int, int]], own: bool, names: Any, tmp_path: Path
+) -> None:
+    """Ops nest on every thread; a view is no work, and what stands in it is."""
+    ops: list[tuple[int, int, int, str]] = []
+    for thread, trees in enumerate(threads):
+        now = 0
+        for tree in trees:
+            now = _lay_out(tree, now, thread, ops, names)
+    ops = [o for o in ops if o[1]]  # an op without a duration is in no ns
+    name = "prunescope.step" if own else "ProfilerStep"
+    events = [x("user_annotation", f"{name}#{i}", a, b - a) for i, (a, b) in enumerate(windows)]
+    events += [x("cpu_op", kind, a, dur, {"External id": i + 1}, tid)
+               for i, (a, dur, tid, kind) in enumerate(ops)]  # fmt: skip
+    if not any(kind == "aten::mm" for *_, kind in ops):
+        return
+    got = linked({"traceEvents": events}, tmp_path)
+    work = [(a, a + dur, tid) for a, dur, tid, kind in ops if kind == "aten::mm"]
+    for number, (begin, finish) in enumerate(windows):
+        mine = [(a, min(b, finish), tid) for a, b, tid in work if begin <= a < finish]
+        busy, gap, tail = _host_twin(mine, begin, finish)
+        at = got.step == number
+        key = sorted(range(len(mine)), key=lambda i: (mine[i][0], -_length(work, mine[i]), i))
+        assert got.start[at].tolist() == [mine[i][0] for i in key]
+        assert sorted(got.busy[at].tolist()) == sorted(busy)
+        assert int(got.gap[at].sum()) == gap
+        assert (int(got.wall[number]), int(got.tail[number])) == (finish - begin, tail)
+        assert int(got.busy[at].sum() + got.gap[at].sum()) + tail == finish - begin
+
+
+def _length(work: list[tuple[int, int, int]], op: tuple[int, int, int]) -> int:
+    return max(b - a for a, b, tid in work if (a, tid) == (op[0], op[2]))
+
+
+def _lay_out(tree: Any, now: int, thread: int, ops: list[Any], names: Any) -> int:
+    idle, before, inner, behind = tree
+    start = now + idle
+    index = len(ops)
+    ops.append(None)
+    now = start + before
+    for child in inner:
+        now = _lay_out(child, now, thread, ops, names)
+    now += behind
+    ops[index] = (start, now - start, thread, names.choice(["aten::mm", "aten::mm", "aten::view"]))
+    return now
+
+
+def _host_twin(
+    ops: list[tuple[int, int, int]], begin: int, finish: int
+) -> tuple[list[int], int, int]:
+    """ns by ns: of all outermost ops the one that started first, in it the innermost op."""
+    def holds(i: int, j: int) -> bool:
+        (a, b, s), (c, d, t) = ops[i], ops[j]
+        return s == t and a <= c and d <= b and (i < j or (a, b) != (c, d)) and i != j
+
+    tops = [j for j in range(len(ops)) if not any(holds(i, j) for i in range(len(ops)))]
+    tops.sort(key=lambda j: (ops[j][0], -(ops[j][1] - ops[j][0]), j))
+    busy, idle = [0] * len(ops), 0
+    last = max([begin, *(b for _, b, _ in ops)])
+    for t in range(begin, last):
+        owner = next((j for j in tops if ops[j][0] <= t < ops[j][1]), None)
+        if owner is None:
+            idle += 1
+            continue
+        inner = [j for j in range(len(ops)) if (j == owner or holds(owner, j))
+                 and ops[j][0] <= t < ops[j][1]]  # fmt: skip
+        busy[min(inner, key=lambda j: (ops[j][1] - ops[j][0], -j))] += 1
+    return busy, idle, finish - last

@@ -1,0 +1,127 @@
+"""Static K, 2:4: two of every four weights along K go, in every projection of the layers.
+
+On NVIDIA GPUs with sparse tensor cores the weights are stored packed and multiplied by sparse
+kernels; elsewhere they are zeros in dense tensors on dense kernels, and the record says so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from torch.sparse import to_sparse_semi_structured
+from transformers import PreTrainedModel
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.keep import check_semi_structured
+from tracer.calibration import calibration_of, collect
+from tracer.matrices import expert_notes, layer_matrices, weight_of
+from tracer.pruners import Applied, Point
+from tracer.scores import random_scores, weight_scores
+
+# Sparse tensor cores came with compute capability 8.0.
+_FIRST_SPARSE = (8, 0)
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """Zero the two lowest scores of each four along K; pack the weights where the device can."""
+    check_semi_structured(point.sparsity)
+    matrices = layer_matrices(model)
+    record: dict[str, Any] = {"matrices": len(matrices), "notes": expert_notes(model)}
+    packed = _wants_packed(str(point.knobs["backend"]), next(iter(matrices.values())), record)
+    squares: dict[str, torch.Tensor] = {}
+    if point.calibrated:
+        calibration = calibration_of(model, point.calibration, seed=point.seed)
+        squares = collect(model, calibration.batches, squares=matrices.keys()).squares
+        record["calibration"] = calibration.record
+    zeros = total = 0
+    for path, module in matrices.items():
+        weight = weight_of(module)
+        if point.calibrated:
+            scores = weight_scores(weight, squares[path])
+        else:
+            scores = random_scores(weight.shape, seed=point.seed, what=f"2:4 {path}")
+        mask = lowest_two_of_four(scores).to(weight.device)
+        weight.masked_fill_(mask, 0)
+        zeros, total = zeros + int(mask.sum()), total + mask.numel()
+    record |= {"zeros": zeros / total, "backend": "semi-structured" if packed else "masked"}
+    if packed:
+        _pack(matrices, record, strict=point.knobs["backend"] == "semi-structured")
+    return Applied(model=model, record=record)
+
+
+def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
+    """True at the two lowest scores of every four neighbours along the last axis [N, K].
+
+    The K mod 4 last columns are in no group and stay.
+    """
+    whole = scores.shape[1] // 4 * 4
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    groups = scores[:, :whole].unflatten(1, (-1, 4))
+    lowest = groups.topk(2, dim=-1, largest=False).indices
+    chosen = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, lowest, value=True)
+    mask[:, :whole] = chosen.flatten(1)
+    return mask
+
+
+def _wants_packed(backend: str, module: nn.Module, record: dict[str, Any]) -> bool:
+    """Whether to pack. Raises PrunescopeError where that was asked for and cannot be."""
+    if backend == "masked":
+        reason = "backend=masked was asked for"
+    else:
+        reason = _missing(module.weight)  # type: ignore[arg-type]
+        if backend == "semi-structured" and reason:
+            raise PrunescopeError(
+                f"backend=semi-structured cannot be used: {reason}",
+                hint="backend=auto masks the weights where they cannot be packed, and says so",
+            )
+    if reason:
+        record["notes"].append(f"zeros are in dense tensors on dense kernels: {reason}")
+    return not reason
+
+
+def _missing(weight: torch.Tensor) -> str:
+    """What the device or dtype lacks for sparse tensor cores; empty where nothing is missing."""
+    if weight.device.type != "cuda" or torch.version.hip:
+        return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {_device(weight)}"
+    capability = torch.cuda.get_device_capability(weight.device)
+    if capability < _FIRST_SPARSE:
+        return f"compute capability {capability[0]}.{capability[1]} has no sparse tensor cores"
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"packed weights are float16 or bfloat16, and these are {weight.dtype}"
+    return ""
+
+
+def _device(weight: torch.Tensor) -> str:
+    return "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
+
+
+def _pack(matrices: dict[str, nn.Module], record: dict[str, Any], *, strict: bool) -> None:
+    """Store each masked weight as half its values and their indices, where its shape allows."""
+    left = []
+    for path, module in matrices.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # "prototype": the API may change
+                module.weight = nn.Parameter(_packed(module), requires_grad=False)
+        except (RuntimeError, ValueError) as error:
+            left.append(path)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+    record["packed"] = len(matrices) - len(left)
+    if not left:
+        return
+    sentence = f"{len(left)} of {len(matrices)} matrices cannot be packed ({reason[:160]})"
+    if strict:
+        raise PrunescopeError(sentence, hint="backend=auto leaves those masked, and says so")
+    record["notes"].append(f"{sentence}: they stay dense tensors")
+    if not record["packed"]:
+        record["backend"] = "masked"
+
+
+def _packed(module: nn.Module) -> torch.Tensor:
+    if not isinstance(module, nn.Linear):
+        raise ValueError(f"{type(module).__name__} stores its weight transposed")
+    packed: torch.Tensor = to_sparse_semi_structured(module.weight.detach())
+    return packed

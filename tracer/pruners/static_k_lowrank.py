@@ -1,0 +1,149 @@
+"""Static K, low rank: each projection [N, K] becomes two, [r, K] and [N, r].
+
+The rank is that of `taxonomy.keep.low_rank`. The pair keeps the place and the name of what it
+stands for; the bias stays on the second factor.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.keep import low_rank_or_dense
+from taxonomy.roles import locate
+from tracer.calibration import calibration_of, collect
+from tracer.matrices import expert_notes, layer_matrices, weight_of
+from tracer.pruners import Applied, Point
+
+# Second moments [K, K] in float32 that are held at a time; layers are measured in such portions.
+_MOMENT_BYTES = 4 << 30
+
+
+class LowRank(nn.Module):
+    """Two linears in the place of one: [.., K] → [.., r] → [.., N]."""
+
+    def __init__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None):
+        super().__init__()
+        self.first = _linear(first, None)
+        self.second = _linear(second, bias)
+        self.in_features, self.out_features = first.shape[1], second.shape[0]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[.., K] to [.., N]."""
+        return self.second(self.first(inputs))
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """Factor every projection that the point's rank makes smaller; the others stay dense."""
+    if point.sparsity == 0:
+        return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
+    matrices = layer_matrices(model)
+    ranks = {name: _rank(module, point.sparsity) for name, module in matrices.items()}
+    chosen = {name: rank for name, rank in ranks.items() if rank is not None}
+    if not chosen:
+        raise PrunescopeError(
+            f"at sparsity {point.sparsity} no rank makes any matrix of this model smaller",
+            hint="raise the sparsity: ranks are multiples of 16 and must be below N·K/(N+K)",
+        )
+    record: dict[str, Any] = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
+    if len(chosen) < len(ranks):
+        roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})
+        record["notes"].append(f"no rank makes these smaller, they stay dense: {', '.join(roles)}")
+    if point.calibrated:
+        calibration = calibration_of(model, point.calibration, seed=point.seed)
+        record["calibration"] = calibration.record
+        # All portions are measured on the dense model: it is factored only after the last one.
+        pairs: dict[str, LowRank] = {}
+        for names in _portions({name: matrices[name] for name in chosen}):
+            moments = collect(model, calibration.batches, moments=names).moments
+            for name in names:
+                pairs[name] = _factored(matrices[name], chosen[name], moments[name])
+    else:
+        pairs = {name: _factored(matrices[name], rank, None) for name, rank in chosen.items()}
+    for name, pair in pairs.items():
+        model.set_submodule(name, pair)
+    return Applied(model=model, record=record)
+
+
+def factors(
+    weight: torch.Tensor, rank: int, moment: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """([r, K], [N, r]) whose product is the nearest to `weight` [N, K] at a rank.
+
+    Nearest in the Frobenius norm, or in the mean squared output error on inputs of second moment
+    C = `moment` [K, K]: with U the r first left singular vectors of W·C^½ both are U·(Uᵀ·W), which
+    is the truncation-aware whitening of SVD-LLM (arXiv 2403.07378) without an inverse.
+    """
+    # Activations spread over six orders of magnitude, and their squares over twelve.
+    wide = weight.to(torch.float32 if moment is None else torch.float64)
+    outputs, inputs = weight.shape
+    if moment is None:
+        root = wide
+    else:
+        root = wide @ _root(moment.to(wide))
+    if outputs <= inputs:
+        _, left = torch.linalg.eigh(root @ root.T)
+        left = left[:, -rank:]
+    else:
+        _, right = torch.linalg.eigh(root.T @ root)
+        left, _ = torch.linalg.qr(root @ right[:, -rank:])
+    return left.T @ wide, left
+
+
+def _root(moment: torch.Tensor) -> torch.Tensor:
+    """L with L·Lᵀ = C. Fewer tokens than K leave C singular: a millionth of its mean is added."""
+    mean = moment.diagonal().mean()
+    diagonal = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    # Inputs that were never seen (all zero) tell nothing: then every direction counts the same.
+    ridge = 1e-6 * mean if mean > 0 else torch.ones_like(mean)
+    return torch.linalg.cholesky(moment + ridge * diagonal)
+
+
+def _factored(module: Any, rank: int, moment: torch.Tensor | None) -> LowRank:
+    weight = weight_of(module)
+    first, second = factors(weight, rank, moment)
+    bias = None if module.bias is None else module.bias.detach()
+    return LowRank(first.to(weight.dtype), second.to(weight.dtype), bias)
+
+
+def _rank(module: nn.Module, sparsity: float) -> int | None:
+    outputs, inputs = weight_of(module).shape
+    return low_rank_or_dense(outputs, inputs, sparsity)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return linear
+
+
+def _by_role(ranks: dict[str, int]) -> dict[str, list[int]]:
+    """The rank of each layer, by role."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for name, rank in ranks.items():
+        found[locate(name).role].append(rank)
+    return dict(found)
+
+
+def _portions(matrices: dict[str, nn.Module]) -> Iterator[list[str]]:
+    """Names of matrices whose second moments fit into memory together, in order."""
+    portion: list[str] = []
+    held = 0
+    for name, module in matrices.items():
+        size = 4 * weight_of(module).shape[1] ** 2
+        if portion and held + size > _MOMENT_BYTES:
+            yield portion
+            portion, held = [], 0
+        portion.append(name)
+        held += size
+    if portion:
+        yield portion
