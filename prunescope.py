@@ -140,6 +140,7 @@ def _trace(
     dtype: Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")] = "auto",
     device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
     select: Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")] = "random",
+    text: Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")] = None,
     mode: Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")] = "eager",
     warmup: Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")] = 3,
     repeats: Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")] = 20,

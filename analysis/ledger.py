@@ -122,7 +122,7 @@ def scale(
     busy, gap, tail = side
     total = busy.sum(axis=0) + gap.sum(axis=0) + tail
     if not on_device:
-        factor = wall / total
+        factor = wall / np.where(total > 0, total, 1.0)
         return busy * factor, gap * factor, tail * factor
     idle = total - busy.sum(axis=0)
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)

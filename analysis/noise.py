@@ -37,21 +37,26 @@ class Domain:
 
 
 def choose_domain(units: Units, dense: list[int], pruned: list[int], *, on_device: bool) -> Domain:
-    """Unprofiled where both sides have samples, and on a device where busy < W for both."""
+    """Unprofiled where both sides have samples and recorded time that can be scaled to them: any
+    on a CPU; on a device idle time, and busy < W."""
     d, p = np.array(dense, np.int64), np.array(pruned, np.int64)
-    name = "unprofiled" if len(d) and len(p) else "profiled"
-    if on_device and name == "unprofiled":
-        busy_d = units.dense.busy.sum(axis=0).mean()
-        busy_p = units.pruned.busy.sum(axis=0).mean()
-        if busy_d >= np.median(d) or busy_p >= np.median(p):
-            name = "profiled"
-    return Domain(name, on_device, d, p)
+    scalable = len(d) > 0 and len(p) > 0
+    for side, samples in ((units.dense, d), (units.pruned, p)):
+        busy = side.busy.sum(axis=0).mean()
+        idle = side.gap.sum(axis=0).mean() + side.tail.mean()
+        if on_device:
+            scalable = scalable and bool(idle > 0 and busy < np.median(samples))
+        else:
+            scalable = scalable and bool(busy + idle > 0)
+    return Domain("unprofiled" if scalable else "profiled", on_device, d, p)
 
 
 def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
     """The ledger itself, one replicate: all steps, the medians of all samples."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
-    walls = (np.median(domain.dense), np.median(domain.pruned)) if domain.unprofiled else None
+    walls = None
+    if domain.unprofiled:
+        walls = np.asarray(np.median(domain.dense)), np.asarray(np.median(domain.pruned))
     return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
 
 

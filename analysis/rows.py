@@ -43,7 +43,8 @@ def build_rows(
             row.ns = float(sum(p.ns for p in row.parts)) if row.parts else 0.0
         out.append(row)
     total = float(sum(r.ns for r in out[1:-1]))
-    assert abs(total - out[-1].ns) <= max(1e-3, 1e-11 * total), "the ledger does not close"
+    largest = max(abs(r.ns) for r in out)  # a forged shape gives ratios that cancel badly
+    assert abs(total - out[-1].ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
     out[-1].ns = total  # the last digits of floating point stay in the wall
     return out
 

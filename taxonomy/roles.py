@@ -115,6 +115,6 @@ def _in_context(role: str, leaf: str, scope: str) -> str:
         return "final_norm"
     if leaf == "layer_norm" and scope == "model":
         return "final_norm"
-    if role == "router" and scope != "mlp":
+    if role == "router" and scope != "mlp" and leaf != "router":
         return "unknown"
     return role

@@ -30,7 +30,7 @@ def one_step(*, cpu: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cpu", [False, True])
-def test_a_step_is_read_back_as_built(cpu: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_a_step_is_read_back_as_built(cpu: bool, tmp_path: Path) -> None:
     phase = phase_of(one_step(cpu=cpu), tmp_path)
     assert (phase.steps, phase.wall_ns, phase.busy_ns) == (1, 12_000, 9_000)  # 7 + 3 + 2, 7 + 2
     assert (phase.gap_ns, phase.tail_ns) == (3_000, 0)

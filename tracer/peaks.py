@@ -6,7 +6,6 @@ repeats: one large GEMM is not the peak, and one lucky repeat is not either.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from taxonomy.dtypes import ITEMSIZE
-from tracer.machine import last_cache_bytes, synchronize
+from tracer.machine import free_bytes, last_cache_bytes, synchronize
 
 STATISTIC = "best over shapes of the median over repeats"
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +31,7 @@ _GPU_SHAPES = (
 _REPEATS = 7
 
 
-def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 4.0) -> dict[str, Any]:
+def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> dict[str, Any]:
     """Measure within about `budget_s` seconds; a shape that there was no time for is left out.
 
     `dtype` is one of our names; fp32 is measured too.
@@ -62,7 +61,7 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 4.0) ->
 def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
-        if rows and time.perf_counter() > deadline:
+        if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
             break
         a = torch.randn(m, k, device=device).to(_TORCH_DTYPES[dtype])
         w = torch.randn(n, k, device=device).to(_TORCH_DTYPES[dtype])
@@ -82,10 +81,15 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[di
     return rows
 
 
+def _seconds_for(work: int, rows: list[dict[str, Any]]) -> float:
+    """A warm-up and two repeats of a product of `work` multiplications, at the rate of the last."""
+    return 3 * 2 * work / float(rows[-1]["flop_per_s"])
+
+
 def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
     """Sum of a buffer four times the last cache, 256 MiB at least, read once a repeat."""
     size = max(256 << 20, 4 * (last_cache_bytes(device) or 0))
-    size = min(size, _free_bytes(device) // 4)
+    size = min(size, free_bytes(device) // 4)
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
     times = _times_ns(lambda: buffer.sum(), device, deadline=deadline)
     return buffer.numel() * ITEMSIZE["fp32"] / statistics.median(times) * 1e9
@@ -135,9 +139,3 @@ def _times_ns(
             run()
             times.append(max(1, time.perf_counter_ns() - start))
     return times
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.family import family
 from taxonomy.keep import check_sparsity
 from tracer.pruners import family_ids
 
@@ -49,6 +50,7 @@ class TraceRequest:
     dtype: str = "auto"
     device: str = "auto"
     select: str = "random"
+    text: Path | None = None
     mode: str = "eager"
     warmup: int = 3
     repeats: int = 20
@@ -106,10 +108,18 @@ class TraceRequest:
                 hint=f"nearest: {nearest(self.method, family_ids())}; "
                 "or a function of your own: package.module:function",
             )
+        self._check_select(self.method)
+
+    def _check_select(self, method: str) -> None:
         if self.select == "calibrated":
+            if ":" in method or family(method).dynamics != "static":
+                raise PrunescopeError(
+                    f"--select calibrated is not available for {method}",
+                    hint="use --select random; static families of the taxonomy can be calibrated",
+                )
+        elif self.text is not None:
             raise PrunescopeError(
-                f"--select calibrated is not available for {self.method}",
-                hint="use --select random, or give your own method as package.module:function",
+                "--text was given without --select calibrated", hint="a random choice reads no text"
             )
 
 

@@ -1,31 +1,33 @@
 """One capture from models to manifests: time unprofiled, count memory, profile, split.
 
 In: a checked TraceRequest. Out: a Capture by variant; nothing is written outside a temporary
-folder. Dense and pruned see the same inputs and take turns throughout.
+folder. Dense and pruned see the same inputs and take turns throughout: sample by sample where both
+fit in memory, else in alternating blocks.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.run import Run
+from taxonomy.run import PhaseRun, Run
 from tracer import compat
 from tracer.calibrate import newest
 from tracer.capture import profile_loops
 from tracer.census import census, dynamic_stats
 from tracer.chrome import split
 from tracer.clocks import read_clocks
+from tracer.conditions import memory_explained, thread_count, timing_note
 from tracer.machine import (
     device_info,
     load_average,
-    num_cores,
     pick_device,
     prunescope_version,
     versions,
@@ -39,7 +41,10 @@ from tracer.progress import Progress
 from tracer.request import TraceRequest
 from tracer.runs import Capture
 from tracer.timing import collector_resting, interleaved_samples
-from tracer.variants import Variant, check_method, make_variants
+from tracer.variants import TwinDoesNotFit, Variant, check_method, make_variants, variant_names
+
+# Where dense and pruned do not fit together each is loaded this often, in turn.
+_BLOCKS = 2
 
 
 def capture(
@@ -49,26 +54,174 @@ def capture(
     device = pick_device(request.device)
     _check_mode(request, device)
     check_method(request)
-    with _threads(request.threads), _memory_errors():
+    with thread_count(request.threads), memory_explained():
         load_before = load_average()
-        progress.stage(f"load {request.model}")
-        variants = make_variants(request, device)
-        dtype = variants[0].loaded.dtype
-        progress.stage("measure the device's peaks")
-        info = device_info(device)
-        info["peaks"] = peaks or measure_peaks(device, dtype)
-        info["calibration"] = newest(info["name"])
-        info["clocks"] = {"before": read_clocks(device)}
-        progress.stage("count zeros")
-        captures = {v.name: Capture(run=_run(request, v, info)) for v in variants}
-        with torch.inference_mode():
-            for phase in request.phases:
-                _run_phase(request, phase, variants, captures, device, progress)
-        info["clocks"]["after"] = read_clocks(device)
-        timing = _timing_note(load_before)
-    for captured in captures.values():
+        session = _Session(request, device, progress, peaks)
+        names = variant_names(request)
+        try:
+            session.sit(_Sitting(names=names, repeats=request.repeats, last=True))
+        except (TwinDoesNotFit, torch.OutOfMemoryError):
+            if len(names) == 1:
+                raise
+            session = _in_blocks(request, device, progress, session.info.get("peaks"))
+        session.info["clocks"]["after"] = read_clocks(device)
+        timing = timing_note(load_before)
+    for captured in session.captures.values():
         captured.run.extra["timing"] = timing
-    return captures
+    return session.captures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sitting:
+    """Variants that are in memory together, and what is done with them."""
+
+    names: tuple[str, ...]
+    repeats: int
+    last: bool  # of these variants: memory and profile too
+    interleaved: str | None = None  # None: by the number of variants
+
+
+def _in_blocks(
+    request: TraceRequest,
+    device: torch.device,
+    progress: Progress,
+    peaks: dict[str, Any] | None,
+) -> _Session:
+    """Dense, pruned, dense, pruned, each loaded anew for its block of samples."""
+    session = _Session(request, device, progress, peaks)
+    blocks = min(_BLOCKS, request.repeats)
+    for block in range(blocks):
+        repeats = request.repeats * (block + 1) // blocks - request.repeats * block // blocks
+        for name in variant_names(request):
+            _release(device)
+            last = block == blocks - 1
+            session.sit(_Sitting(names=(name,), repeats=repeats, last=last, interleaved="blocks"))
+    return session
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class _Session:
+    """The captures as they grow, sitting by sitting."""
+
+    def __init__(
+        self,
+        request: TraceRequest,
+        device: torch.device,
+        progress: Progress,
+        peaks: dict[str, Any] | None,
+    ) -> None:
+        self.request, self.device, self.progress = request, device, progress
+        self.captures: dict[str, Capture] = {}
+        self.info: dict[str, Any] = {}
+        self._peaks = peaks
+
+    def sit(self, sitting: _Sitting) -> None:
+        """Load the sitting's variants, time every phase, and profile if it is their last."""
+        self.progress.stage(f"load {self.request.model}")
+        variants = make_variants(self.request, self.device, sitting.names)
+        if not self.info:
+            self._look_at_device(variants[0].loaded.dtype)
+        for variant in variants:
+            if variant.name not in self.captures:
+                self.progress.stage(f"count zeros of {variant.name}")
+                run = _run(self.request, variant, self.info)
+                self.captures[variant.name] = Capture(run=run)
+        with torch.inference_mode():
+            for phase in self.request.phases:
+                loops = _loops(self.request, phase, variants, self.device)
+                self._time(phase, variants, loops, sitting)
+                if sitting.last:
+                    self._profile(phase, variants, loops)
+
+    def _look_at_device(self, dtype: str) -> None:
+        self.progress.stage("measure the device's peaks")
+        self.info = device_info(self.device)
+        self.info["peaks"] = self._peaks or measure_peaks(self.device, dtype)
+        self.info["calibration"] = newest(self.info["name"])
+        self.info["clocks"] = {"before": read_clocks(self.device)}
+
+    def _time(
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], sitting: _Sitting
+    ) -> None:
+        self.progress.stage(f"time {phase}", self.request.warmup + sitting.repeats)
+        samples = interleaved_samples(
+            loops,
+            warmup=self.request.warmup,
+            repeats=sitting.repeats,
+            device=self.device,
+            advance=self.progress.advance,
+        )
+        turns = sitting.interleaved or ("alternating" if len(loops) > 1 else "alone")
+        for variant in variants:
+            phases = self.captures[variant.name].run.phases
+            entry = phases.setdefault(phase, _phase(self.request, phase, variant))
+            entry.samples_ns += samples[variant.name]
+            entry.interleaved = turns
+
+    def _profile(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
+        for variant in variants:
+            entry = self.captures[variant.name].run.phases[phase]
+            peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
+            entry.peak_memory_bytes, entry.kv_bytes = peak, cache
+        models = [v.model for v in variants]
+        steps = self.captures[variants[0].name].run.phases[phase].steps
+        self.progress.stage(f"profile {phase}", steps + 1)
+        advance = _Pass(models, self.progress).advance
+        traces = _profiled(loops, models, steps=steps, device=self.device, advance=advance)
+        for variant in variants:
+            captured = self.captures[variant.name]
+            captured.traces[phase] = traces[variant.name]
+            # What the modules of a dynamic family counted in the profiled steps.
+            stats = dynamic_stats(variant.model)
+            if stats and captured.run.census is not None:
+                captured.run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
+
+
+class _Pass:
+    """Progress of a profiled pass; after the step thrown away, counting modules start anew."""
+
+    def __init__(self, models: list[Any], progress: Progress) -> None:
+        self.models, self.progress, self.steps_done = models, progress, 0
+
+    def advance(self) -> None:
+        """One index of the pass is done."""
+        if self.steps_done == 0:
+            for model in self.models:
+                dynamic_stats(model)
+        self.steps_done += 1
+        self.progress.advance()
+
+
+def _profiled(
+    loops: dict[str, Loop],
+    models: list[Any],
+    *,
+    steps: int,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> dict[str, dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="prunescope-") as folder:
+        raw = Path(folder) / "session.json"
+        with collector_resting():
+            turns = profile_loops(
+                loops, models, steps=steps, device=device, raw=raw, advance=advance
+            )
+        return split(raw.read_bytes(), turns)
+
+
+def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
+    config = variant.model.config
+    return phase_entry(
+        request,
+        phase,
+        logits=compat.logits_policy(variant.model, request.logits),
+        attention=str(getattr(config, "_attn_implementation", request.attn)),
+    )
 
 
 def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
@@ -92,71 +245,6 @@ def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
         census=census(model),
         tool=f"prunescope {prunescope_version()}",
     )
-
-
-def _run_phase(  # noqa: PLR0913
-    request: TraceRequest,
-    phase: str,
-    variants: list[Variant],
-    captures: dict[str, Capture],
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    loops = _loops(request, phase, variants, device)
-    models = {v.name: v.model for v in variants}
-    entries = {
-        v.name: phase_entry(
-            request,
-            phase,
-            logits=compat.logits_policy(v.model, request.logits),
-            attention=str(getattr(v.model.config, "_attn_implementation", request.attn)),
-        )
-        for v in variants
-    }
-    progress.stage(f"time {phase}", request.warmup + request.repeats)
-    samples = interleaved_samples(
-        loops,
-        warmup=request.warmup,
-        repeats=request.repeats,
-        device=device,
-        advance=progress.advance,
-    )
-    for name, entry in entries.items():
-        entry.samples_ns = samples[name]
-        entry.interleaved = "alternating" if len(loops) > 1 else "alone"
-        peak, cache = peak_and_cache_bytes(loops[name], models[name], device)
-        entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-    steps = next(iter(entries.values())).steps
-    progress.stage(f"profile {phase}", steps + 1)
-    profiled = _Pass(list(models.values()), progress)
-    traces = _profile(loops, models, steps, device, profiled.advance)
-    for name, captured in captures.items():
-        captured.traces[phase] = traces[name]
-        captured.run.phases[phase] = entries[name]
-        _keep_stats(captured.run, phase, models[name])
-
-
-def _profile(
-    loops: dict[str, Loop],
-    models: dict[str, Any],
-    steps: int,
-    device: torch.device,
-    advance: Callable[[], None],
-) -> dict[str, dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="prunescope-") as folder:
-        raw = Path(folder) / "session.json"
-        with collector_resting():
-            turns = profile_loops(
-                loops, models.values(), steps=steps, device=device, raw=raw, advance=advance
-            )
-        return split(raw.read_bytes(), turns)
-
-
-def _keep_stats(run: Run, phase: str, model: Any) -> None:
-    """What the modules of a dynamic family counted in the profiled steps goes into the census."""
-    stats = dynamic_stats(model)
-    if stats and run.census is not None:
-        run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
 
 
 def _loops(
@@ -189,60 +277,3 @@ def _check_mode(request: TraceRequest, device: torch.device) -> None:
         f"--mode {request.mode} cannot be captured yet",
         hint="use --mode eager; `analyze --eager-trace` reads graph replays of your own",
     )
-
-
-def _timing_note(load_before: float | None) -> dict[str, Any]:
-    """How busy the machine was. A minute's average includes this process, at most its threads."""
-    load_after, cores = load_average(), num_cores()
-    notes = []
-    if load_before is not None and load_before > cores:
-        notes.append(
-            f"load average {load_before:.1f} on {cores} cores before the capture: timing not valid"
-        )
-    elif load_after is not None and load_after > cores + 1:
-        notes.append(
-            f"load average {load_after:.1f} on {cores} cores in the capture: timing not valid"
-        )
-    return {
-        "load_average": {"before": load_before, "after": load_after},
-        "cores": cores,
-        "notes": notes,
-    }
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise PrunescopeError(
-            "dense and pruned do not fit in memory together",
-            hint="capture them one after the other: --no-baseline without a method first, then "
-            "--baseline RUN, or use a smaller --batch or --prompt-len",
-        ) from error
-
-
-class _Pass:
-    """Progress of a profiled pass; after the step thrown away, counting modules start anew."""
-
-    def __init__(self, models: list[Any], progress: Progress) -> None:
-        self.models, self.progress, self.steps_done = models, progress, 0
-
-    def advance(self) -> None:
-        """One index of the pass is done."""
-        if self.steps_done == 0:
-            for model in self.models:
-                dynamic_stats(model)
-        self.steps_done += 1
-        self.progress.advance()

@@ -6,16 +6,26 @@ In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of it
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from taxonomy.errors import PrunescopeError
-from tracer.models import Loaded, load_model
+from tracer.machine import free_bytes
+from tracer.memory import weight_bytes
+from tracer.calibration import Calibration, text_calibration
+from tracer.models import Loaded, load_model, load_tokenizer
 from tracer.pruners import Applied, Point, family_point, pruner
 from tracer.request import TraceRequest
 from tracer.user_method import apply_method, load_method
+
+# Free memory that a second model asks for: its weights, and some for what a forward adds.
+_ROOM = 1.2
+
+
+class TwinDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
+    """Dense and pruned cannot be in memory together."""
 
 
 @dataclass(kw_only=True)
@@ -44,27 +54,45 @@ def check_method(request: TraceRequest) -> None:
         _point(request)
 
 
-def make_variants(request: TraceRequest, device: torch.device) -> list[Variant]:
-    """Load and prune. Dense and pruned come from the same weights unless two models are named."""
-    options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
-    loaded = load_model(request.model, **options)
-    variants = []
-    if request.baseline_model is not None:
-        dense = load_model(request.baseline_model, **options)
-        variants.append(Variant(name="dense", model=dense.model, loaded=dense))
-    elif request.baseline is None and not (request.no_baseline and request.method):
-        variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
+def variant_names(request: TraceRequest) -> tuple[str, ...]:
+    """Which of "dense" and "pruned" a request asks for, in this order."""
+    names = []
+    alone = request.no_baseline and request.method is not None
+    if request.baseline is None and not alone:
+        names.append("dense")
     if request.method or request.baseline_model is not None or request.baseline is not None:
-        shared = any(v.model is loaded.model for v in variants)
-        variants.append(_pruned(request, loaded, copy_first=shared))
+        names.append("pruned")
+    return tuple(names)
+
+
+def make_variants(
+    request: TraceRequest, device: torch.device, names: tuple[str, ...]
+) -> list[Variant]:
+    """Load and prune. Dense and pruned come from the same weights unless two models are named.
+
+    Raises TwinDoesNotFit where there is no memory for the second of two.
+    """
+    options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
+    variants: list[Variant] = []
+    if "dense" in names:
+        loaded = load_model(request.baseline_model or request.model, **options)
+        variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
+    if "pruned" in names:
+        if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
+            raise TwinDoesNotFit
+        if variants and request.baseline_model is None:
+            loaded = replace(variants[0].loaded, model=copy.deepcopy(variants[0].model))
+        else:
+            loaded = load_model(request.model, **options)
+        variants.append(_pruned(request, loaded))
     return variants
 
 
-def _pruned(request: TraceRequest, loaded: Loaded, *, copy_first: bool) -> Variant:
-    model = copy.deepcopy(loaded.model) if copy_first else loaded.model
+def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
+    model = loaded.model
     if request.method is None:
         return Variant(name="pruned", model=model, loaded=loaded)
-    point = _point(request)
+    point = replace(_point(request), calibration=_calibration(request, loaded))
     applied = _apply(request.method, model, point)
     if not hasattr(applied.model, "config"):
         raise PrunescopeError(
@@ -95,6 +123,21 @@ def _point(request: TraceRequest) -> Point:
     if request.method is None or ":" in request.method:
         return asked
     return family_point(request.method, asked)
+
+
+def _calibration(request: TraceRequest, loaded: Loaded) -> Calibration | None:
+    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
+    if request.select != "calibrated":
+        return None
+    tokenizer = load_tokenizer(loaded)
+    if tokenizer is not None:
+        return text_calibration(loaded.model, tokenizer, request.text)
+    if request.text is not None:
+        raise PrunescopeError(
+            f"{loaded.id} has no tokenizer to read --text with",
+            hint="leave --text out: random token ids are used then, and the run says so",
+        )
+    return None
 
 
 def _apply(method: str, model: Any, point: Point) -> Applied:

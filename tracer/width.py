@@ -1,6 +1,7 @@
 """Static NK: whole KV-head groups and MLP channels cut out of every layer's matrices.
 
-In: a model and a Point. Out: the model with smaller linears, and which groups and channels stayed.
+In: a model and a Point. Out: the model with smaller linears, and which groups and channels stayed:
+drawn, or calibrated those that add most to the output of o and down.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_intermediate, kept_kv_heads
+from taxonomy.roles import locate
+from tracer.calibration import calibration_of, collect
 from tracer.layers import (
     decoder_layers,
     keep_columns,
@@ -22,6 +25,10 @@ from tracer.layers import (
     text_config,
 )
 from tracer.pruners import Applied, Point, draw
+from tracer.scores import best, input_scores
+
+# By "layer path:role", the score of each input feature of o and down; empty where parts are drawn.
+Scores = dict[str, torch.Tensor]
 
 
 def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
@@ -29,21 +36,44 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     name, layers = decoder_layers(model)
     record: dict[str, Any] = {"kept": {}}
     applied = Applied(model=model, record=record)
+    scores = _scores(model, name, point, record)
     if heads:
         rounding = str(point.knobs["rounding"])
-        kept_heads = _keep_heads(model, name, point, rounding)
+        kept_heads = _keep_heads(model, name, point, rounding, scores)
         record["rounding"] = rounding
         record["kept"]["kv_heads"] = [kept_heads[f"{name}.{i}"] for i in range(len(layers))]
         applied.kept.update({f"{key}:kv_heads": value for key, value in kept_heads.items()})
     if mlp:
-        kept_channels = _keep_channels(model, name, point)
+        kept_channels = _keep_channels(model, name, point, scores)
         counts = [len(kept_channels[f"{name}.{i}"]) for i in range(len(layers))]
         record["kept"]["intermediate"] = counts
         applied.kept.update({f"{key}:channels": value for key, value in kept_channels.items()})
     return applied
 
 
-def _keep_heads(model: Any, name: str, point: Point, rounding: str) -> dict[str, list[int]]:
+def _scores(model: Any, name: str, point: Point, record: dict[str, Any]) -> Scores:
+    if not point.calibrated:
+        return {}
+    calibration = calibration_of(model, point.calibration, seed=point.seed)
+    record["calibration"] = calibration.record
+    linears = {
+        path: module
+        for path, module in model.get_submodule(name).named_modules(prefix=name)
+        if isinstance(module, nn.Linear) and locate(path).role in ("o", "down")
+    }
+    squares = collect(model, calibration.batches, squares=linears.keys()).squares
+    return {
+        f"{name}.{locate(path).layer}:{locate(path).role}": input_scores(
+            module.weight, squares[path]
+        )
+        for path, module in linears.items()
+        if path in squares
+    }
+
+
+def _keep_heads(
+    model: Any, name: str, point: Point, rounding: str, scores: Scores
+) -> dict[str, list[int]]:
     config = text_config(model)
     num_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     group = config.num_attention_heads // num_kv
@@ -51,7 +81,10 @@ def _keep_heads(model: Any, name: str, point: Point, rounding: str) -> dict[str,
     kept: dict[str, list[int]] = {}
     for index, layer in enumerate(model.get_submodule(name)):
         path = f"{name}.{index}"
-        heads = draw(num_kv, num_kept, seed=point.seed, what=f"kv-heads {index}")
+        if f"{path}:o" in scores:
+            heads = best(scores[f"{path}:o"].view(num_kv, -1).sum(1), num_kept)
+        else:
+            heads = draw(num_kv, num_kept, seed=point.seed, what=f"kv-heads {index}")
         _cut_attention(layer, path, heads, num_kv=num_kv, group=group)
         kept[path] = heads
     if getattr(config, "head_dim", None) is None:
@@ -104,7 +137,7 @@ def _update_attention(module: nn.Module, heads: list[int], *, num_kv: int, group
             setattr(module, name, nn.Parameter(parameter.detach()[index], requires_grad=False))
 
 
-def _keep_channels(model: Any, name: str, point: Point) -> dict[str, list[int]]:
+def _keep_channels(model: Any, name: str, point: Point, scores: Scores) -> dict[str, list[int]]:
     kept: dict[str, list[int]] = {}
     count = 0
     for index, layer in enumerate(model.get_submodule(name)):
@@ -117,7 +150,10 @@ def _keep_channels(model: Any, name: str, point: Point) -> dict[str, list[int]]:
             )
         total = linears["down"].in_features
         count = kept_intermediate(total, point.sparsity)
-        channels = draw(total, count, seed=point.seed, what=f"channels {index}")
+        if f"{path}:down" in scores:
+            channels = best(scores[f"{path}:down"], count)
+        else:
+            channels = draw(total, count, seed=point.seed, what=f"channels {index}")
         rows = torch.tensor(channels, device=linears["down"].weight.device)
         for role in ("gate", "up"):
             if role in linears:

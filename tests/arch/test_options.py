@@ -13,7 +13,7 @@ from taxonomy.errors import PrunescopeError
 COMMANDS = {
     "trace": {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
-        "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--mode",
+        "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text", "--mode",
         "--warmup", "--repeats", "--steps", "--seed", "--threads", "--baseline",
         "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },

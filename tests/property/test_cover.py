@@ -194,19 +194,15 @@ def test_host_steps_equal_their_twin(
     got = linked({"traceEvents": events}, tmp_path)
     work = [(a, a + dur, tid) for a, dur, tid, kind in ops if kind == "aten::mm"]
     for number, (begin, finish) in enumerate(windows):
-        mine = [(a, min(b, finish), tid) for a, b, tid in work if begin <= a < finish]
+        mine = sorted((w for w in work if begin <= w[0] < finish), key=lambda w: (w[0], -w[1]))
+        mine = [(a, min(b, finish), tid) for a, b, tid in mine]
         busy, gap, tail = _host_twin(mine, begin, finish)
         at = got.step == number
-        key = sorted(range(len(mine)), key=lambda i: (mine[i][0], -_length(work, mine[i]), i))
-        assert got.start[at].tolist() == [mine[i][0] for i in key]
-        assert sorted(got.busy[at].tolist()) == sorted(busy)
+        assert got.start[at].tolist() == [a for a, *_ in mine]
+        assert got.busy[at].tolist() == busy
         assert int(got.gap[at].sum()) == gap
         assert (int(got.wall[number]), int(got.tail[number])) == (finish - begin, tail)
         assert int(got.busy[at].sum() + got.gap[at].sum()) + tail == finish - begin
-
-
-def _length(work: list[tuple[int, int, int]], op: tuple[int, int, int]) -> int:
-    return max(b - a for a, b, tid in work if (a, tid) == (op[0], op[2]))
 
 
 def _lay_out(tree: Any, now: int, thread: int, ops: list[Any], names: Any) -> int:
@@ -225,13 +221,12 @@ def _lay_out(tree: Any, now: int, thread: int, ops: list[Any], names: Any) -> in
 def _host_twin(
     ops: list[tuple[int, int, int]], begin: int, finish: int
 ) -> tuple[list[int], int, int]:
-    """ns by ns: of all outermost ops the one that started first, in it the innermost op."""
+    """ns by ns: of all outermost ops the first one (they are in order), in it the innermost op."""
     def holds(i: int, j: int) -> bool:
         (a, b, s), (c, d, t) = ops[i], ops[j]
         return s == t and a <= c and d <= b and (i < j or (a, b) != (c, d)) and i != j
 
     tops = [j for j in range(len(ops)) if not any(holds(i, j) for i in range(len(ops)))]
-    tops.sort(key=lambda j: (ops[j][0], -(ops[j][1] - ops[j][0]), j))
     busy, idle = [0] * len(ops), 0
     last = max([begin, *(b for _, b, _ in ops)])
     for t in range(begin, last):

@@ -45,6 +45,12 @@ class Point:
     seed: int = 0
     calibration: Calibration | None = None  # token ids; None: random ones from the seed
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether parts are chosen by what the model does on a text, not drawn."""
+        return self.select == "calibrated"
+
+
 @dataclass(kw_only=True)
 class Applied:
     """A pruned model and what was done to it."""

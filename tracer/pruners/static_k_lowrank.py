@@ -28,7 +28,9 @@ _MOMENT_BYTES = 4 << 30
 class LowRank(nn.Module):
     """Two linears in the place of one: [.., K] → [.., r] → [.., N]."""
 
-    def __init__(self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None):
+    def __init__(
+        self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None
+    ) -> None:
         super().__init__()
         self.first = _linear(first, None)
         self.second = _linear(second, bias)
@@ -83,10 +85,7 @@ def factors(
     # Activations spread over six orders of magnitude, and their squares over twelve.
     wide = weight.to(torch.float32 if moment is None else torch.float64)
     outputs, inputs = weight.shape
-    if moment is None:
-        root = wide
-    else:
-        root = wide @ _root(moment.to(wide))
+    root = wide if moment is None else wide @ _root(moment.to(wide))
     if outputs <= inputs:
         _, left = torch.linalg.eigh(root @ root.T)
         left = left[:, -rank:]

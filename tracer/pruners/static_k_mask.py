@@ -1,42 +1,71 @@
 """Unstructured zeros: the weights are masked and stay dense, so that nothing is removed.
 
-Every linear of the decoder layers; embeddings and lm_head stay as they are.
+Every linear of the decoder layers; embeddings and lm_head stay as they are. A calibrated point
+ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 """
 
 from __future__ import annotations
 
-import random
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from taxonomy.errors import PrunescopeError
 from taxonomy.keep import floor_of
+from tracer.calibration import calibration_of, collect
 from tracer.layers import decoder_layers
+from tracer.matrices import weight_of
 from tracer.pruners import Applied, Point
+from tracer.scores import random_scores, weight_scores
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Set int(s·K) weights of every row, or the share s of every matrix, to zero."""
-    score = str(point.knobs["score"])
+    score = "wanda" if point.calibrated else str(point.knobs["score"])
+    if point.calibrated and point.knobs["score"] == "random":
+        raise PrunescopeError(
+            "score=random contradicts --select calibrated",
+            hint="leave out one: a calibrated mask ranks weights by |w|·‖x‖",
+        )
     name, layers = decoder_layers(model)
-    zeros: dict[str, int] = {}
-    for path, module in layers.named_modules(prefix=name):
-        if isinstance(module, nn.Linear):
-            mask = _mask(module.weight.detach(), point, score, path)
-            module.weight.data.masked_fill_(mask, 0)
-            zeros[path] = int(mask.sum())
-    share = sum(zeros.values()) / sum(model.get_submodule(p).weight.numel() for p in zeros)
-    return Applied(model=model, record={"score": score, "zeros": share, "matrices": len(zeros)})
+    linears = {
+        path: module
+        for path, module in layers.named_modules(prefix=name)
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    if not linears:
+        raise PrunescopeError(
+            f"no linear modules were found in the layers of {type(model).__name__}",
+            hint="this family masks the weights of nn.Linear and Conv1D modules",
+        )
+    record: dict[str, Any] = {"score": score, "matrices": len(linears)}
+    squares: dict[str, torch.Tensor] = {}
+    if point.calibrated:
+        calibration = calibration_of(model, point.calibration, seed=point.seed)
+        squares = collect(model, calibration.batches, squares=linears.keys()).squares
+        record["calibration"] = calibration.record
+    zeros = total = 0
+    for path, module in linears.items():
+        weight = weight_of(module)
+        mask = _mask(weight, point, score, path, squares.get(path))
+        weight.masked_fill_(mask, 0)
+        zeros, total = zeros + int(mask.sum()), total + mask.numel()
+    record["zeros"] = zeros / total
+    return Applied(model=model, record=record)
 
 
-def _mask(weight: torch.Tensor, point: Point, score: str, path: str) -> torch.Tensor:
+def _mask(
+    weight: torch.Tensor, point: Point, score: str, path: str, squares: torch.Tensor | None
+) -> torch.Tensor:
     """True where a weight of [N, K] goes."""
     if score == "random":
-        number = random.Random(f"{point.seed}:{path}").getrandbits(62)
-        generator = torch.Generator().manual_seed(number)
-        drawn = torch.rand(weight.shape, generator=generator)
+        drawn = random_scores(weight.shape, seed=point.seed, what=path)
         return (drawn < point.sparsity).to(weight.device)
     count = floor_of(weight.shape[1] * point.sparsity)
-    smallest = weight.abs().topk(count, dim=1, largest=False).indices
+    # A linear that no token reached (an expert never chosen) is ranked by its weights alone.
+    scores = weight.abs() if squares is None else weight_scores(weight, squares)
+    smallest = scores.topk(count, dim=1, largest=False).indices
     return torch.zeros_like(weight, dtype=torch.bool).scatter_(1, smallest, value=True)

@@ -1,6 +1,7 @@
 """Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
 
-Which ones: int(n·s), drawn with the seed, or `--set layers=3,4`. The KV cache shrinks with them.
+Which ones: int(n·s), drawn with the seed or, calibrated, those of the least block influence; or
+`--set layers=3,4`. The KV cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import removed_layers
+from tracer.calibration import PRE_NORM, calibration_of, collect
 from tracer.layers import decoder_layers, renumber_cache, text_config
 from tracer.pruners import Applied, Point, draw
-
-_PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -24,8 +24,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     unit = str(point.knobs["unit"])
     name, layers = decoder_layers(model)
     kinds = ("attention", "mlp") if unit == "sublayers" else (unit,)
-    gone = {kind: _chosen(len(layers), point, kind) for kind in kinds}
-    record: dict[str, Any] = {"unit": unit, "removed": gone}
+    if unit != "layer":
+        _check_sublayers(model, layers)
+    record: dict[str, Any] = {"unit": unit}
+    influence = _influence(model, name, point, record)
+    gone = {kind: _chosen(len(layers), point, kind, influence) for kind in kinds}
+    record["removed"] = gone
     if point.knobs["layers"]:
         record["sparsity"] = len(gone[kinds[0]]) / len(layers)
     if unit == "layer":
@@ -33,17 +37,40 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         _keep_layers(model, name, kept)
         record["kept"] = {"layers": kept}
         return Applied(model=model, record=record, layer_map=kept)
-    _keep_sublayers(model, layers, gone)
+    _keep_sublayers(layers, gone)
     record["kept"] = {
         kind: [i for i in range(len(layers)) if i not in gone[kind]] for kind in kinds
     }
     return Applied(model=model, record=record)
 
 
-def _chosen(num_layers: int, point: Point, kind: str) -> list[int]:
+def _influence(
+    model: PreTrainedModel, name: str, point: Point, record: dict[str, Any]
+) -> dict[str, list[float]]:
+    """1 − cosine over each layer and sublayer, by kind; empty where nothing is calibrated."""
+    if not point.calibrated or point.knobs["layers"]:
+        return {}
+    calibration = calibration_of(model, point.calibration, seed=point.seed)
+    seen = collect(model, calibration.batches, influence=True).influence
+    record["calibration"] = calibration.record
+    parts = {"layer": "", "attention": ":attention", "mlp": ":mlp"}
+    total = len(model.get_submodule(name))
+    return {
+        kind: [seen[f"{name}.{i}{part}"] for i in range(total)]
+        for kind, part in parts.items()
+        if f"{name}.0{part}" in seen
+    }
+
+
+def _chosen(
+    num_layers: int, point: Point, kind: str, influence: dict[str, list[float]]
+) -> list[int]:
     text = str(point.knobs["layers"])
     if not text:
         count = removed_layers(num_layers, point.sparsity)
+        if influence:
+            ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
+            return sorted(ranked[:count])
         return draw(num_layers, count, seed=point.seed, what=f"static-m {kind}")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) < num_layers for part in parts):
@@ -71,14 +98,17 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
     renumber_cache(shorter)
 
 
-def _keep_sublayers(model: PreTrainedModel, layers: nn.ModuleList, gone: dict[str, Any]) -> None:
+def _check_sublayers(model: PreTrainedModel, layers: nn.ModuleList) -> None:
     kinds = getattr(text_config(model), "layer_types", None)
     same_cache = not kinds or len(set(kinds)) == 1
-    if not same_cache or not all({n for n, _ in x.named_children()} == _PRE_NORM for x in layers):
+    if not same_cache or not all({n for n, _ in x.named_children()} == PRE_NORM for x in layers):
         raise PrunescopeError(
             f"sublayers of {type(layers[0]).__name__} cannot be removed one by one",
             hint="use --set unit=layer; unit=attention and unit=mlp need plain pre-norm layers",
         )
+
+
+def _keep_sublayers(layers: nn.ModuleList, gone: dict[str, Any]) -> None:
     for index, layer in enumerate(layers):
         attention = index not in gone.get("attention", ())
         mlp = index not in gone.get("mlp", ())

@@ -1,0 +1,70 @@
+"""Zeros and their patterns, counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tracer.census import census, dynamic_stats, matrix_row
+
+pytestmark = pytest.mark.torch
+
+
+def test_a_matrix_counted_by_hand() -> None:
+    weight = torch.tensor(
+        [
+            [0.0, 0.0, 1.0, 1.0, 0.0, 2.0, 2.0, 2.0],  # groups: two zeros, one zero
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],  # a zero row
+            [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        ]
+    )
+    row = matrix_row("model.layers.2.mlp.up_proj", weight)
+    assert row["shape"] == [3, 8]
+    assert (row["layer"], row["role"]) == (2, "up")
+    assert row["zeros"] == (3 + 8 + 1) / 24
+    assert row["groups_2_of_4"] == 3 / 6
+    assert row["zero_rows"] == 1 / 3
+    assert row["zero_columns"] == 1 / 8
+
+
+def test_a_tail_of_k_is_no_group() -> None:
+    row = matrix_row("lm_head", torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]))
+    assert row["groups_2_of_4"] == 1
+    assert matrix_row("lm_head", torch.ones(2, 3))["groups_2_of_4"] is None
+
+
+def test_conv1d_is_stored_the_other_way_round() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 6))  # [K, N]
+            self.weight.data[1] = 0
+
+    model = nn.ModuleDict({"c_fc": Conv1D()})
+    (row,) = census(model)["matrices"]
+    assert row["shape"] == [6, 4]
+    assert row["zero_columns"] == 1 / 4
+    assert row["zero_rows"] == 0
+
+
+def test_fused_experts_and_vectors() -> None:
+    model = nn.Module()
+    model.experts = nn.Module()
+    model.experts.down_proj = nn.Parameter(torch.zeros(2, 3, 4))
+    model.norm = nn.LayerNorm(4)
+    (row,) = census(model)["matrices"]
+    assert (row["name"], row["shape"], row["zeros"]) == ("experts.down_proj", [2, 3, 4], 1)
+
+
+def test_modules_that_count() -> None:
+    class Router(nn.Module):
+        seen = 3
+
+        def prunescope_stats(self) -> dict[str, object]:
+            seen, self.seen = self.seen, 0
+            return {"unit": "rows", "active": [seen], "total": [4]}
+
+    model = nn.ModuleDict({"router": Router(), "other": nn.Linear(2, 2)})
+    assert dynamic_stats(model) == {"router": {"unit": "rows", "active": [3], "total": [4]}}
+    assert dynamic_stats(model)["router"]["active"] == [0]

@@ -1,0 +1,117 @@
+"""Where memory is short, and where a capture is cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import read_run
+from tracer import session, variants
+from tracer.conditions import timing_note
+from tracer.progress import Bar, Silent
+from tracer.trace import TraceRequest, trace
+
+pytestmark = pytest.mark.torch
+
+
+def test_blocks_where_both_do_not_fit(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    make = session.make_variants
+
+    def counted(*args: Any) -> Any:
+        made = make(*args)
+        loads.extend(v.name for v in made)
+        return made
+
+    monkeypatch.setattr(session, "make_variants", counted)
+    monkeypatch.setattr(variants, "free_bytes", lambda _device: 0)
+    folder = quick(method="static-m", sparsity=0.5, repeats=3)
+    assert loads == ["dense", "pruned", "dense", "pruned"]
+    for name in ("dense", "pruned"):
+        run = read_run(folder / name)
+        for phase in run.phases.values():
+            assert phase.interleaved == "blocks"
+            assert len(phase.samples_ns) == 3
+            assert phase.peak_memory_bytes is not None
+    assert len(read_run(folder / "pruned").layer_map or ()) == 4
+
+
+def test_running_out_of_memory_twice_is_an_error(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(session, "interleaved_samples", full)
+    with pytest.raises(PrunescopeError, match="does not fit in memory"):
+        quick(method="static-m", out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+class KilledAt(Silent):
+    def __init__(self, stage: str, number: int) -> None:
+        self.at, self.number = stage, number
+
+    def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
+        if name == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("stage", ["time prefill", "profile decode"])
+@pytest.mark.parametrize(
+    "number, expected", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_kill_leaves_nothing(
+    stage: str,
+    number: int,
+    expected: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    request = TraceRequest(
+        model="tiny-llama", method="static-nk", out=tmp_path / "out" / "run",
+        prompt_len=8, decode_steps=2, warmup=0, repeats=1, steps=1,
+    )  # fmt: skip
+    peaks = {"dense_flop_per_s": {}, "byte_per_s": 1.0, "kernel_floor_ns": 1}
+    with pytest.raises(expected):
+        trace(request, KilledAt(stage, number), peaks=peaks)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_threads_are_recorded_and_given_back(quick: Callable[..., Path]) -> None:
+    before = torch.get_num_threads()
+    run = read_run(quick(threads=2, phase="decode") / "dense")
+    assert run.device["threads"] == 2
+    assert torch.get_num_threads() == before
+
+
+def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracer.conditions.num_cores", lambda: 2)
+    monkeypatch.setattr("tracer.conditions.load_average", lambda: 1.5)
+    assert timing_note(0.5)["notes"] == []
+    assert "timing not valid" in timing_note(4.0)["notes"][0]
+    monkeypatch.setattr("tracer.conditions.load_average", lambda: 9.0)
+    assert "in the capture" in timing_note(0.5)["notes"][0]
+
+
+def test_the_bar_writes_to_standard_error_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar() as bar:
+        bar.stage("time prefill", 2)
+        bar.advance()
+        bar.stage("profile")
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "time prefill" in written.err

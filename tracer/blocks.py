@@ -1,0 +1,119 @@
+"""Key/value blocks for block-sparse attention: which ones each query block sees, and their tokens.
+
+Block i of b tokens holds tokens i·b … ; the last may be shorter. A query block always sees its own
+block; of the i before it the best by score, max(1, round((i + 1)·p)) with its own.
+Shapes: B batch, n_kv KV heads, d head_dim, L keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Query blocks first … end - 1, which all see `count` blocks. `tokens` [B, n_kv, g, m] are the
+    keys of each one, its own block last; `own` is the length of that block."""
+
+    first: int
+    end: int
+    count: int
+    own: int
+    tokens: torch.Tensor
+
+
+def usual_block(length: int) -> int:
+    """64 tokens, or the power of two that gives a shorter prompt 8 blocks at least."""
+    return min(_USUAL_BLOCK, 1 << int(math.log2(max(1, length // _LEAST_BLOCKS))))
+
+
+def budget(index: int, sparsity: float) -> int:
+    """Blocks that query block `index` sees, its own with them."""
+    return max(1, round((index + 1) * (1 - sparsity)))
+
+
+def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
+    """(first, end, count) of the runs of query blocks that see equally many blocks."""
+    runs: list[tuple[int, int, int]] = []
+    for index in range(num_blocks):
+        count = budget(index, sparsity)
+        if runs and runs[-1][2] == count:
+            runs[-1] = (runs[-1][0], index + 1, count)
+        else:
+            runs.append((index, index + 1, count))
+    return runs
+
+
+def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Means [.., L/b, d] of the whole blocks of [.., L, d]; a shorter last one has its own mean."""
+    whole = x.shape[-2] // block * block
+    means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
+    if whole == x.shape[-2]:
+        return means
+    return torch.cat((means, x[..., whole:, :].mean(-2, keepdim=True)), dim=-2)
+
+
+def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
+    """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, kept beside them.
+
+    Only blocks that ended since `past` tokens are read; a cropped cache is noticed by `past`.
+    """
+    known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
+    valid = past // block if known is not None else 0
+    num_blocks = keys.shape[2] // block
+    if known is None or known.shape[2] < valid:
+        known, valid = keys[:, :, :0], 0
+    fresh = keys[:, :, valid * block : num_blocks * block]
+    if fresh.shape[2] or known.shape[2] != valid:
+        known = torch.cat((known[:, :, :valid], pooled(fresh, block)), dim=2)
+    if layer is not None:
+        layer.pooled, layer.block = known, block
+    return known
+
+
+def groups(
+    scores: torch.Tensor, *, block: int, length: int, sparsity: float, first: int = 0
+) -> list[Group]:
+    """The keys of each query block by scores [B, n_kv, query blocks, key blocks].
+
+    The first query block has index `first` (decode: the last block alone). Later blocks and a
+    block's own never compete.
+    """
+    num_queries, num_keys = scores.shape[2], scores.shape[3]
+    own = torch.arange(first, first + num_queries, device=scores.device)
+    later = torch.arange(num_keys, device=scores.device) >= own.unsqueeze(-1)
+    scores = scores.masked_fill(later, float("-inf"))
+    most = budget(first + num_queries - 1, sparsity) - 1
+    best = scores.topk(most, dim=-1).indices
+    found = []
+    for start, end, count in _runs(first, num_queries, block, length, sparsity):
+        chosen = best[:, :, start - first : end - first, : count - 1].sort(-1).values
+        mine = own[start - first : end - first].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        size = min(block, length - start * block)
+        found.append(Group(start, end, count, size, _tokens(chosen, mine, block, size)))
+    return found
+
+
+def _runs(
+    first: int, num: int, block: int, length: int, sparsity: float
+) -> list[tuple[int, int, int]]:
+    """Runs of equal budgets from block `first` on; a shorter last block is a run of its own."""
+    cut = [r for r in budget_runs(first + num, sparsity) if r[1] > first]
+    cut[0] = (max(first, cut[0][0]), cut[0][1], cut[0][2])
+    start, end, count = cut[-1]
+    if length % block and end - start > 1:
+        cut[-1:] = [(start, end - 1, count), (end - 1, end, count)]
+    return cut
+
+
+def _tokens(chosen: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
+    """Key positions of whole chosen blocks [.., c], then those of the own block of `size`."""
+    offsets = torch.arange(block, device=chosen.device)
+    before = (chosen.unsqueeze(-1) * block + offsets).flatten(3)
+    return torch.cat((before, own * block + offsets[:size]), dim=-1)

@@ -1,0 +1,123 @@
+"""KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
+
+`keep=recent` keeps the latest keys (a sliding window); `keep=attention` those that the last prompt
+tokens attend to most (as SnapKV), a set for each KV head. Kept keys stand in the cache from the
+first to go to the last, so that a decode step evicts by leaving out the front. Prefill attends to
+the whole prompt; a forward of prompt and answer together would see what decode has evicted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from taxonomy.keep import kept_count
+from tracer.prenorm import prenorm_layers, rebuilt
+from tracer.pruned_attention import (
+    CountedLayer,
+    PlainAttention,
+    Rotary,
+    counted_layer,
+    lower_right,
+    refuse_padding,
+)
+from tracer.pruners import Applied, Point
+from tracer.routing import Draws, Tally, take_tokens
+
+_OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """Give every attention an eviction policy. No weight goes."""
+    layers = prenorm_layers(model)
+    draws = Draws(point, "kv-evict") if point.knobs["keep"] == "attention" else None
+
+    def rebuild(sparsity: float) -> None:
+        for layer in layers:
+            parts: Any = layer
+            if not isinstance(parts.self_attn, _EvictingAttention):
+                parts.self_attn = _EvictingAttention(parts.self_attn, point, draws)
+            parts.self_attn.sparsity = sparsity
+
+    rebuilt(model, rebuild, sparsity=point.sparsity)
+    return Applied(model=model, record={"kept": {"keys": 1 - point.sparsity}})
+
+
+class KeyRanker(nn.Module):
+    """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def forward(
+        self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float
+    ) -> torch.Tensor:
+        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to `count` places [B, n_kv, count],
+        the least attended first."""
+        batch, heads, _, width = keys.shape
+        grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
+        scores = grouped @ keys.transpose(-1, -2) * scaling
+        mask = lower_right(q.shape[2], keys.shape[2], like=q)
+        scores = scores.unflatten(2, (-1, q.shape[2])) + mask
+        mass = self.draws.instead_of(scores.softmax(-1).mean((2, 3)))  # [B, n_kv, S]
+        return mass.topk(count).indices.flip(-1)
+
+
+class _EvictingAttention(PlainAttention):
+    """The dense attention over a cache that holds a part of the keys."""
+
+    def __init__(self, original: nn.Module, point: Point, draws: Draws | None) -> None:
+        super().__init__(original)
+        self.sparsity, self.tally = point.sparsity, Tally("keys")
+        if draws is not None:
+            self.router = KeyRanker(draws.own(point, f"layer {self.layer_idx}"))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotary,
+        attention_mask: Any = None,
+        cache: Any = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """[B, T, h] to [B, T, h]."""
+        q = self.queries(hidden_states, position_embeddings)
+        k, v = self.keys_values(hidden_states, position_embeddings)
+        if cache is None:
+            return self.o_proj(self.attend_causally(q, k, v)), None
+        held = counted_layer(cache, self.layer_idx)
+        refuse_padding(attention_mask, q.shape[2], held.seen)
+        budget = kept_count(held.seen + q.shape[2], self.sparsity)
+        if held.held:
+            self._leave_out(held, held.held + q.shape[2] - budget)
+        first = not held.held
+        k, v = held.update(k, v)
+        out = self.attend_causally(q, k, v)
+        if first and budget < k.shape[2]:
+            self._evict(held, q, budget)
+        self.tally.add(held.held, held.seen)
+        return self.o_proj(out), None
+
+    def _leave_out(self, held: CountedLayer, count: int) -> None:
+        """The first `count` keys go, but never all; what is left is copied when the next is added."""
+        count = min(count, held.held - 1)
+        if count > 0:
+            held.keys, held.values = held.keys[:, :, count:], held.values[:, :, count:]
+
+    def _evict(self, held: CountedLayer, q: torch.Tensor, budget: int) -> None:
+        """A prompt has been read: its cache becomes `budget` keys in memory of their own."""
+        if not hasattr(self, "router"):
+            held.keys = held.keys[:, :, -budget:].contiguous()
+            held.values = held.values[:, :, -budget:].contiguous()
+            return
+        observers = q[:, :, -_OBSERVERS:]
+        places = self.router(observers, held.keys, count=budget, scaling=self.scaling)
+        held.keys, held.values = take_tokens(held.keys, places), take_tokens(held.values, places)
+
+    def prunescope_stats(self) -> dict[str, Any]:
+        """Keys in the cache after each forward, see `tracer.pruners.Counting`."""
+        return self.tally.take()
