@@ -8,7 +8,6 @@ polars. Every error that a user sees is worded in `main`.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from taxonomy.arguments import bare_json
 from taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
@@ -248,6 +248,59 @@ def _predict(
     tell(result, json_target, people=prediction(result))
 
 
+# fmt: off
+@app.command("sweep")
+def _sweep(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A file.")] = None,
+    *,
+    out: Annotated[Path, Option(metavar="FOLDER", help="New, or of a sweep that goes on.")],
+    preset: Annotated[str | None, Option(metavar="NAME", help="paper, in place of a file.")] = None,
+    engine: Annotated[Literal["local", "ray"], Option(help="Where captures run.")] = "local",
+    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N, from 0.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Plan and time only.")] = False,
+    json_target: Json = None,
+) -> None:
+    """Trace and judge many prunings of a model; the same command again resumes.
+
+    \b
+    prunescope sweep benchmarks/smollm2.yaml --out traces/sweep --dry-run
+    """
+    # fmt: on
+    from analysis.report.output import check_target, tell
+    from analysis.report.pareto_terminal import sweep_state
+    from tracer.progress import Bar
+    from tracer.sweep import SweepRequest, summary, sweep
+
+    check_target(json_target)
+    request = SweepRequest(config=config, preset=preset, out=out, engine=engine, shard=shard,
+                           argv=sys.argv[1:])  # fmt: skip
+    if not dry_run:
+        with Bar() as bar:
+            sweep(request, bar)
+    found = summary(request, estimate=dry_run)
+    tell(found, json_target, people=sweep_state(found))
+
+
+@app.command("pareto")
+def _pareto(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a sweep.")],
+    *,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: FOLDER/pareto]")] = None,
+    json_target: Json = None,
+) -> None:
+    """Compare the prunings of a sweep: frontier, break-even, and the bounds they reach."""
+    from analysis.pareto import judge
+    from analysis.pareto_report import to_json, write_pareto
+    from analysis.report.output import check_target, console_for, emit_json
+    from analysis.report.pareto_terminal import pareto_summary
+
+    check_target(json_target)
+    found = judge(folder)
+    write_pareto(found, out or folder / "pareto")
+    emit_json(to_json(found), json_target)
+    console_for(json_target).print(pareto_summary(found, out or folder / "pareto"))
+
+
 @app.command("families")
 def _families(*, as_json: Flag = False) -> None:
     """List the pruning families: which axis of which GEMM each one moves, and its knobs."""
@@ -328,52 +381,38 @@ def _demo(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (2: a user's mistake, 3: partial, 130: interrupted)."""
-    args = _bare_json(list(sys.argv[1:] if argv is None else argv))
+    args = bare_json(list(sys.argv[1:] if argv is None else argv))
     try:
         code = app(args, prog_name="prunescope", standalone_mode=False)
         sys.stdout.flush()
     except PrunescopeError as error:
-        return _fail(error.problem, error.hint, args, code=error.exit_code)
+        return _told(error.problem, error.hint, args, code=error.exit_code)
     except typer.TyperException as error:  # a usage error: unknown option, bad value, ...
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "prunescope"
         sentence = error.format_message().replace("Value error, ", "")
-        return _fail(sentence, f"see `{command} --help`", args)
+        return _told(sentence, f"see `{command} --help`", args)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
         if library in ("analysis", "taxonomy", "tracer"):
             raise  # a bug
-        return _fail(f"{library} is not installed", f"pip install {library}", args)
+        return _told(f"{library} is not installed", f"pip install {library}", args)
     except BrokenPipeError:
         # The reader left. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        return _fail(what, "check the path, its permissions and the space left", args)
+        return _told(what, "check the path, its permissions and the space left", args)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     return code if isinstance(code, int) else 0
 
 
-def _bare_json(args: list[str]) -> list[str]:
-    """`trace ... --json` without a target means standard output."""
-    if args[:1] != ["trace"]:
-        return args
-    full: list[str] = []
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
-        full += [arg, "-"] if arg == "--json" and following.startswith("--") else [arg]
-    return full
+def _told(problem: str, hint: str, args: Sequence[str], *, code: int = 2) -> int:
+    from analysis.report.output import tell_error
 
-
-def _fail(problem: str, hint: str, args: Sequence[str], *, code: int = 2) -> int:
-    """Say on standard error what was wrong; as JSON too where JSON was asked for."""
-    from analysis.report.escape import clean
-
-    problem, hint = clean(problem), clean(hint)  # they may quote a trace, which is untrusted
-    sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
-    if any(arg.partition("=")[0] == "--json" for arg in args):
-        sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
+    tell_error(problem, hint, as_json=any(arg.partition("=")[0] == "--json" for arg in args))
     return code
 
 

@@ -196,6 +196,8 @@ def _axis(dense: Call | None, pruned: Call) -> str:
         return "added"
     if pruned.kind == "sparse_gemm" and dense.kind != "sparse_gemm":
         return "2:4"
+    if dense.kind == "sparse_gemm" and pruned.kind != "sparse_gemm":
+        return "unknown"  # a sparse GEMM became dense: no pruning does that
     old, new = dense.gemm, pruned.gemm
     if old is None or new is None:
         return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"

@@ -81,7 +81,10 @@ def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Align
     elif _has_holes(p) and set(p) <= set(d) or _has_holes(d) and set(d) <= set(p):
         mapped, how, exact = {i: i for i in p if i in set(d)}, "number", True
     else:
-        mapped = _in_order(_signatures(dense.frame, d), _signatures(pruned.frame, p))
+        known = _signatures(dense.frame, d)
+        of_dense = frozenset[Any]().union(*(signature for _, signature in known))
+        # Routers and other work that pruning adds tell nothing of which layer this was.
+        mapped = _in_order(known, [(i, x & of_dense) for i, x in _signatures(pruned.frame, p)])
         how, exact = "order", False
     if not d or not p:
         how = "none"

@@ -27,6 +27,7 @@ from analysis.noise import (
     speedup_interval,
 )
 from analysis.pairing import Units, pair
+from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
     KernelRow,
     Ladder,
@@ -80,10 +81,12 @@ def compare_phase(
         RowEvidence(kernels_d, kernels_p),
     )  # fmt: skip
     phase.ladder = _ladder(phase.ledger, units, ratio, domain, sparsity)
-    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {})
+    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {}, name)
     phase.family = verdict(evidence)
     phase.baseline = _baseline(side_d, name, kernels_d)
     phase.sparsity = _realised(side_d, side_p, sparsity, ratio, units)
+    expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
+    phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
     phase.findings = find(
         Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d, side_dense=side_d,
                 units=units, pairs=pairs, evidence=evidence)

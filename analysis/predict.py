@@ -115,7 +115,7 @@ def predict(request: PredictRequest) -> dict[str, Any]:
             logits=request.logits,
             itemsize=itemsize(setting.dtype) or 2,
         )
-        phases[phase] = _phase(setting, work)
+        phases[phase] = predict_phase(setting, work)
     return {
         "schema": SCHEMA,
         "tool": "prunescope predict",
@@ -156,7 +156,8 @@ def _device(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _phase(setting: Setting, work: Workload) -> dict[str, Any]:
+def predict_phase(setting: Setting, work: Workload) -> dict[str, Any]:
+    """One phase of a prediction, in the report's schema with the fields that need no run."""
     dense = setting.side(work, pruned=False)
     pruned = setting.side(work) if setting.family else dense
     result: dict[str, Any] = {

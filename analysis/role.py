@@ -16,6 +16,7 @@ from analysis.work import OpCall
 from taxonomy.roles import Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
+_BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
 POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
 
 
@@ -47,21 +48,26 @@ def find_roles(scopes: Scopes, kinds: list[str], calls: list[OpCall | None]) -> 
         if found == "unknown":
             scope_call = int(scopes.call[i])
             found = _in_scope(place, kind, calls[i], after=scope_call in attended)
-            if place.scope == "attention" and _is_attention(kind):
+            if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         role.append(found)
     return Roles(layer, role, scopes.source)
 
 
-def _is_attention(kind: str) -> bool:
-    return kind in ("attention", "softmax", *GEMM_KINDS)
+def _is_attention(kind: str, call: OpCall | None) -> bool:
+    """Attention proper, or the products and softmax of an eager one; not a product by a weight."""
+    if kind in GEMM_KINDS:
+        return call is None or call.name not in _BY_A_WEIGHT
+    return kind in ("attention", "softmax")
 
 
 def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> str:
     """The role of work that a module with children does itself."""
     if place.scope == "attention":
-        if _is_attention(kind):
+        if _is_attention(kind, call):
             return "attention"
+        if kind in GEMM_KINDS:
+            return "unknown"
         if kind == "rope":
             return "rope"
         if _appends(call):

@@ -179,7 +179,9 @@ def _roles_of_children(
 
 _BY_COUNT = {
     ("attention", 4): ("q", "k", "v", "o"),
+    ("attention", 3): ("q", "k", "v"),  # with o in a module of its own
     ("attention", 2): ("qkv", "o"),
+    ("attention", 1): ("o",),
     ("mlp", 3): ("gate", "up", "down"),
 }
 

@@ -8,49 +8,28 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from analysis.evidence import Evidence as Evidence
+from analysis.evidence import Seen as Seen
 from analysis.gemms import Call, Pair
-from analysis.pairing import Units
 from analysis.report.model import Family
+from analysis.verdict_dynamic import DYNAMIC_DETECTORS
 
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
 _MLP = ("gate", "up", "gate_up")
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What the detectors read. `census_*`: None where the run says nothing (a bare trace)."""
-
-    pairs: list[Pair]
-    units: Units
-    census_dense: dict[str, Any] | None
-    census_pruned: dict[str, Any] | None
-    pruned_time: dict[str, float]  # busy ns a step by axis, of the dense partners
-
-    def moved(self, *roles: str) -> Counter[str]:
-        """How often each axis moved in GEMMs of the roles."""
-        return Counter(p.axis for p in self.pairs if p.key[1] in roles)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One family that was seen: where, and how much of the dense time it touches."""
-
-    id: str
-    evidence: list[str]
-    ns: float
-    confidence: float = 1.0
-
-
 def verdict(evidence: Evidence) -> Family:
     """The family of a pair, with the evidence and the alternatives that fit less well."""
-    reason = _not_comparable(evidence)
+    dynamic = [found for detect in DYNAMIC_DETECTORS if (found := detect(evidence)) is not None]
+    reason = None if dynamic else _not_comparable(evidence)
     if reason is not None:
         return Family(id="outside", confidence=0.9, evidence=[reason])
-    seen = [found for detect in DETECTORS if (found := detect(evidence)) is not None]
+    explained = {name for found in dynamic for name in found.explains}
+    static = [found for detect in DETECTORS if (found := detect(evidence)) is not None]
+    seen = [*dynamic, *(found for found in static if found.id not in explained)]
     if seen:
         return _named(seen)
     return _unmoved(evidence)
@@ -69,7 +48,7 @@ def _named(seen: list[Seen]) -> Family:
 
 def _unmoved(e: Evidence) -> Family:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known."""
-    unclear = [p for p in e.pairs if p.axis in ("unknown", "added")]
+    unclear = [p for p in e.pairs if p.axis != "none"]
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
@@ -110,7 +89,26 @@ def _not_comparable(e: Evidence) -> str | None:
         ratios = {round(p / d, 6) for d, p in rows if d and p}
         if len(ratios) == 1:
             return f"M of every linear is {ratios.pop():g} × the dense one: other inputs (batch or length)"
-    return _other_attention(e)
+    return _grown(e) or _other_attention(e)
+
+
+def _grown(e: Evidence) -> str | None:
+    """GEMMs that are larger than their dense partners, while none is smaller."""
+    larger: list[Pair] = []
+    for pair in e.pairs:
+        if pair.dense is None or pair.pruned is None or pair.axis == "rank":
+            continue
+        old, new = pair.dense.gemm, pair.pruned.gemm
+        if old is None or new is None:
+            continue
+        if (new.n, new.k, new.batch) != (old.n, old.k, old.batch):
+            if new.n < old.n or new.k < old.k or new.batch < old.batch:
+                return None
+            larger.append(pair)
+    if not larger:
+        return None
+    roles = _top(Counter(p.key[1] for p in larger))
+    return f"GEMMs are larger than the dense ones, none is smaller: {roles}"
 
 
 def _other_attention(e: Evidence) -> str | None:
@@ -173,7 +171,7 @@ def _semi_structured(e: Evidence) -> Seen | None:
         return Seen("static-k-24", [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {_top(roles)}"],
                     _ns(e, lambda p: p.axis == "2:4"))  # fmt: skip
     fresh = _fresh_zeros(e)
-    half = [m for m in fresh if m.get("groups24", 0) > 0.99 and m.get("zeros", 1) < 0.55]
+    half = [m for m in fresh if _two_of_four(m)]
     if fresh and len(half) == len(fresh):
         line = (f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
                 "zeros are in dense tensors, nothing was removed")  # fmt: skip
@@ -184,12 +182,16 @@ def _semi_structured(e: Evidence) -> Seen | None:
 def _masked(e: Evidence) -> Seen | None:
     """Zeros in dense tensors without a pattern: no dimension moved, nothing was removed."""
     fresh = _fresh_zeros(e)
-    if not fresh or all(m.get("groups24", 0) > 0.99 and m.get("zeros", 1) < 0.55 for m in fresh):
+    if not fresh or all(_two_of_four(m) for m in fresh):
         return None
     share = sum(m["zeros"] for m in fresh) / len(fresh)
     line = (f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
             "no dimension moved, nothing was removed")  # fmt: skip
     return Seen("static-k-mask", [line], _census_ns(e, fresh))
+
+
+def _two_of_four(matrix: dict[str, Any]) -> bool:
+    return (matrix.get("groups_2_of_4") or 0) > 0.99 and matrix.get("zeros", 1) < 0.55
 
 
 def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
@@ -203,6 +205,8 @@ def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
         zeros = m.get("zeros")
         if not isinstance(zeros, int | float) or zeros < MANY_ZEROS:
             continue
+        if m.get("role") == "residual":
+            continue  # a map between two sets of hidden dimensions is zeros and ones
         if zeros > before.get(m.get("name"), 0) + MANY_ZEROS:
             out.append(m)
     return out

@@ -52,6 +52,16 @@ def run_name(model: str, method: str | None = None, sparsity: float | None = Non
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
 
 
+def bare_json(args: list[str]) -> list[str]:
+    """`trace ... --json` without a target means standard output."""
+    if args[:1] != ["trace"]:
+        return args
+    full: list[str] = []
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        full += [arg, "-"] if arg == "--json" and following.startswith("--") else [arg]
+    return full
+
+
 def _positive(text: str) -> float | None:
     try:
         value = float(text)

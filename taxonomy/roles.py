@@ -1,13 +1,17 @@
 """Where a module path stands in a decoder: its layer and its role.
 
-In: a dotted module path as `named_modules` gives it (`model.layers.3.mlp.gate_proj`).
-Out: Place(layer, role, scope). One table serves the tracer's pruners and the analysis.
+In: a dotted module path as `named_modules` gives it (`model.layers.3.mlp.gate_proj`), and the model
+type where it is known. Out: Place(layer, role, scope). One table serves the tracer's pruners and
+the analysis; what an architecture names otherwise is in its entry of `architecture_table`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+
+from taxonomy.architecture_table import BY_ID
 
 ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
@@ -25,41 +29,51 @@ GROUPS = {
 
 # The name of a module's last path component, over the architectures of transformers.
 _LEAVES: tuple[tuple[str, str], ...] = (
-    (r"embed_tokens|wte|wpe|word_embeddings|embed_in|embed_positions|tok_embeddings", "embedding"),
-    (r"q_proj|query|q_lin|wq", "q"),
-    (r"k_proj|key|k_lin|wk", "k"),
-    (r"v_proj|value|v_lin|wv", "v"),
+    (r"embed_tokens|wte|wpe|word_embeddings|embed_in|embed_positions|tok_embeddings|embeddings"
+     r"|position_embeddings|token_type_embeddings|word_embeddings_layernorm", "embedding"),
+    (r"q_proj|query|q_lin|[wW]q|project_q", "q"),
+    (r"k_proj|key|k_lin|[wW]k|project_k", "k"),
+    (r"v_proj|value|v_lin|[wW]v|project_v", "v"),
     (r"qkv_proj|c_attn|query_key_value|wqkv|qkv|att_proj", "qkv"),
     (r"q_a_proj", "q_a"),
     (r"q_b_proj", "q_b"),
     (r"kv_a_proj(_with_mqa)?", "kv_a"),
     (r"kv_b_proj", "kv_b"),
-    (r"(q|k)_norm|(q|k)_layernorm|(q|kv)_a_layernorm", "qk_norm"),
+    (r"(q|k|query|key)_(norm|layernorm)|(q|kv)_a_layernorm", "qk_norm"),
     (r"rotary_emb|rotary_pos_emb|rotary", "rope"),
-    (r"o_proj|out_proj|c_proj_attn|wo|attn_out|dense_attn", "o"),
-    (r"gate_proj|w1", "gate"),
-    (r"up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|linear_1", "up"),
+    (r"o_proj|out_proj|out_lin|c_proj_attn|wo|attn_out|dense_attn|attention_out", "o"),
+    (r"gate_proj|w1|proj_up_gate", "gate"),
+    (r"up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|linear_1|lin1|w_in|proj_up", "up"),
     (r"gate_up_proj|ff_proj|input_linear", "gate_up"),
-    (r"down_proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|linear_2", "down"),
-    (r"act_fn|act|activation|activation_fn|activation_func", "activation"),
+    (r"down_proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|linear_2|lin2|w_out|proj_down", "down"),
+    (r"act_fn|act|activation|activation_fn|activation_func|gelu_impl|intermediate_act_fn",
+     "activation"),
     (r"router|gate|shared_expert_gate|mlp_gate", "router"),
     (r"experts", "experts"),
-    (r"(attn|mlp)_(residual|shortcut_Q)", "residual"),
+    (r"(attn|mlp)_(residual|shortcut_Q)", "residual"),  # SliceGPT's maps between two bases
     (r"shared_experts?|shared_mlp", "shared_expert"),
     (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj", "mixer_in"),
-    (r"conv1d|conv", "conv"),
-    (r"lm_head|embed_out|output_layer", "lm_head"),
-    (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm", "final_norm"),
-    (r"input_layernorm|ln_1|attn_norm|operator_norm|pre_self_attn_layernorm"
-     r"|post_self_attn_layernorm|self_attn_layer_norm|input_norm", "attn_norm"),
-    (r"post_attention_layernorm|ln_2|mlp_norm|ffn_norm|pre_feedforward_layernorm|pre_ff_layernorm"
-     r"|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm", "mlp_norm"),
+    (r"conv1d|conv|[qkv]_conv1?d?", "conv"),
+    (r"lm_head|embed_out|output_layer|predictions|lm_loss|generator_lm_head", "lm_head"),
+    (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm|embedding_norm|layernorm_f",
+     "final_norm"),
+    (r"input_layernorm|ln_1|ln_attn|attn_norm|operator_norm|pre_self_attn_layernorm"
+     r"|post_self_attn_layernorm|self_attn_layer_norm|input_norm|self_attn_norm", "attn_norm"),
+    (r"post_attention_layernorm|ln_2|ln_mlp|mlp_norm|ffn_norm|pre_feedforward_layernorm"
+     r"|pre_ff_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm",
+     "mlp_norm"),
 )  # fmt: skip
 _LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.(.*))?$")
 _ATTENTION = re.compile(r"attn|attention|(^|\.)att$")
-_MLP = re.compile(r"mlp|feed_forward|ffn|(^|\.)ff$|moe")
-_MIXER = re.compile(r"mamba|mixer|ssm|linear_attn|short_conv|(^|\.)conv$|recurrent|delta")
+_MLP = re.compile(r"mlp|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
+_MIXER = re.compile(
+    r"mamba|mixer|ssm|linear_attn|short_conv|(^|\.)conv(\.|$)|recurrent|delta|temporal_block|mlstm"
+)
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+_SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
+_NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
+_MLP_ROLES = ("gate", "up", "gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,49 +86,112 @@ class Place:
     scope: str
 
 
-def locate(path: str) -> Place:
-    """The place of a module path. A part of a module whose role is known has that role (the two
-    factors of `q_proj`); the role is "unknown" where no entry of the table matches."""
-    found = _LAYER.search(path)
-    layer = int(found.group(1)) if found else None
-    inner = (found.group(2) or "") if found else path
-    leaf = path.rsplit(".", 1)[-1] if not (found and not inner) else ""
+@lru_cache(maxsize=65536)
+def locate(path: str, architecture: str | None = None) -> Place:
+    """The place of a module path. The role is "unknown" where no entry of the table matches.
+
+    `architecture` is the model type; without it a name has the role that most architectures give
+    it. A module inside one whose role is known has that role.
+    """
+    layer, inner = _split(path)
+    if layer is not None and not inner:
+        return Place(layer, "unknown", "layer")
     scope = _scope(inner, inside_layer=layer is not None)
-    if scope == "mlp" and ".experts" in f".{inner}":
+    entry = BY_ID.get(architecture or "")
+    own = entry.roles.get(inner.rpartition(".")[2]) if entry else None
+    if own is not None:
+        return Place(layer, own, scope)
+    if scope == "mlp" and _EXPERTS.search(inner):
         return Place(layer, "experts", scope)
-    if scope == "mlp" and "shared_expert" in inner and leaf != "shared_expert_gate":
+    if scope == "mlp" and _SHARED.search(inner):
         return Place(layer, "shared_expert", scope)
-    role = next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
-    role = _in_context(role, leaf, scope)
-    if role == "unknown" and "." in inner:
-        role = locate(path.rpartition(".")[0]).role
+    role = matrix_role(path)
+    if scope == "layer" and (role in _MLP_ROLES or role == "activation"):
+        scope = "mlp"  # an MLP without a module of its own
     return Place(layer, role, scope)
+
+
+def matrix_role(path: str) -> str:
+    """The role that a path's last names give, of an expert's matrices too: gate, up, down."""
+    layer, inner = _split(path)
+    scope = _scope(inner, inside_layer=layer is not None)
+    names = inner.split(".")
+    for depth in range(len(names), 0, -1):
+        role = _named(names[depth - 1], names[:depth], scope)
+        if role != "unknown":
+            return role
+    return "unknown"
+
+
+def _split(path: str) -> tuple[int | None, str]:
+    found = _LAYER.search(path)
+    return (int(found.group(1)), found.group(2) or "") if found else (None, path)
 
 
 def _scope(inner: str, *, inside_layer: bool) -> str:
     if not inside_layer:
         return "model"
+    first = inner.split(".")[0]
+    if "norm" in first or first.startswith("ln_"):
+        return "layer"
+    if _EXPERTS.search(inner) or _SHARED.search(inner):
+        return "mlp"
     if _MIXER.search(inner):
         return "mixer"
-    if _ATTENTION.search(inner) and "norm" not in inner.split(".")[0]:
+    if _ATTENTION.search(inner):
         return "attention"
-    if _MLP.search(inner) and "norm" not in inner.split(".")[0]:
-        return "mlp"
-    return "layer"
+    return "mlp" if _MLP.search(inner) else "layer"
 
 
-def _in_context(role: str, leaf: str, scope: str) -> str:
+def _named(leaf: str, names: list[str], scope: str) -> str:
+    role = next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
+    return _in_context(role, leaf, names, scope)
+
+
+def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
     """Names that mean different things in different parts of a layer."""
-    if leaf in ("c_proj", "dense", "proj") and scope in ("attention", "mlp"):
-        return "o" if scope == "attention" else "down"
     if scope == "mixer":
-        return {"o": "mixer_out", "q": "mixer_in", "k": "mixer_in", "v": "mixer_in"}.get(role, role)
-    if leaf in ("fc", "wi", "wi_0", "wi_1") and scope == "mlp":
-        return "up"
-    if leaf == "norm" and scope == "model":
-        return "final_norm"
-    if leaf == "layer_norm" and scope == "model":
-        return "final_norm"
-    if role == "router" and scope != "mlp" and leaf != "router":
-        return "unknown"
+        return _in_mixer(role, leaf, names)
+    if scope == "attention":
+        return _in_attention(role, leaf)
+    if scope == "mlp":
+        return {"c_proj": "down", "dense": "down", "proj": "down", "fc": "up", "wi": "up"}.get(
+            leaf, role
+        )
+    if scope == "layer":
+        return _in_layer(role, leaf, names)
+    return "final_norm" if leaf in _NORMS else role
+
+
+def _in_attention(role: str, leaf: str) -> str:
+    if leaf in ("c_proj", "dense", "proj"):
+        return "o"
+    if leaf == "LayerNorm":
+        return "attn_norm"
+    # A gate of what attention puts out is no gate of an MLP.
+    return "unknown" if role in (*_MLP_ROLES, "embedding") or leaf == "gate" else role
+
+
+def _in_layer(role: str, leaf: str, names: list[str]) -> str:
+    part = names[-2] if len(names) > 1 else ""
+    if leaf == "dense" and part in ("intermediate", "output"):
+        return "up" if part == "intermediate" else "down"
+    if role == "final_norm" or leaf == "LayerNorm":
+        return "mlp_norm"  # OPT and its kin: the second norm of a layer
+    if leaf == "norm":
+        return "attn_norm"
+    return "unknown" if leaf == "gate" or role == "embedding" else role
+
+
+def _in_mixer(role: str, leaf: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return "conv" if role == "conv" else "unknown"
+    if role == "o":
+        return "mixer_out"
+    if role in ("q", "k", "v", "qkv", "gate"):
+        return "mixer_in"
+    if role == "unknown" and "norm" in leaf:
+        return "scan"
+    if role == "unknown" and leaf.endswith("_proj"):
+        return "mixer_in"
     return role

@@ -8,24 +8,41 @@ Shapes: B batch, n_kv KV heads, d head_dim, L keys.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from tracer.pruned_attention import lower_right
 
 _USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Query blocks first … end - 1, which all see `count` blocks. `tokens` [B, n_kv, g, m] are the
-    keys of each one, its own block last; `own` is the length of that block."""
+    """Query blocks first … end - 1, g of them, which all see `count` blocks; `own` is the length of
+    one. `tokens` [B, n_kv, g, m] are the keys of each, its own block last; `flat` their rows in
+    [B·n_kv·L] in the order [B, g, n_kv, m]. `mask` [own, m] is additive; None for a single query.
+    """
 
     first: int
     end: int
     count: int
     own: int
     tokens: torch.Tensor
+    flat: torch.Tensor
+    mask: torch.Tensor | None
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """Of keys or values [B, n_kv, L, d] those of each query block, [B·g, n_kv, m, d]."""
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
+        _, heads, num, length = self.tokens.shape
+        return rows.view(x.shape[0] * num, heads, length, -1)
+
+    def queries_of(self, x: torch.Tensor, block: int) -> torch.Tensor:
+        """Of [B, heads, S, d] the rows of these query blocks, [B, heads, g, own, d]."""
+        num = self.end - self.first
+        return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
 
 
 def usual_block(length: int) -> int:
@@ -67,7 +84,7 @@ def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.
     known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
     valid = past // block if known is not None else 0
     num_blocks = keys.shape[2] // block
-    if known is None or known.shape[2] < valid:
+    if known is None or valid == 0 or known.shape[2] < valid:
         known, valid = keys[:, :, :0], 0
     fresh = keys[:, :, valid * block : num_blocks * block]
     if fresh.shape[2] or known.shape[2] != valid:
@@ -77,27 +94,37 @@ def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.
     return known
 
 
-def groups(
-    scores: torch.Tensor, *, block: int, length: int, sparsity: float, first: int = 0
-) -> list[Group]:
-    """The keys of each query block by scores [B, n_kv, query blocks, key blocks].
+def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
+    """The keys of each query block by scores [B, n_kv, query blocks, key blocks] over L keys.
 
-    The first query block has index `first` (decode: the last block alone). Later blocks and a
-    block's own never compete.
+    The query blocks are the last ones of the L tokens: all in prefill, one of a single token in
+    decode. Later blocks and a block's own never compete.
     """
     num_queries, num_keys = scores.shape[2], scores.shape[3]
+    first = math.ceil(length / block) - num_queries
     own = torch.arange(first, first + num_queries, device=scores.device)
     later = torch.arange(num_keys, device=scores.device) >= own.unsqueeze(-1)
     scores = scores.masked_fill(later, float("-inf"))
-    most = budget(first + num_queries - 1, sparsity) - 1
-    best = scores.topk(most, dim=-1).indices
+    best = scores.topk(budget(first + num_queries - 1, sparsity) - 1, dim=-1).indices
     found = []
     for start, end, count in _runs(first, num_queries, block, length, sparsity):
-        chosen = best[:, :, start - first : end - first, : count - 1].sort(-1).values
-        mine = own[start - first : end - first].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        rows = slice(start - first, end - first)
+        chosen = best[:, :, rows, : count - 1].sort(-1).values
+        mine = own[rows].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         size = min(block, length - start * block)
-        found.append(Group(start, end, count, size, _tokens(chosen, mine, block, size)))
+        tokens = _tokens(chosen, mine, block, size)
+        found.append(Group(start, end, count, size, tokens, _flat(tokens, length), None))
     return found
+
+
+def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
+    """The groups with the causal mask of their own block, in the format of `like`."""
+    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in found]
+
+
+def num_seen(found: list[Group]) -> int:
+    """Blocks that all query blocks together see."""
+    return sum(g.count * (g.end - g.first) for g in found)
 
 
 def _runs(
@@ -117,3 +144,9 @@ def _tokens(chosen: torch.Tensor, own: torch.Tensor, block: int, size: int) -> t
     offsets = torch.arange(block, device=chosen.device)
     before = (chosen.unsqueeze(-1) * block + offsets).flatten(3)
     return torch.cat((before, own * block + offsets[:size]), dim=-1)
+
+
+def _flat(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    batch, heads = tokens.shape[:2]
+    first = torch.arange(0, batch * heads * length, length, device=tokens.device)
+    return (tokens + first.view(batch, heads, 1, 1)).transpose(1, 2).flatten()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -64,8 +65,22 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
 
 
 def new_cache(model: torch.nn.Module) -> Any:
-    """An empty cache with the layers that the model's config asks for."""
-    return DynamicCache(config=model.config)
+    """An empty cache with the layers that the model's config asks for, as far as they are used:
+    `cache_layers` of a pruned model names those that are (`tracer.layers.renumber_cache`)."""
+    cache: Any = DynamicCache(config=model.config)
+    used = getattr(model, "cache_layers", None)
+    if isinstance(used, list):
+        cache.layers = [cache.layers[i] for i in used if i < len(cache.layers)]
+    return cache
+
+
+def counts_tokens(model: torch.nn.Module) -> bool:
+    """Whether a cache of the model knows how many tokens it holds: one of states alone does not."""
+    try:
+        new_cache(model).get_seq_length()
+    except ValueError:
+        return False
+    return True
 
 
 def try_crop(cache: Any, num_tokens: int) -> bool:
@@ -84,7 +99,13 @@ def cache_bytes(cache: Any) -> int:
     total = 0
     for layer in cache.layers:
         for name, value in vars(layer).items():
-            for tensor in value if isinstance(value, list | tuple) else (value,):
+            for tensor in _values(value):
                 if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
                     total += tensor.numel() * tensor.element_size()
     return total
+
+
+def _values(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)

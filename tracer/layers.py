@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from taxonomy.architecture_table import BY_ID
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
+from tracer import compat
+
+_NUM_PROBED = 6
+# Of the largest logit, by bytes an element: sums are taken in another order.
+_TOLERANCE = {2: 0.05, 4: 1e-3, 8: 1e-6}
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -34,6 +40,12 @@ def text_config(model: nn.Module) -> Any:
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether the model's architecture has an entry in the table: others are checked as they are
+    pruned (`probe`)."""
+    return str(getattr(text_config(model), "model_type", "")) in BY_ID
+
+
 def linears_by_role(layer: nn.Module, prefix: str) -> dict[str, nn.Linear]:
     """The linear modules of one layer by role; `prefix` is the layer's qualified name."""
     found: dict[str, nn.Linear] = {}
@@ -43,35 +55,67 @@ def linears_by_role(layer: nn.Module, prefix: str) -> dict[str, nn.Linear]:
     return found
 
 
-def modules_in_scope(layer: nn.Module, prefix: str, scope: str) -> list[nn.Module]:
-    """The modules of a layer that stand in "attention", "mlp" or "mixer"."""
-    return [m for name, m in layer.named_modules(prefix=prefix) if locate(name).scope == scope]
+def renumber_cache(
+    model: nn.Module, layers: nn.ModuleList, positions: list[int] | None = None
+) -> None:
+    """Number what keeps keys, values or states 0, 1, 2 …, so that the cache has no empty layers.
 
-
-def keep_rows(linear: nn.Linear, index: torch.Tensor) -> None:
-    """Keep the output features `index` (N) of a linear module, and their biases, in place."""
-    linear.weight = nn.Parameter(linear.weight.detach().index_select(0, index), requires_grad=False)
-    if linear.bias is not None:
-        kept = linear.bias.detach().index_select(0, index)
-        linear.bias = nn.Parameter(kept, requires_grad=False)
-    linear.out_features = index.numel()
-
-
-def keep_columns(linear: nn.Linear, index: torch.Tensor) -> None:
-    """Keep the input features `index` (K) of a linear module in place."""
-    linear.weight = nn.Parameter(linear.weight.detach().index_select(1, index), requires_grad=False)
-    linear.in_features = index.numel()
-
-
-def renumber_cache(layers: nn.ModuleList) -> int:
-    """Number the attention modules 0, 1, 2 … so that the cache has no empty layers.
-
-    Returns how many cache layers there are.
+    Which of the layers that the config asks for these are stays in `model.cache_layers`:
+    `compat.new_cache` builds the cache of them alone. `positions`: where the layers stood in the
+    config's list; as they stand now if None. Raises PrunescopeError where the model would lose
+    count of its tokens.
     """
-    count = 0
-    for layer in layers:
+    used: list[int] = []
+    for position, layer in zip(positions or range(len(layers)), layers, strict=True):
         holders = [m for m in layer.modules() if isinstance(getattr(m, "layer_idx", None), int)]
         for module in holders:
-            setattr(module, "layer_idx", count)  # noqa: B010
-        count += bool(holders)
-    return count
+            setattr(module, "layer_idx", len(used))  # noqa: B010
+        if holders:
+            used.append(position)
+    if not used:
+        return
+    counted = compat.counts_tokens(model)
+    setattr(model, "cache_layers", used)  # noqa: B010
+    if counted and not compat.counts_tokens(model):
+        raise PrunescopeError(
+            f"no attention would be left in {type(model).__name__}, only layers with a state",
+            hint="it takes its positions from the cache of an attention layer: keep one, with "
+            "another --seed, --set layers=... or a lower sparsity",
+        )
+
+
+@torch.no_grad()
+def probe(model: Any, what: str) -> torch.Tensor:
+    """Logits of a few tokens, the last one decoded from the cache of the others, for checks.
+
+    Raises PrunescopeError, with `what` was done, where the model does not run.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 1 + _NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
+    try:
+        cache = compat.new_cache(model)
+        parts = [
+            compat.forward(model, part, cache=cache, logits="all").logits
+            for part in (ids[:, :-1], ids[:, -1:])
+        ]
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise PrunescopeError(
+            f"{type(model).__name__} does not run {what} ({reason})",
+            hint="its layers are not built as those of the architectures that prunescope knows: "
+            "`prunescope families --architecture` lists them",
+        ) from error
+    return torch.cat(parts, 1)
+
+
+def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
+    """Raises PrunescopeError unless the model still gives the logits that it gave `masked`."""
+    removed = probe(model, what)
+    allowed = _TOLERANCE[removed.element_size()] * float(masked.abs().max())
+    if not float((removed - masked).abs().max()) <= allowed:
+        raise PrunescopeError(
+            f"{type(model).__name__} {what} is not what it is with zeros in their place",
+            hint="its layers do more than their matrices show; "
+            "`prunescope families --architecture` lists the architectures that prunescope knows",
+        )

@@ -83,10 +83,14 @@ def score_weight(outputs: int, inputs: int, *, like: torch.Tensor, seed: int, wh
     return nn.Parameter(weight.to(like.device, like.dtype), requires_grad=False)
 
 
-def take_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of [B, n, L, d] by index [B, n, m] to [B, n, m, d]."""
-    batch, heads, length, width = x.shape
-    first = torch.arange(0, batch * heads * length, length, device=x.device)
-    flat = (index + first.view(batch, heads, 1)).flatten()
-    rows = x.reshape(-1, width).index_select(0, flat)
-    return rows.view(batch, heads, -1, width)
+def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:
+    """Places [B, n, m] in sequences of `length` to rows of [B·n·length, d], flat."""
+    batch, heads = index.shape[:2]
+    first = torch.arange(0, batch * heads * length, length, device=index.device)
+    return (index + first.view(batch, heads, 1)).flatten()
+
+
+def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Of [B, n, L, d] the rows that `token_rows` made, [B, n, m, d]."""
+    batch, heads, _, width = x.shape
+    return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)

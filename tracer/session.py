@@ -48,15 +48,23 @@ _BLOCKS = 2
 
 
 def capture(
-    request: TraceRequest, progress: Progress, *, peaks: dict[str, Any] | None
+    request: TraceRequest,
+    progress: Progress,
+    *,
+    peaks: dict[str, Any] | None,
+    variants: list[Variant] | None = None,
 ) -> dict[str, Capture]:
-    """Run everything. Raises PrunescopeError on what this machine or model cannot do."""
+    """Run everything. Raises PrunescopeError on what this machine or model cannot do.
+
+    `variants`: those that `make_variants` gave for this request, where they are run again.
+    """
     device = pick_device(request.device)
     _check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
         load_before = load_average()
         session = _Session(request, device, progress, peaks)
+        session.variants = variants
         names = variant_names(request)
         try:
             session.sit(_Sitting(names=names, repeats=request.repeats, last=True))
@@ -119,11 +127,12 @@ class _Session:
         self.captures: dict[str, Capture] = {}
         self.info: dict[str, Any] = {}
         self._peaks = peaks
+        self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
 
     def sit(self, sitting: _Sitting) -> None:
         """Load the sitting's variants, time every phase, and profile if it is their last."""
         self.progress.stage(f"load {self.request.model}")
-        variants = make_variants(self.request, self.device, sitting.names)
+        variants = self.variants or make_variants(self.request, self.device, sitting.names)
         if not self.info:
             self._look_at_device(variants[0].loaded.dtype)
         for variant in variants:

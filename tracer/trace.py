@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import Run, read_run
@@ -15,6 +15,9 @@ from tracer.folder import check_out, clean_termination
 from tracer.progress import Progress, Silent
 from tracer.request import TraceRequest
 from tracer.runs import baseline_folder, write_runs
+
+if TYPE_CHECKING:
+    from tracer.variants import Prepared
 
 __all__ = ["TraceRequest", "trace"]
 
@@ -24,11 +27,13 @@ def trace(
     progress: Progress | None = None,
     *,
     peaks: dict[str, Any] | None = None,
+    prepared: Prepared | None = None,
 ) -> Path:
     """Capture what `request` asks for and return its folder, whole or not at all.
 
     `peaks`: what `tracer.peaks.measure_peaks` gave for this device, dtype and threads, where many
-    captures follow each other; measured here if None. Raises PrunescopeError on a bad request.
+    captures follow each other; measured here if None. `prepared`: the models of this request and
+    their quality, where they are run more than once. Raises PrunescopeError on a bad request.
     """
     request.check()
     check_out(request.out, overwrite=request.overwrite)
@@ -41,7 +46,10 @@ def trace(
         # torch and transformers take seconds to import: after the checks that need neither.
         from tracer.session import capture
 
-        captures = capture(request, progress or Silent(), peaks=peaks)
+        variants = None if prepared is None else prepared.variants
+        captures = capture(request, progress or Silent(), peaks=peaks, variants=variants)
+        for name, quality in (prepared.quality if prepared else {}).items():
+            captures[name].run.extra["quality"] = quality
         check_out(request.out, overwrite=request.overwrite)
         write_runs(request.out, captures, baseline)
     return request.out

@@ -6,15 +6,15 @@ In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of it
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from taxonomy.errors import PrunescopeError
+from tracer.calibration import Calibration, text_calibration
 from tracer.machine import free_bytes
 from tracer.memory import weight_bytes
-from tracer.calibration import Calibration, text_calibration
 from tracer.models import Loaded, load_model, load_tokenizer
 from tracer.pruners import Applied, Point, family_point, pruner
 from tracer.request import TraceRequest
@@ -37,6 +37,15 @@ class Variant:
     loaded: Loaded
     pruning: dict[str, Any] | None = None
     layer_map: list[int] | None = None
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """Variants made before their captures, "dense" first, so that several captures run the same
+    objects; by name, what goes into each manifest as `quality`."""
+
+    variants: list[Variant]
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def check_method(request: TraceRequest) -> None:

@@ -1,53 +1,76 @@
 """Static NK: whole KV-head groups and MLP channels cut out of every layer's matrices.
 
-In: a model and a Point. Out: the model with smaller linears, and which groups and channels stayed:
+In: a model and a Point. Out: the model with smaller matrices, and which groups and channels stayed:
 drawn, or calibrated those that add most to the output of o and down.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_intermediate, kept_kv_heads
-from taxonomy.roles import locate
 from tracer.calibration import calibration_of, collect
-from tracer.layers import (
-    decoder_layers,
-    keep_columns,
-    keep_rows,
-    linears_by_role,
-    modules_in_scope,
-    text_config,
-)
+from tracer.channels import SIZES, Channels, find_channels
+from tracer.heads import Heads, find_heads
+from tracer.layers import check_same, decoder_layers, is_known, probe, text_config
+from tracer.matrices import weight_of
+from tracer.narrow import set_sizes
 from tracer.pruners import Applied, Point, draw
 from tracer.scores import best, input_scores
+from tracer.weights import Weight, weights_of
 
-# By "layer path:role", the score of each input feature of o and down; empty where parts are drawn.
+_CUT = "with heads or channels cut"
+# By path of an o or down matrix, the score of each input feature; empty where parts are drawn.
 Scores = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Heads:
+    layer: int
+    part: Heads
+    kept: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Channels:
+    layer: int
+    part: Channels
+    kept: torch.Tensor  # [kept], or [E, kept]
+    before: int
+
+
 def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
-    """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out."""
+    """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out.
+
+    Raises PrunescopeError where the layers do not show what belongs to a head or a channel.
+    """
     name, layers = decoder_layers(model)
     record: dict[str, Any] = {"kept": {}}
     applied = Applied(model=model, record=record)
     scores = _scores(model, name, point, record)
+    # Everything is chosen before anything is cut: an error leaves no half-cut model.
+    cut_heads = _choose_heads(model, name, point, scores, alone=not mlp) if heads else []
+    cut_channels = _choose_channels(model, name, point, scores) if mlp else []
+    parts: list[_Heads | _Channels] = [*cut_heads, *cut_channels]
+    masked = None
+    if not is_known(model):
+        for one in parts:
+            one.part.mask(one.kept)  # type: ignore[arg-type]
+        masked = probe(model, "with heads or channels masked")
+    for one in parts:
+        one.part.cut(one.kept)  # type: ignore[arg-type]
     if heads:
-        rounding = str(point.knobs["rounding"])
-        kept_heads = _keep_heads(model, name, point, rounding, scores)
-        record["rounding"] = rounding
-        record["kept"]["kv_heads"] = [kept_heads[f"{name}.{i}"] for i in range(len(layers))]
-        applied.kept.update({f"{key}:kv_heads": value for key, value in kept_heads.items()})
+        record["rounding"] = str(point.knobs["rounding"])
+        _tell_heads(model, name, cut_heads, len(layers), applied)
     if mlp:
-        kept_channels = _keep_channels(model, name, point, scores)
-        counts = [len(kept_channels[f"{name}.{i}"]) for i in range(len(layers))]
-        record["kept"]["intermediate"] = counts
-        applied.kept.update({f"{key}:channels": value for key, value in kept_channels.items()})
+        _tell_channels(model, name, cut_channels, len(layers), applied)
+    if masked is not None:
+        check_same(model, masked, _CUT)
     return applied
 
 
@@ -56,118 +79,129 @@ def _scores(model: Any, name: str, point: Point, record: dict[str, Any]) -> Scor
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
-    linears = {
-        path: module
-        for path, module in model.get_submodule(name).named_modules(prefix=name)
-        if isinstance(module, nn.Linear) and locate(path).role in ("o", "down")
+    wanted = {
+        weight.path: weight
+        for index, layer in enumerate(model.get_submodule(name))
+        for role, weight in weights_of(layer, f"{name}.{index}")
+        if role in ("o", "down") and weight.experts is None
     }
-    squares = collect(model, calibration.batches, squares=linears.keys()).squares
+    squares = collect(model, calibration.batches, squares=wanted.keys()).squares
     return {
-        f"{name}.{locate(path).layer}:{locate(path).role}": input_scores(
-            module.weight, squares[path]
-        )
-        for path, module in linears.items()
+        path: input_scores(weight_of(weight.module), squares[path])
+        for path, weight in wanted.items()
         if path in squares
     }
 
 
-def _keep_heads(
-    model: Any, name: str, point: Point, rounding: str, scores: Scores
-) -> dict[str, list[int]]:
-    config = text_config(model)
-    num_kv = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    group = config.num_attention_heads // num_kv
-    num_kept = kept_kv_heads(num_kv, point.sparsity, rounding)
-    kept: dict[str, list[int]] = {}
+def _choose_heads(
+    model: Any, name: str, point: Point, scores: Scores, *, alone: bool
+) -> list[_Heads]:
+    rounding = str(point.knobs["rounding"])
+    chosen: list[_Heads] = []
     for index, layer in enumerate(model.get_submodule(name)):
-        path = f"{name}.{index}"
-        if f"{path}:o" in scores:
-            heads = best(scores[f"{path}:o"].view(num_kv, -1).sum(1), num_kept)
+        part = find_heads(model, layer, f"{name}.{index}")
+        if part is None:
+            continue
+        num_kv, path = part.kv_heads, part.weights["o"].path
+        count = kept_kv_heads(num_kv, point.sparsity, rounding)
+        if path in scores:
+            kept = best(scores[path].view(num_kv, -1).sum(1), count)
         else:
-            heads = draw(num_kv, num_kept, seed=point.seed, what=f"kv-heads {index}")
-        _cut_attention(layer, path, heads, num_kv=num_kv, group=group)
-        kept[path] = heads
+            kept = draw(num_kv, count, seed=point.seed, what=f"kv-heads {index}")
+        chosen.append(_Heads(layer=index, part=part, kept=kept))
+    if not chosen:
+        raise PrunescopeError(
+            f"{type(model).__name__} has no attention heads: its mixers keep a recurrent state",
+            hint="static-m removes its layers, static-nk-mlp the channels of its MLPs",
+        )
+    if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
+        raise PrunescopeError(
+            f"{type(model).__name__} has one KV head, which all its query heads share",
+            hint="no group of heads can be removed; use static-nk-mlp or static-m",
+        )
+    return chosen
+
+
+def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_Channels]:
+    chosen: list[_Channels] = []
+    for index, layer in enumerate(model.get_submodule(name)):
+        for part in find_channels(layer, f"{name}.{index}"):
+            count = kept_intermediate(part.total, point.sparsity)
+            kept = _kept_channels(part, count, point, scores, index)
+            chosen.append(_Channels(layer=index, part=part, kept=kept, before=part.total))
+    if not chosen:
+        raise PrunescopeError(
+            f"the layers of {type(model).__name__} have no MLP with up and down projections",
+            hint="use static-m, which removes whole layers",
+        )
+    return chosen
+
+
+def _kept_channels(
+    part: Channels, count: int, point: Point, scores: Scores, index: int
+) -> torch.Tensor:
+    """[count] channels of an MLP, or [E, count] of E experts."""
+    down, device = part.down, part.down.tensor.device
+    if down.experts is not None:
+        if point.calibrated:
+            # Few tokens of a text reach each expert: by the weights alone.
+            norms = _by_expert(down).float().square().sum(1)
+            rows = [best(norms[e], count) for e in range(down.experts)]
+        else:
+            what = f"channels {index} {part.path.rpartition('.')[2]}"
+            rows = [
+                draw(part.total, count, seed=point.seed, what=f"{what} {e}")
+                for e in range(down.experts)
+            ]
+        return torch.tensor(rows, device=device)
+    if down.path in scores:
+        return torch.tensor(best(scores[down.path], count), device=device)
+    what = f"channels {index}" if part.kind == "mlp" else f"channels {index} {part.path}"
+    return torch.tensor(draw(part.total, count, seed=point.seed, what=what), device=device)
+
+
+def _by_expert(weight: Weight) -> torch.Tensor:
+    """[E, N, K]."""
+    return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
+
+
+def _tell_heads(
+    model: Any, name: str, cut: list[_Heads], num_layers: int, applied: Applied
+) -> None:
+    config = text_config(model)
+    kept: list[list[int] | None] = [None] * num_layers
+    for one in cut:
+        kept[one.layer] = one.kept
+        applied.kept[f"{name}.{one.layer}:kv_heads"] = one.kept
+    applied.record["kept"]["kv_heads"] = kept
+    first = cut[0]
+    if first.part.kv_heads == 1:
+        applied.record.setdefault("notes", []).append("one KV head: attention stays as it is")
     if getattr(config, "head_dim", None) is None:
         # hidden / heads would name another head_dim from now on.
         config.head_dim = config.hidden_size // config.num_attention_heads
-    config.num_attention_heads = num_kept * group
-    config.num_key_value_heads = num_kept
-    return kept
+    if any(one.part.wide_norms for one in cut):
+        note = "norms over all heads were rescaled, so that removing is masking"
+        applied.record.setdefault("notes", []).append(note)
+    group = first.part.heads // first.part.kv_heads
+    config.num_attention_heads = len(first.kept) * group
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+    set_sizes(config, names, before=first.part.kv_heads, after=len(first.kept))
 
 
-def _cut_attention(
-    layer: nn.Module, path: str, heads: list[int], *, num_kv: int, group: int
+def _tell_channels(
+    model: Any, name: str, cut: list[_Channels], num_layers: int, applied: Applied
 ) -> None:
-    linears = linears_by_role(layer, path)
-    if not {"q", "k", "v", "o"} <= linears.keys():
-        raise PrunescopeError(
-            f"{path} has no separate q, k, v and o projections",
-            hint="heads can be cut from models whose attention has the four, as Llama and Qwen do",
-        )
-    head_dim = linears["k"].out_features // num_kv
-    if linears["q"].out_features != num_kv * group * head_dim:
-        raise PrunescopeError(
-            f"{path}: the query projection is not {num_kv * group} heads of {head_dim}",
-            hint="this attention stores more than heads in its projections",
-        )
-    device = linears["q"].weight.device
-    kv = _blocks(heads, head_dim, device)
-    q = _blocks(heads, group * head_dim, device)
-    keep_rows(linears["q"], q)
-    keep_rows(linears["k"], kv)
-    keep_rows(linears["v"], kv)
-    keep_columns(linears["o"], q)
-    for module in modules_in_scope(layer, path, "attention"):
-        _update_attention(module, heads, num_kv=num_kv, group=group)
-
-
-def _update_attention(module: nn.Module, heads: list[int], *, num_kv: int, group: int) -> None:
-    """Head counts that an attention module keeps, and parameters with one entry a head."""
-    counts = {
-        "num_heads": len(heads) * group,
-        "num_attention_heads": len(heads) * group,
-        "num_key_value_heads": len(heads),
+    record, config = applied.record["kept"], text_config(model)
+    keys = {
+        "mlp": "intermediate",
+        "shared": "shared_intermediate",
+        "experts": "expert_intermediate",
     }
-    for attribute, count in counts.items():
-        if isinstance(getattr(module, attribute, None), int):
-            setattr(module, attribute, count)
-    for name, parameter in list(module.named_parameters(recurse=False)):
-        if not isinstance(module, nn.Linear) and parameter.shape == (num_kv * group,):
-            index = _blocks(heads, group, parameter.device)
-            setattr(module, name, nn.Parameter(parameter.detach()[index], requires_grad=False))
-
-
-def _keep_channels(model: Any, name: str, point: Point, scores: Scores) -> dict[str, list[int]]:
-    kept: dict[str, list[int]] = {}
-    count = 0
-    for index, layer in enumerate(model.get_submodule(name)):
-        path = f"{name}.{index}"
-        linears = linears_by_role(layer, path)
-        if not {"up", "down"} <= linears.keys():
-            raise PrunescopeError(
-                f"{path} has no up and down projection of an MLP",
-                hint="fused or mixture-of-experts MLPs cannot be narrowed by this family",
-            )
-        total = linears["down"].in_features
-        count = kept_intermediate(total, point.sparsity)
-        if f"{path}:down" in scores:
-            channels = best(scores[f"{path}:down"], count)
-        else:
-            channels = draw(total, count, seed=point.seed, what=f"channels {index}")
-        rows = torch.tensor(channels, device=linears["down"].weight.device)
-        for role in ("gate", "up"):
-            if role in linears:
-                keep_rows(linears[role], rows)
-        keep_columns(linears["down"], rows)
-        for module in modules_in_scope(layer, path, "mlp"):
-            if getattr(module, "intermediate_size", None) == total:
-                module.intermediate_size = count  # type: ignore[assignment]
-        kept[path] = channels
-    text_config(model).intermediate_size = count
-    return kept
-
-
-def _blocks(index: list[int], size: int, device: torch.device) -> torch.Tensor:
-    """The rows of the blocks `index`, each `size` rows long."""
-    first = torch.tensor(index, device=device).unsqueeze(1) * size
-    return (first + torch.arange(size, device=device)).flatten()
+    for one in cut:
+        counts = record.setdefault(keys[one.part.kind], [None] * num_layers)
+        counts[one.layer] = one.kept.shape[-1]
+        plain = one.part.kind == "mlp"
+        path = f"{name}.{one.layer}" if plain else one.part.path
+        applied.kept[f"{path}:channels"] = one.kept.tolist()
+        set_sizes(config, SIZES, before=one.before, after=one.kept.shape[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.findings import removed, time, trust
+from analysis.findings import added, dynamic, promise, removed, shape, sparse, time, trust
 from analysis.findings.context import Context
 from analysis.report.model import Finding
 
@@ -15,9 +15,17 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.zeros_in_dense,
     removed.nothing_removed,
     removed.sparse_without_gain,
+    sparse.sparse_padded,
+    sparse.decompressed,
+    dynamic.masked_tokens,
+    dynamic.skipped_executed,
+    dynamic.reads_all_weights,
+    dynamic.below_break_even,
     removed.broken_propagation,
     removed.outside,
     removed.unaligned,
+    shape.wave_step,
+    shape.nearest_dimension,
     removed.unequal_steps,
     time.launch_bound,
     time.dispatch_bound,
@@ -26,6 +34,12 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     time.slower_kernels,
     time.second_gemm,
     time.added_work,
+    added.routing,
+    added.gather_scatter,
+    added.masks,
+    added.estimator,
+    added.layout_copies,
+    added.residual_map,
     trust.timing_not_valid,
     trust.no_speedup,
     trust.wide_interval,
@@ -33,6 +47,8 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     trust.above_peak,
     trust.above_bound,
     trust.spill,
+    promise.nominal_differs,
+    promise.clock_trouble,
 )
 
 

@@ -26,9 +26,7 @@ def zeros_in_dense(c: Context) -> Finding | None:
     wasted = [p for p in c.pairs if p.axis == "none" and p.pruned is not None]
     census = (c.side.run.census or {}).get("matrices") or []
     zeros = {m.get("role"): m["zeros"] for m in census if (m.get("zeros") or 0) > MANY_ZEROS}
-    gain = sum(
-        p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros
-    )
+    gain = sum(p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros)
     return Finding(
         id="zeros-in-dense",
         severity="critical",
@@ -63,7 +61,9 @@ def sparse_without_gain(c: Context) -> Finding | None:
     busy = sum(g.busy_ns for g in rows)
     if not rows or busy < 0.95 * dense:
         return None
-    shapes = [f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
+    shapes = [
+        f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows
+    ]
     return Finding(
         id="sparse-without-gain",
         severity="critical",
@@ -81,12 +81,21 @@ def unaligned(c: Context) -> Finding | None:
         return None
     bad = []
     for g in c.phase.gemms:
-        if g.kind not in GEMM_KINDS or g.axis in (None, "none", "gone") or g.dtype not in ("bf16", "fp16"):
+        if (
+            g.kind not in GEMM_KINDS
+            or g.axis in (None, "none", "gone")
+            or g.dtype not in ("bf16", "fp16")
+        ):
             continue
         for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
             if new and old and new != old and new % 8 and old % 8 == 0:
                 up = -(-new // _GOOD) * _GOOD
-                bad.append((g, f"{g.role} {axis} = {new} is no multiple of 8; {up} is (+{up / new - 1:.1%})"))
+                bad.append(
+                    (
+                        g,
+                        f"{g.role} {axis} = {new} is no multiple of 8; {up} is (+{up / new - 1:.1%})",
+                    )
+                )
     if not bad:
         return None
     busy = sum({id(g): g.busy_ns for g, _ in bad}.values())

@@ -20,7 +20,9 @@ def launch_bound(c: Context) -> Finding | None:
         severity="critical" if share > 0.4 else "warning",
         text=f"launch-bound: the device idles {gap / phase.wall_ns:.0%} of the step, "
         f"{share:.0%} of it waiting for a launch; smaller kernels cannot make that faster",
-        evidence=[f"{ms(phase.bound['launch'])} of {ms(gap)} idle time begin after the device ran dry"],
+        evidence=[
+            f"{ms(phase.bound['launch'])} of {ms(gap)} idle time begin after the device ran dry"
+        ],
         change="capture the step in a CUDA graph (trace --mode graph), or batch more",
         predicted_ns=phase.bound["launch"],
     )

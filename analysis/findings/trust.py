@@ -55,7 +55,9 @@ def timing_not_valid(c: Context) -> Finding | None:
             continue
         low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
         if high - low > 0.5 * mid:
-            lines.append(f"{what}: 10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+            lines.append(
+                f"{what}: 10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}"
+            )
     if not lines:
         return None
     return Finding(

@@ -19,7 +19,7 @@ from analysis.report.model import Phase, Report, Row
 from analysis.report.names import figure_name, phase_slugs
 
 WIDTH = 3.35  # inches: one column of a two-column page
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "prunescope",
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
@@ -29,7 +29,7 @@ _RUNG, _REALISED = "#56B4E9", "#0072B2"
 _COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
 # A creation date would make two reports of one run differ.
-_METADATA: dict[str, dict[str, str | None]] = {
+METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
@@ -55,7 +55,7 @@ def draw_ladder(phase: Phase, name: str, ending: str) -> bytes:
     assert phase.ladder is not None
     ladder = phase.ladder
     rungs = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(len(rungs))
         top = max([1.0, *(v for _, v in rungs if v is not None), *(ladder.realised_ci95 or [])])
         for i, (label, value) in enumerate(rungs):
@@ -74,7 +74,7 @@ def draw_ladder(phase: Phase, name: str, ending: str) -> bytes:
         axes.set_xlim(0, 1.2 * top)
         _labels(axes, [label for label, _ in rungs])
         axes.set_xlabel(f"speedup (dense ÷ pruned), {_short(name)}")
-        return _saved(figure, ending)
+        return saved(figure, ending)
 
 
 def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
@@ -83,7 +83,7 @@ def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
     bars, (low, high) = ledger_view.waterfall(rows)
     unit = ledger_view.ledger_scale(rows)
     span = (high - low) / unit.per
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(len(rows))
         axes.set_xlim(low / unit.per, high / unit.per)
         for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
@@ -96,7 +96,7 @@ def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
         _labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
         kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
         axes.set_xlabel(f"time of a step ({unit.unit}), {_short(name)}, {kind}")
-        return _saved(figure, ending)
+        return saved(figure, ending)
 
 
 def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
@@ -132,7 +132,7 @@ def draw_kinds(phase: Phase, name: str, ending: str) -> bytes:
     """Busy time by kind, for a report without a baseline."""
     ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
     unit = numbers.scale(ns for _, ns in ranked)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes(len(ranked))
         top = max(ns for _, ns in ranked) / unit.per or 1.0
         for i, (_, ns) in enumerate(ranked):
@@ -141,7 +141,7 @@ def draw_kinds(phase: Phase, name: str, ending: str) -> bytes:
         axes.set_xlim(0, 1.25 * top)
         _labels(axes, [_short(kind) for kind, _ in ranked])
         axes.set_xlabel(f"busy time of a step ({unit.unit}), {_short(name)}")
-        return _saved(figure, ending)
+        return saved(figure, ending)
 
 
 def _short(name: str) -> str:
@@ -165,7 +165,8 @@ def _labels(axes: Axes, labels: list[str]) -> None:
     axes.locator_params(axis="x", nbins=5)
 
 
-def _saved(figure: Figure, ending: str) -> bytes:
+def saved(figure: Figure, ending: str) -> bytes:
+    """The bytes of a figure, without a date: two reports of one run are equal."""
     out = io.BytesIO()
-    figure.savefig(out, format=ending, dpi=300, metadata=_METADATA[ending])
+    figure.savefig(out, format=ending, dpi=300, metadata=METADATA[ending])
     return out.getvalue()

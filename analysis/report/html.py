@@ -18,8 +18,8 @@ from analysis.report.model import Phase, Report
 from analysis.report.names import phase_slugs
 from analysis.report.view import Table
 
-_TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPT = "sort.js.html"
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = "sort.js.html"
 _TOP_KERNELS = 300
 
 
@@ -39,14 +39,14 @@ class _Rung:
 def render_html(report: Report) -> str:
     """The whole report, tables in full (kernels: the first 300 names), light and dark."""
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (_TEMPLATES / _SCRIPT).read_text(encoding="utf-8")
+    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     slugs = phase_slugs(report)
     return env.get_template("report.html.j2").render(
@@ -60,7 +60,7 @@ def render_html(report: Report) -> str:
     )
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """Control characters spelled out in every string, before it is escaped."""
     return clean(value) if type(value) is str else value
 

@@ -16,7 +16,7 @@ _TOP_GEMMS = 30
 _TOP_KERNELS = 20
 _LONGEST = 72  # characters of a kernel's name in a table for paper
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
-_HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
+HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
 \providecommand{\prunescopewidth}{\columnwidth}% width of a figure
 % A table wider than the text is scaled to it.
 \providecommand{\prunescopefit}[1]{\sbox0{#1}\ifdim\wd0>\linewidth
@@ -26,7 +26,7 @@ _HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array
 
 def render_latex(report: Report) -> str:
     """Tables (ladder, ledger, GEMMs, kernels) and figures of every phase."""
-    lines = [_HEAD.replace("TOOL", latex(report.tool).replace("\n", " "))]
+    lines = [HEAD.replace("TOOL", latex(report.tool).replace("\n", " "))]
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
         lines.append("\n".join(_phase(name, phase, slugs[name])))
@@ -60,12 +60,20 @@ def _figure(kind: str, caption: str, name: str, slug: str) -> Iterator[str]:
 
 def _table(table: Table, name: str, phase: Phase, slug: str) -> Iterator[str]:
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
+    table_env = "table*" if len(keep) > 6 else "table"
+    yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
+    yield rf"\caption{{{_caption(table, name, phase)}}}\label{{tab:{table.id}-{slug}}}\smallskip"
+    yield from tabular(table, keep)
+    yield from (rf"\par {latex(note)}" for note in table.notes)
+    yield rf"\end{{{table_env}}}"
+    yield ""
+
+
+def tabular(table: Table, keep: list[int]) -> Iterator[str]:
+    """The columns `keep` of a table as booktabs lines, no wider than the text."""
     columns = [table.columns[i] for i in keep]
     bodies = [[row[i] for i in keep] for row in table.rows]
     forms = [_form(column, [row[i] for row in bodies]) for i, column in enumerate(columns)]
-    table_env = "table*" if len(columns) > 6 else "table"
-    yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, name, phase)}}}\label{{tab:{table.id}-{slug}}}\smallskip"
     yield rf"\prunescopefit{{\begin{{tabular}}{{{''.join(forms)}}}"
     yield r"\toprule"
     heads = (_head(column, [row[i] for row in bodies]) for i, column in enumerate(columns))
@@ -76,9 +84,6 @@ def _table(table: Table, name: str, phase: Phase, slug: str) -> Iterator[str]:
         yield " & ".join(cells) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
-    yield from (rf"\par {latex(note)}" for note in table.notes)
-    yield rf"\end{{{table_env}}}"
-    yield ""
 
 
 def _caption(table: Table, name: str, phase: Phase) -> str:

@@ -48,7 +48,7 @@ def _phase(phase: Phase) -> Iterator[str]:
             yield from (f"  - {text(fact)}" for fact in item.evidence)
         yield ""
     for table in tables(phase):
-        yield from _table(table)
+        yield from table_lines(table)
     yield "### What was measured"
     yield ""
     for line in sentences.measured(phase):
@@ -72,7 +72,8 @@ def tables(phase: Phase) -> Iterator[Table]:
         yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_lines(table: Table) -> Iterator[str]:
+    """A table with its title and notes, line by line."""
     yield f"### {text(table.title)}"
     yield ""
     yield "| " + " | ".join(text(column.head) for column in table.columns) + " |"

@@ -224,8 +224,24 @@ def finding(item: Finding) -> str:
 
 
 def predicted(phase: Phase) -> str:
-    """Says that a phase is a prediction."""
-    return "" if phase.predicted is None else "predicted from shapes and peaks: nothing was run"
+    """The theory's ladder on the run's peaks, and where the realised one falls short of it."""
+    said = phase.predicted
+    ladder = (said or {}).get("ladder")
+    if not said or not ladder:
+        return ""
+    names = {"flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
+    rungs = ", ".join(f"{label} {numbers.ratio(ladder.get(key))}" for key, label in names.items())
+    text = f"predicted for {said.get('family')} on these peaks: {rungs}"
+    miss = said.get("miss") or {}
+    if miss.get("ratio") is None:
+        return text
+    text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
+    terms = {term["name"]: term for term in miss.get("terms") or []}
+    if miss.get("largest") in terms:
+        worst = terms[miss["largest"]]
+        text += f", mostly by {miss['largest'].replace('_', ' and ')} ×{worst['ratio']:.2f}"
+        text += f" ({worst['says']})"
+    return text
 
 
 def device(report: Report) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 from analysis.report.model import Report
 from taxonomy.errors import PrunescopeError, nearest
 
-FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "png", "pdf", "svg")
+FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
 
 Frames = Mapping[str, pl.DataFrame]
 
@@ -29,13 +29,21 @@ def write_report(
 ) -> list[Path]:
     """Write the formats into `folder`, replacing older files of the same name; returns the paths.
 
-    `frames`: the kernels frame of each phase, for csv and parquet. Raises PrunescopeError for an
-    unknown format, parquet without frames, or a folder that cannot be written.
+    `frames`: the kernels frame of each phase, for csv, parquet and perfetto. Raises PrunescopeError
+    for an unknown format, parquet or perfetto without frames, or a folder that cannot be written.
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
         files |= _rendered(report, name, frames)
+    return write_files(files, folder)
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Write files (name to bytes) into `folder`, all or none; returns the paths.
+
+    Raises PrunescopeError where the folder cannot be written.
+    """
     try:
         return _place(files, folder)
     except OSError as error:
@@ -45,13 +53,13 @@ def write_report(
         ) from None
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises PrunescopeError where a format is not one of FORMATS."""
+def check_formats(formats: Sequence[str], known: Sequence[str] = FORMATS) -> None:
+    """Raises PrunescopeError where a format is not one of `known`."""
     for name in formats:
-        if name not in FORMATS:
+        if name not in known:
             raise PrunescopeError(
                 f"unknown format {name!r}",
-                hint=f"nearest: {nearest(name, FORMATS)}; known: {', '.join(FORMATS)}",
+                hint=f"nearest: {nearest(name, known)}; known: {', '.join(known)}",
             )
 
 
@@ -75,6 +83,10 @@ def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, byt
         return {"report.tex": render_latex(report).encode()}
     if name in ("csv", "parquet"):
         return _tables(report, name, frames)
+    if name == "perfetto":
+        from analysis.report.perfetto import perfetto_files
+
+        return perfetto_files(report, _needed(frames, name))
     from analysis.report.figures import figure_files
 
     return figure_files(report, name)
@@ -86,15 +98,22 @@ def _tables(report: Report, name: str, frames: Frames | None) -> dict[str, bytes
     files = {"data-dictionary.csv": tables.data_dictionary(frames).encode()}
     if name == "csv":
         files |= {file: text.encode() for file, text in tables.csv_tables(report).items()}
-    elif not frames:
-        raise PrunescopeError(
-            "parquet holds the kernels frame, which this report does not carry",
-            hint="analyze the trace or the run again with --format parquet",
-        )
+    else:
+        _needed(frames, name)
     return files | tables.frame_tables(report, frames or {}, name)
 
 
-def _place(files: dict[str, bytes], folder: Path) -> list[Path]:
+def _needed(frames: Frames | None, name: str) -> Frames:
+    """The frames. Raises PrunescopeError where there are none."""
+    if not frames:
+        raise PrunescopeError(
+            f"{name} holds the kernels frame, which this report does not carry",
+            hint=f"analyze the trace or the run again with --format {name}",
+        )
+    return frames
+
+
+def _place(files: Mapping[str, bytes], folder: Path) -> list[Path]:
     """All files into a new folder beside the target, then each to its place by a rename."""
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():

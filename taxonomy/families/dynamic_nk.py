@@ -29,7 +29,7 @@ FAMILY = Family(
         "blocks": Knob(
             "key_value", "skip blocks of QKᵀ and PV, or of PV alone", ("key_value", "value")
         ),
-        "block": Knob(64, "tokens in a block of queries or keys"),
+        "block": Knob(0, "tokens in a block of queries or keys; 0: 64, or fewer in short prompts"),
     },
     adds=("elementwise", "batched_gemm", "softmax", "routing"),
     keeps_weights=True,

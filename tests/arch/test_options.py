@@ -13,8 +13,8 @@ from taxonomy.errors import PrunescopeError
 COMMANDS = {
     "trace": {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
-        "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text", "--mode",
-        "--warmup", "--repeats", "--steps", "--seed", "--threads", "--baseline",
+        "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
+        "--mode", "--warmup", "--repeats", "--steps", "--seed", "--threads", "--baseline",
         "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {
@@ -25,6 +25,10 @@ COMMANDS = {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
         "--prompt-len", "--logits", "--json",
     },
+    "sweep": {
+        "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--json",
+    },
+    "pareto": {"folder", "--out", "--json"},
     "families": {"--json"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},

@@ -93,6 +93,7 @@ def mask_width(model: Any, kept: dict[str, list[int]], head_dim: int, group: int
         ("qwen2", {}),  # biases on q, k, v
         ("qwen3", {}),  # norms of q and k
         ("mistral", {"sliding_window": None}),
+        ("phi3", {}),  # q, k, v in one linear, gate and up in another
     ],
 )
 @pytest.mark.parametrize("family", ["static-nk", "static-nk-heads", "static-nk-mlp"])
@@ -201,8 +202,9 @@ def test_layer_types_follow_their_layers() -> None:
     assert applied.model.config.layer_types == [kinds[1], kinds[2]]
     masked = identity_layers(model, [0, 3], "layer")
     torch.testing.assert_close(logits(applied.model), logits(masked), rtol=1e-4, atol=1e-5)
-    with pytest.raises(PrunescopeError, match="one by one"):
-        apply("static-m", model, 0.5, unit="attention")
+    applied = apply("static-m", model, 0.5, unit="attention")
+    masked = identity_layers(model, applied.record["removed"]["attention"], "attention")
+    torch.testing.assert_close(logits(applied.model), logits(masked), rtol=1e-4, atol=1e-5)
 
 
 def test_static_k_mask(tiny: Any) -> None:
@@ -232,10 +234,16 @@ def test_unknown_knobs_and_choices(tiny: Any) -> None:
 
 
 def test_models_that_cannot_be_cut_are_named() -> None:
-    moe = small("mixtral", num_local_experts=2)
-    with pytest.raises(PrunescopeError, match="up and down"):
-        apply("static-nk-mlp", moe, 0.5)
-    assert decoder_layers(moe)[0] == "model.layers"
+    mixers = small("mamba", state_size=4)
+    with pytest.raises(PrunescopeError, match="recurrent state"):
+        apply("static-nk-heads", mixers, 0.5)
+    with pytest.raises(PrunescopeError, match="no MLP"):
+        apply("static-nk-mlp", mixers, 0.5)
+    assert decoder_layers(mixers)[0] == "backbone.layers"
+
+
+def test_states_of_other_mixers_are_part_of_the_cache() -> None:
+    assert compat.cache_bytes(cached(small("mamba", state_size=4))) > 0
 
 
 def test_draws_do_not_depend_on_the_machine() -> None:

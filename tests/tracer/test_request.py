@@ -33,7 +33,6 @@ from tracer.trace import TraceRequest, trace
         ({"dtype": "float3"}, "float3"),
         ({"no_baseline": True, "baseline_model": "tiny-llama"}, "more than one"),
         ({"knobs": {"unit": "layer"}}, "without --method"),
-        ({"method": "static-m", "select": "calibrated"}, "calibrated"),
         ({"baseline": Path("nowhere")}, "there is no run"),
     ],
 )

@@ -188,5 +188,5 @@ def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
 def scattered(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The residual stream [B, T, h] with `rows` added at the flat indices."""
     width = residual.shape[-1]
-    summed = residual.reshape(-1, width).index_add(0, flat, rows.reshape(-1, width))
-    return summed.view(residual.shape)
+    summed = residual.reshape(-1, width).clone()
+    return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)

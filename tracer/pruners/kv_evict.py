@@ -25,7 +25,7 @@ from tracer.pruned_attention import (
     refuse_padding,
 )
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, take_tokens
+from tracer.routing import Draws, Tally, taken, token_rows
 
 _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
 
@@ -56,7 +56,7 @@ class KeyRanker(nn.Module):
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float
     ) -> torch.Tensor:
-        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to `count` places [B, n_kv, count],
+        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys a head,
         the least attended first."""
         batch, heads, _, width = keys.shape
         grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
@@ -64,7 +64,7 @@ class KeyRanker(nn.Module):
         mask = lower_right(q.shape[2], keys.shape[2], like=q)
         scores = scores.unflatten(2, (-1, q.shape[2])) + mask
         mass = self.draws.instead_of(scores.softmax(-1).mean((2, 3)))  # [B, n_kv, S]
-        return mass.topk(count).indices.flip(-1)
+        return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
 class _EvictingAttention(PlainAttention):
@@ -115,8 +115,8 @@ class _EvictingAttention(PlainAttention):
             held.values = held.values[:, :, -budget:].contiguous()
             return
         observers = q[:, :, -_OBSERVERS:]
-        places = self.router(observers, held.keys, count=budget, scaling=self.scaling)
-        held.keys, held.values = take_tokens(held.keys, places), take_tokens(held.values, places)
+        rows = self.router(observers, held.keys, count=budget, scaling=self.scaling)
+        held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Keys in the cache after each forward, see `tracer.pruners.Counting`."""

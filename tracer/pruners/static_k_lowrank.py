@@ -18,6 +18,7 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.keep import low_rank_or_dense
 from taxonomy.roles import locate
 from tracer.calibration import calibration_of, collect
+from tracer.layers import probe
 from tracer.matrices import expert_notes, layer_matrices, weight_of
 from tracer.pruners import Applied, Point
 
@@ -70,6 +71,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         pairs = {name: _factored(matrices[name], rank, None) for name, rank in chosen.items()}
     for name, pair in pairs.items():
         model.set_submodule(name, pair)
+    probe(model, "with low-rank factors")
     return Applied(model=model, record=record)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import removed_layers
-from tracer.calibration import PRE_NORM, calibration_of, collect
-from tracer.layers import decoder_layers, renumber_cache, text_config
+from tracer.calibration import calibration_of, collect
+from tracer.layers import decoder_layers, is_known, probe, renumber_cache, text_config
 from tracer.pruners import Applied, Point, draw
+from tracer.sublayers import remove_sublayers
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -24,8 +24,6 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     unit = str(point.knobs["unit"])
     name, layers = decoder_layers(model)
     kinds = ("attention", "mlp") if unit == "sublayers" else (unit,)
-    if unit != "layer":
-        _check_sublayers(model, layers)
     record: dict[str, Any] = {"unit": unit}
     influence = _influence(model, name, point, record)
     gone = {kind: _chosen(len(layers), point, kind, influence) for kind in kinds}
@@ -37,7 +35,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         _keep_layers(model, name, kept)
         record["kept"] = {"layers": kept}
         return Applied(model=model, record=record, layer_map=kept)
-    _keep_sublayers(layers, gone)
+    without = remove_sublayers(model, gone) if any(gone.values()) else {}
+    for kind, numbers in without.items():
+        text = f"layers without {kind}, where there was nothing to remove: {numbers}"
+        record.setdefault("notes", []).append(text)
     record["kept"] = {
         kind: [i for i in range(len(layers)) if i not in gone[kind]] for kind in kinds
     }
@@ -68,6 +69,11 @@ def _chosen(
     text = str(point.knobs["layers"])
     if not text:
         count = removed_layers(num_layers, point.sparsity)
+        if influence and kind not in influence:
+            raise PrunescopeError(
+                f"the influence of {kind} sublayers cannot be measured in these layers",
+                hint="use --select random or --set unit=layer: a norm must stand before each",
+            )
         if influence:
             ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
             return sorted(ranked[:count])
@@ -87,6 +93,7 @@ def _chosen(
 def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
     layers = model.get_submodule(name)
     shorter = nn.ModuleList([layers[i] for i in kept])
+    renumber_cache(model, shorter, kept)
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, shorter)
     config, total = text_config(model), len(layers)
@@ -95,46 +102,6 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
-    renumber_cache(shorter)
-
-
-def _check_sublayers(model: PreTrainedModel, layers: nn.ModuleList) -> None:
-    kinds = getattr(text_config(model), "layer_types", None)
-    same_cache = not kinds or len(set(kinds)) == 1
-    if not same_cache or not all({n for n, _ in x.named_children()} == PRE_NORM for x in layers):
-        raise PrunescopeError(
-            f"sublayers of {type(layers[0]).__name__} cannot be removed one by one",
-            hint="use --set unit=layer; unit=attention and unit=mlp need plain pre-norm layers",
-        )
-
-
-def _keep_sublayers(layers: nn.ModuleList, gone: dict[str, Any]) -> None:
-    for index, layer in enumerate(layers):
-        attention = index not in gone.get("attention", ())
-        mlp = index not in gone.get("mlp", ())
-        if not (attention and mlp):
-            layers[index] = _PartialLayer(layer, attention=attention, mlp=mlp)
-    renumber_cache(layers)
-
-
-class _PartialLayer(nn.Module):
-    """A pre-norm decoder layer without its attention or its MLP sublayer, norm and residual add."""
-
-    def __init__(self, layer: nn.Module, *, attention: bool, mlp: bool) -> None:
-        super().__init__()
-        parts: Any = layer
-        if attention:
-            self.input_layernorm, self.self_attn = parts.input_layernorm, parts.self_attn
-        if mlp:
-            self.post_attention_layernorm, self.mlp = parts.post_attention_layernorm, parts.mlp
-        self.has_attention, self.has_mlp = attention, mlp
-        self.attention_type = getattr(layer, "attention_type", None)
-
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        """[B, S, hidden] to [B, S, hidden]."""
-        if self.has_attention:
-            attended, _ = self.self_attn(self.input_layernorm(hidden_states), **arguments)
-            hidden_states = hidden_states + attended
-        if self.has_mlp:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+    renumber_cache(model, shorter)
+    if not is_known(model):
+        probe(model, "without some layers")

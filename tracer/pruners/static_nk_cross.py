@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_hidden
 from tracer.calibration import calibration_of, collect
-from tracer.layers import text_config
-from tracer.phases import token_ids
+from tracer.layers import probe, text_config
 from tracer.pruners import Applied, Point, draw
 from tracer.scores import best, seeded
 from tracer.stream import Stream, Sublayer, gain_and_offset, read_stream
@@ -38,6 +37,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         _add_maps(model, stream, bases)
     _narrow(model, stream, bases, folded=folded)
     _settle_config(model, stream, kept, tied=not folded and same)
+    probe(model, "with a narrower residual stream")
     applied = Applied(model=model, record=record)
     if not folded:
         names = ["stream"] if same else [f"junction {i}" for i in range(len(bases))]
@@ -200,16 +200,16 @@ def _narrow_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> torch
 
 def _add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
     """Put `MappedLayer`s into the model, and check that they compute what the layers did."""
-    before = _probe(model)
+    before = probe(model, "as it is")
     layers = model.get_submodule(stream.layers)
     for index, layer in enumerate(layers):
         layers[index] = MappedLayer(layer, *stream.sublayers[2 * index : 2 * index + 2])
-    try:
-        exact = torch.allclose(before, _probe(model), rtol=1e-2, atol=1e-3)
-    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-        raise _extra_work(model) from error
-    if not exact:
-        raise _extra_work(model)
+    after = probe(model, "with its layers taken apart")
+    if not torch.allclose(before.float(), after.float(), rtol=1e-2, atol=1e-3):
+        raise PrunescopeError(
+            f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
+            hint="use --set junctions=same, which leaves the layers' own code in place",
+        )
     for index, layer in enumerate(layers):
         old, middle, new = bases[2 * index : 2 * index + 3]
         dtype = stream.embedding.weight.dtype
@@ -222,21 +222,6 @@ def _map(old: Basis, new: Basis, hidden: int, dtype: torch.dtype) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = _parameter(weight, dtype)
     return linear
-
-
-def _probe(model: Any) -> torch.Tensor:
-    """Logits of a few tokens, in float32."""
-    table = model.get_input_embeddings()
-    ids = token_ids(table.num_embeddings, batch=1, length=8, seed=0).to(table.weight.device)
-    with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits.float()
-
-
-def _extra_work(model: Any) -> PrunescopeError:
-    return PrunescopeError(
-        f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
-        hint="use --set junctions=same, which leaves the layers' own code in place",
-    )
 
 
 def _settle_config(model: Any, stream: Stream, kept: int, *, tied: bool) -> None:

@@ -53,8 +53,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 @dataclass
 class _Drop:
-    """What the layers tell each other in one forward: the watched queries and keys, then the places
-    [B, k] and rotary embeddings of the tokens that go on (None: all)."""
+    """What the layers tell each other in one forward: the watched query and keys, then the rotary
+    embeddings of the tokens that go on (None: all do)."""
 
     query: torch.Tensor | None = None
     keys: torch.Tensor | None = None
@@ -62,21 +62,27 @@ class _Drop:
 
 
 class TokenRanker(nn.Module):
-    """The tokens that the last one attends to most, over all heads."""
+    """Takes the tokens that the last one attends to most, over all heads."""
 
     def __init__(self, draws: Draws) -> None:
         super().__init__()
         self.sparsity, self.draws = 0.0, draws
 
-    def forward(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Query [B, n_q, 1, d] of the last token and keys [B, n_kv, S, d] to places [B, k], sorted;
-        the last one is S - 1."""
+    def forward(
+        self, hidden: torch.Tensor, rotary: Rotary, query: torch.Tensor, keys: torch.Tensor
+    ) -> tuple[torch.Tensor, Rotary]:
+        """Of hidden states [B, S, h] and their rotary embeddings those of k tokens in their order,
+        by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S, d]."""
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
-        mass = (grouped @ keys.transpose(-1, -2) * scaling).softmax(-1).mean((1, 2))  # [B, S]
+        mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.draws.instead_of(mass)
-        scores[:, -1] = float("inf")
-        return scores.topk(kept_count(length, self.sparsity)).indices.sort().values
+        scores[:, -1] = float("inf")  # the next token is told from the last one
+        places = flat = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
+        if batch > 1:
+            flat = places + torch.arange(0, batch * length, length, device=places.device)[:, None]
+        rows = hidden.reshape(batch * length, -1).index_select(0, flat.flatten())
+        return rows.view(*places.shape, -1), taken_rotary(rotary, places)
 
 
 class _WatchedAttention(PlainAttention):
@@ -140,18 +146,12 @@ class _DroppingLayer(nn.Module):
 
     def _dropped(self, hidden: torch.Tensor, rotary: Rotary, cache: Any) -> torch.Tensor:
         """The hidden states that go on. Only a prompt on an empty cache drops tokens."""
-        drop, batch, tokens = self.drop, hidden.shape[0], hidden.shape[1]
-        query, keys = drop.query, drop.keys
+        drop, query, keys = self.drop, self.drop.query, self.drop.keys
         drop.query = drop.keys = drop.rotary = None
-        if tokens == 1 or past_length(cache, self.self_attn.layer_idx):
+        if query is None or keys is None or hidden.shape[1] == 1 or past_length(cache, self.self_attn.layer_idx):
             return hidden
-        places = self.router(query, keys, self.self_attn.scaling)
-        drop.rotary = taken_rotary(rotary, places)
-        flat = places
-        if batch > 1:
-            flat = places + torch.arange(0, batch * tokens, tokens, device=hidden.device)[:, None]
-        rows = hidden.reshape(batch * tokens, -1).index_select(0, flat.flatten())
-        return rows.view(batch, places.shape[1], -1)
+        hidden, drop.rotary = self.router(hidden, rotary, query * self.self_attn.scaling, keys)
+        return hidden
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Rows that went through, see `tracer.pruners.Counting`."""

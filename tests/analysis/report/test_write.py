@@ -14,7 +14,8 @@ from analysis.report.write import FORMATS, write_report
 from taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 
-FRAMES = {"prefill": pl.DataFrame({"step": [0]}), "decode": pl.DataFrame({"step": [0]})}
+FRAME = pl.DataFrame({"step": [0], "start": [0], "duration": [5], "name": ["k"]})
+FRAMES = {"prefill": FRAME, "decode": FRAME}
 
 
 def names(folder: Path) -> set[str]:

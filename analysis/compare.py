@@ -1,0 +1,179 @@
+"""Several runs side by side: in, runs, traces and folders of runs; out, a Comparison.
+
+Each subject is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.pipeline import TOOL, analyze
+from analysis.report.comparison_model import Comparison, ComparisonRow, Failure
+from analysis.report.model import Phase, Report
+from analysis.subject import BARE, Options, resolve
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import MANIFEST, PhaseRun, read_run
+
+_DEPTH = 5  # folders below the one named in which runs are looked for
+_PHASES = ("prefill", "decode", BARE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A subject: its path, and its name in the comparison (never an absolute path)."""
+
+    path: Path
+    name: str
+
+
+def find_runs(subjects: Iterable[Path]) -> list[Found]:
+    """Every run that is meant: a trace or run as it is, of any other folder all runs inside.
+
+    A run and the folder of a pair count once. A folder without runs stands for itself.
+    """
+    paths: list[Path] = []
+    for subject in subjects:
+        inside = [subject] if not subject.is_dir() else _inside(subject, _DEPTH)
+        paths += inside or [subject]
+    distinct = {_identity(path): path for path in reversed(paths)}
+    kept = [path for path in paths if distinct.get(_identity(path)) is path]
+    return [Found(path, name) for path, name in zip(kept, _names(kept), strict=True)]
+
+
+def compare(
+    subjects: Sequence[Path | Found],
+    *,
+    baseline: Path | None = None,
+    options: Options | None = None,
+) -> Comparison:
+    """Analyze every subject against `baseline`, or its own twin where that is None.
+
+    A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
+    """
+    found = [s for s in subjects if isinstance(s, Found)]
+    found += find_runs(s for s in subjects if isinstance(s, Path))
+    options = options or Options()
+    reports: dict[str, Report] = {}
+    rows: list[ComparisonRow] = []
+    failed: list[Failure] = []
+    error: PrunescopeError | None = None
+    for one in found:
+        try:
+            report = analyze(one.path, baseline=baseline, options=options).report
+            phases = _phases(one.path, baseline)
+        except PrunescopeError as problem:
+            error = problem
+            failed.append(Failure(run=one.name, why=problem.problem))
+            continue
+        reports[one.name] = report
+        rows += [
+            _row(one.name, report, name, phase, phases.get(name))
+            for name, phase in report.phases.items()
+        ]
+    if error is not None and not rows:
+        raise error
+    first = next(iter(reports.values()), None)
+    return Comparison(
+        tool=TOOL,
+        baseline=first.baseline if first and baseline is not None else None,
+        rows=sorted(rows, key=_order),
+        failed=failed,
+        warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
+        reports=reports,
+    )
+
+
+def _inside(folder: Path, depth: int) -> list[Path]:
+    """Runs in a folder; the folder of a pair is one."""
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    if any((folder / name / MANIFEST).is_file() for name in ("pruned", "dense")):
+        return [folder]
+    if depth == 0:
+        return []
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())
+    return [run for p in below if not p.name.startswith(".") for run in _inside(p, depth - 1)]
+
+
+def _identity(path: Path) -> Path:
+    """F for F and F/pruned alike."""
+    real = path.resolve()
+    if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
+        return real.parent
+    return real
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart."""
+    parts = [_identity(p).parts for p in paths]
+    longest = max((len(p) for p in parts), default=1)
+    for count in range(1, longest + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{p[-1]} ({i})" for i, p in enumerate(parts, 1)]
+
+
+def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
+    """What the manifest says of each phase; nothing for a bare trace."""
+    subject = resolve(path, baseline).subject
+    return read_run(subject).phases if subject.is_dir() else {}
+
+
+def _row(
+    name: str, report: Report, phase_name: str, phase: Phase, run: PhaseRun | None
+) -> ComparisonRow:
+    dense = phase.baseline or {}
+    timed, told = phase.unprofiled_ns, dense.get("unprofiled_ns")
+    # Dense and pruned are told in the same domain, or the two would be no ratio.
+    both = timed is not None and (not dense or told is not None)
+    ledger = {row.row: row.ns for row in phase.ledger} if phase.ledger else None
+    return ComparisonRow(
+        run=name,
+        model=_text(report.subject.get("model")),
+        method=_text(report.subject.get("method")),
+        family=phase.family.id if phase.family else None,
+        phase=phase_name,
+        batch=run.batch if run else None,
+        prompt_len=run.prompt_len if run else None,
+        context=run.context if run else None,
+        sparsity=phase.sparsity,
+        timed="unprofiled" if both else "profiled",
+        wall_ns=timed.median if both and timed else phase.wall_ns,
+        wall_ci95=timed.ci95 if both and timed else None,
+        dense_wall_ns=told.median if both and told else dense.get("wall_ns"),
+        tokens_per_s=phase.tokens_per_s,
+        dense_tokens_per_s=dense.get("tokens_per_s"),
+        weight_bytes=phase.weight_bytes,
+        dense_weight_bytes=dense.get("weight_bytes"),
+        kv_bytes=phase.kv_bytes,
+        dense_kv_bytes=dense.get("kv_bytes"),
+        peak_memory_bytes=phase.peak_memory_bytes,
+        dense_peak_memory_bytes=dense.get("peak_memory_bytes"),
+        ladder=phase.ladder,
+        ledger=ledger,
+        critical=[f.id for f in phase.findings if f.severity == "critical"],
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _order(row: ComparisonRow) -> tuple[object, ...]:
+    phase = _PHASES.index(row.phase) if row.phase in _PHASES else len(_PHASES)
+    nominal = row.sparsity.get("nominal")
+    return (
+        row.model or "", phase, row.phase, row.batch or 0, row.prompt_len or 0,
+        row.method or row.family or "", nominal if nominal is not None else -1.0, row.run,
+    )  # fmt: skip
+
+
+def comparison_folder(subjects: Sequence[Path]) -> Path | None:
+    """Where a comparison goes unless told otherwise: into the one folder that was named."""
+    if len(subjects) == 1 and subjects[0].is_dir():
+        return Path(os.path.normpath(subjects[0])) / "comparison"
+    return None

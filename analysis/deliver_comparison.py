@@ -1,0 +1,56 @@
+"""The command `analyze` with several subjects: from runs to one table and one figure.
+
+Nothing is written before every subject was analysed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.compare import Found, compare, comparison_folder
+from analysis.deliver import FORMATS, Delivery
+from analysis.report.comparison import COMPARISON_FORMATS, ComparisonView, write_comparison
+from analysis.report.comparison_model import Comparison, to_json
+from analysis.report.output import check_target, console_for, emit_json
+from analysis.report.write import check_formats
+from analysis.subject import Options
+from taxonomy.errors import PrunescopeError
+
+
+def deliver_comparison(
+    subjects: Sequence[Path],
+    found: Sequence[Found],
+    to: Delivery,
+    *,
+    options: Options,
+    baseline: Path | None = None,
+) -> Comparison:
+    """Compare the runs `found` in `subjects`, write and show the comparison.
+
+    Raises PrunescopeError before any writing.
+    """
+    check_target(to.json)
+    if options.eager_trace or options.baseline_eager_trace:
+        raise PrunescopeError(
+            "--eager-trace names the pass of one trace, and several subjects were given",
+            hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
+        )
+    folder = to.folder or comparison_folder(subjects)
+    names = [name.strip() for name in (to.formats or FORMATS).split(",") if name.strip()]
+    check_formats(names, COMPARISON_FORMATS)
+    if to.formats and folder is None:
+        raise PrunescopeError(
+            "--format names files, but of several subjects nothing is written unasked",
+            hint="add --out FOLDER",
+        )
+    done = compare(found, baseline=baseline, options=options)
+    if folder is not None:
+        write_comparison(done, folder, formats=names)
+    emit_json(to_json(done), to.json)
+    if not to.quiet:
+        console = console_for(to.json)
+        console.print(ComparisonView(done))
+        if folder is not None:
+            console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+    return done

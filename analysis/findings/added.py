@@ -1,0 +1,170 @@
+"""What pruning adds, named apart: routing, gather and scatter, masks, estimator, copies, maps.
+
+In: a Context. Out: a Finding, or None. New work is what the dense side has no op for in the same
+role, in an added unit or inside a matched one. Times are ns a step, as recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import polars as pl
+
+from analysis.findings.context import Context, ms
+from analysis.report.model import Finding
+
+_SHARE = 0.01  # of the recorded wall: work worth a sentence
+_MASK = re.compile(r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$")
+_SCORES = ("gemm", "batched_gemm", "softmax", "reduction", "routing")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """New work of one role, kind and op (the kernel's name where no op is known)."""
+
+    role: str
+    kind: str
+    work: str
+    ns: float
+
+
+@dataclass(frozen=True)
+class _Purpose:
+    """What new work is for: the words of its finding."""
+
+    id: str
+    what: str
+    change: str
+
+
+_ROUTING = _Purpose(
+    "added-routing",
+    "routing (routers, top-k, sorts, index building)",
+    "route once for several layers, or fuse router, top-k and index building into one kernel",
+)
+_GATHER = _Purpose(
+    "added-gather-scatter",
+    "gathering active rows or blocks and scattering results back",
+    "fold the gather into the GEMM's or attention's own loads, or keep rows packed over layers",
+)
+_MASKS = _Purpose(
+    "added-mask",
+    "building and applying masks",
+    "build masks once before the run, or remove what they hide instead of masking it",
+)
+_ESTIMATOR = _Purpose(
+    "added-estimator",
+    "estimating which blocks of attention matter",
+    "larger blocks, a cheaper pooling, or an estimate that several layers share",
+)
+_COPIES = _Purpose(
+    "added-layout",
+    "layout copies (casts, transposes, concatenations)",
+    "store weights and activations in the layout that the kernels take",
+)
+
+
+def routing(c: Context) -> Finding | None:
+    """Routers, top-k, sorts and index building."""
+    return _finding(c, _ROUTING)
+
+
+def gather_scatter(c: Context) -> Finding | None:
+    """Gathers and scatters around the kernels that work on a part."""
+    return _finding(c, _GATHER)
+
+
+def masks(c: Context) -> Finding | None:
+    """Comparisons, masks and fills."""
+    return _finding(c, _MASKS)
+
+
+def estimator(c: Context) -> Finding | None:
+    """Pooled scores beside a fused attention: the choice of blocks."""
+    return _finding(c, _ESTIMATOR)
+
+
+def layout_copies(c: Context) -> Finding | None:
+    """Copies that the dense model does not make."""
+    return _finding(c, _COPIES)
+
+
+def residual_map(c: Context) -> Finding | None:
+    """GEMMs on the residual stream cost a good part of what the narrower ones save."""
+    pairs = c.pairs or []
+    maps = [p for p in pairs if p.axis == "added" and p.pruned and p.key[1] == "residual"]
+    cost = sum(p.pruned.busy for p in maps if p.pruned is not None)
+    saved = sum(
+        p.dense.busy - (p.pruned.busy if p.pruned is not None else 0.0)
+        for p in pairs
+        if p.dense is not None
+    )
+    if not maps or cost < _SHARE * c.phase.wall_ns or cost < 0.25 * saved:
+        return None
+    share = f"{cost / saved:.0%} of the {ms(saved)} that" if saved > 0 else "more than"
+    first = maps[0].pruned
+    shape = f" {first.gemm.m}×{first.gemm.n}×{first.gemm.k}" if first and first.gemm else ""
+    return Finding(
+        id="residual-map",
+        severity="warning",
+        text=f"maps on the residual stream take {ms(cost)}: {share} the narrower GEMMs save",
+        evidence=[f"{len(maps)} GEMMs{shape} that the dense model does not have"],
+        change="keep the same dimensions at every junction (--set junctions=same): then no map is "
+        "needed",
+        predicted_ns=cost,
+    )
+
+
+def _finding(c: Context, purpose: _Purpose) -> Finding | None:
+    entries = sorted(_new_work(c).get(purpose.id, []), key=lambda e: -e.ns)
+    total = sum(e.ns for e in entries)
+    if not entries or total < _SHARE * c.phase.wall_ns:
+        return None
+    return Finding(
+        id=purpose.id,
+        severity="warning",
+        text=f"{purpose.what} takes {ms(total)} a step ({total / c.phase.wall_ns:.1%} of the "
+        "recorded wall); the dense model has none of it",
+        evidence=[f"{e.work[:80]} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
+        change=purpose.change,
+        predicted_ns=total,
+    )
+
+
+def _new_work(c: Context) -> dict[str, list[_Entry]]:
+    """New work by the id of its purpose."""
+    if c.dense is None:
+        return {}
+    new = _sums(c.pruned.frame).join(
+        _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
+    )
+    fused = all(_fused(k.frame) for k in (c.dense, c.pruned))
+    found: dict[str, list[_Entry]] = {}
+    for row in new.iter_rows(named=True):
+        entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)
+        purpose = next((p for p, fits in _TESTS if fits(entry, fused)), None)
+        if purpose is not None:
+            found.setdefault(purpose.id, []).append(entry)
+    return found
+
+
+def _sums(frame: pl.DataFrame) -> pl.DataFrame:
+    work = pl.coalesce("op", "name").fill_null("?")
+    return frame.with_columns(work=work).group_by("role", "kind", "work").agg(pl.col("busy").sum())
+
+
+def _fused(frame: pl.DataFrame) -> bool:
+    at = (frame["role"] == "attention") & (frame["kind"] == "attention")
+    return bool(at.any())
+
+
+# In this order: the first test that fits names the purpose.
+_TESTS: tuple[tuple[_Purpose, Callable[[_Entry, bool], bool]], ...] = (
+    (_ESTIMATOR, lambda e, fused: fused and e.role == "attention" and e.kind in _SCORES),
+    (_MASKS, lambda e, _: bool(_MASK.search(e.work)) and e.kind not in ("gemm", "attention")),
+    (_ROUTING, lambda e, _: e.kind == "routing" or e.role == "router"),
+    (_GATHER, lambda e, _: e.kind == "gather_scatter"),
+    (_COPIES, lambda e, _: e.kind == "layout"),
+)

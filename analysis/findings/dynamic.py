@@ -1,0 +1,176 @@
+"""Dynamic families and skipped layers: whether what a run says it skips was really skipped.
+
+In: a Context. Out: a Finding, or None. What the run says is its method, or the counts in its
+census; what it did is M, and the calls, of its GEMMs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from analysis.findings.context import Context, ms
+from analysis.gemms import Pair
+from analysis.report.model import Finding
+
+_TOKENS = ("dynamic-m", "token-drop")
+_LAYERS = ("static-m", "dynamic-depth")
+_ROUTED = ("q", "o", "gate", "up", "gate_up", "down")
+
+
+def reads_all_weights(c: Context) -> Finding | None:
+    """At batch B, a weight is read unless none of the B tokens is active: 1 − s^B."""
+    s = c.phase.sparsity.get("nominal")
+    rows = c.run.tokens_per_step if c.run else None
+    if not _is(c, ("dynamic-m",)) or not s or not rows or c.name != "decode":
+        return None
+    read = 1 - s**rows
+    if read - (1 - s) < 0.2:
+        return None
+    return Finding(
+        id="reads-all-weights",
+        severity="warning",
+        text=f"dynamic M at B = {rows} reads {read:.1%} of the routed weights in a decode step: "
+        f"1 − s^B with s = {s:g}",
+        evidence=[
+            f"FLOPs of an active share {1 - s:.0%} fall, bytes to {read:.1%}; decode is bound by "
+            "the bytes of the weights"
+        ],
+        change="route whole sequences alike, serve smaller batches, or prune statically",
+        predicted_ns=None,
+    )
+
+
+def below_break_even(c: Context) -> Finding | None:
+    """Attention over chosen blocks takes as long as over all of them."""
+    dense, pruned = (_attention_ns(side) for side in ((c.phase.baseline or {}), c.phase.roles))
+    if not _is(c, ("dynamic-nk",)) or not dense or pruned < 0.98 * dense:
+        return None
+    keys = f" at {c.run.context} keys" if c.run else ""
+    return Finding(
+        id="below-break-even",
+        severity="critical",
+        text=f"block-sparse attention does not pay{keys}: with its estimator it takes "
+        f"{ms(pruned)}, dense attention {ms(dense)}",
+        evidence=[_break_even(c) or "the context at which it pays is longer than this one"],
+        change="use dense attention below the break-even context, larger blocks, or fewer of them",
+        predicted_ns=pruned - dense if pruned > dense else None,
+    )
+
+
+def _attention_ns(side: dict[str, Any]) -> float:
+    roles: dict[str, float] = side.get("roles", side)
+    return float(sum(roles.get(role, 0.0) for role in ("attention", "router")))
+
+
+def _break_even(c: Context) -> str:
+    context = ((c.phase.predicted or {}).get("break_even") or {}).get("context")
+    if not context:
+        return ""
+    return f"the roofline alone gains from {context['from']} keys on, before the estimator's cost"
+
+
+def masked_tokens(c: Context) -> Finding | None:
+    """Tokens are masked, not removed: M is what it was."""
+    counted = _counts(c, ("rows", "tokens"))
+    if not _is(c, _TOKENS) and counted is None:
+        return None
+    routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
+    if not routed or not all(_as_before(p) for p in routed):
+        return None
+    said = f"the run counts {counted:.0%} of its tokens active" if counted is not None else (
+        f"the run's method is {_method(c)}"
+    )  # fmt: skip
+    return Finding(
+        id="masked-tokens",
+        severity="critical",
+        text=f"tokens are masked, not removed: M is unchanged in all {len(routed)} GEMMs",
+        evidence=[said, f"M = {_first_m(routed)} dense and pruned"],
+        change="gather the active rows before the GEMMs and scatter their results after",
+        predicted_ns=None if counted is None else (1 - counted) * sum(_busy(p) for p in routed),
+    )
+
+
+def skipped_executed(c: Context) -> Finding | None:
+    """Layers that the run says are skipped run all the same, for nothing."""
+    pairs = [p for p in c.pairs or [] if p.key[0] is not None]
+    if not pairs or not all(_as_before(p) for p in pairs):
+        return None
+    counted = _counts(c, ("layers",))
+    zeroed = _zeroed_layers(c)
+    s = c.phase.sparsity.get("nominal")
+    if zeroed:
+        lines = [f"output weights of layers {', '.join(map(str, zeroed[:8]))} are all zero"]
+    elif counted is not None:
+        lines = [f"the run counts {counted:.0%} of its layers active"]
+    elif _is(c, _LAYERS, by_name=True) and s:
+        lines = [f"the run's method is {_method(c)} at s = {s:g}"]
+    else:
+        return None
+    layers = {p.key[0] for p in pairs}
+    share = len(zeroed) / len(layers) if zeroed else 1 - counted if counted is not None else s or 0
+    return Finding(
+        id="skipped-layers-executed",
+        severity="critical",
+        text=f"skipped layers are executed: the GEMMs of all {len(layers)} layers run, at their "
+        "dense shapes",
+        evidence=lines,
+        change="leave the layers out of the forward (with their norms and residual adds)",
+        predicted_ns=share * sum(_busy(p) for p in pairs),
+    )
+
+
+def _method(c: Context) -> str | None:
+    pruning = c.side.run.pruning if c.side.run else None
+    method = (pruning or {}).get("method")
+    return method if isinstance(method, str) else None
+
+
+def _is(c: Context, ids: tuple[str, ...], *, by_name: bool = False) -> bool:
+    """Whether the run's method, or (unless `by_name`) the verdict, is one of the families."""
+    seen = set((c.phase.family.id if c.phase.family else "").split("+"))
+    return _method(c) in ids or (not by_name and bool(seen & set(ids)))
+
+
+def _as_before(p: Pair) -> bool:
+    """Whether a GEMM has its dense shape and runs as often."""
+    both = p.dense is not None and p.pruned is not None
+    return both and p.axis == "none" and p.pruned.count >= 0.99 * p.dense.count  # type: ignore[union-attr]
+
+
+def _busy(p: Pair) -> float:
+    return p.pruned.busy if p.pruned is not None else 0.0
+
+
+def _first_m(pairs: list[Pair]) -> str:
+    first = pairs[0].pruned
+    return "?" if first is None or first.m is None else f"{first.m:g}"
+
+
+def _counts(c: Context, units: tuple[str, ...]) -> float | None:
+    """The share that the run's modules counted active in this phase, below 1; None where they
+    counted nothing of the kind."""
+    census = (c.side.run.census if c.side.run else None) or {}
+    of_phase = (census.get("dynamic") or {}).get(c.name) or {}
+    active = total = 0.0
+    for stats in of_phase.values():
+        if isinstance(stats, dict) and stats.get("unit") in units:
+            active += sum(stats.get("active") or [])
+            total += sum(stats.get("total") or [])
+    share = active / total if total else None
+    return share if share is not None and share < 0.999 else None
+
+
+def _zeroed_layers(c: Context) -> list[int]:
+    """Layers whose o or down weight is all zero in the pruned run and was not in the dense one."""
+
+    def zero(side: Any) -> set[tuple[int, str]]:
+        matrices = ((side.run.census if side and side.run else None) or {}).get("matrices") or []
+        return {
+            (m["layer"], m["role"])
+            for m in matrices
+            if m.get("role") in ("o", "down")
+            and m.get("layer") is not None
+            and (m.get("zeros") or 0) > 0.9999
+        }
+
+    return sorted({layer for layer, _ in zero(c.side) - zero(c.side_dense)})

@@ -1,0 +1,202 @@
+"""Tiles and waves of pruned GEMMs: a step that was not crossed, and the nearest good dimension.
+
+In: a Context of device traces whose kernels' names tell a tile. Out: a Finding, or None. Times are
+ns a step, as recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import polars as pl
+
+from analysis.findings.context import Context, ms
+from analysis.frame import Kernels
+from analysis.gemms import Call
+from analysis.report.model import Finding
+from analysis.role import GEMM_KINDS
+from taxonomy.gemm import Gemm
+
+_SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
+_GOOD = 16  # elements: what tensor cores want of a dimension at 16 bit
+_NEAR = 0.03  # how far a dimension may move to be the nearest good one
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class _Tiled:
+    """The tiles of a GEMM's kernel. `slots`: tiles in flight at a time, None where unknown."""
+
+    rows: int
+    columns: int
+    tiles: int
+    slots: float | None
+
+    def along_n(self, gemm: Gemm) -> tuple[int, int]:
+        """(side of a tile along N, tiles for each of its columns), in the orientation that gives
+        the number of tiles."""
+        for side, other in ((self.rows, self.columns), (self.columns, self.rows)):
+            across, down = math.ceil(gemm.n / side), math.ceil(gemm.m / other)
+            if across and self.tiles % (across * down) == 0:
+                return side, self.tiles // across
+        return self.columns, max(1, self.tiles // math.ceil(gemm.n / self.columns))
+
+    def waves(self, tiles: float) -> float:
+        """Whole waves of so many tiles; the tiles themselves where the slots are unknown."""
+        return math.ceil(tiles / self.slots - _EPS) if self.slots else tiles
+
+
+@dataclass
+class _Group:
+    """GEMMs of one role and one pair of shapes: their time, and their tiles."""
+
+    role: str
+    axis: str
+    dense: Call
+    pruned: Call
+    old: Gemm
+    new: Gemm
+    busy: float = 0.0
+    busy_dense: float = 0.0
+
+
+def wave_step(c: Context) -> Finding | None:
+    """Fewer tiles, as many waves: the time does not fall until a wave does."""
+    lines, gain, busy = [], 0.0, 0.0
+    if c.dense is None:
+        return None
+    old_tiles, new_tiles = _tiled(c.dense), _tiled(c.pruned)
+    for g in _groups(c, ("N", "M")):
+        old, new = old_tiles.get((g.role, g.old)), new_tiles.get((g.role, g.new))
+        if old is None or new is None or not old.slots or not new.slots:
+            continue
+        before, after = old.waves(old.tiles), new.waves(new.tiles)
+        if new.tiles >= old.tiles or after < before:
+            continue
+        at = _crossing(new, g.new) if g.axis == "N" else None
+        busy += g.busy
+        gain += g.busy / after if at else 0.0
+        lines.append(
+            f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
+            f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
+            f"{before:.0f} → {after:.0f} waves" + (f"; N = {at} saves one" if at else "")
+        )
+    if busy < _SHARE * c.phase.busy_ns or not lines:
+        return None
+    return Finding(
+        id="wave-step",
+        severity="warning",
+        text=f"the GEMMs of {ms(busy)} have fewer tiles and as many waves: the step that makes "
+        "them faster was not crossed",
+        evidence=lines[:4],
+        change="prune to the N named, or give the rest back: up to the step it costs no time"
+        if gain
+        else "prune M less or more, batch more rows, or remove whole layers",
+        predicted_ns=gain or None,
+    )
+
+
+def _crossing(tiled: _Tiled, gemm: Gemm) -> int | None:
+    """The largest N that needs a wave less; None where there is none."""
+    side, each = tiled.along_n(gemm)
+    left = (tiled.waves(tiled.tiles) - 1) * (tiled.slots or 0.0)
+    columns = int(left / each + _EPS)
+    return columns * side or None
+
+
+def nearest_dimension(c: Context) -> Finding | None:
+    """A dimension close by at which the GEMM is predicted to be faster.
+
+    The time at N' is that of the dense GEMM, whose kernel is aligned, times K'/K and the waves of
+    its own tile at N' over those at N (times N'/N where memory binds it).
+    """
+    if c.dense is None or not c.pruned.on_device:
+        return None
+    tiles = _tiled(c.dense)
+    lines, gain = [], 0.0
+    for g in _groups(c, ("N", "K", "NK")):
+        tiled = tiles.get((g.role, g.old))
+        if tiled is None or g.pruned.dtype not in ("bf16", "fp16"):
+            continue
+        found = _better(g, tiled)
+        if found is not None:
+            axis, now, best, saved = found
+            gain += saved
+            lines.append(
+                f"{g.role} {axis} = {now}: {best} ({best / now - 1:+.1%}) is predicted to save "
+                f"{ms(saved)} of {ms(g.busy)}"
+            )
+    if gain < _SHARE * c.phase.busy_ns or not lines:
+        return None
+    return Finding(
+        id="nearest-dimension",
+        severity="warning",
+        text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
+        evidence=lines[:5],
+        change="keep the dimensions named",
+        predicted_ns=gain,
+    )
+
+
+def _better(g: _Group, tiled: _Tiled) -> tuple[str, int, int, float] | None:
+    """(axis, now, best, ns saved); None where the dimension is as good as those around it."""
+    side, each = tiled.along_n(g.old)
+
+    def time(n: int, k: int) -> float:
+        by_waves = tiled.waves(math.ceil(n / side) * each) / tiled.waves(tiled.tiles)
+        wide = n / g.old.n if g.dense.bound == "memory" else by_waves
+        return g.busy_dense * k / g.old.k * wide
+
+    axis = "K" if g.new.k != g.old.k and (g.new.k % 8 or g.new.n == g.old.n) else "N"
+    now, was = (g.new.k, g.old.k) if axis == "K" else (g.new.n, g.old.n)
+    aligned = now % 8 == 0 or was % 8 != 0
+    if axis == "K" and aligned:
+        return None
+
+    def at(value: int) -> float:
+        return time(g.new.n, value) if axis == "K" else time(value, g.new.k)
+
+    low, high = math.ceil(now * (1 - _NEAR) / _GOOD), int(now * (1 + _NEAR) / _GOOD) + 1
+    near = [i * _GOOD for i in range(max(1, low), high + 1)]
+    best = min(near, key=lambda value: (round(at(value), 3), abs(value - now)))
+    # A kernel that is aligned already differs from the prediction for other reasons.
+    saved = g.busy * (1 - at(best) / at(now)) if aligned else g.busy - at(best)
+    return (axis, now, best, saved) if saved > 0.05 * g.busy else None
+
+
+def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
+    groups: dict[tuple[str, Gemm, Gemm], _Group] = {}
+    for pair in c.pairs or []:
+        old, new = pair.dense, pair.pruned
+        if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
+            continue
+        if old.gemm is None or new.gemm is None:
+            continue
+        key = (pair.key[1], old.gemm, new.gemm)
+        group = groups.setdefault(key, _Group(key[0], pair.axis, old, new, old.gemm, new.gemm))
+        group.busy += new.busy
+        group.busy_dense += old.busy
+    return sorted(groups.values(), key=lambda g: -g.busy)
+
+
+def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
+    """The tiles of each (role, GEMM) whose kernel's name tells one."""
+    told = kernels.frame.filter(
+        pl.col("main") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
+    )
+    totals: dict[tuple[str, Gemm], _Tiled] = {}
+    most: dict[tuple[str, Gemm], int] = defaultdict(int)
+    sums = told.group_by("role", "call", "tile", "tiles", "waves").agg(pl.col("busy").sum())
+    for row in sums.sort("busy", "call").iter_rows(named=True):
+        work = kernels.works[row["call"]]
+        if work is None or len(work.gemms) != 1:
+            continue
+        key = (row["role"], work.gemms[0])
+        rows, columns = (int(part) for part in row["tile"].split("x"))
+        slots = row["tiles"] / row["waves"] if row["waves"] else None
+        if row["busy"] >= most[key]:
+            most[key] = row["busy"]
+            totals[key] = _Tiled(rows, columns, row["tiles"], slots)
+    return totals

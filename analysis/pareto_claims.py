@@ -1,0 +1,165 @@
+"""What a sweep shows, in plain sentences that go no further than its intervals.
+
+In: a Pareto without its summary. Out: lines, unescaped: what was compared, the frontier of each
+cell, where pruning pays, the paper's two claims, and what does not generalise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from analysis.report.numbers import percent, ratio
+from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+
+# arXiv 2606.09080: the frontier's order of families by loss, in prefill.
+PAPER_ORDER = ("static-m", "dynamic-m", "static-nk")
+DEPTH = "static-m"
+_MOSTLY = 0.5
+
+
+def summary(found: Pareto) -> list[str]:
+    """The sentences of a sweep, in reading order."""
+    lines = [*_compared(found)]
+    for name, phase in found.phases.items():
+        lines += [_frontier_line(name, phase, cell) for cell in phase.cells]
+        lines.append(_pays_line(name, phase))
+        lines += _depth_claim(name, phase)
+    if "prefill" in found.phases:
+        lines += _order_claim(found.phases["prefill"])
+    lines += _limits(found)
+    return lines
+
+
+def _compared(found: Pareto) -> Iterator[str]:
+    points = [p for phase in found.phases.values() for p in phase.points]
+    families = dict.fromkeys(p.family for p in points)
+    subject = found.subject
+    yield (
+        f"{len(points)} points of {len(families)} families of {subject.get('model')}"
+        f" ({subject.get('dtype')}) on {subject.get('device')}; {len(found.failed)} failed,"
+        f" {found.pending} not run yet."
+    )
+    text = subject.get("text") or {}
+    yield (
+        "Measured: speedup = dense ÷ pruned medians of unprofiled samples, both models taking"
+        " turns; loss = perplexity of the very model that was timed ÷ that of dense − 1, on"
+        f" {text.get('tokens', 'an unknown number of')} tokens of"
+        f" {text.get('source', 'an unknown text')}."
+    )
+
+
+def _frontier_line(name: str, phase: ParetoPhase, cell: Cell) -> str:
+    where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
+    best = [p for p in _of(phase, cell) if p.on_frontier]
+    best.sort(key=lambda p: (p.loss or {})["perplexity_rel"])
+    if not best:
+        return f"{where}: no point is faster than dense beyond noise."
+    steps = " → ".join(
+        f"{_named(p)} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}" for p in best
+    )
+    return f"{where}: the frontier, by loss: {steps}."
+
+
+def _pays_line(name: str, phase: ParetoPhase) -> str:
+    pays = {f: s for f, s in phase.break_even.items() if s is not None}
+    never = [f for f, s in phase.break_even.items() if s is None]
+    parts = []
+    if pays:
+        words = ", ".join(f"{f} from s = {s:g}" for f, s in sorted(pays.items()))
+        parts.append(f"faster than dense beyond noise, at every batch and length: {words}")
+    if never:
+        parts.append(f"not so up to the largest s measured: {', '.join(never)}")
+    return f"{name}: {'; '.join(parts)}."
+
+
+def _depth_claim(name: str, phase: ParetoPhase) -> Iterator[str]:
+    """Whether static depth stays closest to its bound, where the dense model is memory-bound."""
+    for cell in phase.cells:
+        points = _of(phase, cell)
+        bound = [p.memory_bound for p in points if p.memory_bound is not None]
+        if not bound or median(bound) < _MOSTLY:
+            continue
+        shares: dict[str, list[float]] = {}
+        for point in points:
+            share = point.shares.get("roofline")
+            if share is not None:
+                shares.setdefault(point.family, []).append(share)
+        if DEPTH not in shares or len(shares) < 2:
+            continue
+        reached = {family: median(values) for family, values in shares.items()}
+        ranked = sorted(reached, key=lambda family: abs(1 - reached[family]))
+        place = ranked.index(DEPTH) + 1
+        verdict = "holds here" if place == 1 else f"does not hold here ({DEPTH} is number {place})"
+        words = ", ".join(f"{f} {percent(reached[f], decimals=0)}" for f in ranked)
+        yield (
+            f"Claim “static depth stays closest to its bound where memory-bound”: {name}, batch"
+            f" {cell.batch}, {cell.prompt_len} tokens is memory-bound in"
+            f" {percent(median(bound), decimals=0)} of dense busy time; {verdict}. Median share of"
+            f" the roofline bound reached, closest to 100 % first: {words}."
+        )
+
+
+def _order_claim(phase: ParetoPhase) -> Iterator[str]:
+    """Whether the families of the frontier follow each other as in the paper."""
+    there = {p.family for p in phase.points}
+    if len(there & set(PAPER_ORDER)) < 2:
+        return
+    orders = []
+    for cell in phase.cells:
+        families = [w.family for w in cell.winners if w.family != "dense"]
+        orders.append(f"batch {cell.batch}, {cell.prompt_len}: {' → '.join(families) or 'none'}")
+    seen = [[w.family for w in c.winners if w.family in PAPER_ORDER] for c in phase.cells]
+    holds = all(tuple(families) == PAPER_ORDER for families in seen)
+    yield (
+        f"Claim “prefill frontier {' → '.join(PAPER_ORDER)} by loss”:"
+        f" {'holds' if holds else 'does not hold'} here ({'; '.join(orders)})."
+    )
+
+
+def _limits(found: Pareto) -> Iterator[str]:
+    points = [p for phase in found.phases.values() for p in phase.points]
+    simulated: dict[str, str] = {p.family: p.simulated for p in points if p.simulated}
+    for family, what in simulated.items():
+        yield f"Simulated: {family}: {what}."
+    spreads = [
+        cell.dense_ns["spread"]
+        for phase in found.phases.values()
+        for cell in phase.cells
+        if cell.dense_ns
+    ]
+    if spreads:
+        yield (
+            "Drift: the median of the dense model, measured anew with every result, spread by up to"
+            f" {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
+        )
+    yield (
+        "Does not generalise: no recovery training was done, so the losses are those before any"
+        " fine-tuning and the order by loss can change after it; times hold for this device,"
+        " software and these shapes."
+    )
+
+
+def _of(phase: ParetoPhase, cell: Cell) -> list[Point]:
+    where = (cell.batch, cell.prompt_len)
+    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
+
+
+def _named(point: Point) -> str:
+    return point.family if point.sparsity is None else f"{point.family} {point.sparsity:g}"
+
+
+def _interval(point: Point) -> str:
+    if point.realised_ci95 is None:
+        return ""
+    low, high = point.realised_ci95
+    return f" [{low:.2f}, {high:.2f}]"
+
+
+def _loss_text(point: Point) -> str:
+    loss = point.loss or {}
+    text = f"{percent(loss.get('perplexity_rel'), signed=True)}"
+    if loss.get("ci95"):
+        low, high = (percent(value, signed=True) for value in loss["ci95"])
+        text += f" [{low}, {high}]"
+    return f"{text} perplexity"

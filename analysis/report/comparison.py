@@ -1,0 +1,256 @@
+"""A Comparison as one table and one figure: in, plain values; out, texts and files.
+
+Times are of one step, ledger rows are shares of the dense wall; – is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
+from rich.text import Text
+
+from analysis.report import escape, numbers
+from analysis.report.columns import fitted
+from analysis.report.comparison_model import Comparison, ComparisonRow, to_json
+from analysis.report.html import SCRIPT, TEMPLATES, shown
+from analysis.report.latex import HEAD, tabular
+from analysis.report.ledger_view import LADDER, LEDGER, TOTALS
+from analysis.report.markdown import table_lines
+from analysis.report.view import Cell, Column, Table
+from analysis.report.write import check_formats, write_files
+
+COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
+ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
+_PAPER = frozenset({"model", "context", "weights", "KV cache", "peak memory", "kernel (busy)"})
+_TITLE = "Comparison: dense → pruned, of one step"
+_NOTES = (
+    "TTFT and TPOT are the wall of one prefill forward and of one decoded token: medians of "
+    "unprofiled samples, or profiled means where a run has none (marked p)",
+    "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
+    "they sum to the pruned wall",
+)
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path, *, formats: Sequence[str] = ("md", "json", "png", "pdf")
+) -> list[Path]:
+    """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
+    check_formats(formats, COMPARISON_FORMATS)
+    files: dict[str, bytes] = {}
+    for name in dict.fromkeys(formats):
+        files |= _rendered(comparison, name)
+    return write_files(files, folder)
+
+
+def _rendered(comparison: Comparison, name: str) -> dict[str, bytes]:
+    texts = {"md": render_markdown, "tex": render_latex, "csv": render_csv, "html": render_html}
+    if name in texts:
+        return {f"comparison.{name}": texts[name](comparison).encode()}
+    if name == "json":
+        return {"comparison.json": to_json(comparison)}
+    from analysis.report.comparison_figure import draw_comparison
+
+    data = draw_comparison(comparison.rows, name)
+    return {} if data is None else {f"comparison.{name}": data}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row for each run and phase."""
+    columns = [
+        Column("run", flexible=False),
+        Column("model", drop=20),
+        Column("method", drop=3),
+        Column("nominal s", numeric=True),
+        Column("FLOPs gone", numeric=True, drop=5),
+        Column("phase"),
+        Column("B", numeric=True),
+        Column("prompt", numeric=True, drop=4),
+        Column("context", numeric=True, drop=19),
+        Column("TTFT or TPOT", numeric=True, drop=6),
+        Column("tokens/s", numeric=True, drop=7),
+        Column("weights", numeric=True, drop=16),
+        Column("KV cache", numeric=True, drop=17),
+        Column("peak memory", numeric=True, drop=18),
+        *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
+        Column("95 %", numeric=True, drop=1),
+        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(ROWS)),
+    ]  # fmt: skip
+    failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
+    rows = [_cells(row) for row in comparison.rows]
+    return Table("comparison", _TITLE, columns, rows, [*_NOTES, *failed])
+
+
+_DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
+
+
+def _cells(row: ComparisonRow) -> list[Cell]:
+    ladder = row.ladder
+    values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
+    ci95 = ladder.realised_ci95 if ladder else None
+    method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+    profiled = " p" if row.timed == "profiled" else ""
+    return [
+        Cell(row.run),
+        Cell(row.model or numbers.UNKNOWN),
+        Cell(method),
+        _share(row.sparsity.get("nominal")),
+        _share(row.sparsity.get("flop")),
+        Cell(row.phase),
+        _count(row.batch),
+        _count(row.prompt_len),
+        _count(row.context),
+        Cell(_both(row.dense_wall_ns, row.wall_ns, numbers.time) + profiled, row.wall_ns),
+        Cell(_both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s),
+        Cell(_both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes),
+        Cell(_both(row.dense_kv_bytes, row.kv_bytes, numbers.size), row.kv_bytes),
+        Cell(_both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
+             row.peak_memory_bytes),
+        *(Cell(numbers.ratio(value), value) for value in values.values()),
+        Cell(f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
+             ci95[0] if ci95 else None),
+        *(_ledger(row, name) for name in ROWS),
+    ]  # fmt: skip
+
+
+def _share(value: float | None) -> Cell:
+    return Cell(numbers.percent(value), value)
+
+
+def _count(value: int | None) -> Cell:
+    return Cell(numbers.UNKNOWN if value is None else str(value), value)
+
+
+def _both(dense: float | None, now: float | None, form: Any) -> str:
+    if now is None:
+        return numbers.UNKNOWN
+    return form(now) if dense is None else f"{form(dense)} → {form(now)}"
+
+
+def _ledger(row: ComparisonRow, name: str) -> Cell:
+    ns = (row.ledger or {}).get(name)
+    share = numbers.share_of(ns, (row.ledger or {}).get("dense"))
+    tone = "" if not share else "loss" if share > 0 else "gain"
+    return Cell(numbers.percent(share, signed=True), share, tone=tone)
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    rows = comparison.rows
+    critical = [f"{r.run}, {r.phase}: {', '.join(r.critical)}" for r in rows if r.critical]
+    return [*comparison.warnings, *critical]
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """The table as GitHub-flavoured Markdown."""
+    lines = ["# Comparison", ""]
+    for warning in _warnings(comparison):
+        lines += [f"> ⚠ {escape.markdown(warning)}", ""]
+    return "\n".join([*lines, *table_lines(comparison_table(comparison))]) + "\n"
+
+
+def render_latex(comparison: Comparison) -> str:
+    """A booktabs table for \\input, without the columns that paper has no room for."""
+    table = comparison_table(comparison)
+    keep = [i for i, c in enumerate(table.columns) if c.title not in _PAPER]
+    lines = [
+        HEAD.replace("TOOL", escape.latex(comparison.tool).replace("\n", " ")),
+        r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape.latex(_TITLE)}.}}\label{{tab:comparison}}\smallskip",
+        *tabular(table, keep),
+        *(rf"\par {escape.latex(note)}" for note in table.notes),
+        r"\end{table*}",
+        r"\IfFileExists{comparison.pdf}{%",
+        r"\begin{figure*}\centering\includegraphics[width=\linewidth]{comparison.pdf}",
+        r"\caption{Speedups with 95 \% intervals, and where the promised time went.}"
+        r"\label{fig:comparison}",
+        r"\end{figure*}}{}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_csv(comparison: Comparison) -> str:
+    """Raw values (ns, bytes, ratios), one line for each run and phase; empty is unknown."""
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    flat = [dict(_flat(row)) for row in comparison.rows]
+    head = list(dict.fromkeys(key for row in flat for key in row))
+    writer.writerow(head)
+    for row in flat:
+        values = (row.get(key) for key in head)
+        writer.writerow(
+            [escape.cell(v) if isinstance(v, str) else "" if v is None else v for v in values]
+        )
+    return out.getvalue()
+
+
+def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
+    for key, value in msgspec.structs.asdict(row).items():
+        if key == "sparsity":
+            yield from ((f"sparsity_{k}", row.sparsity.get(k))
+                        for k in ("nominal", "parameters", "flop", "bytes"))  # fmt: skip
+        elif key == "ladder":
+            yield from ((f"speedup_{k}", getattr(value, k) if value else None) for k in LADDER)
+            yield from _ends("speedup_realised", value.realised_ci95 if value else None)
+        elif key == "ledger":
+            yield from ((f"{k}_ns", (value or {}).get(k)) for k in LEDGER)
+        elif key == "wall_ci95":
+            yield from _ends("wall_ns", value)
+        else:
+            yield key, " ".join(value) if isinstance(value, list) else value
+
+
+def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | None]]:
+    yield f"{name}_ci95_low", ci95[0] if ci95 else None
+    yield f"{name}_ci95_high", ci95[1] if ci95 else None
+
+
+def render_html(comparison: Comparison) -> str:
+    """One self-contained page: the figure inline, the table sortable."""
+    from analysis.report.comparison_figure import draw_comparison
+
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
+        undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    svg = draw_comparison(comparison.rows, "svg")
+    figure = "" if svg is None else svg.decode().partition("<svg")[2]
+    return env.get_template("comparison.html.j2").render(
+        title="Comparison",
+        warnings=_warnings(comparison),
+        table=comparison_table(comparison),
+        figure=f"<svg{figure}" if figure else "",
+        tool=comparison.tool,
+        script=script,
+        digest=digest,
+    )
+
+
+class ComparisonView:
+    """The table for a terminal: columns that do not fit are left out, least wanted first."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        def ink(text: str, style: str = "") -> Text:
+            plain = escape.clean(text)
+            return Text(escape.ascii_only(plain) if options.ascii_only else plain, style=style)
+
+        table = comparison_table(self.comparison)
+        yield ink(table.title, "bold")
+        for warning in _warnings(self.comparison):
+            yield ink(f"! {warning}", "yellow")
+        yield fitted(table, options.max_width, ink)
+        for note in table.notes:
+            yield Padding(ink(note, "dim"), (0, 0, 0, 1))

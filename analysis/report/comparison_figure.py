@@ -1,0 +1,174 @@
+"""The figure of a Comparison: in, its rows; out, PNG, PDF or SVG bytes, two columns wide.
+
+Above: speedup over sparsity with 95 % intervals, a line for each method and setting. Below: where
+the dense wall went, a bar for each run and phase; losses stand right of the promise, gains left.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from analysis.report.comparison_model import ComparisonRow
+from analysis.report.escape import clean
+from analysis.report.figures import METADATA, STYLE
+from analysis.report.ledger_view import LEDGER
+
+WIDTH = 7.0  # inches: both columns of a two-column page
+_CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
+_MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
+_SMALL = 6
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vP*"
+_ROWS = {
+    "coverage": ("#E69F00", ""),
+    "roofline_shift": ("#56B4E9", "////"),
+    "shape": ("#CC79A7", "...."),
+    "kernel_efficiency": ("#D55E00", ""),
+    "added_work": ("#F0E442", "xxxx"),
+    "launch_idle": ("#999999", "\\\\\\\\"),
+}
+
+
+def draw_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
+    """The figure; None where no row has a ladder."""
+    with matplotlib.rc_context(STYLE):
+        figure = comparison_figure(rows)
+        if figure is None:
+            return None
+        out = io.BytesIO()
+        figure.savefig(out, format=ending, dpi=300, metadata=METADATA[ending])
+        return out.getvalue()
+
+
+def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
+    """Both parts on one page, whose places are fixed in inches."""
+    known = [row for row in rows if row.ladder is not None]
+    bars = [row for row in known if row.ledger and row.ledger["dense"] > 0][:_MOST_BARS]
+    if not known:
+        return None
+    low = 0.45 + _BAR * max(1, len(bars))
+    height = 0.15 + _CURVES + 0.85 + low + 0.05
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasAgg(figure)
+
+    def place(left: float, bottom: float, width: float, high: float) -> Axes:
+        box = (left / WIDTH, bottom / height, width / WIDTH, high / height)
+        return figure.add_axes(box)
+
+    draw_curves(place(0.5, height - 0.15 - _CURVES, 3.4, _CURVES), known)
+    draw_bars(place(2.5, 0.4, 4.3, low - 0.4), bars, left_out=len(known) - len(bars))
+    return figure
+
+
+def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
+    """Realised speedup over what went (nominal s, else the FLOPs' share), with intervals."""
+    axes.spines[["top", "right"]].set_visible(False)
+    curves: dict[str, list[tuple[float, ComparisonRow]]] = defaultdict(list)
+    for row in rows:
+        nominal = row.sparsity.get("nominal")
+        at = row.sparsity.get("flop") if nominal is None else nominal
+        if at is not None:
+            curves[_curve(row, rows)].append((at, row))
+    ends = sorted({x for points in curves.values() for x, _ in points}) or [0.0]
+    span = ends[-1] - ends[0] or 0.1
+    shown = list(curves.items())[:_MOST_CURVES]
+    for i, (label, points) in enumerate(shown):
+        # Side by side, so that intervals at one sparsity do not hide each other.
+        aside = (i - (len(shown) - 1) / 2) * 0.012 * span
+        _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
+    grid = [ends[0] + (ends[-1] - ends[0]) * i / 40 for i in range(41)]
+    axes.plot(grid, [1 / (1 - x) if x < 0.95 else None for x in grid], color="black",
+              linewidth=0.6, linestyle=(0, (1, 1.5)), label="promised, 1/(1 − s)")  # fmt: skip
+    axes.set_xlim(ends[0] - 0.12 * span, ends[-1] + 0.12 * span)
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_xlabel("sparsity s (share of FLOPs where none is named)")
+    axes.set_ylabel("speedup (dense ÷ pruned)")
+    axes.locator_params(nbins=5)
+    hidden = len(curves) - len(shown)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, fontsize=_SMALL,
+                frameon=False, labelspacing=0.25, title_fontsize=_SMALL,
+                title=f"{hidden} more curves left out" if hidden > 0 else None)  # fmt: skip
+
+
+def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
+    points = sorted(points, key=lambda p: p[0])
+    colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+    ladders = [(x, row.ladder) for x, row in points if row.ladder is not None]
+    axes.plot([x for x, _ in ladders], [ladder.realised for _, ladder in ladders], color=colour,
+              marker=marker, markersize=3, linewidth=0.9, label=label,
+              linestyle="-" if i < len(_COLOURS) else "--")  # fmt: skip
+    for x, ladder in ladders:
+        if ladder.realised_ci95:
+            axes.plot([x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_",
+                      markersize=3)  # fmt: skip
+
+
+def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
+    """The ledger of each row in per cent of its dense wall, around the promise."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for i, row in enumerate(rows):
+        _bar_of(axes, i, row.ledger or {})
+    axes.axvline(100, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    note = f"; {left_out} more left out" if left_out > 0 else ""
+    axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
+    handles = [
+        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3,
+              label=LEDGER[name][0])
+        for name, (colour, hatch) in _ROWS.items()
+    ]  # fmt: skip
+    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, handlelength=1,
+                fontsize=_SMALL, frameon=False, borderaxespad=0.2, columnspacing=0.9,
+                handletextpad=0.4)  # fmt: skip
+
+
+def _bar_of(axes: Axes, i: int, ledger: dict[str, float]) -> None:
+    per = 100 / ledger["dense"]
+    promised = right = left = ledger["promised"] * per
+    axes.barh(i, promised, 0.62, color="#DDDDDD", edgecolor="none", zorder=0)
+    for name, (colour, hatch) in _ROWS.items():
+        share = ledger.get(name, 0.0) * per
+        axes.barh(i, share, 0.62, left=right if share > 0 else left, color=colour, hatch=hatch,
+                  edgecolor="black", linewidth=0.3)  # fmt: skip
+        right, left = (right + share, left) if share > 0 else (right, left + share)
+    axes.plot([promised, promised], [i - 0.36, i + 0.36], color="black", linewidth=1.0)
+    axes.plot([ledger["pruned"] * per], [i], marker="D", markersize=2.5, color="black", zorder=3)
+
+
+def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
+    """Method and phase, with the settings in which the rows differ."""
+    words = [row.method or row.family or "?", row.phase]
+    for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
+        if len({getattr(r, key) for r in rows}) > 1:
+            words.append(f"{label}{getattr(row, key)}")
+    return _short(" ".join(str(w) for w in words), 40)
+
+
+def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Method, sparsity and setting; the run's name where two bars would be named alike."""
+    labels = []
+    for row in rows:
+        nominal = row.sparsity.get("nominal")
+        name, _, rest = _curve(row, rows).partition(" ")
+        labels.append(
+            " ".join(filter(None, (name, "" if nominal is None else f"{nominal:g}", rest)))
+        )
+    named = (f"{row.run} {row.phase}" if labels.count(label) > 1 else label
+             for row, label in zip(rows, labels, strict=True))  # fmt: skip
+    return [_short(label, 44) for label in named]
+
+
+def _short(text: str, most: int) -> str:
+    plain = clean(text)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"

@@ -1,0 +1,205 @@
+"""Figures of a sweep: in, a Pareto; out, PNG, PDF or SVG bytes by file name.
+
+Speed against loss with intervals and frontier, realised against bound, and where the time goes in
+each family as stacked parts of the dense step. One panel for each batch and length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import matplotlib
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.report.escape import clean
+from analysis.report.figures import STYLE, saved
+from analysis.report.ledger_view import LEDGER
+from analysis.report.names import figure_name
+from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+
+_PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
+# Okabe-Ito; a marker too, for grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MARKERS = "osD^vP*X<>hp"
+_ROWS = (
+    ("coverage", "#D55E00", "/////"),
+    ("roofline_shift", "#CC79A7", ""),
+    ("shape", "#F0E442", "....."),
+    ("kernel_efficiency", "#E69F00", ""),
+    ("added_work", "#56B4E9", "xxxxx"),
+    ("launch_idle", "#999999", "-----"),
+)
+_PROMISED = "#DDDDDD"
+
+Panel = Callable[[Axes, list[Point], dict[str, tuple[str, str]]], None]
+
+
+def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
+    """File name to bytes: speed-quality, bound and ledger of every phase."""
+    panels: dict[str, Panel] = {
+        "speed-quality": _speed_quality,
+        "bound": _bound,
+        "ledger": _ledger,
+    }
+    files = {}
+    for name, phase in found.phases.items():
+        for kind, panel in panels.items():
+            files[figure_name(kind, name, ending)] = _figure(phase, name, panel, ending)
+    return files
+
+
+def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
+    marks = _marks(phase.points)
+    columns = min(_COLUMNS, len(phase.cells))
+    rows = -(-len(phase.cells) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(_PANEL * columns, 2.5 * rows + 0.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, cell in zip(grid.flat, phase.cells, strict=False):
+            panel(axes, _of(phase, cell), marks)
+            axes.set_title(f"{clean(name)}, batch {cell.batch}, {cell.prompt_len} tokens")
+            axes.spines[["top", "right"]].set_visible(False)
+        for axes in grid.flat[len(phase.cells) :]:
+            axes.set_visible(False)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 + columns, frameon=False)
+        return saved(figure, ending)
+
+
+def _speed_quality(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
+    """x: pruned over dense perplexity, y: speedup; the frontier as steps; open: not on it."""
+    best: list[tuple[float, float]] = []
+    for family, (colour, marker) in marks.items():
+        label: str | None = clean(family)
+        for point in (p for p in points if p.family == family):
+            loss = point.loss or {}
+            if loss.get("perplexity_rel") is None:
+                continue
+            x = 1 + loss["perplexity_rel"]
+            spread = None if loss.get("ci95") is None else [1 + bound for bound in loss["ci95"]]
+            _dot(axes, (x, point.realised), (spread, point.realised_ci95), colour, marker,
+                 full=point.on_frontier, label=label)  # fmt: skip
+            label = None
+            if point.on_frontier:
+                best.append((x, point.realised))
+                axes.annotate(_share(point), (x, point.realised), textcoords="offset points",
+                              xytext=(3, 4), fontsize=6)  # fmt: skip
+        if label is not None:
+            axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
+    best.sort()
+    if not best or best[0][0] > 1:
+        best.insert(0, (1.0, 1.0))  # the dense model itself
+    _perplexity_axis(axes)
+    left, right = axes.get_xlim()
+    axes.step([*(x for x, _ in best), right], [*(y for _, y in best), best[-1][1]], where="post",
+              color="black", linewidth=0.8, zorder=0)  # fmt: skip
+    axes.set_xlim(left, right)
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_xlabel("perplexity, pruned ÷ dense")
+    axes.set_ylabel("speedup, dense ÷ pruned")
+
+
+def _perplexity_axis(axes: Axes) -> None:
+    """Logarithmic where perplexities differ by factors; plain numbers, without mathtext."""
+    low, high = axes.get_xlim()
+    if low > 0 and high / low < 3:
+        axes.locator_params(axis="x", nbins=5)
+        return
+    axes.set_xscale("log")
+    subs = (1.0, 2.0, 5.0) if high < 100 else (1.0,)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,g}×"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
+    """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
+    top = 1.0
+    for family, (colour, marker) in marks.items():
+        label: str | None = clean(family)
+        for point in (p for p in points if p.family == family):
+            bound = point.bounds.get("roofline")
+            if bound is None:
+                continue
+            _dot(axes, (bound, point.realised), (None, point.realised_ci95), colour, marker,
+                 full=True, label=label)  # fmt: skip
+            label = None
+            top = max(top, bound, point.realised)
+        if label is not None:
+            axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
+    axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6,
+              linestyle=(0, (3, 2)))  # fmt: skip
+    axes.set_xlabel("roofline bound (speedup)")
+    axes.set_ylabel("realised (speedup)")
+
+
+def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
+    """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
+    bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
+    for i, point in enumerate(bars):
+        dense = point.ledger["dense"]
+        up, down = point.ledger["promised"] / dense, 0.0
+        axes.bar(i, up, 0.7, color=_PROMISED, edgecolor="black", linewidth=0.4,
+                 label="promised" if i == 0 else None)  # fmt: skip
+        for row, colour, hatch in _ROWS:
+            share = point.ledger.get(row, 0.0) / dense
+            base = up if share >= 0 else down
+            axes.bar(i, share, 0.7, bottom=base, color=colour, hatch=hatch, edgecolor="black",
+                     linewidth=0.4, label=LEDGER[row][0] if i == 0 else None)  # fmt: skip
+            up, down = up + max(0.0, share), down + min(0.0, share)
+        axes.plot([i - 0.42, i + 0.42], [point.ledger["pruned"] / dense] * 2, color="black",
+                  linewidth=1.6, label="pruned, measured" if i == 0 else None)  # fmt: skip
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.axhline(0.0, color="black", linewidth=0.6)
+    axes.set_xticks(range(len(bars)), [f"{clean(p.family)} {_share(p)}" for p in bars])
+    axes.tick_params(axis="x", rotation=40, labelsize=6)
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right")
+    axes.set_ylabel("share of the dense step")
+
+
+def _dot(  # noqa: PLR0913
+    axes: Axes,
+    at: tuple[float, float],
+    spreads: tuple[Any, Any],
+    colour: str,
+    marker: str,
+    *,
+    full: bool,
+    label: str | None,
+) -> None:
+    (x, y), (across, up) = at, spreads
+    if across is not None:
+        axes.plot(across, [y, y], color=colour, linewidth=0.7)
+    if up is not None:
+        axes.plot([x, x], up, color=colour, linewidth=0.7)
+    axes.plot(x, y, color=colour, marker=marker, markersize=4, linestyle="none",
+              markerfacecolor=colour if full else "white", markeredgewidth=0.8,
+              label=label)  # fmt: skip
+
+
+def _marks(points: Iterable[Point]) -> dict[str, tuple[str, str]]:
+    families = dict.fromkeys(p.family for p in points)
+    return {
+        family: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, family in enumerate(families)
+    }
+
+
+def _largest(points: list[Point], family: str) -> Point | None:
+    own = [p for p in points if p.family == family and p.ledger.get("dense")]
+    return max(own, key=lambda p: p.sparsity or 0.0, default=None)
+
+
+def _of(phase: ParetoPhase, cell: Cell) -> list[Point]:
+    where = (cell.batch, cell.prompt_len)
+    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
+
+
+def _share(point: Point) -> str:
+    return "" if point.sparsity is None else f"{point.sparsity:g}"

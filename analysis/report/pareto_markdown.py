@@ -1,0 +1,180 @@
+"""A sweep's comparison as GitHub-flavoured Markdown: in, a Pareto; out, one text, escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from analysis.report.escape import markdown as text
+from analysis.report.names import figure_name
+from analysis.report.numbers import UNKNOWN, percent, ratio, time
+from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+
+
+def render_pareto(found: Pareto, *, figures: bool = True) -> str:
+    """The comparison; `figures`: with references to the PNG files beside it."""
+    return "\n".join(_report(found, figures=figures)) + "\n"
+
+
+def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
+    subject = found.subject
+    yield f"# Speed against quality: {text(subject.get('model'))}"
+    yield ""
+    versions = subject.get("versions") or {}
+    facts = [subject.get("device"), subject.get("dtype"), f"{subject.get('threads')} threads"]
+    facts += [f"{name} {version}" for name, version in versions.items()]
+    yield text(" · ".join(str(fact) for fact in facts))
+    yield ""
+    for note in found.notes:
+        yield f"> {text(note)}"
+        yield ""
+    yield "## In short"
+    yield ""
+    yield from (f"- {text(line)}" for line in found.summary)
+    yield ""
+    for name, phase in found.phases.items():
+        yield f"## {text(name)}"
+        yield ""
+        if figures:
+            for kind, words in (
+                ("speed-quality", "speedup against perplexity, with the frontier"),
+                ("bound", "realised against the roofline bound"),
+                ("ledger", "where the dense step's time went"),
+            ):
+                yield f"![{words}]({figure_name(kind, name, 'png')})"
+                yield ""
+        yield from _phase(phase)
+    if found.failed:
+        yield "## Failed"
+        yield ""
+        yield from _table(("result", "error"), [(f["id"], f["error"]) for f in found.failed])
+
+
+def _phase(phase: ParetoPhase) -> Iterator[str]:
+    yield "### Break-even"
+    yield ""
+    yield "The smallest nominal s from which all measured ones are faster than dense beyond noise,"
+    yield "at every batch and length."
+    yield ""
+    rows = [
+        (family, "none measured" if s is None else f"{s:g}")
+        for family, s in phase.break_even.items()
+    ]
+    yield from _table(("family", "s"), rows)
+    for cell in phase.cells:
+        yield from _cell(phase, cell)
+
+
+def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
+    where = (cell.batch, cell.prompt_len)
+    points = [p for p in phase.points if (p.batch, p.prompt_len) == where]
+    yield f"### Batch {cell.batch}, {cell.prompt_len} tokens"
+    yield ""
+    if cell.dense_ns:
+        low, high = time(cell.dense_ns["low"]), time(cell.dense_ns["high"])
+        yield (
+            f"Dense: {time(cell.dense_ns['median'])} a step, median of the results; from {low} to"
+            f" {high}."
+        )
+        yield ""
+    head = ("family", "s", "FLOPs removed", "speedup", "95 %", "of FLOP bound", "of coverage",
+            "of roofline", "perplexity", "95 % of it", "KL", "agrees", "frontier")  # fmt: skip
+    yield from _table(head, (_row(point) for point in points))
+    yield "#### Fastest by loss"
+    yield ""
+    rows = [(_range(w.loss), w.family, ratio(w.realised)) for w in cell.winners]
+    yield from _table(("perplexity", "family", "speedup at its end"), rows)
+    yield from _equal(cell)
+    yield from _overhead(points)
+
+
+def _row(point: Point) -> tuple[str, ...]:
+    loss: dict[str, Any] = point.loss or {}
+    s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
+    return (
+        point.family,
+        s,
+        percent(point.flop_sparsity),
+        ratio(point.realised),
+        _pair(point.realised_ci95, "{:.2f}"),
+        *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
+        percent(loss.get("perplexity_rel"), signed=True),
+        _pair(loss.get("ci95"), "{:+.1%}"),
+        _number(loss.get("kl")),
+        percent(loss.get("agreement")),
+        "yes" if point.on_frontier else "",
+    )
+
+
+def _equal(cell: Cell) -> Iterator[str]:
+    families = dict.fromkeys(
+        family for row in (*cell.equal_flops, *cell.equal_sparsity) for family in row["families"]
+    )
+    for title, key, rows in (
+        ("At equal FLOPs (straight lines between measured points)", "flop_sparsity",
+         cell.equal_flops),
+        ("At equal s (as measured)", "sparsity", cell.equal_sparsity),
+    ):  # fmt: skip
+        if not rows:
+            continue
+        yield f"#### {title}"
+        yield ""
+        names = "FLOPs removed" if key == "flop_sparsity" else "s"
+        yield from _table(
+            (names, *families),
+            (
+                (f"{row[key]:g}", *(_speed_loss(row["families"].get(f)) for f in families))
+                for row in rows
+            ),
+        )
+
+
+def _overhead(points: Iterable[Point]) -> Iterator[str]:
+    heavy = [p for p in points if p.overhead is not None]
+    if not heavy:
+        return
+    yield "#### Added work, as a share of the time saved before it"
+    yield ""
+    rows = []
+    for point in heavy:
+        found: dict[str, Any] = point.overhead or {}
+        parts = "; ".join(
+            f"{p['name']} {percent(p['share_of_saved'], decimals=0)}" for p in found["parts"][:4]
+        )
+        share = found["share_of_saved"]
+        total = "nothing was saved" if share is None else percent(share, decimals=0)
+        rows.append((_name(point), time(found["added_ns"]), total, parts))
+    yield from _table(("point", "added", "of saved", "largest parts"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(text(cell) for cell in head) + " |"
+    yield "|" + "|".join(":--" for _ in head) + "|"
+    for row in rows:
+        yield "| " + " | ".join(text(cell) for cell in row) + " |"
+    yield ""
+
+
+def _name(point: Point) -> str:
+    return point.family if point.sparsity is None else f"{point.family} {point.sparsity:g}"
+
+
+def _range(loss: Sequence[float | None]) -> str:
+    low, high = loss
+    return f"{percent(low, signed=True)} to {'any' if high is None else percent(high, signed=True)}"
+
+
+def _pair(interval: Sequence[float] | None, form: str) -> str:
+    if not interval:
+        return UNKNOWN
+    return f"[{form.format(interval[0])}, {form.format(interval[1])}]"
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3g}"
+
+
+def _speed_loss(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{ratio(found['realised'])} at {percent(found['loss'], signed=True)}"

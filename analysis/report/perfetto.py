@@ -1,0 +1,160 @@
+"""The kernels frame as a Chrome trace for Perfetto: in, a Report and its frames (ns); out, gzipped
+JSON. Beside each row of kernels stand tracks of kind, role, bound (with the idle time before a
+kernel) and of the ledger row that its (role, class) moved most.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import polars as pl
+
+from analysis.report import numbers
+from analysis.report.escape import clean
+from analysis.report.ledger_view import LEDGER, TOTALS
+from analysis.report.model import Phase, Report
+from analysis.report.names import phase_slugs
+
+_TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
+_PID = 1
+_STEPS = 1  # the track of the steps; lanes follow, ten track ids each
+_ARGS = ("op", "kind", "role", "layer", "class", "bound", "dtype", "flop", "bytes", "tile", "tiles",
+         "waves")  # fmt: skip
+_TIMES = ("busy", "gap", "ideal")
+_READ = ("step", "start", "duration", "name", "event", "stream", "dry", *_ARGS, *_TIMES)
+
+Event = dict[str, Any]
+Row = dict[str, Any]
+
+
+def perfetto_files(report: Report, frames: Mapping[str, pl.DataFrame]) -> dict[str, bytes]:
+    """File name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame."""
+    slugs = phase_slugs(report)
+    return {
+        f"trace-{slugs[name]}.perfetto.json.gz": render_perfetto(name, phase, frames[name])
+        for name, phase in report.phases.items()
+        if name in frames
+    }
+
+
+def render_perfetto(name: str, phase: Phase, frame: pl.DataFrame) -> bytes:
+    """One phase as gzipped Chrome trace JSON; times from 0, the same bytes for the same frame."""
+    known = frame.select(pl.col(c) for c in _READ if c in frame.columns)
+    rows = known.sort("start", "duration", descending=[False, True], maintain_order=True)
+    events = list(_events(name, phase, rows.iter_rows(named=True)))
+    trace = {
+        "schemaVersion": 1,
+        "displayTimeUnit": "ns",
+        "prunescope": {"phase": clean(name), "domain": "profiled"},
+        "traceEvents": events,
+    }
+    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
+    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+def _events(name: str, phase: Phase, rows: Iterable[Row]) -> Iterator[Event]:
+    moved = _moved(phase)
+    lanes = _Lanes()
+    steps: dict[int, tuple[int, int]] = {}
+    origin: int | None = None
+    for row in rows:
+        start = row["start"]
+        origin = start - (row.get("gap") or 0) if origin is None else origin
+        base = 10 * (1 + lanes.place(row))
+        yield from _row(row, base, start - origin, moved)
+        low, high = steps.get(row["step"], (start, start))
+        steps[row["step"]] = (min(low, start), max(high, start + row["duration"]))
+    for i, (low, high) in sorted(steps.items()):
+        span = (low - (origin or 0), high - low)
+        yield _slice(f"step {i}", "prunescope.step", _STEPS, span)
+    yield _named("process_name", clean(f"prunescope: {name}"), None)
+    yield _named("thread_name", "steps", _STEPS)
+    for lane, what in enumerate(lanes.names):
+        for i, track in enumerate(_TRACKS):
+            if track != "ledger row" or moved:
+                yield _named("thread_name", f"{what}: {track}", 10 * (1 + lane) + i)
+
+
+def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) -> Iterator[Event]:
+    """The slices of one kernel: itself, and one a track."""
+    event = row.get("event")
+    on_device = event is not None and event >= 0
+    span = (start, row["duration"])
+    args = {key: _plain(row[key]) for key in _ARGS if row.get(key) is not None}
+    args |= {f"{key}_ns": _plain(row[key]) for key in _TIMES if row.get(key) is not None}
+    shown = clean(row["name"] or "?")
+    yield _slice(shown, "kernel" if on_device else "cpu_op", base, span, args)
+    for i, key in enumerate(("kind", "role", "bound"), start=1):
+        yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
+    if row.get("gap"):
+        why = "idle: waiting for a launch" if row.get("dry") else "idle"
+        yield _slice(why, "prunescope.bound", base + 3, (start - row["gap"], row["gap"]))
+    if moved:
+        text = moved.get((row.get("role") or "", row.get("class") or ""), "nothing lost")
+        yield _slice(clean(text), "prunescope.ledger", base + 4, span)
+
+
+def _moved(phase: Phase) -> dict[tuple[str, str], str]:
+    """(role, class) to the ledger row that it moved most, with the ns of its part."""
+    most: dict[tuple[str, str], tuple[float, str]] = {}
+    for row in phase.ledger or []:
+        if row.row in TOTALS or row.row == "promised":
+            continue
+        for part in row.parts:
+            key = (part.role or "", part.cls or "")
+            if abs(part.ns) > most.get(key, (0.0, ""))[0]:
+                label = LEDGER.get(row.row, (row.row, ""))[0]
+                most[key] = (abs(part.ns), f"{label} {numbers.time(part.ns, signed=True)}")
+    return {key: text for key, (_, text) in most.items()}
+
+
+class _Lanes:
+    """Lanes in which slices nest or follow one another: viewers draw no others rightly."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._streams: dict[Any, list[int]] = {}
+        self._open: list[list[int]] = []
+
+    def place(self, row: Row) -> int:
+        """The lane of the next row in time order."""
+        stream = row.get("stream")
+        start, end = row["start"], row["start"] + row["duration"]
+        own = self._streams.setdefault(stream, [])
+        for lane in own:
+            ends = self._open[lane]
+            while ends and ends[-1] <= start:
+                ends.pop()
+            if not ends or end <= ends[-1]:
+                ends.append(end)
+                return lane
+        what = "host" if stream is None else f"stream {stream}"
+        self.names.append(what if not own else f"{what} ({len(own) + 1})")
+        self._open.append([end])
+        own.append(len(self._open) - 1)
+        return own[-1]
+
+
+def _slice(
+    name: str, cat: str, track: int, span: tuple[int, int], args: Row | None = None
+) -> Event:
+    start, duration = span
+    event: Event = {
+        "ph": "X", "cat": cat, "name": name, "pid": _PID, "tid": track, "ts": start / 1000,
+        "dur": duration / 1000,
+    }  # fmt: skip
+    return {**event, "args": args} if args else event
+
+
+def _named(what: str, name: str, track: int | None) -> Event:
+    event: Event = {"ph": "M", "name": what, "pid": _PID, "args": {"name": name}}
+    return event if track is None else {**event, "tid": track}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < 1e300 else None
+    return clean(value) if isinstance(value, str) else value

@@ -1,0 +1,212 @@
+"""From kernel to launch to op: by correlation and External id, by nesting where ids clash."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from analysis.link import innermost, link, parents
+from analysis.load import Trace, load
+from analysis.pipeline import analyze
+from analysis.report.model import Report, to_json
+from analysis.steps import find_windows
+from tests.analysis.edits import Edit
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+
+def names_of_ops(trace: Trace) -> list[str | None]:
+    linked = link(trace, find_windows(trace))
+    return [None if i < 0 else trace.names[trace.ops["name"][i]] for i in linked.op]
+
+
+def two_ops() -> dict[str, Any]:
+    outer = op("aten::linear", [4, 5], [6, 5],
+               inner=[op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7), k(us=2, cat="gpu_memset")])])  # fmt: skip
+    return chrome(step(0, outer, op("aten::add", [4, 6], [4, 6], kernels=[k(us=3)])))
+
+
+WANT = ["aten::mm", "aten::mm", "aten::add"]
+
+
+def test_a_kernel_has_the_op_of_its_launch(tmp_path: Path) -> None:
+    assert names_of_ops(load(save(two_ops(), tmp_path / "t.json"))) == WANT
+
+
+def test_no_flow_events_are_needed_and_none_mislead(tmp_path: Path) -> None:
+    """Correlation links; flow events of any category and id are not read."""
+    trace = two_ops()
+    for cat in ("ac2g", "async_cpu_to_gpu"):
+        trace["traceEvents"] += [{"ph": "s", "cat": cat, "id": 3, "ts": 1, "pid": 1, "tid": 1},
+                                 {"ph": "f", "cat": cat, "id": 3, "ts": 2, "pid": 0, "tid": 7}]  # fmt: skip
+    assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
+
+
+def test_launches_without_external_ids_nest_in_their_op(tmp_path: Path) -> None:
+    trace = two_ops()
+    for event in trace["traceEvents"]:
+        if event["cat"] != "cpu_op":
+            event["args"].pop("External id", None)
+    assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
+
+
+def test_ids_that_clash_fall_back_to_nesting(tmp_path: Path) -> None:
+    """Older profilers number ops and launches apart: the id names an op far away."""
+    trace = two_ops()
+    trace["traceEvents"].append(
+        {"ph": "X", "cat": "cpu_op", "name": "aten::elsewhere", "pid": 1, "tid": 2, "ts": 1,
+         "dur": 1, "args": {"External id": 77}}
+    )  # fmt: skip
+    for event in trace["traceEvents"]:
+        if event["cat"] in ("cuda_runtime", "kernel", "gpu_memset"):
+            event["args"]["External id"] = 77
+    assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
+
+
+def test_the_legacy_spelling_of_ids(tmp_path: Path) -> None:
+    trace = two_ops()
+    for event in trace["traceEvents"]:
+        if "External id" in event["args"]:
+            event["args"]["external id"] = str(event["args"].pop("External id"))
+    assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
+
+
+def test_all_kernels_of_a_graph_replay_share_its_launch(tmp_path: Path) -> None:
+    trace = chrome(step(0, k(us=5), k(us=6), k(us=7)))
+    trace["traceEvents"].append(
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaGraphLaunch", "pid": 1, "tid": 1,
+         "ts": 1_000_000 - 1, "dur": 1, "args": {"correlation": 9}}
+    )  # fmt: skip
+    for event in trace["traceEvents"]:
+        if event["cat"] == "kernel":
+            event["args"]["correlation"] = 9
+        if event["cat"] == "user_annotation":
+            event["ts"], event["dur"] = 1_000_000 - 2, 5
+    loaded = load(save(trace, tmp_path / "t.json"))
+    linked = link(loaded, find_windows(loaded))
+    assert linked.busy.tolist() == [5_000, 6_000, 7_000]
+    assert linked.replayed.tolist() == [True] * 3
+    assert linked.op.tolist() == [-1] * 3
+
+
+def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
+    trace = chrome(k(us=5), gap(us=2), k(us=6), module("a note"))
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert (phase.busy_ns, phase.gap_ns, phase.wall_ns) == (11_000, 2_000, 13_000)
+    assert phase.spill["events"] == phase.late["events"] == 0
+
+
+def test_unlinked_events_between_count_with_the_step_around_them(tmp_path: Path) -> None:
+    """Before the first linked event: spill; behind the last: late; between: busy, without an op."""
+    mm = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
+    trace = chrome(module("ProfilerStep#0", k(us=1), mm, k(us=2), mm, k(us=4)))
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert phase.spill == {"events": 1, "ns": 1_000}
+    assert phase.late == {"events": 1, "ns": 4_000}
+    assert (phase.busy_ns, phase.wall_ns) == (16_000, 16_000)
+    assert phase.roles["unknown"] >= 2_000
+
+
+def test_overlapping_streams_count_once(tmp_path: Path) -> None:
+    """10 us on one stream; 6 us on another that start 4 us in: 10 are busy, not 16."""
+    trace = chrome(step(0, op("a", kernels=[k(us=10), k(us=6, gap_us=-6, stream=9), k(us=5, gap_us=-2)])))
+    loaded = load(save(trace, tmp_path / "t.json"))
+    linked = link(loaded, find_windows(loaded))
+    assert linked.busy.tolist() == [10_000, 0, 3_000]
+    assert int(linked.wall[0]) == 13_000
+
+
+def test_the_dry_gap_is_the_one_that_waits_for_its_launch(tmp_path: Path) -> None:
+    """3 us of idle time with the launch long made, 4 us with the launch after the device ran dry."""
+    mm = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
+    trace = chrome(step(0, mm, gap(us=3), mm, gap(us=4, launch=True), mm))
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert (phase.gap_ns, phase.bound["launch"]) == (7_000, 4_000)
+
+
+def test_parents_and_innermost() -> None:
+    """A [0, 100) holds B [10, 40) and C [50, 90), C holds D [60, 70)."""
+    start, end = np.array([0, 10, 50, 60]), np.array([100, 40, 90, 70])
+    assert parents(start, end).tolist() == [-1, 0, 0, 2]
+    spans = {"ts": start, "dur": end - start, "thread": np.array([1, 1, 1, 1])}
+    at = np.array([5, 10, 39, 40, 65, 70, 95, 100, -1])
+    one = np.ones(len(at), np.int64)
+    assert innermost(spans, one, at).tolist() == [0, 1, 1, 0, 3, 2, 0, -1, -1]
+    assert innermost(spans, one * 2, at).tolist() == [-1] * len(at)
+    assert innermost(spans, one * -1, at).tolist() == [-1] * len(at)
+
+
+def plain(report: Report) -> dict[str, Any]:
+    out: dict[str, Any] = msgspec.json.decode(to_json(report))
+    out["subject"] = out["baseline"] = None  # names of files
+    return out
+
+
+def small(*, cpu: bool) -> dict[str, Any]:
+    def layer(i: int) -> Any:
+        at = f"model.layers.{i}"
+        linear = [module(f"{at}.mlp.{name}_proj", op("aten::mm", [64, 32], [32, 96], kernels=[k(us=7 + i)]))
+                  for name in ("gate", "up")]  # fmt: skip
+        act = op("aten::silu", [64, 96], kernels=[k(us=2)])
+        return module(at, module(f"{at}.mlp", *linear, act), gap(us=1))
+
+    return chrome(module("prunescope.step#warmup", layer(0)), step(0, layer(0), layer(1)),
+                  step(1, layer(0), layer(1)), cpu=cpu)  # fmt: skip
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+@pytest.mark.parametrize("how", ["shuffled", "shifted", "back", "keys"])
+def test_order_and_clock_do_not_matter(how: str, tmp_path: Path, *, cpu: bool) -> None:
+    trace = small(cpu=cpu)
+    path = save(trace, tmp_path / "a.json")
+    want = plain(analyze(path, baseline=path).report)
+    changed(trace, how)
+    other = save(trace, tmp_path / "b.json")
+    assert plain(analyze(other, baseline=other).report) == want
+
+
+def changed(trace: dict[str, Any], how: str) -> None:
+    """The same trace in another order, or on another clock."""
+    events = trace["traceEvents"]
+    if how == "shuffled":
+        random.Random(1).shuffle(events)
+    elif how in ("shifted", "back"):
+        for event in events:
+            event["ts"] += 2**41 if how == "shifted" else -(2**41)
+    else:
+        events[:] = [dict(reversed(e.items())) for e in events]
+        trace["traceEvents"] = trace.pop("traceEvents")
+
+
+@pytest.mark.parametrize("how", ["shuffled", "shifted", "back", "keys"])
+def test_order_and_clock_of_a_real_trace(
+    how: str, real_trace: Callable[[str], Path], tmp_path: Path
+) -> None:
+    edit = Edit(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"))
+    want = plain(analyze(edit.save(tmp_path / "a.json")).report)
+    if how in ("shifted", "back"):
+        for event in edit.events:
+            event["ts"] += (2 if how == "shifted" else -2) * 10**15
+    else:
+        changed(edit.trace, how)
+        edit.events = edit.trace["traceEvents"]
+    assert plain(analyze(edit.save(tmp_path / "b.json")).report) == want
+
+
+@pytest.mark.parametrize("name", ["a100_legacy_flows.json.gz", "a100_training_graphs_nccl.json.gz",
+                                  "v100_legacy_graphs.json.gz"])  # fmt: skip
+def test_real_traces_of_old_profilers_link(name: str, real_trace: Callable[[str], Path]) -> None:
+    """Most kernels have an op although ids clash and flows have another category."""
+    trace = load(real_trace(name))
+    linked = link(trace, find_windows(trace))
+    for i in range(len(linked.wall)):
+        at = linked.step == i
+        assert int(linked.busy[at].sum() + linked.gap[at].sum() + linked.tail[i]) == linked.wall[i]
+    plain_launch = ~linked.replayed & (linked.launched > 0)
+    assert (linked.op[plain_launch] >= 0).mean() > 0.9
+    assert linked.replayed.any() == ("graphs" in name)

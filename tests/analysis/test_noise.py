@@ -1,0 +1,179 @@
+"""Noise, intervals and domains, on steps whose sums can be done by hand. All in ns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from analysis.ledger import ROWS, ratios
+from analysis.noise import (
+    Domain,
+    bootstrap,
+    choose_domain,
+    halves,
+    interval,
+    median_interval,
+    noise,
+    observer_share,
+    point,
+    speedup_interval,
+)
+from analysis.pairing import Alignment, Side, Units
+
+KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
+
+
+def side(busy: list[list[float]], gap: list[list[float]], tail: list[float]) -> Side:
+    known = np.ones_like(np.array(busy))
+    return Side(
+        np.array(busy, float), np.array(gap, float), known, known, known, known,
+        present=np.array([True, True]), tail=np.array(tail, float),
+    )  # fmt: skip
+
+
+def units(dense: Side, pruned: Side | None = None) -> Units:
+    return Units(KEYS, dense, pruned or dense, Alignment({0: 0}, [], "identity", True, 1))
+
+
+EQUAL = side([[100, 100, 100, 100], [20, 20, 20, 20]], [[5] * 4, [3] * 4], [2] * 4)
+DRIFT = side([[100, 104, 98, 106], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
+FASTER = side([[50, 52, 49, 53], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
+PROFILED = Domain("profiled", True, np.array([], np.int64), np.array([], np.int64))  # noqa: FBT003
+
+
+def test_equal_steps_have_no_noise() -> None:
+    pair = units(EQUAL)
+    twin, boot = halves(pair, PROFILED), bootstrap(pair, ratios(pair, None), PROFILED)
+    assert twin is not None
+    assert boot is not None
+    for row in ROWS[2:-1]:
+        assert noise(twin.total(row)) == 0
+        assert interval(boot.total(row)) == [0, 0]
+    assert interval(boot.pruned) == [130, 130]
+
+
+def test_the_noise_of_two_steps() -> None:
+    """104 against 100 ns, one way and the other: rms 4, over √2; gaps 9 against 5 alike."""
+    two = side([[100, 104], [20, 20]], [[5, 9], [3, 3]], [2, 0])
+    twin = halves(units(two), PROFILED)
+    assert twin is not None
+    assert noise(twin.total("kernel_efficiency")) == pytest.approx(4 / sqrt(2))
+    assert noise(twin.total("launch_idle")) == pytest.approx((4 - 2) / sqrt(2))
+    assert noise(twin.total("coverage")) == 0
+    assert noise(twin.pruned - twin.dense) == pytest.approx((4 + 4 - 2) / sqrt(2))
+
+
+def test_the_noise_is_over_all_ways_to_split() -> None:
+    """0, 0, 0, 8 over six ways: every half with the 8 is 4 slower than the other: rms 4."""
+    four = side([[0, 0, 0, 8], [1] * 4], [[0] * 4, [0] * 4], [0] * 4)
+    twin = halves(units(four), PROFILED)
+    assert twin is not None
+    assert twin.total("kernel_efficiency").shape == (6,)
+    assert noise(twin.total("kernel_efficiency")) == pytest.approx(4 / sqrt(2))
+
+
+def test_many_steps_are_split_fifty_times() -> None:
+    many = side([list(range(100, 120)), [1] * 20], [[0] * 20] * 2, [0] * 20)
+    twin = halves(units(many), PROFILED)
+    assert twin is not None
+    assert twin.total("kernel_efficiency").shape == (50,)
+
+
+def test_one_step_has_neither() -> None:
+    one = units(side([[100], [20]], [[5], [3]], [2]))
+    assert halves(one, PROFILED) is None
+    assert bootstrap(one, ratios(one, None), PROFILED) is None
+
+
+@pytest.mark.parametrize("device", [True, False])
+@pytest.mark.parametrize("wall", [126, 140, 1000])
+def test_both_domains_close_and_hold_the_point(wall: int, *, device: bool) -> None:
+    """W below and above the recorded wall (127 … 141), with samples that vary by 2 %."""
+    pair = units(DRIFT, FASTER)
+    dense = [round(wall * x) for x in (1.0, 1.02, 0.98, 1.01, 0.99)]
+    pruned = [d - 50 for d in dense]
+    domain = choose_domain(pair, dense, pruned, on_device=device)
+    assert domain.unprofiled
+    ratio = ratios(pair, 0.25)
+    ledger, boot = point(pair, ratio, domain), bootstrap(pair, ratio, domain)
+    assert boot is not None
+    assert ledger.dense[0] == pytest.approx(wall)
+    assert ledger.pruned[0] == pytest.approx(wall - 50)
+    for one in (ledger, boot):
+        rows = sum(one.total(name) for name in ROWS[1:-1])
+        assert rows == pytest.approx(one.pruned)
+    for name in ROWS:
+        low, high = interval(boot.total(name))
+        assert low - 1e-9 <= ledger.total(name)[0] <= high + 1e-9, name
+
+
+def test_a_device_scales_its_idle_time_alone() -> None:
+    """120 busy, 8 + 2 idle; W = 125: φ = (125 - 120) / 10 = 0.5."""
+    domain = choose_domain(units(EQUAL), [125], [125], on_device=True)
+    pair = units(EQUAL, replace(EQUAL, tail=np.array([7.0] * 4)))
+    ledger = point(pair, ratios(pair, 0.5), domain)
+    # promised 0.5·125; coverage keeps 0.5 of 120 busy, of 8·0.5 of gaps and of 2·0.5 of tail.
+    assert ledger.promised[0] == 62.5
+    assert ledger.total("coverage")[0] == pytest.approx(0.5 * (120 + 4 + 1))
+    # pruned: 15 idle become 5: gaps 8/3, tail 7/3, against 4 and 1.
+    assert ledger.total("launch_idle")[0] == pytest.approx(8 / 3 - 4 + 7 / 3 - 1)
+    assert ledger.total("kernel_efficiency")[0] == 0
+    assert observer_share(pair, domain) == pytest.approx(0.5)
+
+
+def test_a_cpu_scales_everything() -> None:
+    """W / wall = 65 / 130: half of every op, gap and tail."""
+    domain = choose_domain(units(EQUAL), [65], [65], on_device=False)
+    ledger = point(units(EQUAL), ratios(units(EQUAL), 0.5), domain)
+    assert ledger.total("coverage")[0] == pytest.approx(0.5 * 65)
+    assert observer_share(units(EQUAL), domain) == pytest.approx(0.5)
+    slower = choose_domain(units(EQUAL), [260], [260], on_device=False)
+    assert observer_share(units(EQUAL), slower) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "device", "want"),
+    [
+        ([], [], True, "profiled"), ([130], [], True, "profiled"), ([], [130], False, "profiled"),
+        ([130], [130], True, "unprofiled"), ([130], [130], False, "unprofiled"),
+        ([120], [130], True, "profiled"),  # a device that was busy longer than W
+        ([130], [119], True, "profiled"), ([60], [60], False, "unprofiled"),
+    ],
+)  # fmt: skip
+def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str) -> None:  # noqa: FBT001
+    domain = choose_domain(units(EQUAL), dense, pruned, on_device=device)
+    assert domain.name == want
+    assert (observer_share(units(EQUAL), domain) is None) == (want == "profiled")
+
+
+def test_a_device_without_idle_time_stays_profiled() -> None:
+    """Nothing that could be scaled to W: the ledger must not claim a wall it does not reach."""
+    full = side([[100, 100], [20, 20]], [[0, 0], [0, 0]], [0, 0])
+    assert choose_domain(units(full), [150], [150], on_device=True).name == "profiled"
+
+
+def test_samples_that_drift_together_give_a_narrow_speedup() -> None:
+    pruned = [100, 130, 90, 160, 110]
+    assert speedup_interval([2 * x for x in pruned], pruned) == [2.0, 2.0]
+    assert speedup_interval([5], [4]) is None
+    low, high = speedup_interval([100, 120, 140], [100, 90, 110, 95]) or [0, 0]
+    assert low < 120 / 97.5 < high
+
+
+def test_the_interval_of_a_median_holds_it() -> None:
+    samples = [100, 101, 99, 103, 100, 97, 108]
+    low, high = median_interval(samples)
+    assert 97 <= low <= 100 <= high <= 108
+    assert median_interval(samples) == [low, high]  # the same capture, the same interval
+    assert median_interval([7]) == [7, 7]
+
+
+def test_intervals_are_reproducible() -> None:
+    pair = units(DRIFT, FASTER)
+    a, b = (bootstrap(pair, ratios(pair, None), PROFILED) for _ in range(2))
+    assert a is not None
+    assert b is not None
+    assert np.array_equal(a.pruned, b.pruned)

@@ -1,0 +1,70 @@
+"""What a module with children does itself: the role of work that no leaf module claims."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.role import find_roles
+from analysis.scopes import Scopes
+from analysis.work import OpCall
+from taxonomy.roles import ROLES, Place
+
+CAT = OpCall("aten::cat", (((1, 2, 31, 16), (1, 2, 1, 16)),), ("TensorList",))
+COPY = OpCall("aten::copy_", ((4, 4), (4, 4)), ("float", "float"))
+
+
+def role(
+    place: Place | None, kind: str, call: OpCall | None = None, *, before: tuple[str, ...] = ()
+) -> str:
+    """The role of the last of several rows in one call of one module."""
+    kinds = [*before, kind]
+    index = np.array([-1 if place is None else 0] * len(kinds))
+    scopes = Scopes(index, np.zeros(len(kinds), np.int64), [place] if place else [], "modules")
+    found = find_roles(scopes, kinds, [*[None] * len(before), call])
+    assert set(found.role) <= set(ROLES)
+    return found.role[-1]
+
+
+def at(scope: str, name: str = "unknown") -> Place:
+    return Place(2, name, scope)
+
+
+@pytest.mark.parametrize(
+    ("scope", "kind", "want"),
+    [
+        ("attention", "attention", "attention"), ("attention", "softmax", "attention"),
+        ("attention", "batched_gemm", "attention"), ("attention", "rope", "rope"),
+        ("attention", "elementwise", "rope"), ("attention", "layout", "rope"),
+        ("mlp", "elementwise", "activation"), ("mlp", "activation", "activation"),
+        ("mlp", "routing", "router"), ("mlp", "grouped_gemm", "experts"),
+        ("mlp", "gather_scatter", "experts"), ("mlp", "gemm", "unknown"),
+        ("layer", "elementwise", "residual"), ("layer", "gemm", "unknown"),
+        ("mixer", "conv", "conv"), ("mixer", "scan", "scan"), ("mixer", "elementwise", "scan"),
+        ("model", "embedding", "embedding"), ("model", "sampling", "sampling"),
+        ("model", "elementwise", "unknown"),
+    ],
+)  # fmt: skip
+def test_work_of_a_module_with_children(scope: str, kind: str, want: str) -> None:
+    assert role(at(scope), kind) == want
+
+
+def test_a_leaf_names_all_its_work() -> None:
+    """A gather that pruning put into q_proj's scope has role q."""
+    for kind in ("gemm", "gather_scatter", "layout", "unknown"):
+        assert role(at("attention", "q"), kind) == "q"
+
+
+def test_what_follows_attention_is_no_rotation() -> None:
+    assert role(at("attention"), "elementwise", before=("batched_gemm",)) == "attention"
+    assert role(at("attention"), "elementwise", before=("elementwise",)) == "rope"
+
+
+def test_appends_and_copies() -> None:
+    assert role(at("attention"), "layout", CAT) == "kv_update"
+    assert role(at("attention"), "layout", COPY) == "attention"
+
+
+def test_no_scope() -> None:
+    assert role(None, "gemm") == "unknown"
+    assert role(None, "sampling") == "sampling"

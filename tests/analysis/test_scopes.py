@@ -1,0 +1,166 @@
+"""Layers and roles from module scopes: our annotations by path, PyTorch's by class and nesting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from analysis.pipeline import analyze
+from tests.chrome import chrome, k, module, op, save, step
+
+T, H, Q, KV, F = 32, 64, 64, 32, 96
+
+
+def mm(n: int, kk: int, m: int = T) -> Any:
+    return op("aten::mm", [m, kk], [kk, n], dtype="c10::BFloat16", kernels=[k(us=7, name="gemm")])
+
+
+def add() -> Any:
+    return op("aten::add", [T, H], [T, H], dtype="c10::BFloat16", kernels=[k(us=2, name="elementwise")])
+
+
+def attention() -> Any:
+    heads = ([1, 4, T, 16], [1, 2, T, 16], [1, 2, T, 16])
+    return op("aten::_scaled_dot_product_flash_attention", *heads, dtype="c10::BFloat16",
+              kernels=[k(us=5, name="flash_fwd")])  # fmt: skip
+
+
+def layer(i: int) -> Any:
+    at = f"model.layers.{i}"
+    return module(
+        at,
+        module(f"{at}.input_layernorm", add()),
+        module(
+            f"{at}.self_attn",
+            *(module(f"{at}.self_attn.{x}_proj", mm(n, H)) for x, n in (("q", Q), ("k", KV), ("v", KV))),
+            op("aten::mul", [T, Q], [T, Q], kernels=[k(us=1, name="elementwise")]),
+            attention(), module(f"{at}.self_attn.o_proj", mm(H, Q)),
+        ),
+        add(),
+        module(f"{at}.post_attention_layernorm", add()),
+        module(
+            f"{at}.mlp", module(f"{at}.mlp.gate_proj", mm(F, H)),
+            module(f"{at}.mlp.act_fn", op("aten::silu", [T, F], kernels=[k(us=1, name="silu")])),
+            module(f"{at}.mlp.up_proj", mm(F, H)),
+            op("aten::mul", [T, F], [T, F], kernels=[k(us=1, name="elementwise")]),
+            module(f"{at}.mlp.down_proj", mm(H, F)),
+        ),
+        add(),
+    )  # fmt: skip
+
+
+LAYER = ["attn_norm", "q", "k", "v", "rope", "attention", "o", "residual", "mlp_norm", "gate",
+         "activation", "up", "activation", "down", "residual"]  # fmt: skip
+
+
+def frame(trace: dict[str, Any], tmp_path: Path) -> pl.DataFrame:
+    return analyze(save(trace, tmp_path / "t.json")).frames["trace"]
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_roles_by_path(tmp_path: Path, *, cpu: bool) -> None:
+    rows_of = op("aten::index_select", [100, H], [], [T], kernels=[k(us=1, name="indexSelect")])
+    embed = op("aten::embedding", [100, H], [T], inner=[rows_of])
+    model = (module("model.embed_tokens", embed), layer(0), layer(1), module("model.norm", add()),
+             module("lm_head", mm(100, H)))  # fmt: skip
+    rows = frame(chrome(step(0, module("model", *model[:-1]), model[-1]), cpu=cpu), tmp_path)
+    assert rows["role"].to_list() == ["embedding", *LAYER, *LAYER, "final_norm", "lm_head"]
+    assert rows["layer"].to_list() == [None, *[0] * len(LAYER), *[1] * len(LAYER), None, None]
+
+
+def test_an_op_outside_every_scope_belongs_to_the_one_closed_last(tmp_path: Path) -> None:
+    late = op("aten::copy_", [T, H], [T, H], kernels=[k(us=1, name="copy")])
+    rows = frame(chrome(step(0, late, module("model.layers.3.mlp.up_proj", mm(F, H)), late)), tmp_path)
+    assert list(zip(rows["layer"], rows["role"], strict=True)) == [
+        (None, "unknown"), (3, "up"), (3, "up"),
+    ]  # fmt: skip
+
+
+def test_scopes_of_equal_times_nest_by_path(tmp_path: Path) -> None:
+    """On a CPU a module that only calls another one lasts exactly as long."""
+    inner = module("model.layers.0.mlp.down_proj", mm(H, F))
+    trace = chrome(step(0, module("model.layers.0", module("model.layers.0.mlp", inner))), cpu=True)
+    for events in (trace["traceEvents"], trace["traceEvents"][::-1]):
+        rows = frame({**trace, "traceEvents": events}, tmp_path)
+        assert rows["role"].to_list() == ["down"]
+
+
+def test_another_thread_has_its_own_scopes(tmp_path: Path) -> None:
+    trace = chrome(step(0, module("model.layers.0.mlp.up_proj", mm(F, H))))
+    for event in trace["traceEvents"]:
+        if event["cat"] == "user_annotation" and "up_proj" in event["name"]:
+            event["tid"] = 99
+    assert frame(trace, tmp_path)["role"].to_list() == ["unknown"]
+
+
+def pytorch(trace: dict[str, Any]) -> dict[str, Any]:
+    """User annotations `nn.Module: X_0` as PyTorch's own module events."""
+    for event in trace["traceEvents"]:
+        if event["name"].startswith("nn.Module: "):
+            event["cat"] = "python_function"
+    return trace
+
+
+def nn(name: str, *items: Any) -> Any:
+    return module(f"nn.Module: {name}", *items)
+
+
+def nn_layer(i: int) -> Any:
+    linear = iter(range(7 * i, 7 * i + 7))
+    return nn(
+        f"LlamaDecoderLayer_{i}", nn(f"LlamaRMSNorm_{2 * i}", add()),
+        nn(f"LlamaAttention_{i}", *(nn(f"Linear_{next(linear)}", mm(n, H)) for n in (Q, KV, KV)),
+           op("aten::mul", [T, Q], [T, Q], kernels=[k(us=1, name="elementwise")]),
+           attention(), nn(f"Linear_{next(linear)}", mm(H, Q))),
+        add(), nn(f"LlamaRMSNorm_{2 * i + 1}", add()),
+        nn(f"LlamaMLP_{i}", nn(f"Linear_{next(linear)}", mm(F, H)),
+           nn(f"SiLU_{i}", op("aten::silu", [T, F], kernels=[k(us=1, name="silu")])),
+           nn(f"Linear_{next(linear)}", mm(F, H)),
+           op("aten::mul", [T, F], [T, F], kernels=[k(us=1, name="elementwise")]),
+           nn(f"Linear_{next(linear)}", mm(H, F))),
+        add(),
+    )  # fmt: skip
+
+
+def test_roles_by_class(tmp_path: Path) -> None:
+    model = nn("LlamaModel_0", nn_layer(0), nn_layer(1), nn("LlamaRMSNorm_4", add()))
+    trace = pytorch(chrome(nn("LlamaForCausalLM_0", model, nn("Linear_14", mm(100, H)))))
+    rows = frame(trace, tmp_path)
+    assert rows["role"].to_list() == [*LAYER, *LAYER, "final_norm", "lm_head"]
+    assert rows["layer"].to_list() == [*[0] * len(LAYER), *[1] * len(LAYER), None, None]
+
+
+@pytest.mark.parametrize("names", [("q_norm",), ("q_norm", "k_norm")])
+def test_norms_inside_attention_are_of_q_and_k(names: tuple[str, ...], tmp_path: Path) -> None:
+    at = "model.layers.0.self_attn"
+    inner = [module(f"{at}.{name}", add()) for name in names]
+    rows = frame(chrome(step(0, module(at, *inner, attention()))), tmp_path)
+    assert rows["role"].to_list() == ["qk_norm"] * len(names) + ["attention"]
+
+
+def test_a_cache_that_grows_is_its_own_role(tmp_path: Path) -> None:
+    """A cat of unequal parts appends keys; a cat of equal ones rotates halves."""
+    at = "model.layers.0.self_attn"
+
+    def cat(a: int, b: int) -> Any:
+        return op("aten::cat", [[1, 2, a, 16], [1, 2, b, 16]], dtypes=["TensorList"],
+                  strides=[[]], kernels=[k(us=1, name="CatArrayBatchedCopy")])  # fmt: skip
+
+    rows = frame(chrome(step(0, module(at, cat(8, 8), cat(31, 1), attention()))), tmp_path)
+    assert rows["role"].to_list() == ["rope", "kv_update", "attention"]
+
+
+def test_an_attention_of_separate_ops(tmp_path: Path) -> None:
+    """QKᵀ, mask, softmax and PV are attention; what stands before them rotates."""
+    at = "model.layers.0.self_attn"
+
+    def bmm(n: int, kk: int) -> Any:
+        return op("aten::bmm", [4, T, kk], [4, kk, n], kernels=[k(us=3, name="gemm")])
+
+    ops = (add(), bmm(T, 16), add(), op("aten::_softmax", [1, 4, T, T], kernels=[k(us=2, name="softmax")]),
+           bmm(16, T), add())  # fmt: skip
+    rows = frame(chrome(step(0, module(at, *ops))), tmp_path)
+    assert rows["role"].to_list() == ["rope", *["attention"] * 5]

@@ -1,0 +1,124 @@
+"""The steps of a trace: whose annotations count, and in which order of preference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.link import link
+from analysis.load import load
+from analysis.pipeline import Options, analyze
+from analysis.steps import Windows, find_windows
+from taxonomy.errors import PrunescopeError
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+MM = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
+
+
+def windows(tmp_path: Path, *items: Any, pattern: str | None = None, cpu: bool = False) -> Windows:
+    trace = load(save(chrome(*items, cpu=cpu), tmp_path / "t.json"))
+    return find_windows(trace, phase_pattern=pattern)
+
+
+def test_our_steps_come_first(tmp_path: Path) -> None:
+    items = (module("ProfilerStep#3", module("prunescope.phase", step(0, MM), step(1, MM))),
+             module("prunescope.step#warmup", MM))  # fmt: skip
+    found = windows(tmp_path, *items)
+    assert (found.source, found.names) == (
+        "prunescope", ["prunescope.step#0", "prunescope.step#1"],
+    )  # fmt: skip
+    assert len(found) == 2
+    assert np.all(found.start[1:] >= found.end[:-1])
+
+
+def test_the_pattern_stands_before_profiler_steps(tmp_path: Path) -> None:
+    items = (module("ProfilerStep#3", module("execute_context_1(888)", MM), MM),)
+    assert windows(tmp_path, *items, pattern=r"execute_context_\d").source == "pattern"
+    assert windows(tmp_path, *items).names == ["ProfilerStep#3"]
+
+
+def test_without_annotations_the_trace_is_one_step(tmp_path: Path) -> None:
+    found = windows(tmp_path, MM, module("a note", MM), MM)
+    assert (found.source, len(found)) == ("whole", 1)
+
+
+def test_a_pattern_without_a_match_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="matches --phase-pattern") as error:
+        windows(tmp_path, module("a note", MM), pattern="decode")
+    assert "a note" in error.value.hint
+    with pytest.raises(PrunescopeError, match="no regular expression"):
+        windows(tmp_path, MM, pattern="(")
+
+
+def test_a_window_inside_another_is_no_step(tmp_path: Path) -> None:
+    found = windows(tmp_path, module("run 1", MM, module("run 2", MM)), module("run 3", MM),
+                    pattern="run")  # fmt: skip
+    assert found.names == ["run 1", "run 3"]
+
+
+def test_times_belong_to_the_window_that_holds_them() -> None:
+    found = Windows(np.array([10, 30]), np.array([20, 40]), "pattern", ["a", "b"])
+    at = np.array([9, 10, 19, 20, 29, 30, 39, 40])
+    assert found.step_of(at).tolist() == [-1, 0, 0, -1, -1, 1, 1, -1]
+
+
+def test_launches_outside_of_every_step_are_left_out(tmp_path: Path) -> None:
+    """Two ProfilerSteps, a launch between them and one behind: named, not counted."""
+    trace = chrome(module("ProfilerStep#0", MM), MM, module("ProfilerStep#1", MM, MM), MM)
+    report = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert report.steps == 2
+    assert report.left_out == {"events": 2, "ns": 14_000}
+    # Step 1 waits 7 us for the kernel between: from the end of step 0 to the end of its own.
+    assert (report.wall_ns, report.busy_ns, report.gap_ns) == (14_000, 10_500, 3_500)
+
+
+def test_our_thrown_away_step_gives_the_beginning(tmp_path: Path) -> None:
+    """The wall of the first step runs from the end of the one before; it is not left out."""
+    trace = chrome(module("prunescope.step#warmup", MM), gap(us=3), step(0, MM), gap(us=2),
+                   step(1, MM))  # fmt: skip
+    loaded = load(save(trace, tmp_path / "t.json"))
+    linked = link(loaded, find_windows(loaded))
+    assert linked.wall.tolist() == [10_000, 9_000]
+    assert linked.gap.tolist() == [3_000, 2_000]
+    assert linked.left_out == {"events": 0, "ns": 0}
+    assert linked.lead_ns is None
+
+
+def test_the_lead_of_a_bare_trace_is_beside_the_wall(tmp_path: Path) -> None:
+    """The step begins at its first device event; the host was 25 us ahead of it."""
+    trace = chrome(module("ProfilerStep#0", gap(us=0), MM, gap(us=1), MM), lead_us=25)
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert (phase.lead_ns, phase.wall_ns, phase.gap_ns) == (25_000, 15_000, 1_000)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_cpu_steps_are_their_annotations(tmp_path: Path, *, own: bool) -> None:
+    """2 us before, an op of 7, 1 between, an op of 4 with a view in it, 3 behind: wall 17."""
+    view = op("aten::view", [4, 5], us=0.5)
+    items = (gap(us=2), op("aten::mm", [4, 5], [5, 6], us=7), gap(us=1),
+             op("aten::addmm", [6], [4, 5], [5, 6], us=3.5, inner=[view]), gap(us=3))  # fmt: skip
+    outer = step(0, *items) if own else module("ProfilerStep#1", *items)
+    trace = chrome(op("aten::mm", [4, 5], [5, 6], us=9), outer, cpu=True)
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (17_000, 11_000, 3_000, 3_000)
+    assert phase.bound["launch"] == phase.gap_ns
+    # What our own run did before its first step is the step that is thrown away.
+    assert phase.left_out["events"] == (0 if own else 1)
+
+
+def test_a_cpu_trace_without_annotations(tmp_path: Path) -> None:
+    """From the first op to the end of the last one, views too."""
+    trace = chrome(op("aten::view", [4, 5], us=2), op("aten::mm", [4, 5], [5, 6], us=7), gap(us=1),
+                   op("aten::view", [4, 5], us=2), cpu=True)  # fmt: skip
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (12_000, 7_000, 2_000, 3_000)
+
+
+def test_options_reach_the_steps(tmp_path: Path) -> None:
+    trace = chrome(module("a", MM), module("b", MM, MM))
+    options = Options(phase_pattern="^b$")
+    phase = analyze(save(trace, tmp_path / "t.json"), options=options).report.phases["trace"]
+    assert (phase.steps, phase.busy_ns) == (1, 14_000)

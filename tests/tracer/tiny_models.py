@@ -1,0 +1,117 @@
+"""Tiny models with random weights, one for each architecture of the table, and their roles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+_PLAIN = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "intermediate_size": 96, "vocab_size": 512, "max_position_embeddings": 128,
+    "pad_token_id": None,
+}  # fmt: skip
+_MOE = {"moe_intermediate_size": 64, "num_experts_per_tok": 2}
+_LATENT = {
+    **_MOE, "n_routed_experts": 4, "n_shared_experts": 1, "kv_lora_rank": 16, "q_lora_rank": 24,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16, "head_dim": 8, "n_group": 2,
+    "topk_group": 1, "num_key_value_heads": 4, "first_k_dense_replace": 1,
+}  # fmt: skip
+_MAMBA = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16,
+    "mamba_expand": 2,
+}  # fmt: skip
+_MIXED = ["linear_attention", "full_attention"]
+
+_MQA = {"ffn_hidden_size": 96, "head_dim": None}
+_NO_KV = {"num_key_value_heads": None, "head_dim": None}
+
+# By name: model type, and what its config has beyond the plain one (None leaves a field out).
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"sliding_window": 8}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "gemma2": ("gemma2", {"sliding_window": 8}),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3": ("phi3", {"head_dim": None}),
+    "phi": ("phi", {"head_dim": None}),
+    "gpt2": ("gpt2", {**_NO_KV, "intermediate_size": None, "n_inner": 96}),
+    "gpt_neox": ("gpt_neox", _NO_KV),
+    "gpt_neox sequential": ("gpt_neox", {**_NO_KV, "use_parallel_residual": False}),
+    "olmo2": ("olmo2", {"head_dim": None}),
+    "granite": ("granite", {"head_dim": None, "residual_multiplier": 0.5}),
+    "stablelm": ("stablelm", {"head_dim": None, "qk_layernorm": True, "use_qkv_bias": True}),
+    "stablelm parallel": ("stablelm", {"head_dim": None, "use_parallel_residual": True}),
+    "smollm3": ("smollm3", {"head_dim": None}),
+    "falcon": ("falcon", _MQA),
+    "falcon grouped": (
+        "falcon",
+        {**_MQA, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon multi-head": (
+        "falcon",
+        {**_MQA, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "opt": ("opt", {**_NO_KV, "ffn_dim": 96, "word_embed_proj_dim": 64, "pad_token_id": 1}),
+    "cohere": ("cohere", {"head_dim": None, "use_qk_norm": True}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**_MOE, "num_experts": 4, "shared_expert_intermediate_size": 96, "head_dim": None},
+    ),
+    "qwen3_moe": ("qwen3_moe", {**_MOE, "num_experts": 4}),
+    "gpt_oss": (
+        "gpt_oss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+    "deepseek_v2": ("deepseek_v2", {**_LATENT, "q_lora_rank": None}),
+    "deepseek_v3": ("deepseek_v3", _LATENT),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **_MOE, "num_experts": 4, "shared_expert_intermediate_size": 96,
+            "layer_types": _MIXED, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        },
+    ),
+    "falcon_h1": ("falcon_h1", {**_MAMBA, "mamba_d_ssm": 128, "head_dim": None}),
+    "granite4": (
+        "granitemoehybrid",
+        {
+            **_MAMBA, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "shared_intermediate_size": 96, "layer_types": _MIXED, "head_dim": None,
+        },
+    ),
+    "lfm2": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "head_dim": None, "block_multiple_of": 16},
+    ),
+}  # fmt: skip
+
+
+def tiny_config(name: str, **fields: Any) -> Any:
+    """The config of a tiny model; `fields` on top."""
+    model_type, own = TINY[name]
+    known = AutoConfig.for_model(model_type).to_dict()
+    wanted = {**_PLAIN, **own, **fields}
+    return AutoConfig.for_model(
+        model_type, **{k: v for k, v in wanted.items() if v is not None or k in known}
+    )
+
+
+def tiny_model(name: str, **fields: Any) -> Any:
+    """A tiny model in float32, eval mode; no weight is so small that a part could go unseen."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(name, **fields)).eval()
+    model.requires_grad_(requires_grad=False)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+        elif parameter_name.endswith(("bias", "sinks")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model

@@ -1,0 +1,59 @@
+"""The ray engine: jobs on the workers of a cluster (address in RAY_ADDRESS), or of a local one.
+
+Workers share the sweep's folder. A worker that dies is retried and skips what is done; jobs wait
+for each other where they would time on one device (`tracer.sweep_state.timing_slot`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taxonomy.errors import PrunescopeError
+from tracer.sweep_job import Job, Worker
+from tracer.sweep_plan import Planned
+
+RETRIES = 3
+
+
+def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
+    """Run every job; `told` hears of each job's first result when the job is done.
+
+    Raises PrunescopeError where ray is not installed, or a worker died more than RETRIES times.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise PrunescopeError(
+            "--engine ray needs ray", hint="pip install 'prunescope[ray]', or use --engine local"
+        ) from None
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    try:
+        _run(ray, jobs, told)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
+    waiting = {remote.remote(job): job for job in jobs}
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        job = waiting.pop(done[0])
+        try:
+            ray.get(done[0])
+        except ray.exceptions.WorkerCrashedError as error:
+            raise PrunescopeError(
+                f"a worker died {RETRIES + 1} times on {job.results[0].key}",
+                hint="the same command again resumes; `--engine local` shows what kills it",
+            ) from error
+        told(job.results[0])
+
+
+def _work(job: Job) -> None:
+    Worker(lambda _result: None).run(job)

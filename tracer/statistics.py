@@ -1,0 +1,63 @@
+"""Intervals of means over the tokens of a text: a bootstrap over blocks of neighbours.
+
+In: a number a token [n]. Out: [low, high] of 95 %, or None where there are fewer than two blocks
+or a number is not finite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_DRAWS, _SEED = 2000, 0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which block each token belongs to [n], and which blocks each draw takes [draws, blocks]."""
+
+    block_of: torch.Tensor
+    drawn: torch.Tensor
+
+    @classmethod
+    def of(cls, positions: torch.Tensor, size: int) -> Blocks:
+        """Blocks of `size` neighbouring positions [n], ascending."""
+        _, block_of = torch.unique(positions // size, return_inverse=True)
+        count = int(block_of.max()) + 1
+        generator = torch.Generator().manual_seed(_SEED)
+        return cls(block_of, torch.randint(count, (_DRAWS, count), generator=generator))
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return self.drawn.shape[1]
+
+    def means(self, values: torch.Tensor) -> torch.Tensor:
+        """[draws]: the mean over the tokens of the blocks of each draw."""
+        sums = torch.zeros(self.count, dtype=torch.float64)
+        sums.index_add_(0, self.block_of, values.double())
+        sizes = torch.bincount(self.block_of, minlength=self.count).double()
+        return sums[self.drawn].sum(1) / sizes[self.drawn].sum(1)
+
+
+def mean_ci95(blocks: Blocks, values: torch.Tensor) -> list[float] | None:
+    """Of the mean of `values` [n]."""
+    return _interval(blocks, blocks.means(values))
+
+
+def perplexity_ci95(blocks: Blocks, nats: torch.Tensor) -> list[float] | None:
+    """Of exp(mean of `nats`)."""
+    return _interval(blocks, blocks.means(nats).exp())
+
+
+def relative_ci95(blocks: Blocks, nats: torch.Tensor, dense: torch.Tensor) -> list[float] | None:
+    """Of exp(mean of nats − mean of dense nats) − 1, both over the same blocks."""
+    return _interval(blocks, blocks.means(nats - dense).expm1())
+
+
+def _interval(blocks: Blocks, means: torch.Tensor) -> list[float] | None:
+    if blocks.count < 2 or not bool(means.isfinite().all()):
+        return None
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return [low, high]

@@ -1,0 +1,193 @@
+"""`prunescope sweep`: models x sparsities x phases x batches x lengths, each result a run folder.
+
+In: a SweepRequest. Out: a folder with runs/, quality/ and sweep.json. The same request again goes
+on where it was; nothing that is done is lost or repeated, whatever stopped it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taxonomy.dtypes import ITEMSIZE
+from taxonomy.dtypes import dtype as dtype_name
+from taxonomy.errors import PrunescopeError
+from taxonomy.presets import preset_config, preset_names
+from taxonomy.shape import ModelShape
+from tracer.folder import clean_termination
+from tracer.progress import Progress, Silent
+from tracer.sweep_config import read_configs
+from tracer.sweep_plan import Plan, Planned, SweepConfig, make_plan, read_shard, shard_of
+from tracer.sweep_state import DONE, FAILED, PENDING, SCHEMA, SweepFolder
+
+if TYPE_CHECKING:
+    from tracer.sweep_job import Job
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(kw_only=True)
+class SweepRequest:
+    """What `prunescope sweep` was asked for. `shard`: "i/n", i from 0."""
+
+    out: Path
+    config: Path | None = None
+    preset: str | None = None
+    engine: str = "local"
+    shard: str | None = None
+    argv: list[str] = field(default_factory=list)
+
+
+def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
+    """Run what is not done yet of a sweep, and return its folder.
+
+    Raises PrunescopeError on a bad request; a result that fails is recorded in sweep.json.
+    """
+    progress = progress or Silent()
+    plan = plan_of(request)
+    shard = read_shard(request.shard)
+    folder = SweepFolder(request.out)
+    with clean_termination():
+        # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        folder.start(plan)
+        with folder.claimed(shard):
+            mine = shard_of(plan, shard)
+            left = [result for result in mine if folder.state(result) != DONE]
+            if left:
+                run = importlib.import_module(f"tracer.engines.{request.engine}").run
+                run(_jobs(request, plan, left), _teller(progress, left))
+        folder.refresh()
+    return request.out
+
+
+def plan_of(request: SweepRequest) -> Plan:
+    """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
+    if request.engine not in ENGINES:
+        raise PrunescopeError(
+            f"no engine is called {request.engine!r}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    configs = read_configs(request.config, request.preset)
+    _check(configs)
+    return make_plan(configs, _shape(configs[0].model))
+
+
+def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
+    """sweep.json as it stands, or will stand, and `plan`: counts of this request's part of it.
+
+    `estimate`: with the seconds that what is left will take, roughly (null: not known).
+    """
+    plan = plan_of(request)
+    folder = SweepFolder(request.out)
+    mine = shard_of(plan, read_shard(request.shard))
+    results = folder.entries(plan)
+    states = [folder.state(result) for result in mine]
+    left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
+    counts = {
+        "results": len(mine),
+        "models": len({result.key for result in mine}),
+        **{state: states.count(state) for state in (DONE, FAILED, PENDING)},
+        "impossible": sum(result.problem is not None for result in mine),
+        "seconds": _estimate(left, plan.config) if estimate else None,
+        "notes": list(plan.notes),
+    }
+    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": results}
+
+
+def _estimate(left: Sequence[Planned], config: SweepConfig) -> float | None:
+    shape = _shape(config.model)
+    if shape is None:
+        return None
+    from tracer.machine import pick_device
+    from tracer.peaks import measure_peaks
+    from tracer.sweep_estimate import estimate_s
+
+    dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
+    dtype = dtype or "fp32"
+    peaks = measure_peaks(pick_device("auto"), dtype, budget_s=2.0)
+    return estimate_s(left, config, shape, peaks=peaks, itemsize=ITEMSIZE[dtype])
+
+
+def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
+    from tracer.sweep_job import Job
+
+    groups: dict[str, list[Planned]] = {}
+    for result in left:
+        groups.setdefault(result.key, []).append(result)
+    out = request.out.resolve()  # a worker may stand elsewhere
+    return [
+        Job(config=plan.config, folder=out, results=tuple(group), argv=tuple(request.argv))
+        for group in groups.values()
+    ]
+
+
+def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[[Planned], None]:
+    number = {result.id: i for i, result in enumerate(left, 1)}
+
+    def tell(result: Planned) -> None:
+        progress.stage(f"{number[result.id]}/{len(left)} {result.id}")
+
+    return tell
+
+
+def _check(configs: Sequence[SweepConfig]) -> None:
+    """What every capture would refuse is refused before the first."""
+    from tracer.request import TraceRequest
+    from tracer.sweep_plan import can_calibrate, is_checkpoint
+
+    for config in configs:
+        if config.select not in ("random", "calibrated"):
+            raise PrunescopeError(
+                f"select: {config.select!r} is not a way to choose", hint="random or calibrated"
+            )
+        for family in config.families:
+            select = config.select if can_calibrate(family) else "random"
+            TraceRequest(
+                model=config.model,
+                out=Path(),
+                method=None if is_checkpoint(family) else family,
+                sparsity=config.sparsities[0],
+                decode_steps=config.decode_steps,
+                select=select,
+                repeats=config.repeats,
+                steps=config.steps,
+                seed=config.seed,
+                threads=config.threads,
+                dtype=config.dtype,
+            ).check()
+
+
+def _shape(model: str) -> ModelShape | None:
+    """The dense dimensions, or None where they are not known before the model is loaded."""
+    try:
+        return ModelShape.from_config(_config_of(model))
+    except PrunescopeError:
+        return None
+
+
+def _config_of(model: str) -> dict[str, Any]:
+    """A model's config without its weights; empty where only loading it would tell."""
+    name = model.lower()
+    if name in preset_names():
+        return preset_config(name)
+    folder = Path(model).expanduser()
+    if name.endswith(".gguf") or not folder.is_dir():
+        from tracer.models import DEMO, demo_file
+
+        if name == DEMO:
+            folder = demo_file()
+        if folder.suffix != ".gguf" or not folder.is_file():
+            return {}
+        from tracer.gguf import gguf_folder
+
+        folder = gguf_folder(folder)
+    try:
+        plain: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return plain

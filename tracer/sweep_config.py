@@ -1,0 +1,169 @@
+"""Read what a sweep is asked for: a YAML file or a preset, every value checked before any work.
+
+In: a path or a preset's name. Out: SweepConfigs. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.keep import check_sparsity
+from tracer.sweep_plan import SweepConfig, is_checkpoint
+
+_MAX_BYTES = 1 << 20
+_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig) if f.name != "logits")
+_PAPER = SweepConfig(
+    model="llama-3.1-8b",
+    families=(
+        "static-m",
+        "static-k-24",
+        "static-k-lowrank",
+        "static-nk",
+        "static-nk-cross",
+        "dynamic-m",
+        "dynamic-nk",
+    ),
+    batches=(1, 8, 16, 32),
+    prompt_lens=(1024,),
+    draws=3,
+    repeats=50,
+    dtype="bfloat16",
+    logits="all",
+)
+# The paper varies the batch at one length and the length at one batch, not both together.
+PRESETS = {
+    "paper": (
+        _PAPER,
+        dataclasses.replace(_PAPER, batches=(1,), prompt_lens=(1024, 8192, 16384, 32768)),
+    )
+}
+
+
+def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, ...]:
+    """The configurations of a file or of a preset. Raises PrunescopeError on the first mistake."""
+    if (config is None) == (preset is None):
+        raise PrunescopeError(
+            "a sweep takes a CONFIG.yaml or --preset, one of the two",
+            hint=f"presets: {', '.join(PRESETS)}",
+        )
+    if preset is not None:
+        if preset not in PRESETS:
+            raise PrunescopeError(
+                f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(PRESETS)}"
+            )
+        return PRESETS[preset]
+    assert config is not None
+    return (_from_plain(_read_yaml(config), config),)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise PrunescopeError(f"{path.name} is no sweep file: over 1 MiB", hint="see the docs")
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrunescopeError(
+            f"the sweep file {path} cannot be read ({type(error).__name__})",
+            hint="give a YAML file, or --preset paper",
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PrunescopeError(
+            f"{path.name} is not YAML{where} ({getattr(error, 'problem', None) or 'malformed'})",
+            hint="one `key: value` a line, lists as [a, b]",
+        ) from error
+    if not isinstance(plain, dict):
+        raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
+    return plain
+
+
+def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
+    for key in plain:
+        if key not in _KEYS:
+            raise PrunescopeError(
+                f"{path.name} has an unknown key {key!r}",
+                hint=f"nearest: {nearest(str(key), _KEYS)}; known: {', '.join(_KEYS)}",
+            )
+    for key in ("model", "families"):
+        if plain.get(key) in (None, []):
+            raise PrunescopeError(f"{path.name} does not say {key}", hint=f"add `{key}: ...`")
+    values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
+    values["model"] = _beside(values["model"], path, when=True)
+    values["families"] = tuple(
+        _beside(name, path, when=is_checkpoint(name)) for name in values["families"]
+    )
+    if "text" in values:
+        values["text"] = path.parent / Path(values["text"]).expanduser()
+    return SweepConfig(**values)
+
+
+def _beside(name: str, path: Path, *, when: bool) -> str:
+    """`name` as a path beside the sweep file, where there is such a folder or file."""
+    there = path.parent / Path(name).expanduser()
+    return str(there) if when and there.exists() else name
+
+
+def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
+    return PrunescopeError(f"{key}: {value!r} is not {wanted}", hint=f"give {key} as {wanted}")
+
+
+def _word(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(key, value, "a word")
+    return value
+
+
+def _count(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < (key != "seed"):
+        raise _wrong(key, value, "a whole number above zero" if key != "seed" else "a seed")
+    return value
+
+
+def _share(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(key, value, "a number from 0 to 1")
+    return check_sparsity(value)
+
+
+def _phase(key: str, value: Any) -> str:
+    if value not in ("prefill", "decode"):
+        raise _wrong(key, value, "prefill or decode")
+    return str(value)
+
+
+def _many(one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """A list of values without repeats; a single one stands for itself."""
+
+    def read(key: str, value: Any) -> tuple[Any, ...]:
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise _wrong(key, value, "one value or more")
+        return tuple(dict.fromkeys(one(key, item) for item in values))
+
+    return read
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "model": _word,
+    "families": _many(_word),
+    "sparsities": _many(_share),
+    "phases": _many(_phase),
+    "batches": _many(_count),
+    "prompt_lens": _many(_count),
+    "decode_steps": _count,
+    "draws": _count,
+    "select": _word,
+    "text": _word,
+    "repeats": _count,
+    "steps": _count,
+    "seed": _count,
+    "threads": _count,
+    "dtype": _word,
+}

@@ -1,0 +1,203 @@
+"""One model of a sweep: prepared once, judged once, then timed and traced in each of its results.
+
+In: a Job, plain values that any worker can be given. Out: run folders, quality and failures in the
+sweep's folder, so that a worker that dies loses the result in hand alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taxonomy.dtypes import dtype as dtype_name
+from taxonomy.errors import PrunescopeError
+from tracer.calibrate import slug
+from tracer.conditions import memory_explained, thread_count
+from tracer.layers import text_config
+from tracer.machine import device_info, pick_device
+from tracer.manifest import scrubbed
+from tracer.models import load_tokenizer
+from tracer.peaks import measure_peaks
+from tracer.quality import DECODE_SCORED, Dense, Passage, compare, text_passage, weights_fingerprint
+from tracer.request import TraceRequest
+from tracer.sweep_plan import Planned, SweepConfig, can_calibrate, is_checkpoint
+from tracer.sweep_state import DONE, SweepFolder, read_json, timing_slot, write_json
+from tracer.trace import trace
+from tracer.variants import Prepared, TwinDoesNotFit, Variant, check_method, make_variants
+
+# A bug or a limit of one family must not end the sweep; a full disk or a signal must.
+FAILURES = (
+    PrunescopeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The results of one model that are still to be had."""
+
+    config: SweepConfig
+    folder: Path
+    results: tuple[Planned, ...]
+    argv: tuple[str, ...] = ()
+
+
+class Worker:
+    """Runs jobs one after another; keeps the dense model's logits and the tokens between them."""
+
+    def __init__(self, told: Callable[[Planned], None]) -> None:
+        self.told = told
+        self._passage: Passage | None = None
+        self._dense: dict[str, Dense] = {}
+        self._peaks: dict[str, Any] | None = None
+
+    def run(self, job: Job) -> None:
+        """Do what is not done; a result that cannot be had is recorded with its error."""
+        folder = SweepFolder(job.folder)
+        left = [result for result in job.results if folder.state(result) != DONE]
+        folder.sweep_away(left)
+        prepared: Prepared | str | None = None
+        for result in left:
+            self.told(result)
+            if prepared is None:
+                prepared = self._prepare(job, result)
+            error = prepared if isinstance(prepared, str) else self._trace(job, result, prepared)
+            if error is None:
+                folder.succeed(result)
+            elif folder.state(result) != DONE:
+                folder.fail(result, error)
+            folder.refresh()
+        del prepared
+        gc.collect()
+
+    def _prepare(self, job: Job, result: Planned) -> Prepared | str:
+        """The models and their quality, or why there are none."""
+        if result.problem is not None:
+            return result.problem
+        try:
+            request = _request(job, result)
+            request.check()
+            check_method(request)
+            device = pick_device(request.device)
+            with thread_count(request.threads), memory_explained(), contextlib.ExitStack() as stack:
+                if device.type == "cpu":  # loading and pruning take the very cores that are timed
+                    stack.enter_context(timing_slot("cpu"))
+                prepared = Prepared(variants=make_variants(request, device, ("dense", "pruned")))
+                if device.type != "cpu":
+                    stack.enter_context(timing_slot(str(device)))
+                return self._judged(job, result, prepared)
+        except TwinDoesNotFit:
+            return "dense and pruned do not fit in memory together, and a sweep judges both"
+        except FAILURES as error:
+            return _said(error)
+
+    def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
+        try:
+            request = _request(job, result)
+            device = pick_device(request.device)
+            with timing_slot(str(device)):
+                peaks = self._measured(job, device, prepared)
+                trace(request, peaks=peaks, prepared=prepared)
+        except FAILURES as error:
+            return _said(error)
+        return None
+
+    def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
+        """`prepared` with the quality of both models: measured now, or kept from before."""
+        dense, pruned = prepared.variants
+        path = SweepFolder(job.folder).quality(result.key)
+        marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
+        found = read_json(path)
+        if found is None or found["weights"] != marks:
+            scoring = "decode" if result.family in DECODE_SCORED else "prefill"
+            passage = self._text(job, dense)
+            reference = self._reference(dense, marks["dense"], passage, scoring)
+            found = {"weights": marks, **compare(pruned.model, reference)}
+            write_json(path, found)
+        prepared.quality = {
+            v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
+        }
+        return prepared
+
+    def _text(self, job: Job, dense: Variant) -> Passage:
+        if self._passage is None:
+            config = text_config(dense.model)
+            self._passage = text_passage(
+                load_tokenizer(dense.loaded),
+                job.config.text,
+                vocabulary=dense.model.get_input_embeddings().num_embeddings,
+                longest=getattr(config, "max_position_embeddings", None),
+                seed=job.config.seed,
+            )
+        return self._passage
+
+    def _reference(self, dense: Variant, mark: str, passage: Passage, scoring: str) -> Dense:
+        """The dense model as reference; its logits are kept for the next job where it is equal."""
+        key = f"{mark}-{scoring}"
+        if key not in self._dense:
+            self._dense = {key: Dense(dense.model, passage, scoring=scoring)}
+        else:
+            self._dense[key].model = dense.model
+        return self._dense[key]
+
+    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> dict[str, Any]:
+        """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones."""
+        if self._peaks is None:
+            dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
+            with thread_count(job.config.threads):
+                info = device_info(device)
+                name = f"peaks-{slug(info['name'])}-{dtype}-{info['threads']}.json"
+                self._peaks = read_json(job.folder / name)
+                if self._peaks is None:
+                    self._peaks = measure_peaks(device, dtype)
+                    write_json(job.folder / name, self._peaks)
+        return self._peaks
+
+
+def _request(job: Job, result: Planned) -> TraceRequest:
+    config = job.config
+    checkpoint = is_checkpoint(result.family)
+    select = config.select if can_calibrate(result.family) else "random"
+    return TraceRequest(
+        model=result.family if checkpoint else config.model,
+        baseline_model=config.model if checkpoint else None,
+        method=None if checkpoint else result.family,
+        sparsity=0.0 if result.sparsity is None else result.sparsity,
+        out=SweepFolder(job.folder).run(result),
+        phase=result.phase,
+        batch=result.batch,
+        prompt_len=result.prompt_len,
+        decode_steps=config.decode_steps,
+        logits=config.logits,
+        dtype=config.dtype,
+        select=select,
+        text=config.text if select == "calibrated" else None,
+        repeats=config.repeats,
+        steps=config.steps,
+        seed=config.seed + result.draw,
+        threads=config.threads,
+        argv=list(job.argv),
+    )
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line, without the paths of this machine."""
+    if isinstance(error, PrunescopeError):
+        return f"{error.problem} ({error.hint})"
+    lines = str(error).strip().splitlines() or [""]
+    words = (str(scrubbed(word)) for word in lines[0].split())
+    return f"{type(error).__name__}: {' '.join(words)}"[:500]

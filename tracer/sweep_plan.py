@@ -1,0 +1,224 @@
+"""What a sweep will do: a configuration, and the results that it asks for, with stable ids.
+
+In: a YAML file or a preset. Out: SweepConfigs and Planned results. Points of a family whose
+dimensions are equal are one result. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import GEMM_GROUPS, Family, families
+from taxonomy.plan import Workload
+from taxonomy.shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The keys of a sweep file; a family is an id, package.module:function, or a model folder."""
+
+    model: str
+    families: tuple[str, ...]
+    sparsities: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5)
+    phases: tuple[str, ...] = ("prefill", "decode")
+    batches: tuple[int, ...] = (1,)
+    prompt_lens: tuple[int, ...] = (512,)
+    decode_steps: int = 8
+    draws: int = 1
+    select: str = "random"
+    text: Path | None = None
+    repeats: int = 20
+    steps: int = 5
+    seed: int = 0
+    threads: int | None = None
+    dtype: str = "auto"
+    logits: str = "last"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes results comparable, without local paths: a folder holds one of these."""
+        names = (
+            "decode_steps", "draws", "select", "repeats", "steps", "seed", "threads", "dtype",
+            "logits",
+        )  # fmt: skip
+        values = {name: getattr(self, name) for name in names if name != "draws"}
+        text = None if self.text is None else self.text.name
+        return {"model": Path(self.model).name, "text": text, **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One result: a model of a point in one phase. `problem`: why it cannot be, if so."""
+
+    id: str
+    family: str
+    sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
+    sparsities: tuple[float, ...]  # nominal ones that give these dimensions
+    phase: str
+    batch: int
+    prompt_len: int
+    draw: int
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the model: results of one key run the same object."""
+        return model_key(self.family, self.sparsity, self.draw)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All results of a sweep, those of one model next to each other, and notes about them."""
+
+    config: SweepConfig
+    results: tuple[Planned, ...]
+    notes: tuple[str, ...] = ()
+
+    def groups(self) -> dict[str, list[Planned]]:
+        """Results by model key, in order."""
+        found: dict[str, list[Planned]] = {}
+        for result in self.results:
+            found.setdefault(result.key, []).append(result)
+        return found
+
+
+def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
+    """The results of all `configs` (those of a preset differ in batches and lengths alone), once.
+
+    `shape`: of the dense model, or None where it is not known; then nothing is merged.
+    """
+    found: dict[str, Planned] = {}
+    notes: dict[str, None] = {}
+    for config in configs:
+        _check_names(config.families)
+        for family in config.families:
+            points, said = _points(family, config.sparsities, shape)
+            if config.select == "calibrated" and not can_calibrate(family):
+                said.append(f"{family}: chosen at random, not calibrated")
+            notes |= dict.fromkeys(said)
+            for point in points:
+                found |= {result.id: result for result in _results(config, family, point)}
+    order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
+    ordered = sorted(found.values(), key=lambda r: order[r.key])
+    return Plan(configs[0], tuple(ordered), tuple(notes))
+
+
+def shard_of(plan: Plan, shard: tuple[int, int]) -> list[Planned]:
+    """Part i of n (from 0), by models, so that a model is prepared and judged in one place."""
+    index, count = shard
+    keys = [key for number, key in enumerate(plan.groups()) if number % count == index]
+    return [result for result in plan.results if result.key in keys]
+
+
+def read_shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n", i from 0; (0, 1) for None. Raises PrunescopeError on anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "0/1")
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if index >= count:
+        raise PrunescopeError(
+            f"--shard {text} is not a part i/n with i from 0 to n-1", hint="for example 0/4 ... 3/4"
+        )
+    return index, count
+
+
+def model_key(family: str, sparsity: float | None, draw: int) -> str:
+    """A file name for one model of a sweep."""
+    share = "" if sparsity is None else f"-s{sparsity:g}"
+    return f"{family_slug(family)}{share}-d{draw}"
+
+
+def family_slug(family: str) -> str:
+    """The id of a family, or what is left of a path or a method's name in a file name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
+
+
+def is_checkpoint(family: str) -> bool:
+    """Whether this names a model folder or file rather than a way of pruning."""
+    return "/" in family or family.endswith(".gguf")
+
+
+def can_calibrate(family: str) -> bool:
+    """Whether a text can choose what this family removes: static families of the taxonomy."""
+    known = {one.id: one for one in families()}
+    return family in known and known[family].dynamics == "static"
+
+
+@dataclass(frozen=True)
+class _Point:
+    sparsity: float | None
+    sparsities: tuple[float, ...]
+    problem: str | None = None
+
+
+def _points(
+    name: str, sparsities: Iterable[float], shape: ModelShape | None
+) -> tuple[list[_Point], list[str]]:
+    """The points of a family, equal ones merged, and what to say about it."""
+    wanted = sorted(set(sparsities))
+    if is_checkpoint(name):
+        return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
+    known = {one.id: one for one in families()}
+    if name not in known:
+        return [_Point(s, (s,)) for s in wanted], []
+    merged: dict[Any, list[float]] = {}
+    problems: list[_Point] = []
+    for sparsity in wanted:
+        try:
+            signature = _dimensions(known[name], sparsity, shape)
+        except PrunescopeError as error:
+            problems.append(_Point(sparsity, (sparsity,), error.problem))
+            continue
+        merged.setdefault(signature, []).append(sparsity)
+    notes = [
+        f"{name}: s = {' = '.join(f'{s:g}' for s in same)} give equal dimensions, one point"
+        for same in merged.values()
+        if len(same) > 1
+    ]
+    return [_Point(same[0], tuple(same)) for same in merged.values()] + problems, notes
+
+
+def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> Any:
+    """Equal for two sparsities that make the same model; the sparsity where that is not known."""
+    point = family.point(sparsity)
+    if shape is None:
+        return sparsity
+    ops = family.theory(shape, Workload(phase="prefill", prompt_len=64), point)
+    moves = any(family.axes[group] != "none" for group in GEMM_GROUPS)
+    if family.dynamics == "dynamic" or not moves:
+        return sparsity
+    return tuple((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
+
+
+def _results(config: SweepConfig, family: str, point: _Point) -> Iterable[Planned]:
+    draws = 1 if point.sparsity is None else config.draws
+    for draw in range(draws):
+        for batch in config.batches:
+            for prompt_len in config.prompt_lens:
+                for phase in config.phases:
+                    share = "" if point.sparsity is None else f"-s{point.sparsity:g}"
+                    yield Planned(
+                        id=f"{family_slug(family)}{share}-{phase}-b{batch}-p{prompt_len}-d{draw}",
+                        family=family,
+                        phase=phase,
+                        batch=batch,
+                        prompt_len=prompt_len,
+                        draw=draw,
+                        **dataclasses.asdict(point),
+                    )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    seen: Mapping[str, str] = {}
+    for name in names:
+        slug = family_slug(name)
+        if slug in seen:
+            raise PrunescopeError(
+                f"families {seen[slug]!r} and {name!r} have the same name in results",
+                hint="list a family once, and name model folders differently",
+            )
+        seen = {**seen, slug: name}
