@@ -1,8 +1,7 @@
 """The front door: the commands of `prunescope` and its Python API, which share names and defaults.
 
-`trace`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/. Each is
-imported inside the function that needs it, so that `prunescope --help` loads neither torch nor
-polars. Every error that a user sees is worded in `main`.
+`trace`, `sweep`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/.
+Each function imports what it needs, so that `prunescope --help` loads neither torch nor polars.
 """
 
 from __future__ import annotations
@@ -191,6 +190,7 @@ def _analyze(
     phase_pattern: Annotated[str | None, Option(metavar="REGEX", help="Names of steps.")] = None,
     peak: Annotated[list[str] | None, Option(metavar="DTYPE=TFLOPS", help="Repeatable.")] = None,
     bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
+    hta: Annotated[bool, Option("--hta", help="Ask Holistic Trace Analysis too; slow.")] = False,
 ) -> None:
     """Explain where the promised speedup went: ladder, ledger, GEMM table, findings.
 
@@ -209,7 +209,7 @@ def _analyze(
     options = Options(
         sparsity=sparsity, device=device, peaks=peaks(peak), bandwidth=bandwidth,
         phase_pattern=phase_pattern, eager_trace=eager_trace,
-        baseline_eager_trace=baseline_eager_trace,
+        baseline_eager_trace=baseline_eager_trace, hta=hta,
     )  # fmt: skip
     to = Delivery(folder=out, formats=formats, json=json_target)
     if deliver(subject, to, baseline=baseline, options=options).partial:
@@ -266,14 +266,14 @@ def _sweep(
     prunescope sweep benchmarks/smollm2.yaml --out traces/sweep --dry-run
     """
     # fmt: on
+    options = {k: v for k, v in locals().items() if k != "dry_run"}
     from analysis.report.output import check_target, tell
     from analysis.report.pareto_terminal import sweep_state
     from tracer.progress import Bar
     from tracer.sweep import SweepRequest, summary, sweep
 
-    check_target(json_target)
-    request = SweepRequest(config=config, preset=preset, out=out, engine=engine, shard=shard,
-                           argv=sys.argv[1:])  # fmt: skip
+    check_target(options.pop("json_target"))
+    request = SweepRequest(**options, argv=sys.argv[1:])
     if not dry_run:
         with Bar() as bar:
             sweep(request, bar)
@@ -289,16 +289,15 @@ def _pareto(
     json_target: Json = None,
 ) -> None:
     """Compare the prunings of a sweep: frontier, break-even, and the bounds they reach."""
-    from analysis.pareto import judge
-    from analysis.pareto_report import to_json, write_pareto
+    from analysis.pareto_report import judge, to_json, write_pareto
     from analysis.report.output import check_target, console_for, emit_json
     from analysis.report.pareto_terminal import pareto_summary
 
     check_target(json_target)
-    found = judge(folder)
-    write_pareto(found, out or folder / "pareto")
+    found, target = judge(folder), out or folder / "pareto"
+    write_pareto(found, target)
     emit_json(to_json(found), json_target)
-    console_for(json_target).print(pareto_summary(found, out or folder / "pareto"))
+    console_for(json_target).print(pareto_summary(found, target))
 
 
 @app.command("families")
@@ -385,35 +384,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app(args, prog_name="prunescope", standalone_mode=False)
         sys.stdout.flush()
-    except PrunescopeError as error:
-        return _told(error.problem, error.hint, args, code=error.exit_code)
-    except typer.TyperException as error:  # a usage error: unknown option, bad value, ...
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "prunescope"
-        sentence = error.format_message().replace("Value error, ", "")
-        return _told(sentence, f"see `{command} --help`", args)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").split(".")[0]
-        if library in ("analysis", "taxonomy", "tracer"):
-            raise  # a bug
-        return _told(f"{library} is not installed", f"pip install {library}", args)
     except BrokenPipeError:
-        # The reader left. Python would complain once more when it closes standard output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains
         return 1
-    except OSError as error:
-        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        return _told(what, "check the path, its permissions and the space left", args)
+    except (PrunescopeError, typer.TyperException, ModuleNotFoundError, OSError) as error:
+        from analysis.report.failure import tell_error
+
+        return tell_error(error, as_json=any(a.partition("=")[0] == "--json" for a in args))
     except (KeyboardInterrupt, typer.Abort):
         return 130
     return code if isinstance(code, int) else 0
-
-
-def _told(problem: str, hint: str, args: Sequence[str], *, code: int = 2) -> int:
-    from analysis.report.output import tell_error
-
-    tell_error(problem, hint, as_json=any(arg.partition("=")[0] == "--json" for arg in args))
-    return code
 
 
 if __name__ == "__main__":

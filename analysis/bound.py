@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 
 from analysis.hardware import Device
-from taxonomy.errors import PrunescopeError
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 _LIKE = {"fp16": "bf16", "bf16": "fp16"}
@@ -105,15 +104,6 @@ def override(
         device=base.device,
         sheet=base.sheet,
     )
-
-
-def same_peaks(dense: Peaks | None, pruned: Peaks | None) -> None:
-    """Refuse to compare runs of two devices. Raises PrunescopeError."""
-    if dense and pruned and dense.name != pruned.name:
-        raise PrunescopeError(
-            f"the baseline ran on {dense.name}, the subject on {pruned.name}",
-            hint="a speedup across devices is not one of pruning; trace both on one device",
-        )
 
 
 def _positive(value: Any) -> bool:

@@ -120,7 +120,7 @@ def _names(paths: list[Path]) -> list[str]:
 def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
     """What the manifest says of each phase; nothing for a bare trace."""
     subject = resolve(path, baseline).subject
-    return read_run(subject).phases if subject.is_dir() else {}
+    return read_run(subject).phases if (subject / MANIFEST).is_file() else {}
 
 
 def _row(

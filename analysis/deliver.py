@@ -59,9 +59,11 @@ def report_folder(subject: Path) -> Path | None:
     """Where the report of `subject` goes unless told otherwise.
 
     F/report for F and F/pruned alike (and F/dense where it is alone); `report` inside any other
-    run; None for a trace file.
+    run; None for a trace file or a folder of them.
     """
-    if not subject.is_dir():
+    if not subject.is_dir() or not any(
+        (subject / name / MANIFEST).is_file() for name in (".", "pruned", "dense")
+    ):
         return None
     name = Path(os.path.abspath(subject)).name  # noqa: PTH100 - Path.absolute() keeps ".."
     alone = name == "dense" and not (subject / ".." / "pruned").exists()

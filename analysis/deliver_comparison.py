@@ -1,4 +1,4 @@
-"""The command `analyze` with several subjects: from runs to one table and one figure.
+"""The command `analyze`: one subject gives its report, several give one table and one figure.
 
 Nothing is written before every subject was analysed.
 """
@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.compare import Found, compare, comparison_folder
-from analysis.deliver import FORMATS, Delivery
+from analysis.compare import Found, compare, comparison_folder, find_runs
+from analysis.deliver import FORMATS, Delivery, deliver
 from analysis.report.comparison import COMPARISON_FORMATS, ComparisonView, write_comparison
 from analysis.report.comparison_model import Comparison, to_json
 from analysis.report.output import check_target, console_for, emit_json
 from analysis.report.write import check_formats
 from analysis.subject import Options
 from taxonomy.errors import PrunescopeError
+
+
+def deliver_all(
+    subjects: Sequence[Path], to: Delivery, *, options: Options, baseline: Path | None = None
+) -> bool:
+    """Analyze one subject, or compare several (and the runs of a folder that is none itself).
+
+    Returns whether anything is partial: a trace that is cut off, a subject without a row.
+    """
+    found = find_runs(subjects)
+    if len(found) == 1:
+        return deliver(found[0].path, to, options=options, baseline=baseline).partial
+    done = deliver_comparison(subjects, found, to, options=options, baseline=baseline)
+    return bool(done.failed) or any(report.partial for report in done.reports.values())
 
 
 def deliver_comparison(

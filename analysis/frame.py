@@ -16,6 +16,7 @@ from analysis.graphs import Replay, read_eager
 from analysis.kind import kind_of
 from analysis.link import Linked, link
 from analysis.load import NONE, Trace
+from analysis.phase_steps import only_phase
 from analysis.role import GEMM_KINDS, POINTWISE, find_roles
 from analysis.scopes import find_scopes
 from analysis.steps import Windows
@@ -56,13 +57,21 @@ class Kernels:
 
 
 def build(
-    trace: Trace, windows: Windows, peaks: Peaks | None, *, eager: Trace | None = None
+    trace: Trace,
+    windows: Windows,
+    peaks: Peaks | None,
+    *,
+    eager: Trace | None = None,
+    phase: str | None = None,
 ) -> Kernels:
     """All passes of one phase: link, replay, kind, role, work, class, waves, bound.
 
-    `eager`: a trace of the same step without a graph, for the ops of graph replays.
+    `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
+    the steps that a serving engine's annotations say are of this phase.
     """
     linked = link(trace, windows)
+    if phase is not None:
+        linked, windows = only_phase(linked, windows, phase)
     calls = list(trace.calls)
     frame = _rows(trace, linked)
     replay: Replay | None = None

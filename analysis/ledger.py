@@ -103,7 +103,7 @@ def _first_known(*choices: Floats) -> Floats:
 
 
 def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
-    """Mean times over steps; `*_steps` [steps, replicates] weigh the steps, each column sums to 1."""
+    """Mean times over steps; `*_steps` [steps, replicates] weigh the steps, columns sum to 1."""
     d, p = units.dense, units.pruned
     return Times(
         d.busy @ dense_steps, d.gap @ dense_steps, d.tail @ dense_steps,

@@ -30,6 +30,8 @@ DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
                      "privateuse1_runtime", "mtia_runtime")  # fmt: skip
 MODULE = "nn.Module: "
+_MAX_NAME = 1 << 14  # characters of a name that are kept
+MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
 NONE = -1  # an absent id in an integer column
 _NO_TIME = -(1 << 63)
@@ -43,12 +45,19 @@ class Columns:
         self.names = names
         self.rows: list[tuple[int, ...]] = []
         self.blocks: list[Ints] = []
+        self.count = 0
 
     def close_block(self) -> None:
         """Pack the rows of a block: eight bytes a value from here on."""
         if self.rows:
             self.blocks.append(np.array(self.rows, np.int64))
+            self.count += len(self.rows)
             self.rows.clear()
+        if self.count > MAX_ROWS:
+            raise PrunescopeError(
+                f"the trace holds more than {MAX_ROWS:,} events of one kind",
+                hint="capture fewer steps: three say as much as a thousand",
+            )
 
     def frozen(self) -> dict[str, Ints]:
         """The columns as numpy arrays, in the order of the file."""
@@ -110,16 +119,30 @@ class Trace:
         return next((p for p in known if p.get("id") == main), known[0])
 
 
-def load(path: Path) -> Trace:
-    """Read a trace. Raises PrunescopeError where the file holds nothing that can be analysed."""
-    if not path.exists():
-        raise PrunescopeError(f"no such file: {path.name}", hint="check the path of the trace")
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; a path that cannot be one is none."""
+    try:
+        path.stat()
+    except (OSError, ValueError):  # too long, a loop of links, a nul
+        return False
+    return True
+
+
+def load(path: Path, member: str | None = None) -> Trace:
+    """Read a trace: a file, or `member` of a zip that holds several.
+
+    Raises PrunescopeError where the file holds nothing that can be analysed.
+    """
+    if not is_there(path):
+        raise PrunescopeError(
+            f"no such file: {path.name[:200]}", hint="check the path of the trace"
+        )
     if not path.is_file():
         raise PrunescopeError(
             f"{path.name} is neither a trace nor a run folder",
             hint="give a Chrome trace (.json, .json.gz) or what `prunescope trace --out` wrote",
         )
-    source = Source(path)
+    source = Source(path, member)
     collect = _Collector()
     try:
         for events in source.blocks():
@@ -186,6 +209,8 @@ class _Collector:
             columns.close_block()
 
     def name(self, text: str) -> int:
+        if len(text) > _MAX_NAME:
+            text = f"{text[:_MAX_NAME]}…"
         return self.names.setdefault(text, len(self.names))
 
     def thread(self, event: Event) -> int:
@@ -215,7 +240,7 @@ class _Collector:
 
     def op(self, event: Event, ts: int, dur: int) -> None:
         args = event.args or Args()
-        key = (event.name, bytes(args.dims) or bytes(args.dims_legacy), bytes(args.types),
+        key = (event.name[:_MAX_NAME], bytes(args.dims) or bytes(args.dims_legacy), bytes(args.types),
                bytes(args.strides), bytes(args.concrete))  # fmt: skip
         call = self.calls.get(key)
         if call is None:
@@ -255,8 +280,11 @@ def _nanoseconds(us: list[Any]) -> list[int]:
     """
     if not set(map(type, us)) <= {int, float, type(None)}:
         return [_exact(t) for t in us]
-    with np.errstate(invalid="ignore"):
+    try:
         values = np.array(us, np.float64)  # None becomes NaN
+    except OverflowError:  # a whole number that no double holds
+        return [_exact(t) for t in us]
+    with np.errstate(invalid="ignore"):
         good = np.abs(values) < _MAX_US
         whole = np.floor(np.where(good, values, 0.0))
         rest = np.rint((np.where(good, values, 0.0) - whole) * 1000)

@@ -33,6 +33,7 @@ class Domain:
 
     @property
     def unprofiled(self) -> bool:
+        """Whether the ledger closes to the medians of the samples."""
         return self.name == "unprofiled"
 
 

@@ -59,14 +59,17 @@ class Units:
 
     @property
     def matched(self) -> NDArray[np.bool_]:
+        """On both sides."""
         return self.dense.present & self.pruned.present
 
     @property
     def removed(self) -> NDArray[np.bool_]:
+        """On the dense side alone."""
         return self.dense.present & ~self.pruned.present
 
     @property
     def added(self) -> NDArray[np.bool_]:
+        """On the pruned side alone."""
         return ~self.dense.present & self.pruned.present
 
 
@@ -174,7 +177,7 @@ def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
         of_main = pl.col(column).filter("main")
         return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
 
-    return frame.group_by([*_UNIT, "step"]).agg(
+    return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(
         pl.col("busy").sum(),
         pl.col("gap").sum(),
         *(known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from analysis.pareto import judge
 from analysis.report.pareto_markdown import render_pareto
 from analysis.report.pareto_model import Pareto
 from analysis.report.write import check_formats, write_files
 
+__all__ = ["judge", "to_json", "write_pareto"]
 FORMATS = ("md", "json", "png", "pdf", "svg")
 
 

@@ -27,6 +27,7 @@ from analysis.noise import (
     speedup_interval,
 )
 from analysis.pairing import Units, pair
+from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
     KernelRow,
@@ -49,6 +50,7 @@ def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
     phase.gemms = single_rows(calls_of(kernels))
+    _tell_kind(phase, side, kernels)
     phase.findings = find(Context(name=name, phase=phase, pruned=kernels, side=side))
     return phase
 
@@ -73,6 +75,7 @@ def compare_phase(
     ledger = point(units, ratio, domain)
     pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
     phase.gemms = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
+    _tell_kind(phase, side_p, kernels_p)
     phase.pairing = _pairing(units)
     phase.domain = domain.name
     phase.observer_share = observer_share(units, domain)
@@ -129,6 +132,13 @@ def _base(side: Side, name: str, kernels: Kernels) -> Phase:
         unknown_kernels=_kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         notes=_notes(kernels),
     )  # fmt: skip
+
+
+def _tell_kind(phase: Phase, side: Side, kernels: Kernels) -> None:
+    """Prefill or decode, of a bare trace: a run says so itself."""
+    if side.run is None:
+        told = phase.phase_kind = phase_kind(kernels, phase.gemms)
+        phase.notes.append(f"{told['evidence']}: {told['kind']}")
 
 
 def _total(frame: pl.DataFrame, column: str) -> int:

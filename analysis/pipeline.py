@@ -13,7 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from analysis.phase import compare_phase, single_phase
-from analysis.report.model import Phase, Report
+from analysis.report.model import Phase, Report, SecondOpinion
+from analysis.stragglers import add_straggler
 from analysis.subject import Options, Side, open_side, resolve
 from taxonomy.errors import PrunescopeError
 
@@ -49,19 +50,36 @@ def analyze(
         if dense is None:
             phases[name] = single_phase(pruned, name, kernels)
         else:
-            twin = dense.kernels(name if name in dense.phases else dense.phases[0])
+            twin = dense.kernels(_twin(name, dense))
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
         frames[name] = kernels.frame
+        if options.hta:
+            phases[name].hta = _hta(pruned, name)
+    if pruned.ranks:
+        add_straggler(phases, frames)
     return Analysis(_report(pruned, dense, phases, paths.warnings), frames)
+
+
+def _twin(name: str, dense: Side) -> str:
+    """The phase of the baseline that a phase is compared with."""
+    return name if name in dense.phases else dense.phases[0]
+
+
+def _hta(side: Side, name: str) -> SecondOpinion:
+    from analysis.hta_bridge import second_opinion
+
+    return second_opinion(side.trace(name))
 
 
 def _phases(pruned: Side, dense: Side | None) -> list[str]:
     """Phases of the subject that the baseline has too; a bare trace stands for the only one."""
-    if dense is None or dense.run is None and pruned.run is None:
+    if (
+        dense is None
+        or len(pruned.phases) == 1 == len(dense.phases)
+        and not _both_runs(pruned, dense)
+    ):
         return pruned.phases
-    if dense.run is None or pruned.run is None:
-        if len(pruned.phases) == 1 and len(dense.phases) == 1:
-            return pruned.phases
+    if not pruned.ranks and not dense.ranks and (dense.run is None) != (pruned.run is None):
         raise PrunescopeError(
             "a run of several phases cannot be compared with a single trace",
             hint="give the trace of one phase as the subject, e.g. RUN/pruned/prefill.trace.json.gz",
@@ -70,9 +88,17 @@ def _phases(pruned: Side, dense: Side | None) -> list[str]:
     if not both:
         raise PrunescopeError(
             f"the runs share no phase ({', '.join(pruned.phases)} / {', '.join(dense.phases)})",
-            hint="trace both with the same --phase",
+            hint="trace both with the same --phase, pick steps with --phase-pattern, or give the "
+            "traces of all ranks on both sides",
         )
+    alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
+    if alone and not _both_runs(pruned, dense):
+        pruned.warnings.append(f"{', '.join(alone)}: on one side only, left out")
     return both
+
+
+def _both_runs(pruned: Side, dense: Side) -> bool:
+    return pruned.run is not None and dense.run is not None
 
 
 def _report(

@@ -8,7 +8,7 @@ Memory is bounded by the block, not by the file; a cut file is read up to the cu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -22,6 +22,10 @@ from taxonomy.errors import PrunescopeError
 BLOCK = 4 << 20
 MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a trace
 MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
+# Gzipped traces are 15 to 35 times as large unpacked; a bomb is up to 1032 times.
+MAX_RATIO = 200
+_TRUSTED = 64 << 20  # unpacked bytes before the ratio counts
+_MAX_DEPTH = 100_000  # brackets around one another
 
 _HEAD = re.compile(rb'"traceEvents"\s*:\s*')
 _BOUNDARY = re.compile(rb"\}\s*,\s*\{")
@@ -97,9 +101,11 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class Source:
     """A trace being read. `cut`: the file ends before the trace does. `malformed`: events dropped
     because they cannot be read, or a field has a type that no profiler writes. `repaired`: invalid
-    JSON was mended. `meta`: the top-level keys but the events."""
+    JSON was mended. `meta`: the top-level keys but the events. `member`: the trace that is meant
+    where the file is a zip of several."""
 
     path: Path
+    member: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
     malformed: int = 0
@@ -108,11 +114,17 @@ class Source:
     def blocks(self) -> Iterator[list[Event]]:
         """The events in the order of the file, a list per block."""
         with self.path.open("rb") as file:
-            yield from _Splitter(self, unpacked(self.path, file)).blocks()
+            stream = unpacked(self.path, file, self.member)
+            yield from _Splitter(self, stream, packed=file.tell).blocks()
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
         """An error about this file."""
-        return PrunescopeError(f"{self.path.name}: {problem}", hint=hint)
+        return PrunescopeError(f"{self.name}: {problem}", hint=hint)
+
+    @property
+    def name(self) -> str:
+        """The name of the file, and of the trace in it where it is a zip of several."""
+        return f"{self.path.name}: {self.member}" if self.member else self.path.name
 
 
 class _Splitter:
@@ -120,9 +132,10 @@ class _Splitter:
     before it decode as a list: inside a string or a nested object they would not. Where the last
     boundaries of a block are not, its brackets are counted."""
 
-    def __init__(self, source: Source, file: Stream) -> None:
+    def __init__(self, source: Source, file: Stream, *, packed: Callable[[], int]) -> None:
         self.source = source
         self.file = file
+        self.packed = packed  # bytes of the file read so far
         self.buffer = b""
         self.total = 0
         self.in_object = False  # the events stand in an object, with metadata around them
@@ -137,6 +150,11 @@ class _Splitter:
             raise self.source.error(
                 "no end of an event within 64 MiB, or more than 64 GiB in all",
                 "this is not a profiler trace; give the file that torch.profiler exported",
+            )
+        if self.total > _TRUSTED and self.total > MAX_RATIO * self.packed():
+            raise self.source.error(
+                f"it unpacks to more than {MAX_RATIO} times its size, as no trace does",
+                "give the file that torch.profiler exported; unpack it first if it is one",
             )
         self.buffer += block
         return bool(block)
@@ -212,6 +230,11 @@ class _Splitter:
             if bracket in (b"{", b"["):
                 start = match.end() - 1 if depth == 0 else start
                 depth += 1
+                if depth > _MAX_DEPTH:
+                    raise self.source.error(
+                        f"brackets are nested more than {_MAX_DEPTH:,} deep",
+                        "this is not a profiler trace; give the file that torch.profiler exported",
+                    )
             elif bracket in (b"}", b"]") and depth:
                 depth -= 1
                 if depth == 0:

@@ -33,7 +33,7 @@ class Roles:
 def find_roles(scopes: Scopes, kinds: list[str], calls: list[OpCall | None]) -> Roles:
     """Roles of rows in time order of their launch; `calls[i]` is the op call of row i."""
     if scopes.source == "none":
-        return _by_order(kinds, calls)
+        return _by_order(kinds)
     layer = np.full(len(kinds), NONE)
     role: list[str] = []
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
@@ -64,16 +64,7 @@ def _is_attention(kind: str, call: OpCall | None) -> bool:
 def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> str:
     """The role of work that a module with children does itself."""
     if place.scope == "attention":
-        if _is_attention(kind, call):
-            return "attention"
-        if kind in GEMM_KINDS:
-            return "unknown"
-        if kind == "rope":
-            return "rope"
-        if _appends(call):
-            return "kv_update"
-        pointwise = kind in ("elementwise", "reduction", "layout", "norm", "activation")
-        return "rope" if pointwise and not after and not _copies(call) else "attention"
+        return _in_attention(kind, call, after=after)
     if place.scope == "mlp":
         if kind in ("routing", "sampling"):
             return "router"
@@ -84,15 +75,26 @@ def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> s
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
     if place.scope == "mixer":
         return kind if kind in ("conv", "scan") else "scan"
-    if kind in ("embedding", "sampling"):
-        return kind
-    if kind in ("gemm", "gemv"):
-        return "lm_head"  # a decoder multiplies by one weight outside of its layers
-    return "rope" if kind == "rope" else "unknown"
+    # A decoder multiplies by one weight outside of its layers.
+    own = {"gemm": "lm_head", "gemv": "lm_head"}
+    return kind if kind in ("embedding", "sampling", "rope") else own.get(kind, "unknown")
+
+
+def _in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
+    if _is_attention(kind, call):
+        return "attention"
+    if kind in GEMM_KINDS:
+        return "unknown"
+    if kind == "rope":
+        return "rope"
+    if _appends(call):
+        return "kv_update"
+    pointwise = kind in ("elementwise", "reduction", "layout", "norm", "activation")
+    return "rope" if pointwise and not after and not _copies(call) else "attention"
 
 
 def _appends(call: OpCall | None) -> bool:
-    """Whether a call writes keys or values into a cache: a cat of unequal parts, or an index_copy."""
+    """Whether a call writes keys or values into a cache: an index_copy, a cat of unequal parts."""
     if call is None:
         return False
     if call.name in ("aten::index_copy_", "aten::index_copy", "aten::_index_put_impl_"):
@@ -107,7 +109,7 @@ def _copies(call: OpCall | None) -> bool:
     return call is not None and call.name in ("aten::copy_", "aten::clone", "aten::repeat")
 
 
-def _by_order(kinds: list[str], calls: list[OpCall | None]) -> Roles:
+def _by_order(kinds: list[str]) -> Roles:
     """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
 
     Between two attentions stand o, the MLP's GEMMs and the projections of the next layer. A

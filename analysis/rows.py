@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
 import polars as pl
 
 from analysis.frame import Kernels
@@ -118,7 +117,7 @@ class Evidence:
         sums = (
             kernels.frame.group_by("role", "class", "name")
             .agg(pl.col("busy").sum(), pl.len().alias("count"), pl.col("gap").sum())
-            .sort("busy", descending=True)
+            .sort(["busy", "name"], descending=[True, False])
         )
         out: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)
         steps = kernels.num_steps
@@ -129,6 +128,7 @@ class Evidence:
         return out
 
     def __call__(self, row: str, role: str, cls: str) -> list[str]:
+        """Lines for a part of a ledger row."""
         dense, pruned = (t.get((role, cls), []) for t in self.tables)
         if row in ("coverage", "roofline_shift", "shape"):
             shown = [("", entry) for entry in dense[:2]]
@@ -140,8 +140,3 @@ class Evidence:
             f"{side}{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
             for side, (name, ns, count) in shown
         ]
-
-
-def largest(values: Floats) -> int:
-    """Index of the largest magnitude."""
-    return int(np.argmax(np.abs(values)))

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.link import innermost, parents
 from analysis.load import MODULE, NONE, Ints, Trace
 from analysis.steps import OWN_MARK
-from taxonomy.roles import Place, locate
+from taxonomy.roles import Place, locate_all
 
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
 _LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
@@ -80,8 +80,8 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
             [bool(_PATH.match(n)) and not n.startswith(OWN_MARK) for n in trace.names], bool
         )
         marks = np.flatnonzero((module == 0) & path[names])
-        known = {int(i): locate(trace.names[i]) for i in np.unique(names[marks])}
-        return marks, [known[int(i)] for i in names[marks]], "modules"
+        known = locate_all(trace.names[i] for i in np.unique(names[marks]))
+        return marks, [known[trace.names[i]] for i in names[marks]], "modules"
     marks = np.flatnonzero(module == 1)
     return marks, _class_places(trace, marks), "nn.Module"
 
@@ -153,19 +153,13 @@ def _roles_of_children(
     linears = [i for i in children if _LINEAR_CLASS.search(classes[i])]
     norms = [i for i in children if "Norm" in classes[i]]
     for i in children:
-        name = classes[i]
-        if "Rotary" in name:
-            roles[i] = "rope"
-        elif "Embedding" in name and layer[i] is None:
-            roles[i] = "embedding"
-        elif re.search(r"SiLU|GELU|ReLU|Activation|SiluAndMul|GeluAndMul", name):
-            roles[i] = "activation"
-        elif re.search(r"Router|TopK|Gate$", name):
-            roles[i] = "router"
-        elif re.search(r"FusedMoE|Experts", name):
-            roles[i] = "experts"
-        elif name in ("RadixAttention",) or name == "Attention" and not linears:
-            roles[i] = "attention"
+        role = next((role for role, pattern in _BY_CLASS if pattern.search(classes[i])), None)
+        if role == "embedding" and layer[i] is not None:
+            role = None
+        if classes[i] == "RadixAttention" or classes[i] == "Attention" and not linears:
+            role = "attention"
+        if role is not None:
+            roles[i] = role
     for order, i in enumerate(norms):
         if layer[i] is None:
             roles[i] = "final_norm"
@@ -177,6 +171,14 @@ def _roles_of_children(
     return roles
 
 
+_BY_CLASS = tuple(
+    (role, re.compile(pattern))
+    for role, pattern in (
+        ("rope", r"Rotary"), ("embedding", r"Embedding"),
+        ("activation", r"SiLU|GELU|ReLU|Activation|SiluAndMul|GeluAndMul"),
+        ("router", r"Router|TopK|Gate$"), ("experts", r"FusedMoE|Experts"),
+    )
+)  # fmt: skip
 _BY_COUNT = {
     ("attention", 4): ("q", "k", "v", "o"),
     ("attention", 3): ("q", "k", "v"),  # with o in a module of its own

@@ -1,16 +1,18 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
-Our annotations (`prunescope.step#i`), else `--phase-pattern`, else `ProfilerStep#i`, else the trace
-is one step. Times are integer ns.
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
+`ProfilerStep#i`, else the trace is one step. Times are integer ns.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.engines import engine_step
 from analysis.load import Ints, Trace
 from taxonomy.errors import PrunescopeError
 
@@ -22,7 +24,7 @@ _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "ProfilerStep" | "whole". `before`: end of the host window of the step that was thrown away
+    "engine" | "ProfilerStep" | "whole". `before`: end of the host window of the step that was thrown away
     before the first one, or None."""
 
     start: Ints
@@ -44,28 +46,40 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     """The steps of a trace. Raises PrunescopeError where `phase_pattern` matches nothing."""
     marks = trace.marks
     notes = np.flatnonzero(marks["module"] == 0)
-    names = [trace.names[i] for i in marks["name"][notes]]
-    candidates = [("prunescope", OWN_STEP), ("ProfilerStep", _PROFILER_STEP)]
-    if phase_pattern is not None:
-        try:
-            candidates.insert(1, ("pattern", re.compile(phase_pattern)))
-        except re.error as error:
-            raise PrunescopeError(
-                f"--phase-pattern is no regular expression ({error})",
-                hint="for example --phase-pattern 'execute_context_.*'",
-            ) from None
-    for source, pattern in candidates:
-        hits = np.array([i for i, n in zip(notes, names, strict=True) if pattern.search(n)], int)
+    ids = marks["name"][notes]
+    distinct = {int(i): trace.names[i] for i in np.unique(ids)}
+    for source, is_step in _candidates(phase_pattern):
+        steps = [i for i, name in distinct.items() if is_step(name)]
+        hits = notes[np.isin(ids, steps)]
         if len(hits):
             return _disjoint(trace, hits, source)
         if source == "pattern":
-            seen = ", ".join(sorted(set(names))[:5]) or "none"
+            seen = ", ".join(sorted(distinct.values())[:5]) or "none"
             raise PrunescopeError(
                 f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
                 hint=f"annotations in this trace: {seen}",
             )
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
+
+
+def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bool]]]:
+    """Sources of steps, the first that has any decides."""
+    found: list[tuple[str, Callable[[str], bool]]] = [
+        ("prunescope", lambda name: OWN_STEP.search(name) is not None),
+        ("engine", lambda name: engine_step(name) is not None),
+        ("ProfilerStep", lambda name: _PROFILER_STEP.search(name) is not None),
+    ]
+    if phase_pattern is not None:
+        try:
+            pattern = re.compile(phase_pattern)
+        except re.error as error:
+            raise PrunescopeError(
+                f"--phase-pattern is no regular expression ({error})",
+                hint="for example --phase-pattern 'execute_context_.*'",
+            ) from None
+        found.insert(1, ("pattern", lambda name: pattern.search(name) is not None))
+    return found
 
 
 def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:

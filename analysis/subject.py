@@ -1,6 +1,6 @@
-"""What the user points at: a run folder, the folder of a pair, or a Chrome trace of their own.
+"""What the user points at: a run folder, the folder of a pair, Chrome traces of their own.
 
-In: paths and options. Out: `Side`: its manifest (None for a bare trace), its peaks, and the kernels
+In: paths and options. Out: `Side`: its manifest (None for bare traces), its peaks, and the kernels
 of each phase. Paths stay out of everything that is written.
 """
 
@@ -13,7 +13,9 @@ from typing import Any
 from analysis.bound import Peaks, override, run_peaks, sheet_peaks
 from analysis.frame import Kernels, build
 from analysis.hardware import Device, device_in_trace, find_device
-from analysis.load import Trace, load
+from analysis.load import Trace, is_there, load
+from analysis.phase_steps import phases_of
+from analysis.ranks import Part, find_parts, holds_traces
 from analysis.steps import find_windows
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, Run, read_run, sha256_of
@@ -23,7 +25,8 @@ BARE = "trace"  # the phase of a bare trace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `analyze` can be told. `peaks`: FLOP/s per dtype; `bandwidth`: byte/s."""
+    """What `analyze` can be told. `peaks`: FLOP/s per dtype; `bandwidth`: byte/s; `hta`: ask
+    Holistic Trace Analysis too."""
 
     sparsity: float | None = None
     device: str | None = None
@@ -32,6 +35,7 @@ class Options:
     phase_pattern: str | None = None
     eager_trace: Path | None = None
     baseline_eager_trace: Path | None = None
+    hta: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
     chosen = _run_folder(subject)
     if baseline is not None:
         return Paths(chosen, _run_folder(baseline, prefer="dense"), warnings)
-    if not chosen.is_dir():
+    if not (chosen / MANIFEST).is_file():
         return Paths(chosen, None, warnings)
     run = read_run(chosen)
     if run.twin is None:
@@ -61,9 +65,9 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
             f"the twin of {chosen.name}/ lies outside of its folder",
             hint="name the dense run with --baseline RUN",
         )
-    if not (twin / MANIFEST).is_file():
+    if not is_there(twin) or not (twin / MANIFEST).is_file():
         raise PrunescopeError(
-            f"the dense twin of {chosen.name}/ is missing ({run.twin.get('path')})",
+            f"the dense twin of {chosen.name}/ is missing ({str(run.twin.get('path'))[:200]})",
             hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
         )
     if run.twin.get("sha256") != sha256_of(twin / MANIFEST):
@@ -72,27 +76,41 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
 
 
 def _run_folder(path: Path, *, prefer: str = "pruned") -> Path:
-    """A trace file as it is; a run folder, or the preferred run of a pair's folder."""
+    """A trace file or a folder of traces as it is; a run, or the preferred run of a pair."""
+    if not is_there(path):
+        raise PrunescopeError(
+            f"no such file or folder: {path.name[:200]}", hint="check the path of the run or trace"
+        )
     if path.is_file():
         return path.parent if path.name == MANIFEST else path
-    if not path.exists():
+    if not path.is_dir():
         raise PrunescopeError(
-            f"no such file or folder: {path.name}", hint="check the path of the run or trace"
+            f"{path.name} is a device or a pipe, not a file", hint="give a trace file or a run"
         )
     if (path / MANIFEST).is_file():
         return path
     for name in (prefer, "pruned", "dense"):
         if (path / name / MANIFEST).is_file():
             return path / name
+        if name == prefer and (path / name).is_dir() and any(path.glob(f"*/{MANIFEST}")):
+            raise PrunescopeError(
+                f"{path.name}/{name}/ has no readable {MANIFEST}",
+                hint=f"trace the model again, or name the run that is meant: one with a {MANIFEST}",
+            )
+    if holds_traces(path):
+        return path
     raise PrunescopeError(
         f"{path.name}/ holds no run",
-        hint="give a folder that `prunescope trace --out` wrote, or a Chrome trace file",
+        hint="give a folder that `prunescope trace --out` wrote, a Chrome trace file, or a folder "
+        "with a Chrome trace a rank",
     )
 
 
 @dataclass
 class Side:
-    """One side of a comparison. `phases`: names; a bare trace has one, called "trace"."""
+    """One side of a comparison. A bare trace has one phase, called "trace", or one for each kind of
+    step that a serving engine annotates; the traces of several ranks (`ranks`) are a phase each.
+    `bare`: the only trace, or that of the first rank."""
 
     path: Path
     run: Run | None
@@ -102,10 +120,14 @@ class Side:
     partial: bool = False
     peaks: Peaks | None = None
     bare: Trace | None = None
+    ranks: dict[str, Part] = field(default_factory=dict)
 
     @property
     def phases(self) -> list[str]:
-        return [BARE] if self.run is None else list(self.run.phases)
+        """Names of the phases that this side has."""
+        if self.run is not None:
+            return list(self.run.phases)
+        return list(self.ranks) or list(self._kinds()) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
         """What the manifest says of a phase."""
@@ -113,9 +135,17 @@ class Side:
 
     def kernels(self, name: str) -> Kernels:
         """The kernels frame of a phase."""
-        trace = self._trace(name)
+        trace = self.trace(name)
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
-        return build(trace, windows, self.peaks, eager=self._eager(name))
+        phase = name if name in self._kinds() else None
+        return build(trace, windows, self.peaks, eager=self._eager(name), phase=phase)
+
+    def _kinds(self) -> list[str]:
+        """The phases of a serving engine's trace, where its steps are of more than one."""
+        if self.run is not None or self.ranks or self.bare is None:
+            return []
+        found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))
+        return found if len(found) > 1 else []
 
     def _eager(self, name: str) -> Trace | None:
         """The eager pass that tells the ops of graph replays: given, or kept in the run."""
@@ -124,9 +154,10 @@ class Side:
         path = self.eager or kept
         return load(path) if path is not None else None
 
-    def _trace(self, name: str) -> Trace:
+    def trace(self, name: str) -> Trace:
+        """The trace that a phase is in."""
         if self.bare is not None:
-            return self.bare
+            return self._rank(name) if name in self.ranks else self.bare
         assert self.run is not None
         phase = self.run.phases[name]
         path = self.path / phase.trace
@@ -143,8 +174,14 @@ class Side:
         self._note(trace)
         return trace
 
+    def _rank(self, name: str) -> Trace:
+        part = self.ranks[name]
+        trace = load(part.path, part.member)
+        self._note(trace)
+        return trace
+
     def _note(self, trace: Trace) -> None:
-        name = trace.source.path.name
+        name = trace.source.name
         if trace.source.cut:
             self.partial = True
             self.warnings.append(f"{name} is cut off: analysed up to the cut")
@@ -159,7 +196,9 @@ class Side:
     def describe(self) -> dict[str, Any]:
         """The `subject` or `baseline` object of the report."""
         if self.run is None:
-            return {"name": self.path.name, "model": None, "method": None, "variant": None}
+            name = self.path.name or self.path.resolve().name
+            bare = {"name": name, "model": None, "method": None, "variant": None}
+            return {**bare, "ranks": list(self.ranks)} if self.ranks else bare
         pruning = self.run.pruning or {}
         return {
             "name": f"{self.path.parent.name}/{self.path.name}",
@@ -187,14 +226,24 @@ class Side:
 
 def open_side(path: Path, options: Options, *, eager: Path | None) -> Side:
     """Read the manifest, or the bare trace, and choose the peaks."""
-    if path.is_dir():
+    if (path / MANIFEST).is_file():
         side = Side(path, read_run(path), options, eager)
         _check_phases(side)
     else:
-        side = Side(path, None, options, eager)
-        side.bare = load(path)
-        side._note(side.bare)
+        side = _open_bare(path, options, eager)
     side.peaks = _peaks(side)
+    return side
+
+
+def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
+    """The only trace of a file, folder or zip, or the first one of its ranks."""
+    parts, left_out = find_parts(path) if path.exists() else ({}, [])
+    first = next(iter(parts.values()), Part(path))
+    ranks = parts if len(parts) > 1 else {}
+    side = Side(path, None, options, eager, warnings=left_out, ranks=ranks)
+    side.bare = load(first.path, first.member)
+    if not ranks:  # else each rank says so when its turn comes
+        side._note(side.bare)
     return side
 
 

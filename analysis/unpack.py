@@ -15,6 +15,8 @@ from typing import IO, BinaryIO, Protocol
 
 from taxonomy.errors import PrunescopeError
 
+GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK\x03\x04"
 # What zipfile raises on a damaged, encrypted or forged archive.
 _BAD_ZIP = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, zlib.error,
             lzma.LZMAError)  # fmt: skip
@@ -49,7 +51,7 @@ class Inflate:
             if self.stream.eof:
                 if len(self.pending) < 2:
                     self.pending += self.file.read(256 << 10)
-                if not self.pending.startswith(b"\x1f\x8b"):
+                if not self.pending.startswith(GZIP_MAGIC):
                     return b""
                 self.stream = zlib.decompressobj(31)
             try:
@@ -79,23 +81,58 @@ class Plain:
             return b""
 
 
-def unpacked(path: Path, file: BinaryIO) -> Stream:
-    """The decompressed bytes of an open file. Raises PrunescopeError on a zip that is no trace."""
+def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
+    """The decompressed bytes of an open file, of its `member` where it is a zip with several traces.
+
+    Raises PrunescopeError on a zip that is damaged or holds no trace, or several and no `member`.
+    """
     magic = file.read(4)
     file.seek(0)
-    if magic[:2] == b"\x1f\x8b":
+    if magic[:2] == GZIP_MAGIC:
         return Inflate(file)
-    return _zipped(path, file) if magic == b"PK\x03\x04" else Plain(file)
+    return _zipped(path, file, member) if magic == ZIP_MAGIC else Plain(file)
 
 
-def _zipped(path: Path, file: BinaryIO) -> Stream:
-    hint = "give a .zip with one Chrome trace (.json or .json.gz) in it"
+def members(path: Path) -> list[str]:
+    """The traces in a zip, in the order of their names; empty for any other file.
+
+    Raises PrunescopeError on a zip that cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != ZIP_MAGIC:
+            return []
+        file.seek(0)
+        return _traces_in(path, _archive(path, file))
+
+
+_HINT = "give a .zip with Chrome traces (.json or .json.gz) in it, one a rank"
+
+
+def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(file)
-        names = [n for n in archive.namelist() if n.endswith((".json", ".json.gz"))]
-        if len(names) != 1:
-            raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=hint)
-        member = archive.open(names[0])
+        return zipfile.ZipFile(file)
     except _BAD_ZIP as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=hint) from None
-    return Inflate(Plain(member)) if names[0].endswith(".gz") else Plain(member)
+        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=_HINT) from None
+
+
+def _traces_in(path: Path, archive: zipfile.ZipFile) -> list[str]:
+    names = sorted(
+        n for n in archive.namelist()
+        if n.endswith((".json", ".json.gz")) and not n.startswith("__MACOSX/")
+    )  # fmt: skip
+    if not names:
+        raise PrunescopeError(f"{path.name} holds no trace", hint=_HINT)
+    return names
+
+
+def _zipped(path: Path, file: BinaryIO, member: str | None) -> Stream:
+    archive = _archive(path, file)
+    names = _traces_in(path, archive)
+    if member is None and len(names) > 1:
+        raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=_HINT)
+    try:
+        chosen = member or names[0]
+        opened = archive.open(chosen)
+    except (*_BAD_ZIP, KeyError) as error:
+        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=_HINT) from None
+    return Inflate(Plain(opened)) if chosen.endswith(".gz") else Plain(opened)

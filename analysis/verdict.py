@@ -19,6 +19,7 @@ from analysis.verdict_dynamic import DYNAMIC_DETECTORS
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
 _MLP = ("gate", "up", "gate_up")
+_LINEARS = ("q", "k", "v", "qkv", "gate", "up", "gate_up", "down")
 
 
 def verdict(evidence: Evidence) -> Family:
@@ -84,11 +85,12 @@ def _not_comparable(e: Evidence) -> str | None:
     if dtypes:
         old, new = sorted(dtypes)[0]
         return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
-    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in ("q", "k", "v", "qkv", "gate", "up", "gate_up", "down")]  # fmt: skip
+    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in _LINEARS]
     if rows and all(d and p and d != p for d, p in rows):
         ratios = {round(p / d, 6) for d, p in rows if d and p}
         if len(ratios) == 1:
-            return f"M of every linear is {ratios.pop():g} × the dense one: other inputs (batch or length)"
+            times = f"{ratios.pop():g} ×"
+            return f"M of every linear is {times} the dense one: other inputs (batch or length)"
     return _grown(e) or _other_attention(e)
 
 

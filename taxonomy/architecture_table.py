@@ -10,22 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _AFTER = {"post_attention_layernorm": "attn_norm"}  # a norm of what attention puts out
+_MARK = "post_feedforward_layernorm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """What one or more Hugging Face model types, `ids`, have beyond the common rules.
 
-    `roles`: end of a module path -> role. `qkv`: how a fused q, k, v orders its rows, "parts" (all
+    `roles`: end of a module path -> role, and `mark`: the name of a module by which those names
+    are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
     queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
-    `widths`: attributes of an attention module that hold heads · head_dim. `mixer`: what stands
-    beside or in place of attention in some layers. `no_heads`: why heads cannot be cut.
+    `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
+    heads · head_dim. `mixer`: what stands beside or in place of attention in some layers.
+    `parallel`: attention and MLP read one norm. `no_heads`: why heads cannot be cut.
     """
 
     ids: tuple[str, ...]
     title: str
     roles: Mapping[str, str] = field(default_factory=dict)
+    mark: str = ""
     qkv: str = ""
+    gate_up: bool = False
     widths: tuple[str, ...] = ()
     mixer: str = ""
     parallel: bool = False
@@ -38,14 +43,14 @@ ARCHITECTURES = (
     Architecture(ids=("qwen2",), title="Qwen2"),
     Architecture(ids=("qwen3",), title="Qwen3"),
     Architecture(ids=("gemma",), title="Gemma"),
-    Architecture(ids=("gemma2",), title="Gemma 2", roles=_AFTER),
-    Architecture(ids=("gemma3", "gemma3_text"), title="Gemma 3", roles=_AFTER),
-    Architecture(ids=("phi3",), title="Phi-3", qkv="parts"),
+    Architecture(ids=("gemma2",), title="Gemma 2", roles=_AFTER, mark=_MARK),
+    Architecture(ids=("gemma3", "gemma3_text"), title="Gemma 3", roles=_AFTER, mark=_MARK),
+    Architecture(ids=("phi3",), title="Phi-3", qkv="parts", gate_up=True),
     Architecture(ids=("phi",), title="Phi", parallel=True),
     Architecture(ids=("gpt2",), title="GPT-2", qkv="parts", widths=("split_size", "embed_dim")),
     Architecture(ids=("gpt_neox",), title="GPT-NeoX, Pythia", qkv="groups", parallel=True),
     Architecture(ids=("olmo",), title="OLMo"),
-    Architecture(ids=("olmo2", "olmo3"), title="OLMo 2", roles=_AFTER),
+    Architecture(ids=("olmo2", "olmo3"), title="OLMo 2", roles=_AFTER, mark=_MARK),
     Architecture(ids=("olmoe",), title="OLMoE"),
     Architecture(ids=("granite",), title="Granite"),
     Architecture(ids=("granitemoe", "granitemoeshared"), title="Granite MoE"),

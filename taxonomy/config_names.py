@@ -57,7 +57,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises PrunescopeError that names every missing dimension, or the value that is no size.
     """
-    cfg = _language_part(config)
+    cfg = language_part(config)
     kind = str(cfg.get("model_type", ""))
     size = {
         "hidden": _size(cfg, _HIDDEN),
@@ -85,7 +85,8 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the decoder: of a multimodal model, its text part."""
     if not isinstance(config, Mapping):
         raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
     for name in _NESTED:

@@ -8,6 +8,7 @@ the analysis; what an architecture names otherwise is in its entry of `architect
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -64,7 +65,7 @@ _LEAVES: tuple[tuple[str, str], ...] = (
      "mlp_norm"),
 )  # fmt: skip
 _LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)(?:\.(.*))?$")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,5})(?:\.(.*))?$")
 _ATTENTION = re.compile(r"attn|attention|(^|\.)att$")
 _MLP = re.compile(r"mlp|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
 _MIXER = re.compile(
@@ -109,6 +110,17 @@ def locate(path: str, architecture: str | None = None) -> Place:
     if scope == "layer" and (role in _MLP_ROLES or role == "activation"):
         scope = "mlp"  # an MLP without a module of its own
     return Place(layer, role, scope)
+
+
+def locate_all(paths: Iterable[str]) -> dict[str, Place]:
+    """`locate` of the module paths of one model whose type is not known: a name that some
+    architectures use otherwise is told by the modules beside it."""
+    names = list(paths)
+    leaves = {name.rpartition(".")[2] for name in names}
+    marked = next(
+        (entry.ids[0] for entry in BY_ID.values() if entry.mark and entry.mark in leaves), None
+    )
+    return {name: locate(name, marked) for name in names}
 
 
 def matrix_role(path: str) -> str:

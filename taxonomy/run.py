@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
 MANIFEST = "run.json"
+MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 
 
 @dataclass(kw_only=True)
@@ -86,6 +88,12 @@ class Run:
                 f"{where} is not a run manifest of schema {SCHEMA}",
                 hint="use the prunescope version that wrote it, or trace the model again",
             )
+        wrong = first_wrong(plain)
+        if wrong is not None:
+            raise PrunescopeError(
+                f"{where}: {wrong} is not what a run manifest has there",
+                hint="trace the model again, or restore the file",
+            )
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         fields = {k: v for k, v in plain.items() if k in known}
         extra = {k: v for k, v in plain.items() if k not in known}
@@ -94,14 +102,12 @@ class Run:
                 str(name): PhaseRun(**_known(PhaseRun, phase))
                 for name, phase in dict(fields.pop("phases")).items()
             }
-            run = cls(phases=phases, extra=extra, **fields)
+            return cls(phases=phases, extra=extra, **fields)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise PrunescopeError(
                 f"{where} lacks a field of a run manifest ({error})",
                 hint="trace the model again with this version",
             ) from None
-        _check(run, where)
-        return run
 
 
 def read_run(folder: Path) -> Run:
@@ -112,7 +118,12 @@ def read_run(folder: Path) -> Run:
             f"no {MANIFEST} in {folder.name}/",
             hint="give the folder that `prunescope trace --out` wrote, or a Chrome trace file",
         )
-    return Run.from_json(path.read_bytes(), where=f"{folder.name}/{MANIFEST}")
+    where = f"{folder.name}/{MANIFEST}"
+    if path.stat().st_size > MAX_BYTES:
+        raise PrunescopeError(
+            f"{where} is too large for a run manifest", hint="restore the file, or trace again"
+        )
+    return Run.from_json(path.read_bytes(), where=where)
 
 
 def sha256_of(path: Path) -> str:
@@ -124,22 +135,3 @@ def sha256_of(path: Path) -> str:
 def _known(cls: type[PhaseRun], plain: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(cls)}
     return {k: v for k, v in plain.items() if k in names}
-
-
-def _check(run: Run, where: str) -> None:
-    """The types that the analysis relies on."""
-    dicts = (run.model, run.device, run.versions)
-    optional = (run.pruning, run.census, run.twin)
-    good = all(isinstance(d, dict) for d in dicts)
-    good = good and all(d is None or isinstance(d, dict) for d in optional)
-    for phase in run.phases.values():
-        samples = phase.samples_ns
-        good = good and isinstance(samples, list)
-        good = good and all(isinstance(s, int) and s > 0 for s in samples)
-        good = good and isinstance(phase.trace, str) and "/" not in phase.trace
-        good = good and "\\" not in phase.trace and phase.trace not in (".", "..")
-    if not good:
-        raise PrunescopeError(
-            f"{where} has a field of the wrong type",
-            hint="trace the model again, or restore the file",
-        )

@@ -66,12 +66,17 @@ def renumber_cache(
     count of its tokens.
     """
     used: list[int] = []
-    for position, layer in zip(positions or range(len(layers)), layers, strict=True):
-        holders = [m for m in layer.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    for index, layer in enumerate(layers):
+        holders = [
+            module
+            for name, module in layer.named_modules(prefix="layers.0")
+            if isinstance(getattr(module, "layer_idx", None), int) and locate(name).scope != "mlp"
+        ]
+        keeps = [module for module in holders if module is not layer]
         for module in holders:
-            setattr(module, "layer_idx", len(used))  # noqa: B010
-        if holders:
-            used.append(position)
+            setattr(module, "layer_idx", index if module is layer else len(used))  # noqa: B010
+        if keeps:
+            used.append(positions[index] if positions else index)
     if not used:
         return
     counted = compat.counts_tokens(model)

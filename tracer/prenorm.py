@@ -1,7 +1,7 @@
 """Which decoder layers the dynamic families can take apart, and proof that they did it right.
 
-In: a model. Out: its layers, or a PrunescopeError that says what is not as needed. `rebuilt` changes
-the layers at s = 0 first and compares the logits with the dense ones on a few tokens.
+In: a model. Out: its layers, or a PrunescopeError that says what is not as needed. `rebuilt` makes
+the layers anew at s = 0 first and compares the logits with the dense ones on a few tokens.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _check_attention(model: nn.Module, layers: nn.ModuleList) -> None:
 def _unlike(name: str) -> PrunescopeError:
     return PrunescopeError(
         f"layers of {name} cannot be taken apart by the dynamic families",
-        hint="they need pre-norm layers with q_proj, k_proj, v_proj, o_proj and gate_proj, up_proj, "
-        "down_proj, as Llama, Mistral, Qwen2 and Qwen3 have",
+        hint="they need pre-norm layers with q_proj, k_proj, v_proj, o_proj and gate_proj, "
+        "up_proj, down_proj, as Llama, Mistral, Qwen2 and Qwen3 have",
     )
 
 

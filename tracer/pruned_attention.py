@@ -1,7 +1,7 @@
 """The attention of a pre-norm decoder layer taken apart, so that a dynamic family changes one step.
 
-Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. Sequences of a batch have
-one length: there is no padding. Everything is ordinary torch on any device.
+Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. All sequences of a batch
+have one length: there is no padding. Everything is ordinary torch on any device.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ class PlainAttention(nn.Module):
 
     `forward` is the dense one; a family overrides it and uses the steps.
     """
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+    q_norm: nn.Module  # absent in most architectures
+    k_norm: nn.Module
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
@@ -84,6 +91,7 @@ class PlainAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: Rotary,
+        attention_mask: Any = None,  # noqa: ARG002
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:

@@ -26,7 +26,7 @@ class Draws:
     def __init__(self, point: Point, what: str, shared: Draws | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
         self.stream = random.Random(f"{point.seed}:{what}")
-        self._root = shared._root if shared is not None else self
+        self._root: Draws = shared._root if shared is not None else self
         self._table: torch.Tensor | None = None
 
     def own(self, point: Point, what: str) -> Draws:
@@ -76,7 +76,9 @@ class Tally:
         return taken
 
 
-def score_weight(outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str) -> Any:
+def score_weight(
+    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
+) -> nn.Parameter:
     """A router's weight [outputs, inputs] drawn from the seed: any decision needs some."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed}:{what}").getrandbits(62))
     weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)

@@ -152,7 +152,11 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
 
 def _sums(frame: pl.DataFrame) -> pl.DataFrame:
     work = pl.coalesce("op", "name").fill_null("?")
-    return frame.with_columns(work=work).group_by("role", "kind", "work").agg(pl.col("busy").sum())
+    return (
+        frame.with_columns(work=work)
+        .group_by("role", "kind", "work", maintain_order=True)
+        .agg(pl.col("busy").sum())
+    )
 
 
 def _fused(frame: pl.DataFrame) -> bool:

@@ -39,10 +39,12 @@ class Context:
 
     @property
     def run(self) -> PhaseRun | None:
+        """What the manifest says of this phase, None for a bare trace."""
         return self.side.phase(self.name)
 
     @property
     def run_dense(self) -> PhaseRun | None:
+        """The same of the dense side."""
         return self.side_dense.phase(self.name) if self.side_dense else None
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from analysis.findings.context import Context, ms
 from analysis.report.model import Finding
 from analysis.role import GEMM_KINDS
+from analysis.subject import Side
 from analysis.verdict import MANY_ZEROS
 
 _GOOD = 16  # elements: what tensor cores want of N and K at 16 bit
@@ -44,6 +45,8 @@ def nothing_removed(c: Context) -> Finding | None:
     family, nominal = c.phase.family, c.phase.sparsity.get("nominal")
     if family is None or not nominal or family.id not in ("dense", "unknown"):
         return None
+    if any(p.axis not in ("none", "added") for p in c.pairs or []):
+        return None  # what moved is in no family, but something did
     return Finding(
         id="nothing-removed",
         severity="critical",
@@ -90,12 +93,8 @@ def unaligned(c: Context) -> Finding | None:
         for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
             if new and old and new != old and new % 8 and old % 8 == 0:
                 up = -(-new // _GOOD) * _GOOD
-                bad.append(
-                    (
-                        g,
-                        f"{g.role} {axis} = {new} is no multiple of 8; {up} is (+{up / new - 1:.1%})",
-                    )
-                )
+                more = f"{up} is (+{up / new - 1:.1%})"
+                bad.append((g, f"{g.role} {axis} = {new} is no multiple of 8; {more}"))
     if not bad:
         return None
     busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
@@ -143,17 +142,19 @@ def outside(c: Context) -> Finding | None:
 
 def not_comparable(c: Context) -> Finding | None:
     """The dense twin ran with other inputs or settings."""
-    if c.run is None or c.run_dense is None or c.side.run is None or c.side_dense is None:
+    if c.side_dense is None:
         return None
-    fields = ("batch", "prompt_len", "logits", "attention", "mode", "cache")
+    pairs = [("device", _device(c.side_dense), _device(c.side))]
+    if c.run is not None and c.run_dense is not None:
+        names = ("batch", "prompt_len", "logits", "attention", "mode", "cache")
+        pairs += [(name, getattr(c.run_dense, name), getattr(c.run, name)) for name in names]
+    if c.side.run is not None and c.side_dense.run is not None:
+        pairs.append(("dtype", c.side_dense.run.dtype, c.side.run.dtype))
     lines = [
-        f"{name}: {getattr(c.run_dense, name)} dense, {getattr(c.run, name)} pruned"
-        for name in fields
-        if getattr(c.run, name) != getattr(c.run_dense, name)
+        f"{name}: {dense} dense, {pruned} pruned"
+        for name, dense, pruned in pairs
+        if dense is not None and pruned is not None and dense != pruned
     ]
-    dense = c.side_dense.run
-    if dense is not None and dense.dtype != c.side.run.dtype:
-        lines.append(f"dtype: {dense.dtype} dense, {c.side.run.dtype} pruned")
     if not lines:
         return None
     return Finding(
@@ -164,6 +165,14 @@ def not_comparable(c: Context) -> Finding | None:
         change="trace the dense model again with the settings of the pruned one",
         predicted_ns=None,
     )
+
+
+def _device(side: Side) -> str | None:
+    """The device that a side ran on, as the profiler names it."""
+    if side.run is not None:
+        name = side.run.device.get("name")
+        return str(name) if name else None
+    return side.bare.device_name if side.bare is not None else None
 
 
 def unequal_steps(c: Context) -> Finding | None:

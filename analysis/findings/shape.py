@@ -188,7 +188,9 @@ def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     )
     totals: dict[tuple[str, Gemm], _Tiled] = {}
     most: dict[tuple[str, Gemm], int] = defaultdict(int)
-    sums = told.group_by("role", "call", "tile", "tiles", "waves").agg(pl.col("busy").sum())
+    sums = told.group_by("role", "call", "tile", "tiles", "waves", maintain_order=True).agg(
+        pl.col("busy").sum()
+    )
     for row in sums.sort("busy", "call").iter_rows(named=True):
         work = kernels.works[row["call"]]
         if work is None or len(work.gemms) != 1:

@@ -63,7 +63,11 @@ def decompressed(c: Context) -> Finding | None:
         return None
     steps = c.pruned.num_steps
     total = float(rows["busy"].sum()) / steps
-    shown = rows.group_by("role", "work").agg(pl.col("busy").sum()).sort("busy", descending=True)
+    shown = (
+        rows.group_by("role", "work")
+        .agg(pl.col("busy").sum())
+        .sort(["busy", "role", "work"], descending=[True, False, False])
+    )
     return Finding(
         id="decompressed",
         severity="critical" if total > 0.05 * c.phase.busy_ns else "warning",

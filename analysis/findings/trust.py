@@ -78,7 +78,8 @@ def observer(c: Context) -> Finding | None:
     return Finding(
         id="observer-effect",
         severity="info",
-        text=f"the profiler makes the step {ratio:.2f}× slower: gaps and launch verdicts are doubtful",
+        text=f"the profiler makes the step {ratio:.2f}× slower: gaps and launch verdicts are "
+        "doubtful",
         evidence=[f"profiled {ms(c.phase.wall_ns)}, unprofiled median "
                   f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"],
         change="read the ledger, which closes to the unprofiled wall, not the recorded gaps",
@@ -102,8 +103,8 @@ def above_peak(c: Context) -> Finding | None:
     return Finding(
         id="above-peak",
         severity="info",
-        text=f"{share:.0%} of busy time is in kernels faster than the peaks allow: their data was in "
-        "a cache, or a peak is too low",
+        text=f"{share:.0%} of busy time is in kernels faster than the peaks allow: their data was "
+        "in a cache, or a peak is too low",
         evidence=lines,
         change="time with a cold cache, or measure the peaks (prunescope calibrate)",
         predicted_ns=None,
@@ -119,8 +120,8 @@ def spill(c: Context) -> Finding | None:
     return Finding(
         id="spill",
         severity="info",
-        text=f"{found['events']:.0f} device events ({found['ns'] / device:.1%} of device time) belong "
-        "to the step before and are left out",
+        text=f"{found['events']:.0f} device events ({found['ns'] / device:.1%} of device time) "
+        "belong to the step before and are left out",
         evidence=[f"{ms(found['ns'])} before the first linked device event"],
         change="synchronise before the profiler starts",
         predicted_ns=None,
@@ -135,8 +136,9 @@ def above_bound(c: Context) -> Finding | None:
     return Finding(
         id="above-bound",
         severity="info",
-        text=f"realised {ladder.realised:.2f}× is {ladder.share_of_bound:.0%} of the roofline bound: "
-        "the pruned kernels are more efficient than the dense ones, or the data moved into a cache",
+        text=f"realised {ladder.realised:.2f}× is {ladder.share_of_bound:.0%} of the roofline "
+        "bound: the pruned kernels are more efficient than the dense ones, or the data moved into "
+        "a cache",
         evidence=[f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""],
         change=None,
         predicted_ns=None,

@@ -54,7 +54,7 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
     bars = [row for row in known if row.ledger and row.ledger["dense"] > 0][:_MOST_BARS]
     if not known:
         return None
-    low = 0.45 + _BAR * max(1, len(bars))
+    low = 0.5 + _BAR * max(1, len(bars))
     height = 0.15 + _CURVES + 0.85 + low + 0.05
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
@@ -63,8 +63,8 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
         box = (left / WIDTH, bottom / height, width / WIDTH, high / height)
         return figure.add_axes(box)
 
-    draw_curves(place(0.5, height - 0.15 - _CURVES, 3.4, _CURVES), known)
-    draw_bars(place(2.5, 0.4, 4.3, low - 0.4), bars, left_out=len(known) - len(bars))
+    draw_curves(place(0.6, height - 0.15 - _CURVES, 3.3, _CURVES), known)
+    draw_bars(place(2.5, 0.46, 4.3, low - 0.46), bars, left_out=len(known) - len(bars))
     return figure
 
 
@@ -85,8 +85,9 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         aside = (i - (len(shown) - 1) / 2) * 0.012 * span
         _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
     grid = [ends[0] + (ends[-1] - ends[0]) * i / 40 for i in range(41)]
-    axes.plot(grid, [1 / (1 - x) if x < 0.95 else None for x in grid], color="black",
-              linewidth=0.6, linestyle=(0, (1, 1.5)), label="promised, 1/(1 − s)")  # fmt: skip
+    grid = [x for x in grid if x < 0.95]
+    axes.plot(grid, [1 / (1 - x) for x in grid], color="black", linewidth=0.6,
+              linestyle=(0, (1, 1.5)), label="promised, 1/(1 − s)")  # fmt: skip
     axes.set_xlim(ends[0] - 0.12 * span, ends[-1] + 0.12 * span)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("sparsity s (share of FLOPs where none is named)")

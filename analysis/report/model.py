@@ -131,6 +131,22 @@ class KernelRow(msgspec.Struct, kw_only=True):
     efficiency: float | None
 
 
+class SecondOpinion(msgspec.Struct, kw_only=True):
+    """What Holistic Trace Analysis (HTA) says of the whole trace of a phase: all of its steps, and
+    what lies outside of them. ns, not per step; null where HTA fails, and `failed` says why."""
+
+    version: str | None
+    total_ns: float | None  # from the first device event to the end of the last
+    busy_ns: float | None
+    idle_ns: float | None
+    compute_ns: float | None  # busy with kernels that HTA counts as computation
+    waits: dict[str, float] | None  # idle, summed over streams: host_wait, kernel_wait, other
+    kernel_types: dict[str, float] | None  # HTA cuts every interval to whole us here
+    launches: dict[str, float] | None  # count; means of cpu_ns, gpu_ns, delay_ns; null: none known
+    ours: dict[str, float]  # total_ns, busy_ns, idle_ns of the same device events
+    failed: list[str] = []
+
+
 class Phase(msgspec.Struct, kw_only=True):
     """Everything about one phase, per step."""
 
@@ -168,6 +184,8 @@ class Phase(msgspec.Struct, kw_only=True):
     sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
     notes: list[str] = []
     predicted: dict[str, Any] | None = None
+    phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"}
+    hta: SecondOpinion | None = None  # with --hta
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from analysis.report.escape import clean
 from taxonomy.errors import PrunescopeError
 
 
@@ -24,14 +23,6 @@ def tell(
     emit_json(content, target)
     if people is not None:
         console_for(target).print(people)
-
-
-def tell_error(problem: str, hint: str, *, as_json: bool) -> None:
-    """Say on standard error what was wrong and what to do; once more as JSON where asked for."""
-    problem, hint = clean(problem), clean(hint)  # they may quote a trace, which is untrusted
-    sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
-    if as_json:
-        sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
 
 
 def console_for(target: str | None) -> Console:

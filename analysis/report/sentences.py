@@ -16,6 +16,9 @@ FAMILIES = {
 }
 
 
+_NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
+
+
 def title(report: Report) -> str:
     """What was measured, in one line."""
     subject = report.subject
@@ -237,10 +240,10 @@ def predicted(phase: Phase) -> str:
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
     terms = {term["name"]: term for term in miss.get("terms") or []}
-    if miss.get("largest") in terms:
+    if miss["ratio"] < _NOTABLE and miss.get("largest") in terms:
         worst = terms[miss["largest"]]
-        text += f", mostly by {miss['largest'].replace('_', ' and ')} ×{worst['ratio']:.2f}"
-        text += f" ({worst['says']})"
+        label = {"launch_idle": "launch and idle"}.get(worst["name"], worst["name"])
+        text += f", mostly by {label.replace('_', ' ')} ×{worst['ratio']:.2f} ({worst['says']})"
     return text
 
 
@@ -293,6 +296,39 @@ def opening(phase: Phase) -> list[str]:
     return [line for line in lines if line]
 
 
+def second_opinion(phase: Phase) -> list[str]:
+    """What Holistic Trace Analysis says of the whole trace, beside our totals of it."""
+    said = phase.hta
+    if said is None:
+        return []
+    name = f"HTA {said.version}" if said.version else "HTA"
+    lines = [f"{name} could not say: {why}" for why in said.failed]
+    if said.busy_ns is not None:
+        ours = said.ours
+        text = (
+            f"{name} says of the whole trace, all steps and what lies outside: busy "
+            f"{numbers.time(said.busy_ns)}, idle {numbers.time(said.idle_ns)} of "
+            f"{numbers.time(said.total_ns)} (ours: {numbers.time(ours.get('busy_ns'))}, "
+            f"{numbers.time(ours.get('idle_ns'))} of {numbers.time(ours.get('total_ns'))})"
+        )
+        lines.insert(0, text)
+    if said.waits:
+        waits = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.waits.items())
+        lines.append(f"HTA says of idle time, summed over streams: {waits}")
+    if said.kernel_types:
+        types = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.kernel_types.items())
+        lines.append(f"HTA says of busy time, intervals cut to whole µs: {types}")
+    if said.launches:
+        mean = {
+            key: numbers.time(said.launches.get(f"{key}_ns")) for key in ("cpu", "gpu", "delay")
+        }
+        lines.append(
+            f"HTA says of {numbers.count(said.launches.get('count'))} launches, means: host "
+            f"{mean['cpu']}, device {mean['gpu']}, delay {mean['delay']}"
+        )
+    return lines
+
+
 def measured(phase: Phase) -> list[str]:
     """How the numbers were taken, and that they close."""
     lines = [
@@ -303,5 +339,6 @@ def measured(phase: Phase) -> list[str]:
         observer(phase),
         *left_out(phase),
         *phase.notes,
+        *second_opinion(phase),
     ]
     return [line for line in lines if line]

@@ -97,13 +97,14 @@ def _attend(layer: Layer, setting: Setting) -> list[Any]:
 def layer_scope(number: int, layer: Layer, setting: Setting) -> Any:
     at = f"model.layers.{number}"
     h, q, kv = layer.h, layer.heads * HEAD, layer.kv_heads * HEAD
+    inputs = (("q", q), ("k", kv), ("v", kv))
     items: list[Any] = []
     residual = pointwise(setting, "aten::add", h)
     if layer.attention:
         attn = f"{at}.self_attn"
         items += [
             module(f"{at}.input_layernorm", pointwise(setting, "aten::mul", h)),
-            module(attn, *(_linear(attn, r, layer, setting, n, h) for r, n in (("q", q), ("k", kv), ("v", kv))),
+            module(attn, *(_linear(attn, r, layer, setting, n, h) for r, n in inputs),
                    *_attend(layer, setting), _linear(attn, "o", layer, setting, h, q)),
             *([module(f"{at}.attn_shortcut", gemm(setting, h, h))] if layer.maps else []),
             residual,
@@ -128,7 +129,10 @@ def decoder(layers: Mapping[int, Layer] | Sequence[Layer], setting: Setting | No
     scopes = [layer_scope(i, x, setting) for i, x in numbered.items()]
     width = next(iter(numbered.values())).h
     head = [module("lm_head", gemm(setting, setting.vocabulary, width))] if setting.head else []
-    model = [module("model", *scopes, module("model.norm", pointwise(setting, "aten::mul", width))), *head]
+    model = [
+        module("model", *scopes, module("model.norm", pointwise(setting, "aten::mul", width))),
+        *head,
+    ]
     steps = [step(i, *model) for i in range(setting.steps)]
     return chrome(module("prunescope.step#warmup", *model), *steps, cpu=setting.cpu)
 
@@ -136,7 +140,8 @@ def decoder(layers: Mapping[int, Layer] | Sequence[Layer], setting: Setting | No
 def matrix(layer: int, role: str, zeros: float, groups: float = 0.0) -> dict[str, Any]:
     """One row of a census."""
     scope = "self_attn" if role in "qkvo" else "mlp"
-    return {"name": f"model.layers.{layer}.{scope}.{role}_proj.weight", "layer": layer, "role": role,
+    name = f"model.layers.{layer}.{scope}.{role}_proj.weight"
+    return {"name": name, "layer": layer, "role": role,
             "shape": [64, 64], "zeros": zeros, "groups_2_of_4": groups, "zero_rows": 0.0,
             "zero_columns": 0.0}  # fmt: skip
 

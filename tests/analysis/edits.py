@@ -55,8 +55,8 @@ class Edit:
     def __init__(self, path: Path) -> None:
         self.trace: dict[str, Any] = json.loads(_read(path))
         self.events: list[Event] = self.trace["traceEvents"]
-        self.launch = {e["args"]["correlation"]: e for e in self.events
-                       if e.get("cat") in LAUNCHES and "correlation" in e.get("args", {})}  # fmt: skip
+        launches = [e for e in self.events if e.get("cat") in LAUNCHES and "args" in e]
+        self.launch = {e["args"].get("correlation"): e for e in launches}
         self.op = {e["args"]["External id"]: e for e in self.events if e.get("cat") == "cpu_op"}
         self.device = [e for e in self.events
                        if e.get("cat") in DEVICE and self.launch_of(e) is not None]  # fmt: skip
@@ -133,7 +133,9 @@ class Edit:
         self._move(pushes)
 
         def inner(e: Event) -> bool:
-            return any(s["ts"] <= e["ts"] and e["ts"] + e["dur"] <= s["ts"] + s["dur"] for s in spans)
+            return any(
+                s["ts"] <= e["ts"] and e["ts"] + e["dur"] <= s["ts"] + s["dur"] for s in spans
+            )
 
         host = ("cpu_op", "python_function", "user_annotation")
         self.events[:] = [
@@ -183,7 +185,8 @@ class Edit:
             link = {"correlation": self.ids, "External id": self.ids}
             new_op = {"ph": "X", "cat": "cpu_op", "name": op, "pid": launch["pid"],
                       "tid": launch["tid"], "ts": at + 10, "dur": 300,
-                      "args": {"External id": self.ids, "Input Dims": dims, "Input type": types}}  # fmt: skip
+                      "args": {"External id": self.ids, "Input Dims": dims,
+                               "Input type": types}}  # fmt: skip
             new_launch = {**launch, "ts": at + 50, "dur": 100, "args": {**launch["args"], **link}}
             kernel_event = {**event, "name": kernel, "ts": event["ts"] + event["dur"] + gap,
                             "dur": ns, "args": {**event["args"], **link}}  # fmt: skip

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from analysis.pipeline import analyze
-from tests.analysis.test_scopes import F, H, KV, Q, add, attention, mm
+from tests.analysis.test_scopes import KV, F, H, Q, add, attention, mm
 from tests.chrome import chrome, save
 
 SEPARATE = (*(mm(n, H) for n in (Q, KV, KV)), attention(), mm(H, Q), mm(F, H), mm(F, H), mm(H, F))

@@ -1,95 +1,42 @@
 """Edits of a real trace with known truth: each lands in its ledger row, to the nanosecond.
 
-A step of Qwen1.5-0.5B on an H100: 24 layers, T = 16 · 559 rows, h = q = 1024, f = 2816, bf16. Every
-edit is read in both orders, (dense, edited) and (edited, dense). Truth is summed here, from the
-events, by the formulas of DESIGN section 5; rows that are not named must be zero.
+Every edit is read in both orders, (dense, edited) and (edited, dense). Truth is summed here, from
+the events, by the formulas of DESIGN section 5; rows that are not named must be zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from analysis.pipeline import Options, analyze
 from analysis.report.model import Phase
+from tests.analysis.edit_case import (
+    BETA,
+    HAVE_F,
+    LAYERS,
+    NO_PRUNING,
+    PI,
+    REST,
+    SMS,
+    WHOLE,
+    Case,
+    F,
+    H,
+    T,
+    check,
+    family,
+    has_f,
+    idle,
+    matmul,
+)
 from tests.analysis.edits import Change, Edit, Event, replaced
-
-ROWS = ("coverage", "roofline_shift", "shape", "kernel_efficiency", "added_work", "launch_idle")
-NO_PRUNING = ("dense", "outside", "unknown")
-T, H, F, LAYERS = 16 * 559, 1024, 2816, 24
-PI, BETA, SMS = 989e3, 3350.0, 132  # FLOP/ns in bf16, B/ns, multiprocessors of an H100 SXM
-# 2·B·q·S(S+1) of a causal attention, and the one product of the rotary table [32, 1] x [1, 559].
-ATTENTION, ROTARY = 2 * 16 * 1024 * 559 * 560, 2 * 32 * 559
-REST = LAYERS * (4 * 2 * T * H * H + ATTENTION) + ROTARY
-WHOLE = REST + LAYERS * 3 * 2 * T * F * H
-HAVE_F = ("aten::mm", "aten::silu", "aten::mul")
-
-
-class Case:
-    """The whole trace (`dense`), an edit of it, and reports of the two in either order."""
-
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.path, self.folder = path, folder
-        self.dense, self.edit = Edit(path), Edit(path)
-
-    def reports(self, sparsity: float | None = None) -> tuple[Phase, Phase]:
-        dense, edited = (
-            e.save(self.folder / f"{n}.json") for n, e in (("d", self.dense), ("e", self.edit))
-        )
-        there = analyze(edited, baseline=dense, options=Options(sparsity=sparsity))
-        back = analyze(dense, baseline=edited)
-        return there.report.phases["trace"], back.report.phases["trace"]
 
 
 @pytest.fixture
 def case(real_trace: Callable[[str], Path], tmp_path: Path) -> Case:
     return Case(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"), tmp_path)
-
-
-def check(phase: Phase, dense: Edit, pruned: Edit, promised: float, **want: float) -> None:
-    """The walls, p, the rows named in `want` (ns), all others zero, and the ladder they give."""
-    rows = {r.row: r.ns for r in phase.ledger or []}
-    walls = (dense.wall(), pruned.wall())
-    assert (rows["dense"], rows["pruned"]) == pytest.approx(walls, abs=1e-3)
-    assert rows["promised"] == pytest.approx(promised * dense.wall(), abs=1e-3)
-    for name in ROWS:
-        assert rows[name] == pytest.approx(want.get(name, 0.0), abs=1e-2), name
-    for row in phase.ledger or []:
-        if row.parts:
-            assert sum(p.ns for p in row.parts) == pytest.approx(row.ns, abs=1e-2)
-    ladder = phase.ladder
-    assert ladder is not None
-    covered = promised * walls[0] + want.get("coverage", 0.0)
-    bound = covered + want.get("roofline_shift", 0.0)
-    assert ladder.coverage == pytest.approx(walls[0] / covered)
-    assert ladder.roofline == pytest.approx(walls[0] / bound)
-    assert ladder.busy == pytest.approx(dense.busy() / pruned.busy())
-    assert ladder.realised == pytest.approx(walls[0] / walls[1])
-    assert ladder.share_of_bound == pytest.approx(bound / walls[1])
-
-
-def family(phase: Phase) -> str:
-    assert phase.family is not None
-    assert phase.family.evidence
-    return phase.family.id
-
-
-def idle(edit: Edit, events: Iterable[Event] | None = None) -> int:
-    gaps = edit.gaps()
-    return sum(gaps.values()) if events is None else sum(gaps[id(e)] for e in events)
-
-
-def has_f(edit: Edit, event: Event) -> bool:
-    """Whether the op of a device event has the MLP's width among its dimensions."""
-    op = edit.op_of(event)
-    return op is not None and op["name"] in HAVE_F and str(F) in str(op["args"]["Input Dims"])
-
-
-def matmul(edit: Edit, event: Event) -> bool:
-    op = edit.op_of(event)
-    return op is not None and op["name"] == "aten::mm" and has_f(edit, event)
 
 
 def down(edit: Edit) -> list[Event]:
@@ -106,27 +53,6 @@ def test_dense_against_itself(case: Case) -> None:
         assert family(phase) == "dense"
         assert phase.ladder is not None
         assert phase.ladder.realised == 1
-
-
-def test_layers_dropped(case: Case) -> None:
-    """6 of 24 layers: p·T + coverage = what is left; the other way round all of it is added."""
-    which = [3, 7, 11, 15, 19, 22]
-    gone = Edit(case.path)
-    events = gone.inside([gone.modules("Qwen2DecoderLayer_")[i] for i in which])
-    busy, gap = gone.busy(events), idle(gone, events)
-    case.edit.drop_layers(which)
-    assert case.edit.wall() == case.dense.wall() - busy - gap
-    there, back = case.reports(0.25)
-    # Kept units: (t + g)(1 - p); removed ones: -(t + g)·p.
-    kept = case.dense.wall() - busy - gap
-    check(there, case.dense, case.edit, 0.75, coverage=0.25 * kept - 0.75 * (busy + gap))
-    assert family(there) == "static-m"
-    assert there.family is not None
-    assert there.family.evidence == ["6 of 24 layers gone: 3, 7, 11, 15, 19, 22"]
-    assert there.pairing is not None
-    assert there.pairing.layers == "6 of 24 layers removed"
-    check(back, case.edit, case.dense, 1.0, added_work=busy, launch_idle=gap)
-    assert family(back) in NO_PRUNING
 
 
 def loss(n: int) -> float:
@@ -292,8 +218,13 @@ def test_roofline_shift(case: Case) -> None:
         for event in edit.device:
             if matmul(edit, event) and event["cat"] == "kernel":
                 event["name"] = "a_gemm_kernel"  # no tile in the name: J = I
-        edit.reshape(lambda op: replaced(op["args"].get("Input Dims"), T, rows)
-                     if op["name"] == "aten::mm" and str(F) in str(op["args"]["Input Dims"]) else None)  # fmt: skip
+        edit.reshape(
+            lambda op: (
+                replaced(op["args"]["Input Dims"], T, rows)
+                if op["name"] == "aten::mm" and str(F) in str(op["args"]["Input Dims"])
+                else None
+            )
+        )
 
     def ideal(op: Event, f: int) -> float:
         (m, k), (_, n) = replaced(op["args"]["Input Dims"], F, f)
@@ -341,7 +272,11 @@ def test_late_and_spill_are_named_and_left_out(case: Case) -> None:
     for i in range(3):
         args = {**last["args"], "correlation": 5 * 10**8 + i}
         late = {**last, "ts": end + 1000 * i + 500, "dur": 400, "args": args}
-        early = {**late, "ts": first - 10**8 + 1000 * i, "args": {**args, "correlation": 6 * 10**8 + i}}
+        early = {
+            **late,
+            "ts": first - 10**8 + 1000 * i,
+            "args": {**args, "correlation": 6 * 10**8 + i},
+        }
         case.edit.events += [late, early]
     there, back = case.reports()
     check(there, case.dense, case.edit, 1.0)
@@ -351,48 +286,3 @@ def test_late_and_spill_are_named_and_left_out(case: Case) -> None:
     assert there.spill["events"] - back.spill["events"] == 3
     assert there.spill["ns"] - back.spill["ns"] == 1200
     assert any("3 device events" in note for note in there.notes)
-
-
-def test_layers_renumbered(case: Case) -> None:
-    """Numbered anew, equal layers cannot be told apart: the count is known, the indices are not."""
-    which = [3, 7, 11, 15, 19, 22]
-    case.edit.drop_layers(which)
-    case.edit.renumber()
-    there, _ = case.reports(0.25)
-    rows = {r.row: r.ns for r in there.ledger or []}
-    assert (rows["dense"], rows["pruned"]) == pytest.approx((case.dense.wall(), case.edit.wall()))
-    assert rows["promised"] == pytest.approx(0.75 * case.dense.wall())
-    assert rows["added_work"] == 0
-    assert rows["roofline_shift"] == pytest.approx(0, abs=1e-2)
-    # Layers differ by some us: what is removed and what is slower can only be told in sum.
-    tolerance = 0.01 * case.dense.wall()
-    assert rows["promised"] + rows["coverage"] == pytest.approx(case.edit.wall(), abs=tolerance)
-    assert family(there) == "static-m"
-    assert there.family is not None
-    assert there.family.evidence == ["6 of 24 layers gone"]
-    assert all(g.layers == [] for g in there.gemms if g.axis == "gone")
-
-
-@pytest.mark.parametrize("renumber", [False, True])
-@pytest.mark.parametrize("what", ["layers", "width", "nothing"])
-def test_without_modules(what: str, case: Case, *, renumber: bool) -> None:
-    """Roles by order: the family is still named, or it is unknown; never another one."""
-    truth = {"layers": "static-m", "width": "static-nk-mlp", "nothing": "dense"}[what]
-    if what == "layers":
-        case.edit.drop_layers([3, 7, 11, 15, 19, 22])
-    elif what == "width":
-        case.edit.resize(lambda e: has_f(case.edit, e), lambda e: round(e["dur"] * 0.85))
-        case.edit.reshape(lambda op: replaced(op["args"].get("Input Dims"), F, 2112)
-                          if op["name"] in HAVE_F else None)  # fmt: skip
-    if renumber:
-        case.edit.renumber()
-    else:
-        case.dense.strip_modules()
-        case.edit.strip_modules()
-    there, back = case.reports(0.25)
-    assert family(there) in (truth, "unknown")
-    assert family(back) in NO_PRUNING
-    rows = {r.row: r.ns for r in there.ledger or []}
-    assert rows["pruned"] == pytest.approx(case.edit.wall())
-    if not renumber:
-        assert any("order" in note for note in there.notes)

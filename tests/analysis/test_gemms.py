@@ -1,4 +1,4 @@
-"""The GEMM table: a real trace against the tables that TraceLens printed of it, and pairs by hand."""
+"""The GEMM table: a real trace against the tables that TraceLens printed, and pairs by hand."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_sparse_gemm_and_its_reverse() -> None:
 
 
 def test_a_rank_is_one_pair_in_two_rows() -> None:
-    """[64, 96] → [64, 16] → [64, 128]: both GEMMs share the dense one's time by K : N = 96 : 128."""
+    """[64, 96] → [64, 16] → [64, 128]: both share the dense GEMM's time by K : N = 96 : 128."""
     dense = {(0, "up", "gate_up", 0): call(Gemm(64, 128, 96), busy=224.0)}
     pruned = {
         (0, "up", "gate_up", 0): call(Gemm(64, 16, 96), busy=30.0),
@@ -207,7 +207,9 @@ def test_a_rank_is_one_pair_in_two_rows() -> None:
 )
 def test_two_gemms_that_are_no_rank(a: Gemm, b: Gemm) -> None:
     keys = [(0, "up", "gate_up", 0), (0, "up", "gate_up", 1)]
-    pairs = pair_calls({keys[0]: call(Gemm(64, 128, 96))}, dict(zip(keys, (call(a), call(b)), strict=True)))
+    pairs = pair_calls(
+        {keys[0]: call(Gemm(64, 128, 96))}, dict(zip(keys, (call(a), call(b)), strict=True))
+    )
     assert "rank" not in [p.axis for p in pairs]
     assert pairs[1].axis == "added"
 
@@ -238,7 +240,8 @@ def test_removed_layers_are_not_listed_where_indices_say_nothing() -> None:
     assert (gone.layers, gone.loss_ns) == ([], None)
 
 
-@pytest.mark.parametrize("name", ["b200_eager.json.gz", "mi300x_sglang_qwen3-8b_prefilldecode.json.gz",
+@pytest.mark.parametrize("name", ["b200_eager.json.gz",
+                                  "mi300x_sglang_qwen3-8b_prefilldecode.json.gz",
                                   "h100_vit.json.gz", "mi210_gpu_only.json.gz"])  # fmt: skip
 def test_other_traces_close(name: str, real_trace: Callable[[str], Path]) -> None:
     p = phase(analyze(real_trace(name)))

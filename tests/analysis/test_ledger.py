@@ -18,7 +18,14 @@ UP, REST, GATHER = (0, "up", "matmul"), (0, "residual", "pointwise"), (0, "q", "
 
 def unit(t: float = 0, g: float = 0, *, flop: float = NAN, size: float = NAN, ideal: float = NAN,
          predicted: float = NAN) -> dict[str, float]:  # fmt: skip
-    return {"busy": t, "gap": g, "flop": flop, "bytes": size, "ideal": ideal, "predicted": predicted}
+    return {
+        "busy": t,
+        "gap": g,
+        "flop": flop,
+        "bytes": size,
+        "ideal": ideal,
+        "predicted": predicted,
+    }
 
 
 def side(rows: list[dict[str, float] | None], tail: float) -> Side:
@@ -30,7 +37,9 @@ def side(rows: list[dict[str, float] | None], tail: float) -> Side:
     return Side(**columns, present=present, tail=np.array([tail]))
 
 
-def made(keys: list[Any], dense: list[Any], pruned: list[Any], tails: tuple[float, float] = (0, 0)) -> Units:
+def made(
+    keys: list[Any], dense: list[Any], pruned: list[Any], tails: tuple[float, float] = (0, 0)
+) -> Units:
     alignment = Alignment({0: 0}, [], "identity", True, 1)
     return Units(keys, side(dense, tails[0]), side(pruned, tails[1]), alignment)
 
@@ -70,7 +79,9 @@ def test_a_removed_unit_promises_all_of_itself() -> None:
     units = made([UP, REST], [unit(100, 10, flop=5), unit(40, 2)], [None, unit(40, 2)])
     got = rows(units, 0.25)
     assert got["coverage"] == pytest.approx(-110 * 0.75 + 42 * 0.25)
-    assert [got[r] for r in ("roofline_shift", "shape", "kernel_efficiency", "launch_idle")] == [0] * 4
+    assert [got[r] for r in ("roofline_shift", "shape", "kernel_efficiency", "launch_idle")] == [
+        0
+    ] * 4
 
 
 def test_an_added_unit_was_not_promised() -> None:
@@ -84,7 +95,7 @@ def test_an_added_unit_was_not_promised() -> None:
 @pytest.mark.parametrize(
     ("dense", "pruned", "want"),
     [
-        # FLOPs where both are known; else bytes; else 1. Each ratio is the one before it if unknown.
+        # FLOPs where both are known; else bytes; else 1. An unknown ratio is the one before it.
         (unit(1, flop=8, size=8), unit(1, flop=4, size=2), (0.5, 0.5, 0.5)),
         (unit(1, size=8), unit(1, size=2), (0.25, 0.25, 0.25)),
         (unit(1, flop=8, size=8), unit(1, size=2), (0.25, 0.25, 0.25)),
@@ -109,7 +120,7 @@ def test_pointwise_work_counts_by_bytes() -> None:
 
 
 def test_the_promise_without_a_sparsity() -> None:
-    """p = Σ_matched F_p / F_d: 60 + 0 of 200; the added 50 count in the ladder's FLOP ratio only."""
+    """p = Σ_matched F_p / F_d: 60 + 0 of 200; the added 50 count in the ladder's ratio only."""
     keys = [UP, (1, "up", "matmul"), (2, "up", "matmul"), REST]
     units = made(keys, [unit(flop=100), unit(flop=100), None, unit(flop=77)],
                  [unit(flop=60), None, unit(flop=50), unit(flop=77)])  # fmt: skip

@@ -26,8 +26,8 @@ def names_of_ops(trace: Trace) -> list[str | None]:
 
 
 def two_ops() -> dict[str, Any]:
-    outer = op("aten::linear", [4, 5], [6, 5],
-               inner=[op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7), k(us=2, cat="gpu_memset")])])  # fmt: skip
+    inner = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7), k(us=2, cat="gpu_memset")])
+    outer = op("aten::linear", [4, 5], [6, 5], inner=[inner])
     return chrome(step(0, outer, op("aten::add", [4, 6], [4, 6], kernels=[k(us=3)])))
 
 
@@ -42,8 +42,8 @@ def test_no_flow_events_are_needed_and_none_mislead(tmp_path: Path) -> None:
     """Correlation links; flow events of any category and id are not read."""
     trace = two_ops()
     for cat in ("ac2g", "async_cpu_to_gpu"):
-        trace["traceEvents"] += [{"ph": "s", "cat": cat, "id": 3, "ts": 1, "pid": 1, "tid": 1},
-                                 {"ph": "f", "cat": cat, "id": 3, "ts": 2, "pid": 0, "tid": 7}]  # fmt: skip
+        flow = {"cat": cat, "id": 3, "pid": 1, "tid": 1}
+        trace["traceEvents"] += [{**flow, "ph": "s", "ts": 1}, {**flow, "ph": "f", "ts": 2}]
     assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
 
 
@@ -114,7 +114,9 @@ def test_unlinked_events_between_count_with_the_step_around_them(tmp_path: Path)
 
 def test_overlapping_streams_count_once(tmp_path: Path) -> None:
     """10 us on one stream; 6 us on another that start 4 us in: 10 are busy, not 16."""
-    trace = chrome(step(0, op("a", kernels=[k(us=10), k(us=6, gap_us=-6, stream=9), k(us=5, gap_us=-2)])))
+    trace = chrome(
+        step(0, op("a", kernels=[k(us=10), k(us=6, gap_us=-6, stream=9), k(us=5, gap_us=-2)]))
+    )
     loaded = load(save(trace, tmp_path / "t.json"))
     linked = link(loaded, find_windows(loaded))
     assert linked.busy.tolist() == [10_000, 0, 3_000]
@@ -122,7 +124,7 @@ def test_overlapping_streams_count_once(tmp_path: Path) -> None:
 
 
 def test_the_dry_gap_is_the_one_that_waits_for_its_launch(tmp_path: Path) -> None:
-    """3 us of idle time with the launch long made, 4 us with the launch after the device ran dry."""
+    """3 us idle with the launch long made, 4 us with the launch after the device ran dry."""
     mm = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
     trace = chrome(step(0, mm, gap(us=3), mm, gap(us=4, launch=True), mm))
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
@@ -150,7 +152,8 @@ def plain(report: Report) -> dict[str, Any]:
 def small(*, cpu: bool) -> dict[str, Any]:
     def layer(i: int) -> Any:
         at = f"model.layers.{i}"
-        linear = [module(f"{at}.mlp.{name}_proj", op("aten::mm", [64, 32], [32, 96], kernels=[k(us=7 + i)]))
+        linear = [module(f"{at}.mlp.{name}_proj",
+                         op("aten::mm", [64, 32], [32, 96], kernels=[k(us=7 + i)]))
                   for name in ("gate", "up")]  # fmt: skip
         act = op("aten::silu", [64, 96], kernels=[k(us=2)])
         return module(at, module(f"{at}.mlp", *linear, act), gap(us=1))

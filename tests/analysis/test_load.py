@@ -84,7 +84,8 @@ def test_start_and_duration_round_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ts", "dur"),
     [("null", "1"), ("1", "null"), ("1", "-1"), ("1e300", "1"), ("1", "1e300"), ("9e15", "1"),
-     ("-9e15", "1"), ("1e400", "1"), ("10" * 30, "1"), ("1e99999999999999999999", "1"), ("NaN", "1"),
+     ("-9e15", "1"), ("1e400", "1"), ("10" * 30, "1"), ("1e99999999999999999999", "1"),
+     ("NaN", "1"),
      ("1", "Infinity"), ('"5"', "1"), ('"NaN"', "1"), ("[1]", "1"), ("true", "1"), ("{}", "1")],
 )  # fmt: skip
 @pytest.mark.parametrize("beside", ["7", "1600000000000000.5"])
@@ -101,14 +102,14 @@ VALUES = (
     | st.lists(st.lists(st.integers(-5, 2**70), max_size=3), max_size=3)
 )  # fmt: skip
 FIELDS = ["ph", "cat", "name", "pid", "tid", "ts", "dur", "args"]
-ARGS = ["correlation", "External id", "stream", "device", "Input Dims", "Input type", "Input Strides",
-        "Concrete Inputs", "grid", "block", "registers per thread", "shared memory", "bytes",
-        "graph node id", "kernel"]  # fmt: skip
+ARGS = ["correlation", "External id", "stream", "device", "Input Dims", "Input type",
+        "Input Strides", "Concrete Inputs", "grid", "block", "registers per thread",
+        "shared memory", "bytes", "graph node id", "kernel"]  # fmt: skip
 MM = op("aten::mm", [64, 64], [64, 64], dtype="c10::BFloat16",
         kernels=[k(us=7, name="ampere_bf16_s16816gemm_bf16_128x64_tn")])  # fmt: skip
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=80)
 @given(data=st.data(), cpu=st.booleans())
 def test_wrong_types_never_break_the_analysis(
     data: st.DataObject, cpu: bool, tmp_path: Path

@@ -58,7 +58,7 @@ def test_layers_of_two_makes_align_by_shape(tmp_path: Path) -> None:
     dense = [FULL, NO_MLP] * 3
     got = aligned(dense, [FULL, FULL, NO_MLP, NO_MLP], tmp_path)
     assert got.how == "order"
-    assert {p: d for p, d in got.dense_layer.items()} == {0: 0, 1: 2, 2: 3, 3: 5}
+    assert dict(got.dense_layer.items()) == {0: 0, 1: 2, 2: 3, 3: 5}
     assert got.removed == [1, 4]
     assert not got.exact
 
@@ -100,7 +100,7 @@ def test_units_of_removed_and_added_work(tmp_path: Path) -> None:
 
 
 def test_sums_a_unit_and_step(tmp_path: Path) -> None:
-    """down: one GEMM of 10 us with 1 us of idle time before, 2·32·64·96 FLOP, in each of 2 steps."""
+    """down: one GEMM of 10 us, 1 us idle before it, 2·32·64·96 FLOP, in each of 2 steps."""
     setting = Setting(steps=2)
     one = kernels([FULL] * 2, tmp_path, setting)
     units = pair(one, one)

@@ -205,7 +205,7 @@ def test_a_cut_anywhere_gives_a_part_or_an_error(name: str, tmp_path: Path) -> N
     assert not whole.source.cut
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     at=st.integers(0, 10**6), junk=st.binary(max_size=30), form=st.sampled_from(sorted(FORMS)),
     drop=st.integers(0, 30),
@@ -218,9 +218,12 @@ def test_damage_is_a_part_or_an_error(
     usable(written(tmp_path / "t", data[:at] + junk + data[at + drop :]))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.binary(max_size=200), head=st.sampled_from([b"", b"[", b"{", b"\x1f\x8b\x08", b"PK\x03\x04",
-       b'{"traceEvents":[', b'{"traceEvents":', b"[{", b'[{"a":"']))  # fmt: skip
+HEADS = [b"", b"[", b"{", b"\x1f\x8b\x08", b"PK\x03\x04", b'{"traceEvents":[', b'{"traceEvents":',
+         b"[{", b'[{"a":"']  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.binary(max_size=200), head=st.sampled_from(HEADS))
 def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> None:
     assert usable(written(tmp_path / "t", head + data)) is None
 
@@ -234,8 +237,9 @@ def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> Non
         (b'{"traceEvents": {"a": 1}}', "not a list"), (b"[]", "no device events"),
         (b'{"traceEvents": []}', "no device events"), (b"[1, 2, null]", "no device events"),
         (b"[" * 100_000, "cut off"), (b'{"a":' * 100_000, "not a Chrome trace"),
-        (zipped("a.json", "b.json"), "2 traces"), (zipped("a.txt"), "0 traces"),
-        (zipped("a.json")[:60], "no readable zip"), (gzip.compress(PLAIN)[:15], "not a Chrome trace"),
+        (zipped("a.json", "b.json"), "2 traces"), (zipped("a.txt"), "holds no trace|0 traces"),
+        (zipped("a.json")[:60], "no readable zip"),
+        (gzip.compress(PLAIN)[:15], "not a Chrome trace"),
     ],
     ids=range(17),
 )  # fmt: skip

@@ -19,7 +19,9 @@ def mm(n: int, kk: int, m: int = T) -> Any:
 
 
 def add() -> Any:
-    return op("aten::add", [T, H], [T, H], dtype="c10::BFloat16", kernels=[k(us=2, name="elementwise")])
+    return op(
+        "aten::add", [T, H], [T, H], dtype="c10::BFloat16", kernels=[k(us=2, name="elementwise")]
+    )
 
 
 def attention() -> Any:
@@ -30,12 +32,13 @@ def attention() -> Any:
 
 def layer(i: int) -> Any:
     at = f"model.layers.{i}"
+    inputs = (("q", Q), ("k", KV), ("v", KV))
     return module(
         at,
         module(f"{at}.input_layernorm", add()),
         module(
             f"{at}.self_attn",
-            *(module(f"{at}.self_attn.{x}_proj", mm(n, H)) for x, n in (("q", Q), ("k", KV), ("v", KV))),
+            *(module(f"{at}.self_attn.{x}_proj", mm(n, H)) for x, n in inputs),
             op("aten::mul", [T, Q], [T, Q], kernels=[k(us=1, name="elementwise")]),
             attention(), module(f"{at}.self_attn.o_proj", mm(H, Q)),
         ),
@@ -73,7 +76,9 @@ def test_roles_by_path(tmp_path: Path, *, cpu: bool) -> None:
 
 def test_an_op_outside_every_scope_belongs_to_the_one_closed_last(tmp_path: Path) -> None:
     late = op("aten::copy_", [T, H], [T, H], kernels=[k(us=1, name="copy")])
-    rows = frame(chrome(step(0, late, module("model.layers.3.mlp.up_proj", mm(F, H)), late)), tmp_path)
+    rows = frame(
+        chrome(step(0, late, module("model.layers.3.mlp.up_proj", mm(F, H)), late)), tmp_path
+    )
     assert list(zip(rows["layer"], rows["role"], strict=True)) == [
         (None, "unknown"), (3, "up"), (3, "up"),
     ]  # fmt: skip
@@ -160,7 +165,7 @@ def test_an_attention_of_separate_ops(tmp_path: Path) -> None:
     def bmm(n: int, kk: int) -> Any:
         return op("aten::bmm", [4, T, kk], [4, kk, n], kernels=[k(us=3, name="gemm")])
 
-    ops = (add(), bmm(T, 16), add(), op("aten::_softmax", [1, 4, T, T], kernels=[k(us=2, name="softmax")]),
-           bmm(16, T), add())  # fmt: skip
+    soft = op("aten::_softmax", [1, 4, T, T], kernels=[k(us=2, name="softmax")])
+    ops = (add(), bmm(T, 16), add(), soft, bmm(16, T), add())  # fmt: skip
     rows = frame(chrome(step(0, module(at, *ops))), tmp_path)
     assert rows["role"].to_list() == ["rope", *["attention"] * 5]

@@ -103,7 +103,12 @@ def test_cpu_steps_are_their_annotations(tmp_path: Path, *, own: bool) -> None:
     outer = step(0, *items) if own else module("ProfilerStep#1", *items)
     trace = chrome(op("aten::mm", [4, 5], [5, 6], us=9), outer, cpu=True)
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
-    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (17_000, 11_000, 3_000, 3_000)
+    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (
+        17_000,
+        11_000,
+        3_000,
+        3_000,
+    )
     assert phase.bound["launch"] == phase.gap_ns
     # What our own run did before its first step is the step that is thrown away.
     assert phase.left_out["events"] == (0 if own else 1)
@@ -114,7 +119,12 @@ def test_a_cpu_trace_without_annotations(tmp_path: Path) -> None:
     trace = chrome(op("aten::view", [4, 5], us=2), op("aten::mm", [4, 5], [5, 6], us=7), gap(us=1),
                    op("aten::view", [4, 5], us=2), cpu=True)  # fmt: skip
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
-    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (12_000, 7_000, 2_000, 3_000)
+    assert (phase.wall_ns, phase.busy_ns, phase.gap_ns, phase.tail_ns) == (
+        12_000,
+        7_000,
+        2_000,
+        3_000,
+    )
 
 
 def test_options_reach_the_steps(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ ALL = ("q", "k", "v", "o", "gate", "up", "down")
 
 def compared(tmp_path: Path, dense: Any, pruned: Any) -> Phase:
     d = save(decoder(*dense) if isinstance(dense, tuple) else decoder(dense), tmp_path / "d.json")
-    p = save(decoder(*pruned) if isinstance(pruned, tuple) else decoder(pruned), tmp_path / "p.json")
+    p = save(
+        decoder(*pruned) if isinstance(pruned, tuple) else decoder(pruned), tmp_path / "p.json"
+    )
     return analyze(p, baseline=d).report.phases["trace"]
 
 
@@ -65,7 +67,9 @@ def test_the_family_is_named(name: str, tmp_path: Path, *, cpu: bool) -> None:
     phase = compared(tmp_path, (FOUR, setting), (pruned, setting))
     assert told(phase).id == want
     rows = {r.row: r.ns for r in phase.ledger or []}
-    assert sum(rows[r] for r in rows if r not in ("dense", "pruned")) == pytest.approx(rows["pruned"])
+    assert sum(rows[r] for r in rows if r not in ("dense", "pruned")) == pytest.approx(
+        rows["pruned"]
+    )
 
 
 @pytest.mark.parametrize("name", [n for n, (want, _) in PAIRS.items() if want != "dense"])
@@ -77,7 +81,7 @@ def test_the_other_way_round_is_no_pruning(name: str, tmp_path: Path) -> None:
 
 def test_two_families_at_once(tmp_path: Path) -> None:
     """Three layers, narrower MLPs: both are named, with the shares of time that they touch."""
-    family = told(compared(tmp_path, FOUR, {i: NARROW for i in (0, 1, 3)}))
+    family = told(compared(tmp_path, FOUR, dict.fromkeys((0, 1, 3), NARROW)))
     assert set(family.id.split("+")) == {"static-m", "static-nk-mlp"}
     assert sum(p["share"] for p in family.parts) == pytest.approx(1)
     assert {p["id"] for p in family.parts} == {"static-m", "static-nk-mlp"}

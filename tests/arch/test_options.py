@@ -20,6 +20,7 @@ COMMANDS = {
     "analyze": {
         "subject", "--baseline", "--sparsity", "--device", "--out", "--format", "--json",
         "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak", "--bandwidth",
+        "--hta",
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",

@@ -15,14 +15,14 @@ from analysis.load import load
 from analysis.steps import find_windows
 from tests.chrome import save
 
-QUIET = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(
     spans=st.lists(st.tuples(st.integers(-20, 40), st.integers(0, 15)), max_size=12),
     begin=st.integers(-10, 30),
 )
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=150)
 def test_cover_equals_its_twin(spans: list[tuple[int, int]], begin: int) -> None:
     spans.sort(key=lambda s: (s[0], -s[1]))
     start = np.array([s for s, _ in spans], np.int64)
@@ -222,6 +222,7 @@ def _host_twin(
     ops: list[tuple[int, int, int]], begin: int, finish: int
 ) -> tuple[list[int], int, int]:
     """ns by ns: of all outermost ops the first one (they are in order), in it the innermost op."""
+
     def holds(i: int, j: int) -> bool:
         (a, b, s), (c, d, t) = ops[i], ops[j]
         return s == t and a <= c and d <= b and (i < j or (a, b) != (c, d)) and i != j

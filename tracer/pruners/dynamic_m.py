@@ -99,8 +99,8 @@ class _RoutedAttention(PlainAttention):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: Rotary,
-        cache: Any = None,
         *,
+        cache: Any = None,
         residual: torch.Tensor,
         **_: Any,
     ) -> torch.Tensor:
@@ -129,6 +129,11 @@ class _RoutedAttention(PlainAttention):
 
 class _RoutedMlp(nn.Module):
     """An MLP on the active rows, onto the residual."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: nn.Module
 
     def __init__(self, original: nn.Module, point: Point, draws: Draws, layer: int) -> None:
         super().__init__()
@@ -172,7 +177,8 @@ class _RoutedLayer(nn.Module):
         refuse_padding(attention_mask, hidden_states.shape[1], past)
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
-        return self.mlp(hidden_states, self.post_attention_layernorm)
+        out: torch.Tensor = self.mlp(hidden_states, self.post_attention_layernorm)
+        return out
 
 
 def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:

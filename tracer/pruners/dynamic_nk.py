@@ -1,8 +1,8 @@
 """Dynamic NK: each query block attends to a share p of the key/value blocks, chosen at run time.
 
-`blocks=key_value` skips blocks of QKᵀ and PV by an estimator (pooled queries · pooled keys, softmax,
-top-k); `blocks=value` computes all scores and skips blocks of PV. The cache is full, with the means
-of its key blocks beside it. A chunk of prompt on a filled cache attends densely.
+`blocks=key_value` skips blocks of QKᵀ and PV by an estimator (pooled queries · pooled keys,
+softmax, top-k); `blocks=value` computes all scores and skips blocks of PV. The cache is full, with
+the means of its key blocks beside it. A chunk of prompt on a filled cache attends densely.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BlockSizes:
         self.asked, self._longest = asked, 0
 
     def of_prompt(self, length: int) -> int:
-        """Raises PrunescopeError where the block that was asked for is longer than any prompt yet."""
+        """Raises PrunescopeError where the block that was asked for is longer than every prompt."""
         self._longest = max(self._longest, length) if self.asked else 0
         if self.asked > self._longest:
             raise PrunescopeError(
@@ -120,9 +120,7 @@ class _BlockAttention(PlainAttention):
 
     router_kind: type[BlockRouter] = BlockRouter
 
-    def __init__(
-        self, original: nn.Module, point: Point, draws: Draws, sizes: BlockSizes
-    ) -> None:
+    def __init__(self, original: nn.Module, point: Point, draws: Draws, sizes: BlockSizes) -> None:
         super().__init__(original)
         self.router = self.router_kind(point, draws, f"layer {self.layer_idx}")
         self.sizes, self.tally = sizes, Tally("blocks")
@@ -210,7 +208,7 @@ class _ValueAttention(_BlockAttention):
     def _valued(
         self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int
     ) -> torch.Tensor:
-        """Weights [B, n_kv, G, T, L] times the chosen values, [B, rows, n_q·d]. `block` 0: decode."""
+        """Weights [B, n_kv, G, T, L] times the chosen values: [B, rows, n_q·d]. Decode: block 0."""
         batch, heads, num_grouped = weights.shape[:3]
         rows, own = group.end - group.first, group.own if block else 1
         x = weights.narrow(3, group.first * block, rows * own).unflatten(3, (rows, own))

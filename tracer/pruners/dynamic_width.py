@@ -71,7 +71,7 @@ class _SlicedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
         """[B, T, K] or [B, T, f'] to [B, T, f'] or [B, T, N]."""
-        bias = self.bias
+        bias: torch.Tensor | None = self.bias
         if bias is not None and self.dim == 0:
             bias = bias.index_select(0, channels)
         return linear(x, self.weight.index_select(self.dim, channels), bias)

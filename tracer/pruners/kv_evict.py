@@ -103,7 +103,7 @@ class _EvictingAttention(PlainAttention):
         return self.o_proj(out), None
 
     def _leave_out(self, held: CountedLayer, count: int) -> None:
-        """The first `count` keys go, but never all; what is left is copied when the next is added."""
+        """The first `count` keys go, but never all; the rest is copied when the next is added."""
         count = min(count, held.held - 1)
         if count > 0:
             held.keys, held.values = held.keys[:, :, count:], held.values[:, :, count:]

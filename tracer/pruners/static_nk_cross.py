@@ -87,17 +87,23 @@ class MappedLayer(nn.Module):
         self.attn_residual: nn.Module = nn.Identity()
         self.mlp_residual: nn.Module = nn.Identity()
         self.attention_type = getattr(layer, "attention_type", None)
+        # Granite scales what a sublayer adds.
+        self.multiplier = float(getattr(layer, "residual_multiplier", 1.0))
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """[B, S, h'] at one junction to [B, S, h'] two junctions on."""
         attended, _ = self.self_attn(self._norm(self.attn_norms[0], hidden_states), **arguments)
-        attended = self._norm(self.attn_norms[1], attended)
+        attended = self._scaled(self._norm(self.attn_norms[1], attended))
         hidden_states = self.attn_residual(hidden_states) + attended
         transformed = self.mlp(self._norm(self.mlp_norms[0], hidden_states))
-        return self.mlp_residual(hidden_states) + self._norm(self.mlp_norms[1], transformed)
+        transformed = self._scaled(self._norm(self.mlp_norms[1], transformed))
+        return self.mlp_residual(hidden_states) + transformed
 
     def _norm(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
         return getattr(self, name)(inputs) if name else inputs
+
+    def _scaled(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs if self.multiplier == 1.0 else outputs * self.multiplier
 
 
 def _bases(
@@ -136,10 +142,11 @@ def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis,
     if not rotate:
         energy = moment.diagonal()
         index = torch.tensor(best(energy, kept), device=moment.device)
-        return Basis(dimensions=index), float(energy[index].sum() / energy.sum())
+        share = min(1.0, float(energy[index].sum() / energy.sum()))
+        return Basis(dimensions=index), share
     energy, directions = torch.linalg.eigh(moment)
     basis = Basis(directions=directions[:, -kept:].contiguous())
-    return basis, float(energy[-kept:].sum() / energy.sum())
+    return basis, min(1.0, float(energy[-kept:].sum() / energy.sum()))
 
 
 def _random_directions(

@@ -35,7 +35,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     drop = _Drop()
     ranker = TokenRanker(Draws(point, "token-drop"))
 
-    parts_of = [layer.self_attn for layer in layers]
+    parts_of: list[Any] = [layer.self_attn for layer in layers]
 
     def rebuild(sparsity: float) -> None:
         if not isinstance(layers[0], _DroppingLayer):
@@ -96,6 +96,7 @@ class _WatchedAttention(PlainAttention):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: Rotary,
+        attention_mask: Any = None,  # noqa: ARG002
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
@@ -141,14 +142,15 @@ class _DroppingLayer(nn.Module):
             rotary = self.drop.rotary
         self.tally.add(batch * hidden_states.shape[1], total)
         normed = self.input_layernorm(hidden_states)
-        hidden_states = hidden_states + self.self_attn(normed, rotary, cache)[0]
+        hidden_states = hidden_states + self.self_attn(normed, rotary, cache=cache)[0]
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
     def _dropped(self, hidden: torch.Tensor, rotary: Rotary, cache: Any) -> torch.Tensor:
         """The hidden states that go on. Only a prompt on an empty cache drops tokens."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         drop.query = drop.keys = drop.rotary = None
-        if query is None or keys is None or hidden.shape[1] == 1 or past_length(cache, self.self_attn.layer_idx):
+        past = past_length(cache, self.self_attn.layer_idx)
+        if query is None or keys is None or hidden.shape[1] == 1 or past:
             return hidden
         hidden, drop.rotary = self.router(hidden, rotary, query * self.self_attn.scaling, keys)
         return hidden

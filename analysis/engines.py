@@ -1,0 +1,33 @@
+"""Steps that serving engines annotate: in, names of annotations; out, whether each is a step, and
+of which phase. vLLM: `execute_context_1(888)_generation_0(0)`, `execute_new_1_cached_3`; SGLang:
+`execute_15360_context_15(sq15360...)_generation_0(...)`, `step[DECODE bs=32]`.
+"""
+
+from __future__ import annotations
+
+import re
+
+PHASES = ("prefill", "decode", "mixed", "unknown")
+_COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")
+_COUNTS_OLD = re.compile(r"execute_new_(\d{1,9})_cached_(\d{1,9})$")
+_MODE = re.compile(r"step\[(EXTEND|DECODE|MIXED|PREFILL|IDLE|TARGET_VERIFY|DRAFT_EXTEND)\b")
+_OF_MODE = {"EXTEND": "prefill", "PREFILL": "prefill", "DECODE": "decode", "MIXED": "mixed"}
+
+
+def engine_step(name: str) -> str | None:
+    """The phase of a step that a serving engine annotates, one of PHASES; None for other names."""
+    counts = _COUNTS.match(name)
+    if counts is not None:
+        return _of_counts(int(counts[1]), int(counts[2]))
+    counts = _COUNTS_OLD.match(name)
+    if counts is not None:
+        # A cached request may be one whose prompt goes on in pieces: told by its shapes.
+        return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
+    mode = _MODE.match(name)
+    return _OF_MODE.get(mode[1], "unknown") if mode is not None else None
+
+
+def _of_counts(context: int, generation: int) -> str:
+    if context and generation:
+        return "mixed"
+    return "prefill" if context else "decode" if generation else "unknown"

@@ -1,0 +1,68 @@
+"""The commands `bundle` and `verify`: in, words of the command line; out, a zip, and what is wrong
+with one. Imported with the command line itself, so that nothing heavy is imported before it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Option = typer.Option
+
+
+def register(app: typer.Typer) -> None:
+    """Add both commands to the app."""
+    app.command("bundle")(_bundle)
+    app.command("verify")(_verify)
+
+
+def _bundle(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    *,
+    out: Annotated[Path, Option("--out", "-o", metavar="FILE.zip", help="The zip to write.")],
+    anonymous: Annotated[bool, Option("--anonymous", help="Fit for double-blind review.")] = False,
+) -> None:
+    """Put the evidence of runs into one zip: traces, samples, reports, figures, sums, a README.
+
+    With --anonymous, names of people, hosts, paths, addresses and keys are removed, and nothing is
+    written where one is left.
+
+    \b
+    prunescope bundle traces/first -o evidence.zip
+    prunescope bundle traces/a traces/b -o review.zip --anonymous
+    """
+    from analysis.bundle import bundle
+    from analysis.report.numbers import size
+    from analysis.report.output import console_for
+
+    written = bundle(runs, out, anonymous=anonymous)
+    told = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
+    console_for(None).print(told, markup=False, soft_wrap=True)
+
+
+def _verify(
+    path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `bundle` wrote.")],
+    *,
+    json_target: Annotated[
+        str | None, Option("--json", metavar="FILE|-", help="JSON to FILE or to stdout.")
+    ] = None,
+) -> None:
+    """Check every file of a bundle, rebuild its reports from its traces, and compare the numbers.
+
+    The exit code is 3 where a file fails.
+    """
+    from rich.text import Text
+
+    from analysis.report.escape import clean
+    from analysis.report.output import check_target, tell
+    from analysis.verify_bundle import verify
+
+    check_target(json_target)
+    result = verify(path)
+    lines = [f"{one['file']}: {one['why']}" for one in result["failed"]]
+    lines.append(f"{'ok' if result['ok'] else 'failed'}: {result['checked']} files and reports")
+    tell(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
+    if not result["ok"]:
+        raise typer.Exit(3)

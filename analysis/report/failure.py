@@ -1,0 +1,44 @@
+"""How an error is told: in, an exception that reached the front door; out, words on standard error
+and an exit code. As JSON too where JSON was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from analysis.report.escape import clean
+from taxonomy.errors import PrunescopeError
+
+_OURS = ("analysis", "taxonomy", "tracer")
+
+
+def tell_error(error: Exception, *, as_json: bool) -> int:
+    """Say what was wrong and what to do; returns the exit code.
+
+    Raises the error itself where it is a bug of ours: a module of the package that is missing.
+    """
+    problem, hint = (clean(part) for part in _worded(error))  # they may quote a trace: untrusted
+    sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
+    if as_json:
+        sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
+    return error.exit_code if isinstance(error, PrunescopeError) else 2
+
+
+def _worded(error: Exception) -> tuple[str, str]:
+    if isinstance(error, PrunescopeError):
+        return error.problem, error.hint
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").split(".")[0]
+        if library in _OURS:
+            raise error
+        return f"{library} is not installed", f"pip install {library}"
+    if isinstance(error, OSError):
+        what = (error.filename, error.strerror or error)
+        problem = ": ".join(str(part) for part in what if part)
+        return problem, "check the path, its permissions and the space left"
+    # A usage error of typer: unknown option, bad value, ...
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "prunescope"
+    sentence = getattr(error, "format_message", lambda: str(error))()
+    return sentence.replace("Value error, ", ""), f"see `{command} --help`"

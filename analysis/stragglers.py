@@ -1,0 +1,98 @@
+"""Which rank the others wait for: in, the phases and kernels frames of several ranks; out, a finding.
+
+A collective ends on all ranks at once, so the rank that reaches it last spends the least time in it:
+the others' time in communication beyond that is waiting. Times are ns a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from analysis.findings.context import ms
+from analysis.link import cover
+from analysis.report.model import Finding, Phase
+
+_WORTH = 0.02  # of the wall of the slow rank
+
+
+@dataclass(frozen=True)
+class RankTime:
+    """A step of a rank: its wall, the part of it in communication alone (no other kernel runs), and
+    the rest, its own work; the communication kernel with the most time."""
+
+    name: str
+    wall: float
+    comm: float
+    kernel: str | None
+
+    @property
+    def own(self) -> float:
+        """Wall outside of communication."""
+        return self.wall - self.comm
+
+
+def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> None:
+    """Put the finding `straggler` to the phase of the slowest of several ranks, if there is one."""
+    if len(phases) < 2:
+        return
+    times = [rank_time(name, phase, frames[name]) for name, phase in phases.items()]
+    found = straggler(times)
+    if found is not None:
+        slow, finding = found
+        phase = phases[slow]
+        at = sum(f.severity == "critical" for f in phase.findings)
+        phase.findings.insert(at, finding)
+
+
+def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
+    """Communication that no other kernel hides, in the union of all steps."""
+    comm = pl.col("kind") == "comm"
+    hidden = _union(frame) - _union(frame.filter(~comm))
+    sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
+    top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
+    return RankTime(name, phase.wall_ns, hidden / phase.steps, top[0] if top else None)
+
+
+def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
+    """The slow rank and what to say of it; None where no rank stands out."""
+    slow = max(times, key=lambda t: t.own)
+    usual = statistics.median(t.own for t in times if t is not slow)
+    behind = slow.own - usual
+    if not slow.wall or behind < _WORTH * slow.wall:
+        return None
+    waits = {t.name: max(0.0, t.comm - slow.comm) for t in times if t is not slow}
+    mean = statistics.fmean(waits.values())
+    kernel = next((t.kernel for t in times if t is not slow and t.kernel), None)
+    text = (
+        f"{slow.name} is the slowest of {len(times)} ranks: {ms(slow.own)} of its own a step, "
+        f"{ms(behind)} ({behind / usual:.0%}) more than the median of the others"
+        if usual
+        else f"{slow.name} does the work of {len(times)} ranks: {ms(slow.own)} a step"
+    )
+    if mean > 0:
+        text += f", which wait {ms(mean)} for it in communication"
+    lines = [f"{t.name}: wall {ms(t.wall)}, own {ms(t.own)}, communication {ms(t.comm)}"
+             for t in sorted(times, key=lambda t: -t.own)[:8]]  # fmt: skip
+    if kernel is not None:
+        lines.append(f"most time in communication: {kernel[:100]}")
+    finding = Finding(
+        id="straggler", severity="warning", text=text, evidence=lines,
+        change="give every rank the same work (shards, kept heads and layers), or look at its clocks",
+        predicted_ns=behind,
+    )  # fmt: skip
+    return slow.name, finding
+
+
+def _union(frame: pl.DataFrame) -> int:
+    """ns in which at least one of the kernels runs."""
+    start = frame["start"].to_numpy()
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    end = start + frame["duration"].to_numpy()
+    return int(cover(start[order], end[order], int(start.min()))[0].sum())

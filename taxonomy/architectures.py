@@ -1,0 +1,316 @@
+"""Which families apply to an architecture, to which of its GEMMs, and why the others do not.
+
+In: a model's config (a dict, a config.json, a folder or a preset). Out: plain JSON values, as
+`prunescope families --architecture CONFIG` prints them. (N, K) are output and input features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taxonomy.architecture_table import ARCHITECTURES, BY_ID, Architecture
+from taxonomy.config_names import language_part
+from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.family import Family, families
+from taxonomy.presets import preset_config, preset_names
+from taxonomy.roles import GROUPS
+from taxonomy.shape import ModelShape
+
+YES, PARTLY, NO = "yes", "partly", "no"
+_MAX_BYTES = 1 << 24
+_STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
+_WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
+_MIXER_NAMES = {
+    "linear_attention": "linear attention or state space", "mamba": "state space",
+    "conv": "short convolution", "recurrent": "recurrence",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What decides: the mechanisms of a model. `shape` is None where no layer has attention."""
+
+    model_type: str
+    entry: Architecture | None
+    shape: ModelShape | None
+    layers: int
+    mixer: str  # what mixes tokens beside or in place of attention, or ""
+    mixer_layers: int
+    beside: bool  # the mixer stands beside attention, in every layer
+    alibi: bool
+    scaled: bool  # what a sublayer puts out is scaled before it is added
+
+
+def known_architectures() -> list[dict[str, Any]]:
+    """Every entry of the table: {"title", "ids"}."""
+    return [{"title": entry.title, "ids": list(entry.ids)} for entry in ARCHITECTURES]
+
+
+def read_architecture(name: str) -> dict[str, Any]:
+    """`describe` of a config.json, a folder that holds one, or a preset.
+
+    Raises PrunescopeError where there is none, with the nearest names.
+    """
+    if name.lower() in preset_names():
+        return describe(preset_config(name))
+    path = Path(name).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        close = nearest(name, (*preset_names(), *BY_ID))
+        what = f"{name!r} is a model type, not a config" if name in BY_ID else f"no file {name}"
+        raise PrunescopeError(
+            what,
+            hint=f"give a config.json, a model folder or a preset (nearest names: {close})",
+        )
+    if path.stat().st_size > _MAX_BYTES:
+        raise PrunescopeError(f"{name} is too large for a config", hint="give a config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PrunescopeError(f"{name} is no JSON", hint="give a model's config.json") from error
+    return describe(config)
+
+
+def describe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model_type", "title", "known", "mechanisms", "matrices", "families"} of a config.
+
+    A family has "applies" (yes, partly, no), "realised" (whether the tool can prune it so; null
+    for an architecture without an entry, which is checked as it is pruned), "gemms" (group -> axis
+    and matrices), "why". Raises PrunescopeError on a config that is no decoder's.
+    """
+    traits = read_traits(config)
+    return {
+        "model_type": traits.model_type,
+        "title": traits.entry.title if traits.entry else None,
+        "known": traits.entry is not None,
+        "mechanisms": _mechanisms(traits),
+        "matrices": {role: list(size) for role, size in _matrices(traits).items()},
+        "families": [_verdict(one, traits) for one in families() if one.id != "dense"],
+    }
+
+
+def read_traits(config: Mapping[str, Any]) -> Traits:
+    """The mechanisms of a config. Raises PrunescopeError that lists what is missing."""
+    cfg = language_part(config)
+    model_type = str(cfg.get("model_type", ""))
+    entry = BY_ID.get(model_type)
+    mixer = entry.mixer if entry else ""
+    try:
+        shape = ModelShape.from_config(config)
+    except PrunescopeError:
+        if not mixer or cfg.get("num_attention_heads") is not None:
+            raise
+        shape = None
+    layers = shape.layers if shape else int(cfg.get("num_hidden_layers") or cfg.get("n_layer") or 0)
+    own = [k for k in cfg.get("layer_types") or () if k not in _WINDOW_TYPES]
+    if not mixer and own:
+        mixer = _MIXER_NAMES.get(own[0], "another mixer")
+    other = shape.other_layers if shape else layers
+    beside = bool(mixer) and not own and not other
+    return Traits(
+        model_type=model_type,
+        entry=entry,
+        shape=shape,
+        layers=layers,
+        mixer=mixer if (beside or other) else "",
+        mixer_layers=layers if beside else other,
+        beside=beside,
+        alibi=bool(cfg.get("alibi")),
+        scaled=cfg.get("residual_multiplier", 1) not in (1, None),
+    )
+
+
+def _mechanisms(traits: Traits) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    shape = traits.shape
+    if shape is not None:
+        layers = shape.layers - shape.other_layers
+        heads = f"{shape.heads} query heads, {shape.kv_heads} KV heads of {shape.head_dim}"
+        found.append({"id": _attention(shape), "layers": layers, "text": heads})
+        if shape.window and shape.sliding_layers:
+            text = f"a query sees {shape.window} keys"
+            found.append({"id": "sliding", "layers": shape.sliding_layers, "text": text})
+        if shape.sinks:
+            found.append({"id": "sinks", "layers": layers, "text": "a learnt logit for each head"})
+        if shape.experts:
+            text = f"{shape.experts_per_token} of {shape.experts} experts a token"
+            found.append({"id": "experts", "layers": shape.moe_layers, "text": text})
+    if traits.mixer:
+        text = f"{traits.mixer}{', beside attention' if traits.beside else ''}"
+        found.append({"id": _mixer_id(traits.mixer), "layers": traits.mixer_layers, "text": text})
+    return found
+
+
+def _attention(shape: ModelShape) -> str:
+    if shape.kv_rank is not None:
+        return "MLA"
+    if shape.kv_heads == 1 and shape.heads > 1:
+        return "MQA"
+    return "MHA" if shape.kv_heads == shape.heads else "GQA"
+
+
+def _mixer_id(mixer: str) -> str:
+    return {"state space": "SSM", "short convolution": "convolution"}.get(mixer, "linear")
+
+
+def _matrices(traits: Traits) -> dict[str, tuple[int, int]]:
+    """(N, K) by role, as the architecture stores them: fused ones as one."""
+    shape, entry = traits.shape, traits.entry
+    if shape is None:
+        return {}
+    sizes = dict(shape.linears())
+    if entry and entry.qkv:
+        rows = sum(sizes.pop(role)[0] for role in ("q", "k", "v"))
+        sizes = {"qkv": (rows, shape.hidden), **sizes}
+    if entry and entry.gate_up and "gate" in sizes:
+        rows = sizes.pop("gate")[0] + sizes.pop("up")[0]
+        sizes = {**sizes, "gate_up": (rows, shape.hidden)}
+    extra = {"experts": shape.expert_intermediate, "shared": shape.shared_intermediate}
+    for name, width in extra.items():
+        if shape.experts and width:
+            sizes[f"{name} gate_up"] = (width * (1 + shape.gated), shape.hidden)
+            sizes[f"{name} down"] = (shape.hidden, width)
+    return sizes
+
+
+def _verdict(one: Family, traits: Traits) -> dict[str, Any]:
+    applies, why = _applies(one, traits)
+    realised, reason = _realised(one, traits) if applies != NO else (False, "")
+    return {
+        "id": one.id,
+        "applies": applies,
+        "realised": realised,
+        "gemms": {} if applies == NO else _gemms(one, traits),
+        "why": "; ".join(part for part in (why, reason) if part),
+    }
+
+
+def _gemms(one: Family, traits: Traits) -> dict[str, Any]:
+    """GEMM group -> {"axis", "matrices": {role: [N, K]}} of the groups that the family moves."""
+    moved: dict[str, Any] = {}
+    sizes = _matrices(traits)
+    for group, axis in one.axes.items():
+        inside = {r: list(s) for r, s in sizes.items() if _group(r) == group}
+        if axis in ("none", "-"):
+            continue
+        if one.id in ("static-nk", "static-nk-heads") and group == "qkv":
+            # The latents of multi-head latent attention belong to no head.
+            inside = {r: s for r, s in inside.items() if r not in ("q_a", "kv_a")}
+        if one.id in ("static-k-24", "static-k-lowrank"):
+            inside = {r: s for r, s in inside.items() if not r.startswith("experts ")}
+        if group in ("qk", "pv") or inside:
+            moved[group] = {"axis": axis, "matrices": inside}
+    return moved if traits.shape is not None else {}
+
+
+def _group(role: str) -> str:
+    return GROUPS.get(role.rpartition(" ")[2], "other")
+
+
+def _applies(one: Family, traits: Traits) -> tuple[str, str]:
+    """What the mechanisms allow, whatever the tool can do."""
+    shape = traits.shape
+    if one.id in ("static-nk", "static-nk-heads"):
+        return _heads_apply(one, traits)
+    if shape is None:
+        if one.id in ("static-m", "dynamic-depth", "dynamic-m", "token-drop"):
+            return YES, f"layers of {traits.mixer} go whole"
+        if one.id.startswith("static-k"):
+            return PARTLY, "the projections around its mixers, not the state"
+        return NO, _STATE if one.id in ("dynamic-nk", "kv-evict") else "it has no MLP of its own"
+    if one.id in ("dynamic-nk", "kv-evict"):
+        return _keys_apply(traits)
+    if one.id == "static-k-lowrank" and shape.kv_rank is not None:
+        text = "kv_a and kv_b are two low-rank GEMMs already"
+        return PARTLY, text + (", q_a and q_b too" if shape.q_rank else "")
+    if one.id in ("static-k-24", "static-k-lowrank") and shape.experts:
+        return PARTLY, "routed experts stay dense: each is a slice of one stacked tensor"
+    if one.id == "static-k-mask":
+        return YES, "zeros in dense tensors: no dimension moves"
+    if one.id == "static-nk-cross" and shape.norm_parameters == 2:
+        return NO, "its norms subtract the mean, which does not commute with fewer dimensions"
+    return YES, ""
+
+
+def _heads_apply(one: Family, traits: Traits) -> tuple[str, str]:
+    shape, whole = traits.shape, one.id == "static-nk"
+    reason = traits.entry.no_heads if traits.entry else ""
+    if traits.alibi:
+        reason = "its positions are a slope for each head (ALiBi), counted from the first"
+    if shape is None:
+        return NO, _STATE
+    if shape.kv_heads == 1:
+        reason = "one KV head serves all query heads, so that no group can go"
+    if reason:
+        return (PARTLY, f"the MLP alone: {reason}") if whole and not traits.alibi else (NO, reason)
+    if shape.kv_rank is not None:
+        return PARTLY, "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
+    if traits.mixer:
+        where = "attention" if traits.beside else f"{traits.layers - traits.mixer_layers} layers"
+        return PARTLY, f"heads of {where} alone: {traits.mixer} keeps a recurrent state"
+    return YES, ""
+
+
+def _keys_apply(traits: Traits) -> tuple[str, str]:
+    shape = traits.shape
+    assert shape is not None
+    full = shape.full_layers
+    if not full:
+        if shape.window:
+            return PARTLY, f"no layer sees more than {shape.window} keys"
+        return NO, _STATE
+    if shape.other_layers:
+        return PARTLY, f"in {full} of {shape.layers} layers: {_STATE}"
+    if shape.sliding_layers:
+        return PARTLY, f"{shape.sliding_layers} layers see {shape.window} keys as they are"
+    if traits.beside:
+        return PARTLY, f"attention alone: {traits.mixer} beside it reads no keys"
+    return YES, ""
+
+
+def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
+    """Whether the tool prunes this architecture so, and why not; None: it is tried and checked."""
+    if traits.entry is None:
+        return None, "no entry in the table: checked against the masked model as it is pruned"
+    if one.id == "static-nk-cross":
+        why = _no_stream(traits)
+    elif one.id == "static-nk" and (traits.alibi or traits.entry.no_heads):
+        why = "use static-nk-mlp"
+    elif one.dynamics == "dynamic" or one.id in ("token-drop", "kv-evict"):
+        why = _no_parts(one, traits)
+    else:
+        why = ""
+    return not why, f"not realised: {why}" if why else ""
+
+
+def _no_stream(traits: Traits) -> str:
+    shape, entry = traits.shape, traits.entry
+    if traits.mixer or shape is None:
+        return "a mixer reads and writes the stream too"
+    if shape.experts:
+        return "experts read and write the stream too"
+    if entry is not None and entry.parallel:
+        return "attention and MLP read one norm in parallel"
+    return "sublayers are scaled before they are added" if traits.scaled else ""
+
+
+def _no_parts(one: Family, traits: Traits) -> str:
+    """Why the dynamic families cannot take the layers apart."""
+    shape, entry = traits.shape, traits.entry
+    assert entry is not None
+    if traits.mixer or shape is None:
+        return "its layers mix tokens in more ways than one"
+    if shape.experts or shape.kv_rank is not None:
+        return "its layers are not q, k, v, o and gate, up, down"
+    if shape.window and shape.sliding_layers:
+        return "it attends through a sliding window"
+    odd = entry.qkv or entry.parallel or entry.roles or not shape.gated
+    if odd or shape.norms != 2 or shape.norm_parameters != 1:
+        return "they take pre-norm layers of q, k, v, o and gate, up, down apart"
+    if traits.scaled and one.id in ("dynamic-m", "dynamic-depth"):
+        return "sublayers are scaled before they are added"
+    return ""

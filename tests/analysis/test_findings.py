@@ -1,0 +1,302 @@
+"""Every finding has a case in which it must appear, and one in which it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.findings.checks import CHECKS
+from analysis.findings.context import ms, stands
+from analysis.pipeline import Options, analyze
+from analysis.report.model import Finding, Part, Phase, Row
+from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+FULL, NARROW = Layer(h=256, heads=16, kv_heads=8, f=512), Layer(h=256, heads=16, kv_heads=8, f=256)
+ROLES = ("q", "k", "v", "o", "gate", "up", "down")
+MANY = [1_000_000 + i * 1000 for i in range(8)]  # ns: eight quiet samples
+
+
+def of_pair(tmp_path: Path, dense: Any, pruned: Any, sparsity: float | None = None) -> Phase:
+    d, p = save(dense, tmp_path / "d.json"), save(pruned, tmp_path / "p.json")
+    return analyze(p, baseline=d, options=Options(sparsity=sparsity)).report.phases["trace"]
+
+
+def of_run(tmp_path: Path, dense: Any, pruned: Any, **more: Any) -> Phase:
+    return analyze(write_pair(tmp_path / "r", dense, pruned, **more)).report.phases["prefill"]
+
+
+def alone(tmp_path: Path, trace: Any) -> Phase:
+    return analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+
+
+def found(phase: Phase, name: str) -> Finding | None:
+    """The finding, whole: a sentence, its evidence, a severity that is known."""
+    for finding in phase.findings:
+        assert finding.severity in ("critical", "warning", "info")
+        assert finding.text
+        assert all(finding.evidence)
+    return next((f for f in phase.findings if f.id == name), None)
+
+
+def present(phase: Phase, name: str, severity: str, *says: str) -> None:
+    finding = found(phase, name)
+    assert finding is not None, [f.id for f in phase.findings]
+    assert finding.severity == severity
+    text = " ".join([finding.text, *finding.evidence])
+    assert all(part in text for part in says), text
+
+
+def model(layer: Layer, **setting: Any) -> dict[str, Any]:
+    trace: dict[str, Any] = decoder([layer] * 4, Setting(**setting))
+    return trace
+
+
+def test_zeros_in_dense(tmp_path: Path) -> None:
+    zeros = {"census": census(0.5, 0.6), "dense_census": census(0.0)}
+    phase = of_run(tmp_path, model(FULL), model(FULL), **zeros)
+    present(phase, "zeros-in-dense", "critical", "0 sparse kernels in 37 GEMMs", "50.0%")
+    phase = of_run(tmp_path / "b", model(FULL), model(replace(FULL, sparse=ROLES)), **zeros)
+    assert found(phase, "zeros-in-dense") is None
+
+
+def test_nothing_removed(tmp_path: Path) -> None:
+    present(of_pair(tmp_path, model(FULL), model(FULL), 0.5), "nothing-removed", "critical", "50%")
+    assert found(of_pair(tmp_path, model(FULL), model(FULL)), "nothing-removed") is None
+    assert found(of_pair(tmp_path, model(FULL), model(NARROW), 0.5), "nothing-removed") is None
+    odd = model(replace(NARROW, h=128), rows=16)  # moved as in no family, but smaller all the same
+    assert found(of_pair(tmp_path, model(FULL), odd, 0.5), "nothing-removed") is None
+
+
+def test_sparse_without_gain(tmp_path: Path) -> None:
+    sparse = replace(FULL, sparse=ROLES)
+    phase = of_pair(tmp_path, model(FULL), model(sparse, us=10))
+    present(phase, "sparse-without-gain", "critical", "1.00 × the time")
+    phase = of_pair(tmp_path, model(FULL), model(sparse, us=6))
+    assert found(phase, "sparse-without-gain") is None
+
+
+def test_broken_propagation(tmp_path: Path) -> None:
+    broken = replace(FULL, f=256, f_down=512)
+    present(
+        of_pair(tmp_path, model(FULL), model(broken)), "broken-propagation", "warning", "broken"
+    )
+    assert found(of_pair(tmp_path, model(FULL), model(NARROW)), "broken-propagation") is None
+
+
+def test_outside(tmp_path: Path) -> None:
+    phase = of_pair(tmp_path, model(FULL), model(FULL, dtype="c10::Half"))
+    present(phase, "outside-taxonomy", "warning", "fp16")
+    assert found(of_pair(tmp_path, model(FULL), model(NARROW)), "outside-taxonomy") is None
+
+
+def test_unaligned(tmp_path: Path) -> None:
+    phase = of_pair(tmp_path, model(FULL), model(replace(FULL, f=257)))
+    present(phase, "unaligned", "warning", "gate N = 257", "272")
+    assert found(of_pair(tmp_path, model(FULL), model(NARROW)), "unaligned") is None
+    cpu = of_pair(tmp_path, model(FULL, cpu=True), model(replace(FULL, f=257), cpu=True))
+    assert found(cpu, "unaligned") is None  # no tensor cores
+
+
+def test_not_comparable(tmp_path: Path) -> None:
+    phase = of_run(tmp_path, model(FULL), model(FULL), batch=2, dtype="float32")
+    present(phase, "not-comparable", "critical", "batch: 1 dense, 2 pruned", "float32 pruned")
+    assert found(of_run(tmp_path / "b", model(FULL), model(FULL)), "not-comparable") is None
+
+
+def test_two_devices_are_not_comparable(tmp_path: Path) -> None:
+    """Bare traces name their device; the same one on both sides is no matter."""
+    other = model(FULL)
+    other["deviceProperties"] = [{"id": 0, "name": "NVIDIA B200"}]
+    phase = of_pair(tmp_path, model(FULL), other)
+    present(phase, "not-comparable", "critical", "NVIDIA H100 80GB HBM3 dense, NVIDIA B200 pruned")
+    assert found(of_pair(tmp_path, other, other), "not-comparable") is None
+
+
+def test_unequal_steps(tmp_path: Path) -> None:
+    one, more = model(FULL), model(FULL)
+    extra = step(2, *[op("aten::add", [4], [4], kernels=[k(us=1)])] * 2)
+    more["traceEvents"] += [
+        {**e, "ts": e["ts"] + 10**6,
+         "args": {**e["args"], **{i: e["args"][i] + 10**6 for i in ("correlation", "External id")
+                                  if i in e["args"]}}}
+        for e in chrome(extra)["traceEvents"]
+    ]  # fmt: skip
+    present(of_pair(tmp_path, one, more), "unequal-steps", "warning", "pruned: ")
+    assert found(of_pair(tmp_path, one, one), "unequal-steps") is None
+
+
+MM = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=10)])
+
+
+@pytest.mark.parametrize(
+    ("idle", "launch", "severity"),
+    [(30, True, "critical"), (5, True, "warning"), (1, True, None), (30, False, None)],
+)
+def test_launch_bound(idle: float, launch: Any, severity: str | None, tmp_path: Path) -> None:
+    """30 of 40 us wait for the host: critical; 5 of 15: a warning; idle but not for it: none."""
+    trace = chrome(step(0, MM, *[gap(us=idle, launch=launch), MM] * 9))
+    if severity:
+        present(alone(tmp_path, trace), "launch-bound", severity)
+    else:
+        assert found(alone(tmp_path, trace), "launch-bound") is None
+
+
+def test_dispatch_bound(tmp_path: Path) -> None:
+    def trace(idle: float) -> Any:
+        return chrome(step(0, *[op("aten::mm", [4, 5], [5, 6], us=10), gap(us=idle)] * 9), cpu=True)
+
+    present(alone(tmp_path, trace(10)), "dispatch-bound", "info", "%")
+    assert found(alone(tmp_path, trace(1)), "dispatch-bound") is None
+    assert found(alone(tmp_path, trace(10)), "launch-bound") is None
+
+
+def test_coverage_limited(tmp_path: Path) -> None:
+    """A large head that nobody prunes, of all logits; against layers that are the whole model."""
+    more = {"dense_logits": "all", "logits": "all", "pruning": {"method": "x", "sparsity": 0.5}}
+    narrow = replace(NARROW, heads=8, kv_heads=4)
+    big = {"vocabulary": 16_384}
+    phase = of_run(tmp_path, model(FULL, **big), model(narrow, us=5, **big), **more)
+    present(phase, "coverage-limited", "warning", "untouched: lm_head")
+    assert "--logits last" in str((found(phase, "coverage-limited") or phase.findings[0]).change)
+    phase = of_pair(
+        tmp_path, model(FULL, head=False), decoder({0: FULL, 3: FULL}, Setting(head=False))
+    )
+    assert found(phase, "coverage-limited") is None
+
+
+def test_roofline_shift(tmp_path: Path) -> None:
+    """4096 x 1024 x f: a quarter of f leaves 82 % of the bytes, most of them the activations."""
+    wide, thin = replace(FULL, h=1024, f=256), replace(FULL, h=1024, f=64)
+    phase = of_pair(tmp_path, model(wide, rows=4096), model(thin, rows=4096))
+    present(phase, "roofline-shift", "warning", "FLOPs fall, bytes do not")
+    layers = decoder({0: wide, 3: wide}, Setting(rows=4096))
+    assert found(of_pair(tmp_path, model(wide, rows=4096), layers), "roofline-shift") is None
+
+
+def test_slower_kernels(tmp_path: Path) -> None:
+    phase = of_pair(tmp_path, model(FULL), model(NARROW, us=10))
+    present(phase, "slower-kernels", "warning", "down (matmul)")
+    assert found(of_pair(tmp_path, model(FULL), model(FULL)), "slower-kernels") is None
+
+
+def test_added_work(tmp_path: Path) -> None:
+    gather = op("aten::index_select", [32, 256], [], [16], kernels=[k(us=30, name="indexSelect")])
+    phase = of_pair(tmp_path, model(FULL), model(replace(FULL, added=(gather,))))
+    present(phase, "added-work", "warning", "q (gather_scatter)")
+    assert found(of_pair(tmp_path, model(FULL), model(NARROW)), "added-work") is None
+
+
+def test_second_gemm(tmp_path: Path) -> None:
+    low = replace(FULL, rank=dict.fromkeys(ROLES, 64))
+    present(of_pair(tmp_path, model(FULL), model(low, us=5)), "second-gemm", "warning", "1.00 ×")
+    assert found(of_pair(tmp_path, model(FULL), model(low, us=2)), "second-gemm") is None
+
+
+def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
+    noisy = [900_000, 1_400_000, 1_000_000, 1_200_000, 800_000, 1_500_000]
+    phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=noisy,
+                   samples_ns=noisy[::-1])  # fmt: skip
+    present(phase, "no-speedup", "critical", "told from noise")
+    present(phase, "wide-interval", "warning", "95 % interval")
+    phase = of_run(tmp_path / "b", model(FULL), model(NARROW), dense_samples_ns=MANY,
+                   samples_ns=[n // 2 for n in MANY])  # fmt: skip
+    assert found(phase, "no-speedup") is None
+    assert found(phase, "wide-interval") is None
+
+
+def test_a_twin_that_is_dense_has_no_speedup_to_miss(tmp_path: Path) -> None:
+    phase = of_run(tmp_path, model(FULL), model(FULL), both_samples_ns=MANY)
+    assert found(phase, "no-speedup") is None
+
+
+def test_timing_not_valid(tmp_path: Path) -> None:
+    wild = [1_000_000, 2_000_000, 1_000_000, 2_000_000, 1_000_000, 2_000_000]
+    phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=wild, samples_ns=MANY)
+    present(phase, "timing-not-valid", "critical", "dense: ")
+    phase = of_run(tmp_path / "b", model(FULL), model(NARROW), both_samples_ns=MANY)
+    assert found(phase, "timing-not-valid") is None
+
+
+@pytest.mark.parametrize(("times", "there"), [(0.5, True), (0.95, False)])
+def test_observer(times: float, there: Any, tmp_path: Path) -> None:
+    trace = model(FULL)
+    wall = alone(tmp_path, trace).wall_ns
+    phase = of_run(tmp_path, trace, model(NARROW), samples_ns=[round(times * wall)] * 3)
+    assert (found(phase, "observer-effect") is not None) == there
+
+
+def test_above_peak(tmp_path: Path) -> None:
+    """4096³ in 10 us is 13.7 PFLOP/s; in 1 ms it is 0.14."""
+
+    def trace(us: float) -> Any:
+        mm = op("aten::mm", [4096, 4096], [4096, 4096], dtype="c10::BFloat16", kernels=[k(us=us)])
+        return chrome(step(0, mm))
+
+    present(alone(tmp_path, trace(10)), "above-peak", "info", "100%")
+    assert found(alone(tmp_path, trace(1000)), "above-peak") is None
+
+
+def test_above_bound(tmp_path: Path) -> None:
+    phase = of_pair(tmp_path, model(FULL), model(NARROW, us=2))
+    present(phase, "above-bound", "info", "of the roofline bound")
+    assert found(of_pair(tmp_path, model(FULL), model(FULL)), "above-bound") is None
+
+
+def test_spill(tmp_path: Path) -> None:
+    early = chrome(module("ProfilerStep#0", k(us=30), MM, MM))
+    present(alone(tmp_path, early), "spill", "info", "1 device events", "60.0%")
+    assert found(alone(tmp_path, chrome(module("ProfilerStep#0", MM, MM))), "spill") is None
+
+
+def test_a_row_inside_its_noise_carries_no_finding() -> None:
+    row = Row(row="added_work", ns=100.0)
+    assert stands(row, of=1000.0, share=0.05)
+    assert not stands(row, of=1000.0, share=0.2)
+    assert not stands(Row(row="x", ns=100.0, noise_ns=50.0), of=1000.0, share=0.05)
+    assert stands(Row(row="x", ns=100.0, noise_ns=49.0), of=1000.0, share=0.05)
+    assert not stands(Row(row="x", ns=100.0, ci95=[-1.0, 200.0]), of=1000.0, share=0.05)
+    assert stands(Part(name="x", role=None, ns=-100.0, ci95=[-120.0, -80.0]), of=1000.0, share=0.05)
+    assert not stands(None, of=1000.0, share=0.05)
+    assert not stands(row, of=None, share=0.05)
+
+
+def test_findings_are_sorted_by_severity(tmp_path: Path) -> None:
+    phase = of_run(tmp_path, model(FULL), model(FULL), batch=2,
+                   pruning={"method": "x", "sparsity": 0.5})  # fmt: skip
+    order = ["critical", "warning", "info"]
+    ranks = [order.index(f.severity) for f in phase.findings]
+    assert ranks == sorted(ranks)
+    assert len(ranks) >= 2
+
+
+def test_times_for_people() -> None:
+    assert (ms(1_234_567), ms(12_340), ms(-2_000_000)) == ("1.235 ms", "12.3 µs", "-2.000 ms")
+
+
+BARE = ["h100_qwen1.5-0.5b_prefill", "h100_vit", "b200_eager", "mi210_gpu_only",
+        "mi300x_sglang_qwen3-8b_prefilldecode", "mi300x_sglang_qwen3-8b_decode_graph",
+        "mi300x_compile_triton", "a100_legacy_flows"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_real_trace_alone_is_accused_of_nothing(
+    name: str, real_trace: Callable[[str], Path]
+) -> None:
+    """But of idling where it does: the B200 waits for its host 86 % of the time."""
+    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+    critical = {f.id for f in phase.findings if f.severity == "critical"}
+    assert critical <= {"launch-bound"}
+    if critical:
+        assert phase.gap_ns > 0.4 * phase.wall_ns
+    if name == "b200_eager":
+        assert critical == {"launch-bound"}
+        assert phase.gap_ns / phase.wall_ns == pytest.approx(0.86, abs=0.01)
+
+
+def test_the_list_holds_no_finding_twice() -> None:
+    assert len(CHECKS) == len(set(CHECKS))

@@ -1,0 +1,102 @@
+"""The predicted ladder beside the realised one: what it is, its terms, and when it is null."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.predict import PredictRequest, predict
+from analysis.report import sentences
+from analysis.report.model import Phase
+from tests.analysis.run_folder import PEAKS, write_pair
+from tests.chrome import chrome, gap, k, module, op, step
+
+BF16 = "c10::BFloat16"
+SAMPLES = {"dense": [150_000, 152_000, 149_000], "pruned": [140_000, 139_000, 141_000]}
+
+
+def trace(width: int, us: float) -> dict[str, Any]:
+    """Two steps of one layer of tiny-llama: hidden 256, intermediate 704."""
+    wide = op("aten::mm", [512, 256], [256, width], dtype=BF16, kernels=[k(us=us)])
+    back = op("aten::mm", [512, width], [width, 256], dtype=BF16, kernels=[k(us=us)])
+    body = [module("model.layers.0.mlp.up_proj", wide), gap(us=20),
+            module("model.layers.0.mlp.down_proj", back)]  # fmt: skip
+    return chrome(step(0, *body), step(1, *body))
+
+
+def phase(tmp_path: Path, **runs: Any) -> Phase:
+    pruned = {"pruning": {"method": "static-nk-mlp", "sparsity": 0.5, "knobs": {}}}
+    pruned["phase_fields"] = {"samples_ns": SAMPLES["pruned"]}
+    pruned.update(runs.pop("pruned_run", {}))
+    dense = {"phase_fields": {"samples_ns": SAMPLES["dense"]}, **runs.pop("dense_run", {})}
+    folder = write_pair(tmp_path, trace(704, 50), trace(352, 40), dense_run=dense,
+                        pruned_run=pruned, **runs)  # fmt: skip
+    (only,) = analyze(folder).report.phases.values()
+    return only
+
+
+def test_it_is_the_prediction_of_the_command_on_the_runs_own_peaks(tmp_path: Path) -> None:
+    told = phase(tmp_path).predicted
+    assert told is not None
+    asked = predict(
+        PredictRequest(
+            model="tiny-llama", method="static-nk-mlp", sparsity=0.5, phase="prefill",
+            prompt_len=512, dtype="bf16", peaks={"bf16": PEAKS["dense_flop_per_s"]["bf16"] / 1e12},
+            bandwidth=PEAKS["byte_per_s"] / 1e9,
+        )
+    )["phases"]["prefill"]  # fmt: skip
+    for rung in ("nominal", "flop", "coverage", "roofline"):
+        assert told["ladder"][rung] == pytest.approx(asked["ladder"][rung])
+    assert told["family"] == "static-nk-mlp"
+    assert told["source"] == "measured on this device by `prunescope trace`"
+
+
+def test_the_terms_multiply_to_the_miss(tmp_path: Path) -> None:
+    one = phase(tmp_path)
+    assert one.predicted is not None and one.ladder is not None
+    miss = one.predicted["miss"]
+    assert miss["ratio"] == pytest.approx(one.ladder.realised / one.predicted["ladder"]["roofline"])
+    assert math.prod(t["ratio"] for t in miss["terms"]) == pytest.approx(miss["ratio"])
+    names = [t["name"] for t in miss["terms"]]
+    assert names == ["flop", "coverage", "roofline", "shape", "kernel_efficiency", "added_work",
+                     "launch_idle"]  # fmt: skip
+
+
+def test_the_miss_is_named_after_the_row_that_loses(tmp_path: Path) -> None:
+    """Half the FLOPs in 40 of 50 us: the kernels, and the sentence says so."""
+    one = phase(tmp_path)
+    assert one.predicted is not None
+    assert one.predicted["miss"]["largest"] == "kernel_efficiency"
+    said = sentences.predicted(one)
+    assert said.startswith("predicted for static-nk-mlp on these peaks: FLOPs ")
+    assert "mostly by kernel efficiency" in said
+    assert said in sentences.opening(one)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pruned_run": {"pruning": {"method": "mine:prune", "sparsity": 0.0, "knobs": {}}}},
+        {"dense_run": {"model": {"id": "x", "shape": None}}},
+        {"dense_run": {"model": {"id": "x", "shape": {"colour": 3}}}},
+        {"pruned_run": {"dtype": "fp8"}},
+        {"phase": "warm"},
+    ],
+)
+def test_it_is_null_where_something_is_not_known(tmp_path: Path, change: dict[str, Any]) -> None:
+    one = phase(tmp_path, **change)
+    assert one.predicted is None
+    assert sentences.predicted(one) == ""
+
+
+def test_24_on_a_device_without_sparse_units_is_a_mask(tmp_path: Path) -> None:
+    method = {"pruning": {"method": "static-k-24", "sparsity": 0.5, "knobs": {}},
+              "device": {"kind": "cpu", "name": "a processor", "peaks": PEAKS}}  # fmt: skip
+    one = phase(tmp_path, pruned_run=method)
+    assert one.predicted is not None
+    assert one.predicted["family"] == "static-k-mask"
+    assert one.predicted["ladder"]["roofline"] == pytest.approx(1)

