@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. The first run makes .venv and installs into it.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint format demo clean
+.PHONY: help install test test-all fuzz lint format demo clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,6 +29,9 @@ test: lint ## Check format, lint and types, and run the quick tests
 
 test-all: lint ## The same with the slow tests, and those for a GPU where there is one
 	$(BIN)/python -m pytest -q
+
+fuzz: $(STAMP) ## Analyze random files for ten minutes (make fuzz MINUTES=1)
+	nice $(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),$(shell date +%s))
 
 lint: $(STAMP) ## Check format, lint and types
 	$(BIN)/ruff format --check .

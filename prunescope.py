@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from analysis.evidence_commands import register_evidence
 from taxonomy.arguments import bare_json
 from taxonomy.errors import PrunescopeError
 
@@ -177,7 +178,7 @@ def _trace(
 # fmt: off
 @app.command("analyze")
 def _analyze(
-    subject: Annotated[Path, typer.Argument(metavar="RUN|TRACE", help="A run or Chrome trace.")],
+    subjects: Annotated[list[Path], typer.Argument(metavar="RUN|TRACE", help="Runs, traces.")],
     *,
     baseline: Annotated[Path | None, Option(metavar="RUN|TRACE", help="The dense side.")] = None,
     sparsity: Share = None,
@@ -192,17 +193,17 @@ def _analyze(
     bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
     hta: Annotated[bool, Option("--hta", help="Ask Holistic Trace Analysis too; slow.")] = False,
 ) -> None:
-    """Explain where the promised speedup went: ladder, ledger, GEMM table, findings.
-
-    Beside a trace file nothing is written unless --out says where.
+    """Explain where the promised speedup went; several subjects, or a folder of runs, are compared.
 
     \b
     prunescope analyze traces/first
+    prunescope analyze traces/first traces/second --out traces/both
     prunescope analyze pruned.json.gz --baseline dense.json.gz --sparsity 0.5 --device h100-sxm
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     """
     # fmt: on
-    from analysis.deliver import Delivery, deliver
+    from analysis.deliver import Delivery
+    from analysis.deliver_comparison import deliver_all
     from analysis.pipeline import Options
     from taxonomy.arguments import peaks
 
@@ -212,7 +213,7 @@ def _analyze(
         baseline_eager_trace=baseline_eager_trace, hta=hta,
     )  # fmt: skip
     to = Delivery(folder=out, formats=formats, json=json_target)
-    if deliver(subject, to, baseline=baseline, options=options).partial:
+    if deliver_all(subjects, to, baseline=baseline, options=options):
         raise typer.Exit(3)
 
 
@@ -300,6 +301,9 @@ def _pareto(
     console_for(json_target).print(pareto_summary(found, target))
 
 
+register_evidence(app)
+
+
 @app.command("families")
 def _families(*, as_json: Flag = False) -> None:
     """List the pruning families: which axis of which GEMM each one moves, and its knobs."""
@@ -329,11 +333,7 @@ def _calibrate(
     out: Annotated[Path | None, Option(metavar="FILE", help="Write the JSON here.")] = None,
     json_target: Json = None,
 ) -> None:
-    """Measure the peaks of this machine, in a few seconds; later traces keep the newest.
-
-    \b
-    prunescope calibrate --json -
-    """
+    """Measure the peaks of this machine, in a few seconds; later traces keep the newest."""
     from analysis.report.listings import devices
     from analysis.report.output import check_target, emit_json, tell
     from tracer.calibrate import calibrate

@@ -210,8 +210,9 @@ def _phase(
 
 def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:
     left = []
-    for name, data in files.items():
-        text = _readable(name, data)
+    # The runs first: what is suspicious in a report comes from there.
+    for name in sorted(files, key=lambda n: (not n.startswith("runs/"), n)):
+        text = _readable(name, files[name])
         if text is not None:
             left += [f"{name} ({what})" for what in suspicious(name, text, scrub.names)[:3]]
     if left:

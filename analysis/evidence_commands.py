@@ -12,14 +12,14 @@ import typer
 Option = typer.Option
 
 
-def register(app: typer.Typer) -> None:
+def register_evidence(app: typer.Typer) -> None:
     """Add both commands to the app."""
     app.command("bundle")(_bundle)
     app.command("verify")(_verify)
 
 
 def _bundle(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs, or folders of runs.")],
     *,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE.zip", help="The zip to write.")],
     anonymous: Annotated[bool, Option("--anonymous", help="Fit for double-blind review.")] = False,

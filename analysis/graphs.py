@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from analysis.kind import kind_of
-from analysis.link import Linked, lookup, op_of_launch
+from analysis.link import Linked, lookup, op_of_launch, taken
 from analysis.load import NONE, Ints, Trace
 from analysis.role import Roles, find_roles
 from analysis.scopes import find_scopes
@@ -23,7 +23,7 @@ _UNNAMED = "?"
 
 @dataclass(frozen=True)
 class Eager:
-    """The kernel launches of an eager pass in launch order: op row, call and kernel name of each."""
+    """The kernel launches of an eager pass in launch order, each with its op row, call and name."""
 
     trace: Trace
     op: Ints
@@ -52,7 +52,7 @@ def read_eager(trace: Trace) -> Eager:
     keep = np.array([n is not None for n in names], bool)
     launch, known = order[keep], [n for n in names if n is not None]
     op = op_of_launch(trace, launch, np.full(len(launch), NONE))
-    call = np.where(op >= 0, trace.ops["call"][np.maximum(op, 0)], NONE) if len(op) else op
+    call = taken(trace.ops["call"], op)
     return Eager(trace, op, call, known, _roles(trace, launch, op, call, known))
 
 

@@ -113,7 +113,7 @@ def ask(name: str) -> dict[str, Any]:
 
         out["version"] = version("traceinsight")
         analysis = TraceAnalysis(
-            trace_files={0: str(Path(name).resolve())}, include_last_profiler_step=True
+            trace_files={0: str(Path.cwd() / name)}, include_last_profiler_step=True
         )
     except _FAILURES as error:
         return {**out, "failed": [f"loading: {_reason(error)}"]}

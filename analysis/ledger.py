@@ -64,7 +64,7 @@ class Split:
 def ratios(units: Units, sparsity: float | None) -> Ratios:
     """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown."""
     d, p = units.dense, units.pruned
-    matmul = np.array([k[2] in (MATMUL, ATTENTION) for k in units.keys])
+    matmul = np.array([k[2] in (MATMUL, ATTENTION) for k in units.keys], bool)
     flop_d, flop_p = _mean(d.flop), _mean(p.flop)
     by_bytes = _ratio(_mean(p.bytes), _mean(d.bytes))
     r_f = np.where(matmul, _ratio(flop_p, flop_d), np.nan)

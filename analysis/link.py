@@ -67,7 +67,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     start = device["ts"][order]
     end = start + device["dur"][order]
     launch = _launch_of(trace, device["correlation"][order])
-    launched = _taken(trace.launches["ts"], launch, absent=0)
+    launched = taken(trace.launches["ts"], launch, absent=0)
     step = np.where(launch >= 0, windows.step_of(launched), -1)
     linked = launch >= 0
     out = Linked(
@@ -80,7 +80,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     own_first = int(windows.start[0]) if windows.source == "prunescope" else None
     _place_unlinked(out, linked, len(windows), own_first)
     out.op = np.where(linked, op_of_launch(trace, launch, device["external"][order]), NONE)
-    out.thread = _taken(trace.launches["thread"], launch)
+    out.thread = taken(trace.launches["thread"], launch)
     begins = _begin_of_steps(out, linked, trace, windows)
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i])
@@ -95,7 +95,7 @@ def _launch_of(trace: Trace, correlation: Ints) -> Ints:
     return lookup(known[order], order, correlation)
 
 
-def _taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:
+def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:
     """column[rows], `absent` where a row is -1."""
     if not len(column):
         return np.full(len(rows), absent)
@@ -204,12 +204,12 @@ def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
     ops = trace.ops
     if not len(ops["ts"]):
         return np.full(len(launch), NONE)
-    external = _taken(trace.launches["external"], launch)
+    external = taken(trace.launches["external"], launch)
     external = np.where(external >= 0, external, kernel_external)
     order = np.argsort(ops["external"], kind="stable")
     found = lookup(ops["external"][order], order, external)
-    ts = _taken(trace.launches["ts"], launch, absent=0)
-    thread = _taken(trace.launches["thread"], launch)
+    ts = taken(trace.launches["ts"], launch, absent=0)
+    thread = taken(trace.launches["thread"], launch)
     # An id that clashes (older profilers number ops and launches apart) names a distant op.
     good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
     missing = ~good & (launch >= 0)

@@ -240,8 +240,9 @@ class _Collector:
 
     def op(self, event: Event, ts: int, dur: int) -> None:
         args = event.args or Args()
-        key = (event.name[:_MAX_NAME], bytes(args.dims) or bytes(args.dims_legacy), bytes(args.types),
-               bytes(args.strides), bytes(args.concrete))  # fmt: skip
+        dims = bytes(args.dims) or bytes(args.dims_legacy)
+        key = (event.name[:_MAX_NAME], dims, bytes(args.types), bytes(args.strides),
+               bytes(args.concrete))  # fmt: skip
         call = self.calls.get(key)
         if call is None:
             call = self.calls[key] = len(self.calls)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,11 +32,11 @@ class Entry(msgspec.Struct, kw_only=True):
     id: str
     family: str
     sparsity: float | None
-    phase: str
+    phase: Literal["prefill", "decode"]
     batch: int
     prompt_len: int
     draw: int = 0
-    state: str
+    state: Literal["done", "failed", "pending"]
     run: str | None = None
     error: str | None = None
     sparsities: list[float] = []

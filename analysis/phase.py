@@ -65,6 +65,12 @@ def compare_phase(
             "one side has device events, the other only host ops",
             hint="compare two traces of one device",
         )
+    for side, kernels in (dense, pruned):
+        if not kernels.wall or not _total(kernels.frame, "busy"):
+            raise PrunescopeError(
+                f"{side.path.name}: nothing in the steps of {name} takes any time",
+                hint="capture whole steps, or name them with --phase-pattern",
+            )
     phase = _base(side_p, name, kernels_p)
     units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
     sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
@@ -91,8 +97,8 @@ def compare_phase(
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
     phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
     phase.findings = find(
-        Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d, side_dense=side_d,
-                units=units, pairs=pairs, evidence=evidence)
+        Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d,
+                side_dense=side_d, units=units, pairs=pairs, evidence=evidence)
     )  # fmt: skip
     return phase
 
@@ -187,7 +193,8 @@ def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 
 
 def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
-    sums = frame.group_by(column).agg(pl.col("busy").sum()).sort("busy", descending=True)
+    sums = frame.group_by(column).agg(pl.col("busy").sum())
+    sums = sums.sort(["busy", column], descending=[True, False])
     return {name: ns / steps for name, ns in sums.iter_rows()}
 
 
@@ -201,7 +208,7 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
             pl.col("ideal").is_null().any().alias("unclear"),
             pl.col("bound").mode().sort().first(),
         )
-        .sort(["busy", "name", "role"], descending=[True, False, False])
+        .sort(["busy", "name", "role", "kind"], descending=[True, False, False, False])
         .head(count)
     )
     return [
@@ -281,6 +288,8 @@ def _ladder(
     bound = covered + ns["roofline_shift"]
     roofline = ns["dense"] / bound if bound > 0 else None
     realised = ns["dense"] / ns["pruned"]
+    if len(domain.dense) and len(domain.pruned):
+        realised = float(np.median(domain.dense) / np.median(domain.pruned))
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
     nominal = 1 / (1 - sparsity) if sparsity is not None else ratio.flop_ratio

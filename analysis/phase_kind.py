@@ -1,7 +1,7 @@
 """Prefill or decode: which phase a trace of the user's own is, with what says so.
 
-In: the kernels and GEMM rows of a bare trace. Out: {"kind", "evidence"}; kind is prefill (many query
-tokens at once), decode (one a sequence), mixed, training or unknown.
+In: the kernels and GEMM rows of a bare trace. Out: {"kind", "evidence"}; kind is prefill (many
+query tokens at once), decode (one a sequence), mixed, training or unknown.
 """
 
 from __future__ import annotations

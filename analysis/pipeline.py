@@ -82,7 +82,7 @@ def _phases(pruned: Side, dense: Side | None) -> list[str]:
     if not pruned.ranks and not dense.ranks and (dense.run is None) != (pruned.run is None):
         raise PrunescopeError(
             "a run of several phases cannot be compared with a single trace",
-            hint="give the trace of one phase as the subject, e.g. RUN/pruned/prefill.trace.json.gz",
+            hint="give the trace of one phase, e.g. RUN/pruned/prefill.trace.json.gz",
         )
     both = [name for name in pruned.phases if name in dense.phases]
     if not both:

@@ -1,7 +1,7 @@
 """The traces of several ranks: in, a folder or a zip of Chrome traces; out, the file of each rank.
 
-A rank is told by the file's name, else by `distributedInfo` in the trace; where neither tells all of
-them apart, traces go by their file names. Files that are no trace are left out and named.
+A rank is told by the file's name, else by `distributedInfo` in the trace; where neither tells all
+of them apart, traces go by their file names. Files that are no trace are left out and named.
 """
 
 from __future__ import annotations

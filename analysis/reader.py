@@ -24,7 +24,7 @@ MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a t
 MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
 # Gzipped traces are 15 to 35 times as large unpacked; a bomb is up to 1032 times.
 MAX_RATIO = 200
-_TRUSTED = 64 << 20  # unpacked bytes before the ratio counts
+_TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _MAX_DEPTH = 100_000  # brackets around one another
 
 _HEAD = re.compile(rb'"traceEvents"\s*:\s*')
@@ -188,9 +188,12 @@ class _Splitter:
         not_a_trace = source.error(
             "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
         )
-        more = True
+        more, enough = True, 0
         while more:
             more = self.read()
+            if more and len(self.buffer) < enough:
+                continue
+            enough = 2 * len(self.buffer)  # keeps the work linear, as in `blocks`
             text = self.buffer.lstrip(b"\xef\xbb\xbf \t\r\n")
             if text[:1] == b"[":
                 self.buffer = text[1:]

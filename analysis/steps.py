@@ -24,8 +24,7 @@ _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "engine" | "ProfilerStep" | "whole". `before`: end of the host window of the step that was thrown away
-    before the first one, or None."""
+    "engine" | "ProfilerStep" | "whole"."""
 
     start: Ints
     end: Ints

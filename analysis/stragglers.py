@@ -1,7 +1,7 @@
-"""Which rank the others wait for: in, the phases and kernels frames of several ranks; out, a finding.
+"""Which rank the others wait for: in, phases and kernels frames of several ranks; out, a finding.
 
-A collective ends on all ranks at once, so the rank that reaches it last spends the least time in it:
-the others' time in communication beyond that is waiting. Times are ns a step.
+A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
+it: the others' time in communication beyond that is waiting. Times are ns a step.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
         lines.append(f"most time in communication: {kernel[:100]}")
     finding = Finding(
         id="straggler", severity="warning", text=text, evidence=lines,
-        change="give every rank the same work (shards, kept heads and layers), or look at its clocks",
+        change="give all ranks the same work (shards, kept heads and layers), or check its clocks",
         predicted_ns=behind,
     )  # fmt: skip
     return slow.name, finding

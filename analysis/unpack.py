@@ -82,7 +82,7 @@ class Plain:
 
 
 def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
-    """The decompressed bytes of an open file, of its `member` where it is a zip with several traces.
+    """The decompressed bytes of an open file; of `member` where it is a zip with several traces.
 
     Raises PrunescopeError on a zip that is damaged or holds no trace, or several and no `member`.
     """

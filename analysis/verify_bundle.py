@@ -132,6 +132,8 @@ def _fits(data: bytes) -> bool:
         if total > _LARGEST:
             return False
         data = stream.unconsumed_tail
+        if stream.eof:  # another member may follow
+            stream, data = zlib.decompressobj(31), stream.unused_data
     return True
 
 

@@ -14,9 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from taxonomy.errors import PrunescopeError
 from tracer.pruners import Point
 
 _TABLE = 1 << 16
+
+
+def refuse_calibration(point: Point, family_id: str) -> None:
+    """Raises PrunescopeError where a router would have to be trained on the text."""
+    if point.calibrated:
+        raise PrunescopeError(
+            f"{family_id} cannot be calibrated: its routers are not trained",
+            hint="use --select random; the routers run at their full size all the same",
+        )
 
 
 class Draws:

@@ -24,7 +24,15 @@ from tracer.machine import device_info, pick_device
 from tracer.manifest import scrubbed
 from tracer.models import load_tokenizer
 from tracer.peaks import measure_peaks
-from tracer.quality import DECODE_SCORED, Dense, Passage, compare, text_passage, weights_fingerprint
+from tracer.quality import (
+    DECODE_SCORED,
+    TOKENS,
+    Dense,
+    Passage,
+    compare,
+    text_passage,
+    weights_fingerprint,
+)
 from tracer.request import TraceRequest
 from tracer.sweep_plan import Planned, SweepConfig, can_calibrate, is_checkpoint
 from tracer.sweep_state import DONE, SweepFolder, read_json, timing_slot, write_json
@@ -142,6 +150,7 @@ class Worker:
                 vocabulary=dense.model.get_input_embeddings().num_embeddings,
                 longest=getattr(config, "max_position_embeddings", None),
                 seed=job.config.seed,
+                tokens=TOKENS,
             )
         return self._passage
 

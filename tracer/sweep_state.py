@@ -106,7 +106,7 @@ class SweepFolder:
     def sweep_away(self, results: Sequence[Planned]) -> None:
         """Remove what a killed capture of these results left behind."""
         for result in results:
-            for partial in (self.path / "runs").glob(f".{result.id}.partial-*"):
+            for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _entry(self, plain: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,10 @@ from analysis.report.write import check_formats, write_files
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
-_PAPER = frozenset({"model", "context", "weights", "KV cache", "peak memory", "kernel (busy)"})
+# Paper has no room for every column: what was measured, and what became of the promise.
+_WHICH = ("run", "method", "nominal s", "phase", "B", "prompt")
+_MEASURED = ("TTFT or TPOT", "tokens/s", "weights", "KV cache", "peak memory")
+_HIDDEN = (*_MEASURED, "model", "context", "nominal", "kernel (busy)", "prompt")
 _TITLE = "Comparison: dense → pruned, of one step"
 _NOTES = (
     "TTFT and TPOT are the wall of one prefill forward and of one decoded token: medians of "
@@ -158,20 +161,28 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def render_latex(comparison: Comparison) -> str:
-    """A booktabs table for \\input, without the columns that paper has no room for."""
+    """Two booktabs tables for \\input: what was measured, and what became of the promise."""
     table = comparison_table(comparison)
-    keep = [i for i, c in enumerate(table.columns) if c.title not in _PAPER]
-    lines = [
-        HEAD.replace("TOOL", escape.latex(comparison.tool).replace("\n", " ")),
-        r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape.latex(_TITLE)}.}}\label{{tab:comparison}}\smallskip",
-        *tabular(table, keep),
-        *(rf"\par {escape.latex(note)}" for note in table.notes),
-        r"\end{table*}",
+    titles = [column.title for column in table.columns]
+    measured = [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)]
+    explained = [i for i, title in enumerate(titles) if title not in _HIDDEN]
+    lines = [HEAD.replace("TOOL", escape.latex(comparison.tool).replace("\n", " "))]
+    for label, keep, note in (
+        ("measured", measured, table.notes[0]), ("explained", explained, table.notes[1]),
+    ):  # fmt: skip
+        lines += [
+            r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\caption{{{escape.latex(_TITLE)}: {label}. {escape.latex(note[0].upper() + note[1:])}.}}",
+            rf"\label{{tab:comparison-{label}}}\smallskip",
+            *tabular(table, keep),
+            r"\end{table*}",
+        ]
+    lines += [rf"% {escape.latex(note)}" for note in table.notes[2:]]
+    lines += [
         r"\IfFileExists{comparison.pdf}{%",
         r"\begin{figure*}\centering\includegraphics[width=\linewidth]{comparison.pdf}",
-        r"\caption{Speedups with 95 \% intervals, and where the promised time went.}"
-        r"\label{fig:comparison}",
+        r"\caption{Speedups with 95 \% intervals, and where the promised time went: losses stand"
+        r" right of the promise, gains left.}\label{fig:comparison}",
         r"\end{figure*}}{}",
     ]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ files. Everything is rendered before the folder is touched, and files of others 
 
 from __future__ import annotations
 
-import secrets
+import errno
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +14,7 @@ import polars as pl
 
 from analysis.report.model import Report
 from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.whole import partial_folder, put_in_place
 
 FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
 
@@ -114,30 +115,61 @@ def _needed(frames: Frames | None, name: str) -> Frames:
 
 
 def _place(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """All files into a new folder beside the target, then each to its place by a rename."""
+    """All files into a new folder first. It takes the place of an older report in one step; in a
+    folder that holds other things each file takes the place of its own, report.json last."""
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(0, "it is a file")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.partial"
-    partial.mkdir()
-    try:
-        for name, data in files.items():
-            (partial / name).write_bytes(data)
-        if not folder.exists():
-            partial.rename(folder)
-        else:
-            _replace(partial, folder, list(files))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(0, f"{name} is a folder in it")
+    if not _may_step_aside(folder) or not _placed_whole(files, folder):
+        # Inside: a folder that is a mount has no sibling on its own file system.
+        with partial_folder(folder / "report") as partial:
+            _fill(partial, files)
+            _replace(partial, folder, sorted(files, key=lambda name: name == "report.json"))
     return [folder / name for name in files]
+
+
+def _fill(partial: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (partial / name).write_bytes(data)
+
+
+def _may_step_aside(folder: Path) -> bool:
+    """Whether a folder is there for a report alone: nobody stands in it, and it holds only files."""
+    if not folder.exists():
+        return True
+    if folder.is_mount() or Path.cwd().is_relative_to(folder):
+        return False
+    return all(p.is_file() and not p.is_symlink() for p in folder.iterdir())
+
+
+def _placed_whole(files: Mapping[str, bytes], folder: Path) -> bool:
+    """Put the new folder in the place of the old one, with the old one's other files in it; False
+    where that cannot be done."""
+    try:
+        with partial_folder(folder) as partial:
+            _fill(partial, files)
+            _keep_others(folder, partial)
+            put_in_place(partial, folder)
+            _keep_others(partial, folder)  # what came in between
+    except OSError as error:
+        if folder.is_dir() and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV):
+            return False
+        raise
+    return True
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """Files of `old` that `new` lacks are in both afterwards."""
+    for path in old.iterdir() if old.is_dir() else ():
+        with suppress(FileExistsError, FileNotFoundError):
+            (new / path.name).hardlink_to(path)
 
 
 def _replace(partial: Path, folder: Path, names: list[str]) -> None:
     """Each file into a folder that exists; where one fails, those before it go back."""
-    for name in names:
-        if (folder / name).is_dir():
-            raise IsADirectoryError(0, f"{name} is a folder in it")
     before = partial / "before"
     before.mkdir()
     done: list[str] = []
@@ -147,7 +179,7 @@ def _replace(partial: Path, folder: Path, names: list[str]) -> None:
                 shutil.copy2(folder / name, before / name, follow_symlinks=False)
             done.append(name)
             (partial / name).replace(folder / name)
-    except OSError:
+    except BaseException:
         for name in done:
             with suppress(OSError):
                 (before / name).replace(folder / name)

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -233,3 +235,17 @@ def test_the_page_loads_nothing() -> None:
     page = render_html(Comparison(tool="t", baseline=None, rows=rows(3)))
     assert "<svg" in page and "default-src 'none'" in page
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
+
+
+@pytest.mark.slow
+def test_the_latex_compiles(tmp_path: Path) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex (Debian: texlive-latex-extra, texlive-science)")
+    done = Comparison(tool="t", baseline=None, rows=[*rows(3), *rows(2, HOSTILE)])
+    write_comparison(done, tmp_path, formats=("tex", "pdf"))
+    packages = r"\usepackage{booktabs,siunitx,graphicx,array,amsmath,textcomp}"
+    page = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{comparison}}\end{{document}}"
+    (tmp_path / "page.tex").write_text(page)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout.decode("utf-8", "replace")[-2000:]

@@ -1,4 +1,4 @@
-"""Findings: each from a trace where it must appear, and one where it must not."""
+"""Findings about kernels, shapes and added work: each where it must appear, and must not."""
 
 from __future__ import annotations
 
@@ -9,79 +9,25 @@ from typing import Any
 import pytest
 
 from analysis.pipeline import analyze
-from analysis.report.model import Finding, Report
-from analysis.subject import Options
 from tests.analysis.edits import Edit
-from tests.analysis.run_folder import write_pair
-from tests.chrome import Op, chrome, k, module, op, save, step
+from tests.analysis.finding_cases import (
+    BF16,
+    K,
+    M,
+    N,
+    found,
+    ids,
+    layers,
+    mm,
+    plain,
+    pointwise,
+    report,
+    sdpa,
+)
+from tests.chrome import Op, k, module, op
 
-BF16 = "c10::BFloat16"
-M, N, K = 512, 4096, 2048
-DENSE_24 = "sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_stage3"
 SPARSE_24 = "sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_sptensor16x8x32"
 TILED = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_64x3_tn"
-LAYER = "model.layers.{}."
-
-
-def mm(
-    m: int = M, n: int = N, k_: int = K, *, us: float = 100.0, name: str = "a_gemm_kernel",
-    grid: tuple[int, int, int] = (1, 1, 1), registers: int = 32,
-) -> Op:  # fmt: skip
-    kernel = k(us=us, name=name, grid=grid, registers=registers)
-    return op("aten::mm", [m, k_], [k_, n], dtype=BF16, kernels=[kernel])
-
-
-def pointwise(name: str, *shapes: list[int], us: float, kernel: str = "elementwise_kernel") -> Op:
-    return op(name, *shapes, dtype=BF16, kernels=[k(us=us, name=kernel)])
-
-
-def sdpa(us: float, keys: int = 512) -> Op:
-    q, kv = [1, 16, 512, 64], [1, 16, keys, 64]
-    return op("aten::_scaled_dot_product_flash_attention", q, kv, kv, [], [], dtype=BF16,
-              kernels=[k(us=us, name="flash_fwd_kernel")])  # fmt: skip
-
-
-def layers(*modules: tuple[str, Any], count: int = 2) -> dict[str, Any]:
-    """A step of `count` layers of modules (path inside the layer, item)."""
-    items = [module(LAYER.format(i) + path, *_many(item)) for i in range(count)
-             for path, item in modules]  # fmt: skip
-    return chrome(step(0, *items))
-
-
-def _many(item: Any) -> tuple[Any, ...]:
-    return tuple(item) if isinstance(item, list) else (item,)
-
-
-def report(
-    tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any], sparsity: float | None = 0.5
-) -> Report:
-    """The report of two bare traces."""
-    a = save(dense, tmp_path / "dense.json.gz")
-    b = save(pruned, tmp_path / "pruned.json.gz")
-    options = Options(sparsity=sparsity, device="h100-sxm")
-    return analyze(b, baseline=a, options=options).report
-
-
-def found(report: Report, name: str) -> Finding | None:
-    (phase,) = report.phases.values()
-    return next((f for f in phase.findings if f.id == name), None)
-
-
-def ids(report: Report) -> set[str]:
-    (phase,) = report.phases.values()
-    return {f.id for f in phase.findings}
-
-
-def pair(
-    tmp_path: Path, dense: dict[str, Any], pruned: dict[str, Any], *, phase: str = "prefill",
-    **runs: Any,
-) -> Report:  # fmt: skip
-    """The report of a pair of run folders; `pruned_run` and `dense_run` are fields of theirs."""
-    return analyze(write_pair(tmp_path / "run", dense, pruned, phase=phase, **runs)).report
-
-
-def method(name: str, sparsity: float = 0.5) -> dict[str, Any]:
-    return {"pruning": {"method": name, "sparsity": sparsity, "knobs": {}}}
 
 
 # -- sparse kernels padded ---------------------------------------------------------------------
@@ -243,10 +189,6 @@ def cross(maps_us: float) -> dict[str, Any]:
                   ("mlp.down_proj", mm(n=1024, k_=N, us=60)))  # fmt: skip
 
 
-def plain() -> dict[str, Any]:
-    return layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=K, k_=N)))
-
-
 def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
     finding = found(report(tmp_path, plain(), cross(50)), "residual-map")
     assert finding is not None
@@ -257,167 +199,6 @@ def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
 
 def test_maps_that_cost_little(tmp_path: Path) -> None:
     assert "residual-map" not in ids(report(tmp_path, plain(), cross(10)))
-
-
-# -- dynamic families --------------------------------------------------------------------------
-
-
-def routed(m: int, us: float) -> dict[str, Any]:
-    return layers(*((f"mlp.{p}_proj", mm(m=m, us=us)) for p in ("gate", "up", "down")))
-
-
-def decode_run(batch: int, name: str = "dynamic-m") -> dict[str, Any]:
-    fields = {"batch": batch, "tokens_per_step": batch, "context": 600}
-    return {"phase_fields": fields, **method(name)}
-
-
-def test_dynamic_m_at_batch_8_reads_all_weights(tmp_path: Path) -> None:
-    runs = {"pruned_run": decode_run(8), "dense_run": {"phase_fields": {"batch": 8}}}
-    one = pair(tmp_path, routed(8, 50), routed(4, 50), phase="decode", **runs)
-    finding = found(one, "reads-all-weights")
-    assert finding is not None
-    assert "99.6%" in finding.text  # 1 - 0.5 ** 8 = 0.99609
-
-
-def test_dynamic_m_at_batch_1_reads_its_share(tmp_path: Path) -> None:
-    runs = {"pruned_run": decode_run(1)}
-    one = pair(tmp_path, routed(1, 50), routed(1, 50), phase="decode", **runs)
-    assert "reads-all-weights" not in ids(one)
-
-
-def sparse_attention(estimator_us: float, blocks_us: float) -> dict[str, Any]:
-    pooled = op("aten::bmm", [16, 8, 64], [16, 64, 8], dtype=BF16,
-                kernels=[k(us=estimator_us, name="a_gemm_kernel")])  # fmt: skip
-    return layers(("self_attn", [pooled, sdpa(blocks_us, keys=256)]), ("mlp.up_proj", mm()))
-
-
-def attention() -> dict[str, Any]:
-    return layers(("self_attn", [sdpa(100)]), ("mlp.up_proj", mm()))
-
-
-def test_block_sparse_attention_below_its_break_even(tmp_path: Path) -> None:
-    runs = {"pruned_run": method("dynamic-nk")}
-    one = pair(tmp_path, attention(), sparse_attention(50, 60), **runs)
-    finding = found(one, "below-break-even")
-    assert finding is not None
-    assert finding.predicted_ns == pytest.approx(2 * 10_000)  # 50 + 60 - 100 us a layer
-    assert "at 512 keys" in finding.text
-
-
-def test_block_sparse_attention_that_pays(tmp_path: Path) -> None:
-    runs = {"pruned_run": method("dynamic-nk")}
-    one = pair(tmp_path, attention(), sparse_attention(10, 60), **runs)
-    assert "below-break-even" not in ids(one)
-
-
-def counts(unit: str, active: int, total: int) -> dict[str, Any]:
-    stats = {"unit": unit, "active": [active], "total": [total]}
-    return {"census": {"dynamic": {"prefill": {"model.layers.0.mlp": stats}}}}
-
-
-@pytest.mark.parametrize("run", [method("token-drop"), counts("rows", 256, 512)])
-def test_tokens_that_are_masked_and_computed(tmp_path: Path, run: dict[str, Any]) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run)
-    finding = found(one, "masked-tokens")
-    assert finding is not None
-    assert finding.severity == "critical"
-    assert "M = 512 dense and pruned" in finding.evidence
-    if "census" in run:  # half of the tokens: half of 2 layers x 3 GEMMs x 100 us
-        assert finding.predicted_ns == pytest.approx(300_000)
-
-
-@pytest.mark.parametrize(
-    ("m", "run"),
-    [(256, method("token-drop")), (M, counts("rows", 512, 512)), (M, method("static-k-mask"))],
-)
-def test_tokens_that_were_removed_or_never_meant_to_be(
-    tmp_path: Path, m: int, run: dict[str, Any]
-) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(m, 100 * m / M), pruned_run=run)
-    assert "masked-tokens" not in ids(one)
-
-
-def zeroed(*zero_layers: int) -> dict[str, Any]:
-    matrices = [
-        {"name": f"model.layers.{i}.mlp.down_proj", "layer": i, "role": "down", "shape": [N, K],
-         "zeros": 1.0 if i in zero_layers else 0.0}
-        for i in range(2)
-    ]  # fmt: skip
-    return {"census": {"matrices": matrices}}
-
-
-@pytest.mark.parametrize(
-    ("run", "share"),
-    [(method("static-m"), 0.5), (zeroed(1), 0.5), (counts("layers", 3, 4), 0.25)],
-)
-def test_layers_that_are_skipped_and_executed(
-    tmp_path: Path, run: dict[str, Any], share: float
-) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run, dense_run=zeroed())
-    finding = found(one, "skipped-layers-executed")
-    assert finding is not None
-    assert finding.predicted_ns == pytest.approx(share * 600_000)
-    assert "all 2 layers" in finding.text
-
-
-def test_layers_that_were_left_out(tmp_path: Path) -> None:
-    kept = layers(*((f"mlp.{p}_proj", mm()) for p in ("gate", "up", "down")), count=1)
-    one = pair(tmp_path, routed(M, 100), kept, pruned_run={**method("static-m"), "layer_map": [0]})
-    assert "skipped-layers-executed" not in ids(one)
-    same = pair(tmp_path / "b", routed(M, 100), routed(M, 100), pruned_run=method("static-k-mask"))
-    assert "skipped-layers-executed" not in ids(same)
-
-
-# -- promise and clocks ------------------------------------------------------------------------
-
-
-def sized(nominal: float, parameters: int) -> dict[str, Any]:
-    return {**method("static-nk-mlp", nominal), "parameters": parameters}
-
-
-def narrow(n: int, us: float) -> dict[str, Any]:
-    return layers(("mlp.up_proj", mm(n=n, us=us)), ("mlp.down_proj", mm(n=K, k_=n, us=us)))
-
-
-def test_nominal_and_realised_sparsity_are_both_said(tmp_path: Path) -> None:
-    runs = {"pruned_run": sized(0.5, 800), "dense_run": {"parameters": 1000}}
-    finding = found(pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs), "nominal-differs")
-    assert finding is not None
-    assert "nominal sparsity is 50.0%" in finding.text
-    assert "20.0% of the parameters, 50.0% of the FLOPs" in finding.text
-    assert finding.severity == "info"
-
-
-def test_a_sparsity_that_is_what_it_says(tmp_path: Path) -> None:
-    runs = {"pruned_run": sized(0.5, 520), "dense_run": {"parameters": 1000}}
-    one = pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs)
-    (phase,) = one.phases.values()
-    # Activations of M x K stay: bytes fall by 45 %, within a tenth of a half.
-    assert phase.sparsity["bytes"] == pytest.approx(0.45, abs=0.01)
-    assert "nominal-differs" not in ids(one)
-
-
-def clocks(before: float, after: float) -> dict[str, Any]:
-    told = {"before": {"core_hz": before}, "after": {"core_hz": after}}
-    return {"device": {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3", "clocks": told}}
-
-
-@pytest.mark.parametrize(
-    ("dense", "pruned"), [((1.98e9, 1.98e9), (1.98e9, 1.2e9)), ((1.98e9, 1.98e9), (1.5e9, 1.5e9))]
-)
-def test_clocks_that_moved_or_differ(
-    tmp_path: Path, dense: tuple[float, float], pruned: tuple[float, float]
-) -> None:
-    runs = {"pruned_run": clocks(*pruned), "dense_run": clocks(*dense)}
-    finding = found(pair(tmp_path, plain(), plain(), **runs), "clock-trouble")
-    assert finding is not None
-    assert any("1.98 GHz" in line for line in finding.evidence)
-
-
-@pytest.mark.parametrize("run", [clocks(1.98e9, 1.95e9), {}])
-def test_steady_or_unknown_clocks(tmp_path: Path, run: dict[str, Any]) -> None:
-    one = pair(tmp_path, plain(), plain(), pruned_run=run, dense_run=run)
-    assert "clock-trouble" not in ids(one)
 
 
 # -- real traces -------------------------------------------------------------------------------

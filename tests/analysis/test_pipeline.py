@@ -61,14 +61,7 @@ def test_the_nominal_sparsity_is_the_runs_own(pair: Path) -> None:
     [
         (600_000, 500_000, "unprofiled"),
         (None, None, "profiled"),
-        pytest.param(
-            100_000,
-            80_000,
-            "profiled",
-            marks=pytest.mark.xfail(
-                strict=False, reason="the ladder takes its profiled walls though there are samples"
-            ),
-        ),
+        (100_000, 80_000, "profiled"),
     ],
 )
 def test_realised_is_the_ratio_of_the_medians(

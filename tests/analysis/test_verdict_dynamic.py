@@ -176,9 +176,8 @@ DYNAMIC = [
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
-    ("method", "knobs"), DYNAMIC, ids=["-".join([n, *k.values()]) for n, k in DYNAMIC]
+    ("method", "knobs", "batch"), [*((*one, 1) for one in DYNAMIC), ("dynamic-m", {}, 3)]
 )
 def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_path: Path) -> None:
     phases = traced(tmp_path, method=method, knobs=knobs, batch=batch)
@@ -188,10 +187,11 @@ def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_pa
         added = next(row for row in phase.ledger or () if row.row == "added_work")
         classes = {(part.role, part.cls) for part in added.parts}
         if method in ("dynamic-m", "dynamic-nk", "dynamic-width"):
-            assert {("router", "matmul"), ("router", "routing")} <= classes
+            assert ("router", "routing") in classes
+            # With blocks=value the estimator is the attention itself.
+            assert ("router", "matmul") in classes or knobs.get("blocks") == "value"
             assert any(cls == "gather_scatter" for _, cls in classes)
-        assert phase.coverage["role"] > 0.98
-        assert phase.coverage["work"] > 0.9
+        assert phase.kinds.get("unknown", 0) == 0
 
 
 @pytest.mark.torch
@@ -205,18 +205,17 @@ def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: P
 def traced(folder: Path, **options: Any) -> dict[str, Any]:
     """The phases of a report on a capture of tiny-llama whose `pruning` was blanked."""
     from analysis.pipeline import analyze
-    from analysis.subject import Options
     from tracer.trace import TraceRequest, trace
 
     peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
     request = TraceRequest(
         model="tiny-llama", out=folder / "run", sparsity=0.5, prompt_len=64, decode_steps=2,
-        warmup=0, repeats=1, steps=3, threads=2, **options,
+        warmup=0, repeats=1, steps=3, threads=1, **options,
     )  # fmt: skip
     trace(request, peaks=peaks)
     path = folder / "run" / "pruned" / "run.json"
     plain = json.loads(path.read_text())
     plain["pruning"] = None
     path.write_text(json.dumps(plain))
-    phases: dict[str, Any] = analyze(folder / "run", Options()).phases
+    phases: dict[str, Any] = analyze(folder / "run").report.phases
     return phases

@@ -18,7 +18,7 @@ COMMANDS = {
         "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {
-        "subject", "--baseline", "--sparsity", "--device", "--out", "--format", "--json",
+        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--json",
         "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak", "--bandwidth",
         "--hta",
     },
@@ -30,6 +30,8 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--json",
     },
     "pareto": {"folder", "--out", "--json"},
+    "bundle": {"runs", "--out", "-o", "--anonymous"},
+    "verify": {"path", "--json"},
     "families": {"--json"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},

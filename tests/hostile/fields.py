@@ -126,13 +126,19 @@ def shapes() -> Iterator[Case]:
     }  # fmt: skip
     for name, shape in dims.items():
         for target in ("aten::mm", "aten::_scaled_dot_product_flash_attention", "aten::silu"):
+
             def edit(events: list[dict[str, Any]], s: Any = shape, t: str = target) -> None:
                 for event in events:
                     if event["name"] == t:
                         event["args"]["Input Dims"] = [s, s, s]
 
             yield Case(f"dims of {target} are {name}", trace_file(_edited(edit, layers=1)))
-    for name, grid in {"huge": [2**31] * 3, "zero": [0, 0, 0], "short": [4], "minus": [-4] * 3}.items():
+    for name, grid in {
+        "huge": [2**31] * 3,
+        "zero": [0, 0, 0],
+        "short": [4],
+        "minus": [-4] * 3,
+    }.items():
         change = _args(grid=grid, block=grid)
         yield Case(f"a grid is {name}", trace_file(_edited(_each("kernel", change))))
 

@@ -69,8 +69,13 @@ def texts() -> Iterator[Case]:
         )
     for name, text in {"NaN": "NaN", "an infinity": "-Infinity", "1e400": "1e400"}.items():
         for key in ("byte_per_s", "kernel_floor_ns", "zeros", "sparsity", "loss"):
-            yield Case(f"run.json: {key} is {name}", _edited(lambda r, k=key, t=text: _raw(r, k, t)))
-    yield Case("run.json: every key twice", _edited(lambda r: _replace(r, '"batch":', '"batch":-1,"batch":')))
+            yield Case(
+                f"run.json: {key} is {name}", _edited(lambda r, k=key, t=text: _raw(r, k, t))
+            )
+    yield Case(
+        "run.json: every key twice",
+        _edited(lambda r: _replace(r, '"batch":', '"batch":-1,"batch":')),
+    )
     yield Case("run.json of 70 MB", _edited(_padded), (2,))
 
 
@@ -114,8 +119,8 @@ def many() -> Iterator[Case]:
 def ways_out() -> Iterator[Case]:
     """Paths out of the folder, links, and twins that are not one."""
     phase = ("phases", "prefill")
-    outside = ("../prefill.trace.json.gz", "/etc/passwd", "..", ".", "a/b", "..\\..\\x", "C:\\x", "\0",
-               "../dense/prefill.trace.json.gz", "x" * 5000)  # fmt: skip
+    outside = ("../prefill.trace.json.gz", "/etc/passwd", "..", ".", "a/b", "..\\..\\x", "C:\\x",
+               "\0", "../dense/prefill.trace.json.gz", "x" * 5000)  # fmt: skip
     for path in outside:
         for key in ("trace", "eager_trace"):
             codes = (0, 2) if key == "eager_trace" and "C:" in path else (2,)
@@ -131,8 +136,17 @@ def ways_out() -> Iterator[Case]:
 
         return edit
 
-    for target in ("/etc/passwd", "/dev/zero", "../dense/prefill.trace.json.gz", "prefill.trace.json.gz"):
-        yield Case(f"the trace is a link to {target}", _edited(linked("prefill.trace.json.gz", target)), (2,))
+    for target in (
+        "/etc/passwd",
+        "/dev/zero",
+        "../dense/prefill.trace.json.gz",
+        "prefill.trace.json.gz",
+    ):
+        yield Case(
+            f"the trace is a link to {target}",
+            _edited(linked("prefill.trace.json.gz", target)),
+            (2,),
+        )
     for target in ("/etc/passwd", "/dev/zero", "run.json", "/etc"):
         yield Case(f"run.json is a link to {target}", _edited(linked("run.json", target)), (2,))
 
@@ -146,7 +160,9 @@ def ways_out() -> Iterator[Case]:
     yield Case("the trace is a pipe", _edited(pipe("prefill.trace.json.gz")), (2,))
     yield Case("run.json is a pipe", _edited(pipe("run.json")), (2,))
     yield Case("the dense run.json is a pipe", _edited(pipe("run.json"), "dense"), (2,))
-    yield Case("the dense run is a link to the pruned one", _edited(_dense_is_pruned, "dense"), (0, 2))
+    yield Case(
+        "the dense run is a link to the pruned one", _edited(_dense_is_pruned, "dense"), (0, 2)
+    )
 
 
 def _dense_is_pruned(run: Path) -> None:

@@ -48,9 +48,17 @@ def tokens(batch: int, length: int, vocabulary: int = 512) -> torch.Tensor:
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
-def prune(family: str, model: Any, sparsity: float, *, seed: int = 0, **knobs: Any) -> Applied:
+def prune(  # noqa: PLR0913
+    family: str,
+    model: Any,
+    sparsity: float,
+    *,
+    seed: int = 0,
+    select: str = "random",
+    **knobs: Any,
+) -> Applied:
     """A copy of the model, pruned; its counts start anew."""
-    point = family_point(family, Point(sparsity=sparsity, knobs=knobs, seed=seed))
+    point = family_point(family, Point(sparsity=sparsity, knobs=knobs, seed=seed, select=select))
     with torch.no_grad():
         applied = pruner(family).prune(copy.deepcopy(model), point)
     dynamic_stats(applied.model)

@@ -18,6 +18,7 @@ from tracer import compat
 from tracer.blocks import budget, usual_block
 from tracer.census import dynamic_stats
 from tracer.pruners import Point
+from tracer.pruners.kv_evict import KeyRanker
 from tracer.routing import Draws
 from tracer.scopes import module_scopes
 
@@ -195,6 +196,9 @@ def test_impossible_requests() -> None:
     for name, knobs in (("dynamic-m", {}), ("kv-evict", {}), ("token-drop", {"after": 1})):
         with pytest.raises(PrunescopeError, match="padding"):
             prune(name, model, 0.5, **knobs).model(ids, attention_mask=padded)
+    for name in ("dynamic-m", "dynamic-depth", "dynamic-width"):
+        with pytest.raises(PrunescopeError, match="cannot be calibrated"):
+            prune(name, model, 0.5, select="calibrated")
     eager = small("llama", attn_implementation="eager")
     eager.config._attn_implementation = "eager"
     with pytest.raises(PrunescopeError, match="use --attn sdpa"):
@@ -341,6 +345,34 @@ def decode_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any], held: 
     if name == "kv-evict":
         return float(sum(active))
     return float(sum(h + 1 for h in held))
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("dynamic-nk", {"block": 4}), ("token-drop", {})],
+)
+def test_attention_decides_where_nothing_is_drawn(name: str, knobs: dict[str, Any]) -> None:
+    """What attends most stays: nearer to the dense logits than three draws, on average."""
+    dense, ids = small("llama"), tokens(4, 40)
+    wanted = steps(dense, ids, 32)[0]
+
+    def error(**options: Any) -> float:
+        found = steps(prune(name, dense, 0.5, **knobs, **options).model, ids, 32)[0]
+        return sum(float((a[:, -1] - b[:, -1]).norm()) for a, b in zip(found, wanted, strict=True))
+
+    drawn = [error(seed=seed) for seed in range(3)]
+    assert error(select="calibrated") < sum(drawn) / 3
+
+
+def test_the_most_attended_keys_go_last() -> None:
+    """Keys 3 and 7 of 12 draw all attention of 4 observers; 3 of 6 kept keys are the latest."""
+    queries, keys = torch.zeros(1, 4, 4, 8), torch.zeros(1, 2, 12, 8)
+    queries[..., 0], keys[:, :, 3, 0], keys[:, :, 7, 0] = 1, 20, 30
+    draws = Draws(Point(sparsity=0.5, select="calibrated"), "x")
+    rows = KeyRanker(draws)(queries, keys, count=6, scaling=1.0).view(2, 6)
+    assert torch.equal(rows[1], rows[0] + 12)  # the second head's keys stand behind the first's
+    assert rows[0, 1:3].tolist() == [3, 7]
+    assert set(rows[0, 3:].tolist()) == {9, 10, 11}
 
 
 def test_generate_keeps_its_positions() -> None:

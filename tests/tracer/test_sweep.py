@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,12 +42,29 @@ threads: 1
 """
 
 
-@pytest.fixture(autouse=True)
-def _short_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracer.quality.TOKENS", 256)
-    text = sys.modules.get("tracer.quality")
-    if text is not None:
-        monkeypatch.setitem(text.text_passage.__kwdefaults__, "tokens", 256)
+PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short text, and peaks that need no measuring."""
+    import tracer.sweep_job
+
+    monkeypatch.setattr(tracer.sweep_job, "TOKENS", 256)
+    monkeypatch.setattr(tracer.sweep_job, "measure_peaks", lambda *_: dict(PEAKS))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepRequest:
+    """A sweep that ran through; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        import tracer.sweep_job
+
+        patch.setattr(tracer.sweep_job, "TOKENS", 256)
+        request = SweepRequest(config=config(folder), out=folder / "s")
+        sweep(request)
+    return request
 
 
 def config(folder: Path, text: str = SMALL) -> Path:
@@ -71,8 +89,8 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.torch
-def test_every_result_is_a_run_with_its_twin_and_its_quality(tmp_path: Path) -> None:
-    out = sweep(SweepRequest(config=config(tmp_path), out=tmp_path / "s"))
+def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest) -> None:
+    out = whole.out
     assert set(states(out).values()) == {"done"}
     assert len(states(out)) == 2 * 2 * 2
     marks: dict[Any, set[str]] = {}
@@ -101,20 +119,17 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(tmp_path: Path) -> 
 
 
 @pytest.mark.torch
-def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(tmp_path: Path) -> None:
-    request = SweepRequest(config=config(tmp_path), out=tmp_path / "s")
-    out = sweep(request)
+@pytest.mark.usefixtures("short")
+def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(
+    whole: SweepRequest, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole.out, tmp_path / "s"))
+    request = SweepRequest(config=whole.config, out=out)
     before = stamps(out)
     sweep(request)
     assert stamps(out) == before
     lost = "static-m-s0.5-decode-b1-p16-d0"
-    (out / "runs" / lost / "pruned" / "run.json").unlink()
-    (out / "runs" / lost / "dense" / "run.json").unlink()
-    for folder in ("dense", "pruned"):
-        for file in (out / "runs" / lost / folder).iterdir():
-            file.unlink()
-        (out / "runs" / lost / folder).rmdir()
-    (out / "runs" / lost).rmdir()
+    shutil.rmtree(out / "runs" / lost)
     (out / "runs" / f".{lost}.partial-x").mkdir()
     assert summary(request)["plan"]["pending"] == 1
     sweep(request)
@@ -125,6 +140,7 @@ def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(tmp_path: P
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("short")
 def test_a_failure_is_recorded_with_its_error_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,14 +175,15 @@ def test_a_failure_is_recorded_with_its_error_and_tried_again(
 
 
 @pytest.mark.torch
+@pytest.mark.usefixtures("short")
 def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
-    path = config(tmp_path)
-    whole = {r.id for r in plan_of(SweepRequest(config=path, out=tmp_path)).results}
+    path = config(tmp_path, SMALL.replace("[prefill, decode]", "[decode]"))
+    planned = {r.id for r in plan_of(SweepRequest(config=path, out=tmp_path)).results}
     out = tmp_path / "s"
     sweep(SweepRequest(config=path, out=out, shard="1/2"))
-    assert sorted(states(out).values()) == ["done"] * 4 + ["pending"] * 4
+    assert sorted(states(out).values()) == ["done"] * 2 + ["pending"] * 2
     sweep(SweepRequest(config=path, out=out, shard="0/2"))
-    assert states(out) == dict.fromkeys(whole, "done")
+    assert states(out) == dict.fromkeys(planned, "done")
 
 
 @pytest.mark.torch
@@ -174,8 +191,8 @@ def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
 def test_killed_ten_times_it_ends_with_the_same_results(tmp_path: Path) -> None:
     out = tmp_path / "s"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[3]); import tracer.quality as q; "
-        "q.text_passage.__kwdefaults__['tokens'] = 256; from pathlib import Path; "
+        "import sys; sys.path.insert(0, sys.argv[3]); import tracer.sweep_job as job; "
+        "job.TOKENS = 256; from pathlib import Path; "
         "from tracer.sweep import SweepRequest, sweep; "
         "sweep(SweepRequest(config=Path(sys.argv[1]), out=Path(sys.argv[2])))"
     )
@@ -187,7 +204,7 @@ def test_killed_ten_times_it_ends_with_the_same_results(tmp_path: Path) -> None:
             process.wait(stream.uniform(2, 16))
         if process.returncode == 0:
             break
-        os.killg = os.killpg(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1
         after = stamps(out)
@@ -235,7 +252,7 @@ def test_two_processes_cannot_work_on_one_part(tmp_path: Path) -> None:
         pass
 
 
-def test_one_timing_at_a_time_on_a_device(tmp_path: Path) -> None:
+def test_one_timing_at_a_time_on_a_device() -> None:
     """A second process waits for the slot until the first gives it back."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
@@ -394,7 +411,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_an_estimate_grows_with_the_plan(tmp_path: Path) -> None:
+def test_an_estimate_grows_with_the_plan() -> None:
     from tracer.sweep_estimate import estimate_s
 
     shape = ModelShape.from_config(preset_config("smollm2-135m"))

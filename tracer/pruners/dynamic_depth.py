@@ -19,11 +19,12 @@ from taxonomy.keep import removed_layers
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruned_attention import PlainAttention, counted_layer, past_length, refuse_padding
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, score_weight
+from tracer.routing import Draws, Tally, refuse_calibration, score_weight
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every layer. No weight goes."""
+    refuse_calibration(point, "dynamic-depth")
     layers = prenorm_layers(model)
     early = point.knobs["exit"] == "early"
     route = _Route(len(layers), early, Draws(point, "dynamic-depth"))

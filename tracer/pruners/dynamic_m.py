@@ -19,11 +19,12 @@ from taxonomy.keep import kept_count
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, score_weight
+from tracer.routing import Draws, Tally, refuse_calibration, score_weight
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every sublayer. No weight goes."""
+    refuse_calibration(point, "dynamic-m")
     layers = prenorm_layers(model)
     draws = Draws(point, "dynamic-m")
     routers: list[RowRouter] = []

@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 from taxonomy.keep import kept_intermediate, up16
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, score_weight
+from tracer.routing import Draws, Tally, refuse_calibration, score_weight
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a predictor before every MLP. No weight goes."""
+    refuse_calibration(point, "dynamic-width")
     layers = prenorm_layers(model)
     draws = Draws(point, "dynamic-width")
 

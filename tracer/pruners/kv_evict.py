@@ -1,7 +1,7 @@
 """KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
 
 `keep=recent` keeps the latest keys (a sliding window); `keep=attention` those that the last prompt
-tokens attend to most (as SnapKV), a set for each KV head. Kept keys stand in the cache from the
+tokens attend to most and these tokens (as SnapKV), a set for each KV head. Kept keys stand in the cache from the
 first to go to the last, so that a decode step evicts by leaving out the front. Prefill attends to
 the whole prompt; a forward of prompt and answer together would see what decode has evicted.
 """
@@ -57,13 +57,15 @@ class KeyRanker(nn.Module):
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float
     ) -> torch.Tensor:
         """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys a head,
-        the least attended first."""
+        the least attended first. Of the observers themselves, which few could see, as many stay as
+        are half of the keys at most."""
         batch, heads, _, width = keys.shape
         grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
         scores = grouped @ keys.transpose(-1, -2) * scaling
         mask = lower_right(q.shape[2], keys.shape[2], like=q)
         scores = scores.unflatten(2, (-1, q.shape[2])) + mask
         mass = self.draws.instead_of(scores.softmax(-1).mean((2, 3)))  # [B, n_kv, S]
+        mass[..., keys.shape[2] - min(q.shape[2], count // 2) :] = float("inf")
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 

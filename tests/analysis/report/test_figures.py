@@ -50,7 +50,7 @@ def kept_figures(monkeypatch: pytest.MonkeyPatch, report: Any) -> list[Figure]:
         kept.append(figure)
         return b""
 
-    monkeypatch.setattr(figures, "_saved", keep)
+    monkeypatch.setattr(figures, "saved", keep)
     figures.figure_files(report, "png")
     return kept
 

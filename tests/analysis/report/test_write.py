@@ -77,6 +77,7 @@ def test_a_failure_while_replacing_restores_the_old_report(
     folder = tmp_path / "r"
     write_report(example.two_phases(), folder, formats=("md", "html"))
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "mine").mkdir()  # so that the folder cannot be replaced as a whole
     replace = Path.replace
 
     def full_disk(self: Path, target: Path) -> Path:
@@ -87,6 +88,7 @@ def test_a_failure_while_replacing_restores_the_old_report(
     monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(PrunescopeError, match="No space left"):
         write_report(example.alone(), folder, formats=("md", "html", "json"))
+    (folder / "mine").rmdir()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == old
     assert names(tmp_path) == {"r"}
 

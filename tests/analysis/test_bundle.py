@@ -1,0 +1,298 @@
+"""Bundles: the same bytes twice, verified on any checkout, and no byte can change unseen."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from analysis.bundle import bundle, sums_text
+from analysis.bundle_zip import read_zip, zip_bytes
+from analysis.pipeline import analyze
+from analysis.report.model import to_json
+from analysis.trim import trim
+from analysis.verify_bundle import verify
+from taxonomy.errors import PrunescopeError
+from tests.analysis.run_folder import write_pair
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+BF16 = "c10::BFloat16"
+
+
+def trace(width: int) -> dict[str, Any]:
+    wide = op("aten::mm", [512, 256], [256, width], dtype=BF16, kernels=[k(us=width / 16)])
+    body = [module("model.layers.0.mlp.up_proj", wide), gap(us=4, launch=True)]
+    return chrome(step(0, *body, wide), step(1, *body, wide))
+
+
+def make(folder: Path) -> Path:
+    fields = {"phase_fields": {"samples_ns": [90_000, 91_000, 92_000]}}
+    pruning = {"method": "static-nk-mlp", "sparsity": 0.5, "selection": "random"}
+    pruned = {"phase_fields": {"samples_ns": [60_000, 61_000, 62_000]}, "pruning": pruning}
+    return write_pair(folder, trace(704), trace(352), dense_run=fields, pruned_run=pruned)
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    return bundle([make(folder / "my run")], folder / "evidence.zip")
+
+
+def failed(path: Path) -> dict[str, str]:
+    result = verify(path)
+    assert result["ok"] is not bool(result["failed"])
+    return {one["file"]: one["why"] for one in result["failed"]}
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewritten(evidence: Path, out: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """The bundle with changed files, and with sums that know of it."""
+    files = members(evidence)
+    change(files)
+    files["SHA256SUMS"] = sums_text(files).encode()
+    out.write_bytes(zip_bytes(files))
+    return out
+
+
+def test_it_holds_what_an_artifact_needs(evidence: Path) -> None:
+    files = members(evidence)
+    assert {
+        "README.md", "CITATION.cff", "SHA256SUMS", "bundle.json", "environment.json", "samples.csv",
+        "runs/my-run/dense/run.json", "runs/my-run/pruned/run.json",
+        "runs/my-run/dense/prefill.trace.json.gz", "runs/my-run/pruned/prefill.trace.json.gz",
+        "reports/my-run/report.json", "reports/my-run/report.md", "reports/my-run/report.html",
+        "reports/my-run/report.tex", "reports/my-run/ledger.csv", "reports/my-run/ladder.csv",
+        "reports/my-run/gemms.csv", "reports/my-run/data-dictionary.csv",
+        "reports/my-run/ledger-prefill.svg", "reports/my-run/ladder-prefill.png",
+    } <= set(files)  # fmt: skip
+    assert b"my-run,pruned,prefill,0,60000" in files["samples.csv"]
+    text = files["README.md"].decode()
+    assert "`prunescope analyze runs/my-run --out rebuilt/my-run --format csv,md`" in text
+    assert "1.49× realised" in text  # 91 over 61 us
+    assert "speed, not quality" in text
+    for line in files["SHA256SUMS"].decode().splitlines():
+        digest, name = line.split("  ", 1)
+        assert hashlib.sha256(files[name]).hexdigest() == digest
+
+
+def test_it_verifies_and_the_unpacked_run_gives_the_same_report(
+    evidence: Path, tmp_path: Path
+) -> None:
+    assert failed(evidence) == {}
+    with zipfile.ZipFile(evidence) as archive:
+        archive.extractall(tmp_path)
+    rebuilt = to_json(analyze(tmp_path / "runs" / "my-run").report)
+    assert rebuilt == (tmp_path / "reports" / "my-run" / "report.json").read_bytes()
+
+
+def test_the_numbers_are_those_of_the_run_itself(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    own = analyze(folder).report
+    files = members(bundle([folder], tmp_path / "e.zip"))
+    told = json.loads(files["reports/run/report.json"])
+    mine = json.loads(to_json(own))
+    assert told["phases"] == mine["phases"]
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    first = bundle([folder], tmp_path / "a.zip").read_bytes()
+    assert bundle([folder / "pruned"], tmp_path / "b.zip").read_bytes() == first
+    assert all(i.date_time == (1980, 1, 1, 0, 0, 0)
+               for i in zipfile.ZipFile(io.BytesIO(first)).infolist())  # fmt: skip
+
+
+def test_a_flipped_byte_anywhere_fails_with_the_name_of_its_file(
+    evidence: Path, tmp_path: Path
+) -> None:
+    """A byte of every file's content, of its header, and of the directory behind all files."""
+    data = evidence.read_bytes()
+    with zipfile.ZipFile(evidence) as archive:
+        infos, end = archive.infolist(), archive.start_dir
+    target = tmp_path / "x.zip"
+    names = {info.filename for info in infos} | {"x.zip"}
+    for info in infos:
+        begin = info.header_offset + 30 + len(info.filename)
+        for at, must_name in (
+            (begin + info.file_size // 2, True),
+            (info.header_offset + 11, False),
+        ):
+            broken = bytearray(data)
+            broken[at] ^= 1
+            target.write_bytes(broken)
+            found = read_zip(target)
+            wrong = {**found.failed}
+            if not wrong:
+                wrong = failed(target)
+            assert info.filename in wrong if must_name else set(wrong) & {info.filename, "x.zip"}
+    for at in range(end, len(data), 7):
+        broken = bytearray(data)
+        broken[at] ^= 1
+        target.write_bytes(broken)
+        wrong = {**read_zip(target).failed} or failed(target)
+        assert wrong
+        assert all(name in names or not name.isascii() or name for name in wrong)
+
+
+def test_a_file_that_is_cut_off_or_no_zip(evidence: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.zip").write_bytes(evidence.read_bytes()[:-100])
+    assert "cut.zip" in failed(tmp_path / "cut.zip")
+    (tmp_path / "no.zip").write_text("hello")
+    assert "no readable zip" in failed(tmp_path / "no.zip")["no.zip"]
+    with pytest.raises(PrunescopeError, match="no such file"):
+        verify(tmp_path / "absent.zip")
+
+
+def test_files_missing_from_and_added_to_the_sums(evidence: Path, tmp_path: Path) -> None:
+    files = members(evidence)
+    del files["samples.csv"]
+    files["more.txt"] = b"x"
+    (tmp_path / "x.zip").write_bytes(zip_bytes(files))
+    wrong = failed(tmp_path / "x.zip")
+    assert wrong["samples.csv"] == "listed in SHA256SUMS and missing"
+    assert wrong["more.txt"] == "not listed in SHA256SUMS"
+
+
+def test_numbers_edited_with_their_sums_are_seen_by_the_rebuild(
+    evidence: Path, tmp_path: Path
+) -> None:
+    def faster(files: dict[str, bytes]) -> None:
+        report = json.loads(files["reports/my-run/report.json"])
+        report["phases"]["prefill"]["ladder"]["realised"] *= 1.01
+        files["reports/my-run/report.json"] = json.dumps(report).encode()
+
+    def told(files: dict[str, bytes]) -> None:
+        text = files["reports/my-run/report.md"].replace(b"1.49", b"1.94")
+        files["reports/my-run/report.md"] = text
+
+    def renamed(files: dict[str, bytes]) -> None:
+        old = files["reports/my-run/report.json"]
+        files["reports/my-run/report.json"] = old.replace(b'"static-nk-mlp"', b'"static-nk"')
+
+    wrong = failed(rewritten(evidence, tmp_path / "a.zip", faster))
+    assert "ladder.realised" in wrong["reports/my-run/report.json"]
+    assert failed(rewritten(evidence, tmp_path / "b.zip", told)) == {
+        "reports/my-run/report.md": "not what its traces give"
+    }
+    wrong = failed(rewritten(evidence, tmp_path / "c.zip", renamed))
+    assert list(wrong) == ["reports/my-run/report.json"]
+
+
+def test_samples_edited_with_their_sums_are_seen_by_the_rebuild(
+    evidence: Path, tmp_path: Path
+) -> None:
+    def faster(files: dict[str, bytes]) -> None:
+        name = "runs/my-run/pruned/run.json"
+        files[name] = files[name].replace(b"61000", b"51000")
+
+    wrong = failed(rewritten(evidence, tmp_path / "a.zip", faster))
+    assert set(wrong) == {"reports/my-run/report.json"}
+
+
+def evil(tmp_path: Path, name: str, *, data: bytes = b"x", **fields: Any) -> Path:
+    path = tmp_path / "evil.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = 0o100644 << 16
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.writestr(info, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../up.txt", "/etc/passwd", "a/../../b", "C:/x", "runs/./x", "a//b", ".hidden", "ü.txt"],
+)
+def test_paths_out_of_the_bundle_are_refused(tmp_path: Path, name: str) -> None:
+    result = verify(evil(tmp_path, name))
+    assert not result["ok"]
+    assert "plain path" in result["failed"][0]["why"]
+    assert {p.name for p in tmp_path.iterdir()} == {"evil.zip"}
+
+
+def test_links_and_bombs_are_refused(tmp_path: Path) -> None:
+    link = (stat.S_IFLNK | 0o777) << 16
+    assert "a link" in failed(evil(tmp_path, "link", external_attr=link))["link"]
+    bomb = evil(tmp_path, "bomb", data=b"\0" * 10_000_000, compress_type=zipfile.ZIP_DEFLATED)
+    assert failed(bomb)  # it claims more bytes than the file has
+    small = evil(tmp_path, "small", data=b"abc" * 9, compress_type=zipfile.ZIP_DEFLATED)
+    assert "compressed" in failed(small)["small"]
+
+
+def test_a_trace_that_expands_without_end_is_refused(evidence: Path, tmp_path: Path) -> None:
+    name = "runs/my-run/dense/prefill.trace.json.gz"
+
+    def expand(files: dict[str, bytes]) -> None:
+        files[name] = gzip.compress(b" " * (1 << 20), mtime=0) * 1030
+
+    assert "1 GiB" in failed(rewritten(evidence, tmp_path / "x.zip", expand))[name]
+
+
+def test_what_cannot_be_bundled(tmp_path: Path) -> None:
+    bare = save(trace(704), tmp_path / "t.json")
+    with pytest.raises(PrunescopeError, match="is a trace, not a run"):
+        bundle([bare], tmp_path / "e.zip")
+    (tmp_path / "notes.zip").write_text("mine")
+    with pytest.raises(PrunescopeError, match="exists and is no zip"):
+        bundle([make(tmp_path / "r")], tmp_path / "notes.zip")
+    with pytest.raises(PrunescopeError, match="folder does not exist"):
+        bundle([tmp_path / "r"], tmp_path / "no" / "e.zip")
+    (tmp_path / "r" / "pruned" / "prefill.trace.json.gz").unlink()
+    with pytest.raises(PrunescopeError, match="lacks the trace"):
+        bundle([tmp_path / "r"], tmp_path / "e.zip")
+    assert not (tmp_path / "e.zip").exists()
+    assert (tmp_path / "notes.zip").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h100_qwen1.5-0.5b_prefill.json.gz", "b200_eager.json.gz", "a100_legacy_flows.json.gz",
+     "mi300x_sglang_qwen3-8b_prefilldecode.json.gz", "mi210_gpu_only.json.gz"],
+)  # fmt: skip
+def test_a_trimmed_trace_gives_the_same_report(
+    real_trace: Callable[[str], Path], name: str, tmp_path: Path
+) -> None:
+    path = real_trace(name)
+    (tmp_path / name).write_bytes(trim(path))
+    assert (tmp_path / name).stat().st_size < path.stat().st_size
+    assert to_json(analyze(tmp_path / name).report) == to_json(analyze(path).report)
+
+
+def test_a_cut_trace_is_no_evidence(tmp_path: Path) -> None:
+    path = save(trace(704), tmp_path / "t.json")
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(PrunescopeError, match="cut off"):
+        trim(path)
+
+
+def test_the_commands_write_check_and_exit_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run")
+    target = tmp_path / "e.zip"
+    assert prunescope.main(["bundle", str(tmp_path / "run"), "-o", str(target)]) == 0
+    assert prunescope.main(["verify", str(target), "--json", "-"]) == 0
+    told = json.loads(capsys.readouterr().out.split("checks it\n", 1)[-1])
+    assert told["ok"] and told["checked"] > 20 and told["failed"] == []
+    broken = bytearray(target.read_bytes())
+    broken[200] ^= 1
+    target.write_bytes(broken)
+    assert prunescope.main(["verify", str(target)]) == 3
+    out = capsys.readouterr().out
+    assert out.startswith("CITATION.cff: ") and "failed: " in out
+    assert prunescope.main(["verify", str(tmp_path / "none.zip")]) == 2
+    assert prunescope.main(["bundle", str(tmp_path / "none"), "-o", str(tmp_path / "n.zip")]) == 2

@@ -1,0 +1,411 @@
+"""The frontier of a sweep: intervals, winners, break-even, equal costs, sentences and files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from analysis import frontier, pareto
+from analysis.pareto_claims import summary
+from analysis.pareto_report import to_json, write_pareto
+from analysis.pipeline import Analysis
+from analysis.report.pareto_markdown import render_pareto
+from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import PhaseRun, Run
+from tests.analysis.report import example
+
+MS = 1e6
+
+
+def point(family: str, speed: float, loss: float | None, **more: Any) -> Point:
+    """A point with intervals of ±2 % of speed and ±0.01 of loss, at s = 0.25."""
+    plain: dict[str, Any] = {
+        "id": f"{family}-{speed}-{loss}", "family": family, "sparsity": 0.25, "sparsities": [0.25],
+        "batch": 1, "prompt_len": 512, "realised": speed,
+        "realised_ci95": [0.98 * speed, 1.02 * speed],
+        "bounds": {"flop": 1.4, "coverage": 1.3, "roofline": 1.2},
+        "shares": {"flop": speed / 1.4, "coverage": speed / 1.3, "roofline": speed / 1.2},
+        "loss": None, "flop_sparsity": 0.2,
+        "ledger": {"dense": 10 * MS, "promised": 7.5 * MS, "coverage": 1.0 * MS,
+                   "roofline_shift": 0.1 * MS, "shape": 0.0, "kernel_efficiency": -0.4 * MS,
+                   "added_work": 0.2 * MS, "launch_idle": 0.1 * MS, "pruned": 8.5 * MS},
+    }  # fmt: skip
+    if loss is not None:
+        plain["loss"] = {"perplexity_rel": loss, "ci95": [loss - 0.01, loss + 0.01]}
+    return Point(**{**plain, **more})
+
+
+def names(points: list[Point]) -> list[str]:
+    return [p.family for p in points]
+
+
+def test_the_frontier_is_sorted_by_loss_and_each_step_is_faster() -> None:
+    a, b, c = point("a", 1.1, 0.1), point("b", 1.3, 0.4), point("c", 1.2, 0.8)
+    assert names(frontier.frontier([c, b, a])) == ["a", "b"]
+
+
+def test_slower_or_no_faster_than_dense_beyond_noise_is_not_on_it() -> None:
+    assert frontier.frontier([point("a", 0.9, 0.0), point("b", 1.015, 0.1)]) == []
+
+
+def test_a_tie_in_speed_goes_to_the_lower_loss() -> None:
+    assert names(frontier.frontier([point("a", 1.30, 0.1), point("b", 1.31, 0.5)])) == ["a"]
+
+
+def test_a_tie_in_loss_goes_to_the_faster() -> None:
+    assert names(frontier.frontier([point("a", 1.1, 0.100), point("b", 1.4, 0.105)])) == ["b"]
+
+
+def test_without_interval_or_loss_a_point_is_left_out() -> None:
+    unknown = point("u", 2.0, 0.0, realised_ci95=None)
+    assert names(frontier.frontier([point("n", 3.0, None), unknown, point("a", 1.2, 0.1)])) == ["a"]
+
+
+def test_wide_intervals_leave_one_point_not_all() -> None:
+    """Three points that noise cannot tell apart: the one of the lowest loss stands for them."""
+    wide = {"realised_ci95": [1.05, 2.0]}
+    points = [point(f, s, x, **wide) for f, s, x in (("a", 1.5, 0.2), ("b", 1.6, 0.205),
+                                                     ("c", 1.4, 0.195))]  # fmt: skip
+    assert names(frontier.frontier(points)) == ["c"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_properties_of_any_frontier(seed: int) -> None:
+    stream = random.Random(seed)
+    points = [
+        point(f"f{i}", stream.uniform(0.7, 2.0), stream.uniform(-0.05, 1.0)) for i in range(12)
+    ]
+    found = frontier.frontier(points)
+    speeds = [p.realised for p in found]
+    losses = [(p.loss or {})["perplexity_rel"] for p in found]
+    assert speeds == sorted(speeds)
+    assert losses == sorted(losses)
+    assert all((p.realised_ci95 or [0])[0] > 1 for p in found)
+    assert bool(found) == any((p.realised_ci95 or [0])[0] > 1 for p in points)
+    stream.shuffle(points)
+    assert frontier.frontier(points) == found
+    # Nobody is faster beyond noise than a frontier point at a loss below its own beyond noise.
+    for kept in found:
+        low = (kept.loss or {})["ci95"][0]
+        for other in points:
+            below = (other.loss or {})["ci95"][1] < low
+            faster = (other.realised_ci95 or [0])[0] > (kept.realised_ci95 or [0, 0])[1]
+            assert not (below and faster)
+
+
+def test_winners_by_range_of_loss() -> None:
+    best = [point("a", 1.1, 0.1), point("a", 1.2, 0.2), point("b", 1.5, 0.6)]
+    found = frontier.winners(best, batch=1, prompt_len=512)
+    assert [(w.loss, w.family) for w in found] == [
+        ([0.0, 0.1], "dense"), ([0.1, 0.6], "a"), ([0.6, None], "b"),
+    ]  # fmt: skip
+    assert [w.realised for w in found] == [1.0, 1.2, 1.5]
+    free = frontier.winners([point("a", 1.1, -0.01)], batch=1, prompt_len=512)
+    assert [(w.loss, w.family) for w in free] == [([-0.01, None], "a")]
+    none = frontier.winners([], batch=1, prompt_len=512)
+    assert [(w.loss, w.family) for w in none] == [([0.0, None], "dense")]
+
+
+def test_break_even_needs_every_larger_sparsity() -> None:
+    curve = {0.125: 1.2, 0.25: 0.9, 0.375: 1.1, 0.5: 1.4}
+    points = [point("a", speed, 0.1, sparsity=s) for s, speed in curve.items()]
+    points += [point("b", 1.5, 0.1, sparsity=0.25), point("b", 1.01, 0.1, sparsity=0.5)]
+    points += [point("c", 1.5, 0.1, sparsity=None)]
+    assert frontier.break_even(points) == {"a": 0.375, "b": None, "c": None}
+    assert frontier.in_every_cell([{"a": 0.25, "b": None}, {"a": 0.5, "b": 0.5}]) == {
+        "a": 0.5, "b": None,
+    }  # fmt: skip
+
+
+def test_equal_flops_are_interpolated_and_never_beyond_the_last_point() -> None:
+    points = [
+        point("a", 1.2, 0.1, flop_sparsity=0.2),
+        point("a", 1.6, 0.5, flop_sparsity=0.4),
+        point("b", 1.1, None, flop_sparsity=0.3),
+    ]
+    rows = {row["flop_sparsity"]: row["families"] for row in frontier.equal_flops(points)}
+    assert set(rows) == {0.125, 0.25, 0.375}
+    # Between (0, 1) and (.2, 1.2): 1 + .125/.2 * .2 = 1.125; loss .125/.2 * .1.
+    assert rows[0.125]["a"]["realised"] == pytest.approx(1.125)
+    assert rows[0.125]["a"]["loss"] == pytest.approx(0.0625)
+    # Between (.2, 1.2) and (.4, 1.6): 1.2 + .25 * .4 = 1.3.
+    assert rows[0.25]["a"]["realised"] == pytest.approx(1.3)
+    assert rows[0.25]["b"]["loss"] is None
+    assert "b" not in rows[0.375]
+
+
+def test_equal_sparsity_shows_a_merged_point_at_each_of_its_own() -> None:
+    rows = frontier.equal_sparsity([point("a", 1.2, 0.1, sparsities=[0.25, 0.375])])
+    assert [row["sparsity"] for row in rows] == [0.25, 0.375]
+
+
+def test_draws_are_one_point_with_an_interval_over_all() -> None:
+    own = [point("a", speed, loss) for speed, loss in ((1.2, 0.1), (1.3, 0.5), (1.25, 0.2))]
+    (found,) = pareto._draws_merged(own)
+    assert found.realised == 1.25
+    assert found.realised_ci95 == pytest.approx([0.98 * 1.2, 1.02 * 1.3])
+    assert found.loss is not None
+    assert found.loss["perplexity_rel"] == 0.2
+    assert found.loss["ci95"] == pytest.approx([0.09, 0.51])
+    assert len(found.draws) == 3
+
+
+def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
+    """A Pareto around points of one cell a phase."""
+    phases = {}
+    for name, points in (("prefill", prefill), ("decode", decode)):
+        if points is None:
+            continue
+        best = frontier.frontier(points)
+        for one in best:
+            one.on_frontier = True
+        cell = Cell(
+            batch=1, prompt_len=512,
+            dense_ns={"median": 10 * MS, "low": 9.9 * MS, "high": 10.2 * MS, "spread": 0.03},
+            winners=frontier.winners(best, batch=1, prompt_len=512),
+            break_even=frontier.break_even(points),
+            equal_flops=frontier.equal_flops(points),
+            equal_sparsity=frontier.equal_sparsity(points),
+        )  # fmt: skip
+        phases[name] = ParetoPhase(
+            points=points, winners=cell.winners, break_even=cell.break_even, cells=[cell]
+        )
+    found = Pareto(
+        tool="prunescope", phases=phases,
+        subject={"model": "m", "device": "cpu", "dtype": "bf16", "threads": 2,
+                 "versions": {"torch": "2"}, "text": {"source": "a text", "tokens": 8192}},
+        failed=[{"id": "static-k-24-s0.25", "error": "2:4 sparsity is 0.5 | not 0.25"}],
+    )  # fmt: skip
+    found.summary = summary(found)
+    return found
+
+
+def test_the_summary_says_what_holds_and_what_does_not() -> None:
+    memory = {"memory_bound": 0.9}
+    prefill = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2),
+               point("static-nk", 1.6, 0.5)]  # fmt: skip
+    decode = [point("static-m", 1.19, 0.03, **memory),
+              point("static-nk", 1.0, 0.5, **memory, simulated="a stand-in")]  # fmt: skip
+    lines = "\n".join(whole(prefill, decode).summary)
+    assert "static-m → dynamic-m → static-nk by loss”: holds here" in lines
+    assert "decode, batch 1, 512 tokens is memory-bound in 90 % of dense busy time; holds" in lines
+    assert "static-m 99 %, static-nk 83 %" in lines
+    assert "Simulated: static-nk: a stand-in." in lines
+    assert "spread by up to 3.0 %" in lines
+    assert "no recovery training" in lines
+    # Where compute is the bound, the claim about memory is not made.
+    assert "prefill, batch 1, 512 tokens is memory-bound" not in lines
+
+
+def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
+    memory = {"memory_bound": 0.9}
+    prefill = [point("static-nk", 1.5, 0.1), point("static-m", 1.2, 0.4),
+               point("dynamic-m", 0.8, 0.2)]  # fmt: skip
+    decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory)]
+    lines = "\n".join(whole(prefill, decode).summary)
+    assert "by loss”: does not hold here (batch 1, 512: static-nk)" in lines
+    assert "does not hold here (static-m is number 2)" in lines
+    assert "not so up to the largest s measured: dynamic-m" in lines
+
+
+def test_nothing_faster_is_said_so() -> None:
+    lines = "\n".join(whole([point("static-m", 0.9, 0.1)]).summary)
+    assert "no point is faster than dense beyond noise" in lines
+
+
+def test_files(tmp_path: Path) -> None:
+    found = whole(
+        [point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0), point("x", 1.1, None)],
+        [point("static-m", 1.4, -0.01)],
+    )
+    paths = write_pareto(found, tmp_path / "p")
+    assert {p.name for p in paths} == {"pareto.md", "pareto.json"} | {
+        f"{kind}-{phase}.{ending}"
+        for kind in ("speed-quality", "bound", "ledger")
+        for phase in ("prefill", "decode")
+        for ending in ("png", "pdf")
+    }
+    assert (tmp_path / "p" / "ledger-decode.png").read_bytes().startswith(b"\x89PNG")
+    back = msgspec.json.decode((tmp_path / "p" / "pareto.json").read_bytes(), type=Pareto)
+    assert back == found
+    text = render_pareto(found)
+    assert "![" in text
+    assert "2:4 sparsity is 0.5 &#124; not 0.25" in text
+    assert text.count("| static-m | 0.25 | 20.0 % | 1.20× |") == 1
+    with pytest.raises(PrunescopeError, match="unknown format"):
+        write_pareto(found, tmp_path / "q", formats=["docx"])
+    assert not (tmp_path / "q").exists()
+
+
+def test_markdown_and_figures_are_reproducible() -> None:
+    from analysis.report.pareto_figures import pareto_figures
+
+    found = whole([point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0)])
+    assert pareto_figures(found, "svg") == pareto_figures(found, "svg")
+
+
+def run_json(**quality: Any) -> str:
+    """The least manifest that the analysis reads."""
+    entry = PhaseRun(
+        batch=1, prompt_len=512, positions=[0, 512], context=512, logits="last", cache="dynamic",
+        attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
+    )  # fmt: skip
+    run = Run(
+        variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
+        dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=[],
+        extra={"quality": quality} if quality else {},
+    )  # fmt: skip
+    return run.to_json()
+
+
+def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Path:
+    """A sweep.json with these entries and a manifest for each that is done."""
+    plain = []
+    for number, entry in enumerate(entries):
+        full = {
+            "id": f"r{number}", "family": "static-nk", "sparsity": 0.25, "phase": "prefill",
+            "batch": 1, "prompt_len": 512, "draw": 0, "state": "done", "error": None,
+            "run": f"runs/r{number}/pruned", **entry,
+        }  # fmt: skip
+        plain.append(full)
+        if full["state"] == "done":
+            place = folder / "runs" / f"r{number}" / "pruned"
+            place.mkdir(parents=True)
+            text = run_json(
+                perplexity_rel=0.2, perplexity_rel_ci95=[0.15, 0.25], kl=0.3, agreement=0.8,
+                perplexity=12.0, dense_perplexity=10.0, text={"source": "t", "tokens": 9},
+            )  # fmt: skip
+            (place / "run.json").write_text(text)
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"schema": schema, "results": plain}))
+    return folder
+
+
+@pytest.fixture
+def analysed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run gives the report built by hand: 1.157x [1.14, 1.17] of bounds 1.25, 1.23, 1.21."""
+    report = example.two_phases()
+    unprofiled = example.phase().unprofiled_ns
+    for phase in report.phases.values():
+        phase.baseline = {"unprofiled_ns": unprofiled, "bound": {"compute": 30.0, "memory": 70.0}}
+    monkeypatch.setattr(pareto, "analyze", lambda _: Analysis(report))
+
+
+@pytest.mark.usefixtures("analysed")
+def test_a_point_carries_what_the_report_and_the_quality_say(tmp_path: Path) -> None:
+    folder = sweep_folder(
+        tmp_path / "s", {}, {"state": "failed", "error": "why", "run": None},
+        {"state": "pending", "run": None},
+    )  # fmt: skip
+    found = pareto.pareto(folder)
+    assert found["schema"] == 1
+    assert found["failed"] == [{"id": "r1", "error": "why"}]
+    assert found["pending"] == 1
+    (one,) = found["phases"]["prefill"]["points"]
+    assert one["id"] == "r0"
+    assert one["realised"] == pytest.approx(140 / 121)
+    assert one["realised_ci95"] == [1.14, 1.17]
+    assert one["bounds"] == {"flop": 1.25, "coverage": 1.23, "roofline": 1.21}
+    assert one["shares"]["roofline"] == pytest.approx(140 / 121 / 1.21)
+    assert one["loss"]["perplexity_rel"] == 0.2
+    assert one["loss"]["ci95"] == [0.15, 0.25]
+    assert one["loss"]["kl"] == 0.3
+    assert one["flop_sparsity"] == 0.201
+    assert one["memory_bound"] == 0.7
+    assert one["on_frontier"]
+    assert found["phases"]["prefill"]["break_even"] == {"static-nk": 0.25}
+
+
+def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
+    """10 - 9 = 1 ms was saved after 0.5 ms were added: 1.5 ms before it."""
+    parts = [example.part("router", "router", "matmul", 0.2), example.part("x", "x", "cat", 0.3)]
+    ledger = [
+        example.row("dense", 10.0),
+        example.row("added_work", 0.5, *parts),
+        example.row("pruned", 9.0),
+    ]
+    found = pareto._overhead(example.phase(ledger=ledger))
+    assert found is not None
+    assert found["saved_ns"] == pytest.approx(1.5 * MS)
+    assert found["share_of_saved"] == pytest.approx(1 / 3)
+    assert [p["name"] for p in found["parts"]] == ["x", "router"]
+    assert found["parts"][0]["share_of_saved"] == pytest.approx(0.2)
+    ledger[2] = example.row("pruned", 11.0)
+    slower = pareto._overhead(example.phase(ledger=ledger))
+    assert slower is not None
+    assert slower["share_of_saved"] is None  # nothing was saved
+
+
+@pytest.mark.usefixtures("analysed")
+def test_points_are_compared_inside_their_batch_and_length_alone(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "s", {}, {"batch": 8}, {"prompt_len": 64})
+    phase = pareto.judge(folder).phases["prefill"]
+    assert [(c.batch, c.prompt_len) for c in phase.cells] == [(1, 64), (1, 512), (8, 512)]
+    assert all(p.on_frontier for p in phase.points)
+
+
+@pytest.mark.usefixtures("analysed")
+def test_a_run_without_quality_has_no_loss_and_no_place(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "s", {})
+    (folder / "runs" / "r0" / "pruned" / "run.json").write_text(run_json())
+    (one,) = pareto.judge(folder).phases["prefill"].points
+    assert one.loss is None
+    assert not one.on_frontier
+
+
+@pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize("run", ["../outside/pruned", "/etc", "runs/../../x", "."])
+def test_a_run_outside_the_sweep_is_not_read(tmp_path: Path, run: str) -> None:
+    (tmp_path / "outside" / "pruned").mkdir(parents=True)
+    (tmp_path / "outside" / "pruned" / "run.json").write_text(run_json())
+    folder = sweep_folder(tmp_path / "s", {}, {"id": "bad", "run": run})
+    found = pareto.judge(folder)
+    assert [f["id"] for f in found.failed] == ["bad"]
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match=r"no sweep\.json"):
+        pareto.judge(tmp_path)
+    with pytest.raises(PrunescopeError, match="no result that is done"):
+        pareto.judge(sweep_folder(tmp_path / "a", {"state": "pending", "run": None}))
+    with pytest.raises(PrunescopeError, match="schema 2"):
+        pareto.judge(sweep_folder(tmp_path / "b", {}, schema=2))
+    with pytest.raises(PrunescopeError, match="cannot be read"):
+        pareto.judge(sweep_folder(tmp_path / "c", {"phase": "../../x"}))
+    (tmp_path / "a" / "sweep.json").write_bytes(b'{"schema": 1, "results"')
+    with pytest.raises(PrunescopeError, match="cannot be read"):
+        pareto.judge(tmp_path / "a")
+
+
+def test_json_is_the_struct() -> None:
+    found = whole([point("static-m", 1.2, 0.1)])
+    plain = json.loads(to_json(found))
+    assert plain == msgspec.to_builtins(found)
+    keys = {"id", "family", "sparsity", "batch", "prompt_len", "realised", "realised_ci95",
+            "bounds", "loss", "flop_sparsity", "on_frontier"}  # fmt: skip
+    assert keys <= set(plain["phases"]["prefill"]["points"][0])
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
+    from tracer.sweep import SweepRequest, sweep
+
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "model: tiny-llama\nfamilies: [static-m]\nsparsities: [0.5]\nphases: [decode]\n"
+        "prompt_lens: [16]\ndecode_steps: 2\nrepeats: 3\nsteps: 2\nthreads: 1\n"
+    )
+    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    (one,) = pareto.judge(out).phases["decode"].points
+    assert one.loss is not None
+    assert one.realised_ci95 is not None
+    # Half of the layers, and lm_head stays: 1/2 < 1 - FLOP sparsity < 1.
+    assert one.flop_sparsity is not None
+    assert 0.4 < one.flop_sparsity < 0.5

@@ -1,0 +1,155 @@
+"""Prefill or decode of a user's trace: annotations of serving engines, else shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.engines import engine_step
+from analysis.pipeline import Options, analyze
+from analysis.report.model import Phase
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+VLLM = "execute_context_{}({})_generation_{}({})"
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        ("execute_context_1(888_788544)_generation_0(0)", "prefill"),
+        ("execute_context_0(0)_generation_12(12)", "decode"),
+        ("execute_context_2(17)_generation_3(3)", "mixed"),
+        ("execute_context_0(0)_generation_0(0)", "unknown"),
+        ("execute_15360_context_15(sq15360sk15360)_generation_0(sq0sk0)", "prefill"),
+        ("execute_32_context_0(sq0sk0)_generation_32(sq32sk32785)", "decode"),
+        ("execute_new_2_cached_0", "prefill"), ("execute_new_0_cached_4", "unknown"),
+        ("step[EXTEND bs=15 toks=15360]", "prefill"), ("step[DECODE bs=32]", "decode"),
+        ("step[IDLE bs=0]", "unknown"),
+        ("ProfilerStep#3", None), ("execute", None), ("steps[DECODE]", None), ("", None),
+        ("my_execute_context_1(1)_generation_0(0)", None),
+    ],
+)  # fmt: skip
+def test_names_of_engine_steps(name: str, phase: str | None) -> None:
+    assert engine_step(name) == phase
+
+
+def test_a_hostile_name_is_cheap() -> None:
+    assert engine_step("execute_1_context_1" * 50_000) is None
+    assert engine_step("execute_context_" + "9" * 100_000) is None
+
+
+def linear(m: int, us: float = 5, n: int = 64) -> Any:
+    return op("aten::mm", [m, 64], [64, n], kernels=[k(us=us, name="gemm_kernel")])
+
+
+def attention(queries: int, keys: int) -> Any:
+    q, kv = [1, 4, queries, 64], [1, 4, keys, 64]
+    return op("aten::_scaled_dot_product_flash_attention", q, kv, kv, [], [],
+              kernels=[k(us=3, name="flash_fwd_kernel")])  # fmt: skip
+
+
+def told(tmp_path: Path, *items: Any, options: Options | None = None) -> dict[str, Phase]:
+    return analyze(save(chrome(*items), tmp_path / "t.json"), options=options).report.phases
+
+
+@pytest.mark.parametrize(
+    ("items", "kind", "evidence"),
+    [
+        ([linear(8944), attention(559, 559)], "prefill", "is 8944; attention has 559 queries"),
+        ([linear(64), attention(1, 900)], "decode", "attention has 1 query at a time"),
+        ([linear(8944)], "prefill", "M of the linears is 8944"),
+        ([linear(1)], "decode", "M of the linears is 1"),
+        ([linear(200)], "unknown", "both phases may have"),
+        ([op("aten::add", [8], [8], kernels=[k(us=2)])], "unknown", "no shapes"),
+        ([linear(8944), op("autograd::engine::evaluate_function: MmBackward0", us=0)], "training",
+         "backward"),
+        ([linear(4), linear(9000, us=50)], "prefill", "M of the linears is 9000"),
+    ],
+)  # fmt: skip
+def test_shapes_tell_the_phase(items: list[Any], kind: str, evidence: str, tmp_path: Path) -> None:
+    phase = told(tmp_path, *items)["trace"]
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["kind"] == kind
+    assert evidence in phase.phase_kind["evidence"]
+    assert f"{phase.phase_kind['evidence']}: {kind}" in phase.notes
+
+
+def test_a_run_says_its_phase_itself(tmp_path: Path) -> None:
+    """Our own annotations in a bare trace: still told by shapes, not by an engine."""
+    phase = told(tmp_path, step(0, linear(2048)), step(1, linear(2048)))["trace"]
+    assert phase.steps == 2
+    assert phase.phase_kind == {"kind": "prefill", "evidence": "M of the linears is 2048"}
+
+
+def serving() -> list[Any]:
+    """Prefill, two decodes, a mixed step: of 50, 5, 6 and 20 us, with gaps of 1, 2 and 3 us."""
+    return [
+        module(VLLM.format(1, 888, 0, 0), linear(888, us=50)), gap(us=1, launch=True),
+        module(VLLM.format(0, 0, 1, 1), linear(1, us=5)), gap(us=2, launch=True),
+        module(VLLM.format(0, 0, 1, 1), linear(1, us=6)), gap(us=3, launch=True),
+        module(VLLM.format(1, 60, 1, 1), linear(61, us=20)),
+    ]  # fmt: skip
+
+
+def test_steps_of_several_phases_are_apart_and_add_up(tmp_path: Path) -> None:
+    phases = told(tmp_path, *serving())
+    assert list(phases) == ["prefill", "decode", "mixed"]
+    assert [p.steps for p in phases.values()] == [1, 2, 1]
+    decode = phases["decode"]
+    assert decode.busy_ns == (5_000 + 6_000) / 2
+    assert decode.gap_ns == (1_000 + 2_000) / 2  # from the end of the step before, of any phase
+    assert phases["mixed"].gap_ns == 3_000
+    walls = sum(p.wall_ns * p.steps for p in phases.values())
+    assert walls == 50_000 + 1_000 + 5_000 + 2_000 + 6_000 + 3_000 + 20_000
+    for name, phase in phases.items():
+        assert phase.phase_kind is not None
+        assert phase.phase_kind["kind"] == name
+        assert phase.wall_ns == phase.busy_ns + phase.gap_ns + phase.tail_ns
+    assert decode.gemms[0].m == 1
+    assert phases["prefill"].gemms[0].m == 888
+
+
+def test_one_phase_of_an_engine_stays_the_trace(tmp_path: Path) -> None:
+    phases = told(tmp_path, *serving()[2:5])
+    assert list(phases) == ["trace"]
+    assert phases["trace"].steps == 2
+    assert phases["trace"].phase_kind == {
+        "kind": "decode",
+        "evidence": "2 steps are, the first annotated execute_context_0(0)_generation_1(1)",
+    }
+
+
+def test_a_pattern_picks_the_steps_itself(tmp_path: Path) -> None:
+    options = Options(phase_pattern=r"generation_0\(0\)")
+    phases = told(tmp_path, *serving(), options=options)
+    assert list(phases) == ["trace"]
+    assert phases["trace"].steps == 1
+    assert phases["trace"].busy_ns == 50_000
+    assert phases["trace"].left_out["events"] == 3
+
+
+def test_phases_of_two_engine_traces_are_paired_by_name(tmp_path: Path) -> None:
+    dense = save(chrome(*serving()), tmp_path / "d.json")
+    pruned = save(chrome(*serving()[:5]), tmp_path / "p.json")
+    report = analyze(pruned, baseline=dense).report
+    assert list(report.phases) == ["prefill", "decode"]
+    assert report.phases["decode"].ladder is not None
+    assert "mixed: on one side only, left out" in report.warnings
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("b200_eager", "prefill"), ("h100_qwen1.5-0.5b_prefill", "prefill"),
+        ("mi300x_sglang_qwen3-8b_decode_graph", "decode"),
+        ("mi300x_sglang_qwen3-8b_prefilldecode", "prefill"),
+        ("v100_legacy_graphs", "training"), ("mi210_gpu_only", "unknown"),
+    ],
+)  # fmt: skip
+def test_real_traces(name: str, kind: str, real_trace: Callable[[str], Path]) -> None:
+    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["kind"] == kind

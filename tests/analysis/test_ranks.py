@@ -1,0 +1,197 @@
+"""Traces of several ranks: found, named, paired, and the slow one told by who waits for whom."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.deliver import report_folder
+from analysis.pipeline import analyze
+from analysis.ranks import find_parts
+from analysis.stragglers import RankTime, straggler
+from taxonomy.errors import PrunescopeError
+from tests.chrome import chrome, gap, k, op, save, step
+
+REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
+
+
+def rank_trace(work_us: float, wait_us: float, *, rank: int | None = None) -> dict[str, Any]:
+    """A GEMM, then an all-reduce on another stream; two steps."""
+    items = [
+        step(i, op("aten::mm", [512, 64], [64, 64], kernels=[k(us=work_us, name="gemm")]),
+             op("nccl:all_reduce", [64], kernels=[k(us=wait_us, name=REDUCE, stream=20)]))
+        for i in range(3)
+    ]  # fmt: skip
+    trace = chrome(*items)
+    if rank is not None:
+        trace["distributedInfo"] = {"backend": "nccl", "rank": rank, "world_size": 4}
+        events = trace.pop("traceEvents")
+        trace["traceEvents"] = events  # the metadata stands in front, as kineto writes it
+    return trace
+
+
+def four(folder: Path, *, slow: int = 2, work: float = 10.0) -> Path:
+    """Ranks 0 to 3 of 10 us, one of 16 us; the others wait 6 us more in the all-reduce."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(4):
+        own = work + 6 if rank == slow else work
+        waits = 2.0 if rank == slow else 8.0
+        save(rank_trace(own, waits), folder / f"rank{rank}.json.gz")
+    return folder
+
+
+def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: Path) -> None:
+    report = analyze(four(tmp_path / "r")).report
+    assert list(report.phases) == ["rank0", "rank1", "rank2", "rank3"]
+    assert report.subject["ranks"] == list(report.phases)
+    assert report.phases["rank0"].kinds["comm"] == 8_000
+    found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(found) == ["rank2"]
+    assert found["rank2"].text == (
+        "rank2 is the slowest of 4 ranks: 16.0 µs of its own a step, 6.0 µs (60%) more than the "
+        "median of the others, which wait 6.0 µs for it in communication"
+    )
+    assert found["rank2"].predicted_ns == 6_000
+    assert "rank2: wall 18.0 µs, own 16.0 µs, communication 2.0 µs" in found["rank2"].evidence
+    assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
+
+
+def test_equal_ranks_have_no_straggler(tmp_path: Path) -> None:
+    folder = four(tmp_path / "r", slow=9)
+    phases = analyze(folder).report.phases.values()
+    assert not any(f.id == "straggler" for p in phases for f in p.findings)
+
+
+def test_communication_behind_other_kernels_is_no_waiting(tmp_path: Path) -> None:
+    """An all-reduce of 8 us of which a GEMM hides 5 us: 3 us are waiting, and 7 us own work."""
+    folder = tmp_path / "r"
+    folder.mkdir()
+    for rank, own in enumerate((7, 12)):
+        hidden = k(us=own, gap_us=-5, name="gemm")
+        items = [
+            op("nccl:all_reduce", [64], kernels=[k(us=8, name=REDUCE, stream=20)]),
+            op("aten::mm", [64, 64], [64, 64], kernels=[hidden]),
+        ]
+        save(chrome(step(0, gap(us=1)), step(1, *items)), folder / f"rank_{rank}.json")
+    found = [f for p in analyze(folder).report.phases.values() for f in p.findings]
+    lines = next(f.evidence for f in found if f.id == "straggler")
+    assert "rank0: wall 10.0 µs, own 7.0 µs, communication 3.0 µs" in lines
+    assert "rank1: wall 15.0 µs, own 12.0 µs, communication 3.0 µs" in lines
+
+
+def test_straggler_by_hand() -> None:
+    times = [RankTime("a", 100.0, 40.0, "x"), RankTime("b", 100.0, 10.0, "x"),
+             RankTime("c", 100.0, 38.0, None)]  # fmt: skip
+    found = straggler(times)
+    assert found is not None
+    slow, finding = found
+    assert slow == "b"
+    assert finding.predicted_ns == 90 - (60 + 62) / 2
+    assert straggler([RankTime("a", 100.0, 40.0, "x"), RankTime("b", 100.0, 39.0, "x")]) is None
+    assert straggler([RankTime("a", 0.0, 0.0, None), RankTime("b", 0.0, 0.0, None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "phases"),
+    [
+        (("rank10.json", "rank9.json.gz"), ["rank9", "rank10"]),
+        (("a-TP-1.trace.json.gz", "a-TP-0.trace.json.gz"), ["rank0", "rank1"]),
+        (("host_12.17.pt.trace.json.gz", "host_13.99.pt.trace.json"), ["host_12.17", "host_13.99"]),
+        (("x/rank0.json", "rank0.json"), ["trace"]),  # a folder inside is another run
+        (("a b&c.json", "a b*c.json"), ["a_b_c", "a_b_c-1"]),
+        (("rank3.json",), ["trace"]),
+    ],
+)  # fmt: skip
+def test_names_of_ranks(files: tuple[str, ...], phases: list[str], tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(rank_trace(5, 5), tmp_path / name)
+    assert list(analyze(tmp_path).report.phases) == phases
+
+
+def test_the_rank_in_the_trace_counts_where_the_name_says_none(tmp_path: Path) -> None:
+    for name, rank in (("a.json", 3), ("b.json.gz", 1)):
+        save(rank_trace(5 + rank, 5, rank=rank), tmp_path / name)
+    phases = analyze(tmp_path).report.phases
+    assert list(phases) == ["rank1", "rank3"]
+    assert phases["rank3"].kinds["gemm"] == 8_000
+
+
+def test_a_zip_of_ranks_is_read_like_a_folder(tmp_path: Path) -> None:
+    folder = four(tmp_path / "r")
+    archive = tmp_path / "ranks.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in folder.iterdir():
+            out.write(path, f"traces/{path.name}")
+        out.writestr("README.txt", "notes")
+    zipped, plain = analyze(archive).report, analyze(folder).report
+    assert list(zipped.phases) == list(plain.phases)
+    assert {n: p.wall_ns for n, p in zipped.phases.items()} == {
+        n: p.wall_ns for n, p in plain.phases.items()
+    }
+
+
+def test_ranks_are_paired_with_a_baseline_by_number(tmp_path: Path) -> None:
+    dense, pruned = four(tmp_path / "d", work=20), four(tmp_path / "p")
+    (dense / "rank1.json.gz").unlink()
+    report = analyze(pruned, baseline=dense).report
+    assert list(report.phases) == ["rank0", "rank2", "rank3"]
+    assert "rank1: on one side only, left out" in report.warnings
+    ladder = report.phases["rank2"].ladder
+    assert ladder is not None
+    assert ladder.realised == pytest.approx((26 + 2) / (16 + 2))
+    with pytest.raises(PrunescopeError, match="share no phase") as error:
+        analyze(pruned, baseline=dense / "rank0.json.gz")
+    assert "all ranks on both sides" in error.value.hint
+
+
+def test_what_is_no_trace_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = four(tmp_path / "r")
+    (folder / "notes.json").write_text(json.dumps({"a": 1}))
+    (folder / "broken.json.gz").write_bytes(b"\x1f\x8b\x08")
+    report = analyze(folder).report
+    assert len(report.phases) == 4
+    assert "notes.json is no Chrome trace: left out" in report.warnings
+    assert "broken.json.gz is no Chrome trace: left out" in report.warnings
+
+
+def test_a_cut_rank_is_said_once_and_makes_the_report_partial(tmp_path: Path) -> None:
+    folder = four(tmp_path / "r")
+    path = folder / "rank0.json.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    report = analyze(folder).report
+    assert report.partial
+    assert [w for w in report.warnings if "cut off" in w] == [
+        "rank0.json.gz is cut off: analysed up to the cut"
+    ]
+
+
+def test_nothing_is_written_into_a_folder_of_traces(tmp_path: Path) -> None:
+    assert report_folder(four(tmp_path / "r")) is None
+
+
+@pytest.mark.parametrize("count", [0, 1200])
+def test_none_or_too_many(count: int, tmp_path: Path) -> None:
+    for i in range(count):
+        (tmp_path / f"rank{i}.json").write_text("[]")
+    if not count:
+        assert find_parts(tmp_path) == ({}, [])
+    with pytest.raises(PrunescopeError, match="holds no run" if not count else "more than 1024"):
+        analyze(tmp_path)
+
+
+def test_two_ranks_made_of_a_real_trace(real_trace: Callable[[str], Path], tmp_path: Path) -> None:
+    """The same step on both ranks: equal ledgers, no straggler."""
+    path = real_trace("b200_eager.json.gz")
+    for rank in (0, 1):
+        (tmp_path / f"rank{rank}.json.gz").symlink_to(path)
+    report = analyze(tmp_path).report
+    first, second = report.phases.values()
+    assert first.kinds == second.kinds
+    assert first.kinds["comm"] > 0
+    assert not any(f.id == "straggler" for f in first.findings + second.findings)
