@@ -18,6 +18,7 @@ import typer
 from analysis.evidence_commands import register_evidence
 from taxonomy.arguments import bare_json
 from taxonomy.errors import PrunescopeError
+from taxonomy.whole import clean_termination
 
 if TYPE_CHECKING:
     from analysis.report.model import Report
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["PrunescopeError", "Report", "analyze", "capture", "predict", "trace"]
-
+_FAILURES = (ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit)
 _LAZY = {"Report": "analysis.report.model", "capture": "tracer.user_capture"}
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO = (("static-m", 0.25), ("static-nk", 0.34), ("static-k-mask", 0.5))
@@ -379,20 +380,19 @@ def _demo(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (2: a user's mistake, 3: partial, 130: interrupted)."""
+    """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
     try:
-        code = app(args, prog_name="prunescope", standalone_mode=False)
-        sys.stdout.flush()
+        with clean_termination():
+            code = app(args, prog_name="prunescope", standalone_mode=False)
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains
         return 1
-    except (PrunescopeError, typer.TyperException, ModuleNotFoundError, OSError) as error:
+    except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
         from analysis.report.failure import tell_error
 
         return tell_error(error, as_json=any(a.partition("=")[0] == "--json" for a in args))
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
     return code if isinstance(code, int) else 0
 
 

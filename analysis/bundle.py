@@ -138,7 +138,9 @@ def _build(
                 f"{name} has a trace that is cut off", hint="trace the model again"
             )
         reports[name] = done.report
-        write_report(done.report, stage / "reports" / name, formats=FORMATS)
+        place = stage / "reports" / name
+        write_report(done.report, place, formats=FORMATS)
+        write_report(done.report, place, formats=("perfetto",), frames=done.frames)
     version = tool_version()
     texts = {
         "README.md": readme(reports, runs, version=version, anonymous=scrub is not None),

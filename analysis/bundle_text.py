@@ -78,8 +78,8 @@ def _contents(reports: Mapping[str, Report]) -> Iterator[str]:
     yield ""
     yield "| path | holds |"
     yield "|:--|:--|"
-    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, census, raw samples) and one trimmed Chrome trace a phase; open them in https://ui.perfetto.dev |"  # noqa: E501
-    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV beside it; data-dictionary.csv explains every column |"  # noqa: E501
+    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, census, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |"  # noqa: E501
+    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV beside it; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |"  # noqa: E501
     yield "| samples.csv | every unprofiled sample, ns |"
     yield "| environment.json | device, clocks before and after, versions |"
     yield "| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |"

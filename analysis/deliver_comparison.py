@@ -10,7 +10,6 @@ from pathlib import Path
 
 from analysis.compare import Found, compare, comparison_folder, find_runs
 from analysis.deliver import FORMATS, Delivery, deliver
-from analysis.report.comparison import COMPARISON_FORMATS, ComparisonView, write_comparison
 from analysis.report.comparison_model import Comparison, to_json
 from analysis.report.output import check_target, console_for, emit_json
 from analysis.report.write import check_formats
@@ -44,6 +43,8 @@ def deliver_comparison(
 
     Raises PrunescopeError before any writing.
     """
+    from analysis.report.comparison import COMPARISON_FORMATS, ComparisonView, write_comparison
+
     check_target(to.json)
     if options.eager_trace or options.baseline_eager_trace:
         raise PrunescopeError(

@@ -218,7 +218,7 @@ class _Splitter:
         """The events up to one of the last boundaries, which stays in the buffer."""
         found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - _WINDOW)))
         for match in reversed(found[-3:]):
-            events = self.decode(self.buffer[: match.start() + 1])
+            events = self.decode(memoryview(self.buffer)[: match.start() + 1])
             if events is not None:
                 self.buffer = self.buffer[match.end() - 1 :]
                 return events
@@ -257,9 +257,12 @@ class _Splitter:
         self.source.cut = self.source.cut or meta is None
         self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
 
-    def decode(self, text: bytes) -> list[Event] | None:
+    def decode(self, text: bytes | memoryview) -> list[Event] | None:
         """The events of `text`, or None where it is not a whole number of readable events."""
-        listed = b"[" + text.lstrip(b", \t\r\n") + b"]"
+        start = 0
+        while start < len(text) and text[start] in b", \t\r\n":
+            start += 1
+        listed = b"".join((b"[", text[start:], b"]"))  # one copy
         try:
             return self.typed(listed)
         except _UNREADABLE:

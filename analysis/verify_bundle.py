@@ -27,6 +27,7 @@ from taxonomy.errors import PrunescopeError
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
 _LARGEST = 1 << 30  # decompressed bytes of one trace
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _TEXT = (".md", ".csv", ".tex", ".html")
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
@@ -81,8 +82,10 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[list[str], dict[str, str]]:
         index = msgspec.json.decode(files.get(INDEX, b""))
         names = sorted(str(name) for name in index["runs"])
         same_tool = index["tool"] == f"prunescope {tool_version()}"
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
         return [], {INDEX: "does not say what the bundle holds"}
+    if not all(map(_FOLDER.fullmatch, names)):  # they become paths
+        return [], {INDEX: "names a run that is no plain folder name"}
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary).resolve()
         for name, data in files.items():
@@ -90,8 +93,12 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[list[str], dict[str, str]]:
                 if name.endswith(".gz") and not _fits(data):
                     failed[name] = "refused: expands to more than 1 GiB"
                     return names, failed
-                (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                (stage / name).write_bytes(data)
+                try:
+                    (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                    (stage / name).write_bytes(data)
+                except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                    failed[name] = "refused: a file and a folder of one name"
+                    return names, failed
         for name in names:
             failed |= _one(stage, name, files, texts=same_tool)
     return names, failed
@@ -108,7 +115,10 @@ def _one(stage: Path, name: str, files: Mapping[str, bytes], *, texts: bool) -> 
     except PrunescopeError as error:
         return {f"runs/{name}": f"cannot be analysed: {error.problem}"}
     skipped = frozenset() if texts else _WORDED
-    difference = _difference(json.loads(bundled), json.loads(to_json(done.report)), skipped)
+    try:
+        difference = _difference(json.loads(bundled), json.loads(to_json(done.report)), skipped)
+    except (ValueError, RecursionError, OverflowError):
+        return {f"{place}/report.json": "is no report"}
     if difference:
         return {f"{place}/report.json": f"its traces give other numbers: {difference}"}
     if not texts:

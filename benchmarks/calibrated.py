@@ -23,14 +23,13 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from taxonomy.family import family  # noqa: E402
 from tracer.calibration import Calibration, text_calibration  # noqa: E402
 from tracer.layers import decoder_layers  # noqa: E402
 from tracer.models import DEMO, load_model, load_tokenizer  # noqa: E402
 from tracer.pruners import Point, family_point, pruner  # noqa: E402
 from tracer.quality import Passage, quality, text_passage  # noqa: E402
 
-THREADS, SEEDS, TOKENS, CONTEXT = 2, (0, 1, 2), 4096, 512
+THREADS, SEEDS, TOKENS, CONTEXT = 2, (0, 1, 2), 2048, 512
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,12 @@ def page(
     seconds: float,
 ) -> str:
     """calibrated.md."""
-    titles = {case.family: family(case.family).title for case in CASES}
+    read = calibration.record["tokens"]
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return f"""# Drawn against calibrated selection, SmolLM2-135M-Instruct
 
 Perplexity on {passage.record["source"]} ({TOKENS:,} tokens of the second half, contexts of
-{CONTEXT}); dense {dense:.2f}. Calibrated on {calibration.record["tokens"]:,} tokens of the first half.
+{CONTEXT}); dense {dense:.2f}. Calibrated on {read:,} tokens of the first half.
 No weight was trained after pruning. s is the nominal sparsity, realised the share of the decoder
 layers' weights that is gone or zero (residual maps counted against it); drawn and calibrated agree
 in it to 0.002. Gain: median of the draws / calibrated.
@@ -154,11 +154,11 @@ in it to 0.002. Gain: median of the draws / calibrated.
 Calibrated by: block influence, 1 − cosine of what enters and leaves (static-m); |w|·‖x‖
 (static-k-24, static-k-mask); truncated SVD of W·C^½ (static-k-lowrank); ‖W[:, k]‖²·E[x_k²] summed
 over a head group or taken by channel (static-nk and its halves); principal directions of the
-normalised residual stream (static-nk-cross). {len(titles)} families.
+normalised residual stream (static-nk-cross).
 
 The weights are dequantised from a 4-bit file and run in bfloat16. Made by
 `python benchmarks/calibrated.py` in {seconds:.0f} s: {platform.machine()} CPU, {THREADS} threads,
-Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.
+Python {platform.python_version()}, {versions}.
 """
 
 

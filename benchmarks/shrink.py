@@ -46,6 +46,7 @@ _SMALL = {
         "rotary_dim index_head_dim mamba_d_state ssm_state_size"
     ),
     24: "qk_head_dim",
+    1: "n_groups mamba_n_groups mamba_ngroups",
     32: (
         "kv_lora_rank q_lora_rank hidden_size_per_layer_input o_lora_rank mamba_chunk_size "
         "chunk_size index_topk sliding_window attention_chunk_size local_attention"
@@ -56,6 +57,7 @@ _SMALL = {
         "unpadded_vocab_size ngram_vocab_size_base encoder_hash_byte_group_vocab"
     ),
 }  # fmt: skip
+_GIVEN = {"num_experts_per_tok": 2, "attn_layer_indices": [1]}  # where the default is None
 SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 _ENLARGED = ("mamba_d_head", "mamba_n_heads")  # both, or their product fits no width
 _HEADS = ("num_attention_heads", "n_head", "swa_num_attention_heads")
@@ -79,6 +81,7 @@ def _fields(plain: Mapping[str, Any]) -> dict[str, Any]:
         small = _small(name, value)
         if small is not None:
             fields[name] = small
+    fields |= {name: _GIVEN[name] for name in _GIVEN if name in plain and plain[name] is None}
     layers = _set_layers(plain, fields)
     _set_heads(plain, fields)
     per_layer = plain.get("per_layer_config")
@@ -141,6 +144,8 @@ def _set_layers(plain: Mapping[str, Any], fields: dict[str, Any]) -> int:
         elif isinstance(value, list) and total and len(value) == total:
             distinct = list(dict.fromkeys(value)) if _is_names(value) else value
             fields[name] = (distinct * layers)[:layers]
+        elif name == "layer_types" and value is None and "full_attn_idxs" not in plain:
+            fields[name] = ["full_attention"] * layers
     return layers
 
 

@@ -90,16 +90,37 @@ def claimed(out: Path) -> Iterator[None]:
         return
     name = hashlib.sha256(os.fsencode(out.absolute().resolve())).hexdigest()[:16]
     path = Path(tempfile.gettempdir(), f"prunescope-{_user()}-{name}.lock")
-    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = _claim(path)
+    if descriptor is None:
+        raise PrunescopeError(
+            f"another process is writing {out}", hint="wait for it, or choose another --out"
+        )
     try:
-        if not _lock(descriptor):
-            raise PrunescopeError(
-                f"another process is writing {out}", hint="wait for it, or choose another --out"
-            )
         yield
     finally:
+        path.unlink(missing_ok=True)  # before the lock goes: nobody else can hold it
         os.close(descriptor)
+
+
+def _claim(path: Path) -> int | None:
+    """A lock on the file, None where another process has it."""
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            return None
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the one before removed it between the two lines
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether what was opened is what the path names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -139,9 +160,7 @@ def _new_locked(parent: Path, prefix: str, suffix: str) -> tuple[Path, int | Non
         # Between the two lines another process may take the folder for abandoned and remove it.
         with suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDONLY)
-            if _lock(descriptor) and path.is_dir() and os.path.samestat(
-                os.fstat(descriptor), path.stat()
-            ):  # fmt: skip
+            if _lock(descriptor) and _is_still(path, descriptor):
                 return path, descriptor
             os.close(descriptor)
 

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.whole import clean_termination, partial_folder, put_in_place
-
-__all__ = ["check_out", "clean_termination", "write_whole"]
+from taxonomy.whole import partial_folder, put_in_place
 
 # What a folder that prunescope wrote may hold; anything else is the user's and stays.
 _OURS = {"dense", "pruned", "report"}

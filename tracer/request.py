@@ -28,6 +28,8 @@ _AT_LEAST = {
     "repeats": 1,
     "steps": 1,
 }
+# Dynamic families that need no text: calibrated, their estimators' own values decide.
+_BY_ATTENTION = ("dynamic-nk", "token-drop", "kv-evict")
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
 
@@ -112,10 +114,12 @@ class TraceRequest:
 
     def _check_select(self, method: str) -> None:
         if self.select == "calibrated":
-            if ":" in method or family(method).dynamics != "static":
+            by_text = ":" not in method and family(method).dynamics == "static"
+            if not by_text and method not in _BY_ATTENTION:
                 raise PrunescopeError(
                     f"--select calibrated is not available for {method}",
-                    hint="use --select random; static families of the taxonomy can be calibrated",
+                    hint="use --select random; the static families can be calibrated, and "
+                    f"{', '.join(_BY_ATTENTION)} choose by the attention of the input itself",
                 )
         elif self.text is not None:
             raise PrunescopeError(

@@ -8,16 +8,15 @@ fit in memory, else in alternating blocks.
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import PhaseRun, Run
+from taxonomy.whole import scratch_folder
 from tracer import compat
 from tracer.calibrate import newest
 from tracer.capture import profile_loops
@@ -214,8 +213,8 @@ def _profiled(
     device: torch.device,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, Any]]:
-    with tempfile.TemporaryDirectory(prefix="prunescope-") as folder:
-        raw = Path(folder) / "session.json"
+    with scratch_folder() as folder:
+        raw = folder / "session.json"
         with collector_resting():
             turns = profile_loops(
                 loops, models, steps=steps, device=device, raw=raw, advance=advance

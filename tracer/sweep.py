@@ -19,7 +19,7 @@ from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError
 from taxonomy.presets import preset_config, preset_names
 from taxonomy.shape import ModelShape
-from tracer.folder import clean_termination
+from taxonomy.whole import clean_termination
 from tracer.progress import Progress, Silent
 from tracer.sweep_config import read_configs
 from tracer.sweep_plan import Plan, Planned, SweepConfig, make_plan, read_shard, shard_of

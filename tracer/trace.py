@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import Run, read_run
-from tracer.folder import check_out, clean_termination
+from taxonomy.whole import claimed, clean_termination
+from tracer.folder import check_out
 from tracer.progress import Progress, Silent
 from tracer.request import TraceRequest
 from tracer.runs import baseline_folder, write_runs
@@ -37,21 +38,30 @@ def trace(
     """
     request.check()
     check_out(request.out, overwrite=request.overwrite)
+    with clean_termination(), claimed(request.out):
+        return _trace(request, progress or Silent(), peaks, prepared)
+
+
+def _trace(
+    request: TraceRequest,
+    progress: Progress,
+    peaks: dict[str, Any] | None,
+    prepared: Prepared | None,
+) -> Path:
     baseline = None if request.baseline is None else baseline_folder(request.baseline)
     if baseline is not None:
         _check_same_inputs(read_run(baseline), request)
-    with clean_termination():
-        # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        # torch and transformers take seconds to import: after the checks that need neither.
-        from tracer.session import capture
+    # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # torch and transformers take seconds to import: after the checks that need neither.
+    from tracer.session import capture
 
-        variants = None if prepared is None else prepared.variants
-        captures = capture(request, progress or Silent(), peaks=peaks, variants=variants)
-        for name, quality in (prepared.quality if prepared else {}).items():
-            captures[name].run.extra["quality"] = quality
-        check_out(request.out, overwrite=request.overwrite)
-        write_runs(request.out, captures, baseline)
+    variants = None if prepared is None else prepared.variants
+    captures = capture(request, progress, peaks=peaks, variants=variants)
+    for name, quality in (prepared.quality if prepared else {}).items():
+        captures[name].run.extra["quality"] = quality
+    check_out(request.out, overwrite=request.overwrite)
+    write_runs(request.out, captures, baseline)
     return request.out
 
 

@@ -7,7 +7,6 @@ warm up, the next are unprofiled samples, one is thrown away, then come the prof
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,10 +19,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import PhaseRun, Run
+from taxonomy.whole import claimed, clean_termination, scratch_folder
 from tracer import compat
 from tracer.census import census
 from tracer.chrome import PHASE, STEP, WARMUP, Turn, split
-from tracer.folder import check_out, clean_termination
+from tracer.folder import check_out
 from tracer.machine import device_info, prunescope_version, synchronize, versions
 from tracer.manifest import model_entry
 from tracer.memory import weight_bytes
@@ -54,14 +54,15 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     check_out(folder, overwrite=overwrite)
     twin = None if baseline is None else baseline_folder(Path(baseline))
     plan = _Plan(warmup=warmup, repeats=repeats, steps=steps)
-    with ExitStack() as stack:
-        steps_seen = UserCapture(model, plan, stack)
-        yield steps_seen
-    with clean_termination():
-        name = "dense" if twin is None else "pruned"
-        captured = steps_seen.finish(name, phase)
-        check_out(folder, overwrite=overwrite)
-        write_runs(folder, {name: captured}, twin)
+    with claimed(folder):
+        with ExitStack() as stack:
+            steps_seen = UserCapture(model, plan, stack)
+            yield steps_seen
+        with clean_termination():
+            name = "dense" if twin is None else "pruned"
+            captured = steps_seen.finish(name, phase)
+            check_out(folder, overwrite=overwrite)
+            write_runs(folder, {name: captured}, twin)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,8 +180,8 @@ class UserCapture:
     def _stop(self) -> None:
         if self._session is not None:
             self._session.close()
-            with tempfile.TemporaryDirectory(prefix="prunescope-") as folder:
-                raw = Path(folder) / "session.json"
+            with scratch_folder() as folder:
+                raw = folder / "session.json"
                 self._profile.export_chrome_trace(str(raw))
                 self._raw = raw.read_bytes()
 

@@ -13,6 +13,7 @@ import torch
 
 from taxonomy.errors import PrunescopeError
 from tracer.calibration import Calibration, text_calibration
+from tracer.layers import is_known, probe
 from tracer.machine import free_bytes
 from tracer.memory import weight_bytes
 from tracer.models import Loaded, load_model, load_tokenizer
@@ -85,6 +86,7 @@ def make_variants(
     variants: list[Variant] = []
     if "dense" in names:
         loaded = load_model(request.baseline_model or request.model, **options)
+        _check_runs(loaded.model, "as it is loaded")
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
     if "pruned" in names:
         if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
@@ -108,6 +110,7 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
             f"the model that {request.method} returned has no `config`",
             hint="return a model of transformers, changed as you like",
         )
+    _check_runs(applied.model, f"pruned with {request.method}")
     pruning = {
         "method": request.method,
         "sparsity": request.sparsity,
@@ -123,6 +126,13 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
         pruning=pruning,
         layer_map=applied.layer_map,
     )
+
+
+def _check_runs(model: Any, what: str) -> None:
+    """An architecture that has no entry in the table may do anything: better said before it is
+    timed."""
+    if not is_known(model):
+        probe(model, what)
 
 
 def _point(request: TraceRequest) -> Point:

@@ -170,9 +170,10 @@ def render_latex(comparison: Comparison) -> str:
     for label, keep, note in (
         ("measured", measured, table.notes[0]), ("explained", explained, table.notes[1]),
     ):  # fmt: skip
+        text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")
         lines += [
             r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{escape.latex(_TITLE)}: {label}. {escape.latex(note[0].upper() + note[1:])}.}}",
+            rf"\caption{{{text}}}",
             rf"\label{{tab:comparison-{label}}}\smallskip",
             *tabular(table, keep),
             r"\end{table*}",

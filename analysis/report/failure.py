@@ -7,27 +7,40 @@ from __future__ import annotations
 import json
 import sys
 
+import typer
+
 from analysis.report.escape import clean
 from taxonomy.errors import PrunescopeError
 
+_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, SIGTERM
 _OURS = ("analysis", "taxonomy", "tracer")
 
 
-def tell_error(error: Exception, *, as_json: bool) -> int:
+def tell_error(error: BaseException, *, as_json: bool) -> int:
     """Say what was wrong and what to do; returns the exit code.
 
     Raises the error itself where it is a bug of ours: a module of the package that is missing.
     """
+    if isinstance(error, SystemExit) and error.code != _TERMINATED:
+        raise error  # shell completion ends so
     problem, hint = (clean(part) for part in _worded(error))  # they may quote a trace: untrusted
     sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
+    if isinstance(error, SystemExit):
+        return _TERMINATED
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return _INTERRUPTED
     return error.exit_code if isinstance(error, PrunescopeError) else 2
 
 
-def _worded(error: Exception) -> tuple[str, str]:
+def _worded(error: BaseException) -> tuple[str, str]:
     if isinstance(error, PrunescopeError):
         return error.problem, error.hint
+    if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
+        return "interrupted", "nothing half-written was left: give the same command again"
+    if isinstance(error, MemoryError):
+        return "out of memory", "a trace of fewer steps, or a machine with more memory"
     if isinstance(error, ModuleNotFoundError):
         library = (error.name or "").split(".")[0]
         if library in _OURS:

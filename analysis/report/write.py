@@ -19,6 +19,9 @@ from taxonomy.whole import partial_folder, put_in_place
 FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
 
 Frames = Mapping[str, pl.DataFrame]
+# Why a folder cannot be replaced though files in it can: its parent may not be written, or it is
+# another file system, or one without hard links.
+_NO_SIBLING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP)
 
 
 def write_report(
@@ -137,7 +140,7 @@ def _fill(partial: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _may_step_aside(folder: Path) -> bool:
-    """Whether a folder is there for a report alone: nobody stands in it, and it holds only files."""
+    """Whether a folder is there for a report alone: nobody stands in it, it holds files only."""
     if not folder.exists():
         return True
     if folder.is_mount() or Path.cwd().is_relative_to(folder):
@@ -155,7 +158,7 @@ def _placed_whole(files: Mapping[str, bytes], folder: Path) -> bool:
             put_in_place(partial, folder)
             _keep_others(partial, folder)  # what came in between
     except OSError as error:
-        if folder.is_dir() and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV):
+        if folder.is_dir() and error.errno in _NO_SIBLING:
             return False
         raise
     return True
@@ -182,5 +185,8 @@ def _replace(partial: Path, folder: Path, names: list[str]) -> None:
     except BaseException:
         for name in done:
             with suppress(OSError):
-                (before / name).replace(folder / name)
+                if (before / name).exists():
+                    (before / name).replace(folder / name)
+                elif not (partial / name).exists():
+                    (folder / name).unlink()
         raise

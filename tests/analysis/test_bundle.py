@@ -77,6 +77,7 @@ def test_it_holds_what_an_artifact_needs(evidence: Path) -> None:
         "reports/my-run/report.tex", "reports/my-run/ledger.csv", "reports/my-run/ladder.csv",
         "reports/my-run/gemms.csv", "reports/my-run/data-dictionary.csv",
         "reports/my-run/ledger-prefill.svg", "reports/my-run/ladder-prefill.png",
+        "reports/my-run/trace-prefill.perfetto.json.gz",
     } <= set(files)  # fmt: skip
     assert b"my-run,pruned,prefill,0,60000" in files["samples.csv"]
     text = files["README.md"].decode()

@@ -244,7 +244,8 @@ def test_the_latex_compiles(tmp_path: Path) -> None:
     done = Comparison(tool="t", baseline=None, rows=[*rows(3), *rows(2, HOSTILE)])
     write_comparison(done, tmp_path, formats=("tex", "pdf"))
     packages = r"\usepackage{booktabs,siunitx,graphicx,array,amsmath,textcomp}"
-    page = rf"\documentclass{{article}}{packages}\begin{{document}}\input{{comparison}}\end{{document}}"
+    body = r"\begin{document}\input{comparison}\end{document}"
+    page = rf"\documentclass{{article}}{packages}{body}"
     (tmp_path / "page.tex").write_text(page)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.hostile import fields, files, manifests, words
-from tests.hostile.base import write_pair
+from tests.hostile.material import write_pair
 from tests.hostile.case import Case
 
 

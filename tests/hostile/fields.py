@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.chrome import chrome, k, module, op, step
-from tests.hostile.base import decoder
+from tests.hostile.material import decoder
 from tests.hostile.case import Case, trace_file
 
 # Written as JSON text, because some of them are no JSON.

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile.base import decoder
+from tests.hostile.material import decoder
 from tests.hostile.case import Case, plain_file
 
 _MIB = 1 << 20

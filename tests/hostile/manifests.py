@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.base import changed, places, write_pair
+from tests.hostile.material import changed, places, write_pair
 from tests.hostile.case import Case
 
 WRONG: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.base import decoder, places, write_pair
+from tests.hostile.material import decoder, places, write_pair
 from tests.hostile.case import ATTACK, Case, trace_file
 
 TEXTS = {

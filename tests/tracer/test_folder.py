@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tracer.folder import clean_termination, write_whole
+from taxonomy.whole import clean_termination
+from tracer.folder import write_whole
 
 
 def fill(folder: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_kill_leaves_nothing(
     with pytest.raises(expected):
         trace(request, KilledAt(stage, number), peaks=peaks)
     assert not (tmp_path / "out").exists()
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list((tmp_path / "temporary").glob("prunescope*")) == []  # torch leaves its own there
 
 
 def test_threads_are_recorded_and_given_back(quick: Callable[..., Path]) -> None:

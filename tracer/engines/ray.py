@@ -10,7 +10,10 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from taxonomy.errors import PrunescopeError
+from tracer.machine import num_cores
 from tracer.sweep_job import Job, Worker
 from tracer.sweep_plan import Planned
 
@@ -56,4 +59,7 @@ def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None
 
 
 def _work(job: Job) -> None:
+    if job.config.threads is None:
+        # Ray gives a task one thread; a model is timed with those it would have on its own.
+        torch.set_num_threads(num_cores())
     Worker(lambda _result: None).run(job)

@@ -1,9 +1,9 @@
 """KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
 
-`keep=recent` keeps the latest keys (a sliding window); `keep=attention` those that the last prompt
-tokens attend to most and these tokens (as SnapKV), a set for each KV head. Kept keys stand in the cache from the
-first to go to the last, so that a decode step evicts by leaving out the front. Prefill attends to
-the whole prompt; a forward of prompt and answer together would see what decode has evicted.
+`keep=recent` keeps the latest keys (a window); `keep=attention` the last prompt tokens and what
+they attend to most, for each KV head (as SnapKV). Kept keys stand in the cache from the first to go
+on, so that decode evicts by leaving out the front. Prefill attends to the whole prompt; a forward
+of prompt and answer together would see what decode has evicted.
 """
 
 from __future__ import annotations

@@ -1,0 +1,156 @@
+"""What `families --architecture` says: which families apply to which mechanism, and why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from taxonomy.architectures import describe, known_architectures, read_architecture
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import families
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 512,
+}  # fmt: skip
+LATENT = {
+    "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+    "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+}  # fmt: skip
+
+
+def about(**fields: Any) -> dict[str, Any]:
+    return describe({**LLAMA, **fields})
+
+
+def verdict(found: dict[str, Any], family: str) -> dict[str, Any]:
+    return next(one for one in found["families"] if one["id"] == family)
+
+
+def mechanisms(found: dict[str, Any]) -> list[str]:
+    return [one["id"] for one in found["mechanisms"]]
+
+
+def test_every_family_has_a_verdict_and_a_reason_where_it_is_not_yes() -> None:
+    for entry in ARCHITECTURES:
+        for model_type in entry.ids:
+            found = about(model_type=model_type)
+            assert found["known"]
+            assert {one["id"] for one in found["families"]} == {
+                one.id for one in families() if one.id != "dense"
+            }
+            for one in found["families"]:
+                assert one["applies"] in ("yes", "partly", "no")
+                assert one["why"] or (one["applies"] == "yes" and one["realised"])
+                assert one["realised"] in (True, False)
+                if one["applies"] == "no":
+                    assert not one["gemms"]
+                    assert one["realised"] is False
+    assert json.loads(json.dumps(about())) == about()
+
+
+def test_llama_takes_all_families() -> None:
+    found = about()
+    assert mechanisms(found) == ["GQA"]
+    assert all(one["applies"] == "yes" and one["realised"] for one in found["families"])
+    heads = verdict(found, "static-nk")["gemms"]
+    # q is 4 heads of 16, k and v 2 of 16: N x K
+    assert heads["qkv"] == {"axis": "N", "matrices": {"q": [64, 64], "k": [32, 64], "v": [32, 64]}}
+    assert heads["down"] == {"axis": "K", "matrices": {"down": [64, 96]}}
+    assert set(verdict(found, "dynamic-nk")["gemms"]) == {"qk", "pv"}
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"num_key_value_heads": 4}, ["MHA"]),
+        ({"num_key_value_heads": 1}, ["MQA"]),
+        ({"model_type": "mistral", "sliding_window": 16}, ["GQA", "sliding"]),
+        ({"model_type": "deepseek_v3", **LATENT}, ["MLA", "experts"]),
+        (
+            {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"] * 2},
+            ["GQA", "linear"],
+        ),
+        (
+            {"model_type": "lfm2", "layer_types": ["conv", "conv", "conv", "full_attention"]},
+            ["GQA", "convolution"],
+        ),
+        ({"model_type": "falcon_h1"}, ["GQA", "SSM"]),
+    ],
+)  # fmt: skip
+def test_mechanisms(fields: dict[str, Any], expected: list[str]) -> None:
+    assert mechanisms(about(**fields)) == expected
+
+
+def test_one_kv_head_leaves_no_group_to_cut() -> None:
+    found = about(num_key_value_heads=1)
+    assert verdict(found, "static-nk-heads")["applies"] == "no"
+    assert "one KV head" in verdict(found, "static-nk-heads")["why"]
+    assert verdict(found, "static-nk")["applies"] == "partly"
+    assert verdict(found, "static-nk-mlp")["applies"] == "yes"
+
+
+def test_latent_attention_is_low_rank_already_and_its_latents_have_no_heads() -> None:
+    found = about(model_type="deepseek_v3", **LATENT)
+    assert "two low-rank GEMMs already" in verdict(found, "static-k-lowrank")["why"]
+    cut = verdict(found, "static-nk-heads")["gemms"]["qkv"]["matrices"]
+    # 4 heads of 16 + 8 from rank 24; 4 heads of 16 + 16 from rank 16
+    assert cut == {"q_b": [96, 24], "kv_b": [128, 16]}
+
+
+def test_a_recurrent_state_has_no_heads_and_no_keys() -> None:
+    mamba = describe({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4})
+    assert mechanisms(mamba) == ["SSM"]
+    for family in ("static-nk", "static-nk-heads", "dynamic-nk", "kv-evict"):
+        assert verdict(mamba, family)["applies"] == "no"
+        assert "recurrent state" in verdict(mamba, family)["why"]
+    assert verdict(mamba, "static-m")["applies"] == "yes"
+    hybrid = about(
+        model_type="qwen3_next", layer_types=["linear_attention"] * 3 + ["full_attention"]
+    )
+    assert "in 1 of 4 layers" in verdict(hybrid, "dynamic-nk")["why"]
+    assert "heads of 1 layers" in verdict(hybrid, "static-nk-heads")["why"]
+
+
+def test_alibi_and_layer_norms_are_named() -> None:
+    falcon = about(model_type="falcon", alibi=True, multi_query=False)
+    assert "ALiBi" in verdict(falcon, "static-nk-heads")["why"]
+    assert verdict(falcon, "static-nk-mlp")["applies"] == "yes"
+    assert "mean" in verdict(about(model_type="gpt2"), "static-nk-cross")["why"]
+
+
+def test_fused_matrices_are_shown_as_they_are_stored() -> None:
+    matrices = about(model_type="phi3")["matrices"]
+    assert matrices == {"qkv": [128, 64], "o": [64, 64], "gate_up": [192, 64], "down": [64, 96]}
+
+
+def test_an_unknown_architecture_is_tried_not_refused() -> None:
+    found = about(model_type="something-new")
+    assert not found["known"]
+    assert verdict(found, "static-nk")["realised"] is None
+    assert "masked" in verdict(found, "static-nk")["why"]
+
+
+def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA), encoding="utf-8")
+    assert read_architecture(str(tmp_path)) == about()
+    assert read_architecture(str(tmp_path / "config.json")) == about()
+    assert mechanisms(read_architecture("GPT-OSS-20b")) == ["GQA", "sliding", "sinks", "experts"]
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    for name, reason in (
+        (str(tmp_path / "bad.json"), "no JSON"),
+        (str(tmp_path / "absent.json"), "no file"),
+        ("qwen3_next", "model type"),
+    ):
+        with pytest.raises(PrunescopeError, match=reason):
+            read_architecture(name)
+    with pytest.raises(PrunescopeError, match="lacks"):
+        describe({"model_type": "llama", "hidden_size": 64})
+
+
+def test_the_table_has_one_entry_a_model_type() -> None:
+    assert sum(len(one["ids"]) for one in known_architectures()) == len(BY_ID)
