@@ -9,6 +9,7 @@ Out: a table, a row a model type. It says what runs, not how fast: the sizes are
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import select
@@ -107,7 +108,10 @@ def work() -> None:
 
     # All of our own code now, so that one version of it makes the whole table.
     importlib.import_module("analysis.pipeline")
-    importlib.import_module("tracer.session")
+    for module in ("tracer.session", "transformers.models.llama", "transformers.cache_utils"):
+        importlib.import_module(module)
+    # Before each timed loop the tracer collects garbage; the libraries are none.
+    gc.freeze()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     for line in sys.stdin:

@@ -62,6 +62,9 @@ class SweepFolder:
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         identity = plan.config.identity()
         with self._locked():
+            for name in ("plan.json", "sweep.json"):  # what a kill in the middle of writing left
+                for partial in self.path.glob(f".{name}.*.tmp"):
+                    partial.unlink()
             before = read_json(self.path / "plan.json") or {"config": identity, "results": []}
             _check_same(before["config"], identity, self.path)
             planned = {r["id"]: r for r in before["results"]}

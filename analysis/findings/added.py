@@ -141,10 +141,13 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
         _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
     )
     fused = all(_fused(k.frame) for k in (c.dense, c.pruned))
+    blocks = "dynamic-nk" in (c.phase.family.id if c.phase.family else "")
     found: dict[str, list[_Entry]] = {}
     for row in new.iter_rows(named=True):
         entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)
         purpose = next((p for p, fits in _TESTS if fits(entry, fused)), None)
+        if blocks and purpose is _ROUTING:  # what routes blocks of attention is its estimator
+            purpose = _ESTIMATOR
         if purpose is not None:
             found.setdefault(purpose.id, []).append(entry)
     return found

@@ -14,6 +14,7 @@ from analysis.report.model import Finding
 
 _TOKENS = ("dynamic-m", "token-drop")
 _LAYERS = ("static-m", "dynamic-depth")
+_ALL = 0.999  # a share from which on everything was active
 _ROUTED = ("q", "o", "gate", "up", "gate_up", "down")
 
 
@@ -72,7 +73,9 @@ def _break_even(c: Context) -> str:
 def masked_tokens(c: Context) -> Finding | None:
     """Tokens are masked, not removed: M is what it was."""
     counted = _counts(c, ("rows", "tokens"))
-    if not _is(c, _TOKENS) and counted is None:
+    # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
+    told = counted is None and _is(c, _TOKENS) and c.name != "decode"
+    if not told and (counted is None or counted > _ALL):
         return None
     routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
     if not routed or not all(_as_before(p) for p in routed):
@@ -101,6 +104,8 @@ def skipped_executed(c: Context) -> Finding | None:
     if zeroed:
         lines = [f"output weights of layers {', '.join(map(str, zeroed[:8]))} are all zero"]
     elif counted is not None:
+        if counted > _ALL:
+            return None
         lines = [f"the run counts {counted:.0%} of its layers active"]
     elif _is(c, _LAYERS, by_name=True) and s:
         lines = [f"the run's method is {_method(c)} at s = {s:g}"]
@@ -147,8 +152,8 @@ def _first_m(pairs: list[Pair]) -> str:
 
 
 def _counts(c: Context, units: tuple[str, ...]) -> float | None:
-    """The share that the run's modules counted active in this phase, below 1; None where they
-    counted nothing of the kind."""
+    """The share that the run's modules counted active in this phase; None where they counted
+    nothing of the kind."""
     census = (c.side.run.census if c.side.run else None) or {}
     of_phase = (census.get("dynamic") or {}).get(c.name) or {}
     active = total = 0.0
@@ -156,8 +161,7 @@ def _counts(c: Context, units: tuple[str, ...]) -> float | None:
         if isinstance(stats, dict) and stats.get("unit") in units:
             active += sum(stats.get("active") or [])
             total += sum(stats.get("total") or [])
-    share = active / total if total else None
-    return share if share is not None and share < 0.999 else None
+    return active / total if total else None
 
 
 def _zeroed_layers(c: Context) -> list[int]:

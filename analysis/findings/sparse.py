@@ -13,11 +13,14 @@ import polars as pl
 from analysis.findings.context import Context, ms
 from analysis.frame import Kernels
 from analysis.report.model import Finding
+from taxonomy.roles import GROUPS
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
     re.IGNORECASE,
 )
+# Where a matrix is a weight: attention and routers multiply activations too.
+_WEIGHTS = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out")
 _MASKING = ("elementwise", "gather_scatter", "layout", "quantise", "unknown")
 
 
@@ -82,9 +85,9 @@ def decompressed(c: Context) -> Finding | None:
 
 
 def _weights_remade(kernels: Kernels) -> pl.DataFrame:
-    """Rows (role, work, busy) that decompress by name, or write a tensor as large as the weight of
-    the GEMM in the same layer and role. `work`: the op, else the kernel."""
-    weights: dict[tuple[int | None, str], set[int]] = {}
+    """Rows (role, work, busy) that decompress by name, or whose largest input has the shape of the
+    weight of the GEMM in the same layer and role. `work`: the op, else the kernel."""
+    weights: dict[tuple[int | None, str], set[tuple[int, ...]]] = {}
     frame = kernels.frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
     matmul = frame.filter(
         (pl.col("class") == "matmul") & pl.col("main") & pl.col("call").is_not_null()
@@ -92,14 +95,15 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     for layer, role, call in matmul.select("layer", "role", "call").unique().iter_rows():
         work = kernels.works[call]
         for gemm in work.gemms if work is not None else ():
-            weights.setdefault((layer, role), set()).add(gemm.n * gemm.k)
-    other = frame.filter(pl.col("kind").is_in(_MASKING) & (pl.col("busy") > 0))
+            weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
+    in_weights = pl.col("role").is_in(_WEIGHTS) & pl.col("kind").is_in(_MASKING)
+    other = frame.filter(in_weights & (pl.col("busy") > 0))
     keys = other.select("layer", "role", "call", "work").unique()
     hits = [
         row
         for row in keys.iter_rows(named=True)
         if _DECOMPRESS.search(row["work"])
-        or _largest(kernels, row["call"]) in weights.get((row["layer"], row["role"]), ())
+        or _matrix(kernels, row["call"]) in weights.get((row["layer"], row["role"]), ())
     ]
     if not hits:
         return other.select("role", "work", "busy").clear()
@@ -108,10 +112,9 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     return found.select("role", "work", "busy")
 
 
-def _largest(kernels: Kernels, call: int | None) -> int | None:
-    """Elements of the largest two-dimensional input of a call; None where none is known."""
-    if call is None:
-        return None
-    shapes = [s for s in kernels.calls[call].shapes if isinstance(s, tuple) and len(s) == 2]
-    flat = [s for s in shapes if all(isinstance(n, int) and n > 1 for n in s)]
-    return max((math.prod(s) for s in flat), default=None)
+def _matrix(kernels: Kernels, call: int | None) -> tuple[int, ...] | None:
+    """The largest two-dimensional input of a call; None where none is known."""
+    shapes = [] if call is None else kernels.calls[call].shapes
+    flat = [s for s in shapes if isinstance(s, tuple) and len(s) == 2]
+    known = [s for s in flat if all(isinstance(n, int) and n > 1 for n in s)]
+    return max(known, key=math.prod, default=None)

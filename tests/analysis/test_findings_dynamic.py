@@ -101,6 +101,12 @@ def test_tokens_that_were_removed_or_never_meant_to_be(
     assert "masked-tokens" not in ids(one)
 
 
+def test_a_decode_step_keeps_its_rows_whatever_became_of_the_prompt(tmp_path: Path) -> None:
+    one = pair(tmp_path, routed(1, 50), routed(1, 50), phase="decode",
+               pruned_run=method("token-drop"))  # fmt: skip
+    assert "masked-tokens" not in ids(one)
+
+
 def zeroed(*zero_layers: int) -> dict[str, Any]:
     matrices = [
         {"name": f"model.layers.{i}.mlp.down_proj", "layer": i, "role": "down", "shape": [N, K],
@@ -128,6 +134,9 @@ def test_layers_that_were_left_out(tmp_path: Path) -> None:
     kept = layers(*((f"mlp.{p}_proj", mm()) for p in ("gate", "up", "down")), count=1)
     one = pair(tmp_path, routed(M, 100), kept, pruned_run={**method("static-m"), "layer_map": [0]})
     assert "skipped-layers-executed" not in ids(one)
+    drawn = {**method("dynamic-depth"), **counts("layers", 4, 4)}  # every layer was drawn to run
+    all_ran = pair(tmp_path / "c", routed(M, 100), routed(M, 100), pruned_run=drawn)
+    assert "skipped-layers-executed" not in ids(all_ran)
     same = pair(tmp_path / "b", routed(M, 100), routed(M, 100), pruned_run=method("static-k-mask"))
     assert "skipped-layers-executed" not in ids(same)
 

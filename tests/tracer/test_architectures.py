@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from taxonomy.architecture_table import ARCHITECTURES
+from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate, matrix_role
 from tests.tracer.tiny_models import TINY, tiny_model
@@ -324,3 +325,19 @@ def test_an_architecture_without_an_entry_is_checked_as_it_is_pruned() -> None:
     kept = apply("static-nk", exaone, 0.5).record["kept"]
     assert [len(heads) for heads in kept["kv_heads"]] == [2, 2]
     assert kept["intermediate"] == [48, 48]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_what_families_architecture_says_is_so(name: str) -> None:
+    """A family that is said to be realised prunes the model and runs; a static one that is said
+    not to be ends in a sentence."""
+    model = dense(name)
+    for one in describe(model.config.to_dict())["families"]:
+        knobs = {"after": 1} if one["id"] == "token-drop" else {}
+        if one["realised"]:
+            steps, _ = decoded(apply(one["id"], model, 0.5, **knobs).model)
+            assert bool(steps.isfinite().all()), one["id"]
+        elif one["id"].startswith("static"):
+            with pytest.raises(PrunescopeError):
+                apply(one["id"], model, 0.5)
