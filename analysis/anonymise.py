@@ -70,6 +70,7 @@ class Scrubber:
         self.names = frozenset(names)
         self._known: dict[str, str] = {}
         self._parts: dict[str, str] = {}
+        self._inputs: dict[tuple[str, bytes], Any] = {}
 
     def text(self, text: str) -> str:
         """The text with everything suspicious replaced."""
@@ -102,6 +103,11 @@ class Scrubber:
 
     def inputs(self, kind: str, raw: bytes) -> Any:
         """Shapes as numbers; dtypes and values where they look like ones."""
+        if (kind, raw) not in self._inputs:
+            self._inputs[kind, raw] = self._plain_inputs(kind, raw)
+        return self._inputs[kind, raw]
+
+    def _plain_inputs(self, kind: str, raw: bytes) -> Any:
         try:
             plain = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

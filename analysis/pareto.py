@@ -234,7 +234,9 @@ def _simulated(run: Run) -> str | None:
     pruning = run.pruning or {}
     if pruning.get("backend") == "masked":
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
-    if (run.census or {}).get("dynamic") and pruning.get("selection") == "random":
+    # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
+    ruled = (pruning.get("knobs") or {}).get("keep") == "recent"
+    if (run.census or {}).get("dynamic") and pruning.get("selection") == "random" and not ruled:
         return "decisions drawn at random, at the full cost of making them"
     return None
 

@@ -80,24 +80,45 @@ def _depth_claim(name: str, phase: ParetoPhase) -> Iterator[str]:
         bound = [p.memory_bound for p in points if p.memory_bound is not None]
         if not bound or median(bound) < _MOSTLY:
             continue
-        shares: dict[str, list[float]] = {}
-        for point in points:
-            share = point.shares.get("roofline")
-            if share is not None:
-                shares.setdefault(point.family, []).append(share)
-        if DEPTH not in shares or len(shares) < 2:
+        reached = _shares(points)
+        if DEPTH not in reached or len(reached) < 2:
             continue
-        reached = {family: median(values) for family, values in shares.items()}
-        ranked = sorted(reached, key=lambda family: abs(1 - reached[family]))
-        place = ranked.index(DEPTH) + 1
-        verdict = "holds here" if place == 1 else f"does not hold here ({DEPTH} is number {place})"
-        words = ", ".join(f"{f} {percent(reached[f], decimals=0)}" for f in ranked)
+        ranked = sorted(reached, key=lambda family: abs(1 - reached[family][1]))
+        verdict = _verdict(reached, ranked)
+        words = ", ".join(f"{f} {percent(reached[f][1], decimals=0)}" for f in ranked)
         yield (
             f"Claim “static depth stays closest to its bound where memory-bound”: {name}, batch"
             f" {cell.batch}, {cell.prompt_len} tokens is memory-bound in"
             f" {percent(median(bound), decimals=0)} of dense busy time; {verdict}. Median share of"
             f" the roofline bound reached, closest to 100 % first: {words}."
         )
+
+
+def _shares(points: list[Point]) -> dict[str, tuple[float, float, float]]:
+    """By family, (low, middle, high) of realised / roofline bound: medians over its points."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for point in points:
+        bound = point.bounds.get("roofline")
+        if bound and point.realised_ci95 is not None:
+            low, high = point.realised_ci95
+            found.setdefault(point.family, []).append(
+                (low / bound, point.realised / bound, high / bound)
+            )
+    return {
+        family: (median(s[0] for s in own), median(s[1] for s in own), median(s[2] for s in own))
+        for family, own in found.items()
+    }
+
+
+def _verdict(reached: dict[str, tuple[float, float, float]], ranked: list[str]) -> str:
+    """Where static depth stands, and which families its interval cannot be told apart from."""
+    place = ranked.index(DEPTH) + 1
+    low, _, high = reached[DEPTH]
+    tied = [f for f in ranked if f != DEPTH and reached[f][0] <= high and reached[f][2] >= low]
+    within = f", within noise of {', '.join(tied)}" if tied else ""
+    if place == 1:
+        return f"{'holds here by the medians' if tied else 'holds here'}{within}"
+    return f"does not hold here ({DEPTH} is number {place}{within})"
 
 
 def _order_claim(phase: ParetoPhase) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Every causal language model of transformers, tiny: which trace and analyse, dense and pruned.
 
-    python benchmarks/architectures.py [--only NAME ...] [--budget SECONDS] [--out FILE.md]
+    python benchmarks/architectures.py [--only NAME ...] [--budget SECONDS] [--rows FILE.jsonl]
 
 One process runs them in turn and is replaced where a model takes too long or kills it. In: nothing.
 Out: a table, a row a model type. It says what runs, not how fast: the sizes are toys.
@@ -37,6 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--budget", type=float, default=7200, metavar="SECONDS")
+    parser.add_argument("--rows", type=Path, metavar="FILE.jsonl",
+                        help="keep rows here, and do not run again what it has")  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "architectures.md")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -45,8 +47,9 @@ def main() -> None:
         return
     names = options.only or all_names()
     deadline = time.monotonic() + options.budget
-    rows = run_all(names, deadline)
-    text = table(rows, skipped=names[len(rows) :])
+    rows = run_all(names, deadline, kept=options.rows)
+    done = {row["name"] for row in rows}
+    text = table(rows, skipped=[name for name in names if name not in done])
     if options.only:
         sys.stdout.write(text)
     else:
@@ -61,12 +64,17 @@ def all_names() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def run_all(names: list[str], deadline: float) -> list[dict[str, Any]]:
-    """A row for each name, as far as the time goes."""
+def run_all(names: list[str], deadline: float, *, kept: Path | None) -> list[dict[str, Any]]:
+    """A row for each name, as far as the time goes; those in the file `kept` are taken from it."""
+    old = kept.read_text(encoding="utf-8").splitlines() if kept and kept.exists() else []
+    known = {row["name"]: row for row in map(json.loads, old)}
     rows: list[dict[str, Any]] = []
     worker: subprocess.Popen[str] | None = None
     for number, name in enumerate(names, 1):
         left = deadline - time.monotonic()
+        if name in known:
+            rows.append(known[name])
+            continue
         if left <= 0:
             break
         if worker is None or worker.poll() is not None:
@@ -77,6 +85,9 @@ def run_all(names: list[str], deadline: float) -> list[dict[str, Any]]:
             )  # fmt: skip
         row = ask(worker, name, seconds=min(SECONDS_EACH, left))
         rows.append(row)
+        if kept:
+            with kept.open("a", encoding="utf-8") as lines:
+                lines.write(f"{json.dumps(row)}\n")
         sys.stderr.write(f"{number}/{len(names)} {name}: {row.get('dense')}\n")
     if worker is not None:
         worker.kill()

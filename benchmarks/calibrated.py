@@ -125,8 +125,10 @@ def numbers(model: Any) -> int:
 
 
 def number(value: float) -> str:
-    """Three digits or more."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    """Three digits, or two and a power of ten from a million on."""
+    if value >= 1e6:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def page(

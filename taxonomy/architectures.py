@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taxonomy.architecture_table import ARCHITECTURES, BY_ID, Architecture
-from taxonomy.config_names import language_part
+from taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from taxonomy.architecture_traits import Traits, read_traits
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.family import Family, families
 from taxonomy.presets import preset_config, preset_names
@@ -23,26 +22,6 @@ from taxonomy.shape import ModelShape
 YES, PARTLY, NO = "yes", "partly", "no"
 _MAX_BYTES = 1 << 24
 _STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
-_WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
-_MIXER_NAMES = {
-    "linear_attention": "linear attention or state space", "mamba": "state space",
-    "conv": "short convolution", "recurrent": "recurrence",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traits:
-    """What decides: the mechanisms of a model. `shape` is None where no layer has attention."""
-
-    model_type: str
-    entry: Architecture | None
-    shape: ModelShape | None
-    layers: int
-    mixer: str  # what mixes tokens beside or in place of attention, or ""
-    mixer_layers: int
-    beside: bool  # the mixer stands beside attention, in every layer
-    alibi: bool
-    scaled: bool  # what a sublayer puts out is scaled before it is added
 
 
 def known_architectures() -> list[dict[str, Any]]:
@@ -91,37 +70,6 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         "matrices": {role: list(size) for role, size in _matrices(traits).items()},
         "families": [_verdict(one, traits) for one in families() if one.id != "dense"],
     }
-
-
-def read_traits(config: Mapping[str, Any]) -> Traits:
-    """The mechanisms of a config. Raises PrunescopeError that lists what is missing."""
-    cfg = language_part(config)
-    model_type = str(cfg.get("model_type", ""))
-    entry = BY_ID.get(model_type)
-    mixer = entry.mixer if entry else ""
-    try:
-        shape = ModelShape.from_config(config)
-    except PrunescopeError:
-        if not mixer or cfg.get("num_attention_heads") is not None:
-            raise
-        shape = None
-    layers = shape.layers if shape else int(cfg.get("num_hidden_layers") or cfg.get("n_layer") or 0)
-    own = [k for k in cfg.get("layer_types") or () if k not in _WINDOW_TYPES]
-    if not mixer and own:
-        mixer = _MIXER_NAMES.get(own[0], "another mixer")
-    other = shape.other_layers if shape else layers
-    beside = bool(mixer) and not own and not other
-    return Traits(
-        model_type=model_type,
-        entry=entry,
-        shape=shape,
-        layers=layers,
-        mixer=mixer if (beside or other) else "",
-        mixer_layers=layers if beside else other,
-        beside=beside,
-        alibi=bool(cfg.get("alibi")),
-        scaled=cfg.get("residual_multiplier", 1) not in (1, None),
-    )
 
 
 def _mechanisms(traits: Traits) -> list[dict[str, Any]]:
@@ -295,7 +243,7 @@ def _no_stream(traits: Traits) -> str:
         return "experts read and write the stream too"
     if entry is not None and entry.parallel:
         return "attention and MLP read one norm in parallel"
-    return "sublayers are scaled before they are added" if traits.scaled else ""
+    return ""
 
 
 def _no_parts(one: Family, traits: Traits) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.run_schema import MAX_LAYERS
 
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
@@ -76,6 +77,11 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
             hint="give the config.json of a decoder with attention (state-space models have none)",
         )
     known = {field: value for field, value in size.items() if value is not None}
+    if known["layers"] > MAX_LAYERS:
+        raise PrunescopeError(
+            f"the config names {known['layers']} layers, and no model has more than {MAX_LAYERS}",
+            hint="check num_hidden_layers in its config.json",
+        )
     fields: dict[str, Any] = {"model_type": kind, **known}
     fields |= _heads(cfg, kind, known)
     fields |= _switches(cfg, kind)
@@ -116,13 +122,19 @@ def _size(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     return None
 
 
+def _count(cfg: Mapping[str, Any], name: str) -> int | None:
+    """A size that may be 0."""
+    return 0 if cfg.get(name) == 0 else _size(cfg, (name,))
+
+
 def _intermediate(cfg: Mapping[str, Any], kind: str) -> int | None:
     found = _size(cfg, _MLP)
     hidden = _size(cfg, _HIDDEN)
     if found is not None or hidden is None:
         return found
-    if isinstance(cfg.get("expansion_ratio"), int):
-        return int(cfg["expansion_ratio"]) * hidden
+    ratio = _size(cfg, ("expansion_ratio",))
+    if ratio is not None:
+        return ratio * hidden
     if kind in _FOUR_TIMES or "n_embd" in cfg:
         return 4 * hidden
     return _size(cfg, ("moe_intermediate_size",))
@@ -215,14 +227,14 @@ def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[s
         return {}
     layers = known["layers"]
     width = _size(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
-    dense = int(cfg.get("first_k_dense_replace") or 0)
-    step = int(cfg.get("decoder_sparse_step") or cfg.get("interleave_moe_layer_step") or 1)
+    dense = _count(cfg, "first_k_dense_replace") or 0
+    step = _count(cfg, "decoder_sparse_step") or _count(cfg, "interleave_moe_layer_step") or 1
     only = cfg.get("mlp_only_layers")
-    plain = set(only) if isinstance(only, list) else set()
+    plain = [i for i in only if isinstance(i, int)] if isinstance(only, list) else []
     moe = sum((i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers))
     shared = _size(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
-    if not shared and isinstance(cfg.get("n_shared_experts"), int):
-        shared = int(cfg["n_shared_experts"]) * width
+    if not shared:
+        shared = (_count(cfg, "n_shared_experts") or 0) * width
     return {
         "experts": experts,
         "experts_per_token": min(_size(cfg, _TOP_K) or 1, experts),

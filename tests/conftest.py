@@ -27,3 +27,8 @@ def real_trace() -> Callable[[str], Path]:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept between runs goes to a folder of the tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Golden numbers are written anew on request only."""
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden/expected")

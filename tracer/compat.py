@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from taxonomy.errors import PrunescopeError
 
@@ -67,7 +67,29 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
 def new_cache(model: torch.nn.Module) -> Any:
     """An empty cache with the layers that the model's config asks for, as far as they are used:
     `cache_layers` of a pruned model names those that are (`tracer.layers.renumber_cache`)."""
-    cache: Any = DynamicCache(config=model.config)
+    return _used_layers(model, DynamicCache(config=model.config))
+
+
+def new_static_cache(model: torch.nn.Module, length: int) -> Any:
+    """An empty cache with room for `length` tokens, whose tensors stay where they are.
+
+    Raises PrunescopeError where a layer of the model has no such cache.
+    """
+    config: Any = model.config
+    cache = _used_layers(model, StaticCache(config=config, max_cache_len=length))
+    if not all(getattr(layer, "is_compileable", False) for layer in cache.layers):
+        raise PrunescopeError(
+            f"{type(model).__name__} has layers without a static cache", hint="use --mode eager"
+        )
+    return cache
+
+
+def tokens_in(cache: Any) -> int:
+    """Tokens that a cache holds."""
+    return int(cache.get_seq_length()) if cache.layers else 0
+
+
+def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
     used = getattr(model, "cache_layers", None)
     if isinstance(used, list):
         cache.layers = [cache.layers[i] for i in used if i < len(cache.layers)]

@@ -50,7 +50,7 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
         # Decode token i of T sees prompt + i + 1 keys; the mean over the T tokens.
         context=round(prompt + (steps + 1) / 2) if in_decode else prompt,
         logits=logits,
-        cache="dynamic",
+        cache="dynamic" if request.mode == "eager" else "static",
         attention=attention,
         mode=request.mode,
         steps=steps if in_decode else request.steps,

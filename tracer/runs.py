@@ -19,10 +19,14 @@ from tracer.folder import write_whole
 
 @dataclass(kw_only=True)
 class Capture:
-    """What one variant gave: its manifest without hashes, and a Chrome trace a phase."""
+    """What one variant gave: its manifest without hashes, and a Chrome trace a phase.
+
+    `eager`: in the modes compile and graph, the eager pass of the same step.
+    """
 
     run: Run
     traces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    eager: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def write_runs(out: Path, captures: Mapping[str, Capture], baseline: Path | None) -> None:
@@ -55,6 +59,9 @@ def _fill(folder: Path, out: Path, captures: Mapping[str, Capture], baseline: Pa
             entry = captured.run.phases[phase]
             entry.trace = f"{phase}.trace.json.gz"
             entry.sha256 = write_trace(chrome, run_folder / entry.trace)
+            if phase in captured.eager:
+                entry.eager_trace = f"{phase}.eager.trace.json.gz"
+                write_trace(captured.eager[phase], run_folder / entry.eager_trace)
         if name == "pruned" and "dense" in captures:
             captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
         elif name == "pruned" and baseline is not None:

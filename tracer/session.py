@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from taxonomy.errors import PrunescopeError
 from taxonomy.run import PhaseRun, Run
 from taxonomy.whole import scratch_folder
 from tracer import compat
@@ -24,6 +23,7 @@ from tracer.census import census, dynamic_stats
 from tracer.chrome import split
 from tracer.clocks import read_clocks
 from tracer.conditions import memory_explained, thread_count, timing_note
+from tracer.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
 from tracer.machine import (
     device_info,
     load_average,
@@ -58,7 +58,7 @@ def capture(
     `variants`: those that `make_variants` gave for this request, where they are run again.
     """
     device = pick_device(request.device)
-    _check_mode(request, device)
+    check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
         load_before = load_average()
@@ -180,7 +180,11 @@ class _Session:
         steps = self.captures[variants[0].name].run.phases[phase].steps
         self.progress.stage(f"profile {phase}", steps + 1)
         advance = _Pass(models, self.progress).advance
-        traces = _profiled(loops, models, steps=steps, device=self.device, advance=advance)
+        recorded = self.request.mode != "eager"
+        hooked = [] if recorded else models
+        traces = _profiled(loops, hooked, steps=steps, device=self.device, advance=advance)
+        if recorded:
+            self._profile_eagerly(phase, variants)
         for variant in variants:
             captured = self.captures[variant.name]
             captured.traces[phase] = traces[variant.name]
@@ -188,6 +192,17 @@ class _Session:
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
                 captured.run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
+
+    def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
+        """One step of the same loops with hooks and nothing recorded: it names the kernels."""
+        loops = _loops(self.request, phase, variants, self.device, plainly)
+        models = [v.model for v in variants]
+        self.progress.stage(f"profile {phase}, eager", 2)
+        traces = _profiled(
+            loops, models, steps=1, device=self.device, advance=self.progress.advance
+        )
+        for variant in variants:
+            self.captures[variant.name].eager[phase] = traces[variant.name]
 
 
 class _Pass:
@@ -256,32 +271,24 @@ def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
 
 
 def _loops(
-    request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
+    request: TraceRequest,
+    phase: str,
+    variants: list[Variant],
+    device: torch.device,
+    record: Record | None = None,
 ) -> dict[str, Loop]:
     vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     ids = token_ids(vocabulary, batch=request.batch, length=length, seed=request.seed).to(device)
     loops: dict[str, Loop] = {}
     for variant in variants:
-        if phase == "prefill":
+        if request.mode != "eager":
+            how = record or RECORDERS[request.mode]
+            loops[variant.name] = static_loop(variant.model, ids, request, phase, how)
+        elif phase == "prefill":
             loops[variant.name] = PrefillLoop(variant.model, ids, logits=request.logits)
         else:
             loops[variant.name] = DecodeLoop(
                 variant.model, ids, prompt_len=request.prompt_len, logits=request.logits
             )
     return loops
-
-
-def _check_mode(request: TraceRequest, device: torch.device) -> None:
-    if request.mode == "eager":
-        return
-    if device.type == "cpu":
-        raise PrunescopeError(
-            f"--mode {request.mode} on the CPU gives a trace without kernels: compiled code runs "
-            "inside one op that the profiler cannot look into",
-            hint="use --mode eager, or a GPU",
-        )
-    raise PrunescopeError(
-        f"--mode {request.mode} cannot be captured yet",
-        hint="use --mode eager; `analyze --eager-trace` reads graph replays of your own",
-    )

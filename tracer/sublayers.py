@@ -198,12 +198,18 @@ def _served(layer: nn.Module, path: str, leaving: list[str], calls: _Calls) -> l
     if not leaving:
         return []
     kinds = roots(layer, path)
-    staying = [p for kind in KINDS for p in kinds[kind] if p not in leaving]
+    modules = dict(layer.named_modules(prefix=path))
+    staying = [
+        p
+        for kind in KINDS
+        for p in kinds[kind]
+        if p not in leaving and not isinstance(modules[p], Removed)
+    ]
     taken = {address for p in leaving for address in calls.taken.get(p, ())}
     given = {address for p in leaving for address in calls.given.get(p, ())}
     needed = {address for p in staying for address in calls.taken.get(p, ())}
     served = []
-    for name, module in layer.named_modules(prefix=path):
+    for name, module in modules.items():
         if not is_norm(module) or any(name.startswith(f"{p}.") for p in (*leaving, *staying)):
             continue
         out, into = set(calls.given.get(name, ())), set(calls.taken.get(name, ()))

@@ -214,6 +214,14 @@ def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
     assert "not so up to the largest s measured: dynamic-m" in lines
 
 
+def test_a_claim_within_noise_is_said_to_be() -> None:
+    """Shares .99 and .98 of one bound, ±2 %: the first place means nothing."""
+    memory = {"memory_bound": 0.9}
+    decode = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.18, 0.5, **memory)]
+    lines = "\n".join(whole([point("static-m", 1.1, 0.03)], decode).summary)
+    assert "holds here by the medians, within noise of static-nk" in lines
+
+
 def test_nothing_faster_is_said_so() -> None:
     lines = "\n".join(whole([point("static-m", 0.9, 0.1)]).summary)
     assert "no point is faster than dense beyond noise" in lines

@@ -1,0 +1,112 @@
+"""The golden runs of traces/: what analyze says of them does not change unnoticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.report.model import Phase
+from taxonomy.run import read_run
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = Path(__file__).parent / "expected"
+PAIRS = {
+    "tiny-static-m": ("static-m", {"none", "gone"}),
+    "tiny-static-nk": ("static-nk", {"none", "N", "K", "heads"}),
+    "tiny-static-k-mask": ("static-k-mask", {"none"}),
+}
+
+
+def numbers(phase: Phase) -> dict[str, Any]:
+    """What is compared: walls, sums by kind and role, the GEMM table and the ledger."""
+    assert phase.ledger is not None
+    assert phase.ladder is not None
+    return {
+        "wall_ns": phase.wall_ns,
+        "busy_ns": phase.busy_ns,
+        "gap_ns": phase.gap_ns,
+        "tail_ns": phase.tail_ns,
+        "kinds": phase.kinds,
+        "roles": phase.roles,
+        "ledger": {row.row: row.ns for row in phase.ledger},
+        "flop_speedup": phase.ladder.flop,
+        "gemms": [
+            [g.role, g.group, g.op, g.batch, g.m, g.n, g.k, g.dense_m, g.dense_n, g.dense_k, g.axis,
+             g.count, g.busy_ns]
+            for g in phase.gemms
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_golden(name: str, pytestconfig: pytest.Config) -> None:
+    report = analyze(ROOT / "traces" / name).report
+    family, axes = PAIRS[name]
+    seen = {}
+    for phase_name, phase in report.phases.items():
+        assert phase.wall_ns == pytest.approx(
+            phase.busy_ns + phase.gap_ns + phase.tail_ns, abs=1e-3
+        )
+        assert phase.family is not None
+        assert phase.family.id == family
+        assert {g.axis for g in phase.gemms} == axes
+        assert phase.coverage["kind"] >= 0.95
+        seen[phase_name] = numbers(phase)
+    path = EXPECTED / f"{name}.json"
+    if pytestconfig.getoption("--update-golden"):
+        path.write_text(json.dumps(seen, indent=1) + "\n")
+    want = json.loads(path.read_text())
+    assert list(seen) == list(want)
+    for phase_name, found in json.loads(json.dumps(seen)).items():
+        for key, value in want[phase_name].items():
+            if isinstance(value, dict):
+                assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-3), (phase_name, key)
+            elif isinstance(value, list):
+                assert len(found[key]) == len(value), (phase_name, key)
+                for got, row in zip(found[key], value, strict=True):
+                    assert got[:-1] == row[:-1]
+                    assert got[-1] == pytest.approx(row[-1], rel=1e-9, abs=1e-3)
+            else:
+                assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-3), (phase_name, key)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("variant", ["dense", "pruned"])
+def test_golden_runs_stay_small_and_say_where_they_come_from(name: str, variant: str) -> None:
+    folder = ROOT / "traces" / name / variant
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 300_000
+    run = read_run(folder)
+    assert run.argv[0] == "trace"
+    assert name in (ROOT / "traces" / "README.md").read_text()
+
+
+def test_a_mask_removes_nothing() -> None:
+    """The verdict says that zeros are in dense tensors and that nothing was removed."""
+    report = analyze(ROOT / "traces" / "tiny-static-k-mask").report
+    for phase in report.phases.values():
+        text = " ".join(f.text for f in phase.findings if f.id == "zeros-in-dense")
+        assert "zeros are in dense tensors" in text
+        assert "nothing was removed" in text
+
+
+def test_width_falls_on_both_sides() -> None:
+    """N of gate and up and K of down fell together, to the same number."""
+    for phase in analyze(ROOT / "traces" / "tiny-static-nk").report.phases.values():
+        by_role = {g.role: g for g in phase.gemms}
+        assert by_role["gate"].axis == by_role["up"].axis == "N"
+        assert by_role["down"].axis == "K"
+        assert by_role["gate"].n == by_role["up"].n == by_role["down"].k == 176  # up16(352 · 0.5)
+
+
+def test_depth_removes_layers_and_adds_no_work() -> None:
+    for phase in analyze(ROOT / "traces" / "tiny-static-m").report.phases.values():
+        assert phase.pairing is not None
+        assert phase.pairing.layers == "4 of 8 layers removed"
+        assert phase.pairing.added == 0
+        assert phase.ledger is not None
+        added = next(row for row in phase.ledger if row.row == "added_work")
+        assert added.ns == 0

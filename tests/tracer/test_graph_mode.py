@@ -1,0 +1,259 @@
+"""--mode compile and graph, up to the calls of the device: those are faked, all else runs."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from analysis.pipeline import analyze
+from taxonomy.errors import PrunescopeError
+from taxonomy.run import read_run
+from tracer import compat, graph_mode
+from tracer.graph_mode import (
+    RECORDERS,
+    StaticDecode,
+    StaticPrefill,
+    Step,
+    check_mode,
+    cuda_graph,
+    plainly,
+)
+from tracer.phases import DecodeLoop, PrefillLoop, token_ids
+from tracer.pruners import prune
+from tracer.request import TraceRequest
+
+pytestmark = pytest.mark.torch
+PROMPT, STEPS = 12, 4
+
+
+def replayed(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+    """What a graph does, without one: warm up, then run on one buffer for ever."""
+    graph_mode._warm(step, ids, rewind)
+    buffer = ids.clone()
+
+    def replay(new: torch.Tensor) -> Any:
+        buffer.copy_(new)
+        return step(buffer)
+
+    return replay
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def ids_of(model: Any) -> torch.Tensor:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return token_ids(vocabulary, batch=2, length=PROMPT + STEPS, seed=3)
+
+
+@pytest.fixture(params=["dense", "static-m"])
+def model(request: pytest.FixtureRequest, tiny: Any) -> Any:
+    if request.param != "dense":
+        prune(tiny, request.param, sparsity=0.5, knobs={}, seed=0)
+    return tiny
+
+
+@pytest.mark.parametrize("record", [plainly, replayed])
+def test_prefill_on_a_static_cache_gives_the_same_logits(model: Any, record: Any) -> None:
+    ids = ids_of(model)[:, :PROMPT]
+    plain = PrefillLoop(model, ids, logits="last")
+    static = StaticPrefill(model, ids, logits="last", record=record)
+    for loop in (plain, static):
+        loop.prepare()
+    want = plain.sample().logits
+    torch.testing.assert_close(static.sample().logits, want)
+    for index in (-1, 0, 1):
+        static.prepare_step(index)
+        torch.testing.assert_close(static.step(index).logits, want)
+
+
+@pytest.mark.parametrize("record", [plainly, replayed])
+def test_decode_on_a_static_cache_gives_the_same_logits(model: Any, record: Any) -> None:
+    ids = ids_of(model)
+    plain = DecodeLoop(model, ids, prompt_len=PROMPT, logits="last")
+    static = StaticDecode(model, ids, prompt_len=PROMPT, logits="last", record=record)
+    for loop in (plain, static):
+        loop.prepare()
+    torch.testing.assert_close(static.sample().logits, plain.sample().logits)
+    for _ in range(2):  # samples again and again, then the profiled steps
+        static.prepare()
+        assert compat.tokens_in(static.cache) == PROMPT
+        static.sample()
+        assert compat.tokens_in(static.cache) == PROMPT + STEPS
+    for index in range(-1, STEPS):
+        for loop in (plain, static):
+            loop.prepare_step(index)
+        torch.testing.assert_close(static.step(index).logits, plain.step(index).logits)
+
+
+def test_the_cache_of_a_recorded_loop_stays_where_it_is(tiny: Any) -> None:
+    """A graph holds addresses: samples, steps and rewinding may not move keys and values."""
+    loop = StaticDecode(tiny, ids_of(tiny), prompt_len=PROMPT, logits="last", record=replayed)
+    loop.prepare()
+
+    def places() -> list[int]:
+        return [t.data_ptr() for x in loop.cache.layers for t in (x.keys, x.values)]
+
+    before = places()
+    for _ in range(2):
+        loop.sample()
+        loop.prepare()
+        loop.prepare_step(-1)
+    assert places() == before
+
+
+def test_a_new_cache_is_recorded_anew(tiny: Any) -> None:
+    """Counting memory throws a loop's cache away."""
+    calls: list[int] = []
+
+    def record(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+        calls.append(ids.shape[1])
+        return replayed(step, ids, rewind)
+
+    ids = ids_of(tiny)
+    decode = StaticDecode(tiny, ids, prompt_len=PROMPT, logits="last", record=record)
+    prefill = StaticPrefill(tiny, ids, logits="last", record=record)
+    for loop in (decode, prefill):
+        loop.prepare()
+        loop.prepare()
+        loop.cache = None
+        loop.prepare_step(-1)
+        loop.step(-1)
+    assert calls == [1, 1, PROMPT + STEPS, PROMPT + STEPS]
+
+
+class _NoHostReads(TorchDispatchMode):
+    """Fails where the host reads a value of the device: a graph cannot hold that."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_recorded_step_reads_nothing_back(model: Any) -> None:
+    ids = ids_of(model)
+    decode = StaticDecode(model, ids, prompt_len=PROMPT, logits="last", record=plainly)
+    prefill = StaticPrefill(model, ids, logits="last", record=plainly)
+    for loop in (prefill, decode):
+        loop.prepare()
+        with _NoHostReads():
+            loop.sample()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch.cuda's streams and graphs as a list of what was called."""
+    log: list[str] = []
+
+    class Stream:
+        def wait_stream(self, _other: Any) -> None:
+            log.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextlib.contextmanager
+    def scope(thing: Any) -> Iterator[None]:
+        log.append(f"enter {type(thing).__name__}")
+        yield
+        log.append(f"leave {type(thing).__name__}")
+
+    cuda = SimpleNamespace(Stream=Stream, CUDAGraph=Graph, current_stream=Stream, stream=scope,
+                           graph=scope)  # fmt: skip
+    monkeypatch.setattr(graph_mode.torch, "cuda", cuda)
+    return log
+
+
+def test_a_graph_is_warmed_up_captured_once_and_replayed(fake_cuda: list[str]) -> None:
+    seen: list[torch.Tensor] = []
+
+    def step(ids: torch.Tensor) -> str:
+        fake_cuda.append("step")
+        seen.append(ids)
+        return "output"
+
+    run = cuda_graph(step, torch.tensor([[1]]), lambda: fake_cuda.append("rewind"))
+    assert fake_cuda == [
+        "wait", "enter Stream", *["rewind", "step"] * 3, "rewind", "leave Stream", "wait",
+        "rewind", "enter Graph", "step", "leave Graph",
+    ]  # fmt: skip
+    assert run(torch.tensor([[7]])) == "output"
+    assert fake_cuda[-1] == "replay"
+    assert len(seen) == 4
+    assert all(ids is seen[0] for ids in seen)
+    assert seen[0].tolist() == [[7]]
+
+
+def test_what_a_graph_cannot_hold_is_an_error_in_words(fake_cuda: list[str]) -> None:
+    def step(_ids: torch.Tensor) -> None:
+        if fake_cuda[-1] == "enter Graph":
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    with pytest.raises(PrunescopeError, match="cannot be captured in a CUDA graph") as error:
+        cuda_graph(step, torch.tensor([[1]]), lambda: None)
+    assert "more" not in error.value.problem
+
+
+def test_what_cannot_be_recorded_is_refused_beforehand(tmp_path: Path) -> None:
+    def request(**options: Any) -> TraceRequest:
+        return TraceRequest(model="tiny-llama", out=tmp_path, **options)
+
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for mode in ("graph", "compile"):
+        with pytest.raises(PrunescopeError, match="on the CPU gives a trace without kernels"):
+            check_mode(request(mode=mode), cpu)
+        with pytest.raises(PrunescopeError, match="cannot hold dynamic-m"):
+            check_mode(request(mode=mode, method="dynamic-m"), cuda)
+        check_mode(request(mode=mode, method="static-nk"), cuda)
+    check_mode(request(), cpu)
+
+
+def test_a_model_without_a_static_cache_is_named(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = SimpleNamespace(layers=[SimpleNamespace(is_compileable=False)])
+    monkeypatch.setattr(compat, "StaticCache", lambda **_options: made)
+    with pytest.raises(PrunescopeError, match="layers without a static cache"):
+        compat.new_static_cache(tiny, 8)
+
+
+def annotations(path: Path) -> set[str]:
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    return {e["name"] for e in events if e.get("cat") == "user_annotation"}
+
+
+def test_a_capture_in_graph_mode_keeps_an_eager_pass(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole captures, the graph faked: no hooks in what is timed and profiled, roles beside it."""
+    monkeypatch.setattr("tracer.session.check_mode", lambda *_: None)
+    monkeypatch.setitem(RECORDERS, "graph", replayed)
+    folder = quick(method="static-m", sparsity=0.5, mode="graph")
+    for name in ("dense", "pruned"):
+        run = read_run(folder / name)
+        for phase, entry in run.phases.items():
+            assert (entry.mode, entry.cache) == ("graph", "static")
+            assert entry.kv_bytes
+            assert entry.eager_trace == f"{phase}.eager.trace.json.gz"
+            scoped = annotations(folder / name / entry.eager_trace)
+            bare = annotations(folder / name / entry.trace)
+            assert any(n.startswith("model.layers.") for n in scoped)
+            assert not any(n.startswith("model.layers.") for n in bare)
+            assert sum(n.startswith("prunescope.step#") for n in bare) >= entry.steps
+    report = analyze(folder).report
+    assert set(report.phases) == {"prefill", "decode"}
+    assert report.phases["decode"].ladder is not None
