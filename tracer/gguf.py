@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.whole import partial_folder, put_in_place
 
 
 def cache_folder() -> Path:
@@ -38,15 +37,11 @@ def gguf_folder(path: Path) -> Path:
             f"{path.name}: reading GGUF needs {' and '.join(missing)}",
             hint=f"pip install {' '.join(missing)}",
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    with partial_folder(folder) as partial:
         _convert(path, partial)
         # Another process may have been first: its folder is as good.
         if not folder.exists():
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            put_in_place(partial, folder)
     return folder
 
 
@@ -54,11 +49,14 @@ def _convert(path: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
+        trust_remote_code=False,  # a config.json beside the file may ask for it
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        path.parent, gguf_file=path.name, trust_remote_code=False
+    )
     tokenizer.save_pretrained(folder)
 
 

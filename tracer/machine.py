@@ -127,6 +127,11 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_bytes() -> int:
+    """Memory of the machine, with what it can swap."""
+    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+
+
 def _cpu_caches() -> dict[str, int]:
     """{"L1d": bytes, "L2": ..., "L3": ...} of the first core, as Linux tells it."""
     caches: dict[str, int] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,13 +20,25 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.presets import preset_config, preset_names
+from taxonomy.run_schema import MAX_LAYERS
+from taxonomy.shape import ModelShape
 from tracer.gguf import gguf_folder
+from tracer.machine import total_bytes
 
+# What the libraries raise on files that are damaged or forged.
+_UNREADABLE = (
+    OSError, ValueError, LookupError, ImportError, RuntimeError, AttributeError, TypeError,
+    ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
+    SafetensorError,
+)  # fmt: skip
+_LEAST_ITEMSIZE = 0.5  # byte of a weight: 4 bits
 DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Random weights do not follow --seed: that one draws inputs and what is pruned.
@@ -77,6 +90,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
 def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
     plain = preset_config(name)
     config = AutoConfig.for_model(**plain)
+    _check_room(config, name)
     options.setdefault("dtype", _TORCH_DTYPES[dtype_name(str(plain.get("dtype"))) or "fp32"])
     with torch.random.fork_rng(), device:
         torch.manual_seed(WEIGHT_SEED)
@@ -161,14 +175,42 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
             local_files_only=options.get("local_files_only", False),
         )
         _check_causal(config, model_id)
-        model = AutoModelForCausalLM.from_pretrained(
+        _check_room(config, model_id)
+        model, seen = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
             **{"dtype": "auto", **options},
         )
+    if seen["missing_keys"]:
+        # transformers fills them with random numbers, and says so in a warning only.
+        raise PrunescopeError(
+            f"{model_id} lacks {len(seen['missing_keys'])} of its weights "
+            f"({min(seen['missing_keys'])[:80]}, ...)",
+            hint="it must be a complete safetensors checkpoint; copy or download it again",
+        )
     return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
+
+
+def _check_room(config: Any, model_id: str) -> None:
+    """Refuse sizes that cannot be meant before anything is allocated for them."""
+    try:
+        shape = ModelShape.from_config(config.to_dict())
+    except PrunescopeError:  # no attention, or a family that the table does not know
+        layers = getattr(config, "num_hidden_layers", None)
+        if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:
+            raise
+        return
+    least = shape.weight_bytes(_LEAST_ITEMSIZE)
+    there = total_bytes()
+    if least > there:
+        raise PrunescopeError(
+            f"{model_id} needs {least / 2**30:,.0f} GiB for its weights at the very least, and "
+            f"this machine has {there / 2**30:,.0f} GiB of memory",
+            hint="use a smaller model or a larger machine; `predict` needs no weights",
+        )
 
 
 def load_tokenizer(loaded: Loaded) -> Any | None:
@@ -183,7 +225,7 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
 
 
 def _check_causal(config: Any, model_id: str) -> None:
-    names = config.architectures or []
+    names = [str(n) for n in config.architectures or []]
     causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     if config.is_encoder_decoder or (names and not any(n.endswith(causal) for n in names)):
         raise PrunescopeError(
@@ -197,10 +239,10 @@ def _explained(model_id: str) -> Iterator[None]:
     """What a checkpoint or its config can do wrong, said as a user's error."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except _UNREADABLE as error:
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
         raise PrunescopeError(
-            f"{model_id} could not be loaded ({first[:200]})",
+            f"{model_id} could not be loaded ({said[:200] or type(error).__name__})",
             hint="it must be a complete safetensors checkpoint of a causal language model that "
             f"transformers {transformers.__version__} knows without remote code",
         ) from error

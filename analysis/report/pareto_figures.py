@@ -6,6 +6,7 @@ each family as stacked parts of the dense step. One panel for each batch and len
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -67,7 +68,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2 + columns, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
         return saved(figure, ending)
 
 
@@ -112,9 +113,13 @@ def _perplexity_axis(axes: Axes) -> None:
         return
     axes.set_xscale("log")
     subs = (1.0, 2.0, 5.0) if high < 100 else (1.0,)
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,g}×"))
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=6))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: _times(x)))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:g}×" if ratio < 1e4 else f"1e{math.log10(ratio):.0f}×"
 
 
 def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:

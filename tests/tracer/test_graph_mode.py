@@ -28,7 +28,7 @@ from tracer.graph_mode import (
     plainly,
 )
 from tracer.phases import DecodeLoop, PrefillLoop, token_ids
-from tracer.pruners import prune
+from tracer.pruners import Point, pruner
 from tracer.request import TraceRequest
 
 pytestmark = pytest.mark.torch
@@ -60,9 +60,9 @@ def ids_of(model: Any) -> torch.Tensor:
 
 @pytest.fixture(params=["dense", "static-m"])
 def model(request: pytest.FixtureRequest, tiny: Any) -> Any:
-    if request.param != "dense":
-        prune(tiny, request.param, sparsity=0.5, knobs={}, seed=0)
-    return tiny
+    if request.param == "dense":
+        return tiny
+    return pruner(request.param).prune(tiny, Point(sparsity=0.5)).model
 
 
 @pytest.mark.parametrize("record", [plainly, replayed])

@@ -19,13 +19,8 @@ from typing import Any
 import pytest
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
-from taxonomy.presets import preset_config
 from taxonomy.run import read_run
-from taxonomy.shape import ModelShape
 from tracer.sweep import SweepRequest, plan_of, summary, sweep
-from tracer.sweep_config import PRESETS, read_configs
-from tracer.sweep_plan import SweepConfig, make_plan, read_shard, shard_of
 from tracer.sweep_state import SweepFolder, timing_slot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,113 +268,6 @@ def slot_taken() -> Iterator[None]:
         yield
 
 
-def test_ids_depend_on_nothing_but_the_point() -> None:
-    shape = ModelShape.from_config(preset_config("tiny-llama"))
-    one = SweepConfig(model="a", families=("static-m", "dynamic-m"), batches=(1, 2))
-    two = SweepConfig(
-        model="a", families=("dynamic-m", "static-m"), batches=(2, 1),
-        sparsities=(0.5, 0.25, 0.375, 0.125), phases=("decode", "prefill"),
-    )  # fmt: skip
-    ids = {r.id for r in make_plan([one], shape).results}
-    assert ids == {r.id for r in make_plan([two], shape).results}
-    assert "static-m-s0.125-prefill-b2-p512-d0" in ids
-
-
-def test_equal_dimensions_are_one_point() -> None:
-    """Three KV heads: .25, .375 and .5 leave two of them, .125 leaves all three."""
-    shape = ModelShape.from_config(preset_config("smollm2-135m"))
-    config = SweepConfig(model="m", families=("static-nk-heads",), phases=("prefill",))
-    plan = make_plan([config], shape)
-    assert [r.sparsities for r in plan.results] == [(0.125,), (0.25, 0.375, 0.5)]
-    assert plan.results[1].id == "static-nk-heads-s0.25-prefill-b1-p512-d0"
-    assert "0.25 = 0.375 = 0.5" in plan.notes[0]
-    # Zeros in dense tensors and decisions at run time differ although no dimension does.
-    for family in ("static-k-mask", "dynamic-m", "kv-evict"):
-        config = SweepConfig(model="m", families=(family,), phases=("prefill",))
-        assert len(make_plan([config], shape).results) == 4
-
-
-def test_every_family_can_be_planned() -> None:
-    shape = ModelShape.from_config(preset_config("smollm2-135m"))
-    names = tuple(f.id for f in families() if f.id != "dense")
-    plan = make_plan([SweepConfig(model="m", families=names)], shape)
-    assert {r.family for r in plan.results} == set(names)
-    assert {(r.family, r.sparsity) for r in plan.results if r.problem} == {
-        ("static-k-24", 0.125), ("static-k-24", 0.25), ("static-k-24", 0.375),
-    }  # fmt: skip
-
-
-def test_shards_are_disjoint_and_whole() -> None:
-    config = SweepConfig(model="m", families=("static-m", "dynamic-m"), batches=(1, 4), draws=2)
-    plan = make_plan([config], None)
-    parts = [shard_of(plan, (i, 3)) for i in range(3)]
-    assert sorted(r.id for part in parts for r in part) == sorted(r.id for r in plan.results)
-    keys = [{r.key for r in part} for part in parts]
-    assert not (keys[0] & keys[1] or keys[1] & keys[2] or keys[0] & keys[2])
-    assert read_shard("2/3") == (2, 3)
-    for bad in ("3/3", "1", "-1/2", "0/0", "a/b"):
-        with pytest.raises(PrunescopeError, match="--shard"):
-            read_shard(bad)
-
-
-def test_the_paper_is_seven_families_of_its_grid() -> None:
-    shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
-    plan = make_plan(PRESETS["paper"], shape)
-    # 6 families x 4 sparsities + 2:4 at 4 (3 impossible), 7 cells, 2 phases, 3 draws.
-    assert len(plan.results) == 7 * 4 * 7 * 2 * 3
-    assert {(r.batch, r.prompt_len) for r in plan.results} == {
-        (1, 1024), (8, 1024), (16, 1024), (32, 1024), (1, 8192), (1, 16384), (1, 32768),
-    }  # fmt: skip
-
-
-def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
-    (tmp_path / "recovered").mkdir()
-    text = "model: tiny-llama\nfamilies: [static-m, ./recovered]\nsparsities: 0.5\n"
-    plan = plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
-    own = [r for r in plan.results if r.sparsity is None]
-    assert [r.id for r in own] == ["recovered-prefill-b1-p512-d0", "recovered-decode-b1-p512-d0"]
-    assert own[0].family == str(tmp_path / "recovered")
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("model: tiny-llama\n", "does not say families"),
-        ("families: [static-m]\n", "does not say model"),
-        ("model: tiny-llama\nfamilies: [static-m]\nbatchs: [1]\n", "unknown key 'batchs'"),
-        ("model: tiny-llama\nfamilies: [static-q]\n", "static-q"),
-        ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [1.5]\n", "outside"),
-        ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [half]\n", "half"),
-        ("model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n", "batches: 0"),
-        ("model: tiny-llama\nfamilies: [static-m]\nbatches: [true]\n", "batches: True"),
-        ("model: tiny-llama\nfamilies: [static-m]\nphases: [train]\n", "train"),
-        ("model: tiny-llama\nfamilies: [static-m]\nselect: best\n", "best"),
-        ("model: tiny-llama\nfamilies: [static-m]\nseed: -1\n", "seed"),
-        ("model: tiny-llama\nfamilies: [static-m]\ndtype: int3\n", "int3"),
-        ("model: [a\n", "not YAML, line"),
-        ("- a\n", "holds no keys"),
-        ("model: !!python/object/apply:os.getcwd []\n", "not YAML"),
-    ],
-)
-def test_mistakes_in_a_file_are_named(text: str, problem: str, tmp_path: Path) -> None:
-    request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
-    with pytest.raises(PrunescopeError) as caught:
-        sweep(request)
-    assert problem in caught.value.problem
-    assert caught.value.hint
-    assert not request.out.exists()
-
-
-def test_a_file_or_a_preset() -> None:
-    for given in ({"config": None, "preset": None}, {"config": Path("x"), "preset": "paper"}):
-        with pytest.raises(PrunescopeError, match="one of the two"):
-            read_configs(**given)  # type: ignore[arg-type]
-    with pytest.raises(PrunescopeError, match="no sweep preset"):
-        read_configs(None, "papper")
-    with pytest.raises(PrunescopeError, match="cannot be read"):
-        read_configs(Path("nowhere.yaml"), None)
-
-
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.tex").touch()
@@ -408,20 +296,3 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert counts == {"results": 8, "models": 4, "pending": 8, "done": 0, "impossible": 2}
     assert {r["state"] for r in found["results"]} == {"pending"}
     assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.torch
-def test_an_estimate_grows_with_the_plan() -> None:
-    from tracer.sweep_estimate import estimate_s
-
-    shape = ModelShape.from_config(preset_config("smollm2-135m"))
-    peaks = {"dense_flop_per_s": {"bf16": 1e12}, "byte_per_s": 2e10}
-
-    def seconds(**options: Any) -> float:
-        config = SweepConfig(model="m", families=("static-m",), **options)
-        plan = make_plan([config], shape)
-        return estimate_s(plan.results, config, shape, peaks=peaks, itemsize=2)
-
-    least = seconds(batches=(1,), repeats=5)
-    assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)
-    assert least < seconds(batches=(1,), repeats=5, draws=3)
