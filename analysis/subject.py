@@ -25,7 +25,7 @@ BARE = "trace"  # the phase of a bare trace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `analyze` can be told. `peaks`: FLOP/s per dtype; `bandwidth`: byte/s; `hta`: ask
+    """What `analyze` can be told. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
     Holistic Trace Analysis too."""
 
     sparsity: float | None = None
@@ -265,7 +265,11 @@ def _peaks(side: Side) -> Peaks | None:
         peaks = run_peaks(side.run.device, sheet) or (sheet_peaks(sheet) if sheet else None)
     if peaks is None and side.bare is not None:
         peaks = _trace_peaks(side, side.bare)
-    return override(peaks, flop_per_s=options.peaks, byte_per_s=options.bandwidth)
+    return override(
+        peaks,
+        flop_per_s={dtype: tflops * 1e12 for dtype, tflops in options.peaks.items()},
+        byte_per_s=None if options.bandwidth is None else options.bandwidth * 1e9,
+    )
 
 
 def _trace_peaks(side: Side, trace: Trace) -> Peaks | None:

@@ -6,6 +6,7 @@ In: a path or a preset's name. Out: SweepConfigs. Paths in a file are relative t
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,10 @@ def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise PrunescopeError(f"{path.name} is no sweep file: over 1 MiB", hint="see the docs")
+        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+            raise PrunescopeError(
+                f"{path.name} is no sweep file of at most 1 MiB", hint="give a YAML file"
+            )
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PrunescopeError(
@@ -88,8 +91,8 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
     for key in plain:
         if key not in _KEYS:
             raise PrunescopeError(
-                f"{path.name} has an unknown key {key!r}",
-                hint=f"nearest: {nearest(str(key), _KEYS)}; known: {', '.join(_KEYS)}",
+                f"{path.name} has an unknown key {reprlib.repr(key)}",
+                hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
             )
     for key in ("model", "families"):
         if plain.get(key) in (None, []):
@@ -111,7 +114,9 @@ def _beside(name: str, path: Path, *, when: bool) -> str:
 
 
 def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
-    return PrunescopeError(f"{key}: {value!r} is not {wanted}", hint=f"give {key} as {wanted}")
+    # Not its repr: aliases in YAML make a value of a few lines as long as the disk.
+    said = reprlib.repr(value)
+    return PrunescopeError(f"{key}: {said} is not {wanted}", hint=f"give {key} as {wanted}")
 
 
 def _word(key: str, value: Any) -> str:

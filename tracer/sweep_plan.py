@@ -7,6 +7,7 @@ dimensions are equal are one result. Nothing here loads a model.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.family import GEMM_GROUPS, Family, families
 from taxonomy.plan import Workload
 from taxonomy.shape import ModelShape
+
+MAX_RESULTS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
     found: dict[str, Planned] = {}
     notes: dict[str, None] = {}
     for config in configs:
+        _check_count(config)
         _check_names(config.families)
         for family in config.families:
             points, said = _points(family, config.sparsities, shape)
@@ -106,6 +110,16 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
     order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[r.key])
     return Plan(configs[0], tuple(ordered), tuple(notes))
+
+
+def _check_count(config: SweepConfig) -> None:
+    sizes = (config.families, config.sparsities, config.phases, config.batches, config.prompt_lens)
+    count = math.prod(map(len, sizes)) * config.draws
+    if count > MAX_RESULTS:
+        raise PrunescopeError(
+            f"the sweep asks for {count:,} results, and {MAX_RESULTS:,} are the most",
+            hint="fewer draws, sparsities, batches or prompt lengths; or several sweeps",
+        )
 
 
 def shard_of(plan: Plan, shard: tuple[int, int]) -> list[Planned]:

@@ -15,6 +15,7 @@ import torch
 
 from taxonomy.errors import PrunescopeError
 
+_MAX_BYTES = 64 << 20
 DEFAULT = "pydoc_data.topics"
 
 
@@ -38,6 +39,11 @@ def read_text(path: Path | None = None) -> Text:
 
         return _halves(DEFAULT, "\n\n".join(topics[key] for key in sorted(topics)))
     try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            raise PrunescopeError(
+                f"the text {path.name} is no file of at most {_MAX_BYTES >> 20} MiB",
+                hint="--text takes a UTF-8 text file; some pages are enough",
+            )
         whole = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PrunescopeError(

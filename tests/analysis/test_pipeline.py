@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def test_peaks_can_be_given(tmp_path: Path) -> None:
     """64³ at 1 TFLOP/s: 524 ns; 24 KiB at 10 GB/s: 2458 ns, and memory binds."""
     trace = chrome(step(0, MM))
     trace["deviceProperties"] = []
-    options = Options(peaks={"bf16": 1e12}, bandwidth=10e9)
+    options = Options(peaks={"bf16": 1}, bandwidth=10)
     report = analyze(save(trace, tmp_path / "t.json"), options=options).report
     (gemm,) = report.phases["trace"].gemms
     assert gemm.ideal_ns == pytest.approx(3 * 64 * 64 * 2 / 10)
@@ -232,3 +233,14 @@ def test_a_manifest_of_odd_values_is_read_or_refused(field: str, value: Any, pai
         return
     told = rows(phase)
     assert told["pruned"] == pytest.approx(phase.wall_ns)
+
+
+def test_peaks_are_given_in_tflop_and_bandwidth_in_gb(real_trace: Callable[[str], Path]) -> None:
+    """--peak bf16=989 --bandwidth 3350 is the H100's data sheet: nothing changes."""
+    trace = real_trace("h100_vit.json.gz")
+    plain = analyze(trace, options=Options(device="h100-sxm")).report
+    told = analyze(
+        trace, options=Options(device="h100-sxm", peaks={"bf16": 989.0}, bandwidth=3350.0)
+    ).report
+    assert told.device["peaks"] == plain.device["peaks"]
+    assert told.phases["trace"].bound == plain.phases["trace"].bound

@@ -1,7 +1,7 @@
 """`make fuzz`: random files for as long as it is told, in a process that is watched.
 
 In: --minutes, --seed, --only SEED:NUMBER. Out: a line a fault on standard output, with the number
-that brings it back; exit code 1 where there is one. Limits: 120 s and 3 GiB of address space a file.
+that brings it back; exit code 1 where there is one. Limits of a file: 120 s, 3 GiB of addresses.
 """
 
 from __future__ import annotations

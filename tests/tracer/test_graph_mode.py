@@ -28,7 +28,7 @@ from tracer.graph_mode import (
     plainly,
 )
 from tracer.phases import DecodeLoop, PrefillLoop, token_ids
-from tracer.pruners import Point, pruner
+from tracer.pruners import Point, family_point, pruner
 from tracer.request import TraceRequest
 
 pytestmark = pytest.mark.torch
@@ -58,11 +58,12 @@ def ids_of(model: Any) -> torch.Tensor:
     return token_ids(vocabulary, batch=2, length=PROMPT + STEPS, seed=3)
 
 
-@pytest.fixture(params=["dense", "static-m"])
+@pytest.fixture(params=["dense", "static-m", "static-nk", "static-nk-cross", "static-k-lowrank"])
 def model(request: pytest.FixtureRequest, tiny: Any) -> Any:
     if request.param == "dense":
         return tiny
-    return pruner(request.param).prune(tiny, Point(sparsity=0.5)).model
+    point = family_point(request.param, Point(sparsity=0.5))
+    return pruner(request.param).prune(tiny, point).model
 
 
 @pytest.mark.parametrize("record", [plainly, replayed])

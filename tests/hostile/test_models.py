@@ -1,0 +1,206 @@
+"""Checkpoints, configs and GGUF files of strangers: nothing in them runs, and sizes that cannot be
+meant end in one sentence before anything is allocated."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.predict import PredictRequest, predict
+from taxonomy.errors import PrunescopeError
+from taxonomy.presets import preset_config
+from tests.hostile.case import ATTACK
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+WRONG: dict[str, Any] = {
+    "null": None, "minus one": -1, "zero": 0, "10^12": 10**12, "2^70": 2**70, "text": "x",
+    "half": 0.5, "list": [], "object": {}, "NaN": float("nan"),
+}  # fmt: skip
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "model_type")
+EXPERTS = ("num_local_experts", "first_k_dense_replace", "decoder_sparse_step", "n_shared_experts",
+           "mlp_only_layers", "layer_types", "num_experts_per_tok", "expansion_ratio")  # fmt: skip
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (Path.touch, (self.mark,))
+
+
+def load(folder: Path) -> Any:
+    from tracer.models import load_model
+
+    return load_model(str(folder), dtype="auto", device=torch.device("cpu"), attn="sdpa")
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(PrunescopeError) as error:
+        load(folder)
+    assert len(str(error.value)) < 900
+    return error.value.problem
+
+
+def config(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    plain = {**preset_config("tiny-llama"), **changes}
+    (folder / "config.json").write_text(json.dumps(plain))
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint of a tiny Llama."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    made = AutoConfig.for_model(**{**preset_config("tiny-llama"), "num_hidden_layers": 1})
+    AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("value", WRONG)
+def test_a_config_of_absurd_sizes_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    folder = config(tmp_path / "m", **{key: WRONG[value]})
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    refused(folder)
+
+
+@pytest.mark.parametrize("key", (*SIZES, *EXPERTS))
+@pytest.mark.parametrize("value", WRONG)
+def test_predict_refuses_or_answers_absurd_sizes(key: str, value: str, tmp_path: Path) -> None:
+    plain = {**preset_config("mixtral-8x7b"), key: WRONG[value]}
+    (tmp_path / "config.json").write_text(json.dumps(plain))
+    try:
+        found = predict(PredictRequest(model=str(tmp_path), device="h100-sxm", phase="prefill"))
+    except PrunescopeError as error:
+        assert len(str(error)) < 900
+    else:
+        json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", "{}", '{"model_type": "llama"', "[" * 5000, '{"model_type":"x"}'],
+    ids=range(8),
+)  # fmt: skip
+def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    refused(tmp_path)
+    with pytest.raises(PrunescopeError):
+        predict(PredictRequest(model=str(tmp_path), device="h100-sxm"))
+
+
+def test_a_model_larger_than_the_machine_is_refused_at_once(tmp_path: Path) -> None:
+    folder = config(tmp_path / "m", hidden_size=1 << 20, intermediate_size=1 << 22, head_dim=128)
+    assert "GiB" in refused(folder)
+
+
+def test_pickled_weights_are_never_opened(checkpoint: Path, tmp_path: Path) -> None:
+    """Neither alone nor beside an adapter or an index that points to them."""
+    (checkpoint / "model.safetensors").unlink()
+    mark = tmp_path / "ran"
+    for name in ("pytorch_model.bin", "model.bin", "adapter_model.bin", "model.safetensors.bin"):
+        torch.save(Bomb(mark), checkpoint / name)
+    refused(checkpoint)
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        (checkpoint / name).write_text(json.dumps(index))
+    refused(checkpoint)
+    assert not mark.exists()
+    torch.load(checkpoint / "model.bin", weights_only=False)
+    assert mark.exists(), "the trap works"
+
+
+def test_code_in_a_checkpoint_is_never_run(checkpoint: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    (checkpoint / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    plain = json.loads((checkpoint / "config.json").read_text())
+    auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (checkpoint / "config.json").write_text(json.dumps({**plain, "auto_map": auto}))
+    tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    from tracer.models import load_tokenizer
+
+    load_tokenizer(load(checkpoint))
+    unknown = {**plain, "auto_map": auto, "model_type": "unheard-of"}
+    (checkpoint / "config.json").write_text(json.dumps(unknown))
+    refused(checkpoint)
+    assert not mark.exists()
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_filled_with_random_ones(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    gone = {k: v for k, v in weights.items() if "down_proj" not in k}
+    save_file(gone, checkpoint / "model.safetensors", {"format": "pt"})
+    assert "lacks 1 of its weights" in refused(checkpoint)
+
+
+def test_damaged_safetensors_are_refused(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    whole = path.read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    damaged = {
+        "empty": b"", "cut": whole[:-100], "cut header": whole[:50], "header of 2^63": b"\xff" * 8,
+        "not JSON": whole[:8] + b"x" * header + whole[8 + header :],
+        "zip": b"PK\x03\x04" + bytes(100), "pickle": b"\x80\x02" + bytes(100),
+        "offsets out of the file": whole[:8] + whole[8 : 8 + header].replace(b"[0,", b"[9,"),
+    }  # fmt: skip
+    for data in damaged.values():
+        path.write_bytes(data)
+        refused(checkpoint)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_damaged_gguf_files_are_refused(number: int, tmp_path: Path) -> None:
+    def head(tensors: int, keys: int, rest: bytes = b"") -> bytes:
+        return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + rest
+
+    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8)
+    deep = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    bodies = (
+        b"", b"GGUF", b"GGUF" + bytes(100), b"\x7fELF" + bytes(100), head(1, 1), head(2**40, 0),
+        head(0, 1, key + struct.pack("<Q", 2**40) + b"llama"),
+        head(0, 1, key + struct.pack("<Q", 5) + b"x" * 5), head(0, 1, deep + b"\x09\0\0\0" * 50),
+    )  # fmt: skip
+    path = tmp_path / "m.gguf"
+    path.write_bytes(bodies[number])
+    refused(path)
+    assert not list((tmp_path).glob(".*"))
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "x", "{", "a: b: c", "\0", "!!python/object/apply:os.system ['touch ran']",
+     "model: tiny-llama\nfamilies: [static-m]\ndraws: 1000000000\n",
+     "model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n",
+     f"model: {json.dumps(ATTACK)}\nfamilies: [static-m]\n", LAUGHS,
+     LAUGHS.replace("a: &a", "model: &a").replace("i: &i", "families: &i"),
+     "&a [*a]", "model: tiny-llama\nfamilies: &f [*f]\n", "[" * 2000, "model: &m\n  *m : *m\n"],
+    ids=range(16),
+)  # fmt: skip
+def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
+    from tracer.sweep import SweepRequest, plan_of
+
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(PrunescopeError) as error:
+        plan_of(SweepRequest(config=path, out=tmp_path / "out"))
+    assert len(str(error.value)) < 1500
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.yaml"]
