@@ -100,7 +100,9 @@ class Collector:
             timed, ts, dur = self._timed(found)
             if timed:
                 args = [e.args or _NO_ARGS for e in timed]
-                self.tables[group].add(ts, dur, self._named(timed), *take[group](timed, args))
+                names = _short([e.name for e in timed])
+                named = interned(self.names, names)
+                self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
         """The events that have a start and a duration, with both."""
@@ -113,13 +115,10 @@ class Collector:
         self.dropped += len(events) - len(kept)
         return kept, ts[good], dur[good]
 
-    def _named(self, events: list[Event]) -> list[int]:
-        return interned(self.names, _short([e.name for e in events]))
-
     def _on_threads(self, events: list[Event]) -> list[int]:
         return interned(self.threads, [(e.pid, e.tid) for e in events])
 
-    def _device(self, events: list[Event], args: list[Args]) -> list[Iterable[int]]:
+    def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         return [
             [DEVICE_CATEGORIES[e.cat or ""] for e in events],
             _ids([a.correlation for a in args]), _external(args),
@@ -129,7 +128,7 @@ class Collector:
             _ids([a.bytes for a in args]), _ids([a.graph_node for a in args]),
         ]  # fmt: skip
 
-    def _launch(self, events: list[Event], args: list[Args]) -> list[Iterable[int]]:
+    def _launch(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         kernel = [a.kernel if isinstance(a.kernel, str) else None for a in args]
         ids = iter(interned(self.names, _short([name for name in kernel if name is not None])))
         return [
@@ -137,8 +136,7 @@ class Collector:
             [NONE if name is None else next(ids) for name in kernel],
         ]  # fmt: skip
 
-    def _op(self, events: list[Event], args: list[Args]) -> list[Iterable[int]]:
-        names = _short([e.name for e in events])
+    def _op(self, events: list[Event], args: list[Args], names: list[str]) -> list[Iterable[int]]:
         calls = [
             (name, bytes(a.dims) or bytes(a.dims_legacy), bytes(a.types), bytes(a.strides),
              bytes(a.concrete))
@@ -146,7 +144,9 @@ class Collector:
         ]  # fmt: skip
         return [_external(args), self._on_threads(events), interned(self.calls, calls)]
 
-    def _mark(self, events: list[Event], _args: list[Args]) -> list[Iterable[int]]:
+    def _mark(
+        self, events: list[Event], _args: list[Args], _names: list[str]
+    ) -> list[Iterable[int]]:
         module = [int(e.cat == "python_function") for e in events]
         return [self._on_threads(events), module]
 

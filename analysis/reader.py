@@ -29,7 +29,8 @@ _MAX_DEPTH = 100_000  # brackets around one another
 
 _HEAD = re.compile(rb'"traceEvents"\s*:\s*')
 _BOUNDARY = re.compile(rb"\}\s*,\s*\{")
-_WINDOW = 256 << 10  # where the last boundary of a block is looked for
+# Where the last boundary of a block is looked for: near its end, then farther off.
+_WINDOWS = (8 << 10, 256 << 10)
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 # Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
 _STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
@@ -216,12 +217,15 @@ class _Splitter:
 
     def cut_quickly(self) -> list[Event] | None:
         """The events up to one of the last boundaries, which stays in the buffer."""
-        found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - _WINDOW)))
-        for match in reversed(found[-3:]):
-            events = self.decode(memoryview(self.buffer)[: match.start() + 1])
-            if events is not None:
-                self.buffer = self.buffer[match.end() - 1 :]
-                return events
+        for window in _WINDOWS:
+            found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
+            for match in reversed(found[-3:]):
+                events = self.decode(memoryview(self.buffer)[: match.start() + 1])
+                if events is not None:
+                    self.buffer = self.buffer[match.end() - 1 :]
+                    return events
+            if found:  # all of them inside a string or an object: counting brackets is sure
+                break
         return None
 
     def cut_exactly(self) -> list[Event]:

@@ -9,12 +9,15 @@ import hashlib
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.whole import partial_folder, put_in_place
+from tracer.gguf_header import stored_elements
+from tracer.room import check_room
 
 
 def cache_folder() -> Path:
@@ -46,17 +49,23 @@ def gguf_folder(path: Path) -> Path:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
+    stored = stored_elements(path)
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    check_room(AutoConfig.from_pretrained(path.parent, **where), path.name, stored=stored)
+    model, seen = AutoModelForCausalLM.from_pretrained(
         path.parent,
-        gguf_file=path.name,
-        trust_remote_code=False,  # a config.json beside the file may ask for it
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        **where,
     )
+    if seen["missing_keys"]:
+        raise PrunescopeError(
+            f"{path.name} lacks {len(seen['missing_keys'])} of its weights",
+            hint="download it again",
+        )
     model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     tokenizer.save_pretrained(folder)
 
 

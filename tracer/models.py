@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import json
 import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -23,14 +24,13 @@ from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.presets import preset_config, preset_names
-from taxonomy.run_schema import MAX_LAYERS
-from taxonomy.shape import ModelShape
 from tracer.gguf import gguf_folder
-from tracer.machine import total_bytes
+from tracer.room import check_room
 
 # What the libraries raise on files that are damaged or forged.
 _UNREADABLE = (
@@ -38,7 +38,6 @@ _UNREADABLE = (
     ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
     SafetensorError,
 )  # fmt: skip
-_LEAST_ITEMSIZE = 0.5  # byte of a weight: 4 bits
 DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Random weights do not follow --seed: that one draws inputs and what is pruned.
@@ -90,7 +89,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
 def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
     plain = preset_config(name)
     config = AutoConfig.for_model(**plain)
-    _check_room(config, name)
+    check_room(config, name)
     options.setdefault("dtype", _TORCH_DTYPES[dtype_name(str(plain.get("dtype"))) or "fp32"])
     with torch.random.fork_rng(), device:
         torch.manual_seed(WEIGHT_SEED)
@@ -175,7 +174,8 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
             local_files_only=options.get("local_files_only", False),
         )
         _check_causal(config, model_id)
-        _check_room(config, model_id)
+        check_room(config, model_id)
+        _check_index(where, options)
         model, seen = AutoModelForCausalLM.from_pretrained(
             where,
             config=config,
@@ -194,22 +194,20 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
     return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
 
 
-def _check_room(config: Any, model_id: str) -> None:
-    """Refuse sizes that cannot be meant before anything is allocated for them."""
-    try:
-        shape = ModelShape.from_config(config.to_dict())
-    except PrunescopeError:  # no attention, or a family that the table does not know
-        layers = getattr(config, "num_hidden_layers", None)
-        if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:
-            raise
+def _check_index(where: str, options: dict[str, Any]) -> None:
+    """An index may name files of any kind, and transformers would open pickled ones."""
+    found = cached_file(
+        where, SAFE_WEIGHTS_INDEX_NAME, local_files_only=options.get("local_files_only", False),
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if found is None:
         return
-    least = shape.weight_bytes(_LEAST_ITEMSIZE)
-    there = total_bytes()
-    if least > there:
+    names = set(dict(json.loads(Path(found).read_bytes())["weight_map"]).values())
+    bad = [n for n in names if not str(n).endswith(".safetensors") or PurePath(str(n)).name != n]
+    if bad:
         raise PrunescopeError(
-            f"{model_id} needs {least / 2**30:,.0f} GiB for its weights at the very least, and "
-            f"this machine has {there / 2**30:,.0f} GiB of memory",
-            hint="use a smaller model or a larger machine; `predict` needs no weights",
+            f"its index names {str(bad[0])[:80]!r} as weights",
+            hint="it must be a complete safetensors checkpoint",
         )
 
 

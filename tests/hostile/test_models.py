@@ -4,6 +4,7 @@ meant end in one sentence before anything is allocated."""
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_predict_refuses_or_answers_absurd_sizes(key: str, value: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{", "{}", '{"model_type": "llama"', "[" * 5000, '{"model_type":"x"}'],
+    "text",
+    ["", "[]", "null", "{", "{}", '{"model_type": "llama"', "[" * 5000, '{"model_type": "x"}'],
     ids=range(8),
 )  # fmt: skip
 def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
@@ -112,10 +114,11 @@ def test_pickled_weights_are_never_opened(checkpoint: Path, tmp_path: Path) -> N
     for name in ("pytorch_model.bin", "model.bin", "adapter_model.bin", "model.safetensors.bin"):
         torch.save(Bomb(mark), checkpoint / name)
     refused(checkpoint)
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        (checkpoint / name).write_text(json.dumps(index))
-    refused(checkpoint)
+    for pointed in ("pytorch_model.bin", "../model.safetensors", "/etc/passwd"):
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": pointed}}
+        for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+            (checkpoint / name).write_text(json.dumps(index))
+        refused(checkpoint)
     assert not mark.exists()
     torch.load(checkpoint / "model.bin", weights_only=False)
     assert mark.exists(), "the trap works"
@@ -190,7 +193,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ["", "[]", "x", "{", "a: b: c", "\0", "!!python/object/apply:os.system ['touch ran']",
      "model: tiny-llama\nfamilies: [static-m]\ndraws: 1000000000\n",
      "model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n",
-     f"model: {json.dumps(ATTACK)}\nfamilies: [static-m]\n", LAUGHS,
+     "model: tiny-llama\nfamilies: ['../x']\nsparsities: ['../x']\n", LAUGHS,
      LAUGHS.replace("a: &a", "model: &a").replace("i: &i", "families: &i"),
      "&a [*a]", "model: tiny-llama\nfamilies: &f [*f]\n", "[" * 2000, "model: &m\n  *m : *m\n"],
     ids=range(16),
@@ -204,3 +207,14 @@ def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
         plan_of(SweepRequest(config=path, out=tmp_path / "out"))
     assert len(str(error.value)) < 1500
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sweep.yaml"]
+
+
+def test_a_hostile_family_stays_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
+    """A family may be a path or a function: the ids of its results are plain names."""
+    from tracer.sweep import SweepRequest, plan_of
+
+    path = tmp_path / "sweep.yaml"
+    names = json.dumps([ATTACK, "../../x", "/etc/passwd", "a:b", "x" * 5000 + "/y"])
+    path.write_text(f"model: tiny-llama\nfamilies: {names}\n")
+    for result in plan_of(SweepRequest(config=path, out=tmp_path / "out")).results:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", result.id), result.id
