@@ -86,6 +86,9 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[list[str], dict[str, str]]:
         return [], {INDEX: "does not say what the bundle holds"}
     if not all(map(_FOLDER.fullmatch, names)):  # they become paths
         return [], {INDEX: "names a run that is no plain folder name"}
+    there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
+    if not names or there - set(names):  # what it does not name would not be rebuilt
+        return names, {INDEX: "does not name every run of the bundle"}
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary).resolve()
         for name, data in files.items():

@@ -105,7 +105,7 @@ def measured(
     gain = statistics.median(draws) / chosen
     row = (
         f"| {case.family} | {knobs or '–'} | {case.sparsity:g} | {realised:.3f} "
-        f"| {seen} | {number(chosen)} | {number(gain)}× |"
+        f"| {seen} | {number(chosen)} | {number(float(f'{gain:.2g}'))}× |"
     )
     return row, chosen < min(draws)
 

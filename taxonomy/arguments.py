@@ -6,6 +6,7 @@ In: the words as typed. Out: plain dicts and names, or a PrunescopeError that sh
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,3 +69,8 @@ def _positive(text: str) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < math.inf else None
+
+
+def home_path(text: str) -> Path:
+    """The path that a user wrote; `~nobody/x` stays as it is, where Path.expanduser raises."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111

@@ -15,7 +15,7 @@ from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
-from tracer.narrow import is_norm, narrow_norm, set_sizes
+from tracer.narrow import is_norm, keep_entries, narrow_norm, set_sizes
 from tracer.weights import Weight, weights_of
 
 _UPS = ("gate", "up", "gate_up")
@@ -60,6 +60,10 @@ class Channels:
         for path, norm in self.norms:
             narrow_norm(path, norm, kept)
         for module in self.modules:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                plain = kept.dim() == 1 and not isinstance(module, nn.Linear)
+                if plain and parameter.shape == (before,):
+                    keep_entries(module, name, kept)  # a number for each channel
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
     def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
@@ -108,7 +112,8 @@ def _channels(
     inner = owner[len(path) + 1 :] if owner != path else ""
     root = layer.get_submodule(inner)
     place = locate(down.path)
-    modules = [root, *(m for _, m in root.named_children())] if inner else []
+    # In a layer without a module for its MLP, nothing tells what else is as wide.
+    modules = [root, *(m for m in root.children() if not is_norm(m))] if inner else []
     norms = [
         (name, module)
         for name, module in root.named_modules(prefix=owner)
@@ -125,7 +130,7 @@ def _spans(norm: nn.Module, size: int) -> bool:
 
 def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
     """Matrices of an MLP with unknown names: the last one undoes what the others do."""
-    if len(weights) not in (2, 3) or locate(owner).scope not in ("mlp", "layer"):
+    if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
         return None, []
     *ups, down = weights
     fits = all(up.k == down.n and up.n in (down.k, 2 * down.k) for up in ups)

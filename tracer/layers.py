@@ -5,6 +5,7 @@ In: a model. Out: its layer list and, per layer, the linear modules by role (tax
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
 from tracer import compat
 
+_TOWER = re.compile(r"vision|visual|image|audio|speech|(^|\.)encoder\.layers$")
+_INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its cache layer
 _NUM_PROBED = 6
 # Of the largest logit, by bytes an element: sums are taken in another order.
 _TOLERANCE = {2: 0.05, 4: 1e-3, 8: 1e-6}
@@ -27,6 +30,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
     ]
+    # Of a multimodal model the towers have layers too, and may be the larger part.
+    lists = [one for one in lists if not _TOWER.search(one[0])] or lists
     if not lists:
         raise PrunescopeError(
             f"no list of decoder layers was found in {type(model).__name__}",
@@ -68,14 +73,14 @@ def renumber_cache(
     used: list[int] = []
     for index, layer in enumerate(layers):
         holders = [
-            module
+            (module, attribute)
             for name, module in layer.named_modules(prefix="layers.0")
-            if isinstance(getattr(module, "layer_idx", None), int) and locate(name).scope != "mlp"
+            for attribute in _INDICES
+            if isinstance(getattr(module, attribute, None), int) and locate(name).scope != "mlp"
         ]
-        keeps = [module for module in holders if module is not layer]
-        for module in holders:
-            setattr(module, "layer_idx", index if module is layer else len(used))  # noqa: B010
-        if keeps:
+        for module, attribute in holders:
+            setattr(module, attribute, index if module is layer else len(used))
+        if any(module is not layer for module, _ in holders):
             used.append(positions[index] if positions else index)
     if not used:
         return

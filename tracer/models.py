@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
+from taxonomy.arguments import home_path
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.presets import preset_config, preset_names
@@ -71,7 +72,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
     options: dict[str, Any] = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
-    path = Path(name).expanduser()
+    path = home_path(name)
     with _quiet():
         if path.is_dir():
             loaded = _from_folder(path, path.resolve().name, "folder", options)

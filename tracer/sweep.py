@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taxonomy.arguments import home_path
 from taxonomy.dtypes import ITEMSIZE
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError
@@ -175,7 +176,7 @@ def _config_of(model: str) -> dict[str, Any]:
     name = model.lower()
     if name in preset_names():
         return preset_config(name)
-    folder = Path(model).expanduser()
+    folder = home_path(model)
     if name.endswith(".gguf") or not folder.is_dir():
         from tracer.models import DEMO, demo_file
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from taxonomy.arguments import home_path
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.keep import check_sparsity
 from tracer.sweep_plan import SweepConfig, is_checkpoint
@@ -103,14 +104,17 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
         _beside(name, path, when=is_checkpoint(name)) for name in values["families"]
     )
     if "text" in values:
-        values["text"] = path.parent / Path(values["text"]).expanduser()
+        values["text"] = path.parent / home_path(values["text"])
     return SweepConfig(**values)
 
 
 def _beside(name: str, path: Path, *, when: bool) -> str:
     """`name` as a path beside the sweep file, where there is such a folder or file."""
-    there = path.parent / Path(name).expanduser()
-    return str(there) if when and there.exists() else name
+    there = path.parent / home_path(name)
+    try:
+        return str(there) if when and there.exists() else name
+    except OSError:  # no name that a file can have
+        return name
 
 
 def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:

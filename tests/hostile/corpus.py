@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from tests.hostile import fields, files, manifests, words
-from tests.hostile.material import write_pair
 from tests.hostile.case import Case
+from tests.hostile.material import write_pair
 
 
 @functools.cache
@@ -41,6 +41,6 @@ def _fixed() -> list[Case]:
 
 
 QUICK = _named(
-    _fixed() + list(fields.wrong_types(every=17)) + list(manifests.fields(_example(), every=13))
+    _fixed() + list(fields.wrong_types(every=29)) + list(manifests.fields(_example(), every=29))
 )
 FULL = _named(_fixed() + list(fields.wrong_types()) + list(manifests.fields(_example())))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.chrome import chrome, k, module, op, step
-from tests.hostile.material import decoder
 from tests.hostile.case import Case, trace_file
+from tests.hostile.material import decoder
 
 # Written as JSON text, because some of them are no JSON.
 WRONG = {

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.hostile.material import decoder
 from tests.hostile.case import Case, plain_file
+from tests.hostile.material import decoder
 
 _MIB = 1 << 20
 _EVENT = b'{"ph":"X","cat":"kernel","name":"k","pid":0,"tid":7,"ts":1,"dur":1,"args":{"stream":7}},'
@@ -98,7 +98,7 @@ def repeated(piece: bytes, size: int, *, head: bytes = b"", tail: bytes = b"") -
     return b"".join([*out, packer.compress(tail), packer.flush()])
 
 
-def bombs(size: int = 64 * _MIB) -> Iterator[Case]:
+def bombs(size: int = 32 * _MIB) -> Iterator[Case]:
     """Small files that unpack to `size` bytes: refused early."""
     fills = {"zeros": b"\0", "spaces": b" ", "brackets": b"[", "letters": b"a", "commas": b","}
     for name, fill in fills.items():
@@ -153,7 +153,9 @@ def zips() -> Iterator[Case]:
     for name in names:
         yield Case(f"zip holds {name[:20]!r}", plain_file("t.zip", zipped({name: text})), (0, 2))
     yield Case("zip without traces", plain_file("t.zip", zipped({"a.txt": text})), (2,))
-    yield Case("zip of two", plain_file("t.zip", zipped({"a.json": text, "b.json": text})), (0,))  # two ranks
+    yield Case(
+        "zip of two", plain_file("t.zip", zipped({"a.json": text, "b.json": text})), (0,)
+    )  # two ranks
     many = zipped({f"{i}.txt": b"" for i in range(3000)})
     yield Case("zip of 3000 empty files", plain_file("t.zip", many), (2,))
     good = bytearray(zipped({"t.json": text}))
@@ -189,6 +191,14 @@ def odd_files() -> Iterator[Case]:
     yield Case("a link to a device", made(lambda p: p.symlink_to("/dev/zero")), (2,))
     yield Case("a link to a folder", made(lambda p: p.symlink_to(p.parent)), (2,))
     yield Case("a pipe", made(os.mkfifo), (2,))
+
+    def crowd(path: Path) -> None:
+        path.mkdir()
+        for i in range(300):
+            (path / f"rank{i}.json").write_bytes(b"[]" if i else small())
+            (path / f"link{i}.json").symlink_to("/dev/zero")
+
+    yield Case("a folder of odd traces", made(crowd, "run"))
     yield Case("an empty folder", made(Path.mkdir, "run"), (2,))
     yield Case("a name that is too long", lambda f: f / ("x" * 5000 + ".json"), (2,))
     yield Case("a name with a nul", lambda f: f / "a\0b.json", (2,))

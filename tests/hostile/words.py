@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.hostile.material import decoder, places, write_pair
 from tests.hostile.case import ATTACK, Case, trace_file
+from tests.hostile.material import decoder, places, write_pair
 
 TEXTS = {
     "everything": ATTACK,

@@ -310,6 +310,21 @@ def test_alibi_and_unknown_layouts_are_refused_with_the_reason() -> None:
         apply("static-nk", bigcode, 0.5)
 
 
+def test_a_cache_index_of_another_name_is_renumbered() -> None:
+    """GPT-Neo calls it layer_id."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {
+        "hidden_size": 64, "num_layers": 4, "num_heads": 4, "vocab_size": 512,
+        "attention_types": [[["global", "local"], 2]], "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neo", **fields)).eval()
+    pruned = apply("static-m", model, 0.5).model
+    steps, kv = decoded(pruned)
+    torch.testing.assert_close(steps, logits(pruned), rtol=1e-3, atol=1e-4)
+    assert len(kv.layers) == 2
+
+
 def test_an_architecture_without_an_entry_is_checked_as_it_is_pruned() -> None:
     """DiffLlama pairs its heads: half of them alone are another attention."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -241,7 +241,7 @@ def path_of(folder: Path, text: str) -> Path:
 
 
 def test_texts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match=r"missing\.txt cannot be read"):
+    with pytest.raises(PrunescopeError, match=r"missing\.txt is no file"):
         read_text(tmp_path / "missing.txt")
     latin = tmp_path / "latin.txt"
     latin.write_bytes("\xe9t\xe9".encode("latin-1"))

@@ -86,24 +86,25 @@ def factors(
     """
     # Activations spread over six orders of magnitude, and their squares over twelve.
     wide = weight.to(torch.float32 if moment is None else torch.float64)
+    spread = None if moment is None else moment.to(wide)
     outputs, inputs = weight.shape
-    root = wide if moment is None else wide @ _root(moment.to(wide))
     if outputs <= inputs:
-        _, left = torch.linalg.eigh(root @ root.T)
-        left = left[:, -rank:]
+        gram = wide @ wide.T if spread is None else wide @ spread @ wide.T
+        left = torch.linalg.eigh(gram).eigenvectors[:, -rank:]
     else:
-        _, right = torch.linalg.eigh(root.T @ root)
-        left, _ = torch.linalg.qr(root @ right[:, -rank:])
+        root = wide if spread is None else wide @ _root(spread)
+        right = torch.linalg.eigh(root.T @ root).eigenvectors[:, -rank:]
+        left = torch.linalg.qr(root @ right).Q
     return left.T @ wide, left
 
 
 def _root(moment: torch.Tensor) -> torch.Tensor:
-    """L with L·Lᵀ = C. Fewer tokens than K leave C singular: a millionth of its mean is added."""
-    mean = moment.diagonal().mean()
-    diagonal = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    """R with R·Rᵀ = C. Where few tokens, or rounding, leave C singular, a millionth of its mean
+    stands in for an eigenvalue, so that no direction is free."""
+    values, vectors = torch.linalg.eigh(moment)
+    floor = 1e-6 * float(moment.diagonal().mean())
     # Inputs that were never seen (all zero) tell nothing: then every direction counts the same.
-    ridge = 1e-6 * mean if mean > 0 else torch.ones_like(mean)
-    return torch.linalg.cholesky(moment + ridge * diagonal)
+    return vectors * values.clamp(min=floor if floor > 0 else 1.0).sqrt()
 
 
 def _factored(module: Any, rank: int, moment: torch.Tensor | None) -> LowRank:

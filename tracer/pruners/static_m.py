@@ -102,6 +102,7 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
     config.num_hidden_layers = len(kept)
+    setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
     renumber_cache(model, shorter)
     if not is_known(model):
         probe(model, "without some layers")
