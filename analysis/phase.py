@@ -89,7 +89,7 @@ def compare_phase(
         units, ratio, ledger, bootstrap(units, ratio, domain), halves(units, domain),
         RowEvidence(kernels_d, kernels_p),
     )  # fmt: skip
-    phase.ladder = _ladder(phase.ledger, units, ratio, domain, sparsity)
+    phase.ladder = _ladder(phase.ledger, units, ratio, domain)
     evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {}, name)
     phase.family = verdict(evidence)
     phase.baseline = _baseline(side_d, name, kernels_d)
@@ -281,7 +281,7 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _ladder(
-    rows: list[Row], units: Units, ratio: Ratios, domain: Domain, sparsity: float | None
+    rows: list[Row], units: Units, ratio: Ratios, domain: Domain
 ) -> Ladder:
     ns = {row.row: row.ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
@@ -292,7 +292,7 @@ def _ladder(
         realised = float(np.median(domain.dense) / np.median(domain.pruned))
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
-    nominal = 1 / (1 - sparsity) if sparsity is not None else ratio.flop_ratio
+    nominal = 1 / ratio.promised if ratio.promised > 0 else None
     return Ladder(
         nominal=nominal,
         flop=ratio.flop_ratio,

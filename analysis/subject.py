@@ -185,6 +185,11 @@ class Side:
         if trace.source.cut:
             self.partial = True
             self.warnings.append(f"{name} is cut off: analysed up to the cut")
+            if not trace.on_device:
+                self.warnings.append(
+                    f"{name} has no device events before the cut: host ops stand for the work, and "
+                    "their times are those of a CPU"
+                )
         lost = trace.source.malformed + trace.dropped
         if lost:
             self.warnings.append(f"{name}: {lost} malformed events were dropped")
@@ -257,6 +262,10 @@ def _peaks(side: Side) -> Peaks | None:
     """Given on the command line, else measured in the run, else of the device in the trace."""
     options = side.options
     given = find_device(options.device) if options.device else None
+    if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):
+        raise PrunescopeError(
+            f"--bandwidth {options.bandwidth:g} is no bandwidth", hint="GB/s, as in 3350"
+        )
     if given is not None:
         _refuse_host_ops(side, given)
     peaks = sheet_peaks(given) if given else None

@@ -107,7 +107,7 @@ def skipped_executed(c: Context) -> Finding | None:
         if counted > _ALL:
             return None
         lines = [f"the run counts {counted:.0%} of its layers active"]
-    elif _is(c, _LAYERS, by_name=True) and s:
+    elif _is(c, _LAYERS, by_name=True) and s and int(s * len({p.key[0] for p in pairs})):
         lines = [f"the run's method is {_method(c)} at s = {s:g}"]
     else:
         return None

@@ -49,6 +49,8 @@ def coverage_limited(c: Context) -> Finding | None:
     row = c.row("coverage")
     if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
         return None
+    if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
+        return None  # nothing was shrunk at all: another finding says so
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.ns][:4]
     bound = c.phase.ladder.coverage if c.phase.ladder else None
     return Finding(

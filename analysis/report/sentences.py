@@ -76,7 +76,7 @@ def headline(phase: Phase) -> str:
     text += f" of {numbers.ratio(ladder.nominal)} promised"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
-        if ladder.share_of_bound >= 1:
+        if ladder.share_of_bound > 1.005:
             text += " (≥ 100 % of the bound: faster than the model of it allows)"
     return text
 

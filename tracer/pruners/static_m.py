@@ -28,6 +28,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     influence = _influence(model, name, point, record)
     gone = {kind: _chosen(len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = gone
+    if point.sparsity and not any(gone.values()):
+        text = (
+            f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
+            f"{1 / len(layers):g} is the least that removes one"
+        )
+        record.setdefault("notes", []).append(text)
     if point.knobs["layers"]:
         record["sparsity"] = len(gone[kinds[0]]) / len(layers)
     if unit == "layer":

@@ -1,0 +1,125 @@
+"""Runs a piece of prunescope in a process of its own that is killed at one point. No test in it.
+
+In: what to do, the point, the folder, and how it dies. Out: whatever was on disk at that moment.
+    python -m tests.faults.driver runs|report|analyze POINT FOLDER kill|fsize
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import taxonomy.whole
+from taxonomy.run import PhaseRun, Run
+from tracer.runs import Capture, write_runs
+
+# Every place at which the process may die while it writes, in order.
+POINTS = ("made", "file 1", "file 2", "file 3", "filled", "placed")
+FSIZE = 4096  # bytes a file, in the process whose disk is full
+
+
+def capture(variant: str) -> Capture:
+    """A capture of one phase whose trace fills some kB."""
+    events = [
+        {"ph": "X", "cat": "cpu_op", "name": f"aten::op{i * 7919 % 1000003}", "pid": 1, "tid": 1,
+         "ts": i * 1.237, "dur": i % 13 + 0.5}
+        for i in range(3000)
+    ]  # fmt: skip
+    phase = PhaseRun(
+        batch=1, prompt_len=8, positions=[0, 8], context=8, logits="last", cache="dynamic",
+        attention="sdpa", mode="eager", steps=1, tokens_per_step=8, warmup=0, samples_ns=[5, 6],
+    )  # fmt: skip
+    run = Run(variant=variant, model={}, phases={"prefill": phase}, dtype="fp32", device={},
+              versions={}, seeds={}, argv=[])  # fmt: skip
+    return Capture(run=run, traces={"prefill": {"traceEvents": events}})
+
+
+def write_both(out: Path) -> None:
+    """F/dense and F/pruned, as `trace` writes them at its end."""
+    write_runs(out, {name: capture(name) for name in ("dense", "pruned")}, None)
+
+
+def write_one_report(out: Path) -> None:
+    """A report of four files, as `analyze` writes it at its end."""
+    from analysis.report.write import write_files
+
+    mark = os.environ.get("MARK", "new")
+    names = ("report.md", "report.json", "a.png", "b.pdf")
+    write_files({name: f"{mark} {name}\n".encode() * 2000 for name in names}, out)
+
+
+def analyze_it(out: Path) -> None:
+    """The command itself."""
+    import prunescope
+
+    sys.exit(prunescope.main(["analyze", str(out), "--format", "md,json"]))
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "runs": write_both, "report": write_one_report, "analyze": analyze_it
+}  # fmt: skip
+
+
+def arm(point: str, die: Callable[[], None]) -> None:
+    """Call `die` when the process reaches a point of writing."""
+    files = [0]
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*args: Any, **more: Any) -> Any:
+            files[0] += 1
+            if point == f"file {files[0]}":
+                real(args[0], args[1][: len(args[1]) // 2], **more)
+                die()
+            return real(*args, **more)
+
+        return write
+
+    def before_placing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def put(*args: Any) -> None:
+            if point == "filled":
+                die()
+            real(*args)
+            if point == "placed":
+                die()
+
+        return put
+
+    for name in ("write_bytes", "write_text"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    real = taxonomy.whole.put_in_place
+    for module in list(sys.modules.values()):
+        if getattr(module, "put_in_place", None) is real:
+            module.put_in_place = before_placing(real)  # type: ignore[attr-defined]
+    if point == "made":
+        Path.mkdir = _dying(Path.mkdir, die)  # type: ignore[method-assign]
+
+
+def _dying(real: Callable[..., Any], die: Callable[[], None]) -> Callable[..., Any]:
+    def mkdir(self: Path, *args: Any, **more: Any) -> None:
+        real(self, *args, **more)
+        if self.suffix == ".partial":
+            die()
+
+    return mkdir
+
+
+def main() -> None:
+    """Parse the words and run."""
+    what, point, out, how = sys.argv[1:]
+    if what != "runs":
+        pass  # so that its names are there to be armed
+    if how == "fsize":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FSIZE, FSIZE))
+    else:
+        arm(point, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    WORK[what](Path(out))
+
+
+if __name__ == "__main__":
+    main()
