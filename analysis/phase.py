@@ -280,9 +280,7 @@ def _pairing(units: Units) -> Pairing:
     )
 
 
-def _ladder(
-    rows: list[Row], units: Units, ratio: Ratios, domain: Domain
-) -> Ladder:
+def _ladder(rows: list[Row], units: Units, ratio: Ratios, domain: Domain) -> Ladder:
     ns = {row.row: row.ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]

@@ -68,35 +68,40 @@ WORK: dict[str, Callable[[Path], None]] = {
 def arm(point: str, die: Callable[[], None]) -> None:
     """Call `die` when the process reaches a point of writing."""
     files = [0]
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def write(*args: Any, **more: Any) -> Any:
-            files[0] += 1
-            if point == f"file {files[0]}":
-                real(args[0], args[1][: len(args[1]) // 2], **more)
-                die()
-            return real(*args, **more)
-
-        return write
-
-    def before_placing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def put(*args: Any) -> None:
-            if point == "filled":
-                die()
-            real(*args)
-            if point == "placed":
-                die()
-
-        return put
-
     for name in ("write_bytes", "write_text"):
-        setattr(Path, name, counted(getattr(Path, name)))
+        setattr(Path, name, _counted(getattr(Path, name), files, point, die))
     real = taxonomy.whole.put_in_place
     for module in list(sys.modules.values()):
         if getattr(module, "put_in_place", None) is real:
-            module.put_in_place = before_placing(real)  # type: ignore[attr-defined]
+            module.put_in_place = _placing(real, point, die)  # type: ignore[attr-defined]
     if point == "made":
         Path.mkdir = _dying(Path.mkdir, die)  # type: ignore[method-assign]
+
+
+def _counted(
+    real: Callable[..., Any], files: list[int], point: str, die: Callable[[], None]
+) -> Callable[..., Any]:
+    """A write that dies half-way through the file of the point."""
+
+    def write(*args: Any, **more: Any) -> Any:
+        files[0] += 1
+        if point == f"file {files[0]}":
+            real(args[0], args[1][: len(args[1]) // 2], **more)
+            die()
+        return real(*args, **more)
+
+    return write
+
+
+def _placing(real: Callable[..., Any], point: str, die: Callable[[], None]) -> Callable[..., Any]:
+    def put(*args: Any) -> None:
+        if point == "filled":
+            die()
+        real(*args)
+        if point == "placed":
+            die()
+
+    return put
 
 
 def _dying(real: Callable[..., Any], die: Callable[[], None]) -> Callable[..., Any]:

@@ -127,7 +127,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(out: str) -> None:
         pytest.skip(f"needs {Path(out).parent}")
     with pytest.raises(PrunescopeError, match="cannot write"):
         write_files({"report.md": b"x"}, Path(out))
-    with pytest.raises(OSError, match=out):
+    with pytest.raises(OSError, match=str(Path(out).parent)):
         write_both(Path(out))
 
 
@@ -240,7 +240,7 @@ def test_a_killed_process_frees_its_claim(tmp_path: Path) -> None:
 
 
 def test_what_was_written_is_whole(tmp_path: Path) -> None:
-    """The kills above compare with this: two runs that can be read, with the sums of their traces."""
+    """The kills above compare with this: runs that can be read, with the sums of their traces."""
     write_both(tmp_path / "f")
     for variant in ("dense", "pruned"):
         run_folder = tmp_path / "f" / variant

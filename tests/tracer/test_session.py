@@ -80,13 +80,18 @@ def test_a_kill_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
+    # A shell that starts the tests in the background leaves SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request = TraceRequest(
         model="tiny-llama", method="static-nk", out=tmp_path / "out" / "run",
         prompt_len=8, decode_steps=2, warmup=0, repeats=1, steps=1,
     )  # fmt: skip
     peaks = {"dense_flop_per_s": {}, "byte_per_s": 1.0, "kernel_floor_ns": 1}
-    with pytest.raises(expected):
-        trace(request, KilledAt(stage, number), peaks=peaks)
+    try:
+        with pytest.raises(expected):
+            trace(request, KilledAt(stage, number), peaks=peaks)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "temporary").glob("prunescope*")) == []  # torch leaves its own there
 
