@@ -7,7 +7,6 @@ Each function imports what it needs, so that `prunescope --help` loads neither t
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.evidence_commands import register_evidence
+from analysis.report.failure import exit_code
 from taxonomy.arguments import bare_json
 from taxonomy.errors import PrunescopeError
-from taxonomy.whole import clean_termination
 
 if TYPE_CHECKING:
     from analysis.report.model import Report
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["PrunescopeError", "Report", "analyze", "capture", "predict", "trace"]
-_FAILURES = (ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit)
+
 _LAZY = {"Report": "analysis.report.model", "capture": "tracer.user_capture"}
 DEMO_MODEL = "smollm2-135m-instruct"
 DEMO = (("static-m", 0.25), ("static-nk", 0.34), ("static-k-mask", 0.5))
@@ -372,8 +371,8 @@ def _demo(
     for method, sparsity in DEMO:
         with Bar() as bar:
             folder = trace(
-                model=DEMO_MODEL, method=method, sparsity=sparsity, repeats=10, out=out / method,
-                overwrite=True, argv=["demo"], progress=bar,
+                model=DEMO_MODEL, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
+                out=out / method, overwrite=True, argv=["demo"], progress=bar,
             )  # fmt: skip
         report = deliver(folder, Delivery(quiet=True), options=Options())
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
@@ -382,18 +381,8 @@ def _demo(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
-    try:
-        with clean_termination():
-            code = app(args, prog_name="prunescope", standalone_mode=False)
-            sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains
-        return 1
-    except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
-        from analysis.report.failure import tell_error
-
-        return tell_error(error, as_json=any(a.partition("=")[0] == "--json" for a in args))
-    return code if isinstance(code, int) else 0
+    as_json = any(a.partition("=")[0] == "--json" for a in args)
+    return exit_code(lambda: app(args, prog_name="prunescope", standalone_mode=False), as_json)
 
 
 if __name__ == "__main__":

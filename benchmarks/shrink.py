@@ -133,7 +133,9 @@ def _set_layers(plain: Mapping[str, Any], fields: dict[str, Any]) -> int:
     """How many layers; lists with an entry a layer keep every kind of layer, in turn."""
     total = next((plain[name] for name in _DEPTHS if name in plain), 0)
     kinds = {name: _kinds(plain[name]) for name in _KINDS if _is_names(plain.get(name))}
-    mixed = any(len(kind) > 1 for kind in kinds.values()) or "attn_layer_period" in plain
+    mixed = any(len(kind) > 1 for kind in kinds.values()) or any(
+        name in plain for name in ("attn_layer_period", "attn_layer_indices")
+    )
     layers = MIXED_LAYERS if mixed else LAYERS
     for name in _DEPTHS:
         if name in fields:

@@ -59,12 +59,13 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: list[str], model_id: str) -> list[str]:
+def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
     """The command line with paths reduced to their last name. A hub id is no path."""
+    hub_id = loaded.id if loaded.source == "hub" else None
     words = []
     for word in argv:
         option, separator, value = word.partition("=") if "=" in word else ("", "", word)
-        if value != model_id and len(PurePath(value).parts) > 1:
+        if value != hub_id and len(PurePath(value).parts) > 1:
             value = f"<path>/{_last_name(value)}"
         words.append(f"{option}{separator}{value}")
     return words

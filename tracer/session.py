@@ -260,7 +260,7 @@ def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
         device=info,
         versions=versions(),
         seeds=seeds,
-        argv=scrubbed_argv(request.argv, request.model),
+        argv=scrubbed_argv(request.argv, variant.loaded),
         weight_bytes=weight_bytes(model),
         parameters=sum(p.numel() for p in model.parameters()),
         layer_map=variant.layer_map,

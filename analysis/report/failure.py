@@ -5,15 +5,39 @@ and an exit code. As JSON too where JSON was asked for.
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
 
 import typer
 
 from analysis.report.escape import clean
 from taxonomy.errors import PrunescopeError
+from taxonomy.whole import clean_termination
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, SIGTERM
+_FAILURES = (ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit)
 _OURS = ("analysis", "taxonomy", "tracer")
+
+
+def exit_code(command: Callable[[], object], as_json: bool) -> int:  # noqa: FBT001
+    """Run a command and say what went wrong; 0, 2 a mistake, 3 partial, 130 or 143 interrupted.
+
+    Raises what is a bug of ours, and what shell completion ends with.
+    """
+    try:
+        with clean_termination():
+            code = command()
+            sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer makes it of Ctrl-C
+            raise KeyboardInterrupt
+    except BrokenPipeError:
+        # The reader left. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
+        return tell_error(error, as_json=as_json)
+    return code if isinstance(code, int) else 0
 
 
 def tell_error(error: BaseException, *, as_json: bool) -> int:

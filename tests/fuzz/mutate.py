@@ -5,6 +5,7 @@ In: a random.Random and the bytes of a seed. Out: the bytes of a file, and a nam
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -99,7 +100,7 @@ def same_everywhere(rng: random.Random, data: bytes) -> bytes:
         chosen, new = rng.choice(spots)[1], rng.choice(_VALUES)
         for holder, key in spots:
             if key == chosen:
-                holder[key] = new
+                holder[key] = copy.deepcopy(new)
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
@@ -158,7 +159,7 @@ def _tree(data: bytes) -> Any:
 def _spots(tree: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a tree, down to a depth of 8."""
     out: list[tuple[Any, Any]] = []
-    level = [tree]
+    level = [tree] if isinstance(tree, (dict, list)) else []
     for _ in range(8):
         below: list[Any] = []
         for node in level:
@@ -177,6 +178,6 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
     elif how < 0.35 and type(old) in (int, float) and abs(old) < 1e30:
         holder[key] = rng.choice((old * 1000, -old, old + 0.0005, old / 3, old + 1, int(old)))
     elif how < 0.45 and isinstance(holder, dict):
-        holder[rng.choice(list(holder))] = old
+        holder[rng.choice(list(holder))] = copy.deepcopy(old)
     else:
-        holder[key] = rng.choice(_VALUES)
+        holder[key] = copy.deepcopy(rng.choice(_VALUES))

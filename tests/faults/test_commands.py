@@ -1,0 +1,307 @@
+"""Faults in the middle of a command: what it says, its exit code, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from analysis import bundle as bundling
+from analysis import deliver as delivery
+from analysis.pipeline import analyze
+from tests.faults.driver import write_both
+from tests.hostile.material import write_pair
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _signal(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def _raise(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+# How a command is stopped, and its exit code.
+FAULTS: dict[str, tuple[Callable[[], None], int]] = {
+    "Ctrl-C": (_signal(signal.SIGINT), 130),
+    "SIGTERM": (_signal(signal.SIGTERM), 143),
+    "full disk": (_raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))), 2),
+    "read-only": (_raise(OSError(errno.EROFS, os.strerror(errno.EROFS))), 2),
+    "out of memory": (_raise(MemoryError()), 2),
+}
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones too."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def stopped(args: list[str], capsys: pytest.CaptureFixture[str], *, code: int) -> dict[str, str]:
+    """The error object of a command that is stopped with an exit code."""
+    assert prunescope.main(args) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    told: dict[str, str] = json.loads(err.splitlines()[-1])["error"]
+    assert told["problem"] and told["hint"]
+    return told
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("point", ["analyze", "write_report", "emit_json"])
+def test_analyze(
+    fault: str,
+    point: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before, in and after the writing of the report: the folder is as before, or has it whole."""
+    fail, code = FAULTS[fault]
+    run = write_pair(tmp_path / "run")
+    before = everything(run)
+    args = ["analyze", str(run), "--format", "md,json", "--json", "-"]
+    with monkeypatch.context() as patch:
+        patch.setattr(delivery, point, lambda *_args, **_more: fail())
+        stopped(args, capsys, code=code)
+    after = everything(run)
+    if point == "emit_json":
+        assert set(after) - set(before) == {"report/report.md", "report/report.json"}
+        json.loads(after["report/report.json"])
+    else:
+        assert after == before
+    assert prunescope.main(args) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (run / "report" / "report.json").read_bytes()
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("point", ["analyze", "zip_bytes", "write"])
+def test_bundle(
+    fault: str,
+    point: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No zip, or the older one; the next call makes it."""
+    fail, code = FAULTS[fault]
+    write_pair(tmp_path / "run")
+    out = tmp_path / "b.zip"
+    args = ["bundle", str(tmp_path / "run"), "-o", str(out)]
+    before = everything(tmp_path)
+    with monkeypatch.context() as patch:
+        if point == "write":
+            patch.setattr(Path, "write_bytes", _half_of(out.name, fail, Path.write_bytes))
+        else:
+            patch.setattr(bundling, point, lambda *_args, **_more: fail())
+        assert prunescope.main(args) == code
+        assert "Traceback" not in capsys.readouterr().err
+    assert everything(tmp_path) == before
+    assert prunescope.main(args) == 0
+    assert prunescope.main(["verify", str(out)]) == 0
+
+
+def _half_of(name: str, fail: Callable[[], None], real: Callable[..., int]) -> Callable[..., int]:
+    """A write that fails in the middle of the file whose name holds `name`."""
+
+    def write(path: Path, content: Any, **more: Any) -> int:
+        if name in path.name:
+            real(path, content[: len(content) // 2], **more)
+            fail()
+        return real(path, content, **more)
+
+    return write
+
+
+@pytest.mark.parametrize("point", ["file 1", "filled", "placed"])
+def test_a_killed_analyze(point: str, tmp_path: Path) -> None:
+    """SIGKILL in a process of its own: no report, or all of it; the next call cleans up."""
+    run = write_pair(tmp_path / "run")
+    command = [sys.executable, "-m", "tests.faults.driver", "analyze", point, str(run), "kill"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (run / "report").exists() == (point == "placed")
+    analyze(run)
+    assert prunescope.main(["analyze", str(run), "--format", "md,json"]) == 0
+    assert {p.name for p in (run / "report").iterdir()} == {"report.md", "report.json"}
+    assert [p.name for p in run.rglob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["analyze", "gone.json"], 2),  # an input that is not there
+        (["analyze", "{cut}"], 2),  # one that is damaged
+        (["analyze"], 2),  # a word that is missing
+        (["analyze", "{run}", "--device", "h1000"], 2),  # a value that is unknown
+        (["analyze", "{run}", "--format", "doc"], 2),
+        (["analyze", "{run}", "--out", "/proc/report"], 2),  # a folder that cannot be written
+        (["predict", "--model", "tiny-llama", "--device", "h1000"], 2),
+        (["trace", "--model", "no-such-preset"], 2),
+        (["trace", "--model", "tiny-llama", "--method", "static-q"], 2),
+        (["verify", "{cut}"], 3),
+        (["sweep", "gone.yaml", "--out", "s"], 2),
+        (["pareto", "gone"], 2),
+    ],
+)
+def test_every_failure_is_json_too(
+    words: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"{run}": write_pair(tmp_path / "run"), "{cut}": tmp_path / "cut.json"}
+    places["{cut}"].write_text("[{")
+    args = [str(places.get(word, word)) for word in words]
+    if code == 3:
+        assert prunescope.main([*args, "--json", "-"]) == 3
+        assert json.loads(capsys.readouterr().out)["ok"] is False
+        return
+    stopped([*args, "--json", "-"], capsys, code=code)
+
+
+@pytest.mark.torch
+class TestTrace:
+    """A capture that is stopped at any stage leaves nothing, and the next one is whole."""
+
+    STAGES = ("load tiny-llama", "profile prefill")
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    @pytest.mark.parametrize("stage", STAGES)
+    def test_a_stage(self, fault: str, stage: str, tmp_path: Path) -> None:
+        from taxonomy.errors import PrunescopeError
+        from tracer.progress import Silent
+
+        fail, code = FAULTS[fault]
+
+        class Failing(Silent):
+            def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
+                if name == stage:
+                    fail()
+
+        expected = {130: KeyboardInterrupt, 143: SystemExit}.get(code, (OSError, PrunescopeError))
+        with pytest.raises(expected):  # type: ignore[arg-type]
+            small_trace(tmp_path / "out" / "f", Failing())
+        assert not (tmp_path / "out").exists()
+
+    def test_out_of_memory_of_the_device(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        from taxonomy.errors import PrunescopeError
+        from tracer import session
+
+        def fail(*_args: object, **_more: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(session, "interleaved_samples", fail)
+        with pytest.raises(PrunescopeError, match="memory"):
+            small_trace(tmp_path / "f")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.fixture(scope="class")
+    def older(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return small_trace(tmp_path_factory.mktemp("older") / "f")
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_the_writing(
+        self, fault: str, older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An older run with --overwrite stays what it was."""
+        fail, _ = FAULTS[fault]
+        out = Path(shutil.copytree(older, tmp_path / "f"))
+        old = everything(tmp_path)
+        monkeypatch.setattr(Path, "write_text", _half_of("run.json", fail, Path.write_text))
+        with pytest.raises((OSError, MemoryError, KeyboardInterrupt, SystemExit)):
+            small_trace(out, overwrite=True)
+        assert everything(tmp_path) == old
+
+    def test_an_older_run_is_replaced_as_a_whole(self, older: Path, tmp_path: Path) -> None:
+        out = Path(shutil.copytree(older, tmp_path / "f"))
+        old = everything(tmp_path)
+        small_trace(out, overwrite=True)
+        new = everything(tmp_path)
+        assert new.keys() == old.keys()
+        assert new["f/pruned/run.json"] != old["f/pruned/run.json"]
+
+    def test_a_second_process_is_told_at_once(self, tmp_path: Path) -> None:
+        from taxonomy.errors import PrunescopeError
+        from taxonomy.whole import claimed
+
+        with claimed(tmp_path / "f"), pytest.raises(PrunescopeError, match="another process"):
+            small_trace(tmp_path / "f")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("fault", FAULTS)
+def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its second capture it keeps the first, and the same request does the rest alone.
+    A result for which memory does not suffice is recorded, and does not end the sweep."""
+    from tracer import sweep_job
+    from tracer.sweep import SweepRequest, sweep
+
+    fail, code = FAULTS[fault]
+    monkeypatch.setattr(sweep_job, "TOKENS", 64)
+    monkeypatch.setattr(sweep_job, "measure_peaks", lambda *_: {"byte_per_s": 1.0})
+    calls: list[str] = []
+
+    def traced(request: Any, **_more: Any) -> Path:
+        calls.append(request.phase)
+        if len(calls) == 2:
+            fail()
+        write_both(request.out)
+        return Path(request.out)
+
+    monkeypatch.setattr(sweep_job, "trace", traced)
+    (tmp_path / "s.yaml").write_text(
+        "model: tiny-llama\nfamilies: [static-m]\nsparsities: [0.5]\nprompt_lens: [8]\nthreads: 1\n"
+    )
+    request = SweepRequest(config=tmp_path / "s.yaml", out=tmp_path / "s")
+    ends = {130: KeyboardInterrupt, 143: SystemExit}.get(code, OSError)
+    with contextlib.nullcontext() if fault == "out of memory" else pytest.raises(ends):
+        sweep(request)
+    first = everything(tmp_path / "s" / "runs")
+    assert {name.split("/")[-1] for name in first} == {"run.json", "prefill.trace.json.gz"}
+    assert len(first) == 4
+    sweep(request)
+    states = [
+        r["state"] for r in json.loads((tmp_path / "s" / "sweep.json").read_bytes())["results"]
+    ]
+    assert states == ["done", "done"]
+    assert len(calls) == 3
+    assert first.items() <= everything(tmp_path / "s" / "runs").items()
+
+
+def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
+    """A capture of a second or less."""
+    from tracer.trace import TraceRequest, trace
+
+    request = TraceRequest(
+        model="tiny-llama", method="static-m", sparsity=0.5, phase="prefill", prompt_len=8,
+        warmup=0, repeats=1, steps=1, threads=1, out=out, **options,
+    )  # fmt: skip
+    peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+    return trace(request, progress, peaks=peaks)
