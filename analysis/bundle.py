@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import tempfile
 import zipfile
@@ -30,6 +29,7 @@ from analysis.suspicion import suspicious
 from analysis.trim import trim
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, Run, read_run
+from taxonomy.whole import write_file
 
 SCHEMA = 1
 SUMS, INDEX = "SHA256SUMS", "bundle.json"
@@ -235,15 +235,10 @@ def _readable(name: str, data: bytes) -> str | None:
 
 
 def _write(out: Path, data: bytes) -> None:
-    target = out.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        write_file(out.resolve(), data)
     except OSError as error:
         raise PrunescopeError(
             f"cannot write {out.name} ({error.strerror or error})",
             hint="give a file in a folder that can be written with -o",
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)

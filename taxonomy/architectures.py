@@ -259,6 +259,6 @@ def _no_parts(one: Family, traits: Traits) -> str:
     odd = entry.qkv or entry.parallel or entry.roles or not shape.gated
     if odd or shape.norms != 2 or shape.norm_parameters != 1:
         return "they take pre-norm layers of q, k, v, o and gate, up, down apart"
-    if traits.scaled and one.id in ("dynamic-m", "dynamic-depth"):
+    if traits.scaled and one.id in ("dynamic-m", "dynamic-depth", "token-drop"):
         return "sublayers are scaled before they are added"
     return ""

@@ -31,18 +31,19 @@ GROUPS = {
 # The name of a module's last path component, over the architectures of transformers.
 _LEAVES: tuple[tuple[str, str], ...] = (
     (r"embed_tokens|wte|wpe|word_embeddings|embed_in|embed_positions|tok_embeddings|embeddings"
-     r"|position_embeddings|token_type_embeddings|word_embeddings_layernorm", "embedding"),
+     r"|position_embeddings|token_type_embeddings|word_embeddings_layernorm"
+     r"|layernorm_embedding", "embedding"),
     (r"q_proj|query|q_lin|[wW]q|project_q", "q"),
     (r"k_proj|key|k_lin|[wW]k|project_k", "k"),
     (r"v_proj|value|v_lin|[wW]v|project_v", "v"),
-    (r"qkv_proj|c_attn|query_key_value|wqkv|qkv|att_proj", "qkv"),
+    (r"qkv_proj|c_attn|query_key_value|[wW]qkv|qkv|att_proj", "qkv"),
     (r"q_a_proj", "q_a"),
     (r"q_b_proj", "q_b"),
     (r"kv_a_proj(_with_mqa)?", "kv_a"),
     (r"kv_b_proj", "kv_b"),
     (r"(q|k|query|key)_(norm|layernorm)|(q|kv)_a_layernorm", "qk_norm"),
-    (r"rotary_emb|rotary_pos_emb|rotary", "rope"),
-    (r"o_proj|out_proj|out_lin|c_proj_attn|wo|attn_out|dense_attn|attention_out", "o"),
+    (r"rotary_emb|rotary_pos_emb|rotary|pos_emb", "rope"),
+    (r"o_proj|out_proj|out_lin|c_proj_attn|[wW]o|attn_out|dense_attn|attention_out", "o"),
     (r"gate_proj|w1|proj_up_gate", "gate"),
     (r"up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|linear_1|lin1|w_in|proj_up", "up"),
     (r"gate_up_proj|ff_proj|input_linear", "gate_up"),
@@ -55,13 +56,15 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"shared_experts?|shared_mlp", "shared_expert"),
     (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj", "mixer_in"),
     (r"conv1d|conv|[qkv]_conv1?d?", "conv"),
-    (r"lm_head|embed_out|output_layer|predictions|lm_loss|generator_lm_head", "lm_head"),
+    (r"lm_head|embed_out|output_layer|output_projection|predictions|lm_loss"
+     r"|generator_lm_head", "lm_head"),
     (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm|embedding_norm|layernorm_f",
      "final_norm"),
     (r"input_layernorm|ln_1|ln_attn|attn_norm|operator_norm|pre_self_attn_layernorm"
-     r"|post_self_attn_layernorm|self_attn_layer_norm|input_norm|self_attn_norm", "attn_norm"),
-    (r"post_attention_layernorm|ln_2|ln_mlp|mlp_norm|ffn_norm|pre_feedforward_layernorm"
-     r"|pre_ff_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm",
+     r"|post_self_attn_layernorm|self_attn_layer_norm|norm_1|layernorm1|post_operator_norm"
+     r"|input_norm|self_attn_norm", "attn_norm"),
+    (r"post_attention_layernorm|ln_2|ln_mlp|mlp_norm|norm_2|layernorm2|ffn_norm|post_ffn_norm"
+     r"|pre_feedforward_layernorm|pre_ff_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm",
      "mlp_norm"),
 )  # fmt: skip
 _LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
@@ -167,9 +170,15 @@ def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
     if scope == "attention":
         return _in_attention(role, leaf)
     if scope == "mlp":
-        return {"c_proj": "down", "dense": "down", "proj": "down", "fc": "up", "wi": "up"}.get(
-            leaf, role
-        )
+        return {
+            "Wi": "gate_up",
+            "Wo": "down",
+            "c_proj": "down",
+            "dense": "down",
+            "proj": "down",
+            "fc": "up",
+            "wi": "up",
+        }.get(leaf, role)
     if scope == "layer":
         return _in_layer(role, leaf, names)
     return "final_norm" if leaf in _NORMS else role

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -77,6 +78,26 @@ def put_in_place(partial: Path, out: Path) -> None:
         aside.rename(out)
         raise
     aside.rename(partial)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole: a temporary sibling first, then one rename. Removes what
+    killed processes left of earlier tries."""
+    for old in _beside(path, (".tmp",)):
+        _remove_abandoned(old)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with temporary.open("xb") as file:
+            # As with folders: it may be taken for abandoned before it is locked.
+            if not _lock(file.fileno()) or not _is_still(temporary, file.fileno()):
+                continue
+            try:
+                file.write(data)
+                file.flush()
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
 
 
 @contextmanager
@@ -188,29 +209,30 @@ def _recover(out: Path) -> None:
             _remove_abandoned(path)
 
 
-def _beside(out: Path) -> list[Path]:
-    prefix = f".{out.name}."
+def _beside(out: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
+    """What has the names that are given here, with eight hexadecimal digits in them."""
+    names = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}(\.\w+)")
     with suppress(OSError):
-        return [
-            p for p in out.parent.iterdir()
-            if p.name.startswith(prefix) and p.suffix in (".partial", ".old")
-            and len(p.name) == len(prefix) + 8 + len(p.suffix)
-        ]  # fmt: skip
+        found = [(p, names.fullmatch(p.name)) for p in out.parent.iterdir()]
+        return [p for p, match in found if match is not None and match[1] in suffixes]
     return []
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove a folder that no living process holds."""
+    """Remove a folder or file that no living process holds."""
     if sys.platform == "win32":
         return
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # held, gone, of somebody else, or without locks: not ours to judge
             return
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -6,7 +6,6 @@ A target is None (no JSON), "-" (standard output) or a file name. Files appear w
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.whole import write_file
 
 
 def tell(
@@ -58,9 +58,4 @@ def emit_json(content: bytes | dict[str, Any], target: str | Path | None) -> Non
     if path.exists() and not path.is_file():
         path.write_bytes(content)  # /dev/null, a pipe: nothing to replace
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, content)

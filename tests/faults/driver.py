@@ -1,7 +1,7 @@
 """Runs a piece of prunescope in a process of its own that is killed at one point. No test in it.
 
 In: what to do, the point, the folder, and how it dies. Out: whatever was on disk at that moment.
-    python -m tests.faults.driver runs|report|analyze POINT FOLDER kill|fsize
+    python -m tests.faults.driver runs|report|analyze|file POINT FOLDER kill|fsize
 """
 
 from __future__ import annotations
@@ -60,8 +60,13 @@ def analyze_it(out: Path) -> None:
     sys.exit(prunescope.main(["analyze", str(out), "--format", "md,json"]))
 
 
+def write_one_file(out: Path) -> None:
+    """A bundle, or what --json FILE writes."""
+    taxonomy.whole.write_file(out, b"half" * 9999)
+
+
 WORK: dict[str, Callable[[Path], None]] = {
-    "runs": write_both, "report": write_one_report, "analyze": analyze_it
+    "runs": write_both, "report": write_one_report, "analyze": analyze_it, "file": write_one_file
 }  # fmt: skip
 
 
@@ -74,6 +79,8 @@ def arm(point: str, die: Callable[[], None]) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "put_in_place", None) is real:
             module.put_in_place = _placing(real, point, die)  # type: ignore[attr-defined]
+    if point == "replaced":
+        Path.replace = lambda *_: die()  # type: ignore[assignment,method-assign,return-value]
     if point == "made":
         Path.mkdir = _dying(Path.mkdir, die)  # type: ignore[method-assign]
 

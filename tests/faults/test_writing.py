@@ -17,11 +17,14 @@ from analysis.report.write import write_files
 from taxonomy import whole
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run, sha256_of
-from taxonomy.whole import claimed, partial_folder, put_in_place
+from taxonomy.whole import claimed, partial_folder, put_in_place, write_file
 from tests.faults.driver import POINTS, WORK, write_both, write_one_report
 
 ROOT = Path(__file__).resolve().parents[2]
 Content = dict[str, bytes]
+OVER = ("file 2", "filled", "placed")  # where a process dies that replaces an older one
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+UNWRITABLE = ("/proc/report", "/sys/report")
 
 
 def run(what: str, point: str, out: Path, how: str) -> subprocess.CompletedProcess[str]:
@@ -68,7 +71,7 @@ def test_a_kill_leaves_nothing_or_all_of_it(
 
 
 @pytest.mark.parametrize("what", ["runs", "report"])
-@pytest.mark.parametrize("point", ["file 2", "filled", "placed"])
+@pytest.mark.parametrize("point", OVER)
 def test_a_kill_over_an_older_one_leaves_one_of_them(
     what: str, point: str, made: Callable[[str], Content], tmp_path: Path
 ) -> None:
@@ -99,7 +102,7 @@ def test_a_full_disk_leaves_what_was_there(what: str, tmp_path: Path) -> None:
         WORK[what](out)
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_report_that_cannot_be_written_says_why(
     error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +124,7 @@ def test_a_report_that_cannot_be_written_says_why(
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("out", ["/proc/report", "/sys/report"])
+@pytest.mark.parametrize("out", UNWRITABLE)
 def test_an_output_that_cannot_be_written_is_one_sentence(out: str) -> None:
     if not Path(out).parent.is_dir():
         pytest.skip(f"needs {Path(out).parent}")
@@ -211,6 +214,28 @@ def test_the_partial_folder_of_a_living_process_stays(tmp_path: Path) -> None:
         put_in_place(first, out)
     assert content(out) == {"x": b"1"}
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_killed_process_leaves_no_half_file(there: bool, tmp_path: Path) -> None:
+    """Of a bundle, or of --json FILE."""
+    out = tmp_path / "b.zip"
+    if there:
+        write_file(out, b"old" * 9999)
+    assert run("file", "replaced", out, "kill").returncode == -signal.SIGKILL
+    assert len(leftovers(tmp_path)) == 1
+    assert out.exists() == there
+    write_file(out, b"new")
+    assert content(tmp_path) == {"b.zip": b"new"}
+
+
+def test_temporary_files_of_others_stay(tmp_path: Path) -> None:
+    names = (".f.tmp", ".f.mine.tmp", ".f.partial", ".f.0123abcg.tmp", ".g.0123abcd.tmp")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    write_file(tmp_path / "f", b"x")
+    write_both(tmp_path / "g")
+    assert sorted(p.name for p in tmp_path.glob(".*")) == sorted(names)
 
 
 def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:

@@ -41,6 +41,6 @@ def _fixed() -> list[Case]:
 
 
 QUICK = _named(
-    _fixed() + list(fields.wrong_types(every=29)) + list(manifests.fields(_example(), every=29))
+    _fixed() + list(fields.wrong_types(every=41)) + list(manifests.fields(_example(), every=41))
 )
 FULL = _named(_fixed() + list(fields.wrong_types()) + list(manifests.fields(_example())))

@@ -58,6 +58,8 @@ CHANGES: dict[str, Callable[[Files], None]] = {
 }
 
 # More files than a bundle has take nothing from what is checked.
+NAMES = ("../evil", "/evil", "a/../../evil", "C:\\evil", ATTACK, "x" * 300)
+NO_ZIPS = (b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"x" * 1000)
 HARMLESS = ("a file that nobody names", "a file for a folder")
 
 
@@ -113,7 +115,7 @@ def test_a_name_that_leads_out_is_refused(
     assert not list(tmp_path.rglob("*evil*"))
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"x" * 1000])
+@pytest.mark.parametrize("data", NO_ZIPS)
 def test_what_is_no_zip_is_refused(
     data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

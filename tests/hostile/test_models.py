@@ -28,6 +28,51 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
 EXPERTS = ("num_local_experts", "first_k_dense_replace", "decoder_sparse_step", "n_shared_experts",
            "mlp_only_layers", "layer_types", "num_experts_per_tok", "expansion_ratio")  # fmt: skip
 
+TEXTS = ("", "[]", "null", "{", "{}", '{"model_type": "llama"', "[" * 5000, '{"model_type": "x"}')
+
+
+def _gguf() -> tuple[bytes, ...]:
+    """Headers that lie: counts, lengths and types that lead out of the file."""
+
+    def head(tensors: int, keys: int, rest: bytes = b"") -> bytes:
+        return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + rest
+
+    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8)
+    deep = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    tensor = struct.pack("<Q1sIQQIQ", 1, b"t", 2, 2**40, 2**20, 0, 0)
+    return (
+        b"", b"GGUF", b"GGUF" + bytes(100), b"\x7fELF" + bytes(100), head(1, 1), head(2**40, 0),
+        head(0, 1, key + struct.pack("<Q", 2**40) + b"llama"), head(1, 0, tensor),
+        head(0, 1, key + struct.pack("<Q", 5) + b"x" * 5), head(0, 1, deep + b"\x09\0\0\0" * 50),
+        head(0, 1, key + struct.pack("<Q", 5) + b"llama"),
+    )  # fmt: skip
+
+
+GGUF = _gguf()
+SAFETENSORS: dict[str, Callable[[bytes, int], bytes]] = {
+    "empty": lambda _whole, _header: b"",
+    "cut": lambda whole, _header: whole[:-100],
+    "cut in its header": lambda whole, _header: whole[:50],
+    "with a header of 2^64 bytes": lambda _whole, _header: b"\xff" * 8,
+    "without JSON": lambda whole, header: whole[:8] + b"x" * header + whole[8 + header :],
+    "a zip": lambda _whole, _header: b"PK\x03\x04" + bytes(100),
+    "a pickle": lambda _whole, _header: b"\x80\x02" + bytes(100),
+    "with other offsets": lambda whole, header: (
+        whole[:8] + whole[8 : 8 + header].replace(b"[0,", b"[9,")
+    ),
+}
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+SWEEPS = (
+    "", "[]", "x", "{", "a: b: c", "\0", "!!python/object/apply:os.system ['touch ran']",
+    "model: tiny-llama\nfamilies: [static-m]\ndraws: 1000000000\n",
+    "model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n",
+    "model: tiny-llama\nfamilies: ['../x']\nsparsities: ['../x']\n", LAUGHS,
+    LAUGHS.replace("a: &a", "model: &a").replace("i: &i", "families: &i"),
+    "&a [*a]", "model: tiny-llama\nfamilies: &f [*f]\n", "[" * 500, "model: &m\n  *m : *m\n",
+)  # fmt: skip
+
 
 class Bomb:
     """Makes a file when it is unpickled."""
@@ -90,11 +135,7 @@ def test_predict_refuses_or_answers_absurd_sizes(key: str, tmp_path: Path) -> No
             json.dumps(found, allow_nan=False)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "null", "{", "{}", '{"model_type": "llama"', "[" * 5000, '{"model_type": "x"}'],
-    ids=range(8),
-)  # fmt: skip
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     refused(tmp_path)
@@ -150,54 +191,23 @@ def test_a_checkpoint_that_lacks_weights_is_not_filled_with_random_ones(checkpoi
     assert "lacks 1 of its weights" in refused(checkpoint)
 
 
-def test_damaged_safetensors_are_refused(checkpoint: Path) -> None:
+@pytest.mark.parametrize("kind", SAFETENSORS)
+def test_damaged_safetensors_are_refused(kind: str, checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     whole = path.read_bytes()
-    header = int.from_bytes(whole[:8], "little")
-    damaged = {
-        "empty": b"", "cut": whole[:-100], "cut header": whole[:50], "header of 2^63": b"\xff" * 8,
-        "not JSON": whole[:8] + b"x" * header + whole[8 + header :],
-        "zip": b"PK\x03\x04" + bytes(100), "pickle": b"\x80\x02" + bytes(100),
-        "offsets out of the file": whole[:8] + whole[8 : 8 + header].replace(b"[0,", b"[9,"),
-    }  # fmt: skip
-    for data in damaged.values():
-        path.write_bytes(data)
-        refused(checkpoint)
+    path.write_bytes(SAFETENSORS[kind](whole, int.from_bytes(whole[:8], "little")))
+    refused(checkpoint)
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(len(GGUF)))
 def test_damaged_gguf_files_are_refused(number: int, tmp_path: Path) -> None:
-    def head(tensors: int, keys: int, rest: bytes = b"") -> bytes:
-        return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + rest
-
-    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8)
-    deep = struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
-    bodies = (
-        b"", b"GGUF", b"GGUF" + bytes(100), b"\x7fELF" + bytes(100), head(1, 1), head(2**40, 0),
-        head(0, 1, key + struct.pack("<Q", 2**40) + b"llama"),
-        head(0, 1, key + struct.pack("<Q", 5) + b"x" * 5), head(0, 1, deep + b"\x09\0\0\0" * 50),
-    )  # fmt: skip
     path = tmp_path / "m.gguf"
-    path.write_bytes(bodies[number])
+    path.write_bytes(GGUF[number])
     refused(path)
-    assert not list((tmp_path).glob(".*"))
+    assert not list(tmp_path.glob(".*"))
 
 
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "x", "{", "a: b: c", "\0", "!!python/object/apply:os.system ['touch ran']",
-     "model: tiny-llama\nfamilies: [static-m]\ndraws: 1000000000\n",
-     "model: tiny-llama\nfamilies: [static-m]\nbatches: [0]\n",
-     "model: tiny-llama\nfamilies: ['../x']\nsparsities: ['../x']\n", LAUGHS,
-     LAUGHS.replace("a: &a", "model: &a").replace("i: &i", "families: &i"),
-     "&a [*a]", "model: tiny-llama\nfamilies: &f [*f]\n", "[" * 2000, "model: &m\n  *m : *m\n"],
-    ids=range(16),
-)  # fmt: skip
+@pytest.mark.parametrize("text", SWEEPS, ids=range(len(SWEEPS)))
 def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
     from tracer.sweep import SweepRequest, plan_of
 

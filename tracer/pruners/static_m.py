@@ -107,8 +107,18 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
         # One entry a layer: layer_types, mlp_layer_types, no_rope_layers, ...
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
-    config.num_hidden_layers = len(kept)
+    _set_depth(config, len(kept))
     setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
     renumber_cache(model, shorter)
     if not is_known(model):
         probe(model, "without some layers")
+
+
+def _set_depth(config: Any, count: int) -> None:
+    try:
+        config.num_hidden_layers = count
+    except NotImplementedError as error:
+        raise PrunescopeError(
+            f"the config of a {config.model_type} does not let its number of layers be set",
+            hint="use --set unit=attention or unit=mlp, which leave the layers where they are",
+        ) from error
