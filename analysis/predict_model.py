@@ -33,6 +33,14 @@ def read_model(name: str) -> tuple[ModelShape, str, str | None]:
     return ModelShape.from_config(config), file.name, _written(config)
 
 
+def model_name(name: str) -> str:
+    """What a prediction calls a model: a preset's name, or a folder's without its path."""
+    if name.lower() in preset_names():
+        return name
+    path = Path(name).resolve()
+    return path.name if path.is_dir() else path.parent.name
+
+
 def _config(file: Path) -> dict[str, Any]:
     if file.suffix != ".json" or file.stat().st_size > _LARGEST:
         raise PrunescopeError(

@@ -11,7 +11,8 @@ from typing import Any
 
 from analysis.bound import Peaks
 from analysis.hardware import Device
-from analysis.predict import Setting, predict_phase
+from analysis.predict_phase import predict_phase
+from analysis.predict_setting import Setting
 from analysis.report.model import Ladder, Row
 from analysis.subject import Side
 from taxonomy.dtypes import itemsize
@@ -46,6 +47,7 @@ def predicted_phase(
     The family is the run's method, else `family_id` (the verdict's).
     """
     run = pruned.phase(name)
+    sparsity = _own_sparsity(pruned, sparsity)
     chosen = _family(pruned, family_id)
     if run is None or chosen is None or not sparsity or name not in PHASES:
         return None
@@ -109,6 +111,15 @@ def _family(side: Side, verdict: str | None) -> Family | None:
     if found == "static-k-24" and not _has_sparse_units(side.peaks):
         found = "static-k-mask"
     return family(found) if found else None
+
+
+def _own_sparsity(side: Side, nominal: float | None) -> float | None:
+    """That of the family's own unit, where the run was matched by FLOPs, parameters or bytes."""
+    match = ((side.run.pruning if side.run else None) or {}).get("match")
+    own = match.get("own") if isinstance(match, dict) else None
+    if isinstance(own, int | float) and not isinstance(own, bool) and 0 < own < 1:
+        return float(own)
+    return nominal
 
 
 def _has_sparse_units(peaks: Peaks | None) -> bool:

@@ -91,6 +91,14 @@ def test_realised_sparsity_and_memory() -> None:
     assert dynamic["sparsity"]["parameters"] == 0
 
 
+def test_weights_read_by_a_batch() -> None:
+    # at B = 8 and s = .5 a routed weight is read with probability 1 - 1/256: all but k, v, lm_head
+    phase = ask(method="dynamic-m", phase="decode", batch=8)["phases"]["decode"]
+    routed = 32 * 2 * (2 * 4096**2 + 3 * 4096 * 14336)
+    saved = phase["baseline"]["weight_read_bytes"] + 32 * 2 * 2 * 4096 - phase["weight_read_bytes"]
+    assert saved == pytest.approx(routed / 256)
+
+
 def test_break_even() -> None:
     cross = ask(method="static-nk-cross", phase="prefill")["phases"]["prefill"]
     # the residual GEMMs cost 2h'^2 of about 53,000h': a small cut loses, a half wins

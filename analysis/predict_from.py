@@ -1,0 +1,292 @@
+"""What every family would give where one dense run or trace was measured.
+
+In: a PredictRequest with `from_run`. Out: a dict: for each phase its measured parts, and for each
+family the bound, the expected speed-up with its range, and memory. Times are ns a forward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from analysis.hardware import Device
+from analysis.pipeline import Options, analyze
+from analysis.predict_constants import Constants, ends
+from analysis.predict_execution import Scene
+from analysis.predict_grid import methods, sparsities
+from analysis.predict_model import read_model
+from analysis.predict_setting import PredictRequest, Setting, runnable, terms_of
+from analysis.predict_shares import Measured, part_of, scaled
+from analysis.report.model import Phase, Report
+from taxonomy.dtypes import dtype, itemsize
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import Family, families, family
+from taxonomy.plan import PHASES, Workload
+from taxonomy.run import MANIFEST, Run, read_run
+from taxonomy.shape import ModelShape
+
+
+def predict_from(request: PredictRequest) -> dict[str, Any]:
+    """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
+    phase or the peaks of its device are not known."""
+    if request.launch != "graph":
+        raise PrunescopeError(
+            "--launch says nothing of a run, whose gaps were measured", hint="leave it away"
+        )
+    path = _dense_folder(Path(str(request.from_run)))
+    run = read_run(path) if (path / MANIFEST).is_file() else None
+    if run is not None and run.pruning is not None:
+        raise PrunescopeError(
+            f"{path.name}/ is a pruned run", hint="give the dense one, e.g. RUN/dense"
+        )
+    options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
+    report = analyze(path, options=options).report
+    warnings = list(report.warnings)
+    phases = {}
+    for name, phase in report.phases.items():
+        work = _work(request, run, name, phase)
+        if work is None:
+            continue
+        setting = _setting(request, run, report)
+        measured = measured_phase(phase, host=_on_host(run, report))
+        phases[work.phase] = table(request, setting, work, measured, warnings)
+    if not phases:
+        raise PrunescopeError(
+            "no phase of it can be predicted from",
+            hint="a dense prefill or decode; say which with --phase, --batch and --prompt-len",
+        )
+    return {
+        "schema": 1,
+        "tool": "prunescope predict --from-run",
+        "subject": report.subject,
+        "baseline": None,
+        "device": report.device,
+        "phases": phases,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+
+
+def table(
+    request: PredictRequest,
+    setting: Setting,
+    work: Workload,
+    measured: Measured,
+    warnings: list[str],
+) -> dict[str, Any]:
+    """One phase: the measured dense time by part, and a row a family, the fastest first."""
+    wall = measured.wall_ns
+    if wall <= 0:
+        raise PrunescopeError(
+            f"its {work.phase} holds no time", hint="give a run or trace with kernels"
+        )
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, float]] = set()
+    for one, sparsity in _asked(request):
+        chosen = runnable(one, setting.device, warnings) or one
+        if (chosen.id, sparsity) in seen:
+            continue
+        seen.add((chosen.id, sparsity))
+        try:
+            rows.append(_row(setting, chosen, sparsity, work, measured))
+        except PrunescopeError as error:
+            warnings.append(f"{one.id} at {sparsity:g} is left out: {error.problem}")
+    return {
+        "batch": work.batch,
+        "prompt_len": work.prompt_len,
+        "context": work.keys,
+        "logits": work.logits,
+        "wall_ns": wall,
+        "shares": {name: ns / wall for name, ns in measured.parts.items()},
+        "gap_share": measured.gap_ns / wall,
+        "families": sorted(rows, key=lambda row: -row["expected"]),
+        "notes": measured.notes,
+    }
+
+
+def measured_phase(phase: Phase, *, host: bool) -> Measured:
+    """The parts of a dense phase, in the unprofiled domain where there are samples.
+
+    A profiler slows the host, not the kernels: on a device the gaps take up the difference, on a
+    CPU everything is scaled alike.
+    """
+    parts: defaultdict[str, float] = defaultdict(float)
+    for role, ns in phase.roles.items():
+        parts[part_of(role)] += ns
+    gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
+    true = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
+    notes = [] if phase.unprofiled_ns else ["profiled times: there are no samples without it"]
+    notes += ["the costs of execution are those of a GPU: on a CPU they are guesses"] * host
+    busy = sum(parts.values())
+    if host or true <= busy:
+        factor = true / wall if wall else 1.0
+        parts_now, gap = {name: ns * factor for name, ns in parts.items()}, gap * factor
+    else:
+        parts_now, gap = dict(parts), true - busy
+    ranked = dict(sorted(parts_now.items(), key=lambda item: -item[1]))
+    steps = phase.kernels_per_step
+    kernels = sum(steps) / len(steps) if steps and sum(steps) else None
+    return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
+
+
+def _row(
+    setting: Setting, one: Family, sparsity: float, work: Workload, measured: Measured
+) -> dict[str, Any]:
+    point = one.point(sparsity, {k: v for k, v in setting.knobs.items() if k in one.knobs})
+    here = Setting(
+        shape=setting.shape,
+        device=setting.device,
+        dtype=setting.dtype,
+        flop_per_s=setting.flop_per_s,
+        byte_per_s=setting.byte_per_s,
+        family=one,
+        sparsity=sparsity,
+        knobs=point.knobs,
+        terms=setting.terms,
+    )
+    dense, pruned = here.scene(work, pruned=False), here.scene(work)
+    found = scaled(measured, dense, pruned, here.terms)
+    return {
+        "id": one.id,
+        "extension": one.extension,
+        "sparsity": sparsity,
+        "bound": found["bound"],
+        "expected": found["expected"],
+        "range": _range(found["expected"], measured, dense, pruned, here.terms),
+        "wall_ns": found["wall_ns"],
+        "parts": found["parts"],
+        "gap_ns": found["gap_ns"],
+        "added_ns": found["added_ns"],
+        "weight_bytes": round(pruned.side.weight_bytes),
+        "kv_bytes": round(pruned.side.kv_bytes),
+        "memory_bytes": round(pruned.side.weight_bytes) + round(pruned.side.kv_bytes),
+    }
+
+
+def _range(
+    value: float, measured: Measured, dense: Scene, pruned: Scene, terms: Collection[str]
+) -> list[float]:
+    """The expected speed-up with each guessed constant at its ends; squares add."""
+
+    def at(constants: Constants) -> float:
+        sides = (dense.with_constants(constants), pruned.with_constants(constants))
+        return float(scaled(measured, *sides, terms)["expected"]) - value
+
+    below = above = 0.0
+    for _, low, high in ends(frozenset(terms)):
+        moves = (at(low), at(high))
+        below += min(0.0, *moves) ** 2
+        above += max(0.0, *moves) ** 2
+    return [max(0.0, value - below**0.5), value + above**0.5]
+
+
+def _asked(request: PredictRequest) -> list[tuple[Family, float]]:
+    """The families and sparsities of the table: all that a forward shows, at one half."""
+    names = [name for name in methods(request.method) if name]
+    chosen = [family(n) for n in names] or [f for f in families() if f.id != "dense"]
+    shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
+    return [(one, share) for one in chosen for share in shares]
+
+
+def _dense_folder(path: Path) -> Path:
+    """The dense run of a pair, or the path itself."""
+    return path / "dense" if (path / "dense" / MANIFEST).is_file() else path
+
+
+def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> Workload | None:
+    """The workload of a phase, from the manifest, else from the request and the trace's shapes."""
+    size = itemsize(_dtype(request, run)) or 2
+    if run is not None:
+        if name not in PHASES or request.phase not in (name, "both"):
+            return None
+        known = run.phases[name]
+        return Workload(
+            phase=name,
+            batch=known.batch,
+            prompt_len=known.prompt_len,
+            context=known.context if name == "decode" else None,
+            logits=known.logits,
+            itemsize=size,
+        )
+    kind = request.phase if request.phase in PHASES else (phase.phase_kind or {}).get("kind")
+    if kind not in PHASES:
+        return None
+    return Workload(
+        phase=str(kind),
+        batch=request.batch,
+        prompt_len=request.prompt_len,
+        context=request.context if kind == "decode" else None,
+        logits=request.logits,
+        itemsize=size,
+    )
+
+
+def _dtype(request: PredictRequest, run: Run | None) -> str:
+    """The format asked for, else the run's; bf16 for a trace, which does not say."""
+    asked = request.dtype or (run.dtype if run else "bf16")
+    name = dtype(asked)
+    if name is None:
+        raise PrunescopeError(
+            f"no number format is called {asked!r}", hint="for example --dtype bf16"
+        )
+    return name
+
+
+def _setting(request: PredictRequest, run: Run | None, report: Report) -> Setting:
+    peaks = report.device.get("peaks") or {}
+    name = _dtype(request, run)
+    rates = peaks.get("dense_flop_per_s") or {}
+    rate = rates.get(name) or rates.get({"bf16": "fp16", "fp16": "bf16"}.get(name, ""))
+    if not rate or not peaks.get("byte_per_s"):
+        raise PrunescopeError(
+            f"the peaks of {report.device.get('name') or 'this device'} are not known",
+            hint="name it with --device, or give --peak DTYPE=TFLOPS and --bandwidth GB/S",
+        )
+    device = _device(request, report, rates, peaks["byte_per_s"])
+    return Setting(
+        shape=_shape(request, run),
+        device=device,
+        dtype=name,
+        flop_per_s=rate,
+        byte_per_s=peaks["byte_per_s"],
+        family=None,
+        sparsity=0.0,
+        knobs=request.knobs,
+        terms=terms_of(request.terms, request.without),
+    )
+
+
+def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
+    if request.model is not None:
+        return read_model(request.model)[0]
+    written = run.model.get("shape") if run else None
+    try:
+        return ModelShape(**written)  # type: ignore[arg-type]
+    except TypeError:  # none, or fields of another version
+        raise PrunescopeError(
+            "the shape of the model is not known", hint="name it with --model PRESET|config.json"
+        ) from None
+
+
+def _device(
+    request: PredictRequest, report: Report, rates: dict[str, float], byte_per_s: float
+) -> Device:
+    from analysis.hardware import device_in_trace, find_device
+
+    name = str(report.device.get("name"))
+    known = find_device(request.device) if request.device else device_in_trace(name)
+    return known or Device(
+        name=name,
+        vendor="unknown",
+        dense_flop_per_s=rates,
+        byte_per_s=byte_per_s,
+        source=str(report.device.get("source")),
+        sparse_24=False,  # not known to have matrix units for it
+    )
+
+
+def _on_host(run: Run | None, report: Report) -> bool:
+    """Whether the ops of the CPU are what was timed."""
+    kind = (run.device or {}).get("kind") if run else None
+    return kind == "cpu" or report.device.get("name") == "cpu"

@@ -1,0 +1,109 @@
+"""The curves of a prediction: in, `curves` of the JSON; out, PNG, PDF or SVG bytes, and a CSV.
+
+A panel a phase: expected speed-up over sparsity, one colour a method; its roofline dotted. The
+range of guessed costs is a band where one method stands alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.report.escape import cell, clean
+from analysis.report.figures import STYLE, saved
+
+Curves = dict[str, dict[str, dict[str, list[float]]]]
+_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vP*"
+
+
+def curve_files(result: dict[str, Any]) -> dict[str, bytes]:
+    """File name to bytes: curves.png, .pdf, .svg and .csv."""
+    curves: Curves = result["curves"]
+    files = {f"curves.{ending}": draw_curves(result, ending) for ending in ("png", "pdf", "svg")}
+    return {**files, "curves.csv": curves_csv(curves)}
+
+
+def draw_curves(result: dict[str, Any], ending: str) -> bytes:
+    """The figure. Everything is placed in inches, so that no label is cut."""
+    curves: Curves = result["curves"]
+    with matplotlib.rc_context(STYLE):
+        width = _WIDTH * len(curves) + _LEGEND
+        figure = Figure(figsize=(width, _HEIGHT))
+        FigureCanvasAgg(figure)
+        known = list(dict.fromkeys(name for methods in curves.values() for name in methods))
+        for i, (phase, methods) in enumerate(curves.items()):
+            left = (_WIDTH * i + 0.5) / width
+            box = (left, 0.42 / _HEIGHT, (_WIDTH - 0.62) / width, (_HEIGHT - 0.8) / _HEIGHT)
+            axes = figure.add_axes(box)
+            _panel(axes, methods, known)
+            axes.set_title(_title(result, phase), fontsize=7)
+            if i == 0:
+                axes.set_ylabel("speedup (dense ÷ pruned)")
+        figure.legend(handles=_handles(known), loc="upper left", frameon=False, fontsize=6,
+                      bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88))  # fmt: skip
+        return saved(figure, ending)
+
+
+def _panel(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[str]) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    for name, curve in methods.items():
+        colour, marker = _look(known.index(name))
+        shares = curve["sparsity"]
+        if len(methods) == 1:
+            axes.fill_between(shares, curve["low"], curve["high"], color=colour, alpha=0.18,
+                              linewidth=0)  # fmt: skip
+        axes.plot(shares, curve["roofline"], color=colour, linewidth=0.7, markersize=2,
+                  linestyle=(0, (1, 1.5)), marker="" if len(shares) > 1 else ".")  # fmt: skip
+        axes.plot(shares, curve["expected"], color=colour, linewidth=0.9, marker=marker,
+                  markersize=3)  # fmt: skip
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("sparsity s")
+    axes.locator_params(nbins=5)
+
+
+def _handles(known: list[str]) -> list[Line2D]:
+    handles = []
+    for i, name in enumerate(known):
+        colour, marker = _look(i)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=3, linewidth=0.9,
+                              label=clean(name)))  # fmt: skip
+    grey = "#555555"
+    handles.append(Line2D([], [], color=grey, linewidth=0.9, label="expected"))
+    handles.append(Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)),
+                          label="roofline bound"))  # fmt: skip
+    return handles
+
+
+def _look(i: int) -> tuple[str, str]:
+    return _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
+
+
+def _title(result: dict[str, Any], phase: str) -> str:
+    subject, point = result["subject"], result["points"][0]["phases"][phase]
+    tokens = point["context"] if phase == "decode" else point["prompt_len"]
+    unit = "keys" if phase == "decode" else "tokens"
+    where = f"{phase}, B={point['batch']}, {tokens} {unit}"
+    return f"{clean(str(subject['name'])[-20:])}, {clean(subject['device'])}\n{where}"
+
+
+def curves_csv(curves: Curves) -> bytes:
+    """A row a point: phase, method and the columns of its curve. ns and bytes a forward."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = next((list(c) for m in curves.values() for c in m.values()), [])
+    writer.writerow(["phase", "method", *columns])
+    for phase, methods in curves.items():
+        for name, curve in methods.items():
+            for values in zip(*(curve[column] for column in columns), strict=True):
+                writer.writerow([phase, cell(name), *values])
+    return out.getvalue().encode()

@@ -1,0 +1,130 @@
+"""The execution model against the published figures: what it is fitted to, and what it is not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.predict_constants import DEFAULT, TABLE, Constants
+from analysis.predict_execution import NAMES, TERMS
+from analysis.predict_setting import PredictRequest, resolve, workloads
+from analysis.predict_shares import Measured, scaled
+from taxonomy.family import families
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="utf-8"))
+
+
+@cache
+def benchmark() -> Any:
+    """benchmarks/predict.py as a module: the page and this test count the same cells."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import predict
+    finally:
+        sys.path.pop(0)
+    return predict
+
+
+def test_the_goals_of_accuracy_are_met_on_cells_that_set_no_constant() -> None:
+    page = benchmark()
+    found = page.errors(None)
+    assert sum(len(values) for values in found.values()) == 7 * 12
+    assert page.summary(page._kind(found, "static"))[0] <= 0.05
+    assert page.summary(page._kind(found, "dynamic"))[0] <= 0.12
+    assert page.summary(v for values in found.values() for v in values)[2] >= 0.90
+
+
+def test_without_the_constants_it_is_worse() -> None:
+    page = benchmark()
+    with_all, without = page.errors(None), page.errors(page.NEUTRAL)
+    for name in ("static-k-24", "dynamic-m", "static-k-lowrank", "static-nk"):
+        assert page.summary(without[name])[0] > page.summary(with_all[name])[0]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_one_layer_is_near_the_figure_that_the_constants_are_read_from(phase: str) -> None:
+    page, figure = benchmark(), PAPER["figure_6_ns"][phase]
+    mine = {n: page.layer_ns(None if n == "dense" else n, phase) for n in figure}
+    for name, ns in figure.items():
+        assert mine["dense"] / mine[name] == pytest.approx(figure["dense"] / ns, rel=0.08)
+
+
+def test_the_page_is_what_the_benchmark_writes() -> None:
+    page = benchmark()
+    text = (ROOT / "benchmarks/predict.md").read_text(encoding="utf-8")
+    sets = {"all constants": page.errors(None), "none set": page.errors(page.NEUTRAL),
+            "roofline": page.errors(None, terms=())}  # fmt: skip
+    assert page._accuracy(sets) in text
+    assert page._constants() in text
+    assert page._derived() in text
+
+
+def test_constants_are_of_mechanisms_and_name_their_source() -> None:
+    ids = {one.id for one in families()}
+    assert {row.term for row in TABLE.values()} <= set(NAMES)
+    for name, row in TABLE.items():
+        assert getattr(DEFAULT, name) == row.value
+        assert row.low <= row.value <= row.high
+        assert name not in ids and row.figure
+        assert "Fig. 5" not in row.figure  # it is for validation
+
+
+def test_no_module_of_the_model_knows_a_family_by_name() -> None:
+    named = [one.id for one in families() if one.id != "dense"]
+    for file in ("execution", "constants", "added", "shares"):
+        text = (ROOT / f"analysis/predict_{file}.py").read_text(encoding="utf-8")
+        assert [one for one in named if f'"{one}"' in text] == []
+
+
+# Coverage bound over the paper's dense shares, worked out by hand from its Fig. 2.
+BOUNDS = {
+    "prefill": (1.92, 1.33, 1.33, 1.91, 1.48, 1.88, 1.22),
+    "decode": (1.91, 1.50, 1.42, 1.82, 1.60, 1.77, 1.11),
+}
+ORDER = ("static-m", "static-k-lowrank", "static-k-24", "static-nk", "static-nk-cross",
+         "dynamic-m", "dynamic-nk")  # fmt: skip
+
+
+def from_paper(method: str, phase: str, constants: Constants = DEFAULT) -> dict[str, Any]:
+    request = PredictRequest(model="llama-3.1-8b", device="rtx-pro-6000-blackwell", phase=phase,
+                             prompt_len=32768, logits="all")  # fmt: skip
+    setting, _ = resolve(request, method, 0.5, [])
+    (work,) = workloads(request, setting)
+    figure = PAPER["figure_2"][phase]
+    wall = figure["wall_ns"]
+    measured = Measured(
+        parts={name: share * wall for name, share in figure["shares"].items()},
+        gap_ns=figure["gap"] * wall,
+    )
+    sides = (setting.scene(work, pruned=False), setting.scene(work))
+    return scaled(measured, *(side.with_constants(constants) for side in sides))
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_the_bound_from_the_papers_shares(phase: str) -> None:
+    found = [from_paper(name, phase)["bound"] for name in ORDER]
+    assert found == pytest.approx(BOUNDS[phase], abs=0.0101)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_the_expected_speed_up_from_the_papers_shares(phase: str) -> None:
+    """Fig. 5 at batch 1 and 32k, of which Fig. 2 is the dense side."""
+    cells = {row[0]: row[4] for row in PAPER["figure_5"] if row[1:4] == [phase, 1, 32768]}
+    found = {name: from_paper(name, phase) for name in ORDER}
+    for name in ORDER:
+        assert found[name]["expected"] == pytest.approx(cells[name], rel=0.09), name
+        assert found[name]["expected"] <= found[name]["bound"] * 1.01
+        parts = sum(found[name]["parts"].values())
+        total = parts + found[name]["gap_ns"] + found[name]["added_ns"]
+        assert total == pytest.approx(found[name]["wall_ns"])
+
+
+def test_terms_are_told_with_their_figure() -> None:
+    assert [term.name for term in TERMS] == list(NAMES)
+    assert all(term.mechanism for term in TERMS)

@@ -1,0 +1,74 @@
+"""`prunescope predict` as it is typed: grids, files, JSON, and a run in place of a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import prunescope
+
+TRACES = Path(__file__).resolve().parents[2] / "traces"
+POINT = ("--model", "llama-3.1-8b", "--device", "h100-sxm")
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(prunescope.app, ["predict", *map(str, words)])
+
+
+def test_a_grid_of_two_methods_leaves_curves_and_json(tmp_path: Path) -> None:
+    target = tmp_path / "x.json"
+    result = run(*POINT, "--method", "static-m", "--method", "static-nk,dynamic-nk", "--sparsity",
+                 "0.25:0.75:0.25", "--out", tmp_path / "curves", "--json", target)  # fmt: skip
+    assert result.exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "curves").iterdir()) == [
+        "curves.csv", "curves.pdf", "curves.png", "curves.svg",
+    ]  # fmt: skip
+    told = json.loads(target.read_text())
+    assert list(told["curves"]["prefill"]) == ["static-m", "static-nk", "dynamic-nk"]
+    assert len(told["points"]) == 9
+
+
+def test_every_option_reaches_the_prediction() -> None:
+    words = ("--model", "llama-3.1-8b", "--peak", "fp16=500", "--bandwidth", 2000, "--dtype",
+             "float16", "--context", 4096, "--launch", "eager", "--without", "added", "--without",
+             "kernel", "--phase", "decode", "--method", "static-nk", "--sparsity", "0.5",
+             "--json", "-")  # fmt: skip
+    result = run(*words)
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    phase = told["phases"]["decode"]
+    expected = phase["predicted"]["execution"]
+    assert told["device"]["peaks"] == {
+        "dense_flop_per_s": {"fp16": 500e12}, "byte_per_s": 2000e9,
+    }  # fmt: skip
+    assert (told["subject"]["dtype"], phase["context"], expected["launch"]) == (
+        "fp16", 4096, "eager",
+    )  # fmt: skip
+    assert not {"added", "kernel"} & {term["name"] for term in expected["terms"]}
+
+
+def test_a_run_in_place_of_a_device() -> None:
+    result = run("--from-run", TRACES / "tiny-static-nk", "--sparsity", "0.5", "--json", "-")
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert {row["id"] for row in told["phases"]["decode"]["families"]} >= {"static-m", "dynamic-m"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*POINT, "--method", "static-m", "--sparsity", "0.1:x:0.1"), "cannot be read"),
+        ((*POINT, "--method", "static-m", "--without", "lunch"), "lunch"),
+        ((*POINT, "--out", "x"), "--method"),
+        (("--device", "h100-sxm"), "--model"),
+        (("--model", "llama-3.1-8b"), "--device"),
+        ((*POINT, "--method", "static-m", "--json", "no/such/x.json"), "does not exist"),
+    ],
+)
+def test_mistakes(words: tuple[str, ...], says: str) -> None:
+    result = run(*words)
+    assert isinstance(result.exception, prunescope.PrunescopeError)
+    assert says in str(result.exception)

@@ -1,0 +1,173 @@
+"""What every family would give, from one dense run: golden traces, runs made here, public ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from analysis.pipeline import analyze
+from analysis.predict import PredictRequest, predict
+from analysis.predict_from import measured_phase
+from analysis.predict_setting import resolve, workloads
+from analysis.predict_shares import Measured
+from analysis.report.predict_table import prediction
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import families
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACES = ROOT / "traces"
+PUBLIC = ROOT.parent / "shared" / "data" / "traces"
+
+
+def ask(name: str = "tiny-static-m", **options: Any) -> dict[str, Any]:
+    return predict(PredictRequest(from_run=TRACES / name, **options))
+
+
+def test_a_pair_gives_a_row_a_family_from_its_dense_run() -> None:
+    result = ask(sparsity=0.5)
+    assert set(result["phases"]) == {"prefill", "decode"}
+    assert ask(sparsity=0.5)["phases"] == predict(
+        PredictRequest(from_run=TRACES / "tiny-static-m" / "dense", sparsity=0.5)
+    )["phases"]  # fmt: skip
+    for phase in result["phases"].values():
+        ids = [row["id"] for row in phase["families"]]
+        assert len(ids) == len(set(ids))
+        # a CPU has no matrix units for 2:4: it is a mask, once
+        assert set(ids) == {f.id for f in families()} - {"dense", "static-k-24"}
+        expected = [row["expected"] for row in phase["families"]]
+        assert expected == sorted(expected, reverse=True)
+        for row in phase["families"]:
+            low, high = row["range"]
+            assert low <= row["expected"] <= high
+            total = sum(row["parts"].values()) + row["gap_ns"] + row["added_ns"]
+            assert total == pytest.approx(row["wall_ns"])
+    json.dumps(result, allow_nan=False)
+    out = io.StringIO()
+    Console(file=out, width=80).print(prediction(result))
+    assert "only the dense side was run" in out.getvalue()
+    assert out.getvalue().count("on a CPU they are guesses") == 2
+
+
+def test_the_measured_parts_are_the_wall() -> None:
+    result = ask(sparsity=0.5)
+    report = analyze(TRACES / "tiny-static-m" / "dense").report
+    for name, phase in result["phases"].items():
+        assert sum(phase["shares"].values()) + phase["gap_share"] == pytest.approx(1)
+        samples = report.phases[name].unprofiled_ns
+        assert samples is not None
+        assert phase["wall_ns"] == pytest.approx(samples.median)
+
+
+def test_on_a_device_only_the_gaps_take_up_what_the_profiler_added() -> None:
+    phase = analyze(TRACES / "tiny-static-m" / "dense").report.phases["decode"]
+    samples, busy = phase.unprofiled_ns, sum(phase.roles.values())
+    assert samples is not None
+
+    def at(median: float, *, host: bool) -> Measured:
+        timed = msgspec.structs.replace(samples, median=median)
+        return measured_phase(msgspec.structs.replace(phase, unprofiled_ns=timed), host=host)
+
+    lead, short, cpu = at(busy + 7e5, host=False), at(busy / 2, host=False), at(2e6, host=True)
+    assert lead.gap_ns == pytest.approx(7e5)
+    assert sum(lead.parts.values()) == pytest.approx(busy)
+    # kernels alone cannot take longer than the step: then everything is scaled
+    assert short.wall_ns == pytest.approx(busy / 2)
+    assert cpu.wall_ns == pytest.approx(2e6)
+    assert cpu.gap_ns / cpu.wall_ns == pytest.approx(1 - busy / phase.wall_ns)
+
+
+def test_a_mask_changes_nothing_and_half_the_layers_halve_what_they_hold() -> None:
+    phase = ask(sparsity=0.5)["phases"]["prefill"]
+    rows = {row["id"]: row for row in phase["families"]}
+    assert rows["static-k-mask"]["expected"] == pytest.approx(1)
+    dense = {name: share * phase["wall_ns"] for name, share in phase["shares"].items()}
+    half = rows["static-m"]["parts"]
+    for part in ("qkv", "o", "gate_up", "down", "norms", "attention"):
+        assert half[part] == pytest.approx(dense[part] / 2)
+    assert half["lm_head"] == pytest.approx(dense["lm_head"])
+    assert rows["static-m"]["added_ns"] == 0
+
+
+def test_terms_can_be_left_out_of_a_run_too() -> None:
+    def cross(**options: Any) -> dict[str, Any]:
+        found = ask(method="static-nk-cross,dynamic-m", phase="decode", **options)["phases"]
+        return {row["id"]: row for row in found["decode"]["families"]}
+
+    full, less = cross(), cross(without=("added", "launch", "kernel"))
+    assert less["dynamic-m"]["added_ns"] < full["dynamic-m"]["added_ns"]
+    assert less["static-nk-cross"]["gap_ns"] < full["static-nk-cross"]["gap_ns"]
+    assert less["dynamic-m"]["expected"] > full["dynamic-m"]["expected"]
+
+
+def test_some_methods_at_some_sparsities() -> None:
+    phase = ask(method="static-m,static-nk", sparsity="0.25,0.5", phase="decode")["phases"]
+    assert list(phase) == ["decode"]
+    found = sorted((row["id"], row["sparsity"]) for row in phase["decode"]["families"])
+    assert found == [(n, s) for n in ("static-m", "static-nk") for s in (0.25, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"from_run": TRACES / "tiny-static-m" / "pruned"}, "dense"),
+        ({"from_run": TRACES / "nowhere"}, "nowhere"),
+        ({"from_run": TRACES / "tiny-static-m", "launch": "eager"}, "--launch"),
+        ({"from_run": TRACES / "tiny-static-m", "without": ("lunch",)}, "launch"),
+        ({"from_run": TRACES / "tiny-static-m", "curves": True}, "curves"),
+        ({"from_run": TRACES / "tiny-static-m", "method": "static-q"}, "static-"),
+        ({"from_run": TRACES / "tiny-static-m", "phase": "decode", "sparsity": "2"}, "[0, 1)"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        predict(PredictRequest(**options))
+    assert word in str(error.value)
+
+
+def test_a_public_trace_of_another_engine() -> None:
+    trace = PUBLIC / "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"
+    if not trace.is_file():
+        pytest.skip("the public traces are not beside the repository")
+    with pytest.raises(PrunescopeError, match="--model"):
+        predict(PredictRequest(from_run=trace))
+    result = predict(PredictRequest(from_run=trace, model="qwen3-8b", batch=15, prompt_len=1024))
+    rows = {row["id"]: row for row in result["phases"]["prefill"]["families"]}
+    # 36 layers and an lm_head that one row a sequence passes: the rest is layers
+    assert 1.9 < rows["static-m"]["expected"] < 2.0
+    assert rows["dynamic-nk"]["bound"] < 1.05
+
+
+@pytest.mark.parametrize("pair", ["tiny-static-m", "tiny-static-nk", "tiny-static-k-mask"])
+def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
+    """Theory against the shapes that a trace recorded, within 1 %, dense and pruned."""
+    for variant in ("dense", "pruned"):
+        path = TRACES / pair / variant
+        report = analyze(path).report
+        run = json.loads((path / "run.json").read_text())
+        for name, phase in report.phases.items():
+            seen = run["phases"][name]
+            request = PredictRequest(
+                model="tiny-llama", device="h100-sxm", phase=name, batch=seen["batch"],
+                prompt_len=seen["prompt_len"],
+                context=seen["context"] if name == "decode" else None,
+                logits=seen["logits"], dtype=run["dtype"],
+            )  # fmt: skip
+            method = run["pruning"] and run["pruning"]["method"]
+            share = run["pruning"]["sparsity"] if method else None
+            setting, _ = resolve(request, method, share, [])
+            (work,) = workloads(request, setting)
+            side = setting.side(work, pruned=bool(method))
+            theory = [op for op in side.bounded if op.cls == "matmul"]
+            rows = [g for g in phase.gemms if g.group not in ("qk", "pv") and g.count]
+            assert sum(g.flop * g.count for g in rows if g.flop) == pytest.approx(
+                sum(op.layers * op.flop for op in theory), rel=0.01
+            )
+            assert sum(g.bytes * g.count for g in rows if g.bytes) == pytest.approx(
+                sum(op.layers * op.bytes for op in theory), rel=0.01
+            )

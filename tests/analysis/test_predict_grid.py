@@ -1,0 +1,190 @@
+"""Several methods and sparsities, the range of guesses, the way kernels start; tables and files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from analysis.predict import PredictRequest, predict
+from analysis.predict_grid import methods, sparsities
+from analysis.report.predict_figure import curve_files
+from analysis.report.predict_table import prediction
+from taxonomy.errors import PrunescopeError
+
+
+def ask(**options: Any) -> dict[str, Any]:
+    defaults = {"model": "llama-3.1-8b", "device": "h100-sxm", "method": "static-m,static-nk",
+                "sparsity": "0.25:0.75:0.25", "prompt_len": 1024}  # fmt: skip
+    return predict(PredictRequest(**{**defaults, **options}))
+
+
+def text_of(result: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=80, highlight=False).print(prediction(result))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("0.1:0.7:0.1", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+        ("0.1:0.35:0.1", [0.1, 0.2, 0.3]),
+        ("0.5:0.5:0.1", [0.5]),
+        ("0.5,0.25", [0.25, 0.5]),
+        ("0.5", [0.5]),
+        (0.5, [0.5]),
+        ([0.3, 0.1, 0.3], [0.1, 0.3]),
+        (None, [None]),
+    ],
+)
+def test_sparsities(asked: Any, found: list[float | None]) -> None:
+    assert sparsities(asked) == found
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "half", "0.1:0.7", "0.7:0.1:0.1", "0.1:0.7:0", "0.1:0.7:-1", "0.1:1.2:0.1",
+            "0:0.9:1e-9", "0:0.9:1e-320", "0.1:inf:0.1", "nan", "nan:1:0.1", "1", []]
+)  # fmt: skip
+def test_bad_sparsities(bad: Any) -> None:
+    with pytest.raises(PrunescopeError):
+        sparsities(bad)
+
+
+def test_methods() -> None:
+    assert methods(["static-m,static-nk", "static-m"]) == ["static-m", "static-nk"]
+    assert methods(None) == [None]
+
+
+def test_a_grid_holds_every_point_as_a_single_question_gives_it() -> None:
+    grid = ask()
+    assert [(p["method"], p["sparsity"]) for p in grid["points"]] == [
+        (name, s) for name in ("static-m", "static-nk") for s in (0.25, 0.5, 0.75)
+    ]
+    single = ask(method="static-nk", sparsity=0.5)
+    assert grid["points"][4]["phases"] == single["phases"]
+    curve = grid["curves"]["decode"]["static-nk"]
+    assert curve["sparsity"] == [0.25, 0.5, 0.75]
+    assert curve["roofline"][1] == single["phases"]["decode"]["ladder"]["roofline"]
+    expected = single["phases"]["decode"]["predicted"]["execution"]
+    assert (curve["low"][1], curve["high"][1]) == tuple(expected["range"])
+    json.dumps(grid, allow_nan=False)
+
+
+def test_points_that_do_not_exist_are_left_out_and_named() -> None:
+    grid = ask(method="static-k-24,static-m")
+    assert [p["sparsity"] for p in grid["points"] if p["method"] == "static-k-24"] == [0.5]
+    assert any(w.startswith("static-k-24: 2 of 3 points left out") for w in grid["warnings"])
+    with pytest.raises(PrunescopeError, match="2:4"):
+        ask(method="static-k-24", sparsity="0.1,0.2")
+
+
+def test_knobs_of_several_methods() -> None:
+    grid = ask(method="static-nk,static-nk-cross", sparsity="0.5", knobs={"junctions": "same"})
+    plain = ask(method="static-nk,static-nk-cross", sparsity="0.5")
+    gains = [[p["phases"]["prefill"]["ladder"]["flop"] for p in g["points"]] for g in (grid, plain)]
+    assert gains[0][0] == gains[1][0]
+    assert gains[0][1] > gains[1][1]  # without residual GEMMs
+    with pytest.raises(PrunescopeError, match="colour"):
+        ask(knobs={"colour": "red"})
+
+
+def test_the_range_holds_the_expectation_and_names_what_moves_it() -> None:
+    for name in ("static-k-24", "dynamic-m", "static-nk-cross"):
+        for phase in ask(method=name, sparsity=0.5)["phases"].values():
+            found = phase["predicted"]["execution"]
+            low, high = found["range"]
+            assert low < found["speedup"] < high
+            assert found["guessed"]
+            for row in found["guessed"]:
+                assert row["from"] <= row["value"] <= row["to"]
+    alone = ask(method="dynamic-m", sparsity=0.5, terms=())["phases"]["decode"]
+    assert alone["predicted"]["execution"]["guessed"] == []
+
+
+def test_a_term_left_out_is_the_others() -> None:
+    full = ask(method="dynamic-m", sparsity=0.5, phase="decode")["phases"]["decode"]
+    less = ask(method="dynamic-m", sparsity=0.5, phase="decode", without=("added",))
+    names = [t["name"] for t in less["phases"]["decode"]["predicted"]["execution"]["terms"]]
+    assert "added" not in names and "launch" in names
+    faster = less["phases"]["decode"]["predicted"]["execution"]["pruned_ns"]
+    assert faster < full["predicted"]["execution"]["pruned_ns"]
+    with pytest.raises(PrunescopeError, match="added"):
+        ask(without=("lunch",))
+
+
+def test_eager_launch_is_the_hosts_pace() -> None:
+    # 1 sequence: 32 layers of 7 GEMMs, 8+8 kernels of norms, 12 of RoPE, 2 of the activation and 4
+    # of attention, and lm_head; 8 us each: slower than the device's 6 ms
+    eager = ask(method="static-m", sparsity=0.5, phase="decode", launch="eager")
+    found = eager["phases"]["decode"]["predicted"]["execution"]
+    assert found["dense_ns"] == pytest.approx((32 * (7 + 8 + 8 + 12 + 2 + 4) + 1) * 8000)
+    graph = ask(method="static-m", sparsity=0.5, phase="decode")
+    assert graph["phases"]["decode"]["predicted"]["execution"]["dense_ns"] < found["dense_ns"]
+    with pytest.raises(PrunescopeError, match="eager"):
+        ask(launch="slow")
+
+
+def test_context_is_what_a_decode_reads() -> None:
+    short = ask(method="dynamic-nk", sparsity=0.5, phase="decode", context=1024)
+    long = ask(method="dynamic-nk", sparsity=0.5, phase="decode", context=65536)
+    assert long["phases"]["decode"]["context"] == 65536
+    assert long["phases"]["decode"]["kv_bytes"] == 64 * short["phases"]["decode"]["kv_bytes"]
+    gains = [x["phases"]["decode"]["ladder"]["roofline"] for x in (short, long)]
+    assert gains[1] > gains[0] + 0.1
+
+
+def test_tables_hold_what_the_json_holds() -> None:
+    one = text_of(ask(method="dynamic-nk", sparsity=0.5, prompt_len=16384))
+    for word in ("KV cache", "weights", "bytes moved", "attention, ms", "expected", "batch",
+                 "context", "faster than dense", "launch"):  # fmt: skip
+        assert word in one
+    # a mask is never faster; half of the layers always are
+    assert text_of(ask(method="static-k-mask", sparsity=0.5)).count("never") == 2 * 2 * 3
+    assert text_of(ask(method="static-m", sparsity=0.5)).count("always") == 2 * 2 * 2
+    dense = text_of(ask(method=None, sparsity=None))
+    assert "KV cache" in dense and "expected" not in dense
+    many = text_of(ask(method=["static-k-lowrank", "static-nk-cross"]))
+    assert many.count("static-k-lowrank") == 2 * (3 + 1)  # rows of two phases and their last lines
+    assert all(len(line) <= 80 for line in many.splitlines())
+    assert "…" not in many
+
+
+def test_curve_files() -> None:
+    result = ask(method="static-m,dynamic-m", curves=True)
+    files = curve_files(result)
+    assert set(files) == {"curves.png", "curves.pdf", "curves.svg", "curves.csv"}
+    assert files["curves.png"].startswith(b"\x89PNG")
+    assert files["curves.pdf"].startswith(b"%PDF")
+    svg = files["curves.svg"].decode()
+    assert "dynamic-m" in svg and "sparsity s" in svg and "\\x" not in svg
+    rows = list(csv.DictReader(io.StringIO(files["curves.csv"].decode())))
+    assert len(rows) == 2 * 2 * 3
+    at = result["curves"]["prefill"]["dynamic-m"]
+    row = next(r for r in rows if r["phase"] == "prefill" and r["method"] == "dynamic-m")
+    assert float(row["expected"]) == at["expected"][0]
+    assert curve_files(result) == files  # no date in them
+
+
+def test_a_curve_of_one_point_and_of_none() -> None:
+    one = ask(method="static-k-24", sparsity=0.5, phase="decode", curves=True)
+    assert list(one["curves"]) == ["decode"]
+    assert curve_files(one)["curves.png"]
+    with pytest.raises(PrunescopeError, match="method"):
+        ask(method=None, curves=True)
+
+
+def test_a_hostile_model_name_stays_text(tmp_path: Path) -> None:
+    from taxonomy.presets import preset_config
+
+    folder = tmp_path / "[red]=cmd"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(preset_config("tiny-llama")))
+    result = ask(model=str(folder), dtype="bf16", curves=True)
+    assert curve_files(result)["curves.svg"]
+    assert text_of(result)
