@@ -18,6 +18,18 @@ from taxonomy.errors import PrunescopeError
 _CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
 
 
+class TakesCache(torch.nn.Module):
+    """A module of a pruned model inside one of transformers, which hands the cache down under its
+    name of the day: `forward` finds it under `cache`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module, with the cache renamed."""
+        for name in _CACHE_KEYWORDS[1:]:
+            if name in kwargs:
+                kwargs["cache"] = kwargs.pop(name)
+        return super().__call__(*args, **kwargs)
+
+
 def _keywords(model: torch.nn.Module) -> tuple[str, bool]:
     model_class: Any = type(model)
     return _keywords_of(model_class)

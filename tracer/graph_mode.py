@@ -36,33 +36,51 @@ def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step as a CUDA graph with inputs and outputs of its own.
+    """The step as a CUDA graph with inputs and outputs of its own; `peak_bytes` of what is returned
+    is what the graph holds beside what was there before, at its peak.
 
     Raises PrunescopeError where the model does something that a graph cannot hold.
     """
     buffer = ids.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+    side = torch.cuda.Stream(ids.device)
+    side.wait_stream(torch.cuda.current_stream(ids.device))
     with torch.cuda.stream(side):
         _warm(step, buffer, rewind)
-    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.current_stream(ids.device).wait_stream(side)
     rewind()
     graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            output = step(buffer)
-    except RuntimeError as error:
-        raise PrunescopeError(
-            f"the step cannot be captured in a CUDA graph ({str(error).splitlines()[0][:120]})",
-            hint="use --mode eager or compile: this model waits for the device within a step",
-        ) from error
+    # Replays allocate nothing: the memory of a step is what its capture took.
+    before = torch.cuda.memory_allocated(ids.device)
+    torch.cuda.reset_peak_memory_stats(ids.device)
+    output = _captured(graph, step, buffer)
+    peak_bytes = torch.cuda.max_memory_allocated(ids.device) - before
 
     def replay(ids: torch.Tensor) -> Any:
         buffer.copy_(ids)
         graph.replay()
         return output
 
+    replay.peak_bytes = peak_bytes  # type: ignore[attr-defined]
     return replay
+
+
+def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> Any:
+    # A capture that fails leaves its own stream current: the outer context brings ours back.
+    device = buffer.device
+    try:
+        ours = torch.cuda.stream(torch.cuda.current_stream(device))
+        with torch.cuda.device(device), ours, torch.cuda.graph(graph):
+            return step(buffer)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # Ending a broken capture is an error of its own; the first one is the reason.
+        reason = error.__context__ or error
+        said = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise PrunescopeError(
+            f"the step cannot be captured in a CUDA graph ({said[:120]})",
+            hint="use --mode eager or compile: this model waits for the device within a step",
+        ) from error
 
 
 RECORDERS: dict[str, Record] = {"compile": compiled, "graph": cuda_graph}
@@ -83,19 +101,19 @@ class StaticPrefill(PrefillLoop):
     ) -> None:
         super().__init__(model, ids_BS, logits=logits)
         self._record = record
-        self._run: Step | None = None
+        self.run: Step | None = None  # what was recorded; None where the cache is new
 
     def prepare(self) -> None:
         """An empty cache; the step is recorded anew where the cache is a new one."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
-            self._run = self._record(self._forward, self.ids_BS, self._empty)
+            self.run = self._record(self._forward, self.ids_BS, self._empty)
         self._empty()
 
     def sample(self) -> Any:
         """One forward."""
-        assert self._run is not None
-        return self._run(self.ids_BS)
+        assert self.run is not None
+        return self.run(self.ids_BS)
 
     def _forward(self, ids_BS: torch.Tensor) -> Any:
         return prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
@@ -118,13 +136,13 @@ class StaticDecode(DecodeLoop):
     ) -> None:
         super().__init__(model, ids_BL, prompt_len=prompt_len, logits=logits)
         self._record = record
-        self._run: Step | None = None
+        self.run: Step | None = None  # what was recorded; None where the cache is new
 
     def _decode(self, first: int, end: int) -> Any:
-        assert self._run is not None
+        assert self.run is not None
         output = None
         for t in range(first, end):
-            output = self._run(self.ids_BL[:, t : t + 1])
+            output = self.run(self.ids_BL[:, t : t + 1])
         self._filled = end
         return output
 
@@ -137,7 +155,7 @@ class StaticDecode(DecodeLoop):
         self._rewind(length)
         if fresh:
             token = self.ids_BL[:, length : length + 1]
-            self._run = self._record(self._forward, token, lambda: self._rewind(length))
+            self.run = self._record(self._forward, token, lambda: self._rewind(length))
             self._rewind(length)
 
     def _rewind(self, length: int) -> None:

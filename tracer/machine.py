@@ -5,19 +5,21 @@ Sizes are bytes, clocks Hz.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 import transformers
 
 from taxonomy.errors import PrunescopeError
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+_MEMORY = Path("/proc/meminfo")  # Linux alone has it; its "kB" are KiB
 
 
 def pick_device(name: str) -> torch.device:
@@ -124,12 +126,31 @@ def free_bytes(device: torch.device) -> int:
     """Memory of the device that is not in use."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    if (linux := _memory("MemAvailable")) is not None:
+        return linux
+    return int(_psutil().virtual_memory().available)
 
 
 def total_bytes() -> int:
     """Memory of the machine, with what it can swap."""
-    return int(psutil.virtual_memory().total + psutil.swap_memory().total)
+    if (linux := _memory("MemTotal", "SwapTotal")) is not None:
+        return linux
+    return int(_psutil().virtual_memory().total + _psutil().swap_memory().total)
+
+
+def _memory(*names: str) -> int | None:
+    """Sum of entries of /proc/meminfo, in bytes; None where the system has none of one name."""
+    try:
+        text = _MEMORY.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = dict(re.findall(r"^(\w+):\s*(\d+) kB$", text, re.MULTILINE))
+    return sum(int(found[n]) for n in names) * 1024 if found.keys() >= set(names) else None
+
+
+def _psutil() -> Any:
+    """For systems without /proc: a machine that only captures needs torch and transformers."""
+    return importlib.import_module("psutil")
 
 
 def _cpu_caches() -> dict[str, int]:

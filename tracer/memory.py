@@ -29,6 +29,8 @@ def peak_and_cache_bytes(
     The peak is None where neither an allocator nor the profiler counted anything.
     """
     loop.cache = None
+    if hasattr(loop, "run"):
+        loop.run = None  # a recorded step holds its old cache and a graph's own memory
     used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
     loop.prepare()
     output = loop.sample()
@@ -42,11 +44,14 @@ def _used_on_cuda(loop: Loop, device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
     loop.prepare_step(-1)
     synchronize(device)
+    held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     output = loop.step(-1)
     synchronize(device)
     del output
-    return torch.cuda.max_memory_allocated(device) - before
+    # A replayed graph asks the allocator for nothing: it was asked when the graph was captured.
+    recorded = getattr(getattr(loop, "run", None), "peak_bytes", 0)
+    return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
 
 
 def _used_on_cpu(loop: Loop) -> int | None:
@@ -71,8 +76,15 @@ def _used_on_cpu(loop: Loop) -> int | None:
     return peak or None
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    """A packed weight (2:4) counts what it stores, not what it stands for."""
+def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that hold a tensor's numbers: itself, or a packed (2:4) weight's parts.
+
+    A packed one answers to few operations: it cannot be flattened, compared or moved to the CPU.
+    """
     parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
-    stored = [p for p in parts if isinstance(p, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in stored or [tensor])
+    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """A packed weight counts what it stores, not what it stands for."""
+    return sum(t.numel() * t.element_size() for t in stored_tensors(tensor))

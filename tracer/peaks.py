@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ _GPU_SHAPES = (
     (4096, 14336, 4096),
 )
 _REPEATS = 7
+# A GPU at rest runs at a fraction of its clock: it works this long before anything is measured.
+_WAKE_S = 0.2
+# A read is timed whole; on a GPU it must be long beside the few microseconds of its launch.
+_LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> dict[str, Any]:
@@ -38,7 +43,8 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     """
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in _TORCH_DTYPES]
-    with torch.inference_mode():
+    with torch.inference_mode(), _current(device):
+        _wake(device)
         floor_ns = _kernel_floor_ns(device)
         bandwidth = _read_byte_per_s(device, deadline=start + budget_s / 3)
         sweep: list[dict[str, Any]] = []
@@ -56,6 +62,21 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Events and graphs belong to the current device."""
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+
+
+def _wake(device: torch.device) -> None:
+    if device.type == "cpu":
+        return
+    a = torch.randn(4096, 4096, device=device)
+    end = time.perf_counter() + _WAKE_S
+    while time.perf_counter() < end:
+        a @ a
+        synchronize(device)
 
 
 def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[dict[str, Any]]:
@@ -87,8 +108,9 @@ def _seconds_for(work: int, rows: list[dict[str, Any]]) -> float:
 
 
 def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
-    """Sum of a buffer four times the last cache, 256 MiB at least, read once a repeat."""
-    size = max(256 << 20, 4 * (last_cache_bytes(device) or 0))
+    """Sum of a buffer four times the last cache, 256 MiB (2 GiB on a GPU) at least, read once a
+    repeat."""
+    size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
     size = min(size, free_bytes(device) // 4)
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
     times = _times_ns(lambda: buffer.sum(), device, deadline=deadline)
@@ -105,6 +127,7 @@ def _kernel_floor_ns(device: torch.device) -> int:
     count = 200
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph = torch.cuda.CUDAGraph()
+    x.add_(1)  # its kernel is loaded in its first call, which a capture may not hold
     synchronize(device)
     with torch.cuda.graph(graph):
         for _ in range(count):
@@ -122,7 +145,7 @@ def _kernel_floor_ns(device: torch.device) -> int:
 def _times_ns(
     run: Callable[[], object], device: torch.device, *, deadline: float, most: int = _REPEATS
 ) -> list[float]:
-    """Up to `most` times of one call, at least one, after two calls to warm up."""
+    """Up to `most` times of one call, at least one, after a call to warm up."""
     run()
     synchronize(device)
     times: list[float] = []

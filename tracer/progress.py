@@ -1,13 +1,16 @@
-"""Progress of a capture: a small protocol, and a rich bar on standard error."""
+"""Progress of a capture: a small protocol, and a bar on standard error.
+
+The bar is rich's. Where rich is not installed each stage is a line of text: a machine that only
+captures needs torch and transformers alone.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import time
 from types import TracebackType
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichBar
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -34,18 +37,11 @@ class Bar:
     """A progress bar on standard error, one line a stage: `with Bar() as bar: trace(r, bar)`."""
 
     def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        # No refresh thread: it would run beside the timed code. The bar is drawn between samples.
-        self._bar = RichBar(*columns, console=Console(stderr=True), auto_refresh=False)
+        self._bar = _rich_bar()
         self._task: int | None = None
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Bar:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -55,22 +51,47 @@ class Bar:
         trace: TracebackType | None,
     ) -> None:
         self._finish()
-        self._bar.stop()
+        if self._bar is not None and self._task is not None:  # else it ends with an empty line
+            self._bar.stop()
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Close the bar before and open one of `total` steps."""
+        if self._bar is None:
+            of = "" if total is None else f" ({total})"
+            sys.stderr.write(f"{time.monotonic() - self._begun:6.1f} s  {name}{of}\n")
+            sys.stderr.flush()
+            return
         self._finish()
+        self._bar.start()
         self._task = self._bar.add_task(name, total=total or 1)
         self._bar.refresh()
 
     def advance(self) -> None:
         """One step of the stage is done."""
-        if self._task is not None:
-            self._bar.advance(self._task)  # type: ignore[arg-type]
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task)
             self._bar.refresh()
 
     def _finish(self) -> None:
-        if self._task is not None:
+        if self._bar is not None and self._task is not None:
             task = next(t for t in self._bar.tasks if t.id == self._task)
             self._bar.update(task.id, completed=task.total)
             self._bar.refresh()
+
+
+def _rich_bar() -> Any:
+    """None where rich is not installed."""
+    if importlib.util.find_spec("rich") is None:
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichBar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    # No refresh thread: it would run beside the timed code. The bar is drawn between samples.
+    return RichBar(*columns, console=Console(stderr=True), auto_refresh=False)

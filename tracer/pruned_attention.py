@@ -14,11 +14,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import DynamicLayer
 
 from taxonomy.errors import PrunescopeError
+from tracer import compat
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, [1, T, d] or [B, T, d]
 
 
-class PlainAttention(nn.Module):
+class PlainAttention(compat.TakesCache):
     """The attention of a layer with the projections of the original, under their names.
 
     `forward` is the dense one; a family overrides it and uses the steps.

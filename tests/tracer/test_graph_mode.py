@@ -27,6 +27,7 @@ from tracer.graph_mode import (
     cuda_graph,
     plainly,
 )
+from tracer.memory import peak_and_cache_bytes, weight_bytes
 from tracer.phases import DecodeLoop, PrefillLoop, token_ids
 from tracer.pruners import Point, family_point, pruner
 from tracer.request import TraceRequest
@@ -160,8 +161,14 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     log: list[str] = []
 
     class Stream:
+        def __init__(self, _device: Any = None) -> None:
+            pass
+
         def wait_stream(self, _other: Any) -> None:
             log.append("wait")
+
+    class Current(Stream):
+        pass
 
     class Graph:
         def replay(self) -> None:
@@ -170,11 +177,19 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     @contextlib.contextmanager
     def scope(thing: Any) -> Iterator[None]:
         log.append(f"enter {type(thing).__name__}")
-        yield
-        log.append(f"leave {type(thing).__name__}")
+        try:
+            yield
+        finally:
+            log.append(f"leave {type(thing).__name__}")
+            if isinstance(thing, Graph) and log[-2] == "broken":
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
 
-    cuda = SimpleNamespace(Stream=Stream, CUDAGraph=Graph, current_stream=Stream, stream=scope,
-                           graph=scope)  # fmt: skip
+    cuda = SimpleNamespace(
+        Stream=Stream, CUDAGraph=Graph, current_stream=Current, stream=scope, graph=scope,
+        device=scope,
+        memory_allocated=lambda _device: 100, max_memory_allocated=lambda _device: 140,
+        reset_peak_memory_stats=lambda _device: log.append("count"),
+    )  # fmt: skip
     monkeypatch.setattr(graph_mode.torch, "cuda", cuda)
     return log
 
@@ -190,8 +205,10 @@ def test_a_graph_is_warmed_up_captured_once_and_replayed(fake_cuda: list[str]) -
     run = cuda_graph(step, torch.tensor([[1]]), lambda: fake_cuda.append("rewind"))
     assert fake_cuda == [
         "wait", "enter Stream", *["rewind", "step"] * 3, "rewind", "leave Stream", "wait",
-        "rewind", "enter Graph", "step", "leave Graph",
+        "rewind", "count", "enter device", "enter Current", "enter Graph", "step", "leave Graph",
+        "leave Current", "leave device",
     ]  # fmt: skip
+    assert run.peak_bytes == 40  # type: ignore[attr-defined]
     assert run(torch.tensor([[7]])) == "output"
     assert fake_cuda[-1] == "replay"
     assert len(seen) == 4
@@ -200,13 +217,53 @@ def test_a_graph_is_warmed_up_captured_once_and_replayed(fake_cuda: list[str]) -
 
 
 def test_what_a_graph_cannot_hold_is_an_error_in_words(fake_cuda: list[str]) -> None:
+    """Ending a broken capture fails too, and says nothing: the first error is the one to read."""
+
     def step(_ids: torch.Tensor) -> None:
         if fake_cuda[-1] == "enter Graph":
+            fake_cuda.append("broken")
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    with pytest.raises(PrunescopeError, match="cannot be captured in a CUDA graph") as error:
+    with pytest.raises(PrunescopeError, match="CUDA graph.*when stream is capturing") as error:
         cuda_graph(step, torch.tensor([[1]]), lambda: None)
     assert "more" not in error.value.problem
+    assert fake_cuda[-2:] == ["leave Current", "leave device"]
+
+
+def test_memory_that_runs_out_in_a_capture_is_not_the_models_fault(fake_cuda: list[str]) -> None:
+    """Dense and pruned that do not fit together are run in turn then."""
+
+    def step(_ids: torch.Tensor) -> None:
+        if fake_cuda[-1] == "enter Graph":
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda_graph(step, torch.tensor([[1]]), lambda: None)
+
+
+def test_the_peak_of_a_replayed_step_is_that_of_its_capture(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator sees no replay, and the graph of before is gone when memory is counted."""
+
+    def record(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+        assert loop.run is None
+        run = replayed(step, ids, rewind)
+        run.peak_bytes = 700  # type: ignore[attr-defined]
+        return run
+
+    allocated = iter((1000, 1300))
+    cuda = SimpleNamespace(
+        memory_allocated=lambda _device: next(allocated),
+        max_memory_allocated=lambda _device: 1310,
+        reset_peak_memory_stats=lambda _device: None,
+        synchronize=lambda _device: None,
+    )
+    monkeypatch.setattr(graph_mode.torch, "cuda", cuda)
+    loop = StaticPrefill(tiny, ids_of(tiny), logits="last", record=record)
+    loop.prepare()
+    peak, _ = peak_and_cache_bytes(loop, tiny, torch.device("cuda"))
+    assert peak == weight_bytes(tiny) + 300 + 700
 
 
 def test_what_cannot_be_recorded_is_refused_beforehand(tmp_path: Path) -> None:

@@ -1,0 +1,222 @@
+"""The CUDA branches of benchmarks/gpu.py and of the tracer on a pretended GPU: a CPU does the work,
+and torch.cuda's names are stand-ins. It shows that every call is spelt as torch spells it and that
+every branch ends in numbers; what a real GPU does it cannot show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+torch = pytest.importorskip("torch")
+
+import gpu_families  # noqa: E402
+import gpu_kernels  # noqa: E402
+import gpu_models  # noqa: E402
+from gpu_report import page  # noqa: E402
+from gpu_slice import Bench, run_slice  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+
+from tracer import peaks  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+SMI = """#!/bin/sh
+case "$1" in
+*driver*) echo "580.159.04, 345, 2619, 1980, 2619, [N/A], 700.00, 31" ;;
+*) echo "345, 2619" ;;
+esac
+"""
+PROPERTIES = SimpleNamespace(
+    name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20,
+    multi_processor_count=132,
+)  # fmt: skip
+
+
+class ToCpu(TorchFunctionMode):
+    """What is asked of a GPU is done by the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def here(value: Any) -> Any:
+            on_gpu = isinstance(value, torch.device) and value.type == "cuda"
+            return torch.device("cpu") if on_gpu else value
+
+        kwargs = {k: here(v) for k, v in (kwargs or {}).items()}
+        return func(*(here(a) for a in args), **kwargs)
+
+
+class Event:
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.ns = time.perf_counter_ns()
+
+    def elapsed_time(self, end: Event) -> float:
+        return (end.ns - self.ns) / 1e6
+
+
+class Stream:
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def wait_stream(self, other: Stream) -> None:
+        assert isinstance(other, Stream)
+
+
+class Graph:
+    replays = 0
+
+    def replay(self) -> None:
+        Graph.replays += 1
+        time.sleep(1e-5)
+
+
+@contextlib.contextmanager
+def scope(_thing: Any) -> Iterator[None]:
+    yield
+
+
+def nothing(*_given: Any, **_named: Any) -> None:
+    """A call that a CPU has no use for."""
+
+
+STAND_INS = {
+    "CUDAGraph": Graph,
+    "Event": Event,
+    "Stream": Stream,
+    "current_stream": Stream,
+    "stream": scope,
+    "graph": scope,
+    "device": scope,
+    "device_count": lambda: 1,
+    "synchronize": nothing,
+    "empty_cache": nothing,
+    "memory_allocated": lambda *_: 1 << 20,
+    "max_memory_allocated": lambda *_: 3 << 20,
+    "reset_peak_memory_stats": nothing,
+    "mem_get_info": lambda *_: (1 << 30, 1 << 34),
+    "get_device_properties": lambda *_: PROPERTIES,
+    "get_rng_state": nothing,
+    "set_rng_state": nothing,
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, stand_in in STAND_INS.items():
+        assert hasattr(torch.cuda, name), f"torch.cuda has no {name}"
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(peaks, "_WAKE_S", 0.01)
+    monkeypatch.setattr(peaks, "_GPU_SHAPES", ((64, 64, 64), (128, 64, 64)))
+    monkeypatch.setattr(peaks, "_LEAST_READ", {"cpu": 1 << 20, "cuda": 1 << 20})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ToCpu():
+        yield torch.device("cuda")
+    torch.set_num_threads(threads)
+
+
+CELLS = {
+    "calibrate": gpu_kernels.calibrate_cells,
+    "sparse24": gpu_kernels.sparse24_cells,
+    "waves": gpu_kernels.waves_cells,
+    "graph": gpu_models.graph_cells,
+    "observer": gpu_models.observer_cells,
+    "families-1b": gpu_families.families_1b_cells,
+    "goldens": gpu_families.goldens_cells,
+}
+
+
+SLOW = ("observer", "families-1b", "goldens")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CELLS],
+)
+def test_a_slice_ends_in_numbers(name: str, gpu: Any, tmp_path: Path) -> None:
+    bench = Bench(
+        slice=name, folder=tmp_path / "out", device=gpu, tiny=True, deadline=time.monotonic() + 200
+    )
+    before = Graph.replays
+    record = run_slice(bench, CELLS[name](bench))
+    assert record["open"] == []
+    states = {i: (e["state"], e.get("why")) for i, e in record["cells"].items()}
+    may_fail = {"dynamic-m-50/decode-graph-b1-s16": "skipped"}
+    assert {s for i, (s, _) in states.items() if i not in may_fail} == {"done"}, states
+    for cell_id, state in may_fail.items():
+        assert states.get(cell_id, (state, None))[0] == state
+    sitting = record["sittings"][0]
+    assert sitting["device"]["name"] == "NVIDIA H100 80GB HBM3"
+    assert sitting["before"]["driver"] == "580.159.04"
+    assert sitting["before"]["power_w"] is None
+    assert sitting["before"]["clocks"] == {"core_hz": 345e6, "memory_hz": 2619e6}
+    if name not in ("observer", "goldens"):
+        assert Graph.replays > before
+    assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == record
+    assert f"## {name}" in page(tmp_path / "out")
+
+
+def test_both_ways_of_timing_rotate_over_copies(gpu: Any) -> None:
+    """A weight of 8 KB fits in 50 MB of cache many times over: 32 copies of it take turns."""
+    bench = Bench(slice="x", folder=Path(), device=gpu, tiny=True, deadline=time.monotonic() + 60)
+    found = gpu_kernels._dense(bench, (4, 64, 64))
+    assert found["copies"] == 32
+    for way in ("graph", "loop"):
+        assert found[way]["calls"] % 32 == 0
+        assert len(found[way]["samples_ns"]) == 3
+    assert found["kernels"] == []
+
+
+def test_peaks_of_a_gpu_come_from_events_and_a_graph(gpu: Any) -> None:
+    found = peaks.measure_peaks(gpu, "bf16", budget_s=1.0)
+    assert {row["dtype"] for row in found["gemm_sweep"]} == {"bf16", "fp32"}
+    assert found["kernel_floor_ns"] > 0
+    assert found["byte_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("Event", {"enable_timing": True}),
+        ("graph", {"cuda_graph": None}),
+        ("Stream", {"device": None}),
+        ("current_stream", {"device": None}),
+        ("stream", {"stream": None}),
+        ("device", {"device": None}),
+        ("synchronize", {"device": None}),
+        ("memory_allocated", {"device": None}),
+        ("max_memory_allocated", {"device": None}),
+        ("reset_peak_memory_stats", {"device": None}),
+        ("mem_get_info", {"device": None}),
+        ("get_device_properties", {"device": None}),
+        ("get_device_capability", {"device": None}),
+    ],
+)
+def test_torch_takes_what_we_pass(name: str, call: dict[str, Any]) -> None:
+    thing = getattr(torch.cuda, name)
+    if name in ("graph", "device"):
+        inspect.signature(thing.__init__).bind(self=None, **call)
+    elif inspect.isclass(thing):
+        inspect.signature(thing.__new__).bind(cls=None, **call)
+    else:
+        inspect.signature(thing).bind(**call)

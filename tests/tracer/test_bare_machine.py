@@ -1,0 +1,117 @@
+"""A GPU machine may have torch and transformers alone: nothing else is needed to capture there.
+
+The subprocess sees links to those two and to what they require, and no other package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# Libraries of ours. What transformers requires of them (for its commands) is taken away too.
+REFUSED = {
+    "accelerate", "great-tables", "jinja2", "matplotlib", "msgspec", "polars", "psutil", "rich",
+    "typer",
+}  # fmt: skip
+IMPORT_ALL = """
+import importlib, pkgutil
+import taxonomy, tracer
+for room in (taxonomy, tracer):
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+"""
+TRACE = """
+import sys
+from pathlib import Path
+from tracer.progress import Bar
+from tracer.trace import TraceRequest, trace
+request = TraceRequest(model="tiny-llama", out=Path(sys.argv[1]), method="static-nk", prompt_len=16,
+                       decode_steps=2, warmup=1, repeats=2, steps=1, threads=1)
+with Bar() as bar:
+    trace(request, bar)
+"""
+
+
+def required(names: set[str]) -> dict[str, importlib.metadata.Distribution]:
+    """Distributions that `names` require, and theirs, without extras."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = sorted(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found or name in REFUSED:
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # for another system
+            continue
+        found[name] = distribution
+        wanted = [r for r in distribution.requires or [] if not re.search(r"extra\s*==", r)]
+        waiting += [re.split(r"[^A-Za-z0-9._-]", r, maxsplit=1)[0] for r in wanted]
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a Python that finds torch, transformers and this repository."""
+    site = tmp_path_factory.mktemp("site")
+    for distribution in required({"torch", "transformers"}).values():
+        for file in distribution.files or []:
+            link = site / file.parts[0]
+            if file.parts[0] not in ("..", "__pycache__") and not link.exists():
+                link.symlink_to(Path(str(distribution.locate_file(file.parts[0]))).resolve())
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(site),
+    }
+
+
+def python(code: str, *arguments: str, bare: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `code` without site-packages."""
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code, *arguments],
+        env=bare, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["rich", "polars", "psutil"])
+def test_the_machine_is_bare(name: str, bare: dict[str, str]) -> None:
+    done = python(f"import {name}", bare=bare)
+    assert f"No module named '{name}'" in done.stderr
+
+
+def test_every_module_of_the_tracer_is_imported(bare: dict[str, str]) -> None:
+    done = python(IMPORT_ALL, bare=bare)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_capture_needs_torch_and_transformers_alone(bare: dict[str, str], tmp_path: Path) -> None:
+    done = python(TRACE, str(tmp_path / "run"), bare=bare)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("dense", "pruned"):
+        run = json.loads((tmp_path / "run" / name / "run.json").read_bytes())
+        assert set(run["phases"]) == {"prefill", "decode"}
+        assert run["phases"]["decode"]["samples_ns"]
+    # Without rich the progress is a line a stage.
+    assert re.search(r"^ *\d+\.\d s  time decode \(3\)$", done.stderr, re.MULTILINE)
+
+
+def test_the_gpu_benchmark_runs_there(bare: dict[str, str], tmp_path: Path) -> None:
+    words = ["graph", "--out", str(tmp_path), "--tiny", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "benchmarks" / "gpu.py"), *words],
+        env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
+    assert done.stdout.startswith("graph: 2 done, 1 skipped, 0 open")
