@@ -29,6 +29,7 @@ class Traits:
     entry: Architecture | None
     shape: ModelShape | None
     layers: int
+    hidden: int | None  # None: the config does not say
     mixer: str  # what mixes tokens beside or in place of attention, or ""
     mixer_layers: int
     beside: bool  # the mixer stands beside attention, in every layer
@@ -59,9 +60,15 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         entry=entry,
         shape=shape,
         layers=layers,
+        hidden=shape.hidden if shape else _hidden(cfg),
         mixer=mixer if (beside or other) else "",
         mixer_layers=layers if beside else other,
         beside=beside,
         alibi=bool(cfg.get("alibi")),
         scaled=cfg.get("residual_multiplier", 1) not in (1, None),
     )
+
+
+def _hidden(cfg: Mapping[str, Any]) -> int | None:
+    found = cfg.get("hidden_size") or cfg.get("d_model")
+    return found if isinstance(found, int) else None

@@ -11,17 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from taxonomy.architecture_gemms import (
+    STATE,
+    WHOLE_LAYERS,
+    matrices,
+    moved_gemms,
+    no_heads,
+    products,
+)
 from taxonomy.architecture_table import ARCHITECTURES, BY_ID
 from taxonomy.architecture_traits import Traits, read_traits
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.family import Family, families
 from taxonomy.presets import preset_config, preset_names
-from taxonomy.roles import GROUPS
 from taxonomy.shape import ModelShape
 
 YES, PARTLY, NO = "yes", "partly", "no"
 _MAX_BYTES = 1 << 24
-_STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
 
 
 def known_architectures() -> list[dict[str, Any]]:
@@ -55,11 +61,13 @@ def read_architecture(name: str) -> dict[str, Any]:
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model_type", "title", "known", "mechanisms", "matrices", "families"} of a config.
+    """{"model_type", "title", "known", "mechanisms", "matrices", "gemms", "families"} of a config.
 
-    A family has "applies" (yes, partly, no), "realised" (whether the tool can prune it so; null
-    for an architecture without an entry, which is checked as it is pruned), "gemms" (group -> axis
-    and matrices), "why". Raises PrunescopeError on a config that is no decoder's.
+    `gemms`: {"role", "group", "m", "n", "k", "count"} of each GEMM of a layer; a dimension is a
+    number, "T" (tokens), "S" (queries), "L" (keys), "expert rows", or null (not known). A family
+    has "applies" (yes, partly, no), "realised" (whether the tool can prune it so; null for an
+    architecture without an entry, which is checked as it is pruned), "gemms" (group -> axis and
+    matrices), "why". Raises PrunescopeError on a config that is no decoder's.
     """
     traits = read_traits(config)
     return {
@@ -67,7 +75,8 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         "title": traits.entry.title if traits.entry else None,
         "known": traits.entry is not None,
         "mechanisms": _mechanisms(traits),
-        "matrices": {role: list(size) for role, size in _matrices(traits).items()},
+        "matrices": {role: list(size) for role, size in matrices(traits).items()},
+        "gemms": products(traits),
         "families": [_verdict(one, traits) for one in families() if one.id != "dense"],
     }
 
@@ -77,7 +86,8 @@ def _mechanisms(traits: Traits) -> list[dict[str, Any]]:
     shape = traits.shape
     if shape is not None:
         layers = shape.layers - shape.other_layers
-        heads = f"{shape.heads} query heads, {shape.kv_heads} KV heads of {shape.head_dim}"
+        kv = f"{shape.kv_heads} KV head{'s' * (shape.kv_heads != 1)}"
+        heads = f"{shape.heads} query heads, {kv} of {shape.head_dim}"
         found.append({"id": _attention(shape), "layers": layers, "text": heads})
         if shape.window and shape.sliding_layers:
             text = f"a query sees {shape.window} keys"
@@ -105,26 +115,6 @@ def _mixer_id(mixer: str) -> str:
     return {"state space": "SSM", "short convolution": "convolution"}.get(mixer, "linear")
 
 
-def _matrices(traits: Traits) -> dict[str, tuple[int, int]]:
-    """(N, K) by role, as the architecture stores them: fused ones as one."""
-    shape, entry = traits.shape, traits.entry
-    if shape is None:
-        return {}
-    sizes = dict(shape.linears())
-    if entry and entry.qkv:
-        rows = sum(sizes.pop(role)[0] for role in ("q", "k", "v"))
-        sizes = {"qkv": (rows, shape.hidden), **sizes}
-    if entry and entry.gate_up and "gate" in sizes:
-        rows = sizes.pop("gate")[0] + sizes.pop("up")[0]
-        sizes = {**sizes, "gate_up": (rows, shape.hidden)}
-    extra = {"experts": shape.expert_intermediate, "shared": shape.shared_intermediate}
-    for name, width in extra.items():
-        if shape.experts and width:
-            sizes[f"{name} gate_up"] = (width * (1 + shape.gated), shape.hidden)
-            sizes[f"{name} down"] = (shape.hidden, width)
-    return sizes
-
-
 def _verdict(one: Family, traits: Traits) -> dict[str, Any]:
     applies, why = _applies(one, traits)
     realised, reason = _realised(one, traits) if applies != NO else (False, "")
@@ -132,31 +122,9 @@ def _verdict(one: Family, traits: Traits) -> dict[str, Any]:
         "id": one.id,
         "applies": applies,
         "realised": realised,
-        "gemms": {} if applies == NO else _gemms(one, traits),
+        "gemms": {} if applies == NO else moved_gemms(one, traits),
         "why": "; ".join(part for part in (why, reason) if part),
     }
-
-
-def _gemms(one: Family, traits: Traits) -> dict[str, Any]:
-    """GEMM group -> {"axis", "matrices": {role: [N, K]}} of the groups that the family moves."""
-    moved: dict[str, Any] = {}
-    sizes = _matrices(traits)
-    for group, axis in one.axes.items():
-        inside = {r: list(s) for r, s in sizes.items() if _group(r) == group}
-        if axis in ("none", "-"):
-            continue
-        if one.id in ("static-nk", "static-nk-heads") and group == "qkv":
-            # The latents of multi-head latent attention belong to no head.
-            inside = {r: s for r, s in inside.items() if r not in ("q_a", "kv_a")}
-        if one.id in ("static-k-24", "static-k-lowrank"):
-            inside = {r: s for r, s in inside.items() if not r.startswith("experts ")}
-        if group in ("qk", "pv") or inside:
-            moved[group] = {"axis": axis, "matrices": inside}
-    return moved if traits.shape is not None else {}
-
-
-def _group(role: str) -> str:
-    return GROUPS.get(role.rpartition(" ")[2], "other")
 
 
 def _applies(one: Family, traits: Traits) -> tuple[str, str]:
@@ -165,36 +133,40 @@ def _applies(one: Family, traits: Traits) -> tuple[str, str]:
     if one.id in ("static-nk", "static-nk-heads"):
         return _heads_apply(one, traits)
     if shape is None:
-        if one.id in ("static-m", "dynamic-depth", "dynamic-m", "token-drop"):
+        if one.id in WHOLE_LAYERS:
             return YES, f"layers of {traits.mixer} go whole"
         if one.id.startswith("static-k"):
-            return PARTLY, "the projections around its mixers, not the state"
-        return NO, _STATE if one.id in ("dynamic-nk", "kv-evict") else "it has no MLP of its own"
+            return PARTLY, "the projections into and out of its mixers, not the state"
+        return NO, STATE if one.id in ("dynamic-nk", "kv-evict") else "it has no MLP of its own"
     if one.id in ("dynamic-nk", "kv-evict"):
         return _keys_apply(traits)
-    if one.id == "static-k-lowrank" and shape.kv_rank is not None:
-        text = "kv_a and kv_b are two low-rank GEMMs already"
-        return PARTLY, text + (", q_a and q_b too" if shape.q_rank else "")
-    if one.id in ("static-k-24", "static-k-lowrank") and shape.experts:
-        return PARTLY, "routed experts stay dense: each is a slice of one stacked tensor"
-    if one.id == "static-k-mask":
-        return YES, "zeros in dense tensors: no dimension moves"
+    if one.id.startswith("static-k"):
+        return _projections_apply(one, shape, traits.mixer)
     if one.id == "static-nk-cross" and shape.norm_parameters == 2:
         return NO, "its norms subtract the mean, which does not commute with fewer dimensions"
     return YES, ""
 
 
+def _projections_apply(one: Family, shape: ModelShape, mixer: str) -> tuple[str, str]:
+    if one.id == "static-k-mask":
+        return YES, "zeros in dense tensors: no dimension moves"
+    reasons = [f"{mixer} stays dense"] if mixer else []
+    if one.id == "static-k-lowrank" and shape.kv_rank is not None:
+        also = ", q_a and q_b too" if shape.q_rank else ""
+        reasons.append(f"kv_a and kv_b are two low-rank GEMMs already{also}")
+    if shape.experts:
+        shared = ", and shared ones with them" if shape.shared_intermediate else ""
+        reasons.append(f"routed experts, slices of stacked tensors, stay dense{shared}")
+    return (PARTLY, "; ".join(reasons)) if reasons else (YES, "")
+
+
 def _heads_apply(one: Family, traits: Traits) -> tuple[str, str]:
-    shape, whole = traits.shape, one.id == "static-nk"
-    reason = traits.entry.no_heads if traits.entry else ""
-    if traits.alibi:
-        reason = "its positions are a slope for each head (ALiBi), counted from the first"
+    shape, reason = traits.shape, no_heads(traits)
     if shape is None:
-        return NO, _STATE
-    if shape.kv_heads == 1:
-        reason = "one KV head serves all query heads, so that no group can go"
+        return NO, reason
     if reason:
-        return (PARTLY, f"the MLP alone: {reason}") if whole and not traits.alibi else (NO, reason)
+        whole = one.id == "static-nk" and not traits.alibi
+        return (PARTLY, f"the MLP alone: {reason}") if whole else (NO, reason)
     if shape.kv_rank is not None:
         return PARTLY, "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
     if traits.mixer:
@@ -210,9 +182,9 @@ def _keys_apply(traits: Traits) -> tuple[str, str]:
     if not full:
         if shape.window:
             return PARTLY, f"no layer sees more than {shape.window} keys"
-        return NO, _STATE
+        return NO, STATE
     if shape.other_layers:
-        return PARTLY, f"in {full} of {shape.layers} layers: {_STATE}"
+        return PARTLY, f"in {full} of {shape.layers} layers: {STATE}"
     if shape.sliding_layers:
         return PARTLY, f"{shape.sliding_layers} layers see {shape.window} keys as they are"
     if traits.beside:
@@ -226,6 +198,8 @@ def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
         return None, "no entry in the table: checked against the masked model as it is pruned"
     if one.id == "static-nk-cross":
         why = _no_stream(traits)
+    elif traits.shape is None and one.id in ("static-k-24", "static-k-lowrank"):
+        why = "only projections of attention and MLP are taken; static-k-mask takes all"
     elif one.id == "static-nk" and (traits.alibi or traits.entry.no_heads):
         why = "use static-nk-mlp"
     elif one.dynamics == "dynamic" or one.id in ("token-drop", "kv-evict"):

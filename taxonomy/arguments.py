@@ -49,8 +49,18 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-static-m-0.5, from what was asked for."""
     words = [Path(model).name, method or "dense"]
-    words += [f"{sparsity:g}"] if method and sparsity is not None else []
+    has_own = re.search(r":[\d.]+$", method or "")  # static-m:0.25+static-nk-mlp:0.5
+    words += [f"{sparsity:g}"] if method and sparsity is not None and not has_own else []
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
+
+
+def refuse_empty(args: Iterable[str]) -> None:
+    """Raises PrunescopeError for an empty argument: a path would be taken for this folder."""
+    for i, arg in enumerate(args, 1):
+        name, sign, value = arg.partition("=")
+        if not arg.strip() or (name.startswith("--") and sign and not value.strip()):
+            what = f"{name} has no value" if name.strip() else f"argument {i} is empty"
+            raise PrunescopeError(what, hint="is a variable of the shell unset? leave it out")
 
 
 def bare_json(args: list[str]) -> list[str]:

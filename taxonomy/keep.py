@@ -7,12 +7,23 @@ no model can satisfy (0 heads, a rank that saves nothing, 2:4 at another sparsit
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from taxonomy.errors import PrunescopeError
 
 ROUNDINGS = ("nearest", "paper")
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
 _EPSILON = 1e-9
+# Shares that differ by less are not worth a sentence.
+_SHOWN = 0.005
+
+
+def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
+    """A sentence for the run where whole units remove another share than was asked for."""
+    share = 1 - kept / total
+    if abs(share - sparsity) <= _SHOWN:
+        return []
+    return [f"{kept} of {total} {what} stay: {share:.1%} of them removed, {sparsity:.1%} asked for"]
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -66,7 +77,7 @@ def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> 
     if kept == 0:
         raise PrunescopeError(
             f"int({kv_heads} KV heads x {1 - sparsity:g}) leaves 0 heads",
-            hint="use a lower sparsity, or rounding=nearest, which keeps one head at least",
+            hint=f"use rounding=nearest, which keeps one head, or {_at_most(kv_heads)}",
         )
     return kept
 
@@ -92,7 +103,7 @@ def low_rank(n: int, k: int, sparsity: float) -> int:
     if not _saves(rank, n, k):
         raise PrunescopeError(
             f"rank {rank} of a [{n}, {k}] weight saves nothing (break-even {n * k / (n + k):.0f})",
-            hint="raise the sparsity, or leave this matrix out",
+            hint=f"{rank_hint([(n, k)])}, or leave this matrix out",
         )
     return rank
 
@@ -101,6 +112,17 @@ def low_rank_or_dense(n: int, k: int, sparsity: float) -> int | None:
     """`low_rank`, or None where the pair would save nothing and the matrix stays dense."""
     rank = _rank(n, k, sparsity)
     return rank if _saves(rank, n, k) else None
+
+
+def rank_hint(shapes: Iterable[tuple[int, int]]) -> str:
+    """From which sparsity on some rank makes one of the weights [N, K] smaller."""
+    break_even = [n * k / (n + k) for n, k in shapes]
+    # The largest multiple of 16 below N·K/(N+K), as a share of it.
+    least = [1 - 16 * (math.ceil(e / 16) - 1) / e for e in break_even if e > 16]
+    if not least:
+        return "no sparsity can be met: ranks are multiples of 16, and N·K/(N+K) is not above that"
+    nearest = math.ceil(min(least) * 1000) / 1000
+    return f"raise the sparsity: from --sparsity {nearest:g} on a multiple of 16 saves something"
 
 
 def kept_count(total: int, sparsity: float) -> int:
@@ -116,9 +138,15 @@ def _saves(rank: int, n: int, k: int) -> bool:
     return 0 < rank * (n + k) < n * k
 
 
+def _at_most(total: int) -> str:
+    """The largest sparsity, in thousandths, that leaves one unit of `total`."""
+    return f"--sparsity {math.floor((1 - 1 / total) * 1000) / 1000:g} is the most"
+
+
 def _some(kept: int, what: str, total: int, sparsity: float) -> int:
     if kept == 0:
         raise PrunescopeError(
-            f"sparsity {sparsity} leaves 0 of {total} {what}", hint="use a lower sparsity"
+            f"sparsity {sparsity} leaves 0 of {total} {what}",
+            hint=f"use a lower sparsity: {_at_most(total)}",
         )
     return kept

@@ -99,6 +99,7 @@ class Plan:
     scores: float = 1
     queries: float = 1
     keys: float = 1
+    runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: bool = False  # a router [T, h] -> 1 in each sublayer
     residual: bool = False  # an h x h GEMM on each sublayer's residual
@@ -124,6 +125,15 @@ class Op:
     stored_bytes: float = 0
     added: bool = False
     bounded: bool = True  # part of the roofline bound
+    rows: float = 1  # share of the tokens that it sees
+    runs: float = 1  # probability that it runs in this forward
+    sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
+    estimated: bool = False  # which keys it reads is estimated in each forward
+
+    @property
+    def gathered(self) -> bool:
+        """Whether it works on rows that are chosen at run time."""
+        return self.rows < 1
 
     def seconds(self, *, flop_per_s: float, byte_per_s: float) -> float:
         """max(F/π, Q/β) of one layer."""

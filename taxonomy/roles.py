@@ -55,7 +55,7 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"(attn|mlp)_(residual|shortcut_Q)", "residual"),  # SliceGPT's maps between two bases
     (r"shared_experts?|shared_mlp", "shared_expert"),
     (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj", "mixer_in"),
-    (r"conv1d|conv|[qkv]_conv1?d?", "conv"),
+    (r"conv1d|conv|[qkv]_conv1?d?|([kv]|attn|mlp)_sconv", "conv"),
     (r"lm_head|embed_out|output_layer|output_projection|predictions|lm_loss"
      r"|generator_lm_head", "lm_head"),
     (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm|embedding_norm|layernorm_f",

@@ -156,17 +156,19 @@ class ModelShape:
         return self.parameters() * itemsize
 
     def kv_elements(self) -> int:
-        """Cache elements a token of one attention layer: keys and values as the model stores them.
-
-        With latent attention that is the expanded pair, as transformers caches it.
-        """
+        """Elements of the keys and values that attention reads, a token of one layer."""
         return self.c + self.v
+
+    def cache_elements(self) -> int:
+        """Elements that one layer caches a token: keys and values; with latent attention the latent
+        and the rotated part of the key, from which each step expands both anew."""
+        return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
     def kv_bytes(self, *, batch: int, context: int, itemsize: float = 2) -> float:
         """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window."""
         sliding = min(context, self.window) if self.window else context
         tokens = self.full_layers * context + self.sliding_layers * sliding
-        return batch * tokens * self.kv_elements() * itemsize
+        return batch * tokens * self.cache_elements() * itemsize
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""

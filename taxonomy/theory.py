@@ -80,9 +80,10 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
 
 
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
-    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N)."""
-    b, rows = plan.work.itemsize, plan.work.rows * plan.rows.get(role, 1)
-    pieces = plan.linear(role, n, k)
+    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent."""
+    b, share = plan.work.itemsize, plan.rows.get(role, 1)
+    tokens = plan.work.batch * plan.work.keys if role == "kv_b" else plan.work.rows
+    rows, pieces = tokens * share, plan.linear(role, n, k)
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * plan.read.get(role, 1)
@@ -99,6 +100,9 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
             weight_bytes=read,
             parameters=numbers * piece.numbers + bias,
             stored_bytes=b * (piece.stored * numbers + bias),
+            rows=share,
+            runs=plan.runs if share < 1 else 1,
+            sparse=piece.numbers < min(1, piece.stored),
         )
 
 
@@ -131,7 +135,10 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         flop=2 * batch * shape.heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
-        kv_write=b * new,
+        kv_write=b * batch * queries * shape.cache_elements(),
+        rows=plan.queries,
+        runs=plan.runs if plan.queries < 1 else 1,
+        estimated=plan.scores < plan.queries,
     )
 
 
@@ -160,7 +167,7 @@ def _additions(plan: Plan, sublayer: str, layers: float) -> Iterable[Op]:
 
 def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: float) -> Op:
     """Element-wise work as if fused into its neighbours: `elements` a token, read or written."""
-    b = plan.work.itemsize
+    b, share = plan.work.itemsize, plan.rows.get(role, 1)
     return Op(
         name=role,
         role=role,
@@ -168,9 +175,11 @@ def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: f
         cls="pointwise",
         layers=layers,
         flop=0,
-        bytes=b * elements * plan.work.rows * plan.rows.get(role, 1),
+        bytes=b * elements * plan.work.rows * share,
         parameters=numbers,
         stored_bytes=b * numbers,
+        rows=share,
+        runs=plan.runs if share < 1 else 1,
     )
 
 

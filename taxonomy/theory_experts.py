@@ -48,6 +48,7 @@ def _matrices(shape: ModelShape) -> tuple[str, ...]:
 def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: float) -> Iterable[Op]:
     """One matrix of every expert: `rows` token-expert pairs over `active` experts."""
     shape, b = plan.shape, plan.work.itemsize
+    share = plan.rows.get("experts", 1)
     h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
     n, k = (h, width) if matrix == "down" else (width, h)
     each = max(1, round(rows / max(1.0, active)))
@@ -69,6 +70,9 @@ def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: floa
             weight_bytes=read,
             parameters=count * numbers * piece.numbers + extra,
             stored_bytes=b * (count * piece.stored * numbers + extra),
+            rows=share,
+            runs=plan.runs if share < 1 else 1,
+            sparse=piece.numbers < min(1, piece.stored),
         )
 
 

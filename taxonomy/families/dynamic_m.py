@@ -31,6 +31,7 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
             queries=p,
             keys=p,
             routers=True,
+            runs=1 - s**work.rows,
         )
     ]
 

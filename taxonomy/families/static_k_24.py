@@ -18,13 +18,14 @@ def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """Every weight of the layers in the 2:4 format; attention, cache and head as dense."""
+    """Every projection of the layers in the 2:4 format; attention, cache, head and experts as
+    dense: an expert is a slice of one stacked tensor, which no such kernel takes."""
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
     check_semi_structured(point.sparsity)
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
-        return _sparse(role, n, k, work.itemsize)
+        return (Piece(n, k),) if role == "experts" else _sparse(role, n, k, work.itemsize)
 
     return [replace(dense_plan(shape, work), linear=linear)]
 

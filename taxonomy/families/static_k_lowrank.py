@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from taxonomy.architecture_table import BY_ID
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import Family, Point, pattern
-from taxonomy.keep import low_rank_or_dense
+from taxonomy.keep import low_rank_or_dense, rank_hint
 from taxonomy.plan import Piece, Plan, Workload
 from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """14 GEMMs instead of 7 a layer. A matrix that no rank of this point would shrink stays.
+    """14 GEMMs instead of 7 a layer. A matrix that no rank of this point would shrink stays, and
+    so do the experts, each a slice of one stacked tensor.
 
     Raises PrunescopeError where that holds for every matrix.
     """
@@ -21,16 +23,30 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     if s == 0:
         return [dense_plan(shape, work)]
 
-    def linear(_role: str, n: int, k: int) -> tuple[Piece, ...]:
-        rank = low_rank_or_dense(n, k, s)
-        return (Piece(n, k),) if rank is None else (Piece(rank, k), Piece(n, rank))
+    def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
+        stored = _stored_rows(shape, role, n)
+        rank = None if role == "experts" else low_rank_or_dense(stored, k, s)
+        if rank is None:
+            return (Piece(n, k),)
+        part = n / stored  # of the first factor, which a fused matrix has once
+        return (Piece(rank, k, flop=part, stored=part, numbers=part), Piece(n, rank))
 
     if all(low_rank_or_dense(n, k, s) is None for n, k in shape.linears().values()):
         raise PrunescopeError(
             f"at sparsity {s} no rank makes any matrix of this model smaller",
-            hint="raise the sparsity: ranks are multiples of 16 and must be below N·K/(N+K)",
+            hint=rank_hint(shape.linears().values()),
         )
     return [replace(dense_plan(shape, work), linear=linear)]
+
+
+def _stored_rows(shape: ModelShape, role: str, n: int) -> int:
+    """N of the matrix that holds a role's rows: more than its own where q, k, v or gate and up are
+    stored as one."""
+    entry, sizes = BY_ID.get(shape.model_type), shape.linears()
+    for fused, roles in (("qkv", ("q", "k", "v")), ("gate_up", ("gate", "up"))):
+        if entry and getattr(entry, fused) and role in roles:
+            return sum(sizes[one][0] for one in roles if one in sizes)
+    return n
 
 
 FAMILY = Family(

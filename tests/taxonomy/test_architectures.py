@@ -62,6 +62,32 @@ def test_llama_takes_all_families() -> None:
     assert heads["qkv"] == {"axis": "N", "matrices": {"q": [64, 64], "k": [32, 64], "v": [32, 64]}}
     assert heads["down"] == {"axis": "K", "matrices": {"down": [64, 96]}}
     assert set(verdict(found, "dynamic-nk")["gemms"]) == {"qk", "pv"}
+    assert heads["qk"]["axis"] == heads["pv"]["axis"] == "heads"  # of one head nothing changes
+    # A token that is routed past attention is still a key and a value for the others.
+    assert verdict(found, "dynamic-m")["gemms"]["qkv"]["matrices"] == {"q": [64, 64]}
+
+
+def test_every_gemm_of_a_layer_has_its_dimensions() -> None:
+    rows = [
+        (one["role"], one["group"], one["m"], one["n"], one["k"], one["count"])
+        for one in about()["gemms"]
+    ]
+    assert rows == [
+        ("q", "qkv", "T", 64, 64, 1), ("k", "qkv", "T", 32, 64, 1), ("v", "qkv", "T", 32, 64, 1),
+        ("attention", "qk", "S", "L", 16, 4), ("attention", "pv", "S", 16, "L", 4),
+        ("o", "o", "T", 64, 64, 1), ("gate", "gate_up", "T", 96, 64, 1),
+        ("up", "gate_up", "T", 96, 64, 1), ("down", "down", "T", 64, 96, 1),
+    ]  # fmt: skip
+    mamba = describe({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4})
+    assert [(one["role"], one["n"], one["k"]) for one in mamba["gemms"]] == [
+        ("mixer_in", None, 64),
+        ("mixer_out", 64, None),
+    ]
+    experts = about(model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)["gemms"]
+    assert [(one["role"], one["m"], one["n"], one["k"], one["count"]) for one in experts[-2:]] == [
+        ("experts gate_up", "expert rows", 192, 64, 8),
+        ("experts down", "expert rows", 64, 96, 8),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +117,7 @@ def test_one_kv_head_leaves_no_group_to_cut() -> None:
     assert verdict(found, "static-nk-heads")["applies"] == "no"
     assert "one KV head" in verdict(found, "static-nk-heads")["why"]
     assert verdict(found, "static-nk")["applies"] == "partly"
+    assert set(verdict(found, "static-nk")["gemms"]) == {"gate_up", "down"}
     assert verdict(found, "static-nk-mlp")["applies"] == "yes"
 
 
@@ -109,6 +136,11 @@ def test_a_recurrent_state_has_no_heads_and_no_keys() -> None:
         assert verdict(mamba, family)["applies"] == "no"
         assert "recurrent state" in verdict(mamba, family)["why"]
     assert verdict(mamba, "static-m")["applies"] == "yes"
+    assert list(verdict(mamba, "static-m")["gemms"]["other"]["matrices"]) == [
+        "mixer_in",
+        "mixer_out",
+    ]
+    assert not verdict(mamba, "static-k-lowrank")["realised"]
     hybrid = about(
         model_type="qwen3_next", layer_types=["linear_attention"] * 3 + ["full_attention"]
     )

@@ -34,6 +34,7 @@ PATHS = {
     "model.layers.3.mamba.out_proj": (3, "mixer_out", "mixer"),
     "model.layers.3.conv.in_proj": (3, "mixer_in", "mixer"),
     "model.layers.3.conv.conv": (3, "conv", "mixer"),
+    "model.layers.3.self_attn.k_sconv": (3, "conv", "attention"),
     "model.layers.3.feed_forward.w2": (3, "down", "mlp"),
     "model.layers.3.input_layernorm": (3, "attn_norm", "layer"),
     "model.layers.3.post_attention_layernorm": (3, "mlp_norm", "layer"),

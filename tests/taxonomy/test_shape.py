@@ -90,6 +90,13 @@ def test_latent_attention() -> None:
     assert shape.linears()["kv_a"] == (16 + 4, 64)
     assert shape.linears()["kv_b"] == (4 * (8 + 8), 16)
     assert (shape.moe_layers, shape.mlp_layers, shape.shared_intermediate) == (2, 1, 32)
+    # A latent of 16 and a rotated part of 4 are cached, and expanded anew in each decode step.
+    assert shape.kv_bytes(batch=2, context=10) == 2 * 10 * 3 * 20 * 2
+    for phase, rows in (("prefill", 2 * 10), ("decode", 2 * 11)):
+        work = Workload(phase=phase, batch=2, prompt_len=10, context=11)
+        ops = {op.name: op for op in forward([dense_plan(shape, work)])}
+        assert ops["kv_b"].flop == 2 * rows * 64 * 16
+    assert ops["kv_a"].flop == 2 * 2 * 20 * 64
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -1,0 +1,113 @@
+"""Detectors of the width families: heads, MLP channels, and the residual width itself.
+
+In: Evidence. Out: Seen or None. A GEMM whose N and K both fell belongs to two of them (a model that
+is narrower everywhere, as Minitron and Sheared-LLaMA leave it): by the logarithm of what each took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis.evidence import Evidence, Seen, fell
+from analysis.gemms import Pair
+from analysis.verdict_experts import EXPERT_ROLES, expert_channels
+
+_MLP = ("gate", "up", "gate_up")
+_QKV = ("q", "k", "v", "qkv")
+# What reads the residual stream (its K is h) and what writes to it (its N is h).
+_READERS = (*_QKV, *_MLP, "q_a", "kv_a", "router", "lm_head")
+_WRITERS = ("o", "down")
+
+
+def width(e: Evidence) -> Seen | None:
+    """N of producers and K of consumers fell together: heads, MLP channels, or both."""
+    heads, line_h = _heads(e)
+    mlp, line_m = _channels(e)
+    if not (heads or mlp):
+        return None
+    name = "static-nk" if heads and mlp else "static-nk-heads" if heads else "static-nk-mlp"
+    lines = [line for line in (line_h if heads else "", line_m if mlp else "") if line]
+    broken = any("broken" in line for line in lines)
+    experts = EXPERT_ROLES if expert_channels(e)[0] else ()
+    crossed = _crosses(e)
+
+    def touches(pair: Pair) -> float:
+        if pair.key[1] in experts:
+            return 1.0
+        moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
+        return moved * (1.0 - (_of_stream(pair) if crossed else 0.0))
+
+    return Seen(name, lines, touches, 0.6 if broken else 1.0)
+
+
+def _of_stream(pair: Pair) -> float:
+    """Of a pair the share that the residual width took."""
+    axis = "K" if pair.key[1] in _READERS else "N" if pair.key[1] in _WRITERS else ""
+    took = fell(pair)
+    return took.get(axis, 0.0) / sum(took.values()) if took else 0.0
+
+
+def _heads(e: Evidence) -> tuple[bool, str]:
+    """N of q, k, v and K of o fell together, and with them the heads of attention."""
+    narrow, down = _count(e, _QKV, "N"), _count(e, ("o",), "K")
+    heads = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
+    if not narrow and not heads:
+        return False, ""
+    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
+    example = _example(e, ("v", "qkv"), "N")
+    dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
+    return True, f"heads fell: N of {narrow} projections and K of {down} o{dims}{whole}"
+
+
+def _channels(e: Evidence) -> tuple[bool, str]:
+    of_experts = expert_channels(e)
+    narrow, down = _count(e, _MLP, "N") + of_experts[0], _count(e, ("down",), "K") + of_experts[1]
+    if not narrow and not down:
+        return False, ""
+    whole = (
+        "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
+    )
+    example = _example(e, ("down",), "K")
+    dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
+    return True, f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{whole}"
+
+
+def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
+    """GEMMs of the roles whose axis fell, alone or with another."""
+    return sum(1 for p in e.pairs if _shrank(p, roles, axis))
+
+
+def _example(e: Evidence, roles: tuple[str, ...], axis: str) -> Pair | None:
+    """The pair of the roles that lost most: layers may keep different widths."""
+    own = [p for p in e.pairs if _shrank(p, roles, axis)]
+    return max(own, key=lambda p: fell(p)[axis], default=None)
+
+
+def _shrank(pair: Pair, roles: tuple[str, ...], axis: str) -> bool:
+    return pair.key[1] in roles and pair.axis not in ("rank", "2:4") and axis in fell(pair)
+
+
+def _arrow(pair: Pair, axis: str) -> str:
+    assert pair.dense is not None and pair.pruned is not None
+    return f"{getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}"
+
+
+def _crosses(e: Evidence) -> bool:
+    into = _count(e, (*_QKV, *_MLP), "K")
+    return bool(into and _count(e, _WRITERS, "N"))
+
+
+def cross(e: Evidence) -> Seen | None:
+    """The residual width itself fell: K of q, k, v, gate and up, and N of o and down."""
+    if not _crosses(e):
+        return None
+    readers = [p for p in e.pairs if p.key[1] in (*_QKV, *_MLP) and p.dense is not None]
+    entered, left = _count(e, (*_QKV, *_MLP), "K"), _count(e, _WRITERS, "N")
+    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
+    line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
+            + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
+    here = sum(1 for p in readers if p.pruned is not None) or 1
+    return Seen("static-nk-cross", [line], _of_stream, 0.9 if entered / here > 0.5 else 0.5)
+
+
+WIDTH_DETECTORS: tuple[Callable[[Evidence], Seen | None], ...] = (width, cross)

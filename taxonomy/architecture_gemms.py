@@ -1,0 +1,122 @@
+"""The GEMMs of an architecture's layer, and which of them a family moves.
+
+In: Traits. Out: plain JSON values. (N, K) are output and input features; None is not known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taxonomy.architecture_traits import Traits
+from taxonomy.family import Family
+from taxonomy.roles import GROUPS
+
+_HEADS = ("qkv", "qk", "pv", "o")
+_EXPERTS = ("experts ", "shared ")
+WHOLE_LAYERS = ("static-m", "dynamic-depth", "dynamic-m", "token-drop")
+STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
+
+
+def matrices(traits: Traits) -> dict[str, tuple[int | None, int | None]]:
+    """(N, K) by role, as the architecture stores them: fused ones as one. Of a mixer's projections
+    the side that reads or writes the stream is known, and no more."""
+    mixer: dict[str, tuple[int | None, int | None]] = {}
+    if traits.mixer:
+        mixer = {"mixer_in": (None, traits.hidden), "mixer_out": (traits.hidden, None)}
+    return {**_attention_and_mlp(traits), **mixer}
+
+
+def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
+    shape, entry = traits.shape, traits.entry
+    if shape is None:
+        return {}
+    sizes = dict(shape.linears())
+    if entry and entry.qkv:
+        rows = sum(sizes.pop(role)[0] for role in ("q", "k", "v"))
+        sizes = {"qkv": (rows, shape.hidden), **sizes}
+    if entry and entry.gate_up and "gate" in sizes:
+        rows = sizes.pop("gate")[0] + sizes.pop("up")[0]
+        sizes = {**sizes, "gate_up": (rows, shape.hidden)}
+    extra = {"experts": shape.expert_intermediate, "shared": shape.shared_intermediate}
+    for name, width in extra.items():
+        if shape.experts and width:
+            sizes[f"{name} gate_up"] = (width * (1 + shape.gated), shape.hidden)
+            sizes[f"{name} down"] = (shape.hidden, width)
+    return sizes
+
+
+def products(traits: Traits) -> list[dict[str, Any]]:
+    """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head."""
+    shape = traits.shape
+    experts = shape.experts if shape else 0
+    rows: list[dict[str, Any]] = [
+        {
+            "role": role,
+            "group": _group(role),
+            "m": "expert rows" if role.startswith("experts ") else "T",
+            "n": n,
+            "k": k,
+            "count": experts if role.startswith("experts ") else 1,
+        }
+        for role, (n, k) in matrices(traits).items()
+    ]
+    if shape is None:
+        return rows
+    heads = {"role": "attention", "m": "S", "count": shape.heads}
+    products = [
+        {**heads, "group": "qk", "n": "L", "k": shape.head_dim},
+        {**heads, "group": "pv", "n": shape.value_dim, "k": "L"},
+    ]
+    place = next((i for i, row in enumerate(rows) if row["group"] == "o"), len(rows))
+    return [*rows[:place], *products, *rows[place:]]
+
+
+def moved_gemms(one: Family, traits: Traits) -> dict[str, Any]:
+    """GEMM group -> {"axis", "matrices": {role: [N, K]}} of the groups that the family moves."""
+    moved: dict[str, Any] = {}
+    sizes = matrices(traits)
+    heads = one.id in ("static-nk", "static-nk-heads") and not no_heads(traits)
+    for group, axis in one.axes.items():
+        inside = {
+            r: list(s)
+            for r, s in sizes.items()
+            if _group(r) == group and r not in _left(one, group)
+        }
+        products = group in ("qk", "pv") and traits.shape is not None
+        if axis == "none" or (one.id == "static-nk" and not heads and group in _HEADS):
+            continue
+        if heads and products:
+            axis = "heads"  # M, N and K of one head stay: there are fewer of them
+        if one.id in ("static-k-24", "static-k-lowrank"):
+            inside = {r: s for r, s in inside.items() if not r.startswith(_EXPERTS)}
+        if products or inside:
+            moved[group] = {"axis": axis, "matrices": inside}
+    mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
+    if mixers and one.id in WHOLE_LAYERS:
+        moved["other"] = {"axis": "M", "matrices": mixers}
+    return moved
+
+
+def _left(one: Family, group: str) -> tuple[str, ...]:
+    """Matrices of a group that the family does not move."""
+    if one.id == "dynamic-m":
+        # A token that is routed past a sublayer is still a key and a value for the others.
+        return ("k", "v", "kv_a", "kv_b")
+    if one.id in ("static-nk", "static-nk-heads") and group == "qkv":
+        return ("q_a", "kv_a")  # latents belong to no head
+    return ()
+
+
+def _group(role: str) -> str:
+    return GROUPS.get(role.rpartition(" ")[2], "other")
+
+
+def no_heads(traits: Traits) -> str:
+    """Why no head can be cut; "" where some can."""
+    if traits.shape is None:
+        return STATE
+    if traits.shape.kv_heads == 1:
+        return "one KV head serves all query heads, so that no group can go"
+    if traits.alibi:
+        return "its positions are a slope for each head (ALiBi), counted from the first"
+    return traits.entry.no_heads if traits.entry else ""

@@ -1,0 +1,191 @@
+"""At which sparsity of its own a family removes a given share of the FLOPs, parameters or bytes.
+
+In: a family, a dense shape, a workload, knobs, and the share that is to go. Out: Match, from the
+family's theory: the nearest point that its whole heads, layers and multiples of 16 allow. FLOPs and
+bytes are those of one forward, lm_head included; parameters are numbers in memory. Shares: 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import Family, Value
+from taxonomy.plan import Workload
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan, forward
+
+KNOB = "match"
+MATCHES = {"flop": "FLOPs", "param": "parameters", "byte": "bytes moved"}
+NOMINAL = "nominal"
+_GRID = 400
+_HALVINGS = 24
+# Beyond the least and the most that a family can remove, a request is refused.
+_TOLERANCE = 0.005
+_SAME = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """`own`: the family's own sparsity; `removed`: the shares of FLOPs, parameters and bytes that
+    go at it, in theory; `asked` is the share of `by` that was to go."""
+
+    by: str
+    asked: float
+    own: float
+    phase: str
+    removed: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As run.json holds it."""
+        return {
+            "by": self.by,
+            "asked": self.asked,
+            "own": self.own,
+            "phase": self.phase,
+            "removed": dict(self.removed),
+        }
+
+    @property
+    def note(self) -> str:
+        """What was asked, and what a nearest point is."""
+        return (
+            f"match={self.by}: s = {self.own:g} of its own removes "
+            f"{self.removed[self.by]:.1%} of the {MATCHES[self.by]} ({self.phase}, in theory); "
+            f"{self.asked:.1%} was asked for"
+        )
+
+
+def take_match(knobs: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
+    """The value of `match` and the other knobs. Raises PrunescopeError on one that there is not."""
+    rest = dict(knobs)
+    by = str(rest.pop(KNOB, NOMINAL))
+    if by not in (NOMINAL, *MATCHES):
+        raise PrunescopeError(
+            f"knob {KNOB}={by!r} is no choice", hint=f"one of {NOMINAL}, {', '.join(MATCHES)}"
+        )
+    if by != NOMINAL and rest.get("layers"):
+        raise PrunescopeError(
+            f"{KNOB}={by} chooses how many layers go, and layers={rest['layers']} names them",
+            hint="leave one of the two out",
+        )
+    return by, rest
+
+
+def removed_shares(
+    chosen: Family, sparsity: float, *, shape: ModelShape, work: Workload, knobs: Mapping[str, Any]
+) -> dict[str, float]:
+    """Shares that a family removes at its own sparsity: {"flop", "param", "byte"}."""
+    dense = _sums(shape, work)
+    plans = chosen.plans(shape, work, chosen.point(sparsity, knobs))
+    ops = forward(plans)
+    numbers = sum(op.layers * op.parameters for op in ops)
+    if chosen.keeps_weights:
+        numbers = dense["param"] + sum(op.layers * op.parameters for op in ops if op.added)
+    left = {
+        "flop": sum(op.layers * op.flop for op in ops),
+        "param": numbers,
+        "byte": sum(op.layers * op.bytes for op in ops if op.bounded),
+    }
+    return {name: 1 - left[name] / dense[name] for name in left}
+
+
+def solve(
+    chosen: Family,
+    asked: float,
+    *,
+    by: str,
+    shape: ModelShape,
+    work: Workload,
+    knobs: Mapping[str, Any],
+) -> Match:
+    """The point whose removed share of `by` is the nearest to `asked`.
+
+    Raises PrunescopeError where the family cannot remove as little or as much, with the nearest
+    share that it can.
+    """
+
+    @cache
+    def share(sparsity: float) -> float | None:
+        try:
+            return removed_shares(chosen, sparsity, shape=shape, work=work, knobs=knobs)[by]
+        except PrunescopeError:  # no point of the family: no rank that saves, 2:4 at other than 0.5
+            return None
+
+    own = 0.0
+    if asked > 0:
+        dense_plan(shape, work)  # a shape that the theory does not cover says so here
+        found = _candidates(share, asked)
+        if not found:
+            raise _removes_nothing(chosen, by, work)
+        _check_range(chosen, by, asked, found)
+        own = _short(share, min(found, key=lambda s: (abs(found[s] - asked), s)))
+    removed = dict.fromkeys(MATCHES, 0.0)
+    if own > 0:
+        removed = removed_shares(chosen, own, shape=shape, work=work, knobs=knobs)
+    return Match(by=by, asked=asked, own=own, phase=work.phase, removed=removed)
+
+
+@cache
+def _sums(shape: ModelShape, work: Workload) -> dict[str, float]:
+    ops = forward([dense_plan(shape, work)])
+    return {
+        "flop": sum(op.layers * op.flop for op in ops),
+        "param": sum(op.layers * op.parameters for op in ops),
+        "byte": sum(op.layers * op.bytes for op in ops if op.bounded),
+    }
+
+
+def _candidates(share: Callable[[float], float | None], asked: float) -> dict[float, float]:
+    """{s: share} of the points that remove something: a grid, and both sides of each place where
+    the share passes `asked` (it is a staircase, and need not rise everywhere)."""
+    grid = [i / _GRID for i in range(1, _GRID)]
+    found = {s: x for s in grid if (x := share(s)) is not None and x > _SAME}
+    for low, high in zip(grid[:-1], grid[1:], strict=True):
+        if low not in found or high not in found:
+            continue
+        if (found[low] < asked) == (found[high] < asked):
+            continue
+        below = found[low] < asked
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            x = share(middle)
+            if x is None:
+                break
+            found[middle] = x
+            low, high = (middle, high) if (x < asked) == below else (low, middle)
+    return found
+
+
+def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float]) -> None:
+    least, most = min(found.values()), max(found.values())
+    if least - _TOLERANCE <= asked <= most + _TOLERANCE:
+        return
+    edge, word = (least, "least") if asked < least else (most, "most")
+    raise PrunescopeError(
+        f"{chosen.id} cannot remove {asked:.1%} of the {MATCHES[by]}: "
+        f"{edge:.1%} is the {word} that it can remove of this model",
+        hint=f"the nearest is --sparsity {edge:.3f} --set {KNOB}={by}",
+    )
+
+
+def _removes_nothing(chosen: Family, by: str, work: Workload) -> PrunescopeError:
+    where = "" if by == "param" else f" in {work.phase}"
+    kept = "all weights stay in memory" if chosen.keeps_weights else "no dimension moves"
+    return PrunescopeError(
+        f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}",
+        hint=f"leave {KNOB} out, or match another of {', '.join(MATCHES)}",
+    )
+
+
+def _short(share: Callable[[float], float | None], own: float) -> float:
+    """The shortest decimal with the same share."""
+    for digits in range(2, 9):
+        rounded = round(own, digits)
+        x, y = share(rounded) if 0 < rounded < 1 else None, share(own)
+        if x is not None and y is not None and abs(x - y) <= _SAME:
+            return rounded
+    return own

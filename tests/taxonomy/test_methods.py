@@ -1,0 +1,63 @@
+"""The table of published methods in taxonomy/README.md: complete, and of families that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from taxonomy.family import families
+
+README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
+COLUMNS = ["method", "year", "placed", "because", "arXiv"]
+
+
+def rows() -> list[dict[str, str]]:
+    """The table, a dict a row."""
+    text = README.read_text(encoding="utf-8").split("## Published methods")[1]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == COLUMNS
+    return [dict(zip(COLUMNS, row, strict=True)) for row in cells[2:]]
+
+
+def test_every_method_is_placed_in_a_family_or_outside_with_a_reason() -> None:
+    extension = {one.id: one.extension for one in families()}
+    for row in rows():
+        (placed,) = re.findall(r"`([^`]+)`", row["placed"])
+        assert placed == "outside" or placed in extension, row
+        assert row["placed"].startswith("*") == extension.get(placed, False), row
+        for other in re.findall(r"`([^`]+)`", row["because"]):
+            assert other in extension, row
+            italic = f"*`{other}`*" in row["because"]
+            assert italic == extension[other], row
+        assert row["because"], row
+
+
+def test_there_are_forty_of_recent_years_and_none_twice() -> None:
+    found = rows()
+    named = [row for row in found if row["year"]]
+    assert len(named) >= 40
+    assert all(2023 <= int(row["year"]) <= 2026 for row in named)
+    assert len({row["method"] for row in found}) == len(found)
+    ids = [row["arXiv"] for row in found if row["arXiv"]]
+    assert len(set(ids)) == len(ids)
+    for row in named:
+        if row["arXiv"]:
+            # An id begins with the year and month of its first version.
+            assert re.fullmatch(r"\d{4}\.\d{5}", row["arXiv"]), row
+            assert 2000 + int(row["arXiv"][:2]) == int(row["year"]), row
+            assert 1 <= int(row["arXiv"][2:4]) <= 12, row
+
+
+def test_what_a_family_names_as_published_is_in_the_table() -> None:
+    placed: dict[str, str] = {row["method"]: row["placed"] + row["because"] for row in rows()}
+    for one in families():
+        for method in one.methods:
+            assert method in placed, f"{one.id}: {method}"
+            halves = one.id in ("static-nk-heads", "static-nk-mlp")
+            assert f"`{one.id}`" in placed[method] or halves, f"{method} is not placed in {one.id}"
+
+
+def test_every_family_has_a_method() -> None:
+    placed = {family for row in rows() for family in re.findall(r"`([^`]+)`", row["placed"])}
+    assert placed == {one.id for one in families() if one.id != "dense"} | {"outside"}

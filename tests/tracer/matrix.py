@@ -1,0 +1,142 @@
+"""Every family on one tiny architecture: pruned, traced in process, and named without its record.
+
+In: a name of `tiny_models.TINY`. Out: a Cell for each family. All variants of an architecture are
+timed and profiled in one session, each beside the dense model; `pruning` of the manifest is None.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.pipeline import analyze
+from analysis.report.model import Report
+from analysis.subject import Options, open_side
+from taxonomy.architectures import describe
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import families
+from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
+from tests.tracer.tiny_models import tiny_model
+from tracer.models import Loaded
+from tracer.progress import Silent
+from tracer.pruners import Point, family_point, pruner
+from tracer.request import TraceRequest
+from tracer.runs import Capture, write_runs
+from tracer.session import capture
+from tracer.variants import Variant
+
+PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+SPARSITY = 0.5
+FAMILIES = tuple(one.id for one in families() if one.id != "dense")
+# A trace alone shows where the dimensions of these went; zeros and routes take the run's counts.
+FROM_TRACES = (
+    "static-m", "static-k-lowrank", "static-nk", "static-nk-heads", "static-nk-mlp",
+    "static-nk-cross",
+)  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """What became of a family on an architecture. `named` and `bare`: the verdict by phase, of the
+    run and of the traces alone; `works`: executed against theory, by phase."""
+
+    family: str
+    expected: str
+    why: str = ""  # why it does not apply
+    named: dict[str, str] = field(default_factory=dict)
+    bare: dict[str, str] = field(default_factory=dict)
+    works: dict[str, Work] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """ "ok", "unknown", "wrong" or "none" (does not apply), of all phases together."""
+        return _state(self.named, self.expected)
+
+    @property
+    def bare_state(self) -> str:
+        """The same of the traces alone; "none" where they need not tell."""
+        return _state(self.bare if self.family in FROM_TRACES else {}, self.expected)
+
+
+def _state(named: dict[str, str], expected: str) -> str:
+    if not named:
+        return "none"
+    if set(named.values()) == {expected}:
+        return "ok"
+    return "unknown" if set(named.values()) <= {expected, "unknown"} else "wrong"
+
+
+def matrix_row(name: str, wanted: Collection[str] = FAMILIES) -> list[Cell]:
+    """The cells of an architecture, those of `wanted` alone."""
+    model = tiny_model(name)
+    loaded = Loaded(model=model, id=name, source="preset", notes=["random weights, toy sizes"])
+    variants = [Variant(name="dense", model=model, loaded=loaded)]
+    cells: list[Cell] = []
+    for family in wanted:
+        cell = Cell(family, _expected(family, model))
+        cells.append(cell)
+        try:
+            variants.append(_variant(family, loaded))
+        except PrunescopeError as error:
+            cell.why = error.problem
+    captures = capture(_request(name), Silent(), peaks=PEAKS, variants=variants)
+    for cell in cells:
+        if cell.family in captures:
+            _judge(cell, captures["dense"], captures[cell.family], model.config.to_dict())
+    return cells
+
+
+def _expected(family: str, model: Any) -> str:
+    """Where no head can be cut, static-nk is what its other half is."""
+    if family == "static-nk":
+        found = describe(model.config.to_dict())["families"]
+        gemms = next(one["gemms"] for one in found if one["id"] == family)
+        return family if "qkv" in gemms else "static-nk-mlp"
+    return family
+
+
+def _variant(family: str, loaded: Loaded) -> Variant:
+    knobs: dict[str, Any] = {"token-drop": {"after": 1}, "dynamic-nk": {"block": BLOCK}}.get(
+        family, {}
+    )
+    point = family_point(family, Point(sparsity=SPARSITY, knobs=knobs))
+    with torch.no_grad():
+        applied = pruner(family).prune(copy.deepcopy(loaded.model), point)
+    return Variant(
+        name=family, model=applied.model, loaded=loaded, layer_map=applied.layer_map, pruning=None
+    )
+
+
+def _request(name: str) -> TraceRequest:
+    return TraceRequest(
+        model=name, out=Path(), method="static-m", sparsity=SPARSITY, prompt_len=PROMPT,
+        decode_steps=STEPS, warmup=0, repeats=1, steps=1, device="cpu",
+    )  # fmt: skip
+
+
+def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any]) -> None:
+    pruned.run.variant = "pruned"
+    assert pruned.run.pruning is None
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        out = Path(folder) / "run"
+        write_runs(out, {"dense": dense, "pruned": pruned}, None)
+        report = analyze(out).report
+        cell.named = _names(report)
+        side = open_side(out / "pruned", Options(), eager=None)
+        for phase in report.phases:
+            file = f"{phase}.trace.json.gz"
+            alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
+            cell.bare[phase] = next(iter(_names(alone).values()))
+            work = compared(config, cell.family, phase, side.kernels(phase), pruned.run)
+            if work is not None:
+                cell.works[phase] = work
+
+
+def _names(report: Report) -> dict[str, str]:
+    return {name: one.family.id for name, one in report.phases.items() if one.family is not None}

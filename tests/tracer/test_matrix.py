@@ -1,0 +1,82 @@
+"""Every family on every listed architecture is named from traces and counts, without its record."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from taxonomy.architectures import describe
+from taxonomy.errors import PrunescopeError
+from tests.tracer.matrix import FAMILIES, FROM_TRACES, Cell, matrix_row
+from tests.tracer.tiny_models import TINY
+from tracer.pruners import Point, family_point, pruner
+
+pytestmark = pytest.mark.torch
+# Theory covers decoders whose layers are attention and MLP, not those with another mixer.
+HYBRIDS = ("qwen3_next", "falcon_h1", "granite4", "lfm2")
+IDS = torch.arange(2, 14).unsqueeze(0)
+QUICK = ("static-m", "static-nk-mlp", "dynamic-m")
+
+
+def check(name: str, cells: list[Cell]) -> None:
+    wrong = {c.family: c.named for c in cells if c.state not in ("ok", "none")}
+    assert not wrong
+    alone = {c.family: c.bare for c in cells if c.bare_state not in ("ok", "none")}
+    assert not alone
+    for cell in cells:
+        if cell.named:
+            assert set(cell.named) == {"prefill", "decode"}
+            assert set(cell.works) == (set() if name in HYBRIDS else {"prefill", "decode"})
+            assert all(work.deviation <= 0.01 for work in cell.works.values()), cell
+        else:
+            assert cell.why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_of_an_architecture(name: str) -> None:
+    cells = matrix_row(name)
+    assert [cell.family for cell in cells] == list(FAMILIES)
+    check(name, cells)
+    # What does not apply is dynamic, heads where there is one KV head, or narrows a stream that
+    # more than attention and a plain MLP read; the rest is pruned everywhere.
+    always = {"static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-mlp"}
+    assert always <= {cell.family for cell in cells if cell.named}
+
+
+def test_a_few_families_of_one_architecture() -> None:
+    cells = matrix_row("llama", QUICK)
+    check("llama", cells)
+    assert [cell.state for cell in cells] == ["ok"] * 3
+    assert [cell.bare_state for cell in cells] == ["ok", "ok", "none"]
+
+
+def test_a_model_of_states_alone_is_pruned_as_families_says() -> None:
+    config = AutoConfig.for_model("mamba", hidden_size=64, num_hidden_layers=2, vocab_size=512)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    realised = set()
+    for one in describe(config.to_dict())["families"]:
+        point = family_point(one["id"], Point(sparsity=0.5))
+        with torch.no_grad():
+            if one["realised"]:
+                realised.add(one["id"])
+                logits = pruner(one["id"]).prune(copy.deepcopy(model), point).model(IDS).logits
+                assert not torch.allclose(logits, model(IDS).logits)
+            else:
+                with pytest.raises(PrunescopeError):
+                    pruner(one["id"]).prune(copy.deepcopy(model), point)
+    assert realised == {"static-m", "static-k-mask"}
+
+
+def test_a_wrong_name_and_an_unknown_one_are_told_apart() -> None:
+    def cell(prefill: str, decode: str) -> Cell:
+        return Cell("static-m", "static-m", named={"prefill": prefill, "decode": decode})
+
+    assert cell("static-m", "static-m").state == "ok"
+    assert cell("static-m", "unknown").state == "unknown"
+    assert cell("static-nk", "unknown").state == "wrong"
+    assert Cell("static-m", "static-m", why="no layers").state == "none"
+    assert set(FROM_TRACES) < set(FAMILIES)
