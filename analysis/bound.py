@@ -64,7 +64,11 @@ def sheet_peaks(device: Device) -> Peaks:
 
 
 def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
-    """Peaks that `trace` measured and kept in run.json; None where it measured none."""
+    """Peaks that `trace` measured and kept in run.json, or where they are higher those that
+    `calibrate` did with as many threads; None where `trace` measured none.
+
+    A peak is a ceiling: what disturbs a measurement lowers it.
+    """
     peaks = device.get("peaks")
     if not isinstance(peaks, dict) or not isinstance(peaks.get("dense_flop_per_s"), dict):
         return None
@@ -72,17 +76,35 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
     rate, floor = peaks.get("byte_per_s"), peaks.get("kernel_floor_ns")
     if not numbers and not _positive(rate):
         return None
+    source = "measured on this device by `prunescope trace`"
+    calibrated = _calibrated(device.get("calibration"), peaks.get("threads"))
+    if calibrated is not None:
+        source += " and `prunescope calibrate`"
+        best, fastest = calibrated
+        numbers = {k: max(v, best.get(k, 0.0)) for k, v in {**best, **numbers}.items()}
+        rate = max((r for r in (rate, fastest) if r is not None and _positive(r)), default=None)
     return Peaks(
         name=sheet.name if sheet else str(device.get("name") or "unnamed"),
         flop_per_s=numbers,
         byte_per_s=rate if _positive(rate) else None,
-        source="measured on this device by `prunescope trace`",
+        source=source,
         measured=True,
         floor_ns=floor if _positive(floor) else None,
         sm=sheet.sm if sheet else None,
         device=sheet,
         sheet={} if sheet is None else sheet_peaks(sheet).sheet,
     )
+
+
+def _calibrated(entry: Any, threads: Any) -> tuple[dict[str, float], Any] | None:
+    """FLOP/s and byte/s that `calibrate` found with as many threads; None where it did not."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dense_flop_per_s"), dict):
+        return None
+    measured = entry.get("measured")
+    if not isinstance(measured, dict) or measured.get("threads") != threads:
+        return None
+    rates = {k: v for k, v in entry["dense_flop_per_s"].items() if _positive(v)}
+    return rates, entry.get("byte_per_s")
 
 
 def override(
@@ -111,7 +133,7 @@ def _positive(value: Any) -> bool:
 
 
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
-    """Columns `ideal`, `predicted` (ns) and `bound`.
+    """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
 
     Needs `flop`, `bytes`, `dtype`, `busy`, `blocks` (null off a GPU) and `shape_loss` (>= 1, null
     where the tile is unknown). ideal = max(FLOP/peak, bytes/bandwidth); an op without FLOPs has
@@ -121,11 +143,11 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
     memory = pl.col("bytes") * pl.lit(byte_ns, pl.Float64)
     compute = pl.when(pl.col("flop") > 0).then(pl.col("flop") * 1e9 / rates).otherwise(0.0)
-    frame = frame.with_columns(_compute=compute, _memory=memory)
+    frame = frame.with_columns(compute_ns=compute, memory_ns=memory)
     frame = frame.with_columns(
-        ideal=_max_known("_compute", "_memory"),
-        _shaped=pl.col("_compute") * pl.col("shape_loss").fill_null(1.0),
-    ).with_columns(predicted=_max_known("_shaped", "_memory"))
+        ideal=_max_known("compute_ns", "memory_ns"),
+        _shaped=pl.col("compute_ns") * pl.col("shape_loss").fill_null(1.0),
+    ).with_columns(predicted=_max_known("_shaped", "memory_ns"))
     # The tile of a GEMM that no name tells: its loss is unknown, not none.
     untold = pl.col("class").is_in(["matmul"]) & pl.col("shape_loss").is_null()
     frame = frame.with_columns(predicted=pl.when(~untold).then("predicted"))
@@ -141,11 +163,11 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
         .then(pl.lit("unknown"))
         .when(small)
         .then(pl.lit("latency"))
-        .when(pl.col("_compute") >= pl.col("_memory"))
+        .when(pl.col("compute_ns") >= pl.col("memory_ns"))
         .then(pl.lit("compute"))
         .otherwise(pl.lit("memory"))
     )
-    return frame.with_columns(bound=bound).drop("_compute", "_memory", "_shaped")
+    return frame.with_columns(bound=bound).drop("_shaped")
 
 
 def _max_known(a: str, b: str) -> pl.Expr:

@@ -19,13 +19,15 @@ class Tile:
     """The block of the result that one thread block computes, as the kernel's name states it.
 
     `rows` and `columns` are those of the library's result, which for column-major BLAS is the
-    transpose of ours. `cluster`: thread blocks along them that are launched together.
+    transpose of ours. `cluster`: thread blocks along them that are launched together. `persistent`:
+    the kernel's grid counts workers, not tiles.
     """
 
     rows: int
     columns: int
     depth: int | None = None
     cluster: tuple[int, int] = (1, 1)
+    persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,9 @@ class WaveEstimate:
     """How a GEMM fills the device.
 
     `fit` says how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
-    clusters), "split" (a whole multiple: K is split), "persistent" (fewer blocks than tiles: each
-    works off several) or "unexplained".
+    clusters), "split" (a whole multiple: K is split), "persistent" (the blocks are workers: fewer
+    than the tiles, or of a kernel that its name calls persistent and no more than fit at a time) or
+    "unexplained".
     `swapped`: the tile's rows lie along N. `waves` and what follows from it need the residency.
     """
 
@@ -83,6 +86,8 @@ _TILES = tuple(
         rf"^Cijk_\w*?_MT{_XY}x(\d{{1,4}})",
     )
 )
+# Hopper's xmma kernels with a scheduler of their own: 120 blocks for 560 tiles, and 98 for 78.
+_PERSISTENT = re.compile(r"^sm90_xmma_gemm_\w+_warpgroupsize\w+_execute_segment_k_off")
 # The tile stands early in a name, and a bound keeps hostile names cheap.
 _NAME_LIMIT = 512
 # CUDA keeps 1 KiB of shared memory a block from compute capability 8.0 on; those devices have
@@ -102,7 +107,8 @@ def tile_of(kernel: str) -> Tile | None:
         sizes = [int(group) if group else 0 for group in found.groups()]
         rows, columns, depth, across, down = (*sizes, 0, 0, 0)[:5]
         if rows and columns:
-            return Tile(rows, columns, depth or None, (across or 1, down or 1))
+            persistent = _PERSISTENT.match(kernel[:_NAME_LIMIT]) is not None
+            return Tile(rows, columns, depth or None, (across or 1, down or 1), persistent)
     return None
 
 
@@ -127,13 +133,15 @@ def wave_model(
     fits = [_fit(gemm, tile, launch.grid, swapped=swapped) for swapped in (True, False)]
     # The first of equal rank wins: column-major.
     fit, split_k, swapped = min(fits, key=lambda found: _RANK[found[0]])
+    resident = resident_blocks(launch, device)
+    slots = device.sm * resident if device is not None and device.sm and resident else None
+    if fit in ("split", "unexplained") and tile.persistent and slots and blocks <= slots:
+        fit, split_k, swapped = "persistent", 1, fits[0][2]
     across, down = _sides(gemm, tile, swapped=swapped)
     tiles = across * down * gemm.batch * split_k
     if tiles > _MOST_TILES:
         return None
     covered = tiles * tile.rows * tile.columns
-    resident = resident_blocks(launch, device)
-    slots = device.sm * resident if device is not None and device.sm and resident else None
     waves = tiles / slots if slots else None
     return WaveEstimate(
         tiles=tiles,

@@ -1,7 +1,7 @@
 """What the grid of a kernel says: blocks, tiles, waves, and the loss they predict for a GEMM.
 
-In: the kernels frame with grids and op calls. Out: columns `blocks`, `tiles`, `tile`, `waves`,
-`tile_efficiency`, `wave_efficiency` and `shape_loss` (>= 1), null where the tile is unknown.
+In: the kernels frame with grids and op calls. Out: columns `blocks`, `tiles`, `tile`, `along_n`,
+`split_k`, `fit`, `waves`, `tile_efficiency`, `wave_efficiency`, `shape_loss` (>= 1); null: unknown.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from taxonomy.gemm import Gemm
 
 _KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory"]
 _SCHEMA = {
-    "blocks": pl.Int64, "tile": pl.String, "tiles": pl.Int64, "waves": pl.Float64,
-    "tile_efficiency": pl.Float64, "wave_efficiency": pl.Float64, "shape_loss": pl.Float64,
+    "blocks": pl.Int64, "tile": pl.String, "along_n": pl.Int64, "tiles": pl.Int64,
+    "split_k": pl.Int64, "fit": pl.String, "waves": pl.Float64, "tile_efficiency": pl.Float64,
+    "wave_efficiency": pl.Float64, "shape_loss": pl.Float64,
 }  # fmt: skip
 
 
@@ -59,7 +60,10 @@ def _tell(
     return {
         **out,
         "tile": f"{tile.rows}x{tile.columns}",
+        "along_n": tile.rows if waves.swapped else tile.columns,
         "tiles": waves.tiles,
+        "split_k": waves.split_k,
+        "fit": waves.fit,
         "waves": waves.waves,
         "tile_efficiency": waves.tile_efficiency,
         "wave_efficiency": waves.wave_efficiency,

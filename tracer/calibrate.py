@@ -1,7 +1,7 @@
 """This machine as an entry of the device table, measured in three passes of a few seconds.
 
-Out: the object of `devices --json` plus "measured". Rates are FLOP/s and bytes/s. The newest one of
-a device is kept in the user's cache.
+Out: the object of `devices --json` plus "measured", which says whether the passes agree. Rates are
+FLOP/s and bytes/s. The newest one of a device is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 
 from tracer.gguf import cache_folder
 from tracer.machine import device_info, last_cache_bytes, pick_device
+from tracer.memory_rates import measure_memory
 from tracer.peaks import STATISTIC, measure_peaks
 
 PASSES = 3
+AGREE = 0.1  # passes further apart than this share of their median do not
+_MEMORY = ("copy_byte_per_s", "cache_byte_per_s", "dispatch_ns")
 _VENDORS = {"cuda": "NVIDIA", "rocm": "AMD"}
 _MARKS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
@@ -29,7 +32,10 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> dict[str, Any]:
     Raises PrunescopeError where the device is unknown or absent.
     """
     place = pick_device(device)
-    passes = [measure_peaks(place, "bf16", budget_s=budget_s) for _ in range(PASSES)]
+    passes = [
+        {**measure_peaks(place, "bf16", budget_s=budget_s), **measure_memory(place)}
+        for _ in range(PASSES)
+    ]
     info = device_info(place)
     entry = {
         "name": slug(info["name"]),
@@ -67,6 +73,9 @@ def _rates(passes: list[dict[str, Any]], statistic: Any) -> dict[str, float]:
 
 
 def _measured(passes: list[dict[str, Any]]) -> dict[str, Any]:
+    rates = _rates(passes, _spread)
+    bandwidth = _spread([one["byte_per_s"] for one in passes])
+    memory = {name: [one[name] for one in passes] for name in _MEMORY if name in passes[0]}
     return {
         "statistic": f"median over {PASSES} passes of the {STATISTIC}",
         "passes": PASSES,
@@ -75,9 +84,12 @@ def _measured(passes: list[dict[str, Any]]) -> dict[str, Any]:
         "kernel_floor_ns": round(statistics.median(one["kernel_floor_ns"] for one in passes)),
         # (largest - smallest) / median over the passes
         "spread": {
-            "dense_flop_per_s": _rates(passes, _spread),
-            "byte_per_s": _spread([one["byte_per_s"] for one in passes]),
+            "dense_flop_per_s": rates,
+            "byte_per_s": bandwidth,
+            **{name: _spread(found) for name, found in memory.items()},
         },
+        "agree": max([*rates.values(), bandwidth]) <= AGREE,
+        **{name: round(statistics.median(found)) for name, found in memory.items()},
         "gemm_sweep": [row for one in passes for row in one["gemm_sweep"]],
     }
 

@@ -15,7 +15,7 @@ from analysis.pipeline import analyze
 from analysis.ranks import find_parts
 from analysis.stragglers import RankTime, straggler
 from taxonomy.errors import PrunescopeError
-from tests.chrome import chrome, gap, k, op, save, step
+from tests.chrome import chrome, gap, k, module, op, save, step
 
 REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
 
@@ -82,6 +82,44 @@ def test_communication_behind_other_kernels_is_no_waiting(tmp_path: Path) -> Non
     lines = next(f.evidence for f in found if f.id == "straggler")
     assert "rank0: wall 10.0 µs, own 7.0 µs, communication 3.0 µs" in lines
     assert "rank1: wall 15.0 µs, own 12.0 µs, communication 3.0 µs" in lines
+
+
+def serving_rank(decode_us: float, wait_us: float) -> dict[str, Any]:
+    """A prefill of 50 us and two decodes, each with an all-reduce."""
+
+    def one(us: float, wait: float) -> list[Any]:
+        reduce = k(us=wait, name=REDUCE, stream=20)
+        return [op("aten::mm", [512, 64], [64, 64], kernels=[k(us=us, name="gemm")]),
+                op("nccl:all_reduce", [64], kernels=[reduce])]  # fmt: skip
+
+    return chrome(
+        module("execute_context_1(888)_generation_0(0)", *one(50, 2)),
+        module("execute_context_0(0)_generation_1(1)", *one(decode_us, wait_us)),
+        module("execute_context_0(0)_generation_1(1)", *one(decode_us, wait_us)),
+    )
+
+
+def test_ranks_of_a_serving_engine_have_a_phase_for_each_kind_of_step(tmp_path: Path) -> None:
+    """Not a mean over prefill and decode; and the straggler is one of decode alone."""
+    for rank, (work, wait) in enumerate([(5, 6), (9, 2)]):
+        save(serving_rank(work, wait), tmp_path / f"rank{rank}.json")
+    report = analyze(tmp_path).report
+    assert list(report.phases) == ["rank0-prefill", "rank0-decode", "rank1-prefill", "rank1-decode"]
+    assert [p.steps for p in report.phases.values()] == [1, 2, 1, 2]
+    assert [p.kinds["gemm"] for p in report.phases.values()] == [50_000, 5_000, 50_000, 9_000]
+    told = {n: p.phase_kind["kind"] for n, p in report.phases.items() if p.phase_kind}
+    assert told == {name: name.partition("-")[2] for name in report.phases}
+    found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(found) == ["rank1-decode"]
+    assert found["rank1-decode"].predicted_ns == 4_000
+
+
+def test_ranks_with_steps_of_one_phase_stay_ranks(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        gemm = op("aten::mm", [1, 64], [64, 64], kernels=[k(us=5, name="gemm")])
+        decode = module("execute_context_0(0)_generation_1(1)", gemm)
+        save(chrome(decode, decode), tmp_path / f"rank{rank}.json")
+    assert list(analyze(tmp_path).report.phases) == ["rank0", "rank1"]
 
 
 def test_straggler_by_hand() -> None:

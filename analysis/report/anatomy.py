@@ -1,0 +1,91 @@
+"""What a phase is made of beneath its totals: bounds of a kind, layers, gaps by cause, host time,
+and the cost of neighbouring dimensions. Plain values of schema 1; ns a step; null: unknown.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Point(msgspec.Struct, kw_only=True):
+    """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / busy."""
+
+    name: str
+    kind: str
+    role: str
+    dtype: str | None
+    count: float
+    flop: float  # per call
+    bytes: float  # per call
+    busy_ns: float
+    bound: str
+
+
+class LayerTime(msgspec.Struct, kw_only=True):
+    """Busy time of one layer by role, and the idle time before its kernels; null: outside."""
+
+    layer: int | None
+    busy_ns: float
+    gap_ns: float
+    roles: dict[str, float]
+
+
+class HostTime(msgspec.Struct, kw_only=True):
+    """Host time up to the launches of one op in one role, and the device's wait for them."""
+
+    op: str
+    role: str
+    count: float
+    host_ns: float  # from the launch before to these, on their thread
+    wait_ns: float  # gaps whose launch began after the device had run dry
+
+
+class Good(msgspec.Struct, kw_only=True):
+    """A good dimension: one more and a wave (or a step of K) begins. Change of time a step."""
+
+    value: int
+    change_ns: float | None
+    low_ns: float | None  # 95 % by the spread of the fit
+    high_ns: float | None
+
+
+class Shape(msgspec.Struct, kw_only=True):
+    """What a dimension near that of a GEMM would cost; `refused` says why nothing is claimed."""
+
+    role: str
+    count: float
+    m: int | None
+    n: int | None
+    k: int | None
+    axis: str  # N or K
+    busy_ns: float
+    tile: str | None = None
+    waves: float | None = None
+    dense: int | None = None  # the same dimension of the dense GEMM
+    below: Good | None = None
+    above: Good | None = None
+    refused: str | None = None
+    curve: list[list[float]] = []  # [dimension, ns a step]
+
+
+class Fit(msgspec.Struct, kw_only=True):
+    """How well tile, wave and roofline explain the GEMMs seen: time ÷ prediction."""
+
+    gemms: int  # distinct ones, without the latency-bound
+    factor: float  # geometric mean, by time
+    spread: float | None  # of its logarithm, a factor e apart in shape; null for fewer than three
+    unaligned: float | None  # factor of the unaligned ones over that of the rest
+
+
+class Anatomy(msgspec.Struct, kw_only=True):
+    """All of it, for one phase."""
+
+    kind_bounds: dict[str, dict[str, float]]  # busy of a kind by bound
+    layers: list[LayerTime]
+    points: list[Point]
+    tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
+    gaps: dict[str, float]  # host sync memcpy device tail: they sum to gap + tail
+    graph_speedup: float | None  # wall ÷ (wall − host gaps): at most this by CUDA graphs
+    host: list[HostTime]
+    shapes: list[Shape]
+    fit: Fit | None

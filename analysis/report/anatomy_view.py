@@ -1,0 +1,162 @@
+"""The anatomy of a phase in words and tables: in, a Phase; out, lines and Tables, unescaped.
+
+Tables: what neighbouring dimensions would cost, and where the host's time goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from analysis.report import numbers
+from analysis.report.anatomy import Anatomy, Good, Shape
+from analysis.report.model import Phase
+from analysis.report.view import Cell, Column, Table
+
+_FITS = ("exact", "padded", "split", "persistent")  # ways in which tiles explain a grid
+_SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
+         "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
+_CAUSES = {"host": "the host was late", "sync": "the host waited for the device",
+           "memcpy": "copies", "device": "launched in time",
+           "tail": "after the last event"}  # fmt: skip
+_TOP_HOST = 12
+
+
+def lines(phase: Phase) -> list[str]:
+    """Sentences for `What was measured`."""
+    anatomy = phase.anatomy
+    if anatomy is None:
+        return []
+    return [line for line in (_gaps(anatomy, phase), _tiles(anatomy), _fit(anatomy)) if line]
+
+
+def _gaps(anatomy: Anatomy, phase: Phase) -> str:
+    idle = sum(anatomy.gaps.values())
+    if anatomy.graph_speedup is None or not idle:
+        return ""
+    causes = ", ".join(
+        f"{says} {numbers.time(anatomy.gaps[cause])}"
+        for cause, says in _CAUSES.items()
+        if anatomy.gaps.get(cause)
+    )
+    return (
+        f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}; without any gap "
+        f"that the host made, as in a CUDA graph, at most {numbers.ratio(anatomy.graph_speedup)}"
+    )
+
+
+def _tiles(anatomy: Anatomy) -> str:
+    tested = sum(ns for fit, ns in anatomy.tiles.items() if fit in _SAYS)
+    if not tested:
+        return ""
+    explained = sum(anatomy.tiles.get(fit, 0.0) for fit in _FITS)
+    how = ", ".join(
+        f"{_SAYS[fit]} {numbers.percent(ns / tested)}"
+        for fit, ns in anatomy.tiles.items()
+        if fit in _SAYS
+    )
+    total = sum(anatomy.tiles.values())
+    return (
+        f"tiles in kernel names explain the grids of {numbers.percent(explained / tested)} of the "
+        f"GEMM time that can be tested ({how}); that is {numbers.percent(tested / total)} of all "
+        "GEMM time"
+    )
+
+
+def _fit(anatomy: Anatomy) -> str:
+    fit = anatomy.fit
+    if fit is None:
+        return ""
+    spread = "" if fit.spread is None else f", ±{numbers.percent(fit.spread)} a factor e in shape"
+    return (
+        f"{fit.gemms} distinct GEMMs take {fit.factor:.2f} times what tile, wave and roofline "
+        f"predict{spread}"
+    )
+
+
+def tables(phase: Phase) -> Iterator[Table]:
+    """The tables that have something to say."""
+    anatomy = phase.anatomy
+    if anatomy is None:
+        return
+    if any(shape.refused is None for shape in anatomy.shapes):
+        yield shapes_table(anatomy)
+    if anatomy.host:
+        yield _host_table(anatomy)
+
+
+def shapes_table(anatomy: Anatomy) -> Table:
+    """Every GEMM with the nearest good dimensions; where nothing is claimed, why."""
+    unit = numbers.scale(shape.busy_ns for shape in anatomy.shapes)
+    columns = [
+        Column("role"),
+        Column("axis"),
+        Column("now", numeric=True),
+        Column("tile", drop=3),
+        Column("waves", numeric=True, drop=2),
+        Column("time", unit.unit, numeric=True),
+        Column("good below", numeric=True),
+        Column("change there", unit.unit, numeric=True),
+        Column("good above", numeric=True),
+        Column("change", unit.unit, numeric=True),
+        Column("why not", flexible=True, drop=4),
+    ]
+    rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
+    notes = [
+        "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
+        "it (K). A change is the prediction of tile, wave and roofline against that for the "
+        "dimension now, times the measured time; brackets: 95 %, by how prediction and time differ "
+        "between the GEMMs of this trace."
+    ]
+    return Table("shapes", "Nearest good dimensions", columns, rows, notes)
+
+
+def _shape_row(shape: Shape, unit: numbers.Scale) -> list[Cell]:
+    now = shape.n if shape.axis == "N" else shape.k
+    return [
+        Cell(shape.role),
+        Cell(shape.axis),
+        Cell(numbers.UNKNOWN if now is None else str(now), now),
+        Cell(shape.tile or numbers.UNKNOWN),
+        Cell(numbers.UNKNOWN if shape.waves is None else f"{shape.waves:.2f}", shape.waves),
+        Cell(unit.text(shape.busy_ns), shape.busy_ns),
+        *_good(shape.below, unit),
+        *_good(shape.above, unit),
+        Cell(shape.refused or ""),
+    ]
+
+
+def _good(good: Good | None, unit: numbers.Scale) -> list[Cell]:
+    if good is None:
+        return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
+    text = unit.text(good.change_ns, signed=True)
+    if good.low_ns is not None and good.low_ns != good.high_ns:
+        text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
+    gains = good.high_ns is not None and good.high_ns < 0
+    return [Cell(str(good.value), good.value), Cell(text, good.change_ns, tone="gain" * gains)]
+
+
+def _host_table(anatomy: Anatomy) -> Table:
+    shown = anatomy.host[:_TOP_HOST]
+    unit = numbers.scale(max(one.host_ns, one.wait_ns) for one in shown)
+    columns = [
+        Column("op", flexible=True),
+        Column("role"),
+        Column("launches", numeric=True),
+        Column("host time", unit.unit, numeric=True),
+        Column("device waits", unit.unit, numeric=True),
+    ]
+    rows = [
+        [
+            Cell(one.op, code=True),
+            Cell(one.role),
+            Cell(numbers.count(one.count), one.count),
+            Cell(unit.text(one.host_ns), one.host_ns),
+            Cell(unit.text(one.wait_ns), one.wait_ns),
+        ]
+        for one in shown
+    ]
+    notes = [
+        "Host time is that from the launch before, on its thread; the device waits where a launch "
+        "began after it had run dry."
+    ]
+    return Table("host", "Host time by op and role", columns, rows, notes)

@@ -1,0 +1,173 @@
+"""Figures of the anatomy: what is drawn where, no text on text, fonts, hostile names."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.report import anatomy_figures, figures
+from analysis.report.anatomy import Anatomy, Fit, Good, HostTime, LayerTime, Point, Shape
+from analysis.report.anatomy_view import lines, tables
+from analysis.report.model import Report
+from tests.analysis.report import example
+
+MS = 1e6
+KINDS = ("gemm", "attention", "elementwise", "batched_gemm", "gather_scatter", "norm", "unknown")
+ROLES = ("attn_norm", "q", "k", "v", "rope", "attention", "o", "residual", "mlp_norm", "gate", "up",
+         "activation", "down", "kv_update", "shared_expert", "mixer_out", "scan")  # fmt: skip
+
+
+def point(kind: str, flop: float, size: float, ns: float, dtype: str = "bf16") -> Point:
+    return Point(name="k", kind=kind, role="q", dtype=dtype, count=1, flop=flop, bytes=size,
+                 busy_ns=ns, bound="compute")  # fmt: skip
+
+
+def shape(role: str, n: int, dense: int | None) -> Shape:
+    curve = [[float(at), MS * (1 + at // 256)] for at in sorted({64, 512, n, dense or n, 4096})]
+    good = Good(value=n - 64, change_ns=-MS, low_ns=-2 * MS, high_ns=-0.5 * MS)
+    return Shape(role=role, count=2, m=512, n=n, k=64, axis="N", busy_ns=MS * (1 + n // 256),
+                 tile="128x256", waves=2.5, dense=dense, below=good, curve=curve)  # fmt: skip
+
+
+def anatomy(layers: int = 32) -> Anatomy:
+    return Anatomy(
+        kind_bounds={kind: {"compute": MS * (9 - i), "memory": MS, "latency": MS, "unknown": MS}
+                     for i, kind in enumerate(KINDS)},
+        layers=[
+            *(LayerTime(layer=i, busy_ns=17 * MS, gap_ns=0, roles=dict.fromkeys(ROLES, MS))
+              for i in range(layers)),
+            LayerTime(layer=None, busy_ns=MS, gap_ns=0, roles={"lm_head": MS}),
+        ],
+        # 600 TFLOP/s, 1 TFLOP/s, 2,000 TFLOP/s (above every ceiling), 1e-3 TFLOP/s but no time
+        points=[point("gemm", 6e11, 1e9, MS), point("attention", 1e9, 1e8, MS),
+                point("batched_gemm", 2e12, 2e9, MS), point("norm", 1.0, 1.0, 1.0)],
+        tiles={"persistent": 3 * MS, "unexplained": MS, "no shape": 4 * MS},
+        gaps={"host": 2 * MS, "sync": MS, "memcpy": 0, "device": MS, "tail": 0},
+        graph_speedup=121 / 118,
+        host=[HostTime(op="aten::mm", role="q", count=3, host_ns=MS, wait_ns=2 * MS)],
+        shapes=[shape("gate", 1160, 1536), shape("q", 512, 576), shape("k", 128, None),
+                Shape(role="v", count=1, m=None, n=None, k=None, axis="N", busy_ns=MS,
+                      refused="no shapes")],
+        fit=Fit(gemms=7, factor=1.43, spread=0.13, unaligned=None),
+    )  # fmt: skip
+
+
+def report(of: Anatomy | None = None, **device: Any) -> Report:
+    out = example.alone()
+    out.phases["trace"].anatomy = of or anatomy()
+    out.device = {**out.device, **device}
+    return out
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figure]:
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, _: str) -> bytes:
+        figure.set_dpi(300)
+        figure.draw_without_rendering()
+        kept.append(figure)
+        return b""
+
+    monkeypatch.setattr(figures, "saved", keep)
+    names = anatomy_figures.anatomy_files(of, "png")
+    return dict(zip((name.split("-")[0] for name in names), kept, strict=True))
+
+
+def test_the_files_of_a_phase() -> None:
+    for ending in ("png", "pdf", "svg"):
+        files = anatomy_figures.anatomy_files(report(), ending)
+        assert set(files) == {
+            f"{kind}-trace.{ending}" for kind in ("roofline", "bounds", "layers", "waves")
+        }
+        assert files == anatomy_figures.anatomy_files(report(), ending)
+    for data in anatomy_figures.anatomy_files(report(), "pdf").values():
+        assert b"/CIDFontType2" in data and b"/Type3" not in data
+
+
+@pytest.mark.parametrize(("layers", "hostile"), [(2, False), (126, False), (32, True)])
+def test_no_text_overlaps_or_leaves_the_page(
+    layers: int, hostile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = report(anatomy(layers))
+    for figure in drawn(monkeypatch, example.hostile(of) if hostile else of).values():
+        boxes = []
+        for axes in figure.axes:
+            low, high = sorted(axes.get_xlim())
+            bottom, top = sorted(axes.get_ylim())
+            texts = [*axes.texts, axes.xaxis.label, axes.yaxis.label]
+            texts += [t for t, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+                      if low <= x <= high]  # fmt: skip
+            texts += [t for t, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+                      if bottom <= y <= top]  # fmt: skip
+            boxes += [t.get_window_extent() for t in texts if t.get_text()]
+        boxes += [t.get_window_extent() for legend in figure.legends for t in legend.get_texts()]
+        for a, b in combinations([box.expanded(1, 0.7) for box in boxes], 2):
+            assert not a.overlaps(b)
+        page = figure.bbox
+        assert all(b.x0 >= page.x0 - 1 and b.x1 <= page.x1 + 1 for b in boxes)
+        assert all(b.y0 >= page.y0 - 1 and b.y1 <= page.y1 + 1 for b in boxes)
+
+
+def test_the_roofline_holds_every_point_and_both_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"dense_flop_per_s": {"bf16": 8e14}, "byte_per_s": 3e12}
+    sheet = {"dense_flop_per_s": {"bf16": 989e12}, "byte_per_s": 3.35e12}
+    figure = drawn(monkeypatch, report(measured=True, peaks=peaks, sheet=sheet))["roofline"]
+    (axes,) = figure.axes
+    measured, table = axes.get_lines()
+    assert measured.get_ydata()[-1] == pytest.approx(800)
+    assert measured.get_xdata()[1] == pytest.approx(8e14 / 3e12)
+    assert table.get_ydata()[-1] == pytest.approx(989)
+    (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+    offsets = axes.collections[0].get_offsets()
+    assert sorted(y for _, y in offsets) == pytest.approx([1, 600, 2000])
+    assert all(left <= x <= right and low <= y <= high for x, y in offsets)
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels[-2:] == ["bf16, measured", "bf16, data sheet"]
+
+
+def test_without_peaks_there_is_no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "roofline" not in drawn(monkeypatch, report(peaks=None))
+    fp8 = {"dense_flop_per_s": {"fp8": 1e15}, "byte_per_s": 1e12}
+    assert "roofline" not in drawn(monkeypatch, report(peaks=fp8))
+
+
+def test_the_dimension_that_ran_is_filled_and_the_dense_one_hollow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (axes,) = drawn(monkeypatch, report())["waves"].axes
+    marks = [(float(x.get_xdata()[0]), float(x.get_ydata()[0]), x.get_markerfacecolor())
+             for x in axes.get_lines() if x.get_marker() not in ("None", None, "")]  # fmt: skip
+    filled = {(x, y) for x, y, face in marks if face != "white"}
+    hollow = {(x, y) for x, y, face in marks if face == "white"}
+    assert filled == {(1160, 5), (512, 3), (128, 1)}
+    assert hollow == {(1536, 7), (576, 3)}
+
+
+def test_a_phase_without_layers_or_tiles_has_no_strip_and_no_waves() -> None:
+    bare = anatomy(0)
+    bare.shapes = bare.shapes[-1:]
+    files = anatomy_figures.anatomy_files(report(bare), "png")
+    assert set(files) == {"roofline-trace.png", "bounds-trace.png"}
+    assert anatomy_figures.anatomy_files(example.alone(), "png") == {}
+
+
+def test_the_words_and_tables() -> None:
+    phase = report().phases["trace"]
+    idle, tiles, fit = lines(phase)
+    assert idle.endswith("without any gap that the host made, as in a CUDA graph, at most 1.03×")
+    # 3 of the 4 ms that can be tested, which are half of all
+    assert "explain the grids of 75.0 % of the GEMM time that can be tested" in tiles
+    assert "50.0 % of all GEMM time" in tiles
+    assert fit.startswith("7 distinct GEMMs take 1.43 times")
+    shapes, host = tables(phase)
+    assert [cell.text for cell in shapes.rows[0]] == [
+        "gate", "N", "1160", "128x256", "2.50", "5.000", "1096", "−1.000 [−2.000, −0.500]", "–",
+        "–", "",
+    ]  # fmt: skip
+    assert shapes.rows[-1][-1].text == "no shapes"
+    assert [cell.text for cell in host.rows[0]] == ["aten::mm", "q", "3", "1.000", "2.000"]
+    phase.anatomy = None
+    assert lines(phase) == list(tables(phase)) == []

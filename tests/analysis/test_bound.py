@@ -1,0 +1,64 @@
+"""Which peaks a run is judged by: what `trace` and `calibrate` measured, and what was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from analysis.bound import override, run_peaks
+from analysis.hardware import find_device
+
+
+def device(calibration: Any = None, **peaks: Any) -> dict[str, Any]:
+    looked = {"dense_flop_per_s": {"bf16": 2e12, "fp32": 3e11}, "byte_per_s": 2e10,
+              "kernel_floor_ns": 900, "threads": 2}  # fmt: skip
+    return {"name": "cpu", "peaks": {**looked, **peaks}, "calibration": calibration}
+
+
+def calibrated(threads: int = 2, **more: Any) -> dict[str, Any]:
+    return {"dense_flop_per_s": {"bf16": 1.5e12, "fp32": 4e11, "fp16": 1e12}, "byte_per_s": 3e10,
+            "measured": {"threads": threads}, **more}  # fmt: skip
+
+
+def test_each_peak_is_the_higher_of_the_two_measurements() -> None:
+    found = run_peaks(device(calibrated()), None)
+    assert found is not None
+    assert found.flop_per_s == {"bf16": 2e12, "fp32": 4e11, "fp16": 1e12}
+    assert (found.byte_per_s, found.floor_ns, found.measured) == (3e10, 900, True)
+    assert "calibrate" in found.source
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [None, [], "x", {}, calibrated(threads=1), calibrated(measured=None),
+     calibrated(dense_flop_per_s=7)],
+)  # fmt: skip
+def test_a_calibration_that_is_none_or_of_other_threads_is_not_used(calibration: Any) -> None:
+    found = run_peaks(device(calibration), None)
+    assert found is not None
+    assert found.flop_per_s == {"bf16": 2e12, "fp32": 3e11}
+    assert found.byte_per_s == 2e10
+    assert "calibrate" not in found.source
+
+
+def test_numbers_of_a_calibration_that_are_none_are_left_out() -> None:
+    bad = calibrated(dense_flop_per_s={"bf16": "fast", "fp32": -1}, byte_per_s=float("nan"))
+    found = run_peaks(device(bad), None)
+    assert found is not None
+    assert found.flop_per_s == {"bf16": 2e12, "fp32": 3e11}
+    assert found.byte_per_s == 2e10
+
+
+def test_the_command_line_goes_before_both() -> None:
+    found = override(run_peaks(device(calibrated()), None), flop_per_s={"fp32": 1.0}, byte_per_s=2)
+    assert found is not None
+    assert (found.flop_per_s["fp32"], found.byte_per_s) == (1.0, 2)
+    assert found.flop_per_s["bf16"] == 2e12
+
+
+def test_the_sheet_stays_beside_what_was_measured() -> None:
+    found = run_peaks(device(), find_device("h100-sxm"))
+    assert found is not None
+    assert found.flop_per_s["bf16"] == 2e12
+    assert found.sheet["dense_flop_per_s"]["bf16"] == 989e12

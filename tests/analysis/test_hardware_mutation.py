@@ -1,0 +1,166 @@
+"""A wrong number anywhere in the device table is noticed: each is changed in turn.
+
+What notices it: the data sheets as published (below), the second witness of peaks and bandwidths,
+and what CUDA's and ROCm's occupancy tables say of an architecture.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from analysis import hardware
+
+# Published: bf16, fp16, tf32, fp32, fp8 in dense TFLOP/s, GB/s, MiB of L2, SMs. "-": no such unit.
+SHEETS = """
+v100-sxm2                       -      125    -      15.7   -       900   6    80
+v100-pcie                       -      112    -      14     -       900   6    80
+t4                              -      65     -      8.1    -       320   4    40
+a10                             125    125    62.5   31.2   -       600   6    72
+a10g                            70     70     35     35     -       600   6    80
+l4                              121    121    60     30.3   242     300   48   58
+l40s                            362    362    183    91.6   733     864   96   142
+a100-40gb-sxm                   312    312    156    19.5   -       1555  40   108
+a100-40gb-pcie                  312    312    156    19.5   -       1555  40   108
+a100-80gb-sxm                   312    312    156    19.5   -       2039  40   108
+a100-80gb-pcie                  312    312    156    19.5   -       1935  40   108
+a800-80gb-sxm                   312    312    156    19.5   -       2039  40   108
+rtx-a6000                       154.8  154.8  77.4   38.7   -       768   6    84
+h20                             148    148    74     44     296     4000  60   78
+h100-pcie                       756    756    378    51     1513    2000  50   114
+h100-sxm                        989    989    494.5  67     1979    3350  50   132
+h100-nvl                        835    835    417    60     1671    3900  50   132
+h200-sxm                        989    989    494.5  67     1979    4800  50   132
+h800-sxm                        989    989    494.5  67     1979    3350  50   132
+b200                            2250   2250   1125   80     4500    8000  126  148
+gb200                           2500   2500   1250   80     5000    8000  126  152
+rtx-3090                        71     71     35.6   35.6   -       936   6    82
+rtx-4090                        165.2  165.2  82.6   82.6   330.3   1008  72   128
+rtx-5090                        209.5  209.5  104.8  104.8  419     1792  96   170
+rtx-pro-6000-blackwell          504    504    252    125    1008    1792  128  188
+rtx-pro-6000-blackwell-server   504    504    252    125    1008    1597  128  188
+mi250x                          383    383    -      47.9   -       3280  16   220
+mi250x-gcd                      191.5  191.5  -      23.95  -       1638  8    110
+mi210                           181    181    -      22.6   -       1638  8    104
+mi300x                          1307.4 1307.4 653.7  163.4  2614.9  5300  32   304
+mi325x                          1307.4 1307.4 653.7  163.4  2614.9  6000  32   304
+mi355x                          2500   2500   -      157.3  5000    8000  32   256
+"""
+DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
+# The best GEMM that anybody has published, TFLOP/s.
+BEST = {
+    "a100-80gb-sxm": {"bf16": 271.2}, "a100-80gb-pcie": {"bf16": 252.9},
+    "h100-sxm": {"bf16": 794.5, "fp8": 1402.6}, "b200": {"bf16": 1745, "fp8": 3432.5},
+    "gb200": {"bf16": 1822, "fp8": 3615.6}, "rtx-pro-6000-blackwell": {"bf16": 347},
+    "mi300x": {"bf16": 708, "fp16": 654, "fp8": 1273},
+    "mi325x": {"bf16": 843, "fp16": 794, "fp8": 1519}, "mi355x": {"bf16": 1565},
+}  # fmt: skip
+# Warps (of 32; waves of 64) and blocks an SM, KiB of shared memory, Ki registers of 32 bits.
+OCCUPANCY = {
+    "volta": (64, 32, 96, 64), "turing": (32, 16, 64, 64), "ampere-100": (64, 32, 164, 64),
+    "ampere-10x": (48, 16, 100, 64), "ada": (48, 24, 100, 64), "hopper": (64, 32, 228, 64),
+    "blackwell-100": (64, 32, 228, 64), "blackwell-12x": (48, 24, 100, 64),
+    "cdna2": (32, None, 64, 128), "cdna3": (32, None, 64, 128), "cdna4": (32, None, 160, 128),
+}  # fmt: skip
+LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi355x": 256}  # MiB behind L2
+
+
+def table() -> dict[str, Any]:
+    text = resources.files("analysis").joinpath("devices.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every number in the table."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from numbers(inner, (*path, key))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+PATHS = [path for path in numbers(table()) if path != ("format",)]
+
+
+def wrong(found: dict[str, Any]) -> list[str]:
+    """Everything that the three sources contradict."""
+    out = [f"{name}: limits" for name, row in found["architectures"].items()
+           if occupancy(row) != OCCUPANCY[name]]  # fmt: skip
+    sheets = {line.split()[0]: line.split()[1:] for line in SHEETS.strip().splitlines()}
+    if [row["name"] for row in found["devices"] if row["name"] not in sheets]:
+        out.append("a device without a sheet")
+    for row in found["devices"]:
+        out += [f"{row['name']}: {what}" for what in _wrong(row, found, sheets[row["name"]])]
+    return out
+
+
+def occupancy(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (row["max_threads_per_sm"] / row["warp"], row["max_blocks_per_sm"],
+            row["shared_bytes_per_sm"] / 1024, row["registers_per_sm"] / 1024)  # fmt: skip
+
+
+def _wrong(row: dict[str, Any], found: dict[str, Any], sheet: list[str]) -> Iterator[str]:
+    name = row["name"]
+    published = {d: float(v) for d, v in zip(DTYPES, sheet, strict=False) if v != "-"}
+    if row["dense_tflop_per_s"] != published:
+        yield "peaks"
+    if [row["gb_per_s"], row["l2_mib"], row["sm"]] != [float(v) for v in sheet[5:]]:
+        yield "bandwidth, L2 or SMs"
+    if row.get("achievable_tflop_per_s", {}) != BEST.get(name, {}):
+        yield "best GEMM"
+    if row.get("llc_mib") != LAST_LEVEL.get(name):
+        yield "last-level cache"
+    device = hardware._device(row, found["architectures"][row["architecture"]])
+    for dtype, peak in device.dense_flop_per_s.items():
+        again = device.witness_flop_per_s(dtype)
+        if again is not None and again != pytest.approx(peak, rel=0.05):
+            yield f"witness of {dtype}"
+    if device.witness_byte_per_s() != pytest.approx(device.byte_per_s, rel=0.05):
+        yield "witness of the bandwidth"
+
+
+def test_nothing_is_wrong_as_it_is() -> None:
+    assert wrong(table()) == []
+    assert len(table()["devices"]) == len(SHEETS.strip().splitlines())
+
+
+@pytest.mark.parametrize("by", [1.15, 0.85])
+def test_a_change_of_any_number_is_noticed(by: float) -> None:
+    """Every number of the table, one after the other."""
+    assert len(PATHS) > 500
+    missed = []
+    for path in PATHS:
+        changed = copy.deepcopy(table())
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = place[path[-1]] * by
+        if not wrong(changed):
+            missed.append("/".join(map(str, path)))
+    assert missed == []
+
+
+@pytest.mark.parametrize("name", ["h100_vit", "b200_eager", "v100_legacy_graphs",
+                                  "a100_legacy_flows", "mi300x_compile_triton"])  # fmt: skip
+def test_the_limits_are_those_that_traces_tell(name: str, real_trace: Any) -> None:
+    """A third witness: the properties that the driver gave the profiler."""
+    from analysis.load import load
+
+    told = load(real_trace(f"{name}.json.gz")).source.meta["deviceProperties"][0]
+    device = hardware.device_in_trace(told["name"])
+    assert device is not None
+    assert device.sm == told["numSms"]
+    for key, field in (
+        ("warpSize", "warp"), ("maxThreadsPerMultiprocessor", "max_threads_per_sm"),
+        ("regsPerMultiprocessor", "registers_per_sm"),
+        ("sharedMemPerMultiprocessor", "shared_bytes_per_sm"),
+    ):  # fmt: skip
+        if told.get(key):
+            assert getattr(device, field) == told[key], key
