@@ -14,9 +14,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from analysis.command_options import (
+    Batch,
+    Flag,
+    Json,
+    Knobs,
+    Logits,
+    Method,
+    Model,
+    Option,
+    Phase,
+    PromptLen,
+    Share,
+)
 from analysis.evidence_commands import register_evidence
+from analysis.fact_commands import register_facts, register_predict
 from analysis.report.failure import exit_code
-from taxonomy.arguments import bare_json
+from taxonomy.arguments import bare_json, refuse_empty
 from taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
@@ -63,6 +77,7 @@ def analyze(subject: Path | str, *, baseline: Path | str | None = None, **option
     from analysis.pipeline import Options
     from analysis.pipeline import analyze as run
 
+    refuse_empty(path for path in (subject, baseline) if isinstance(path, str))
     dense = None if baseline is None else Path(baseline)
     return run(Path(subject), baseline=dense, options=Options(**options)).report
 
@@ -75,34 +90,12 @@ def predict(**options: Any) -> dict[str, Any]:
     return run(PredictRequest(**options))
 
 
-def _share(value: float | None) -> float | None:
-    from taxonomy.keep import check_sparsity
-
-    return None if value is None else check_sparsity(value)
-
-
 app = typer.Typer(
     name="prunescope",
     pretty_exceptions_enable=False,  # `main` words the errors
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# fmt: off - one option a line reads as a table, here and in the signatures below
-Option = typer.Option
-Model = Annotated[str, Option(metavar="MODEL", help="HF folder, hub id, FILE.gguf or a preset.")]
-Method = Annotated[
-    str | None, Option(metavar="FAMILY", help="A family, or package.module:function.")
-]
-Share = Annotated[float | None, Option(metavar="S", callback=_share, help="Pruned, 0 <= S < 1.")]
-Knobs = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Knob; repeatable.")]
-Phase = Annotated[Literal["prefill", "decode", "both"], Option(help="What to look at.")]
-Batch = Annotated[int, Option(min=1, metavar="N", help="Sequences at a time.")]
-PromptLen = Annotated[int, Option(min=1, metavar="N", help="Tokens of a prompt.")]
-Logits = Annotated[Literal["last", "all"], Option(help="Which logits prefill computes.")]
-Json = Annotated[str | None, Option("--json", metavar="FILE|-", help="JSON to FILE or to stdout.")]
-Flag = Annotated[bool, Option("--json", help="JSON instead of a table.")]
-# fmt: on
 
 
 @app.callback(invoke_without_command=True)
@@ -156,8 +149,12 @@ def _trace(
 ) -> None:
     """Run a model and its dense twin, interleaved, and keep times, traces and a census.
 
+    `prunescope families` lists the families of --method and the presets of --model.
+
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
+    prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
@@ -217,36 +214,7 @@ def _analyze(
         raise typer.Exit(3)
 
 
-# fmt: off
-@app.command("predict")
-def _predict(
-    *,
-    model: Model,
-    device: Annotated[str, Option(metavar="NAME", help="One of `devices`.")],
-    method: Method = None,
-    sparsity: Share = None,
-    knobs: Knobs = None,
-    phase: Phase = "both",
-    batch: Batch = 1,
-    prompt_len: PromptLen = 512,
-    logits: Logits = "last",
-    json_target: Json = None,
-) -> None:
-    """Say what a roofline promises: no hardware, no weights, no run.
-
-    \b
-    prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk --sparsity 0.5
-    """
-    # fmt: on
-    options = dict(locals())  # the parameters, nothing else
-    from analysis.report.listings import prediction
-    from analysis.report.output import check_target, tell
-    from taxonomy.arguments import pairs
-
-    check_target(options.pop("json_target"))
-    options["knobs"] = pairs(knobs)
-    result = predict(**options)
-    tell(result, json_target, people=prediction(result))
+register_predict(app)
 
 
 # fmt: off
@@ -280,6 +248,9 @@ def _sweep(
             sweep(request, bar)
     found = summary(request, estimate=dry_run)
     tell(found, json_target, people=sweep_state(found))
+    plan = found["plan"]
+    if not dry_run and plan["failed"] + plan["pending"] > plan["impossible"]:
+        raise typer.Exit(3)
 
 
 @app.command("pareto")
@@ -302,28 +273,7 @@ def _pareto(
 
 
 register_evidence(app)
-
-
-@app.command("families")
-def _families(*, as_json: Flag = False) -> None:
-    """List the pruning families: which axis of which GEMM each one moves, and its knobs."""
-    from analysis.report import listings
-    from analysis.report.output import tell
-    from taxonomy.family import families
-
-    found = {"families": [family.to_dict() for family in families()]}
-    tell(found, "-" if as_json else None, people=None if as_json else listings.families(found))
-
-
-@app.command("devices")
-def _devices(*, as_json: Flag = False) -> None:
-    """List the devices whose dense peaks and bandwidth are known."""
-    from analysis.hardware import devices_json
-    from analysis.report.listings import devices
-    from analysis.report.output import tell
-
-    listed = devices_json()
-    tell(listed, "-" if as_json else None, people=None if as_json else devices(listed))
+register_facts(app)
 
 
 @app.command("calibrate")
@@ -346,13 +296,18 @@ def _calibrate(
 
 
 @app.command("doctor")
-def _doctor() -> None:
-    """Check what works here: torch, device, profiler events, clocks, HTA, the demo's model."""
+def _doctor(*, as_json: Flag = False) -> None:
+    """Check what works here: torch, device, profiler, clocks, HTA, Ray; exit code 3 if too little.
+    """
     from analysis.report.listings import doctor
-    from analysis.report.output import console_for
-    from tracer.doctor import examine
+    from analysis.report.output import tell
+    from tracer.doctor import examine, works
 
-    console_for(None).print(doctor(examine()))
+    checks = list(examine())
+    found = {"works": works(checks), "checks": checks}
+    tell(found, "-" if as_json else None, people=None if as_json else doctor(checks))
+    if not found["works"]:
+        raise typer.Exit(3)
 
 
 @app.command("demo")
@@ -382,7 +337,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
     as_json = any(a.partition("=")[0] == "--json" for a in args)
-    return exit_code(lambda: app(args, prog_name="prunescope", standalone_mode=False), as_json)
+    return exit_code(lambda: _run(args), as_json)
+
+
+def _run(args: list[str]) -> Any:
+    refuse_empty(args)
+    return app(args, prog_name="prunescope", standalone_mode=False)
 
 
 if __name__ == "__main__":

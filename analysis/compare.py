@@ -6,14 +6,17 @@ Each subject is analysed as `analyze` does it; nothing is computed anew. Times a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.names import ends_apart
 from analysis.pipeline import TOOL, analyze
 from analysis.report.comparison_model import Comparison, ComparisonRow, Failure
 from analysis.report.model import Phase, Report
-from analysis.subject import BARE, Options, resolve
+from analysis.subject import BARE, Options, of_the, resolve
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, read_run
 
@@ -40,7 +43,49 @@ def find_runs(subjects: Iterable[Path]) -> list[Found]:
         paths += inside or [subject]
     distinct = {_identity(path): path for path in reversed(paths)}
     kept = [path for path in paths if distinct.get(_identity(path)) is path]
-    return [Found(path, name) for path, name in zip(kept, _names(kept), strict=True)]
+    names = ends_apart([_identity(path) for path in kept])
+    return [Found(path, name) for path, name in zip(kept, names, strict=True)]
+
+
+def left_out(subjects: Iterable[Path]) -> list[str]:
+    """What was named and is in no comparison: traces beside runs, and a subject given twice."""
+    subjects = list(subjects)
+    notes = []
+    for folder in (path for path in subjects if path.is_dir()):
+        loose = sorted(path.name for path in _loose(folder, _DEPTH)) if _inside(folder, 1) else []
+        if loose:
+            shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
+            notes.append(
+                f"{folder.resolve().name}/ holds {len(loose)} traces beside its runs ({shown}): "
+                "left out, name them to compare them"
+            )
+    runs = Counter(
+        _identity(path)
+        for subject in subjects
+        for path in (_inside(subject, _DEPTH) if subject.is_dir() else [subject]) or [subject]
+    )
+    notes += [f"{p.name} is named {n} times: counted once" for p, n in runs.items() if n > 1]
+    return notes
+
+
+def _loose(folder: Path, depth: int) -> Iterator[Path]:
+    """Chrome traces in a folder that are in no run."""
+    if depth == 0 or _inside(folder, 0):
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _loose(path, depth - 1)
+        elif path.name.endswith(".json.gz") or path.suffix == ".json" and _is_trace(path):
+            yield path
+
+
+def _is_trace(path: Path) -> bool:
+    """Whether a JSON file begins as a Chrome trace does."""
+    with suppress(OSError), path.open("rb") as file:
+        return b"traceEvents" in file.read(1 << 16)
+    return False
 
 
 def compare(
@@ -74,7 +119,8 @@ def compare(
             for name, phase in report.phases.items()
         ]
     if error is not None and not rows:
-        raise error
+        with of_the(failed[-1].run) if len(found) > 1 else nullcontext():
+            raise error
     first = next(iter(reports.values()), None)
     return Comparison(
         tool=TOOL,
@@ -104,17 +150,6 @@ def _identity(path: Path) -> Path:
     if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
         return real.parent
     return real
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell all of them apart."""
-    parts = [_identity(p).parts for p in paths]
-    longest = max((len(p) for p in parts), default=1)
-    for count in range(1, longest + 1):
-        names = ["/".join(p[-count:]) for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{p[-1]} ({i})" for i, p in enumerate(parts, 1)]
 
 
 def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:

@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 from analysis.pipeline import Options, analyze
+from analysis.report.escape import clean
 from analysis.report.model import Report, to_json
 from analysis.report.output import check_target, console_for, emit_json
 from analysis.report.terminal import print_report
-from analysis.report.write import write_report
+from analysis.report.write import check_formats, write_report
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST
 
@@ -36,6 +37,8 @@ def deliver(
 ) -> Report:
     """Analyze `subject`, write and show the report. Raises PrunescopeError before any writing."""
     check_target(to.json)
+    names = format_names(to.formats)
+    check_formats(names)
     folder = to.folder or report_folder(subject)
     if to.formats and folder is None:
         raise PrunescopeError(
@@ -44,15 +47,27 @@ def deliver(
         )
     done = analyze(subject, baseline=baseline, options=options)
     if folder is not None:
-        names = [name.strip() for name in (to.formats or FORMATS).split(",") if name.strip()]
-        write_report(done.report, folder, formats=names, frames=done.frames)
+        hosts = {"hosts": done.hosts()} if "perfetto" in names else {}
+        write_report(done.report, folder, formats=names, frames=done.frames, **hosts)
     emit_json(to_json(done.report), to.json)
     if not to.quiet:
         console = console_for(to.json)
         print_report(done.report, console)
         if folder is not None:
-            console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+            console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
     return done.report
+
+
+def format_names(formats: str | None) -> list[str]:
+    """The names in a comma-separated list; the usual ones for None.
+
+    Raises PrunescopeError where the list names nothing.
+    """
+    names = [name.strip() for name in (FORMATS if formats is None else formats).split(",")]
+    names = [name for name in names if name]
+    if not names:
+        raise PrunescopeError("--format names no format", hint=f"for example --format {FORMATS}")
+    return names
 
 
 def report_folder(subject: Path) -> Path | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.compare import Found, compare, comparison_folder, find_runs
-from analysis.deliver import FORMATS, Delivery, deliver
+from analysis.compare import Found, compare, comparison_folder, find_runs, left_out
+from analysis.deliver import Delivery, deliver, format_names
 from analysis.report.comparison_model import Comparison, to_json
+from analysis.report.escape import clean
 from analysis.report.output import check_target, console_for, emit_json
 from analysis.report.write import check_formats
 from analysis.subject import Options
@@ -26,6 +27,8 @@ def deliver_all(
     """
     found = find_runs(subjects)
     if len(found) == 1:
+        for note in left_out(subjects):
+            console_for("-").print(f"note: {note}", markup=False, soft_wrap=True)
         return deliver(found[0].path, to, options=options, baseline=baseline).partial
     done = deliver_comparison(subjects, found, to, options=options, baseline=baseline)
     return bool(done.failed) or any(report.partial for report in done.reports.values())
@@ -52,7 +55,7 @@ def deliver_comparison(
             hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
         )
     folder = to.folder or comparison_folder(subjects)
-    names = [name.strip() for name in (to.formats or FORMATS).split(",") if name.strip()]
+    names = format_names(to.formats)
     check_formats(names, COMPARISON_FORMATS)
     if to.formats and folder is None:
         raise PrunescopeError(
@@ -60,6 +63,7 @@ def deliver_comparison(
             hint="add --out FOLDER",
         )
     done = compare(found, baseline=baseline, options=options)
+    done.warnings[:0] = left_out(subjects)
     if folder is not None:
         write_comparison(done, folder, formats=names)
     emit_json(to_json(done), to.json)
@@ -67,5 +71,5 @@ def deliver_comparison(
         console = console_for(to.json)
         console.print(ComparisonView(done))
         if folder is not None:
-            console.print(f"Written to {folder}", markup=False, soft_wrap=True)
+            console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
     return done

@@ -5,6 +5,7 @@ In: the GEMM pairs, units and census of a phase. Out: Evidence and Seen. Times i
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,14 +25,43 @@ class Evidence:
     census_pruned: dict[str, Any] | None
     pruned_time: dict[str, float]  # busy ns a step by axis, of the dense partners
     phase: str | None = None  # its name in the census; None: not known
+    conditions: str | None = None  # what is another beside the model; None: nothing is known to be
 
     def moved(self, *roles: str) -> Counter[str]:
         """How often each axis moved in GEMMs of the roles."""
         return Counter(p.axis for p in self.pairs if p.key[1] in roles)
 
-    def dense_ns(self, keep: Callable[[Pair], bool]) -> float:
-        """Time of the dense GEMMs that `keep` chooses."""
-        return sum(p.dense.busy for p in self.pairs if p.dense is not None and keep(p))
+    def times(self, touches: Touches) -> tuple[float, float]:
+        """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted
+        by how much of it is the family's. Both GEMMs of a rank share one dense one."""
+        dense = {id(p.dense): p.dense.busy * touches(p) for p in self.pairs if p.dense is not None}
+        pruned = sum(p.pruned.busy * touches(p) for p in self.pairs if p.pruned is not None)
+        return sum(dense.values()), pruned
+
+    def removed_weights(self) -> frozenset[tuple[int, str]]:
+        """(layer of the dense model, role) of the matrices that the pruned run does not hold any
+        more. Empty where one of the runs does not list its matrices."""
+        before, after = self._stored()
+        return frozenset(before.keys() - after.keys()) if before and after else frozenset()
+
+    def smaller_weights(self) -> frozenset[tuple[int, str]]:
+        """(layer, role) of the matrices that the pruned run holds with fewer numbers."""
+        before, after = self._stored()
+        return frozenset(at for at, size in after.items() if size < before.get(at, 0))
+
+    def _stored(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+        """Numbers in the matrices of both runs by (layer of the dense model, role). A run that
+        holds as many layers as the dense one has them at the same places, run or not."""
+        before, after = _places(self.census_dense), _places(self.census_pruned)
+        if len({layer for layer, _ in before}) > len({layer for layer, _ in after}):
+            dense = self.units.alignment.dense_layer
+            after = {(dense.get(i, -1 - i), role): size for (i, role), size in after.items()}
+        return before, after
+
+    def added_ns(self) -> float:
+        """Time of the units that only the pruned side has."""
+        busy = self.units.pruned.busy.mean(axis=1)
+        return float(busy[self.units.added].sum())
 
     def added(self, *, role: str | None = None, cls: str | None = None) -> int:
         """Units that only the pruned side has, of a role and of a class where they are given."""
@@ -54,16 +84,41 @@ class Evidence:
                 yield from ((n, row) for n, row in modules.items() if isinstance(row, dict))
 
 
+Touches = Callable[[Pair], float]
+
+
 @dataclass(frozen=True)
 class Seen:
-    """One family that was seen: where, and how much of the dense time it touches. `explains` names
+    """One family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
     families that the same traces would show if the method were a static one."""
 
     id: str
     evidence: list[str]
-    ns: float
+    touches: Touches
     confidence: float = 1.0
     explains: tuple[str, ...] = ()
+
+
+def fell(pair: Pair) -> dict[str, float]:
+    """The axes of a pair that are smaller than the dense ones, each with log(dense/pruned)."""
+    old = pair.dense.gemm if pair.dense is not None else None
+    new = pair.pruned.gemm if pair.pruned is not None else None
+    if old is None or new is None:
+        return {}
+    sizes = {"heads": (old.batch, new.batch), "M": (old.m, new.m),
+             "N": (old.n, new.n), "K": (old.k, new.k)}  # fmt: skip
+    return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
+
+
+def _places(census: dict[str, Any] | None) -> dict[tuple[int, str], int]:
+    """Numbers in the matrices of a run by (layer, role)."""
+    matrices = (census or {}).get("matrices")
+    found: Counter[tuple[int, str]] = Counter()
+    for row in matrices if isinstance(matrices, list) else []:
+        layer, role, shape = (row.get(key) for key in ("layer", "role", "shape"))
+        if isinstance(layer, int) and isinstance(role, str) and isinstance(shape, list):
+            found[layer, role] += math.prod(shape)
+    return dict(found)
 
 
 def _sum(values: Any) -> int:

@@ -20,9 +20,11 @@ from analysis.phase_steps import only_phase
 from analysis.role import GEMM_KINDS, POINTWISE, find_roles
 from analysis.scopes import find_scopes
 from analysis.steps import Windows
+from analysis.waits import add_waits
 from analysis.waves import add_waves
 from analysis.work import OpCall, Work, work_of
 
+_COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 
 
@@ -39,6 +41,7 @@ class Kernels:
     roles_from: str
     mapping_rate: float | None = None
     notes: list[str] = field(default_factory=list)
+    compiled: bool = False  # whether torch.compile made a part of what ran
 
     @property
     def num_steps(self) -> int:
@@ -64,7 +67,7 @@ def build(
     eager: Trace | None = None,
     phase: str | None = None,
 ) -> Kernels:
-    """All passes of one phase: link, replay, kind, role, work, class, waves, bound.
+    """All passes of one phase: link, replay, kind, role, work, class, waves, bound, waits.
 
     `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
     the steps that a serving engine's annotations say are of this phase.
@@ -86,9 +89,11 @@ def build(
         frame, source = replay.add_roles(frame)
     frame = _add_work(frame, linked, works)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
+    frame = add_waits(frame, trace, linked)
     return Kernels(
         frame, linked, windows, works, calls, trace.on_device, source,
         mapping_rate=None if replay is None else replay.rate,
+        compiled=any(name.startswith(_COMPILED) for name in trace.names),
     )  # fmt: skip
 
 

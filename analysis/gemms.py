@@ -254,6 +254,8 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         dense_m=_whole(dense.m) if dense else None,
         dense_n=_whole(dense.n) if dense else None,
         dense_k=_whole(dense.k) if dense else None,
+        dense_batch=_whole(dense.batch) if dense else None,
+        dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
         axis=members[0].axis or None,
         keep=_keep(dense, None if gone else first) if dense else None,
         count=0.0 if gone else sum(c.count for c in shown),

@@ -42,6 +42,8 @@ class Linked:
     spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    # Launches of kernels inside of steps, and those of them whose kernel is not in the trace.
+    launches: dict[str, int] = field(default_factory=lambda: {"events": 0, "lost": 0})
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
@@ -79,6 +81,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     )  # fmt: skip
     own_first = int(windows.start[0]) if windows.source == "prunescope" else None
     _place_unlinked(out, linked, len(windows), own_first)
+    out.launches = _lost(trace, windows)
     out.op = np.where(linked, op_of_launch(trace, launch, device["external"][order]), NONE)
     out.thread = taken(trace.launches["thread"], launch)
     begins = _begin_of_steps(out, linked, trace, windows)
@@ -93,6 +96,16 @@ def _launch_of(trace: Trace, correlation: Ints) -> Ints:
     known = trace.launches["correlation"]
     order = np.lexsort((-trace.launches["dur"], trace.launches["ts"], known))
     return lookup(known[order], order, correlation)
+
+
+def _lost(trace: Trace, windows: Windows) -> dict[str, int]:
+    """How many kernels were launched in the steps, and how many of them are not in the trace."""
+    kernel = np.array(["launchkernel" in name.lower() for name in trace.names], bool)
+    if not len(trace.launches["ts"]):
+        return {"events": 0, "lost": 0}
+    wanted = kernel[trace.launches["name"]] & (windows.step_of(trace.launches["ts"]) >= 0)
+    there = np.isin(trace.launches["correlation"], trace.device["correlation"])
+    return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
 
 
 def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:

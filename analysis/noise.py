@@ -124,7 +124,22 @@ def speedup_interval(dense: list[int], pruned: list[int]) -> list[float] | None:
         return None
     domain = Domain("unprofiled", False, np.array(dense), np.array(pruned))  # noqa: FBT003
     top, bottom = _paired_medians(np.random.default_rng(SEED), domain)
-    return interval(top / bottom)
+    return _ratio_interval(top, bottom)
+
+
+def realised_interval(domain: Domain, replicates: Split | None) -> list[float] | None:
+    """95 % interval of dense / pruned: of the medians of the samples, else of the profiled walls
+    over the steps; None with one sample or step, or with steps of 0 ns."""
+    if len(domain.dense) and len(domain.pruned):
+        return speedup_interval(domain.dense.tolist(), domain.pruned.tolist())
+    if replicates is None:
+        return None
+    return _ratio_interval(replicates.dense, replicates.pruned)
+
+
+def _ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
+    """None where a replicate took no time at all: steps of 0 ns can be drawn alone."""
+    return interval(top / bottom) if bool((bottom > 0).all()) else None
 
 
 def median_interval(samples: list[int]) -> list[float]:

@@ -93,7 +93,7 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
     subject = next(iter(measured.values()))[0].subject
     found = Pareto(
         tool=TOOL,
-        subject={**subject, "select": sweep.config.get("select")},
+        subject={**subject, "select": sweep.config.get("select"), "config": sweep.config},
         phases={phase: _phase(runs) for phase, runs in measured.items()},
         failed=failed,
         pending=sum(e.state == "pending" for e in sweep.results),
@@ -149,6 +149,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         "threads": run.device.get("threads"),
         "versions": run.versions,
         "text": (run.extra.get("quality") or {}).get("text"),
+        "command": " ".join(["prunescope", *run.argv]) if run.argv else None,
     }
     return _Measured(
         point=_point(entry, run, phase),
@@ -201,10 +202,15 @@ def _loss(quality: Any) -> dict[str, Any] | None:
     """The losses of a run's quality; None where the run was not judged."""
     if not isinstance(quality, dict) or "perplexity_rel" not in quality:
         return None
+    tasks = quality.get("tasks_change") or {}
+    over_tasks = {
+        f"tasks_{name}": tasks.get(name) for name in ("signed", "signed_ci95", "absolute")
+    }
     return {
         "perplexity_rel": quality["perplexity_rel"],
         "ci95": quality.get("perplexity_rel_ci95"),
         **{name: quality.get(name) for name in _LOSS},
+        **(over_tasks if tasks else {}),
     }
 
 
@@ -287,8 +293,10 @@ def _merged(own: list[Point]) -> Point:
     losses = [p.loss for p in own if p.loss is not None]
     loss: dict[str, Any] | None = None
     if len(losses) == len(own):
-        loss = {name: _median([one.get(name) for one in losses]) for name in losses[0]}
-        loss["ci95"] = _hull([one.get("ci95") for one in losses])
+        loss = {
+            name: (_hull if name.endswith("ci95") else _median)([one.get(name) for one in losses])
+            for name in losses[0]
+        }
     return msgspec.structs.replace(
         own[0],
         draws=[p.id for p in own],

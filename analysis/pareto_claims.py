@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from analysis.report.numbers import percent, ratio
-from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point, Winner
 
 # arXiv 2606.09080: the frontier's order of families by loss, in prefill.
 PAPER_ORDER = ("static-m", "dynamic-m", "static-nk")
@@ -47,6 +47,16 @@ def _compared(found: Pareto) -> Iterator[str]:
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}."
     )
+    yield from _named_losses(points)
+
+
+def _named_losses(points: list[Point]) -> Iterator[str]:
+    """Which losses there are; no one of them is called the quality."""
+    if any((p.loss or {}).get("tasks_signed") is not None for p in points):
+        yield (
+            "Three losses: relative perplexity, by which the frontier is drawn; the mean signed and"
+            " the mean absolute relative change over tasks (signed: below zero is worse)."
+        )
 
 
 def _frontier_line(name: str, phase: ParetoPhase, cell: Cell) -> str:
@@ -64,12 +74,14 @@ def _frontier_line(name: str, phase: ParetoPhase, cell: Cell) -> str:
 def _pays_line(name: str, phase: ParetoPhase) -> str:
     pays = {f: s for f, s in phase.break_even.items() if s is not None}
     never = [f for f, s in phase.break_even.items() if s is None]
+    where = "at every batch and length" if len(phase.cells) > 1 else "here"
     parts = []
     if pays:
         words = ", ".join(f"{f} from s = {s:g}" for f, s in sorted(pays.items()))
-        parts.append(f"faster than dense beyond noise, at every batch and length: {words}")
+        parts.append(f"faster than dense beyond noise {where}: {words}")
     if never:
-        parts.append(f"not so up to the largest s measured: {', '.join(never)}")
+        up_to = f"not faster beyond noise {where}, up to the largest s measured"
+        parts.append(f"{up_to}: {', '.join(never)}")
     return f"{name}: {'; '.join(parts)}."
 
 
@@ -118,24 +130,38 @@ def _verdict(reached: dict[str, tuple[float, float, float]], ranked: list[str]) 
     within = f", within noise of {', '.join(tied)}" if tied else ""
     if place == 1:
         return f"{'holds here by the medians' if tied else 'holds here'}{within}"
+    if set(ranked[: place - 1]) <= set(tied):
+        return f"undecided here ({DEPTH} is number {place} by the medians{within})"
     return f"does not hold here ({DEPTH} is number {place}{within})"
 
 
 def _order_claim(phase: ParetoPhase) -> Iterator[str]:
     """Whether the families of the frontier follow each other as in the paper."""
     there = {p.family for p in phase.points}
-    if len(there & set(PAPER_ORDER)) < 2:
+    claim = f"Claim “prefill frontier {' → '.join(PAPER_ORDER)} by loss”"
+    missing = [family for family in PAPER_ORDER if family not in there]
+    if missing:
+        if len(missing) < len(PAPER_ORDER):
+            yield f"{claim}: cannot be judged here, {', '.join(missing)} was not measured."
         return
     orders = []
     for cell in phase.cells:
-        families = [w.family for w in cell.winners if w.family != "dense"]
-        orders.append(f"batch {cell.batch}, {cell.prompt_len}: {' → '.join(families) or 'none'}")
+        steps = [_step(w) for w in cell.winners if w.family != "dense"]
+        orders.append(f"batch {cell.batch}, {cell.prompt_len}: {' → '.join(steps) or 'none'}")
     seen = [[w.family for w in c.winners if w.family in PAPER_ORDER] for c in phase.cells]
     holds = all(tuple(families) == PAPER_ORDER for families in seen)
     yield (
-        f"Claim “prefill frontier {' → '.join(PAPER_ORDER)} by loss”:"
-        f" {'holds' if holds else 'does not hold'} here ({'; '.join(orders)})."
+        f"{claim}: {'holds' if holds else 'does not hold'} here ({'; '.join(orders)}). The paper's"
+        " losses are mean changes over tasks after recovery training, these are perplexities before"
+        " any."
     )
+
+
+def _step(winner: Winner) -> str:
+    """A family and the range of losses in which it is the fastest."""
+    low, high = winner.loss
+    end = "on" if high is None else f"to {percent(high, signed=True)}"
+    return f"{winner.family} from {percent(low, signed=True)} {end}"
 
 
 def _limits(found: Pareto) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from analysis.anatomy import anatomy
 from analysis.findings.checks import find
 from analysis.findings.context import Context
 from analysis.frame import Kernels
@@ -24,7 +25,7 @@ from analysis.noise import (
     median_interval,
     observer_share,
     point,
-    speedup_interval,
+    realised_interval,
 )
 from analysis.pairing import Units, pair
 from analysis.phase_kind import phase_kind
@@ -40,7 +41,9 @@ from analysis.report.model import (
 from analysis.rows import Evidence as RowEvidence
 from analysis.rows import build_rows
 from analysis.subject import Options, Side
+from analysis.trust import doubts, weighed
 from analysis.verdict import Evidence, verdict
+from analysis.verdict_outside import other_conditions
 from taxonomy.errors import PrunescopeError
 
 _TOP_KERNELS = 40
@@ -50,6 +53,7 @@ def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
     phase.gemms = single_rows(calls_of(kernels))
+    phase.anatomy = anatomy(kernels, phase.gemms)
     _tell_kind(phase, side, kernels)
     phase.findings = find(Context(name=name, phase=phase, pruned=kernels, side=side))
     return phase
@@ -81,17 +85,21 @@ def compare_phase(
     ledger = point(units, ratio, domain)
     pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
     phase.gemms = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
+    phase.anatomy = anatomy(kernels_p, phase.gemms)
     _tell_kind(phase, side_p, kernels_p)
     phase.pairing = _pairing(units)
     phase.domain = domain.name
     phase.observer_share = observer_share(units, domain)
+    replicates = bootstrap(units, ratio, domain)
     phase.ledger = build_rows(
-        units, ratio, ledger, bootstrap(units, ratio, domain), halves(units, domain),
-        RowEvidence(kernels_d, kernels_p),
-    )  # fmt: skip
+        units, ratio, ledger, replicates, halves(units, domain), RowEvidence(kernels_d, kernels_p)
+    )
     phase.ladder = _ladder(phase.ledger, units, ratio, domain)
-    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {}, name)
+    phase.ladder.realised_ci95 = realised_interval(domain, replicates)
+    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {}, name,
+                        other_conditions(dense, pruned, name))  # fmt: skip
     phase.family = verdict(evidence)
+    phase.family = weighed(phase.family, doubts(kernels_d, kernels_p, evidence, phase.family))
     phase.baseline = _baseline(side_d, name, kernels_d)
     phase.sparsity = _realised(side_d, side_p, sparsity, ratio, units)
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
@@ -228,16 +236,6 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
 def _notes(kernels: Kernels) -> list[str]:
     notes = list(kernels.notes)
     linked = kernels.linked
-    for what, why in (
-        ("spill", "launched before the trace began: they belong to the step before"),
-        ("late", "after the last linked event, with no launch in the trace"),
-        ("left_out", "launched outside of every step"),
-    ):
-        found = getattr(linked, what)
-        if found["events"]:
-            notes.append(
-                f"{found['events']} device events ({found['ns'] / 1e6:.3f} ms) left out: {why}"
-            )
     replayed = int(linked.replayed.sum())
     if replayed and kernels.mapping_rate is None:
         notes.append(
@@ -298,13 +296,9 @@ def _ladder(rows: list[Row], units: Units, ratio: Ratios, domain: Domain) -> Lad
         roofline=roofline,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,
-        realised_ci95=_realised_interval(domain),
+        realised_ci95=None,
         share_of_bound=realised / roofline if roofline else None,
     )
-
-
-def _realised_interval(domain: Domain) -> list[float] | None:
-    return speedup_interval(domain.dense.tolist(), domain.pruned.tolist())
 
 
 def _baseline(side: Side, name: str, kernels: Kernels) -> dict[str, Any]:

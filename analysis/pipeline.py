@@ -12,10 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
+from analysis.names import ends_apart
 from analysis.phase import compare_phase, single_phase
 from analysis.report.model import Phase, Report, SecondOpinion
 from analysis.stragglers import add_straggler
-from analysis.subject import Options, Side, open_side, resolve
+from analysis.subject import Options, Side, of_the, open_side, resolve
 from taxonomy.errors import PrunescopeError
 
 TOOL = "prunescope"
@@ -28,6 +29,15 @@ class Analysis:
 
     report: Report
     frames: dict[str, pl.DataFrame] = field(default_factory=dict)
+    side: Side | None = None
+
+    def hosts(self) -> dict[str, pl.DataFrame]:
+        """The host's events of each phase, as recorded; the traces are read again for them."""
+        from analysis.host_events import host_events
+
+        return (
+            {} if self.side is None else {n: host_events(self.side.trace(n)) for n in self.frames}
+        )
 
 
 def analyze(
@@ -42,7 +52,8 @@ def analyze(
     pruned = open_side(paths.subject, options, eager=options.eager_trace)
     dense = None
     if paths.baseline is not None:
-        dense = open_side(paths.baseline, options, eager=options.baseline_eager_trace)
+        with of_the("baseline"):
+            dense = open_side(paths.baseline, options, eager=options.baseline_eager_trace)
     phases: dict[str, Phase] = {}
     frames: dict[str, pl.DataFrame] = {}
     for name in _phases(pruned, dense):
@@ -50,14 +61,15 @@ def analyze(
         if dense is None:
             phases[name] = single_phase(pruned, name, kernels)
         else:
-            twin = dense.kernels(_twin(name, dense))
+            with of_the("baseline"):
+                twin = dense.kernels(_twin(name, dense))
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
         frames[name] = kernels.frame
         if options.hta:
             phases[name].hta = _hta(pruned, name)
-    if pruned.ranks:
-        add_straggler(phases, frames)
-    return Analysis(_report(pruned, dense, phases, paths.warnings), frames)
+    for group in pruned.comparable_ranks:
+        add_straggler({name: phases[name] for name in group if name in phases}, frames)
+    return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned)
 
 
 def _twin(name: str, dense: Side) -> str:
@@ -105,10 +117,15 @@ def _report(
     pruned: Side, dense: Side | None, phases: Mapping[str, Phase], warnings: list[str]
 ) -> Report:
     sides = [s for s in (pruned, dense) if s is not None]
+    described = [s.describe() for s in sides]
+    if dense is not None and described[0]["name"] == described[1]["name"]:
+        names = ends_apart([s.path.resolve() for s in sides])
+        for said, name in zip(described, names, strict=True):
+            said["name"] = name
     return Report(
         tool=TOOL,
-        subject=pruned.describe(),
-        baseline=None if dense is None else dense.describe(),
+        subject=described[0],
+        baseline=None if dense is None else described[1],
         device=pruned.device_json(),
         phases=dict(phases),
         warnings=list(dict.fromkeys(warnings + [w for s in sides for w in s.warnings])),

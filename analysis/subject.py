@@ -6,6 +6,8 @@ of each phase. Paths stay out of everything that is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +49,22 @@ class Paths:
     warnings: list[str]
 
 
+@contextmanager
+def of_the(what: str) -> Iterator[None]:
+    """Says which of two arguments an error is about: their files may have one name."""
+    try:
+        yield
+    except PrunescopeError as error:
+        raise PrunescopeError(f"{what}: {error.problem}", hint=error.hint) from None
+
+
 def resolve(subject: Path, baseline: Path | None) -> Paths:
     """The run or trace that is meant, and its twin. Raises PrunescopeError where one is missing."""
     warnings: list[str] = []
     chosen = _run_folder(subject)
     if baseline is not None:
-        return Paths(chosen, _run_folder(baseline, prefer="dense"), warnings)
+        with of_the("baseline"):
+            return Paths(chosen, _run_folder(baseline, prefer="dense"), warnings)
     if not (chosen / MANIFEST).is_file():
         return Paths(chosen, None, warnings)
     run = read_run(chosen)
@@ -109,8 +121,9 @@ def _run_folder(path: Path, *, prefer: str = "pruned") -> Path:
 @dataclass
 class Side:
     """One side of a comparison. A bare trace has one phase, called "trace", or one for each kind of
-    step that a serving engine annotates; the traces of several ranks (`ranks`) are a phase each.
-    `bare`: the only trace, or that of the first rank."""
+    step that a serving engine annotates; the traces of several ranks (`ranks`) are a phase each,
+    or one for each of those kinds (`mixed`: the rank and kind of a phase). `bare`: the only trace,
+    or that of the first rank."""
 
     path: Path
     run: Run | None
@@ -121,13 +134,15 @@ class Side:
     peaks: Peaks | None = None
     bare: Trace | None = None
     ranks: dict[str, Part] = field(default_factory=dict)
+    mixed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    last: tuple[str, Trace] | None = None  # the rank read last
 
     @property
     def phases(self) -> list[str]:
         """Names of the phases that this side has."""
         if self.run is not None:
             return list(self.run.phases)
-        return list(self.ranks) or list(self._kinds()) or [BARE]
+        return list(self.mixed) or list(self.ranks) or list(self._kinds()) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
         """What the manifest says of a phase."""
@@ -137,8 +152,16 @@ class Side:
         """The kernels frame of a phase."""
         trace = self.trace(name)
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
-        phase = name if name in self._kinds() else None
-        return build(trace, windows, self.peaks, eager=self._eager(name), phase=phase)
+        _, kind = self.mixed.get(name, (name, name if name in self._kinds() else None))
+        return build(trace, windows, self.peaks, eager=self._eager(name), phase=kind)
+
+    @property
+    def comparable_ranks(self) -> list[list[str]]:
+        """Phases of all ranks that are of one kind of step; empty for a single trace."""
+        kinds = dict.fromkeys(kind for _, kind in self.mixed.values())
+        if not kinds:
+            return [list(self.ranks)] if self.ranks else []
+        return [[name for name, (_, k) in self.mixed.items() if k == kind] for kind in kinds]
 
     def _kinds(self) -> list[str]:
         """The phases of a serving engine's trace, where its steps are of more than one."""
@@ -157,7 +180,8 @@ class Side:
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
         if self.bare is not None:
-            return self._rank(name) if name in self.ranks else self.bare
+            rank, _ = self.mixed.get(name, (name, ""))
+            return self._rank(rank) if rank in self.ranks else self.bare
         assert self.run is not None
         phase = self.run.phases[name]
         path = self.path / phase.trace
@@ -175,10 +199,11 @@ class Side:
         return trace
 
     def _rank(self, name: str) -> Trace:
-        part = self.ranks[name]
-        trace = load(part.path, part.member)
-        self._note(trace)
-        return trace
+        if self.last is None or self.last[0] != name:
+            part, self.last = self.ranks[name], None
+            self.last = name, load(part.path, part.member)
+            self._note(self.last[1])
+        return self.last[1]
 
     def _note(self, trace: Trace) -> None:
         name = trace.source.name
@@ -249,7 +274,18 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     side.bare = load(first.path, first.member)
     if not ranks:  # else each rank says so when its turn comes
         side._note(side.bare)
+        return side
+    windows = find_windows(side.bare, phase_pattern=options.phase_pattern)
+    if phases_of(windows):  # a serving engine: its ranks may hold steps of several phases
+        kinds = {name: _phases_of_rank(part, options) for name, part in ranks.items()}
+        if any(len(found) > 1 for found in kinds.values()):
+            side.mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
     return side
+
+
+def _phases_of_rank(part: Part, options: Options) -> list[str]:
+    trace = load(part.path, part.member)
+    return phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
 
 
 def _check_phases(side: Side) -> None:

@@ -12,44 +12,63 @@ from typing import Any
 
 from analysis.evidence import Evidence as Evidence
 from analysis.evidence import Seen as Seen
+from analysis.evidence import Touches
 from analysis.gemms import Call, Pair
-from analysis.report.model import Family
+from analysis.report.model import Family, FamilyPart
 from analysis.verdict_dynamic import DYNAMIC_DETECTORS
+from analysis.verdict_outside import fewer_experts, other_routes, replaced
+from analysis.verdict_width import WIDTH_DETECTORS
 
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
-_MLP = ("gate", "up", "gate_up")
 _LINEARS = ("q", "k", "v", "qkv", "gate", "up", "gate_up", "down")
 
 
 def verdict(evidence: Evidence) -> Family:
     """The family of a pair, with the evidence and the alternatives that fit less well."""
+    reason = evidence.conditions or replaced(evidence) or fewer_experts(evidence)
+    if reason is not None:
+        return Family(id="outside", confidence=0.9, evidence=[reason])
     dynamic = [found for detect in DYNAMIC_DETECTORS if (found := detect(evidence)) is not None]
     reason = None if dynamic else _not_comparable(evidence)
     if reason is not None:
         return Family(id="outside", confidence=0.9, evidence=[reason])
     explained = {name for found in dynamic for name in found.explains}
+    if evidence.removed_weights():
+        explained.discard("static-m")  # no method of run time takes weights away
     static = [found for detect in DETECTORS if (found := detect(evidence)) is not None]
     seen = [*dynamic, *(found for found in static if found.id not in explained)]
     if seen:
-        return _named(seen)
+        return _named(evidence, seen, len(dynamic))
     return _unmoved(evidence)
 
 
-def _named(seen: list[Seen]) -> Family:
-    seen = sorted(seen, key=lambda s: -s.ns)
-    total = sum(s.ns for s in seen) or 1.0
+def _named(e: Evidence, seen: list[Seen], num_dynamic: int) -> Family:
+    """The families, the one that touches most of the dense time first. `saved_ns` is dense less
+    pruned time of the GEMMs that a family touches; work that was added is the dynamic family's, or
+    that of the family which touches most."""
+    times = [e.times(s.touches) for s in seen]
+    saved = [dense - pruned for dense, pruned in times]
+    order = sorted(range(len(seen)), key=lambda i: -times[i][0])
+    saved[0 if num_dynamic else order[0]] -= e.added_ns()
+    touched = sum(dense for dense, _ in times) or 1.0
+    moved = sum(map(abs, saved)) or 1.0
+    parts = [
+        FamilyPart(id=seen[i].id, share=times[i][0] / touched, saved_ns=saved[i],
+                   saved_share=saved[i] / moved)
+        for i in order
+    ]  # fmt: skip
     return Family(
-        id="+".join(s.id for s in seen),
+        id="+".join(seen[i].id for i in order),
         confidence=min(s.confidence for s in seen),
-        evidence=[line for s in seen for line in s.evidence],
-        parts=[{"id": s.id, "share": s.ns / total} for s in seen],
+        evidence=[line for i in order for line in seen[i].evidence],
+        parts=parts,
     )
 
 
 def _unmoved(e: Evidence) -> Family:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known."""
-    unclear = [p for p in e.pairs if p.axis != "none"]
+    unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
@@ -98,7 +117,9 @@ def _grown(e: Evidence) -> str | None:
     """GEMMs that are larger than their dense partners, while none is smaller."""
     larger: list[Pair] = []
     for pair in e.pairs:
-        if pair.dense is None or pair.pruned is None or pair.axis == "rank":
+        if pair.pruned is None:
+            return None  # what is gone is smaller
+        if pair.dense is None or pair.axis == "rank":
             continue
         old, new = pair.dense.gemm, pair.pruned.gemm
         if old is None or new is None:
@@ -129,10 +150,6 @@ def _other_attention(e: Evidence) -> str | None:
     return None
 
 
-def _ns(e: Evidence, keep: Callable[[Pair], bool]) -> float:
-    return sum(p.dense.busy for p in e.pairs if p.dense is not None and keep(p))
-
-
 def _static_m(e: Evidence) -> Seen | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
     gone: dict[int, set[str]] = defaultdict(set)
@@ -144,6 +161,11 @@ def _static_m(e: Evidence) -> Seen | None:
     layers = [i for i in gone if i not in here]
     attention = [i for i in gone if i in here and "o" in gone[i] and "o" not in here[i]]
     mlp = [i for i in gone if i in here and "down" in gone[i] and "down" not in here[i]]
+    weights = e.removed_weights()
+    if weights:  # what a router left out has its weights still
+        layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
+        attention = [i for i in attention if (i, "o") in weights]
+        mlp = [i for i in mlp if (i, "down") in weights]
     if not layers and not attention and not mlp:
         return None
     total = e.units.alignment.num_dense
@@ -157,7 +179,7 @@ def _static_m(e: Evidence) -> Seen | None:
             which = f": {_list(sorted(rows))}" if e.units.alignment.exact else ""
             lines.append(f"{len(rows)} of {total} {what} gone{which}")
     touched = {*layers, *attention, *mlp}
-    return Seen("static-m", lines, _ns(e, lambda p: p.key[0] in touched and p.pruned is None))
+    return Seen("static-m", lines, lambda p: float(p.key[0] in touched and p.pruned is None))
 
 
 def _list(values: list[int]) -> str:
@@ -171,13 +193,13 @@ def _semi_structured(e: Evidence) -> Seen | None:
     if sparse:
         roles = Counter(p.key[1] for p in sparse)
         return Seen("static-k-24", [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {_top(roles)}"],
-                    _ns(e, lambda p: p.axis == "2:4"))  # fmt: skip
+                    lambda p: float(p.axis == "2:4"))  # fmt: skip
     fresh = _fresh_zeros(e)
     half = [m for m in fresh if _two_of_four(m)]
     if fresh and len(half) == len(fresh):
         line = (f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
                 "zeros are in dense tensors, nothing was removed")  # fmt: skip
-        return Seen("static-k-24", [line], _census_ns(e, half))
+        return Seen("static-k-24", [line], _of_roles(half))
     return None
 
 
@@ -189,7 +211,7 @@ def _masked(e: Evidence) -> Seen | None:
     share = sum(m["zeros"] for m in fresh) / len(fresh)
     line = (f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
             "no dimension moved, nothing was removed")  # fmt: skip
-    return Seen("static-k-mask", [line], _census_ns(e, fresh))
+    return Seen("static-k-mask", [line], _of_roles(fresh))
 
 
 def _two_of_four(matrix: dict[str, Any]) -> bool:
@@ -214,9 +236,9 @@ def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
     return out
 
 
-def _census_ns(e: Evidence, matrices: list[dict[str, Any]]) -> float:
+def _of_roles(matrices: list[dict[str, Any]]) -> Touches:
     roles = {m.get("role") for m in matrices}
-    return _ns(e, lambda p: p.key[1] in roles)
+    return lambda p: float(p.key[1] in roles)
 
 
 def _low_rank(e: Evidence) -> Seen | None:
@@ -225,71 +247,7 @@ def _low_rank(e: Evidence) -> Seen | None:
         return None
     roles = Counter(p.key[1] for p in found if p.key[3] == 0)
     line = f"{sum(roles.values())} GEMMs became two through a rank: {_top(roles)}"
-    return Seen("static-k-lowrank", [line], _ns(e, lambda p: p.axis == "rank" and p.key[3] == 0))
-
-
-def _width(e: Evidence) -> Seen | None:
-    """N of producers and K of consumers fell together: heads, MLP channels, or both."""
-    heads, line_h = _heads(e)
-    mlp, line_m = _channels(e)
-    if _cross(e) is not None or not (heads or mlp):
-        return None
-    name = "static-nk" if heads and mlp else "static-nk-heads" if heads else "static-nk-mlp"
-    moved = ("N", "K", "NK", "heads")
-    broken = [line for ok, line in ((heads, line_h), (mlp, line_m)) if ok and "broken" in line]
-    lines = [line for line in (line_h if heads else "", line_m if mlp else "") if line]
-    return Seen(name, lines, _ns(e, lambda p: p.axis in moved), 0.6 if broken else 1.0)
-
-
-def _heads(e: Evidence) -> tuple[bool, str]:
-    """N of q, k, v and K of o fell together, and with them the heads of attention."""
-    narrow = e.moved("q", "k", "v", "qkv")["N"]
-    down = e.moved("o")["K"]
-    heads = sum(1 for p in e.pairs if p.axis == "heads" and p.key[2] == "qk")
-    if not narrow and not heads:
-        return False, ""
-    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
-    example = next((p for p in e.pairs if p.key[1] in ("v", "qkv") and p.axis == "N"), None)
-    dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
-    return True, f"heads fell: N of {narrow} projections and K of {down} o{dims}{whole}"
-
-
-def _channels(e: Evidence) -> tuple[bool, str]:
-    narrow, down = e.moved(*_MLP)["N"], e.moved("down")["K"]
-    if not narrow and not down:
-        return False, ""
-    whole = (
-        "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
-    )
-    example = next((p for p in e.pairs if p.key[1] == "down" and p.axis == "K"), None)
-    dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
-    return True, f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{whole}"
-
-
-def _arrow(pair: Pair, axis: str) -> str:
-    assert pair.dense is not None and pair.pruned is not None
-    return f"{getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}"
-
-
-def _cross(e: Evidence) -> Seen | None:
-    """The residual width itself fell: K of q, k, v, gate and up, and N of o and down."""
-    into = e.moved("q", "k", "v", "qkv", *_MLP)
-    out = e.moved("o", "down")
-    entered = into["K"] + into["NK"]
-    left = out["N"] + out["NK"]
-    if not entered or not left:
-        return None
-    total = sum(into.values()) or 1
-    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
-    line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
-            + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
-    moved = ("N", "K", "NK")
-    return Seen(
-        "static-nk-cross",
-        [line],
-        _ns(e, lambda p: p.axis in moved),
-        0.9 if entered / total > 0.5 else 0.5,
-    )
+    return Seen("static-k-lowrank", [line], lambda p: float(p.axis == "rank"))
 
 
 # Every detector reads the evidence alone; the order has no meaning.
@@ -298,6 +256,5 @@ DETECTORS: tuple[Callable[[Evidence], Seen | None], ...] = (
     _semi_structured,
     _masked,
     _low_rank,
-    _width,
-    _cross,
+    *WIDTH_DETECTORS,
 )

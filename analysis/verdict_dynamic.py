@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from analysis.evidence import Evidence, Seen
-from analysis.gemms import Call
+from analysis.evidence import Evidence, Seen, Touches, fell
+from analysis.gemms import Call, Pair
 
 _KEY_VALUE = ("k", "v")
 _QUERY = ("q", "o")
@@ -68,36 +68,43 @@ def _is_one(share: float) -> bool:
 def _layers(e: Evidence) -> dict[int, _Layer]:
     """The layers of the dense model by number."""
     out: dict[int, _Layer] = defaultdict(_Layer)
+    gone, smaller = e.removed_weights(), e.smaller_weights()
     for pair in e.pairs:
         number, role, group, position = pair.key
-        if number is None or number < 0:
+        if number is None or number < 0 or (number, "o" if group in ("qk", "pv") else role) in gone:
             continue
         if group in ("qk", "pv"):
+            # Heads that are gone from the weights were not skipped at run time.
+            fewer = (number, "o") in smaller and "heads" in fell(pair)
+            heads = pair.dense.batch if fewer and pair.dense is not None else None
             out[number].scores_dense += _products(pair.dense)
-            out[number].scores_pruned += _products(pair.pruned)
+            out[number].scores_pruned += _products(pair.pruned, heads)
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role in _LINEARS and pair.dense is not None and position == 0:
-            _add_linear(out[number], role, pair.dense, pair.pruned)
+            whole = (number, role) not in smaller
+            _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
     return {n: layer for n, layer in sorted(out.items()) if layer.calls}
 
 
-def _add_linear(layer: _Layer, role: str, dense: Call, pruned: Call | None) -> None:
+def _add_linear(layer: _Layer, role: str, dense: Call, pruned: Call | None, *, whole: bool) -> None:
+    """`whole`: whether the stored weight is of the dense size."""
     layer.calls[role] = pruned.count / dense.count if pruned is not None else 0.0
     if pruned is None or dense.gemm is None or pruned.gemm is None:
         return
     assert dense.m is not None
     assert pruned.m is not None
     layer.rows[role] = pruned.m / dense.m
-    if (dense.gemm.n, dense.gemm.k) != (pruned.gemm.n, pruned.gemm.k):
+    if whole and (dense.gemm.n, dense.gemm.k) != (pruned.gemm.n, pruned.gemm.k):
         layer.reshaped.add(role)
 
 
-def _products(call: Call | None) -> float:
-    """Multiplications a step of one of attention's GEMMs; masked pairs count."""
+def _products(call: Call | None, heads: float | None = None) -> float:
+    """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None);
+    masked pairs count."""
     if call is None or call.batch is None or call.m is None or call.n is None or call.k is None:
         return 0.0
-    return call.count * call.batch * call.m * call.n * call.k
+    return call.count * (heads or call.batch) * call.m * call.n * call.k
 
 
 def _routed(e: Evidence) -> bool:
@@ -125,8 +132,9 @@ def dynamic_depth(e: Evidence) -> Seen | None:
         f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
         f"some), {ran:.0%} of the layers run in a step{_counted(e, 'layers')}"
     )
-    ns = e.dense_ns(lambda p: p.key[0] in skipped)
-    return Seen("dynamic-depth", [line], ns, explains=("static-m",))
+    return Seen(
+        "dynamic-depth", [line], lambda p: float(p.key[0] in skipped), explains=("static-m",)
+    )
 
 
 def _is_less(counted: tuple[int, int] | None) -> bool:
@@ -150,10 +158,13 @@ def dynamic_m(e: Evidence) -> Seen | None:
         f"({sum(shares) / len(shares):.0%} of them), k and v see all{_counted(e, 'rows')}"
     )
     touched = {*attention, *mlp}
-    ns = e.dense_ns(lambda p: p.key[0] in touched and p.key[1] not in _KEY_VALUE)
+
+    def touches(pair: Pair) -> float:
+        return float(pair.key[0] in touched and pair.key[1] not in _KEY_VALUE)
+
     confidence = 1.0 if _routed(e) or _is_less(e.counted("rows")) else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
-    return Seen("dynamic-m", [line], ns, confidence, explains)
+    return Seen("dynamic-m", [line], touches, confidence, explains)
 
 
 def token_drop(e: Evidence) -> Seen | None:
@@ -166,7 +177,7 @@ def token_drop(e: Evidence) -> Seen | None:
         share = layers[late[-1]].left(*_LINEARS)[0]
         what = f"every GEMM sees {share:.0%} of the rows{_counted(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
-        return Seen("token-drop", [line], e.dense_ns(lambda p: p.key[0] in late))
+        return Seen("token-drop", [line], lambda p: float(p.key[0] in late))
     shorter = [n for n, x in layers.items() if _attends_to_less(x)]
     full = [n for n in layers if n not in shorter]
     if not shorter or not full or max(full) > min(shorter) or len(early) < len(layers):
@@ -174,15 +185,15 @@ def token_drop(e: Evidence) -> Seen | None:
     if not _is_less(e.counted("rows", any_phase=True)):
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
-    return Seen("token-drop", [line], _attention_ns(e, shorter))
+    return Seen("token-drop", [line], _attention_of(shorter))
 
 
 def _attends_to_less(layer: _Layer) -> bool:
     return layer.attention is not None and layer.attention < 1 - 1e-6
 
 
-def _attention_ns(e: Evidence, layers: list[int]) -> float:
-    return e.dense_ns(lambda p: p.key[0] in layers and p.key[2] in ("qk", "pv"))
+def _attention_of(layers: list[int]) -> Touches:
+    return lambda p: float(p.key[0] in layers and p.key[2] in ("qk", "pv"))
 
 
 def kv_evict(e: Evidence) -> Seen | None:
@@ -197,7 +208,7 @@ def kv_evict(e: Evidence) -> Seen | None:
     lines = [f"the cache holds {counted[0] / counted[1]:.0%} of the keys seen; no linear moved"]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
-    return Seen("kv-evict", lines, _attention_ns(e, list(layers)))
+    return Seen("kv-evict", lines, _attention_of(list(layers)))
 
 
 def dynamic_nk(e: Evidence) -> Seen | None:
@@ -218,7 +229,7 @@ def dynamic_nk(e: Evidence) -> Seen | None:
         f"of theirs; {gathers} gathers of keys or values were added{_counted(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
-    return Seen("dynamic-nk", [line], _attention_ns(e, less), confidence, ("static-nk-heads",))
+    return Seen("dynamic-nk", [line], _attention_of(less), confidence, ("static-nk-heads",))
 
 
 def dynamic_width(e: Evidence) -> Seen | None:
@@ -238,8 +249,9 @@ def dynamic_width(e: Evidence) -> Seen | None:
         f"{pair.axis} {getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}), {gathers} "
         f"gathers were added{_counted(e, 'channels')}"
     )
-    ns = e.dense_ns(lambda p: p.key[1] in _MLP)
-    return Seen("dynamic-width", [line], ns, explains=("static-nk-mlp",))
+    return Seen(
+        "dynamic-width", [line], lambda p: float(p.key[1] in _MLP), explains=("static-nk-mlp",)
+    )
 
 
 def _weights_are_whole(e: Evidence) -> bool:

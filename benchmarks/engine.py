@@ -1,7 +1,7 @@
 """How long prunescope, HTA and TraceLens take for a trace, and how much memory, in one run.
 
     python benchmarks/engine.py [--traces NAME ...] [--events 1000000 5000000] [--repeats 5]
-                                [--out benchmarks/engine.md]
+                                [--limit 1800] [--out benchmarks/engine.md]
 
 Whole processes, start included. In: ../shared/data/traces, and the H100 trace repeated up to
 --events. Out: a table of medians and their ratios to prunescope, with machine and versions.
@@ -32,7 +32,6 @@ from scale import scale  # noqa: E402 - the folder of this file is no package
 TRACES = ROOT.parent / "shared" / "data" / "traces"
 REPEATED = "h100_qwen1.5-0.5b_prefill.json.gz"
 TRACELENS = "https://github.com/AMD-AGI/TraceLens"
-LIMIT_S = 1800
 HTA = """
 import sys
 from hta.trace_analysis import TraceAnalysis
@@ -78,6 +77,7 @@ def main() -> None:
     parser.add_argument("--traces", nargs="*", metavar="NAME", help="[default: all]")
     parser.add_argument("--events", nargs="*", type=int, default=[1_000_000, 5_000_000])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=1800, metavar="S", help="of one process")
     parser.add_argument("--out", type=Path, metavar="FILE.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prunescope-bench-") as name:
@@ -85,7 +85,8 @@ def main() -> None:
         tools, skipped = find_tools(folder)
         rows = []
         for label, trace in inputs(given.traces, given.events, folder):
-            rows.append((label, measure(trace, tools, repeats=given.repeats, folder=folder)))
+            found = measure(trace, tools, repeats=given.repeats, folder=folder, limit_s=given.limit)
+            rows.append((label, found))
             sys.stderr.write(f"{label}: done\n")
     text = table(rows, tools, skipped, repeats=given.repeats)
     if given.out:
@@ -154,7 +155,9 @@ def inputs(names: Sequence[str] | None, events: Sequence[int], folder: Path):
         path.unlink()
 
 
-def measure(trace: Path, tools: Sequence[Tool], *, repeats: int, folder: Path) -> dict[str, Taken]:
+def measure(
+    trace: Path, tools: Sequence[Tool], *, repeats: int, folder: Path, limit_s: float
+) -> dict[str, Taken]:
     """All tools in turn, `repeats` times, so that a change of the machine meets all of them."""
     found = {tool.name: Taken() for tool in tools}
     for _ in range(repeats):
@@ -163,7 +166,7 @@ def measure(trace: Path, tools: Sequence[Tool], *, repeats: int, folder: Path) -
             if taken.why or tool.name == "orjson.loads" and trace.suffix == ".gz":
                 continue
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                seconds, mb, why = run(tool, trace, Path(out))
+                seconds, mb, why = run(tool, trace, Path(out), limit_s)
             if why:
                 found[tool.name] = Taken(why=why)
             else:
@@ -172,7 +175,7 @@ def measure(trace: Path, tools: Sequence[Tool], *, repeats: int, folder: Path) -
     return found
 
 
-def run(tool: Tool, trace: Path, out: Path) -> tuple[float, float, str]:
+def run(tool: Tool, trace: Path, out: Path, limit_s: float) -> tuple[float, float, str]:
     """Wall seconds and peak MB of one process, or what it failed with."""
     command = tool.command(trace, out)
     environment = {**os.environ, **tool.environment}
@@ -182,7 +185,7 @@ def run(tool: Tool, trace: Path, out: Path) -> tuple[float, float, str]:
         # A child that hangs is stopped by a timer of the system: wait4 itself has no limit.
         timer = subprocess.Popen(
             [sys.executable, "-c", "import os, sys, time; time.sleep(float(sys.argv[2])); "
-             "os.kill(int(sys.argv[1]), 9)", str(process.pid), str(LIMIT_S)])  # fmt: skip
+             "os.kill(int(sys.argv[1]), 9)", str(process.pid), str(limit_s)])  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -191,7 +194,7 @@ def run(tool: Tool, trace: Path, out: Path) -> tuple[float, float, str]:
         log.seek(0)
         lines = log.read().strip().splitlines() or [""]
     if process.returncode == -9:
-        return seconds, 0.0, f"stopped after {LIMIT_S} s"
+        return seconds, 0.0, f"stopped after {limit_s:g} s"
     if process.returncode not in (0, 3):
         return seconds, 0.0, lines[-1][:100]
     scale_to_mb = 1024 if platform.system() == "Linux" else 1024 * 1024

@@ -303,14 +303,23 @@ def test_calibrate_writes_a_device_with_its_spread(
             "gemm_sweep": [], "repeats": 7, "threads": 2,
         }  # fmt: skip
 
+    memory = iter({"copy_byte_per_s": c, "cache_byte_per_s": 9e10, "dispatch_ns": 800}
+                   for c in (2e10, 3e10, 4e10))  # fmt: skip
     monkeypatch.setattr(calibrate, "measure_peaks", measure)
-    code, out, _ = run("calibrate", "--device", "cpu", "--json", "-", "--out", tmp_path / "d.json")
+    monkeypatch.setattr(calibrate, "measure_memory", lambda _device: next(memory))
+    code, out, err = run(
+        "calibrate", "--device", "cpu", "--json", "-", "--out", tmp_path / "d.json"
+    )
     entry = json.loads(out)
     assert code == 0
     assert entry == json.loads((tmp_path / "d.json").read_bytes())
     assert entry["dense_flop_per_s"] == {"bf16": 2e12}  # the median of 1, 3 and 2
     assert entry["measured"]["spread"]["dense_flop_per_s"] == {"bf16": 1.0}  # (3 - 1) / 2
     assert entry["measured"]["spread"]["byte_per_s"] == 0.0
+    assert entry["measured"]["copy_byte_per_s"] == 3e10
+    assert entry["measured"]["spread"]["copy_byte_per_s"] == pytest.approx(2 / 3)
+    assert entry["measured"]["agree"] is False  # passes that are 100 % apart
+    assert "do not agree" in err
     assert calibrate.newest(entry["aliases"][0]) == entry
     assert calibrate.newest("another device") is None
     known = json.loads(run("devices", "--json")[1])["devices"][0]

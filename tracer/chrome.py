@@ -7,6 +7,7 @@ Times are integer ns inside, microseconds with three decimals in the traces.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
@@ -60,7 +61,17 @@ class _Window:
 
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
     """One trace a variant. Raises ValueError where the steps are not those of `turns`."""
-    trace = json.loads(raw, parse_float=Decimal)
+    was_on = gc.isenabled()
+    gc.disable()  # a million small dicts and no cycle: looking for some takes longer than the rest
+    try:
+        return _split(raw, turns)
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
+    trace = json.loads(raw, parse_float=_Exact)
     events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))
     stray_ends = _assign(events, windows)
@@ -90,9 +101,25 @@ def write_trace(trace: Mapping[str, Any], path: Path) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
+class _Exact(float):
+    """A float that knows its decimal text: microseconds of days lose ns in a float."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> _Exact:
+        self = super().__new__(cls, text)
+        self.text = text
+        return self
+
+
 def _timed(event: Event) -> Event:
-    start = round(Decimal(event["ts"]) * 1000)
-    return {**event, "start_ns": start, "end_ns": start + round(Decimal(event["dur"]) * 1000)}
+    start = _ns(event["ts"])
+    return {**event, "start_ns": start, "end_ns": start + _ns(event["dur"])}
+
+
+def _ns(us: _Exact | int) -> int:
+    return round(Decimal(us.text if isinstance(us, _Exact) else us) * 1000)
 
 
 def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
@@ -191,7 +218,7 @@ def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
 def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     dropped = _DROPPED_ARGS if on_device else _DROPPED_ARGS | {"External id"}
     args = {
-        key: _number(value)
+        key: value
         for key, value in event.get("args", {}).items()
         if key not in dropped and not (isinstance(value, str) and value.startswith("/"))
     }
@@ -205,13 +232,6 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
         "dur": (event["end_ns"] - event["start_ns"]) / 1000,
     }
     return {**plain, "args": args} if args else plain
-
-
-def _number(value: Any) -> Any:
-    """Decimals of the parser back to floats, inside lists too."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    return float(value) if isinstance(value, Decimal) else value
 
 
 def _metadata(events: list[Event]) -> list[Event]:

@@ -1,6 +1,7 @@
 """What works on this machine, for `prunescope doctor`.
 
-Out: one dict a check: "check", "ok" (True, False, None: cannot be told), "says", "hint" or None.
+Out: one dict a check: "check", "ok" (True, False, None: cannot be told), "needed" (without it
+`trace` or `analyze` does not work), "says", "hint" (the fix) or None.
 Nothing is imported before its check, so that a missing library is a finding.
 """
 
@@ -12,13 +13,15 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Check = dict[str, Any]
-_LIBRARIES = ("torch", "transformers", "polars", "matplotlib")
-_CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+_NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
+_INSTALL = "pip install prunescope brings it"
+_BUILD = "install a torch build for the GPU: https://pytorch.org/get-started/locally"
+# What a library that is there and broken raises when it is imported or first used.
+_BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
 def examine() -> Iterator[Check]:
@@ -26,19 +29,40 @@ def examine() -> Iterator[Check]:
     # Kineto tells standard error of every start, unless it is told not to before torch is there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     yield _machine()
-    found = {name: _library(name) for name in _LIBRARIES}
+    found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
     yield from found.values()
     if found["torch"]["ok"]:
-        yield _device()
-        yield _profiler()
-        yield _sparse()
-    yield _clocks()
-    yield _library("hta", "Holistic Trace Analysis is used for cross-checks only")
+        yield _tried("device", _device, hint=_BUILD, needed=True)
+        yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
+        yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
+        yield _tried("clocks", _clocks, hint=_BUILD, needed=False)
+    yield _library("hta", "pip install traceinsight; only analyze --hta asks it", needed=False)
+    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray asks it", needed=False)
     yield _demo()
 
 
-def _check(name: str, *, ok: bool | None, says: str, hint: str | None = None) -> Check:
-    return {"check": name, "ok": ok, "says": says, "hint": hint}
+def works(checks: list[Check]) -> bool:
+    """Whether everything that is needed is there."""
+    return all(check["ok"] is not False for check in checks if check["needed"])
+
+
+def _check(
+    name: str, *, ok: bool | None, says: str, hint: str | None = None, needed: bool = False
+) -> Check:
+    return {"check": name, "ok": ok, "needed": needed, "says": says, "hint": hint}
+
+
+def _tried(name: str, check: Callable[[], Check], *, hint: str, needed: bool) -> Check:
+    """A check, or what it raises as its finding."""
+    try:
+        return {**check(), "needed": needed}
+    except _BROKEN as error:
+        return _check(name, ok=False, says=_first_line(error), hint=hint, needed=needed)
+
+
+def _first_line(error: BaseException) -> str:
+    words = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {words}"
 
 
 def _machine() -> Check:
@@ -52,23 +76,45 @@ def _machine() -> Check:
     return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
 
 
-def _library(name: str, hint: str = "pip install prunescope brings it") -> Check:
+def _library(name: str, hint: str, *, needed: bool) -> Check:
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        return _check(name, ok=False, says=f"cannot be imported ({error})", hint=hint)
-    return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")))
+    except _BROKEN as error:
+        says = f"cannot be imported ({_first_line(error)})"
+        return _check(name, ok=False, says=says, hint=hint, needed=needed)
+    return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")), needed=needed)
 
 
 def _device() -> Check:
+    """The device, and whether this build of torch sees the GPU that the driver sees."""
     import torch
 
     from tracer.machine import device_info, pick_device
 
-    info = device_info(pick_device("auto"))
-    build = torch.version.cuda or torch.version.hip or "CPU build"
-    says = f"{info['kind']}: {info['name']}, {info['threads']} threads (torch for {build})"
-    return _check("device", ok=True, says=says)
+    device = pick_device("auto")
+    info = device_info(device)
+    toolkit = torch.version.cuda or torch.version.hip
+    build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
+    says = f"{info['kind']}: {info['name']}, {info['threads']} threads"
+    says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
+    cards = _cards()
+    if device.type != "cpu" or not cards:
+        return _check("device", ok=True, says=says)
+    hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
+    return _check("device", ok=False, says=f"{says}; not used: {cards}", hint=hint)
+
+
+def _cards() -> str | None:
+    """The names of the GPUs that the driver knows; None where there is no driver or no GPU."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return ", ".join(done.stdout.split("\n")).strip(", ") if done.returncode == 0 else None
 
 
 def _profiler() -> Check:
@@ -87,7 +133,8 @@ def _profiler() -> Check:
     shaped = sum(event.name == "aten::mm" and bool(event.input_shapes) for event in events)
     kernels = sum(len(event.kernels) for event in events)
     if not shaped:
-        return _check("profiler", ok=False, says="no op with shapes was recorded")
+        hint = "install a torch build with Kineto: every one from https://pytorch.org has it"
+        return _check("profiler", ok=False, says="no op with shapes was recorded", hint=hint)
     if on_gpu and not kernels:
         hint = "the driver may keep its counters from users: ask for profiling permission"
         return _check("profiler", ok=False, says="ops, but no kernel of the device", hint=hint)
@@ -107,15 +154,17 @@ def _sparse() -> Check:
 
 def _clocks() -> Check:
     """Can clocks be read, so that a run records them?"""
-    tool = shutil.which("nvidia-smi")
-    if tool is not None:
-        query = [tool, "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-        if done.returncode == 0:
-            return _check("clocks", ok=True, says=f"GPU: {done.stdout.strip()}")
-    if _CPU_CLOCK.is_file():
-        return _check("clocks", ok=True, says=f"CPU: {int(_CPU_CLOCK.read_text()) / 1000:.0f} MHz")
-    return _check("clocks", ok=None, says="cannot be read here; runs will not record them")
+    from tracer.clocks import read_clocks
+    from tracer.machine import pick_device
+
+    device = pick_device("auto")
+    clocks = read_clocks(device)
+    if clocks:
+        said = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
+        return _check("clocks", ok=True, says=", ".join(said))
+    fix = "nvidia-smi on the PATH" if device.type == "cuda" else "/sys/devices/system/cpu or /proc"
+    says = "cannot be read here; runs will not record them"
+    return _check("clocks", ok=None, says=says, hint=f"it takes {fix}; in a container, mount it")
 
 
 def _demo() -> Check:

@@ -20,6 +20,7 @@ _OURS = {"dense", "pruned", "report"}
 def check_out(out: Path, *, overwrite: bool) -> None:
     """Raises PrunescopeError where `out` exists and may not be replaced."""
     if not out.exists() and not out.is_symlink():
+        _check_place(out)
         return
     if not overwrite:
         raise PrunescopeError(
@@ -29,6 +30,19 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         raise PrunescopeError(
             f"{out} is not a folder that `prunescope trace` wrote, so --overwrite leaves it alone",
             hint="choose another --out",
+        )
+
+
+def _check_place(out: Path) -> None:
+    """Raises PrunescopeError where a folder cannot be made at `out`: told before, not after."""
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise PrunescopeError(
+            f"{out} cannot be made: {above.name} is a file", hint="choose another --out"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PrunescopeError(
+            f"{out} cannot be made: {above.name}/ cannot be written", hint="choose another --out"
         )
 
 

@@ -6,6 +6,7 @@ In: a model. Out: its layer list and, per layer, the linear modules by role (tax
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -73,14 +74,15 @@ def renumber_cache(
     used: list[int] = []
     for index, layer in enumerate(layers):
         holders = [
-            (module, attribute)
+            (module, attribute, locate(name).scope)
             for name, module in layer.named_modules(prefix="layers.0")
             for attribute in _INDICES
-            if isinstance(getattr(module, attribute, None), int) and locate(name).scope != "mlp"
+            if isinstance(getattr(module, attribute, None), int)
         ]
-        for module, attribute in holders:
+        for module, attribute, _ in holders:
             setattr(module, attribute, index if module is layer else len(used))
-        if any(module is not layer for module, _ in holders):
+        # An MLP has a number too, and nothing in the cache by itself.
+        if any(module is not layer and scope != "mlp" for module, _, scope in holders):
             used.append(positions[index] if positions else index)
     if not used:
         return
@@ -92,6 +94,18 @@ def renumber_cache(
             hint="it takes its positions from the cache of an attention layer: keep one, with "
             "another --seed, --set layers=... or a lower sparsity",
         )
+
+
+def counts_without(model: nn.Module, gone: Collection[int]) -> bool:
+    """Whether the model still knows how many tokens its cache holds where these layers are gone."""
+    if not compat.counts_tokens(model):
+        return True
+    before = getattr(model, "cache_layers", None)
+    total = int(text_config(model).num_hidden_layers)
+    setattr(model, "cache_layers", [i for i in range(total) if i not in gone])  # noqa: B010
+    counted = compat.counts_tokens(model)
+    setattr(model, "cache_layers", before)  # noqa: B010
+    return counted
 
 
 @torch.no_grad()

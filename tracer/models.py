@@ -32,6 +32,8 @@ from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.presets import preset_config, preset_names
 from tracer.gguf import gguf_folder
 from tracer.room import check_room
+from tracer.uneven import differing, load_uneven
+from tracer.uneven import note as uneven_note
 
 # What the libraries raise on files that are damaged or forged.
 _UNREADABLE = (
@@ -177,13 +179,30 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
         _check_causal(config, model_id)
         check_room(config, model_id)
         _check_index(where, options)
-        model, seen = AutoModelForCausalLM.from_pretrained(
-            where,
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **{"dtype": "auto", **options},
+        try:
+            model, seen = AutoModelForCausalLM.from_pretrained(
+                where,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{"dtype": "auto", **options},
+            )
+            others = {name for name in seen["unexpected_keys"] if name.endswith(".bias")}
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            others = {"other shapes"}
+        shapes = differing(Path(where), config) if others and Path(where).is_dir() else {}
+        if shapes:
+            model = load_uneven(Path(where), config, shapes, options)
+            return Loaded(
+                model=model, id=model_id, source=source, notes=[uneven_note(shapes)], where=where
+            )
+    if "other shapes" in others:
+        raise PrunescopeError(
+            f"{model_id} stores other shapes than its config says",
+            hint="only attention and MLP projections of layers may have widths of their own",
         )
     if seen["missing_keys"]:
         # transformers fills them with random numbers, and says so in a warning only.
@@ -240,6 +259,11 @@ def _explained(model_id: str) -> Iterator[None]:
         yield
     except _UNREADABLE as error:
         said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        if "attn_implementation" in said:
+            raise PrunescopeError(
+                f"{model_id} has no such attention ({said[:80]})",
+                hint="--attn sdpa or --attn eager; others need a package and a device of their own",
+            ) from error
         raise PrunescopeError(
             f"{model_id} could not be loaded ({said[:200] or type(error).__name__})",
             hint="it must be a complete safetensors checkpoint of a causal language model that "

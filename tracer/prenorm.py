@@ -19,6 +19,7 @@ _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_OTHER = {"linear_attention"}
 _NUM_PROBED = 6
 # Share of the largest logit by which a rebuilt model may differ, by bytes a weight.
 _TOLERANCE = {8: 1e-9, 4: 1e-4, 2: 3e-2}
@@ -45,6 +46,13 @@ def prenorm_layers(model: nn.Module) -> nn.ModuleList:
 def _check_attention(model: nn.Module, layers: nn.ModuleList) -> None:
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ())
+    others = {kind for kind in kinds if not str(kind).endswith("attention")} | kinds & _OTHER
+    if others:
+        raise PrunescopeError(
+            f"{type(model).__name__} has layers that are not attention alone "
+            f"({', '.join(sorted(map(str, others)))})",
+            hint="the dynamic families take models whose layers all are attention and an MLP",
+        )
     windows = any(getattr(m, "sliding_window", None) for x in layers for m in x.children())
     if (
         kinds - {"full_attention"}

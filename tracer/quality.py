@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from taxonomy.errors import PrunescopeError
 from tracer import compat
+from tracer.memory import stored_tensors
 from tracer.phases import token_ids
 from tracer.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 from tracer.texts import read_text
@@ -31,7 +32,8 @@ TOKENS, CONTEXT = 8192, 1024
 BLOCK = 128
 # Of a window in decode scoring: the share that is the prompt, and the tokens scored after it.
 _PROMPT, _DECODED = 0.5, 32
-_ROWS = 256  # rows of [rows, V] turned into fp32 at a time
+# Rows of [rows, V] turned into fp32 at a time: a dozen passes over what a cache holds.
+_ROWS = 32
 # Logits of the dense model are kept, as they left it, for as many bytes; else computed again.
 _KEEP_BYTES = 1 << 30
 # Families whose work starts with a cache that a prompt filled: one forward of a text, with the
@@ -176,10 +178,11 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     of each tensor. Two captures with one fingerprint ran the same object."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(picked.numpy().tobytes())
+        for stored in stored_tensors(tensor):
+            flat = stored.detach().flatten()
+            picked = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+            digest.update(picked.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taxonomy.dtypes import dtype as dtype_name
-from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.family import family
+from taxonomy.errors import PrunescopeError
 from taxonomy.keep import check_sparsity
-from tracer.pruners import family_ids
+from tracer.method import SELECTIONS, read_method
 
 _CHOICES = {
     "phase": ("prefill", "decode", "both"),
     "logits": ("last", "all"),
-    "select": ("random", "calibrated"),
+    "select": SELECTIONS,
     "mode": ("eager", "compile", "graph"),
 }
 _AT_LEAST = {
@@ -28,8 +27,6 @@ _AT_LEAST = {
     "repeats": 1,
     "steps": 1,
 }
-# Dynamic families that need no text: calibrated, their estimators' own values decide.
-_BY_ATTENTION = ("dynamic-nk", "token-drop", "kv-evict")
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
 
@@ -104,24 +101,16 @@ class TraceRequest:
                     "--set was given without --method", hint="knobs belong to a pruning method"
                 )
             return
-        if ":" not in self.method and self.method not in family_ids():
+        families = read_method(
+            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+        )
+        if families is None and self.select == "calibrated":
             raise PrunescopeError(
-                f"no pruning method is called {self.method!r}",
-                hint=f"nearest: {nearest(self.method, family_ids())}; "
-                "or a function of your own: package.module:function",
+                f"--select calibrated is not available for {self.method}",
+                hint="use --select random: a function of your own chooses as it likes",
             )
-        self._check_select(self.method)
-
-    def _check_select(self, method: str) -> None:
-        if self.select == "calibrated":
-            by_text = ":" not in method and family(method).dynamics == "static"
-            if not by_text and method not in _BY_ATTENTION:
-                raise PrunescopeError(
-                    f"--select calibrated is not available for {method}",
-                    hint="use --select random; the static families can be calibrated, and "
-                    f"{', '.join(_BY_ATTENTION)} choose by the attention of the input itself",
-                )
-        elif self.text is not None:
+        chosen = {part.select for part in families or ()}
+        if self.text is not None and "calibrated" not in chosen:
             raise PrunescopeError(
                 "--text was given without --select calibrated", hint="a random choice reads no text"
             )

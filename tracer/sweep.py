@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,10 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
         folder.start(plan)
         with folder.claimed(shard):
             mine = shard_of(plan, shard)
-            left = [result for result in mine if folder.state(result) != DONE]
+            states = {result: folder.state(result) for result in mine}
+            # What failed or hung before comes last: it must not stand in the way of the others.
+            order = (PENDING, FAILED)
+            left = [r for state in order for r in mine if states[r] == state]
             if left:
                 run = importlib.import_module(f"tracer.engines.{request.engine}").run
                 run(_jobs(request, plan, left), _teller(progress, left))
@@ -74,8 +78,14 @@ def plan_of(request: SweepRequest) -> Plan:
             f"no engine is called {request.engine!r}", hint=f"one of {', '.join(ENGINES)}"
         )
     configs = read_configs(request.config, request.preset)
-    _check(configs)
-    return make_plan(configs, _shape(configs[0].model))
+    for config in configs:
+        if config.select not in ("random", "calibrated"):
+            raise PrunescopeError(
+                f"select: {config.select!r} is not a way to choose", hint="random or calibrated"
+            )
+    plan = make_plan(configs, _shape(configs[0].model))
+    _check(plan)
+    return plan
 
 
 def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
@@ -87,7 +97,8 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
     folder = SweepFolder(request.out)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    states = [folder.state(result) for result in mine]
+    seen = {entry["id"]: entry["state"] for entry in results}
+    states = [seen[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts = {
         "results": len(mine),
@@ -121,8 +132,15 @@ def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Jo
     for result in left:
         groups.setdefault(result.key, []).append(result)
     out = request.out.resolve()  # a worker may stand elsewhere
+    call = secrets.token_hex(8)
     return [
-        Job(config=plan.config, folder=out, results=tuple(group), argv=tuple(request.argv))
+        Job(
+            config=plan.config,
+            folder=out,
+            results=tuple(group),
+            argv=tuple(request.argv),
+            call=call,
+        )  # fmt: skip
         for group in groups.values()
     ]
 
@@ -136,31 +154,34 @@ def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[[Planned], 
     return tell
 
 
-def _check(configs: Sequence[SweepConfig]) -> None:
-    """What every capture would refuse is refused before the first."""
+def _check(plan: Plan) -> None:
+    """What every capture would refuse is refused before the first. Points that a family does not
+    have are no reason: they are recorded as failed."""
     from tracer.request import TraceRequest
     from tracer.sweep_plan import can_calibrate, is_checkpoint
 
-    for config in configs:
-        if config.select not in ("random", "calibrated"):
-            raise PrunescopeError(
-                f"select: {config.select!r} is not a way to choose", hint="random or calibrated"
-            )
-        for family in config.families:
-            select = config.select if can_calibrate(family) else "random"
-            TraceRequest(
-                model=config.model,
-                out=Path(),
-                method=None if is_checkpoint(family) else family,
-                sparsity=config.sparsities[0],
-                decode_steps=config.decode_steps,
-                select=select,
-                repeats=config.repeats,
-                steps=config.steps,
-                seed=config.seed,
-                threads=config.threads,
-                dtype=config.dtype,
-            ).check()
+    config = plan.config
+    if config.tasks:
+        from tracer.tasks import check_installed
+
+        check_installed()
+    possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
+    for family in config.families:
+        if family not in possible:
+            continue
+        TraceRequest(
+            model=config.model,
+            out=Path(),
+            method=None if is_checkpoint(family) else family,
+            sparsity=possible[family].sparsity or 0.0,
+            decode_steps=config.decode_steps,
+            select=config.select if can_calibrate(family) else "random",
+            repeats=config.repeats,
+            steps=config.steps,
+            seed=config.seed,
+            threads=config.threads,
+            dtype=config.dtype,
+        ).check()
 
 
 def _shape(model: str) -> ModelShape | None:

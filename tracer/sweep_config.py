@@ -105,7 +105,22 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
     )
     if "text" in values:
         values["text"] = path.parent / home_path(values["text"])
+    if "tasks_path" in values:
+        values["tasks_path"] = _folder(path.parent / home_path(values["tasks_path"]))
+        if "tasks" not in values:
+            raise PrunescopeError(
+                "tasks_path was given without tasks", hint="tasks: [NAME, ...], as its files say"
+            )
     return SweepConfig(**values)
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise PrunescopeError(
+            f"tasks_path: there is no folder {path.name}",
+            hint="a folder of task files of lm-evaluation-harness, beside the sweep file",
+        )
+    return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
 
 
 def _beside(name: str, path: Path, *, when: bool) -> str:
@@ -175,4 +190,6 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "seed": _count,
     "threads": _count,
     "dtype": _word,
+    "tasks": _many(_word),
+    "tasks_path": _word,
 }

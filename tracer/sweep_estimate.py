@@ -18,7 +18,7 @@ from tracer.sweep_plan import Planned, SweepConfig
 
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
-_LOAD_S, _RESULT_S = 6.0, 3.0
+_LOAD_S, _RESULT_S = 3.0, 1.5
 _OP_S = 15e-6  # host time of an op
 
 

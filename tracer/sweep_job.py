@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError
 from tracer.calibrate import slug
+from tracer.calibration import Statistics, remembering
 from tracer.conditions import memory_explained, thread_count
+from tracer.engines.watch import Watch
 from tracer.layers import text_config
 from tracer.machine import device_info, pick_device
 from tracer.manifest import scrubbed
@@ -35,7 +37,8 @@ from tracer.quality import (
 )
 from tracer.request import TraceRequest
 from tracer.sweep_plan import Planned, SweepConfig, can_calibrate, is_checkpoint
-from tracer.sweep_state import DONE, SweepFolder, read_json, timing_slot, write_json
+from tracer.sweep_state import DONE, SweepFolder, read_json, write_json
+from tracer.tasks import TaskList, changes, score_tasks
 from tracer.trace import trace
 from tracer.variants import Prepared, TwinDoesNotFit, Variant, check_method, make_variants
 
@@ -62,6 +65,7 @@ class Job:
     folder: Path
     results: tuple[Planned, ...]
     argv: tuple[str, ...] = ()
+    call: str = ""  # names the call of the command: what failed in it is not tried again in it
 
 
 class Worker:
@@ -71,24 +75,35 @@ class Worker:
         self.told = told
         self._passage: Passage | None = None
         self._dense: dict[str, Dense] = {}
+        self._statistics: dict[str, Statistics] = {}
+        self._dense_tasks: dict[str, dict[str, Any]] = {}
         self._peaks: dict[str, Any] | None = None
+        self.watch: Watch
 
     def run(self, job: Job) -> None:
         """Do what is not done; a result that cannot be had is recorded with its error."""
         folder = SweepFolder(job.folder)
         left = [result for result in job.results if folder.state(result) != DONE]
+        left = [result for result in left if not folder.failed_in(result, job.call)]
         folder.sweep_away(left)
         prepared: Prepared | str | None = None
-        for result in left:
-            self.told(result)
-            if prepared is None:
-                prepared = self._prepare(job, result)
-            error = prepared if isinstance(prepared, str) else self._trace(job, result, prepared)
-            if error is None:
-                folder.succeed(result)
-            elif folder.state(result) != DONE:
-                folder.fail(result, error)
-            folder.refresh()
+        as_json = any(word.partition("=")[0] == "--json" for word in job.argv)
+        self.watch = Watch(folder, job.call, as_json=as_json)
+        with self.watch.watching():
+            for result in left:
+                self.told(result)
+                with _begun(folder, result), self.watch.of(result):
+                    if prepared is None:
+                        prepared = self._prepare(job, result)
+                    if isinstance(prepared, str):
+                        error: str | None = prepared
+                    else:
+                        error = self._trace(job, result, prepared)
+                if error is None or folder.state(result) == DONE:
+                    folder.forget(result)
+                else:
+                    folder.fail(result, error, job.call)
+                folder.refresh()
         del prepared
         gc.collect()
 
@@ -103,10 +118,12 @@ class Worker:
             device = pick_device(request.device)
             with thread_count(request.threads), memory_explained(), contextlib.ExitStack() as stack:
                 if device.type == "cpu":  # loading and pruning take the very cores that are timed
-                    stack.enter_context(timing_slot("cpu"))
-                prepared = Prepared(variants=make_variants(request, device, ("dense", "pruned")))
+                    stack.enter_context(self.watch.slot("cpu"))
+                with remembering(self._statistics):
+                    variants = make_variants(request, device, ("dense", "pruned"))
+                prepared = Prepared(variants=variants)
                 if device.type != "cpu":
-                    stack.enter_context(timing_slot(str(device)))
+                    stack.enter_context(self.watch.slot(str(device)))
                 return self._judged(job, result, prepared)
         except TwinDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
@@ -117,9 +134,9 @@ class Worker:
         try:
             request = _request(job, result)
             device = pick_device(request.device)
-            with timing_slot(str(device)):
+            with self.watch.slot(str(device)):
                 peaks = self._measured(job, device, prepared)
-                trace(request, peaks=peaks, prepared=prepared)
+                trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:
             return _said(error)
         return None
@@ -130,16 +147,31 @@ class Worker:
         path = SweepFolder(job.folder).quality(result.key)
         marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
         found = read_json(path)
-        if found is None or found["weights"] != marks:
+        tasks = _tasks(job.config, result)
+        source = None if tasks is None else tasks.source()
+        if found is None or found["weights"] != marks or found.get("tasks") != source:
             scoring = "decode" if result.family in DECODE_SCORED else "prefill"
             passage = self._text(job, dense)
             reference = self._reference(dense, marks["dense"], passage, scoring)
-            found = {"weights": marks, **compare(pruned.model, reference)}
+            found = {"weights": marks, "tasks": source, **compare(pruned.model, reference)}
+            if tasks is not None:
+                self._add_tasks(found, tasks, prepared)
             write_json(path, found)
         prepared.quality = {
             v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
         }
         return prepared
+
+    def _add_tasks(self, found: dict[str, Any], tasks: TaskList, prepared: Prepared) -> None:
+        """Scores of both models, and the losses; those of an equal dense model are kept."""
+        dense, pruned = prepared.variants
+        tokenizer, mark = load_tokenizer(dense.loaded), found["weights"]["dense"]
+        if mark not in self._dense_tasks:
+            self._dense_tasks = {mark: score_tasks(dense.model, tokenizer, tasks)}
+        before = self._dense_tasks[mark]
+        after = score_tasks(pruned.model, tokenizer, tasks)
+        found["dense"]["tasks"], found["pruned"]["tasks"] = before, after
+        found["pruned"]["tasks_change"] = changes(before, after)
 
     def _text(self, job: Job, dense: Variant) -> Passage:
         if self._passage is None:
@@ -177,6 +209,17 @@ class Worker:
         return self._peaks
 
 
+@contextlib.contextmanager
+def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
+    """A process that dies inside leaves a failure; an error that ends the sweep leaves none."""
+    folder.begin(result)
+    try:
+        yield
+    except BaseException:
+        folder.forget(result)
+        raise
+
+
 def _request(job: Job, result: Planned) -> TraceRequest:
     config = job.config
     checkpoint = is_checkpoint(result.family)
@@ -201,6 +244,14 @@ def _request(job: Job, result: Planned) -> TraceRequest:
         threads=config.threads,
         argv=list(job.argv),
     )
+
+
+def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
+    """The tasks of a result; None where they would show nothing of what its family does: the
+    harness scores a text in one forward, without a cache that a prompt filled."""
+    if not config.tasks or result.family in DECODE_SCORED:
+        return None
+    return TaskList(names=config.tasks, folder=config.tasks_path)
 
 
 def _said(error: BaseException) -> str:

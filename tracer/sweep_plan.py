@@ -41,6 +41,8 @@ class SweepConfig:
     seed: int = 0
     threads: int | None = None
     dtype: str = "auto"
+    tasks: tuple[str, ...] = ()
+    tasks_path: Path | None = None
     logits: str = "last"
 
     def identity(self) -> dict[str, Any]:
@@ -51,7 +53,13 @@ class SweepConfig:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name != "draws"}
         text = None if self.text is None else self.text.name
-        return {"model": Path(self.model).name, "text": text, **values}
+        tasks = {"names": list(self.tasks), "folder": self.tasks_path and self.tasks_path.name}
+        return {
+            "model": Path(self.model).name,
+            "text": text,
+            **values,
+            "tasks": tasks if self.tasks else None,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +133,8 @@ def _check_count(config: SweepConfig) -> None:
 def shard_of(plan: Plan, shard: tuple[int, int]) -> list[Planned]:
     """Part i of n (from 0), by models, so that a model is prepared and judged in one place."""
     index, count = shard
-    keys = [key for number, key in enumerate(plan.groups()) if number % count == index]
-    return [result for result in plan.results if result.key in keys]
+    mine = [group for i, group in enumerate(plan.groups().values()) if i % count == index]
+    return [result for group in mine for result in group]
 
 
 def read_shard(text: str | None) -> tuple[int, int]:

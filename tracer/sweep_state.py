@@ -19,10 +19,11 @@ from typing import Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST
-from tracer.sweep_plan import Plan, Planned
+from tracer.sweep_plan import Plan, Planned, family_slug, is_checkpoint
 
 SCHEMA = 1
 DONE, FAILED, PENDING = "done", "failed", "pending"
+BEGUN = "begun and not ended: a process is at it, or died there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,25 @@ class SweepFolder:
             return DONE
         return FAILED if self._failure(result.id).is_file() else PENDING
 
-    def fail(self, result: Planned, error: str) -> None:
-        """Record that a result could not be had."""
-        write_json(self._failure(result.id), {"id": result.id, "error": error})
+    def begin(self, result: Planned) -> None:
+        """Record that a result is in hand: what a process that dies in it leaves to be read."""
+        write_json(self._failure(result.id), {"id": result.id, "error": BEGUN})
 
-    def succeed(self, result: Planned) -> None:
-        """Forget an earlier failure of a result that is done now."""
+    def fail(self, result: Planned, error: str, call: str = "") -> None:
+        """Record that a result could not be had, and in which call of the command."""
+        write_json(self._failure(result.id), {"id": result.id, "error": error, "call": call})
+
+    def failed_in(self, result: Planned, call: str) -> bool:
+        """Whether it could not be had in this very call."""
+        found = read_json(self._failure(result.id)) or {}
+        return found.get("call", "") == call != ""
+
+    def is_begun(self, result: Planned) -> bool:
+        """Whether it was begun and did not end."""
+        return (read_json(self._failure(result.id)) or {}).get("error") == BEGUN
+
+    def forget(self, result: Planned) -> None:
+        """No failure any more: it is done, or was interrupted."""
         self._failure(result.id).unlink(missing_ok=True)
 
     def quality(self, key: str) -> Path:
@@ -188,7 +202,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _plain(result: Planned) -> dict[str, Any]:
-    return {**dataclasses.asdict(result), "sparsities": list(result.sparsities)}
+    """As files hold it: a checkpoint is named there without its path."""
+    family = family_slug(result.family) if is_checkpoint(result.family) else result.family
+    return {**vars(result), "family": family, "sparsities": list(result.sparsities)}
 
 
 def _planned(plain: dict[str, Any]) -> Planned:

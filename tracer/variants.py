@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from taxonomy.errors import PrunescopeError
-from tracer.calibration import Calibration, text_calibration
+from tracer.application import apply_request
 from tracer.layers import is_known, probe
 from tracer.machine import free_bytes
 from tracer.memory import weight_bytes
-from tracer.models import Loaded, load_model, load_tokenizer
-from tracer.pruners import Applied, Point, family_point, pruner
+from tracer.method import is_function
+from tracer.models import Loaded, load_model
 from tracer.request import TraceRequest
-from tracer.user_method import apply_method, load_method
+from tracer.user_method import load_method
 
 # Free memory that a second model asks for: its weights, and some for what a forward adds.
 _ROOM = 1.2
@@ -51,17 +51,13 @@ class Prepared:
 
 def check_method(request: TraceRequest) -> None:
     """Raises PrunescopeError on a method or knob that does not exist, before a model is loaded."""
-    if request.method is None:
-        return
-    if ":" in request.method:
+    if request.method is not None and is_function(request.method):
         load_method(request.method)
         if request.knobs:
             raise PrunescopeError(
                 f"--set has no meaning for {request.method}",
                 hint="a method of your own takes (model, sparsity) alone",
             )
-    else:
-        _point(request)
 
 
 def variant_names(request: TraceRequest) -> tuple[str, ...]:
@@ -100,25 +96,15 @@ def make_variants(
 
 
 def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
-    model = loaded.model
     if request.method is None:
-        return Variant(name="pruned", model=model, loaded=loaded)
-    point = replace(_point(request), calibration=_calibration(request, loaded))
-    applied = _apply(request.method, model, point)
+        return Variant(name="pruned", model=loaded.model, loaded=loaded)
+    applied, pruning = apply_request(request, loaded)
     if not hasattr(applied.model, "config"):
         raise PrunescopeError(
             f"the model that {request.method} returned has no `config`",
             hint="return a model of transformers, changed as you like",
         )
     _check_runs(applied.model, f"pruned with {request.method}")
-    pruning = {
-        "method": request.method,
-        "sparsity": request.sparsity,
-        "knobs": dict(point.knobs),
-        "selection": request.select,
-        "seed": request.seed,
-        **applied.record,
-    }
     return Variant(
         name="pruned",
         model=applied.model,
@@ -133,34 +119,3 @@ def _check_runs(model: Any, what: str) -> None:
     timed."""
     if not is_known(model):
         probe(model, what)
-
-
-def _point(request: TraceRequest) -> Point:
-    asked = Point(
-        sparsity=request.sparsity, knobs=request.knobs, select=request.select, seed=request.seed
-    )
-    if request.method is None or ":" in request.method:
-        return asked
-    return family_point(request.method, asked)
-
-
-def _calibration(request: TraceRequest, loaded: Loaded) -> Calibration | None:
-    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
-    if request.select != "calibrated":
-        return None
-    tokenizer = load_tokenizer(loaded)
-    if tokenizer is not None:
-        return text_calibration(loaded.model, tokenizer, request.text)
-    if request.text is not None:
-        raise PrunescopeError(
-            f"{loaded.id} has no tokenizer to read --text with",
-            hint="leave --text out: random token ids are used then, and the run says so",
-        )
-    return None
-
-
-def _apply(method: str, model: Any, point: Point) -> Applied:
-    if ":" in method:
-        return apply_method(method, model, point)
-    with torch.no_grad():
-        return pruner(method).prune(model, point)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.keep import kept_intermediate, kept_kv_heads
+from taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from tracer.calibration import calibration_of, collect
 from tracer.channels import SIZES, Channels, find_channels
 from tracer.heads import Heads, find_heads
@@ -67,8 +67,13 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     if heads:
         record["rounding"] = str(point.knobs["rounding"])
         _tell_heads(model, name, cut_heads, len(layers), applied)
+        _tell_rounding(
+            record, len(cut_heads[0].kept), cut_heads[0].part.kv_heads, point, "KV heads"
+        )
     if mlp:
         _tell_channels(model, name, cut_channels, len(layers), applied)
+        first = cut_channels[0]
+        _tell_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
     if masked is not None:
         check_same(model, masked, _CUT)
     return applied
@@ -163,6 +168,10 @@ def _kept_channels(
 def _by_expert(weight: Weight) -> torch.Tensor:
     """[E, N, K]."""
     return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
+
+
+def _tell_rounding(record: dict[str, Any], kept: int, total: int, point: Point, what: str) -> None:
+    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
 
 
 def _tell_heads(

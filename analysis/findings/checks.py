@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.findings import added, dynamic, promise, removed, shape, sparse, time, trust
+from analysis.findings import (
+    added,
+    cores,
+    damage,
+    dynamic,
+    promise,
+    removed,
+    shape,
+    sparse,
+    time,
+    trust,
+)
 from analysis.findings.context import Context
 from analysis.report.model import Finding
 
@@ -12,6 +23,7 @@ _ORDER = ("critical", "warning", "info")
 
 CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.not_comparable,
+    damage.kernels_missing,
     removed.zeros_in_dense,
     removed.nothing_removed,
     removed.sparse_without_gain,
@@ -24,6 +36,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.broken_propagation,
     removed.outside,
     removed.unaligned,
+    cores.cuda_cores,
     shape.wave_step,
     shape.nearest_dimension,
     removed.unequal_steps,

@@ -23,7 +23,11 @@ def no_speedup(c: Context) -> Finding | None:
         id="no-speedup",
         severity="critical",
         text=f"no speedup can be told from noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
-        evidence=["95 % bootstrap interval of the medians of interleaved unprofiled samples"],
+        evidence=[
+            "95 % bootstrap interval of the medians of interleaved unprofiled samples"
+            if c.phase.unprofiled_ns
+            else f"95 % bootstrap interval of the walls of {c.phase.steps} profiled steps"
+        ],
         change=None,
         predicted_ns=None,
     )
@@ -42,7 +46,9 @@ def wide_interval(c: Context) -> Finding | None:
         severity="warning",
         text=f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
-        change="more --repeats on a quiet machine",
+        change="more --repeats on a quiet machine"
+        if c.phase.unprofiled_ns
+        else "more profiled steps, or unprofiled samples (prunescope trace)",
         predicted_ns=None,
     )
 

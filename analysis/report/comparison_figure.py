@@ -90,7 +90,8 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
               linestyle=(0, (1, 1.5)), label="promised, 1/(1 − s)")  # fmt: skip
     axes.set_xlim(ends[0] - 0.12 * span, ends[-1] + 0.12 * span)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
-    axes.set_xlabel("sparsity s (share of FLOPs where none is named)")
+    note = "; points of one s side by side" if len(shown) > 1 else ""
+    axes.set_xlabel(f"sparsity s (share of FLOPs where none is named{note})", fontsize=_SMALL)
     axes.set_ylabel("speedup (dense ÷ pruned)")
     axes.locator_params(nbins=5)
     hidden = len(curves) - len(shown)

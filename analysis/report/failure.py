@@ -4,6 +4,7 @@ and an exit code. As JSON too where JSON was asked for.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,7 +17,12 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.whole import clean_termination
 
 _INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, SIGTERM
-_FAILURES = (ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit)
+_FAILURES = (
+    ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit,
+    UnicodeEncodeError,
+)  # fmt: skip
+_LOOP = "Symlink loop"  # what Path.resolve raises RuntimeError with before Python 3.13
+_LONGEST = 700  # of a problem or a hint; they may quote what was given
 _OURS = ("analysis", "taxonomy", "tracer")
 
 
@@ -25,6 +31,7 @@ def exit_code(command: Callable[[], object], as_json: bool) -> int:  # noqa: FBT
 
     Raises what is a bug of ours, and what shell completion ends with.
     """
+    _ready_streams()
     try:
         with clean_termination():
             code = command()
@@ -37,7 +44,23 @@ def exit_code(command: Callable[[], object], as_json: bool) -> int:  # noqa: FBT
         return 1
     except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
         return tell_error(error, as_json=as_json)
+    except RuntimeError as error:
+        if not str(error).startswith(_LOOP):
+            raise
+        loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
+        return tell_error(loop, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _ready_streams() -> None:
+    """Started without standard streams, as a service may be, words go nowhere, and into no file
+    that is opened next and would get the number of a stream. What an encoding lacks shows as ?.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and "utf" not in sys.stdout.encoding.lower():
+        sys.stdout.reconfigure(errors="replace")
 
 
 def tell_error(error: BaseException, *, as_json: bool) -> int:
@@ -47,7 +70,8 @@ def tell_error(error: BaseException, *, as_json: bool) -> int:
     """
     if isinstance(error, SystemExit) and error.code != _TERMINATED:
         raise error  # shell completion ends so
-    problem, hint = (clean(part) for part in _worded(error))  # they may quote a trace: untrusted
+    # They may quote a trace: untrusted.
+    problem, hint = (_shortened(clean(part)) for part in _worded(error))
     sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
@@ -58,11 +82,19 @@ def tell_error(error: BaseException, *, as_json: bool) -> int:
     return error.exit_code if isinstance(error, PrunescopeError) else 2
 
 
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
 def _worded(error: BaseException) -> tuple[str, str]:
     if isinstance(error, PrunescopeError):
         return error.problem, error.hint
     if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
         return "interrupted", "nothing half-written was left: give the same command again"
+    if isinstance(error, UnicodeEncodeError):
+        said = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"{said!r} cannot be written as {error.encoding}", "rename it, or set PYTHONUTF8=1"
     if isinstance(error, MemoryError):
         return "out of memory", "a trace of fewer steps, or a machine with more memory"
     if isinstance(error, ModuleNotFoundError):

@@ -12,8 +12,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from analysis.report import ledger_view, numbers
+from analysis.report import ledger_view, numbers, sentences
 from analysis.report.escape import clean
 from analysis.report.model import Phase, Report, Row
 from analysis.report.names import figure_name, phase_slugs
@@ -42,26 +44,42 @@ def figure_files(report: Report, ending: str) -> dict[str, bytes]:
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
         if phase.ladder is not None:
-            files[figure_name("ladder", slugs[name], ending)] = draw_ladder(phase, name, ending)
+            files[figure_name("ladder", slugs[name], ending)] = draw_ladder(
+                phase, name, ending, title=_title(report, name, "speedup")
+            )
         if phase.ledger:
-            files[figure_name("ledger", slugs[name], ending)] = draw_ledger(phase, name, ending)
-        if phase.ladder is None and phase.kinds:
-            files[figure_name("kinds", slugs[name], ending)] = draw_kinds(phase, name, ending)
+            files[figure_name("ledger", slugs[name], ending)] = draw_ledger(
+                phase, name, ending, title=_title(report, name, "where the time went")
+            )
+        if phase.ladder is None and phase.kinds and phase.anatomy is None:
+            files[figure_name("kinds", slugs[name], ending)] = draw_kinds(
+                phase, name, ending, title=_title(report, name, "busy time by kind")
+            )
     return files
 
 
-def draw_ladder(phase: Phase, name: str, ending: str) -> bytes:
+def _title(report: Report, name: str, what: str) -> str:
+    """Two lines: what is drawn, and of which model, method and phase."""
+    subject = report.subject
+    named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
+    facts = [named, sentences.named(subject.get("method")), name]
+    of = _short(", ".join(_short(fact, 24) for fact in facts if fact), 50)
+    return f"{what[0].upper()}{what[1:]}\n{of}" if of else what
+
+
+def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
     """The speedup ladder as horizontal bars from 0, with the interval of the realised one."""
     assert phase.ladder is not None
     ladder = phase.ladder
     rungs = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
+    measured = [i for i, key in enumerate(ledger_view.LADDER) if key in ("busy", "realised")]
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(len(rungs))
         top = max([1.0, *(v for _, v in rungs if v is not None), *(ladder.realised_ci95 or [])])
         for i, (label, value) in enumerate(rungs):
             realised = label == rungs[-1][0]
             if value is not None:
-                axes.barh(i, value, 0.68, color=_REALISED if realised else _RUNG,
+                axes.barh(i, value, 0.68, color=_REALISED if i in measured else _RUNG,
                           edgecolor="black", linewidth=0.4)  # fmt: skip
             end = value or 0.0
             if realised and ladder.realised_ci95:
@@ -73,11 +91,21 @@ def draw_ladder(phase: Phase, name: str, ending: str) -> bytes:
         axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xlim(0, 1.2 * top)
         _labels(axes, [label for label, _ in rungs])
+        marks: list[Any] = [
+            Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
+            for colour, label in ((_RUNG, "bound"), (_REALISED, "measured"))
+        ]
+        if ladder.realised_ci95:
+            marks.append(Line2D([], [], color="black", linewidth=1.0, marker="|", markersize=4,
+                                label="95 % interval"))  # fmt: skip
+        marks.append(Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)),
+                            label="1× (dense)"))  # fmt: skip
+        _headed(axes, title, marks)
         axes.set_xlabel(f"speedup (dense ÷ pruned), {_short(name)}")
         return saved(figure, ending)
 
 
-def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
+def draw_ledger(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
     """The ledger as a waterfall: walls and the promise as lines, changes as bars between them."""
     rows = phase.ledger or []
     bars, (low, high) = ledger_view.waterfall(rows)
@@ -94,9 +122,38 @@ def draw_ledger(phase: Phase, name: str, ending: str) -> bytes:
                 axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
             _amount(axes, i, row, unit)
         _labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+        axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center",
+                  ha="right")  # fmt: skip
+        _headed(axes, title, _legend(rows, bars))
         kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
         axes.set_xlabel(f"time of a step ({unit.unit}), {_short(name)}, {kind}")
         return saved(figure, ending)
+
+
+def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D]:
+    """What the colours that are drawn mean, and the whiskers."""
+    says = {"loss": "lost", "gain": "gained", "quiet": "in its noise"}
+    seen = {bar.tone for bar in bars if bar.start != bar.end}
+    marks: list[Patch | Line2D] = [
+        Patch(facecolor=_COLOURS[tone], hatch=_HATCHES[tone], edgecolor="black", linewidth=0.4,
+              label=label)
+        for tone, label in says.items() if tone in seen
+    ]  # fmt: skip
+    if any(row.ci95 for row in rows):
+        marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
+    return marks
+
+
+def _headed(axes: Axes, title: str, marks: list[Any]) -> None:
+    """Title and legend above the axes, from the left edge of the labels on."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
+    if marks:
+        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=6,
+                      frameon=False, handlelength=1.4, columnspacing=1.2, borderpad=0.1,
+                      handletextpad=0.5)  # fmt: skip
 
 
 def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
@@ -128,7 +185,7 @@ def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
               weight="bold" if row.row in ledger_view.TOTALS else "normal")  # fmt: skip
 
 
-def draw_kinds(phase: Phase, name: str, ending: str) -> bytes:
+def draw_kinds(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
     """Busy time by kind, for a report without a baseline."""
     ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
     unit = numbers.scale(ns for _, ns in ranked)
@@ -140,17 +197,18 @@ def draw_kinds(phase: Phase, name: str, ending: str) -> bytes:
             axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
         axes.set_xlim(0, 1.25 * top)
         _labels(axes, [_short(kind) for kind, _ in ranked])
+        _headed(axes, title, [])
         axes.set_xlabel(f"busy time of a step ({unit.unit}), {_short(name)}")
         return saved(figure, ending)
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = 18) -> str:
     plain = clean(name)
-    return plain if len(plain) <= 18 else f"{plain[:17]}…"
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def _axes(num_rows: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.5 + 0.19 * num_rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -12,10 +12,11 @@ from typing import Any
 
 import jinja2
 
-from analysis.report import ledger_view, numbers, sentences, view
+from analysis.report import anatomy_view, ledger_view, numbers, sentences, view
 from analysis.report.escape import clean
 from analysis.report.model import Phase, Report
 from analysis.report.names import phase_slugs
+from analysis.report.sides_view import sides_table
 from analysis.report.view import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -66,12 +67,15 @@ def shown(value: Any) -> Any:
 
 
 def _phase(name: str, slug: str, phase: Phase) -> dict[str, Any]:
-    tables = [view.gemm_table(phase, names=True)] if phase.gemms else []
+    sides = sides_table(phase)
+    tables = [sides] if sides else []
+    tables += [view.gemm_table(phase, names=True)] if phase.gemms else []
     parts = ledger_view.parts_table(phase)
     tables += [parts] if parts else []
     tables += [
         view.split_table("kind", phase.kinds, phase.busy_ns),
         view.split_table("role", phase.roles, phase.busy_ns),
+        *anatomy_view.tables(phase),
     ]
     if phase.kernels:
         tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))

@@ -10,6 +10,7 @@ from analysis.report import ledger_view, numbers, sentences, view
 from analysis.report.escape import latex, latex_code
 from analysis.report.model import Phase, Report
 from analysis.report.names import figure_name, phase_slugs
+from analysis.report.sides_view import sides_table
 from analysis.report.view import Cell, Column, Table
 
 _TOP_GEMMS = 30
@@ -34,7 +35,8 @@ def render_latex(report: Report) -> str:
 
 
 def _phase(name: str, phase: Phase, slug: str) -> Iterator[str]:
-    tables = [ledger_view.ladder_table(phase), ledger_view.ledger_table(phase)]
+    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table)
+    tables = [draw(phase) for draw in opening]
     if phase.gemms:
         tables.append(view.gemm_table(phase, top=_TOP_GEMMS))
     if phase.kernels:
@@ -112,8 +114,9 @@ def _form(column: Column, cells: list[Cell]) -> str:
     if column.numeric and known and all(n is not None for n in plain):
         before = max(len(n.lstrip("+-").partition(".")[0]) for n in known)
         after = max(len(n.partition(".")[2]) for n in known)
-        sign = "+" if any(n[0] in "+-" for n in known) else ""
-        return f"S[table-format={sign}{before}.{after}]"
+        signed = any(n[0] in "+-" for n in known)
+        form = f"table-format={'+' * signed}{before}.{after}"
+        return f"S[{form},retain-explicit-plus]" if signed else f"S[{form}]"
     return "r" if column.numeric else "l"
 
 
@@ -121,7 +124,7 @@ def _number(cell: Cell) -> str | None:
     """The cell as siunitx reads it; "" where it is unknown, None where it is no single number."""
     text = cell.text.replace(numbers.MINUS, "-").replace(",", "")
     text = text.removesuffix(" %").removesuffix("×").removeprefix("±")
-    if text == numbers.UNKNOWN:
+    if text in (numbers.UNKNOWN, ""):
         return ""
     body = text.lstrip("+-")
     return text if body.replace(".", "", 1).isdecimal() and body.isascii() else None
@@ -133,5 +136,5 @@ def _cell(cell: Cell, form: str) -> str:
         return latex_code(short) if cell.code else latex(short)
     number = _number(cell)
     if not number:
-        return f"{{{latex(numbers.UNKNOWN)}}}"
+        return f"{{{latex(cell.text)}}}"
     return number

@@ -25,6 +25,9 @@ LEDGER = {
 }
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
+# Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
+NO_NOISE = frozenset({"coverage", "roofline_shift", "shape", "added_work"})
+
 # Rungs of the ladder in order: field, label, and what the bound assumes.
 LADDER = {
     "nominal": ("nominal", "1/(1 − s), or the FLOP ratio where no sparsity was given"),
@@ -117,10 +120,17 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
         Cell(unit.text(row.ns, signed=signed), row.ns, tone=colour),
         Cell(numbers.percent(share, signed=signed), share, tone=colour),
         Cell(unit.interval(row.ci95), row.ci95[0] if row.ci95 else None),
-        Cell(f"±{unit.text(row.noise_ns)}" if row.noise_ns is not None else numbers.UNKNOWN,
-             row.noise_ns),
+        _noise(row, unit),
         Cell(part_text(part, unit) if part else ""),
     ]  # fmt: skip
+
+
+def _noise(row: Row, unit: numbers.Scale) -> Cell:
+    """`±0.11`; nothing where it is 0 by definition."""
+    if row.noise_ns is None:
+        return Cell(numbers.UNKNOWN)
+    by_definition = row.row in NO_NOISE and not row.noise_ns
+    return Cell("" if by_definition else f"±{unit.text(row.noise_ns)}", row.noise_ns)
 
 
 def ledger_table(phase: Phase) -> Table | None:
@@ -158,6 +168,8 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
     quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and in_noise(row)]
     notes = [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
+    if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
+        notes.append("no noise stands where dense against dense is 0 by definition")
     if all(row.ci95 is None and row.noise_ns is None for row in rows):
         notes.append("no interval and no noise: they need more than one step")
     return notes

@@ -18,11 +18,11 @@ from rich.text import Text
 from analysis.report import numbers, sentences
 from analysis.report.escape import clean
 from analysis.report.model import Report
+from taxonomy.presets import preset_names
 from taxonomy.run import MANIFEST, read_run
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}
-_LADDER = ("nominal", "flop", "coverage", "roofline")
 
 
 def families(listed: dict[str, Any]) -> RenderableType:
@@ -35,6 +35,7 @@ def families(listed: dict[str, Any]) -> RenderableType:
     notes = (
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
+        f"presets of --model: {', '.join(preset_names())}",
     )
     return Group(table, *(Text(note, "dim") for note in notes))
 
@@ -52,16 +53,21 @@ def devices(listed: dict[str, Any]) -> RenderableType:
             ", ".join(peaks),
         )
     note = "? no second number agrees; aliases and sources: --json"
-    return Group(table, Text(note, "dim"))
+    measured = (one["measured"] for one in listed["devices"] if one.get("measured"))
+    return Group(table, *(Text(_measurement(one)) for one in measured), Text(note, "dim"))
 
 
-def prediction(result: dict[str, Any]) -> RenderableType:
-    """One row a phase: the speedups that sparsity, FLOPs, coverage and the roofline promise."""
-    table = _table("phase", *_LADDER)
-    for name, phase in result["phases"].items():
-        ladder = phase["ladder"] or {}
-        _row(table, name, *(numbers.ratio(ladder.get(rung)) for rung in _LADDER))
-    return Group(table, Text("dense ÷ pruned; nothing was run", "dim"))
+def _measurement(measured: dict[str, Any]) -> str:
+    """What `calibrate` measured beside the peaks, and whether its passes agree."""
+    spread = measured["spread"]
+    apart = max([*spread["dense_flop_per_s"].values(), spread["byte_per_s"]])
+    text = (
+        f"copy {measured['copy_byte_per_s'] / 1e9:.4g} GB/s, in cache "
+        f"{measured['cache_byte_per_s'] / 1e9:.4g} GB/s, an op from call to call "
+        f"{measured['dispatch_ns'] / 1e3:.3g} µs; {measured['passes']} passes are at most "
+        f"{apart:.0%} apart"
+    )
+    return text if measured["agree"] else f"{text}: they do not agree, repeat on a quiet machine"
 
 
 def run_summary(folder: Path) -> dict[str, Any]:
@@ -72,9 +78,11 @@ def run_summary(folder: Path) -> dict[str, Any]:
     runs = {}
     for variant in ("dense", "pruned"):
         if (folder / variant / MANIFEST).is_file():
-            phases = read_run(folder / variant).phases.items()
-            samples = {name: {"samples_ns": phase.samples_ns} for name, phase in phases}
+            run = read_run(folder / variant)
+            samples = {name: {"samples_ns": p.samples_ns} for name, p in run.phases.items()}
             runs[variant] = {"run": str(folder / variant), "phases": samples}
+            if run.pruning:
+                runs[variant]["pruning"] = run.pruning
     return {"schema": 1, "out": str(folder), "runs": runs}
 
 
@@ -86,7 +94,15 @@ def traced(summary: dict[str, Any]) -> RenderableType:
             samples = phase["samples_ns"]
             time = numbers.time(median(samples)) if samples else "-"
             _row(table, run["run"], name, time, str(len(samples)))
-    return Group(table, Text(clean(f"next: prunescope analyze {summary['out']}")))
+    notes = [n for run in summary["runs"].values() for n in _notes(run.get("pruning") or {})]
+    says = [Text(clean(f"note: {note}"), "dim") for note in notes]
+    return Group(table, *says, Text(clean(f"next: prunescope analyze {summary['out']}")))
+
+
+def _notes(pruning: dict[str, Any]) -> list[str]:
+    """How a request was rounded, and what the pruner could not do."""
+    notes = pruning.get("notes")
+    return [str(note) for note in notes] if isinstance(notes, list) else []
 
 
 def doctor(checks: Iterable[dict[str, Any]]) -> RenderableType:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.report import ledger_view, sentences, view
+from analysis.report import anatomy_view, ledger_view, sentences, view
 from analysis.report.escape import markdown as text
 from analysis.report.escape import markdown_code
 from analysis.report.model import Phase, Report
+from analysis.report.sides_view import sides_table
 from analysis.report.view import Cell, Table
 
 _TOP_KERNELS = 40
@@ -58,7 +59,8 @@ def _phase(phase: Phase) -> Iterator[str]:
 
 def tables(phase: Phase) -> Iterator[Table]:
     """The tables of a phase in reading order."""
-    for table in (ledger_view.ladder_table(phase), ledger_view.ledger_table(phase)):
+    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table)
+    for table in (draw(phase) for draw in opening):
         if table is not None:
             yield table
     if phase.gemms:
@@ -68,6 +70,7 @@ def tables(phase: Phase) -> Iterator[Table]:
         yield parts
     yield view.split_table("kind", phase.kinds, phase.busy_ns)
     yield view.split_table("role", phase.roles, phase.busy_ns)
+    yield from anatomy_view.tables(phase)
     if phase.kernels:
         yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
 

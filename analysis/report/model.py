@@ -5,9 +5,11 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import msgspec
+
+from analysis.report.anatomy import Anatomy
 
 
 class Gemm(msgspec.Struct, kw_only=True):
@@ -26,6 +28,8 @@ class Gemm(msgspec.Struct, kw_only=True):
     dense_m: int | None = None
     dense_n: int | None = None
     dense_k: int | None = None
+    dense_batch: int | None = None
+    dense_count: float | None = None  # calls a step of the dense GEMMs that this row is paired with
     axis: str | None = None  # none M N K NK heads rank 2:4 gone added unknown; null: no baseline
     keep: dict[str, float] | None = None  # kept share per axis that moved, e.g. {"n": 0.75}
     count: float  # calls a step
@@ -77,13 +81,24 @@ class Finding(msgspec.Struct, kw_only=True):
     predicted_ns: float | None  # gain of the change, ns a step
 
 
+class FamilyPart(TypedDict, total=False):
+    """One family of a verdict. `share`: of the dense time that all of them touch. `saved_ns`: dense
+    less pruned time a step of the GEMMs and attention that it touches, less the work that it added;
+    negative where time was lost. `saved_share`: of all that was saved and lost, with its sign."""
+
+    id: Required[str]
+    share: Required[float]
+    saved_ns: float
+    saved_share: float
+
+
 class Family(msgspec.Struct, kw_only=True):
     """The verdict: a family id, "a+b", "dense", "outside" or "unknown"."""
 
     id: str
     confidence: float
     evidence: list[str]
-    parts: list[dict[str, Any]] = []  # {"id", "share"}: share of the time saved or moved
+    parts: list[FamilyPart] = []
     alternatives: list[str] = []
 
 
@@ -186,6 +201,7 @@ class Phase(msgspec.Struct, kw_only=True):
     predicted: dict[str, Any] | None = None
     phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"}
     hta: SecondOpinion | None = None  # with --hta
+    anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
 
 
 class Report(msgspec.Struct, kw_only=True):

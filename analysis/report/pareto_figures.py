@@ -98,7 +98,8 @@ def _speed_quality(axes: Axes, points: list[Point], marks: dict[str, tuple[str, 
     _perplexity_axis(axes)
     left, right = axes.get_xlim()
     axes.step([*(x for x, _ in best), right], [*(y for _, y in best), best[-1][1]], where="post",
-              color="black", linewidth=0.8, zorder=0)  # fmt: skip
+              color="black", linewidth=0.8, zorder=0,
+              label="frontier, full marks on it")  # fmt: skip
     axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("perplexity, pruned ÷ dense")

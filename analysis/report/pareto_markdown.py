@@ -10,6 +10,8 @@ from analysis.report.names import figure_name
 from analysis.report.numbers import UNKNOWN, percent, ratio, time
 from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
 
+_TASKS = ("tasks, signed", "95 % of it", "tasks, absolute")
+
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
     """The comparison; `figures`: with references to the PNG files beside it."""
@@ -25,6 +27,14 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     facts += [f"{name} {version}" for name, version in versions.items()]
     yield text(" · ".join(str(fact) for fact in facts))
     yield ""
+    if subject.get("command"):
+        command = " ".join(str(subject["command"]).replace("`", "").split())
+        yield f"`{command}`"
+        yield ""
+    config = {n: v for n, v in (subject.get("config") or {}).items() if v is not None}
+    if config:
+        yield text(" · ".join(f"{name} {_setting(value)}" for name, value in config.items()))
+        yield ""
     for note in found.notes:
         yield f"> {text(note)}"
         yield ""
@@ -77,9 +87,11 @@ def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
             f" {high}."
         )
         yield ""
+    tasks = any((p.loss or {}).get("tasks_signed") is not None for p in points)
     head = ("family", "s", "FLOPs removed", "speedup", "95 %", "of FLOP bound", "of coverage",
-            "of roofline", "perplexity", "95 % of it", "KL", "agrees", "frontier")  # fmt: skip
-    yield from _table(head, (_row(point) for point in points))
+            "of roofline", "perplexity", "95 % of it", *(_TASKS if tasks else ()), "KL", "agrees",
+            "frontier")  # fmt: skip
+    yield from _table(head, (_row(point, tasks=tasks) for point in points))
     yield "#### Fastest by loss"
     yield ""
     rows = [(_range(w.loss), w.family, ratio(w.realised)) for w in cell.winners]
@@ -88,7 +100,7 @@ def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
     yield from _overhead(points)
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: Point, *, tasks: bool) -> tuple[str, ...]:
     loss: dict[str, Any] = point.loss or {}
     s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
     return (
@@ -100,6 +112,15 @@ def _row(point: Point) -> tuple[str, ...]:
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
         percent(loss.get("perplexity_rel"), signed=True),
         _pair(loss.get("ci95"), "{:+.1%}"),
+        *(
+            (
+                percent(loss.get("tasks_signed"), signed=True),
+                _pair(loss.get("tasks_signed_ci95"), "{:+.1%}"),
+                percent(loss.get("tasks_absolute")),
+            )
+            if tasks
+            else ()
+        ),
         _number(loss.get("kl")),
         percent(loss.get("agreement")),
         "yes" if point.on_frontier else "",
@@ -111,7 +132,7 @@ def _equal(cell: Cell) -> Iterator[str]:
         family for row in (*cell.equal_flops, *cell.equal_sparsity) for family in row["families"]
     )
     for title, key, rows in (
-        ("At equal FLOPs (straight lines between measured points)", "flop_sparsity",
+        ("At equal FLOPs (straight lines between measured points; dense is one)", "flop_sparsity",
          cell.equal_flops),
         ("At equal s (as measured)", "sparsity", cell.equal_sparsity),
     ):  # fmt: skip
@@ -123,10 +144,20 @@ def _equal(cell: Cell) -> Iterator[str]:
         yield from _table(
             (names, *families),
             (
-                (f"{row[key]:g}", *(_speed_loss(row["families"].get(f)) for f in families))
+                (_at(key, row[key]), *(_speed_loss(row["families"].get(f)) for f in families))
                 for row in rows
             ),
         )
+
+
+def _at(key: str, value: float) -> str:
+    return percent(value) if key == "flop_sparsity" else f"{value:g}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(one)}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _overhead(points: Iterable[Point]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The kernels frame as a Chrome trace for Perfetto: in, a Report and its frames (ns); out, gzipped
 JSON. Beside each row of kernels stand tracks of kind, role, bound (with the idle time before a
-kernel) and of the ledger row that its (role, class) moved most.
+kernel) and of the ledger row that its (role, class) moved most; below them the host as recorded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from analysis.report.model import Phase, Report
 from analysis.report.names import phase_slugs
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
-_PID = 1
+_PID, _HOST = 1, 2
 _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
 _ARGS = ("op", "kind", "role", "layer", "class", "bound", "dtype", "flop", "bytes", "tile", "tiles",
          "waves")  # fmt: skip
@@ -30,21 +30,36 @@ Event = dict[str, Any]
 Row = dict[str, Any]
 
 
-def perfetto_files(report: Report, frames: Mapping[str, pl.DataFrame]) -> dict[str, bytes]:
-    """File name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame."""
+def perfetto_files(
+    report: Report,
+    frames: Mapping[str, pl.DataFrame],
+    hosts: Mapping[str, pl.DataFrame] | None = None,
+) -> dict[str, bytes]:
+    """File name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame.
+
+    `hosts`: the host's events of each phase, for the tracks below the kernels.
+    """
     slugs = phase_slugs(report)
     return {
-        f"trace-{slugs[name]}.perfetto.json.gz": render_perfetto(name, phase, frames[name])
+        f"trace-{slugs[name]}.perfetto.json.gz": render_perfetto(
+            name, phase, frames[name], (hosts or {}).get(name)
+        )
         for name, phase in report.phases.items()
         if name in frames
     }
 
 
-def render_perfetto(name: str, phase: Phase, frame: pl.DataFrame) -> bytes:
+def render_perfetto(
+    name: str, phase: Phase, frame: pl.DataFrame, host: pl.DataFrame | None = None
+) -> bytes:
     """One phase as gzipped Chrome trace JSON; times from 0, the same bytes for the same frame."""
+    host = _around(host, frame) if host is not None else None
     known = frame.select(pl.col(c) for c in _READ if c in frame.columns)
     rows = known.sort("start", "duration", descending=[False, True], maintain_order=True)
-    events = list(_events(name, phase, rows.iter_rows(named=True)))
+    origin = _origin(rows, host)
+    events = list(_events(name, phase, rows.iter_rows(named=True), origin))
+    if host is not None:
+        events += _host(host, origin)
     trace = {
         "schemaVersion": 1,
         "displayTimeUnit": "ns",
@@ -55,20 +70,48 @@ def render_perfetto(name: str, phase: Phase, frame: pl.DataFrame) -> bytes:
     return gzip.compress(text.encode(), compresslevel=9, mtime=0)
 
 
-def _events(name: str, phase: Phase, rows: Iterable[Row]) -> Iterator[Event]:
+def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
+    """The host's events that are open while the kernels of the frame are launched and run."""
+    begins = [frame[c].min() for c in ("start", "launched") if c in frame.columns]
+    begin = min((b for b in begins if isinstance(b, int)), default=0)
+    end = (frame["start"] + frame["duration"]).max() or 0
+    return host.filter((pl.col("start") + pl.col("duration") > begin) & (pl.col("start") < end))
+
+
+def _origin(rows: pl.DataFrame, host: pl.DataFrame | None) -> int:
+    """The time that is 0: the first kernel with the gap before it, or the first host event."""
+    first = next(rows.head(1).iter_rows(named=True), None)
+    begins = [] if first is None else [first["start"] - (first.get("gap") or 0)]
+    begins += [] if host is None else host["start"].head(1).to_list()
+    return min(begins, default=0)
+
+
+def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
+    """Modules, ops and launches on the threads that they ran on. Their categories are none that a
+    profiler writes: who analyses this file again reads the kernels alone."""
+    for row in host.iter_rows(named=True):
+        args = {"shapes": _plain(row["shapes"])} if row["shapes"] else None
+        span = (row["start"] - origin, row["duration"])
+        event = _slice(clean(row["name"]), f"prunescope.host_{row['category']}", 0, span, args)
+        yield {**event, "pid": _HOST, "tid": row["thread"]}
+    if host.height:
+        yield {**_named("process_name", "host, as recorded", None), "pid": _HOST}
+    for thread in sorted(host["thread"].unique().to_list()):
+        yield {**_named("thread_name", f"thread {thread}", thread), "pid": _HOST}
+
+
+def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterator[Event]:
     moved = _moved(phase)
     lanes = _Lanes()
     steps: dict[int, tuple[int, int]] = {}
-    origin: int | None = None
     for row in rows:
         start = row["start"]
-        origin = start - (row.get("gap") or 0) if origin is None else origin
         base = 10 * (1 + lanes.place(row))
         yield from _row(row, base, start - origin, moved)
         low, high = steps.get(row["step"], (start, start))
         steps[row["step"]] = (min(low, start), max(high, start + row["duration"]))
     for i, (low, high) in sorted(steps.items()):
-        span = (low - (origin or 0), high - low)
+        span = (low - origin, high - low)
         yield _slice(f"step {i}", "prunescope.step", _STEPS, span)
     yield _named("process_name", clean(f"prunescope: {name}"), None)
     yield _named("thread_name", "steps", _STEPS)

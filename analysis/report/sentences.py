@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report import numbers
+from analysis.report import anatomy_view, numbers
 from analysis.report.model import Family, Finding, Phase, Report
 
 FAMILIES = {
@@ -44,6 +44,8 @@ def against(report: Report) -> str:
     if report.baseline is None:
         return "no baseline: shapes, bounds and kernels only; --baseline gives the ledger"
     name = named(report.baseline.get("name")) or named(report.baseline.get("model")) or "dense"
+    if name == named(report.subject.get("name")):
+        return f"against itself ({name})"
     return f"against {name}"
 
 
@@ -86,7 +88,9 @@ def statistic(phase: Phase) -> str:
     if phase.ladder is None:
         return ""
     if phase.unprofiled_ns is None or phase.domain != "unprofiled":
-        return "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
+        text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
+        over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
+        return text + (over if phase.ladder.realised_ci95 and not phase.unprofiled_ns else "")
     num = len(phase.unprofiled_ns.samples)
     text = f"ratio of the medians of {num} unprofiled samples"
     return text + ("; 95 % bootstrap interval" if phase.ladder.realised_ci95 else "")
@@ -99,8 +103,11 @@ def family(verdict: Family | None) -> str:
     text = f"family {verdict.id} (confidence {numbers.percent(verdict.confidence, decimals=0)})"
     if verdict.id in FAMILIES:
         text += f", {FAMILIES[verdict.id]}"
+    if len(verdict.parts) > 1:
+        shares = (f"{p['id']} {numbers.percent(p['share'], decimals=0)}" for p in verdict.parts)
+        text += f", of the time touched {', '.join(shares)}"
     if verdict.evidence:
-        text += f": {'; '.join(verdict.evidence[:2])}"
+        text += f": {'; '.join(verdict.evidence[: max(2, len(verdict.parts))])}"
     if verdict.alternatives:
         text += f" [or {', '.join(verdict.alternatives)}]"
     return text
@@ -179,8 +186,8 @@ def left_out(phase: Phase) -> list[str]:
     """Events beside the wall: spill, late, outside every step, and the host's lead."""
     says = (
         ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
-        ("late", phase.late, "after the last linked event"),
-        ("left out", phase.left_out, "launched outside every step"),
+        ("late", phase.late, "after the last linked event, with no launch in the trace"),
+        ("left out", phase.left_out, "launched outside of every step"),
     )
     lines = [
         f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"
@@ -262,7 +269,7 @@ def device(report: Report) -> str:
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
-    source = named(report.device.get("source")) or "source not said"
+    source = (named(report.device.get("source")) or "source not said").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
     return text + (_of_sheet(peaks, report.device["sheet"]) if report.device.get("sheet") else "")
 
@@ -337,6 +344,7 @@ def measured(phase: Phase) -> list[str]:
         pairing(phase),
         closure(phase),
         observer(phase),
+        *anatomy_view.lines(phase),
         *left_out(phase),
         *phase.notes,
         *second_opinion(phase),

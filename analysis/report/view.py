@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from analysis.report import numbers
 from analysis.report.model import Gemm, KernelRow, Phase
 
@@ -57,22 +59,54 @@ def gemm_order(gemms: list[Gemm]) -> list[Gemm]:
     return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
 
 
+def with_gone(gemms: list[Gemm]) -> list[Gemm]:
+    """The rows of a GEMM of which some layers are gone as one: its calls fall, and its losses, of
+    which one is the other's gain, are summed. Other rows stay as they are."""
+    shapes: dict[tuple[object, ...], list[Gemm]] = {}
+    for gemm in gemms:
+        make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype)
+        shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
+    shown = []
+    for rows in shapes.values():
+        by_axis = {row.axis: row for row in rows}
+        both = len(rows) == 2 and set(by_axis) == {"none", "gone"}
+        shown += [_merged(by_axis["none"], by_axis["gone"])] if both else rows
+    return shown
+
+
+def _merged(stayed: Gemm, gone: Gemm) -> Gemm:
+    def both(name: str) -> float | None:
+        one, other = getattr(stayed, name), getattr(gone, name)
+        return None if one is None or other is None else one + other
+
+    before = both("dense_count")
+    return msgspec.structs.replace(
+        stayed, axis="gone", keep={"calls": stayed.count / before} if before else None,
+        dense_count=before, dense_busy_ns=both("dense_busy_ns"),
+        promised_ns=both("promised_ns"), loss_ns=both("loss_ns"),
+    )  # fmt: skip
+
+
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
     """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
     the kernels that ran in place of the group."""
     compared = any(g.axis is not None for g in phase.gemms)
-    shown = sorted(phase.gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
+    gemms = with_gone(phase.gemms)
+    shown = sorted(gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
     unit = numbers.scale(g.busy_ns for g in phase.gemms)
+    # Where room is short, a column in which nothing moved goes first.
+    heads = any("heads" in (g.keep or {}) for g in shown)
+    fewer = any(g.dense_count not in (None, g.count) for g in shown)
     columns = [
         Column("role"),
         *([] if names else [Column("group", drop=9)]),
         *([Column("axis"), Column("kept", numeric=True)] if compared else []),
-        Column("batch", numeric=True, drop=7),
+        Column("batch", numeric=True, drop=1 if heads else 7),
         *(Column(axis, numeric=True) for axis in "MNK"),
-        Column("count", numeric=True, drop=1),
+        Column("count", numeric=True, drop=1 if fewer else 3),
         Column("bound", drop=2),
         Column("time", unit.unit, numeric=True),
-        *([Column("promised", unit.unit, numeric=True, drop=3)] if compared else []),
+        *([Column("promised", unit.unit, numeric=True, drop=4)] if compared else []),
         *([Column("loss", unit.unit, numeric=True)] if compared else []),
         Column("of bound", numeric=True, drop=8),
         *([Column("kernel", flexible=True)] if names else []),
@@ -83,7 +117,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         for row, gemm in zip(rows, ordered, strict=True):
             del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
-    return Table("gemms", "GEMMs", columns, rows, _gemm_notes(phase, shown, unit))
+    return Table("gemms", "GEMMs", columns, rows, _gemm_notes(gemms, shown, unit))
 
 
 def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
@@ -103,11 +137,11 @@ def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
         Cell(gemm.group),
         *moved,
-        _dimension(gemm.batch, None),
+        _dimension(gemm.batch, gemm.dense_batch),
         _dimension(gemm.m, gemm.dense_m),
         _dimension(gemm.n, gemm.dense_n),
         _dimension(gemm.k, gemm.dense_k),
-        Cell(numbers.count(gemm.count), gemm.count),
+        _calls(gemm),
         Cell(gemm.bound or numbers.UNKNOWN),
         Cell(unit.text(gemm.busy_ns), gemm.busy_ns),
         *cost,
@@ -122,6 +156,13 @@ def _dimension(now: int | None, dense: int | None) -> Cell:
     return Cell(f"{dense}→{new}" if moved else new, now)
 
 
+def _calls(gemm: Gemm) -> Cell:
+    """`30`, or `30→23` where calls are gone."""
+    now = numbers.count(gemm.count)
+    before = now if gemm.dense_count is None else numbers.count(gemm.dense_count)
+    return Cell(now if before == now else f"{before}→{now}", gemm.count)
+
+
 def _kept(gemm: Gemm) -> Cell:
     """`75 %` of the axis, or one share an axis where several moved."""
     keep = gemm.keep or {}
@@ -133,10 +174,10 @@ def _kept(gemm: Gemm) -> Cell:
     return Cell(text or numbers.UNKNOWN)
 
 
-def _gemm_notes(phase: Phase, shown: list[Gemm], unit: numbers.Scale) -> list[str]:
+def _gemm_notes(gemms: list[Gemm], shown: list[Gemm], unit: numbers.Scale) -> list[str]:
     notes = []
-    if hidden := len(phase.gemms) - len(shown):
-        rest = sum(g.busy_ns for g in phase.gemms) - sum(g.busy_ns for g in shown)
+    if hidden := len(gemms) - len(shown):
+        rest = sum(g.busy_ns for g in gemms) - sum(g.busy_ns for g in shown)
         rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
         notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here")
     if any(g.simulated for g in shown):

@@ -30,16 +30,21 @@ def write_report(
     *,
     formats: Sequence[str] = ("md", "json", "png", "pdf"),
     frames: Frames | None = None,
+    hosts: Frames | None = None,
 ) -> list[Path]:
     """Write the formats into `folder`, replacing older files of the same name; returns the paths.
 
-    `frames`: the kernels frame of each phase, for csv, parquet and perfetto. Raises PrunescopeError
-    for an unknown format, parquet or perfetto without frames, or a folder that cannot be written.
+    `frames`: the kernels frame of each phase, for csv, parquet and perfetto; `hosts`: the host's
+    events of each phase, for perfetto, where they are to be in it. Raises PrunescopeError for an
+    unknown format, parquet or perfetto without frames, or a folder that cannot be written.
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        files |= _rendered(report, name, frames)
+        if name == "perfetto":
+            files |= _perfetto(report, frames, hosts)
+        else:
+            files |= _rendered(report, name, frames)
     return write_files(files, folder)
 
 
@@ -87,13 +92,16 @@ def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, byt
         return {"report.tex": render_latex(report).encode()}
     if name in ("csv", "parquet"):
         return _tables(report, name, frames)
-    if name == "perfetto":
-        from analysis.report.perfetto import perfetto_files
-
-        return perfetto_files(report, _needed(frames, name))
+    from analysis.report.anatomy_figures import anatomy_files
     from analysis.report.figures import figure_files
 
-    return figure_files(report, name)
+    return figure_files(report, name) | anatomy_files(report, name)
+
+
+def _perfetto(report: Report, frames: Frames | None, hosts: Frames | None) -> dict[str, bytes]:
+    from analysis.report.perfetto import perfetto_files
+
+    return perfetto_files(report, _needed(frames, "perfetto"), hosts)
 
 
 def _tables(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:

@@ -76,10 +76,16 @@ def test_the_legacy_spelling_of_ids(tmp_path: Path) -> None:
     assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
 
 
-def test_all_kernels_of_a_graph_replay_share_its_launch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launch", "cat"), [("cudaGraphLaunch", "cuda_runtime"), ("hipGraphLaunch", "hip_runtime"),
+                        ("cuGraphLaunch", "cuda_driver"), ("hipGraphLaunch", "cuda_runtime")]
+)  # fmt: skip
+def test_all_kernels_of_a_graph_replay_share_its_launch(
+    launch: str, cat: str, tmp_path: Path
+) -> None:
     trace = chrome(step(0, k(us=5), k(us=6), k(us=7)))
     trace["traceEvents"].append(
-        {"ph": "X", "cat": "cuda_runtime", "name": "cudaGraphLaunch", "pid": 1, "tid": 1,
+        {"ph": "X", "cat": cat, "name": launch, "pid": 1, "tid": 1,
          "ts": 1_000_000 - 1, "dur": 1, "args": {"correlation": 9}}
     )  # fmt: skip
     for event in trace["traceEvents"]:

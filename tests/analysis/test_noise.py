@@ -19,6 +19,7 @@ from analysis.noise import (
     noise,
     observer_share,
     point,
+    realised_interval,
     speedup_interval,
 )
 from analysis.pairing import Alignment, Side, Units
@@ -177,3 +178,14 @@ def test_intervals_are_reproducible() -> None:
     assert a is not None
     assert b is not None
     assert np.array_equal(a.pruned, b.pruned)
+
+
+def test_steps_of_no_time_give_no_interval() -> None:
+    """One of two steps took 0 ns: a resample can hold it alone, and a ratio to it is none."""
+    idle = side([[100, 0], [20, 0]], [[5, 0], [3, 0]], [2, 0])
+    boot = bootstrap(units(idle), ratios(units(idle), None), PROFILED)
+    assert boot is not None
+    assert boot.pruned.min() == 0
+    assert realised_interval(PROFILED, boot) is None
+    assert speedup_interval([5, 5], [0, 5]) is None
+    assert speedup_interval([5, 5], [5, 5]) == [1, 1]

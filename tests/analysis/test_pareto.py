@@ -85,9 +85,10 @@ def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
                point("dynamic-m", 0.8, 0.2)]  # fmt: skip
     decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory)]
     lines = "\n".join(whole(prefill, decode).summary)
-    assert "by loss”: does not hold here (batch 1, 512: static-nk)" in lines
+    order = "by loss”: does not hold here (batch 1, 512: static-nk from +10.0 % on)"
+    assert order in lines
     assert "does not hold here (static-m is number 2)" in lines
-    assert "not so up to the largest s measured: dynamic-m" in lines
+    assert "not faster beyond noise here, up to the largest s measured: dynamic-m" in lines
 
 
 def test_a_claim_within_noise_is_said_to_be() -> None:
@@ -96,6 +97,47 @@ def test_a_claim_within_noise_is_said_to_be() -> None:
     decode = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.18, 0.5, **memory)]
     lines = "\n".join(whole([point("static-m", 1.1, 0.03)], decode).summary)
     assert "holds here by the medians, within noise of static-nk" in lines
+
+
+def test_a_place_within_noise_decides_nothing() -> None:
+    """Shares .98 and .99 the other way round: second, and not to be told from the first."""
+    memory = {"memory_bound": 0.9}
+    decode = [point("static-m", 1.18, 0.03, **memory), point("static-nk", 1.19, 0.5, **memory)]
+    lines = "\n".join(whole([point("static-m", 1.1, 0.03)], decode).summary)
+    assert "undecided here (static-m is number 2 by the medians, within noise of" in lines
+
+
+def test_an_order_with_a_family_missing_is_not_judged() -> None:
+    prefill = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2)]
+    lines = "\n".join(whole(prefill).summary)
+    assert "by loss”: cannot be judged here, static-nk was not measured." in lines
+    assert "Claim “prefill" not in "\n".join(whole([point("static-k-24", 1.1, 0.03)]).summary)
+
+
+def test_losses_over_tasks_stand_beside_perplexity() -> None:
+    one = point("static-m", 1.2, 0.1)
+    assert one.loss is not None
+    one.loss |= {
+        "tasks_signed": -0.04, "tasks_signed_ci95": [-0.1, 0.02], "tasks_absolute": 0.05,
+    }  # fmt: skip
+    found = whole([one, point("dynamic-m", 1.3, 0.3)])
+    text = render_pareto(found)
+    assert "| tasks, signed | 95 % of it | tasks, absolute |" in text
+    assert "| −4.0 % | \\[-10.0%, +2.0%\\] | 5.0 % |" in text
+    assert "mean signed and the mean absolute relative change over tasks" in text
+    assert "tasks" not in render_pareto(whole([point("static-m", 1.2, 0.1)]))
+
+
+def test_draws_of_task_losses_are_one() -> None:
+    own = [point("a", 1.2, 0.1), point("a", 1.2, 0.1)]
+    for one, signed in zip(own, (-0.1, -0.2), strict=True):
+        assert one.loss is not None
+        interval = [signed - 0.01, signed + 0.01]
+        one.loss |= {"tasks_signed": signed, "tasks_signed_ci95": interval, "tasks_absolute": 0.3}
+    (found,) = pareto._draws_merged(own)
+    assert found.loss is not None
+    assert found.loss["tasks_signed"] == pytest.approx(-0.15)
+    assert found.loss["tasks_signed_ci95"] == pytest.approx([-0.21, -0.09])
 
 
 def test_nothing_faster_is_said_so() -> None:
@@ -142,7 +184,7 @@ def run_json(**quality: Any) -> str:
     )  # fmt: skip
     run = Run(
         variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
-        dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=[],
+        dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=["sweep", "s.yaml"],
         extra={"quality": quality} if quality else {},
     )  # fmt: skip
     return run.to_json()
@@ -190,6 +232,7 @@ def test_a_point_carries_what_the_report_and_the_quality_say(tmp_path: Path) -> 
     found = pareto.pareto(folder)
     assert found["schema"] == 1
     assert found["failed"] == [{"id": "r1", "error": "why"}]
+    assert found["subject"]["command"] == "prunescope sweep s.yaml"
     assert found["pending"] == 1
     (one,) = found["phases"]["prefill"]["points"]
     assert one["id"] == "r0"
@@ -232,6 +275,26 @@ def test_points_are_compared_inside_their_batch_and_length_alone(tmp_path: Path)
     phase = pareto.judge(folder).phases["prefill"]
     assert [(c.batch, c.prompt_len) for c in phase.cells] == [(1, 64), (1, 512), (8, 512)]
     assert all(p.on_frontier for p in phase.points)
+
+
+def test_drift_of_the_dense_model_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense model took 10, 11 and 12 ms: its median 11, a spread of 2/11."""
+    times = iter((10.0, 11.0, 12.0))
+
+    def analysed(_: Path) -> Analysis:
+        report = example.two_phases()
+        unprofiled = msgspec.structs.replace(example.phase().unprofiled_ns, median=next(times) * MS)
+        for phase in report.phases.values():
+            phase.baseline = {"unprofiled_ns": unprofiled}
+        return Analysis(report)
+
+    monkeypatch.setattr(pareto, "analyze", analysed)
+    found = pareto.judge(sweep_folder(tmp_path / "s", {}, {"sparsity": 0.5}, {"sparsity": 0.1}))
+    (cell,) = found.phases["prefill"].cells
+    assert cell.dense_ns == pytest.approx(
+        {"median": 11 * MS, "low": 10 * MS, "high": 12 * MS, "spread": 2 / 11}
+    )
+    assert any("spread by up to 18.2 % within a cell" in line for line in found.summary)
 
 
 @pytest.mark.usefixtures("analysed")

@@ -24,7 +24,8 @@ COMMANDS = {
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
-        "--prompt-len", "--logits", "--json",
+        "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
+        "--without", "--from-run", "--out", "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--json",
@@ -32,10 +33,10 @@ COMMANDS = {
     "pareto": {"folder", "--out", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous"},
     "verify": {"path", "--json"},
-    "families": {"--json"},
+    "families": {"--architecture", "--json"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
-    "doctor": set(),
+    "doctor": {"--json"},
     "demo": {"--out"},
 }  # fmt: skip
 DEFAULTS = {
@@ -74,11 +75,13 @@ def test_trace_defaults_are_the_documented_ones_in_command_and_api() -> None:
 
 
 def test_predict_takes_what_its_request_takes() -> None:
+    from analysis.fact_commands import _predict
     from analysis.predict import PredictRequest
 
     fields = {field.name for field in dataclasses.fields(PredictRequest)}
-    command = set(inspect.signature(prunescope._predict).parameters) - {"json_target"}
+    command = set(inspect.signature(_predict).parameters) - {"json_target", "out", "peak"}
     assert command <= fields
+    assert "peaks" in fields
 
 
 def test_public_names_are_there() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,17 +31,16 @@ def test_every_check_says_something_and_every_failure_what_to_do(
 
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    monkeypatch.setattr(doctor.shutil, "which", lambda *_: None)
-    monkeypatch.setattr(doctor, "_CPU_CLOCK", Path("/nowhere"))
     checks = list(doctor.examine())
-    assert {c["check"] for c in checks} >= {"machine", "torch", "polars", "clocks", "hta", "demo"}
+    assert {c["check"] for c in checks} >= {"machine", "torch", "polars", "hta", "ray", "demo"}
     for check in checks:
         assert set(check) >= {"check", "ok", "says", "hint"}
         assert check["says"]
         if check["ok"] is False:
             assert check["hint"], check["check"]
     failed = {c["check"] for c in checks if c["ok"] is False}
-    assert failed >= {"torch", "transformers", "polars", "matplotlib", "hta", "demo"}
+    assert failed >= {"torch", "transformers", "polars", "matplotlib", "hta", "ray", "demo"}
+    assert not doctor.works(checks)
 
 
 def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,15 +51,67 @@ def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "valid" in check["hint"]
 
 
-@pytest.mark.parametrize(("code", "ok"), [(0, True), (9, None)])
-def test_clocks_of_a_gpu(code: int, ok: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], code, stdout="1980 MHz, 2619 MHz\n", stderr="")
+@pytest.mark.torch
+@pytest.mark.parametrize("clocks", [None, {"core_hz": 1.98e9, "memory_hz": 2.619e9}])
+def test_clocks(clocks: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracer import clocks as clock
+
+    monkeypatch.setattr(clock, "read_clocks", lambda _device: clocks)
+    check = doctor._clocks()
+    assert check["ok"] is (None if clocks is None else True)
+    assert ("core 1980 MHz, memory 2619 MHz" in check["says"]) == (clocks is not None)
+    assert (check["hint"] is None) == (clocks is not None)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("cuda", "fix"), [(None, "install a torch build"), ("12.8", "driver does not suit")]
+)
+def test_a_gpu_that_torch_does_not_use_is_a_finding(
+    cuda: str | None, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build for CPUs, or one that the driver is too old for, beside a driver that names a GPU."""
+    import torch
+
+    from tracer import machine
+
+    done = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100\n", stderr="")
+    monkeypatch.setattr(machine, "pick_device", lambda _name: torch.device("cpu"))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(doctor.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_args, **_more: done)
-    monkeypatch.setattr(doctor, "_CPU_CLOCK", Path("/nowhere"))
-    check = doctor._clocks()
-    assert check["ok"] is ok
-    assert ("1980" in check["says"]) == (code == 0)
+    check = doctor._device()
+    assert check["ok"] is False
+    assert "not used: NVIDIA H100" in check["says"]
+    assert fix in check["hint"]
+
+
+@pytest.mark.parametrize("error", [OSError("no lib"), subprocess.TimeoutExpired("x", 20)])
+def test_a_driver_that_does_not_answer_is_no_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(doctor.subprocess, "run", fail)
+    assert doctor._cards() is None
+
+
+@pytest.mark.torch
+def test_a_device_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver says no in the middle of a check: said in one line, and the others go on."""
+
+    def fail() -> Check:
+        raise RuntimeError("CUDA error: unknown error\nCUDA kernel errors might be reported")
+
+    monkeypatch.setattr(doctor, "_device", fail)
+    check = found("device")
+    assert (check["ok"], check["needed"]) == (False, True)
+    assert check["says"] == "RuntimeError: CUDA error: unknown error"
+    assert check["hint"]
+    assert found("profiler")["ok"] is True
 
 
 @pytest.mark.torch
@@ -90,5 +141,24 @@ def test_a_profiler_that_records_nothing_is_a_finding(monkeypatch: pytest.Monkey
 def test_the_command_names_what_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert prunescope.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for name in ("torch", "device", "profiler", "2:4", "clocks", "hta", "demo"):
+    for name in ("torch", "device", "profiler", "2:4", "clocks", "hta", "ray", "demo"):
         assert name in out
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (None, 0), (False, 3)])
+def test_as_json_and_its_exit_code(
+    ok: bool | None,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checks = [
+        doctor._check("device", ok=ok, says="x", hint="y", needed=True),
+        doctor._check("hta", ok=False, says="x", hint="y"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
+    assert prunescope.main(["doctor", "--json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"works": code == 0, "checks": checks}
+    assert err == ""

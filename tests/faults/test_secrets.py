@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.chrome import chrome, gap, k, op, step
 
 ROOT = Path(__file__).resolve().parents[2]
 USER, HOME = "quentinzaphod", "zaphodshome"
@@ -28,6 +32,32 @@ TRACE = ["trace", "--model", "{model}", "--method", "static-nk", "--sparsity", "
          "2", "--threads", "1", "--out", "{out}/run"]  # fmt: skip
 FORMATS = "md,html,json,tex,csv,parquet,perfetto,png,pdf,svg"
 ANALYZE = ["analyze", "{out}/run", "--format", FORMATS, "--json", "{out}/told.json"]
+COMMANDS = (
+    TRACE,
+    ANALYZE,
+    ["analyze", "{foreign}", "--out", "{out}/foreign", "--format", FORMATS,
+     "--json", "{out}/foreign.json"],
+    ["bundle", "{out}/run", "-o", "{out}/evidence.zip"],
+    ["predict", "--model", "{model}", "--device", "h100-sxm", "--json", "{out}/predicted.json"],
+)  # fmt: skip
+LONGER = (
+    # Told in words that the user gave: `out` of this JSON repeats them.
+    ["sweep", "{sweep}", "--out", "results/sweep", "--json", "{out}/sweep.json"],
+    ["pareto", "{out}/sweep", "--json", "{out}/pareto.json"],
+    ["calibrate", "--out", "{out}/device.json"],
+)  # fmt: skip
+# Every family that a sweep may be told to load from a path, and a point of its own.
+SWEEP = """\
+model: {model}
+families: [static-m, {model}]
+sparsities: [0.5]
+phases: [prefill]
+prompt_lens: [8]
+text: {text}
+repeats: 2
+steps: 2
+threads: 1
+"""
 
 
 def readings(path: Path) -> Iterator[bytes]:
@@ -51,14 +81,42 @@ def readings(path: Path) -> Iterator[bytes]:
             continue
 
 
+def places(home: Path) -> dict[str, str]:
+    """Where the user of a home has things."""
+    return {
+        "{model}": str(home / "models" / "secretproject"), "{out}": str(home / "results"),
+        "{foreign}": str(home / "profile.json"), "{sweep}": str(home / "sweep.yaml"),
+        "{text}": str(home / "text.txt"),
+    }  # fmt: skip
+
+
+def filled(text: str, home: Path) -> str:
+    """A text with the places of a home put in."""
+    return re.sub(r"\{\w+\}", lambda m: places(home)[m[0]], text)
+
+
+def foreign(home: Path) -> dict[str, object]:
+    """A trace as a profiler writes it elsewhere: a host, paths, an environment, named threads."""
+    trace = chrome(step(0, op("aten::mm", [64, 64], [64, 64], kernels=[k(us=7)]), gap(us=3)))
+    args = {**SECRETS, "Call stack": f"{home}/train.py(7): main", "user": USER}
+    for event in trace["traceEvents"]:
+        event["args"] |= args
+    names = (("process_name", f"python {home}/train.py"), ("thread_name", f"{USER}@heartofgold"))
+    trace["traceEvents"] += [
+        {"ph": "M", "name": name, "pid": 1, "tid": 1, "ts": 0, "args": {"name": said, **args}}
+        for name, said in names
+    ]
+    more = {"host_name": "heartofgold", "traceName": f"{home}/profile.json", "env": SECRETS}
+    return {**trace, **more, "otherData": args}
+
+
 def run(home: Path, words: list[str]) -> None:
     """A command of a user with a home of their own, and secrets in the environment."""
-    model = home / "models" / "secretproject"
-    names = {"{model}": str(model), "{out}": str(home / "results")}
-    args = [re.sub(r"\{\w+\}", lambda m: names[m[0]], word) for word in words]
+    args = [filled(word, home) for word in words]
     environment = {
         **SECRETS, "HOME": str(home), "USER": USER, "LOGNAME": USER, "HOSTNAME": "heartofgold",
-        "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin", "TMPDIR": str(home.parent.parent), "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(home / "cache"),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, str(ROOT / "prunescope.py"), *args], cwd=home, env=environment,
@@ -67,9 +125,13 @@ def run(home: Path, words: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that trace, analyze and bundle write for a model in the user's home."""
+@pytest.fixture(
+    scope="module",
+    params=[COMMANDS, pytest.param(LONGER, marks=pytest.mark.slow)],
+    ids=["run", "sweep"],
+)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that the commands write for a model, a text and a trace in the user's home."""
     pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -80,8 +142,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = AutoConfig.for_model(**preset_config("tiny-llama"))
     model = AutoModelForCausalLM.from_config(made)
     model.save_pretrained(home / "models" / "secretproject")
-    for words in (TRACE, ANALYZE, ["bundle", "{out}/run", "-o", "{out}/evidence.zip"]):
+    (home / "text.txt").write_text("Mostly harmless. " * 200)
+    (home / "sweep.yaml").write_text(filled(SWEEP, home))
+    (home / "profile.json").write_text(json.dumps(foreign(home)))
+    mine = {p for p in home.rglob("*") if p.is_file()}
+    for words in request.param:
         run(home, words)
+    # What a command keeps elsewhere in the home (calibrated peaks) is searched too.
+    kept = [p for p in home.rglob("*") if p.is_file() and p not in mine]
+    for path in kept:
+        if home / "results" not in path.parents:
+            shutil.copy(path, home / "results" / f"kept-{path.name}")
     return home / "results"
 
 
@@ -92,8 +163,10 @@ def test_nothing_leaks(written: Path) -> None:
     bad |= {name for name in here if len(name) > 4 and name != "localhost"}
     bad |= {str(ROOT), str(written), sys.prefix, str(Path(sys.executable).resolve().parent)}
     files = [p for p in written.rglob("*") if p.is_file()]
-    assert {p.suffix for p in files} >= {".md", ".html", ".json", ".tex", ".csv", ".parquet",
-                                         ".gz", ".png", ".pdf", ".svg", ".zip"}  # fmt: skip
+    suffixes = {p.suffix for p in files}
+    assert suffixes >= {".md", ".json", ".gz"}
+    if (written / "run").exists():
+        assert suffixes >= {".html", ".tex", ".csv", ".parquet", ".zip", ".png", ".pdf", ".svg"}
     leaks = [
         f"{path.name}: {word}"
         for path in files

@@ -20,6 +20,8 @@ from tests.fuzz.seeds import seeds
 from tests.fuzz.target import attempt, check
 
 ROOT = Path(__file__).resolve().parents[2]
+# Files that were faults once; each has a test of its own beside what was mended.
+FOUND = ("1795627446:349", "1795627446:2409")
 
 
 @pytest.mark.parametrize("index", range(8))
@@ -39,6 +41,11 @@ def test_random_files(block: int, tmp_path: Path) -> None:
     """Both answers occur: else the mutations are too weak or too strong to test anything."""
     seen = {attempt(f"test:{block * 40 + i}", tmp_path) for i in range(40)}
     assert seen == {"report", "refused"}
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_the_fuzzer_found_stays_mended(seed: str, tmp_path: Path) -> None:
+    assert attempt(seed, tmp_path) in ("report", "refused")
 
 
 def test_a_seed_tells_its_file() -> None:

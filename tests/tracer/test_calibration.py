@@ -15,8 +15,15 @@ from torch import nn
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
 from tests.tracer.architectures import FEW, apply, build, logits
-from tracer.calibration import calibration_of, collect, text_calibration
+from tracer.calibration import (
+    Statistics,
+    calibration_of,
+    collect,
+    remembering,
+    text_calibration,
+)
 from tracer.models import DEMO, load_model, load_tokenizer
+from tracer.phases import token_ids
 from tracer.pruners import Applied, Point, family_point, pruner
 from tracer.pruners.static_k_lowrank import factors
 from tracer.quality import quality, text_passage
@@ -282,3 +289,28 @@ def test_calibrated_beats_random_on_a_real_model() -> None:
         return float(quality(applied.model, passage)["perplexity"])
 
     assert perplexity("calibrated") < 0.5 * perplexity("random")
+
+
+def test_what_was_collected_is_not_collected_twice(tiny: Any) -> None:
+    """The sparsities of a family ask the same of equal weights; other questions are asked anew."""
+    passes: list[int] = []
+    tiny.register_forward_pre_hook(lambda *_: passes.append(1))
+    batches = token_ids(1024, batch=2, length=16, seed=0).split(1)
+    kept: dict[str, Statistics] = {}
+    down = ["model.layers.0.mlp.down_proj"]
+    plain = collect(tiny, batches, squares=down)
+    with remembering(kept):
+        first = collect(tiny, batches, squares=down)
+        again = collect(tiny, batches, squares=down)
+        assert len(passes) == 4  # two batches outside, two inside
+        assert again is first
+        assert torch.equal(again.squares[down[0]], plain.squares[down[0]])
+        collect(tiny, batches, squares=down, influence=True)
+        collect(tiny, batches[:1], squares=down)
+        tiny.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
+        changed = collect(tiny, batches[:1], squares=down)
+        assert len(passes) == 4 + 2 + 1 + 1
+    assert not torch.equal(changed.squares[down[0]], plain.squares[down[0]])
+    assert len(kept) == 1  # the last one alone
+    collect(tiny, batches[:1], squares=down)
+    assert len(passes) == 9  # outside, nothing is remembered

@@ -172,6 +172,7 @@ def test_cropped_caches_are_noticed() -> None:
         ("granite", {"residual_multiplier": 0.5}, "cannot be taken apart"),  # only its logits tell
         ("mistral", {"sliding_window": 8}, "sliding window"),
         ("mixtral", {"num_local_experts": 2}, "cannot be taken apart"),
+        ("mamba", {"hidden_size": 32}, "not attention alone"),
     ],
 )
 def test_other_architectures_are_refused(model_type: str, fields: dict[str, Any], why: str) -> None:

@@ -11,11 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from taxonomy.errors import PrunescopeError
@@ -80,7 +82,8 @@ def states(folder: Path) -> dict[str, str]:
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {p.parent.parent.name: p.stat().st_mtime_ns for p in folder.glob("runs/*/pruned/*.json")}
+    whole = folder.glob("runs/[!.]*/pruned/*.json")  # not one that is being written
+    return {p.parent.parent.name: p.stat().st_mtime_ns for p in whole}
 
 
 @pytest.mark.torch
@@ -226,6 +229,35 @@ def test_ray_gives_the_same_results(tmp_path: Path) -> None:
     assert states(out) == dict.fromkeys((r.id for r in planned), "done")
 
 
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_a_killed_worker_of_ray_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """One of the workers dies after the first result: another goes on where it was."""
+    path, out, killed = config(tmp_path), tmp_path / "s", []
+    before: dict[str, int] = {}
+
+    def kill_one() -> None:
+        while not stamps(out):
+            time.sleep(0.05)
+        before.update(stamps(out))
+        for child in psutil.Process().children(recursive=True):
+            if not killed and child.cmdline()[:1] == ["ray::_work"]:
+                child.kill()
+                killed.append(child.pid)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    sweep(SweepRequest(config=path, out=out, engine="ray"))
+    thread.join(60)
+    assert len(killed) == 1
+    planned = plan_of(SweepRequest(config=path, out=out)).results
+    assert states(out) == dict.fromkeys((r.id for r in planned), "done")
+    after = stamps(out)
+    assert {name: after[name] for name in before} == before
+    assert not list((out / "runs").glob(".*partial*"))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
 def test_without_ray_its_engine_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError) as caught:
@@ -296,3 +328,28 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert counts == {"results": 8, "models": 4, "pending": 8, "done": 0, "impossible": 2}
     assert {r["state"] for r in found["results"]} == {"pending"}
     assert not (tmp_path / "s").exists()
+
+
+def test_a_listing_looks_at_each_run_once_and_reads_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand runs are listed in about a second: one look each, no run.json opened."""
+    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 100\n"
+    request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
+    plan = plan_of(request)
+    folder = SweepFolder(request.out)
+    folder.start(plan)
+    for result in plan.results:
+        path = folder.run(result) / "pruned"
+        path.mkdir(parents=True)
+        (path / "run.json").write_text("not read")
+    looks: list[Path] = []
+    reads: list[Path] = []
+    is_file, read = Path.is_file, Path.read_bytes
+    monkeypatch.setattr(Path, "is_file", lambda p: looks.append(p) or is_file(p))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Path, "read_bytes", lambda p: reads.append(p) or read(p))  # type: ignore[func-returns-value]
+    found = summary(request)
+    assert (len(plan.results), found["plan"]["done"]) == (400, 400)
+    assert len([p for p in looks if p.name == "run.json"]) == 400
+    assert len(looks) < 410
+    assert [p for p in reads if p.name == "run.json"] == []

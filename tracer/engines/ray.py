@@ -16,6 +16,7 @@ from taxonomy.errors import PrunescopeError
 from tracer.machine import num_cores
 from tracer.sweep_job import Job, Worker
 from tracer.sweep_plan import Planned
+from tracer.sweep_state import DONE, SweepFolder
 
 RETRIES = 3
 
@@ -23,7 +24,8 @@ RETRIES = 3
 def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
     """Run every job; `told` hears of each job's first result when the job is done.
 
-    Raises PrunescopeError where ray is not installed, or a worker died more than RETRIES times.
+    A result in which a worker dies more than RETRIES times is recorded as failed, and the others go
+    on. Raises PrunescopeError where ray is not installed.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -50,12 +52,19 @@ def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None
         job = waiting.pop(done[0])
         try:
             ray.get(done[0])
-        except ray.exceptions.WorkerCrashedError as error:
-            raise PrunescopeError(
-                f"a worker died {RETRIES + 1} times on {job.results[0].key}",
-                hint="the same command again resumes; `--engine local` shows what kills it",
-            ) from error
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+            _record(job, type(error).__name__)
         told(job.results[0])
+
+
+def _record(job: Job, name: str) -> None:
+    """Name what a worker died in; what it did not begin stays pending."""
+    folder = SweepFolder(job.folder)
+    for result in job.results:
+        if folder.state(result) != DONE and folder.is_begun(result):
+            hint = "`--engine local` shows what kills it"
+            folder.fail(result, f"its worker died {RETRIES + 1} times ({name}; {hint})", job.call)
+    folder.refresh()
 
 
 def _work(job: Job) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from taxonomy.keep import removed_layers
+from taxonomy.keep import removed_layers, rounding
+from tracer import compat
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruned_attention import PlainAttention, counted_layer, past_length, refuse_padding
 from tracer.pruners import Applied, Point
@@ -39,6 +40,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     gone = removed_layers(len(layers), point.sparsity)
     how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
     notes = [f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing"]
+    notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
     return Applied(model=model, record={"kept": {"layers": len(layers) - gone}, "notes": notes})
 
 
@@ -77,7 +79,7 @@ class _DepthRouter(nn.Module):
         return linear(x.mean(1), self.weight) > 0
 
 
-class _SkippableLayer(nn.Module):
+class _SkippableLayer(compat.TakesCache):
     """A decoder layer, or the identity."""
 
     def __init__(self, layer: nn.Module, point: Point, route: _Route) -> None:

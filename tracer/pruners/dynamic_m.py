@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from taxonomy.keep import kept_count
+from tracer import compat
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
 from tracer.pruners import Applied, Point
@@ -159,7 +160,7 @@ class _RoutedMlp(nn.Module):
         return self.tally.take()
 
 
-class _RoutedLayer(nn.Module):
+class _RoutedLayer(compat.TakesCache):
     """A decoder layer whose sublayers add to the residual stream where their routers say so."""
 
     def __init__(self, layer: nn.Module, point: Point, draws: Draws) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from taxonomy.keep import kept_intermediate, up16
+from taxonomy.keep import kept_intermediate, rounding, up16
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruners import Applied, Point
 from tracer.routing import Draws, Tally, refuse_calibration, score_weight
@@ -37,6 +37,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     rebuilt(model, rebuild, sparsity=point.sparsity)
     widths = [kept_intermediate(_width(layer), point.sparsity) for layer in layers]
     notes = ["all tokens of a forward use one set of channels"]
+    notes += rounding(widths[0], _width(layers[0]), point.sparsity, "MLP channels")
     return Applied(model=model, record={"kept": {"intermediate": widths}, "notes": notes})
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.keep import low_rank_or_dense
+from taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from taxonomy.roles import locate
 from tracer.calibration import calibration_of, collect
 from tracer.layers import probe
@@ -52,9 +52,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if not chosen:
         raise PrunescopeError(
             f"at sparsity {point.sparsity} no rank makes any matrix of this model smaller",
-            hint="raise the sparsity: ranks are multiples of 16 and must be below N·K/(N+K)",
+            hint=rank_hint(
+                (weight_of(m).shape[0], weight_of(m).shape[1]) for m in matrices.values()
+            ),
         )
     record: dict[str, Any] = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
+    record["notes"] += _rounded(matrices, chosen, point.sparsity)
     if len(chosen) < len(ranks):
         roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})
         record["notes"].append(f"no rank makes these smaller, they stay dense: {', '.join(roles)}")
@@ -117,6 +120,16 @@ def _factored(module: Any, rank: int, moment: torch.Tensor | None) -> LowRank:
 def _rank(module: nn.Module, sparsity: float) -> int | None:
     outputs, inputs = weight_of(module).shape
     return low_rank_or_dense(outputs, inputs, sparsity)
+
+
+def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:
+    """Of the matrix whose rank is the furthest from what was asked for."""
+    left = {}
+    for name, rank in ranks.items():
+        outputs, inputs = weight_of(matrices[name]).shape
+        left[name] = (rank * (outputs + inputs), outputs * inputs)
+    name = max(left, key=lambda n: abs(1 - left[n][0] / left[n][1] - sparsity))
+    return rounding(*left[name], sparsity, f"numbers of {locate(name).role}")
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

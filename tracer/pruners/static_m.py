@@ -12,11 +12,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.keep import removed_layers
+from taxonomy.keep import removed_layers, rounding
 from tracer.calibration import calibration_of, collect
-from tracer.layers import decoder_layers, is_known, probe, renumber_cache, text_config
+from tracer.layers import (
+    counts_without,
+    decoder_layers,
+    is_known,
+    probe,
+    renumber_cache,
+    text_config,
+)
 from tracer.pruners import Applied, Point, draw
 from tracer.sublayers import remove_sublayers
+
+_DRAWS = 16
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -26,7 +35,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     kinds = ("attention", "mlp") if unit == "sublayers" else (unit,)
     record: dict[str, Any] = {"unit": unit}
     influence = _influence(model, name, point, record)
-    gone = {kind: _chosen(len(layers), point, kind, influence) for kind in kinds}
+    gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = gone
     if point.sparsity and not any(gone.values()):
         text = (
@@ -34,6 +43,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             f"{1 / len(layers):g} is the least that removes one"
         )
         record.setdefault("notes", []).append(text)
+    elif not point.knobs["layers"]:
+        left = len(layers) - len(gone[kinds[0]])
+        what = "layers" if unit == "layer" else f"{' and '.join(kinds)} sublayers"
+        record.setdefault("notes", []).extend(rounding(left, len(layers), point.sparsity, what))
     if point.knobs["layers"]:
         record["sparsity"] = len(gone[kinds[0]]) / len(layers)
     if unit == "layer":
@@ -70,7 +83,11 @@ def _influence(
 
 
 def _chosen(
-    num_layers: int, point: Point, kind: str, influence: dict[str, list[float]]
+    model: PreTrainedModel,
+    num_layers: int,
+    point: Point,
+    kind: str,
+    influence: dict[str, list[float]],
 ) -> list[int]:
     text = str(point.knobs["layers"])
     if not text:
@@ -83,7 +100,7 @@ def _chosen(
         if influence:
             ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
             return sorted(ranked[:count])
-        return draw(num_layers, count, seed=point.seed, what=f"static-m {kind}")
+        return _drawn(model, num_layers, count, point, kind)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) < num_layers for part in parts):
         raise PrunescopeError(
@@ -94,6 +111,18 @@ def _chosen(
     if len(chosen) == num_layers:
         raise PrunescopeError(f"layers={text} leaves no layer", hint="keep one layer at least")
     return chosen
+
+
+def _drawn(
+    model: PreTrainedModel, num_layers: int, count: int, point: Point, kind: str
+) -> list[int]:
+    """Drawn with the seed; anew where a hybrid would lose its last attention."""
+    for again in range(_DRAWS):
+        what = f"static-m {kind}" + (f" again {again}" if again else "")
+        drawn = draw(num_layers, count, seed=point.seed, what=what)
+        if kind == "mlp" or counts_without(model, drawn):
+            break
+    return drawn
 
 
 def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
@@ -107,11 +136,26 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
         # One entry a layer: layer_types, mlp_layer_types, no_rope_layers, ...
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
+    _set_derived(config, kept)
     _set_depth(config, len(kept))
     setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
     renumber_cache(model, shorter)
     if not is_known(model):
         probe(model, "without some layers")
+
+
+def _set_derived(config: Any, kept: list[int]) -> None:
+    """Lists of one entry a layer that a config works out (Jamba: from a period) stay those of the
+    layers that are left."""
+    total = config.num_hidden_layers
+    names = [
+        name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)
+    ]
+    own = {name: getattr(config, name, None) for name in names if name.startswith("layer")}
+    lists = {k: v for k, v in own.items() if isinstance(v, list) and len(v) == total}
+    if lists:
+        fixed = {name: [value[i] for i in kept] for name, value in lists.items()}
+        config.__class__ = type(type(config).__name__, (type(config),), fixed)
 
 
 def _set_depth(config: Any, count: int) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.keep import kept_hidden
+from taxonomy.keep import kept_hidden, rounding
 from tracer.calibration import calibration_of, collect
 from tracer.layers import probe, text_config
 from tracer.pruners import Applied, Point, draw
@@ -31,6 +31,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     same = point.knobs["junctions"] == "same"
     record: dict[str, Any] = {"kept": {"hidden": kept}, "junctions": point.knobs["junctions"]}
     bases = _bases(model, stream, point, kept, record)
+    record.setdefault("notes", []).extend(
+        rounding(kept, stream.hidden, point.sparsity, "dimensions of the residual stream")
+    )
     folded = bases[0].directions is not None
     record["basis"] = "directions" if folded else "dimensions"
     if not same:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_count
+from tracer import compat
 from tracer.prenorm import prenorm_layers, rebuilt
 from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
 from tracer.pruners import Applied, Point
@@ -108,7 +109,7 @@ class _WatchedAttention(PlainAttention):
         return self.o_proj(self.attend_causally(q, k, v)), None
 
 
-class _DroppingLayer(nn.Module):
+class _DroppingLayer(compat.TakesCache):
     """A decoder layer before the drop, at it (with a router) or behind it (`late`)."""
 
     router: TokenRanker

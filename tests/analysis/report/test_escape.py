@@ -97,3 +97,7 @@ def test_formulas_get_an_apostrophe(text: str) -> None:
 @given(ANY)
 def test_ascii_text_is_ascii(text: str) -> None:
     assert escape.ascii_only(text).isascii()
+
+
+def test_a_backtick_is_escaped_and_still_reads_well() -> None:
+    assert escape.markdown("by `trace` | x") == r"by \`trace\` &#124; x"

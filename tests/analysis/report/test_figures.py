@@ -65,6 +65,8 @@ def test_no_text_overlaps_or_leaves_the_page(report: Any, monkeypatch: pytest.Mo
         low, high = axes.get_xlim()
         outside = {id(t) for t, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
                    if not low <= x <= high}  # fmt: skip
+        texts += [t for legend in figure.legends for t in legend.get_texts()]
+        texts += [figure._suptitle] if figure._suptitle else []  # type: ignore[attr-defined]
         boxes = [t.get_window_extent() for t in texts if t.get_text() and id(t) not in outside]
         # A box is a whole line high, with room for letters that the text may not have.
         for a, b in combinations([box.expanded(1, 0.75) for box in boxes], 2):
@@ -79,6 +81,21 @@ def test_every_axis_names_its_unit(monkeypatch: pytest.MonkeyPatch) -> None:
         "speedup (dense ÷ pruned), prefill", "time of a step (ms), prefill, unprofiled",
         "speedup (dense ÷ pruned), decode", "time of a step (ms), decode, unprofiled",
     ]  # fmt: skip
+
+
+def test_every_figure_says_what_it_shows_and_in_which_unit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ladder, ledger, *_ = kept_figures(monkeypatch, example.two_phases())
+    title = ledger.get_suptitle()
+    assert title.startswith("Where the time went\n") and title.endswith("static-nk, prefill")
+    assert [t.get_text() for t in ladder.legends[0].get_texts()] == [
+        "bound", "measured", "95 % interval", "1× (dense)"
+    ]  # fmt: skip
+    assert [t.get_text() for t in ledger.legends[0].get_texts()] == [
+        "lost", "gained", "in its noise", "95 % interval"
+    ]  # fmt: skip
+    assert "ms" in [t.get_text() for t in ledger.axes[0].texts]  # above the numbers at the right
 
 
 def test_dollars_are_not_mathematics() -> None:

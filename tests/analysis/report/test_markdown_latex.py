@@ -59,7 +59,7 @@ def test_latex_numbers_are_ready_for_siunitx() -> None:
     text = render_latex(example.two_phases())
     assert r"coverage & +9.20 & +6.6 &" in text
     assert r"added work & -1.50 & -1.1 &" in text
-    assert "S[table-format=+3.2]" in text
+    assert "S[table-format=+3.2,retain-explicit-plus]" in text
     assert r"\SI" not in text and r"\si{\milli\second}" in text
 
 

@@ -180,3 +180,34 @@ def test_the_format_needs_frames_and_is_written(pair: Analysis, tmp_path: Path) 
     assert path.name == "trace-trace.perfetto.json.gz"
     with pytest.raises(PrunescopeError, match="perfetto holds the kernels frame"):
         write_report(pair.report, tmp_path / "o2", formats=("perfetto",))
+
+
+def test_the_host_stands_below_the_kernels_as_it_was_recorded(
+    pair: Analysis, tmp_path: Path
+) -> None:
+    (data,) = perfetto_files(pair.report, pair.frames, pair.hosts()).values()
+    ops = [e for e in slices(data, "prunescope.host_op") if e["name"] == "aten::mm"]
+    assert len(ops) == 4  # two linears in each of two steps
+    assert ops[0]["args"]["shapes"] == "[[512, 256], [256, 512]]"
+    scopes = {e["name"] for e in slices(data, "prunescope.host_scope")}
+    assert {"model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"} <= scopes
+    launches = slices(data, "prunescope.host_launch")
+    kernels = sorted(slices(data, "kernel"), key=lambda e: e["ts"])
+    assert len(launches) == len(kernels) == 6
+    assert min(e["ts"] for e in events(data) if "ts" in e) == 0
+    first = min(launches, key=lambda e: e["ts"])
+    assert first["ts"] <= kernels[0]["ts"]  # one clock
+    path = tmp_path / "x.json.gz"
+    path.write_bytes(data)
+    again = analyze(path, options=Options(device="h100-sxm")).report.phases["trace"]
+    phase = pair.report.phases["trace"]
+    assert again.busy_ns * again.steps == phase.busy_ns * phase.steps
+
+
+def test_a_phase_of_an_engine_shows_its_own_host_time(real_trace: Callable[[str], Path]) -> None:
+    done = analyze(real_trace("mi300x_sglang_qwen3-8b_prefilldecode.json.gz"))
+    files = perfetto_files(done.report, done.frames, done.hosts())
+    for data in files.values():
+        host = [e for e in events(data) if e.get("pid") == 2 and "ts" in e]
+        assert host
+        assert min(e["ts"] for e in host) >= 0

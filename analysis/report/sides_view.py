@@ -1,0 +1,66 @@
+"""What papers print beside a speedup, dense against pruned: time, tokens a second, bytes, memory.
+
+In: a Phase of the Report with a baseline. Out: a Table; ns and bytes as text with units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from analysis.report import numbers
+from analysis.report.model import Phase
+from analysis.report.view import Cell, Column, Table
+
+_BYTES = (
+    ("weight_bytes", "weights"),
+    ("kv_bytes", "KV cache"),
+    ("peak_memory_bytes", "peak memory"),
+)
+
+
+def sides_table(phase: Phase) -> Table | None:
+    """A row a quantity that both sides know; None without a baseline."""
+    dense = phase.baseline
+    if dense is None or phase.ladder is None:
+        return None
+    before, now = _median(dense.get("unprofiled_ns")), _median(phase.unprofiled_ns)
+    timed = before is not None and now is not None
+    if not timed:
+        before, now = dense.get("wall_ns"), phase.wall_ns
+    label = "time of a step, median" if timed else "time of a step, profiled"
+    rows = [_row(label, before, now, numbers.time)]
+    if timed:  # else tokens a second would be of another time than the row above
+        rows.append(_row("tokens/s", dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate))
+    rows += [
+        _row(label, dense.get(key), getattr(phase, key), numbers.size) for key, label in _BYTES
+    ]
+    columns = [
+        Column("per step"),
+        Column("dense", numeric=True),
+        Column("pruned", numeric=True),
+        Column("pruned ÷ dense", numeric=True),
+    ]
+    known = [row for row in rows if row is not None]
+    note = "a step is a forward in prefill (TTFT) and a token in decode (TPOT)"
+    return Table("sides", "Dense and pruned", columns, known, [note]) if known else None
+
+
+def _median(samples: Any) -> float | None:
+    """The median of unprofiled samples, of a Report or of one that was read back."""
+    value = samples.get("median") if isinstance(samples, dict) else getattr(samples, "median", None)
+    return value if isinstance(value, int | float) else None
+
+
+def _row(
+    label: str, dense: Any, pruned: Any, form: Callable[[float | None], str]
+) -> list[Cell] | None:
+    if not isinstance(dense, int | float) or not isinstance(pruned, int | float):
+        return None
+    share = numbers.share_of(pruned, dense)
+    return [
+        Cell(label),
+        Cell(form(dense), float(dense)),
+        Cell(form(pruned), float(pruned)),
+        Cell(numbers.percent(share), share),
+    ]

@@ -1,0 +1,90 @@
+"""Pages in headless Chromium, as a reader sees them. No test in it.
+
+In: a page and a width in CSS pixels. Out: what a harness around it saw: overflow, the order of a
+table after clicks on its heading, dialogs and console messages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out"></pre>
+<iframe id="page" src="page.html" style="border:0;width:WIDTHpx;height:900px"></iframe>
+<script>
+const seen = {dialogs: 0, ready: false};
+document.getElementById('page').addEventListener('load', event => {
+  const view = event.target.contentWindow, page = view.document;
+  for (const name of ['alert', 'confirm', 'prompt']) view[name] = () => { seen.dialogs += 1; };
+  const root = page.documentElement;
+  seen.width = root.clientWidth;
+  seen.overflow = root.scrollWidth - root.clientWidth;
+  // What sticks out of the page and can be scrolled by no box of its own.
+  seen.outside = [...page.body.querySelectorAll('*')].filter(e => !e.closest('.scroll, svg'))
+    .filter(e => e.getBoundingClientRect().right > root.clientWidth + 1).map(e => e.tagName);
+  seen.images = page.images.length;
+  seen.tables = [];
+  for (const table of page.querySelectorAll('table.sortable')) {
+    const at = [...table.tHead.rows[0].cells].findIndex(cell => cell.className === 'n');
+    if (at < 0) continue;
+    const read = () => [...table.tBodies[0].rows].map(row => row.cells[at].dataset.v);
+    const column = {before: read()};
+    for (const turn of ['first', 'second']) {
+      const head = table.tHead.rows[0].cells[at];
+      (head.querySelector('button') || head).click();
+      column[turn] = read();
+    }
+    seen.tables.push(column);
+  }
+  seen.text = page.body.innerText;
+  seen.ready = true;
+  document.getElementById('out').textContent = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the harness saw; `console`: lines that the page wrote to the console."""
+
+    width: int
+    overflow: int
+    outside: list[str]
+    dialogs: int
+    images: int
+    tables: list[dict[str, list[str]]]
+    text: str
+    console: list[str]
+
+
+def opened(page: str, folder: Path, width: int) -> Seen:
+    """The page at a width. Skips where there is no Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "page.html").write_text(page, encoding="utf-8")
+    (folder / "harness.html").write_text(HARNESS.replace("WIDTH", str(width)), encoding="utf-8")
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
+         "--disable-dev-shm-usage",
+         f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
+         # The harness and the page are two files: each would be a stranger to the other.
+         "--allow-file-access-from-files", "--disable-web-security", "--virtual-time-budget=5000",
+         f"--window-size={width + 40},1000", "--dump-dom", (folder / "harness.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, flags=re.DOTALL)
+    assert found and found[1], done.stderr[-2000:]
+    told = json.loads(unescape(found[1]))
+    assert told.pop("ready")
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return Seen(**told, console=console)

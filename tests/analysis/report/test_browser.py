@@ -1,0 +1,59 @@
+"""The HTML pages in headless Chromium, on a desk and on a telephone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.compare import compare
+from analysis.pipeline import analyze
+from analysis.report import comparison
+from analysis.report.html import render_html
+from tests.analysis.report import example
+from tests.analysis.report.browser import opened
+
+ROOT = Path(__file__).resolve().parents[3]
+WIDTHS = [1280, 390]
+
+
+def ordered(column: list[str]) -> list[float]:
+    """Values to sort by; an unknown one is below all."""
+    return [float(value) if value else float("-inf") for value in column]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_report_fits_its_window_and_its_tables_sort(width: int, tmp_path: Path) -> None:
+    seen = opened(render_html(analyze(ROOT / "traces" / "tiny-static-nk").report), tmp_path, width)
+    assert seen.width == width
+    assert (seen.overflow, seen.outside, seen.console) == (0, [], [])
+    assert len(seen.tables) >= 5
+    for table in seen.tables:
+        first, second = ordered(table["first"]), ordered(table["second"])
+        assert first == sorted(ordered(table["before"]), reverse=True)
+        assert second == sorted(first)
+    assert any(t["first"] != t["second"] for t in seen.tables)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_hostile_kernel_is_text_in_a_browser(width: int, tmp_path: Path) -> None:
+    seen = opened(render_html(example.hostile(example.two_phases())), tmp_path, width)
+    assert (seen.dialogs, seen.images, seen.overflow, seen.console) == (0, 0, 0, [])
+    assert example.HOSTILE.replace("\x1b", r"\x1b") in seen.text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_fits_its_window_too(width: int, tmp_path: Path) -> None:
+    page = comparison.render_html(compare([ROOT / "traces"]))
+    seen = opened(page, tmp_path, width)
+    assert (seen.width, seen.overflow, seen.console) == (width, 0, [])
+
+
+def test_the_harness_sees_what_it_is_there_to_see(tmp_path: Path) -> None:
+    """A page that overflows, complains and runs a script of its own."""
+    page = """<!doctype html><html><body><div style="width:3000px">wide</div>
+    <script>console.error('boo')</script></body></html>"""
+    seen = opened(page, tmp_path, 390)
+    assert seen.overflow > 2000
+    assert "DIV" in seen.outside
+    assert any("boo" in line for line in seen.console)

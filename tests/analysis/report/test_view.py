@@ -1,0 +1,87 @@
+"""The GEMM table and the ledger as rows of cells: what is one row, and what is left empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.report import ledger_view, view
+from analysis.report.latex import render_latex
+from analysis.report.markdown import render_markdown
+from analysis.report.model import Phase, Row, from_json, to_json
+from analysis.report.sides_view import sides_table
+from tests.analysis.report import example
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def golden(name: str) -> list[Phase]:
+    return list(analyze(ROOT / "traces" / name).report.phases.values())
+
+
+def column(table: view.Table, title: str) -> list[str]:
+    at = [c.title for c in table.columns].index(title)
+    return [row[at].text for row in table.rows]
+
+
+def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
+    for phase in golden("tiny-static-m"):
+        table = view.gemm_table(phase)
+        roles = column(table, "role")
+        assert len(set(roles)) == len(roles)
+        rows = dict(zip(roles, zip(column(table, "axis"), column(table, "kept"),
+                                   column(table, "count"), strict=True), strict=True))  # fmt: skip
+        assert rows["q"] == rows["down"] == ("gone", "50 %", "8→4")
+        assert rows["lm_head"] == ("none", "–", "1")
+
+
+def test_a_merged_row_sums_what_its_two_rows_lose() -> None:
+    (phase, _) = golden("tiny-static-m")
+    for gemm in view.with_gone(phase.gemms):
+        parts = [g for g in phase.gemms if (g.role, g.group) == (gemm.role, gemm.group)]
+        for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns"):
+            told = [getattr(g, name) for g in parts]
+            assert getattr(gemm, name) == pytest.approx(sum(told))
+        assert gemm.loss_ns == pytest.approx(gemm.busy_ns - (gemm.promised_ns or 0))
+
+
+def test_heads_that_are_gone_are_an_arrow_in_the_batch() -> None:
+    for phase in golden("tiny-static-nk"):
+        table = view.gemm_table(phase)
+        cells = dict(zip(column(table, "role"), column(table, "batch"), strict=True))
+        assert cells["attention qk†"] == cells["attention pv†"] == "8→4"
+        assert cells["q"] == "1"
+
+
+def test_a_noise_that_is_0_by_definition_is_not_shown() -> None:
+    phase = example.two_phases().phases["prefill"]
+    assert phase.ledger is not None
+    phase.ledger[2].noise_ns = phase.ledger[5].noise_ns = 0.0  # coverage, kernel efficiency
+    table = ledger_view.ledger_table(phase)
+    assert table is not None
+    noise = dict(zip(column(table, "row"), column(table, "noise"), strict=True))
+    assert (noise["coverage"], noise["kernel efficiency"]) == ("", "±0.00")
+    assert "no noise stands where dense against dense is 0 by definition" in table.notes
+    rows = [Row(row="coverage", ns=1.0, noise_ns=1.0)]
+    assert not [n for n in ledger_view.ledger_notes(rows) if "definition" in n]
+
+
+def test_what_papers_print_beside_a_speedup() -> None:
+    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    for phase in report.phases.values():
+        table = sides_table(phase)
+        assert table is not None and phase.ladder is not None
+        share = dict(zip(column(table, "per step"), [row[3].value for row in table.rows],
+                         strict=True))  # fmt: skip
+        assert list(share) == ["time of a step, median", "tokens/s", "weights", "KV cache",
+                               "peak memory"]  # fmt: skip
+        assert share["time of a step, median"] == pytest.approx(1 / phase.ladder.realised)
+        assert share["tokens/s"] == pytest.approx(phase.ladder.realised)
+        assert share["KV cache"] == 0.5
+    back = from_json(to_json(report)).phases["decode"]
+    assert sides_table(back) == sides_table(report.phases["decode"])
+    assert "### Dense and pruned" in render_markdown(report)
+    assert "Dense and pruned, decode" in render_latex(report)
+    assert sides_table(example.alone().phases["trace"]) is None

@@ -1,0 +1,175 @@
+"""Every finding has a test where it must appear and one where it must not; and no false alarm."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis import findings
+from analysis.pipeline import analyze
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parents[1]
+CHECKS = [*Path(findings.__file__).parent.glob("*.py"), ROOT / "analysis" / "stragglers.py"]
+
+# Finding → test where it must appear, test where it must not. One name: both in one test.
+COVERED: dict[str, tuple[str, ...]] = {
+    "above-bound": ("test_above_bound",),
+    "above-peak": ("test_above_peak",),
+    "added-estimator": ("test_each_purpose_of_added_work_is_named_alone",
+                        "test_what_the_dense_model_does_too_is_not_added"),
+    "added-gather-scatter": ("test_gathers_inserted_into_a_real_trace",
+                             "test_what_the_dense_model_does_too_is_not_added"),
+    "added-layout": ("test_each_purpose_of_added_work_is_named_alone",
+                     "test_what_the_dense_model_does_too_is_not_added"),
+    "added-mask": ("test_each_purpose_of_added_work_is_named_alone",
+                   "test_what_the_dense_model_does_too_is_not_added"),
+    "added-routing": ("test_each_purpose_of_added_work_is_named_alone",
+                      "test_what_the_dense_model_does_too_is_not_added"),
+    "added-work": ("test_added_work",),
+    "below-break-even": ("test_block_sparse_attention_below_its_break_even",
+                         "test_block_sparse_attention_that_pays"),
+    "broken-propagation": ("test_broken_propagation",),
+    "clock-trouble": ("test_clocks_that_moved_or_differ", "test_steady_or_unknown_clocks"),
+    "coverage-limited": ("test_coverage_limited",),
+    "cuda-cores": ("test_real_traces",),
+    "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step",
+                     "test_activations_that_are_scaled_are_no_weights"),
+    "dispatch-bound": ("test_dispatch_bound",),
+    "kernels-missing": ("test_every_twentieth_kernel_lost",
+                        "test_a_real_pruning_of_layers_is_not_doubted"),
+    "launch-bound": ("test_launch_bound",),
+    "masked-tokens": ("test_tokens_that_are_masked_and_computed",
+                      "test_tokens_that_were_removed_or_never_meant_to_be"),
+    "nearest-dimension": ("test_an_odd_dimension_and_the_aligned_one_beside_it",
+                          "test_an_aligned_dimension_on_a_wave_is_as_good_as_its_neighbours"),
+    "no-speedup": ("test_no_speedup_and_wide_interval",),
+    "nominal-differs": ("test_nominal_and_realised_sparsity_are_both_said",
+                        "test_a_sparsity_that_is_what_it_says"),
+    "not-comparable": ("test_not_comparable",),
+    "nothing-removed": ("test_nothing_removed",),
+    "observer-effect": ("test_observer",),
+    "outside-taxonomy": ("test_outside",),
+    "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights",
+                          "test_dynamic_m_at_batch_1_reads_its_share"),
+    "residual-map": ("test_maps_that_eat_the_gain", "test_maps_that_cost_little"),
+    "roofline-shift": ("test_roofline_shift",),
+    "second-gemm": ("test_second_gemm",),
+    "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed",
+                                "test_layers_that_were_left_out"),
+    "slower-kernels": ("test_slower_kernels",),
+    "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named",
+                      "test_sparse_rows_of_a_multiple_of_eight_are_not"),
+    "sparse-without-gain": ("test_sparse_without_gain",),
+    "spill": ("test_spill",),
+    "straggler": ("test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
+                  "test_equal_ranks_have_no_straggler"),
+    "timing-not-valid": ("test_timing_not_valid",),
+    "unaligned": ("test_unaligned",),
+    "unequal-steps": ("test_unequal_steps",),
+    "wave-step": ("test_fewer_tiles_in_as_many_waves", "test_a_wave_that_was_saved"),
+    "wide-interval": ("test_no_speedup_and_wide_interval",),
+    "zeros-in-dense": ("test_zeros_in_dense",),
+}  # fmt: skip
+
+
+def known_ids() -> set[str]:
+    """Every id that the code gives a finding: a keyword `id`, or the first word of a purpose."""
+    found = set()
+    for path in CHECKS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            words = [k.value for k in node.keywords if k.arg == "id"]
+            words += node.args[:1] if node.func.id == "_Purpose" else []
+            found |= {w.value for w in words if isinstance(w, ast.Constant)}
+    return {str(name) for name in found}
+
+
+def bodies() -> dict[str, str]:
+    """Every test function of this folder with its source and that of its decorators; those of one
+    name are taken together."""
+    found: dict[str, str] = {}
+    for path in TESTS.glob("test_*.py"):
+        if path == Path(__file__):
+            continue
+        source = path.read_text()
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                lines = source.splitlines()[first - 1 : node.end_lineno]
+                found[node.name] = "\n".join([found.get(node.name, ""), *lines])
+    return found
+
+
+def test_every_finding_has_both_tests() -> None:
+    assert set(COVERED) == known_ids()
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_the_tests_are_there_and_say_what_must_not_be(name: str) -> None:
+    tests, absent = bodies(), COVERED[name][-1]
+    for test in COVERED[name]:
+        assert test in tests
+    # By its name, or by a table or a short hand of the file that holds all of its kind.
+    told = (name, "ADDED", "finding(phase)", "there")
+    assert any(word in tests[COVERED[name][0]] for word in told)
+    assert any(word in tests[absent] for word in told)
+    assert re.search(r"is None|\bnot\b|is not None\) ==|\(code, None\)", tests[absent])
+
+
+PAIRS = ["tiny-static-m", "tiny-static-nk", "tiny-static-k-mask"]
+# What is true of a golden pair and critical: a mask that removes nothing, and no gain for it.
+TRUE = {"tiny-static-k-mask": {"zeros-in-dense", "no-speedup"}}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_golden_runs_raise_no_false_alarm(name: str) -> None:
+    report = analyze(ROOT / "traces" / name).report
+    for phase in report.phases.values():
+        critical = {f.id for f in phase.findings if f.severity == "critical"}
+        assert critical <= TRUE.get(name, set())
+        if name in TRUE:
+            assert "zeros-in-dense" in critical
+
+
+def names_of_real_traces() -> list[str]:
+    folder = ROOT.parent / "shared" / "data" / "traces"
+    return sorted(path.name for path in folder.glob("*.json.gz")) or ["none.json.gz"]
+
+
+@pytest.mark.parametrize("name", names_of_real_traces())
+def test_no_real_trace_is_accused_of_more_than_idling(
+    name: str, real_trace: Callable[[str], Path]
+) -> None:
+    for phase in analyze(real_trace(name)).report.phases.values():
+        critical = [f for f in phase.findings if f.severity == "critical"]
+        assert {f.id for f in critical} <= {"launch-bound"}
+        if critical:
+            assert phase.bound["launch"] > 0.4 * phase.wall_ns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "sparsity", "true"),
+    [("static-m", 0.5, set()), ("static-nk", 0.5, set()), ("static-k-mask", 0.5, {"zeros-in-dense",
+                                                                                 "no-speedup"})],
+)  # fmt: skip
+def test_a_fresh_capture_raises_no_false_alarm(
+    method: str, sparsity: float, true: set[str], tmp_path: Path
+) -> None:
+    """But for noise of the machine, which a finding says and nothing else."""
+    import prunescope
+
+    folder = prunescope.trace(model="tiny-llama", method=method, sparsity=sparsity, prompt_len=128,
+                              decode_steps=4, repeats=7, steps=3, warmup=1, threads=1,
+                              out=tmp_path / "run")  # fmt: skip
+    for phase in analyze(folder).report.phases.values():
+        critical = {f.id for f in phase.findings if f.severity == "critical"}
+        noisy = {"timing-not-valid"} if "timing-not-valid" in critical else set()
+        noisy |= {"no-speedup"} if noisy else set()
+        assert critical <= true | noisy

@@ -1,0 +1,165 @@
+"""A lost kernel is no pruned one: damaged copies of a real trace, and what the verdict says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.report.model import Family, Phase
+from analysis.trust import Doubt, weighed
+from tests.analysis.edits import Edit, Event
+from tests.analysis.finding_cases import found, layers, mm, report
+from tests.chrome import Op, chrome, k, op, step
+
+QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
+GEMM = ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm", "aten::matmul")
+
+
+def drop(edit: Edit, lost: Callable[[int, Event], bool]) -> None:
+    """Kernels go, their launches and ops stay, and nothing moves: as a profiler loses them."""
+    kernels = [e for e in edit.device if e["cat"] == "kernel"]
+    gone = {id(e) for i, e in enumerate(kernels) if lost(i, e)}
+    edit.events[:] = [e for e in edit.events if id(e) not in gone]
+
+
+@pytest.fixture
+def damaged(real_trace: Callable[[str], Path], tmp_path: Path) -> Callable[..., Phase]:
+    def analyzed(lost: Callable[[Edit, int, Event], bool]) -> Phase:
+        path = real_trace(QWEN)
+        edit = Edit(path)
+        drop(edit, lambda i, e: lost(edit, i, e))
+        pruned = edit.save(tmp_path / "damaged.json")
+        return analyze(pruned, baseline=path).report.phases["trace"]
+
+    return analyzed
+
+
+def finding(phase: Phase) -> str:
+    found = [f for f in phase.findings if f.id == "kernels-missing"]
+    return " ".join([found[0].text, *found[0].evidence]) if found else ""
+
+
+def test_every_twentieth_kernel_lost(damaged: Callable[..., Phase]) -> None:
+    phase = damaged(lambda _edit, i, _event: i % 20 == 7)
+    assert phase.family is not None
+    assert phase.family.confidence <= 0.3
+    assert "of 1029 kernel launches have no kernel in the trace" in phase.family.evidence[0]
+    assert "kernel launches have no kernel" in finding(phase)
+
+
+def test_every_gemm_lost(damaged: Callable[..., Phase]) -> None:
+    phase = damaged(lambda edit, _, e: (edit.op_of(e) or {}).get("name") in GEMM)
+    assert phase.family is not None
+    assert (phase.family.id, phase.family.confidence) == ("unknown", 0.1)
+    assert phase.family.alternatives
+    assert "169 of 1029 kernel launches have no kernel" in finding(phase)
+    assert "pruned: the trace holds no GEMM of a linear" in finding(phase)
+    assert phase.family.evidence[0] in finding(phase)
+
+
+def test_the_gemms_of_some_layers_lost(damaged: Callable[..., Phase]) -> None:
+    """Those of every second layer: what stands between them still runs, and so does attention."""
+
+    def lost(edit: Edit, _: int, event: Event) -> bool:
+        op_ = edit.op_of(event) or {}
+        layers = edit.modules("Qwen2DecoderLayer_")[::2]
+        within = any(m["ts"] <= op_.get("ts", 0) < m["ts"] + m["dur"] for m in layers)
+        return within and op_.get("name") in GEMM
+
+    phase = damaged(lost)
+    assert phase.family is not None and phase.family.confidence <= 0.3
+    assert "12 attention or MLP sublayers lost some GEMMs and kept others" in finding(phase)
+
+
+def test_a_real_pruning_of_layers_is_not_doubted(
+    real_trace: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = real_trace(QWEN)
+    edit = Edit(path)
+    edit.drop_layers(range(6))
+    phase = analyze(edit.save(tmp_path / "p.json"), baseline=path).report.phases["trace"]
+    assert phase.family is not None
+    assert (phase.family.id, phase.family.confidence) == ("static-m", 1.0)
+    assert not finding(phase)
+
+
+@pytest.mark.parametrize("name", ["a100_legacy_flows", "b200_eager", "h100_owlv2-large", "h100_vit",
+                                  "mi210_gpu_only", "mi300x_compile_triton"])  # fmt: skip
+def test_whole_traces_lack_nothing(name: str, real_trace: Callable[[str], Path]) -> None:
+    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+    assert not finding(phase)
+
+
+def test_launches_that_were_recorded_into_a_graph(real_trace: Callable[[str], Path]) -> None:
+    path = real_trace("mi300x_sglang_qwen3-8b_decode_capture_bs32.json.gz")
+    phase = next(iter(analyze(path).report.phases.values()))
+    assert "544 of 546 kernel launches" in finding(phase)
+
+
+def test_torn_sublayers_are_no_pruned_layers(tmp_path: Path) -> None:
+    """o went in one layer of two, q stayed there."""
+    whole = [("self_attn.q_proj", mm()), ("self_attn.o_proj", mm()), ("mlp.up_proj", mm())]
+    dense = layers(*whole)
+    pruned = layers(*whole)
+    events = pruned["traceEvents"]
+    first = next(e for e in events if e["name"] == "model.layers.0.self_attn.o_proj")
+    inside = {
+        e["args"].get("correlation") for e in events
+        if first["ts"] <= e["ts"] < first["ts"] + first["dur"] and "args" in e
+    } - {None}  # fmt: skip
+    pruned["traceEvents"] = [
+        e for e in events
+        if e.get("args", {}).get("correlation") not in inside
+    ]  # fmt: skip
+    one = report(tmp_path, dense, pruned)
+    said = found(one, "kernels-missing")
+    assert said is not None
+    assert said.evidence == ["1 attention or MLP sublayers lost some GEMMs and kept others, as no "
+                             "pruning of layers does"]  # fmt: skip
+    (phase,) = one.phases.values()
+    assert phase.family is not None and phase.family.confidence == 0.3
+
+
+def add(num: int) -> list[Op]:
+    return [op("aten::add", [4], [4], kernels=[k(us=1)])] * num
+
+
+def test_steps_of_unequal_work_lower_the_confidence(tmp_path: Path) -> None:
+    mm_ = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=10)])
+    even = chrome(step(0, mm_, *add(9)), step(1, mm_, *add(9)))
+    uneven = chrome(step(0, mm_, *add(9)), step(1, mm_, *add(4)))
+    (phase,) = report(tmp_path, even, uneven, None).phases.values()
+    assert phase.family is not None and phase.family.confidence <= 0.6
+    assert "pruned: steps hold 5 to 10 kernels" in phase.family.evidence
+    (phase,) = report(tmp_path, even, even, None).phases.values()
+    assert phase.family is not None
+    assert not [line for line in phase.family.evidence if "steps hold" in line]
+
+
+def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
+    family = Family(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
+    assert weighed(family, []) is family
+    less = weighed(family, [Doubt("a", 0.5), Doubt("b", 0.3)])
+    assert (less.id, less.confidence, less.evidence) == (
+        "static-m", 0.3, ["a", "b", "6 of 24 layers gone"]
+    )  # fmt: skip
+    none = weighed(family, [Doubt("no GEMM", 0.1)])
+    assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
+
+
+def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:
+    """Kernels whose launches were lost, between others, have no op and no role."""
+    dense, pruned = (layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm()), count=4)
+                     for _ in range(2))  # fmt: skip
+    launches = [e for e in pruned["traceEvents"] if e.get("cat") == "cuda_runtime"]
+    lost = {id(e) for e in launches[1:-1:3]}
+    pruned["traceEvents"] = [e for e in pruned["traceEvents"] if id(e) not in lost]
+    one = report(tmp_path, dense, pruned, None)
+    said = found(one, "kernels-missing")
+    assert said is not None
+    assert "75% of busy time has a role, 100% in the dense trace" in said.evidence
+    (phase,) = one.phases.values()
+    assert phase.family is not None and phase.family.confidence <= 0.5

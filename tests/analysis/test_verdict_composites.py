@@ -1,0 +1,194 @@
+"""Several families at once, and folders that other tools have pruned: named from traces alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.report.model import Family
+
+pytestmark = pytest.mark.torch
+
+PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+SMALL = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16,
+    "num_key_value_heads": 4, "intermediate_size": 96, "vocab_size": 512, "pad_token_id": None,
+}  # fmt: skip
+
+
+def traced(folder: Path, **options: Any) -> dict[str, Any]:
+    """The phases of a report on a capture whose `pruning` was blanked."""
+    from analysis.pipeline import analyze
+    from tracer.trace import TraceRequest, trace
+
+    values = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0,
+              "repeats": 1, "steps": 2, "threads": 1, **options}  # fmt: skip
+    trace(TraceRequest(out=folder / "run", **values), peaks=PEAKS)
+    path = folder / "run" / "pruned" / "run.json"
+    plain = json.loads(path.read_text())
+    plain["pruning"] = None
+    path.write_text(json.dumps(plain))
+    phases: dict[str, Any] = analyze(folder / "run").report.phases
+    return phases
+
+
+def check_parts(family: Family | None, wanted: set[str]) -> None:
+    """The families, each once; shares that are whole; signs that agree."""
+    assert family is not None
+    assert set(family.id.split("+")) == wanted, family
+    assert [part["id"] for part in family.parts] == family.id.split("+")
+    assert sum(part["share"] for part in family.parts) == pytest.approx(1)
+    assert all(0 < part["share"] <= 1 for part in family.parts)
+    assert sum(abs(part["saved_share"]) for part in family.parts) == pytest.approx(1)
+    for part in family.parts:
+        assert part["saved_ns"] * part["saved_share"] >= 0
+    order = [part["share"] for part in family.parts]
+    assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "method, knobs",
+    [
+        ("static-m:0.25+static-nk-mlp:0.5", {}),
+        ("static-m:0.25+static-nk:0.5+static-nk-cross:0.25", {"static-nk-cross.junctions": "same"}),
+        ("static-nk:0.5+static-nk-cross:0.25", {}),
+        ("static-m:0.25+static-k-lowrank:0.5", {}),
+        ("static-nk-mlp:0.5+static-k-mask:0.5", {}),
+        ("static-m:0.25+dynamic-nk:0.5", {}),
+        ("static-m:0.25+dynamic-m:0.5", {"static-m.layers": "0,3"}),
+    ],
+)
+def test_composites_are_named(method: str, knobs: dict[str, str], tmp_path: Path) -> None:
+    for phase in traced(tmp_path, method=method, knobs=knobs).values():
+        check_parts(phase.family, {part.partition(":")[0] for part in method.split("+")})
+
+
+def test_heads_that_are_gone_are_not_keys_that_were_evicted(tmp_path: Path) -> None:
+    phases = traced(tmp_path, method="static-nk:0.5+kv-evict:0.5")
+    check_parts(phases["decode"].family, {"static-nk", "kv-evict"})
+    assert any("the cache holds" in line for line in phases["decode"].family.evidence)
+
+
+def folder(at: Path, **fields: Any) -> Path:
+    """A Llama of random weights, saved."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **{**SMALL, **fields})
+    AutoModelForCausalLM.from_config(config).save_pretrained(at)
+    return at
+
+
+def cut(state: dict[str, Any], layers: dict[int, tuple[int, int]], *, bias: bool) -> dict[str, Any]:
+    """The state of a Llama with (heads, channels) left in some layers, as LLM-Pruner leaves it;
+    with biases for what is gone, as FLAP does."""
+    import torch
+
+    out = dict(state)
+    for index, (heads, channels) in layers.items():
+        for role in ("q", "k", "v", "o", "gate", "up", "down"):
+            part = "self_attn" if role in "qkvo" else "mlp"
+            name = f"model.layers.{index}.{part}.{role}_proj.weight"
+            rows = heads * 16 if part == "self_attn" else channels
+            weight = state[name]
+            out[name] = (weight[:, :rows] if role in ("o", "down") else weight[:rows]).contiguous()
+            if bias and role in ("o", "down"):
+                out[name.replace("weight", "bias")] = torch.full((64,), 0.1)
+    return out
+
+
+def uneven(dense: Path, at: Path, layers: dict[int, tuple[int, int]], *, bias: bool) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    at.mkdir()
+    (at / "config.json").write_bytes((dense / "config.json").read_bytes())
+    state = cut(load_file(dense / "model.safetensors"), layers, bias=bias)
+    save_file(state, at / "model.safetensors", metadata={"format": "pt"})
+    return at
+
+
+# By the tool that leaves such a folder: fields of the config, and what the verdict must name.
+FOLDERS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "ShortGPT": ({"num_hidden_layers": 3}, {"static-m"}),
+    "SliceGPT": ({"hidden_size": 48}, {"static-nk-cross"}),
+    "Minitron": (
+        {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 64},
+        {"static-m", "static-nk-cross", "static-nk-mlp"},
+    ),
+    "Sheared-LLaMA": (
+        {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 64,
+         "num_attention_heads": 2, "num_key_value_heads": 2},
+        {"static-m", "static-nk-cross", "static-nk"},
+    ),
+    "width of Minitron": (
+        {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 2,
+         "num_key_value_heads": 2},
+        {"static-nk-cross", "static-nk"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_pruned_by_other_tools(name: str, tmp_path: Path) -> None:
+    fields, wanted = FOLDERS[name]
+    dense, pruned = folder(tmp_path / "dense"), folder(tmp_path / "pruned", **fields)
+    phases = traced(tmp_path, model=str(pruned), baseline_model=str(dense))
+    for phase in phases.values():
+        check_parts(phase.family, wanted)
+
+
+@pytest.mark.parametrize(
+    "layers, bias, wanted",
+    [
+        ({1: (2, 48), 2: (3, 80)}, False, "static-nk"),  # LLM-Pruner: some layers, all parts
+        ({i: (4 - i % 2, 64 + 16 * (i % 2)) for i in range(4)}, True, "static-nk"),  # FLAP
+        ({0: (4, 32), 3: (4, 64)}, False, "static-nk-mlp"),
+    ],
+)
+def test_layers_of_different_widths(
+    layers: dict[int, tuple[int, int]], bias: bool, wanted: str, tmp_path: Path
+) -> None:
+    dense = folder(tmp_path / "dense")
+    pruned = uneven(dense, tmp_path / "pruned", layers, bias=bias)
+    for phase in traced(tmp_path, model=str(pruned), baseline_model=str(dense)).values():
+        check_parts(phase.family, {wanted})
+
+
+def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    """Cut matrices give what zeros in their place give; FLAP's biases are added."""
+    import torch
+
+    from taxonomy.errors import PrunescopeError
+    from tracer.models import load_model
+
+    def load(at: Path) -> Any:
+        return load_model(str(at), dtype="auto", device=torch.device("cpu"), attn="sdpa")
+
+    dense, ids = folder(tmp_path / "dense"), torch.arange(12).unsqueeze(0)
+    layers = {0: (3, 80), 2: (1, 16)}  # 64·(4·48 + 3·80) + 64·(4·16 + 3·16) + 4 biases of 64
+    found = load(uneven(dense, tmp_path / "pruned", layers, bias=True))
+    assert found.notes == ["2 layers have widths of their own (18 tensors, 35072 numbers)"]
+    masked = load(dense).model
+    for index, (heads, channels) in layers.items():
+        layer = masked.model.layers[index]
+        for linear, left in ((layer.self_attn.o_proj, heads * 16), (layer.mlp.down_proj, channels)):
+            linear.weight[:, left:] = 0
+            linear.bias = torch.nn.Parameter(torch.full((64,), 0.1), requires_grad=False)
+    torch.testing.assert_close(found.model(ids).logits, masked(ids).logits, rtol=1e-4, atol=1e-5)
+
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "pruned" / "model.safetensors"
+    state = load_file(file)
+    state["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(40, 64)  # 2.5 heads
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(PrunescopeError, match="parts of heads"):
+        load(tmp_path / "pruned")
+    state["model.norm.weight"] = torch.zeros(32)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(PrunescopeError, match="other shapes than its config"):
+        load(tmp_path / "pruned")

@@ -1,0 +1,73 @@
+"""Experts: which channels fell is read from their weights, since routers move rows about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from analysis.evidence import Evidence
+from analysis.gemms import Call
+from analysis.verdict import verdict
+from analysis.verdict_experts import expert_channels
+from tests.analysis.test_verdict_dynamic import evidence, model
+
+H = 64
+Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts
+
+
+def with_experts(calls: dict[Any, Call], weights: Weights) -> dict[Any, Call]:
+    """The MLP of layer 0 replaced by experts."""
+    out = {k: v for k, v in calls.items() if k[:2] not in [(0, r) for r in ("gate", "up", "down")]}
+    like = next(iter(calls.values()))
+    for place, (rows, n, k) in enumerate(weights):
+        one = replace(like, role="experts", group="other", m=rows, n=n, k=k)
+        out[0, "experts", "other", place] = one
+    return out
+
+
+def seen(dense: Weights, pruned: Weights) -> Evidence:
+    return evidence(with_experts(model(8), dense), with_experts(model(8), pruned))
+
+
+# Two experts: gate_up of each, then down of each.
+DENSE: Weights = [(5, 192, H), (11, 192, H), (5, H, 96), (11, H, 96)]
+SQUARE: Weights = [(5, 128, H), (11, 128, H), (5, H, H), (11, H, H)]
+CASES: dict[str, tuple[Weights, Weights, tuple[int, int]]] = {
+    "same rows": (DENSE, [(5, 96, H), (11, 96, H), (5, H, 48), (11, H, 48)], (2, 2)),
+    "other rows": (DENSE, [(7, 96, H), (9, 96, H), (7, H, 48), (9, H, 48)], (2, 2)),
+    "as wide as the stream": (SQUARE, [(7, 64, H), (9, 64, H), (7, H, 32), (9, H, 32)], (2, 2)),
+    "another number was hit": (
+        DENSE,
+        [(2, 96, H), (6, 96, H), (8, 96, H), (2, H, 48), (6, H, 48), (8, H, 48)],
+        (3, 3),
+    ),
+    "routes alone": (DENSE, [(7, 192, H), (9, 192, H), (7, H, 96), (9, H, 96)], (0, 0)),
+    "one side alone": (DENSE, [(5, 96, H), (11, 96, H), (5, H, 96), (11, H, 96)], (0, 0)),
+    "wider": (DENSE, [(5, 256, H), (11, 256, H), (5, H, 128), (11, H, 128)], (0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_channels_of_experts(name: str) -> None:
+    dense, pruned, expected = CASES[name]
+    e = seen(dense, pruned)
+    assert expert_channels(e) == expected
+    found = verdict(e)
+    if expected != (0, 0):
+        assert found.id == "static-nk-mlp"
+        assert found.confidence == 1.0
+        assert found.parts[0]["share"] == 1.0
+    else:
+        assert found.id in ("outside", "unknown", "dense")  # no family
+
+
+def test_what_is_gone_is_not_another_input() -> None:
+    """Of two layers the first sees a window: without it the other one stands in its place, in a
+    trace whose layers have no map, and sees more keys than its partner did."""
+    dense = model(1, layers=2)
+    for key in ((0, "attention", "qk", 0), (0, "attention", "pv", 0)):
+        dense[key] = replace(dense[key], **{"n" if key[2] == "qk" else "k": 8})
+    pruned = model(1, layers=1)
+    assert verdict(evidence(dense, pruned)).id == "static-m"

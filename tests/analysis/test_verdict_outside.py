@@ -1,0 +1,156 @@
+"""Pairs that are no pruning: `outside`, or the extension they are, and never a family."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.report.model import Family
+from tests.analysis.test_verdict_composites import PEAKS
+
+pytestmark = pytest.mark.torch
+METHODS = """
+import torch
+
+def int8(model, sparsity):
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+def compiled(model, sparsity):
+    model.model.layers[0].mlp = torch.compile(model.model.layers[0].mlp)
+    return model
+
+def half(model, sparsity):
+    return model.to(torch.bfloat16)
+
+class Rounded(torch.nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().amax(1, keepdim=True) / 127
+        self.scale = torch.nn.Parameter(scale, requires_grad=False)
+        self.register_buffer("codes", (linear.weight / scale).round().to(torch.int8))
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.codes.to(x.dtype) * self.scale)
+
+def weight_only(model, sparsity):
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            model.set_submodule(name, Rounded(module))
+    return model
+"""
+
+
+def trace(out: Path, **options: Any) -> Path:
+    from tracer.trace import TraceRequest
+    from tracer.trace import trace as run
+
+    values = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 1,
+              "repeats": 1, "steps": 2, "threads": 1, **options}  # fmt: skip
+    return run(TraceRequest(out=out, **values), peaks=PEAKS)
+
+
+def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
+    from analysis.pipeline import analyze
+
+    phases = analyze(subject, baseline=baseline).report.phases
+    return {name: phase.family for name, phase in phases.items() if phase.family is not None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("int8", "none of the 56 GEMMs"),
+        ("weight_only", "units added"),
+        ("half", "the GEMMs run in bf16"),
+        ("compiled", "compiled code"),
+    ],
+)
+def test_a_model_that_is_quantised_or_compiled(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if name == "int8" and not torch.backends.quantized.supported_engines:
+        pytest.skip("this build of torch has no quantised kernels")
+    if name == "compiled" and shutil.which("g++") is None and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    module = f"methods_{name}"
+    (tmp_path / f"{module}.py").write_text(METHODS)
+    monkeypatch.chdir(tmp_path)
+    found = families(trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill"))
+    assert {f.id for f in found.values()} == {"outside"}
+    for family in found.values():
+        assert any(says in line for line in family.evidence), family.evidence
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trace(tmp_path_factory.mktemp("plain") / "run") / "dense"
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"attn": "eager"}, "attention runs as"),
+        ({"batch": 2}, "batch"),
+        ({"prompt_len": 16}, "prompt_len"),
+        ({"decode_steps": 8, "phase": "decode"}, "context"),
+    ],
+)
+def test_other_conditions_both_ways(
+    options: dict[str, Any], says: str, plain: Path, tmp_path: Path
+) -> None:
+    other = trace(tmp_path / "other", **options) / "dense"
+    for found in (families(other, plain), families(plain, other)):
+        assert {f.id for f in found.values()} == {"outside"}
+        assert all(says in family.evidence[0] for family in found.values()), found
+
+
+def test_the_same_model_twice_is_dense(plain: Path, tmp_path: Path) -> None:
+    again = trace(tmp_path / "again", seed=1) / "dense"
+    assert {f.id for f in families(again, plain).values()} == {"dense"}
+
+
+MOE = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "intermediate_size": 96, "vocab_size": 512, "pad_token_id": None,
+    "num_local_experts": 8, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def mixtral(at: Path, seed: int = 0, **fields: Any) -> str:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model("mixtral", **{**MOE, **fields})
+    AutoModelForCausalLM.from_config(config).save_pretrained(at)
+    return str(at)
+
+
+@pytest.mark.parametrize(
+    "fields, wanted, says",
+    [
+        ({"num_local_experts": 4}, "outside", ["N of the router 8 → 4"]),
+        ({"num_experts_per_tok": 1}, "outside", ["50% of the rows"]),
+        (
+            {"num_local_experts": 4, "num_experts_per_tok": 1},
+            "outside",
+            ["N of the router 8 → 4", "50% of the rows"],
+        ),
+        ({"intermediate_size": 48}, "static-nk-mlp", ["MLP channels fell"]),
+        ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers gone"]),
+        ({"seed": 1}, "dense", ["no GEMM moved"]),  # other weights: other routes
+    ],
+)
+def test_experts(fields: dict[str, Any], wanted: str, says: list[str], tmp_path: Path) -> None:
+    dense, pruned = mixtral(tmp_path / "dense"), mixtral(tmp_path / "pruned", **fields)
+    for family in families(trace(tmp_path / "run", model=pruned, baseline_model=dense)).values():
+        assert family.id == wanted
+        assert all(text in family.evidence[0] for text in says)
+        if wanted == "outside":
+            assert "By extension: expert dropping" in family.evidence[0]

@@ -1,0 +1,192 @@
+"""Every family on tiny-llama, by one table: s → 0 is dense, masks are removal, caches, decoding.
+
+Tolerances are shares of the largest dense logit, by dtype.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import family
+from tests.tracer.dynamic_reference import prune, reference, steps, tokens
+from tracer import compat
+from tracer.models import load_model
+from tracer.pruners import family_ids
+from tracer.pruners.static_k_lowrank import LowRank
+
+pytestmark = pytest.mark.torch
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+STATIC = tuple(name for name in family_ids() if family(name).dynamics == "static")
+DYNAMIC = tuple(name for name in family_ids() if family(name).dynamics == "dynamic")
+# What a token decoded after a pruned prefill need not share with a forward of the whole: the
+# router of dynamic-m looks ahead, holes of dynamic-depth are drawn, dropped and evicted keys are
+# seen by the prompt, blocks of dynamic-nk are those of the prompt, channels those of the forward.
+ANEW = ("dynamic-m", "dynamic-depth", "dynamic-nk", "dynamic-width", "token-drop", "kv-evict")
+# Share of the dense cache that is left at s = 0.5 after 16 tokens of prompt and 4 of answer.
+CACHE = {
+    "static-m": 1 / 2, "static-nk": 1 / 2, "static-nk-heads": 1 / 2, "kv-evict": 1 / 2,
+    "token-drop": (2 * 20 + 6 * 12) / (8 * 20),
+}  # fmt: skip
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> Any:
+    model = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embed" not in name:
+            parameter.data *= 3  # large enough that every part matters
+    return model.to(dtype)
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(ids).logits
+    return out
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    error = float((found.float() - wanted.float()).abs().max())
+    return error <= TOLERANCE[dtype] * float(wanted.float().abs().max())
+
+
+def test_the_families_are_all_here() -> None:
+    assert len(STATIC) == 8
+    assert set(DYNAMIC) == set(ANEW)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", [n for n in family_ids() if n != "static-k-24"])
+def test_at_zero_prefill_and_decode_are_dense(name: str, dtype: torch.dtype) -> None:
+    dense, ids = tiny(dtype), tokens(2, 12)
+    (found, cache), (wanted, full) = (
+        steps(prune(name, dense, 0.0).model, ids, 8),
+        steps(dense, ids, 8),
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == dtype
+        assert close(ours, theirs, dtype)
+    assert [x.keys.shape for x in cache.layers] == [x.keys.shape for x in full.layers]
+
+
+def test_two_of_four_has_no_zero() -> None:
+    with pytest.raises(PrunescopeError, match=r"2:4 sparsity is 0\.5, not 0\.0") as caught:
+        prune("static-k-24", tiny(), 0.0)
+    assert "--sparsity 0.5" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [*CACHE, *(n for n in family_ids() if n not in CACHE)])
+def test_the_cache_shrinks_where_the_family_says_so(name: str) -> None:
+    dense, ids = tiny(), tokens(2, 20)
+    _, full = steps(dense, ids, 16)
+    _, cache = steps(prune(name, dense, 0.5).model, ids, 16)
+    left = compat.cache_bytes(cache) / compat.cache_bytes(full)
+    if name == "dynamic-depth":  # a skipped layer caches nothing: 4 of 8 run in each forward
+        assert left == pytest.approx(0.5)
+    elif name == "dynamic-nk":  # the means of key blocks lie beside the keys
+        assert 1 < left < 1.5
+    else:
+        assert left == pytest.approx(CACHE.get(name, 1.0))
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_decode_after_pruned_prefill_is_a_full_forward(name: str) -> None:
+    model, ids = prune(name, tiny(), 0.5).model, tokens(2, 14)
+    found, _ = steps(model, ids, 9)
+    whole = logits(model, ids)
+    assert close(torch.cat(found, 1), whole)
+    assert torch.equal(torch.cat(found, 1).argmax(-1), whole.argmax(-1))
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_removed_is_masked(name: str) -> None:
+    """The dense model with zeros where the family cuts gives the same logits, and others than the
+    dense one. Both factors of a rank multiplied are its mask; of cross, see test_static_cross."""
+    if name == "static-nk-cross":
+        pytest.skip("tests/tracer/test_static_cross.py masks the residual stream")
+    dense, ids = tiny(), tokens(2, 12)
+    applied = prune(name, dense, 0.5)
+    masked = copy.deepcopy(dense)
+    layers = masked.model.layers
+    if name == "static-m":
+        for index in set(range(8)) - set(applied.record["kept"]["layers"]):
+            layers[index].self_attn.o_proj.weight.zero_()
+            layers[index].mlp.down_proj.weight.zero_()
+    for key, kept in applied.kept.items():
+        path, kind = key.split(":")
+        layer = masked.get_submodule(path)
+        linear = layer.self_attn.o_proj if kind == "kv_heads" else layer.mlp.down_proj
+        size = 32 if kind == "kv_heads" else 1  # 2 query heads of 16 a KV head
+        gone = set(range(linear.in_features // size)) - set(kept)
+        for i in gone:
+            linear.weight[:, i * size : (i + 1) * size] = 0
+    for path, module in applied.model.named_modules():
+        if isinstance(module, LowRank):
+            masked.get_submodule(path).weight.copy_(module.second.weight @ module.first.weight)
+        elif name in ("static-k-24", "static-k-mask") and isinstance(module, torch.nn.Linear):
+            masked.get_submodule(path).weight[module.weight == 0] = 0
+    assert close(logits(applied.model, ids), logits(masked, ids))
+    assert not close(logits(masked, ids), logits(dense, ids))
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_a_dynamic_family_decides_and_keeps_all_weights(name: str) -> None:
+    """What each computes, given its routes, is in test_dynamic_reference; here: it prunes, in
+    prefill or in decode, and every number of the dense model is still there."""
+    dense, ids = tiny(), tokens(2, 20)
+    model = prune(name, dense, 0.5).model
+    (found, _), (wanted, _) = steps(model, ids, 16), steps(dense, ids, 16)
+    assert not all(close(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape)
+    assert all(bool(x.isfinite().all()) for x in found)
+    count = sum(p.numel() for p in model.parameters())
+    assert count >= sum(p.numel() for p in dense.parameters())
+    if name == "kv-evict":  # the prompt sees all of itself
+        assert close(found[0], reference(dense, ids[:, :16]))
+
+
+IMPOSSIBLE: list[tuple[str, float, dict[str, str], str, str]] = [
+    ("static-nk-heads", 0.9, {"rounding": "paper"}, "leaves 0 heads", "nearest"),
+    ("static-nk", 0.8, {"rounding": "paper"}, "leaves 0 heads", "--sparsity 0.75 is"),
+    ("static-nk-mlp", 0.999, {}, "leaves 0 of 352 MLP channels", "--sparsity 0.997 is"),
+    ("static-nk-cross", 0.999, {}, "leaves 0 of 128 hidden", "--sparsity 0.992 is"),
+    ("dynamic-width", 0.999, {}, "leaves 0 of 352 MLP channels", "--sparsity 0.997 is"),
+    ("static-k-lowrank", 0.01, {}, "no rank makes any matrix", "from --sparsity 0.148 on"),
+    ("static-k-24", 0.25, {}, "2:4 sparsity is 0.5", "--sparsity 0.5"),
+    ("static-m", 0.25, {"layers": "9"}, "does not name layers", "from 0 to 7"),
+    ("static-m", 0.25, {"layers": "0,1,2,3,4,5,6,7"}, "leaves no layer", "one layer"),
+    ("token-drop", 0.5, {"after": "8"}, "after=8", "1 to 7"),
+    ("dynamic-nk", 0.5, {"block": "-2"}, "block=-2", "0 chooses"),
+]
+
+
+@pytest.mark.parametrize("name, sparsity, knobs, problem, hint", IMPOSSIBLE)
+def test_impossible_requests_name_what_is_near(
+    name: str, sparsity: float, knobs: dict[str, str], problem: str, hint: str
+) -> None:
+    with pytest.raises(PrunescopeError) as caught:
+        prune(name, tiny(), sparsity, **knobs)
+    assert problem in caught.value.problem
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name, sparsity, knobs",
+    [
+        ("static-nk-mlp", 0.997, {}), ("static-nk-cross", 0.992, {}),
+        ("static-k-lowrank", 0.148, {}), ("static-nk", 0.75, {"rounding": "paper"}),
+    ],
+)  # fmt: skip
+def test_the_nearest_value_that_is_named_can_be_had(
+    name: str, sparsity: float, knobs: dict[str, str]
+) -> None:
+    assert bool(logits(prune(name, tiny(), sparsity, **knobs).model, tokens(1, 4)).isfinite().all())
+
+
+def test_blocks_longer_than_the_prompt() -> None:
+    model = prune("dynamic-nk", tiny(), 0.5, block="17").model
+    with pytest.raises(PrunescopeError, match="block=17 is longer than the prompt of 16") as caught:
+        steps(model, tokens(1, 17), 16)
+    assert "--set block=16" in caught.value.hint

@@ -1,0 +1,171 @@
+"""A request's method applied to a model: one family, several in turn, or the user's function.
+
+In: a TraceRequest and the Loaded model, which is the method's to change. Out: Applied, and what
+goes into run.json as `pruning`: the method, its own sparsity, kept dimensions, realised shares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import Family, family
+from taxonomy.match import KNOB, NOMINAL, Match, removed_shares, solve
+from taxonomy.plan import PHASES, Workload
+from taxonomy.shape import ModelShape
+from tracer.calibration import Calibration, text_calibration
+from tracer.manifest import phase_entry
+from tracer.method import Part, read_method
+from tracer.models import Loaded, load_tokenizer
+from tracer.pruners import Applied, Point, family_point, pruner
+from tracer.request import TraceRequest
+from tracer.user_method import apply_method
+
+
+def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+    """Prune as `request` says. Raises PrunescopeError on what this model cannot be."""
+    assert request.method is not None
+    parts = read_method(
+        request.method, sparsity=request.sparsity, knobs=request.knobs, select=request.select
+    )
+    before = _numbers(loaded.model)
+    pruning: dict[str, Any] = {"method": request.method, "sparsity": request.sparsity}
+    if parts is None:
+        asked = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
+        applied = apply_method(request.method, loaded.model, asked)
+        pruning["selection"] = request.select
+        pruning |= {"knobs": {}, **applied.record}
+    elif len(parts) == 1:
+        applied, record = _family(parts[0], request, loaded)
+        pruning |= record
+    else:
+        applied, records = _in_turn(parts, request, loaded)
+        # A composite has no sparsity of its own: what it promises is what its FLOPs say.
+        pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
+        pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
+    pruning["seed"] = request.seed
+    pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
+    return applied, pruning
+
+
+def _numbers(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _in_turn(
+    parts: list[Part], request: TraceRequest, loaded: Loaded
+) -> tuple[Applied, list[dict[str, Any]]]:
+    """Each family on what the ones before it left."""
+    records: list[dict[str, Any]] = []
+    layer_map: list[int] | None = None
+    applied = Applied(model=loaded.model, record={})
+    for part in parts:
+        here = replace(loaded, model=applied.model)
+        try:
+            applied, record = _family(part, request, here)
+        except PrunescopeError as error:
+            if not records:
+                raise
+            done = "+".join(r["method"] for r in records)
+            raise PrunescopeError(
+                f"{part.family} after {done}: {error.problem}",
+                hint=f"{error.hint}; or apply it first: a composite is applied from left to right",
+            ) from error
+        records.append(record)
+        if applied.layer_map is not None:
+            old = layer_map
+            layer_map = applied.layer_map if old is None else [old[i] for i in applied.layer_map]
+    applied.layer_map = layer_map
+    return applied, records
+
+
+def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+    """One family, and its record: {"method", "sparsity", "knobs", "selection", ...}."""
+    chosen, match = family(part.family), None
+    own = part.sparsity
+    if part.match != NOMINAL:
+        match = _solved(chosen, part, request, loaded.model)
+        own = match.own
+    asked = Point(sparsity=own, knobs=part.knobs, select=part.select, seed=request.seed)
+    point = family_point(part.family, asked)
+    theory = _theory(chosen, point, request, loaded.model)
+    with torch.no_grad():
+        chooses = _calibration(part.select, request, loaded)
+        applied = pruner(part.family).prune(loaded.model, replace(point, calibration=chooses))
+    record: dict[str, Any] = {
+        "method": part.family,
+        "sparsity": part.sparsity,
+        "knobs": dict(point.knobs),
+        "selection": part.select,
+        "theory": theory,
+        **applied.record,
+    }
+    if match is not None:
+        record["knobs"][KNOB], record["match"] = part.match, match.to_dict()
+        record["notes"] = [match.note, *record.get("notes", ())]
+    return applied, record
+
+
+def _shape(model: Any) -> ModelShape:
+    return ModelShape.from_config(model.config.to_dict())
+
+
+def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
+    entry = phase_entry(request, phase, logits=request.logits, attention="")
+    return Workload(
+        phase=phase,
+        batch=entry.batch,
+        prompt_len=entry.prompt_len,
+        context=entry.context if phase == "decode" else None,
+        logits=entry.logits,
+        itemsize=next(model.parameters()).element_size(),
+    )
+
+
+def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Match:
+    """In the phase that is asked for; of both in prefill, or decode where prefill is dense."""
+    phases = PHASES if request.phase == "both" and part.match != "param" else request.phases[:1]
+    for phase in phases:
+        try:
+            return solve(
+                chosen, part.sparsity, by=part.match, shape=_shape(model),
+                work=_work(request, phase, model), knobs=part.knobs,
+            )  # fmt: skip
+        except PrunescopeError as error:
+            if phase == phases[-1] or "removes no" not in error.problem:
+                raise
+    raise AssertionError("a request has a phase")
+
+
+def _theory(
+    chosen: Family, point: Point, request: TraceRequest, model: Any
+) -> dict[str, dict[str, float]] | None:
+    """Shares of FLOPs, parameters and bytes that go, by phase; None where there is no theory."""
+    try:
+        return {
+            phase: removed_shares(
+                chosen, point.sparsity, shape=_shape(model), work=_work(request, phase, model),
+                knobs=point.knobs,
+            )
+            for phase in request.phases
+        }  # fmt: skip
+    except PrunescopeError:  # layers that the theory does not cover
+        return None
+
+
+def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
+    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
+    if select != "calibrated":
+        return None
+    tokenizer = load_tokenizer(loaded)
+    if tokenizer is not None:
+        return text_calibration(loaded.model, tokenizer, request.text)
+    if request.text is not None:
+        raise PrunescopeError(
+            f"{loaded.id} has no tokenizer to read --text with",
+            hint="leave --text out: random token ids are used then, and the run says so",
+        )
+    return None
