@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from analysis import frontier
+from analysis.overhead import of_saved
 from analysis.pareto_claims import summary
 from analysis.pipeline import TOOL, analyze
 from analysis.report.model import Phase
@@ -193,7 +194,7 @@ def _point(entry: Entry, run: Run, phase: Phase) -> Point:
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
         ledger={row.row: row.ns for row in phase.ledger or []},
-        overhead=_overhead(phase),
+        overhead=of_saved(phase.ledger, phase.overhead),
         simulated=_simulated(run),
     )
 
@@ -211,28 +212,6 @@ def _loss(quality: Any) -> dict[str, Any] | None:
         "ci95": quality.get("perplexity_rel_ci95"),
         **{name: quality.get(name) for name in _LOSS},
         **(over_tasks if tasks else {}),
-    }
-
-
-def _overhead(phase: Phase) -> dict[str, Any] | None:
-    """What a family adds, part by part, as a share of the time it saves before that.
-
-    saved = dense − pruned + added work: what the step would have gained had nothing been added.
-    """
-    rows = {row.row: row for row in phase.ledger or []}
-    added = rows.get("added_work")
-    if added is None or added.ns <= 0:
-        return None
-    saved = rows["dense"].ns - rows["pruned"].ns + added.ns
-    parts = sorted(added.parts, key=lambda part: -part.ns)
-    return {
-        "saved_ns": saved,
-        "added_ns": added.ns,
-        "share_of_saved": added.ns / saved if saved > 0 else None,
-        "parts": [
-            {"name": p.name, "ns": p.ns, "share_of_saved": p.ns / saved if saved > 0 else None}
-            for p in parts
-        ],
     }
 
 

@@ -27,6 +27,7 @@ from analysis.noise import (
     point,
     realised_interval,
 )
+from analysis.overhead import Books, overhead
 from analysis.pairing import Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
@@ -100,6 +101,8 @@ def compare_phase(
                         other_conditions(dense, pruned, name))  # fmt: skip
     phase.family = verdict(evidence)
     phase.family = weighed(phase.family, doubts(kernels_d, kernels_p, evidence, phase.family))
+    books = Books(units, ratio, ledger, domain)
+    phase.overhead = overhead(books, kernels_p, phase.family, replicates)
     phase.baseline = _baseline(side_d, name, kernels_d)
     phase.sparsity = _realised(side_d, side_p, sparsity, ratio, units)
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)

@@ -51,6 +51,13 @@ packed = open(sys.argv[1], "rb").read()
 data = zlib.decompress(packed, 47) if packed[:2] == b"\\x1f\\x8b" else packed
 sys.stdout.write(str(data.count(b"{")))
 """
+# The least that a JSON reader does: find where every value ends, and keep none of them.
+SKIP = """
+import sys, zlib, msgspec
+packed = open(sys.argv[1], "rb").read()
+data = zlib.decompress(packed, 47) if packed[:2] == b"\\x1f\\x8b" else packed
+msgspec.json.decode(data, type=msgspec.Raw)
+"""
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ def find_tools(folder: Path) -> tuple[list[Tool], list[str]]:
         Tool("prunescope", lambda t, out: [
             python, "-m", "prunescope", "analyze", str(t), "--json", str(out / "r.json")], here),
         Tool("prunescope load", lambda t, _: [python, "-c", LOAD, str(t)], here),
-        Tool("unpack, scan", lambda t, _: [python, "-c", SCAN, str(t)]),
+        Tool("unpack, count braces", lambda t, _: [python, "-c", SCAN, str(t)]),
+        Tool("unpack, scan as JSON", lambda t, _: [python, "-c", SKIP, str(t)]),
     ]  # fmt: skip
     skipped = []
     if _works([python, "-c", "import hta"]):

@@ -16,6 +16,7 @@ from analysis.report import anatomy_view, ledger_view, numbers, sentences, view
 from analysis.report.escape import clean
 from analysis.report.model import Phase, Report
 from analysis.report.names import phase_slugs
+from analysis.report.overhead_view import overhead_table
 from analysis.report.sides_view import sides_table
 from analysis.report.view import Table
 
@@ -68,7 +69,8 @@ def shown(value: Any) -> Any:
 
 def _phase(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     sides = sides_table(phase)
-    tables = [sides] if sides else []
+    paid = overhead_table(phase)
+    tables = [table for table in (sides, paid) if table is not None]
     tables += [view.gemm_table(phase, names=True)] if phase.gemms else []
     parts = ledger_view.parts_table(phase)
     tables += [parts] if parts else []

@@ -10,6 +10,7 @@ from analysis.report import ledger_view, numbers, sentences, view
 from analysis.report.escape import latex, latex_code
 from analysis.report.model import Phase, Report
 from analysis.report.names import figure_name, phase_slugs
+from analysis.report.overhead_view import overhead_table
 from analysis.report.sides_view import sides_table
 from analysis.report.view import Cell, Column, Table
 
@@ -35,7 +36,7 @@ def render_latex(report: Report) -> str:
 
 
 def _phase(name: str, phase: Phase, slug: str) -> Iterator[str]:
-    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table)
+    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table, overhead_table)
     tables = [draw(phase) for draw in opening]
     if phase.gemms:
         tables.append(view.gemm_table(phase, top=_TOP_GEMMS))

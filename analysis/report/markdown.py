@@ -8,6 +8,7 @@ from analysis.report import anatomy_view, ledger_view, sentences, view
 from analysis.report.escape import markdown as text
 from analysis.report.escape import markdown_code
 from analysis.report.model import Phase, Report
+from analysis.report.overhead_view import overhead_table
 from analysis.report.sides_view import sides_table
 from analysis.report.view import Cell, Table
 
@@ -59,7 +60,7 @@ def _phase(phase: Phase) -> Iterator[str]:
 
 def tables(phase: Phase) -> Iterator[Table]:
     """The tables of a phase in reading order."""
-    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table)
+    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table, overhead_table)
     for table in (draw(phase) for draw in opening):
         if table is not None:
             yield table

@@ -146,6 +146,29 @@ class KernelRow(msgspec.Struct, kw_only=True):
     efficiency: float | None
 
 
+class OverheadPart(msgspec.Struct, kw_only=True):
+    """One part of what a dynamic family pays."""
+
+    name: str
+    ns: float | None
+    share: float | None = None  # of the dense step
+    added: bool  # work or host time that was added; else a saving that did not come
+    evidence: list[str] = []
+
+
+class Overhead(msgspec.Struct, kw_only=True):
+    """What a dynamic family pays to skip work. saved_ns: dense - pruned + added_ns, what the step
+    would have gained had nothing been added."""
+
+    parts: list[OverheadPart]
+    added_ns: float
+    saved_ns: float
+    sparsity: float | None  # share of the FLOPs that is gone, where any is
+    break_even: float | None  # of that share, where gain equals overhead; null: `why`
+    break_even_ci95: list[float | None] | None = None  # an end is null where nothing ever pays
+    why: str | None = None
+
+
 class SecondOpinion(msgspec.Struct, kw_only=True):
     """What Holistic Trace Analysis (HTA) says of the whole trace of a phase: all of its steps, and
     what lies outside of them. ns, not per step; null where HTA fails, and `failed` says why."""
@@ -202,6 +225,7 @@ class Phase(msgspec.Struct, kw_only=True):
     phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"}
     hta: SecondOpinion | None = None  # with --hta
     anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
+    overhead: Overhead | None = None  # of a dynamic family against its baseline
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -17,6 +17,7 @@ from rich.text import Text
 from analysis.report import columns as columns_of
 from analysis.report import escape, ledger_view, numbers, sentences, view
 from analysis.report.model import Finding, Phase, Report
+from analysis.report.overhead_view import overhead_table
 from analysis.report.view import Cell, Column
 
 WIDE = 110  # columns from which evidence stands beside its row
@@ -85,6 +86,9 @@ class _Page:
         else:
             yield self._section("Busy time by kind")
             yield self._shares(phase.kinds, phase.busy_ns)
+        paid = overhead_table(phase, brief=True)
+        if paid is not None:
+            yield from self._table(paid)
         if phase.gemms:
             yield from self._table(view.gemm_table(phase, top=_TOP_GEMMS))
         if phase.kernels and not phase.ledger:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from analysis import frontier, pareto
+from analysis.overhead import of_saved
 from analysis.pareto_claims import summary
 from analysis.pareto_report import to_json, write_pareto
 from analysis.pipeline import Analysis
@@ -257,14 +258,14 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
         example.row("added_work", 0.5, *parts),
         example.row("pruned", 9.0),
     ]
-    found = pareto._overhead(example.phase(ledger=ledger))
+    found = of_saved(ledger)
     assert found is not None
     assert found["saved_ns"] == pytest.approx(1.5 * MS)
     assert found["share_of_saved"] == pytest.approx(1 / 3)
     assert [p["name"] for p in found["parts"]] == ["x", "router"]
     assert found["parts"][0]["share_of_saved"] == pytest.approx(0.2)
     ledger[2] = example.row("pruned", 11.0)
-    slower = pareto._overhead(example.phase(ledger=ledger))
+    slower = of_saved(ledger)
     assert slower is not None
     assert slower["share_of_saved"] is None  # nothing was saved
 

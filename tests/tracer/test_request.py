@@ -56,7 +56,7 @@ def test_bad_values(options: dict[str, Any], problem: str, tmp_path: Path) -> No
         ({"device": "gpu"}, "not a device"),
         ({"device": "cuda:9"}, "torch sees"),
         ({"device": "mps"}, "cpu and cuda"),
-        ({"attn": "magic"}, "could not be loaded"),
+        ({"attn": "magic"}, "has no such attention"),
         ({"device": "cpu", "mode": "compile"}, "without kernels"),
         ({"device": "cpu", "mode": "graph"}, "without kernels"),
         ({"method": "static-m", "knobs": {"depth": "3"}}, "no knob 'depth'"),

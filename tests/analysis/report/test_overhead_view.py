@@ -1,0 +1,95 @@
+"""The overhead of a dynamic family in every format: rows, units, the break-even, hostile names."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from analysis.report.as_json import render_json
+from analysis.report.html import render_html
+from analysis.report.latex import render_latex
+from analysis.report.markdown import render_markdown
+from analysis.report.model import Overhead, OverheadPart, Phase, Report, from_json
+from analysis.report.overhead_view import overhead_table
+from analysis.report.terminal import print_report
+from tests.analysis.report import example
+
+MS = 1e6
+
+
+def overhead(**more: object) -> Overhead:
+    parts = [
+        OverheadPart(name="router", ns=1.4 * MS, share=0.01, added=True,
+                     evidence=["aten::mm in router: 1.400 ms in 16"]),
+        OverheadPart(name="estimator", ns=0.0, share=0.0, added=True),
+        OverheadPart(name="weights read all the same", ns=None, added=False),
+    ]  # fmt: skip
+    plain: dict[str, object] = {
+        "parts": parts, "added_ns": 1.4 * MS, "saved_ns": 20.4 * MS, "sparsity": 0.5,
+        "break_even": 0.104, "break_even_ci95": [0.05, None],
+    }  # fmt: skip
+    return msgspec.convert({**plain, **more}, Overhead)
+
+
+def phase(**more: object) -> Phase:
+    return msgspec.structs.replace(example.phase(), overhead=overhead(**more))
+
+
+def one(**more: object) -> Report:
+    return msgspec.structs.replace(example.two_phases(), phases={"prefill": phase(**more)})
+
+
+def printed(report: Report, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_report(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_table_has_a_row_a_part_and_a_total() -> None:
+    table = overhead_table(phase())
+    assert table is not None
+    assert table.title == "Overhead of static-nk"
+    assert [[c.text for c in row[:4]] for row in table.rows] == [
+        ["router", "1.400", "1.0 %", "added"],
+        ["estimator", "0.000", "0.0 %", "added"],
+        ["weights read all the same", "–", "–", "not saved"],  # unknown is no zero
+        ["added in all", "1.400", "1.0 %", "added"],
+    ]
+    assert "where 10.4 % [5.0 %, never] of the FLOPs" in table.notes[0]
+    assert "here 50.0 % are gone" in table.notes[0]
+
+
+def test_no_break_even_says_why() -> None:
+    table = overhead_table(phase(break_even=None, break_even_ci95=None, why="it is too slow"))
+    assert table is not None
+    assert table.notes == ["no break-even: it is too slow"]
+
+
+def test_every_format_shows_it_and_only_where_there_is_one() -> None:
+    for render in (render_markdown, render_html, render_latex):
+        assert "Overhead of static-nk" in render(one())
+        assert "Overhead of" not in render(example.two_phases())
+    assert from_json(render_json(one())) == one()
+    told = json.loads(render_json(example.two_phases()))
+    assert told["phases"]["prefill"]["overhead"] is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_terminal_shows_what_was_seen(width: int) -> None:
+    text = printed(one(), width)
+    section = text.partition("Overhead of static-nk")[2].partition("GEMMs")[0]
+    assert "router" in section
+    assert "estimator" not in section
+    assert "10.4 %" in section
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_hostile_ops_are_text() -> None:
+    report = example.hostile(one())
+    assert "<img src=x" not in render_html(report)
+    assert "\x1b" not in render_html(report) + render_markdown(report) + render_latex(report)
