@@ -43,13 +43,21 @@ _LAYER_NORM = _BIASED | {
 _NO_NORM_WEIGHTS = {"olmo"}
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 _ONE_NORM = {"gptj", "codegen", "phi", "cohere", "cohere2"}  # attention and MLP in parallel
-_HEAD_QK_NORM = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "qwen3_vl_text", "exaone4"}
+_HEAD_QK_NORM = {
+    "qwen3", "qwen3_moe", "gemma3", "gemma3_text", "qwen3_vl_text", "exaone4", "qwen3_next",
+    "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe",
+}  # fmt: skip
+_QUERY_GATE = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}  # q holds a gate of each output
+_SHARED_GATE = {"qwen2_moe", "qwen3_next", "qwen3_5_moe_text"}
+BESIDE = {"falcon_h1"}  # a mixer beside attention, in every layer
 _WIDE_QK_NORM = {"olmo2", "olmo3", "olmoe"}
 _SLIDING = ("sliding_attention", "chunked_attention")
+_ATTENTION = (*_SLIDING, "full_attention", "attention")
 _HEAD_BIAS = {"phi", "gptj", "codegen"}
 _TIED_BY_DEFAULT = {
     "gpt2", "gpt_neo", "gpt_bigcode", "bloom", "opt", "falcon", "mpt", "gemma", "gemma2",
     "gemma3", "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "biogpt", "xglm",
+    "lfm2", "lfm2_moe",
 }  # fmt: skip
 
 
@@ -61,10 +69,10 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     cfg = language_part(config)
     kind = str(cfg.get("model_type", ""))
     size = {
-        "hidden": _size(cfg, _HIDDEN),
-        "layers": _size(cfg, _LAYERS),
-        "heads": _size(cfg, _HEADS),
-        "vocab": _size(cfg, _VOCAB),
+        "hidden": size_in(cfg, _HIDDEN),
+        "layers": size_in(cfg, _LAYERS),
+        "heads": size_in(cfg, _HEADS),
+        "vocab": size_in(cfg, _VOCAB),
         "intermediate": _intermediate(cfg, kind),
     }
     names = {
@@ -85,7 +93,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"model_type": kind, **known}
     fields |= _heads(cfg, kind, known)
     fields |= _switches(cfg, kind)
-    fields |= _layer_kinds(cfg, known["layers"])
+    fields |= _layer_kinds(cfg, kind, known["layers"])
     fields |= _experts(cfg, kind, fields)
     fields |= _norms(cfg, kind, fields)
     return fields
@@ -97,7 +105,7 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
     for name in _NESTED:
         inner = config.get(name)
-        if isinstance(inner, Mapping) and _size(inner, _HIDDEN) is not None:
+        if isinstance(inner, Mapping) and size_in(inner, _HIDDEN) is not None:
             return {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
     attention = config.get("attn_config")
     if isinstance(attention, Mapping) and "kv_n_heads" in attention:
@@ -105,7 +113,7 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def _size(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     """The first of `names` that holds a number; a list is a size where all entries agree."""
     for name in names:
         value = cfg.get(name)
@@ -124,42 +132,63 @@ def _size(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 
 def _count(cfg: Mapping[str, Any], name: str) -> int | None:
     """A size that may be 0."""
-    return 0 if cfg.get(name) == 0 else _size(cfg, (name,))
+    return 0 if cfg.get(name) == 0 else size_in(cfg, (name,))
 
 
 def _intermediate(cfg: Mapping[str, Any], kind: str) -> int | None:
-    found = _size(cfg, _MLP)
-    hidden = _size(cfg, _HIDDEN)
+    if kind == "lfm2":
+        return _adjusted(cfg)
+    if kind == "granitemoehybrid" and cfg.get("num_local_experts") == 0:
+        return size_in(cfg, ("shared_intermediate_size",))
+    found = size_in(cfg, _MLP)
+    hidden = size_in(cfg, _HIDDEN)
     if found is not None or hidden is None:
         return found
-    ratio = _size(cfg, ("expansion_ratio",))
+    ratio = size_in(cfg, ("expansion_ratio",))
     if ratio is not None:
         return ratio * hidden
     if kind in _FOUR_TIMES or "n_embd" in cfg:
         return 4 * hidden
-    return _size(cfg, ("moe_intermediate_size",))
+    return size_in(cfg, ("moe_intermediate_size",))
+
+
+def _adjusted(cfg: Mapping[str, Any]) -> int | None:
+    """LFM2: two thirds of the size that is written, times a factor, up to a multiple."""
+    width = size_in(cfg, ("block_ff_dim", "intermediate_size"))
+    if width is None or not cfg.get("block_auto_adjust_ff_dim", True):
+        return width
+    width, factor = int(2 * width / 3), cfg.get("block_ffn_dim_multiplier", 1.0)
+    if factor is None:
+        return width
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
+        raise PrunescopeError(
+            f"block_ffn_dim_multiplier of the config is {str(factor)[:40]!r}, not a factor",
+            hint="check its config.json",
+        )
+    multiple = size_in(cfg, ("block_multiple_of",)) or 256
+    return multiple * ((int(factor * width) + multiple - 1) // multiple)
 
 
 def _heads(cfg: Mapping[str, Any], kind: str, known: dict[str, int]) -> dict[str, Any]:
     heads = known["heads"]
-    kv_heads = _size(cfg, _KV_HEADS) or heads
+    kv_heads = size_in(cfg, _KV_HEADS) or heads
     if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
         kv_heads = 1
     elif kind == "falcon" and not cfg.get("new_decoder_architecture"):
         kv_heads = heads
-    latent = _size(cfg, ("kv_lora_rank",))
+    latent = size_in(cfg, ("kv_lora_rank",))
     if latent is not None:
-        nope = _size(cfg, ("qk_nope_head_dim",)) or 0
-        rope = _size(cfg, ("qk_rope_head_dim",)) or 0
+        nope = size_in(cfg, ("qk_nope_head_dim",)) or 0
+        rope = size_in(cfg, ("qk_rope_head_dim",)) or 0
         return {
             "kv_heads": heads,
             "head_dim": nope + rope,
-            "value_dim": _size(cfg, ("v_head_dim",)) or nope,
-            "q_rank": _size(cfg, ("q_lora_rank",)),
+            "value_dim": size_in(cfg, ("v_head_dim",)) or nope,
+            "q_rank": size_in(cfg, ("q_lora_rank",)),
             "kv_rank": latent,
             "rope_dim": rope,
         }
-    head_dim = _size(cfg, _HEAD_DIM)
+    head_dim = size_in(cfg, _HEAD_DIM)
     if head_dim is None and known["hidden"] % heads:
         raise PrunescopeError(
             f"hidden size {known['hidden']} is no multiple of {heads} heads",
@@ -184,7 +213,7 @@ def _switches(cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
     projection = str(cfg.get("feed_forward_proj", ""))
     if projection:
         gated = projection.startswith("gated")
-    tied = cfg.get("tie_word_embeddings")
+    tied = cfg.get("tie_embedding", cfg.get("tie_word_embeddings"))
     return {
         "gated": gated,
         "tied": kind in _TIED_BY_DEFAULT if tied is None else bool(tied),
@@ -192,58 +221,80 @@ def _switches(cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
         "o_bias": (attention and kind not in _NO_O_BIAS) or kind == "gpt_neo",
         "mlp_bias": bool(cfg.get("mlp_bias", every or kind in _MLP_BIAS or kind == "gpt_oss")),
         "head_bias": kind in _HEAD_BIAS,
+        "query_gate": kind in _QUERY_GATE,
     }
 
 
-def _layer_kinds(cfg: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    window = _size({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
+def _layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> dict[str, Any]:
+    if kind in BESIDE:
+        return {}
+    window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
     if cfg.get("use_sliding_window") is False:
         window = None
-    period = _size(cfg, ("attn_layer_period",))
+    period = size_in(cfg, ("attn_layer_period",))
     if period is not None:  # hybrid: the layers between are state-space mixers
         return {"other_layers": layers - layers // period}
-    kinds = cfg.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) == layers:
+    kinds = _listed(cfg, layers)
+    if kinds:
         sliding = sum(k in _SLIDING for k in kinds)
-        other = sum(k not in (*_SLIDING, "full_attention", "attention") for k in kinds)
-        chunk = _size(cfg, ("attention_chunk_size",))
+        other = sum(k not in _ATTENTION for k in kinds)
+        chunk = size_in(cfg, ("attention_chunk_size",))
         window = window or chunk if sliding else None
         return {"window": window, "sliding_layers": sliding, "other_layers": other}
     if window is None:
         return {}
-    pattern = _size(cfg, ("sliding_window_pattern", "_sliding_window_pattern"))
+    pattern = size_in(cfg, ("sliding_window_pattern", "_sliding_window_pattern"))
     if pattern is None and cfg.get("model_type") in ("gemma3", "gemma3_text"):
         pattern = 6
     if pattern is None and cfg.get("model_type") in ("gemma2", "gpt_oss"):
         pattern = 2
-    first_sliding = _size(cfg, ("max_window_layers",)) if "max_window_layers" in cfg else None
+    first_sliding = size_in(cfg, ("max_window_layers",)) if "max_window_layers" in cfg else None
     full = layers // pattern if pattern else min(first_sliding or 0, layers)
     return {"window": window, "sliding_layers": layers - full}
 
 
+def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
+    """The kind of each layer, or nothing: a list, a period, or which layers have attention."""
+    for name in ("layer_types", "layers_block_type"):
+        kinds = cfg.get(name)
+        if isinstance(kinds, list) and len(kinds) == layers:
+            return [str(kind) for kind in kinds]
+    full: Any = None
+    period = size_in(cfg, ("full_attention_interval",))
+    if period is not None:
+        full = range(period - 1, layers, period)
+    for name in ("full_attn_idxs", "attn_layer_indices"):
+        full = cfg[name] if isinstance(cfg.get(name), list) else full
+    return [] if full is None else ["attention" if i in full else "mixer" for i in range(layers)]
+
+
 def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str, Any]:
-    experts = _size(cfg, _EXPERTS)
+    if any(cfg.get(name) == 0 for name in _EXPERTS):
+        return {}
+    experts = size_in(cfg, _EXPERTS)
     if experts is None or experts < 2:
         return {}
     layers = known["layers"]
-    width = _size(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
-    dense = _count(cfg, "first_k_dense_replace") or 0
+    width = (
+        size_in(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
+    )
+    dense = _count(cfg, "first_k_dense_replace") or _count(cfg, "num_dense_layers") or 0
     step = _count(cfg, "decoder_sparse_step") or _count(cfg, "interleave_moe_layer_step") or 1
     only = cfg.get("mlp_only_layers")
     plain = [i for i in only if isinstance(i, int)] if isinstance(only, list) else []
     moe = sum((i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers))
-    shared = _size(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
+    shared = size_in(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
     if not shared:
         shared = (_count(cfg, "n_shared_experts") or 0) * width
     return {
         "experts": experts,
-        "experts_per_token": min(_size(cfg, _TOP_K) or 1, experts),
+        "experts_per_token": min(size_in(cfg, _TOP_K) or 1, experts),
         "expert_intermediate": width,
         "shared_intermediate": shared,
         "moe_layers": moe,
         "intermediate": known["intermediate"] if moe < layers else 0,
         "router_bias": kind == "gpt_oss",
-        "shared_gate": kind == "qwen2_moe",
+        "shared_gate": kind in _SHARED_GATE,
     }
 
 
@@ -262,9 +313,9 @@ def _norms(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str
         norms = 2
     positions = 0
     if kind in ("gpt2", "gpt_bigcode", "openai-gpt"):
-        positions = _size(cfg, ("n_positions",)) or 1024
+        positions = size_in(cfg, ("n_positions",)) or 1024
     elif kind in ("opt", "gpt_neo", "biogpt"):
-        positions = (_size(cfg, ("max_position_embeddings",)) or 2048) + 2 * (kind != "gpt_neo")
+        positions = (size_in(cfg, ("max_position_embeddings",)) or 2048) + 2 * (kind != "gpt_neo")
     return {
         "qk_norm_parameters": qk,
         "norms": norms,

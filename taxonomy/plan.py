@@ -88,6 +88,7 @@ class Plan:
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees and of its weights
     that are read; a role that is not there has share 1. Attention: `scores` is the share of the
     query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode.
+    `attention_layers` counts the sublayers that mix tokens, by attention or by another mixer.
     """
 
     shape: ModelShape
@@ -113,7 +114,7 @@ class Op:
     name: str  # pairs dense and pruned
     role: str
     group: str
-    cls: str  # "matmul" | "attention" | "pointwise"
+    cls: str  # "matmul" | "attention" | "pointwise" | "conv" | "scan"
     layers: float
     flop: float
     bytes: float

@@ -115,16 +115,21 @@ _SHAPE = _Fields(
         "model_type": _is_name,
         **dict.fromkeys(("hidden", "heads", "kv_heads", "head_dim", "value_dim", "vocab"), _SIZE),
         "layers": _whole(1, MAX_LAYERS),
-        **dict.fromkeys(("sliding_layers", "other_layers", "moe_layers", "norms"), _LAYER),
+        **dict.fromkeys(
+            ("sliding_layers", "other_layers", "moe_layers", "mixer_layers", "norms"), _LAYER
+        ),
+        "mixer": _one_of("", "linear", "ssm", "conv"),
         **dict.fromkeys(
             ("intermediate", "experts", "experts_per_token", "expert_intermediate", "positions",
-             "shared_intermediate", "rope_dim", "norm_parameters", "qk_norm_parameters"),
+             "shared_intermediate", "rope_dim", "norm_parameters", "qk_norm_parameters",
+             "mixer_width", "mixer_heads", "mixer_keys", "mixer_state", "mixer_taps",
+             "mixer_extras"),
             _COUNT,
         ),
         **dict.fromkeys(("window", "q_rank", "kv_rank"), _Maybe(_SIZE)),
         **dict.fromkeys(
             ("gated", "tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "router_bias",
-             "shared_gate", "sinks", "embedding_norm"),
+             "shared_gate", "sinks", "embedding_norm", "query_gate"),
             _is_switch,
         ),
     }

@@ -1,7 +1,7 @@
 """The dimensions of a decoder-only model, from a Hugging Face config, and what it weighs.
 
 In: a config dict (any architecture whose names `taxonomy.config_names` knows). Out: ModelShape,
-with counts of parameters and of KV-cache elements. Counts are numbers stored, not bytes.
+with counts of parameters and of what is cached. Counts are numbers stored, not bytes.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taxonomy.config_names import read_config
+from taxonomy.config_mixers import read_mixer
+from taxonomy.config_names import language_part, read_config
+
+STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
     """A decoder's dimensions. `head_dim` is a field of its own: it need not be hidden/heads.
 
-    `other_layers` counts layers whose mixer is no attention (state space, linear attention).
+    `other_layers` counts layers whose mixer is no attention. `mixer` is what they have: "linear"
+    (gated delta net), "ssm" (Mamba-2), "conv" (short convolution), or "" where it is not known.
+    `mixer_layers` counts its layers, also where it stands beside attention.
     """
 
     model_type: str
@@ -54,11 +59,21 @@ class ModelShape:
     sinks: bool = False  # one learnt logit a query head
     positions: int = 0  # rows of a learnt position table
     embedding_norm: bool = False
+    query_gate: bool = False  # q has as many rows again, a gate of what attention puts out
+    mixer: str = ""
+    mixer_layers: int = 0
+    mixer_width: int = 0  # channels that a mixer puts out, heads · head_dim
+    mixer_heads: int = 0
+    mixer_keys: int = 0  # width of the keys (linear) or of B (ssm), all heads or groups together
+    mixer_state: int = 0  # numbers of recurrent state a channel
+    mixer_taps: int = 0  # of the convolution
+    mixer_extras: int = 0  # stored beside matrices and taps: biases, norm, steps, decays
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read a Hugging Face config. Raises PrunescopeError that lists what is missing."""
-        return cls(**read_config(config))
+        fields = read_config(config)
+        return cls(**fields, **read_mixer(language_part(config), fields))
 
     @property
     def group(self) -> int:
@@ -86,6 +101,21 @@ class ModelShape:
         return self.layers - self.sliding_layers - self.other_layers
 
     @property
+    def attention_layers(self) -> int:
+        """Layers with attention, alone or beside a mixer."""
+        return self.layers - self.other_layers
+
+    @property
+    def mixer_channels(self) -> int:
+        """Channels of the convolution: the values, and keys and queries (or B and C)."""
+        return self.mixer_width + 2 * self.mixer_keys
+
+    @property
+    def mixer_gates(self) -> int:
+        """Numbers a token that step and forget: one a head, two with the delta rule."""
+        return self.mixer_heads * (2 if self.mixer == "linear" else 1)
+
+    @property
     def mlp_layers(self) -> int:
         """Layers with a plain MLP."""
         return self.layers - self.moe_layers
@@ -103,13 +133,31 @@ class ModelShape:
             roles["kv_a"] = (self.kv_rank + self.rope_dim, h)
             roles["kv_b"] = (self.heads * (nope + self.value_dim), self.kv_rank)
         else:
-            roles["q"], roles["k"], roles["v"] = (self.q, h), (self.c, h), (self.v, h)
+            roles["q"] = (self.q * (1 + self.query_gate), h)
+            roles["k"], roles["v"] = (self.c, h), (self.v, h)
         roles["o"] = (h, self.heads * self.value_dim)
         if f:
             if self.gated:
                 roles["gate"] = (f, h)
             roles["up"], roles["down"] = (f, h), (h, f)
         return roles
+
+    def mixer_linears(self) -> dict[str, tuple[int, int]]:
+        """(N, K) of the matrices into and out of a mixer, by role and part."""
+        h, width = self.hidden, self.mixer_width
+        if not self.mixer:
+            return {}
+        if self.mixer == "conv":
+            return {"mixer_in": (3 * width, h), "mixer_out": (h, width)}
+        rows, gates = width + self.mixer_channels, self.mixer_gates
+        if self.mixer == "linear":  # steps and decays have a matrix of their own
+            return {"mixer_in": (rows, h), "mixer_in.gates": (gates, h), "mixer_out": (h, width)}
+        return {"mixer_in": (rows + gates, h), "mixer_out": (h, width)}
+
+    def mixer_parameters(self) -> int:
+        """Every number of one mixer."""
+        matrices = sum(n * k for n, k in self.mixer_linears().values())
+        return matrices + self.mixer_channels * self.mixer_taps + self.mixer_extras
 
     def parameters(self) -> int:
         """Every number stored, tied embeddings once."""
@@ -119,7 +167,9 @@ class ModelShape:
         mlp = sum(n * k for role, (n, k) in linears.items() if role in _MLP_ROLES)
         mlp += self.mlp_biases(self.intermediate)
         per_layer = self.norms * self.norm_parameters * self.hidden
-        total = self.layers * (attention + per_layer)
+        attending = self.attention_layers if self.mixer else self.layers
+        total = attending * attention + self.layers * per_layer
+        total += self.mixer_layers * self.mixer_parameters()
         total += self.mlp_layers * mlp + self.moe_layers * self.moe_parameters()
         return total + self.outside_parameters()
 
@@ -164,11 +214,19 @@ class ModelShape:
         and the rotated part of the key, from which each step expands both anew."""
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
+    def state_bytes(self, itemsize: float = 2) -> float:
+        """What one mixer keeps of a sequence of any length: the state of its recurrence, and the
+        last inputs of its convolution."""
+        inputs = self.mixer_channels * self.mixer_taps * itemsize
+        return self.mixer_width * self.mixer_state * STATE_ITEMSIZE + inputs
+
     def kv_bytes(self, *, batch: int, context: int, itemsize: float = 2) -> float:
-        """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window."""
+        """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window, a mixer
+        its state."""
         sliding = min(context, self.window) if self.window else context
         tokens = self.full_layers * context + self.sliding_layers * sliding
-        return batch * tokens * self.cache_elements() * itemsize
+        states = self.mixer_layers * self.state_bytes(itemsize)
+        return batch * (tokens * self.cache_elements() * itemsize + states)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""

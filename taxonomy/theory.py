@@ -8,6 +8,7 @@ Element-wise work counts as if fused into its neighbours; the formulas stand bes
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.gemm import Gemm
@@ -15,14 +16,16 @@ from taxonomy.plan import Op, Plan, Workload
 from taxonomy.roles import GROUPS
 from taxonomy.shape import ModelShape
 from taxonomy.theory_experts import expert_ops
+from taxonomy.theory_mixers import mixer_ops
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:
-    """The dense forward. Raises PrunescopeError for layers that are no attention."""
-    if shape.other_layers:
+    """The dense forward. Raises PrunescopeError for layers with a mixer that is not known."""
+    if shape.other_layers and not shape.mixer:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
-            hint="the theory covers decoders whose layers are attention and MLP; trace this one",
+            hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
+            "architectures beside attention; trace this one",
         )
     return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
 
@@ -37,12 +40,25 @@ def forward(plans: Sequence[Plan]) -> list[Op]:
 
 
 def attention_ops(plan: Plan) -> Iterable[Op]:
-    """The attention sublayers: norm, projections, rope, attention, o."""
+    """The sublayers that mix tokens: norm, attention, and a mixer beside it or in its place."""
     shape, layers = plan.shape, plan.attention_layers
     if not layers:
         return
     norms = shape.norms / 2 if shape.norms > 1 else 1
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
+    attending = layers
+    if shape.other_layers:
+        attending = layers * shape.attention_layers / shape.layers
+    if attending:
+        yield from _attending(plan, attending)
+    if shape.mixer_layers:
+        yield from mixer_ops(plan, layers * shape.mixer_layers / shape.layers)
+    yield from _additions(plan, "attention", layers, routed=attending)
+
+
+def _attending(plan: Plan, layers: float) -> Iterable[Op]:
+    """Attention itself: projections, rope, attention, o."""
+    shape = plan.shape
     for role, (n, k) in shape.linears().items():
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
@@ -50,13 +66,13 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
     rope = 2 * (share * shape.q + shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
     yield _pointwise(plan, "rope", rope, layers, extras)
-    total = shape.full_layers + shape.sliding_layers
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
     for window, count, name in kinds:
         if count:
-            yield _attention(plan, window, layers * count / total, name)
+            yield _attention(plan, window, layers * count / shape.attention_layers, name)
+    if shape.query_gate:  # a gate read, its product with what attention puts out
+        yield replace(_pointwise(plan, "activation", 3 * shape.q, layers, 0), name="attention.gate")
     yield from _linear(plan, "o", *shape.linears()["o"], layers)
-    yield from _additions(plan, "attention", layers)
 
 
 def mlp_ops(plan: Plan) -> Iterable[Op]:
@@ -76,7 +92,7 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
         yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
         yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
-    yield from _additions(plan, "mlp", layers)
+    yield from _additions(plan, "mlp", layers, routed=layers)
 
 
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
@@ -142,19 +158,20 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     )
 
 
-def _additions(plan: Plan, sublayer: str, layers: float) -> Iterable[Op]:
-    """Routers and residual projections that pruning put into a sublayer."""
+def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:
+    """Residual projections of all sublayers, and routers of those that tokens are routed past: a
+    recurrence takes every token, or its state would be another."""
     h, b, rows = plan.shape.hidden, plan.work.itemsize, plan.work.rows
-    wanted = ((plan.routers, "router", 1), (plan.residual, "residual", h))
-    for present, role, n in wanted:
-        if not present:
+    wanted = ((plan.routers * routed, "router", 1), (plan.residual * layers, "residual", h))
+    for count, role, n in wanted:
+        if not count:
             continue
         yield Op(
             name=f"added.{sublayer}.{role}",
             role=role,
             group="added",
             cls="matmul",
-            layers=layers,
+            layers=count,
             gemms=(Gemm(rows, n, h),),
             flop=2 * rows * n * h,
             bytes=b * (rows * (n + h) + n * h),
@@ -258,7 +275,7 @@ def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> floa
 
 
 def kv_cache_bytes(plans: Sequence[Plan]) -> float:
-    """Cache after the forward: what each stack's attention layers keep of its context."""
+    """Cache after the forward: what each stack's layers keep of its context."""
     return sum(
         plan.shape.kv_bytes(
             batch=plan.work.batch, context=plan.work.keys, itemsize=plan.work.itemsize

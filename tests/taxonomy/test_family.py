@@ -117,7 +117,7 @@ def test_ops_are_sound(name: str, phase: str, batch: int) -> None:
         assert (op.cls == "pointwise") == (not op.gemms)
 
 
-def test_hybrid_models_are_refused() -> None:
+def test_mixers_that_are_not_known_are_refused() -> None:
     shape = dataclasses.replace(TINY, other_layers=4)
     with pytest.raises(PrunescopeError, match="no attention"):
         dense_plan(shape, Workload(phase="prefill"))

@@ -6,6 +6,7 @@ linears and of attention. Masked query-key pairs are executed too, so that they 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,20 +16,26 @@ from analysis.frame import Kernels
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 from taxonomy.plan import Op, Workload
+from taxonomy.roles import locate
 from taxonomy.run import Run
 from taxonomy.shape import ModelShape
 
 PROMPT, STEPS = 16, 2
 _LINEARS = (
     "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o", "gate", "up", "gate_up", "down",
-    "experts", "shared_expert", "residual", "lm_head",
+    "experts", "shared_expert", "mixer_in", "mixer_out", "residual", "lm_head",
 )  # fmt: skip
 _COUNTED = ("dynamic-m", "dynamic-depth")  # drawn: the dense theory at the routes that were taken
 _MASKED = ("static-k-24", "static-k-mask")  # zeros on dense kernels: executed in full
-_ROUTED = {"self_attn": ("q", "o"), "mlp": ("gate", "up", "down")}  # of dynamic-m
+_ESTIMATING = ("dynamic-nk", "kv-evict", "token-drop")  # which multiply in attention's scope too
+_ROUTED = {  # of dynamic-m
+    "attention": ("q", "o"),
+    "mlp": ("gate", "up", "down", "experts", "shared_expert", "router"),
+}
 BLOCK = 2  # of dynamic-nk
 
 Counts = dict[str, Any]
+Layers = Collection[int] | None
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,14 @@ def compared(
     except PrunescopeError:
         return None
     parts = ("router", *_LINEARS) if shape.experts else _LINEARS
-    linears = [_linears(ops, parts, name, counts, step) for step, ops in enumerate(steps)]
-    pairs = [_attention(shape, ops, name, phase, counts, step) for step, ops in enumerate(steps)]
-    dynamic = family(name).dynamics == "dynamic"
-    seen = _executed(kernels, parts), _executed(kernels, ("attention",), fused=dynamic)
+    linears = [_linears(shape, ops, name, counts, step) for step, ops in enumerate(steps)]
+    case = (name, phase, list(config.get("layer_types") or ()))
+    pairs = [_attention(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
+    fused = name in _ESTIMATING
+    seen = _executed(kernels, parts), _executed(kernels, ("attention",), fused=fused)
     known = [one for one in pairs if one is not None]
+    if fused and not seen[1]:
+        known = []  # eager attention is not told from the estimators beside it
     attention = (seen[1], sum(known) / len(known)) if known else None
     return Work((seen[0], sum(linears) / len(linears)), attention)
 
@@ -81,47 +91,69 @@ def _theory(shape: ModelShape, name: str, work: Workload) -> list[Op]:
     return one.theory(shape, work, one.point(0.0 if one.id == "dense" else 0.5, knobs))
 
 
-def _share(counts: Counts, end: str, step: int) -> float:
-    """Of what the modules with this end of a name could have done in a step, what they did."""
-    rows = [row for name, row in counts.items() if name.endswith(end)]
+def _share(counts: Counts, step: int, *, scope: str = "", layers: Layers = None) -> float:
+    """Of what the modules of a scope in these layers (all: None) could have done in a step, what
+    they did."""
+    places = {name: locate(name) for name in counts}
+    rows = [
+        counts[name]
+        for name, place in places.items()
+        if scope in ("", place.scope) and (layers is None or place.layer in layers)
+    ]
     return sum(row["active"][step] for row in rows) / sum(row["total"][step] for row in rows)
 
 
-def _linears(ops: list[Op], parts: tuple[str, ...], name: str, counts: Counts, step: int) -> float:
+def _linears(shape: ModelShape, ops: list[Op], name: str, counts: Counts, step: int) -> float:
     total = 0.0
+    parts = ("router", *_LINEARS) if shape.experts else _LINEARS
+    plain = range(shape.mlp_layers)  # the first layers have no experts
     for op in ops:
         if op.cls != "matmul" or op.role not in parts or (op.added and op.role == "router"):
             continue
-        share = 1.0
+        share, layers = 1.0, None
+        if 0 < shape.mlp_layers < shape.layers and op.role in _ROUTED["mlp"]:
+            first = op.role in ("gate", "up", "down")
+            layers = plain if first else range(shape.mlp_layers, shape.layers)
         if name == "dynamic-depth" and op.role != "lm_head":
-            share = _share(counts, "", step)
+            share = _share(counts, step, layers=layers)
         elif name == "dynamic-m":
-            ends = [end for end, roles in _ROUTED.items() if op.role in roles]
-            share = _share(counts, ends[0], step) if ends else 1.0
+            scopes = [scope for scope, roles in _ROUTED.items() if op.role in roles]
+            share = _share(counts, step, scope=scopes[0], layers=layers) if scopes else 1.0
         total += share * op.layers * op.flop
     return total
 
 
 def _attention(
-    shape: ModelShape, ops: list[Op], name: str, phase: str, counts: Counts, step: int
+    shape: ModelShape, ops: list[Op], case: tuple[str, str, list[str]], counts: Counts, step: int
 ) -> float | None:
+    """`case`: family, phase and the kind of each layer."""
+    name, phase, kinds = case
     each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
     active = [row["active"][step] for row in counts.values()]
     keys = PROMPT + 1 + step
+    works = {
+        op.name.partition(".")[2]: op.layers * sum(gemm.flop for gemm in op.gemms)
+        for op in ops
+        if op.cls == "attention"
+    }
+    windowed = works.get("sliding", 0.0)  # these layers stay as they are
     if name == "dynamic-nk":
         if phase == "prefill":
-            return each * BLOCK**2 * sum(active)
+            return windowed + each * BLOCK**2 * sum(active)
         own = (keys - 1) % BLOCK + 1
-        return each * sum((blocks - 1) * BLOCK + own for blocks in active)
+        return windowed + each * sum((blocks - 1) * BLOCK + own for blocks in active)
     if name == "kv-evict" and phase == "decode":
-        return each * sum(active)
+        return windowed + each * sum(active)
     if name == "dynamic-depth" and phase == "decode":
         return None  # which steps before it filled a layer's cache was not counted in this phase
-    share = 1.0
-    if name in _COUNTED:
-        share = _share(counts, "self_attn" if name == "dynamic-m" else "", step)
-    gemms = [(op.layers, gemm) for op in ops if op.cls == "attention" for gemm in op.gemms]
-    return share * sum(layers * gemm.flop for layers, gemm in gemms)
+    if name not in _COUNTED:
+        return sum(works.values())
+    scope = "attention" if name == "dynamic-m" else ""
+    layers = {kind: [i for i, k in enumerate(kinds) if k.startswith(kind)] for kind in works}
+    return sum(
+        work * _share(counts, step, scope=scope, layers=layers[kind] if len(works) > 1 else None)
+        for kind, work in works.items()
+    )
 
 
 def _executed(kernels: Kernels, roles: tuple[str, ...], *, fused: bool = False) -> float:
@@ -140,9 +172,12 @@ def _left(shape: ModelShape, config: dict[str, Any], kept: list[int]) -> ModelSh
     kinds = config.get("layer_types") or [usual] * shape.layers
     dense = int(config.get("first_k_dense_replace") or 0)
     moe = sum(i >= dense for i in kept) if 0 < shape.moe_layers < shape.layers else None
+    other = sum(kinds[i] in ("linear_attention", "conv") for i in kept)
     return replace(
         shape,
         layers=len(kept),
         sliding_layers=sum(kinds[i] == "sliding_attention" for i in kept) if shape.window else 0,
+        other_layers=other,
+        mixer_layers=other if shape.other_layers else len(kept) * bool(shape.mixer_layers),
         moe_layers=len(kept) * bool(shape.moe_layers) if moe is None else moe,
     )

@@ -15,13 +15,11 @@ from tests.tracer.tiny_models import TINY
 from tracer.pruners import Point, family_point, pruner
 
 pytestmark = pytest.mark.torch
-# Theory covers decoders whose layers are attention and MLP, not those with another mixer.
-HYBRIDS = ("qwen3_next", "falcon_h1", "granite4", "lfm2")
 IDS = torch.arange(2, 14).unsqueeze(0)
 QUICK = ("static-m", "static-nk-mlp", "dynamic-m")
 
 
-def check(name: str, cells: list[Cell]) -> None:
+def check(cells: list[Cell]) -> None:
     wrong = {c.family: c.named for c in cells if c.state not in ("ok", "none")}
     assert not wrong
     alone = {c.family: c.bare for c in cells if c.bare_state not in ("ok", "none")}
@@ -29,7 +27,7 @@ def check(name: str, cells: list[Cell]) -> None:
     for cell in cells:
         if cell.named:
             assert set(cell.named) == {"prefill", "decode"}
-            assert set(cell.works) == (set() if name in HYBRIDS else {"prefill", "decode"})
+            assert set(cell.works) == {"prefill", "decode"}
             assert all(work.deviation <= 0.01 for work in cell.works.values()), cell
         else:
             assert cell.why
@@ -40,7 +38,7 @@ def check(name: str, cells: list[Cell]) -> None:
 def test_every_family_of_an_architecture(name: str) -> None:
     cells = matrix_row(name)
     assert [cell.family for cell in cells] == list(FAMILIES)
-    check(name, cells)
+    check(cells)
     # What does not apply is dynamic, heads where there is one KV head, or narrows a stream that
     # more than attention and a plain MLP read; the rest is pruned everywhere.
     always = {"static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-mlp"}
@@ -49,7 +47,7 @@ def test_every_family_of_an_architecture(name: str) -> None:
 
 def test_a_few_families_of_one_architecture() -> None:
     cells = matrix_row("llama", QUICK)
-    check("llama", cells)
+    check(cells)
     assert [cell.state for cell in cells] == ["ok"] * 3
     assert [cell.bare_state for cell in cells] == ["ok", "ok", "none"]
 

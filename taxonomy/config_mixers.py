@@ -1,0 +1,106 @@
+"""How Hugging Face configs spell a hybrid's mixers: linear attention, state space, convolution.
+
+In: a config dict and the fields of ModelShape that are known. Out: its fields of the mixer. Only
+model types whose code was read are listed; any other mixer stays unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taxonomy.config_names import BESIDE, size_in
+
+_LINEAR = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+_STATE_SPACE = ("falcon_h1", "granitemoehybrid", "bamba")
+_CONVOLUTION = ("lfm2", "lfm2_moe")
+
+Fields = dict[str, Any]
+
+
+def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
+    """The fields of the mixer; none where its sizes or the code of the model type are not known."""
+    kind, hidden = known["model_type"], known["hidden"]
+    layers = known["layers"] if kind in BESIDE else known.get("other_layers", 0)
+    found: Fields | None = None
+    if kind in _LINEAR:
+        found = _linear(cfg)
+    elif kind in _STATE_SPACE:
+        found = _state_space(cfg, kind, hidden)
+    elif kind in _CONVOLUTION:
+        found = _convolution(cfg, hidden)
+    return {"mixer_layers": layers, **found} if found and layers else {}
+
+
+def _linear(cfg: Mapping[str, Any]) -> Fields | None:
+    """Gated delta net. Beside its matrices: a step and a decay a head, a norm of one head."""
+    sizes = _sizes(
+        cfg,
+        ("linear_num_value_heads", "linear_value_head_dim", "linear_num_key_heads",
+         "linear_key_head_dim", "linear_conv_kernel_dim"),
+    )  # fmt: skip
+    if sizes is None:
+        return None
+    heads, value_dim, key_heads, key_dim, taps = sizes
+    return {
+        "mixer": "linear",
+        "mixer_width": heads * value_dim,
+        "mixer_heads": heads,
+        "mixer_keys": key_heads * key_dim,
+        "mixer_state": key_dim,
+        "mixer_taps": taps,
+        "mixer_extras": 2 * heads + value_dim,
+    }
+
+
+def _state_space(cfg: Mapping[str, Any], kind: str, hidden: int) -> Fields | None:
+    """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm."""
+    sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
+    width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg, hidden)
+    if sizes is None or width is None:
+        return None
+    heads, groups, state, taps = sizes
+    channels = width + 2 * groups * state
+    into, out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
+    if kind == "falcon_h1":
+        out = bool(cfg.get("projectors_bias"))
+    extras = 3 * heads + (width + channels + heads) * into + hidden * out
+    extras += channels * bool(cfg.get("mamba_conv_bias", True))
+    extras += width * bool(cfg.get("mamba_rms_norm", kind != "falcon_h1"))
+    return {
+        "mixer": "ssm",
+        "mixer_width": width,
+        "mixer_heads": heads,
+        "mixer_keys": groups * state,
+        "mixer_state": state,
+        "mixer_taps": taps,
+        "mixer_extras": extras,
+    }
+
+
+def _convolution(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
+    """Short convolution between two gates. One switch for its biases: 3 in, 1 each taps and out."""
+    sizes = _sizes(cfg, ("conv_L_cache",))
+    if sizes is None:
+        return None
+    return {
+        "mixer": "conv",
+        "mixer_width": hidden,
+        "mixer_taps": sizes[0],
+        "mixer_extras": 5 * hidden * bool(cfg.get("conv_bias")),
+    }
+
+
+def _sizes(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int] | None:
+    """All of `names`, or None where one is missing."""
+    found = [size_in(cfg, (name,)) for name in names]
+    known = [size for size in found if size is not None]
+    return known if len(known) == len(names) else None
+
+
+def _expanded(cfg: Mapping[str, Any], hidden: int) -> int | None:
+    """The inner width of a config that gives it as a multiple of the hidden size."""
+    factor = cfg.get("mamba_expand")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
+        return None
+    return int(factor * hidden)

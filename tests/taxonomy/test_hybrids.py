@@ -1,0 +1,285 @@
+"""Hybrids: what a config says of the mixers beside attention, and their ops, by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from taxonomy.errors import PrunescopeError
+from taxonomy.family import families, family
+from taxonomy.gemm import Gemm
+from taxonomy.plan import Op, Workload
+from taxonomy.presets import preset_config
+from taxonomy.run_schema import first_wrong
+from taxonomy.shape import ModelShape
+from taxonomy.theory import dense_plan, forward, kv_cache_bytes
+
+PLAIN: dict[str, Any] = {
+    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "intermediate_size": 96, "vocab_size": 512,
+}  # fmt: skip
+# 4 value heads of 16, 2 key heads of 16; the last of four layers has attention.
+DELTA = {
+    **PLAIN, "model_type": "qwen3_next", "full_attention_interval": 4, "linear_num_value_heads": 4,
+    "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+# 8 heads of 16 channels with a state of 32 each, B and C in 2 groups.
+MAMBA = {
+    "mamba_n_heads": 8, "mamba_d_head": "auto", "mamba_n_groups": 2, "mamba_d_state": 32,
+    "mamba_d_conv": 4, "mamba_expand": 2,
+}  # fmt: skip
+FALCON = {**PLAIN, **MAMBA, "model_type": "falcon_h1", "mamba_d_ssm": 128}
+GRANITE = {
+    **PLAIN, **MAMBA, "model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"] * 2,
+}  # fmt: skip
+LFM2 = {
+    **PLAIN, "model_type": "lfm2", "full_attn_idxs": [1], "conv_L_cache": 3,
+    "block_multiple_of": 16,
+}  # fmt: skip
+PREFILL = Workload(phase="prefill", batch=2, prompt_len=6)  # T = 12
+DECODE = Workload(phase="decode", batch=2, context=10)
+
+
+def dense(config: dict[str, Any], work: Workload) -> dict[str, Op]:
+    return {op.name: op for op in forward([dense_plan(ModelShape.from_config(config), work)])}
+
+
+def pruned(name: str, config: dict[str, Any], work: Workload) -> list[Op]:
+    one, shape = family(name), ModelShape.from_config(config)
+    return one.theory(shape, work, one.point(0.5))
+
+
+def test_a_delta_net_by_hand() -> None:
+    shape = ModelShape.from_config(DELTA)
+    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("linear", 3, 3)
+    ops = dense(DELTA, PREFILL)
+    # values and their gate 2*64, keys and queries 2*32; a step and a decay for 4 heads
+    assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
+    assert ops["mixer_in.gates"].gemms == (Gemm(12, 8, 64),)
+    assert ops["mixer_out"].gemms == (Gemm(12, 64, 64),)
+    assert ops["conv"].flop == 2 * 4 * 128 * 12  # taps, channels 64 + 2*32, tokens
+    assert ops["scan"].flop == 7 * 64 * 16 * 12  # 64 channels with 16 numbers of state
+    # v, z and out 3*64, q and k 2*32, steps and decays 8 in 2 bytes; the state once in 4
+    assert ops["scan"].bytes == 2 * 12 * 264 + 2 * 4 * 1024
+    assert {ops[n].layers for n in ("mixer_in", "conv", "scan", "mixer_out")} == {3}
+    assert ops["q"].gemms == (Gemm(12, 128, 64),)  # as many rows again gate the outputs
+    assert ops["o"].gemms == (Gemm(12, 64, 64),)
+    assert {ops[n].layers for n in ("q", "attention.full", "attention.gate", "o")} == {1}
+    assert ops["attn_norm"].layers == ops["gate"].layers == 4
+
+
+def test_a_decode_step_reads_and_writes_the_state() -> None:
+    ops = dense(DELTA, DECODE)
+    assert ops["scan"].kv_read == ops["scan"].kv_write == 2 * 4 * 1024
+    assert ops["scan"].bytes == 2 * 2 * 264 + 2 * 2 * 4 * 1024
+    assert ops["scan"].flop == 7 * 64 * 16 * 2
+    # in and out of 128 channels and 4 taps a channel; 3 earlier inputs are read, 1 is written
+    assert ops["conv"].bytes == 2 * (2 * 2 * 128 + 4 * 128) + 2 * 2 * 128 * 3 + 2 * 2 * 128
+
+
+def test_mamba_beside_attention_by_hand() -> None:
+    shape = ModelShape.from_config(FALCON)
+    assert (shape.mixer, shape.mixer_layers, shape.other_layers) == ("ssm", 4, 0)
+    ops = dense(FALCON, PREFILL)
+    # x and its gate 2*128, B and C 2*64, a step for each of 8 heads
+    assert ops["mixer_in"].gemms == (Gemm(12, 392, 64),)
+    assert ops["scan"].flop == 5 * 128 * 32 * 12
+    assert ops["scan"].bytes == 2 * 12 * (3 * 128 + 2 * 64 + 8) + 2 * 4 * 128 * 32
+    assert ops["conv"].flop == 2 * 4 * 256 * 12
+    assert ops["scan"].layers == ops["q"].layers == ops["attn_norm"].layers == 4
+
+
+def test_a_short_convolution_by_hand() -> None:
+    shape = ModelShape.from_config(LFM2)
+    # int(2 * 96 / 3) = 64, a multiple of 16
+    assert (shape.mixer, shape.mixer_layers, shape.intermediate) == ("conv", 3, 64)
+    ops = dense(LFM2, PREFILL)
+    assert ops["mixer_in"].gemms == (Gemm(12, 192, 64),)
+    assert ops["conv"].flop == 2 * 3 * 64 * 12
+    # two gates and the input read, the output written; 2 earlier inputs of each sequence are kept
+    assert ops["conv"].bytes == 2 * (12 * 4 * 64 + 3 * 64) + 2 * 2 * 64 * 2
+    assert "scan" not in ops
+
+
+def test_a_state_does_not_grow() -> None:
+    shape = ModelShape.from_config(DELTA)
+    # a token: 1 layer, keys and values 2*32, 2 bytes; a mixer: 1024 numbers in 4 bytes, 4 inputs
+    # of 128 channels in 2
+    assert shape.kv_bytes(batch=2, context=10) == 2 * (10 * 64 * 2 + 3 * (4096 + 1024))
+    more = shape.kv_bytes(batch=1, context=1001) - shape.kv_bytes(batch=1, context=1000)
+    assert more == 64 * 2
+    assert ModelShape.from_config(LFM2).state_bytes() == 3 * 64 * 2
+
+
+SAME = [
+    (DELTA, {"full_attention_interval": None, "layer_types": ["linear_attention"] * 3
+             + ["full_attention"]}),
+    (GRANITE, {"layer_types": ["linear_attention", "full_attention"] * 2}),
+    (GRANITE, {"layer_types": None, "layers_block_type": ["mamba", "attention"] * 2}),
+    (LFM2, {"full_attn_idxs": None, "layer_types": ["conv", "full_attention", "conv", "conv"]}),
+    (LFM2, {"block_ff_dim": 96, "intermediate_size": 5}),
+    (FALCON, {"mamba_d_ssm": None}),
+    (FALCON, {"layers_block_type": ["hybrid"] * 4}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "change"), SAME)
+def test_configs_that_say_the_same(config: dict[str, Any], change: dict[str, Any]) -> None:
+    assert ModelShape.from_config({**config, **change}) == ModelShape.from_config(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**PLAIN, "model_type": "minimax", "layer_types": ["linear_attention", "attention"] * 2},
+        {**PLAIN, **MAMBA, "model_type": "zamba", "layers_block_type": ["mamba", "attention"] * 2},
+        {**PLAIN, "model_type": "jamba", "attn_layer_period": 2, "mamba_d_state": 16},
+        {**DELTA, "linear_key_head_dim": None},
+    ],
+)
+def test_a_mixer_that_is_not_known_is_refused(config: dict[str, Any]) -> None:
+    shape = ModelShape.from_config(config)
+    assert shape.other_layers
+    assert not shape.mixer
+    with pytest.raises(PrunescopeError, match="no attention"):
+        dense_plan(shape, PREFILL)
+
+
+@pytest.mark.parametrize("config", [DELTA, FALCON, GRANITE, LFM2])
+def test_the_ops_hold_all_parameters_and_a_run_reads_the_shape(config: dict[str, Any]) -> None:
+    shape = ModelShape.from_config(config)
+    ops = forward([dense_plan(shape, PREFILL)])
+    assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
+    written = json.loads(json.dumps(shape.to_dict()))
+    assert ModelShape(**written) == shape
+    assert first_wrong({"model": {"shape": written}}) is None
+    assert first_wrong({"model": {"shape": {**written, "mixer": "lstm"}}}) == "model.shape.mixer"
+
+
+@pytest.mark.parametrize("config", [DELTA, FALCON, GRANITE, LFM2])
+@pytest.mark.parametrize("work", [PREFILL, DECODE])
+def test_ops_are_sound_and_s_0_is_dense(config: dict[str, Any], work: Workload) -> None:
+    plain = dense(config, work)
+    for op in plain.values():
+        assert op.bytes > 0
+        assert op.weight_bytes + op.kv_read <= op.bytes
+        assert bool(op.gemms) == (op.cls in ("matmul", "attention"))
+    for one in families():
+        shape = ModelShape.from_config(config)
+        same = one.theory(shape, work, one.point(0.0))
+        for key in ("flop", "bytes", "parameters"):
+            want = sum(op.layers * getattr(op, key) for op in plain.values())
+            found = sum(op.layers * getattr(op, key) for op in same)
+            assert found == pytest.approx(want), (one.id, key)
+
+
+MIXER = ("mixer_in", "conv", "scan", "mixer_out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["static-k-24", "static-k-lowrank", "static-nk", "static-nk-heads", "static-nk-mlp",
+     "dynamic-m", "dynamic-nk", "dynamic-width", "kv-evict"],
+)  # fmt: skip
+@pytest.mark.parametrize("config", [DELTA, FALCON, LFM2])
+def test_these_families_leave_the_mixers(name: str, config: dict[str, Any]) -> None:
+    plain = dense(config, DECODE)
+    left = [op for op in pruned(name, config, DECODE) if op.role in MIXER]
+    assert {op.name: op for op in left} == {n: op for n, op in plain.items() if op.role in MIXER}
+
+
+def test_static_m_takes_mixers_and_attention_in_equal_shares() -> None:
+    plain, left = dense(DELTA, DECODE), pruned("static-m", DELTA, DECODE)
+    for op in left:
+        if op.role not in ("embedding", "final_norm", "lm_head"):
+            assert op.layers == plain[op.name].layers / 2
+    one, shape = family("static-m"), ModelShape.from_config(DELTA)
+    plans = one.plans(shape, DECODE, one.point(0.5))
+    assert kv_cache_bytes(plans) == shape.kv_bytes(batch=2, context=10) / 2
+
+
+def test_a_narrower_stream_narrows_the_projections() -> None:
+    ops = {op.name: op for op in pruned("static-nk-cross", LFM2, PREFILL)}
+    assert ops["mixer_in"].gemms == (Gemm(12, 192, 32),)
+    assert ops["mixer_out"].gemms == (Gemm(12, 32, 64),)
+    assert ops["added.attention.residual"].layers == 4
+
+
+def test_tokens_are_routed_past_attention_and_not_past_a_state() -> None:
+    ops = {op.name: op for op in pruned("dynamic-m", DELTA, PREFILL)}
+    assert (ops["added.attention.router"].layers, ops["added.mlp.router"].layers) == (1, 4)
+
+
+def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
+    one, shape = family("token-drop"), ModelShape.from_config(DELTA)
+    ops = one.theory(shape, PREFILL, one.point(0.5, {"after": 2}))
+    assert [op.gemms[0].m for op in ops if op.name == "mixer_in"] == [12, 6]
+
+
+def numel(config: Any) -> int:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+_FEW = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("qwen3_next", {}),
+    ("qwen3_next", {"num_hidden_layers": 4, "mlp_only_layers": [1]}),
+    ("qwen3_5_text", {}),
+    ("qwen3_5_moe_text", {}),
+    ("falcon_h1", {}),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_proj_bias": True, "mamba_conv_bias": False,
+                   "mamba_n_groups": 2, "attention_bias": True, "mlp_bias": True}),
+    ("falcon_h1", {"projectors_bias": True, "mamba_d_ssm": None}),
+    ("granitemoehybrid", {}),
+    ("granitemoehybrid", {**_FEW, "mamba_proj_bias": True}),
+    ("granitemoehybrid", {**_FEW, "num_local_experts": 0, "tie_word_embeddings": True}),
+    ("bamba", {"attn_layer_indices": [9, 18, 27]}),
+    ("lfm2", {"full_attn_idxs": [2, 5], "conv_bias": True}),
+    ("lfm2", {"full_attn_idxs": [2, 5], "block_ffn_dim_multiplier": 1.3}),
+    ("lfm2", {"full_attn_idxs": [2, 5], "block_auto_adjust_ff_dim": False}),
+    ("lfm2_moe", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+]  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("model_type", "fields"), VARIANTS)
+def test_parameters_equal_those_of_transformers(model_type: str, fields: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    plain = json.loads(config.to_json_string(use_diff=False))
+    shape = ModelShape.from_config(plain)
+    assert shape.mixer
+    assert shape.parameters() == numel(config)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "lfm2-1.2b"])
+def test_a_preset_has_the_parameters_of_its_model(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    plain = preset_config(name)
+    assert ModelShape.from_config(plain).parameters() == numel(
+        transformers.AutoConfig.for_model(**plain)
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "granite4", "lfm2"])
+def test_a_cache_has_the_bytes_of_the_theory(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    from tests.tracer.tiny_models import tiny_model
+    from tracer import compat
+
+    model = tiny_model(name)
+    cache, ids = compat.new_cache(model), torch.arange(2, 14).unsqueeze(0)
+    with torch.no_grad():
+        for part in (ids[:, :10], ids[:, 10:11], ids[:, 11:]):
+            compat.forward(model, part, cache=cache, logits="last")
+    shape = ModelShape.from_config(model.config.to_dict())
+    assert compat.cache_bytes(cache) == shape.kv_bytes(batch=1, context=12, itemsize=4)
