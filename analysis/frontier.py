@@ -21,9 +21,11 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 
     A point stands on it if it is faster than dense beyond noise, if no point that is faster beyond
     noise has a loss that is not higher beyond noise, and if it is faster beyond noise than every
-    frontier point of a lower loss. Points without an interval or a loss are left out.
+    frontier point of a lower loss. Points without an interval or a loss are left out, and so are
+    those that removed nothing.
     """
     able = [p for p in points if _speeds(p) and _losses(p) and _speeds(p)[0] > 1]
+    able = [p for p in able if not removed_nothing(p)]
     unbeaten = [p for p in able if not any(_beaten(p, other) for other in able)]
     kept: list[Point] = []
     for point in sorted(unbeaten, key=lambda p: (_rel(p), -p.realised)):
@@ -112,6 +114,12 @@ def equal_sparsity(points: Iterable[Point]) -> list[dict[str, Any]]:
                 "flop_sparsity": point.flop_sparsity,
             }
     return [{"sparsity": share, "families": rows[share]} for share in sorted(rows)]
+
+
+def removed_nothing(point: Point) -> bool:
+    """Whether a point does the dense work: rounded to nothing, or zeros in dense tensors. What is
+    measured of it is noise."""
+    return point.flop_sparsity == 0 and point.parameter_sparsity == 0
 
 
 def _beaten(point: Point, other: Point) -> bool:

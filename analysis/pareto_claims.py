@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from analysis.frontier import removed_nothing
 from analysis.report.numbers import percent, ratio
 from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point, Winner
 
@@ -164,11 +165,23 @@ def _step(winner: Winner) -> str:
     return f"{winner.family} from {percent(low, signed=True)} {end}"
 
 
+def control(points: list[Point]) -> Iterator[str]:
+    """How often the interval of a point that does the dense work holds 1, which is its speedup."""
+    same = [p.realised_ci95 for p in points if removed_nothing(p) and p.realised_ci95]
+    if same:
+        held = sum(low <= 1 <= high for low, high in same)
+        yield (
+            f"Control: {held} of the {len(same)} points that do the dense work have an interval"
+            " that holds 1.00×; 95 % would if intervals told all of the noise."
+        )
+
+
 def _limits(found: Pareto) -> Iterator[str]:
     points = [p for phase in found.phases.values() for p in phase.points]
     simulated: dict[str, str] = {p.family: p.simulated for p in points if p.simulated}
     for family, what in simulated.items():
         yield f"Simulated: {family}: {what}."
+    yield from control(points)
     spreads = [
         cell.dense_ns["spread"]
         for phase in found.phases.values()

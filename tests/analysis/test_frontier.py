@@ -24,6 +24,14 @@ def test_slower_or_no_faster_than_dense_beyond_noise_is_not_on_it() -> None:
     assert frontier.frontier([point("a", 0.9, 0.0), point("b", 1.015, 0.1)]) == []
 
 
+def test_what_removed_nothing_is_not_on_it() -> None:
+    """A family that rounds to the dense model is as fast as it; faster beyond noise is chance."""
+    same = point("a", 1.3, 0.0, flop_sparsity=0.0, parameter_sparsity=0.0)
+    zeros_cost = point("b", 1.3, 0.1, flop_sparsity=0.0, parameter_sparsity=0.2)
+    unknown = point("c", 1.4, 0.2, flop_sparsity=None, parameter_sparsity=0.0)
+    assert frontier.frontier([same, zeros_cost, unknown]) == [zeros_cost, unknown]
+
+
 def test_a_tie_in_speed_goes_to_the_lower_loss() -> None:
     assert names(frontier.frontier([point("a", 1.30, 0.1), point("b", 1.31, 0.5)])) == ["a"]
 

@@ -357,3 +357,13 @@ def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
     # Half of the layers, and lm_head stays: 1/2 < 1 - FLOP sparsity < 1.
     assert one.flop_sparsity is not None
     assert 0.4 < one.flop_sparsity < 0.5
+
+
+def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None:
+    """Of two dense-like points, one interval holds 1.00 (0.98..1.02), one does not."""
+    from analysis.pareto_claims import control
+
+    dense = {"flop_sparsity": 0.0, "parameter_sparsity": 0.0}
+    points = [point("a", 1.0, 0.0, **dense), point("b", 1.1, 0.0, **dense), point("c", 1.5, 0.1)]
+    assert list(control(points))[0].startswith("Control: 1 of the 2 points")
+    assert list(control(points[2:])) == []
