@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.gemms import Pair
 from analysis.pairing import Units
+from taxonomy.roles import locate
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ class Evidence:
         sums = [(_sum(row.get("active")), _sum(row.get("total"))) for row in rows]
         active, total = sum(a for a, _ in sums), sum(t for _, t in sums)
         return (active, total) if total else None
+
+    def counted_layers(self, unit: str) -> list[int]:
+        """The layers that were counted whole, and did less than all of a unit in some phase."""
+        rows = [
+            (locate(n), row) for n, row in self._counts(any_phase=True) if row.get("unit") == unit
+        ]
+        less = [p.layer for p, row in rows if _sum(row.get("active")) < _sum(row.get("total"))]
+        whole = all(place.scope == "layer" for place, _ in rows)
+        return sorted({layer for layer in less if layer is not None}) if whole else []
 
     def _counts(self, any_phase: bool) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: FBT001
         dynamic = (self.census_pruned or {}).get("dynamic")

@@ -17,6 +17,7 @@ _KEY_VALUE = ("k", "v")
 _QUERY = ("q", "o")
 _MLP = ("gate", "up", "gate_up", "down")
 _LINEARS = (*_KEY_VALUE, *_QUERY, *_MLP, "qkv")
+_SPLIT = ("k", "q")  # the parts of a fused q, k, v whose queries run on fewer rows
 _SAME = 1e-9
 
 
@@ -68,6 +69,7 @@ def _is_one(share: float) -> bool:
 def _layers(e: Evidence) -> dict[int, _Layer]:
     """The layers of the dense model by number."""
     out: dict[int, _Layer] = defaultdict(_Layer)
+    fused: dict[int, list[Pair]] = defaultdict(list)
     gone, smaller = e.removed_weights(), e.smaller_weights()
     for pair in e.pairs:
         number, role, group, position = pair.key
@@ -81,9 +83,13 @@ def _layers(e: Evidence) -> dict[int, _Layer]:
             out[number].scores_pruned += _products(pair.pruned, heads)
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
+        elif role == "qkv" and (number, role) not in smaller:
+            fused[number].append(pair)
         elif role in _LINEARS and pair.dense is not None and position == 0:
             whole = (number, role) not in smaller
             _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
+    for number, pairs in fused.items():
+        _add_fused(out[number], pairs)
     return {n: layer for n, layer in sorted(out.items()) if layer.calls}
 
 
@@ -97,6 +103,24 @@ def _add_linear(layer: _Layer, role: str, dense: Call, pruned: Call | None, *, w
     layer.rows[role] = pruned.m / dense.m
     if whole and (dense.gemm.n, dense.gemm.k) != (pruned.gemm.n, pruned.gemm.k):
         layer.reshaped.add(role)
+
+
+def _add_fused(layer: _Layer, pairs: list[Pair]) -> None:
+    """A fused q, k, v of the dense size. Two GEMMs in its place, on fewer outputs each, are keys
+    and values, then queries; one on fewer outputs, those of the keys and values alone."""
+    dense = next((p.dense for p in pairs if p.dense is not None), None)
+    if dense is None or dense.gemm is None:
+        return
+    parts = [p.pruned for p in pairs if p.pruned is not None]
+    sizes = [part.gemm.n for part in parts if part.gemm is not None]
+    split = sum(sizes) == dense.gemm.n if len(parts) == len(_SPLIT) else bool(parts)
+    if not split or len(sizes) != len(parts) or max(sizes) >= dense.gemm.n:
+        _add_linear(layer, "qkv", dense, parts[0] if parts else None, whole=True)
+        return
+    for role, part in zip(_SPLIT, (*parts, None), strict=False):
+        layer.calls[role] = part.count / dense.count if part is not None else 0.0
+        if part is not None and part.m is not None and dense.m is not None:
+            layer.rows[role] = part.m / dense.m
 
 
 def _products(call: Call | None, heads: float | None = None) -> float:
@@ -180,6 +204,10 @@ def token_drop(e: Evidence) -> Seen | None:
         return Seen("token-drop", [line], lambda p: float(p.key[0] in late))
     shorter = [n for n, x in layers.items() if _attends_to_less(x)]
     full = [n for n in layers if n not in shorter]
+    behind = e.counted_layers("rows")
+    if behind and not shorter and len(early) == len(layers):
+        line = f"tokens were dropped in prefill before layer {min(behind)}; no GEMM shows it here"
+        return Seen("token-drop", [line], _attention_of(behind), 0.6)
     if not shorter or not full or max(full) > min(shorter) or len(early) < len(layers):
         return None
     if not _is_less(e.counted("rows", any_phase=True)):
@@ -221,7 +249,8 @@ def dynamic_nk(e: Evidence) -> Seen | None:
     blocks = e.counted("blocks")
     gathers = e.added(role="attention", cls="gather_scatter")
     prompt = max(layer.queries for layer in attending.values()) > 1
-    if len(less) < len(attending) or not (prompt or blocks or gathers):
+    # Layers with a window of their own stay as they are.
+    if (len(less) < len(attending) and not blocks) or not (prompt or blocks or gathers):
         return None
     share = sum(x.attention or 0.0 for x in attending.values()) / len(attending)
     line = (

@@ -221,18 +221,20 @@ def _no_stream(traits: Traits) -> str:
 
 
 def _no_parts(one: Family, traits: Traits) -> str:
-    """Why the dynamic families cannot take the layers apart."""
+    """Why the tool does not realise a family that decides at run time."""
     shape, entry = traits.shape, traits.entry
     assert entry is not None
+    if one.id == "dynamic-width":
+        experts = shape is not None and shape.experts
+        return "its experts are chosen by a router of its own" if experts else ""
     if traits.mixer or shape is None:
         return "its layers mix tokens in more ways than one"
-    if shape.experts or shape.kv_rank is not None:
-        return "its layers are not q, k, v, o and gate, up, down"
-    if shape.window and shape.sliding_layers:
-        return "it attends through a sliding window"
-    odd = entry.qkv or entry.parallel or entry.roles or not shape.gated
-    if odd or shape.norms != 2 or shape.norm_parameters != 1:
-        return "they take pre-norm layers of q, k, v, o and gate, up, down apart"
-    if traits.scaled and one.id in ("dynamic-m", "dynamic-depth", "token-drop"):
-        return "sublayers are scaled before they are added"
+    if traits.alibi or entry.no_heads:
+        return "its positions are a slope for each head (ALiBi), added to every key"
+    if one.id == "dynamic-depth":
+        return ""
+    if shape.kv_rank is not None:
+        return "its keys and values are expanded from a latent"
+    if one.id in ("dynamic-nk", "kv-evict") and shape.window and not shape.full_layers:
+        return "every layer attends through a sliding window"
     return ""

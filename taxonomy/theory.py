@@ -69,7 +69,8 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
     for window, count, name in kinds:
         if count:
-            yield _attention(plan, window, layers * count / shape.attention_layers, name)
+            attends = _windowed(plan) if window else plan
+            yield _attention(attends, window, layers * count / shape.attention_layers, name)
     if shape.query_gate:  # a gate read, its product with what attention puts out
         yield replace(_pointwise(plan, "activation", 3 * shape.q, layers, 0), name="attention.gate")
     yield from _linear(plan, "o", *shape.linears()["o"], layers)
@@ -120,6 +121,13 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
             runs=plan.runs if share < 1 else 1,
             sparse=piece.numbers < min(1, piece.stored),
         )
+
+
+def _windowed(plan: Plan) -> Plan:
+    """Keys are skipped where all are seen: a layer with a window stays as it is."""
+    if plan.scores < plan.queries:
+        return replace(plan, scores=plan.queries, keys=plan.queries)
+    return plan
 
 
 def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:

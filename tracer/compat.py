@@ -16,6 +16,7 @@ from transformers import DynamicCache, StaticCache
 from taxonomy.errors import PrunescopeError
 
 _CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+_LAYER_KEYWORDS = (*_CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
 
 class TakesCache(torch.nn.Module):
@@ -24,10 +25,24 @@ class TakesCache(torch.nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module, with the cache renamed."""
-        for name in _CACHE_KEYWORDS[1:]:
+        for name in _LAYER_KEYWORDS[1:]:
             if name in kwargs:
                 kwargs["cache"] = kwargs.pop(name)
         return super().__call__(*args, **kwargs)
+
+
+def cache_in(arguments: dict[str, Any]) -> Any:
+    """The cache among the arguments of a layer or an attention; None without one."""
+    found = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
+    return next(found, None)
+
+
+def windows(model: torch.nn.Module) -> list[int | None]:
+    """By layer of the cache: the keys that a query of the layer sees, None for all."""
+    return [
+        int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+        for layer in new_cache(model).layers
+    ]
 
 
 def _keywords(model: torch.nn.Module) -> tuple[str, bool]:

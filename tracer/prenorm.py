@@ -1,23 +1,24 @@
-"""Which decoder layers the dynamic families can take apart, and proof that they did it right.
+"""Which models the dynamic families take, and proof that they took them apart rightly.
 
-In: a model. Out: its layers, or a PrunescopeError that says what is not as needed. `rebuilt` makes
-the layers anew at s = 0 first and compares the logits with the dense ones on a few tokens.
+In: a model. Out: its layers or attentions, or a PrunescopeError that says what is not as needed.
+`rebuilt` makes the family's modules at s = 0 first and compares the logits with the dense ones.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from taxonomy.architecture_table import BY_ID
 from taxonomy.errors import PrunescopeError
-from tracer.layers import decoder_layers, text_config
+from tracer.attention_parts import AttentionParts, read_attentions
+from tracer.layers import decoder_layers, probe, text_config
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _OTHER = {"linear_attention"}
 _NUM_PROBED = 6
@@ -25,25 +26,13 @@ _NUM_PROBED = 6
 _TOLERANCE = {8: 1e-9, 4: 1e-4, 2: 3e-2}
 
 
-def prenorm_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of Llama, Qwen2, Qwen3, Mistral and what is built like them.
+def attention_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model that mix tokens by attention alone.
 
-    Raises PrunescopeError where a layer is built otherwise, attends through a window, or the
-    attention is not SDPA.
+    Raises PrunescopeError where another mixer stands beside it or in its place, and where
+    positions are added to every key.
     """
     _, layers = decoder_layers(model)
-    _check_attention(model, layers)
-    for layer in layers:
-        parts: Any = layer
-        fits = _children(layer) == _LAYER
-        fits = fits and _children(parts.mlp) == _MLP
-        fits = fits and _children(parts.self_attn) in (_ATTENTION, _ATTENTION | _HEAD_NORMS)
-        if not fits or not all(_is_linear(layer, name) for name in (*_ATTENTION, *_MLP)):
-            raise _unlike(type(layer).__name__)
-    return layers
-
-
-def _check_attention(model: nn.Module, layers: nn.ModuleList) -> None:
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ())
     others = {kind for kind in kinds if not str(kind).endswith("attention")} | kinds & _OTHER
@@ -53,30 +42,50 @@ def _check_attention(model: nn.Module, layers: nn.ModuleList) -> None:
             f"({', '.join(sorted(map(str, others)))})",
             hint="the dynamic families take models whose layers all are attention and an MLP",
         )
-    windows = any(getattr(m, "sliding_window", None) for x in layers for m in x.children())
-    if (
-        kinds - {"full_attention"}
-        or windows
-        or getattr(config, "sliding_window", None)
-        and not kinds
-    ):
+    entry = BY_ID.get(str(config.model_type))
+    if getattr(config, "alibi", False) or (entry is not None and entry.no_heads):
         raise PrunescopeError(
-            f"{type(model).__name__} attends through a sliding window",
-            hint="the dynamic families take models whose layers all see the whole context",
+            f"the positions of {type(model).__name__} are a slope for each head (ALiBi)",
+            hint="it is added to every key, which these families move: use dynamic-width",
         )
-    implementation = getattr(model.config, "_attn_implementation", "sdpa")
-    if implementation != "sdpa":
+    return layers
+
+
+def layer_attentions(model: nn.Module) -> list[AttentionParts]:
+    """The attention of every layer, taken apart. Raises PrunescopeError where that is not known."""
+    attention_layers(model)
+    return read_attentions(model)
+
+
+def whole_attentions(model: nn.Module) -> list[AttentionParts]:
+    """The attentions that see the whole context; those with a window stay as they are.
+
+    Raises PrunescopeError where there is none.
+    """
+    found = [parts for parts in layer_attentions(model) if parts.window is None]
+    if not found:
         raise PrunescopeError(
-            f"the dynamic families run SDPA attention, not {implementation}",
-            hint="use --attn sdpa, so that dense and pruned attend alike",
+            f"every layer of {type(model).__name__} attends through a sliding window",
+            hint="its keys are few already: choose a family that does not skip or evict keys",
         )
+    return found
+
+
+def is_prenorm(layer: Any) -> bool:
+    """Whether a layer is built as Llama's: two norms, each before an attention or a gated MLP, and
+    no number of its own, which would scale what they put out."""
+    if any(isinstance(value, float) for value in vars(layer).values()):
+        return False
+    if _children(layer) != _LAYER or _children(layer.mlp) != _MLP:
+        return False
+    return all(isinstance(getattr(layer.mlp, name), nn.Linear) for name in _MLP - {"act_fn"})
 
 
 def _unlike(name: str) -> PrunescopeError:
     return PrunescopeError(
         f"layers of {name} cannot be taken apart by the dynamic families",
-        hint="they need pre-norm layers with q_proj, k_proj, v_proj, o_proj and gate_proj, "
-        "up_proj, down_proj, as Llama, Mistral, Qwen2 and Qwen3 have",
+        hint="they do more than their matrices and norms show; "
+        "`prunescope families --architecture CONFIG` says which families take this model",
     )
 
 
@@ -84,9 +93,14 @@ def _children(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def _is_linear(layer: Any, name: str) -> bool:
-    part = layer.self_attn if name in _ATTENTION else layer.mlp
-    return name == "act_fn" or isinstance(getattr(part, name), nn.Linear)
+def check_runs(model: Any, what: str, stream: random.Random) -> None:
+    """Raises PrunescopeError where the pruned model does not run. `stream` of decisions is put back
+    where it stood."""
+    before = stream.getstate()
+    try:
+        probe(model, what)
+    finally:
+        stream.setstate(before)
 
 
 def rebuilt(model: Any, rebuild: Callable[[float], None], *, sparsity: float) -> None:

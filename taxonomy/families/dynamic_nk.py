@@ -30,6 +30,11 @@ FAMILY = Family(
             "key_value", "skip blocks of QKᵀ and PV, or of PV alone", ("key_value", "value")
         ),
         "block": Knob(0, "tokens in a block of queries or keys; 0: 64, or fewer in short prompts"),
+        "backend": Knob(
+            "torch",
+            "ordinary torch ops, or (prompts on a GPU) compiled FlexAttention with a block mask",
+            ("torch", "flex"),
+        ),
     },
     adds=("elementwise", "batched_gemm", "softmax", "routing"),
     keeps_weights=True,

@@ -155,6 +155,47 @@ def test_alibi_and_layer_norms_are_named() -> None:
     assert "mean" in verdict(about(model_type="gpt2"), "static-nk-cross")["why"]
 
 
+DYNAMIC = (
+    "dynamic-m", "dynamic-nk", "dynamic-depth", "dynamic-width", "token-drop", "kv-evict",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields, without",
+    [
+        ({"model_type": "gpt2"}, {}),
+        ({"model_type": "phi3"}, {}),
+        ({"model_type": "gpt_neox"}, {}),
+        ({"model_type": "granite", "residual_multiplier": 0.5}, {}),
+        ({"model_type": "gemma2", "sliding_window": 16}, {}),
+        (
+            {"model_type": "mistral", "sliding_window": 16},
+            dict.fromkeys(("dynamic-nk", "kv-evict"), "sliding window"),
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
+            {"dynamic-width": "router of its own"},
+        ),
+        (
+            {"model_type": "deepseek_v3", **LATENT},
+            {"dynamic-width": "router of its own"}
+            | dict.fromkeys(("dynamic-m", "dynamic-nk", "token-drop", "kv-evict"), "latent"),
+        ),
+        (
+            {"model_type": "lfm2", "layer_types": ["conv", "conv", "conv", "full_attention"]},
+            dict.fromkeys([one for one in DYNAMIC if one != "dynamic-width"], "more ways than one"),
+        ),
+    ],
+)
+def test_what_decides_at_run_time_is_refused_for_a_mechanism(
+    fields: dict[str, Any], without: dict[str, str]
+) -> None:
+    found = about(**fields)
+    assert {name for name in DYNAMIC if not verdict(found, name)["realised"]} == set(without)
+    for name, reason in without.items():
+        assert reason in verdict(found, name)["why"]
+
+
 def test_fused_matrices_are_shown_as_they_are_stored() -> None:
     matrices = about(model_type="phi3")["matrices"]
     assert matrices == {"qkv": [128, 64], "o": [64, 64], "gate_up": [192, 64], "down": [64, 96]}

@@ -6,6 +6,7 @@ linears and of attention. Masked query-key pairs are executed too, so that they 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +28,6 @@ _LINEARS = (
 )  # fmt: skip
 _COUNTED = ("dynamic-m", "dynamic-depth")  # drawn: the dense theory at the routes that were taken
 _MASKED = ("static-k-24", "static-k-mask")  # zeros on dense kernels: executed in full
-_ESTIMATING = ("dynamic-nk", "kv-evict", "token-drop")  # which multiply in attention's scope too
 _ROUTED = {  # of dynamic-m
     "attention": ("q", "o"),
     "mlp": ("gate", "up", "down", "experts", "shared_expert", "router"),
@@ -64,15 +64,12 @@ def compared(
         steps = [_theory(shape, name, work) for work in _works(phase)]
     except PrunescopeError:
         return None
-    parts = ("router", *_LINEARS) if shape.experts else _LINEARS
-    linears = [_linears(shape, ops, name, counts, step) for step, ops in enumerate(steps)]
     case = (name, phase, list(config.get("layer_types") or ()))
+    parts = _parts(shape, name, phase)
+    linears = [_linears(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
     pairs = [_attention(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
-    fused = name in _ESTIMATING
-    seen = _executed(kernels, parts), _executed(kernels, ("attention",), fused=fused)
+    seen = _executed(kernels, parts), _executed(kernels, ("attention",))
     known = [one for one in pairs if one is not None]
-    if fused and not seen[1]:
-        known = []  # eager attention is not told from the estimators beside it
     attention = (seen[1], sum(known) / len(known)) if known else None
     return Work((seen[0], sum(linears) / len(linears)), attention)
 
@@ -103,9 +100,20 @@ def _share(counts: Counts, step: int, *, scope: str = "", layers: Layers = None)
     return sum(row["active"][step] for row in rows) / sum(row["total"][step] for row in rows)
 
 
-def _linears(shape: ModelShape, ops: list[Op], name: str, counts: Counts, step: int) -> float:
-    total = 0.0
+def _parts(shape: ModelShape, name: str, phase: str) -> tuple[str, ...]:
+    """Roles of the linears that are compared. Latents of a cache with holes are expanded by kv_b:
+    how many there are was not counted in decode."""
     parts = ("router", *_LINEARS) if shape.experts else _LINEARS
+    if (name, phase) == ("dynamic-depth", "decode"):
+        return tuple(role for role in parts if role != "kv_b")
+    return parts
+
+
+def _linears(
+    shape: ModelShape, ops: list[Op], case: tuple[str, str, list[str]], counts: Counts, step: int
+) -> float:
+    total, name = 0.0, case[0]
+    parts = _parts(shape, name, case[1])
     plain = range(shape.mlp_layers)  # the first layers have no experts
     for op in ops:
         if op.cls != "matmul" or op.role not in parts or (op.added and op.role == "router"):
@@ -131,11 +139,11 @@ def _attention(
     each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
     active = [row["active"][step] for row in counts.values()]
     keys = PROMPT + 1 + step
-    works = {
-        op.name.partition(".")[2]: op.layers * sum(gemm.flop for gemm in op.gemms)
-        for op in ops
-        if op.cls == "attention"
-    }
+    works: dict[str, float] = defaultdict(float)
+    for op in ops:
+        if op.cls == "attention":
+            kind = op.name.partition(".")[2]
+            works[kind] += op.layers * sum(gemm.flop for gemm in op.gemms)
     windowed = works.get("sliding", 0.0)  # these layers stay as they are
     if name == "dynamic-nk":
         if phase == "prefill":
@@ -146,6 +154,8 @@ def _attention(
         return windowed + each * sum(active)
     if name == "dynamic-depth" and phase == "decode":
         return None  # which steps before it filled a layer's cache was not counted in this phase
+    if name == "token-drop" and phase == "decode" and 0 < shape.sliding_layers < shape.layers:
+        return None  # theory does not say which of the layers behind the drop have a window
     if name not in _COUNTED:
         return sum(works.values())
     scope = "attention" if name == "dynamic-m" else ""
@@ -156,12 +166,11 @@ def _attention(
     )
 
 
-def _executed(kernels: Kernels, roles: tuple[str, ...], *, fused: bool = False) -> float:
-    """2·M·N·K of every call: what a kernel without a causal mask would do. `fused`: of fused
-    attention alone, beside which estimators multiply too."""
+def _executed(kernels: Kernels, roles: tuple[str, ...]) -> float:
+    """2·M·N·K of every call: what a kernel without a causal mask would do."""
     rows = kernels.frame.filter(pl.col("main") & pl.col("role").is_in(roles))
-    if fused:
-        rows = rows.filter(pl.col("kind") == "attention")
+    # A batch of products is an estimator's, not that of a router of experts.
+    rows = rows.filter((pl.col("role") != "router") | (pl.col("kind") != "batched_gemm"))
     works = (kernels.works[call] for call in rows["call"].drop_nulls())
     return sum(gemm.flop for work in works if work for gemm in work.gemms) / kernels.num_steps
 

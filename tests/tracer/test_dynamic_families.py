@@ -163,22 +163,21 @@ def test_cropped_caches_are_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "fields", "why"),
+    ("family", "model_type", "fields", "why"),
     [
-        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4}, "cannot be taken apart"),
-        ("gemma2", {}, "sliding window"),
-        ("phi3", {}, "cannot be taken apart"),
-        ("olmo2", {}, "cannot be taken apart"),
-        ("granite", {"residual_multiplier": 0.5}, "cannot be taken apart"),  # only its logits tell
-        ("mistral", {"sliding_window": 8}, "sliding window"),
-        ("mixtral", {"num_local_experts": 2}, "cannot be taken apart"),
-        ("mamba", {"hidden_size": 32}, "not attention alone"),
+        ("dynamic-m", "mamba", {"hidden_size": 32}, "not attention alone"),
+        ("token-drop", "bloom", {"n_head": 4}, "ALiBi"),
+        ("kv-evict", "mistral", {"sliding_window": 8}, "every layer .* sliding window"),
+        ("dynamic-nk", "mistral", {"sliding_window": 8}, "every layer .* sliding window"),
+        ("dynamic-width", "mixtral", {"num_local_experts": 2}, "has experts"),
     ],
 )
-def test_other_architectures_are_refused(model_type: str, fields: dict[str, Any], why: str) -> None:
+def test_other_architectures_are_refused(
+    family: str, model_type: str, fields: dict[str, Any], why: str
+) -> None:
     model = small(model_type, **fields)
     with pytest.raises(PrunescopeError, match=why):
-        prune("dynamic-m", model, 0.5)
+        prune(family, model, 0.5)
 
 
 def test_impossible_requests() -> None:
@@ -200,10 +199,10 @@ def test_impossible_requests() -> None:
     for name in ("dynamic-m", "dynamic-depth", "dynamic-width"):
         with pytest.raises(PrunescopeError, match="cannot be calibrated"):
             prune(name, model, 0.5, select="calibrated")
-    eager = small("llama", attn_implementation="eager")
-    eager.config._attn_implementation = "eager"
+    flash = small("llama")
+    flash.config._attn_implementation = "flash_attention_2"
     with pytest.raises(PrunescopeError, match="use --attn sdpa"):
-        prune("dynamic-m", eager, 0.5)
+        prune("dynamic-m", flash, 0.5)
 
 
 def test_usual_blocks_and_budgets() -> None:

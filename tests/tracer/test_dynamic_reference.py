@@ -21,7 +21,9 @@ from tests.tracer.dynamic_reference import (
     steps,
     tokens,
 )
+from tracer.attention_parts import read_attentions
 from tracer.census import dynamic_stats
+from tracer.pruned_attention import PlainAttention
 
 pytestmark = pytest.mark.torch
 PROMPT, ALL = 19, 23
@@ -102,7 +104,8 @@ def test_dynamic_nk_of_values_given_its_blocks() -> None:
     masked = copy.deepcopy(dense)
     for index, layer in enumerate(masked.model.layers):
         calls = blocks[f"model.layers.{index}.self_attn.router"]
-        layer.self_attn = _ValuesMasked(layer.self_attn, block_mask(calls, 4, 2))
+        plain = PlainAttention(read_attentions(dense)[index])
+        layer.self_attn = _ValuesMasked(plain, block_mask(calls, 4, 2))
     close(found, reference(masked, ids), PROMPT)
 
 
@@ -116,14 +119,12 @@ class _ValuesMasked(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, position_embeddings: Any, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        from tracer.pruned_attention import PlainAttention
-
-        parts = PlainAttention(self.original)
+        parts = self.original
         q = parts.queries(x, position_embeddings)
         k, v = (y.repeat_interleave(2, 1) for y in parts.keys_values(x, position_embeddings))
         scores = q @ k.transpose(-1, -2) * self.original.scaling + attention_mask
         out = torch.where(self.seen, scores.softmax(-1), 0.0) @ v
-        return (parts.o_proj(out.transpose(1, 2).flatten(2)),)
+        return (parts.output(out.transpose(1, 2).flatten(2)),)
 
 
 @each_architecture
@@ -196,9 +197,7 @@ def test_token_drop_given_its_tokens(model_type: str, fields: dict[str, Any], ba
         x = dense.model.embed_tokens(ids)
         cos, sin = dense.model.rotary_emb(x, position_ids=torch.arange(ALL).unsqueeze(0))
         x = dense.model.layers[0](x, position_embeddings=(cos, sin), attention_mask=None)
-        rows, (kept_cos, _) = kept["model.layers.1.router"][0]
-        same = (cos[:, :PROMPT].unsqueeze(1) == kept_cos.unsqueeze(2)).all(-1)
-        places = same.int().argmax(-1)  # [B, 9]
+        rows, places = kept["model.layers.1.router"][0]  # [B, 9, h] and [B, 9]
         assert bool((places[:, -1] == PROMPT - 1).all())
         answer = torch.arange(PROMPT, ALL).expand(batch, -1)
         index = torch.cat((places, answer), dim=1)

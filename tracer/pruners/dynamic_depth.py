@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 from taxonomy.keep import removed_layers, rounding
 from tracer import compat
-from tracer.prenorm import prenorm_layers, rebuilt
-from tracer.pruned_attention import PlainAttention, counted_layer, past_length, refuse_padding
+from tracer.inserted import by_name, extend
+from tracer.layer_places import LayerPlace, layer_places
+from tracer.layers import text_config
+from tracer.prenorm import attention_layers, check_runs, rebuilt
 from tracer.pruners import Applied, Point
 from tracer.routing import Draws, Tally, refuse_calibration, score_weight
 
@@ -26,17 +28,23 @@ from tracer.routing import Draws, Tally, refuse_calibration, score_weight
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every layer. No weight goes."""
     refuse_calibration(point, "dynamic-depth")
-    layers = prenorm_layers(model)
+    layers = attention_layers(model)
+    places = layer_places(model, layers)
+    hidden = int(text_config(model).hidden_size)
     early = point.knobs["exit"] == "early"
     route = _Route(len(layers), early, Draws(point, "dynamic-depth"))
 
     def rebuild(sparsity: float) -> None:
-        if not isinstance(layers[0], _SkippableLayer):
-            for index in range(len(layers)):
-                layers[index] = _SkippableLayer(layers[index], point, route)
+        for place, layer in zip(places, layers, strict=True):
+            if not isinstance(layer, _Skippable):
+                extend(layer, _Skippable)
+                parts: Any = layer
+                parts.router = _DepthRouter(point, place.number, next(layer.parameters()), hidden)
+                parts.place, parts.route, parts.tally = place, route, Tally("layers")
         route.sparsity = sparsity
 
     rebuilt(model, rebuild, sparsity=point.sparsity)
+    check_runs(model, "with layers skipped", route.draws.stream)
     gone = removed_layers(len(layers), point.sparsity)
     how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
     notes = [f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing"]
@@ -68,10 +76,10 @@ class _Route:
 class _DepthRouter(nn.Module):
     """A score [h] → 1 of the mean hidden state of each sequence."""
 
-    def __init__(self, point: Point, layer: int, like: torch.Tensor) -> None:
+    def __init__(self, point: Point, layer: int, like: torch.Tensor, hidden: int) -> None:
         super().__init__()
         self.weight = score_weight(
-            1, like.shape[-1], like=like, seed=point.seed, what=f"dynamic-depth {layer}"
+            1, hidden, like=like, seed=point.seed, what=f"dynamic-depth {layer}"
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,41 +87,38 @@ class _DepthRouter(nn.Module):
         return linear(x.mean(1), self.weight) > 0
 
 
-class _SkippableLayer(compat.TakesCache):
+class _Skippable:
     """A decoder layer, or the identity."""
 
-    def __init__(self, layer: nn.Module, point: Point, route: _Route) -> None:
-        super().__init__()
-        parts: Any = layer
-        self.self_attn = PlainAttention(parts.self_attn)
-        self.index = self.self_attn.layer_idx
-        self.router = _DepthRouter(point, self.index, self.self_attn.q_proj.weight)
-        self.input_layernorm, self.mlp = parts.input_layernorm, parts.mlp
-        self.post_attention_layernorm = parts.post_attention_layernorm
-        self.route, self.tally = route, Tally("layers")
+    router: _DepthRouter
+    route: _Route
+    tally: Tally
+    place: LayerPlace
+    outputs: int  # of a layer that gives a tuple, else 0
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, **arguments: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""
-        cache = arguments.get("cache")
-        cached = None if cache is None else counted_layer(cache, self.index)
-        if self.index == 0:
-            past = past_length(cache, 0)
-            refuse_padding(attention_mask, hidden_states.shape[1], past)
+        arguments = by_name(self, args, kwargs)
+        index, mask = self.place.number, arguments.get("attention_mask")
+        cached = self.place.counted(compat.cache_in(arguments))
+        tokens = hidden_states.shape[1]
+        if index == 0:
+            self.place.refuse_padding(mask, tokens, cached.seen if cached is not None else 0)
             self.route.start()
-        if not (self.route.early and self.index in self.route.skipped):
+        if not (self.route.early and index in self.route.skipped):
             # The value is drawn in `start`: a decision on the host would stop the device here.
             self.router(hidden_states)
-        runs = self.index not in self.route.skipped
+        runs = index not in self.route.skipped
         self.tally.add(int(runs), 1)
         if not runs:
             if cached is not None:
-                cached.seen += hidden_states.shape[1]
-            return hidden_states
-        normed = self.input_layernorm(hidden_states)
-        hidden_states = hidden_states + self.self_attn(normed, **arguments)[0]
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+                cached.seen += tokens
+            return (hidden_states, *[None] * (self.outputs - 1)) if self.outputs else hidden_states
+        if cached is not None:
+            arguments["attention_mask"] = cached.mask_of(mask, tokens)
+        out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
+        self.outputs = len(out) if isinstance(out, tuple) else 0
+        return out
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Whether the layer ran, see `tracer.pruners.Counting`."""

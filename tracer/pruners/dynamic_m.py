@@ -17,24 +17,38 @@ from transformers import PreTrainedModel
 
 from taxonomy.keep import kept_count
 from tracer import compat
-from tracer.prenorm import prenorm_layers, rebuilt
+from tracer.attention_parts import AttentionParts, unread
+from tracer.channels import find_channels
+from tracer.inserted import extend
+from tracer.layers import decoder_layers
+from tracer.prenorm import is_prenorm, layer_attentions, rebuilt
 from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
 from tracer.pruners import Applied, Point
 from tracer.routing import Draws, Tally, refuse_calibration, score_weight
+from tracer.sublayers import roots
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every sublayer. No weight goes."""
     refuse_calibration(point, "dynamic-m")
-    layers = prenorm_layers(model)
+    attentions = layer_attentions(model)
+    name, layers = decoder_layers(model)
+    mlps = [_mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     draws = Draws(point, "dynamic-m")
     routers: list[RowRouter] = []
 
     def rebuild(sparsity: float) -> None:
-        for index in range(len(layers) * (not routers)):
-            layer = _RoutedLayer(layers[index], point, draws)
-            layers[index] = layer
-            routers.extend((layer.self_attn.router, layer.mlp.router))
+        for index, parts in enumerate(attentions if not routers else ()):
+            attention = _RoutedAttention(parts, point, draws)
+            if is_prenorm(layers[index]):
+                layer = _RoutedLayer(layers[index], attention, point, draws)
+                layers[index] = layer
+                routers.extend((attention.router, layer.mlp.router))
+            else:
+                model.set_submodule(parts.path, attention)
+                router = RowRouter(point, draws, f"mlp {index}", parts.like)
+                _route(model, mlps[index], router, attention)
+                routers.extend((attention.router, router))
         for router in routers:
             router.sparsity = sparsity
 
@@ -44,6 +58,22 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         "each with probability p, the best ones by the router's score"
     ]
     return Applied(model=model, record={"kept": {"rows": 1 - point.sparsity}, "notes": notes})
+
+
+def _mlp_of(model: nn.Module, layer: nn.Module, path: str) -> list[str]:
+    """Where the MLP of a layer is, gated or not, or its experts: a module of its own, or the first
+    and the last of its projections where it has none."""
+    found = [at for at in roots(layer, path)["mlp"] if _weighs(model.get_submodule(at))]
+    if len(found) == 1:
+        return found
+    bare = [part for part in find_channels(layer, path) if not part.modules]
+    if len(bare) == 1 and len(bare[0].ups) == 1:
+        return [bare[0].ups[0].path, bare[0].down.path]
+    raise unread(model, "its MLP is no module of its own")
+
+
+def _weighs(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 @dataclass(frozen=True)
@@ -64,8 +94,16 @@ class RowRouter(nn.Module):
         self.sparsity, self.draws = point.sparsity, draws.own(point, what)
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
 
-    def forward(self, x: torch.Tensor, *, past: int, masked: bool) -> Rows | None:
-        """[B, T, h] to Rows; None where no row goes through. `masked`: attention follows."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        past: int,
+        masked: bool,
+        given: torch.Tensor | None = None,
+    ) -> Rows | None:
+        """[B, T, h] to Rows; None where no row goes through. `masked`: attention follows; `given`:
+        its mask [1 or B, 1, T, L], None for a causal one."""
         batch, tokens, _ = x.shape
         scores = self.draws.instead_of(linear(x, self.weight).squeeze(-1))  # [B, T]
         if tokens == 1:
@@ -79,7 +117,12 @@ class RowRouter(nn.Module):
         flat = places
         if batch > 1:
             flat = places + torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(-1)
-        mask = self._mask(places, past, tokens, x) if masked else None
+        mask = None
+        if given is not None:
+            every = given.expand(batch, -1, -1, -1)
+            mask = every.gather(2, places[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
+        elif masked:
+            mask = self._mask(places, past, tokens, x)
         return Rows(flat.flatten(), places, mask)
 
     def _mask(self, places: torch.Tensor, past: int, tokens: int, x: torch.Tensor) -> torch.Tensor:
@@ -91,38 +134,56 @@ class RowRouter(nn.Module):
 class _RoutedAttention(PlainAttention):
     """Keys and values of all tokens, queries and output of the active ones, onto the residual."""
 
-    def __init__(self, original: nn.Module, point: Point, draws: Draws) -> None:
-        super().__init__(original)
+    def __init__(self, parts: AttentionParts, point: Point, draws: Draws) -> None:
+        super().__init__(parts)
         what = f"attention {self.layer_idx}"
-        self.router = RowRouter(point, draws, what, self.q_proj.weight)
+        self.router = RowRouter(point, draws, what, parts.like)
+        self.seen = (0, 0)  # sequences and tokens of the forward at hand
         self.tally = Tally("rows")
 
     def forward(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
+        position_embeddings: Rotary | None = None,
+        attention_mask: Any = None,
         *,
         cache: Any = None,
-        residual: torch.Tensor,
+        residual: torch.Tensor | None = None,
         **_: Any,
-    ) -> torch.Tensor:
-        """Normed hidden states and the residual stream, [B, T, h] both, to the residual stream."""
-        batch, tokens, width = hidden_states.shape
-        rows = self.router(hidden_states, past=past_length(cache, self.layer_idx), masked=True)
+    ) -> Any:
+        """Normed hidden states and the residual stream, [B, T, h] both, to the residual stream;
+        without a residual to what the attention puts out, zeros where no row went."""
+        batch, tokens, _width = hidden_states.shape
+        past, self.seen = past_length(cache, self.layer_idx), (batch, tokens)
+        if not self.masked:
+            refuse_padding(attention_mask, tokens, past)
+            attention_mask = None
+        rows = self.router(hidden_states, past=past, masked=True, given=attention_mask)
         k, v = self.keys_values(hidden_states, position_embeddings)
         k, v = self.appended(cache, k, v)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
         if rows is None:
-            return residual
-        x = hidden_states.view(-1, width).index_select(0, rows.flat).view(*rows.places.shape, width)
-        if rows.mask is None:
-            rotary = position_embeddings
-            if x.shape[0] < batch:
-                k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
-        else:
-            rotary = taken_rotary(position_embeddings, rows.places)
-        out = self.o_proj(self.attend(self.queries(x, rotary), k, v, rows.mask))
+            return residual if residual is not None else (torch.zeros_like(hidden_states), None)
+        out = self._of_rows(hidden_states, position_embeddings, (k, v), rows)
+        if residual is None:
+            return spread(hidden_states, rows.flat, out), None
         return scattered(residual, rows.flat, out)
+
+    def _of_rows(
+        self,
+        hidden: torch.Tensor,
+        rotary: Rotary | None,
+        keys_values: tuple[torch.Tensor, torch.Tensor],
+        rows: Rows,
+    ) -> torch.Tensor:
+        """What the active rows of [B, T, h] get from all keys and values: [.., k, h]."""
+        width, (k, v) = hidden.shape[-1], keys_values
+        x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.places.shape, width)
+        if rows.mask is not None and rotary is not None:
+            rotary = taken_rotary(rotary, rows.places)
+        if rows.mask is None and x.shape[0] < hidden.shape[0]:
+            k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
+        return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Active rows, see `tracer.pruners.Counting`."""
@@ -163,24 +224,109 @@ class _RoutedMlp(nn.Module):
 class _RoutedLayer(compat.TakesCache):
     """A decoder layer whose sublayers add to the residual stream where their routers say so."""
 
-    def __init__(self, layer: nn.Module, point: Point, draws: Draws) -> None:
+    def __init__(
+        self, layer: nn.Module, attention: _RoutedAttention, point: Point, draws: Draws
+    ) -> None:
         super().__init__()
         parts: Any = layer
         self.input_layernorm = parts.input_layernorm
-        self.self_attn = _RoutedAttention(parts.self_attn, point, draws)
+        self.self_attn = attention
         self.post_attention_layernorm = parts.post_attention_layernorm
         self.mlp = _RoutedMlp(parts.mlp, point, draws, self.self_attn.layer_idx)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, **arguments: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """[B, T, h] to [B, T, h]."""
-        past = past_length(arguments.get("cache"), self.self_attn.layer_idx)
-        refuse_padding(attention_mask, hidden_states.shape[1], past)
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
         out: torch.Tensor = self.mlp(hidden_states, self.post_attention_layernorm)
         return out
+
+
+class _Routed:
+    """An MLP of any kind that runs on the active rows, and puts out zeros for the others."""
+
+    chooses: tuple[RowRouter]
+    tally: Tally
+    outputs: int  # of an MLP that gives a tuple, else 0
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """[B, T, h] to [B, T, h]."""
+        batch, tokens, width = hidden_states.shape
+        rows = self.chooses[0](hidden_states, past=0, masked=False)
+        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        if rows is None:
+            zeros = torch.zeros_like(hidden_states)
+            return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
+        x = hidden_states.reshape(-1, width).index_select(0, rows.flat).unsqueeze(0)
+        out = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        self.outputs = len(out) if isinstance(out, tuple) else 0
+        if self.outputs:
+            return (spread(hidden_states, rows.flat, out[0]), *out[1:])
+        return spread(hidden_states, rows.flat, out)
+
+    def prunescope_stats(self) -> dict[str, Any]:
+        """Active rows, see `tracer.pruners.Counting`."""
+        return self.tally.take()
+
+
+class _Entered:
+    """The first projection of an MLP without a module of its own: it takes the active rows of the
+    tokens [B, T] that the attention before it saw, and hands them on as [k, f]."""
+
+    router: RowRouter
+    attention: tuple[_RoutedAttention]
+    tally: Tally
+    rows: tuple[torch.Tensor, torch.Tensor] | None  # those of the forward at hand, and like what
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B·T, h] to [k, f]."""
+        batch, tokens = self.attention[0].seen
+        rows = self.router(x.view(batch, tokens, -1), past=0, masked=False)
+        flat = x.new_empty(0, dtype=torch.long) if rows is None else rows.flat
+        self.tally.add(flat.numel(), batch * tokens)
+        self.rows = flat, x
+        if rows is None:
+            return x.new_empty(0, 0)
+        out: torch.Tensor = super().forward(x.index_select(0, flat))  # type: ignore[misc]
+        return out
+
+    def prunescope_stats(self) -> dict[str, Any]:
+        """Active rows, see `tracer.pruners.Counting`."""
+        return self.tally.take()
+
+
+class _Left:
+    """The last projection of such an MLP: zeros for the rows that it did not get."""
+
+    first: tuple[_Entered]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[k, f] to [B·T, h]."""
+        assert self.first[0].rows is not None
+        flat, like = self.first[0].rows
+        if not flat.numel():
+            return torch.zeros_like(like)
+        return spread(like, flat, super().forward(x))  # type: ignore[misc]
+
+
+def _route(model: Any, at: list[str], router: RowRouter, attention: _RoutedAttention) -> None:
+    """Put a router into the MLP at these paths, which otherwise runs as it is."""
+    mlp: Any = model.get_submodule(at[0])
+    mlp.tally = Tally("rows")
+    if len(at) == 1:
+        # Experts may have a router of their own.
+        if hasattr(mlp, "router"):
+            mlp.added = nn.ModuleDict({"router": router})
+        else:
+            mlp.router = router
+        extend(mlp, _Routed)
+        mlp.chooses = (router,)
+        return
+    extend(mlp, _Entered)
+    mlp.router, mlp.attention, mlp.rows = router, (attention,), None
+    last: Any = model.get_submodule(at[1])
+    extend(last, _Left)
+    last.first = (mlp,)
 
 
 def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
@@ -198,3 +344,10 @@ def scattered(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) ->
     width = residual.shape[-1]
     summed = residual.reshape(-1, width).clone()
     return summed.index_add_(0, flat, rows.reshape(-1, width)).view(residual.shape)
+
+
+def spread(like: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Zeros of the shape of `like` [B, T, h], with `rows` at the flat indices."""
+    width = like.shape[-1]
+    zeros = torch.zeros_like(like).view(-1, width)
+    return zeros.index_copy_(0, flat, rows.reshape(-1, width)).view(like.shape)

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
+from tracer import flex
+from tracer.attention_parts import AttentionParts
 from tracer.blocks import (
     Group,
     groups,
@@ -23,7 +25,7 @@ from tracer.blocks import (
     usual_block,
     with_masks,
 )
-from tracer.prenorm import prenorm_layers, rebuilt
+from tracer.prenorm import rebuilt, whole_attentions
 from tracer.pruned_attention import (
     PlainAttention,
     Rotary,
@@ -37,30 +39,50 @@ from tracer.routing import Draws, Tally
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Give every attention a block estimator. No weight goes."""
-    layers, block = prenorm_layers(model), int(point.knobs["block"])
+    attentions, block = whole_attentions(model), int(point.knobs["block"])
     if block < 0:
         raise PrunescopeError(f"block={block} is no length", hint="0 chooses a block by the prompt")
-    draws, sizes = Draws(point, "dynamic-nk"), BlockSizes(0)
+    draws = Draws(point, "dynamic-nk")
     kind = _ValueAttention if point.knobs["blocks"] == "value" else _BlockAttention
+    backend = str(point.knobs["backend"])
+    if backend == "flex":
+        _check_flex(model, point, block)
+        kind = _FlexAttention
+    sizes = BlockSizes(0, flex.LEAST_BLOCK if backend == "flex" else 1)
 
     def rebuild(sparsity: float) -> None:
-        for layer in layers:
-            parts: Any = layer
-            if not isinstance(parts.self_attn, kind):
-                parts.self_attn = kind(parts.self_attn, point, draws, sizes)
-            parts.self_attn.router.sparsity = sparsity
+        for parts in attentions:
+            attention: Any = model.get_submodule(parts.path)
+            if not isinstance(attention, kind):
+                attention = kind(parts, point, draws, sizes)
+                model.set_submodule(parts.path, attention)
+            attention.router.sparsity = sparsity
 
     rebuilt(model, rebuild, sparsity=point.sparsity)
     sizes.asked = block
     kept = {"blocks": 1 - point.sparsity, "block": block or "by prompt"}
-    return Applied(model=model, record={"kept": kept})
+    notes = ["prompts run on compiled FlexAttention, decode on ordinary ops"]
+    record = {"kept": kept, "backend": backend, "notes": notes * (backend == "flex")}
+    return Applied(model=model, record=record)
+
+
+def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
+    """Raises PrunescopeError where FlexAttention was asked for and cannot be had."""
+    reason = flex.missing(model.device) or flex.refused_block(block)
+    if point.knobs["blocks"] == "value":
+        reason = "blocks=value computes every score, and a block mask leaves scores out"
+    if reason:
+        raise PrunescopeError(
+            f"backend=flex cannot be used: {reason}",
+            hint="leave backend out: ordinary torch ops run on any device",
+        )
 
 
 class BlockSizes:
     """The block length of the forward at hand, the same for all layers."""
 
-    def __init__(self, asked: int) -> None:
-        self.asked, self._longest = asked, 0
+    def __init__(self, asked: int, least: int = 1) -> None:
+        self.asked, self.least, self._longest = asked, least, 0
 
     def of_prompt(self, length: int) -> int:
         """Raises PrunescopeError where the block that was asked for is longer than every prompt."""
@@ -70,11 +92,11 @@ class BlockSizes:
                 f"block={self.asked} is longer than the prompt of {length} tokens",
                 hint=f"the nearest that fits is --set block={length}",
             )
-        return self.asked or usual_block(length)
+        return self.asked or max(self.least, usual_block(length))
 
     def of_cache(self, layer: Any, length: int) -> int:
         """The block of the prompt that the cache began with."""
-        return getattr(layer, "block", None) or self.asked or usual_block(length)
+        return getattr(layer, "block", None) or self.asked or max(self.least, usual_block(length))
 
 
 class BlockRouter(nn.Module):
@@ -120,37 +142,39 @@ class _BlockAttention(PlainAttention):
 
     router_kind: type[BlockRouter] = BlockRouter
 
-    def __init__(self, original: nn.Module, point: Point, draws: Draws, sizes: BlockSizes) -> None:
-        super().__init__(original)
+    def __init__(
+        self, parts: AttentionParts, point: Point, draws: Draws, sizes: BlockSizes
+    ) -> None:
+        super().__init__(parts)
         self.router = self.router_kind(point, draws, f"layer {self.layer_idx}")
         self.sizes, self.tally = sizes, Tally("blocks")
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
+        position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
         past, tokens = past_length(cache, self.layer_idx), hidden_states.shape[1]
-        refuse_padding(attention_mask, tokens, past)
-        q = self.queries(hidden_states, position_embeddings)
-        k, v = self.keys_values(hidden_states, position_embeddings)
+        if not self.masked:
+            refuse_padding(attention_mask, tokens, past)
+        q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.appended(cache, k, v)
         if past and tokens > 1:
-            return self.o_proj(self.attend_causally(q, k, v)), None
+            return self.output(self.attend_causally(q, k, v)), None
         layer = None if cache is None else cache.layers[self.layer_idx]
         sizes, length = self.sizes, k.shape[2]
         block = sizes.of_cache(layer, length) if past else sizes.of_prompt(length)
         if layer is not None:
             layer.block = block if past == 0 else getattr(layer, "block", block)
-        out, found = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
+        out, seen = self.attend_blocks((q, k, v), layer=layer, past=past, block=block)
         whole = -(-length // block)
         total = whole if past else whole * (whole + 1) // 2
-        self.tally.add(num_seen(found), total)
-        return self.o_proj(out), None
+        self.tally.add(seen, total)
+        return self.output(out), None
 
     def attend_blocks(
         self,
@@ -159,8 +183,8 @@ class _BlockAttention(PlainAttention):
         layer: Any,
         past: int,
         block: int,
-    ) -> tuple[torch.Tensor, list[Group]]:
-        """[B, T, n_q·d], and the blocks that were seen."""
+    ) -> tuple[torch.Tensor, int]:
+        """[B, T, n_q·d], and how many blocks were seen."""
         q, k, v = qkv
         found = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
@@ -173,11 +197,50 @@ class _BlockAttention(PlainAttention):
                 x, group.gathered(k), group.gathered(v), None if causal else mask, causal=causal
             )
             parts.append(out.view(q.shape[0], -1, out.shape[-1]))
-        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), found
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Blocks seen, see `tracer.pruners.Counting`."""
         return self.tally.take()
+
+
+class FlexRouter(BlockRouter):
+    """The choice for a prompt as a block mask; for a single token as it is elsewhere."""
+
+    groups = 1  # query heads of a KV head
+
+    def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
+        """By scores [B, n_kv, query blocks, key blocks]."""
+        if like.shape[2] == 1:
+            return super().decided(scores, block=block, length=length, like=like)
+        return flex.block_mask(
+            self.draws.instead_of(scores), block=block, length=length, sparsity=self.sparsity,
+            groups=self.groups,
+        )  # fmt: skip
+
+
+class _FlexAttention(_BlockAttention):
+    """Prompts by FlexAttention: no key or value is gathered."""
+
+    router_kind = FlexRouter
+
+    def attend_blocks(
+        self,
+        qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        *,
+        layer: Any,
+        past: int,
+        block: int,
+    ) -> tuple[torch.Tensor, int]:
+        """[B, T, n_q·d], and how many blocks were seen."""
+        q, k, v = qkv
+        if q.shape[2] == 1:
+            return super().attend_blocks(qkv, layer=layer, past=past, block=block)
+        router: Any = self.router
+        router.groups = self.groups
+        mask = router(q, k, layer=layer, past=past, block=block)
+        out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
+        return out, flex.blocks_seen(-(-q.shape[2] // block), router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):
@@ -192,8 +255,8 @@ class _ValueAttention(_BlockAttention):
         layer: Any,  # noqa: ARG002
         past: int,
         block: int,
-    ) -> tuple[torch.Tensor, list[Group]]:
-        """[B, T, n_q·d], and the value blocks that were seen."""
+    ) -> tuple[torch.Tensor, int]:
+        """[B, T, n_q·d], and how many value blocks were seen."""
         q, k, v = qkv
         heads, tokens = k.shape[1], q.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2)
@@ -203,7 +266,7 @@ class _ValueAttention(_BlockAttention):
         weights = scores.softmax(-1)
         found = self.router(weights.mean(2), block=block)
         parts = [self._valued(weights, v, group, 0 if past else block) for group in found]
-        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), found
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
 
     def _valued(
         self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int

@@ -13,10 +13,15 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_intermediate, rounding, up16
-from tracer.prenorm import prenorm_layers, rebuilt
+from tracer.channels import Channels, find_channels
+from tracer.inserted import extend
+from tracer.layers import decoder_layers
+from tracer.prenorm import rebuilt
 from tracer.pruners import Applied, Point
 from tracer.routing import Draws, Tally, refuse_calibration, score_weight
+from tracer.weights import Weight
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
@@ -24,79 +29,133 @@ _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a predictor before every MLP. No weight goes."""
     refuse_calibration(point, "dynamic-width")
-    layers = prenorm_layers(model)
+    parts = _mlps(model)
     draws = Draws(point, "dynamic-width")
+    routers: list[ChannelPredictor] = []
 
     def rebuild(sparsity: float) -> None:
-        for index, layer in enumerate(layers):
-            parts: Any = layer
-            if not isinstance(parts.mlp, _SlicedMlp):
-                parts.mlp = _SlicedMlp(parts.mlp, point, draws, index)
-            parts.mlp.router.sparsity = sparsity
+        for index, part in enumerate(parts if not routers else ()):
+            routers.append(_sliced(model, part, ChannelPredictor(point, draws, index, part)))
+        for router in routers:
+            router.sparsity = sparsity
 
-    rebuilt(model, rebuild, sparsity=point.sparsity)
-    widths = [kept_intermediate(_width(layer), point.sparsity) for layer in layers]
+    widths = [kept_intermediate(part.total, point.sparsity) for part in parts]
     notes = ["all tokens of a forward use one set of channels"]
-    notes += rounding(widths[0], _width(layers[0]), point.sparsity, "MLP channels")
+    notes += rounding(widths[0], parts[0].total, point.sparsity, "MLP channels")
+    rebuilt(model, rebuild, sparsity=point.sparsity)
     return Applied(model=model, record={"kept": {"intermediate": widths}, "notes": notes})
 
 
-def _width(layer: Any) -> int:
-    return int(layer.mlp.down_proj.weight.shape[1])
+def _mlps(model: Any) -> list[Channels]:
+    """The MLP of every layer. Raises PrunescopeError where a layer has none, or others beside."""
+    name, layers = decoder_layers(model)
+    parts = [
+        part
+        for index, layer in enumerate(layers)
+        for part in find_channels(layer, f"{name}.{index}")
+    ]
+    kinds = {part.kind for part in parts}
+    if kinds - {"mlp"}:
+        raise PrunescopeError(
+            f"{type(model).__name__} has experts, which its own router chooses for each token",
+            hint="dynamic-width takes models with one MLP a layer; use static-nk-mlp",
+        )
+    if len(parts) != len(layers) or any(part.norms for part in parts):
+        raise PrunescopeError(
+            f"the layers of {type(model).__name__} do not have one MLP each, of up and down alone",
+            hint="use static-nk-mlp, or static-m, which removes whole layers",
+        )
+    return parts
+
+
+def _sliced(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPredictor:
+    """Make an MLP run on the channels that `router` chose, and give it that router."""
+    for weight in (*part.ups, part.down):
+        extend(weight.module, _Sliced)
+        weight.module.slicing = _Slicing(weight, router, part.total, inputs=weight is part.down)
+    # An MLP without a module of its own begins at its first projection.
+    host: Any = model.get_submodule(part.path) if part.modules else part.ups[0].module
+    extend(host, _Predicting)
+    host.router, host.tally = router, Tally("channels")
+    return router
 
 
 class ChannelPredictor(nn.Module):
     """Scores [h] → r → [f] of the mean hidden state, and the channels with the highest ones."""
 
-    def __init__(self, point: Point, draws: Draws, layer: int, like: torch.Tensor) -> None:
+    def __init__(self, point: Point, draws: Draws, layer: int, part: Channels) -> None:
         super().__init__()
-        channels, hidden = like.shape
+        hidden, like = part.ups[0].k, part.ups[0].tensor
         rank, what = up16(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
         self.sparsity, self.draws = point.sparsity, draws.own(point, what)
-        self.weight_in = score_weight(rank, hidden, like=like, seed=point.seed, what=f"{what} in")
-        self.weight_out = score_weight(channels, rank, like=like, seed=point.seed, what=what)
+        self.chosen: torch.Tensor | None = None
+        seed = point.seed
+        self.weight_in = score_weight(rank, hidden, like=like, seed=seed, what=f"{what} in")
+        self.weight_out = score_weight(part.total, rank, like=like, seed=seed, what=what)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to the sorted channels [f']."""
-        pooled = x.mean((0, 1)).unsqueeze(0)
+        """[.., h] to the sorted channels [f'], which are in `chosen` until the next forward."""
+        pooled = x.mean(tuple(range(x.dim() - 1))).unsqueeze(0)
         scores = linear(linear(pooled, self.weight_in), self.weight_out).squeeze(0)
         count = kept_intermediate(scores.numel(), self.sparsity)
-        return self.draws.instead_of(scores).topk(count).indices.sort().values
+        self.chosen = self.draws.instead_of(scores).topk(count).indices.sort().values
+        return self.chosen
 
 
-class _SlicedLinear(nn.Module):
-    """A linear layer on some of its output (dim 0) or input (dim 1) features."""
+class _Slicing:
+    """Which features of a weight [N, K] belong to the channels that a router chose."""
 
-    def __init__(self, original: nn.Linear, dim: int) -> None:
-        super().__init__()
-        self.weight, self.bias, self.dim = original.weight, original.bias, dim
+    def __init__(
+        self, weight: Weight, router: ChannelPredictor, total: int, *, inputs: bool
+    ) -> None:
+        self.router, self.total, self.inputs = router, total, inputs
+        self.axis = int(weight.transposed) if not inputs else 1 - int(weight.transposed)
+        self.fused = not inputs and weight.n == 2 * total
+        self.in_turns = not getattr(weight.module, "is_concatenated", True)
 
-    def forward(self, x: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-        """[B, T, K] or [B, T, f'] to [B, T, f'] or [B, T, N]."""
-        bias: torch.Tensor | None = self.bias
-        if bias is not None and self.dim == 0:
-            bias = bias.index_select(0, channels)
-        return linear(x, self.weight.index_select(self.dim, channels), bias)
+    def features(self) -> torch.Tensor:
+        """[f'], or [2·f'] of a fused gate and up."""
+        chosen = self.router.chosen
+        assert chosen is not None
+        if not self.fused:
+            return chosen
+        if self.in_turns:
+            return torch.stack((2 * chosen, 2 * chosen + 1), -1).flatten()
+        return torch.cat((chosen, chosen + self.total))
 
 
-class _SlicedMlp(nn.Module):
-    """An MLP on the channels that its predictor chose."""
+class _Sliced:
+    """A linear layer on some of its output or input features, whose weight stays whole."""
 
-    def __init__(self, original: nn.Module, point: Point, draws: Draws, layer: int) -> None:
-        super().__init__()
-        parts: Any = original
-        self.router = ChannelPredictor(point, draws, layer, parts.up_proj.weight)
-        self.gate_proj = _SlicedLinear(parts.gate_proj, 0)
-        self.up_proj = _SlicedLinear(parts.up_proj, 0)
-        self.down_proj = _SlicedLinear(parts.down_proj, 1)
-        self.act_fn, self.tally = parts.act_fn, Tally("channels")
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    slicing: _Slicing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to [B, T, h]."""
+        """[.., K] or [.., f'] to [.., f'] or [.., N]."""
+        slicing, bias = self.slicing, self.bias
+        features = slicing.features()
+        if bias is not None and not slicing.inputs:
+            bias = bias.index_select(0, features)
+        weight = self.weight.index_select(slicing.axis, features)
+        if slicing.axis == int(slicing.inputs):  # stored [N, K]
+            return linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+        return out.view(*x.shape[:-1], -1)
+
+
+class _Predicting:
+    """What an MLP does before it runs, and counts."""
+
+    router: ChannelPredictor
+    tally: Tally
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the module, on the channels that the router chooses."""
         channels = self.router(x)
-        self.tally.add(channels.numel(), self.up_proj.weight.shape[0])
-        inner = self.act_fn(self.gate_proj(x, channels)) * self.up_proj(x, channels)
-        return self.down_proj(inner, channels)
+        self.tally.add(channels.numel(), self.router.weight_out.shape[0])
+        return super().forward(x, *args, **kwargs)  # type: ignore[misc]
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Channels used, see `tracer.pruners.Counting`."""

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.keep import kept_count
-from tracer.prenorm import prenorm_layers, rebuilt
+from tracer.attention_parts import AttentionParts
+from tracer.prenorm import rebuilt, whole_attentions
 from tracer.pruned_attention import (
     CountedLayer,
     PlainAttention,
@@ -32,15 +33,16 @@ _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's w
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Give every attention an eviction policy. No weight goes."""
-    layers = prenorm_layers(model)
+    attentions = whole_attentions(model)
     draws = Draws(point, "kv-evict") if point.knobs["keep"] == "attention" else None
 
     def rebuild(sparsity: float) -> None:
-        for layer in layers:
-            parts: Any = layer
-            if not isinstance(parts.self_attn, _EvictingAttention):
-                parts.self_attn = _EvictingAttention(parts.self_attn, point, draws)
-            parts.self_attn.sparsity = sparsity
+        for parts in attentions:
+            attention: Any = model.get_submodule(parts.path)
+            if not isinstance(attention, _EvictingAttention):
+                attention = _EvictingAttention(parts, point, draws)
+                model.set_submodule(parts.path, attention)
+            attention.sparsity = sparsity
 
     rebuilt(model, rebuild, sparsity=point.sparsity)
     return Applied(model=model, record={"kept": {"keys": 1 - point.sparsity}})
@@ -72,8 +74,8 @@ class KeyRanker(nn.Module):
 class _EvictingAttention(PlainAttention):
     """The dense attention over a cache that holds a part of the keys."""
 
-    def __init__(self, original: nn.Module, point: Point, draws: Draws | None) -> None:
-        super().__init__(original)
+    def __init__(self, parts: AttentionParts, point: Point, draws: Draws | None) -> None:
+        super().__init__(parts)
         self.sparsity, self.tally = point.sparsity, Tally("keys")
         if draws is not None:
             self.router = KeyRanker(draws.own(point, f"layer {self.layer_idx}"))
@@ -81,28 +83,28 @@ class _EvictingAttention(PlainAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
+        position_embeddings: Rotary | None = None,
         attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
-        q = self.queries(hidden_states, position_embeddings)
-        k, v = self.keys_values(hidden_states, position_embeddings)
+        q, k, v = self.projected(hidden_states, position_embeddings)
         if cache is None:
-            return self.o_proj(self.attend_causally(q, k, v)), None
+            return self.output(self.attend_causally(q, k, v, attention_mask)), None
         held = counted_layer(cache, self.layer_idx)
-        refuse_padding(attention_mask, q.shape[2], held.seen)
+        if not self.masked:
+            refuse_padding(attention_mask, q.shape[2], held.seen)
         budget = kept_count(held.seen + q.shape[2], self.sparsity)
         if held.held:
             self._leave_out(held, held.held + q.shape[2] - budget)
         first = not held.held
         k, v = held.update(k, v)
-        out = self.attend_causally(q, k, v)
+        out = self.attend_causally(q, k, v, attention_mask if first else None)
         if first and budget < k.shape[2]:
             self._evict(held, q, budget)
         self.tally.add(held.held, held.seen)
-        return self.o_proj(out), None
+        return self.output(out), None
 
     def _leave_out(self, held: CountedLayer, count: int) -> None:
         """The first `count` keys go, but never all; the rest is copied when the next is added."""

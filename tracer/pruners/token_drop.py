@@ -7,7 +7,7 @@ together ranks by another last token, so that its tokens need not be those of pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,49 +17,81 @@ from transformers import PreTrainedModel
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_count
 from tracer import compat
-from tracer.prenorm import prenorm_layers, rebuilt
-from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
+from tracer.attention_parts import AttentionParts
+from tracer.inserted import by_name, extend
+from tracer.layer_places import LayerPlace, layer_places
+from tracer.prenorm import attention_layers, check_runs, layer_attentions, rebuilt
+from tracer.pruned_attention import PlainAttention, Rotary, last_rows, past_length
 from tracer.pruners import Applied, Point
 from tracer.pruners.dynamic_m import taken_rotary
 from tracer.routing import Draws, Tally
 
+_DROPPED = "with tokens dropped"
+
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Drop tokens before layer `after`."""
-    layers = prenorm_layers(model)
+    layers = attention_layers(model)
     after = int(point.knobs["after"])
     if not 1 <= after < len(layers):
         raise PrunescopeError(
             f"after={after}, but the model has {len(layers)} layers",
             hint=f"tokens can be dropped after 1 to {len(layers) - 1} layers",
         )
-    drop = _Drop()
-    ranker = TokenRanker(Draws(point, "token-drop"))
-
-    parts_of: list[Any] = [layer.self_attn for layer in layers]
+    watched = layer_attentions(model)[after - 1]
+    places = layer_places(model, layers)
+    drop = _Drop(any(place.tracked for place in places))
+    draws = Draws(point, "token-drop")
+    ranker = TokenRanker(draws)
 
     def rebuild(sparsity: float) -> None:
-        if not isinstance(layers[0], _DroppingLayer):
-            for index in range(len(layers)):
-                layers[index] = _DroppingLayer(layers[index], drop, late=index >= after)
-                if index == after - 1:
-                    layers[index].self_attn = _WatchedAttention(parts_of[index], drop)
-            layers[after].router = ranker
+        if not isinstance(layers[0], _Dropping):
+            for place, layer in zip(places, layers, strict=True):
+                parts: Any = layer
+                extend(layer, _Dropping)
+                parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
+                parts.late = place.number >= after
+            model.set_submodule(watched.path, _WatchedAttention(watched, drop))
+            late: Any = layers[after]
+            late.router = ranker
         ranker.sparsity = sparsity
 
     rebuilt(model, rebuild, sparsity=point.sparsity)
+    try:
+        check_runs(model, _DROPPED, draws.stream)
+    except PrunescopeError:
+        # Some give hidden states the shape of the prompt again: then they need all rows.
+        drop.last = len(layers) - 1
+        check_runs(model, _DROPPED, draws.stream)
     kept = {"tokens": 1 - point.sparsity, "after": after}
     return Applied(model=model, record={"kept": kept})
 
 
 @dataclass
 class _Drop:
-    """What the layers tell each other in one forward: the watched query and keys, then the rotary
-    embeddings of the tokens that go on (None: all do)."""
+    """What the layers tell each other in one forward: its tokens, the watched query (scaled) and
+    keys, then the places [B, k] of the tokens that go on (None: all do), and what was taken of the
+    arguments for them. `counted`: whether caches count tokens, for masks of windows; `last`: the
+    layer that puts zeros where tokens left, None where they stay away."""
 
+    counted: bool
+    last: int | None = None
+    tokens: int = 0
     query: torch.Tensor | None = None
     keys: torch.Tensor | None = None
-    rotary: Rotary | None = None
+    places: torch.Tensor | None = None
+    taken: dict[int, Any] = field(default_factory=dict)
+
+    def of_kept(self, arguments: dict[str, Any], places: torch.Tensor) -> dict[str, Any]:
+        """The arguments of a layer for the tokens at `places` that go on: their positions."""
+        kept = dict(arguments)
+        for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
+            value: Any = arguments.get(name)
+            if value is not None:
+                if id(value) not in self.taken:
+                    self.taken[id(value)] = take(value, places)
+                kept[name] = self.taken[id(value)]
+        return kept
 
 
 class TokenRanker(nn.Module):
@@ -70,10 +102,10 @@ class TokenRanker(nn.Module):
         self.sparsity, self.draws = 0.0, draws
 
     def forward(
-        self, hidden: torch.Tensor, rotary: Rotary, query: torch.Tensor, keys: torch.Tensor
-    ) -> tuple[torch.Tensor, Rotary]:
-        """Of hidden states [B, S, h] and their rotary embeddings those of k tokens in their order,
-        by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S, d]."""
+        self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of hidden states [B, S, h] those of k tokens in their order, and the places [B, k] of
+        these, by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S, d]."""
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
@@ -83,79 +115,89 @@ class TokenRanker(nn.Module):
         if batch > 1:
             flat = places + torch.arange(0, batch * length, length, device=places.device)[:, None]
         rows = hidden.reshape(batch * length, -1).index_select(0, flat.flatten())
-        return rows.view(*places.shape, -1), taken_rotary(rotary, places)
+        return rows.view(*places.shape, -1), places
 
 
 class _WatchedAttention(PlainAttention):
     """The dense attention; its last query and its keys are kept for the ranking."""
 
-    def __init__(self, original: nn.Module, drop: _Drop) -> None:
-        super().__init__(original)
+    def __init__(self, parts: AttentionParts, drop: _Drop) -> None:
+        super().__init__(parts)
         self.drop = drop
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
-        attention_mask: Any = None,  # noqa: ARG002
+        position_embeddings: Rotary | None = None,
+        attention_mask: Any = None,
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
-        q = self.queries(hidden_states, position_embeddings)
-        k, v = self.keys_values(hidden_states, position_embeddings)
+        q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.appended(cache, k, v)
-        self.drop.query, self.drop.keys = q[:, :, -1:], k
-        return self.o_proj(self.attend_causally(q, k, v)), None
+        self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
+        return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
-class _DroppingLayer(compat.TakesCache):
+class _Dropping:
     """A decoder layer before the drop, at it (with a router) or behind it (`late`)."""
 
     router: TokenRanker
+    drop: _Drop
+    tally: Tally
+    place: LayerPlace
+    late: bool
 
-    def __init__(self, layer: nn.Module, drop: _Drop, *, late: bool) -> None:
-        super().__init__()
-        parts: Any = layer
-        self.self_attn: PlainAttention = PlainAttention(parts.self_attn)
-        self.input_layernorm, self.mlp = parts.input_layernorm, parts.mlp
-        self.post_attention_layernorm = parts.post_attention_layernorm
-        self.drop, self.late, self.tally = drop, late, Tally("rows")
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
-        attention_mask: Any = None,
-        cache: Any = None,
-        **_: Any,
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, S, h] to [B, S, h]; behind the drop [B, k, h]."""
-        index = self.self_attn.layer_idx
-        batch, tokens, _width = hidden_states.shape
-        if index == 0:
-            refuse_padding(attention_mask, tokens, past_length(cache, 0))
-        total = batch * position_embeddings[0].shape[1]
+        arguments = by_name(self, args, kwargs)
+        cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
+        past, drop = past_length(cache, self.place.cached), self.drop
+        if self.place.number == 0:
+            drop.tokens = hidden_states.shape[1]
+            self.place.refuse_padding(mask, drop.tokens, past)
         if hasattr(self, "router"):
-            hidden_states = self._dropped(hidden_states, position_embeddings, cache)
-        rotary = position_embeddings
-        if self.late and self.drop.rotary is not None:
-            rotary = self.drop.rotary
-        self.tally.add(batch * hidden_states.shape[1], total)
-        normed = self.input_layernorm(hidden_states)
-        hidden_states = hidden_states + self.self_attn(normed, rotary, cache=cache)[0]
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+            hidden_states = self._dropped(hidden_states, past)
+        at = drop.places if self.late else None
+        if at is not None:
+            arguments = drop.of_kept(arguments, at)
+        batch, rows = hidden_states.shape[:2]
+        self.tally.add(batch * rows, batch * drop.tokens)
+        if drop.counted:
+            cached = self.place.counted(cache) or self.place.empty()
+            arguments["attention_mask"] = cached.mask_of(mask, rows, at)
+            # Positions go by the tokens seen, of which some have left.
+            cached.seen += drop.tokens - rows
+        else:
+            arguments["attention_mask"] = last_rows(mask, past + rows)
+        out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
+        if at is None or self.place.number != drop.last:
+            return out
+        if isinstance(out, tuple):
+            return (self._returned(out[0], at), *out[1:])
+        return self._returned(out, at)
 
-    def _dropped(self, hidden: torch.Tensor, rotary: Rotary, cache: Any) -> torch.Tensor:
+    def _returned(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Rows [B, k, h] at their places [B, k] of the prompt, [B, S, h], among zeros."""
+        zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
+        return zeros.scatter_(1, at.unsqueeze(-1).expand_as(hidden), hidden)
+
+    def _dropped(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
         """The hidden states that go on. Only a prompt on an empty cache drops tokens."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
-        drop.query = drop.keys = drop.rotary = None
-        past = past_length(cache, self.self_attn.layer_idx)
+        drop.query = drop.keys = drop.places = None
+        drop.taken.clear()
         if query is None or keys is None or hidden.shape[1] == 1 or past:
             return hidden
-        hidden, drop.rotary = self.router(hidden, rotary, query * self.self_attn.scaling, keys)
+        hidden, drop.places = self.router(hidden, query, keys)
         return hidden
 
     def prunescope_stats(self) -> dict[str, Any]:
         """Rows that went through, see `tracer.pruners.Counting`."""
         return self.tally.take()
+
+
+def _taken_ids(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Positions [1 or B, S] of the tokens at `places` [B, k]."""
+    return ids.expand(places.shape[0], -1).gather(1, places)
