@@ -85,7 +85,7 @@ def read_attentions(model: Any) -> list[AttentionParts]:
 def unread(model: nn.Module, why: str) -> PrunescopeError:
     """The error for a model whose attention is not understood."""
     return PrunescopeError(
-        f"layers of {type(model).__name__} cannot be taken apart by the dynamic families: {why}",
+        f"layers of {type(model).__name__} cannot be taken apart by the dynamic families ({why})",
         hint="they need an attention of q, k, v and o, fused or not; "
         "`prunescope families --architecture CONFIG` says which families take this model",
     )

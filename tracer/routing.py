@@ -49,7 +49,8 @@ class Draws:
             return scores
         count = scores.numel()
         table = self._root._uniform(count, scores.device)
-        start = self.stream.randrange(table.numel() - count)
+        # Never the whole table: a power of two takes another number of bits from the stream.
+        start = self.stream.randrange(table.numel() - max(1, count))
         return torch.add(table[start : start + count].view(scores.shape), scores, alpha=0)
 
     def successes(self, trials: int, share: float) -> int:
