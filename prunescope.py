@@ -30,7 +30,7 @@ from analysis.command_options import (
 from analysis.evidence_commands import register_evidence
 from analysis.fact_commands import register_facts, register_predict
 from analysis.report.failure import exit_code
-from taxonomy.arguments import bare_json, refuse_empty
+from taxonomy.arguments import asks_json, bare_json, refuse_empty
 from taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
@@ -336,8 +336,7 @@ def _demo(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
-    as_json = any(a.partition("=")[0] == "--json" for a in args)
-    return exit_code(lambda: _run(args), as_json)
+    return exit_code(lambda: _run(args), asks_json(args))
 
 
 def _run(args: list[str]) -> Any:

@@ -17,7 +17,7 @@ from analysis.what_if import what_if
 
 _POINTS, _HOST = 60, 20
 _LAYERS = 1000  # no model has more
-NO_TILE, NO_SHAPE, NO_GRID = "no tile in the name", "no shape", "no grid"
+_NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
 
 def anatomy(kernels: Kernels, gemms: list[Gemm]) -> Anatomy:
@@ -86,7 +86,7 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     out: dict[str, float] = {}
     for name, fit, blocks, busy in sums.sort("busy", "name", descending=True).iter_rows():
         told = fit or (
-            NO_TILE if tile_of(name or "") is None else NO_GRID if blocks is None else NO_SHAPE
+            _NO_TILE if tile_of(name or "") is None else _NO_GRID if blocks is None else _NO_SHAPE
         )
         out[told] = out.get(told, 0.0) + busy / steps
     return out

@@ -16,6 +16,7 @@ import msgspec
 
 from analysis.suspicion import cleared, names_here, names_in
 from analysis.unpack import unpacked
+from taxonomy.arguments import method_parts, number
 from taxonomy.family import families
 from taxonomy.presets import preset_names
 from taxonomy.roles import locate
@@ -205,17 +206,24 @@ class Scrubber:
     def _pruning(self, pruning: dict[str, Any] | None) -> dict[str, Any] | None:
         if pruning is None:
             return None
-        ids = {f.id for f in families()}
         method = pruning.get("method")
         kept: dict[str, Any] = self.value("pruning", pruning)
-        return {"method": method if method in ids else "custom", **kept}
+        return {"method": method if _of_families(method) else "custom", **kept}
 
     def _is_option(self, word: str) -> bool:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if option and not re.fullmatch(r"--[a-z-]+", option):
             return False
-        known = {*_WORDS, *(f.id for f in families()), *preset_names()}
-        return not value or value in known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
+        known = not value or value in {*_WORDS, *preset_names()} or _of_families(value)
+        return known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
+
+
+def _of_families(method: Any) -> bool:
+    """Whether a method says nothing but families and their sparsities."""
+    parts = method_parts(method) if isinstance(method, str) else []
+    shares = [number(own) for _, own in parts if own is not None]
+    ids = {family.id for family in families()}
+    return bool(parts) and None not in shares and ids.issuperset(name for name, _ in parts)
 
 
 def _numbers(plain: Any) -> Any:

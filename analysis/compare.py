@@ -15,7 +15,7 @@ from pathlib import Path
 from analysis.names import ends_apart
 from analysis.pipeline import TOOL, analyze
 from analysis.report.comparison_model import Comparison, ComparisonRow, Failure
-from analysis.report.model import Phase, Report
+from analysis.report.model import Report
 from analysis.subject import BARE, Options, of_the, resolve
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, read_run
@@ -114,10 +114,7 @@ def compare(
             failed.append(Failure(run=one.name, why=problem.problem))
             continue
         reports[one.name] = report
-        rows += [
-            _row(one.name, report, name, phase, phases.get(name))
-            for name, phase in report.phases.items()
-        ]
+        rows += [_row(one.name, report, name, phases.get(name)) for name in report.phases]
     if error is not None and not rows:
         with of_the(failed[-1].run) if len(found) > 1 else nullcontext():
             raise error
@@ -158,9 +155,8 @@ def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
     return read_run(subject).phases if (subject / MANIFEST).is_file() else {}
 
 
-def _row(
-    name: str, report: Report, phase_name: str, phase: Phase, run: PhaseRun | None
-) -> ComparisonRow:
+def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> ComparisonRow:
+    phase = report.phases[phase_name]
     dense = phase.baseline or {}
     timed, told = phase.unprofiled_ns, dense.get("unprofiled_ns")
     # Dense and pruned are told in the same domain, or the two would be no ratio.

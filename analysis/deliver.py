@@ -47,8 +47,8 @@ def deliver(
         )
     done = analyze(subject, baseline=baseline, options=options)
     if folder is not None:
-        hosts = {"hosts": done.hosts()} if "perfetto" in names else {}
-        write_report(done.report, folder, formats=names, frames=done.frames, **hosts)
+        for_perfetto = {"hosts": done.hosts()} if "perfetto" in names else {}
+        write_report(done.report, folder, formats=names, frames=done.frames, **for_perfetto)
     emit_json(to_json(done.report), to.json)
     if not to.quiet:
         console = console_for(to.json)

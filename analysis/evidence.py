@@ -6,7 +6,7 @@ In: the GEMM pairs, units and census of a phase. Out: Evidence and Seen. Times i
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +24,19 @@ class Evidence:
     units: Units
     census_dense: dict[str, Any] | None
     census_pruned: dict[str, Any] | None
-    pruned_time: dict[str, float]  # busy ns a step by axis, of the dense partners
     phase: str | None = None  # its name in the census; None: not known
     conditions: str | None = None  # what is another beside the model; None: nothing is known to be
 
-    def moved(self, *roles: str) -> Counter[str]:
-        """How often each axis moved in GEMMs of the roles."""
-        return Counter(p.axis for p in self.pairs if p.key[1] in roles)
+    def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+        """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
+        those that it has."""
+        gone: dict[int, set[str]] = defaultdict(set)
+        here: dict[int, set[str]] = defaultdict(set)
+        for pair in self.pairs:
+            layer, role = pair.key[0], pair.key[1]
+            if layer is not None and layer >= 0:
+                (gone if pair.pruned is None else here)[layer].add(role)
+        return gone, here
 
     def times(self, touches: Touches) -> tuple[float, float]:
         """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted
@@ -73,25 +79,24 @@ class Evidence:
 
     def counted(self, unit: str, *, any_phase: bool = False) -> tuple[int, int] | None:
         """(active, total) of what the pruned run counted of a unit in this phase; None: nothing."""
-        rows = [row for name, row in self._counts(any_phase) if row.get("unit") == unit]
-        sums = [(_sum(row.get("active")), _sum(row.get("total"))) for row in rows]
-        active, total = sum(a for a, _ in sums), sum(t for _, t in sums)
+        done = [_done(row) for _, row in self._counts(unit, any_phase=any_phase)]
+        active, total = sum(a for a, _ in done), sum(t for _, t in done)
         return (active, total) if total else None
 
     def counted_layers(self, unit: str) -> list[int]:
         """The layers that were counted whole, and did less than all of a unit in some phase."""
-        rows = [
-            (locate(n), row) for n, row in self._counts(any_phase=True) if row.get("unit") == unit
-        ]
-        less = [p.layer for p, row in rows if _sum(row.get("active")) < _sum(row.get("total"))]
-        whole = all(place.scope == "layer" for place, _ in rows)
-        return sorted({layer for layer in less if layer is not None}) if whole else []
+        done = [(locate(n), *_done(row)) for n, row in self._counts(unit, any_phase=True)]
+        less = {place.layer for place, active, total in done if active < total}
+        whole = all(place.scope == "layer" for place, _, _ in done)
+        return sorted(layer for layer in less if layer is not None) if whole else []
 
-    def _counts(self, any_phase: bool) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: FBT001
+    def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Modules that counted a unit, by name."""
         dynamic = (self.census_pruned or {}).get("dynamic")
         for phase, modules in dynamic.items() if isinstance(dynamic, dict) else ():
             if (any_phase or self.phase in (None, phase)) and isinstance(modules, dict):
-                yield from ((n, row) for n, row in modules.items() if isinstance(row, dict))
+                rows = ((name, row) for name, row in modules.items() if isinstance(row, dict))
+                yield from ((name, row) for name, row in rows if row.get("unit") == unit)
 
 
 Touches = Callable[[Pair], float]
@@ -120,15 +125,25 @@ def fell(pair: Pair) -> dict[str, float]:
     return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
 
 
+def matrices(census: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The matrices that a run lists."""
+    listed = (census or {}).get("matrices")
+    return [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+
+
 def _places(census: dict[str, Any] | None) -> dict[tuple[int, str], int]:
     """Numbers in the matrices of a run by (layer, role)."""
-    matrices = (census or {}).get("matrices")
     found: Counter[tuple[int, str]] = Counter()
-    for row in matrices if isinstance(matrices, list) else []:
+    for row in matrices(census):
         layer, role, shape = (row.get(key) for key in ("layer", "role", "shape"))
         if isinstance(layer, int) and isinstance(role, str) and isinstance(shape, list):
             found[layer, role] += math.prod(shape)
     return dict(found)
+
+
+def _done(row: dict[str, Any]) -> tuple[int, int]:
+    """(active, total) of what a module counted, over all steps."""
+    return _sum(row.get("active")), _sum(row.get("total"))
 
 
 def _sum(values: Any) -> int:

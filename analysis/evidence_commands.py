@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-Option = typer.Option
+from analysis.command_options import Json, Option
 
 
 def register_evidence(app: typer.Typer) -> None:
@@ -45,9 +45,7 @@ def _bundle(
 def _verify(
     path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="What `bundle` wrote.")],
     *,
-    json_target: Annotated[
-        str | None, Option("--json", metavar="FILE|-", help="JSON to FILE or to stdout.")
-    ] = None,
+    json_target: Json = None,
 ) -> None:
     """Check every file of a bundle, rebuild its reports from its traces, and compare the numbers.
 

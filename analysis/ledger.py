@@ -15,7 +15,6 @@ from analysis.pairing import Floats, Side, Units
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
         "added_work", "launch_idle", "pruned")  # fmt: skip
-TAIL, GAPS = "tail", "gaps"
 
 
 @dataclass(frozen=True)

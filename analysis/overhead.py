@@ -19,14 +19,15 @@ from analysis.ledger import Ratios, Split
 from analysis.noise import Domain
 from analysis.pairing import Units, with_dense_layer
 from analysis.report.model import Family, Overhead, OverheadPart, Row
-from taxonomy.family import families
+from taxonomy.family import dynamic_ids
+from taxonomy.roles import MLP_ROLES
 
 _SAME = 1e-9
 _NOTHING = 1e-3  # ns: a rounding error of two equal ratios
 _DECIDED_BY_ATTENTION = frozenset({"dynamic-nk", "kv-evict"})
 _EACH_LAYER = frozenset({"dynamic-m", "dynamic-depth"})
 _SKIPS_TOKENS = frozenset({"dynamic-m", "token-drop"})
-_ROUTED = frozenset({"q", "o", "qkv", "gate", "up", "gate_up", "down"})
+_ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
 _SCATTER = re.compile(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
 _INDEX = re.compile(
     r"arange|tri[ul]|mask|where|logical_|bitwise_|nonzero|flip|one_hot|cumsum|zero_|"
@@ -59,9 +60,9 @@ def overhead(
     None for every other phase: work that a static family adds is a row of its ledger.
     `replicates` of the ledger give the interval of the break-even.
     """
-    ids = set((family.id if family else "").split("+"))
+    ids = family.ids if family else frozenset()
     routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
-    if not routed and not ids & {f.id for f in families() if f.dynamics == "dynamic"}:
+    if not routed and not ids & dynamic_ids():
         return None
     dense = float(books.ledger.dense[0])
     parts = [
@@ -132,14 +133,15 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[s
     ledger = {row.row: row for row in rows or []}
     if "added_work" not in ledger:
         return None
-    parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
-    added = ledger["added_work"].ns
     if told is not None:
         parts = [(part.name, part.ns) for part in told.parts if part.added and part.ns]
-        added = told.added_ns
+        added, saved = told.added_ns, told.saved_ns
+    else:
+        parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
+        added = ledger["added_work"].ns
+        saved = ledger["dense"].ns - ledger["pruned"].ns + added
     if added <= 0:
         return None
-    saved = ledger["dense"].ns - ledger["pruned"].ns + added
 
     def share(ns: float) -> float | None:
         return ns / saved if saved > 0 else None
@@ -186,7 +188,7 @@ def _busy_factor(books: Books, pruned: Kernels) -> float:
     return float(books.ledger.pruned[0]) / (pruned.wall / pruned.num_steps)
 
 
-def _added_parts(books: Books, pruned: Kernels, ids: set[str]) -> list[OverheadPart]:
+def _added_parts(books: Books, pruned: Kernels, ids: frozenset[str]) -> list[OverheadPart]:
     added = _keys(books.units, books.units.added)
     table = pl.DataFrame(
         added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
@@ -222,7 +224,7 @@ def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPar
     )
 
 
-def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: set[str]) -> str:
+def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: frozenset[str]) -> str:
     """What an added op is for, by its kind, its name, its operands and its role."""
     kind, work = row["kind"], row["work"]
     if kind == "gather_scatter":
@@ -241,7 +243,7 @@ def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: set[str]) -> str
     by_attention = ids & _DECIDED_BY_ATTENTION
     if by_attention and ids & {"dynamic-m", "dynamic-depth", "dynamic-width"}:
         # Both kinds of router run: one that scores pairs of blocks multiplies in batches.
-        by_attention &= _DECIDED_BY_ATTENTION if kind in ("batched_gemm", "softmax") else set()
+        return "estimator" if kind in ("batched_gemm", "softmax") else "router"
     return "estimator" if by_attention else "router"
 
 
@@ -251,7 +253,7 @@ def _host_part(books: Books) -> OverheadPart:
     return OverheadPart(name=HOST, ns=float(launch[books.units.added].sum()), added=True)
 
 
-def _key_value_part(books: Books, pruned: Kernels, ids: set[str]) -> OverheadPart:
+def _key_value_part(books: Books, pruned: Kernels, ids: frozenset[str]) -> OverheadPart:
     """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
     part = OverheadPart(name=KEY_VALUE, ns=0.0, added=False)
     if "dynamic-m" not in ids:
@@ -270,7 +272,7 @@ def _key_value_part(books: Books, pruned: Kernels, ids: set[str]) -> OverheadPar
     return part
 
 
-def _weights_part(books: Books, ids: set[str]) -> OverheadPart:
+def _weights_part(books: Books, ids: frozenset[str]) -> OverheadPart:
     """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
     the weights do not. None where peaks, and so the roofline, are unknown."""
     part = OverheadPart(name=WEIGHTS, ns=0.0, added=False)

@@ -100,9 +100,7 @@ def _layers(frame: pl.DataFrame) -> list[int]:
 
 
 def _has_holes(layers: list[int]) -> bool:
-    return (
-        bool(layers) and layers[-1] - layers[0] + 1 != len(layers) or bool(layers) and layers[0] > 0
-    )
+    return layers != list(range(len(layers)))
 
 
 def _signatures(frame: pl.DataFrame, layers: list[int]) -> list[tuple[int, frozenset[Any]]]:

@@ -61,12 +61,6 @@ class _Measured(msgspec.Struct, kw_only=True):
     busy: bool  # the machine had other work
 
 
-def pareto(folder: Path, told: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """`judge` as the plain values that `--json` writes."""
-    found: dict[str, Any] = msgspec.to_builtins(judge(folder, told))
-    return found
-
-
 def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
     """Compare the results of a sweep that are done; `told` hears of each before it is analysed.
 

@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 
 from analysis.anatomy import anatomy
+from analysis.evidence import Evidence
 from analysis.findings.checks import find
 from analysis.findings.context import Context
 from analysis.frame import Kernels
 from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
-from analysis.ledger import Ratios, ratios
+from analysis.ledger import Split, ratios
 from analysis.noise import (
-    Domain,
     bootstrap,
     choose_domain,
     halves,
@@ -32,6 +32,7 @@ from analysis.pairing import Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
+    Gemm,
     KernelRow,
     Ladder,
     Pairing,
@@ -39,11 +40,10 @@ from analysis.report.model import (
     Row,
     Unprofiled,
 )
-from analysis.rows import Evidence as RowEvidence
-from analysis.rows import build_rows
+from analysis.rows import LargestKernels, build_rows
 from analysis.subject import Options, Side
 from analysis.trust import doubts, weighed
-from analysis.verdict import Evidence, verdict
+from analysis.verdict import verdict
 from analysis.verdict_outside import other_conditions
 from taxonomy.errors import PrunescopeError
 
@@ -53,10 +53,10 @@ _TOP_KERNELS = 40
 def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
-    phase.gemms = single_rows(calls_of(kernels))
-    phase.anatomy = anatomy(kernels, phase.gemms)
-    _tell_kind(phase, side, kernels)
-    phase.findings = find(Context(name=name, phase=phase, pruned=kernels, side=side))
+    _add_gemms(phase, side, kernels, single_rows(calls_of(kernels)))
+    phase.findings = find(
+        Context(name=name, phase=phase, pruned=kernels, side=side, doubts=doubts(kernels))
+    )
     return phase
 
 
@@ -65,7 +65,46 @@ def compare_phase(
 ) -> Phase:
     """A phase of the pruned side against the dense one."""
     (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
-    if kernels_d.on_device != kernels_p.on_device:
+    _check(dense, pruned, name)
+    phase = _base(side_p, name, kernels_p)
+    units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
+    sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
+    ratio = ratios(units, sparsity)
+    domain = choose_domain(
+        units, _samples(side_d, name), _samples(side_p, name), on_device=kernels_p.on_device
+    )
+    books = Books(units, ratio, point(units, ratio, domain), domain)
+    pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
+    rows = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
+    _add_gemms(phase, side_p, kernels_p, rows)
+    phase.pairing = _pairing(units)
+    phase.domain = domain.name
+    phase.observer_share = observer_share(units, domain)
+    replicates = bootstrap(units, ratio, domain)
+    largest = LargestKernels(kernels_d, kernels_p)
+    twins = halves(units, domain)
+    phase.ledger = build_rows(units, ratio, books.ledger, replicates, twins, largest)
+    phase.ladder = _ladder(phase.ledger, books, replicates)
+    evidence = Evidence(
+        pairs, units, _census(side_d), _census(side_p), name, other_conditions(dense, pruned, name)
+    )
+    family = verdict(evidence)
+    found = doubts(kernels_p, dense=kernels_d, evidence=evidence, family=family)
+    phase.family = weighed(family, found)
+    phase.overhead = overhead(books, kernels_p, phase.family, replicates)
+    phase.baseline = _baseline(side_d, name, kernels_d)
+    phase.sparsity = _realised(side_d, side_p, sparsity, books)
+    expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
+    phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
+    phase.findings = find(
+        Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d,
+                side_dense=side_d, pairs=pairs, evidence=evidence, doubts=found)
+    )  # fmt: skip
+    return phase
+
+
+def _check(dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str) -> None:
+    if dense[1].on_device != pruned[1].on_device:
         raise PrunescopeError(
             "one side has device events, the other only host ops",
             hint="compare two traces of one device",
@@ -76,42 +115,6 @@ def compare_phase(
                 f"{side.path.name}: nothing in the steps of {name} takes any time",
                 hint="capture whole steps, or name them with --phase-pattern",
             )
-    phase = _base(side_p, name, kernels_p)
-    units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
-    sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
-    ratio = ratios(units, sparsity)
-    domain = choose_domain(
-        units, _samples(side_d, name), _samples(side_p, name), on_device=kernels_p.on_device
-    )
-    ledger = point(units, ratio, domain)
-    pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
-    phase.gemms = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
-    phase.anatomy = anatomy(kernels_p, phase.gemms)
-    _tell_kind(phase, side_p, kernels_p)
-    phase.pairing = _pairing(units)
-    phase.domain = domain.name
-    phase.observer_share = observer_share(units, domain)
-    replicates = bootstrap(units, ratio, domain)
-    phase.ledger = build_rows(
-        units, ratio, ledger, replicates, halves(units, domain), RowEvidence(kernels_d, kernels_p)
-    )
-    phase.ladder = _ladder(phase.ledger, units, ratio, domain)
-    phase.ladder.realised_ci95 = realised_interval(domain, replicates)
-    evidence = Evidence(pairs, units, _census(side_d), _census(side_p), {}, name,
-                        other_conditions(dense, pruned, name))  # fmt: skip
-    phase.family = verdict(evidence)
-    phase.family = weighed(phase.family, doubts(kernels_d, kernels_p, evidence, phase.family))
-    books = Books(units, ratio, ledger, domain)
-    phase.overhead = overhead(books, kernels_p, phase.family, replicates)
-    phase.baseline = _baseline(side_d, name, kernels_d)
-    phase.sparsity = _realised(side_d, side_p, sparsity, ratio, units)
-    expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
-    phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
-    phase.findings = find(
-        Context(name=name, phase=phase, pruned=kernels_p, side=side_p, dense=kernels_d,
-                side_dense=side_d, units=units, pairs=pairs, evidence=evidence)
-    )  # fmt: skip
-    return phase
 
 
 def _base(side: Side, name: str, kernels: Kernels) -> Phase:
@@ -151,10 +154,12 @@ def _base(side: Side, name: str, kernels: Kernels) -> Phase:
     )  # fmt: skip
 
 
-def _tell_kind(phase: Phase, side: Side, kernels: Kernels) -> None:
-    """Prefill or decode, of a bare trace: a run says so itself."""
+def _add_gemms(phase: Phase, side: Side, kernels: Kernels, rows: list[Gemm]) -> None:
+    """GEMM rows and what is read from them: the anatomy; prefill or decode, of a bare trace."""
+    phase.gemms = rows
+    phase.anatomy = anatomy(kernels, rows)
     if side.run is None:
-        told = phase.phase_kind = phase_kind(kernels, phase.gemms)
+        told = phase.phase_kind = phase_kind(kernels, rows)
         phase.notes.append(f"{told['evidence']}: {told['kind']}")
 
 
@@ -281,7 +286,8 @@ def _pairing(units: Units) -> Pairing:
     )
 
 
-def _ladder(rows: list[Row], units: Units, ratio: Ratios, domain: Domain) -> Ladder:
+def _ladder(rows: list[Row], books: Books, replicates: Split | None) -> Ladder:
+    units, ratio, domain = books.units, books.ratio, books.domain
     ns = {row.row: row.ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]
@@ -299,7 +305,7 @@ def _ladder(rows: list[Row], units: Units, ratio: Ratios, domain: Domain) -> Lad
         roofline=roofline,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,
-        realised_ci95=None,
+        realised_ci95=realised_interval(domain, replicates),
         share_of_bound=realised / roofline if roofline else None,
     )
 
@@ -314,9 +320,10 @@ def _baseline(side: Side, name: str, kernels: Kernels) -> dict[str, Any]:
 
 
 def _realised(
-    dense: Side, pruned: Side, nominal: float | None, ratio: Ratios, units: Units
+    dense: Side, pruned: Side, nominal: float | None, books: Books
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one."""
+    units, ratio = books.units, books.ratio
     size_d = dense.run.parameters if dense.run else None
     size_p = pruned.run.parameters if pruned.run else None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))

@@ -12,6 +12,7 @@ from analysis.predict_grid import curves, methods, sparsities
 from analysis.predict_model import model_name
 from analysis.predict_phase import predict_phase
 from analysis.predict_setting import PredictRequest, Setting, resolve, workloads
+from taxonomy.arguments import is_function
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 
@@ -50,7 +51,7 @@ def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
 
 
 def _knobs(name: str) -> list[str]:
-    return [] if name == "dense" or ":" in name else list(family(name).knobs)
+    return [] if name == "dense" or is_function(name) else list(family(name).knobs)
 
 
 def _point(request: PredictRequest, name: str | None, sparsity: float | None) -> dict[str, Any]:

@@ -200,26 +200,11 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     if run is not None:
         if name not in PHASES or request.phase not in (name, "both"):
             return None
-        known = run.phases[name]
-        return Workload(
-            phase=name,
-            batch=known.batch,
-            prompt_len=known.prompt_len,
-            context=known.context if name == "decode" else None,
-            logits=known.logits,
-            itemsize=size,
-        )
+        return Workload.of(name, run.phases[name], itemsize=size)
     kind = request.phase if request.phase in PHASES else (phase.phase_kind or {}).get("kind")
     if kind not in PHASES:
         return None
-    return Workload(
-        phase=str(kind),
-        batch=request.batch,
-        prompt_len=request.prompt_len,
-        context=request.context if kind == "decode" else None,
-        logits=request.logits,
-        itemsize=size,
-    )
+    return Workload.of(str(kind), request, itemsize=size)
 
 
 def _dtype(request: PredictRequest, run: Run | None) -> str:

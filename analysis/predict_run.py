@@ -19,7 +19,6 @@ from taxonomy.dtypes import itemsize
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import Family, families, family
 from taxonomy.plan import PHASES, Workload
-from taxonomy.run import PhaseRun
 from taxonomy.shape import ModelShape
 
 # Steps of the realised ladder over the same steps of the predicted one, then the ledger's rows from
@@ -53,7 +52,10 @@ def predicted_phase(
         return None
     try:
         setting = _setting(dense, pruned, chosen, sparsity)
-        plain = None if setting is None else predict_phase(setting, _work(run, name, setting))
+        plain = None
+        if setting is not None:
+            size = itemsize(setting.dtype) or 2
+            plain = predict_phase(setting, Workload.of(name, run, itemsize=size))
     except PrunescopeError:
         return None
     if plain is None or plain["ladder"] is None:
@@ -160,15 +162,4 @@ def _unknown_device(peaks: Peaks) -> Device:
         dense_flop_per_s=peaks.flop_per_s,
         byte_per_s=peaks.byte_per_s,
         source=peaks.source,
-    )
-
-
-def _work(run: PhaseRun, name: str, setting: Setting) -> Workload:
-    return Workload(
-        phase=name,
-        batch=run.batch,
-        prompt_len=run.prompt_len,
-        context=run.context if name == "decode" else None,
-        logits=run.logits,
-        itemsize=itemsize(setting.dtype) or 2,
     )

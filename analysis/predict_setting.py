@@ -16,6 +16,7 @@ from analysis.predict_constants import DEFAULT, Constants
 from analysis.predict_execution import LAUNCHES, NAMES, Scene, speedup
 from analysis.predict_model import read_model
 from analysis.predict_side import Side, side
+from taxonomy.arguments import is_function
 from taxonomy.dtypes import dtype, itemsize
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.family import Family, family
@@ -114,17 +115,8 @@ class Setting:
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """The workload of each phase that is asked for."""
     wanted = PHASES if request.phase == "both" else (request.phase,)
-    return [
-        Workload(
-            phase=phase,
-            batch=request.batch,
-            prompt_len=request.prompt_len,
-            context=request.context if phase == "decode" else None,
-            logits=request.logits,
-            itemsize=itemsize(setting.dtype) or 2,
-        )
-        for phase in wanted
-    ]
+    size = itemsize(setting.dtype) or 2
+    return [Workload.of(phase, request, itemsize=size) for phase in wanted]
 
 
 def resolve(
@@ -160,8 +152,9 @@ def resolve(
             hint=f"it has {', '.join(device.dense_flop_per_s) or 'none'}; "
             "give --peak DTYPE=TFLOPS or --bandwidth GB/s",
         )
+    default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
-    given = sparsity if sparsity is not None else 0.5 if method == "static-k-24" else 0.25
+    given = default if sparsity is None else sparsity
     knobs = {k: v for k, v in request.knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
         knobs = dict(request.knobs)  # an unknown one is an error
@@ -209,7 +202,7 @@ def _launch(name: str) -> str:
 def _family(method: str | None) -> Family | None:
     if method is None or method == "dense":
         return None
-    if ":" in method:
+    if is_function(method):
         raise PrunescopeError(
             f"{Path(method).name} is a function: it has no theory",
             hint="predict takes one of `prunescope families`; trace measures a function",

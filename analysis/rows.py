@@ -106,7 +106,7 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
     return f"granularity: {where} keeps {kept:.1%}"
 
 
-class Evidence:
+class LargestKernels:
     """The largest kernels of a (role, class) on both sides, dense → pruned, per step."""
 
     def __init__(self, dense: Kernels, pruned: Kernels) -> None:
@@ -116,7 +116,7 @@ class Evidence:
     def _table(kernels: Kernels) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
         sums = (
             kernels.frame.group_by("role", "class", "name")
-            .agg(pl.col("busy").sum(), pl.len().alias("count"), pl.col("gap").sum())
+            .agg(pl.col("busy").sum(), pl.len().alias("count"))
             .sort(["busy", "name"], descending=[True, False])
         )
         out: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)

@@ -201,7 +201,9 @@ class Side:
     def _rank(self, name: str) -> Trace:
         if self.last is None or self.last[0] != name:
             part, self.last = self.ranks[name], None
-            self.last = name, load(part.path, part.member)
+            is_first = part is next(iter(self.ranks.values()))
+            trace = self.bare if is_first else None
+            self.last = name, trace or load(part.path, part.member)
             self._note(self.last[1])
         return self.last[1]
 
@@ -275,10 +277,13 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     if not ranks:  # else each rank says so when its turn comes
         side._note(side.bare)
         return side
-    windows = find_windows(side.bare, phase_pattern=options.phase_pattern)
-    if phases_of(windows):  # a serving engine: its ranks may hold steps of several phases
-        kinds = {name: _phases_of_rank(part, options) for name, part in ranks.items()}
-        if any(len(found) > 1 for found in kinds.values()):
+    found = phases_of(find_windows(side.bare, phase_pattern=options.phase_pattern))
+    if found:  # a serving engine: its ranks may hold steps of several phases
+        kinds = {
+            name: found if part is first else _phases_of_rank(part, options)
+            for name, part in ranks.items()
+        }
+        if any(len(own) > 1 for own in kinds.values()):
             side.mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
     return side
 

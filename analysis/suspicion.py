@@ -63,7 +63,6 @@ _COMMON = {
     "path", "root", "runner", "runs", "shared", "system", "test", "tests", "ubuntu", "unknown",
     "user", "users", "work", "worker", "workspace", "prunescope",
 }  # fmt: skip
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,}")
 
 
 def names_in(text: str) -> set[str]:

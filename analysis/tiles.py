@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from analysis.hardware import Device
 from taxonomy.gemm import Gemm
 
+HALF = ("bf16", "fp16")  # the 16-bit formats of tensor cores
+ALIGNED = 8  # elements at 16 bit: what tensor cores load without a detour
+GOOD = 16  # elements: what they want of N and K at 16 bit
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:

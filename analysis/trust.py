@@ -6,7 +6,6 @@ it leaves, and the verdict under them. A lost kernel looks like a pruned one: th
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,17 +15,17 @@ import polars as pl
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.report.model import Family
-from taxonomy.family import families
+from taxonomy.family import dynamic_ids
+from taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 
 _LOST = 0.005  # of the launches
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
 # The GEMMs of a sublayer, and the work between them that goes with them.
 _SUBLAYERS = (
-    ({"q", "k", "v", "qkv", "attention", "o"}, {"rope", "qk_norm", "kv_update"}),
-    ({"gate", "up", "gate_up", "down"}, {"activation"}),
+    ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update"}),
+    (set(MLP_ROLES), {"activation"}),
 )
-_LINEARS = _SUBLAYERS[0][0] | _SUBLAYERS[1][0]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,11 @@ class Doubt:
 
 
 def doubts(
-    dense: Kernels | None, pruned: Kernels, evidence: Evidence | None, family: Family | None
+    pruned: Kernels,
+    *,
+    dense: Kernels | None = None,
+    evidence: Evidence | None = None,
+    family: Family | None = None,
 ) -> list[Doubt]:
     """Every doubt about a phase and its verdict; a trace alone has no verdict to be doubted."""
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
@@ -50,7 +53,7 @@ def doubts(
         return found
     found += [*_no_gemm(evidence, {doubt.text.split(":")[0] for doubt in found})]
     found += [*_layers(evidence, family), *_roles(dense, pruned)]
-    if not _dynamic(family):
+    if not family.ids & dynamic_ids():  # steps of those differ by their nature
         found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
     return found
 
@@ -81,7 +84,7 @@ def _no_gemm(e: Evidence, lossy: set[str]) -> Iterator[Doubt]:
     """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
         there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
-        linear = set(there) & (_LINEARS - {"attention"})
+        linear = set(there) & set(LINEARS)
         if e.pairs and not there:
             yield Doubt(f"{name}: the trace holds no GEMM at all", 0.1)
         elif e.pairs and not linear and name in lossy:
@@ -90,14 +93,9 @@ def _no_gemm(e: Evidence, lossy: set[str]) -> Iterator[Doubt]:
 
 def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
     """Layers that are said to be gone, and are not gone as a pruning of layers leaves them."""
-    if "static-m" not in family.id.split("+"):
+    if "static-m" not in family.ids:
         return
-    gone: dict[int, set[str]] = defaultdict(set)
-    here: dict[int, set[str]] = defaultdict(set)
-    for pair in e.pairs:
-        layer, role = pair.key[0], pair.key[1]
-        if layer is not None and layer >= 0:
-            (gone if pair.pruned is None else here)[layer].add(role)
+    gone, here = e.gone_and_here()
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
     lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
@@ -127,12 +125,6 @@ def _known_roles(kernels: Kernels) -> float | None:
     total = int(frame["busy"].sum())
     known = int(frame.filter(pl.col("role") != "unknown")["busy"].sum())
     return known / total if total else None
-
-
-def _dynamic(family: Family) -> bool:
-    """Whether a part of the verdict is a family whose steps differ by their nature."""
-    kinds = {f.id for f in families() if f.dynamics == "dynamic"}
-    return bool(kinds & set(family.id.split("+")))
 
 
 def _unequal(name: str, kernels: Kernels) -> Doubt | None:

@@ -6,22 +6,20 @@ family id, "a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknow
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from analysis.evidence import Evidence as Evidence
-from analysis.evidence import Seen as Seen
-from analysis.evidence import Touches
+from analysis.evidence import Evidence, Seen, Touches, matrices
 from analysis.gemms import Call, Pair
 from analysis.report.model import Family, FamilyPart
 from analysis.verdict_dynamic import DYNAMIC_DETECTORS
 from analysis.verdict_outside import fewer_experts, other_routes, replaced
 from analysis.verdict_width import WIDTH_DETECTORS
+from taxonomy.roles import MLP_ROLES, QKV_ROLES
 
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
-_LINEARS = ("q", "k", "v", "qkv", "gate", "up", "gate_up", "down")
 
 
 def verdict(evidence: Evidence) -> Family:
@@ -104,7 +102,7 @@ def _not_comparable(e: Evidence) -> str | None:
     if dtypes:
         old, new = sorted(dtypes)[0]
         return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
-    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in _LINEARS]
+    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in (*QKV_ROLES, *MLP_ROLES)]
     if rows and all(d and p and d != p for d, p in rows):
         ratios = {round(p / d, 6) for d, p in rows if d and p}
         if len(ratios) == 1:
@@ -152,12 +150,7 @@ def _other_attention(e: Evidence) -> str | None:
 
 def _static_m(e: Evidence) -> Seen | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
-    gone: dict[int, set[str]] = defaultdict(set)
-    here: dict[int, set[str]] = defaultdict(set)
-    for pair in e.pairs:
-        layer, role = pair.key[0], pair.key[1]
-        if layer is not None and layer >= 0:
-            (gone if pair.pruned is None else here)[layer].add(role)
+    gone, here = e.gone_and_here()
     layers = [i for i in gone if i not in here]
     attention = [i for i in gone if i in here and "o" in gone[i] and "o" not in here[i]]
     mlp = [i for i in gone if i in here and "down" in gone[i] and "down" not in here[i]]
@@ -220,12 +213,9 @@ def _two_of_four(matrix: dict[str, Any]) -> bool:
 
 def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
-    matrices = (e.census_pruned or {}).get("matrices") or []
-    before = {
-        m.get("name"): m.get("zeros", 0) for m in (e.census_dense or {}).get("matrices") or []
-    }
+    before = {m.get("name"): m.get("zeros", 0) for m in matrices(e.census_dense)}
     out = []
-    for m in matrices:
+    for m in matrices(e.census_pruned):
         zeros = m.get("zeros")
         if not isinstance(zeros, int | float) or zeros < MANY_ZEROS:
             continue
@@ -236,8 +226,8 @@ def _fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
     return out
 
 
-def _of_roles(matrices: list[dict[str, Any]]) -> Touches:
-    roles = {m.get("role") for m in matrices}
+def _of_roles(touched: list[dict[str, Any]]) -> Touches:
+    roles = {m.get("role") for m in touched}
     return lambda p: float(p.key[1] in roles)
 
 

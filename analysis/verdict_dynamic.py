@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from analysis.evidence import Evidence, Seen, Touches, fell
+from analysis.evidence import Evidence, Seen, Touches, fell, matrices
 from analysis.gemms import Call, Pair
+from taxonomy.roles import LINEARS, MLP_ROLES
 
 _KEY_VALUE = ("k", "v")
 _QUERY = ("q", "o")
-_MLP = ("gate", "up", "gate_up", "down")
-_LINEARS = (*_KEY_VALUE, *_QUERY, *_MLP, "qkv")
 _SPLIT = ("k", "q")  # the parts of a fused q, k, v whose queries run on fewer rows
 _SAME = 1e-9
 
@@ -45,7 +45,7 @@ class _Layer:
     @property
     def whole(self) -> bool:
         """Whether no linear lost rows, calls or a dimension."""
-        return not self.reshaped and all(_is_one(x) for x in self.left(*_LINEARS))
+        return not self.reshaped and all(_is_one(x) for x in self.left(*LINEARS))
 
     @property
     def has_fewer_calls(self) -> bool:
@@ -57,7 +57,7 @@ class _Layer:
     @property
     def has_fewer_rows(self) -> bool:
         """Whether every linear ran on the same smaller share of the rows."""
-        shares = [self.rows.get(r, 1.0) for r in self.calls if r in _LINEARS]
+        shares = [self.rows.get(r, 1.0) for r in self.calls if r in LINEARS]
         alike = bool(shares) and max(shares) - min(shares) < _SAME and not self.reshaped
         return alike and max(shares) < 1 - _SAME and all(map(_is_one, self.calls.values()))
 
@@ -85,7 +85,7 @@ def _layers(e: Evidence) -> dict[int, _Layer]:
                 out[number].queries = pair.dense.m
         elif role == "qkv" and (number, role) not in smaller:
             fused[number].append(pair)
-        elif role in _LINEARS and pair.dense is not None and position == 0:
+        elif role in LINEARS and pair.dense is not None and position == 0:
             whole = (number, role) not in smaller
             _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
     for number, pairs in fused.items():
@@ -172,11 +172,11 @@ def dynamic_m(e: Evidence) -> Seen | None:
     if not kept or not all(map(_is_one, kept)) or any(x.reshaped for x in layers.values()):
         return None
     attention = [n for n, x in layers.items() if min(x.left(*_QUERY), default=1.0) < 1 - _SAME]
-    mlp = [n for n, x in layers.items() if min(x.left(*_MLP), default=1.0) < 1 - _SAME]
+    mlp = [n for n, x in layers.items() if min(x.left(*MLP_ROLES), default=1.0) < 1 - _SAME]
     if not attention and not (mlp and (_routed(e) or _is_less(e.counted("rows")))):
         return None
     shares = [x for n in attention for x in layers[n].left(*_QUERY)]
-    shares += [x for n in mlp for x in layers[n].left(*_MLP)]
+    shares += [x for n in mlp for x in layers[n].left(*MLP_ROLES)]
     line = (
         f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows "
         f"({sum(shares) / len(shares):.0%} of them), k and v see all{_counted(e, 'rows')}"
@@ -198,7 +198,7 @@ def token_drop(e: Evidence) -> Seen | None:
     late = [n for n, layer in layers.items() if layer.has_fewer_rows]
     early = [n for n, layer in layers.items() if layer.whole]
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
-        share = layers[late[-1]].left(*_LINEARS)[0]
+        share = layers[late[-1]].left(*LINEARS)[0]
         what = f"every GEMM sees {share:.0%} of the rows{_counted(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
         return Seen("token-drop", [line], lambda p: float(p.key[0] in late))
@@ -263,10 +263,10 @@ def dynamic_nk(e: Evidence) -> Seen | None:
 
 def dynamic_width(e: Evidence) -> Seen | None:
     """N of gate and up and K of down fell, but the weights are whole: slices were gathered."""
-    moved = [p for p in e.pairs if p.key[1] in _MLP and p.axis in ("N", "K")]
-    if not moved or any(p.axis not in ("none", "N", "K") for p in e.pairs if p.key[1] in _MLP):
+    moved = [p for p in e.pairs if p.key[1] in MLP_ROLES and p.axis in ("N", "K")]
+    if not moved or any(p.axis not in ("none", "N", "K") for p in e.pairs if p.key[1] in MLP_ROLES):
         return None
-    gathers = sum(e.added(role=role, cls="gather_scatter") for role in _MLP)
+    gathers = sum(e.added(role=role, cls="gather_scatter") for role in MLP_ROLES)
     if not (gathers and _weights_are_whole(e)):
         return None
     pair = next((p for p in moved if p.key[1] == "down"), moved[0])
@@ -279,18 +279,15 @@ def dynamic_width(e: Evidence) -> Seen | None:
         f"gathers were added{_counted(e, 'channels')}"
     )
     return Seen(
-        "dynamic-width", [line], lambda p: float(p.key[1] in _MLP), explains=("static-nk-mlp",)
+        "dynamic-width", [line], lambda p: float(p.key[1] in MLP_ROLES), explains=("static-nk-mlp",)
     )
 
 
 def _weights_are_whole(e: Evidence) -> bool:
     """Whether the pruned run stores MLP matrices of the dense shapes; so too where it is silent."""
 
-    def shapes(census: dict[str, object] | None) -> list[object]:
-        matrices = (census or {}).get("matrices")
-        listed = matrices if isinstance(matrices, list) else []
-        rows = [m for m in listed if isinstance(m, dict)]
-        return [m.get("shape") for m in rows if m.get("role") in _MLP]
+    def shapes(census: dict[str, Any] | None) -> list[list[int] | None]:
+        return [m.get("shape") for m in matrices(census) if m.get("role") in MLP_ROLES]
 
     return e.census_pruned is None or shapes(e.census_pruned) == shapes(e.census_dense)
 

@@ -13,22 +13,9 @@ from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Call, Pair
 from analysis.subject import Side
+from taxonomy.roles import GROUPS
 
-_LINEARS = (
-    "q",
-    "k",
-    "v",
-    "qkv",
-    "o",
-    "gate",
-    "up",
-    "gate_up",
-    "down",
-    "q_a",
-    "q_b",
-    "kv_a",
-    "kv_b",
-)
+_LINEARS = GROUPS.keys() - {"lm_head", "router"}
 _INPUTS = ("batch", "prompt_len", "context")
 _SAME = 1e-3
 

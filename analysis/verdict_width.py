@@ -11,11 +11,11 @@ from collections.abc import Callable
 from analysis.evidence import Evidence, Seen, fell
 from analysis.gemms import Pair
 from analysis.verdict_experts import EXPERT_ROLES, expert_channels
+from taxonomy.roles import QKV_ROLES
 
 _MLP = ("gate", "up", "gate_up")
-_QKV = ("q", "k", "v", "qkv")
 # What reads the residual stream (its K is h) and what writes to it (its N is h).
-_READERS = (*_QKV, *_MLP, "q_a", "kv_a", "router", "lm_head")
+_READERS = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "router", "lm_head")
 _WRITERS = ("o", "down")
 
 
@@ -49,7 +49,7 @@ def _of_stream(pair: Pair) -> float:
 
 def _heads(e: Evidence) -> tuple[bool, str]:
     """N of q, k, v and K of o fell together, and with them the heads of attention."""
-    narrow, down = _count(e, _QKV, "N"), _count(e, ("o",), "K")
+    narrow, down = _count(e, QKV_ROLES, "N"), _count(e, ("o",), "K")
     heads = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
     if not narrow and not heads:
         return False, ""
@@ -93,7 +93,7 @@ def _arrow(pair: Pair, axis: str) -> str:
 
 
 def _crosses(e: Evidence) -> bool:
-    into = _count(e, (*_QKV, *_MLP), "K")
+    into = _count(e, (*QKV_ROLES, *_MLP), "K")
     return bool(into and _count(e, _WRITERS, "N"))
 
 
@@ -101,8 +101,8 @@ def cross(e: Evidence) -> Seen | None:
     """The residual width itself fell: K of q, k, v, gate and up, and N of o and down."""
     if not _crosses(e):
         return None
-    readers = [p for p in e.pairs if p.key[1] in (*_QKV, *_MLP) and p.dense is not None]
-    entered, left = _count(e, (*_QKV, *_MLP), "K"), _count(e, _WRITERS, "N")
+    readers = [p for p in e.pairs if p.key[1] in (*QKV_ROLES, *_MLP) and p.dense is not None]
+    entered, left = _count(e, (*QKV_ROLES, *_MLP), "K"), _count(e, _WRITERS, "N")
     maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
     line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
             + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip

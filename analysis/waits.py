@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from analysis.collect import DEVICE_CATEGORIES
 from analysis.link import Linked
 from analysis.load import NONE, Ints, Trace
 
 CAUSES = ("host", "sync", "memcpy", "device")
 _SYNC = re.compile(r"(?:Device|Stream|Event|Ctx)Synchronize|StreamWaitEvent$")
-_MEMCPY = 1  # category of the frame
+_MEMCPY = DEVICE_CATEGORIES["gpu_memcpy"]
 
 
 def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
@@ -29,7 +30,7 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     cause = np.where(gap, "device", "").astype(object)
     if trace.on_device:
         cause[linked.dry] = "host"
-        copies = _beside_a_copy(linked, trace)
+        copies = _beside_a_copy(frame)
         cause[linked.dry & copies] = "memcpy"
         cause[linked.dry & _in_sync(linked, trace)] = "sync"
     else:
@@ -41,11 +42,10 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 
 
-def _beside_a_copy(linked: Linked, trace: Trace) -> NDArray[np.bool_]:
+def _beside_a_copy(frame: pl.DataFrame) -> NDArray[np.bool_]:
     """Rows that are a copy, or follow one in time."""
-    category = trace.device["category"][np.maximum(linked.event, 0)]
-    copy = (category == _MEMCPY) & (linked.event >= 0)
-    order = np.argsort(linked.start, kind="stable")
+    copy = (frame["category"] == _MEMCPY).fill_null(value=False).to_numpy()
+    order = np.argsort(frame["start"].to_numpy(), kind="stable")
     before = np.zeros(len(copy), bool)
     before[order[1:]] = copy[order[:-1]]
     return np.asarray(copy | before)

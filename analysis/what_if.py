@@ -1,7 +1,7 @@
 """What a GEMM would take at a neighbouring N or K: tile × wave × alignment × roofline.
 
-In: the kernels frame (`ideal`, `predicted`, tiles and waves) and the report's GEMM rows. Out: a
-Shape for every GEMM row, and the Fit of the model to the GEMMs seen. Times in ns a step.
+In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: Shapes of the
+GEMM rows, and the Fit of the model to the GEMMs seen. Times in ns a step.
 
 At N' the tiles of the kernel that ran are counted anew, in whole waves, and the compute time grows
 with them; bytes follow the shape. The time is that of the kernel seen times the ratio of the two.
@@ -19,13 +19,12 @@ from analysis.frame import Kernels
 from analysis.report.anatomy import Fit, Good, Shape
 from analysis.report.model import Gemm as Row
 from analysis.role import GEMM_KINDS
+from analysis.tiles import ALIGNED, GOOD
 from taxonomy.gemm import Gemm
 
 _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
 _SMALL = 64  # a K below is no dimension of a model's
 _REACH = 0.125  # how far a good dimension is looked for
-_ALIGNED = 8  # elements at 16 bit: what tensor cores load without a detour
-_GOOD = 16  # what they want
 _STEPS = 512  # tiles to either side; a forged shape has more
 _CURVES, _POINTS = 4, 96
 _Z = 1.96
@@ -72,7 +71,7 @@ class Seen:
     @property
     def aligned(self) -> bool:
         """Whether tensor cores load its rows without a detour."""
-        return self.gemm.n % _ALIGNED == 0 and self.gemm.k % _ALIGNED == 0
+        return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
 
 
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
@@ -105,7 +104,7 @@ def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
     )  # fmt: skip
     keys = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound"]
     sums = known.group_by(keys).agg(
-        pl.col("busy").sum(), pl.len().alias("count"), pl.col("busy").mean().alias("mean"),
+        pl.col("busy").sum(), pl.col("busy").mean().alias("mean"),
         pl.col("compute_ns").first(), pl.col("memory_ns").first(),
     )  # fmt: skip
     found: dict[tuple[str, Gemm], Seen] = {}
@@ -177,7 +176,7 @@ def _shape(
 ) -> Shape | None:
     """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
     now = row.n if axis == "N" else row.k
-    if axis == "K" and (now is None or now % _GOOD == 0 or now < _SMALL):
+    if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
         return None
     one = _of(row, seen)
     shape = Shape(
@@ -200,8 +199,8 @@ def _shape(
 def _neighbours(one: Seen, axis: str, now: int) -> tuple[int | None, int | None]:
     """The nearest good dimension below and at or above: the last of its waves (N), or aligned."""
     if axis == "K":
-        return now // _GOOD * _GOOD, -(-now // _GOOD) * _GOOD
-    side = math.lcm(one.side, _GOOD)
+        return now // GOOD * GOOD, -(-now // GOOD) * GOOD
+    side = math.lcm(one.side, GOOD)
     first = now // side
     steps = range(1 + min(_STEPS, int(now * _REACH) // side))
 
@@ -219,7 +218,7 @@ def _good(one: Seen, axis: str, value: int, busy_ns: float, fit: Fit | None) -> 
     if (n, k) == (one.gemm.n, one.gemm.k):
         return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
     ratio = one.predicted(n, k) / one.predicted(one.gemm.n, one.gemm.k)
-    if not one.aligned and n % _ALIGNED == 0 and k % _ALIGNED == 0:
+    if not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0:
         if fit is None or fit.unaligned is None:
             # What alignment is worth was not seen in this trace.
             return Good(value=value, change_ns=None, low_ns=None, high_ns=None)
@@ -237,7 +236,7 @@ def _curve(row: Row, one: Seen | None) -> list[list[float]]:
     if one is None or row.n is None:
         return []
     top = int(1.25 * max(row.n, row.dense_n or 0))
-    width = max(_GOOD, -(-top // _POINTS // _GOOD) * _GOOD)
+    width = max(GOOD, -(-top // _POINTS // GOOD) * GOOD)
     now = one.predicted(row.n, one.gemm.k)
     points = sorted({*range(width, top + 1, width), row.n, *([row.dense_n] if row.dense_n else [])})
     return [[n, row.busy_ns * one.predicted(n, one.gemm.k) / now] for n in points]

@@ -4,7 +4,8 @@
                                 [--limit 1800] [--out benchmarks/engine.md]
 
 Whole processes, start included. In: ../shared/data/traces, and the H100 trace repeated up to
---events. Out: a table of medians and their ratios to prunescope, with machine and versions.
+--events, plain and gzipped. Out: a table of medians and their ratios to prunescope, with machine
+and versions.
 TraceLens is installed into a folder of its own from its public repository, if that is reachable.
 """
 
@@ -19,16 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from scale import scale  # noqa: E402 - the folder of this file is no package
-
 TRACES = ROOT.parent / "shared" / "data" / "traces"
 REPEATED = "h100_qwen1.5-0.5b_prefill.json.gz"
 TRACELENS = "https://github.com/AMD-AGI/TraceLens"
@@ -41,6 +38,16 @@ if sys.argv[2] == "report":
     a.get_gpu_kernel_breakdown(visualize=False)
     a.get_idle_time_breakdown(visualize=False)
     a.get_cuda_kernel_launch_stats(visualize=False)
+"""
+# In a process of its own: what is measured begins with the peak memory of the one that starts it.
+REPEAT = """
+import gzip, shutil, sys
+from pathlib import Path
+from scale import scale
+source, out, packed, events = sys.argv[1:]
+sys.stdout.write(str(scale(Path(source), Path(out), events=int(events))))
+with open(out, "rb") as plain, gzip.open(packed, "wb", compresslevel=6) as file:
+    shutil.copyfileobj(plain, file, 1 << 20)
 """
 LOAD = (
     "import sys; from pathlib import Path; from analysis.load import load; load(Path(sys.argv[1]))"
@@ -151,16 +158,24 @@ def install_tracelens(folder: Path) -> Path | str:
     return home / "bin" / "TraceLens_generate_perf_report_pytorch"
 
 
-def inputs(names: Sequence[str] | None, events: Sequence[int], folder: Path):
+def inputs(
+    names: Sequence[str] | None, events: Sequence[int], folder: Path
+) -> Iterator[tuple[str, Path]]:
     """(label, path) of every input, each made when its turn comes."""
     for path in sorted(TRACES.glob("*.json.gz")):
         if names is None or path.name.split(".json")[0] in names:
             yield path.name.removesuffix(".json.gz"), path
     for wanted in events:
-        path = folder / f"repeated-{wanted}.json"
-        count = scale(TRACES / REPEATED, path, events=wanted)
-        yield f"h100_qwen repeated, {count:,} events, {path.stat().st_size / 1e6:.0f} MB", path
-        path.unlink()
+        plain, packed = (folder / f"repeated-{wanted}{suffix}" for suffix in (".json", ".json.gz"))
+        words = [str(x) for x in (TRACES / REPEATED, plain, packed, wanted)]
+        count = subprocess.run(
+            [sys.executable, "-c", REPEAT, *words], cwd=Path(__file__).parent,
+            stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+        for path, said in ((plain, ""), (packed, "gzipped, ")):
+            size = f"{said}{path.stat().st_size / 1e6:.0f} MB"
+            yield f"h100_qwen repeated, {int(count):,} events, {size}", path
+            path.unlink()
 
 
 def measure(

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["report"]:
         return _report(words[1:])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("slice", choices=(*SLICES, "report"), metavar="SLICE")
+    parser.add_argument("slice", choices=SLICES, metavar="SLICE")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))

@@ -93,7 +93,7 @@ def _plan(bench: Bench) -> Iterator[tuple[str | None, float, tuple[Setting, ...]
         yield None, 0.0, settings
         for sparsity in (0.5, 0.25):
             for name in _FAMILIES:
-                if name == "static-k-24" and sparsity != 0.5:
+                if family(name).only not in (None, sparsity):
                     continue
                 if name not in _SLOW_TO_PRUNE:
                     yield name, sparsity, _possible(name, settings)

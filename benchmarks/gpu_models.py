@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from gpu_slice import Bench, CannotHere, Cell, reason_of
-from gpu_timing import wall_ns
 from torch.profiler import ProfilerActivity, profile
 
 from taxonomy.errors import PrunescopeError
@@ -25,7 +24,7 @@ from tracer.models import Loaded, load_model
 from tracer.peaks import measure_peaks
 from tracer.phases import DecodeLoop, Loop, PrefillLoop, token_ids
 from tracer.scopes import module_scopes
-from tracer.timing import collector_resting, interleaved_samples
+from tracer.timing import interleaved_samples
 from tracer.trace import TraceRequest, trace
 from tracer.variants import Prepared, Variant
 
@@ -172,16 +171,17 @@ def _modes(bench: Bench, batch: int) -> dict[str, Any]:
                 loops["graph"] = graph
             except PrunescopeError as error:
                 found["graph"] = {"why": reason_of(error)}
-        return found | _samples(bench, loops)
+        count = few(bench)
+        samples = _samples(bench, loops, warmup=count["warmup"], repeats=count["repeats"])
+        return found | {name: {"samples_ns": ns} for name, ns in samples.items()}
 
 
-def _samples(bench: Bench, loops: Mapping[str, Loop]) -> dict[str, Any]:
-    count = few(bench)
-    samples = interleaved_samples(
-        loops, warmup=count["warmup"], repeats=count["repeats"], device=bench.device,
-        advance=lambda: None,
-    )  # fmt: skip
-    return {name: {"samples_ns": ns} for name, ns in samples.items()}
+def _samples(
+    bench: Bench, loops: Mapping[str, Loop], *, warmup: int, repeats: int
+) -> dict[str, list[int]]:
+    return interleaved_samples(
+        loops, warmup=warmup, repeats=repeats, device=bench.device, advance=lambda: None
+    )
 
 
 def _ids(bench: Bench, batch: int, *, phase: str) -> torch.Tensor:
@@ -199,14 +199,15 @@ def _observed(bench: Bench, phase: str, batch: int, name: str) -> dict[str, Any]
         if phase == "prefill"
         else DecodeLoop(model, ids, prompt_len=prompt_of(bench), logits="last")
     )
-    samples = max(1, few(bench)["repeats"] // 4)
+    repeats = max(1, few(bench)["repeats"] // 4)
+    block = partial(_samples, bench, {"": loop}, warmup=1, repeats=repeats)
     plain: list[int] = []
     watched: list[int] = []
-    with torch.inference_mode(), collector_resting():
+    with torch.inference_mode():
         for _ in range(_BLOCKS):
-            plain += _steps(bench, loop, samples)
+            plain += block()[""]
             with _observer(bench, model, OBSERVERS[name]):
-                watched += _steps(bench, loop, samples)
+                watched += block()[""]
     return {"unprofiled": {"samples_ns": plain}, "profiled": {"samples_ns": watched}}
 
 
@@ -223,14 +224,3 @@ def _observer(bench: Bench, model: Any, options: dict[str, bool]) -> ExitStack:
     if options.get("profiler"):
         stack.enter_context(profile(activities=activities, **switches))
     return stack
-
-
-def _steps(bench: Bench, loop: Loop, samples: int) -> list[int]:
-    """ns a step. One sample more than asked for is run first: it pays for what starts up."""
-    found = []
-    for index in range(samples + 1):
-        loop.prepare()
-        ns = wall_ns(loop.sample, bench.device, samples=1, warm=False)[0]
-        if index:
-            found.append(round(ns / loop.steps_per_sample))
-    return found

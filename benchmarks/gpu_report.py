@@ -17,11 +17,11 @@ from typing import Any
 from analysis.hardware import device_in_trace
 from analysis.pipeline import analyze
 from analysis.report.model import Phase
+from analysis.report.numbers import UNKNOWN, percent, ratio, share_of
 from taxonomy.errors import PrunescopeError
 
 Record = dict[str, Any]
 Entry = Mapping[str, Any]
-_NONE = "–"
 _JUMP = 1.05  # a step of N that costs this much is shown
 
 
@@ -76,19 +76,9 @@ def median(entry: Entry | None, way: str = "graph") -> float | None:
 def number(value: float | None, digits: int = 3) -> str:
     """Some significant digits, or a dash."""
     if value is None:
-        return _NONE
+        return UNKNOWN
     text = f"{value:.{digits}g}"
     return f"{value:,.0f}" if "e" in text else text
-
-
-def ratio(above: float | None, below: float | None) -> float | None:
-    """None where one of the two is unknown."""
-    return above / below if above is not None and below else None
-
-
-def times(value: float | None) -> str:
-    """A speedup."""
-    return _NONE if value is None else f"{value:.2f}×"
 
 
 def _done(record: Record) -> dict[str, Record]:
@@ -101,13 +91,13 @@ def _sittings(records: Mapping[str, Record]) -> list[str]:
         for sitting in record["sittings"]:
             versions, before = sitting["versions"], sitting["before"]
             after = sitting.get("after", {})
-            clock = " → ".join(str(x.get("sm_mhz", _NONE)) for x in (before, after))
+            clock = " → ".join(str(x.get("sm_mhz", UNKNOWN)) for x in (before, after))
             libraries = f"torch {versions['torch']}, transformers {versions['transformers']}"
             extra = [f"{k} {versions[k]}" for k in ("toolkit", "cudnn", "cusparselt")
                      if versions.get(k)]  # fmt: skip
             rows.append([
                 f"`{' '.join(sitting['command'])}`", sitting["at"][:10], sitting["device"]["name"],
-                str(before.get("driver") or _NONE), clock, ", ".join([libraries, *extra]),
+                str(before.get("driver") or UNKNOWN), clock, ", ".join([libraries, *extra]),
                 number(sitting["seconds"]),
             ])  # fmt: skip
     heads = ("command", "date", "device", "driver", "SM MHz, before → after", "versions", "s")
@@ -140,25 +130,21 @@ def _calibrate(record: Record, _folder: Path) -> list[str]:
         if best is None:
             continue
         peak = sheet.dense_flop_per_s.get(dtype) if sheet else None
-        share = ratio(rates[best] * 1e9, peak)
+        share = percent(share_of(rates[best] * 1e9, peak), decimals=0)
         rows.append([f"{dtype} GEMM, {best.split('/')[-1]}", f"{number(rates[best] / 1e3)} TFLOP/s",
-                     number(None if peak is None else peak / 1e12), _percent(share)])  # fmt: skip
+                     number(None if peak is None else peak / 1e12), share])  # fmt: skip
     for of in ("read", "write", "copy"):
         if of in cells:
-            rate = ratio(cells[of]["bytes"], median(cells[of]))
+            rate = share_of(cells[of]["bytes"], median(cells[of]))
             peak = sheet.byte_per_s if sheet else None
-            share = ratio(rate and rate * 1e9, peak)
-            rows.append([of, f"{number(rate)} GB/s", number(peak and peak / 1e9), _percent(share)])
+            share = percent(share_of(rate and rate * 1e9, peak), decimals=0)
+            rows.append([of, f"{number(rate)} GB/s", number(peak and peak / 1e9), share])
     rows += [
-        [of, f"{number(median(cells[of]))} ns", _NONE, _NONE]
+        [of, f"{number(median(cells[of]))} ns", UNKNOWN, UNKNOWN]
         for of in ("floor", "launch", "round-trip", "graph-launch")
         if of in cells
     ]
     return table(("what", "measured", "data sheet", "share"), rows)
-
-
-def _percent(share: float | None) -> str:
-    return _NONE if share is None else f"{100 * share:.0f} %"
 
 
 def _sparse24(record: Record, _folder: Path) -> list[str]:
@@ -170,12 +156,13 @@ def _sparse24(record: Record, _folder: Path) -> list[str]:
         for name in ("cusparselt", "cutlass"):
             other = e[name]
             if "why" in other:
-                row += [_NONE, _NONE, other["why"]]
+                row += [UNKNOWN, UNKNOWN, other["why"]]
                 continue
             row += [
-                times(ratio(median(dense, way), median(other, way))) for way in ("graph", "loop")
+                ratio(share_of(median(dense, way), median(other, way))) for way in ("graph", "loop")
             ]
-            row.append(", ".join(dict.fromkeys(k[:40] for k in other.get("kernels", []))) or _NONE)
+            names = dict.fromkeys(kernel[:40] for kernel in other.get("kernels", []))
+            row.append(", ".join(names) or UNKNOWN)
         rows.append([part.replace("|", "\\|") for part in row])
     heads = ("cell", "M×N×K", "dense, µs", "cuSPARSELt, device", "Python", "kernels",
              "CUTLASS, device", "Python", "kernels")  # fmt: skip
@@ -191,7 +178,7 @@ def _graph(record: Record, _folder: Path) -> list[str]:
     for entry in (e for i, e in _done(record).items() if i.startswith("times/")):
         ways = [median(entry.get(way)) for way in ("eager", "eager-static", "graph")]
         rows.append([str(entry["batch"]), *(number(None if w is None else w / 1e6) for w in ways),
-                     times(ratio(ways[0], ways[2]))])  # fmt: skip
+                     ratio(share_of(ways[0], ways[2]))])  # fmt: skip
     heads = ("B", "eager, ms a token", "eager, static cache", "CUDA graph", "eager / graph")
     return table(heads, rows)
 
@@ -203,7 +190,7 @@ def _waves(record: Record, _folder: Path) -> list[str]:
         size = e["k"] if e["sweep"] == "down-k" else e["n"]
         ns = median(e)
         if ns is not None:
-            kernel = (e.get("kernels") or [_NONE])[0]
+            kernel = (e.get("kernels") or [UNKNOWN])[0]
             sweeps.setdefault((e["model"], e["sweep"], e["m"]), []).append((size, ns, kernel))
     rows = []
     for (model, sweep, m), points in sorted(sweeps.items()):
@@ -228,7 +215,7 @@ def _observer(record: Record, _folder: Path) -> list[str]:
         plain, watched = median(e["unprofiled"]), median(e["profiled"])
         rows.append([e["phase"], str(e["batch"]), e["observer"],
                      *(number(None if x is None else x / 1e6) for x in (plain, watched)),
-                     times(ratio(watched, plain))])  # fmt: skip
+                     ratio(share_of(watched, plain))])  # fmt: skip
     return table(("phase", "B", "recorded", "unprofiled, ms", "profiled, ms", "factor"), rows)
 
 
@@ -243,7 +230,7 @@ def _families(record: Record, folder: Path) -> list[str]:
         rows.append([
             str(e["method"] or "dense"), f"{e['sparsity']:g}", e["phase"], str(e["batch"]),
             str(e["prompt_len"]), e["mode"], *(number(x and x / 1e6) for x in (dense, pruned)),
-            times(ratio(dense, pruned)), *_said(folder, record["slice"], cell_id, e["phase"]),
+            ratio(share_of(dense, pruned)), *_said(folder, record["slice"], cell_id, e["phase"]),
         ])  # fmt: skip
     heads = ("family", "s", "phase", "B", "S", "mode", "dense, ms", "pruned, ms", "realised",
              "FLOPs", "roofline", "kernels", "verdict", "largest loss")  # fmt: skip
@@ -254,12 +241,12 @@ def _said(folder: Path, name: str, cell_id: str, phase: str) -> list[str]:
     """What the analysis says of a cell's runs: bounds, family, and the row that lost most."""
     with tempfile.TemporaryDirectory(prefix="prunescope-") as home:
         if not _unpacked(folder, name, cell_id, Path(home)):
-            return [_NONE, _NONE, _NONE, "its trace was not kept", _NONE]
+            return [UNKNOWN, UNKNOWN, UNKNOWN, "its trace was not kept", UNKNOWN]
         try:
             found = analyze(Path(home) / cell_id).report.phases[phase]
         except PrunescopeError as error:
             why = error.problem[:120].replace("|", "\\|")
-            return [_NONE, _NONE, _NONE, f"not analysed: {why}", _NONE]
+            return [UNKNOWN, UNKNOWN, UNKNOWN, f"not analysed: {why}", UNKNOWN]
     return _verdict(found)
 
 
@@ -268,8 +255,8 @@ def _verdict(phase: Phase) -> list[str]:
     bounds = (ladder.flop, ladder.roofline, ladder.busy) if ladder else (None, None, None)
     losses = [r for r in phase.ledger or [] if r.row not in ("dense", "promised", "pruned")]
     worst = max(losses, key=lambda r: r.ns, default=None)
-    loss = f"{worst.row} +{worst.ns / 1e6:.3g} ms" if worst and worst.ns > 0 else _NONE
-    return [*(times(b) for b in bounds), family.id if family else _NONE, loss]
+    loss = f"{worst.row} +{worst.ns / 1e6:.3g} ms" if worst and worst.ns > 0 else UNKNOWN
+    return [*(ratio(b) for b in bounds), family.id if family else UNKNOWN, loss]
 
 
 def _unpacked(folder: Path, name: str, cell_id: str, home: Path) -> bool:

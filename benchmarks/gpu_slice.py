@@ -11,20 +11,19 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from taxonomy.errors import PrunescopeError
-from tracer.clocks import read_clocks
+from tracer.clocks import nvidia_smi, read_clocks
 from tracer.machine import device_info, synchronize, versions
 from tracer.variants import TwinDoesNotFit
 
@@ -52,20 +51,14 @@ class OutOfTime(BaseException):
     """The minutes are over in the middle of a cell, which stays open."""
 
 
-class Run(Protocol):
-    """What a cell does. Plain JSON values; raises CannotHere."""
-
-    def __call__(self) -> dict[str, Any]:
-        """Measure."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One measurement: its name, what it is of, and how it is done. `kind`: cells alike in time."""
+    """One measurement: its name, what it is of, and how it is done (plain JSON values; raises
+    CannotHere). `kind`: cells alike in time."""
 
     id: str
     what: dict[str, Any]
-    run: Run
+    run: Callable[[], dict[str, Any]]
     kind: str = ""
 
 
@@ -287,18 +280,8 @@ def _forget(archive: Path, cell_id: str) -> None:
 def _gpu_state(device: torch.device) -> dict[str, Any]:
     """Driver, clocks, power and temperature, as far as the system says."""
     state: dict[str, Any] = {"clocks": read_clocks(device)}
-    tool = shutil.which("nvidia-smi") if device.type == "cuda" else None
-    if tool is None:
-        return state
-    query = [f"--query-gpu={','.join(_SMI.values())}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            [tool, *query, f"--id={device.index or 0}"],
-            capture_output=True, text=True, timeout=20, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return state
-    words = [word.strip() for word in done.stdout.strip().split(",")]
-    if done.returncode == 0 and len(words) == len(_SMI):
+    said = nvidia_smi(",".join(_SMI.values()), device.index or 0) if device.type == "cuda" else None
+    words = [word.strip() for word in ",".join(said or ()).split(",")]
+    if len(words) == len(_SMI):
         state |= {k: None if w.startswith("[") else w for k, w in zip(_SMI, words, strict=True)}
     return state

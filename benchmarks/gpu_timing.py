@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from gpu_slice import CannotHere, reason_of
+from gpu_slice import reason_of
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,11 +69,10 @@ def captured(run: Call, device: torch.device) -> Callable[[], None]:
     return graph.replay
 
 
-def wall_ns(run: Call, device: torch.device, *, samples: int, warm: bool = True) -> list[int]:
-    """Host time of `run` and of waiting for the device, each time; run once before, if `warm`."""
+def wall_ns(run: Call, device: torch.device, *, samples: int) -> list[int]:
+    """Host time of `run` and of waiting for the device, each time; run once before."""
     found = []
-    if warm:
-        run()
+    run()
     synchronize(device)
     for _ in range(samples):
         start = time.perf_counter_ns()
@@ -83,21 +82,16 @@ def wall_ns(run: Call, device: torch.device, *, samples: int, warm: bool = True)
     return found
 
 
-def kernels(call: Call, device: torch.device) -> list[str]:
-    """Names of the kernels that one call launches, in order."""
+def named(call: Call, device: torch.device) -> dict[str, Any]:
+    """{"kernels": names of those that one call launches, in order}; nothing on a CPU."""
     if device.type == "cpu":
-        raise CannotHere("a CPU has no kernels to name")
+        return {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as session:
         call()
         synchronize(device)
     events = [e for e in session.events() or [] if e.device_type == DeviceType.CUDA]
     events.sort(key=lambda e: e.time_range.start)
-    return [e.name[:200] for e in events][:8]
-
-
-def named(call: Call, device: torch.device) -> dict[str, Any]:
-    """{"kernels": names}; nothing on a CPU."""
-    return {} if device.type == "cpu" else {"kernels": kernels(call, device)}
+    return {"kernels": [e.name[:200] for e in events[:8]]}
 
 
 def _sampled(run: Call, count: int, samples: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 if TYPE_CHECKING:
     from analysis.report.model import Phase
     from tracer.models import Loaded
+    from tracer.request import TraceRequest
     from tracer.runs import Capture
 
 # One decision a family: kv-evict by attention, so that it has one to pay for.
-FAMILIES: dict[str, dict[str, Any]] = {
+FAMILIES: dict[str, dict[str, str]] = {
     "dynamic-m": {},
     "dynamic-nk": {},
     "dynamic-depth": {},
@@ -73,13 +75,13 @@ def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], boo
     found: Measured = {}
     peaks, busy, device = None, False, {}
     for batch in BATCHES:
-        variants = [Variant(name="dense", model=loaded.model, loaded=loaded)]
-        variants += [_variant(family, s, loaded) for family, s in points]
         request = TraceRequest(
             model=options.model, out=Path(), method="dynamic-m", prompt_len=options.prompt_len,
             batch=batch, decode_steps=DECODE_STEPS, warmup=WARMUP, repeats=options.repeats,
             steps=STEPS, device="cpu", threads=THREADS,
         )  # fmt: skip
+        variants = [Variant(name="dense", model=loaded.model, loaded=loaded)]
+        variants += [_variant(request, family, s, loaded) for family, s in points]
         captures = capture(request, Silent(), peaks=peaks, variants=variants)
         device = captures["dense"].run.device
         peaks = device.get("peaks")
@@ -96,18 +98,14 @@ def _name(family: str, sparsity: float) -> str:
     return f"{family} {sparsity:g}"
 
 
-def _variant(family: str, sparsity: float, loaded: Loaded) -> Any:
-    import torch
-
-    from tracer.pruners import Point, family_point, pruner
+def _variant(request: TraceRequest, family: str, sparsity: float, loaded: Loaded) -> Any:
+    from tracer.application import apply_request
     from tracer.variants import Variant
 
-    point = family_point(family, Point(sparsity=sparsity, knobs=FAMILIES[family]))
     shared = {id(p): p for p in loaded.model.parameters()}  # dynamic families change no weight
-    with torch.no_grad():
-        applied = pruner(family).prune(copy.deepcopy(loaded.model, shared), point)
-    record = {"method": family, "sparsity": sparsity, "knobs": dict(point.knobs),
-              "selection": "random", **applied.record}  # fmt: skip
+    own = replace(loaded, model=copy.deepcopy(loaded.model, shared))
+    asked = replace(request, method=family, sparsity=sparsity, knobs=FAMILIES[family])
+    applied, record = apply_request(asked, own)
     return Variant(
         name=_name(family, sparsity), model=applied.model, loaded=loaded, pruning=record,
         layer_map=applied.layer_map,

@@ -14,7 +14,8 @@ from taxonomy.config_names import language_part
 from taxonomy.errors import PrunescopeError
 from taxonomy.shape import ModelShape
 
-_WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
+# Layer types that are attention alone, whatever window it sees.
+WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
 _MIXER_NAMES = {
     "linear_attention": "linear attention or state space", "mamba": "state space",
     "conv": "short convolution", "recurrent": "recurrence",
@@ -50,7 +51,7 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
             raise
         shape = None
     layers = shape.layers if shape else int(cfg.get("num_hidden_layers") or cfg.get("n_layer") or 0)
-    own = [k for k in cfg.get("layer_types") or () if k not in _WINDOW_TYPES]
+    own = [k for k in cfg.get("layer_types") or () if k not in WINDOW_TYPES]
     if not mixer and own:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
     other = shape.other_layers if shape else layers

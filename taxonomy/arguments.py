@@ -1,4 +1,4 @@
-"""Words of a command line that are more than one value: KEY=VALUE pairs, peaks, a run's name.
+"""Words of a command line that are more than one value: pairs, peaks, a method, a run's name.
 
 In: the words as typed. Out: plain dicts and names, or a PrunescopeError that shows the right form.
 """
@@ -46,11 +46,37 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
     return found
 
 
+def is_function(method: str) -> bool:
+    """Whether `--method` names `package.module:function`, not families."""
+    from taxonomy.family import families  # here: `--help` need not load the theory
+
+    name, colon, tail = method.partition(":")
+    plain = "+" not in method and name not in {f.id for f in families()}
+    return plain and bool(colon) and number(tail) is None
+
+
+def method_parts(method: str) -> list[tuple[str, str | None]]:
+    """(family, its own sparsity or None) in order, as typed in `static-m:0.25+static-nk`; empty for
+    a function. Whether there are such families and sparsities is not looked at."""
+    if is_function(method):
+        return []
+    words = (word.partition(":") for word in method.split("+"))
+    return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
+
+
+def number(text: str) -> float | None:
+    """The number that a text is, else None."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-static-m-0.5, from what was asked for."""
     words = [Path(model).name, method or "dense"]
-    has_own = re.search(r":[\d.]+$", method or "")  # static-m:0.25+static-nk-mlp:0.5
-    words += [f"{sparsity:g}"] if method and sparsity is not None and not has_own else []
+    if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
+        words.append(f"{sparsity:g}")
     return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
 
 
@@ -73,12 +99,14 @@ def bare_json(args: list[str]) -> list[str]:
     return full
 
 
+def asks_json(args: Iterable[str]) -> bool:
+    """Whether a command line asks for JSON: its error is told in it too."""
+    return any(arg.partition("=")[0] == "--json" for arg in args)
+
+
 def _positive(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 < value < math.inf else None
+    value = number(text)
+    return value if value is not None and 0 < value < math.inf else None
 
 
 def home_path(text: str) -> Path:

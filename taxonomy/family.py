@@ -68,6 +68,7 @@ class Family:
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
     keeps_weights: bool = False  # all dense weights stay in memory
+    only: float | None = None  # the one sparsity that there is, beside 0
 
     def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> Point:
         """A checked point with every knob filled in.
@@ -121,6 +122,12 @@ def families() -> tuple[Family, ...]:
         one: Family = importlib.import_module(f"{folder.__name__}.{module.name}").FAMILY
         register(one, found)
     return tuple(sorted(found.values(), key=lambda f: (f.id != "dense", f.extension, f.id)))
+
+
+@cache
+def dynamic_ids() -> frozenset[str]:
+    """Ids of the families that decide at run time."""
+    return frozenset(f.id for f in families() if f.dynamics == "dynamic")
 
 
 def register(one: Family, found: dict[str, Family]) -> None:

@@ -7,16 +7,16 @@ bytes are those of one forward, lm_head included; parameters are numbers in memo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import Family, Value
-from taxonomy.plan import Workload
+from taxonomy.plan import Op, Workload
 from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, forward
+from taxonomy.theory import dense_plan, flop, forward, traffic
 
 KNOB = "match"
 MATCHES = {"flop": "FLOPs", "param": "parameters", "byte": "bytes moved"}
@@ -26,6 +26,10 @@ _HALVINGS = 24
 # Beyond the least and the most that a family can remove, a request is refused.
 _TOLERANCE = 0.005
 _SAME = 1e-5
+
+
+class RemovesNothing(PrunescopeError):
+    """A family that removes nothing of what is to be matched, at any sparsity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +45,7 @@ class Match:
 
     def to_dict(self) -> dict[str, Any]:
         """As run.json holds it."""
-        return {
-            "by": self.by,
-            "asked": self.asked,
-            "own": self.own,
-            "phase": self.phase,
-            "removed": dict(self.removed),
-        }
+        return asdict(self)
 
     @property
     def note(self) -> str:
@@ -82,14 +80,9 @@ def removed_shares(
     dense = _sums(shape, work)
     plans = chosen.plans(shape, work, chosen.point(sparsity, knobs))
     ops = forward(plans)
-    numbers = sum(op.layers * op.parameters for op in ops)
+    left = _of_ops(ops)
     if chosen.keeps_weights:
-        numbers = dense["param"] + sum(op.layers * op.parameters for op in ops if op.added)
-    left = {
-        "flop": sum(op.layers * op.flop for op in ops),
-        "param": numbers,
-        "byte": sum(op.layers * op.bytes for op in ops if op.bounded),
-    }
+        left["param"] = dense["param"] + _of_ops(op for op in ops if op.added)["param"]
     return {name: 1 - left[name] / dense[name] for name in left}
 
 
@@ -105,7 +98,7 @@ def solve(
     """The point whose removed share of `by` is the nearest to `asked`.
 
     Raises PrunescopeError where the family cannot remove as little or as much, with the nearest
-    share that it can.
+    share that it can; RemovesNothing where it removes nothing of it.
     """
 
     @cache
@@ -131,11 +124,16 @@ def solve(
 
 @cache
 def _sums(shape: ModelShape, work: Workload) -> dict[str, float]:
-    ops = forward([dense_plan(shape, work)])
+    return _of_ops(forward([dense_plan(shape, work)]))
+
+
+def _of_ops(ops: Iterable[Op]) -> dict[str, float]:
+    """FLOPs, parameters and bytes in the bound of a forward."""
+    every = list(ops)
     return {
-        "flop": sum(op.layers * op.flop for op in ops),
-        "param": sum(op.layers * op.parameters for op in ops),
-        "byte": sum(op.layers * op.bytes for op in ops if op.bounded),
+        "flop": flop(every),
+        "param": sum(op.layers * op.parameters for op in every),
+        "byte": traffic(op for op in every if op.bounded),
     }
 
 
@@ -172,10 +170,10 @@ def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float
     )
 
 
-def _removes_nothing(chosen: Family, by: str, work: Workload) -> PrunescopeError:
+def _removes_nothing(chosen: Family, by: str, work: Workload) -> RemovesNothing:
     where = "" if by == "param" else f" in {work.phase}"
     kept = "all weights stay in memory" if chosen.keeps_weights else "no dimension moves"
-    return PrunescopeError(
+    return RemovesNothing(
         f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}",
         hint=f"leave {KNOB} out, or match another of {', '.join(MATCHES)}",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.gemm import Gemm
@@ -15,6 +16,26 @@ from taxonomy.shape import ModelShape
 
 PHASES = ("prefill", "decode")
 LOGITS = ("last", "all")
+
+
+class Sizes(Protocol):
+    """What a phase of a run, or a request, says of its forwards."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of each prompt."""
+
+    @property
+    def context(self) -> int | None:
+        """Keys that a decode query sees."""
+
+    @property
+    def logits(self) -> str:
+        """One of LOGITS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +63,18 @@ class Workload:
                 f"batch {self.batch}, prompt {self.prompt_len}, context {self.context}: below 1",
                 hint="give at least one sequence of one token",
             )
+
+    @classmethod
+    def of(cls, phase: str, sizes: Sizes, *, itemsize: float) -> Workload:
+        """A forward of `phase` with these sizes and bytes a number."""
+        return cls(
+            phase=phase,
+            batch=sizes.batch,
+            prompt_len=sizes.prompt_len,
+            context=sizes.context if phase == "decode" else None,
+            logits=sizes.logits,
+            itemsize=itemsize,
+        )
 
     @property
     def prefill(self) -> bool:
@@ -139,3 +172,22 @@ class Op:
     def seconds(self, *, flop_per_s: float, byte_per_s: float) -> float:
         """max(F/π, Q/β) of one layer."""
         return max(self.flop / flop_per_s, self.bytes / byte_per_s)
+
+
+def whole_gemm(plan: Plan, name: str, gemm: Gemm, *, role: str, group: str, layers: float) -> Op:
+    """A GEMM that no family makes smaller: Q = b(T·K + N·K + T·N)."""
+    b, weights = plan.work.itemsize, gemm.n * gemm.k
+    return Op(
+        name=name,
+        role=role,
+        group=group,
+        cls="matmul",
+        layers=layers,
+        gemms=(gemm,),
+        flop=2 * gemm.m * weights,
+        bytes=b * (gemm.m * (gemm.n + gemm.k) + weights),
+        weight_bytes=b * weights,
+        parameters=weights,
+        stored_bytes=b * weights,
+        added=group == "added",
+    )

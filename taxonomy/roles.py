@@ -21,6 +21,11 @@ ROLES = (
     "final_norm", "lm_head", "sampling", "unknown",
 )  # fmt: skip
 
+# Linears of a layer, however fused; latent attention has others beside them.
+QKV_ROLES = ("q", "k", "v", "qkv")
+MLP_ROLES = ("gate", "up", "gate_up", "down")
+LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
+
 # GEMM group of a role, as reports name it; a role that is not here is in group "other".
 GROUPS = {
     "q": "qkv", "k": "qkv", "v": "qkv", "qkv": "qkv", "q_a": "qkv", "q_b": "qkv", "kv_a": "qkv",
@@ -77,7 +82,6 @@ _MIXER = re.compile(
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
-_MLP_ROLES = ("gate", "up", "gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ def locate(path: str, architecture: str | None = None) -> Place:
     if scope == "mlp" and _SHARED.search(inner):
         return Place(layer, "shared_expert", scope)
     role = matrix_role(path)
-    if scope == "layer" and (role in _MLP_ROLES or role == "activation"):
+    if scope == "layer" and (role in MLP_ROLES or role == "activation"):
         scope = "mlp"  # an MLP without a module of its own
     return Place(layer, role, scope)
 
@@ -190,7 +194,7 @@ def _in_attention(role: str, leaf: str) -> str:
     if leaf == "LayerNorm":
         return "attn_norm"
     # A gate of what attention puts out is no gate of an MLP.
-    return "unknown" if role in (*_MLP_ROLES, "embedding") or leaf == "gate" else role
+    return "unknown" if role in (*MLP_ROLES, "embedding") or leaf == "gate" else role
 
 
 def _in_layer(role: str, leaf: str, names: list[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Plan, Workload
+from taxonomy.plan import Op, Plan, Workload, whole_gemm
 from taxonomy.roles import GROUPS
 from taxonomy.shape import ModelShape
 from taxonomy.theory_experts import expert_ops
@@ -169,25 +169,12 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
 def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:
     """Residual projections of all sublayers, and routers of those that tokens are routed past: a
     recurrence takes every token, or its state would be another."""
-    h, b, rows = plan.shape.hidden, plan.work.itemsize, plan.work.rows
+    h, rows = plan.shape.hidden, plan.work.rows
     wanted = ((plan.routers * routed, "router", 1), (plan.residual * layers, "residual", h))
     for count, role, n in wanted:
-        if not count:
-            continue
-        yield Op(
-            name=f"added.{sublayer}.{role}",
-            role=role,
-            group="added",
-            cls="matmul",
-            layers=count,
-            gemms=(Gemm(rows, n, h),),
-            flop=2 * rows * n * h,
-            bytes=b * (rows * (n + h) + n * h),
-            weight_bytes=b * n * h,
-            parameters=n * h,
-            stored_bytes=b * n * h,
-            added=True,
-        )
+        if count:
+            name = f"added.{sublayer}.{role}"
+            yield whole_gemm(plan, name, Gemm(rows, n, h), role=role, group="added", layers=count)
 
 
 def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: float) -> Op:

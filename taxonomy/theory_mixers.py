@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Plan
+from taxonomy.plan import Op, Plan, whole_gemm
 from taxonomy.shape import STATE_ITEMSIZE
 
 # FLOPs a token and number of state. Delta rule (arXiv 2412.06464): decay 1, what the key reads 2,
@@ -26,25 +26,8 @@ def mixer_ops(plan: Plan, layers: float) -> Iterable[Op]:
             yield _convolution(plan, layers)
             if plan.shape.mixer in _STATE_FLOP:
                 yield _recurrence(plan, layers)
-        yield _projection(plan, name, n, k, layers)
-
-
-def _projection(plan: Plan, name: str, n: int, k: int, layers: float) -> Op:
-    """Q = b(T·K + N·K + T·N)."""
-    b, rows = plan.work.itemsize, plan.work.rows
-    return Op(
-        name=name,
-        role=name.partition(".")[0],
-        group="other",
-        cls="matmul",
-        layers=layers,
-        gemms=(Gemm(rows, n, k),),
-        flop=2 * rows * n * k,
-        bytes=b * (rows * (n + k) + n * k),
-        weight_bytes=b * n * k,
-        parameters=n * k,
-        stored_bytes=b * n * k,
-    )
+        role, gemm = name.partition(".")[0], Gemm(plan.work.rows, n, k)
+        yield whole_gemm(plan, name, gemm, role=role, group="other", layers=layers)
 
 
 def _convolution(plan: Plan, layers: float) -> Op:

@@ -81,8 +81,8 @@ def put_in_place(partial: Path, out: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole: a temporary sibling first, then one rename. Removes what
-    killed processes left of earlier tries."""
+    """Write a file that appears whole: a temporary sibling first, on disk before one rename.
+    Removes what killed processes left of earlier tries."""
     for old in _beside(path, (".tmp",)):
         _remove_abandoned(old)
     while True:
@@ -94,6 +94,7 @@ def write_file(path: Path, data: bytes) -> None:
             try:
                 file.write(data)
                 file.flush()
+                os.fsync(file.fileno())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

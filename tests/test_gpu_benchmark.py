@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 torch = pytest.importorskip("torch")
 
+from gpu import main  # noqa: E402
 from gpu_kernels import waves_cells  # noqa: E402
 from gpu_report import page  # noqa: E402
 from gpu_slice import MOST_BYTES, Bench, CannotHere, Cell, run_slice  # noqa: E402
@@ -91,6 +92,13 @@ def test_a_slice_leaves_samples_or_reasons(name: str, tmp_path: Path) -> None:
         assert sum(t.count('"variant":') + t.count('"variant": ') for t in texts[1:]) >= 1
     assert f"## {name}" in page(out)
     assert "**No result:" in page(out)
+
+
+def test_the_report_is_no_slice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind an option it is refused as any other word is."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path), "report"])
+    assert "invalid choice: 'report'" in capsys.readouterr().err
 
 
 def bench_of(folder: Path, *, seconds: float = 60.0) -> Bench:

@@ -215,8 +215,9 @@ def test_peaks_of_a_gpu_come_from_events_and_a_graph(gpu: Any) -> None:
 def test_torch_takes_what_we_pass(name: str, call: dict[str, Any]) -> None:
     thing = getattr(torch.cuda, name)
     if name in ("graph", "device"):
-        inspect.signature(thing.__init__).bind(self=None, **call)
+        bound = inspect.signature(thing.__init__).bind(self=None, **call)
     elif inspect.isclass(thing):
-        inspect.signature(thing.__new__).bind(cls=None, **call)
+        bound = inspect.signature(thing.__new__).bind(cls=None, **call)
     else:
-        inspect.signature(thing).bind(**call)
+        bound = inspect.signature(thing).bind(**call)
+    assert call.items() <= bound.arguments.items()

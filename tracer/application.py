@@ -13,7 +13,7 @@ import torch
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import Family, family
-from taxonomy.match import KNOB, NOMINAL, Match, removed_shares, solve
+from taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from taxonomy.plan import PHASES, Workload
 from taxonomy.shape import ModelShape
 from tracer.calibration import Calibration, text_calibration
@@ -115,14 +115,7 @@ def _shape(model: Any) -> ModelShape:
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
     entry = phase_entry(request, phase, logits=request.logits, attention="")
-    return Workload(
-        phase=phase,
-        batch=entry.batch,
-        prompt_len=entry.prompt_len,
-        context=entry.context if phase == "decode" else None,
-        logits=entry.logits,
-        itemsize=next(model.parameters()).element_size(),
-    )
+    return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
 
 
 def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Match:
@@ -134,8 +127,8 @@ def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Ma
                 chosen, part.sparsity, by=part.match, shape=_shape(model),
                 work=_work(request, phase, model), knobs=part.knobs,
             )  # fmt: skip
-        except PrunescopeError as error:
-            if phase == phases[-1] or "removes no" not in error.problem:
+        except RemovesNothing:
+            if phase == phases[-1]:
                 raise
     raise AssertionError("a request has a phase")
 

@@ -7,13 +7,13 @@ FLOP/s and bytes/s. The newest one of a device is kept in the user's cache.
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from taxonomy.whole import write_file
 from tracer.gguf import cache_folder
 from tracer.machine import device_info, last_cache_bytes, pick_device
 from tracer.memory_rates import measure_memory
@@ -75,7 +75,7 @@ def _rates(passes: list[dict[str, Any]], statistic: Any) -> dict[str, float]:
 def _measured(passes: list[dict[str, Any]]) -> dict[str, Any]:
     rates = _rates(passes, _spread)
     bandwidth = _spread([one["byte_per_s"] for one in passes])
-    memory = {name: [one[name] for one in passes] for name in _MEMORY if name in passes[0]}
+    memory = {name: [one[name] for one in passes] for name in _MEMORY}
     return {
         "statistic": f"median over {PASSES} passes of the {STATISTIC}",
         "passes": PASSES,
@@ -107,8 +107,6 @@ def _keep(entry: dict[str, Any]) -> None:
     path = _kept(entry["name"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(entry, indent=1))
-        temporary.replace(path)
+        write_file(path, json.dumps(entry, indent=1).encode())
     except OSError:
         return  # a cache that cannot be written is no reason to withhold what was measured

@@ -25,6 +25,7 @@ from tracer.texts import read_text, token_rows
 
 ROWS, LENGTH = 8, 512
 _KEEP_BYTES = 1 << 30
+# Children of a layer as Llama's: a norm before its attention and one before its MLP.
 PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
@@ -49,6 +50,16 @@ class Statistics:
     stream: dict[str, torch.Tensor] = field(default_factory=dict)
     # "<layer>", "<layer>:attention", "<layer>:mlp" -> 1 − mean cosine of what enters and leaves.
     influence: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `collect` was asked for."""
+
+    squares: Collection[str]
+    moments: Collection[str]
+    stream: Collection[str]
+    influence: bool
 
 
 _KEPT: ContextVar[dict[str, Statistics] | None] = ContextVar("kept", default=None)
@@ -94,15 +105,17 @@ def collect(  # noqa: PLR0913
     `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
     stream (a norm, or an attention or MLP without one before it).
     """
+    wanted = _Wanted(squares, moments, stream, influence)
     kept = _KEPT.get()
-    key = "" if kept is None else _key(model, batches, squares, moments, stream, influence)
-    if kept is not None and key in kept:
+    if kept is None:
+        return _collected(model, batches, wanted)
+    key = _key(model, batches, wanted)
+    if key in kept:
         return kept[key]
-    seen = _collected(model, batches, squares, moments, stream, influence)
-    if kept is not None:
-        kept.clear()
-        if _size(seen) <= _KEEP_BYTES:
-            kept[key] = seen
+    seen = _collected(model, batches, wanted)
+    kept.clear()
+    if _size(seen) <= _KEEP_BYTES:
+        kept[key] = seen
     return seen
 
 
@@ -117,19 +130,12 @@ def remembering(kept: dict[str, Statistics]) -> Iterator[None]:
         _KEPT.reset(token)
 
 
-def _key(  # noqa: PLR0913
-    model: Any,
-    batches: Sequence[torch.Tensor],
-    squares: Collection[str],
-    moments: Collection[str],
-    stream: Collection[str],
-    influence: bool,  # noqa: FBT001
-) -> str:
+def _key(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> str:
     digest = hashlib.sha256(weights_fingerprint(model).encode())
     for ids in batches:
         digest.update(ids.cpu().contiguous().numpy().tobytes())
-    wanted = [sorted(names) for names in (squares, moments, stream)]
-    digest.update(f"{wanted} {influence}".encode())
+    names = [sorted(names) for names in (wanted.squares, wanted.moments, wanted.stream)]
+    digest.update(f"{names} {wanted.influence}".encode())
     return digest.hexdigest()
 
 
@@ -138,16 +144,9 @@ def _size(seen: Statistics) -> int:
     return sum(t.numel() * t.element_size() for t in totals.values())
 
 
-def _collected(  # noqa: PLR0913
-    model: Any,
-    batches: Sequence[torch.Tensor],
-    squares: Collection[str],
-    moments: Collection[str],
-    stream: Collection[str],
-    influence: bool,  # noqa: FBT001
-) -> Statistics:
+def _collected(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> Statistics:
     seen = Statistics()
-    with _hooks(model, seen, squares, moments, stream, influence), torch.no_grad():
+    with _hooks(model, seen, wanted), torch.no_grad():
         for ids in batches:
             ids = ids.to(model.get_input_embeddings().weight.device)
             compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
@@ -161,29 +160,22 @@ def _collected(  # noqa: PLR0913
 
 
 @contextmanager
-def _hooks(  # noqa: PLR0913
-    model: Any,
-    seen: Statistics,
-    squares: Collection[str],
-    moments: Collection[str],
-    stream: Collection[str],
-    influence: bool,  # noqa: FBT001
-) -> Iterator[None]:
+def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> Iterator[None]:
     handles: list[Any] = []
     modules = dict(model.named_modules())
-    wanted = (
-        (squares, _Sums(seen.squares, _square_sum)),
-        (moments, _Sums(seen.moments, _outer_sum)),
-        (stream, _Sums(seen.stream, _unit_outer_sum)),
+    statistics = (
+        (wanted.squares, _Sums(seen.squares, _square_sum)),
+        (wanted.moments, _Sums(seen.moments, _outer_sum)),
+        (wanted.stream, _Sums(seen.stream, _unit_outer_sum)),
     )
     try:
-        for names, sums in wanted:
+        for names, sums in statistics:
             handles += [
                 modules[name].register_forward_pre_hook(sums.hook(name), with_kwargs=True)
                 for name in modules
                 if name in names
             ]
-        if influence:
+        if wanted.influence:
             name, layers = decoder_layers(model)
             for index, layer in enumerate(layers):
                 handles += _Influence(f"{name}.{index}", seen.influence).attach(layer)

@@ -1,4 +1,4 @@
-"""Clocks of the device at hand, in Hz, where the system lets them be read."""
+"""What the system says of the device at hand: its clocks in Hz, and what nvidia-smi knows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kHz
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -18,17 +20,28 @@ def read_clocks(device: torch.device) -> dict[str, float] | None:
     return _gpu(device.index or 0) if device.type == "cuda" else _cpu()
 
 
-def _gpu(index: int) -> dict[str, float] | None:
+def nvidia_smi(fields: str, index: int | None = None) -> list[str] | None:
+    """`fields` (a,b,...) without units, a line a GPU, of all GPUs or of one; None where the driver
+    does not answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    query = ["--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits", f"--id={index}"]
+    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    query += [] if index is None else [f"--id={index}"]
     try:
         done = subprocess.run(
             [tool, *query], capture_output=True, text=True, timeout=20, check=False
         )
-        core, memory = (float(part) * 1e6 for part in done.stdout.split(","))
     except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
+def _gpu(index: int) -> dict[str, float] | None:
+    try:
+        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", index) or ()).split(",")
+        core, memory = (float(word) * 1e6 for word in words)
+    except ValueError:
         return None
     return {"core_hz": core, "memory_hz": memory}
 

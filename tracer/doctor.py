@@ -11,8 +11,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,6 +87,7 @@ def _device() -> Check:
     """The device, and whether this build of torch sees the GPU that the driver sees."""
     import torch
 
+    from tracer.clocks import nvidia_smi
     from tracer.machine import device_info, pick_device
 
     device = pick_device("auto")
@@ -97,24 +96,11 @@ def _device() -> Check:
     build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
     says = f"{info['kind']}: {info['name']}, {info['threads']} threads"
     says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
-    cards = _cards()
+    cards = nvidia_smi("name")
     if device.type != "cpu" or not cards:
         return _check("device", ok=True, says=says)
     hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
-    return _check("device", ok=False, says=f"{says}; not used: {cards}", hint=hint)
-
-
-def _cards() -> str | None:
-    """The names of the GPUs that the driver knows; None where there is no driver or no GPU."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return ", ".join(done.stdout.split("\n")).strip(", ") if done.returncode == 0 else None
+    return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
 
 
 def _profiler() -> Check:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from taxonomy.arguments import method_parts
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 from tracer import compat
@@ -101,7 +102,6 @@ class StaticPrefill(PrefillLoop):
     ) -> None:
         super().__init__(model, ids_BS, logits=logits)
         self._record = record
-        self.run: Step | None = None  # what was recorded; None where the cache is new
 
     def prepare(self) -> None:
         """An empty cache; the step is recorded anew where the cache is a new one."""
@@ -112,7 +112,6 @@ class StaticPrefill(PrefillLoop):
 
     def sample(self) -> Any:
         """One forward."""
-        assert self.run is not None
         return self.run(self.ids_BS)
 
     def _forward(self, ids_BS: torch.Tensor) -> Any:
@@ -136,10 +135,8 @@ class StaticDecode(DecodeLoop):
     ) -> None:
         super().__init__(model, ids_BL, prompt_len=prompt_len, logits=logits)
         self._record = record
-        self.run: Step | None = None  # what was recorded; None where the cache is new
 
     def _decode(self, first: int, end: int) -> Any:
-        assert self.run is not None
         output = None
         for t in range(first, end):
             output = self.run(self.ids_BL[:, t : t + 1])
@@ -192,9 +189,9 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
             "inside one op that the profiler cannot look into",
             hint="use --mode eager, or a GPU",
         )
-    method = request.method
-    if method is not None and ":" not in method and family(method).dynamics == "dynamic":
-        raise PrunescopeError(
-            f"--mode {request.mode} cannot hold {method}: what it does is decided in every step",
-            hint="use --mode eager for dynamic methods",
-        )
+    for name, _ in method_parts(request.method or "dense"):
+        if family(name).dynamics == "dynamic":
+            raise PrunescopeError(
+                f"--mode {request.mode} cannot hold {name}: what it does is decided in every step",
+                hint="use --mode eager for dynamic methods",
+            )

@@ -13,7 +13,8 @@ from torch import nn
 from taxonomy.errors import PrunescopeError
 from tracer import compat
 from tracer.attention_parts import observe
-from tracer.pruned_attention import CountedLayer, counted_layer, refuse_padding
+from tracer.counted_cache import CountedLayer, counted_layer
+from tracer.pruned_attention import refuse_padding
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,10 @@ On CUDA the allocator counts; on the CPU the profiler's allocation events, in th
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -13,6 +17,14 @@ from tracer.machine import synchronize
 from tracer.phases import Loop
 
 _STEP = "prunescope.memory"
+
+
+def release() -> None:
+    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a model that
+    is gone, so that a process that traces one after the other would seem to grow."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -29,8 +41,7 @@ def peak_and_cache_bytes(
     The peak is None where neither an allocator nor the profiler counted anything.
     """
     loop.cache = None
-    if hasattr(loop, "run"):
-        loop.run = None  # a recorded step holds its old cache and a graph's own memory
+    loop.run = None  # a recorded step holds its old cache and a graph's own memory
     used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
     loop.prepare()
     output = loop.sample()
@@ -50,7 +61,7 @@ def _used_on_cuda(loop: Loop, device: torch.device) -> int:
     synchronize(device)
     del output
     # A replayed graph asks the allocator for nothing: it was asked when the graph was captured.
-    recorded = getattr(getattr(loop, "run", None), "peak_bytes", 0)
+    recorded = getattr(loop.run, "peak_bytes", 0)
     return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
 
 

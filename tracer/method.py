@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from taxonomy.arguments import method_parts, number
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.family import family
 from taxonomy.keep import check_semi_structured, check_sparsity
@@ -16,6 +17,7 @@ from taxonomy.match import KNOB, NOMINAL, take_match
 from tracer.pruners import family_ids
 
 SELECTIONS = ("random", "calibrated")
+BY_CHANGE = "dynamic-m"  # its routers are fitted to a text
 # Dynamic families that need no text: calibrated, their estimators' own values decide.
 BY_ATTENTION = ("dynamic-nk", "token-drop", "kv-evict")
 
@@ -32,13 +34,6 @@ class Part:
     match: str = NOMINAL
 
 
-def is_function(method: str) -> bool:
-    """Whether `method` is `package.module:function`, not families."""
-    name, colon, tail = method.partition(":")
-    plain = "+" not in method and name not in family_ids()
-    return plain and bool(colon) and _number(tail) is None
-
-
 def read_method(
     method: str, *, sparsity: float, knobs: Mapping[str, str], select: str
 ) -> list[Part] | None:
@@ -47,9 +42,9 @@ def read_method(
     Of several, each takes the knobs that begin with its name: `--set static-m.unit=mlp`, and
     `static-m.select=calibrated`. Raises PrunescopeError on the first thing that cannot be.
     """
-    if is_function(method):
+    words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
+    if not words:
         return None
-    words = [_family_and_sparsity(word, sparsity) for word in method.split("+")]
     names = [name for name, _ in words]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -73,27 +68,19 @@ def read_method(
     return parts
 
 
-def _family_and_sparsity(word: str, fallback: float) -> tuple[str, float]:
-    name, colon, text = (part.strip() for part in word.partition(":"))
+def _sparsity(name: str, own: str | None, fallback: float) -> float:
     if name not in family_ids():
         raise PrunescopeError(
             f"no pruning method is called {name!r}",
             hint=f"nearest: {nearest(name, family_ids())}; "
             "or a function of your own: package.module:function",
         )
-    share = _number(text) if colon else fallback
+    share = fallback if own is None else number(own)
     if share is None:
         raise PrunescopeError(
-            f"{word.strip()!r} gives no sparsity", hint="as in static-m:0.25+static-nk-mlp:0.5"
+            f"'{name}:{own}' gives no sparsity", hint="as in static-m:0.25+static-nk-mlp:0.5"
         )
-    return name, check_sparsity(share)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return check_sparsity(share)
 
 
 def _by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str, str]]:
@@ -112,17 +99,18 @@ def _by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str
 
 def _check(part: Part) -> None:
     """A point that the family does not have, or a selection that it cannot make."""
-    family(part.family).point(part.sparsity, part.knobs)
-    if part.family == "static-k-24" and part.match == NOMINAL:
+    chosen = family(part.family)
+    chosen.point(part.sparsity, part.knobs)
+    if chosen.only is not None and part.match == NOMINAL:
         check_semi_structured(part.sparsity)
     if part.select not in SELECTIONS:
         raise PrunescopeError(
             f"{part.family}.select={part.select} is no choice", hint=f"{' or '.join(SELECTIONS)}"
         )
-    by_text = family(part.family).dynamics == "static"
+    by_text = chosen.dynamics == "static" or part.family == BY_CHANGE
     if part.select == "calibrated" and not by_text and part.family not in BY_ATTENTION:
         raise PrunescopeError(
             f"--select calibrated is not available for {part.family}",
-            hint="use --select random; the static families can be calibrated, and "
+            hint=f"use --select random; the static families and {BY_CHANGE} can be calibrated, and "
             f"{', '.join(BY_ATTENTION)} choose by the attention of the input itself",
         )

@@ -188,18 +188,24 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
                 output_loading_info=True,
                 **{"dtype": "auto", **options},
             )
-            others = {name for name in seen["unexpected_keys"] if name.endswith(".bias")}
         except RuntimeError as error:
             if "ignore_mismatched_sizes" not in str(error):
                 raise
-            others = {"other shapes"}
-        shapes = differing(Path(where), config) if others and Path(where).is_dir() else {}
+            model, seen = None, None
+        fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
+        shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
         if shapes:
             model = load_uneven(Path(where), config, shapes, options)
             return Loaded(
                 model=model, id=model_id, source=source, notes=[uneven_note(shapes)], where=where
             )
-    if "other shapes" in others:
+    _check_weights(seen, model_id)
+    return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
+
+
+def _check_weights(seen: dict[str, Any] | None, model_id: str) -> None:
+    """`seen`: what transformers tells of the loading; None where it found other shapes."""
+    if seen is None:
         raise PrunescopeError(
             f"{model_id} stores other shapes than its config says",
             hint="only attention and MLP projections of layers may have widths of their own",
@@ -211,7 +217,6 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
             f"({min(seen['missing_keys'])[:80]}, ...)",
             hint="it must be a complete safetensors checkpoint; copy or download it again",
         )
-    return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
 
 
 def _check_index(where: str, options: dict[str, Any]) -> None:

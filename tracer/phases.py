@@ -40,6 +40,7 @@ class Loop(Protocol):
 
     steps_per_sample: int
     cache: Any
+    run: Any  # the step that was recorded; None where the cache is new, or nothing is recorded
 
     def prepare(self) -> None:
         """Bring the cache to where a sample starts."""
@@ -62,6 +63,7 @@ class PrefillLoop:
     def __init__(self, model: torch.nn.Module, ids_BS: torch.Tensor, *, logits: str) -> None:
         self.model, self.ids_BS, self.logits = model, ids_BS, logits
         self.cache: Any = None
+        self.run: Any = None
 
     def prepare(self) -> None:
         """An empty cache."""
@@ -93,6 +95,7 @@ class DecodeLoop:
         self.prompt_len = prompt_len
         self.steps_per_sample = ids_BL.shape[1] - prompt_len
         self.cache: Any = None
+        self.run: Any = None
         self._filled = 0
 
     def prepare(self) -> None:

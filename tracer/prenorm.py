@@ -1,26 +1,26 @@
 """Which models the dynamic families take, and proof that they took them apart rightly.
 
 In: a model. Out: its layers or attentions, or a PrunescopeError that says what is not as needed.
-`rebuilt` makes the family's modules at s = 0 first and compares the logits with the dense ones.
+`rebuilt` runs the family's modules at s = 0 first and compares the logits with the dense ones.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from taxonomy.architecture_table import BY_ID
+from taxonomy.architecture_traits import WINDOW_TYPES
 from taxonomy.errors import PrunescopeError
 from tracer.attention_parts import AttentionParts, read_attentions
+from tracer.calibration import PRE_NORM
 from tracer.layers import decoder_layers, probe, text_config
 
-_LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-_OTHER = {"linear_attention"}
 _NUM_PROBED = 6
 # Share of the largest logit by which a rebuilt model may differ, by bytes a weight.
 _TOLERANCE = {8: 1e-9, 4: 1e-4, 2: 3e-2}
@@ -34,8 +34,7 @@ def attention_layers(model: nn.Module) -> nn.ModuleList:
     """
     _, layers = decoder_layers(model)
     config = text_config(model)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    others = {kind for kind in kinds if not str(kind).endswith("attention")} | kinds & _OTHER
+    others = set(getattr(config, "layer_types", None) or ()).difference(WINDOW_TYPES)
     if others:
         raise PrunescopeError(
             f"{type(model).__name__} has layers that are not attention alone "
@@ -76,7 +75,7 @@ def is_prenorm(layer: Any) -> bool:
     no number of its own, which would scale what they put out."""
     if any(isinstance(value, float) for value in vars(layer).values()):
         return False
-    if _children(layer) != _LAYER or _children(layer.mlp) != _MLP:
+    if _children(layer) != PRE_NORM or _children(layer.mlp) != _MLP:
         return False
     return all(isinstance(getattr(layer.mlp, name), nn.Linear) for name in _MLP - {"act_fn"})
 
@@ -103,10 +102,10 @@ def check_runs(model: Any, what: str, stream: random.Random) -> None:
         stream.setstate(before)
 
 
-def rebuilt(model: Any, rebuild: Callable[[float], None], *, sparsity: float) -> None:
-    """Call rebuild(0) and compare a forward with the dense one, then rebuild(sparsity).
+def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
+    """Build, compare a forward at s = 0 with the dense one, then set the sparsity.
 
-    `rebuild` makes the family's modules of the layers the first time, and sets their sparsity.
+    `build` makes the family's modules of the layers, and gives what has a `sparsity` to be set.
     Raises PrunescopeError where the layers do more than their parts show (scaled residuals,
     layers without positions): the rebuilt model would be another one.
     """
@@ -115,9 +114,12 @@ def rebuilt(model: Any, rebuild: Callable[[float], None], *, sparsity: float) ->
     ids = torch.arange(_NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
     with torch.no_grad():
         dense = model(input_ids=ids, use_cache=False).logits
-        rebuild(0.0)
+        built = build()
+        for one in built:
+            one.sparsity = 0.0
         again = model(input_ids=ids, use_cache=False).logits
     allowed = _TOLERANCE[dense.element_size()] * float(dense.abs().max())
     if not float((dense - again).abs().max()) <= allowed:
         raise _unlike(type(model).__name__)
-    rebuild(sparsity)
+    for one in built:
+        one.sparsity = sparsity

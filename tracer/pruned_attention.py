@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
-from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
 from taxonomy.errors import PrunescopeError
 from tracer import compat
 from tracer.attention_parts import AttentionParts, own_function
 from tracer.inserted import extend
+from tracer.matrices import weight_of
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, [1, T, d] or [B, T, d]
 
@@ -41,8 +42,8 @@ class PlainAttention(compat.TakesCache):
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to rotated queries [B, n_q, T, d]."""
-        fused = "qkv" in self.parts.names
-        return self._finished("q", self._part("qkv" if fused else "q")(x, *["q"][:fused]), rotary)
+        q = self._part("qkv")(x, "q") if "qkv" in self.parts.names else self._part("q")(x)
+        return self._finished("q", q, rotary)
 
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
@@ -185,7 +186,7 @@ class _Rows:
         """[B, T, h] to [B, T, n·d]: of the queries ("q"), of keys and values ("kv"), or of all."""
         rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
         bias = None if self.bias is None else self.bias[rows]
-        stored = self.weight.T if type(self).__name__ == "Conv1D" else self.weight
+        stored = self.weight.T if isinstance(self, Conv1D) else self.weight
         return linear(x, stored[rows], bias)
 
 
@@ -193,12 +194,10 @@ def split_rows(projection: Any, parts: AttentionParts) -> None:
     """Bring the rows of a fused projection into the order q, k, v, and let it run on a part."""
     kv, size = parts.kv_heads, parts.head_dim
     if parts.order == "groups":
-        turned = type(projection).__name__ == "Conv1D"
-        stored = projection.weight.T if turned else projection.weight
+        stored = weight_of(projection)
         rows = torch.arange(stored.shape[0], device=stored.device).view(kv, -1, size)
         order = torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
-        weight = stored[order]
-        projection.weight.data = (weight.T if turned else weight).contiguous()
+        stored.copy_(stored[order])
         if projection.bias is not None:
             projection.bias.data = projection.bias[order]
     extend(projection, _Rows)
@@ -221,17 +220,20 @@ def rotated(x: torch.Tensor, rotary: Rotary, *, turns: bool = False) -> torch.Te
     return torch.cat((x, rest), dim=-1) if rest.shape[-1] else x
 
 
+def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
+    """Cos and sin [1 or B, T, d] of the tokens at `places` [B, k]."""
+    cos, sin = rotary
+    shape = (*places.shape, cos.shape[-1])
+    return (
+        cos[0].index_select(0, places.flatten()).view(shape),
+        sin[0].index_select(0, places.flatten()).view(shape),
+    )
+
+
 def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
     """Additive causal mask [T, L] whose last query sees the last key."""
     mask = like.new_full((num_queries, num_keys), float("-inf"))
     return mask.triu(num_keys - num_queries + 1)
-
-
-def past_length(cache: Any, layer_idx: int) -> int:
-    """Tokens that a layer's cache holds; 0 without a cache."""
-    if cache is None or layer_idx >= len(cache.layers):
-        return 0
-    return int(cache.get_seq_length(layer_idx))
 
 
 def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
@@ -241,101 +243,3 @@ def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
             "this pruned model was given a batch with padding",
             hint="dynamic families run sequences of one length: leave attention_mask out",
         )
-
-
-class CountedLayer(DynamicLayer):
-    """A cache layer that holds fewer keys than the tokens it has seen; positions go by `seen`.
-
-    `window`: keys that a query sees, of which the cache holds the last window − 1. With `tracked`
-    it knows where its keys stood in the sequence, [1 or B, held], for masks that are given.
-    """
-
-    is_croppable = False  # what was evicted or skipped cannot come back
-
-    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
-        super().__init__()
-        self.seen, self.window, self.tracked = 0, window, tracked
-        self.places: torch.Tensor | None = None
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append, and count the tokens as seen."""
-        self.seen += key_states.shape[-2]
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if self.window is not None and keys.shape[2] >= self.window:
-            self.keys = keys[:, :, 1 - self.window :]
-            self.values = values[:, :, 1 - self.window :]
-        return keys, values
-
-    def mask_of(
-        self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
-        """Of a mask [.., T, seen + T] over all tokens what `num` new ones see, of the keys held and
-        their own. `at` [B, num]: which of the T tokens they are, all where it is None."""
-        if not self.tracked:
-            return last_rows(mask, self.held + num)
-        new = at
-        if new is None:
-            device = None if mask is None else mask.device
-            new = torch.arange(self.seen, self.seen + num, device=device).unsqueeze(0)
-        places = new
-        if self.places is not None:
-            held = self.places.expand(max(new.shape[0], self.places.shape[0]), -1)
-            places = torch.cat((held, new.expand(held.shape[0], -1)), dim=1)
-        kept = len(places[0]) if self.window is None else self.window - 1
-        self.places = places[:, max(0, places.shape[1] - kept) :]
-        if mask is None:
-            return None
-        mask = mask.expand(places.shape[0], -1, -1, -1) if places.shape[0] > 1 else mask
-        if at is not None:
-            mask = mask.gather(2, _spread(at, mask, 3))
-        return mask.gather(3, _spread(places, mask, 2))
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, so that the next position is right."""
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As if every token seen were held."""
-        return self.seen + query_length, 0
-
-    @property
-    def held(self) -> int:
-        """Keys in the cache."""
-        return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
-
-    def reset(self) -> None:
-        """Empty, and nothing seen."""
-        super().reset()
-        self.seen, self.places = 0, None
-
-
-def _spread(places: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
-    """Places [1 or B, n] as an index into a mask [B, H, T, L] along its axis beside `other`."""
-    shape = [mask.shape[0], mask.shape[1], -1, -1]
-    shape[other] = mask.shape[other]
-    return places[:, None].unsqueeze(other).expand(shape)
-
-
-def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
-    """Of a causal mask [.., T, L] what the last `num_keys` keys, the newest with them, show: every
-    key before them is seen by all."""
-    return None if mask is None else mask[..., -num_keys:]
-
-
-def counted_layer(
-    cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
-) -> CountedLayer:
-    """The layer of a cache as a CountedLayer; an empty layer of another kind is replaced."""
-    while len(cache.layers) <= layer_idx:
-        cache.layers.append(CountedLayer())
-    layer = cache.layers[layer_idx]
-    if not isinstance(layer, CountedLayer) or (layer.tracked != tracked and not layer.seen):
-        if layer.get_seq_length():
-            raise PrunescopeError(
-                "the cache was filled by another model",
-                hint="prefill with the pruned model, on an empty DynamicCache",
-            )
-        layer = cache.layers[layer_idx] = CountedLayer(window, tracked=tracked)
-    return layer

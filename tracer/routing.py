@@ -87,6 +87,16 @@ class Tally:
         return taken
 
 
+class Counted:
+    """A module that counts in a Tally what it did, see `tracer.pruners.Counting`."""
+
+    tally: Tally
+
+    def prunescope_stats(self) -> dict[str, Any]:
+        """The counts since they were last taken."""
+        return self.tally.take()
+
+
 def score_weight(
     outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
 ) -> nn.Parameter:
@@ -94,6 +104,14 @@ def score_weight(
     generator = torch.Generator().manual_seed(random.Random(f"{seed}:{what}").getrandbits(62))
     weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype), requires_grad=False)
+
+
+def flat_places(places: torch.Tensor, length: int) -> torch.Tensor:
+    """Places [B, k] in sequences of `length` as places among all B·length tokens, [B, k]."""
+    batch = places.shape[0]
+    if batch == 1:
+        return places
+    return places + torch.arange(0, batch * length, length, device=places.device).unsqueeze(-1)
 
 
 def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:

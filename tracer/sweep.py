@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,18 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.presets import preset_config, preset_names
 from taxonomy.shape import ModelShape
 from taxonomy.whole import clean_termination
+from tracer.method import SELECTIONS
 from tracer.progress import Progress, Silent
 from tracer.sweep_config import read_configs
-from tracer.sweep_plan import Plan, Planned, SweepConfig, make_plan, read_shard, shard_of
+from tracer.sweep_plan import (
+    Plan,
+    Planned,
+    SweepConfig,
+    make_plan,
+    read_shard,
+    request_of,
+    shard_of,
+)
 from tracer.sweep_state import DONE, FAILED, PENDING, SCHEMA, SweepFolder
 
 if TYPE_CHECKING:
@@ -79,9 +88,9 @@ def plan_of(request: SweepRequest) -> Plan:
         )
     configs = read_configs(request.config, request.preset)
     for config in configs:
-        if config.select not in ("random", "calibrated"):
+        if config.select not in SELECTIONS:
             raise PrunescopeError(
-                f"select: {config.select!r} is not a way to choose", hint="random or calibrated"
+                f"select: {config.select!r} is not a way to choose", hint=" or ".join(SELECTIONS)
             )
     plan = make_plan(configs, _shape(configs[0].model))
     _check(plan)
@@ -128,9 +137,7 @@ def _estimate(left: Sequence[Planned], config: SweepConfig) -> float | None:
 def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
     from tracer.sweep_job import Job
 
-    groups: dict[str, list[Planned]] = {}
-    for result in left:
-        groups.setdefault(result.key, []).append(result)
+    groups = replace(plan, results=tuple(left)).groups().values()
     out = request.out.resolve()  # a worker may stand elsewhere
     call = secrets.token_hex(8)
     return [
@@ -141,7 +148,7 @@ def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Jo
             argv=tuple(request.argv),
             call=call,
         )  # fmt: skip
-        for group in groups.values()
+        for group in groups
     ]
 
 
@@ -157,9 +164,6 @@ def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[[Planned], 
 def _check(plan: Plan) -> None:
     """What every capture would refuse is refused before the first. Points that a family does not
     have are no reason: they are recorded as failed."""
-    from tracer.request import TraceRequest
-    from tracer.sweep_plan import can_calibrate, is_checkpoint
-
     config = plan.config
     if config.tasks:
         from tracer.tasks import check_installed
@@ -167,21 +171,8 @@ def _check(plan: Plan) -> None:
         check_installed()
     possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
     for family in config.families:
-        if family not in possible:
-            continue
-        TraceRequest(
-            model=config.model,
-            out=Path(),
-            method=None if is_checkpoint(family) else family,
-            sparsity=possible[family].sparsity or 0.0,
-            decode_steps=config.decode_steps,
-            select=config.select if can_calibrate(family) else "random",
-            repeats=config.repeats,
-            steps=config.steps,
-            seed=config.seed,
-            threads=config.threads,
-            dtype=config.dtype,
-        ).check()
+        if family in possible:
+            request_of(config, possible[family], out=Path()).check()
 
 
 def _shape(model: str) -> ModelShape | None:

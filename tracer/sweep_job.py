@@ -7,7 +7,6 @@ sweep's folder, so that a worker that dies loses the result in hand alone.
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any
 
 import torch
 
+from taxonomy.arguments import asks_json
 from taxonomy.dtypes import dtype as dtype_name
 from taxonomy.errors import PrunescopeError
 from tracer.calibrate import slug
 from tracer.calibration import Statistics, remembering
 from tracer.conditions import memory_explained, thread_count
-from tracer.engines.watch import Watch
 from tracer.layers import text_config
 from tracer.machine import device_info, pick_device
 from tracer.manifest import scrubbed
+from tracer.memory import release
 from tracer.models import load_tokenizer
 from tracer.peaks import measure_peaks
 from tracer.quality import (
@@ -36,8 +36,9 @@ from tracer.quality import (
     weights_fingerprint,
 )
 from tracer.request import TraceRequest
-from tracer.sweep_plan import Planned, SweepConfig, can_calibrate, is_checkpoint
+from tracer.sweep_plan import Planned, SweepConfig, request_of
 from tracer.sweep_state import DONE, SweepFolder, read_json, write_json
+from tracer.sweep_watch import Watch
 from tracer.tasks import TaskList, changes, score_tasks
 from tracer.trace import trace
 from tracer.variants import Prepared, TwinDoesNotFit, Variant, check_method, make_variants
@@ -67,9 +68,15 @@ class Job:
     argv: tuple[str, ...] = ()
     call: str = ""  # names the call of the command: what failed in it is not tried again in it
 
+    def request(self, result: Planned) -> TraceRequest:
+        """The capture of one of its results."""
+        out = SweepFolder(self.folder).run(result)
+        return request_of(self.config, result, out=out, argv=self.argv)
+
 
 class Worker:
-    """Runs jobs one after another; keeps the dense model's logits and the tokens between them."""
+    """Runs jobs one after another. `told` hears of each result before it is begun. Between jobs it
+    keeps what they share: the text, the dense model's logits and scores, statistics, peaks."""
 
     def __init__(self, told: Callable[[Planned], None]) -> None:
         self.told = told
@@ -87,8 +94,7 @@ class Worker:
         left = [result for result in left if not folder.failed_in(result, job.call)]
         folder.sweep_away(left)
         prepared: Prepared | str | None = None
-        as_json = any(word.partition("=")[0] == "--json" for word in job.argv)
-        self.watch = Watch(folder, job.call, as_json=as_json)
+        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv))
         with self.watch.watching():
             for result in left:
                 self.told(result)
@@ -105,14 +111,14 @@ class Worker:
                     folder.fail(result, error, job.call)
                 folder.refresh()
         del prepared
-        gc.collect()
+        release()
 
     def _prepare(self, job: Job, result: Planned) -> Prepared | str:
         """The models and their quality, or why there are none."""
         if result.problem is not None:
             return result.problem
         try:
-            request = _request(job, result)
+            request = job.request(result)
             request.check()
             check_method(request)
             device = pick_device(request.device)
@@ -132,7 +138,7 @@ class Worker:
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
         try:
-            request = _request(job, result)
+            request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
                 peaks = self._measured(job, device, prepared)
@@ -218,32 +224,6 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
     except BaseException:
         folder.forget(result)
         raise
-
-
-def _request(job: Job, result: Planned) -> TraceRequest:
-    config = job.config
-    checkpoint = is_checkpoint(result.family)
-    select = config.select if can_calibrate(result.family) else "random"
-    return TraceRequest(
-        model=result.family if checkpoint else config.model,
-        baseline_model=config.model if checkpoint else None,
-        method=None if checkpoint else result.family,
-        sparsity=0.0 if result.sparsity is None else result.sparsity,
-        out=SweepFolder(job.folder).run(result),
-        phase=result.phase,
-        batch=result.batch,
-        prompt_len=result.prompt_len,
-        decode_steps=config.decode_steps,
-        logits=config.logits,
-        dtype=config.dtype,
-        select=select,
-        text=config.text if select == "calibrated" else None,
-        repeats=config.repeats,
-        steps=config.steps,
-        seed=config.seed + result.draw,
-        threads=config.threads,
-        argv=list(job.argv),
-    )
 
 
 def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:

@@ -18,6 +18,7 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.family import GEMM_GROUPS, Family, families
 from taxonomy.plan import Workload
 from taxonomy.shape import ModelShape
+from tracer.request import TraceRequest
 
 MAX_RESULTS = 100_000
 
@@ -146,6 +147,34 @@ def read_shard(text: str | None) -> tuple[int, int]:
             f"--shard {text} is not a part i/n with i from 0 to n-1", hint="for example 0/4 ... 3/4"
         )
     return index, count
+
+
+def request_of(
+    config: SweepConfig, result: Planned, *, out: Path, argv: Sequence[str] = ()
+) -> TraceRequest:
+    """The capture that a result is, into the folder `out`."""
+    checkpoint = is_checkpoint(result.family)
+    select = config.select if can_calibrate(result.family) else "random"
+    return TraceRequest(
+        model=result.family if checkpoint else config.model,
+        baseline_model=config.model if checkpoint else None,
+        method=None if checkpoint else result.family,
+        sparsity=0.0 if result.sparsity is None else result.sparsity,
+        out=out,
+        phase=result.phase,
+        batch=result.batch,
+        prompt_len=result.prompt_len,
+        decode_steps=config.decode_steps,
+        logits=config.logits,
+        dtype=config.dtype,
+        select=select,
+        text=config.text if select == "calibrated" else None,
+        repeats=config.repeats,
+        steps=config.steps,
+        seed=config.seed + result.draw,
+        threads=config.threads,
+        argv=list(argv),
+    )
 
 
 def model_key(family: str, sparsity: float | None, draw: int) -> str:

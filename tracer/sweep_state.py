@@ -19,6 +19,7 @@ from typing import Any
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST
+from taxonomy.whole import write_file
 from tracer.sweep_plan import Plan, Planned, family_slug, is_checkpoint
 
 SCHEMA = 1
@@ -76,9 +77,6 @@ class SweepFolder:
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         identity = plan.config.identity()
         with self._locked():
-            for name in ("plan.json", "sweep.json"):  # what a kill in the middle of writing left
-                for partial in self.path.glob(f".{name}.*.tmp"):
-                    partial.unlink()
             before = read_json(self.path / "plan.json") or {"config": identity, "results": []}
             _check_same(before["config"], identity, self.path)
             planned = {r["id"]: r for r in before["results"]}
@@ -170,18 +168,9 @@ def timing_slot(device: str) -> Iterator[None]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole: a temporary sibling, on disk before it is renamed into place."""
+    """Write a file, and the folder that it is in, where there is none. The file appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -54,6 +54,7 @@ def _trace(
     # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # torch and transformers take seconds to import: after the checks that need neither.
+    from tracer.memory import release
     from tracer.session import capture
 
     variants = None if prepared is None else prepared.variants
@@ -62,6 +63,8 @@ def _trace(
         captures[name].run.extra["quality"] = quality
     check_out(request.out, overwrite=request.overwrite)
     write_runs(request.out, captures, baseline)
+    del captures
+    release()
     return request.out
 
 

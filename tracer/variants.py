@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from taxonomy.arguments import is_function
 from taxonomy.errors import PrunescopeError
 from tracer.application import apply_request
 from tracer.layers import is_known, probe
 from tracer.machine import free_bytes
 from tracer.memory import weight_bytes
-from tracer.method import is_function
 from tracer.models import Loaded, load_model
 from tracer.request import TraceRequest
 from tracer.user_method import load_method

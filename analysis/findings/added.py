@@ -141,7 +141,7 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
         _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
     )
     fused = all(_fused(k.frame) for k in (c.dense, c.pruned))
-    blocks = "dynamic-nk" in (c.phase.family.id if c.phase.family else "")
+    blocks = c.phase.family is not None and "dynamic-nk" in c.phase.family.ids
     found: dict[str, list[_Entry]] = {}
     for row in new.iter_rows(named=True):
         entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)

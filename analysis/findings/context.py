@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Pair
-from analysis.pairing import Units
 from analysis.report.model import Part, Phase, Row
 from analysis.subject import Side
-from analysis.verdict import Evidence
+from analysis.trust import Doubt
 from taxonomy.run import PhaseRun
 
 
@@ -21,9 +21,9 @@ class Context:
     phase: Phase
     pruned: Kernels
     side: Side
+    doubts: list[Doubt] = field(default_factory=list)
     dense: Kernels | None = None
     side_dense: Side | None = None
-    units: Units | None = None
     pairs: list[Pair] | None = None
     evidence: Evidence | None = None
 

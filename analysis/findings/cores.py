@@ -6,6 +6,7 @@ import re
 
 from analysis.findings.context import Context, ms
 from analysis.report.model import Finding, Gemm
+from analysis.tiles import ALIGNED, HALF
 
 # CUTLASS calls CUDA cores "simt"; cuBLAS names the instruction's shape for tensor cores (s16816,
 # s884), and a bare sgemm or hgemm for CUDA cores.
@@ -13,9 +14,7 @@ _CUDA_CORES = re.compile(
     r"_simt_|^(?:maxwell|volta|turing|ampere|hopper)_[hsd]gemm_|^(?:void )?magma_[hsd]gemm|gemmSN_"
 )
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a vector times a matrix needs no matrix unit
-_HALF = ("bf16", "fp16")
 _SHARE = 0.01  # of the busy time: worth a sentence
-_ALIGNED = 8
 
 
 def cuda_cores(c: Context) -> Finding | None:
@@ -34,8 +33,8 @@ def cuda_cores(c: Context) -> Finding | None:
             for g in sorted(slow, key=lambda g: -g.busy_ns)[:4]
         ],
         change="run in bf16 or fp16, or allow TF32 (torch.set_float32_matmul_precision('high'))"
-        if any(g.dtype not in _HALF for g in slow)
-        else f"give N and K that {_ALIGNED} divides",
+        if any(g.dtype not in HALF for g in slow)
+        else f"give N and K that {ALIGNED} divides",
         predicted_ns=None,
     )
 
@@ -45,7 +44,7 @@ def _on_cuda_cores(gemm: Gemm) -> bool:
 
 
 def _reason(gemm: Gemm) -> str:
-    if gemm.dtype not in _HALF:
+    if gemm.dtype not in HALF:
         return "not a 16-bit format"
-    odd = [f"{axis} = {n}" for axis, n in (("N", gemm.n), ("K", gemm.k)) if n and n % _ALIGNED]
+    odd = [f"{axis} = {n}" for axis, n in (("N", gemm.n), ("K", gemm.k)) if n and n % ALIGNED]
     return f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"

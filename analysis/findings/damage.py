@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from analysis.findings.context import Context
 from analysis.report.model import Finding
-from analysis.trust import doubts
 
 
 def kernels_missing(c: Context) -> Finding | None:
     """Launches without their kernel, no GEMM at all, layers that are gone in part, lost roles."""
-    found = [d for d in doubts(c.dense, c.pruned, c.evidence, c.phase.family) if d.lost]
+    found = [doubt.text for doubt in c.doubts if doubt.lost]
     if not found:
         return None
     return Finding(
         id="kernels-missing",
         severity="warning",
         text="the trace does not hold all of its kernels: what seems pruned may be lost",
-        evidence=[doubt.text for doubt in found],
+        evidence=found,
         change="capture again, fewer steps after a warm-up step; kernels that were recorded into a "
         "graph are seen when the graph is replayed",
         predicted_ns=None,

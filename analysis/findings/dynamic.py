@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.evidence import matrices
 from analysis.findings.context import Context, ms
 from analysis.gemms import Pair
 from analysis.report.model import Finding
+from taxonomy.roles import MLP_ROLES
 
 _TOKENS = ("dynamic-m", "token-drop")
 _LAYERS = ("static-m", "dynamic-depth")
 _ALL = 0.999  # a share from which on everything was active
-_ROUTED = ("q", "o", "gate", "up", "gate_up", "down")
+_ROUTED = ("q", "o", *MLP_ROLES)
 
 
 def reads_all_weights(c: Context) -> Finding | None:
@@ -72,7 +74,7 @@ def _break_even(c: Context) -> str:
 
 def masked_tokens(c: Context) -> Finding | None:
     """Tokens are masked, not removed: M is what it was."""
-    counted = _counts(c, ("rows", "tokens"))
+    counted = _counted(c, "rows")
     # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
     told = counted is None and _is(c, _TOKENS) and c.name != "decode"
     if not told and (counted is None or counted > _ALL):
@@ -98,7 +100,7 @@ def skipped_executed(c: Context) -> Finding | None:
     pairs = [p for p in c.pairs or [] if p.key[0] is not None]
     if not pairs or not all(_as_before(p) for p in pairs):
         return None
-    counted = _counts(c, ("layers",))
+    counted = _counted(c, "layers")
     zeroed = _zeroed_layers(c)
     s = c.phase.sparsity.get("nominal")
     if zeroed:
@@ -132,8 +134,8 @@ def _method(c: Context) -> str | None:
 
 def _is(c: Context, ids: tuple[str, ...], *, by_name: bool = False) -> bool:
     """Whether the run's method, or (unless `by_name`) the verdict, is one of the families."""
-    seen = set((c.phase.family.id if c.phase.family else "").split("+"))
-    return _method(c) in ids or (not by_name and bool(seen & set(ids)))
+    seen = c.phase.family.ids if c.phase.family and not by_name else frozenset()
+    return _method(c) in ids or not seen.isdisjoint(ids)
 
 
 def _as_before(p: Pair) -> bool:
@@ -151,30 +153,24 @@ def _first_m(pairs: list[Pair]) -> str:
     return "?" if first is None or first.m is None else f"{first.m:g}"
 
 
-def _counts(c: Context, units: tuple[str, ...]) -> float | None:
+def _counted(c: Context, unit: str) -> float | None:
     """The share that the run's modules counted active in this phase; None where they counted
     nothing of the kind."""
-    census = (c.side.run.census if c.side.run else None) or {}
-    of_phase = (census.get("dynamic") or {}).get(c.name) or {}
-    active = total = 0.0
-    for stats in of_phase.values():
-        if isinstance(stats, dict) and stats.get("unit") in units:
-            active += sum(stats.get("active") or [])
-            total += sum(stats.get("total") or [])
-    return active / total if total else None
+    counted = c.evidence.counted(unit) if c.evidence else None
+    return counted[0] / counted[1] if counted else None
 
 
 def _zeroed_layers(c: Context) -> list[int]:
     """Layers whose o or down weight is all zero in the pruned run and was not in the dense one."""
 
-    def zero(side: Any) -> set[tuple[int, str]]:
-        matrices = ((side.run.census if side and side.run else None) or {}).get("matrices") or []
+    def zero(census: dict[str, Any] | None) -> set[tuple[int, str]]:
         return {
             (m["layer"], m["role"])
-            for m in matrices
+            for m in matrices(census)
             if m.get("role") in ("o", "down")
             and m.get("layer") is not None
-            and (m.get("zeros") or 0) > 0.9999
+            and m.get("zeros", 0) > 0.9999
         }
 
-    return sorted({layer for layer, _ in zero(c.side) - zero(c.side_dense)})
+    e = c.evidence
+    return sorted({i for i, _ in zero(e.census_pruned) - zero(e.census_dense)}) if e else []

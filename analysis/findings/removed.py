@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from analysis.evidence import matrices
 from analysis.findings.context import Context, ms
 from analysis.report.model import Finding
 from analysis.role import GEMM_KINDS
 from analysis.subject import Side
+from analysis.tiles import ALIGNED, GOOD, HALF
 from analysis.verdict import MANY_ZEROS
-
-_GOOD = 16  # elements: what tensor cores want of N and K at 16 bit
 
 
 def zeros_in_dense(c: Context) -> Finding | None:
@@ -18,20 +18,19 @@ def zeros_in_dense(c: Context) -> Finding | None:
     family = c.phase.family
     if c.pairs is None or family is None or c.side.run is None:
         return None
-    if not any(f in family.id for f in ("static-k-mask", "static-k-24")):
+    if family.ids.isdisjoint({"static-k-mask", "static-k-24"}):
         return None
-    sparse = sum(1 for p in c.pairs if p.pruned is not None and p.pruned.kind == "sparse_gemm")
-    if sparse:
+    if any(p.pruned is not None and p.pruned.kind == "sparse_gemm" for p in c.pairs):
         return None
     total = sum(1 for p in c.pairs if p.pruned is not None)
     wasted = [p for p in c.pairs if p.axis == "none" and p.pruned is not None]
-    census = (c.side.run.census or {}).get("matrices") or []
-    zeros = {m.get("role"): m["zeros"] for m in census if (m.get("zeros") or 0) > MANY_ZEROS}
+    census = matrices(c.side.run.census)
+    zeros = {m.get("role"): m["zeros"] for m in census if m.get("zeros", 0) > MANY_ZEROS}
     gain = sum(p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros)
     return Finding(
         id="zeros-in-dense",
         severity="critical",
-        text=f"zeros are in dense tensors: {sparse} sparse kernels in {total} GEMMs; "
+        text=f"zeros are in dense tensors: 0 sparse kernels in {total} GEMMs; "
         "nothing was removed, the multiplications by zero are executed",
         evidence=family.evidence,
         change="remove whole heads or MLP channels (static-nk), or store 2:4 weights in a format "
@@ -79,22 +78,18 @@ def sparse_without_gain(c: Context) -> Finding | None:
 
 
 def unaligned(c: Context) -> Finding | None:
-    """N or K of a pruned GEMM on a GPU is no multiple of 16, and that of the dense one was."""
+    """N or K of a pruned GEMM on a GPU is no multiple of 8, and that of the dense one was."""
     if not c.pruned.on_device:
         return None
     bad = []
     for g in c.phase.gemms:
-        if (
-            g.kind not in GEMM_KINDS
-            or g.axis in (None, "none", "gone")
-            or g.dtype not in ("bf16", "fp16")
-        ):
+        if g.kind not in GEMM_KINDS or g.axis in (None, "none", "gone") or g.dtype not in HALF:
             continue
         for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
-            if new and old and new != old and new % 8 and old % 8 == 0:
-                up = -(-new // _GOOD) * _GOOD
+            if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
+                up = -(-new // GOOD) * GOOD
                 more = f"{up} is (+{up / new - 1:.1%})"
-                bad.append((g, f"{g.role} {axis} = {new} is no multiple of 8; {more}"))
+                bad.append((g, f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"))
     if not bad:
         return None
     busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
@@ -104,7 +99,7 @@ def unaligned(c: Context) -> Finding | None:
         text=f"{len({id(g) for g, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
         "that tensor-core kernels cannot load aligned",
         evidence=[line for _, line in bad[:4]],
-        change="round the kept dimension up to a multiple of 16",
+        change=f"round the kept dimension up to a multiple of {GOOD}",
         predicted_ns=None,
     )
 

@@ -17,31 +17,23 @@ from analysis.frame import Kernels
 from analysis.gemms import Call
 from analysis.report.model import Finding
 from analysis.role import GEMM_KINDS
+from analysis.tiles import ALIGNED, GOOD, HALF
 from taxonomy.gemm import Gemm
 
 _SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
-_GOOD = 16  # elements: what tensor cores want of a dimension at 16 bit
 _NEAR = 0.03  # how far a dimension may move to be the nearest good one
 _EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class _Tiled:
-    """The tiles of a GEMM's kernel. `slots`: tiles in flight at a time, None where unknown."""
+    """The tiles of a GEMM's kernel. `side`: of a tile along N, `each`: tiles for each such column;
+    `slots`: tiles in flight at a time, None where unknown."""
 
-    rows: int
-    columns: int
+    side: int
+    each: int
     tiles: int
     slots: float | None
-
-    def along_n(self, gemm: Gemm) -> tuple[int, int]:
-        """(side of a tile along N, tiles for each of its columns), in the orientation that gives
-        the number of tiles."""
-        for side, other in ((self.rows, self.columns), (self.columns, self.rows)):
-            across, down = math.ceil(gemm.n / side), math.ceil(gemm.m / other)
-            if across and self.tiles % (across * down) == 0:
-                return side, self.tiles // across
-        return self.columns, max(1, self.tiles // math.ceil(gemm.n / self.columns))
 
     def waves(self, tiles: float) -> float:
         """Whole waves of so many tiles; the tiles themselves where the slots are unknown."""
@@ -75,7 +67,7 @@ def wave_step(c: Context) -> Finding | None:
         before, after = old.waves(old.tiles), new.waves(new.tiles)
         if new.tiles >= old.tiles or after < before:
             continue
-        at = _crossing(new, g.new) if g.axis == "N" else None
+        at = _crossing(new) if g.axis == "N" else None
         busy += g.busy
         gain += g.busy / after if at else 0.0
         lines.append(
@@ -98,12 +90,11 @@ def wave_step(c: Context) -> Finding | None:
     )
 
 
-def _crossing(tiled: _Tiled, gemm: Gemm) -> int | None:
+def _crossing(tiled: _Tiled) -> int | None:
     """The largest N that needs a wave less; None where there is none."""
-    side, each = tiled.along_n(gemm)
     left = (tiled.waves(tiled.tiles) - 1) * (tiled.slots or 0.0)
-    columns = int(left / each + _EPS)
-    return columns * side or None
+    columns = int(left / tiled.each + _EPS)
+    return columns * tiled.side or None
 
 
 def nearest_dimension(c: Context) -> Finding | None:
@@ -118,7 +109,7 @@ def nearest_dimension(c: Context) -> Finding | None:
     lines, gain = [], 0.0
     for g in _groups(c, ("N", "K", "NK")):
         tiled = tiles.get((g.role, g.old))
-        if tiled is None or g.pruned.dtype not in ("bf16", "fp16"):
+        if tiled is None or g.pruned.dtype not in HALF:
             continue
         found = _better(g, tiled)
         if found is not None:
@@ -142,24 +133,24 @@ def nearest_dimension(c: Context) -> Finding | None:
 
 def _better(g: _Group, tiled: _Tiled) -> tuple[str, int, int, float] | None:
     """(axis, now, best, ns saved); None where the dimension is as good as those around it."""
-    side, each = tiled.along_n(g.old)
 
     def time(n: int, k: int) -> float:
-        by_waves = tiled.waves(math.ceil(n / side) * each) / tiled.waves(tiled.tiles)
+        tiles = math.ceil(n / tiled.side) * tiled.each
+        by_waves = tiled.waves(tiles) / tiled.waves(tiled.tiles)
         wide = n / g.old.n if g.dense.bound == "memory" else by_waves
         return g.busy_dense * k / g.old.k * wide
 
-    axis = "K" if g.new.k != g.old.k and (g.new.k % 8 or g.new.n == g.old.n) else "N"
+    axis = "K" if g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n) else "N"
     now, was = (g.new.k, g.old.k) if axis == "K" else (g.new.n, g.old.n)
-    aligned = now % 8 == 0 or was % 8 != 0
+    aligned = now % ALIGNED == 0 or was % ALIGNED != 0
     if axis == "K" and aligned:
         return None
 
     def at(value: int) -> float:
         return time(g.new.n, value) if axis == "K" else time(value, g.new.k)
 
-    low, high = math.ceil(now * (1 - _NEAR) / _GOOD), int(now * (1 + _NEAR) / _GOOD) + 1
-    near = [i * _GOOD for i in range(max(1, low), high + 1)]
+    low, high = math.ceil(now * (1 - _NEAR) / GOOD), int(now * (1 + _NEAR) / GOOD) + 1
+    near = [i * GOOD for i in range(max(1, low), high + 1)]
     best = min(near, key=lambda value: (round(at(value), 3), abs(value - now)))
     # A kernel that is aligned already differs from the prediction for other reasons.
     saved = g.busy * (1 - at(best) / at(now)) if aligned else g.busy - at(best)
@@ -188,17 +179,16 @@ def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     )
     totals: dict[tuple[str, Gemm], _Tiled] = {}
     most: dict[tuple[str, Gemm], int] = defaultdict(int)
-    sums = told.group_by("role", "call", "tile", "tiles", "waves", maintain_order=True).agg(
-        pl.col("busy").sum()
-    )
+    keys = ["role", "call", "along_n", "tiles", "waves"]
+    sums = told.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
     for row in sums.sort("busy", "call").iter_rows(named=True):
         work = kernels.works[row["call"]]
         if work is None or len(work.gemms) != 1:
             continue
         key = (row["role"], work.gemms[0])
-        rows, columns = (int(part) for part in row["tile"].split("x"))
         slots = row["tiles"] / row["waves"] if row["waves"] else None
         if row["busy"] >= most[key]:
             most[key] = row["busy"]
-            totals[key] = _Tiled(rows, columns, row["tiles"], slots)
+            across = math.ceil(key[1].n / row["along_n"])
+            totals[key] = _Tiled(row["along_n"], row["tiles"] // across, row["tiles"], slots)
     return totals

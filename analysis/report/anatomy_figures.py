@@ -18,9 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.report import figures, numbers, sentences
+from analysis.report import figures, numbers
 from analysis.report.anatomy import Anatomy, LayerTime, Point, Shape
-from analysis.report.escape import clean
 from analysis.report.model import Report
 from analysis.report.names import figure_name, phase_slugs
 
@@ -47,7 +46,8 @@ def anatomy_files(report: Report, ending: str) -> dict[str, bytes]:
         if phase.anatomy is None:
             continue
         with matplotlib.rc_context(figures.STYLE):
-            for kind, figure in _figures(phase.anatomy, report.device, _of(report, name)):
+            of = figures.of_what(report, name)
+            for kind, figure in _figures(phase.anatomy, report.device, of):
                 drawn[figure_name(kind, slugs[name], ending)] = figures.saved(figure, ending)
     return drawn
 
@@ -63,19 +63,6 @@ def _figures(anatomy: Anatomy, device: dict[str, Any], of: str) -> Iterator[tupl
             yield kind, figure
 
 
-def _of(report: Report, phase: str) -> str:
-    """Of which model, method and phase."""
-    subject = report.subject
-    named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
-    facts = [named, sentences.named(subject.get("method")), phase]
-    return ", ".join(_short(fact, 24) for fact in facts if fact)
-
-
-def _short(name: str, most: int = 18) -> str:
-    plain = clean(name)
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
-
-
 def _page(height: float, what: str, of: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -88,11 +75,7 @@ def _page(height: float, what: str, of: str) -> tuple[Figure, Axes]:
 
 def _legend(figure: Figure, handles: list[Any], columns: int) -> None:
     widest = _MARK_WIDTH + _LETTER_WIDTH * max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(columns, int(figures.WIDTH / widest)))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, fontsize=6, frameon=False,
-        handlelength=1.4, columnspacing=1.2, borderpad=0.1, handletextpad=0.5,
-    )  # fmt: skip
+    figures.legend(figure, handles, max(1, min(columns, int(figures.WIDTH / widest))))
 
 
 def _roofline(anatomy: Anatomy, device: dict[str, Any], of: str) -> Figure | None:
@@ -127,7 +110,7 @@ def _roofline(anatomy: Anatomy, device: dict[str, Any], of: str) -> Figure | Non
     axes.set_xlabel("FLOP per compulsory byte")
     axes.set_ylabel(unit)
     handles = [Line2D([], [], marker="o", linestyle="", color=colour[k], markersize=4,
-                      label=_short(k)) for k in kinds[: len(_COLOURS)]]  # fmt: skip
+                      label=figures.short(k)) for k in kinds[: len(_COLOURS)]]  # fmt: skip
     handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
                 for name, _, _, style in ceilings]  # fmt: skip
     _legend(figure, handles, 3)
@@ -185,16 +168,13 @@ def _bounds(anatomy: Anatomy, of: str) -> Figure | None:
                           linewidth=0.4)  # fmt: skip
             left += width
         axes.text(left + 0.02 * top, i, unit.text(total), va="center")
-    axes.set_yticks(range(len(kinds)), [_short(kind) for kind, _ in kinds])
-    axes.set_ylim(len(kinds) - 0.45, -0.55)
+    figures.labels(axes, [figures.short(kind) for kind, _ in kinds])
     axes.set_xlim(0, 1.2 * top)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(f"busy time of a step ({unit.unit})")
     seen = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
-    handles = [Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4,
-                                        label=bound)
+    handles = [Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
                for bound, (c, h) in _BOUNDS.items() if bound in seen]  # fmt: skip
     _legend(figure, handles, len(handles))
     return figure
@@ -209,7 +189,7 @@ def _layers(anatomy: Anatomy, of: str) -> Figure | None:
     cells = [[one.roles.get(role, 0.0) / unit.per for one in layers] for role in roles]
     figure, axes = _page(0.95 + 0.15 * len(roles), "Busy time of each layer by role", of)
     image = axes.imshow(cells, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
-    axes.set_yticks(range(len(roles)), [_short(role) for role in roles])
+    axes.set_yticks(range(len(roles)), [figures.short(role) for role in roles])
     step = max(1, -(-len(layers) // 8))
     axes.set_xticks(range(0, len(layers), step), [str(one.layer) for one in layers[::step]])
     axes.tick_params(length=0)
@@ -246,7 +226,7 @@ def _waves(anatomy: Anatomy, of: str) -> Figure | None:
                   drawstyle="steps-pre", alpha=0.85)  # fmt: skip
         _mark(axes, one, i, unit)
         handles.append(Line2D([], [], color=_COLOURS[i], marker=_MARKERS[i], markersize=4,
-                              linewidth=0.9, label=_short(one.role)))  # fmt: skip
+                              linewidth=0.9, label=figures.short(one.role)))  # fmt: skip
     if any(one.dense not in (None, one.n) for one in shapes):
         handles.append(Line2D([], [], color="black", marker="o", markersize=4, linestyle="",
                               markerfacecolor="white", label="dense N"))  # fmt: skip

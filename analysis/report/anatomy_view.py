@@ -12,7 +12,6 @@ from analysis.report.anatomy import Anatomy, Good, Shape
 from analysis.report.model import Phase
 from analysis.report.view import Cell, Column, Table
 
-_FITS = ("exact", "padded", "split", "persistent")  # ways in which tiles explain a grid
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
 _CAUSES = {"host": "the host was late", "sync": "the host waited for the device",
@@ -48,7 +47,7 @@ def _tiles(anatomy: Anatomy) -> str:
     tested = sum(ns for fit, ns in anatomy.tiles.items() if fit in _SAYS)
     if not tested:
         return ""
-    explained = sum(anatomy.tiles.get(fit, 0.0) for fit in _FITS)
+    explained = tested - anatomy.tiles.get("unexplained", 0.0)
     how = ", ".join(
         f"{_SAYS[fit]} {numbers.percent(ns / tested)}"
         for fit, ns in anatomy.tiles.items()

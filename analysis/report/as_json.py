@@ -1,4 +1,4 @@
-"""The report as JSON and its JSON Schema: in, a Report; out, UTF-8 bytes. Null means unknown."""
+"""The JSON Schema of report.json, made from the model: out, a dict or UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ from typing import Any
 
 import msgspec
 
-from analysis.report.model import Report, to_json
+from analysis.report.model import Report
 
 SCHEMA_ID = "prunescope-report-1"
-
-
-def render_json(report: Report) -> bytes:
-    """The report as it is written to report.json: indented, control characters escaped."""
-    return to_json(report)
 
 
 def report_schema() -> dict[str, Any]:

@@ -6,7 +6,6 @@ the dense wall went, a bar for each run and phase; losses stand right of the pro
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -17,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.report.comparison_model import ComparisonRow
-from analysis.report.escape import clean
-from analysis.report.figures import METADATA, STYLE
+from analysis.report.figures import STYLE, saved, short
 from analysis.report.ledger_view import LEDGER
 
 WIDTH = 7.0  # inches: both columns of a two-column page
@@ -41,11 +39,7 @@ def draw_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
     """The figure; None where no row has a ladder."""
     with matplotlib.rc_context(STYLE):
         figure = comparison_figure(rows)
-        if figure is None:
-            return None
-        out = io.BytesIO()
-        figure.savefig(out, format=ending, dpi=300, metadata=METADATA[ending])
-        return out.getvalue()
+        return None if figure is None else saved(figure, ending)
 
 
 def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
@@ -154,7 +148,7 @@ def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
         if len({getattr(r, key) for r in rows}) > 1:
             words.append(f"{label}{getattr(row, key)}")
-    return _short(" ".join(str(w) for w in words), 40)
+    return short(" ".join(str(w) for w in words), 40)
 
 
 def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
@@ -168,9 +162,4 @@ def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
         )
     named = (f"{row.run} {row.phase}" if labels.count(label) > 1 else label
              for row, label in zip(rows, labels, strict=True))  # fmt: skip
-    return [_short(label, 44) for label in named]
-
-
-def _short(text: str, most: int) -> str:
-    plain = clean(text)
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+    return [short(label, 44) for label in named]

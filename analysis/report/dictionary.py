@@ -84,7 +84,6 @@ FRAME: dict[str, str] = {
     "duration": "length of the event as recorded",
     "busy": "part of the union of events that this one covers first; nothing is counted twice",
     "gap": "idle time right before it, owned by it",
-    "launch": "part of the gap that waits for the host",
     "launched": "time of the launch on the host",
     "dry": "whether the device had run out of work before the launch",
     "cause": "of the gap: host, sync (the host waited too), memcpy, device (launched in time)",
@@ -131,7 +130,7 @@ FRAME: dict[str, str] = {
 }
 
 _UNITS = {
-    "start": "ns", "duration": "ns", "busy": "ns", "gap": "ns", "launch": "ns", "launched": "ns",
+    "start": "ns", "duration": "ns", "busy": "ns", "gap": "ns", "launched": "ns",
     "ideal": "ns", "predicted": "ns", "flop": "FLOP", "bytes": "bytes", "shared_memory": "bytes",
 }  # fmt: skip
 

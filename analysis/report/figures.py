@@ -1,6 +1,6 @@
 """Figures for a paper: in, a Phase of the Report; out, PNG, PDF or SVG bytes, one column wide.
 
-The only module that imports matplotlib. Okabe-Ito colours, hatches for grey, Type 42 fonts.
+Holds what the other figures share too. Okabe-Ito colours, hatches for grey, Type 42 fonts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RUNG, _REALISED = "#56B4E9", "#0072B2"
 _COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
 # A creation date would make two reports of one run differ.
-METADATA: dict[str, dict[str, str | None]] = {
+_METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
@@ -60,11 +60,16 @@ def figure_files(report: Report, ending: str) -> dict[str, bytes]:
 
 def _title(report: Report, name: str, what: str) -> str:
     """Two lines: what is drawn, and of which model, method and phase."""
+    of = short(of_what(report, name), 50)
+    return f"{what[0].upper()}{what[1:]}\n{of}" if of else what
+
+
+def of_what(report: Report, phase: str) -> str:
+    """Of which model, method and phase."""
     subject = report.subject
     named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
-    facts = [named, sentences.named(subject.get("method")), name]
-    of = _short(", ".join(_short(fact, 24) for fact in facts if fact), 50)
-    return f"{what[0].upper()}{what[1:]}\n{of}" if of else what
+    facts = [named, sentences.named(subject.get("method")), phase]
+    return ", ".join(short(fact, 24) for fact in facts if fact)
 
 
 def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
@@ -90,7 +95,7 @@ def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> byt
             axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
         axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xlim(0, 1.2 * top)
-        _labels(axes, [label for label, _ in rungs])
+        labels(axes, [label for label, _ in rungs])
         marks: list[Any] = [
             Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
             for colour, label in ((_RUNG, "bound"), (_REALISED, "measured"))
@@ -101,7 +106,7 @@ def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> byt
         marks.append(Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)),
                             label="1× (dense)"))  # fmt: skip
         _headed(axes, title, marks)
-        axes.set_xlabel(f"speedup (dense ÷ pruned), {_short(name)}")
+        axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
         return saved(figure, ending)
 
 
@@ -121,12 +126,12 @@ def draw_ledger(phase: Phase, name: str, ending: str, *, title: str = "") -> byt
             if i + 1 < len(rows) and row.row != "dense":
                 axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
             _amount(axes, i, row, unit)
-        _labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+        labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
         axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center",
                   ha="right")  # fmt: skip
         _headed(axes, title, _legend(rows, bars))
         kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
-        axes.set_xlabel(f"time of a step ({unit.unit}), {_short(name)}, {kind}")
+        axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
         return saved(figure, ending)
 
 
@@ -145,15 +150,20 @@ def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D
 
 
 def _headed(axes: Axes, title: str, marks: list[Any]) -> None:
-    """Title and legend above the axes, from the left edge of the labels on."""
+    """Title above the axes, legend below them."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=7)
     if marks:
-        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=6,
-                      frameon=False, handlelength=1.4, columnspacing=1.2, borderpad=0.1,
-                      handletextpad=0.5)  # fmt: skip
+        legend(figure, marks, len(marks))
+
+
+def legend(figure: Figure, marks: list[Any], columns: int) -> None:
+    """A legend below the axes."""
+    figure.legend(handles=marks, loc="outside lower center", ncols=columns, fontsize=6,
+                  frameon=False, handlelength=1.4, columnspacing=1.2, borderpad=0.1,
+                  handletextpad=0.5)  # fmt: skip
 
 
 def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
@@ -196,13 +206,14 @@ def draw_kinds(phase: Phase, name: str, ending: str, *, title: str = "") -> byte
             axes.barh(i, ns / unit.per, 0.68, color=_RUNG, edgecolor="black", linewidth=0.4)
             axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
         axes.set_xlim(0, 1.25 * top)
-        _labels(axes, [_short(kind) for kind, _ in ranked])
+        labels(axes, [short(kind) for kind, _ in ranked])
         _headed(axes, title, [])
-        axes.set_xlabel(f"busy time of a step ({unit.unit}), {_short(name)}")
+        axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
         return saved(figure, ending)
 
 
-def _short(name: str, most: int = 18) -> str:
+def short(name: str, most: int = 18) -> str:
+    """A name on one line, cut after `most` characters."""
     plain = clean(name)
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
@@ -217,14 +228,15 @@ def _axes(num_rows: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _labels(axes: Axes, labels: list[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.45, -0.55)
+def labels(axes: Axes, names: list[str]) -> None:
+    """Names of rows, the first one on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
     axes.locator_params(axis="x", nbins=5)
 
 
 def saved(figure: Figure, ending: str) -> bytes:
     """The bytes of a figure, without a date: two reports of one run are equal."""
     out = io.BytesIO()
-    figure.savefig(out, format=ending, dpi=300, metadata=METADATA[ending])
+    figure.savefig(out, format=ending, dpi=300, metadata=_METADATA[ending])
     return out.getvalue()

@@ -101,6 +101,11 @@ class Family(msgspec.Struct, kw_only=True):
     parts: list[FamilyPart] = []
     alternatives: list[str] = []
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The families of "a+b" apart."""
+        return frozenset(self.id.split("+"))
+
 
 class Ladder(msgspec.Struct, kw_only=True):
     """Speedups, dense over pruned, from the promise to what was measured."""

@@ -16,6 +16,12 @@ FAMILIES = {
 }
 
 
+# Fields of a phase and of its baseline in bytes, as they are called.
+MEMORY = (
+    ("weight_bytes", "weights"),
+    ("kv_bytes", "KV cache"),
+    ("peak_memory_bytes", "peak memory"),
+)
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 
 
@@ -207,11 +213,7 @@ def throughput(phase: Phase) -> str:
     facts = []
     if phase.tokens_per_s is not None:
         facts.append(_pair(dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate, "tokens/s"))
-    for key, label in (
-        ("weight_bytes", "weights"),
-        ("kv_bytes", "KV cache"),
-        ("peak_memory_bytes", "peak memory"),
-    ):
+    for key, label in MEMORY:
         now = getattr(phase, key)
         if now is not None:
             facts.append(_pair(dense.get(key), now, numbers.size, label))

@@ -8,15 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from analysis.report import numbers
+from analysis.report import numbers, sentences
 from analysis.report.model import Phase
 from analysis.report.view import Cell, Column, Table
-
-_BYTES = (
-    ("weight_bytes", "weights"),
-    ("kv_bytes", "KV cache"),
-    ("peak_memory_bytes", "peak memory"),
-)
 
 
 def sides_table(phase: Phase) -> Table | None:
@@ -33,7 +27,8 @@ def sides_table(phase: Phase) -> Table | None:
     if timed:  # else tokens a second would be of another time than the row above
         rows.append(_row("tokens/s", dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate))
     rows += [
-        _row(label, dense.get(key), getattr(phase, key), numbers.size) for key, label in _BYTES
+        _row(label, dense.get(key), getattr(phase, key), numbers.size)
+        for key, label in sentences.MEMORY
     ]
     columns = [
         Column("per step"),

@@ -26,18 +26,14 @@ _TOP_KERNELS = 8
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
-def render_terminal(report: Report) -> TerminalReport:
-    """A rich renderable of the whole report; prints at any width from 60 columns."""
-    return TerminalReport(report)
-
-
 def print_report(report: Report, console: Console) -> None:
     """Print the report to a console."""
     console.print(TerminalReport(report))
 
 
 class TerminalReport:
-    """The report as a rich renderable; the console's width and encoding decide the layout."""
+    """The report as a rich renderable, at any width from 60 columns; the console's width and
+    encoding decide the layout."""
 
     def __init__(self, report: Report) -> None:
         self.report = report

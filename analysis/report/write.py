@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.report.model import Report
+from analysis.report.model import Report, to_json
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.whole import partial_folder, put_in_place
 
@@ -83,9 +83,7 @@ def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, byt
 
         return {"report.html": render_html(report).encode()}
     if name == "json":
-        from analysis.report.as_json import render_json
-
-        return {"report.json": render_json(report)}
+        return {"report.json": to_json(report)}
     if name == "tex":
         from analysis.report.latex import render_latex
 

@@ -38,6 +38,7 @@ FAMILY = Family(
     unit="2 of every 4 weights along K",
     methods=("SparseGPT", "Wanda", "MaskLLM"),
     plans=plans,
+    only=0.5,
     knobs={
         "backend": Knob(
             "auto",

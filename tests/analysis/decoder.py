@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taxonomy.run import PhaseRun, Run, sha256_of
-from tests.chrome import chrome, k, module, op, save, step
+from taxonomy.run import PhaseRun, sha256_of
+from tests.analysis import run_folder
+from tests.chrome import chrome, k, module, op, step
 
 HEAD = 16  # head_dim
+TOKENS_32 = {"prompt_len": 32, "positions": [0, 32], "context": 32, "tokens_per_step": 32,
+             "steps": 2}  # fmt: skip
 SPARSE_KERNEL = "sm80_xmma_sparse_gemm_bf16_sptensor_kernel"
 
 
@@ -153,23 +156,13 @@ def census(zeros: float, groups: float = 0.0, *, layers: int = 4) -> dict[str, A
 
 def write_run(folder: Path, trace: dict[str, Any], **more: Any) -> Path:
     """A run of one phase, "prefill". `more`: fields of the phase, or else of the run."""
-    folder.mkdir(parents=True)
-    path = save(trace, folder / "prefill.trace.json.gz")
-    phase: dict[str, Any] = {
-        "batch": 1, "prompt_len": 32, "positions": [0, 32], "context": 32, "logits": "last",
-        "cache": "dynamic", "attention": "sdpa", "mode": "eager", "steps": 2,
-        "tokens_per_step": 32, "warmup": 1, "trace": path.name, "sha256": sha256_of(path),
+    phase = {k: v for k, v in more.items() if k in PhaseRun.__dataclass_fields__}
+    plain: dict[str, Any] = {
+        "model": {"id": "a-model"}, "dtype": "bfloat16", "versions": {}, "seeds": {},
+        "device": {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3"},
     }  # fmt: skip
-    run: dict[str, Any] = {
-        "variant": folder.name, "model": {"id": "a-model"}, "dtype": "bfloat16",
-        "device": {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3"}, "versions": {}, "seeds": {},
-        "argv": [],
-    }  # fmt: skip
-    for key, value in more.items():
-        (phase if key in PhaseRun.__dataclass_fields__ else run)[key] = value
-    manifest = Run(phases={"prefill": PhaseRun(**phase)}, **run)
-    (folder / "run.json").write_text(manifest.to_json())
-    return folder
+    run = plain | {k: v for k, v in more.items() if k not in phase}
+    return run_folder.write_run(folder, trace, phase_fields=TOKENS_32 | phase, **run)
 
 
 def write_pair(folder: Path, dense: dict[str, Any], pruned: dict[str, Any], **more: Any) -> Path:

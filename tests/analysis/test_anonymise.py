@@ -16,6 +16,7 @@ from analysis.pipeline import analyze
 from analysis.suspicion import cleared, names_in, suspicious
 from analysis.verify_bundle import verify
 from taxonomy.errors import PrunescopeError
+from taxonomy.run import Run
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, module, op, step
 
@@ -148,6 +149,25 @@ def test_the_manifest_keeps_the_allow_list_only(files: dict[str, bytes]) -> None
     ]  # fmt: skip
     assert run["device"]["name"] == "NVIDIA H100 80GB HBM3"
     assert run["phases"]["prefill"]["samples_ns"] == [70_000, 71_000, 72_000]
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        ("static-m", "static-m"),
+        ("static-m:0.25+static-nk-mlp", "static-m:0.25+static-nk-mlp"),
+        (f"static-m+{NAME}:0.5", "custom"),
+        (f"static-m:{NAME}", "custom"),
+    ],
+)
+def test_families_are_no_secret_joined_or_not(method: str, kept: str) -> None:
+    run = Run(
+        variant="pruned", model={}, phases={}, dtype="bf16", device={}, versions={}, seeds={},
+        argv=["--method", method], pruning={"method": method},
+    )  # fmt: skip
+    told = Scrubber([NAME]).run(run)
+    assert told.pruning == {"method": kept}
+    assert told.argv == ["--method", "<removed>" if kept == "custom" else kept]
 
 
 def test_something_suspicious_that_is_left_is_refused(

@@ -105,6 +105,23 @@ def test_fewer_tiles_in_as_many_waves(tmp_path: Path) -> None:
     assert finding.predicted_ns == pytest.approx(2 * 400_000 / 4)
 
 
+def test_tiles_that_fit_either_way_lie_as_the_grid_says(tmp_path: Path) -> None:
+    # 256x32 tiles, rows along M = 32: N = 16384 is 512 blocks, 3.9 waves; with the rows along N the
+    # same blocks would be 64 tiles, K split by 8.
+    def lying(n: int) -> Op:
+        kernel = k(us=400, name=TILED.replace("128x128", "256x32"), grid=(1, -(-n // 32), 1),
+                   block=(256, 1, 1), registers=255)  # fmt: skip
+        return op("aten::mm", [32, K], [K, n], dtype=BF16, kernels=[kernel])
+
+    dense, pruned = (layers(("mlp.up_proj", lying(n))) for n in (16384, 14336))
+    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    assert finding is not None
+    # 3 waves hold 396 tiles, each 32 wide: N = 396 * 32; 256 wide, 49 columns of 8: 12544.
+    assert finding.evidence == [
+        "up N 16384 → 14336: 512 → 448 tiles in 4 → 4 waves; N = 12672 saves one"
+    ]
+
+
 def test_a_wave_that_was_saved(tmp_path: Path) -> None:
     dense = layers(("mlp.up_proj", tiled(16384, us=400)))
     pruned = layers(("mlp.up_proj", tiled(12672, us=300)))

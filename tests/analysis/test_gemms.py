@@ -17,15 +17,10 @@ from analysis.report.model import Gemm as Row
 from analysis.report.model import Phase
 from taxonomy.gemm import Gemm
 
-NAME = "h100_qwen1.5-0.5b_prefill.json.gz"
-
 
 @pytest.fixture(scope="module")
-def h100() -> Analysis:
-    path = SHARED / "traces" / NAME
-    if not path.is_file():
-        pytest.skip(f"needs ../shared/data/traces/{NAME} beside the checkout")
-    return analyze(path)
+def h100(real_trace: Callable[[str], Path]) -> Analysis:
+    return analyze(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"))
 
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

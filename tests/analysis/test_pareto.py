@@ -230,7 +230,7 @@ def test_a_point_carries_what_the_report_and_the_quality_say(tmp_path: Path) -> 
         tmp_path / "s", {}, {"state": "failed", "error": "why", "run": None},
         {"state": "pending", "run": None},
     )  # fmt: skip
-    found = pareto.pareto(folder)
+    found = msgspec.to_builtins(pareto.judge(folder))
     assert found["schema"] == 1
     assert found["failed"] == [{"id": "r1", "error": "why"}]
     assert found["subject"]["command"] == "prunescope sweep s.yaml"

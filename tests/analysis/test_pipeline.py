@@ -179,7 +179,7 @@ def test_frames_keep_every_row(pair: Path) -> None:
     assert frame["ideal"].null_count() < len(frame)
 
 
-def refused(says: str, subject: Path, **more: Any) -> None:
+def assert_refused(says: str, subject: Path, **more: Any) -> None:
     with pytest.raises(PrunescopeError, match=says) as error:
         analyze(subject, **more)
     assert error.value.hint
@@ -188,19 +188,19 @@ def refused(says: str, subject: Path, **more: Any) -> None:
 def test_what_is_refused(pair: Path, tmp_path: Path) -> None:
     bare = save(chrome(step(0, MM)), tmp_path / "t.json")
     cpu = save(chrome(step(0, op("aten::mm", [4, 4], [4, 4], us=5)), cpu=True), tmp_path / "c.json")
-    refused("no such file", tmp_path / "absent")
+    assert_refused("no such file", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    refused("holds no run", tmp_path / "empty")
-    refused("device events, the other only host ops", bare, baseline=cpu)
-    refused("holds no device events", cpu, options=Options(device="h100-sxm"))
-    refused("h100-sx", bare, options=Options(device="h100-sx"))
+    assert_refused("holds no run", tmp_path / "empty")
+    assert_refused("device events, the other only host ops", bare, baseline=cpu)
+    assert_refused("holds no device events", cpu, options=Options(device="h100-sxm"))
+    assert_refused("h100-sx", bare, options=Options(device="h100-sx"))
     (pair / "pruned" / "prefill.trace.json.gz").unlink()
-    refused("lacks the trace", pair)
+    assert_refused("lacks the trace", pair)
 
 
 def test_a_missing_twin_is_named(pair: Path) -> None:
     (pair / "dense" / "run.json").unlink()
-    refused("dense twin of pruned/ is missing", pair)
+    assert_refused("dense twin of pruned/ is missing", pair)
 
 
 def test_a_twin_outside_of_the_folder_is_not_read(pair: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_twin_outside_of_the_folder_is_not_read(pair: Path) -> None:
     plain = json.loads(manifest.read_text())
     plain["twin"]["path"] = "../../../../../../etc/run.json"
     manifest.write_text(json.dumps(plain))
-    refused("outside of its folder|is missing", pair)
+    assert_refused("outside of its folder|is missing", pair)
 
 
 def test_files_that_changed_are_said(pair: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ from analysis.report.predict_table import prediction
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import families
 
-ROOT = Path(__file__).resolve().parents[2]
-TRACES = ROOT / "traces"
-PUBLIC = ROOT.parent / "shared" / "data" / "traces"
+TRACES = Path(__file__).resolve().parents[2] / "traces"
 
 
 def ask(name: str = "tiny-static-m", **options: Any) -> dict[str, Any]:
@@ -130,10 +129,8 @@ def test_mistakes(options: dict[str, Any], word: str) -> None:
     assert word in str(error.value)
 
 
-def test_a_public_trace_of_another_engine() -> None:
-    trace = PUBLIC / "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"
-    if not trace.is_file():
-        pytest.skip("the public traces are not beside the repository")
+def test_a_public_trace_of_another_engine(real_trace: Callable[[str], Path]) -> None:
+    trace = real_trace("mi300x_sglang_qwen3-8b_prefilldecode.json.gz")
     with pytest.raises(PrunescopeError, match="--model"):
         predict(PredictRequest(from_run=trace))
     result = predict(PredictRequest(from_run=trace, model="qwen3-8b", batch=15, prompt_len=1024))

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from analysis import subject
 from analysis.deliver import report_folder
+from analysis.load import Trace, load
 from analysis.pipeline import analyze
 from analysis.ranks import find_parts
 from analysis.stragglers import RankTime, straggler
@@ -59,6 +61,18 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert found["rank2"].predicted_ns == 6_000
     assert "rank2: wall 18.0 µs, own 16.0 µs, communication 2.0 µs" in found["rank2"].evidence
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
+
+
+def test_each_rank_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(path: Path, member: str | None = None) -> Trace:
+        read.append(path.name)
+        return load(path, member)
+
+    monkeypatch.setattr(subject, "load", counted)
+    analyze(four(tmp_path / "r"))
+    assert read == [f"rank{rank}.json.gz" for rank in range(4)]
 
 
 def test_equal_ranks_have_no_straggler(tmp_path: Path) -> None:

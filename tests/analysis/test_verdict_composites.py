@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis.report.model import Family
+from analysis.report.model import Family, Phase
+from tests.small_capture import phases_unrecorded, saved_model, small_trace
 
 pytestmark = pytest.mark.torch
 
-PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 SMALL = {
-    "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 4, "intermediate_size": 96, "vocab_size": 512, "pad_token_id": None,
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "head_dim": 16, "num_key_value_heads": 4, "intermediate_size": 96, "vocab_size": 512,
+    "pad_token_id": None,
 }  # fmt: skip
 
 
-def traced(folder: Path, **options: Any) -> dict[str, Any]:
-    """The phases of a report on a capture whose `pruning` was blanked."""
-    from analysis.pipeline import analyze
-    from tracer.trace import TraceRequest, trace
-
-    values = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0,
-              "repeats": 1, "steps": 2, "threads": 1, **options}  # fmt: skip
-    trace(TraceRequest(out=folder / "run", **values), peaks=PEAKS)
-    path = folder / "run" / "pruned" / "run.json"
-    plain = json.loads(path.read_text())
-    plain["pruning"] = None
-    path.write_text(json.dumps(plain))
-    phases: dict[str, Any] = analyze(folder / "run").report.phases
-    return phases
+def traced(folder: Path, **options: Any) -> dict[str, Phase]:
+    return phases_unrecorded(small_trace(folder / "run", **options))
 
 
-def check_parts(family: Family | None, wanted: set[str]) -> None:
+def assert_parts(family: Family | None, wanted: set[str]) -> None:
     """The families, each once; shares that are whole; signs that agree."""
     assert family is not None
     assert set(family.id.split("+")) == wanted, family
@@ -63,24 +51,17 @@ def check_parts(family: Family | None, wanted: set[str]) -> None:
 )
 def test_composites_are_named(method: str, knobs: dict[str, str], tmp_path: Path) -> None:
     for phase in traced(tmp_path, method=method, knobs=knobs).values():
-        check_parts(phase.family, {part.partition(":")[0] for part in method.split("+")})
+        assert_parts(phase.family, {part.partition(":")[0] for part in method.split("+")})
 
 
 def test_heads_that_are_gone_are_not_keys_that_were_evicted(tmp_path: Path) -> None:
     phases = traced(tmp_path, method="static-nk:0.5+kv-evict:0.5")
-    check_parts(phases["decode"].family, {"static-nk", "kv-evict"})
+    assert_parts(phases["decode"].family, {"static-nk", "kv-evict"})
     assert any("the cache holds" in line for line in phases["decode"].family.evidence)
 
 
 def folder(at: Path, **fields: Any) -> Path:
-    """A Llama of random weights, saved."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **{**SMALL, **fields})
-    AutoModelForCausalLM.from_config(config).save_pretrained(at)
-    return at
+    return saved_model(at, **{**SMALL, **fields})
 
 
 def cut(state: dict[str, Any], layers: dict[int, tuple[int, int]], *, bias: bool) -> dict[str, Any]:
@@ -138,7 +119,7 @@ def test_folders_pruned_by_other_tools(name: str, tmp_path: Path) -> None:
     dense, pruned = folder(tmp_path / "dense"), folder(tmp_path / "pruned", **fields)
     phases = traced(tmp_path, model=str(pruned), baseline_model=str(dense))
     for phase in phases.values():
-        check_parts(phase.family, wanted)
+        assert_parts(phase.family, wanted)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +136,7 @@ def test_layers_of_different_widths(
     dense = folder(tmp_path / "dense")
     pruned = uneven(dense, tmp_path / "pruned", layers, bias=bias)
     for phase in traced(tmp_path, model=str(pruned), baseline_model=str(dense)).values():
-        check_parts(phase.family, {wanted})
+        assert_parts(phase.family, {wanted})
 
 
 def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from analysis.evidence import Evidence
 from analysis.gemms import Call, Pair, pair_calls
 from analysis.pairing import Alignment, Units
 from analysis.pairing import Side as UnitSide
+from analysis.report.model import Phase
 from analysis.verdict import verdict
+from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 H, C, F, L = 64, 32, 128, 16
@@ -75,7 +76,7 @@ def evidence(
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)
-    return Evidence(pairs, units, {"matrices": []} if census else None, census, {}, phase)
+    return Evidence(pairs, units, {"matrices": []} if census else None, census, phase)
 
 
 def counts(unit: str, active: int, total: int, phase: str = "decode") -> dict[str, Any]:
@@ -155,7 +156,7 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
     cut = {**whole, "shape": [H, 64]}
     for matrix, wanted in ((whole, "dynamic-width"), (cut, "static-nk-mlp")):
         e = evidence(dense, narrow, added=WEIGHTS, census={"matrices": [matrix]})
-        e = Evidence(e.pairs, e.units, {"matrices": [whole]}, e.census_pruned, {})
+        e = Evidence(e.pairs, e.units, {"matrices": [whole]}, e.census_pruned)
         assert verdict(e).id == wanted
 
 
@@ -202,20 +203,6 @@ def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: P
         assert phase.family.id == method
 
 
-def traced(folder: Path, **options: Any) -> dict[str, Any]:
-    """The phases of a report on a capture of tiny-llama whose `pruning` was blanked."""
-    from analysis.pipeline import analyze
-    from tracer.trace import TraceRequest, trace
-
-    peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
-    request = TraceRequest(
-        model="tiny-llama", out=folder / "run", sparsity=0.5, prompt_len=64, decode_steps=2,
-        warmup=0, repeats=1, steps=3, threads=1, **options,
-    )  # fmt: skip
-    trace(request, peaks=peaks)
-    path = folder / "run" / "pruned" / "run.json"
-    plain = json.loads(path.read_text())
-    plain["pruning"] = None
-    path.write_text(json.dumps(plain))
-    phases: dict[str, Any] = analyze(folder / "run").report.phases
-    return phases
+def traced(folder: Path, **options: Any) -> dict[str, Phase]:
+    run = small_trace(folder / "run", sparsity=0.5, prompt_len=64, steps=3, **options)
+    return phases_unrecorded(run)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.report.model import Family
-from tests.analysis.test_verdict_composites import PEAKS
+from tests.small_capture import saved_model, small_trace
 
 pytestmark = pytest.mark.torch
 METHODS = """
@@ -43,13 +44,7 @@ def weight_only(model, sparsity):
 """
 
 
-def trace(out: Path, **options: Any) -> Path:
-    from tracer.trace import TraceRequest
-    from tracer.trace import trace as run
-
-    values = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 1,
-              "repeats": 1, "steps": 2, "threads": 1, **options}  # fmt: skip
-    return run(TraceRequest(out=out, **values), peaks=PEAKS)
+trace = partial(small_trace, warmup=1)
 
 
 def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
@@ -116,20 +111,14 @@ def test_the_same_model_twice_is_dense(plain: Path, tmp_path: Path) -> None:
 
 
 MOE = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "intermediate_size": 96, "vocab_size": 512, "pad_token_id": None,
-    "num_local_experts": 8, "num_experts_per_tok": 2,
+    "model_type": "mixtral", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96, "vocab_size": 512,
+    "pad_token_id": None, "num_local_experts": 8, "num_experts_per_tok": 2,
 }  # fmt: skip
 
 
-def mixtral(at: Path, seed: int = 0, **fields: Any) -> str:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model("mixtral", **{**MOE, **fields})
-    AutoModelForCausalLM.from_config(config).save_pretrained(at)
-    return str(at)
+def mixtral(at: Path, **fields: Any) -> str:
+    return str(saved_model(at, **{**MOE, **fields}))
 
 
 @pytest.mark.parametrize(

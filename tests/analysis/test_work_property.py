@@ -44,7 +44,7 @@ def calls(draw: st.DrawFn, shape: st.SearchStrategy[Any]) -> OpCall:
     return OpCall(draw(st.sampled_from(NAMES)), listed(shape), types, strides, concrete)
 
 
-def check(call: OpCall) -> None:
+def assert_sensible(call: OpCall) -> None:
     work = work_of(call)
     if work is None:
         return
@@ -60,13 +60,13 @@ def check(call: OpCall) -> None:
 @example(OpCall("aten::add", (((),), ()), ("float", "float")))
 @example(OpCall("aten::mul", ((1,) * 10_000, (1,) * 10_000), ("float", "float")))
 def test_no_shape_makes_a_model_fail(call: OpCall) -> None:
-    check(call)
+    assert_sensible(call)
     assert kind_of(call.name, None, call) in KINDS
 
 
 @given(calls(small))
 def test_nor_does_a_plausible_one(call: OpCall) -> None:
-    check(call)
+    assert_sensible(call)
 
 
 ITEM = {"c10::BFloat16": 2, "float": 4, "long int": 8}

@@ -65,6 +65,13 @@ def write_one_file(out: Path) -> None:
     taxonomy.whole.write_file(out, b"half" * 9999)
 
 
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, hidden ones too."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
 WORK: dict[str, Callable[[Path], None]] = {
     "runs": write_both, "report": write_one_report, "analyze": analyze_it, "file": write_one_file
 }  # fmt: skip
@@ -123,8 +130,6 @@ def _dying(real: Callable[..., Any], die: Callable[[], None]) -> Callable[..., A
 def main() -> None:
     """Parse the words and run."""
     what, point, out, how = sys.argv[1:]
-    if what != "runs":
-        pass  # so that its names are there to be armed
     if how == "fsize":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (FSIZE, FSIZE))

@@ -17,7 +17,8 @@ from typing import Any
 import prunescope
 from tests.faults.driver import write_both
 from tracer import sweep_job
-from tracer.engines import ray, watch
+from tracer import sweep_watch as watch
+from tracer.engines import ray
 from tracer.sweep_job import Job
 
 HANGS = "static-m-s0.5-decode-b1-p8-d0"

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import prunescope
 from analysis import bundle as bundling
 from analysis import deliver as delivery
 from analysis.pipeline import analyze
-from tests.faults.driver import write_both
+from tests.faults.driver import everything, write_both
 from tests.hostile.material import write_pair
+from tests.small_capture import small_trace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,13 +50,10 @@ FAULTS: dict[str, tuple[Callable[[], None], int]] = {
 
 AGAIN = "Ctrl-C"  # after this one the same command is given again; the others leave the same
 KILLS = ("file 1", "filled", "placed")
-
-
-def everything(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
+each_fault = pytest.mark.parametrize("fault", FAULTS)
+halved = partial(
+    small_trace, method="static-m", sparsity=0.5, phase="prefill", prompt_len=8, steps=1
+)
 
 
 def stopped(args: list[str], capsys: pytest.CaptureFixture[str], *, code: int) -> dict[str, str]:
@@ -68,7 +67,7 @@ def stopped(args: list[str], capsys: pytest.CaptureFixture[str], *, code: int) -
     return told
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@each_fault
 @pytest.mark.parametrize("point", ["analyze", "write_report", "emit_json"])
 def test_analyze(
     fault: str,
@@ -97,7 +96,7 @@ def test_analyze(
         assert told == json.loads((run / "report" / "report.json").read_bytes())
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@each_fault
 @pytest.mark.parametrize("point", ["analyze", "zip_bytes", "write"])
 def test_bundle(
     fault: str,
@@ -189,7 +188,7 @@ def test_every_failure_is_json_too(
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is there already."""
-    return small_trace(tmp_path_factory.mktemp("older") / "f")
+    return halved(tmp_path_factory.mktemp("older") / "f")
 
 
 @pytest.mark.torch
@@ -198,7 +197,7 @@ class TestTrace:
 
     STAGES = ("load tiny-llama", "profile prefill")
 
-    @pytest.mark.parametrize("fault", FAULTS)
+    @each_fault
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_stage(self, fault: str, stage: str, tmp_path: Path) -> None:
         from taxonomy.errors import PrunescopeError
@@ -213,7 +212,7 @@ class TestTrace:
 
         expected = {130: KeyboardInterrupt, 143: SystemExit}.get(code, (OSError, PrunescopeError))
         with pytest.raises(expected):  # type: ignore[arg-type]
-            small_trace(tmp_path / "out" / "f", Failing())
+            halved(tmp_path / "out" / "f", Failing())
         assert not (tmp_path / "out").exists()
 
     def test_out_of_memory_of_the_device(
@@ -229,10 +228,10 @@ class TestTrace:
 
         monkeypatch.setattr(session, "interleaved_samples", fail)
         with pytest.raises(PrunescopeError, match="memory"):
-            small_trace(tmp_path / "f")
+            halved(tmp_path / "f")
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("fault", FAULTS)
+    @each_fault
     def test_the_writing(
         self, fault: str, older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -242,13 +241,13 @@ class TestTrace:
         old = everything(tmp_path)
         monkeypatch.setattr(Path, "write_text", _half_of("run.json", fail, Path.write_text))
         with pytest.raises((OSError, MemoryError, KeyboardInterrupt, SystemExit)):
-            small_trace(out, overwrite=True)
+            halved(out, overwrite=True)
         assert everything(tmp_path) == old
 
     def test_an_older_run_is_replaced_as_a_whole(self, older: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(older, tmp_path / "f"))
         old = everything(tmp_path)
-        small_trace(out, overwrite=True)
+        halved(out, overwrite=True)
         new = everything(tmp_path)
         assert new.keys() == old.keys()
         assert new["f/pruned/run.json"] != old["f/pruned/run.json"]
@@ -258,11 +257,11 @@ class TestTrace:
         from taxonomy.whole import claimed
 
         with claimed(tmp_path / "f"), pytest.raises(PrunescopeError, match="another process"):
-            small_trace(tmp_path / "f")
+            halved(tmp_path / "f")
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("fault", FAULTS)
+@each_fault
 def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in its second capture it keeps the first, and the same request does the rest alone.
     A result for which memory does not suffice is recorded, and does not end the sweep."""
@@ -299,15 +298,3 @@ def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert states == ["done", "done"]
     assert len(calls) == 3
     assert first.items() <= everything(tmp_path / "s" / "runs").items()
-
-
-def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
-    """A capture of a second or less."""
-    from tracer.trace import TraceRequest, trace
-
-    request = TraceRequest(
-        model="tiny-llama", method="static-m", sparsity=0.5, phase="prefill", prompt_len=8,
-        warmup=0, repeats=1, steps=1, threads=1, out=out, **options,
-    )  # fmt: skip
-    peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
-    return trace(request, progress, peaks=peaks)

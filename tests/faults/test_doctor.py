@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from tracer import doctor
+from tracer import clocks, doctor
 
 Check = dict[str, Any]
 
@@ -79,8 +79,8 @@ def test_a_gpu_that_torch_does_not_use_is_a_finding(
     monkeypatch.setattr(machine, "pick_device", lambda _name: torch.device("cpu"))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(doctor.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *_args, **_more: done)
+    monkeypatch.setattr(clocks.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(clocks.subprocess, "run", lambda *_args, **_more: done)
     check = doctor._device()
     assert check["ok"] is False
     assert "not used: NVIDIA H100" in check["says"]
@@ -94,9 +94,9 @@ def test_a_driver_that_does_not_answer_is_no_error(
     def fail(*_args: object, **_more: object) -> None:
         raise error
 
-    monkeypatch.setattr(doctor.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(doctor.subprocess, "run", fail)
-    assert doctor._cards() is None
+    monkeypatch.setattr(clocks.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(clocks.subprocess, "run", fail)
+    assert clocks.nvidia_smi("name") is None
 
 
 @pytest.mark.torch

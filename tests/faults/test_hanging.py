@@ -17,10 +17,10 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.faults.hanging import CONFIG, HANGS
-from tracer.engines import watch
-from tracer.engines.watch import Hung, Watch
+from tracer import sweep_watch as watch
 from tracer.sweep_plan import Planned
 from tracer.sweep_state import SweepFolder, timing_slot
+from tracer.sweep_watch import Hung, Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.torch

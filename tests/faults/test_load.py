@@ -6,13 +6,13 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.hostile.material import write_pair
+from tests.small_capture import PEAKS
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 8
@@ -36,22 +36,14 @@ def test_eight_analyses_of_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def model() -> Any:
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A tiny one, on a machine whose peaks need no measuring."""
     pytest.importorskip("torch")
     from tests.tracer.tiny_models import tiny_model
+    from tracer import user_capture
 
+    monkeypatch.setattr(user_capture, "measure_peaks", lambda *_: PEAKS)
     return tiny_model("llama", num_hidden_layers=1)
-
-
-@pytest.fixture(autouse=True)
-def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Peaks that need no measuring."""
-    if "torch" in sys.modules:
-        from tracer import user_capture
-
-        peaks = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
-        monkeypatch.setattr(user_capture, "measure_peaks", lambda *_: peaks)
-    yield
 
 
 def state(model: Any) -> dict[str, int]:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from taxonomy.presets import preset_config
 from tests.chrome import chrome, gap, k, op, step
+from tests.small_capture import saved_model
 
 ROOT = Path(__file__).resolve().parents[2]
 USER, HOME = "quentinzaphod", "zaphodshome"
@@ -133,15 +135,9 @@ def run(home: Path, words: list[str]) -> None:
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that the commands write for a model, a text and a trace in the user's home."""
     pytest.importorskip("torch")
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from taxonomy.presets import preset_config
-
     home = tmp_path_factory.mktemp("homes") / HOME / USER
     (home / "results").mkdir(parents=True)
-    made = AutoConfig.for_model(**preset_config("tiny-llama"))
-    model = AutoModelForCausalLM.from_config(made)
-    model.save_pretrained(home / "models" / "secretproject")
+    saved_model(home / "models" / "secretproject", **preset_config("tiny-llama"))
     (home / "text.txt").write_text("Mostly harmless. " * 200)
     (home / "sweep.yaml").write_text(filled(SWEEP, home))
     (home / "profile.json").write_text(json.dumps(foreign(home)))

@@ -25,10 +25,10 @@ NUMBERS = (HUGE, f"0.{HUGE}", "1e400", "-0.1", "nan", "inf", "٠٫٥", "0,5", "�
 SUBJECTS = ("analyze", "bundle", "pareto", "verify")
 
 
-def answered(
+def assert_answered(
     words: list[str], capsys: pytest.CaptureFixture[str], codes: tuple[int, ...] = (2,)
-) -> int:
-    """The exit code of a command that ends in one sentence and a hint; raises on anything else."""
+) -> None:
+    """The command ends with one of the codes; where it is 2, in one sentence and a hint."""
     code = prunescope.main(words)
     out, err = capsys.readouterr()
     assert code in codes, (words, code, err[-500:])
@@ -39,7 +39,6 @@ def answered(
         assert hint.startswith("  hint: ")
         assert len(err) < 2000
         assert "\x1b" not in err
-    return code
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_odd_subjects(
     command: str, word: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answered([command, word], capsys, (0, 2, 3) if word in (".", "..") else (2, 3))
+    assert_answered([command, word], capsys, (0, 2, 3) if word in (".", "..") else (2, 3))
     assert (run / "pruned" / "run.json").is_file()
 
 
@@ -77,7 +76,7 @@ def test_odd_numbers(word: str, run: Path, capsys: pytest.CaptureFixture[str]) -
     ):
         reads = word == f"0.{HUGE}" or (word == "1_0" and words[-2] != "--sparsity")
         if not reads:
-            answered(words, capsys)
+            assert_answered(words, capsys)
     assert not Path("t").exists()
 
 
@@ -100,7 +99,7 @@ def test_odd_values(word: str, run: Path, capsys: pytest.CaptureFixture[str]) ->
         ["sweep", "--preset", "paper", "--shard", word, "--out", "s"],
         [word],
     ):
-        answered(words, capsys, (0, 2) if words[-1] == word == "--" else (2,))
+        assert_answered(words, capsys, (0, 2) if words[-1] == word == "--" else (2,))
     assert not Path("s").exists()
 
 
@@ -121,7 +120,7 @@ def test_odd_names_of_a_run(name: str, run: Path, capsys: pytest.CaptureFixture[
 def test_a_name_that_is_no_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes that are no UTF-8 have no place in JSON: told, and nothing is written."""
     shutil.copytree(run, "\udce9")
-    assert answered(["analyze", "\udce9"], capsys) == 2
+    assert_answered(["analyze", "\udce9"], capsys)
     assert not Path("\udce9", "report").exists()
 
 
@@ -173,7 +172,7 @@ def test_odd_places(
         ["predict", "--model", place, "--device", "h100-sxm"],
         ["sweep", place, "--out", "s"],
     ):
-        answered(words, capsys, (2, 3))
+        assert_answered(words, capsys, (2, 3))
 
 
 def test_the_manifest_of_another_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +208,7 @@ def test_a_trace_that_grows_while_it_is_read(
     writer = threading.Thread(target=grow)
     writer.start()
     try:
-        answered(["analyze", str(path), "--out", "r"], capsys, (0, 2, 3))
+        assert_answered(["analyze", str(path), "--out", "r"], capsys, (0, 2, 3))
     finally:
         over.set()
         writer.join()

@@ -18,7 +18,7 @@ from taxonomy import whole
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run, sha256_of
 from taxonomy.whole import claimed, partial_folder, put_in_place, write_file
-from tests.faults.driver import POINTS, WORK, write_both, write_one_report
+from tests.faults.driver import POINTS, WORK, everything, write_both, write_one_report
 
 ROOT = Path(__file__).resolve().parents[2]
 Content = dict[str, bytes]
@@ -34,12 +34,6 @@ def run(what: str, point: str, out: Path, how: str) -> subprocess.CompletedProce
     )
 
 
-def content(folder: Path) -> Content:
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
-
 def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob(".*")]
 
@@ -50,7 +44,7 @@ def made(tmp_path: Path) -> Callable[[str], Content]:
 
     def make(what: str) -> Content:
         WORK[what](tmp_path / f"whole-{what}" / "f")
-        return content(tmp_path / f"whole-{what}" / "f")
+        return everything(tmp_path / f"whole-{what}" / "f")
 
     return make
 
@@ -64,9 +58,9 @@ def test_a_kill_leaves_nothing_or_all_of_it(
     assert run(what, point, out, "kill").returncode == -signal.SIGKILL
     assert out.exists() == (point == "placed")
     if point == "placed":
-        assert content(out) == made(what)
+        assert everything(out) == made(what)
     WORK[what](out)
-    assert content(out) == made(what)
+    assert everything(out) == made(what)
     assert leftovers(tmp_path) == []
 
 
@@ -80,11 +74,11 @@ def test_a_kill_over_an_older_one_leaves_one_of_them(
     for path in out.rglob("*"):
         if path.is_file():
             path.write_bytes(b"old " + path.read_bytes())
-    old = content(out)
+    old = everything(out)
     assert run(what, point, out, "kill").returncode == -signal.SIGKILL
-    assert content(out) == (new if point == "placed" else old)
+    assert everything(out) == (new if point == "placed" else old)
     WORK[what](out)
-    assert content(out) == new
+    assert everything(out) == new
     assert leftovers(tmp_path) == []
 
 
@@ -93,11 +87,11 @@ def test_a_full_disk_leaves_what_was_there(what: str, tmp_path: Path) -> None:
     """The limit on the size of a file stands for the disk: the system itself refuses to write."""
     out = tmp_path / "x" / "f"
     for _ in range(2):
-        before = content(out) if out.exists() else None
+        before = everything(out) if out.exists() else None
         done = run(what, "-", out, "fsize")
         assert done.returncode == 1
         assert "File too large" in done.stderr
-        assert (content(out) if out.exists() else None) == before
+        assert (everything(out) if out.exists() else None) == before
         assert leftovers(tmp_path) == []
         WORK[what](out)
 
@@ -107,7 +101,7 @@ def test_a_report_that_cannot_be_written_says_why(
     error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_one_report(tmp_path / "r")
-    old = content(tmp_path / "r")
+    old = everything(tmp_path / "r")
     real = Path.write_bytes
 
     def fails(path: Path, data: bytes) -> int:
@@ -120,7 +114,7 @@ def test_a_report_that_cannot_be_written_says_why(
     monkeypatch.setenv("MARK", "newer")
     with pytest.raises(PrunescopeError, match=os.strerror(error)):
         write_one_report(tmp_path / "r")
-    assert content(tmp_path / "r") == old
+    assert everything(tmp_path / "r") == old
     assert leftovers(tmp_path) == []
 
 
@@ -172,7 +166,7 @@ def test_without_an_exchange_the_old_one_steps_aside(
     """Where the system cannot swap two names; an interrupt at any moment loses neither."""
     monkeypatch.setattr(whole, "_exchange", lambda *_: False)
     write_one_report(tmp_path / "r")
-    old = content(tmp_path / "r")
+    old = everything(tmp_path / "r")
     real = Path.rename
     number = {"before": 2, "between": 3, "after": 4}[moment]  # the first is refused: it is there
     calls = [0]
@@ -188,19 +182,19 @@ def test_without_an_exchange_the_old_one_steps_aside(
     with pytest.raises(KeyboardInterrupt):
         write_one_report(tmp_path / "r")
     monkeypatch.setattr(Path, "rename", real)
-    newer = content(tmp_path / "r") != old
+    newer = everything(tmp_path / "r") != old
     assert newer == (moment == "after")
-    assert set(content(tmp_path / "r")) == set(old)
+    assert set(everything(tmp_path / "r")) == set(old)
     write_one_report(tmp_path / "r")
-    assert content(tmp_path / "r") != old
+    assert everything(tmp_path / "r") != old
 
 
 def test_a_run_that_was_moved_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:
     write_both(tmp_path / "f")
-    old = content(tmp_path / "f")
+    old = everything(tmp_path / "f")
     (tmp_path / "f").rename(tmp_path / ".f.0123abcd.old")
     with partial_folder(tmp_path / "f"):
-        assert content(tmp_path / "f") == old
+        assert everything(tmp_path / "f") == old
     assert leftovers(tmp_path) == []
 
 
@@ -212,7 +206,7 @@ def test_the_partial_folder_of_a_living_process_stays(tmp_path: Path) -> None:
             assert (first / "x").exists()
             put_in_place(second, out)
         put_in_place(first, out)
-    assert content(out) == {"x": b"1"}
+    assert everything(out) == {"x": b"1"}
     assert leftovers(tmp_path) == []
 
 
@@ -226,7 +220,7 @@ def test_a_killed_process_leaves_no_half_file(there: bool, tmp_path: Path) -> No
     assert len(leftovers(tmp_path)) == 1
     assert out.exists() == there
     write_file(out, b"new")
-    assert content(tmp_path) == {"b.zip": b"new"}
+    assert everything(tmp_path) == {"b.zip": b"new"}
 
 
 def test_temporary_files_of_others_stay(tmp_path: Path) -> None:

@@ -61,22 +61,26 @@ def _peak(*, reset: bool = False) -> int:
     return int(line.split()[1]) * 1024
 
 
-def answer_all(names: list[str], folder: Path) -> None:
+def wrong(names: list[str], folder: Path) -> list[str]:
+    """Those of the cases that are not answered by a code of theirs."""
+    found = []
     for i, name in enumerate(names):
         signal.alarm(LIMIT_S)
         (folder / str(i)).mkdir()
-        assert answer(FULL[name], folder / str(i)) in FULL[name].codes, name
+        if answer(FULL[name], folder / str(i)) not in FULL[name].codes:
+            found.append(name)
+    return found
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_hostile_file_has_an_answer(part: int, tmp_path: Path) -> None:
-    answer_all(sorted(QUICK)[part::PARTS], tmp_path)
+    assert wrong(sorted(QUICK)[part::PARTS], tmp_path) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_cell_of_the_large_tables(part: int, tmp_path: Path) -> None:
-    answer_all(REST[part::PARTS], tmp_path)
+    assert wrong(REST[part::PARTS], tmp_path) == []
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from analysis.predict import PredictRequest, predict
 from taxonomy.errors import PrunescopeError
 from taxonomy.presets import preset_config
 from tests.hostile.case import ATTACK
+from tests.small_capture import saved_model
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -91,6 +92,7 @@ def load(folder: Path) -> Any:
 
 
 def refused(folder: Path) -> str:
+    """The sentence that loading ends in."""
     with pytest.raises(PrunescopeError) as error:
         load(folder)
     assert len(str(error.value)) < 900
@@ -107,11 +109,8 @@ def config(folder: Path, **changes: Any) -> Path:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A whole checkpoint of a tiny Llama."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    made = AutoConfig.for_model(**{**preset_config("tiny-llama"), "num_hidden_layers": 1})
-    AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    config = {**preset_config("tiny-llama"), "num_hidden_layers": 1}
+    return saved_model(tmp_path / "model", **config)
 
 
 @pytest.mark.parametrize("key", SIZES)
@@ -119,7 +118,7 @@ def test_a_config_of_absurd_sizes_is_refused(key: str, tmp_path: Path) -> None:
     for value in WRONG.values():
         folder = config(tmp_path / "m", **{key: value})
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-        refused(folder)
+        assert refused(folder)
 
 
 @pytest.mark.parametrize("key", (*SIZES, *EXPERTS))
@@ -138,7 +137,7 @@ def test_predict_refuses_or_answers_absurd_sizes(key: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    refused(tmp_path)
+    assert refused(tmp_path)
     with pytest.raises(PrunescopeError):
         predict(PredictRequest(model=str(tmp_path), device="h100-sxm"))
 
@@ -154,12 +153,12 @@ def test_pickled_weights_are_never_opened(checkpoint: Path, tmp_path: Path) -> N
     mark = tmp_path / "ran"
     for name in ("pytorch_model.bin", "model.bin", "adapter_model.bin", "model.safetensors.bin"):
         torch.save(Bomb(mark), checkpoint / name)
-    refused(checkpoint)
+    assert refused(checkpoint)
     for pointed in ("pytorch_model.bin", "../model.safetensors", "/etc/passwd"):
         index = {"metadata": {}, "weight_map": {"lm_head.weight": pointed}}
         for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
             (checkpoint / name).write_text(json.dumps(index))
-        refused(checkpoint)
+        assert refused(checkpoint)
     assert not mark.exists()
     torch.load(checkpoint / "model.bin", weights_only=False)
     assert mark.exists(), "the trap works"
@@ -178,7 +177,7 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint: Path, tmp_path: Path) -> 
     load_tokenizer(load(checkpoint))
     unknown = {**plain, "auto_map": auto, "model_type": "unheard-of"}
     (checkpoint / "config.json").write_text(json.dumps(unknown))
-    refused(checkpoint)
+    assert refused(checkpoint)
     assert not mark.exists()
 
 
@@ -196,14 +195,14 @@ def test_damaged_safetensors_are_refused(kind: str, checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(SAFETENSORS[kind](whole, int.from_bytes(whole[:8], "little")))
-    refused(checkpoint)
+    assert refused(checkpoint)
 
 
 @pytest.mark.parametrize("number", range(len(GGUF)))
 def test_damaged_gguf_files_are_refused(number: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(GGUF[number])
-    refused(path)
+    assert refused(path)
     assert not list(tmp_path.glob(".*"))
 
 

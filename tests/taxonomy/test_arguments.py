@@ -6,13 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxonomy.arguments import pairs, peaks, run_name
+from taxonomy.arguments import is_function, method_parts, pairs, peaks, run_name
 from taxonomy.errors import PrunescopeError
 
 
 def test_pairs_keep_what_follows_the_first_equals_sign() -> None:
     assert pairs(["layers=3,9", " expr = a=b "]) == {"layers": "3,9", "expr": "a=b"}
     assert pairs(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("static-m", [("static-m", None)]),
+        ("static-m: 0.5 + b", [("static-m", "0.5"), ("b", None)]),
+        ("static-m:half", [("static-m", "half")]),
+        ("unknown:0.5", [("unknown", "0.5")]),
+        ("package.module:function", []),
+    ],
+)
+def test_a_method_is_families_or_a_function(
+    method: str, parts: list[tuple[str, str | None]]
+) -> None:
+    assert method_parts(method) == parts
+    assert is_function(method) == (not parts)
 
 
 @pytest.mark.parametrize("word", ["layers", "=3", "layers=", "", " = "])
@@ -41,6 +58,8 @@ def test_a_peak_is_a_positive_rate_of_a_known_format(word: str) -> None:
         (("models/Llama-3.2-1B/", "static-nk", 0.25), "Llama-3.2-1B-static-nk-0.25"),
         (("org/model", "my.module:prune", 0.3), "model-my.module-prune-0.3"),
         (("../..", "static-m", 0.5), "static-m-0.5"),
+        (("m", "static-m:0.25", 0.5), "m-static-m-0.25"),
+        (("m", "static-m:0.25+static-nk", 0.5), "m-static-m-0.25-static-nk-0.5"),
     ],
 )
 def test_the_name_of_a_run(asked: tuple[str, str | None, float], name: str) -> None:

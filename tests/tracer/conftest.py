@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.small_capture import PEAKS
 from tracer.models import load_model
 from tracer.trace import TraceRequest, trace
-
-PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 
 
 @pytest.fixture(scope="session", autouse=True)

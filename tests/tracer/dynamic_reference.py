@@ -122,7 +122,30 @@ def recorded(model: Any, name: str) -> dict[str, list[Any]]:
     return outputs
 
 
-def close(found: list[torch.Tensor], wanted: torch.Tensor, prompt: int) -> None:
+def served(calls: list[Any], batch: int, prompt: int, length: int) -> torch.Tensor:
+    """Tokens [B, L] that a router of rows let through, of its calls in prefill and decode."""
+    active = torch.zeros(batch, length, dtype=torch.bool)
+    active[:, :prompt].scatter_(1, calls[0].places, True)  # noqa: FBT003
+    for t, call in enumerate(calls[1:], prompt):
+        if call is not None:
+            active[call.flat, t] = True
+    return active
+
+
+def seen_blocks(calls: list[Any], block: int, prompt: int, length: int) -> torch.Tensor:
+    """Keys [B, n_kv, L, L] from the recorded groups of prefill and of each decode step."""
+    seen = torch.zeros(*calls[0][0].tokens.shape[:2], length, length, dtype=torch.bool)
+    for group in calls[0]:
+        for i in range(group.end - group.first):
+            start = (group.first + i) * block
+            for q in range(start, start + group.own):
+                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)  # noqa: FBT003
+    for t, (group,) in enumerate(calls[1:], prompt):
+        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)  # noqa: FBT003
+    return seen
+
+
+def assert_logits(found: list[torch.Tensor], wanted: torch.Tensor, prompt: int) -> None:
     """Prefill and decode logits equal those of the whole sequence."""
     torch.testing.assert_close(found[0], wanted[:, :prompt], rtol=1e-4, atol=1e-4)
     answer = torch.cat(found[1:], dim=1)

@@ -21,6 +21,7 @@ from analysis.subject import Options, open_side
 from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import families
+from tests.small_capture import PEAKS
 from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model
 from tracer.models import Loaded
@@ -31,7 +32,6 @@ from tracer.runs import Capture, write_runs
 from tracer.session import capture
 from tracer.variants import Variant
 
-PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 SPARSITY = 0.5
 FAMILIES = tuple(one.id for one in families() if one.id != "dense")
 # A trace alone shows where the dimensions of these went; zeros and routes take the run's counts.
@@ -133,9 +133,8 @@ def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any]) 
             file = f"{phase}.trace.json.gz"
             alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
             cell.bare[phase] = next(iter(_names(alone).values()))
-            work = compared(config, cell.family, phase, side.kernels(phase), pruned.run)
-            if work is not None:
-                cell.works[phase] = work
+            kernels = side.kernels(phase)
+            cell.works[phase] = compared(config, cell.family, phase, kernels, pruned.run)
 
 
 def _names(report: Report) -> dict[str, str]:

@@ -14,7 +14,6 @@ from typing import Any
 import polars as pl
 
 from analysis.frame import Kernels
-from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 from taxonomy.plan import Op, Workload
 from taxonomy.roles import locate
@@ -52,18 +51,13 @@ class Work:
         return max(abs(seen / told - 1) if told else float(seen > 0) for seen, told in both)
 
 
-def compared(
-    config: dict[str, Any], name: str, phase: str, kernels: Kernels, run: Run
-) -> Work | None:
-    """None where the theory does not cover the architecture."""
+def compared(config: dict[str, Any], name: str, phase: str, kernels: Kernels, run: Run) -> Work:
+    """A family's work in a phase."""
     counts: Counts = ((run.census or {}).get("dynamic") or {}).get(phase) or {}
-    try:
-        shape = ModelShape.from_config(config)
-        if run.layer_map is not None:
-            shape, name = _left(shape, config, run.layer_map), "dense"
-        steps = [_theory(shape, name, work) for work in _works(phase)]
-    except PrunescopeError:
-        return None
+    shape = ModelShape.from_config(config)
+    if run.layer_map is not None:
+        shape, name = _left(shape, config, run.layer_map), "dense"
+    steps = [_theory(shape, name, work) for work in _works(phase)]
     case = (name, phase, list(config.get("layer_types") or ()))
     parts = _parts(shape, name, phase)
     linears = [_linears(shape, ops, case, counts, step) for step, ops in enumerate(steps)]

@@ -13,6 +13,7 @@ import torch
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
+from tests.small_capture import PEAKS
 from tracer import user_capture
 from tracer.user_capture import capture
 
@@ -20,7 +21,6 @@ pytestmark = pytest.mark.torch
 
 IDS = torch.arange(24).reshape(2, 12)
 FEW: dict[str, Any] = {"warmup": 1, "repeats": 2, "steps": 2}
-PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,15 @@ from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_count
 from taxonomy.roles import locate
-from tests.tracer.dynamic_reference import close, prune, recorded, steps, tokens
+from tests.tracer.dynamic_reference import (
+    assert_logits,
+    prune,
+    recorded,
+    seen_blocks,
+    served,
+    steps,
+    tokens,
+)
 from tests.tracer.tiny_models import TINY, tiny_model
 from tracer import compat
 from tracer.census import dynamic_stats
@@ -84,16 +92,12 @@ def test_dynamic_m_given_its_routes(name: str) -> None:
     active: dict[tuple[int | None, bool], torch.Tensor] = {}
     for path, calls in routes.items():
         place = locate(path)
-        if not isinstance(calls[0], Rows):
-            continue  # a router of the model's own
-        served = torch.zeros(2, ALL, dtype=torch.bool)
-        served[:, :PROMPT].scatter_(1, calls[0].places, True)  # noqa: FBT003
-        for t, call in enumerate(calls[1:], PROMPT):
-            if call is not None:
-                served[call.flat, t] = True
-        active[place.layer, place.scope == "attention"] = served
+        if isinstance(calls[0], Rows):  # else a router of the model's own
+            active[place.layer, place.scope == "attention"] = served(calls, 2, PROMPT, ALL)
     assert len(active) == 4  # two layers of two sublayers
-    close(found, masked(dense, ids, rows=lambda i, part: active[i, part == "attention"]), PROMPT)
+    assert_logits(
+        found, masked(dense, ids, rows=lambda i, part: active[i, part == "attention"]), PROMPT
+    )
 
 
 @pytest.mark.parametrize("leave", ["skip", "early"])
@@ -112,7 +116,7 @@ def test_dynamic_depth_given_its_layers(name: str, leave: str) -> None:
     def seen(layer: int) -> torch.Tensor:
         return rows(layer, "")[:, None, None] | torch.eye(ALL).bool()
 
-    close(found, masked(dense, ids, rows=rows, seen=seen), PROMPT)
+    assert_logits(found, masked(dense, ids, rows=rows, seen=seen), PROMPT)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -134,7 +138,7 @@ def test_token_drop_given_its_tokens(name: str) -> None:
     wanted = masked(dense, ids, seen=seen)
     if found[0].shape[1] == PROMPT:  # GPT-2 gives its hidden states the prompt's shape
         found[0] = torch.stack([found[0][b, places[b]] for b in range(2)])
-    close(found, torch.stack([wanted[b, stays[b]] for b in range(2)]), 9)
+    assert_logits(found, torch.stack([wanted[b, stays[b]] for b in range(2)]), 9)
 
 
 @pytest.mark.parametrize("family", ["dynamic-nk", "kv-evict"])
@@ -157,21 +161,13 @@ def test_attention_to_fewer_keys_given_which(name: str, family: str) -> None:
         return recent if family == "kv-evict" else of_blocks(blocks[layer], dense.config)
 
     assert any(full)
-    close(found, masked(dense, ids, seen=seen), PROMPT)
+    assert_logits(found, masked(dense, ids, seen=seen), PROMPT)
 
 
 def of_blocks(calls: list[Any], config: Any) -> torch.Tensor:
-    """[B, n_q, L, L] from the recorded groups of prefill and of each decode step."""
-    heads = calls[0][0].tokens.shape[1]
-    seen = torch.zeros(2, heads, ALL, ALL, dtype=torch.bool)
-    for group in calls[0]:
-        for i in range(group.end - group.first):
-            start = (group.first + i) * 4
-            for q in range(start, start + group.own):
-                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)  # noqa: FBT003
-    for t, (group,) in enumerate(calls[1:], PROMPT):
-        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)  # noqa: FBT003
-    return seen.repeat_interleave(config.num_attention_heads // heads, dim=1)
+    """[B, n_q, L, L]: the keys of a KV head are seen by each head of its group."""
+    seen = seen_blocks(calls, 4, PROMPT, ALL)
+    return seen.repeat_interleave(config.num_attention_heads // seen.shape[1], dim=1)
 
 
 @torch.no_grad()

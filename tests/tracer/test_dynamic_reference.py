@@ -12,11 +12,13 @@ import torch
 from taxonomy.keep import kept_count
 from tests.tracer.dynamic_reference import (
     ARCHITECTURES,
+    assert_logits,
     causal,
-    close,
     prune,
     recorded,
     reference,
+    seen_blocks,
+    served,
     small,
     steps,
     tokens,
@@ -43,15 +45,9 @@ def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], bat
 
     def rows(layer: int, part: str) -> torch.Tensor:
         name = "self_attn" if part == "attention" else "mlp"
-        calls = routes[f"model.layers.{layer}.{name}.router"]
-        active = torch.zeros(batch, ALL, dtype=torch.bool)
-        active[:, :PROMPT].view(-1, PROMPT).scatter_(1, calls[0].places, True)  # noqa: FBT003
-        for t, call in enumerate(calls[1:], PROMPT):
-            if call is not None:
-                active[call.flat, t] = True
-        return active
+        return served(routes[f"model.layers.{layer}.{name}.router"], batch, PROMPT, ALL)
 
-    close(found, reference(dense, ids, rows=rows), PROMPT)
+    assert_logits(found, reference(dense, ids, rows=rows), PROMPT)
     assert int(rows(0, "attention")[:, :PROMPT].sum()) == batch * 9  # int(19 x .5)
     assert not torch.equal(rows(0, "attention"), rows(0, "mlp"))
     decode = [rows(i, part)[:, PROMPT:] for i in range(4) for part in ("attention", "mlp")]
@@ -60,17 +56,10 @@ def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], bat
     assert not torch.allclose(found[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
 
 
-def block_mask(calls: list[Any], block: int, batch: int) -> torch.Tensor:
-    """[B, 4 heads, L, L] from the recorded groups of prefill and of each decode step."""
-    seen = torch.zeros(batch, 2, ALL, ALL, dtype=torch.bool)
-    for group in calls[0]:
-        for i in range(group.end - group.first):
-            start = (group.first + i) * block
-            for q in range(start, start + group.own):
-                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)  # noqa: FBT003
-    for t, (group,) in enumerate(calls[1:], PROMPT):
-        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)  # noqa: FBT003
-    return seen.repeat_interleave(2, dim=1) & causal(batch, 4, ALL)
+def block_mask(calls: list[Any], block: int) -> torch.Tensor:
+    """[B, 4 heads, L, L] of keys that were chosen and came before."""
+    seen = seen_blocks(calls, block, PROMPT, ALL)
+    return seen.repeat_interleave(2, dim=1) & causal(len(seen), 4, ALL)
 
 
 @each_architecture
@@ -84,9 +73,9 @@ def test_dynamic_nk_given_its_blocks(
     found, _ = steps(model, ids, PROMPT)
 
     def seen(layer: int) -> torch.Tensor:
-        return block_mask(blocks[f"model.layers.{layer}.self_attn.router"], block, batch)
+        return block_mask(blocks[f"model.layers.{layer}.self_attn.router"], block)
 
-    close(found, reference(dense, ids, seen=seen), PROMPT)
+    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
     counts = next(iter(dynamic_stats(model).values()))
     num = math.ceil(PROMPT / block)
     assert counts["total"][:2] == [num * (num + 1) // 2, math.ceil((PROMPT + 1) / block)]
@@ -105,8 +94,8 @@ def test_dynamic_nk_of_values_given_its_blocks() -> None:
     for index, layer in enumerate(masked.model.layers):
         calls = blocks[f"model.layers.{index}.self_attn.router"]
         plain = PlainAttention(read_attentions(dense)[index])
-        layer.self_attn = _ValuesMasked(plain, block_mask(calls, 4, 2))
-    close(found, reference(masked, ids), PROMPT)
+        layer.self_attn = _ValuesMasked(plain, block_mask(calls, 4))
+    assert_logits(found, reference(masked, ids), PROMPT)
 
 
 class _ValuesMasked(torch.nn.Module):
@@ -154,7 +143,7 @@ def test_kv_evict_given_its_keys(
                     out[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
         return out.repeat_interleave(2, dim=1)
 
-    close(found, reference(dense, ids, seen=seen), PROMPT)
+    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
     if keep == "attention":
         assert not torch.equal(seen(0), seen(1))
 
@@ -176,7 +165,7 @@ def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
         cached = rows(layer, "")[:, None, None] | torch.eye(ALL).bool()
         return causal(batch, 4, ALL) & cached
 
-    close(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
+    assert_logits(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
     per_step = [sum(active[t] for active in ran.values()) for t in range(ALL - PROMPT + 1)]
     assert all(count == 2 if leave == "skip" else 1 <= count <= 3 for count in per_step)
     assert len({tuple(row[t] for row in ran.values()) for t in range(len(per_step))}) > 1
@@ -205,7 +194,7 @@ def test_token_drop_given_its_tokens(model_type: str, fields: dict[str, Any], ba
         torch.testing.assert_close(x[:, :9], rows, rtol=1e-4, atol=1e-4)
         for layer in dense.model.layers[1:]:
             x = layer(x, position_embeddings=(cos[0][index], sin[0][index]), attention_mask=None)
-        close(found, dense.lm_head(dense.model.norm(x)), 9)
+        assert_logits(found, dense.lm_head(dense.model.norm(x)), 9)
 
 
 @each_architecture

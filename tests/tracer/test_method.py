@@ -12,11 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from taxonomy.arguments import is_function
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
+from tests.tracer.dynamic_reference import steps
 from tracer import compat
 from tracer.application import apply_request
-from tracer.method import Part, is_function, read_method
+from tracer.method import Part, read_method
 from tracer.models import Loaded, load_model
 from tracer.request import TraceRequest
 from tracer.trace import trace
@@ -117,14 +119,10 @@ def test_layer_maps_of_two_parts_are_one() -> None:
     )
     assert layer_map == [1, 2, 3, 4, 6, 7]
     assert pruning["parts"][0]["sparsity"] == 0.25  # 2 of 8 layers
-    cache = compat.new_cache(model)
     ids = torch.arange(1, 13).unsqueeze(0)
+    found, _ = steps(model, ids, 1)
     with torch.no_grad():
-        steps = [
-            compat.forward(model, ids[:, t : t + 1], cache=cache, logits="last").logits
-            for t in range(12)
-        ]
-        torch.testing.assert_close(torch.cat(steps, 1), model(ids).logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.torch

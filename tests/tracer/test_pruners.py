@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import families
+from tests.tracer.dynamic_reference import steps
 from tracer import compat
 from tracer.census import census
 from tracer.layers import decoder_layers
@@ -176,13 +177,8 @@ def test_static_m_decodes_as_it_prefills(tiny: Any) -> None:
     """A cache that was renumbered wrongly would mix layers up."""
     for unit in ("layer", "attention", "sublayers"):
         model = apply("static-m", tiny, 0.5, unit=unit).model
-        cache = compat.new_cache(model)
-        with torch.no_grad():
-            steps = [
-                compat.forward(model, IDS[:, t : t + 1], cache=cache, logits="last").logits
-                for t in range(12)
-            ]
-        torch.testing.assert_close(torch.cat(steps, 1), logits(model), rtol=1e-3, atol=1e-4)
+        found, _ = steps(model, IDS, 1)
+        torch.testing.assert_close(torch.cat(found, 1), logits(model), rtol=1e-3, atol=1e-4)
 
 
 def test_static_m_named_layers(tiny: Any) -> None:

@@ -27,7 +27,7 @@ from tests.tracer.architectures import (
     distance,
     logits,
 )
-from tracer import compat
+from tests.tracer.dynamic_reference import steps
 from tracer.census import census
 from tracer.pruners import Point, family_point, pruner
 from tracer.pruners.static_k_24 import lowest_two_of_four
@@ -233,13 +233,8 @@ def test_parameters_are_those_of_the_theory(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text"])
 def test_decoding_equals_prefill(name: str, model_type: str) -> None:
     model = apply(name, build(model_type), 0.5).model
-    cache = compat.new_cache(model)
-    with torch.no_grad():
-        steps = [
-            compat.forward(model, IDS[:, t : t + 1], cache=cache, logits="last").logits
-            for t in range(LENGTH)
-        ]
-    assert distance(torch.cat(steps, 1), logits(model)) < 1e-4
+    found, _ = steps(model, IDS, 1)
+    assert distance(torch.cat(found, 1), logits(model)) < 1e-4
 
 
 def test_a_seed_prunes_the_same_parts_and_another_does_not() -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
+from tests.small_capture import PEAKS
 from tracer.sweep import SweepRequest, plan_of, summary, sweep
 from tracer.sweep_state import SweepFolder, timing_slot
 
@@ -37,9 +38,6 @@ repeats: 2
 steps: 2
 threads: 1
 """
-
-
-PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 
 
 @pytest.fixture

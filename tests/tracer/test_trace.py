@@ -123,7 +123,9 @@ def test_annotations_and_scopes(static_m: Path) -> None:
 
 
 def test_every_op_lies_in_a_step(static_m: Path) -> None:
-    for path in static_m.glob("*/*.gz"):
+    paths = list(static_m.glob("*/*.gz"))
+    assert len(paths) == 4
+    for path in paths:
         spans = [e for e in events(path) if e["ph"] == "X"]
         steps = [e for e in spans if e["name"].startswith("prunescope.step#")]
         for op in (e for e in spans if e["cat"] == "cpu_op"):

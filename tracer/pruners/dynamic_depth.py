@@ -22,7 +22,7 @@ from tracer.layer_places import LayerPlace, layer_places
 from tracer.layers import text_config
 from tracer.prenorm import attention_layers, check_runs, rebuilt
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, refuse_calibration, score_weight
+from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weight
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -34,16 +34,15 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     early = point.knobs["exit"] == "early"
     route = _Route(len(layers), early, Draws(point, "dynamic-depth"))
 
-    def rebuild(sparsity: float) -> None:
+    def build() -> list[_Route]:
         for place, layer in zip(places, layers, strict=True):
-            if not isinstance(layer, _Skippable):
-                extend(layer, _Skippable)
-                parts: Any = layer
-                parts.router = _DepthRouter(point, place.number, next(layer.parameters()), hidden)
-                parts.place, parts.route, parts.tally = place, route, Tally("layers")
-        route.sparsity = sparsity
+            extend(layer, _Skippable)
+            parts: Any = layer
+            parts.router = _DepthRouter(point, place.number, next(layer.parameters()), hidden)
+            parts.place, parts.route, parts.tally = place, route, Tally("layers")
+        return [route]
 
-    rebuilt(model, rebuild, sparsity=point.sparsity)
+    rebuilt(model, build, sparsity=point.sparsity)
     check_runs(model, "with layers skipped", route.draws.stream)
     gone = removed_layers(len(layers), point.sparsity)
     how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
@@ -87,12 +86,11 @@ class _DepthRouter(nn.Module):
         return linear(x.mean(1), self.weight) > 0
 
 
-class _Skippable:
+class _Skippable(Counted):
     """A decoder layer, or the identity."""
 
     router: _DepthRouter
     route: _Route
-    tally: Tally
     place: LayerPlace
     outputs: int  # of a layer that gives a tuple, else 0
 
@@ -119,7 +117,3 @@ class _Skippable:
         out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
         self.outputs = len(out) if isinstance(out, tuple) else 0
         return out
-
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Whether the layer ran, see `tracer.pruners.Counting`."""
-        return self.tally.take()

@@ -18,46 +18,84 @@ from transformers import PreTrainedModel
 from taxonomy.keep import kept_count
 from tracer import compat
 from tracer.attention_parts import AttentionParts, unread
+from tracer.calibration import calibration_of
 from tracer.channels import find_channels
+from tracer.counted_cache import past_length
 from tracer.inserted import extend
 from tracer.layers import decoder_layers
 from tracer.prenorm import is_prenorm, layer_attentions, rebuilt
-from tracer.pruned_attention import PlainAttention, Rotary, past_length, refuse_padding
+from tracer.pruned_attention import PlainAttention, Rotary, refuse_padding, taken_rotary
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, refuse_calibration, score_weight
+from tracer.router_fit import Site, fit_routers
+from tracer.routing import Counted, Draws, Tally, flat_places, score_weight
 from tracer.sublayers import roots
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every sublayer. No weight goes."""
-    refuse_calibration(point, "dynamic-m")
+    sites: list[Site] = []
+
+    def build() -> list[RowRouter]:
+        sites.extend(_sites(model, point))
+        return [site.router for site in sites]
+
+    rebuilt(model, build, sparsity=0.0 if point.calibrated else point.sparsity)
+    record = _fitted(model, sites, point) if point.calibrated else _drawn(point)
+    return Applied(model=model, record=record)
+
+
+def _drawn(point: Point) -> dict[str, Any]:
+    note = (
+        "prefill: the int(p·S) best rows of each sequence; decode: a drawn number of the B rows, "
+        "each with probability p, the best ones by the router's score"
+    )
+    return {"kept": {"rows": 1 - point.sparsity}, "notes": [note]}
+
+
+def _fitted(model: Any, sites: list[Site], point: Point) -> dict[str, Any]:
+    """Fit the routers to the text, and say how."""
+    calibration = calibration_of(model, point.calibration, seed=point.seed)
+    r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
+    told = "" if r2 is None else f", R² {r2:.2f} (median) on sequences that were held out"
+    shares = {
+        kind: [round(1 - site.router.sparsity, 4) for site in sites if site.kind == kind]
+        for kind in ("attention", "mlp")
+    }
+    return {
+        "kept": {"rows": 1 - point.sparsity, "rows_by_layer": shares},
+        "calibration": calibration.record,
+        "notes": [
+            "each sublayer has a share p of its own, by how much it changes tokens; prefill: the "
+            "int(p·S) best rows of each sequence; decode: rows that score as the best p of the "
+            "text",
+            f"{len(sites)} routers fitted to how much each sublayer changes a token{told}",
+        ],
+    }
+
+
+def _sites(model: Any, point: Point) -> list[Site]:
+    """Give every sublayer a router; their sites, attention and MLP of each layer in turn."""
     attentions = layer_attentions(model)
     name, layers = decoder_layers(model)
     mlps = [_mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     draws = Draws(point, "dynamic-m")
-    routers: list[RowRouter] = []
-
-    def rebuild(sparsity: float) -> None:
-        for index, parts in enumerate(attentions if not routers else ()):
-            attention = _RoutedAttention(parts, point, draws)
-            if is_prenorm(layers[index]):
-                layer = _RoutedLayer(layers[index], attention, point, draws)
-                layers[index] = layer
-                routers.extend((attention.router, layer.mlp.router))
-            else:
-                model.set_submodule(parts.path, attention)
-                router = RowRouter(point, draws, f"mlp {index}", parts.like)
-                _route(model, mlps[index], router, attention)
-                routers.extend((attention.router, router))
-        for router in routers:
-            router.sparsity = sparsity
-
-    rebuilt(model, rebuild, sparsity=point.sparsity)
-    notes = [
-        "prefill: the int(p·S) best rows of each sequence; decode: a drawn number of the B rows, "
-        "each with probability p, the best ones by the router's score"
-    ]
-    return Applied(model=model, record={"kept": {"rows": 1 - point.sparsity}, "notes": notes})
+    sites: list[Site] = []
+    mlp: nn.Module
+    for index, parts in enumerate(attentions):
+        attention = _RoutedAttention(parts, point, draws)
+        if is_prenorm(layers[index]):
+            routed = layers[index] = _RoutedLayer(layers[index], attention, point, draws)
+            router, mlp = routed.mlp.router, routed.mlp
+        else:
+            model.set_submodule(parts.path, attention)
+            router = RowRouter(point, draws, f"mlp {index}", parts.like)
+            mlp = _route(model, mlps[index], router, attention)
+        layer = layers[index]
+        sites += (
+            Site(kind="attention", layer=layer, router=attention.router, sublayer=attention),
+            Site(kind="mlp", layer=layer, router=router, sublayer=mlp),
+        )
+    return sites
 
 
 def _mlp_of(model: nn.Module, layer: nn.Module, path: str) -> list[str]:
@@ -93,6 +131,7 @@ class RowRouter(nn.Module):
         super().__init__()
         self.sparsity, self.draws = point.sparsity, draws.own(point, what)
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
+        self.threshold: float | None = None  # of a fitted router: the score that a row needs
 
     def forward(
         self,
@@ -107,17 +146,11 @@ class RowRouter(nn.Module):
         batch, tokens, _ = x.shape
         scores = self.draws.instead_of(linear(x, self.weight).squeeze(-1))  # [B, T]
         if tokens == 1:
-            count = self.draws.successes(batch, 1 - self.sparsity)
-            if not count:
-                return None
-            flat = scores.view(-1).topk(count).indices.sort().values
-            return Rows(flat, flat.unsqueeze(-1), None)
+            flat = self._of_step(scores.view(-1))
+            return None if flat is None else Rows(flat, flat.unsqueeze(-1), None)
         count = kept_count(tokens, self.sparsity)
         places = scores.topk(count).indices.sort().values
-        flat = places
-        if batch > 1:
-            flat = places + torch.arange(0, batch * tokens, tokens, device=x.device).unsqueeze(-1)
-        mask = None
+        flat, mask = flat_places(places, tokens), None
         if given is not None:
             every = given.expand(batch, -1, -1, -1)
             mask = every.gather(2, places[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
@@ -125,13 +158,22 @@ class RowRouter(nn.Module):
             mask = self._mask(places, past, tokens, x)
         return Rows(flat.flatten(), places, mask)
 
+    def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
+        """Of the scores [B] of a decode step the rows that go through, None for none."""
+        if self.threshold is not None:
+            # Their number depends on the data: the host waits for the device.
+            flat = (scores >= self.threshold).nonzero().view(-1)
+            return flat if flat.numel() else None
+        count = self.draws.successes(len(scores), 1 - self.sparsity)
+        return scores.topk(count).indices.sort().values if count else None
+
     def _mask(self, places: torch.Tensor, past: int, tokens: int, x: torch.Tensor) -> torch.Tensor:
         keys = torch.arange(past + tokens, device=x.device)
         future = keys > (places + past).unsqueeze(-1)
         return x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
 
 
-class _RoutedAttention(PlainAttention):
+class _RoutedAttention(PlainAttention, Counted):
     """Keys and values of all tokens, queries and output of the active ones, onto the residual."""
 
     def __init__(self, parts: AttentionParts, point: Point, draws: Draws) -> None:
@@ -185,12 +227,8 @@ class _RoutedAttention(PlainAttention):
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
         return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Active rows, see `tracer.pruners.Counting`."""
-        return self.tally.take()
 
-
-class _RoutedMlp(nn.Module):
+class _RoutedMlp(nn.Module, Counted):
     """An MLP on the active rows, onto the residual."""
 
     gate_proj: nn.Linear
@@ -216,10 +254,6 @@ class _RoutedMlp(nn.Module):
         out = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return scattered(residual, rows.flat, out)
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Active rows, see `tracer.pruners.Counting`."""
-        return self.tally.take()
-
 
 class _RoutedLayer(compat.TakesCache):
     """A decoder layer whose sublayers add to the residual stream where their routers say so."""
@@ -238,21 +272,20 @@ class _RoutedLayer(compat.TakesCache):
         """[B, T, h] to [B, T, h]."""
         normed = self.input_layernorm(hidden_states)
         hidden_states = self.self_attn(normed, residual=hidden_states, **arguments)
-        out: torch.Tensor = self.mlp(hidden_states, self.post_attention_layernorm)
+        out: torch.Tensor = self.mlp(residual=hidden_states, norm=self.post_attention_layernorm)
         return out
 
 
-class _Routed:
+class _Routed(Counted):
     """An MLP of any kind that runs on the active rows, and puts out zeros for the others."""
 
-    chooses: tuple[RowRouter]
-    tally: Tally
+    own_router: tuple[RowRouter]  # in a tuple: it is registered already, beside that of experts
     outputs: int  # of an MLP that gives a tuple, else 0
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""
         batch, tokens, width = hidden_states.shape
-        rows = self.chooses[0](hidden_states, past=0, masked=False)
+        rows = self.own_router[0](hidden_states, past=0, masked=False)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
         if rows is None:
             zeros = torch.zeros_like(hidden_states)
@@ -264,18 +297,13 @@ class _Routed:
             return (spread(hidden_states, rows.flat, out[0]), *out[1:])
         return spread(hidden_states, rows.flat, out)
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Active rows, see `tracer.pruners.Counting`."""
-        return self.tally.take()
 
-
-class _Entered:
+class _MlpEntry(Counted):
     """The first projection of an MLP without a module of its own: it takes the active rows of the
     tokens [B, T] that the attention before it saw, and hands them on as [k, f]."""
 
     router: RowRouter
     attention: tuple[_RoutedAttention]
-    tally: Tally
     rows: tuple[torch.Tensor, torch.Tensor] | None  # those of the forward at hand, and like what
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -290,27 +318,24 @@ class _Entered:
         out: torch.Tensor = super().forward(x.index_select(0, flat))  # type: ignore[misc]
         return out
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Active rows, see `tracer.pruners.Counting`."""
-        return self.tally.take()
 
-
-class _Left:
+class _MlpExit:
     """The last projection of such an MLP: zeros for the rows that it did not get."""
 
-    first: tuple[_Entered]
+    entry: tuple[_MlpEntry]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[k, f] to [B·T, h]."""
-        assert self.first[0].rows is not None
-        flat, like = self.first[0].rows
+        assert self.entry[0].rows is not None
+        flat, like = self.entry[0].rows
         if not flat.numel():
             return torch.zeros_like(like)
         return spread(like, flat, super().forward(x))  # type: ignore[misc]
 
 
-def _route(model: Any, at: list[str], router: RowRouter, attention: _RoutedAttention) -> None:
-    """Put a router into the MLP at these paths, which otherwise runs as it is."""
+def _route(model: Any, at: list[str], router: RowRouter, attention: _RoutedAttention) -> nn.Module:
+    """Put a router into the MLP at these paths, which otherwise runs as it is. Returns the module
+    that puts out what the MLP does."""
     mlp: Any = model.get_submodule(at[0])
     mlp.tally = Tally("rows")
     if len(at) == 1:
@@ -320,23 +345,14 @@ def _route(model: Any, at: list[str], router: RowRouter, attention: _RoutedAtten
         else:
             mlp.router = router
         extend(mlp, _Routed)
-        mlp.chooses = (router,)
-        return
-    extend(mlp, _Entered)
+        mlp.own_router = (router,)
+        return mlp
+    extend(mlp, _MlpEntry)
     mlp.router, mlp.attention, mlp.rows = router, (attention,), None
     last: Any = model.get_submodule(at[1])
-    extend(last, _Left)
-    last.first = (mlp,)
-
-
-def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
-    """Cos and sin [1 or B, T, d] of the tokens at `places` [B, k]."""
-    cos, sin = rotary
-    shape = (*places.shape, cos.shape[-1])
-    return (
-        cos[0].index_select(0, places.flatten()).view(shape),
-        sin[0].index_select(0, places.flatten()).view(shape),
-    )
+    extend(last, _MlpExit)
+    last.entry = (mlp,)
+    return last
 
 
 def scattered(residual: torch.Tensor, flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

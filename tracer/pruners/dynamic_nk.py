@@ -25,16 +25,11 @@ from tracer.blocks import (
     usual_block,
     with_masks,
 )
+from tracer.counted_cache import past_length
 from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import (
-    PlainAttention,
-    Rotary,
-    lower_right,
-    past_length,
-    refuse_padding,
-)
+from tracer.pruned_attention import PlainAttention, Rotary, lower_right, refuse_padding
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally
+from tracer.routing import Counted, Draws, Tally
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -50,15 +45,13 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         kind = _FlexAttention
     sizes = BlockSizes(0, flex.LEAST_BLOCK if backend == "flex" else 1)
 
-    def rebuild(sparsity: float) -> None:
-        for parts in attentions:
-            attention: Any = model.get_submodule(parts.path)
-            if not isinstance(attention, kind):
-                attention = kind(parts, point, draws, sizes)
-                model.set_submodule(parts.path, attention)
-            attention.router.sparsity = sparsity
+    def build() -> list[BlockRouter]:
+        found = [kind(parts, point, draws, sizes) for parts in attentions]
+        for attention in found:
+            model.set_submodule(attention.parts.path, attention)
+        return [attention.router for attention in found]
 
-    rebuilt(model, rebuild, sparsity=point.sparsity)
+    rebuilt(model, build, sparsity=point.sparsity)
     sizes.asked = block
     kept = {"blocks": 1 - point.sparsity, "block": block or "by prompt"}
     notes = ["prompts run on compiled FlexAttention, decode on ordinary ops"]
@@ -137,7 +130,7 @@ class ValueRouter(BlockRouter):
         return self.decided(mass, block=block, length=weights.shape[3], like=weights[:, :, :1])
 
 
-class _BlockAttention(PlainAttention):
+class _BlockAttention(PlainAttention, Counted):
     """Attention of each query block over its chosen key/value blocks."""
 
     router_kind: type[BlockRouter] = BlockRouter
@@ -199,15 +192,9 @@ class _BlockAttention(PlainAttention):
             parts.append(out.view(q.shape[0], -1, out.shape[-1]))
         return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Blocks seen, see `tracer.pruners.Counting`."""
-        return self.tally.take()
-
 
 class FlexRouter(BlockRouter):
     """The choice for a prompt as a block mask; for a single token as it is elsewhere."""
-
-    groups = 1  # query heads of a KV head
 
     def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
         """By scores [B, n_kv, query blocks, key blocks]."""
@@ -215,7 +202,7 @@ class FlexRouter(BlockRouter):
             return super().decided(scores, block=block, length=length, like=like)
         return flex.block_mask(
             self.draws.instead_of(scores), block=block, length=length, sparsity=self.sparsity,
-            groups=self.groups,
+            groups=like.shape[1] // scores.shape[1],
         )  # fmt: skip
 
 
@@ -236,11 +223,9 @@ class _FlexAttention(_BlockAttention):
         q, k, v = qkv
         if q.shape[2] == 1:
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
-        router: Any = self.router
-        router.groups = self.groups
-        mask = router(q, k, layer=layer, past=past, block=block)
+        mask = self.router(q, k, layer=layer, past=past, block=block)
         out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.blocks_seen(-(-q.shape[2] // block), router.sparsity)
+        return out, flex.blocks_seen(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):

@@ -20,7 +20,7 @@ from tracer.inserted import extend
 from tracer.layers import decoder_layers
 from tracer.prenorm import rebuilt
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, refuse_calibration, score_weight
+from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weight
 from tracer.weights import Weight
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
@@ -31,18 +31,17 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     refuse_calibration(point, "dynamic-width")
     parts = _mlps(model)
     draws = Draws(point, "dynamic-width")
-    routers: list[ChannelPredictor] = []
 
-    def rebuild(sparsity: float) -> None:
-        for index, part in enumerate(parts if not routers else ()):
-            routers.append(_sliced(model, part, ChannelPredictor(point, draws, index, part)))
-        for router in routers:
-            router.sparsity = sparsity
+    def build() -> list[ChannelPredictor]:
+        return [
+            _sliced(model, part, ChannelPredictor(point, draws, index, part))
+            for index, part in enumerate(parts)
+        ]
 
     widths = [kept_intermediate(part.total, point.sparsity) for part in parts]
     notes = ["all tokens of a forward use one set of channels"]
     notes += rounding(widths[0], parts[0].total, point.sparsity, "MLP channels")
-    rebuilt(model, rebuild, sparsity=point.sparsity)
+    rebuilt(model, build, sparsity=point.sparsity)
     return Applied(model=model, record={"kept": {"intermediate": widths}, "notes": notes})
 
 
@@ -145,18 +144,13 @@ class _Sliced:
         return out.view(*x.shape[:-1], -1)
 
 
-class _Predicting:
+class _Predicting(Counted):
     """What an MLP does before it runs, and counts."""
 
     router: ChannelPredictor
-    tally: Tally
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the module, on the channels that the router chooses."""
         channels = self.router(x)
         self.tally.add(channels.numel(), self.router.weight_out.shape[0])
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Channels used, see `tracer.pruners.Counting`."""
-        return self.tally.take()

@@ -16,17 +16,11 @@ from transformers import PreTrainedModel
 
 from taxonomy.keep import kept_count
 from tracer.attention_parts import AttentionParts
+from tracer.counted_cache import CountedLayer, counted_layer
 from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import (
-    CountedLayer,
-    PlainAttention,
-    Rotary,
-    counted_layer,
-    lower_right,
-    refuse_padding,
-)
+from tracer.pruned_attention import PlainAttention, Rotary, lower_right, refuse_padding
 from tracer.pruners import Applied, Point
-from tracer.routing import Draws, Tally, taken, token_rows
+from tracer.routing import Counted, Draws, Tally, taken, token_rows
 
 _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
 
@@ -36,15 +30,13 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     attentions = whole_attentions(model)
     draws = Draws(point, "kv-evict") if point.knobs["keep"] == "attention" else None
 
-    def rebuild(sparsity: float) -> None:
-        for parts in attentions:
-            attention: Any = model.get_submodule(parts.path)
-            if not isinstance(attention, _EvictingAttention):
-                attention = _EvictingAttention(parts, point, draws)
-                model.set_submodule(parts.path, attention)
-            attention.sparsity = sparsity
+    def build() -> list[_EvictingAttention]:
+        found = [_EvictingAttention(parts, point, draws) for parts in attentions]
+        for attention in found:
+            model.set_submodule(attention.parts.path, attention)
+        return found
 
-    rebuilt(model, rebuild, sparsity=point.sparsity)
+    rebuilt(model, build, sparsity=point.sparsity)
     return Applied(model=model, record={"kept": {"keys": 1 - point.sparsity}})
 
 
@@ -71,7 +63,7 @@ class KeyRanker(nn.Module):
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
-class _EvictingAttention(PlainAttention):
+class _EvictingAttention(PlainAttention, Counted):
     """The dense attention over a cache that holds a part of the keys."""
 
     def __init__(self, parts: AttentionParts, point: Point, draws: Draws | None) -> None:
@@ -121,7 +113,3 @@ class _EvictingAttention(PlainAttention):
         observers = q[:, :, -_OBSERVERS:]
         rows = self.router(observers, held.keys, count=budget, scaling=self.scaling)
         held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
-
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Keys in the cache after each forward, see `tracer.pruners.Counting`."""
-        return self.tally.take()

@@ -18,13 +18,13 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.keep import kept_count
 from tracer import compat
 from tracer.attention_parts import AttentionParts
+from tracer.counted_cache import last_rows, past_length
 from tracer.inserted import by_name, extend
 from tracer.layer_places import LayerPlace, layer_places
 from tracer.prenorm import attention_layers, check_runs, layer_attentions, rebuilt
-from tracer.pruned_attention import PlainAttention, Rotary, last_rows, past_length
+from tracer.pruned_attention import PlainAttention, Rotary, taken_rotary
 from tracer.pruners import Applied, Point
-from tracer.pruners.dynamic_m import taken_rotary
-from tracer.routing import Draws, Tally
+from tracer.routing import Counted, Draws, Tally, flat_places
 
 _DROPPED = "with tokens dropped"
 
@@ -44,19 +44,18 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     draws = Draws(point, "token-drop")
     ranker = TokenRanker(draws)
 
-    def rebuild(sparsity: float) -> None:
-        if not isinstance(layers[0], _Dropping):
-            for place, layer in zip(places, layers, strict=True):
-                parts: Any = layer
-                extend(layer, _Dropping)
-                parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
-                parts.late = place.number >= after
-            model.set_submodule(watched.path, _WatchedAttention(watched, drop))
-            late: Any = layers[after]
-            late.router = ranker
-        ranker.sparsity = sparsity
+    def build() -> list[TokenRanker]:
+        for place, layer in zip(places, layers, strict=True):
+            parts: Any = layer
+            extend(layer, _Dropping)
+            parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
+            parts.late = place.number >= after
+        model.set_submodule(watched.path, _WatchedAttention(watched, drop))
+        late: Any = layers[after]
+        late.router = ranker
+        return [ranker]
 
-    rebuilt(model, rebuild, sparsity=point.sparsity)
+    rebuilt(model, build, sparsity=point.sparsity)
     try:
         check_runs(model, _DROPPED, draws.stream)
     except PrunescopeError:
@@ -111,10 +110,9 @@ class TokenRanker(nn.Module):
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.draws.instead_of(mass)
         scores[:, -1] = float("inf")  # the next token is told from the last one
-        places = flat = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
-        if batch > 1:
-            flat = places + torch.arange(0, batch * length, length, device=places.device)[:, None]
-        rows = hidden.reshape(batch * length, -1).index_select(0, flat.flatten())
+        places = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
+        flat = flat_places(places, length).flatten()
+        rows = hidden.reshape(batch * length, -1).index_select(0, flat)
         return rows.view(*places.shape, -1), places
 
 
@@ -140,12 +138,11 @@ class _WatchedAttention(PlainAttention):
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
-class _Dropping:
+class _Dropping(Counted):
     """A decoder layer before the drop, at it (with a router) or behind it (`late`)."""
 
     router: TokenRanker
     drop: _Drop
-    tally: Tally
     place: LayerPlace
     late: bool
 
@@ -192,10 +189,6 @@ class _Dropping:
             return hidden
         hidden, drop.places = self.router(hidden, query, keys)
         return hidden
-
-    def prunescope_stats(self) -> dict[str, Any]:
-        """Rows that went through, see `tracer.pruners.Counting`."""
-        return self.tally.take()
 
 
 def _taken_ids(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

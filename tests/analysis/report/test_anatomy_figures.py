@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.report import anatomy_figures, figures
+from analysis.report import anatomy_figures
 from analysis.report.anatomy import Anatomy, Fit, Good, HostTime, LayerTime, Point, Shape
 from analysis.report.anatomy_view import lines, tables
 from analysis.report.model import Report
 from tests.analysis.report import example
+from tests.analysis.report.drawn import drawn
 
 MS = 1e6
 KINDS = ("gemm", "attention", "elementwise", "batched_gemm", "gather_scatter", "norm", "unknown")
@@ -62,18 +63,9 @@ def report(of: Anatomy | None = None, **device: Any) -> Report:
     return out
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figure]:
-    kept: list[Figure] = []
-
-    def keep(figure: Figure, _: str) -> bytes:
-        figure.set_dpi(300)
-        figure.draw_without_rendering()
-        kept.append(figure)
-        return b""
-
-    monkeypatch.setattr(figures, "saved", keep)
-    names = anatomy_figures.anatomy_files(of, "png")
-    return dict(zip((name.split("-")[0] for name in names), kept, strict=True))
+def kept_figures(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figure]:
+    kept = drawn(monkeypatch, anatomy_figures.anatomy_files, of)
+    return {name.split("-")[0]: figure for name, figure in kept.items()}
 
 
 def test_the_files_of_a_phase() -> None:
@@ -92,7 +84,7 @@ def test_no_text_overlaps_or_leaves_the_page(
     layers: int, hostile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = report(anatomy(layers))
-    for figure in drawn(monkeypatch, example.hostile(of) if hostile else of).values():
+    for figure in kept_figures(monkeypatch, example.hostile(of) if hostile else of).values():
         boxes = []
         for axes in figure.axes:
             low, high = sorted(axes.get_xlim())
@@ -114,7 +106,7 @@ def test_no_text_overlaps_or_leaves_the_page(
 def test_the_roofline_holds_every_point_and_both_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {"dense_flop_per_s": {"bf16": 8e14}, "byte_per_s": 3e12}
     sheet = {"dense_flop_per_s": {"bf16": 989e12}, "byte_per_s": 3.35e12}
-    figure = drawn(monkeypatch, report(measured=True, peaks=peaks, sheet=sheet))["roofline"]
+    figure = kept_figures(monkeypatch, report(measured=True, peaks=peaks, sheet=sheet))["roofline"]
     (axes,) = figure.axes
     measured, table = axes.get_lines()
     assert measured.get_ydata()[-1] == pytest.approx(800)
@@ -129,15 +121,15 @@ def test_the_roofline_holds_every_point_and_both_ceilings(monkeypatch: pytest.Mo
 
 
 def test_without_peaks_there_is_no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "roofline" not in drawn(monkeypatch, report(peaks=None))
+    assert "roofline" not in kept_figures(monkeypatch, report(peaks=None))
     fp8 = {"dense_flop_per_s": {"fp8": 1e15}, "byte_per_s": 1e12}
-    assert "roofline" not in drawn(monkeypatch, report(peaks=fp8))
+    assert "roofline" not in kept_figures(monkeypatch, report(peaks=fp8))
 
 
 def test_the_dimension_that_ran_is_filled_and_the_dense_one_hollow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (axes,) = drawn(monkeypatch, report())["waves"].axes
+    (axes,) = kept_figures(monkeypatch, report())["waves"].axes
     marks = [(float(x.get_xdata()[0]), float(x.get_ydata()[0]), x.get_markerfacecolor())
              for x in axes.get_lines() if x.get_marker() not in ("None", None, "")]  # fmt: skip
     filled = {(x, y) for x, y, face in marks if face != "white"}

@@ -13,6 +13,7 @@ from analysis.report import figures
 from analysis.report.ledger_view import waterfall
 from analysis.report.model import Row
 from tests.analysis.report import example
+from tests.analysis.report.drawn import drawn
 
 
 def test_png_is_one_column_wide_at_300_dpi() -> None:
@@ -42,17 +43,7 @@ def test_a_trace_alone_shows_its_kinds() -> None:
 
 
 def kept_figures(monkeypatch: pytest.MonkeyPatch, report: Any) -> list[Figure]:
-    kept: list[Figure] = []
-
-    def keep(figure: Figure, _: str) -> bytes:
-        figure.set_dpi(300)
-        figure.draw_without_rendering()
-        kept.append(figure)
-        return b""
-
-    monkeypatch.setattr(figures, "saved", keep)
-    figures.figure_files(report, "png")
-    return kept
+    return list(drawn(monkeypatch, figures.figure_files, report).values())
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from analysis.report.as_json import render_json
 from analysis.report.html import render_html
 from analysis.report.latex import render_latex
 from analysis.report.markdown import render_markdown
-from analysis.report.model import Overhead, OverheadPart, Phase, Report, from_json
+from analysis.report.model import Overhead, OverheadPart, Phase, Report, from_json, to_json
 from analysis.report.overhead_view import overhead_table
 from analysis.report.terminal import print_report
 from tests.analysis.report import example
@@ -74,8 +73,8 @@ def test_every_format_shows_it_and_only_where_there_is_one() -> None:
     for render in (render_markdown, render_html, render_latex):
         assert "Overhead of static-nk" in render(one())
         assert "Overhead of" not in render(example.two_phases())
-    assert from_json(render_json(one())) == one()
-    told = json.loads(render_json(example.two_phases()))
+    assert from_json(to_json(one())) == one()
+    told = json.loads(to_json(example.two_phases()))
     assert told["phases"]["prefill"]["overhead"] is None
 
 

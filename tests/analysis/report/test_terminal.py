@@ -10,7 +10,7 @@ from rich.console import Console
 
 from analysis.report.ledger_view import LADDER, LEDGER
 from analysis.report.model import Report
-from analysis.report.terminal import print_report, render_terminal
+from analysis.report.terminal import TerminalReport, print_report
 from tests.analysis.report import example
 
 
@@ -134,9 +134,9 @@ def test_markup_in_names_is_text() -> None:
     assert "[red]gemm[/red] [link=" in shown(report, 120)
 
 
-def test_render_terminal_is_one_renderable() -> None:
+def test_a_report_is_one_renderable() -> None:
     console = Console(file=io.StringIO(), width=80)
-    console.print(render_terminal(example.two_phases()))
+    console.print(TerminalReport(example.two_phases()))
     assert "realised" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

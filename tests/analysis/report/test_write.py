@@ -131,4 +131,7 @@ def test_matplotlib_is_imported_for_figures_only() -> None:
         "write_report(r, out, formats=('svg',))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,27 @@
+"""Figures as they are drawn, before they become the bytes of a file. No test in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.report import figures
+from analysis.report.model import Report
+
+
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, files: Callable[[Report, str], dict[str, bytes]], of: Report
+) -> dict[str, Figure]:
+    """The figures that `files` draws of a report at 300 dpi, by the name of their file."""
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, _: str) -> bytes:
+        figure.set_dpi(300)
+        figure.draw_without_rendering()
+        kept.append(figure)
+        return b""
+
+    monkeypatch.setattr(figures, "saved", keep)
+    return dict(zip(files(of, "png"), kept, strict=True))

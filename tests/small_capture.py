@@ -1,0 +1,43 @@
+"""Captures of a second or so, without a measured peak; and their reports with and without what the
+run says of its pruning. No test in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.pipeline import analyze
+from analysis.report.model import Phase
+
+PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
+FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, "repeats": 1,
+       "steps": 2, "threads": 1}  # fmt: skip
+
+
+def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
+    """A capture of tiny-llama; options as in TraceRequest."""
+    from tracer.trace import TraceRequest, trace
+
+    return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
+
+
+def phases_unrecorded(run: Path) -> dict[str, Phase]:
+    """The phases of a report on a run whose record of its pruning is blanked."""
+    path = run / "pruned" / "run.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "pruning": None}))
+    phases = analyze(run).report.phases
+    assert phases.keys() == manifest["phases"].keys()
+    return phases
+
+
+def saved_model(at: Path, *, seed: int = 0, **config: Any) -> Path:
+    """A folder with a model of random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(at)
+    return at
