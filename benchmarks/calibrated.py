@@ -1,4 +1,4 @@
-"""Perplexity of drawn against calibrated selections on SmolLM2-135M, for every static family.
+"""Perplexity of drawn against calibrated selection on SmolLM2-135M: static families, dynamic-m.
 
     python benchmarks/calibrated.py
 
@@ -57,6 +57,8 @@ CASES = (
     Case("static-nk-mlp", 0.25),
     Case("static-nk-cross", 0.25, {"junctions": "same"}),
     Case("static-nk-cross", 0.25, {"junctions": "different"}),
+    Case("dynamic-m", 0.1),
+    Case("dynamic-m", 0.25),
 )
 
 
@@ -104,7 +106,7 @@ def measured(
     seen += f" ({case.what})" if case.what else ""
     gain = statistics.median(draws) / chosen
     row = (
-        f"| {case.family} | {knobs or '–'} | {case.sparsity:g} | {realised:.3f} "
+        f"| {case.family} | {knobs or '–'} | {case.sparsity:g} | {_share(realised)} "
         f"| {seen} | {number(chosen)} | {number(float(f'{gain:.2g}'))}× |"
     )
     return row, chosen < min(draws)
@@ -122,6 +124,11 @@ def numbers(model: Any) -> int:
     """Weights of the decoder layers that are stored and not zero."""
     _, layers = decoder_layers(model)
     return sum(int(torch.count_nonzero(p)) for p in layers.parameters())
+
+
+def _share(realised: float) -> str:
+    """Of the weights; a dynamic family takes none away, and adds its routers."""
+    return f"{realised:.3f}" if realised > 0 else "–"
 
 
 def number(value: float) -> str:
@@ -147,7 +154,8 @@ Perplexity on {passage.record["source"]} ({TOKENS:,} tokens of the second half, 
 {CONTEXT}); dense {dense:.2f}. Calibrated on {read:,} tokens of the first half.
 No weight was trained after pruning. s is the nominal sparsity, realised the share of the decoder
 layers' weights that is gone or zero (residual maps counted against it); drawn and calibrated agree
-in it to 0.002. Gain: median of the draws / calibrated.
+in it to 0.002. dynamic-m takes no weight away: s is the share of the tokens that skip a sublayer.
+Gain: median of the draws / calibrated.
 
 | family | knobs | s | realised | drawn, {len(SEEDS)} seeds | calibrated | gain |
 |---|---|---|---|---|---|---|
@@ -156,7 +164,8 @@ in it to 0.002. Gain: median of the draws / calibrated.
 Calibrated by: block influence, 1 − cosine of what enters and leaves (static-m); |w|·‖x‖
 (static-k-24, static-k-mask); truncated SVD of W·C^½ (static-k-lowrank); ‖W[:, k]‖²·E[x_k²] summed
 over a head group or taken by channel (static-nk and its halves); principal directions of the
-normalised residual stream (static-nk-cross).
+normalised residual stream (static-nk-cross); routers fitted to ‖f(x)‖ / ‖x‖ of each token, which
+also gives each sublayer its share of the tokens (dynamic-m).
 
 The weights are dequantised from a 4-bit file and run in bfloat16. Made by
 `python benchmarks/calibrated.py` in {seconds:.0f} s: {platform.machine()} CPU, {THREADS} threads,

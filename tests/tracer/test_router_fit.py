@@ -1,0 +1,126 @@
+"""dynamic-m calibrated: routers that are fitted to how much a sublayer changes a token."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import Any
+
+import pytest
+import torch
+
+from taxonomy.keep import kept_count
+from tests.tracer.dynamic_reference import (
+    assert_logits,
+    recorded,
+    reference,
+    served,
+    small,
+    steps,
+    tokens,
+)
+from tests.tracer.tiny_models import tiny_model
+from tracer.calibration import Calibration
+from tracer.census import dynamic_stats
+from tracer.layers import decoder_layers
+from tracer.pruners import Applied, Point, family_point, pruner
+from tracer.pruners.dynamic_m import RowRouter
+
+pytestmark = pytest.mark.torch
+PROMPT, ALL = 19, 23
+TEXT = Calibration(batches=tokens(8, 64).split(1), record={"text": None, "tokens": 512})
+# Where the last projection of each sublayer is.
+LAST = {
+    "llama": ("self_attn.o_proj", "mlp.down_proj"),
+    "gemma2": ("self_attn.o_proj", "mlp.down_proj"),  # a norm after each sublayer
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),  # layers in parallel
+    "opt": ("self_attn.out_proj", "fc2"),  # no module for the MLP
+}
+
+
+def fitted(dense: Any, sparsity: float, select: str = "calibrated", seed: int = 0) -> Applied:
+
+    asked = Point(sparsity=sparsity, select=select, seed=seed, calibration=TEXT)
+    with torch.no_grad():
+        applied = pruner("dynamic-m").prune(copy.deepcopy(dense), family_point("dynamic-m", asked))
+    dynamic_stats(applied.model)
+    return applied
+
+
+def routers(model: Any) -> dict[str, RowRouter]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, RowRouter)}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_sublayers_that_change_nothing_are_skipped_first(name: str) -> None:
+    dense, ids = small("llama") if name == "llama" else tiny_model(name), tokens(2, ALL)
+    _, layers = decoder_layers(dense)
+    for path in LAST[name]:
+        for parameter in layers[1].get_submodule(path).parameters():
+            parameter.zero_()
+    share = 1 / len(layers)
+    applied = fitted(dense, share)
+    for shares in applied.record["kept"]["rows_by_layer"].values():
+        assert shares[1] < 0.01
+        assert [s for i, s in enumerate(shares) if i != 1] == [1.0] * (len(layers) - 1)
+    (found, _), (wanted, _) = steps(applied.model, ids, PROMPT), steps(dense, ids, PROMPT)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    rows = list(dynamic_stats(applied.model).values())
+    decode = len(found) - 1
+    # Of each sequence of the prompt one row of one layer in n is left, of its decode none.
+    active = 2 * (len(layers) - 1) * 2 * (PROMPT + decode) + 2 * 2
+    assert sum(sum(row["active"]) for row in rows) == active
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5])
+def test_each_kind_of_sublayer_keeps_its_share_of_the_text(sparsity: float) -> None:
+    model = fitted(small("llama"), sparsity).model
+    for kind in ("self_attn", "mlp"):
+        own = [r.sparsity for name, r in routers(model).items() if kind in name]
+        assert len(own) == 4
+        assert statistics.mean(own) == pytest.approx(sparsity, abs=1e-3)
+        assert len(set(own)) > 1  # by how much each matters, not equal
+
+
+def test_it_equals_the_dense_model_with_the_same_rows_masked() -> None:
+    dense, ids = small("qwen2"), tokens(3, ALL)
+    model = fitted(dense, 0.5).model
+    routes = recorded(model, ".router")
+    found, _ = steps(model, ids, PROMPT)
+
+    def rows(layer: int, part: str) -> torch.Tensor:
+        kind = "self_attn" if part == "attention" else "mlp"
+        path = f"model.layers.{layer}.{kind}.router"
+        own = model.get_submodule(path).sparsity
+        assert routes[path][0].places.shape == (3, kept_count(PROMPT, own))
+        return served(routes[path], 3, PROMPT, ALL)
+
+    assert_logits(found, reference(dense, ids, rows=rows), PROMPT)
+
+
+def test_routers_predict_the_change_and_decode_follows_their_score() -> None:
+    """Every other token is long, along one axis: a sublayer changes it less."""
+    dense = small("llama")
+    dense.model.embed_tokens.weight[::2, 0] += 20
+    applied = fitted(dense, 0.5)
+    assert "R² 0.9" in applied.record["notes"][1] or "R² 1.0" in applied.record["notes"][1]
+    router = routers(applied.model)["model.layers.0.mlp.router"]
+    short, long = (dense.model.embed_tokens(torch.tensor([[i]])) for i in (1, 2))
+    assert router(short, past=4, masked=False) is not None
+    assert router(long, past=4, masked=False) is None
+
+
+def test_at_zero_it_is_the_dense_model() -> None:
+    dense, ids = small("llama"), tokens(2, ALL)
+    (found, _), (wanted, _) = (
+        steps(fitted(dense, 0.0).model, ids, PROMPT),
+        steps(dense, ids, PROMPT),
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_text_is_recorded() -> None:
+    assert fitted(small("llama"), 0.25).record["calibration"] == TEXT.record
+    assert "calibration" not in fitted(small("llama"), 0.25, "random").record
