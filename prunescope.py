@@ -6,6 +6,9 @@ Each function imports what it needs, so that `prunescope --help` loads neither t
 
 from __future__ import annotations
 
+from taxonomy import signals  # first: it hears Ctrl-C while the others are imported
+
+# isort: split
 import importlib
 import sys
 from collections.abc import Sequence
@@ -16,7 +19,6 @@ import typer
 
 from analysis.command_options import (
     Batch,
-    Flag,
     Json,
     Knobs,
     Logits,
@@ -296,16 +298,17 @@ def _calibrate(
 
 
 @app.command("doctor")
-def _doctor(*, as_json: Flag = False) -> None:
+def _doctor(*, json_target: Json = None) -> None:
     """Check what works here: torch, device, profiler, clocks, HTA, Ray; exit code 3 if too little.
     """
     from analysis.report.listings import doctor
-    from analysis.report.output import tell
+    from analysis.report.output import check_target, tell
     from tracer.doctor import examine, works
 
+    check_target(json_target)
     checks = list(examine())
     found = {"works": works(checks), "checks": checks}
-    tell(found, "-" if as_json else None, people=None if as_json else doctor(checks))
+    tell(found, json_target, people=None if json_target == "-" else doctor(checks))
     if not found["works"]:
         raise typer.Exit(3)
 
@@ -336,7 +339,9 @@ def _demo(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
-    return exit_code(lambda: _run(args), asks_json(args))
+    code = exit_code(lambda: _run(args), asks_json(args), name=next(iter(args), ""))
+    signals.too_late()
+    return code
 
 
 def _run(args: list[str]) -> Any:

@@ -98,10 +98,15 @@ def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 
 
 def _graph_speedup(kernels: Kernels) -> float | None:
-    """Wall over the wall without any gap that the host made; None on a CPU."""
+    """Wall over the wall without the gaps in which the host was late; None on a CPU, and where the
+    cause of most idle time is unknown."""
     if not kernels.on_device or not kernels.wall:
         return None
-    host = int(kernels.frame.filter("dry")["gap"].sum())
+    idle = kernels.frame.group_by(unknown=pl.col("cause") == "unknown").agg(pl.col("gap").sum())
+    sums = dict(idle.iter_rows())
+    if sums.get(True, 0) > sums.get(False, 0):
+        return None
+    host = int(kernels.frame.filter(pl.col("cause") == "host")["gap"].sum())
     return kernels.wall / (kernels.wall - host) if host < kernels.wall else None
 
 

@@ -18,13 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.anonymise import Scrubber, names_of
-from analysis.bundle_text import citation, environment_json, readme, samples_csv
+from analysis.bundle_text import Runs, citation, environment_json, readme, samples_csv
 from analysis.bundle_zip import zip_bytes
 from analysis.compare import Found, find_runs
 from analysis.pipeline import analyze
 from analysis.report.model import Report
 from analysis.report.write import write_report
-from analysis.subject import Options, resolve
+from analysis.resolve import resolve
+from analysis.subject import Options
 from analysis.suspicion import suspicious
 from analysis.trim import trim
 from taxonomy.errors import PrunescopeError
@@ -54,9 +55,9 @@ def bundle(runs: Sequence[Path], out: Path, *, anonymous: bool = False) -> Path:
         raise PrunescopeError(
             "two runs would have one name in the bundle", hint="rename one of their folders"
         )
+    files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
     scrub: Scrubber | None = None
     if anonymous:
-        files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
         scrub = Scrubber(names_of(files))
     with tempfile.TemporaryDirectory() as temporary:
         content = _build(sources, Path(temporary).resolve(), scrub)
@@ -82,10 +83,12 @@ def tool_version() -> str:
 
 def _check_out(out: Path) -> None:
     taken = out.exists() and (not out.is_file() or not zipfile.is_zipfile(out))
-    if taken or not out.absolute().parent.is_dir():
+    folder = out.absolute().parent
+    if taken or not folder.is_dir():
+        why = "is a file" if folder.exists() else "does not exist"
         raise PrunescopeError(
             f"cannot write {out.name}: "
-            + ("it exists and is no zip" if taken else "its folder does not exist"),
+            + ("it exists and is no zip" if taken else f"its folder {folder.name} {why}"),
             hint="name a .zip file in an existing folder with -o",
         )
 
@@ -112,6 +115,11 @@ def _variants(found: Found) -> dict[str, Path]:
 
 def _files(folder: Path) -> list[Path]:
     """The manifest of a run and the traces that it names."""
+    if (folder / MANIFEST).is_symlink():
+        raise PrunescopeError(
+            f"{folder.name}/{MANIFEST} is a link, not a file of the run",
+            hint="bundle the folder that `prunescope trace` wrote",
+        )
     run = read_run(folder)
     traces = [name for p in run.phases.values() for name in (p.trace, p.eager_trace) if name]
     return [folder / MANIFEST, *(_trace(folder, name) for name in traces)]
@@ -143,19 +151,24 @@ def _build(
         place = stage / "reports" / name
         write_report(done.report, place, formats=FORMATS)
         write_report(done.report, place, formats=("perfetto",), frames=done.frames)
-    version = tool_version()
-    texts = {
-        "README.md": readme(reports, runs, version=version, anonymous=scrub is not None),
-        "CITATION.cff": citation(version),
-        "samples.csv": samples_csv(runs),
-        "environment.json": environment_json(runs),
-        INDEX: _index(reports, version, anonymous=scrub is not None),
-    }
-    files = {name: text.encode() for name, text in texts.items()}
+    files = texts(reports, runs, anonymous=scrub is not None)
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     files[SUMS] = sums_text(files).encode()
     return files
+
+
+def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict[str, bytes]:
+    """The files beside the runs and their reports; all follow from those."""
+    version = tool_version()
+    told = {
+        "README.md": readme(reports, runs, version=version, anonymous=anonymous),
+        "CITATION.cff": citation(version),
+        "samples.csv": samples_csv(runs),
+        "environment.json": environment_json(runs),
+        INDEX: _index(reports, version, anonymous=anonymous),
+    }
+    return {name: text.encode() for name, text in told.items()}
 
 
 def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool) -> str:

@@ -63,6 +63,9 @@ def read_zip(path: Path) -> Unpacked:
 
 def _read_members(archive: zipfile.ZipFile, size: int, name: str, out: Unpacked) -> None:
     members = archive.infolist()
+    if all(m.compress_type != zipfile.ZIP_STORED for m in members if m.file_size):
+        out.failed[name] = "zipped anew, with compression, as `prunescope bundle` never does"
+        return
     # Stored members that claim more than the file holds lie over one another.
     if len(members) > _MOST_FILES or sum(m.file_size for m in members) > size:
         out.failed[name] = "holds more files or bytes than it can"

@@ -27,6 +27,8 @@ MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
+_MAX_NS = 3600 * 10**9  # of a kernel, op or launch
+_MAX_MARK = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
 _NO_ARGS = Args()
@@ -73,7 +75,8 @@ class Columns:
 
 
 class Collector:
-    """The tables of a trace as they grow. `dropped`: events without a time that can be read."""
+    """The tables of a trace as they grow. `dropped`: events without a time that can be, by
+    table."""
 
     def __init__(self) -> None:
         self.tables = {group: Columns(names) for group, names in COLUMNS.items()}
@@ -81,7 +84,7 @@ class Collector:
         self.threads: dict[tuple[Any, Any], int] = {}
         self.calls: dict[Call, int] = {}
         self.grids: dict[tuple[int, ...], int] = {}
-        self.dropped = 0
+        self.dropped = dict.fromkeys(COLUMNS, 0)
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
@@ -97,22 +100,23 @@ class Collector:
         groups[_LAUNCH] = [e for e in groups[_LAUNCH] if e.args and e.args.correlation is not None]
         take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark}
         for group, found in groups.items():
-            timed, ts, dur = self._timed(found)
+            timed, ts, dur = self._timed(group, found)
             if timed:
                 args = [e.args or _NO_ARGS for e in timed]
                 names = _short([e.name for e in timed])
                 named = interned(self.names, names)
                 self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
 
-    def _timed(self, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
-        """The events that have a start and a duration, with both."""
+    def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
+        """The events that have a start and a duration, with both. A kernel, op or launch of more
+        than an hour is none."""
         ts = _nanoseconds([e.ts for e in events])
         dur = _nanoseconds([e.dur for e in events])
-        good = (ts != _NO_TIME) & (dur >= 0)
+        good = (ts != _NO_TIME) & (dur >= 0) & (dur <= (_MAX_NS if group != _MARK else _MAX_MARK))
         if good.all():
             return events, ts, dur
         kept = [e for e, ok in zip(events, good, strict=True) if ok]
-        self.dropped += len(events) - len(kept)
+        self.dropped[group] += len(events) - len(kept)
         return kept, ts[good], dur[good]
 
     def _on_threads(self, events: list[Event]) -> list[int]:

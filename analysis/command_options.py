@@ -31,5 +31,4 @@ Json = Annotated[str | None, Option("--json", metavar="FILE|-", help="JSON to FI
 Architecture = Annotated[
     str | None, Option(metavar="CONFIG", help="Which apply to a config.json, folder or preset.")
 ]
-Flag = Annotated[bool, Option("--json", help="JSON instead of a table.")]
 # fmt: on

@@ -16,7 +16,8 @@ from analysis.names import ends_apart
 from analysis.pipeline import TOOL, analyze
 from analysis.report.comparison_model import Comparison, ComparisonRow, Failure
 from analysis.report.model import Report
-from analysis.subject import BARE, Options, of_the, resolve
+from analysis.resolve import of_the, resolve
+from analysis.subject import BARE, Options
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, read_run
 

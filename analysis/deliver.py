@@ -83,5 +83,12 @@ def report_folder(subject: Path) -> Path | None:
     name = Path(os.path.abspath(subject)).name  # noqa: PTH100 - Path.absolute() keeps ".."
     alone = name == "dense" and not (subject / ".." / "pruned").exists()
     if (subject / MANIFEST).is_file() and (name == "pruned" or alone):
-        return Path(os.path.normpath(subject / ".." / "report"))
-    return subject / "report"
+        place = Path(os.path.normpath(subject / ".." / "report"))
+    else:
+        place = subject / "report"
+    if place.is_symlink():  # the run may be a stranger's, and the target anything
+        raise PrunescopeError(
+            f"{subject.name}/report is a link, and nothing is written through it",
+            hint="remove the link, or name a folder with --out",
+        )
+    return place

@@ -60,7 +60,13 @@ def _verify(
     check_target(json_target)
     result = verify(path)
     lines = [f"{one['file']}: {one['why']}" for one in result["failed"]]
-    lines.append(f"{'ok' if result['ok'] else 'failed'}: {result['checked']} files and reports")
+    if result["ok"]:
+        lines.append(
+            f"ok: {result['checked']} files; {result['rebuilt']} of them rebuilt from the traces "
+            "and compared, the others (traces, manifests, figures) by their sums"
+        )
+    else:
+        lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     tell(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
     if not result["ok"]:
         raise typer.Exit(3)

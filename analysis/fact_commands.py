@@ -12,7 +12,6 @@ import typer
 from analysis.command_options import (
     Architecture,
     Batch,
-    Flag,
     Json,
     Knobs,
     Logits,
@@ -92,7 +91,7 @@ def _predict(
     tell(result, json_target, people=prediction(result))
 
 
-def _families(*, architecture: Architecture = None, as_json: Flag = False) -> None:
+def _families(*, architecture: Architecture = None, json_target: Json = None) -> None:
     """List the pruning families: which axis of which GEMM each one moves, and its knobs.
 
     \b
@@ -100,24 +99,26 @@ def _families(*, architecture: Architecture = None, as_json: Flag = False) -> No
     """
     from analysis.report import listings
     from analysis.report.architecture import applicable
-    from analysis.report.output import tell
+    from analysis.report.output import check_target, tell
     from taxonomy.architectures import read_architecture
     from taxonomy.family import families
 
+    check_target(json_target)
     if architecture is not None:
         found = read_architecture(architecture)
         view = applicable(found)
     else:
         found = {"families": [family.to_dict() for family in families()]}
         view = listings.families(found)
-    tell(found, "-" if as_json else None, people=None if as_json else view)
+    tell(found, json_target, people=None if json_target == "-" else view)
 
 
-def _devices(*, as_json: Flag = False) -> None:
+def _devices(*, json_target: Json = None) -> None:
     """List the devices whose dense peaks and bandwidth are known."""
     from analysis.hardware import devices_json
     from analysis.report.listings import devices
-    from analysis.report.output import tell
+    from analysis.report.output import check_target, tell
 
+    check_target(json_target)
     listed = devices_json()
-    tell(listed, "-" if as_json else None, people=None if as_json else devices(listed))
+    tell(listed, json_target, people=None if json_target == "-" else devices(listed))

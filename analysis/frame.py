@@ -12,9 +12,11 @@ import numpy as np
 import polars as pl
 
 from analysis.bound import Peaks, add_bound
-from analysis.graphs import Replay, read_eager
+from analysis.cores import in_tf32
+from analysis.correlate import unlinked
+from analysis.graphs import LEAST, Replay, read_eager
 from analysis.kind import kind_of
-from analysis.link import Linked, link
+from analysis.link import Linked, link, taken
 from analysis.load import NONE, Trace
 from analysis.phase_steps import only_phase
 from analysis.role import GEMM_KINDS, POINTWISE, find_roles
@@ -41,12 +43,21 @@ class Kernels:
     roles_from: str
     mapping_rate: float | None = None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
 
     @property
     def num_steps(self) -> int:
         """How many steps the means are over."""
         return len(self.linked.wall)
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
+        none, nor has a trace without host ops."""
+        rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
+        total = int(rows["busy"].sum())
+        return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
 
     @property
     def wall(self) -> int:
@@ -79,7 +90,8 @@ def build(
     frame = _rows(trace, linked)
     replay: Replay | None = None
     if eager is not None and linked.replayed.any():
-        replay = Replay(read_eager(eager), linked, frame)
+        graph = taken(trace.device["correlation"], linked.event)
+        replay = Replay(read_eager(eager), linked, frame, graph)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
     works = [work_of(call) for call in calls]
@@ -93,6 +105,8 @@ def build(
     return Kernels(
         frame, linked, windows, works, calls, trace.on_device, source,
         mapping_rate=None if replay is None else replay.rate,
+        notes=unlinked(trace, linked.event, linked.op),
+        warnings=[] if replay is None else replay.warnings(),
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
     )  # fmt: skip
 
@@ -163,7 +177,7 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
 def _add_role(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
 ) -> tuple[pl.DataFrame, str]:
-    """Columns `layer` and `role`; rows without a launch have neither."""
+    """Columns `layer` and `role`; rows without a launch of their own have neither."""
     host = np.argsort(linked.launched, kind="stable")
     scopes = find_scopes(trace, linked.thread[host], linked.launched[host])
     call_ids = frame["call"].to_list()
@@ -174,9 +188,10 @@ def _add_role(
     layer[host] = roles.layer
     role = np.empty(len(host), object)
     role[host] = roles.role
+    lost = linked.replayed
     if len(scopes.place) and scopes.source != "none":
-        unlaunched = linked.thread < 0
-        role[unlaunched], layer[unlaunched] = "unknown", NONE
+        lost = lost | (linked.thread < 0)
+    role[lost], layer[lost] = "unknown", NONE
     frame = frame.with_columns(
         layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
     )
@@ -208,7 +223,7 @@ def _add_work(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> 
                 "modelled": pl.Boolean},
     )  # fmt: skip
     frame = frame.join(table, on="call", how="left", maintain_order="left")
-    tf32 = pl.col("name").str.contains("tf32") & (pl.col("dtype") == "fp32")
+    tf32 = in_tf32(pl.col("name")) & (pl.col("dtype") == "fp32")
     return frame.with_columns(
         pl.when("main").then("flop").alias("flop"),
         pl.when("main").then("bytes").alias("bytes"),

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis.frame import Kernels
+from analysis.kind import op_kind
 from analysis.pairing import Alignment, with_dense_layer
+from analysis.report.model import BESIDE
 from analysis.report.model import Gemm as Row
 from analysis.role import GEMM_KINDS
 from taxonomy.gemm import Gemm, axis_moved
 from taxonomy.roles import GROUPS
 
 Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+# Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
+# hold more or fewer of them lend it the shapes of other GEMMs.
+_UNPLACED = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Call:
     bound: str
     kernel: str
     split: bool
+    duration: float = 0.0  # of its kernels, also where they run beside others
 
     @property
     def gemm(self) -> Gemm | None:
@@ -71,20 +77,28 @@ class _Sum:
     calls: int = 0
     busy: float = 0.0
     helper: float = 0.0
+    duration: float = 0.0
     ideal: float | None = 0.0
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def calls_of(kernels: Kernels, alignment: Alignment | None = None) -> dict[Key, Call]:
-    """The logical GEMMs of one side by (layer, role, group, position in the unit)."""
+def calls_of(
+    kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
+) -> dict[Key, Call]:
+    """The logical GEMMs of one side by (layer, role, group, position in the unit).
+
+    `by_shape`, for a side that is compared with none: GEMMs of no role are told by what they are,
+    not by their position, for steps may hold others in its place.
+    """
     frame = kernels.frame
     if alignment is None:
         frame = frame.with_columns(unit_layer=pl.col("layer"))
     else:
         frame = with_dense_layer(frame, alignment)
-    gemms = _op_calls(frame)
+    gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
+    makes: dict[tuple[object, ...], int] = {}
     sums: dict[Key, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
     for row in gemms.iter_rows(named=True):
@@ -93,23 +107,36 @@ def calls_of(kernels: Kernels, alignment: Alignment | None = None) -> dict[Key, 
         total = sum(g.flop for g in logical)
         for i, gemm in enumerate(logical or (None,)):
             group = _group(row, i, len(logical), position)
-            place = (row["step"], row["unit_layer"], row["role"], group)
-            key = (row["unit_layer"], row["role"], group, position[place])
+            apart = _UNPLACED if gemm is None and row["role"] == "unknown" else 0
+            place = (row["step"], row["unit_layer"], row["role"], group, apart)
+            key = (row["unit_layer"], row["role"], group, apart + position[place])
             position[place] += 1
+            if by_shape and row["role"] == "unknown":
+                make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
+                key = (*key[:3], makes.setdefault(make, len(makes)))
             share = gemm.flop / total if gemm is not None and total else 1.0
             _accumulate(sums[key], row, gemm, share)
     return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
 
 
 def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per op instance whose main row is a GEMM or attention, in time order."""
-    instance = ["step", "instance"]
-    helper = pl.col("busy").filter(pl.col("main").not_()).sum()
-    totals = frame.group_by(instance).agg(pl.col("busy").sum().alias("total"), helper.alias("help"))
-    main = frame.filter(pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"]))
-    return main.join(totals, on=instance, how="left", maintain_order="left").sort(
-        "step", "launched", "start"
+    """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
+    is none itself and has no shapes (a compiled region), one per such kernel."""
+    instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
+    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in kinds]
+    apart = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
+    alone = frame.filter(apart & pl.col("kind").is_in(kinds)).with_columns(
+        total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
     )
+    frame = frame.filter(apart.not_())
+    totals = frame.group_by(instance).agg(
+        total=pl.col("busy").sum(),
+        took=pl.col("duration").sum(),
+        help=pl.col("busy").filter(pl.col("main").not_()).sum(),
+    )
+    main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
+    main = main.join(totals, on=instance, how="left", maintain_order="left")
+    return pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
 
 
 def _group(
@@ -121,7 +148,7 @@ def _group(
         return ("qk", "pv")[index]
     if role == "attention":
         place = (row["step"], row["unit_layer"], role)
-        return "pv" if position[*place, "qk"] > position[*place, "pv"] else "qk"
+        return "pv" if position[*place, "qk", 0] > position[*place, "pv", 0] else "qk"
     return GROUPS.get(role, "other")
 
 
@@ -129,6 +156,7 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.calls += 1
     total.busy += float(row["total"]) * share  # type: ignore[arg-type]
     total.helper += float(row["help"]) * share  # type: ignore[arg-type]
+    total.duration += float(row["took"]) * share  # type: ignore[arg-type]
     ideal = row["ideal"]
     known = total.ideal is not None and ideal is not None
     total.ideal = total.ideal + float(ideal) * share if known else None  # type: ignore[operator, arg-type]
@@ -160,7 +188,7 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         busy=total.busy / num_steps, helper=total.helper / num_steps,
         ideal=None if total.ideal is None else total.ideal / num_steps,
         bound=max(total.bounds, key=lambda b: total.bounds[b]), kernel=str(first["name"]),
-        split=share != 1.0,
+        split=share != 1.0, duration=total.duration / num_steps,
     )  # fmt: skip
 
 
@@ -210,6 +238,8 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
     for pair in pairs:
         call = pair.pruned or pair.dense
         assert call is not None
+        if _is_attention_of_unknown_shape(call):
+            continue
         groups[_make(call), _dims(pair.dense), pair.axis].append(pair)
     rows = [
         _row(members, promised=promised, exact_layers=exact_layers) for members in groups.values()
@@ -221,9 +251,15 @@ def single_rows(calls: dict[Key, Call]) -> list[Row]:
     """Rows without a baseline: group and letters only, no axis."""
     groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
     for key, call in calls.items():
-        groups[_make(call)].append(Pair(key, None, call, ""))
+        if not _is_attention_of_unknown_shape(call):
+            groups[_make(call)].append(Pair(key, None, call, ""))
     rows = [_row(members, promised=None, exact_layers=True) for members in groups.values()]
     return sorted(rows, key=lambda r: -r.busy_ns)
+
+
+def _is_attention_of_unknown_shape(call: Call) -> bool:
+    """A fused kernel whose GEMMs nobody knows is no row of their table."""
+    return call.kind == "attention" and call.gemm is None
 
 
 def _make(call: Call) -> tuple[object, ...]:
@@ -242,6 +278,9 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     busy = 0.0 if gone else sum(c.busy for c in shown)
     ideals = [c.ideal for c in shown]
     ideal = None if gone or None in ideals else sum(i for i in ideals if i is not None)
+    took = 0.0 if gone else sum(c.duration for c in shown)
+    # Beside other kernels, busy is what no earlier one covers, and says nothing of the speed.
+    clock = took if busy < BESIDE * took else busy
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
     layers = sorted({c.layer for c in shown if c.layer is not None})
@@ -264,7 +303,8 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         helper_ns=0.0 if gone else sum(c.helper for c in shown),
         ideal_ns=ideal,
         bound=None if gone else first.bound,
-        efficiency=ideal / busy if ideal is not None and busy > 0 else None,
+        efficiency=ideal / clock if ideal is not None and clock > 0 else None,
+        duration_ns=None if gone else took,
         dense_busy_ns=dense_busy, promised_ns=wanted,
         loss_ns=None if wanted is None else busy - wanted,
         split=first.split,

@@ -64,7 +64,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gemm", r"gemmk1_|gemmSN_"),
     ("gemv", r"gemv|wvSplitK|dot_kernel|LLGemm1|LLMM1|skinny"),
     ("gemm", r"gemm|nvjet|cijk_|hipblas|xmma|tensorop_|cutlass.*Kernel2?<|matmul|marlin|machete"
-             r"|^_?mm_kernel|^bmm_|sgemm|wgmma"),
+             r"|^_?mm_kernel|^bmm_|sgemm|wgmma|jagged\w*_bmm_"),
     ("softmax", r"softmax"),
     ("activation", r"silu|swiglu|geglu|gelu|relu|act_and_mul|mish_kernel|hardswish|softplus"
                    r"|elu_kernel"),
@@ -87,6 +87,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
                     r"|_mul_kernel|index_hash"),
 )  # fmt: skip
 _TABLE = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
+# Libraries whose name says what others of their kernels do.
+_LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?", re.IGNORECASE)
 # Beyond this a name is template arguments; a bound keeps hostile names cheap.
 _NAME_LIMIT = 1000
 
@@ -124,7 +126,7 @@ def op_kind(op: str | None, call: OpCall | None) -> str:
 @lru_cache(maxsize=4096)
 def kernel_kind(kernel: str) -> str:
     """The kind that a kernel's name tells, "unknown" where no pattern fits."""
-    name = kernel[:_NAME_LIMIT]
+    name = _LIBRARY.sub("", kernel[:_NAME_LIMIT])
     return next((kind for kind, pattern in _TABLE if pattern.search(name)), "unknown")
 
 

@@ -11,17 +11,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.correlate import launch_of, lookup, op_alone, taken
 from analysis.kind import is_work_op
 from analysis.load import NONE, Ints, Trace
 from analysis.steps import OWN_MARK, Windows
+
+__all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_device", "link_host",
+           "lookup", "op_of_launch", "parents", "taken"]  # fmt: skip
 
 
 @dataclass
 class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
 
-    `op`: row of the host op, `launched`: host time of the launch, `dry`: the gap before this row
-    belongs to a launch that began after the device had run dry. Per step: `wall`, `tail`.
+    `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
+    launch is known), `dry`: the gap before this row belongs to a launch that began after the device
+    had run dry. Per step: `wall`, `tail`.
     """
 
     step: Ints
@@ -67,13 +72,14 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     device = trace.device
     order = np.lexsort((device["stream"], device["correlation"], -device["dur"], device["ts"]))
     start = device["ts"][order]
-    end = start + device["dur"][order]
-    launch = _launch_of(trace, device["correlation"][order])
+    launch = launch_of(trace, order)
+    by_op = op_alone(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
-    step = np.where(launch >= 0, windows.step_of(launched), -1)
-    linked = launch >= 0
+    launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
+    linked = (launch >= 0) | (by_op >= 0)
+    step = np.where(linked, windows.step_of(launched), -1)
     out = Linked(
-        step=step, start=start, duration=end - start, busy=np.zeros_like(start),
+        step=step, start=start, duration=device["dur"][order], busy=np.zeros_like(start),
         gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
         event=order, launched=launched, thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
@@ -82,20 +88,16 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     own_first = int(windows.start[0]) if windows.source == "prunescope" else None
     _place_unlinked(out, linked, len(windows), own_first)
     out.launches = _lost(trace, windows)
-    out.op = np.where(linked, op_of_launch(trace, launch, device["external"][order]), NONE)
-    out.thread = taken(trace.launches["thread"], launch)
+    of_launch = op_of_launch(trace, launch, device["external"][order])
+    # The op around a graph launch is not that of its kernels.
+    out.op = np.where((launch >= 0) & ~out.replayed, of_launch, by_op)
+    on = taken(trace.launches["thread"], launch)
+    out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
     begins = _begin_of_steps(out, linked, trace, windows)
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i])
     out.dry &= linked
     return _only_steps(out)
-
-
-def _launch_of(trace: Trace, correlation: Ints) -> Ints:
-    """Row of the launch with the same correlation id, -1 where there is none."""
-    known = trace.launches["correlation"]
-    order = np.lexsort((-trace.launches["dur"], trace.launches["ts"], known))
-    return lookup(known[order], order, correlation)
 
 
 def _lost(trace: Trace, windows: Windows) -> dict[str, int]:
@@ -106,21 +108,6 @@ def _lost(trace: Trace, windows: Windows) -> dict[str, int]:
     wanted = kernel[trace.launches["name"]] & (windows.step_of(trace.launches["ts"]) >= 0)
     there = np.isin(trace.launches["correlation"], trace.device["correlation"])
     return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
-
-
-def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:
-    """column[rows], `absent` where a row is -1."""
-    if not len(column):
-        return np.full(len(rows), absent)
-    return np.where(rows >= 0, column[rows], absent)
-
-
-def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
-    """rows[i] for the first ordered[i] == wanted, -1 where absent or wanted is -1."""
-    if not len(ordered):
-        return np.full(len(wanted), NONE)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)
 
 
 def _place_unlinked(
@@ -195,10 +182,15 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int) -> None:
     out.wall[step] = max(int(end.max()), begin) - begin
 
 
+def is_graph_launch(name: str) -> bool:
+    """Whether a runtime call launches a graph: cudaGraphLaunch, cuGraphLaunch, hipGraphLaunch."""
+    return "graphlaunch" in name.lower()
+
+
 def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
     """Which rows a graph replay launched: all of one replay share its launch."""
     names = trace.launches["name"]
-    graph = np.array(["raphlaunch" in n.lower() for n in trace.names], bool)
+    graph = np.array([is_graph_launch(name) for name in trace.names], bool)
     if not len(names) or not graph.any():
         return np.zeros(len(launch), bool)
     return np.asarray((launch >= 0) & graph[names[np.maximum(launch, 0)]])

@@ -8,7 +8,7 @@ else: start and duration each to the nearest ns of the decimal text, end = start
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from analysis.collect import (
     Collector,
     Ints,
 )
+from analysis.plausible import clean
 from analysis.reader import Source
 from analysis.work import OpCall
 from taxonomy.dtypes import dtype
@@ -38,6 +39,9 @@ class Trace:
 
     `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
     and memset events; `launches`: runtime calls; `ops`: host ops; `marks`: annotations and modules.
+    `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
+    device events (of a CPU trace: ops) that stood in the file more than once; `doubts`: what else
+    is odd about its times.
     """
 
     source: Source
@@ -49,6 +53,9 @@ class Trace:
     marks: dict[str, Ints]
     grids: list[tuple[int, ...]]
     dropped: int = 0
+    kernels_dropped: int = 0
+    twice: int = 0
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def on_device(self) -> bool:
@@ -111,6 +118,7 @@ def load(path: Path, member: str | None = None) -> Trace:
             hint="check the file and its permissions",
         ) from None
     trace = _trace(source, collect)
+    clean(trace)
     _refuse_unusable(trace)
     return trace
 
@@ -118,6 +126,12 @@ def load(path: Path, member: str | None = None) -> Trace:
 def _refuse_unusable(trace: Trace) -> None:
     source = trace.source
     kernels_missing = len(trace.launches["ts"]) > 0 or bool(source.meta.get("deviceProperties"))
+    kernels = trace.device["category"] == DEVICE_CATEGORIES["kernel"]
+    if trace.kernels_dropped and not kernels.any():
+        raise source.error(
+            f"all {trace.kernels_dropped:,} kernels have a start or duration that cannot be",
+            "the times of the trace are damaged: export it again",
+        )
     if source.cut and not trace.on_device and (kernels_missing or not len(trace.ops["ts"])):
         raise source.error("the file is cut off before any kernel", "copy the file again, whole")
     if not trace.on_device and not len(trace.ops["ts"]):
@@ -139,7 +153,8 @@ def _trace(source: Source, found: Collector) -> Trace:
         ops=found.tables["op"].frozen(),
         marks=found.tables["mark"].frozen(),
         grids=list(found.grids),
-        dropped=found.dropped,
+        dropped=sum(found.dropped.values()),
+        kernels_dropped=found.dropped["device"],
     )
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from analysis.pareto import judge
+from analysis.report.escape import json_bytes
 from analysis.report.pareto_markdown import render_pareto
 from analysis.report.pareto_model import Pareto
 from analysis.report.write import check_formats, write_files
@@ -42,4 +41,4 @@ def write_pareto(
 
 def to_json(found: Pareto) -> bytes:
     """The comparison as UTF-8 JSON, two-space indented."""
-    return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
+    return json_bytes(found)

@@ -17,6 +17,7 @@ from analysis.findings.checks import find
 from analysis.findings.context import Context
 from analysis.frame import Kernels
 from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
+from analysis.graphs import LEAST
 from analysis.ledger import Split, ratios
 from analysis.noise import (
     bootstrap,
@@ -32,6 +33,7 @@ from analysis.pairing import Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
+    BESIDE,
     Gemm,
     KernelRow,
     Ladder,
@@ -53,7 +55,7 @@ _TOP_KERNELS = 40
 def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
-    _add_gemms(phase, side, kernels, single_rows(calls_of(kernels)))
+    _add_gemms(phase, side, kernels, single_rows(calls_of(kernels, by_shape=True)))
     phase.findings = find(
         Context(name=name, phase=phase, pruned=kernels, side=side, doubts=doubts(kernels))
     )
@@ -66,6 +68,7 @@ def compare_phase(
     """A phase of the pruned side against the dense one."""
     (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
     _check(dense, pruned, name)
+    shapes = kernels_d.has_shapes and kernels_p.has_shapes
     phase = _base(side_p, name, kernels_p)
     units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
     sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
@@ -85,6 +88,7 @@ def compare_phase(
     twins = halves(units, domain)
     phase.ledger = build_rows(units, ratio, books.ledger, replicates, twins, largest)
     phase.ladder = _ladder(phase.ledger, books, replicates)
+    phase.ladder.flop = phase.ladder.flop if shapes else None
     evidence = Evidence(
         pairs, units, _census(side_d), _census(side_p), name, other_conditions(dense, pruned, name)
     )
@@ -94,6 +98,8 @@ def compare_phase(
     phase.overhead = overhead(books, kernels_p, phase.family, replicates)
     phase.baseline = _baseline(side_d, name, kernels_d)
     phase.sparsity = _realised(side_d, side_p, sparsity, books)
+    if not shapes:
+        phase.sparsity |= {"flop": None, "bytes": None}
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
     phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
     phase.findings = find(
@@ -159,7 +165,7 @@ def _add_gemms(phase: Phase, side: Side, kernels: Kernels, rows: list[Gemm]) -> 
     phase.gemms = rows
     phase.anatomy = anatomy(kernels, rows)
     if side.run is None:
-        told = phase.phase_kind = phase_kind(kernels, rows)
+        told = phase.phase_kind = phase_kind(kernels)
         phase.notes.append(f"{told['evidence']}: {told['kind']}")
 
 
@@ -220,6 +226,7 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
         .agg(
             pl.col("busy").sum(),
             pl.len().alias("count"),
+            pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
             pl.col("ideal").sum(),
             pl.col("ideal").is_null().any().alias("unclear"),
             pl.col("bound").mode().sort().first(),
@@ -235,10 +242,16 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
             count=row["count"] / steps,
             busy_ns=row["busy"] / steps,
             bound=row["bound"],
-            efficiency=None if row["unclear"] or not row["busy"] else row["ideal"] / row["busy"],
+            efficiency=_efficiency(row),
         )
         for row in sums.iter_rows(named=True)
     ]
+
+
+def _efficiency(row: dict[str, Any]) -> float | None:
+    """Of busy time; of the run time of kernels that ran beside others."""
+    clock = row["ran"] if row["busy"] < BESIDE * row["ran"] else row["busy"]
+    return row["ideal"] / clock if clock and not row["unclear"] else None
 
 
 def _notes(kernels: Kernels) -> list[str]:
@@ -249,6 +262,11 @@ def _notes(kernels: Kernels) -> list[str]:
         notes.append(
             f"{replayed} kernels were launched by graph replays and have no op: "
             "give --eager-trace for their shapes and roles"
+        )
+    elif kernels.mapping_rate is not None and kernels.mapping_rate < LEAST:
+        notes.append(
+            f"{replayed} kernels were launched by graph replays and have no op: the eager trace "
+            f"seems to be of another step ({kernels.mapping_rate:.1%} of their time is found in it)"
         )
     elif kernels.mapping_rate is not None:
         notes.append(

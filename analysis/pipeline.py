@@ -12,11 +12,15 @@ from pathlib import Path
 
 import polars as pl
 
+from analysis.frame import Kernels
+from analysis.headline_doubts import phase_warnings
 from analysis.names import ends_apart
+from analysis.one_sided import alike
 from analysis.phase import compare_phase, single_phase
 from analysis.report.model import Phase, Report, SecondOpinion
+from analysis.resolve import of_the, resolve
 from analysis.stragglers import add_straggler
-from analysis.subject import Options, Side, of_the, open_side, resolve
+from analysis.subject import Options, Side, open_side
 from taxonomy.errors import PrunescopeError
 
 TOOL = "prunescope"
@@ -51,25 +55,55 @@ def analyze(
     paths = resolve(subject, baseline)
     pruned = open_side(paths.subject, options, eager=options.eager_trace)
     dense = None
+    if paths.baseline is None and options.baseline_eager_trace is not None:
+        raise PrunescopeError(
+            "--baseline-eager-trace is given and there is no baseline",
+            hint="name the dense side with --baseline, or use --eager-trace",
+        )
     if paths.baseline is not None:
         with of_the("baseline"):
             dense = open_side(paths.baseline, options, eager=options.baseline_eager_trace)
     phases: dict[str, Phase] = {}
     frames: dict[str, pl.DataFrame] = {}
-    for name in _phases(pruned, dense):
-        kernels = pruned.kernels(name)
+    names = _phases(pruned, dense)
+    for name in names:
+        last = name == names[-1] and not phases
+        kernels = _kernels(pruned, name, last=last)
+        if kernels is None:
+            continue
         if dense is None:
             phases[name] = single_phase(pruned, name, kernels)
         else:
             with of_the("baseline"):
-                twin = dense.kernels(_twin(name, dense))
+                twin = _kernels(dense, _twin(name, dense), last=last)
+            if twin is None:
+                continue
+            twin, kernels = alike((dense, twin, _twin(name, dense)), (pruned, kernels, name))
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
         frames[name] = kernels.frame
         if options.hta:
             phases[name].hta = _hta(pruned, name)
+    pruned.note_unused_eager("--eager-trace")
+    pruned.note_ranks()
+    if dense is not None:
+        dense.note_unused_eager("--baseline-eager-trace")
+        dense.note_ranks()
     for group in pruned.comparable_ranks:
-        add_straggler({name: phases[name] for name in group if name in phases}, frames)
+        ran = {name: phases[name] for name in group if name in phases}
+        pruned.warnings += add_straggler(ran, frames)
     return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned)
+
+
+def _kernels(side: Side, name: str, *, last: bool) -> Kernels | None:
+    """The kernels of a phase. None where the trace of its rank cannot be analysed, and is not the
+    last hope."""
+    try:
+        return side.kernels(name)
+    except PrunescopeError as error:
+        if last or not side.ranks:
+            raise
+        side.leave_out(name, error)
+        return None
 
 
 def _twin(name: str, dense: Side) -> str:
@@ -118,16 +152,19 @@ def _report(
 ) -> Report:
     sides = [s for s in (pruned, dense) if s is not None]
     described = [s.describe() for s in sides]
+    said = [w for name, phase in phases.items() for w in phase_warnings(name, phase)]
+    own = [*warnings, *pruned.warnings, *said]
+    of_dense = [f"baseline: {w}" for w in (dense.warnings if dense else ()) if w not in own]
     if dense is not None and described[0]["name"] == described[1]["name"]:
         names = ends_apart([s.path.resolve() for s in sides])
-        for said, name in zip(described, names, strict=True):
-            said["name"] = name
+        for side, name in zip(described, names, strict=True):
+            side["name"] = name
     return Report(
         tool=TOOL,
         subject=described[0],
         baseline=None if dense is None else described[1],
         device=pruned.device_json(),
         phases=dict(phases),
-        warnings=list(dict.fromkeys(warnings + [w for s in sides for w in s.warnings])),
+        warnings=list(dict.fromkeys(own + of_dense)),
         partial=any(s.partial for s in sides),
     )

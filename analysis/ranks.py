@@ -7,8 +7,9 @@ of them apart, traces go by their file names. Files that are no trace are left o
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,15 +36,33 @@ class Part:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
 
+@dataclass
+class Found:
+    """The traces of a folder or zip by the name of their phase, "" for one alone. `left_out`: files
+    that are no trace; `broken`: the name of one of them is that of a rank."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a trace says of its rank, None where it says nothing, and of how many there are."""
+
+    number: int | None
+    world: int | None
+
+
 def holds_traces(folder: Path) -> bool:
     """Whether a folder has files that may be Chrome traces."""
     return bool(_files(folder))
 
 
-def find_parts(path: Path) -> tuple[dict[str, Part], list[str]]:
-    """The traces in a folder or a zip by the name of their phase, and what was left out.
+def find_parts(path: Path) -> Found:
+    """The traces in a folder or a zip.
 
-    One trace alone is called "". Raises PrunescopeError where there is none, or too many.
+    Raises PrunescopeError where there is none, or too many.
     """
     if path.is_dir():
         parts = [Part(file) for file in _files(path)]
@@ -55,25 +74,48 @@ def find_parts(path: Path) -> tuple[dict[str, Part], list[str]]:
             hint="give the folder of one run, with a trace a rank",
         )
     if len(parts) < 2:
-        return {"": parts[0]} if parts else {}, []
-    numbers: list[int | None] = []
-    kept: list[Part] = []
-    left_out: list[str] = []
-    for part in parts:
-        meta = _head(part)
-        if meta is None:
-            left_out.append(f"{part.name} is no Chrome trace: left out")
-            continue
-        kept.append(part)
-        numbers.append(_rank(part, meta))
+        return Found({"": parts[0]} if parts else {})
+    heads = [(part, _head(part)) for part in parts]
+    kept = [part for part, meta in heads if meta is not None]
+    left_out = [part.name for part, meta in heads if meta is None]
+    found = Found(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
     if not kept:
         raise PrunescopeError(
             f"{path.name} holds no Chrome trace",
             hint="give a folder or zip with what torch.profiler exported on each rank",
         )
     if len(kept) == 1:
-        return {"": kept[0]}, left_out
-    return _named(kept, numbers), left_out
+        found.parts = {"": kept[0]}
+        return found
+    numbers = [rank_of(part, meta).number for part, meta in heads if meta is not None]
+    found.parts = _named(kept, numbers)
+    return found
+
+
+def missing(name: str, ranks: Iterable[Rank]) -> str | None:
+    """Which ranks are not there, of a folder or zip; None where all are, or nothing tells."""
+    ranks = list(ranks)
+    known = {rank.number for rank in ranks if rank.number is not None}
+    world = max((rank.world for rank in ranks if rank.world is not None), default=0)
+    first, last = (0, world) if world else (min(known, default=0), max(known, default=0))
+    absent = sorted(set(range(first, last)) - known) if known and last <= _MOST else []
+    if not absent:
+        return None
+    of = f" of {world}" if world else ""
+    return f"{name} lacks rank {_listed(absent)}{of}: what is said of ranks is of the others"
+
+
+def twice(name: str, ranks: Iterable[Rank]) -> str | None:
+    """Which ranks have several traces, in a folder or zip; None where none has."""
+    known = Counter(rank.number for rank in ranks if rank.number is not None)
+    often = sorted(n for n, count in known.items() if count > 1)
+    if not often:
+        return None
+    return f"{name} holds several traces of rank {_listed(often)}: ranks are not compared"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -93,13 +135,18 @@ def _head(part: Part) -> dict[str, Any] | None:
     return source.meta
 
 
-def _rank(part: Part, meta: dict[str, Any]) -> int | None:
+def rank_of(part: Part, meta: dict[str, Any]) -> Rank:
+    """The rank of a trace, by its file's name, else by its metadata."""
     found = _NUMBER.search(part.name)
-    if found is not None:
-        return int(found[1])
+    number = int(found[1]) if found is not None else _number(meta, "rank")
+    return Rank(number, _number(meta, "world_size"))
+
+
+def _number(meta: dict[str, Any], key: str) -> int | None:
+    """A number of the trace's `distributedInfo`."""
     info = meta.get("distributedInfo")
-    rank = info.get("rank") if isinstance(info, dict) else None
-    return rank if type(rank) is int and 0 <= rank < 1_000_000 else None
+    value = info.get(key) if isinstance(info, dict) else None
+    return value if type(value) is int and 0 <= value < 1_000_000 else None
 
 
 def _named(parts: list[Part], numbers: list[int | None]) -> dict[str, Part]:

@@ -35,6 +35,7 @@ _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 # Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
 _STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
 _NOT_A_NUMBER = re.compile(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
+_PADDING = b" \t\r\n\0"
 _CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
 # From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
 _EXACT_FROM_US = float(1 << 42)
@@ -100,15 +101,16 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 @dataclass
 class Source:
-    """A trace being read. `cut`: the file ends before the trace does. `malformed`: events dropped
-    because they cannot be read, or a field has a type that no profiler writes. `repaired`: invalid
-    JSON was mended. `meta`: the top-level keys but the events. `member`: the trace that is meant
-    where the file is a zip of several."""
+    """A trace being read. `cut`: the file ends before the trace does. `behind`: bytes behind its
+    end. `malformed`: events dropped because they cannot be read, or a field has a type that no
+    profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
+    `member`: the trace that is meant where the file is a zip of several."""
 
     path: Path
     member: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
+    behind: int = 0
     malformed: int = 0
     repaired: bool = False
 
@@ -178,9 +180,7 @@ class _Splitter:
         if not self.closed:
             yield self.cut_exactly()
         self.source.cut = self.source.cut or not self.closed
-        while self.read():
-            pass
-        if self.closed and self.in_object:
+        if self.closed:
             self.trailing()
 
     def head(self) -> None:
@@ -256,10 +256,27 @@ class _Splitter:
         return self.one_by_one(text[a:b] for a, b in spans) if events is None else events
 
     def trailing(self) -> None:
-        """Metadata behind the events."""
-        meta = _plain(b'{"traceEvents":[]' + self.buffer)
-        self.source.cut = self.source.cut or meta is None
-        self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
+        """Metadata behind the events, up to the end of their object; what stands behind that."""
+        end, enough = None if self.in_object else 0, 0
+        while end is None:
+            more = self.read()
+            if more and len(self.buffer) < enough:
+                continue
+            end = _end_of_object(self.buffer)
+            if not more and end is None:
+                end = len(self.buffer)
+            enough = 2 * len(self.buffer)
+        if self.in_object:
+            meta = _plain(b'{"traceEvents":[]' + self.buffer[:end])
+            self.source.cut = self.source.cut or meta is None
+            self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
+        self.buffer = self.buffer[end:]
+        self.source.behind = len(self.buffer.lstrip(_PADDING))
+        self.buffer = b""
+        while self.read():  # to its end: a cut shows there
+            rest = self.buffer if self.source.behind else self.buffer.lstrip(_PADDING)
+            self.source.behind += len(rest)
+            self.buffer = b""
 
     def decode(self, text: bytes | memoryview) -> list[Event] | None:
         """The events of `text`, or None where it is not a whole number of readable events."""
@@ -317,6 +334,18 @@ def _place_of_events(text: bytes) -> int | None:
             return None
         depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
         end = match.end()
+    return None
+
+
+def _end_of_object(text: bytes) -> int | None:
+    """Where the object ends whose events have been read; None where it does not."""
+    depth = 1
+    for match in _STEP.finditer(text):
+        if match.group(1) == b'"':  # a string that goes on in the next block
+            return None
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
+        if depth == 0:
+            return match.end()
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from taxonomy.errors import PrunescopeError
 
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 OWN_MARK = "prunescope."
+_SHOWN = 60  # characters of a name in a hint
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
 
@@ -53,10 +55,10 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits):
             return _disjoint(trace, hits, source)
         if source == "pattern":
-            seen = ", ".join(sorted(distinct.values())[:5]) or "none"
+            seen = ", ".join(_nearest(str(phase_pattern), set(distinct.values()))) or "none"
             raise PrunescopeError(
                 f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
-                hint=f"annotations in this trace: {seen}",
+                hint=f"the nearest of its {len(distinct)} annotations: {seen}",
             )
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
@@ -79,6 +81,18 @@ def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bo
             ) from None
         found.insert(1, ("pattern", lambda name: pattern.search(name) is not None))
     return found
+
+
+def _nearest(pattern: str, names: set[str]) -> list[str]:
+    """At most five of the names, shortened: those that begin as the pattern does, then steps."""
+    start = re.split(r"[\\^$.*+?{}\[\]|()]", pattern.lstrip("^"), maxsplit=1)[0].lower()
+    steps = [is_step for _, is_step in _candidates(None)]
+
+    def far(name: str) -> tuple[int, bool, str]:
+        same = len(commonprefix([name.lower(), start]))
+        return -same, not any(is_step(name) for is_step in steps), name
+
+    return [n if len(n) <= _SHOWN else f"{n[: _SHOWN - 1]}…" for n in sorted(names, key=far)[:5]]
 
 
 def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:

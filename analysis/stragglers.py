@@ -18,6 +18,7 @@ from analysis.link import cover
 from analysis.report.model import Finding, Phase
 
 _WORTH = 0.02  # of the wall of the slow rank
+_SAME = 0.5  # of the kernels of a step: pipeline stages differ by less
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,15 @@ class RankTime:
         return self.wall - self.comm
 
 
-def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> None:
-    """Put the finding `straggler` to the phase of the slowest of several ranks, if there is one."""
+def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> list[str]:
+    """Put the finding `straggler` to the phase of the slowest of several ranks, if there is one.
+
+    Returns what speaks against a comparison: ranks that do not run the same program.
+    """
     if len(phases) < 2:
-        return
+        return []
+    if apart := _other_program(phases, frames):
+        return [apart]
     times = [rank_time(name, phase, frames[name]) for name, phase in phases.items()]
     found = straggler(times)
     if found is not None:
@@ -47,6 +53,29 @@ def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame
         phase = phases[slow]
         at = sum(f.severity == "critical" for f in phase.findings)
         phase.findings.insert(at, finding)
+    return []
+
+
+def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> str | None:
+    """Two ranks of which less than half of the kernels of a step have the same names."""
+    steps = {name: _kernels_a_step(phase, frames[name]) for name, phase in phases.items()}
+    first, *others = steps
+    for name in others:
+        one, other = steps[first], steps[name]
+        both = sum(min(one[key], other[key]) for key in one.keys() & other.keys())
+        most = sum(max(one.get(key, 0), other.get(key, 0)) for key in one.keys() | other.keys())
+        if both < _SAME * most:
+            counts = f"{sum(one.values()):,.0f} and {sum(other.values()):,.0f} kernels a step"
+            return (
+                f"{first} and {name} do not run the same program ({counts}, {both / most:.0%} of "
+                "them the same): ranks are not compared"
+            )
+    return None
+
+
+def _kernels_a_step(phase: Phase, frame: pl.DataFrame) -> dict[str | None, float]:
+    counts = frame.group_by("name").len()
+    return {name: count / phase.steps for name, count in counts.iter_rows()}
 
 
 def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:

@@ -6,8 +6,6 @@ of each phase. Paths stay out of everything that is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,20 @@ from typing import Any
 from analysis.bound import Peaks, override, run_peaks, sheet_peaks
 from analysis.frame import Kernels, build
 from analysis.hardware import Device, device_in_trace, find_device
-from analysis.load import Trace, is_there, load
+from analysis.load import Trace, load
 from analysis.phase_steps import phases_of
-from analysis.ranks import Part, find_parts, holds_traces
+from analysis.ranks import (
+    Found,
+    Part,
+    Rank,
+    find_parts,
+    missing,
+    rank_of,
+    twice,
+)
+from analysis.resolve import of_the
 from analysis.steps import find_windows
+from analysis.trace_notes import host_instead, is_partial, trace_warnings
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import MANIFEST, PhaseRun, Run, read_run, sha256_of
 
@@ -40,84 +48,6 @@ class Options:
     hta: bool = False
 
 
-@dataclass(frozen=True)
-class Paths:
-    """The subject and its baseline, resolved."""
-
-    subject: Path
-    baseline: Path | None
-    warnings: list[str]
-
-
-@contextmanager
-def of_the(what: str) -> Iterator[None]:
-    """Says which of two arguments an error is about: their files may have one name."""
-    try:
-        yield
-    except PrunescopeError as error:
-        raise PrunescopeError(f"{what}: {error.problem}", hint=error.hint) from None
-
-
-def resolve(subject: Path, baseline: Path | None) -> Paths:
-    """The run or trace that is meant, and its twin. Raises PrunescopeError where one is missing."""
-    warnings: list[str] = []
-    chosen = _run_folder(subject)
-    if baseline is not None:
-        with of_the("baseline"):
-            return Paths(chosen, _run_folder(baseline, prefer="dense"), warnings)
-    if not (chosen / MANIFEST).is_file():
-        return Paths(chosen, None, warnings)
-    run = read_run(chosen)
-    if run.twin is None:
-        return Paths(chosen, None, warnings)
-    twin = (chosen / str(run.twin.get("path", ""))).parent.resolve()
-    inside = chosen.resolve().parent.parent
-    if not twin.is_relative_to(inside) and not twin.is_relative_to(inside.parent):
-        raise PrunescopeError(
-            f"the twin of {chosen.name}/ lies outside of its folder",
-            hint="name the dense run with --baseline RUN",
-        )
-    if not is_there(twin) or not (twin / MANIFEST).is_file():
-        raise PrunescopeError(
-            f"the dense twin of {chosen.name}/ is missing ({str(run.twin.get('path'))[:200]})",
-            hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
-        )
-    if run.twin.get("sha256") != sha256_of(twin / MANIFEST):
-        warnings.append("the dense run.json is not the one that this run was traced with")
-    return Paths(chosen, twin, warnings)
-
-
-def _run_folder(path: Path, *, prefer: str = "pruned") -> Path:
-    """A trace file or a folder of traces as it is; a run, or the preferred run of a pair."""
-    if not is_there(path):
-        raise PrunescopeError(
-            f"no such file or folder: {path.name[:200]}", hint="check the path of the run or trace"
-        )
-    if path.is_file():
-        return path.parent if path.name == MANIFEST else path
-    if not path.is_dir():
-        raise PrunescopeError(
-            f"{path.name} is a device or a pipe, not a file", hint="give a trace file or a run"
-        )
-    if (path / MANIFEST).is_file():
-        return path
-    for name in (prefer, "pruned", "dense"):
-        if (path / name / MANIFEST).is_file():
-            return path / name
-        if name == prefer and (path / name).is_dir() and any(path.glob(f"*/{MANIFEST}")):
-            raise PrunescopeError(
-                f"{path.name}/{name}/ has no readable {MANIFEST}",
-                hint=f"trace the model again, or name the run that is meant: one with a {MANIFEST}",
-            )
-    if holds_traces(path):
-        return path
-    raise PrunescopeError(
-        f"{path.name}/ holds no run",
-        hint="give a folder that `prunescope trace --out` wrote, a Chrome trace file, or a folder "
-        "with a Chrome trace a rank",
-    )
-
-
 @dataclass
 class Side:
     """One side of a comparison. A bare trace has one phase, called "trace", or one for each kind of
@@ -135,7 +65,9 @@ class Side:
     bare: Trace | None = None
     ranks: dict[str, Part] = field(default_factory=dict)
     mixed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    told: dict[str, Rank] = field(default_factory=dict)  # by rank, of those that were read
     last: tuple[str, Trace] | None = None  # the rank read last
+    replays: bool = False  # whether a phase that was read holds graph replays
 
     @property
     def phases(self) -> list[str]:
@@ -148,16 +80,32 @@ class Side:
         """What the manifest says of a phase."""
         return None if self.run is None else self.run.phases.get(name)
 
-    def kernels(self, name: str) -> Kernels:
-        """The kernels frame of a phase."""
+    def kernels(self, name: str, *, mapped: bool = True) -> Kernels:
+        """The kernels frame of a phase; `mapped`: with the ops of graph replays, where known."""
         trace = self.trace(name)
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
         _, kind = self.mixed.get(name, (name, name if name in self._kinds() else None))
-        return build(trace, windows, self.peaks, eager=self._eager(name), phase=kind)
+        eager = self._eager(name) if mapped else None
+        kernels = build(trace, windows, self.peaks, eager=eager, phase=kind)
+        self.replays = self.replays or bool(kernels.linked.replayed.any())
+        self.warnings += kernels.warnings
+        return kernels
+
+    def leave_out(self, name: str, error: PrunescopeError) -> None:
+        """Go on without the rank of a phase, whose trace cannot be analysed, and say so."""
+        rank, _ = self.mixed.get(name, (name, ""))
+        self.ranks.pop(rank, None)
+        self.partial = True
+        said = f"{rank} is left out: {error.problem}"
+        if said not in self.warnings:
+            self.warnings.append(said)
 
     @property
     def comparable_ranks(self) -> list[list[str]]:
-        """Phases of all ranks that are of one kind of step; empty for a single trace."""
+        """Phases of all ranks that are of one kind of step; empty for a single trace, and where a
+        rank is there twice."""
+        if twice(self.path.name, self.told.values()):
+            return []
         kinds = dict.fromkeys(kind for _, kind in self.mixed.values())
         if not kinds:
             return [list(self.ranks)] if self.ranks else []
@@ -175,7 +123,28 @@ class Side:
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
-        return load(path) if path is not None else None
+        if path is None:
+            return None
+        with of_the("eager trace"):
+            eager = load(path)
+        if eager.source.cut:
+            self.partial = True
+            self.warnings.append(f"{path.name} is cut off: its ops are read up to the cut")
+        return eager
+
+    def note_ranks(self) -> None:
+        """Says which ranks are missing, or there twice, once all have been read."""
+        ranks = self.told.values()
+        found = (missing(self.path.name, ranks), twice(self.path.name, ranks))
+        self.warnings += [said for said in found if said]
+
+    def note_unused_eager(self, option: str) -> None:
+        """Says so where an eager trace was given and no phase holds replays to use it for."""
+        if self.eager is not None and not self.replays:
+            self.warnings.append(
+                f"{option} is not used: {self.path.name} holds no graph replays, its kernels have "
+                "ops of their own"
+            )
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
@@ -205,25 +174,14 @@ class Side:
             trace = self.bare if is_first else None
             self.last = name, trace or load(part.path, part.member)
             self._note(self.last[1])
+            self.told[name] = rank_of(part, self.last[1].source.meta)
         return self.last[1]
 
     def _note(self, trace: Trace) -> None:
-        name = trace.source.name
-        if trace.source.cut:
-            self.partial = True
-            self.warnings.append(f"{name} is cut off: analysed up to the cut")
-            if not trace.on_device:
-                self.warnings.append(
-                    f"{name} has no device events before the cut: host ops stand for the work, and "
-                    "their times are those of a CPU"
-                )
-        lost = trace.source.malformed + trace.dropped
-        if lost:
-            self.warnings.append(f"{name}: {lost} malformed events were dropped")
-        if trace.source.repaired:
-            self.warnings.append(
-                f"{name}: invalid JSON (NaN, control characters or bytes) was mended"
-            )
+        self.partial = self.partial or is_partial(trace)
+        self.warnings += trace_warnings(trace)
+        if self.run is None:
+            self.warnings += host_instead(trace)
 
     def describe(self) -> dict[str, Any]:
         """The `subject` or `baseline` object of the report."""
@@ -252,7 +210,7 @@ class Side:
         """The `device` object of the report."""
         if self.peaks is not None:
             return self.peaks.as_json()
-        name = None if self.bare is None else self.bare.device_name
+        name = self.bare.device_name if self.bare is not None and self.bare.on_device else None
         return {"name": name, "peaks": None, "source": None, "measured": False, "sheet": None}
 
 
@@ -269,23 +227,37 @@ def open_side(path: Path, options: Options, *, eager: Path | None) -> Side:
 
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
-    parts, left_out = find_parts(path) if path.exists() else ({}, [])
-    first = next(iter(parts.values()), Part(path))
-    ranks = parts if len(parts) > 1 else {}
-    side = Side(path, None, options, eager, warnings=left_out, ranks=ranks)
-    side.bare = load(first.path, first.member)
+    parts = find_parts(path) if path.exists() else Found()
+    said = [f"{name} is no Chrome trace: left out" for name in parts.left_out]
+    side = Side(path, None, options, eager, warnings=said, partial=parts.broken, ranks=parts.parts)
+    first, side.bare = _first_rank(side)
+    ranks = side.ranks = side.ranks if len(parts.parts) > 1 else {}
     if not ranks:  # else each rank says so when its turn comes
         side._note(side.bare)
         return side
     found = phases_of(find_windows(side.bare, phase_pattern=options.phase_pattern))
     if found:  # a serving engine: its ranks may hold steps of several phases
-        kinds = {
-            name: found if part is first else _phases_of_rank(part, options)
-            for name, part in ranks.items()
-        }
+        kinds = {}
+        for name, part in list(ranks.items()):
+            try:
+                kinds[name] = found if part is first else _phases_of_rank(part, options)
+            except PrunescopeError as error:
+                side.leave_out(name, error)
         if any(len(own) > 1 for own in kinds.values()):
             side.mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
     return side
+
+
+def _first_rank(side: Side) -> tuple[Part, Trace]:
+    """The only trace, or that of the first rank that can be analysed."""
+    while True:
+        name, part = next(iter(side.ranks.items()), ("", Part(side.path)))
+        try:
+            return part, load(part.path, part.member)
+        except PrunescopeError as error:
+            if len(side.ranks) < 2:
+                raise
+            side.leave_out(name, error)
 
 
 def _phases_of_rank(part: Part, options: Options) -> list[str]:
@@ -323,6 +295,8 @@ def _peaks(side: Side) -> Peaks | None:
 
 
 def _trace_peaks(side: Side, trace: Trace) -> Peaks | None:
+    if not trace.on_device and trace.device_name:
+        return None  # host ops: not the device's work
     known = device_in_trace(trace.device_name)
     if known is not None:
         return sheet_peaks(known)

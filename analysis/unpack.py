@@ -17,6 +17,7 @@ from taxonomy.errors import PrunescopeError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK\x03\x04"
+_EMPTY_ZIP = b"PK\x05\x06"
 # What zipfile raises on a damaged, encrypted or forged archive.
 _BAD_ZIP = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, zlib.error,
             lzma.LZMAError)  # fmt: skip
@@ -90,6 +91,8 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
     file.seek(0)
     if magic[:2] == GZIP_MAGIC:
         return Inflate(file)
+    if magic == _EMPTY_ZIP:
+        raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=_HINT)
     return _zipped(path, file, member) if magic == ZIP_MAGIC else Plain(file)
 
 
@@ -111,6 +114,10 @@ _HINT = "give a .zip with Chrome traces (.json or .json.gz) in it, one a rank"
 def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
+    except zipfile.BadZipFile:  # a zip lists its files at its end
+        raise PrunescopeError(
+            f"{path.name} is no readable zip: it is cut off or damaged", hint="copy it again, whole"
+        ) from None
     except _BAD_ZIP as error:
         raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=_HINT) from None
 

@@ -49,7 +49,8 @@ def _of_stream(pair: Pair) -> float:
 
 def _heads(e: Evidence) -> tuple[bool, str]:
     """N of q, k, v and K of o fell together, and with them the heads of attention."""
-    narrow, down = _count(e, QKV_ROLES, "N"), _count(e, ("o",), "K")
+    # q_b and kv_b make the heads of latent attention.
+    narrow, down = _count(e, (*QKV_ROLES, "q_b", "kv_b"), "N"), _count(e, ("o",), "K")
     heads = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
     if not narrow and not heads:
         return False, ""

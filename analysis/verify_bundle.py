@@ -17,24 +17,27 @@ from typing import Any
 
 import msgspec
 
-from analysis.bundle import FORMATS, INDEX, SUMS, sums_text, tool_version
+from analysis.bundle import FORMATS, INDEX, SUMS, sums_text, texts, tool_version
 from analysis.bundle_zip import read_zip
 from analysis.pipeline import analyze
-from analysis.report.model import to_json
+from analysis.report.model import Report, to_json
 from analysis.report.write import write_report
 from taxonomy.errors import PrunescopeError
+from taxonomy.run import MANIFEST, Run, read_run
 
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
 _LARGEST = 1 << 30  # decompressed bytes of one trace
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_TEXT = (".md", ".csv", ".tex", ".html")
+_NUMBERS = ("samples.csv", "environment.json")  # whatever version wrote them
+_ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """{"ok", "checked", "failed": [{"file", "why"}]}; `checked` counts files and rebuilt reports.
+    """{"ok", "checked", "rebuilt", "failed": [{"file", "why"}]}: how many files, how many of them
+    were rebuilt from the traces and compared, not by their sums alone, and what is wrong.
 
     Raises PrunescopeError where there is no such file.
     """
@@ -43,15 +46,17 @@ def verify(path: Path) -> dict[str, Any]:
     unpacked = read_zip(path)
     failed = dict(unpacked.failed)
     checked = len(unpacked.files) + len(failed)
-    for name, why in _sums(unpacked.files):
-        failed.setdefault(name, why)
+    rebuilt: set[str] = set()
+    if unpacked.files or not failed:
+        for name, why in _sums(unpacked.files):
+            failed.setdefault(name, why)
     if not failed:
-        names, problems = _rebuilt(unpacked.files)
-        checked += len(names)
+        rebuilt, problems = _rebuilt(unpacked.files)
         failed.update(problems)
     return {
         "ok": not failed,
         "checked": checked,
+        "rebuilt": len(rebuilt),
         "failed": [{"file": name, "why": why} for name, why in failed.items()],
     }
 
@@ -75,64 +80,106 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         yield SUMS, "not in the form in which it was written"
 
 
-def _rebuilt(files: Mapping[str, bytes]) -> tuple[list[str], dict[str, str]]:
-    """The reports that were rebuilt, and what differs."""
-    failed: dict[str, str] = {}
+def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str]]:
+    """The files that were rebuilt, and what differs."""
     try:
         index = msgspec.json.decode(files.get(INDEX, b""))
-        names = sorted(str(name) for name in index["runs"])
+        names = [str(name) for name in index["runs"]]
         same_tool = index["tool"] == f"prunescope {tool_version()}"
+        anonymous = index["anonymous"] is True
     except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
-        return [], {INDEX: "does not say what the bundle holds"}
+        return set(), {INDEX: "does not say what the bundle holds"}
     if not all(map(_FOLDER.fullmatch, names)):  # they become paths
-        return [], {INDEX: "names a run that is no plain folder name"}
+        return set(), {INDEX: "names a run that is no plain folder name"}
     there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
     if not names or there - set(names):  # what it does not name would not be rebuilt
-        return names, {INDEX: "does not name every run of the bundle"}
+        return set(), {INDEX: "does not name every run of the bundle"}
+    active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
+    if active:
+        return set(), dict.fromkeys(active, "refused: a figure that runs a script")
     with tempfile.TemporaryDirectory() as temporary:
-        stage = Path(temporary).resolve()
-        for name, data in files.items():
-            if name.startswith("runs/"):
-                if name.endswith(".gz") and not _fits(data):
-                    failed[name] = "refused: expands to more than 1 GiB"
-                    return names, failed
-                try:
-                    (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                    (stage / name).write_bytes(data)
-                except (FileExistsError, NotADirectoryError, IsADirectoryError):
-                    failed[name] = "refused: a file and a folder of one name"
-                    return names, failed
+        rebuild = _Rebuild(files, Path(temporary).resolve(), same_tool=same_tool)
+        rebuild.unpack()
         for name in names:
-            failed |= _one(stage, name, files, texts=same_tool)
-    return names, failed
+            rebuild.report(name)
+        rebuild.beside(anonymous=anonymous)
+    return rebuild.done, rebuild.failed
 
 
-def _one(stage: Path, name: str, files: Mapping[str, bytes], *, texts: bool) -> dict[str, str]:
-    """What differs between a bundled report and the one that its traces give."""
-    place = f"reports/{name}"
-    bundled = files.get(f"{place}/report.json")
-    if bundled is None:
-        return {f"{place}/report.json": "missing"}
-    try:
-        done = analyze(stage / "runs" / name)
-    except PrunescopeError as error:
-        return {f"runs/{name}": f"cannot be analysed: {error.problem}"}
-    skipped = frozenset() if texts else _WORDED
-    try:
-        difference = _difference(json.loads(bundled), json.loads(to_json(done.report)), skipped)
-    except (ValueError, RecursionError, OverflowError):
-        return {f"{place}/report.json": "is no report"}
-    if difference:
-        return {f"{place}/report.json": f"its traces give other numbers: {difference}"}
-    if not texts:
-        return {}
-    formats = [f for f in FORMATS if f in ("md", "html", "tex", "csv")]
-    failed = {}
-    for path in write_report(done.report, stage / place, formats=formats):
-        file = f"{place}/{path.name}"
-        if not _same_text(files.get(file, b""), path.read_bytes()):
-            failed[file] = "not what its traces give"
-    return failed
+class _Rebuild:
+    """What the bundled traces give, file by file: `done` were compared, `failed` differ. The words
+    of another version (`same_tool` is False) are not compared, its numbers are."""
+
+    def __init__(self, files: Mapping[str, bytes], stage: Path, *, same_tool: bool) -> None:
+        self.files, self.stage, self.same_tool = files, stage, same_tool
+        self.reports: dict[str, Report] = {}
+        self.runs: dict[str, dict[str, Run]] = {}
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}
+
+    def unpack(self) -> None:
+        """The run folders, and nothing else."""
+        for name, data in self.files.items():
+            if not name.startswith("runs/"):
+                continue
+            if name.endswith(".gz") and not _fits(data):
+                self.failed[name] = "refused: expands to more than 1 GiB"
+                return
+            try:
+                (self.stage / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.stage / name).write_bytes(data)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                self.failed[name] = "refused: a file and a folder of one name"
+                return
+
+    def report(self, name: str) -> None:
+        """The report of a run."""
+        place, folder = f"reports/{name}", self.stage / "runs" / name
+        if self.failed or self._lacks(f"{place}/report.json"):
+            return
+        try:
+            report = analyze(folder).report
+            manifests = sorted(folder.glob(f"*/{MANIFEST}"))
+            self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
+        except PrunescopeError as error:
+            self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
+            return
+        self.reports[name] = report
+        self._compare_json(f"{place}/report.json", to_json(report))
+        if not self.same_tool or self.failed:
+            return
+        formats = [f for f in FORMATS if f in ("md", "html", "tex", "csv")]
+        for path in write_report(report, self.stage / place, formats=formats):
+            self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
+
+    def beside(self, *, anonymous: bool) -> None:
+        """The files that follow from all runs."""
+        if self.failed:
+            return
+        for name, text in texts(self.reports, self.runs, anonymous=anonymous).items():
+            if self.same_tool or name in _NUMBERS:
+                self._compare(name, text, "not what the bundled runs give")
+
+    def _lacks(self, name: str) -> bool:
+        if name not in self.files:
+            self.failed[name] = "missing"
+        return name in self.failed
+
+    def _compare(self, name: str, wanted: bytes, why: str) -> None:
+        self.done.add(name)
+        if not _same_text(self.files.get(name, b""), wanted):
+            self.failed[name] = why
+
+    def _compare_json(self, name: str, wanted: bytes) -> None:
+        self.done.add(name)
+        skipped = frozenset() if self.same_tool else _WORDED
+        try:
+            difference = _difference(json.loads(self.files[name]), json.loads(wanted), skipped)
+        except (ValueError, RecursionError, OverflowError):
+            self.failed[name] = "is no report"
+            return
+        if difference:
+            self.failed[name] = f"its traces give other numbers: {difference}"
 
 
 def _fits(data: bytes) -> bool:

@@ -1,13 +1,14 @@
 """Perplexity of drawn against calibrated selection on SmolLM2-135M: static families, dynamic-m.
 
-    python benchmarks/calibrated.py
+    python benchmarks/calibrated.py [FAMILY ...] [--out FILE.md]
 
-Writes calibrated.md beside this file. Half of Python's reference text calibrates, the other half is
-scored; both selections remove the same amount. Exit code 1 where calibrated is not the better one.
+Half of Python's reference text calibrates, the other half is scored; both selections remove the
+same amount. Exit code 1 where calibrated is not the better one.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import platform
 import statistics
@@ -63,7 +64,12 @@ CASES = (
 
 
 def main() -> int:
-    """Run every case and write the table."""
+    """Run the cases of the families named, or every case, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="[default: all]")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    given = parser.parse_args()
+    cases = [case for case in CASES if case.family in given.families or not given.families]
     started = time.monotonic()
     torch.set_num_threads(THREADS)
     loaded = load_model(DEMO, dtype="auto", device=torch.device("cpu"), attn="sdpa")
@@ -75,14 +81,14 @@ def main() -> int:
     calibration = text_calibration(loaded.model, tokenizer)
     dense = float(quality(loaded.model, passage)["perplexity"])
     rows, better = [], True
-    for case in CASES:
+    for case in cases:
         row, wins = measured(case, loaded.model, passage, calibration)
         better = better and wins
         rows.append(row)
         sys.stderr.write(f"{time.monotonic() - started:4.0f} s  {row}\n")
     seconds = time.monotonic() - started
     text = page(rows, dense, calibration, passage, seconds)
-    Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")
+    given.out.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
     return 0 if better else 1
 
@@ -168,7 +174,7 @@ normalised residual stream (static-nk-cross); routers fitted to ‖f(x)‖ / ‖
 also gives each sublayer its share of the tokens (dynamic-m).
 
 The weights are dequantised from a 4-bit file and run in bfloat16. Made by
-`python benchmarks/calibrated.py` in {seconds:.0f} s: {platform.machine()} CPU, {THREADS} threads,
+`python {" ".join(sys.argv)}` in {seconds:.0f} s: {platform.machine()} CPU, {THREADS} threads,
 Python {platform.python_version()}, {versions}.
 """
 

@@ -90,8 +90,8 @@ def refuse_empty(args: Iterable[str]) -> None:
 
 
 def bare_json(args: list[str]) -> list[str]:
-    """`trace ... --json` without a target means standard output."""
-    if args[:1] != ["trace"]:
+    """`trace ... --json` without a target means standard output, as of all that take no words."""
+    if args[:1] not in (["trace"], ["doctor"], ["families"], ["devices"]):
         return args
     full: list[str] = []
     for arg, following in zip(args, [*args[1:], "--"], strict=True):

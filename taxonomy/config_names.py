@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from taxonomy.config_keys import NESTED
 from taxonomy.errors import PrunescopeError
 from taxonomy.run_schema import MAX_LAYERS
 
-_NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
@@ -103,7 +103,7 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of the decoder: of a multimodal model, its text part."""
     if not isinstance(config, Mapping):
         raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
-    for name in _NESTED:
+    for name in NESTED:
         inner = config.get(name)
         if isinstance(inner, Mapping) and size_in(inner, _HIDDEN) is not None:
             return {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}

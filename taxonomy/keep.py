@@ -103,7 +103,7 @@ def low_rank(n: int, k: int, sparsity: float) -> int:
     if not _saves(rank, n, k):
         raise PrunescopeError(
             f"rank {rank} of a [{n}, {k}] weight saves nothing (break-even {n * k / (n + k):.0f})",
-            hint=f"{rank_hint([(n, k)])}, or leave this matrix out",
+            hint=f"{rank_hint([(n, k)], sparsity)}, or leave this matrix out",
         )
     return rank
 
@@ -114,14 +114,16 @@ def low_rank_or_dense(n: int, k: int, sparsity: float) -> int | None:
     return rank if _saves(rank, n, k) else None
 
 
-def rank_hint(shapes: Iterable[tuple[int, int]]) -> str:
-    """From which sparsity on some rank makes one of the weights [N, K] smaller."""
+def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float) -> str:
+    """The nearest sparsity at which some rank makes one of the weights [N, K] smaller."""
     break_even = [n * k / (n + k) for n, k in shapes]
     # The largest multiple of 16 below N·K/(N+K), as a share of it.
     least = [1 - 16 * (math.ceil(e / 16) - 1) / e for e in break_even if e > 16]
     if not least:
         return "no sparsity can be met: ranks are multiples of 16, and N·K/(N+K) is not above that"
     nearest = math.ceil(min(least) * 1000) / 1000
+    if sparsity > nearest:  # no rank is left
+        return _at_most(math.floor(max(break_even)))
     return f"raise the sparsity: from --sparsity {nearest:g} on a multiple of 16 saves something"
 
 

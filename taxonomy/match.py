@@ -172,7 +172,9 @@ def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float
 
 def _removes_nothing(chosen: Family, by: str, work: Workload) -> RemovesNothing:
     where = "" if by == "param" else f" in {work.phase}"
-    kept = "all weights stay in memory" if chosen.keeps_weights else "no dimension moves"
+    kept = "no dimension moves"
+    if chosen.keeps_weights:
+        kept = "all weights stay in memory" if by == "param" else "it does the work of dense there"
     return RemovesNothing(
         f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}",
         hint=f"leave {KNOB} out, or match another of {', '.join(MATCHES)}",

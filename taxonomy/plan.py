@@ -135,7 +135,7 @@ class Plan:
     keys: float = 1
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
-    routers: bool = False  # a router [T, h] -> 1 in each sublayer
+    routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
     residual: bool = False  # an h x h GEMM on each sublayer's residual
 
 

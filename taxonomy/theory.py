@@ -170,7 +170,10 @@ def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> It
     """Residual projections of all sublayers, and routers of those that tokens are routed past: a
     recurrence takes every token, or its state would be another."""
     h, rows = plan.shape.hidden, plan.work.rows
-    wanted = ((plan.routers * routed, "router", 1), (plan.residual * layers, "residual", h))
+    wanted = (
+        ((sublayer in plan.routers) * routed, "router", 1),
+        (plan.residual * layers, "residual", h),
+    )
     for count, role, n in wanted:
         if count:
             name = f"added.{sublayer}.{role}"

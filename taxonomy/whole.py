@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,8 +41,19 @@ def partial_folder(out: Path) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     _recover(out)
-    with _locked_folder(out.parent, f".{out.name}.", ".partial") as partial:
+    with _named(out), _locked_folder(out.parent, f".{out.name}.", ".partial") as partial:
         yield partial
+
+
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    """What a failed write was to be: the system tells a reason, and of a full disk no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = out.name
+        raise
 
 
 @contextmanager
@@ -83,6 +95,11 @@ def put_in_place(partial: Path, out: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that appears whole: a temporary sibling first, on disk before one rename.
     Removes what killed processes left of earlier tries."""
+    with _named(path):
+        _write_file(path, data)
+
+
+def _write_file(path: Path, data: bytes) -> None:
     for old in _beside(path, (".tmp",)):
         _remove_abandoned(old)
     while True:
@@ -111,7 +128,10 @@ def claimed(out: Path) -> Iterator[None]:
         yield
         return
     name = hashlib.sha256(os.fsencode(out.absolute().resolve())).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"prunescope-{_user()}-{name}.lock")
+    folder, prefix = Path(tempfile.gettempdir()), f"prunescope-{_user()}-"
+    path = folder / f"{prefix}{name}.lock"
+    for old in folder.glob(f"{prefix}{'[0-9a-f]' * len(name)}.lock"):
+        _remove_abandoned(old)
     descriptor = _claim(path)
     if descriptor is None:
         raise PrunescopeError(
@@ -127,11 +147,16 @@ def claimed(out: Path) -> Iterator[None]:
 def _claim(path: Path) -> int | None:
     """A lock on the file, None where another process has it."""
     flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    tries = 3
     while True:
         descriptor = os.open(path, flags, 0o600)
         if not _lock(descriptor):
             os.close(descriptor)
-            return None
+            tries -= 1
+            if not tries:
+                return None
+            time.sleep(0.02)  # who tidies up holds it for a moment
+            continue
         if _is_still(path, descriptor):
             return descriptor
         os.close(descriptor)  # the one before removed it between the two lines

@@ -121,3 +121,21 @@ def test_families_lists_the_presets_too(capsys: pytest.CaptureFixture[str]) -> N
     assert "tiny-llama" in capsys.readouterr().out
     assert prunescope.main(["trace", "--help"]) == 0
     assert "prunescope families" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["families"], ["families", "--architecture", "tiny-llama"], ["devices"]]
+)
+def test_json_of_listings_goes_where_it_is_told_to(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*more: str, code: int = 0) -> str:
+        assert prunescope.main([words[0], *more]) == code
+        return capsys.readouterr().out
+
+    bare, path = said(*words[1:], "--json"), tmp_path / "x.json"
+    assert bare.startswith("{")
+    assert said(*words[1:], "--json", "-") == bare == said("--json", *words[1:])
+    assert said(*words[1:], "--json", str(path)) == said(*words[1:])
+    assert path.read_text() == bare
+    said(*words[1:], "--json", str(tmp_path / "no" / "x.json"), code=2)

@@ -103,6 +103,9 @@ def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied,
         "theory": theory,
         **applied.record,
     }
+    random_text = record.get("calibration", {}).get("note")
+    if random_text:  # a calibration that says nothing of the model's own texts
+        record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
     if match is not None:
         record["knobs"][KNOB], record["match"] = part.match, match.to_dict()
         record["notes"] = [match.note, *record.get("notes", ())]

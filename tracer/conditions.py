@@ -5,6 +5,7 @@ In: the machine. Out: the `timing` note of run.json, and contexts around a captu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,12 @@ import torch
 
 from taxonomy.errors import PrunescopeError
 from tracer.machine import load_average, num_cores
+
+# In the words of torch: memory of the CPU, and sizes beyond 64 bits.
+_TOO_LARGE = re.compile(
+    "can't allocate memory|not enough memory|size calculation overflow|multiplication overflow"
+    "|Overflow when unpacking|too large to convert|maximum supported dimension"
+)
 
 
 def timing_note(load_before: float | None) -> dict[str, Any]:
@@ -48,11 +55,17 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Memory that runs out is a user's error, with what to change."""
+    """Memory that runs out, and a size that no tensor has, are a user's error, with what to change.
+
+    torch has an exception of its own for devices alone; of a CPU it raises what the words tell.
+    """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError | OverflowError)
+        if not known and not _TOO_LARGE.search(str(error)):
+            raise
         raise PrunescopeError(
-            "the model does not fit in memory, even without its twin",
+            "the model and its inputs do not fit in memory",
             hint="use a smaller --batch or --prompt-len, --dtype bfloat16, or another --device",
         ) from error

@@ -15,16 +15,14 @@ import torch
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import PhaseRun
 from taxonomy.shape import ModelShape
+from tracer.model_config import kept_config
 from tracer.models import Loaded
 from tracer.request import TraceRequest
-
-# Of a config: where it was loaded from.
-_PATH_KEYS = {"_name_or_path", "name_or_path"}
 
 
 def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:
     """`model` of run.json: id, source, architecture, config and shape of the model as it is run."""
-    config = model.config.to_dict()  # type: ignore[union-attr, operator]
+    config = kept_config(model.config)
     try:
         shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
     except PrunescopeError:
@@ -33,7 +31,7 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:
         "id": loaded.id,
         "source": loaded.source,
         "architecture": type(model).__name__,
-        "config": scrubbed({k: v for k, v in config.items() if k not in _PATH_KEYS}),
+        "config": config,
         "shape": shape,
         "notes": loaded.notes,
     }

@@ -69,6 +69,10 @@ def read_method(
 
 
 def _sparsity(name: str, own: str | None, fallback: float) -> float:
+    if name == "dense":
+        raise PrunescopeError(
+            "dense is what every run is compared with, not a method", hint="leave --method out"
+        )
     if name not in family_ids():
         raise PrunescopeError(
             f"no pruning method is called {name!r}",

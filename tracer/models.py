@@ -69,24 +69,38 @@ class Loaded:
         return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
 
 
+class NoSuchAttention(PrunescopeError):
+    """The model's class does not take the attention that was asked for."""
+
+
 def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
     """Load what `name` names. Raises PrunescopeError where there is no such causal LM."""
     options: dict[str, Any] = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
-    path = home_path(name)
     with _quiet():
-        if path.is_dir():
-            loaded = _from_folder(path, path.resolve().name, "folder", options)
-        elif name.lower().endswith(".gguf"):
-            loaded = _from_gguf(path, path.name, options)
-        elif name.lower() == DEMO:
-            loaded = _from_gguf(demo_file(), DEMO, options)
-        elif name.lower() in preset_names():
-            loaded = _from_preset(name.lower(), options, device)
-        else:
-            loaded = _from_hub(name, options)
+        try:
+            loaded = _loaded(name, options, device)
+        except NoSuchAttention:
+            if attn != "sdpa":  # what nobody need have asked for
+                raise
+            loaded = _loaded(name, {**options, "attn_implementation": "eager"}, device)
+            kind = type(loaded.model).__name__
+            loaded.notes.append(f"{kind} takes no sdpa: its attention is eager")
     return _settled(loaded, device)
+
+
+def _loaded(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+    path = home_path(name)
+    if path.is_dir():
+        return _from_folder(path, path.resolve().name, "folder", options)
+    if name.lower().endswith(".gguf"):
+        return _from_gguf(path, path.name, options)
+    if name.lower() == DEMO:
+        return _from_gguf(demo_file(), DEMO, options)
+    if name.lower() in preset_names():
+        return _from_preset(name.lower(), options, device)
+    return _from_hub(name, options)
 
 
 def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
@@ -111,13 +125,18 @@ def _from_folder(folder: Path, model_id: str, source: str, options: dict[str, An
 
 
 def _from_gguf(path: Path, model_id: str, options: dict[str, Any]) -> Loaded:
-    if not path.is_file():
-        raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
+    check_gguf(path)
     with _explained(model_id):
         folder = gguf_folder(path)
     loaded = _from_folder(folder, model_id, "gguf", options)
     loaded.notes.append("weights dequantised from a GGUF file")
     return loaded
+
+
+def check_gguf(path: Path) -> None:
+    """Raises PrunescopeError where there is no such file."""
+    if not path.is_file():
+        raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
 
 
 def demo_file() -> Path:
@@ -132,7 +151,8 @@ def demo_file() -> Path:
     )
 
 
-def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
+def check_hub_id(name: str) -> None:
+    """Raises PrunescopeError where a name that is no folder, file or preset is no hub id either."""
     looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
     if looks_like_path:
         raise PrunescopeError(
@@ -145,6 +165,10 @@ def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
             f"no folder and no preset is called {name!r}",
             hint=f"nearest presets: {nearest(name, presets)}; a hub id is written owner/name",
         )
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
+    check_hub_id(name)
     try:
         return _pretrained(name, name, "hub", {**options, "local_files_only": True})
     except PrunescopeError as not_cached:
@@ -264,10 +288,10 @@ def _explained(model_id: str) -> Iterator[None]:
         yield
     except _UNREADABLE as error:
         said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        if "attn_implementation" in said:
-            raise PrunescopeError(
-                f"{model_id} has no such attention ({said[:80]})",
-                hint="--attn sdpa or --attn eager; others need a package and a device of their own",
+        if "attn_implementation" in said or "FlashAttention" in said:
+            raise NoSuchAttention(
+                f"{model_id} has no such attention ({said[:120]})",
+                hint="--attn eager or --attn sdpa; others need a package and a device of their own",
             ) from error
         raise PrunescopeError(
             f"{model_id} could not be loaded ({said[:200] or type(error).__name__})",

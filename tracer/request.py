@@ -5,6 +5,7 @@ Inert: `check` looks at the values alone and at no model, so that a mistake is n
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,11 @@ _AT_LEAST = {
 }
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
+MOST = 2**31  # of anything that is counted
+# More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
+_MOST_THREADS, _THREADS_A_CORE = 256, 8
+# Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
+_MOST_TOKENS = 2**34
 
 
 @dataclass(kw_only=True)
@@ -73,11 +79,13 @@ class TraceRequest:
         for name, choices in _CHOICES.items():
             _check_choice(name, str(getattr(self, name)), choices)
         for name, least in _AT_LEAST.items():
-            _check_count(name, getattr(self, name), least)
+            _check_count(name, getattr(self, name), least, MOST)
         if self.threads is not None:
-            _check_count("threads", self.threads, 1)
+            most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
+            _check_count("threads", self.threads, 1, most)
         if not 0 <= self.seed < _MAX_SEED:
-            raise PrunescopeError(f"--seed {self.seed} is out of range", hint="0 is a fine seed")
+            raise PrunescopeError(f"--seed{_said(self.seed)} is out of range", hint="0 is fine")
+        self._check_tokens()
         if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
             raise PrunescopeError(
                 f"--dtype {self.dtype!r} is not a format that a model can be run in",
@@ -85,6 +93,14 @@ class TraceRequest:
             )
         self._check_baseline()
         self._check_method()
+
+    def _check_tokens(self) -> None:
+        length = self.prompt_len + (self.decode_steps if self.phase != "prefill" else 0)
+        if self.batch * length > _MOST_TOKENS:
+            raise PrunescopeError(
+                f"{self.batch} sequences of {length} tokens: no memory holds them",
+                hint="use a smaller --batch, --prompt-len or --decode-steps",
+            )
 
     def _check_baseline(self) -> None:
         given = (self.baseline is not None, self.baseline_model is not None, self.no_baseline)
@@ -123,9 +139,16 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def _check_count(name: str, value: int, least: int) -> None:
+def _check_count(name: str, value: int, least: int, most: int) -> None:
+    option = f"--{name.replace('_', '-')}{_said(value)}"
     if value < least:
-        option = name.replace("_", "-")
         raise PrunescopeError(
-            f"--{option} {value} is too small", hint=f"{least} is the least that makes sense"
+            f"{option} is too small", hint=f"{least} is the least that makes sense"
         )
+    if value > most:
+        raise PrunescopeError(f"{option} is too large", hint=f"{most} is the most")
+
+
+def _said(value: int) -> str:
+    """A number after the name of its option; nothing where Python itself will not spell it out."""
+    return f" {value}" if value.bit_length() < 256 else ""

@@ -27,8 +27,8 @@ _TINY = 1e-12
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """A router, the decoder layer that it is in, and the sublayer whose output is the change: what
-    it puts out, less the `residual` that it was called with, if any. Sublayers of one `kind`
-    (attention, mlp) share their budget."""
+    it puts out, less the `residual` that it was called with, if any; of a whole layer, less what
+    entered. Sites of one `kind` (attention, mlp, layer) share their budget."""
 
     kind: str
     layer: nn.Module
@@ -165,9 +165,11 @@ class _Watch:
     def __init__(self, moments: _Moments, changes: list[torch.Tensor]) -> None:
         self.moments, self.changes = moments, changes
         self.entered = self.read = torch.empty(0)
+        self.whole = False
 
     def attach(self, site: Site) -> list[Any]:
         """Their handles."""
+        self.whole = site.sublayer is site.layer
         return [
             site.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             site.router.register_forward_pre_hook(self._read),
@@ -182,7 +184,7 @@ class _Watch:
 
     def _change(self, _module: nn.Module, _args: Any, kwargs: Any, output: Any) -> None:
         change = output[0] if isinstance(output, tuple) else output
-        before = kwargs.get("residual")
+        before = self.entered if self.whole else kwargs.get("residual")
         if before is None:
             before = self.entered
         else:

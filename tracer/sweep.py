@@ -92,6 +92,7 @@ def plan_of(request: SweepRequest) -> Plan:
             raise PrunescopeError(
                 f"select: {config.select!r} is not a way to choose", hint=" or ".join(SELECTIONS)
             )
+    _check_model(configs[0].model)
     plan = make_plan(configs, _shape(configs[0].model))
     _check(plan)
     return plan
@@ -173,6 +174,19 @@ def _check(plan: Plan) -> None:
     for family in config.families:
         if family in possible:
             request_of(config, possible[family], out=Path()).check()
+
+
+def _check_model(model: str) -> None:
+    """Raises PrunescopeError where there is no such folder, file or preset, and no such hub id."""
+    path, name = home_path(model), model.lower()
+    if name in preset_names() or path.is_dir():
+        return
+    from tracer.models import DEMO, check_gguf, check_hub_id
+
+    if name.endswith(".gguf"):
+        check_gguf(path)
+    elif name != DEMO:
+        check_hub_id(model)
 
 
 def _shape(model: str) -> ModelShape | None:

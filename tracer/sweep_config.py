@@ -16,9 +16,11 @@ import yaml
 from taxonomy.arguments import home_path
 from taxonomy.errors import PrunescopeError, nearest
 from taxonomy.keep import check_sparsity
+from tracer.request import MOST
 from tracer.sweep_plan import SweepConfig, is_checkpoint
 
 _MAX_BYTES = 1 << 20
+_MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of them
 _KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig) if f.name != "logits")
 _PAPER = SweepConfig(
     model="llama-3.1-8b",
@@ -70,13 +72,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise PrunescopeError(
                 f"{path.name} is no sweep file of at most 1 MiB", hint="give a YAML file"
             )
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise PrunescopeError(
             f"the sweep file {path} cannot be read ({type(error).__name__})",
             hint="give a YAML file, or --preset paper",
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise PrunescopeError(
@@ -86,6 +88,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
     return plain
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, with each key of the file once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """A mapping. Raises PrunescopeError where a key stands in it twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise PrunescopeError(
+                    f"the sweep file gives {key.value[:40]} twice, the second time in line "
+                    f"{key.start_mark.line + 1}",
+                    hint="keep one of the two; several values are a list, as [a, b]",
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
@@ -134,7 +153,8 @@ def _beside(name: str, path: Path, *, when: bool) -> str:
 
 def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
     # Not its repr: aliases in YAML make a value of a few lines as long as the disk.
-    said = reprlib.repr(value)
+    huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
+    said = "a number of hundreds of digits" if huge else reprlib.repr(value)
     return PrunescopeError(f"{key}: {said} is not {wanted}", hint=f"give {key} as {wanted}")
 
 
@@ -145,13 +165,15 @@ def _word(key: str, value: Any) -> str:
 
 
 def _count(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < (key != "seed"):
-        raise _wrong(key, value, "a whole number above zero" if key != "seed" else "a seed")
+    least, most = (0, 2**63 - 1) if key == "seed" else (1, MOST)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        wanted = "a whole number above zero" if key != "seed" else "a seed"
+        raise _wrong(key, value, f"{wanted}, {most} at most")
     return value
 
 
 def _share(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST:
         raise _wrong(key, value, "a number from 0 to 1")
     return check_sparsity(value)
 

@@ -129,7 +129,11 @@ class Watch:
             sys.stderr.write("\x1b[?25h\n")  # the cursor that a progress bar hid
         sys.stderr.write(f"error: {result.id} hangs: {problem}\n  hint: {hint}\n")
         if self.as_json:
-            said = {"problem": f"{result.id} hangs: {problem}", "hint": hint}
+            said = {
+                "problem": f"{result.id} hangs: {problem}",
+                "hint": hint,
+                "exit_code": EXIT_CODE,
+            }
             sys.stderr.write(json.dumps({"error": said}) + "\n")
         sys.stderr.flush()
         os._exit(EXIT_CODE)

@@ -6,17 +6,27 @@ It is imported from the working directory or the environment, and never instead 
 from __future__ import annotations
 
 import importlib
+import re
+import signal
 import sys
-from collections.abc import Callable
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from tracer.pruners import Applied, Point
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"
+# Told elsewhere: memory, the end of the process, what is one of ours already, no such module.
+_OTHERS = (PrunescopeError, MemoryError, torch.OutOfMemoryError, ImportError)
+_FOLDERS = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\][^\s'\"]*[/\\]")
+_LONGEST = 200  # of the words of an error
 
 
 def load_method(spec: str) -> Callable[[Any, float], Any]:
@@ -28,7 +38,8 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
     if added:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with _told(f"importing {module_name}"):
+            module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise PrunescopeError(f"{module_name} cannot be imported ({error})", hint=_HINT) from error
     finally:
@@ -42,10 +53,55 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
 
 def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
     """Run the user's method on a model that is its own to change."""
-    pruned = load_method(spec)(model, point.sparsity)
+    function = load_method(spec)
+    with _told(spec):
+        pruned = function(model, point.sparsity)
     if not isinstance(pruned, nn.Module):
         raise PrunescopeError(
             f"{spec} returned {type(pruned).__name__}, not a model",
             hint="return the model, also where it was changed in place",
         )
     return Applied(model=pruned.eval().requires_grad_(False), record={})  # noqa: FBT003
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An error in code of the user's own, in one sentence; their lines of the traceback as a note.
+    None of it holds a folder of this machine."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # theirs may be any
+        terminated = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+        if terminated or isinstance(error, _OTHERS):
+            raise
+        raise _explained(what, error) from error
+
+
+def _explained(what: str, error: BaseException) -> PrunescopeError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame)]
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" ({Path(error.filename).name}, line {line})"
+    else:
+        where = f" ({_place(frames[-1])})" if frames else ""
+    words = _FOLDERS.sub("", next(iter(str(error).strip().splitlines()), ""))[:_LONGEST]
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    told = PrunescopeError(
+        f"{what} raised {said}{where}", hint="it is code of your own: mend it, and run this again"
+    )
+    for frame in frames:
+        told.add_note(f"  {_place(frame)}, in {frame.name}: {frame.line}")
+    return told
+
+
+def _is_theirs(frame: traceback.FrameSummary) -> bool:
+    """Neither ours, nor a library's, nor Python's."""
+    path = Path(frame.filename).absolute()
+    paths = sysconfig.get_paths()
+    libraries = [Path(paths[name]) for name in ("stdlib", "purelib", "platlib")]
+    theirs = not frame.filename.startswith("<") and Path(__file__).parent not in path.parents
+    return theirs and not any(folder in path.parents for folder in libraries)
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{Path(frame.filename).name}, line {frame.lineno}"

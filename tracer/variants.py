@@ -6,6 +6,7 @@ In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of it
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from tracer.user_method import load_method
 
 # Free memory that a second model asks for: its weights, and some for what a forward adds.
 _ROOM = 1.2
+# Tables of learnt positions, by the names that transformers gives them.
+_POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
 
 
 class TwinDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
@@ -82,6 +85,7 @@ def make_variants(
     variants: list[Variant] = []
     if "dense" in names:
         loaded = load_model(request.baseline_model or request.model, **options)
+        _check_positions(loaded.model, request)
         _check_runs(loaded.model, "as it is loaded")
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
     if "pruned" in names:
@@ -91,6 +95,7 @@ def make_variants(
             loaded = replace(variants[0].loaded, model=copy.deepcopy(variants[0].model))
         else:
             loaded = load_model(request.model, **options)
+            _check_positions(loaded.model, request)
         variants.append(_pruned(request, loaded))
     return variants
 
@@ -104,6 +109,8 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
             f"the model that {request.method} returned has no `config`",
             hint="return a model of transformers, changed as you like",
         )
+    if is_function(request.method):  # it may have done anything to an architecture that is known
+        probe(applied.model, f"pruned with {request.method}")
     _check_runs(applied.model, f"pruned with {request.method}")
     return Variant(
         name="pruned",
@@ -112,6 +119,21 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
         pruning=pruning,
         layer_map=applied.layer_map,
     )
+
+
+def _check_positions(model: Any, request: TraceRequest) -> None:
+    """Learnt positions end somewhere. Raises PrunescopeError where the phases would pass that."""
+    wanted = request.prompt_len + ("decode" in request.phases) * request.decode_steps
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
+            continue
+        most = module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two are unused
+        if wanted > most:
+            raise PrunescopeError(
+                f"{wanted} tokens were asked for, and this model has {most} learnt positions",
+                hint=f"--prompt-len {request.prompt_len - (wanted - most)} is the most"
+                + (" with these --decode-steps" if "decode" in request.phases else ""),
+            )
 
 
 def _check_runs(model: Any, what: str) -> None:

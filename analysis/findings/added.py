@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from analysis.findings.context import Context, ms
+from analysis.findings.context import Context, ms, shortened
 from analysis.report.model import Finding
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
@@ -127,7 +127,7 @@ def _finding(c: Context, purpose: _Purpose) -> Finding | None:
         severity="warning",
         text=f"{purpose.what} takes {ms(total)} a step ({total / c.phase.wall_ns:.1%} of the "
         "recorded wall); the dense model has none of it",
-        evidence=[f"{e.work[:80]} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
+        evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
         change=purpose.change,
         predicted_ns=total,
     )

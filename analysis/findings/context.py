@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Pair
-from analysis.report.model import Part, Phase, Row
+from analysis.report.model import Gemm, Part, Phase, Row
 from analysis.subject import Side
 from analysis.trust import Doubt
 from taxonomy.run import PhaseRun
+
+_BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +63,21 @@ def stands(row: Row | Part | None, *, of: float | None, share: float) -> bool:
 def ms(ns: float) -> str:
     """Milliseconds with three decimals, microseconds below one."""
     return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
+
+
+def sized(gemm: Gemm) -> str:
+    """`role MxNxK` of a row of the GEMM table; the role and its kernel where no size is known."""
+    if gemm.m is None or gemm.n is None or gemm.k is None:
+        return f"{gemm.role} {shortened(gemm.kernels[0])}" if gemm.kernels else gemm.role
+    return f"{gemm.role} {gemm.m}×{gemm.n}×{gemm.k}"
+
+
+def shortened(name: str, longest: int = 80) -> str:
+    """A kernel's name, cut between two of its words where it is long."""
+    if len(name) <= longest:
+        return name
+    cuts = [
+        m.start() for m in re.finditer(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)", name[:longest])
+    ]
+    cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
+    return f"{name[:cut].rstrip(' ,:<(_')}…"

@@ -2,49 +2,72 @@
 
 from __future__ import annotations
 
-import re
+import polars as pl
 
-from analysis.findings.context import Context, ms
-from analysis.report.model import Finding, Gemm
+from analysis.cores import on_plain_cores
+from analysis.findings.context import Context, ms, shortened
+from analysis.report.model import Finding
 from analysis.tiles import ALIGNED, HALF
+from taxonomy.gemm import Gemm
 
-# CUTLASS calls CUDA cores "simt"; cuBLAS names the instruction's shape for tensor cores (s16816,
-# s884), and a bare sgemm or hgemm for CUDA cores.
-_CUDA_CORES = re.compile(
-    r"_simt_|^(?:maxwell|volta|turing|ampere|hopper)_[hsd]gemm_|^(?:void )?magma_[hsd]gemm|gemmSN_"
-)
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a vector times a matrix needs no matrix unit
 _SHARE = 0.01  # of the busy time: worth a sentence
+_NOT_ASKED = "capture with record_shapes=True: the trace does not say what these GEMMs multiply"
 
 
 def cuda_cores(c: Context) -> Finding | None:
     """GEMM kernels whose names say CUDA cores, with the reason."""
-    slow = [g for g in c.phase.gemms if g.kind in _KINDS and _on_cuda_cores(g)]
-    busy = sum(g.busy_ns for g in slow)
+    frame = c.pruned.frame.filter(pl.col("kind").is_in(_KINDS))
+    names = [n for n in frame["name"].unique().drop_nulls() if on_plain_cores(n)]
+    slow = frame.filter(pl.col("name").is_in(names))
+    busy = int(slow["busy"].sum()) / c.pruned.num_steps
     if busy < _SHARE * c.phase.busy_ns or not busy:
         return None
+    keys = ["role", "call", "dtype", "name"]
+    shown = (
+        slow.group_by(keys)
+        .agg(pl.col("busy").sum() / c.pruned.num_steps)
+        .sort("busy", *keys, descending=[True] + [False] * len(keys))
+    )
     return Finding(
         id="cuda-cores",
         severity="warning",
         text=f"GEMMs of {ms(busy)} run on CUDA cores, where tensor cores do several times as much",
-        evidence=[
-            f"{g.role} {g.m}×{g.n}×{g.k} {g.dtype or ''}: {ms(g.busy_ns)}, {_reason(g)}, "
-            f"{g.kernels[0][:60]}"
-            for g in sorted(slow, key=lambda g: -g.busy_ns)[:4]
-        ],
-        change="run in bf16 or fp16, or allow TF32 (torch.set_float32_matmul_precision('high'))"
-        if any(g.dtype not in HALF for g in slow)
-        else f"give N and K that {ALIGNED} divides",
+        evidence=[_line(c, row) for row in shown.head(4).iter_rows(named=True)],
+        change=_change(c, slow["dtype"].unique().to_list()),
         predicted_ns=None,
     )
 
 
-def _on_cuda_cores(gemm: Gemm) -> bool:
-    return any(_CUDA_CORES.search(name) for name in gemm.kernels)
+def _line(c: Context, row: dict[str, object]) -> str:
+    """What the trace says of a kernel: its GEMM and format where they are known."""
+    call, dtype, cost = row["call"], row["dtype"], ms(float(str(row["busy"])))
+    name = shortened(str(row["name"]))
+    work = c.pruned.works[call] if isinstance(call, int) else None
+    if work is None or len(work.gemms) != 1 or dtype is None:
+        return f"{name}: {cost}"
+    gemm = work.gemms[0]
+    reason = _reason(gemm, str(dtype))
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k} {dtype}: {cost}, {reason}, {name}"
 
 
-def _reason(gemm: Gemm) -> str:
-    if gemm.dtype not in HALF:
+def _reason(gemm: Gemm, dtype: str) -> str:
+    if dtype not in HALF:
         return "not a 16-bit format"
     odd = [f"{axis} = {n}" for axis, n in (("N", gemm.n), ("K", gemm.k)) if n and n % ALIGNED]
     return f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
+
+
+def _change(c: Context, formats: list[str | None]) -> str:
+    """What would put them on matrix units, in formats that the device has units for."""
+    known = [f for f in formats if f is not None]
+    if not known:
+        return _NOT_ASKED
+    if all(f in HALF for f in known):
+        return f"give N and K that {ALIGNED} divides"
+    device = c.side.peaks.device if c.side.peaks else None
+    if device is None:
+        return "run in a 16-bit format"
+    fast = " or ".join(f for f in HALF if device.peak(f)) or "a 16-bit format"
+    tf32 = ", or allow TF32 (torch.set_float32_matmul_precision('high'))"
+    return f"run in {fast}{tf32 if device.peak('tf32') else ''}"

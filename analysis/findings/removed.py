@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from analysis.evidence import matrices
-from analysis.findings.context import Context, ms
+from analysis.findings.context import Context, ms, sized
 from analysis.report.model import Finding
 from analysis.role import GEMM_KINDS
 from analysis.subject import Side
@@ -63,9 +63,7 @@ def sparse_without_gain(c: Context) -> Finding | None:
     busy = sum(g.busy_ns for g in rows)
     if not rows or busy < 0.95 * dense:
         return None
-    shapes = [
-        f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows
-    ]
+    shapes = [f"{sized(g)}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
     return Finding(
         id="sparse-without-gain",
         severity="critical",
@@ -179,7 +177,8 @@ def unequal_steps(c: Context) -> Finding | None:
         counts = Counter(kernels.frame["step"].to_list())
         if len(set(counts.values())) > 1:
             shown = ", ".join(str(counts[i]) for i in sorted(counts))
-            lines.append(f"{what}: {shown} kernels in steps 0 to {kernels.num_steps - 1}")
+            side = f"{what}: " if c.dense is not None else ""
+            lines.append(f"{side}{shown} kernels in steps 0 to {kernels.num_steps - 1}")
     if not lines:
         return None
     return Finding(

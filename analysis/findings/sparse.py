@@ -10,7 +10,7 @@ import re
 
 import polars as pl
 
-from analysis.findings.context import Context, ms
+from analysis.findings.context import Context, ms, shortened
 from analysis.frame import Kernels
 from analysis.report.model import Finding
 from taxonomy.roles import GROUPS
@@ -77,7 +77,8 @@ def decompressed(c: Context) -> Finding | None:
         text=f"weights are made dense again in every step ({ms(total)}), and dense GEMMs read "
         "them: the format saves memory, not time",
         evidence=[
-            f"{role}: {work[:80]} {ms(busy / steps)}" for role, work, busy in shown.head(4).rows()
+            f"{role}: {shortened(work)} {ms(busy / steps)}"
+            for role, work, busy in shown.head(4).rows()
         ],
         change="use a kernel that reads the compressed weights, or apply the mask once, before",
         predicted_ns=total,

@@ -1,31 +1,11 @@
-"""Where the time went: coverage, roofline, added work, launch."""
+"""Where the time went: coverage, roofline, added work, dispatch."""
 
 from __future__ import annotations
 
-from analysis.findings.context import Context, ms, stands
+from analysis.findings.context import Context, ms, sized, stands
 from analysis.report.model import Finding
 
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
-
-
-def launch_bound(c: Context) -> Finding | None:
-    """The device idles while the host prepares the next launch."""
-    phase = c.phase
-    share = phase.bound["launch"] / phase.wall_ns if phase.wall_ns else 0.0
-    if not c.pruned.on_device or share < 0.25:
-        return None
-    gap = phase.gap_ns
-    return Finding(
-        id="launch-bound",
-        severity="critical" if share > 0.4 else "warning",
-        text=f"launch-bound: the device idles {gap / phase.wall_ns:.0%} of the step, "
-        f"{share:.0%} of it waiting for a launch; smaller kernels cannot make that faster",
-        evidence=[
-            f"{ms(phase.bound['launch'])} of {ms(gap)} idle time begin after the device ran dry"
-        ],
-        change="capture the step in a CUDA graph (trace --mode graph), or batch more",
-        predicted_ns=phase.bound["launch"],
-    )
 
 
 def dispatch_bound(c: Context) -> Finding | None:
@@ -132,7 +112,7 @@ def second_gemm(c: Context) -> Finding | None:
         id="second-gemm",
         severity="warning",
         text=f"two GEMMs through a rank take {busy / dense:.2f} × the time of the dense one",
-        evidence=[f"{g.role} {g.m}×{g.n}×{g.k}: {ms(g.busy_ns)}" for g in rows[:4]],
+        evidence=[f"{sized(g)}: {ms(g.busy_ns)}" for g in rows[:4]],
         change="a lower rank, or leave the small matrices (k, v) dense",
         predicted_ns=busy - dense,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.findings.context import Context, ms
+from analysis.findings.context import Context, ms, shortened
 from analysis.report.model import Finding
 
 _OBSERVER = 1.3
@@ -96,14 +96,16 @@ def observer(c: Context) -> Finding | None:
 def above_peak(c: Context) -> Finding | None:
     """Kernels faster than the peaks allow: data was in cache, or a peak is wrong."""
     frame = c.pruned.frame
-    fast = frame.filter((frame["ideal"] > _FLAGGED * frame["busy"]) & (frame["busy"] > 0))
+    # Where streams overlap, `busy` is the part of a kernel that no earlier one covers.
+    took = "duration" if c.pruned.on_device else "busy"
+    fast = frame.filter((frame["ideal"] > _FLAGGED * frame[took]) & (frame["busy"] > 0))
     total = int(frame["busy"].sum())
     share = int(fast["busy"].sum()) / total if total else 0.0
     if share < 0.02:
         return None
     shown = fast.sort("busy", descending=True).head(3)
     lines = [
-        f"{r['name'][:80]}: {ms(r['busy'])}, its peaks need {ms(r['ideal'])}"
+        f"{shortened(r['name'])}: {ms(r[took])}, its peaks need {ms(r['ideal'])}"
         for r in shown.iter_rows(named=True)
     ]
     return Finding(

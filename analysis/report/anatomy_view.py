@@ -15,7 +15,7 @@ from analysis.report.view import Cell, Column, Table
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
 _CAUSES = {"host": "the host was late", "sync": "the host waited for the device",
-           "memcpy": "copies", "device": "launched in time",
+           "memcpy": "copies", "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
 
@@ -30,16 +30,19 @@ def lines(phase: Phase) -> list[str]:
 
 def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     idle = sum(anatomy.gaps.values())
-    if anatomy.graph_speedup is None or not idle:
+    if not idle or (anatomy.graph_speedup is None and not anatomy.gaps.get("unknown")):
         return ""
     causes = ", ".join(
         f"{says} {numbers.time(anatomy.gaps[cause])}"
         for cause, says in _CAUSES.items()
         if anatomy.gaps.get(cause)
     )
+    text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}"
+    if anatomy.graph_speedup is None:
+        return text
     return (
-        f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}; without any gap "
-        f"that the host made, as in a CUDA graph, at most {numbers.ratio(anatomy.graph_speedup)}"
+        f"{text}; without a host that is late, as in a CUDA graph, at most "
+        f"{numbers.ratio(anatomy.graph_speedup)}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from analysis.report.escape import json_bytes
 from analysis.report.model import Report
 
 SCHEMA_ID = "prunescope-report-1"
@@ -24,4 +25,4 @@ def report_schema() -> dict[str, Any]:
 
 def schema_json() -> bytes:
     """The schema as it is kept in report.schema.json beside this module."""
-    return msgspec.json.format(msgspec.json.encode(report_schema()), indent=2) + b"\n"
+    return json_bytes(report_schema())

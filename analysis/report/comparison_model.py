@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from analysis.report.escape import json_bytes
 from analysis.report.model import Ladder, Report
 
 
@@ -62,4 +63,4 @@ class Comparison(msgspec.Struct, kw_only=True):
 
 def to_json(comparison: Comparison) -> bytes:
     """The comparison as UTF-8 JSON, two-space indented."""
-    return msgspec.json.format(msgspec.json.encode(comparison), indent=2) + b"\n"
+    return json_bytes(comparison)

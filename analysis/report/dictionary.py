@@ -57,7 +57,9 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
         ("ideal_ns", "ns", "roofline time of a step: the larger of FLOP/peak and bytes/bandwidth"),
         ("bound", "", "compute, memory or latency"),
-        ("efficiency", "ratio", "ideal_ns / busy_ns; above 1 it is shown, not clipped"),
+        ("efficiency", "ratio", "ideal_ns / busy_ns (/ duration_ns beside other kernels); may "
+                                "pass 1"),
+        ("duration_ns", "ns", "run time of a step's kernels, also where others ran beside them"),
         ("dense_busy_ns", "ns", "device time of the dense GEMMs that it is paired with"),
         ("promised_ns", "ns", "(1 − sparsity) · dense_busy_ns"),
         ("loss_ns", "ns", "busy_ns − promised_ns"),
@@ -86,7 +88,8 @@ FRAME: dict[str, str] = {
     "gap": "idle time right before it, owned by it",
     "launched": "time of the launch on the host",
     "dry": "whether the device had run out of work before the launch",
-    "cause": "of the gap: host, sync (the host waited too), memcpy, device (launched in time)",
+    "cause": "of the gap: host, sync (the host waited too), memcpy, device (launched in time), "
+    "unknown",
     "host_ns": "host time from the launch before, on its thread, to this one",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",

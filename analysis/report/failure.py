@@ -14,9 +14,9 @@ import typer
 
 from analysis.report.escape import clean
 from taxonomy.errors import PrunescopeError
-from taxonomy.whole import clean_termination
+from taxonomy.signals import INTERRUPTED, hearing
 
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 + SIGINT, SIGTERM
+_PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
 _FAILURES = (
     ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit,
     UnicodeEncodeError,
@@ -24,16 +24,24 @@ _FAILURES = (
 _LOOP = "Symlink loop"  # what Path.resolve raises RuntimeError with before Python 3.13
 _LONGEST = 700  # of a problem or a hint; they may quote what was given
 _OURS = ("analysis", "taxonomy", "tracer")
+# What a command with partial results says in JSON; for people its output says it in place.
+_INCOMPLETE = {
+    "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
+    "verify": ("the bundle does not verify", "`failed` names each file and why"),
+    "sweep": ("results of the sweep are missing", "give the same command again: it does the rest"),
+    "doctor": ("something that is needed does not work here", "`hint` of each check is its fix"),
+}
 
 
-def exit_code(command: Callable[[], object], as_json: bool) -> int:  # noqa: FBT001
+def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> int:  # noqa: FBT001
     """Run a command and say what went wrong; 0, 2 a mistake, 3 partial, 130 or 143 interrupted.
 
+    `name`: of the command. With `as_json`, what is not 0 ends in an object on standard error.
     Raises what is a bug of ours, and what shell completion ends with.
     """
     _ready_streams()
     try:
-        with clean_termination():
+        with hearing():
             code = command()
             sys.stdout.flush()
         if code == _INTERRUPTED:  # typer makes it of Ctrl-C
@@ -49,6 +57,10 @@ def exit_code(command: Callable[[], object], as_json: bool) -> int:  # noqa: FBT
             raise
         loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
         return tell_error(loop, as_json=as_json)
+    if code == _PARTIAL and as_json:
+        problem, hint = _INCOMPLETE.get(name, ("the results are partial", "the output says which"))
+        said = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
+        sys.stderr.write(json.dumps({"error": said}) + "\n")
     return code if isinstance(code, int) else 0
 
 
@@ -72,7 +84,8 @@ def tell_error(error: BaseException, *, as_json: bool) -> int:
         raise error  # shell completion ends so
     # They may quote a trace: untrusted.
     problem, hint = (_shortened(clean(part)) for part in _worded(error))
-    sys.stderr.write(f"error: {problem}\n  hint: {hint}\n")
+    notes = [_shortened(clean(note)) for note in getattr(error, "__notes__", ())]
+    sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
     if isinstance(error, SystemExit):
@@ -91,7 +104,7 @@ def _worded(error: BaseException) -> tuple[str, str]:
     if isinstance(error, PrunescopeError):
         return error.problem, error.hint
     if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
-        return "interrupted", "nothing half-written was left: give the same command again"
+        return INTERRUPTED
     if isinstance(error, UnicodeEncodeError):
         said = error.object[max(0, error.start - 20) : error.end + 20]
         return f"{said!r} cannot be written as {error.encoding}", "rename it, or set PYTHONUTF8=1"

@@ -10,6 +10,10 @@ from typing import Any, Required, TypedDict
 import msgspec
 
 from analysis.report.anatomy import Anatomy
+from analysis.report.escape import json_bytes
+
+# Where busy is less than this share of the duration, kernels ran beside others.
+BESIDE = 0.99
 
 
 class Gemm(msgspec.Struct, kw_only=True):
@@ -39,7 +43,8 @@ class Gemm(msgspec.Struct, kw_only=True):
     helper_ns: float
     ideal_ns: float | None
     bound: str | None
-    efficiency: float | None  # ideal_ns / busy_ns
+    efficiency: float | None  # ideal_ns / busy_ns; / duration_ns where that is BESIDE or less
+    duration_ns: float | None = None  # of its kernels, also where they run beside others
     dense_busy_ns: float | None = None  # of the dense GEMMs this row is paired with
     promised_ns: float | None = None  # p * dense_busy_ns
     loss_ns: float | None = None  # busy_ns - promised_ns
@@ -227,7 +232,7 @@ class Phase(msgspec.Struct, kw_only=True):
     sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
     notes: list[str] = []
     predicted: dict[str, Any] | None = None
-    phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"}
+    phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"[, "doubt"]}
     hta: SecondOpinion | None = None  # with --hta
     anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
     overhead: Overhead | None = None  # of a dynamic family against its baseline
@@ -243,12 +248,12 @@ class Report(msgspec.Struct, kw_only=True):
     device: dict[str, Any]  # name, peaks, source, measured
     phases: dict[str, Phase]
     warnings: list[str] = []
-    partial: bool = False  # a truncated trace: analysed up to the cut
+    partial: bool = False  # of a cut trace, or without some kernels or ranks
 
 
 def to_json(report: Report) -> bytes:
     """The report as UTF-8 JSON, two-space indented."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return json_bytes(report)
 
 
 def from_json(data: bytes) -> Report:

@@ -288,9 +288,9 @@ def _of_sheet(peaks: dict[str, Any], sheet: dict[str, Any]) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What the reader must know first: a trace that was cut off, and the report's own warnings."""
-    cut = ["the trace is cut off: analysed up to the cut"] if report.partial else []
-    return cut + report.warnings
+    """What the reader must know first: the report's own warnings, which name what is partial."""
+    unnamed = report.partial and not report.warnings
+    return ["this report is of a part of what ran"] if unnamed else report.warnings
 
 
 def opening(phase: Phase) -> list[str]:

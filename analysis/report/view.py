@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from analysis.report import numbers
-from analysis.report.model import Gemm, KernelRow, Phase
+from analysis.report.model import BESIDE, Gemm, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
@@ -121,7 +121,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
 
 
 def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
-    marks = "*" * gemm.simulated + "†" * gemm.split
+    marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm)
     moved: list[Cell] = []
     cost: list[Cell] = []
     if compared:
@@ -147,6 +147,11 @@ def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         *cost,
         Cell(f"{numbers.percent(gemm.efficiency)}{flag}", gemm.efficiency),
     ]
+
+
+def _beside(gemm: Gemm) -> bool:
+    """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
+    return gemm.duration_ns is not None and gemm.busy_ns < BESIDE * gemm.duration_ns
 
 
 def _dimension(now: int | None, dense: int | None) -> Cell:
@@ -184,6 +189,13 @@ def _gemm_notes(gemms: list[Gemm], shown: list[Gemm], unit: numbers.Scale) -> li
         notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
     if any(g.split for g in shown):
         notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
+    if beside := [g for g in shown if _beside(g)]:
+        busy, ran = (sum(getattr(g, n) or 0.0 for g in beside) for n in ("busy_ns", "duration_ns"))
+        notes.append(
+            "‖ ran beside other kernels: the time is what no earlier one covers, "
+            f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
+            "`of bound` is of the whole"
+        )
     if any((g.efficiency or 0.0) > 1 for g in shown):
         notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
     return notes

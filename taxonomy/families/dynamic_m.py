@@ -1,10 +1,10 @@
-"""Dynamic M: each token is routed past sublayers, separately for attention and MLP."""
+"""Dynamic M: each token is routed past sublayers, or past whole layers."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Point, pattern
+from taxonomy.family import Family, Knob, Point, pattern
 from taxonomy.plan import Plan, Workload
 from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan
@@ -30,7 +30,7 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
             scores=p,
             queries=p,
             keys=p,
-            routers=True,
+            routers=("attention", "mlp") if point.knobs["unit"] == "sublayer" else ("attention",),
             runs=1 - s**work.rows,
         )
     ]
@@ -41,9 +41,16 @@ FAMILY = Family(
     title="Dynamic M",
     dynamics="dynamic",
     axes=pattern("M M M M M M"),
-    unit="tokens, per sublayer",
+    unit="tokens, per sublayer or layer",
     methods=("MoD", "SkipGPT", "D-LLM"),
     plans=plans,
     adds=("gemm", "routing", "gather_scatter", "elementwise"),
+    knobs={
+        "unit": Knob(
+            "sublayer",
+            "what a token is routed past: attention and MLP each on its own, or whole layers",
+            ("sublayer", "layer"),
+        ),
+    },
     keeps_weights=True,
 )

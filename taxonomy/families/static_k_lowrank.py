@@ -34,7 +34,7 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     if all(low_rank_or_dense(n, k, s) is None for n, k in shape.linears().values()):
         raise PrunescopeError(
             f"at sparsity {s} no rank makes any matrix of this model smaller",
-            hint=rank_hint(shape.linears().values()),
+            hint=rank_hint(shape.linears().values(), s),
         )
     return [replace(dense_plan(shape, work), linear=linear)]
 

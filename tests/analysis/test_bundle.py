@@ -183,6 +183,38 @@ def test_numbers_edited_with_their_sums_are_seen_by_the_rebuild(
     assert list(wrong) == ["reports/my-run/report.json"]
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("samples.csv", b"61000", b"51000"),
+        ("README.md", b"## Limitations", b"## No limitations"),
+        ("environment.json", b'"dtype"', b'"type"'),
+        ("CITATION.cff", b"The prunescope authors", b"A. N. Other"),
+        ("bundle.json", b'"anonymous": false', b'"anonymous": true'),
+        ("reports/my-run/ledger-prefill.svg", b"</svg>", b"<script>1</script></svg>"),
+    ],
+)
+def test_files_beside_the_reports_edited_with_their_sums_are_seen(
+    evidence: Path, tmp_path: Path, name: str, old: bytes, new: bytes
+) -> None:
+    def edited(files: dict[str, bytes]) -> None:
+        assert old in files[name]
+        files[name] = files[name].replace(old, new)
+
+    wrong = failed(rewritten(evidence, tmp_path / "a.zip", edited))
+    # Whether it is anonymous, README.md says too.
+    assert set(wrong) == {"README.md" if name == "bundle.json" else name}
+
+
+def test_a_bundle_that_was_zipped_anew_is_told_so(evidence: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "re.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members(evidence).items():
+            archive.writestr(name, data)
+    wrong = failed(tmp_path / "re.zip")
+    assert list(wrong) == ["re.zip"]
+    assert "with compression" in wrong["re.zip"]
+
+
 def test_samples_edited_with_their_sums_are_seen_by_the_rebuild(
     evidence: Path, tmp_path: Path
 ) -> None:
@@ -222,7 +254,7 @@ def test_links_and_bombs_are_refused(tmp_path: Path) -> None:
     bomb = evil(tmp_path, "bomb", data=b"\0" * 10_000_000, compress_type=zipfile.ZIP_DEFLATED)
     assert failed(bomb)  # it claims more bytes than the file has
     small = evil(tmp_path, "small", data=b"abc" * 9, compress_type=zipfile.ZIP_DEFLATED)
-    assert "compressed" in failed(small)["small"]
+    assert "compression" in failed(small)["evil.zip"]
 
 
 def test_a_trace_that_expands_without_end_is_refused(evidence: Path, tmp_path: Path) -> None:
@@ -241,13 +273,23 @@ def test_what_cannot_be_bundled(tmp_path: Path) -> None:
     (tmp_path / "notes.zip").write_text("mine")
     with pytest.raises(PrunescopeError, match="exists and is no zip"):
         bundle([make(tmp_path / "r")], tmp_path / "notes.zip")
-    with pytest.raises(PrunescopeError, match="folder does not exist"):
+    with pytest.raises(PrunescopeError, match="its folder .* does not exist"):
         bundle([tmp_path / "r"], tmp_path / "no" / "e.zip")
     (tmp_path / "r" / "pruned" / "prefill.trace.json.gz").unlink()
     with pytest.raises(PrunescopeError, match="lacks the trace"):
         bundle([tmp_path / "r"], tmp_path / "e.zip")
     assert not (tmp_path / "e.zip").exists()
     assert (tmp_path / "notes.zip").read_text() == "mine"
+
+
+def test_a_manifest_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    manifest = tmp_path / "run" / "pruned" / "run.json"
+    manifest.rename(tmp_path / "other.json")
+    manifest.symlink_to(tmp_path / "other.json")
+    with pytest.raises(PrunescopeError, match="is a link"):
+        bundle([tmp_path / "run"], tmp_path / "e.zip")
+    assert not (tmp_path / "e.zip").exists()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +321,7 @@ def test_the_commands_write_check_and_exit_with_3(
     assert prunescope.main(["bundle", str(tmp_path / "run"), "-o", str(target)]) == 0
     assert prunescope.main(["verify", str(target), "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out.split("checks it\n", 1)[-1])
-    assert told["ok"] and told["checked"] > 20 and told["failed"] == []
+    assert told["ok"] and told["checked"] > told["rebuilt"] > 12 and told["failed"] == []
     broken = bytearray(target.read_bytes())
     broken[200] ^= 1
     target.write_bytes(broken)

@@ -127,6 +127,9 @@ def test_unequal_steps(tmp_path: Path) -> None:
         for e in chrome(extra)["traceEvents"]
     ]  # fmt: skip
     present(of_pair(tmp_path, one, more), "unequal-steps", "warning", "pruned: ")
+    alone = analyze(save(more, tmp_path / "alone.json")).report.phases["trace"]
+    [said] = [f for f in alone.findings if f.id == "unequal-steps"]
+    assert said.evidence[0].split()[0].rstrip(",").isdigit()  # no side: there is one only
     assert found(of_pair(tmp_path, one, one), "unequal-steps") is None
 
 
@@ -239,6 +242,10 @@ def test_above_peak(tmp_path: Path) -> None:
 
     present(alone(tmp_path, trace(10)), "above-peak", "info", "100%")
     assert found(alone(tmp_path, trace(1000)), "above-peak") is None
+    # 1 ms beside another kernel: 10 us of it are its own, and it is no faster for that.
+    beside = op("aten::mm", [4096, 4096], [4096, 4096], dtype="c10::BFloat16",
+                kernels=[k(us=990, stream=9), k(us=1000, gap_us=-990)])  # fmt: skip
+    assert found(alone(tmp_path, chrome(step(0, beside))), "above-peak") is None
 
 
 def test_above_bound(tmp_path: Path) -> None:

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from analysis.findings.context import shortened
 from analysis.pipeline import analyze
-from analysis.report.model import Finding
-from tests.chrome import chrome, k, op, save, step
+from analysis.report.model import Finding, Phase
+from tests.chrome import Op, chrome, k, op, save, step
 
 SIMT = ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>"
         "(cutlass_80_simt_sgemm_128x32_8x5_nn_align1::Params)")  # fmt: skip
 
 
-def told(tmp_path: Path, name: str, n: int = 64, dtype: str = "float") -> Finding | None:
-    gemm = op("aten::mm", [512, 64], [64, n], dtype=dtype, kernels=[k(us=5, name=name)])
-    report = analyze(save(chrome(step(0, gemm), step(1, gemm)), tmp_path / "t.json")).report
-    findings = report.phases["trace"].findings
-    return next((f for f in findings if f.id == "cuda-cores"), None)
+FINDING = "cuda-cores"
+TF32 = ("void cutlass::Kernel<cutlass_80_tensorop_s1688gemm_128x256_32x3_nn_align1>"
+        "(cutlass_80_tensorop_s1688gemm_128x256_32x3_nn_align1::Params)")  # fmt: skip
+
+
+def phase_of(tmp_path: Path, *items: Op, device: str | None = None) -> Phase:
+    trace = chrome(step(0, *items), step(1, *items))
+    if device is not None:
+        trace["deviceProperties"][0]["name"] = device
+    return analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+
+
+def about_cores(phase: Phase) -> Finding | None:
+    return next((f for f in phase.findings if f.id == FINDING), None)
+
+
+def mm(name: str, n: int = 64, dtype: str = "float") -> Op:
+    return op("aten::mm", [512, 64], [64, n], dtype=dtype, kernels=[k(us=5, name=name)])
+
+
+def told(
+    tmp_path: Path, name: str, n: int = 64, dtype: str = "float", device: str | None = None
+) -> Finding | None:
+    return about_cores(phase_of(tmp_path, mm(name, n, dtype), device=device))
 
 
 @pytest.mark.parametrize(
@@ -40,19 +61,94 @@ def test_named(name: str, n: int, dtype: str, reason: str, change: str, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("device", "formats"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "run in bf16 or fp16, or allow TF32"),
+        ("Tesla V100-SXM2-16GB", "run in fp16"),
+        ("A device of next year", "run in a 16-bit format"),
+    ],
+)
+def test_no_format_is_advised_that_the_device_lacks(
+    device: str, formats: str, tmp_path: Path
+) -> None:
+    finding = told(tmp_path, "volta_sgemm_128x32_nt", device=device)
+    assert finding is not None
+    assert finding.id == "cuda-cores"
+    assert (finding.change or "").split(" (")[0] == formats
+
+
+def test_of_an_op_without_shapes_only_the_kernel_on_plain_cores_is_named(tmp_path: Path) -> None:
+    """No format is known: none is spoken of, and no size is printed that nobody knows."""
+    mixed = op("CompiledFunctionBackward",
+               kernels=[k(us=50, name=TF32), k(us=5, name="ampere_sgemm_128x64_nn")])  # fmt: skip
+    finding = about_cores(phase_of(tmp_path, mixed))
+    assert finding is not None
+    assert "5.0 µs run on CUDA cores" in finding.text
+    assert finding.evidence == ["ampere_sgemm_128x64_nn: 5.0 µs"]
+    assert not re.search("bit|TF32|bf16|fp", finding.change or "")
+
+
+def test_a_product_on_tensor_cores_is_judged_by_the_peak_of_tf32(tmp_path: Path) -> None:
+    """512·64·64 products: 4.2 MFLOP at 156 TFLOP/s, not at 19.5."""
+    phase = phase_of(tmp_path, mm(TF32), device="NVIDIA A100-SXM4-80GB")
+    (row,) = phase.gemms
+    assert row.dtype == "tf32"
+    assert (row.ideal_ns or 0) < 2 * 512 * 64 * 64 / 19.5e12 * 1e9
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "runs"),
+    [
+        (TF32, "float", "tf32"),
+        ("sm80_xmma_gemm_f32f32_tf32f32_f32_tn_n_tilesize128x128x32_stage3", "float", "tf32"),
+        ("cutlass3x_sm90_tensorop_s64x128x8gemm_f32_f32_f32_f32_f32_128x128x32", "float", "tf32"),
+        ("ampere_tf32_s1688gemm_128x128_ldg8_stages_32x3_nn", "float", "tf32"),
+        (SIMT, "float", "fp32"),
+        ("ampere_sgemm_128x64_nn", "float", "fp32"),
+        ("triton_tem_fused_mm_3", "float", "fp32"),
+        ("cutlass_80_tensorop_bf16_s16816gemm_bf16_64x64", "c10::BFloat16", "bf16"),
+    ],
+)  # fmt: skip
+def test_the_format_that_a_kernel_multiplies_in(
+    name: str, dtype: str, runs: str, tmp_path: Path
+) -> None:
+    assert [g.dtype for g in phase_of(tmp_path, mm(name, dtype=dtype)).gemms] == [runs]
+
+
+def test_long_names_are_cut_between_words() -> None:
+    assert shortened("ampere_sgemm_128x64_nn") == "ampere_sgemm_128x64_nn"
+    assert shortened(SIMT, 60) == "void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn…"
+    assert shortened("x" * 100) == "x" * 79 + "…"
+
+
+@pytest.mark.parametrize(
     "name",
     ["ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn", "nvjet_tst_64x64_64x16_2x1_v",
      "cutlass_80_tensorop_s1688gemm_64x64_32x6_tn_align4", "volta_fp16_s884gemm_fp16_128x64_nn",
      "void gemv2T_kernel_val<int, int, float>", "Cijk_Alik_Bljk_SB_MT64x64x16"],
 )  # fmt: skip
 def test_not_named(name: str, tmp_path: Path) -> None:
-    assert told(tmp_path, name) is None
+    assert "cuda-cores" not in {f.id for f in phase_of(tmp_path, mm(name)).findings}
 
 
 def test_real_traces(real_trace: Callable[[str], Path]) -> None:
-    """The V100's linears ran in fp32; the H100's in bf16 on tensor cores."""
-    v100 = analyze(real_trace("v100_legacy_graphs.json.gz")).report.phases["trace"]
-    (finding,) = [f for f in v100.findings if f.id == "cuda-cores"]
-    assert "volta_sgemm" in finding.evidence[0]
-    h100 = analyze(real_trace("h100_qwen1.5-0.5b_prefill.json.gz")).report.phases["trace"]
-    assert not [f for f in h100.findings if f.id == "cuda-cores"]
+    """The V100's linears ran in fp32, without any TF32 to allow; the H100's in bf16, and most of
+    the A100's in TF32, on tensor cores."""
+    v100 = about_cores(trace_phase(real_trace("v100_legacy_graphs.json.gz")))
+    assert v100 is not None
+    assert all("volta_sgemm" in line and "None" not in line for line in v100.evidence)
+    assert "TF32" not in (v100.change or "")
+    assert about_cores(trace_phase(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"))) is None
+    a100 = about_cores(trace_phase(real_trace("a100_training_graphs_nccl.json.gz")))
+    assert a100 is None or not [line for line in a100.evidence if "tensorop" in line]
+
+
+def test_fp32_on_tensor_cores_of_a_real_trace(real_trace: Callable[[str], Path]) -> None:
+    phase = trace_phase(real_trace("a100_legacy_flows.json.gz"))
+    formats = {(("tensorop" in name), g.dtype) for g in phase.gemms for name in g.kernels[:1]}
+    assert formats == {(True, "tf32"), (False, "fp32")}
+    assert not [f for f in phase.findings if f.id == "above-peak"]
+
+
+def trace_phase(path: Path) -> Phase:
+    return analyze(path).report.phases["trace"]

@@ -80,6 +80,17 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("igemm_fwd_gtcx2_nhwc_bf16_bx0_ex1_bt64x64x64", "conv"),
         ("void at::native::(anonymous namespace)::sampleMultinomialOnce<float>", "sampling"),
         ("void split_embedding_codegen_forward_unweighted_kernel<float>", "embedding"),
+        # FBGEMM is a library's name, not what its kernels do
+        (
+            "void split_embedding_codegen_forward_weighted_kernel<float>(fbgemm_gpu::FixedDivisor)",
+            "embedding",
+        ),
+        ("void bounds_check_indices_kernel<long>(fbgemm_gpu::BoundsCheckMode)", "embedding"),
+        ("void fbgemm_gpu::_offsets_range_cuda_kernel<long>(long, long)", "routing"),
+        ("void fbgemm_gpu::_block_bucketize_sparse_features_cuda_kernel1<int, int>", "routing"),
+        ("void fbgemm_gpu::moe_scatter_rows_kernel<float>", "gather_scatter"),
+        ("void fbgemm_gpu::jagged_dense_bmm_kernel<int, float>", "gemm"),
+        ("void fbgemm_gpu::cutlass::device_kernel<fbgemm_gpu::f8f8bf16_rowwise_gemm>", "gemm"),
         ("my_property_kernel", "unknown"),
         ("", "unknown"),
     ],

@@ -14,6 +14,7 @@ import pytest
 from analysis.link import innermost, link, parents
 from analysis.load import Trace, load
 from analysis.pipeline import analyze
+from analysis.report.anatomy_view import lines as anatomy_lines
 from analysis.report.model import Report, to_json
 from analysis.steps import find_windows
 from tests.analysis.edits import Edit
@@ -76,6 +77,76 @@ def test_the_legacy_spelling_of_ids(tmp_path: Path) -> None:
     assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == WANT
 
 
+def without(trace: dict[str, Any], how: str) -> dict[str, Any]:
+    """The trace as profilers and filters leave it that drop correlation ids, or launches."""
+    for event in trace["traceEvents"]:
+        if how == "ids":
+            event["args"].pop("correlation", None)
+    if how == "launches":
+        trace["traceEvents"] = [e for e in trace["traceEvents"] if e["cat"] != "cuda_runtime"]
+    return trace
+
+
+@pytest.mark.parametrize("how", ["ids", "launches"])
+def test_without_correlation_the_external_id_names_the_op(how: str, tmp_path: Path) -> None:
+    path = save(without(two_ops(), how), tmp_path / "t.json")
+    assert names_of_ops(load(path)) == WANT
+    phase = analyze(path).report.phases["trace"]
+    why = "no correlation id" if how == "ids" else "no launches"
+    assert [n for n in phase.notes if "3 of 3 device events" in n and why in n], phase.notes
+
+
+def test_an_external_id_of_an_op_that_began_later_names_another(tmp_path: Path) -> None:
+    """Ids numbered apart, as older profilers do: a kernel cannot run before its op."""
+    trace = without(two_ops(), "launches")
+    late = max(e["ts"] for e in trace["traceEvents"]) + 50
+    for event in trace["traceEvents"]:
+        if event["cat"] == "cpu_op":
+            event["ts"] += late
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e["cat"] != "user_annotation"]
+    path = save(trace, tmp_path / "t.json")
+    assert names_of_ops(load(path)) == [None] * 3
+    (note,) = [n for n in analyze(path).report.phases["trace"].notes if "have no op" in n]
+    assert "3 of 3 device events" in note
+    assert "no launches" in note
+
+
+def test_ids_that_clash_where_launches_tell_link_nothing_else(tmp_path: Path) -> None:
+    """Where the External ids of correlated kernels name other ops, those of the rest do too."""
+    trace = two_ops()
+    ops = [e["args"]["External id"] for e in trace["traceEvents"] if e["cat"] == "cpu_op"]
+    for event in trace["traceEvents"]:
+        if event["cat"] in ("kernel", "gpu_memset"):
+            event["args"]["External id"] = ops[0] if event["args"]["External id"] != ops[0] else 0
+    kernels = [e for e in trace["traceEvents"] if e["cat"] == "kernel"]
+    kernels[0]["args"].pop("correlation")
+    assert names_of_ops(load(save(trace, tmp_path / "t.json"))) == ["aten::mm", "aten::add"]
+
+
+@pytest.mark.parametrize("how", ["ids", "launches"])
+def test_a_real_trace_links_by_external_id_alone(
+    how: str, real_trace: Callable[[str], Path], tmp_path: Path
+) -> None:
+    edit = Edit(real_trace("h100_vit.json.gz"))
+    want = analyze(edit.save(tmp_path / "a.json")).report.phases["trace"]
+    for event in edit.events:
+        if how == "ids" and "correlation" in event.get("args", {}):
+            del event["args"]["correlation"]
+    if how == "launches":
+        kinds = ("cuda_runtime", "cuda_driver")
+        edit.events = [e for e in edit.events if e.get("cat") not in kinds]
+    got = analyze(edit.save(tmp_path / "b.json")).report.phases["trace"]
+    assert got.gemms == want.gemms
+    assert (got.roles, got.kinds, got.wall_ns) == (want.roles, want.kinds, want.wall_ns)
+    assert got.coverage == want.coverage
+    assert [n for n in got.notes if "156 of 156 device events" in n]
+    assert got.anatomy is not None and want.anatomy is not None
+    known = ("host", "sync", "memcpy")  # a wait is told where the whole op began too late
+    assert sum(got.anatomy.gaps.values()) == pytest.approx(sum(want.anatomy.gaps.values()))
+    assert sum(got.anatomy.gaps[c] for c in known) <= sum(want.anatomy.gaps[c] for c in known)
+    assert got.anatomy.gaps["device"] <= want.anatomy.gaps["device"]
+
+
 @pytest.mark.parametrize(
     ("launch", "cat"), [("cudaGraphLaunch", "cuda_runtime"), ("hipGraphLaunch", "hip_runtime"),
                         ("cuGraphLaunch", "cuda_driver"), ("hipGraphLaunch", "cuda_runtime")]
@@ -105,6 +176,22 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     assert (phase.busy_ns, phase.gap_ns, phase.wall_ns) == (11_000, 2_000, 13_000)
     assert phase.spill["events"] == phase.late["events"] == 0
+    # Nobody knows when they were launched: no cause is claimed, and no gain of a graph.
+    assert phase.anatomy is not None
+    assert phase.anatomy.gaps == {
+        "host": 0,
+        "sync": 0,
+        "memcpy": 0,
+        "device": 0,
+        "unknown": 2_000,
+        "tail": 0,
+    }
+    assert phase.anatomy.graph_speedup is None
+    said = " ".join(anatomy_lines(phase))
+    assert "idle 2.00 µs of 13.0 µs: for an unknown cause 2.00 µs" in said
+    assert "launched in time" not in said
+    (note,) = [n for n in phase.notes if "have no op" in n]
+    assert note.startswith("2 of 2 device events")
 
 
 def test_unlinked_events_between_count_with_the_step_around_them(tmp_path: Path) -> None:

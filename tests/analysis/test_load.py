@@ -153,9 +153,9 @@ def test_deep_nesting(depth: int, key: str, tmp_path: Path) -> None:
 
 
 def test_ids_are_read_as_numbers_or_not_at_all(tmp_path: Path) -> None:
-    base = '"ph":"X","cat":"kernel","name":"k","ts":1,"dur":1'
+    base = '"ph":"X","cat":"kernel","name":"k","dur":1'
     ids = ["5", '"5"', "5.0", "-1", '"x"', "null", str(2**63), '"' + "9" * 30 + '"']
-    events = [f'{{{base},"args":{{"correlation":{i}}}}}' for i in ids]
+    events = [f'{{{base},"ts":{ts},"args":{{"correlation":{i}}}}}' for ts, i in enumerate(ids)]
     assert loaded(tmp_path, *events).device["correlation"].tolist() == [5, 5, 5, -1, -1, -1, -1, -1]
 
 

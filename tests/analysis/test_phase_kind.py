@@ -140,6 +140,68 @@ def test_phases_of_two_engine_traces_are_paired_by_name(tmp_path: Path) -> None:
     assert "mixed: on one side only, left out" in report.warnings
 
 
+def test_a_phase_is_told_by_what_occurs(tmp_path: Path) -> None:
+    """No mean over 197 and 559 queries: the one with the most time."""
+    one = step(0, linear(4866), attention(197, 197))
+    other = step(1, linear(4866), attention(559, 559), attention(559, 559))
+    said = told(tmp_path, one, other)["trace"].phase_kind
+    assert said is not None
+    assert said["evidence"] == "M of the linears is 4866; attention has 559 queries at a time"
+
+
+def test_the_phase_is_that_of_the_pruned_side(real_trace: Callable[[str], Path]) -> None:
+    """Attention that pairs with nothing has its own queries, not those of the baseline."""
+    pruned, dense = (real_trace(f"{n}.json.gz") for n in ("h100_vit", "h100_qwen1.5-0.5b_prefill"))
+    phase = analyze(pruned, baseline=dense).report.phases["trace"]
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["evidence"] == (
+        "M of the linears is 788; attention has 197 queries at a time"
+    )
+
+
+def test_two_phases_in_one_step_are_doubted(tmp_path: Path) -> None:
+    both = [linear(15360) for _ in range(20)] + [linear(32) for _ in range(30)]
+    path = save(chrome(*both), tmp_path / "t.json")
+    report = analyze(path).report
+    said = report.phases["trace"].phase_kind
+    assert said is not None
+    assert said["kind"] == "decode"
+    assert said["doubt"].startswith(
+        "M of the linears is 15360 in 20 GEMMs and 32 in 30, one after the other: more than one "
+        "phase"
+    )
+    assert f"trace: {said['doubt']}" in report.warnings
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [linear(m) for _ in range(20) for m in (15360, 32)],  # in turns: layers of one forward
+        [linear(m) for m in [512] * 20 + [500] * 20],  # of one size: steps of one phase
+        [linear(m) for m in [15360] * 40 + [32]],  # a single one: a head, not a phase
+    ],
+)  # fmt: skip
+def test_one_phase_is_not_doubted(items: list[Any], tmp_path: Path) -> None:
+    said = told(tmp_path, *items)["trace"].phase_kind
+    assert said is not None and "doubt" not in said
+
+
+def test_a_pattern_that_mixes_phases_is_doubted(tmp_path: Path) -> None:
+    options = Options(phase_pattern="execute_")
+    report = analyze(save(chrome(*serving()[:5]), tmp_path / "t.json"), options=options).report
+    said = report.phases["trace"].phase_kind
+    assert said is not None and said["kind"] == "mixed"
+    assert said["doubt"].startswith("a step here is the mean over 2 of decode, 1 of prefill")
+    assert f"trace: {said['doubt']}" in report.warnings
+
+
+def test_a_long_annotation_is_shortened(tmp_path: Path) -> None:
+    name = "execute_32_context_0(" + "sq0" * 40 + ")_generation_32(sq32)"
+    said = told(tmp_path, module(name, linear(32)))["trace"].phase_kind
+    assert said is not None
+    assert said["evidence"] == f"the step is annotated {name[:79]}…"
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

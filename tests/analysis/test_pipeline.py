@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.pipeline import Options, analyze
+from analysis.report import sentences
 from analysis.report.model import Phase, from_json, to_json
 from taxonomy.errors import PrunescopeError
 from tests.analysis.decoder import Layer, Setting, decoder, write_pair, write_run
@@ -244,3 +245,36 @@ def test_peaks_are_given_in_tflop_and_bandwidth_in_gb(real_trace: Callable[[str]
     ).report
     assert told.device["peaks"] == plain.device["peaks"]
     assert told.phases["trace"].bound == plain.phases["trace"].bound
+
+
+def test_a_cut_trace_is_said_once_and_by_its_side(tmp_path: Path) -> None:
+    """One sentence a file; of the baseline it says that it is the baseline."""
+    whole = json.dumps(chrome(step(0, *[MM] * 20)))
+    names = {side: tmp_path / side / "t.json" for side in ("dense", "pruned")}
+    for path in names.values():
+        path.parent.mkdir()
+        path.write_text(whole[: len(whole) * 2 // 3])
+    report = analyze(names["pruned"], baseline=names["dense"]).report
+    assert report.partial
+    assert [w for w in sentences.warnings(report) if "cut" in w] == [
+        "t.json is cut off: analysed up to the cut"
+    ]
+    names["pruned"].write_text(whole)
+    report = analyze(names["pruned"], baseline=names["dense"]).report
+    assert [w for w in sentences.warnings(report) if "cut" in w] == [
+        "baseline: t.json is cut off: analysed up to the cut"
+    ]
+
+
+def test_what_stands_behind_a_trace_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    made = chrome(step(0, MM))
+    made["deviceProperties"] = made.pop("deviceProperties")  # behind the events
+    path = save(made, tmp_path / "t.json")
+    once = analyze(path).report
+    path.write_bytes(path.read_bytes() * 2)
+    report = analyze(path).report
+    assert report.warnings == [
+        "t.json: something stands behind the end of the trace "
+        f"({path.stat().st_size // 2:,} bytes), and was not read"
+    ]
+    assert (report.device, report.phases, report.partial) == (once.device, once.phases, False)

@@ -14,7 +14,7 @@ from analysis import subject
 from analysis.deliver import report_folder
 from analysis.load import Trace, load
 from analysis.pipeline import analyze
-from analysis.ranks import find_parts
+from analysis.ranks import Found, find_parts
 from analysis.stragglers import RankTime, straggler
 from taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -232,7 +232,7 @@ def test_none_or_too_many(count: int, tmp_path: Path) -> None:
     for i in range(count):
         (tmp_path / f"rank{i}.json").write_text("[]")
     if not count:
-        assert find_parts(tmp_path) == ({}, [])
+        assert find_parts(tmp_path) == Found()
     with pytest.raises(PrunescopeError, match="holds no run" if not count else "more than 1024"):
         analyze(tmp_path)
 
@@ -247,3 +247,92 @@ def test_two_ranks_made_of_a_real_trace(real_trace: Callable[[str], Path], tmp_p
     assert first.kinds == second.kinds
     assert first.kinds["comm"] > 0
     assert not any(f.id == "straggler" for f in first.findings + second.findings)
+
+
+def test_a_rank_that_is_missing_is_named(tmp_path: Path) -> None:
+    """By `world_size`, in front of the events or behind them; else by a hole in the names."""
+    for rank in (0, 1, 3):
+        save(rank_trace(5, 5, rank=rank), tmp_path / f"rank{rank}.json")
+    said = f"{tmp_path.name} lacks rank 2 of 4: what is said of ranks is of the others"
+    assert analyze(tmp_path).report.warnings == [said]
+    for path in tmp_path.iterdir():
+        trace = json.loads(path.read_text())
+        save({"traceEvents": trace.pop("traceEvents"), **trace}, path)
+    assert analyze(tmp_path).report.warnings == [said]
+    for rank in (0, 1, 3):
+        save(rank_trace(5, 5), tmp_path / f"rank{rank}.json")
+    assert analyze(tmp_path).report.warnings == [said.replace(" of 4", "")]
+    save(rank_trace(5, 5), tmp_path / "rank2.json")
+    assert analyze(tmp_path).report.warnings == []
+
+
+def test_a_rank_that_is_there_twice_is_named_and_not_compared(tmp_path: Path) -> None:
+    for name, own, rank in (("a", 5, 0), ("b", 50, 0), ("c", 5, 1)):
+        trace = rank_trace(own, 5, rank=rank)
+        trace["distributedInfo"]["world_size"] = 2
+        save(trace, tmp_path / f"{name}.json")
+    report = analyze(tmp_path).report
+    assert list(report.phases) == ["a", "b", "c"]
+    assert report.warnings == [
+        f"{tmp_path.name} holds several traces of rank 0: ranks are not compared"
+    ]
+    assert not any(f.id == "straggler" for p in report.phases.values() for f in p.findings)
+
+
+@pytest.mark.parametrize("broken", [0, 2, 3])
+def test_a_broken_rank_is_left_out_and_the_others_are_analysed(broken: int, tmp_path: Path) -> None:
+    folder = four(tmp_path / "r", slow=9)
+    (folder / f"rank{broken}.json.gz").write_bytes(b'{"traceEvents": [')
+    done = analyze(folder)
+    report = done.report
+    assert report.partial
+    kept = [f"rank{i}" for i in range(4) if i != broken]
+    assert list(report.phases) == list(done.frames) == report.subject["ranks"] == kept
+    assert report.warnings[0] == (
+        f"rank{broken} is left out: rank{broken}.json.gz: the file is cut off before any kernel"
+    )
+    for path in folder.iterdir():
+        path.write_bytes(b'{"traceEvents": [')
+    with pytest.raises(PrunescopeError, match="cut off before any kernel"):
+        analyze(folder)
+
+
+def test_a_broken_rank_of_a_serving_engine_is_left_out(tmp_path: Path) -> None:
+    for rank in range(3):
+        save(serving_rank(5, 5), tmp_path / f"rank{rank}.json")
+    (tmp_path / "rank1.json").write_bytes(b'{"traceEvents": [')
+    report = analyze(tmp_path).report
+    assert list(report.phases) == ["rank0-prefill", "rank0-decode", "rank2-prefill", "rank2-decode"]
+    assert report.partial
+
+
+def test_a_broken_rank_of_the_baseline_is_left_out(tmp_path: Path) -> None:
+    dense, pruned = four(tmp_path / "d", work=20), four(tmp_path / "p")
+    (dense / "rank1.json.gz").write_bytes(b'{"traceEvents": [')
+    report = analyze(pruned, baseline=dense).report
+    assert list(report.phases) == ["rank0", "rank2", "rank3"]
+    assert "baseline: rank1 is left out: rank1.json.gz: the file is cut off before any kernel" in (
+        report.warnings
+    )
+
+
+def test_a_file_with_the_name_of_a_rank_that_is_no_trace_makes_it_partial(tmp_path: Path) -> None:
+    folder = four(tmp_path / "r")
+    assert not analyze(folder).report.partial
+    (folder / "rank3.json.gz").write_bytes(b"\x00\x01")
+    report = analyze(folder).report
+    assert report.partial
+    assert report.warnings == ["rank3.json.gz is no Chrome trace: left out"]
+
+
+def test_ranks_of_different_programs_are_not_compared(tmp_path: Path) -> None:
+    """Of 10 and 11 kernels a step, 1 is the same: no straggler, and a word on it."""
+    mm = [op("aten::mm", [64, 64], [64, 64], kernels=[k(us=5, name=f"g{i}")]) for i in range(20)]
+    save(chrome(step(0, *mm[:10])), tmp_path / "a.json")
+    save(chrome(step(0, *mm[9:])), tmp_path / "b.json")
+    report = analyze(tmp_path).report
+    assert report.warnings == [
+        "a and b do not run the same program (10 and 11 kernels a step, 5% of them the same): "
+        "ranks are not compared"
+    ]
+    assert not any(f.id == "straggler" for p in report.phases.values() for f in p.findings)

@@ -239,10 +239,11 @@ def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> Non
         (b'{"traceEvents": []}', "no device events"), (b"[1, 2, null]", "no device events"),
         (b"[" * 100_000, "cut off"), (b'{"a":' * 100_000, "not a Chrome trace"),
         (zipped("a.json", "b.json"), "2 traces"), (zipped("a.txt"), "holds no trace|0 traces"),
-        (zipped("a.json")[:60], "no readable zip"),
+        (zipped("a.json")[:60], "no readable zip: it is cut off or damaged"),
+        (zipped(), "a zip without any file"),
         (gzip.compress(PLAIN)[:15], "not a Chrome trace"),
     ],
-    ids=range(17),
+    ids=range(18),
 )  # fmt: skip
 def test_what_is_no_trace_says_why(data: bytes, says: str, tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match=says) as error:
@@ -271,8 +272,38 @@ def test_a_bomb_ends_in_bounded_memory(
     path = written(tmp_path / "t.json.gz", data + squeeze.flush())
     tracemalloc.start()
     try:
-        with pytest.raises(PrunescopeError, match="no end of an event"):
+        with pytest.raises(PrunescopeError, match="no end of an event|200 times its size"):
             load(path)
         assert tracemalloc.get_traced_memory()[1] < 5 * reader.MAX_EVENT
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("block", [37, 4 << 20])
+@pytest.mark.parametrize(
+    ("behind", "size"),
+    [(b"", 0), (b" \n\0\0", 0), (b"\ngarbage }", 9), (b"\n" + PLAIN, len(PLAIN)), (b"{{{", 3),
+     (b'"', 1)],
+)  # fmt: skip
+@pytest.mark.parametrize("whole", [PLAIN, FORMS["list.json"]], ids=["object", "list"])
+def test_what_stands_behind_the_end_is_counted_and_not_read(
+    whole: bytes, behind: bytes, size: int, block: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The trace is whole, with the metadata behind its events."""
+    monkeypatch.setattr(reader, "BLOCK", block)
+    names, source = read(written(tmp_path / "t.json", whole + behind))
+    assert names == ALL_NAMES
+    assert (source.cut, source.behind) == (False, size)
+    if whole is PLAIN:
+        assert source.meta["after"] == WHOLE["after"]
+
+
+def test_more_than_one_event_may_hold_stands_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "MAX_EVENT", 1000)
+    monkeypatch.setattr(reader, "BLOCK", 100)
+    small = json.dumps({"traceEvents": [], "a": 1}).encode()
+    _, source = read(written(tmp_path / "t.json", small + b"x" * 5000))
+    assert (source.behind, source.meta, source.cut) == (5000, {"a": 1}, False)

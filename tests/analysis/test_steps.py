@@ -132,3 +132,18 @@ def test_options_reach_the_steps(tmp_path: Path) -> None:
     options = Options(phase_pattern="^b$")
     phase = analyze(save(trace, tmp_path / "t.json"), options=options).report.phases["trace"]
     assert (phase.steps, phase.busy_ns) == (1, 14_000)
+
+
+def test_the_nearest_annotations_are_named_first(tmp_path: Path) -> None:
+    """By how they begin; then steps, before notes that the alphabet puts in front."""
+    notes = [module(f"aaa {i}", MM) for i in range(6)]
+    steps = [module(f"ProfilerStep#{i}", MM) for i in (550, 551)]
+    for pattern in (r"ProfilerStep#1[0-9]*", "^profiler_step", r"nothing \d", "[a-z]+$#"):
+        with pytest.raises(PrunescopeError) as error:
+            windows(tmp_path, *notes, *steps, module("ProfilerNote" + "x" * 99, MM),
+                    pattern=pattern)  # fmt: skip
+        assert error.value.hint.startswith(
+            "the nearest of its 9 annotations: ProfilerStep#550, ProfilerStep#551, "
+        )
+        assert len(error.value.hint.split(", ")) == 5
+        assert len(max(error.value.hint.split(", "), key=len)) <= 60

@@ -6,6 +6,7 @@ import csv
 import functools
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,16 @@ def test_attention_of_the_h100_prefill_agrees_with_the_reference(real_trace: Fin
         want = float(row["GFLOPS_first"]) * 1e9 * 560 / 559
         assert work.flop == pytest.approx(want, rel=1e-9)
         assert work.bytes == pytest.approx(float(row["Data Moved (MB)_first"]) * MIB, rel=1e-9)
+
+
+# What a matrix product's kernel is called; FBGEMM is a library of embeddings too.
+PRODUCT = re.compile(r"(?<!fb)gemm|gemv|nvjet|Cijk_|^bmm_|dot_kernel", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_matmul_kinds_are_of_kernels_named_so(name: str, real_trace: Find) -> None:
+    rows, _ = load(real_trace(name))
+    assert not {r.name for r in rows if r.kind in MATMUL_KINDS and not PRODUCT.search(r.name)}
 
 
 @pytest.mark.parametrize("name", TRACES)

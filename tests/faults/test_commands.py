@@ -21,6 +21,7 @@ import prunescope
 from analysis import bundle as bundling
 from analysis import deliver as delivery
 from analysis.pipeline import analyze
+from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both
 from tests.hostile.material import write_pair
 from tests.small_capture import small_trace
@@ -163,6 +164,7 @@ def test_a_killed_analyze(point: str, tmp_path: Path) -> None:
         (["trace", "--model", "no-such-preset"], 2),
         (["trace", "--model", "tiny-llama", "--method", "static-q"], 2),
         (["verify", "{cut}"], 3),
+        (["analyze", "{part}"], 3),  # a trace that was cut off
         (["sweep", "gone.yaml", "--out", "s"], 2),
         (["pareto", "gone"], 2),
     ],
@@ -177,10 +179,21 @@ def test_every_failure_is_json_too(
     monkeypatch.chdir(tmp_path)
     places = {"{run}": write_pair(tmp_path / "run"), "{cut}": tmp_path / "cut.json"}
     places["{cut}"].write_text("[{")
+    places["{part}"] = tmp_path / "part.json"
+    mm = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])
+    whole = json.dumps(chrome(*(step(i, mm) for i in range(4))))
+    places["{part}"].write_text(whole[: 3 * len(whole) // 4])
     args = [str(places.get(word, word)) for word in words]
     if code == 3:
         assert prunescope.main([*args, "--json", "-"]) == 3
-        assert json.loads(capsys.readouterr().out)["ok"] is False
+        out, err = capsys.readouterr()
+        plain = json.loads(out)
+        assert plain.get("ok") is False or plain["partial"] is True
+        told = json.loads(err.splitlines()[-1])["error"]
+        assert told["exit_code"] == 3
+        assert told["problem"] and told["hint"]
+        assert prunescope.main(args) == 3
+        assert "{" not in capsys.readouterr().err
         return
     stopped([*args, "--json", "-"], capsys, code=code)
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,4 +162,23 @@ def test_as_json_and_its_exit_code(
     assert prunescope.main(["doctor", "--json"]) == code
     out, err = capsys.readouterr()
     assert json.loads(out) == {"works": code == 0, "checks": checks}
-    assert err == ""
+    assert (err == "") == (code == 0)
+    if code:
+        assert json.loads(err)["error"]["exit_code"] == 3
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--json", "-"], ["--json", "v.json"]])
+def test_json_goes_where_that_of_the_other_commands_goes(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checks = [doctor._check("device", ok=True, says="x", hint="y", needed=True)]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
+    assert prunescope.main(["doctor", *words]) == 0
+    out, _ = capsys.readouterr()
+    plain = Path("v.json").read_text() if "v.json" in words else out
+    assert json.loads(plain) == {"works": True, "checks": checks}
+    assert ("device" in out) or "v.json" in words

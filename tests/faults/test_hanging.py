@@ -69,6 +69,8 @@ def test_one_that_hangs_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     assert error.startswith("Hung: no sign of life for ")
     assert [s for s, _ in found.values()] == ["done"] * 3
     assert json.loads(done.stdout)["plan"]["failed"] == 1
+    told = json.loads(done.stderr.splitlines()[-1])["error"]
+    assert (told["problem"], told["exit_code"]) == ("results of the sweep are missing", 3)
     all_done(tmp_path, stamps(tmp_path))
 
 

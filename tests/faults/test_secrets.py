@@ -29,6 +29,15 @@ SECRETS = {
     "OPENAI_API_KEY": "sk-zaphodzaphodzaphodzaphod",
     "DB_URL": "postgres://zaphod:marvin42@heartofgold.example/db",
 }
+# What somebody wrote into the config.json of a model of their own.
+NOTES = {
+    "api_key": "hf_" + "zaphodSECRETzaphodSECRETzaphod",
+    "mail": "zaphod@heartofgold.example",
+    "notes": "host heartofgold.corp.internal, user zaphod",
+    "training_args": {"output_dir": "/home/zaphod/runs", "hub": {"zaphod": 1}},
+    "pad_token": ["zaphod"],
+    "hidden_activation": "https://heartofgold.example/x",
+}
 TRACE = ["trace", "--model", "{model}", "--method", "static-nk", "--sparsity", "0.5",
          "--phase", "prefill", "--prompt-len", "8", "--repeats", "3", "--warmup", "0", "--steps",
          "2", "--threads", "1", "--out", "{out}/run"]  # fmt: skip
@@ -137,7 +146,9 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pytest.importorskip("torch")
     home = tmp_path_factory.mktemp("homes") / HOME / USER
     (home / "results").mkdir(parents=True)
-    saved_model(home / "models" / "secretproject", **preset_config("tiny-llama"))
+    model = saved_model(home / "models" / "secretproject", **preset_config("tiny-llama"))
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps({**config, **NOTES}))
     (home / "text.txt").write_text("Mostly harmless. " * 200)
     (home / "sweep.yaml").write_text(filled(SWEEP, home))
     (home / "profile.json").write_text(json.dumps(foreign(home)))

@@ -258,6 +258,41 @@ def test_a_killed_process_frees_its_claim(tmp_path: Path) -> None:
         pass
 
 
+def test_claims_of_killed_processes_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next claim of anything removes them; one that is held stays, and what is no claim."""
+    monkeypatch.setattr(whole.tempfile, "gettempdir", lambda: str(tmp_path))
+    name = f"prunescope-{whole._user()}"
+    abandoned = [tmp_path / f"{name}-{i:016x}.lock" for i in range(9)]
+    slot = tmp_path / f"{name.replace('-', '-slot-')}-cpu.lock"
+    for path in (*abandoned, slot):
+        path.touch()
+    with claimed(tmp_path / "f"):
+        mine = {path for path in tmp_path.iterdir() if path.suffix == ".lock"} - {slot}
+        assert len(mine) == 1
+        with claimed(tmp_path / "g"):
+            assert mine < {path for path in tmp_path.iterdir() if path.suffix == ".lock"}
+            with pytest.raises(PrunescopeError), claimed(tmp_path / "f"):
+                pass
+    assert list(tmp_path.iterdir()) == [slot]
+
+
+@pytest.mark.parametrize("what", ["runs", "file"])
+def test_a_full_disk_is_told_with_the_name_of_what_was_written(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system names no file where a write fails."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fails(*_: object) -> None:
+        raise full
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space left on device: 'f'"):
+        WORK[what](tmp_path / "secret" / "f") if what == "runs" else write_file(tmp_path / "f", b"")
+
+
 def test_what_was_written_is_whole(tmp_path: Path) -> None:
     """The kills above compare with this: runs that can be read, with the sums of their traces."""
     write_both(tmp_path / "f")

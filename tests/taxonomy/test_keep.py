@@ -40,6 +40,10 @@ def test_impossible_requests() -> None:
     with pytest.raises(PrunescopeError, match="saves nothing"):
         keep.low_rank(64, 128, 0.01)  # int(42.2) -> 48, break-even 42.7
     assert keep.low_rank_or_dense(64, 128, 0.01) is None
+    with pytest.raises(PrunescopeError) as none_left:
+        keep.low_rank(576, 1536, 0.999)  # int(0.419) = 0 of 418.9
+    assert "--sparsity 0.997 is the most" in none_left.value.hint
+    assert keep.low_rank(576, 1536, 0.997) == 16
     with pytest.raises(PrunescopeError, match="leaves 0"):
         keep.kept_intermediate(10, 0.95)
 

@@ -62,7 +62,12 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
         ("static-m+static-nk", {"dynamic-m.unit": "mlp"}, "which one", "static-m.unit=mlp"),
         ("static-m+static-nk", {"static-m.depth": "3"}, "no knob 'depth'", "unit"),
         ("static-m+static-nk", {"static-m.match": "flop"}, "match=flop", "one family"),
-        ("static-m+dynamic-m", {"dynamic-m.select": "calibrated"}, "not available", "random"),
+        (
+            "static-m+dynamic-depth",
+            {"dynamic-depth.select": "calibrated"},
+            "not available",
+            "random",
+        ),
         ("static-m+static-nk", {"static-m.select": "best"}, "select=best", "calibrated"),
         ("static-m", {"match": "flops"}, "match='flops'", "flop, param, byte"),
         ("static-k-24", {}, "2:4 sparsity is 0.5, not 0.25", "0.5"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 from taxonomy.errors import PrunescopeError
+from tests.tracer.tiny_models import tiny_model
 from tracer import models
 from tracer.models import load_model
+from tracer.trace import TraceRequest, trace
 
 pytestmark = pytest.mark.torch
 
@@ -102,3 +105,26 @@ def test_every_small_preset_can_be_built() -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain))
         assert sum(p.numel() for p in model.parameters()) > 0
+
+
+def test_a_model_without_sdpa_gets_eager_attention_and_says_so(tmp_path: Path) -> None:
+    """Gemma 2 caps its scores, which sdpa cannot: its class refuses what is only our default."""
+    tiny_model("gemma2").save_pretrained(tmp_path / "m")
+    loaded = load_model(str(tmp_path / "m"), **CPU)
+    assert loaded.model.config._attn_implementation == "eager"
+    assert loaded.notes == ["Gemma2ForCausalLM takes no sdpa: its attention is eager"]
+    with pytest.raises(PrunescopeError, match="no such attention"):
+        load_model(str(tmp_path / "m"), **{**CPU, "attn": "flash_attention_2"})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_more_tokens_than_learnt_positions(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path / "m")
+    most = model.config.max_position_embeddings
+    asked = TraceRequest(model=str(tmp_path / "m"), out=tmp_path / "o", prompt_len=most - 3)
+    with pytest.raises(PrunescopeError, match=f"this model has {most} learnt") as caught:
+        trace(asked)
+    assert caught.value.hint.startswith(f"--prompt-len {most - 8} is the most")
+    fits = replace(asked, prompt_len=most - 8, repeats=1, steps=1, warmup=0, no_baseline=True)
+    assert trace(fits).is_dir()

@@ -38,9 +38,8 @@ LAST = {
 }
 
 
-def fitted(dense: Any, sparsity: float, select: str = "calibrated", seed: int = 0) -> Applied:
-
-    asked = Point(sparsity=sparsity, select=select, seed=seed, calibration=TEXT)
+def fitted(dense: Any, sparsity: float, select: str = "calibrated", **knobs: str) -> Applied:
+    asked = Point(sparsity=sparsity, knobs=knobs, select=select, calibration=TEXT)
     with torch.no_grad():
         applied = pruner("dynamic-m").prune(copy.deepcopy(dense), family_point("dynamic-m", asked))
     dynamic_stats(applied.model)
@@ -51,15 +50,18 @@ def routers(model: Any) -> dict[str, RowRouter]:
     return {name: m for name, m in model.named_modules() if isinstance(m, RowRouter)}
 
 
+@pytest.mark.parametrize("unit", ["sublayer", "layer"])
 @pytest.mark.parametrize("name", LAST)
-def test_sublayers_that_change_nothing_are_skipped_first(name: str) -> None:
+def test_what_changes_nothing_is_skipped_first(name: str, unit: str) -> None:
     dense, ids = small("llama") if name == "llama" else tiny_model(name), tokens(2, ALL)
     _, layers = decoder_layers(dense)
     for path in LAST[name]:
         for parameter in layers[1].get_submodule(path).parameters():
             parameter.zero_()
     share = 1 / len(layers)
-    applied = fitted(dense, share)
+    applied = fitted(dense, share, unit=unit)
+    kinds = {"sublayer": {"attention", "mlp"}, "layer": {"layer"}}[unit]
+    assert applied.record["kept"]["rows_by_layer"].keys() == kinds
     for shares in applied.record["kept"]["rows_by_layer"].values():
         assert shares[1] < 0.01
         assert [s for i, s in enumerate(shares) if i != 1] == [1.0] * (len(layers) - 1)
@@ -95,6 +97,34 @@ def test_it_equals_the_dense_model_with_the_same_rows_masked() -> None:
         own = model.get_submodule(path).sparsity
         assert routes[path][0].places.shape == (3, kept_count(PROMPT, own))
         return served(routes[path], 3, PROMPT, ALL)
+
+    assert_logits(found, reference(dense, ids, rows=rows), PROMPT)
+
+
+@pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("select", ["random", "calibrated"])
+def test_a_route_past_a_layer_is_one_for_both_of_its_sublayers(name: str, select: str) -> None:
+    dense, ids = small("llama") if name == "llama" else tiny_model(name), tokens(3, ALL)
+    _, layers = decoder_layers(dense)
+    model = fitted(dense, 0.5, select, unit="layer").model
+    assert len(routers(model)) == len(layers)
+    _, routed = decoder_layers(model)
+    steps(model, ids, PROMPT)
+    stats = dynamic_stats(model)
+    for index in range(len(routed)):
+        of_layer = [row["active"] for path, row in stats.items() if f".{index}." in path]
+        assert len(of_layer) == 2
+        assert of_layer[0] == of_layer[1]
+
+
+def test_layers_given_their_routes_equal_the_masked_ones() -> None:
+    dense, ids = small("llama"), tokens(3, ALL)
+    model = fitted(dense, 0.5, "random", unit="layer").model
+    routes = recorded(model, "self_attn.router")
+    found, _ = steps(model, ids, PROMPT)
+
+    def rows(layer: int, _part: str) -> torch.Tensor:
+        return served(routes[f"model.layers.{layer}.self_attn.router"], 3, PROMPT, ALL)
 
     assert_logits(found, reference(dense, ids, rows=rows), PROMPT)
 

@@ -144,3 +144,39 @@ def test_an_estimate_grows_with_the_plan() -> None:
     least = seconds(batches=(1,), repeats=5)
     assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)
     assert least < seconds(batches=(1,), repeats=5, draws=3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1" + "0" * 4400, "0x" + "f" * 4400, "2001-99-99", "100000000000000"],
+    ids=["decimal", "hexadecimal", "no date", "a large one"],
+)
+@pytest.mark.parametrize("key", ["repeats", "batches", "seed", "threads", "sparsities"])
+def test_a_number_that_cannot_be_meant_is_refused(key: str, value: str, tmp_path: Path) -> None:
+    text = f"model: tiny-llama\nfamilies: [static-m]\n{key}: {value}\n"
+    if (key, value) == ("seed", "100000000000000"):
+        plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path))
+        return
+    with pytest.raises(PrunescopeError) as error:
+        plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path))
+    assert len(str(error.value)) < 500
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    text = "model: tiny-llama\nfamilies: [static-m]\nseed: 1\nseed: 2\n"
+    with pytest.raises(PrunescopeError, match="gives seed twice, the second time in line 4"):
+        plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path))
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "tiny-lama", "./gone", "gone.gguf"])
+def test_a_model_that_is_not_there_is_said_before_anything_is_planned(
+    model: str, tmp_path: Path
+) -> None:
+    text = f"model: {model}\nfamilies: [static-m]\n"
+    with pytest.raises(PrunescopeError, match=model.removeprefix("./")):
+        plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path))
+
+
+def test_a_model_of_the_hub_may_be_planned(tmp_path: Path) -> None:
+    text = "model: nobody/such-model\nfamilies: [static-m]\n"
+    assert plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path)).results

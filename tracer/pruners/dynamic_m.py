@@ -1,4 +1,4 @@
-"""Dynamic M: a router before each attention and MLP lets a share p of the tokens through.
+"""Dynamic M: a router before each attention and MLP, or each layer, lets a share p of tokens pass.
 
 q, o, gate, up and down see the active rows, k and v all; active queries attend to every key. The
 cache is full. The top-k over a sequence looks ahead (as in MoD): a forward of the whole sequence
@@ -34,9 +34,10 @@ from tracer.sublayers import roots
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every sublayer. No weight goes."""
     sites: list[Site] = []
+    attentions = layer_attentions(model)  # what cannot be taken apart says so before it is run
 
     def build() -> list[RowRouter]:
-        sites.extend(_sites(model, point))
+        sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
     rebuilt(model, build, sparsity=0.0 if point.calibrated else point.sparsity)
@@ -59,23 +60,22 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> dict[str, Any]:
     told = "" if r2 is None else f", R² {r2:.2f} (median) on sequences that were held out"
     shares = {
         kind: [round(1 - site.router.sparsity, 4) for site in sites if site.kind == kind]
-        for kind in ("attention", "mlp")
+        for kind in dict.fromkeys(site.kind for site in sites)
     }
     return {
         "kept": {"rows": 1 - point.sparsity, "rows_by_layer": shares},
         "calibration": calibration.record,
         "notes": [
-            "each sublayer has a share p of its own, by how much it changes tokens; prefill: the "
-            "int(p·S) best rows of each sequence; decode: rows that score as the best p of the "
-            "text",
-            f"{len(sites)} routers fitted to how much each sublayer changes a token{told}",
+            f"each {point.knobs['unit']} has a share p of its own, by how much it changes tokens; "
+            "prefill: the int(p·S) best rows of each sequence; decode: rows that score as the best "
+            "p of the text",
+            f"{len(sites)} routers fitted to how much each changes a token{told}",
         ],
     }
 
 
-def _sites(model: Any, point: Point) -> list[Site]:
+def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[Site]:
     """Give every sublayer a router; their sites, attention and MLP of each layer in turn."""
-    attentions = layer_attentions(model)
     name, layers = decoder_layers(model)
     mlps = [_mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     draws = Draws(point, "dynamic-m")
@@ -83,17 +83,23 @@ def _sites(model: Any, point: Point) -> list[Site]:
     mlp: nn.Module
     for index, parts in enumerate(attentions):
         attention = _RoutedAttention(parts, point, draws)
+        own: RowRouter | None = None
+        if point.knobs["unit"] == "sublayer":
+            own = RowRouter(point, draws, f"mlp {index}", parts.like)
+        router = own or _SameRows(attention.router)
         if is_prenorm(layers[index]):
-            routed = layers[index] = _RoutedLayer(layers[index], attention, point, draws)
-            router, mlp = routed.mlp.router, routed.mlp
+            routed = layers[index] = _RoutedLayer(layers[index], attention, router)
+            mlp = routed.mlp
         else:
             model.set_submodule(parts.path, attention)
-            router = RowRouter(point, draws, f"mlp {index}", parts.like)
             mlp = _route(model, mlps[index], router, attention)
         layer = layers[index]
+        if own is None:
+            sites.append(Site(kind="layer", layer=layer, router=attention.router, sublayer=layer))
+            continue
         sites += (
             Site(kind="attention", layer=layer, router=attention.router, sublayer=attention),
-            Site(kind="mlp", layer=layer, router=router, sublayer=mlp),
+            Site(kind="mlp", layer=layer, router=own, sublayer=mlp),
         )
     return sites
 
@@ -132,6 +138,7 @@ class RowRouter(nn.Module):
         self.sparsity, self.draws = point.sparsity, draws.own(point, what)
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
         self.threshold: float | None = None  # of a fitted router: the score that a row needs
+        self.last: Rows | None = None  # the rows of the forward at hand
 
     def forward(
         self,
@@ -143,6 +150,12 @@ class RowRouter(nn.Module):
     ) -> Rows | None:
         """[B, T, h] to Rows; None where no row goes through. `masked`: attention follows; `given`:
         its mask [1 or B, 1, T, L], None for a causal one."""
+        self.last = self._rows(x, past=past, masked=masked, given=given)
+        return self.last
+
+    def _rows(
+        self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
+    ) -> Rows | None:
         batch, tokens, _ = x.shape
         scores = self.draws.instead_of(linear(x, self.weight).squeeze(-1))  # [B, T]
         if tokens == 1:
@@ -171,6 +184,18 @@ class RowRouter(nn.Module):
         keys = torch.arange(past + tokens, device=x.device)
         future = keys > (places + past).unsqueeze(-1)
         return x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
+
+
+class _SameRows(nn.Module):
+    """In the place of an MLP's router: the rows that the attention of its layer has taken."""
+
+    def __init__(self, router: RowRouter) -> None:
+        super().__init__()
+        self.of = (router,)  # a child of the attention alone
+
+    def forward(self, _x: torch.Tensor, **_: Any) -> Rows | None:
+        """[B, T, h] to Rows."""
+        return self.of[0].last
 
 
 class _RoutedAttention(PlainAttention, Counted):
@@ -236,11 +261,11 @@ class _RoutedMlp(nn.Module, Counted):
     down_proj: nn.Linear
     act_fn: nn.Module
 
-    def __init__(self, original: nn.Module, point: Point, draws: Draws, layer: int) -> None:
+    def __init__(self, original: nn.Module, router: nn.Module) -> None:
         super().__init__()
         for name, child in original.named_children():
             setattr(self, name, child)
-        self.router = RowRouter(point, draws, f"mlp {layer}", self.up_proj.weight)
+        self.router = router
         self.tally = Tally("rows")
 
     def forward(self, residual: torch.Tensor, norm: nn.Module) -> torch.Tensor:
@@ -258,15 +283,13 @@ class _RoutedMlp(nn.Module, Counted):
 class _RoutedLayer(compat.TakesCache):
     """A decoder layer whose sublayers add to the residual stream where their routers say so."""
 
-    def __init__(
-        self, layer: nn.Module, attention: _RoutedAttention, point: Point, draws: Draws
-    ) -> None:
+    def __init__(self, layer: nn.Module, attention: _RoutedAttention, router: nn.Module) -> None:
         super().__init__()
         parts: Any = layer
         self.input_layernorm = parts.input_layernorm
         self.self_attn = attention
         self.post_attention_layernorm = parts.post_attention_layernorm
-        self.mlp = _RoutedMlp(parts.mlp, point, draws, self.self_attn.layer_idx)
+        self.mlp = _RoutedMlp(parts.mlp, router)
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """[B, T, h] to [B, T, h]."""
@@ -279,7 +302,7 @@ class _RoutedLayer(compat.TakesCache):
 class _Routed(Counted):
     """An MLP of any kind that runs on the active rows, and puts out zeros for the others."""
 
-    own_router: tuple[RowRouter]  # in a tuple: it is registered already, beside that of experts
+    own_router: tuple[nn.Module]  # in a tuple: it is registered already, beside that of experts
     outputs: int  # of an MLP that gives a tuple, else 0
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -333,7 +356,7 @@ class _MlpExit:
         return spread(like, flat, super().forward(x))  # type: ignore[misc]
 
 
-def _route(model: Any, at: list[str], router: RowRouter, attention: _RoutedAttention) -> nn.Module:
+def _route(model: Any, at: list[str], router: nn.Module, attention: _RoutedAttention) -> nn.Module:
     """Put a router into the MLP at these paths, which otherwise runs as it is. Returns the module
     that puts out what the MLP does."""
     mlp: Any = model.get_submodule(at[0])

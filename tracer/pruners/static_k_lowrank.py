@@ -53,7 +53,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         raise PrunescopeError(
             f"at sparsity {point.sparsity} no rank makes any matrix of this model smaller",
             hint=rank_hint(
-                (weight_of(m).shape[0], weight_of(m).shape[1]) for m in matrices.values()
+                ((weight_of(m).shape[0], weight_of(m).shape[1]) for m in matrices.values()),
+                point.sparsity,
             ),
         )
     record: dict[str, Any] = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}

@@ -49,6 +49,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         record.setdefault("notes", []).extend(rounding(left, len(layers), point.sparsity, what))
     if point.knobs["layers"]:
         record["sparsity"] = len(gone[kinds[0]]) / len(layers)
+        if record["sparsity"] != point.sparsity:
+            named = f"layers={point.knobs['layers']} says which: s is {record['sparsity']:g}"
+            record.setdefault("notes", []).append(named)
     if unit == "layer":
         kept = [i for i in range(len(layers)) if i not in gone["layer"]]
         _keep_layers(model, name, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import unicodedata
 
@@ -26,6 +27,15 @@ NASTY = st.text(
 def test_clean_text_holds_no_control_or_format_character(text: str) -> None:
     shown = escape.clean(text)
     assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+@given(ANY | NASTY)
+def test_json_reads_back_and_holds_nothing_that_a_terminal_obeys(text: str) -> None:
+    written = escape.json_bytes({"name": text})
+    assert json.loads(written) == {"name": text}
+    plain = written.decode().replace("\n", "")
+    assert not {c for c in plain if unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c)
+                in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}}  # fmt: skip
 
 
 def test_escape_characters_are_spelled_out() -> None:

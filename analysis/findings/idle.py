@@ -1,0 +1,76 @@
+"""Why the device idles: in, a Context; out, a Finding, or None. ns a step."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from analysis.findings.context import Context, ms
+from analysis.report.model import Finding
+
+_MUCH, _MOST = 0.25, 0.4  # of the wall
+
+
+def launch_bound(c: Context) -> Finding | None:
+    """The device idles while the host prepares the next launch, and is in no copy or wait."""
+    phase, host = c.phase, _gaps(c, "host")
+    share = host / phase.wall_ns if phase.wall_ns else 0.0
+    if not c.pruned.on_device or share < _MUCH:
+        return None
+    return Finding(
+        id="launch-bound",
+        severity="critical" if share > _MOST else "warning",
+        text=f"launch-bound: the device waits for a late host for {share:.0%} of the step (it "
+        f"idles for {phase.gap_ns / phase.wall_ns:.0%}); smaller kernels cannot make that faster",
+        evidence=[
+            f"{ms(host)} of {ms(phase.gap_ns)} idle time end with a launch that began after the "
+            "device ran dry, and are no copy and no wait of the host"
+        ],
+        change="shorten what the host does between two replays (the step is a graph already), or "
+        "batch more"
+        if _is_replay(c)
+        else "capture the step in a CUDA graph (trace --mode graph), or batch more",
+        predicted_ns=host,
+    )
+
+
+def host_waits(c: Context) -> Finding | None:
+    """The device idles beside copies between host and device, and where the host waits for it."""
+    phase, copies, waits = c.phase, _gaps(c, "memcpy"), _gaps(c, "sync")
+    share = (copies + waits) / phase.wall_ns if phase.wall_ns else 0.0
+    if not c.pruned.on_device or share < _MUCH:
+        return None
+    parts = [f"copies ({ms(copies)})"] * bool(copies)
+    parts += [f"waits of the host for it ({ms(waits)})"] * bool(waits)
+    return Finding(
+        id="host-waits",
+        severity="warning",
+        text=f"the device idles for {share:.0%} of the step beside {' and '.join(parts)}: neither "
+        "smaller kernels nor a CUDA graph make that faster",
+        evidence=_largest(c),
+        change="keep data on the device (no .item(), .cpu() or synchronise in a step), and copy "
+        "from pinned memory with non_blocking=True",
+        predicted_ns=None,
+    )
+
+
+def _gaps(c: Context, cause: str) -> float:
+    gaps = c.pruned.frame.filter(pl.col("cause") == cause)["gap"]
+    return float(gaps.sum()) / c.pruned.num_steps
+
+
+def _is_replay(c: Context) -> bool:
+    """Whether graph replays make most of the busy time."""
+    linked = c.pruned.linked
+    return bool(2 * linked.busy[linked.replayed].sum() > linked.busy.sum())
+
+
+def _largest(c: Context) -> list[str]:
+    """The longest of these gaps, by what ended them."""
+    rows = c.pruned.frame.filter(pl.col("cause").is_in(["memcpy", "sync"]))
+    sums = rows.group_by("name").agg(pl.col("gap").sum(), pl.len())
+    sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
+    steps = c.pruned.num_steps
+    return [
+        f"{ms(gap / steps)} in {count / steps:g} gaps before {(name or '?')[:60]}"
+        for name, gap, count in sums.iter_rows()
+    ]

@@ -1,0 +1,91 @@
+"""The GEMM table where little is known: no shapes, wrapper ops, kernels that run beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.report.model import Phase
+from analysis.report.view import gemm_table
+from tests.chrome import Op, chrome, k, op, save, step
+
+SGEMM, ADD = "ampere_sgemm_128x64_nn", "void at::native::vectorized_elementwise_kernel<4>"
+PAGED = "void paged_attention_ll4mi_QKV_mfma16_kernel<__hip_bfloat16>"
+
+
+def phase_of(tmp_path: Path, *steps: Any) -> Phase:
+    return analyze(save(chrome(*steps), tmp_path / "t.json")).report.phases["trace"]
+
+
+def mm(m: int, us: float, **kernel: Any) -> Op:
+    return op("aten::mm", [m, 64], [64, 32], kernels=[k(us=us, name=SGEMM, **kernel)])
+
+
+def test_a_wrapper_without_shapes_lends_a_gemm_nothing(tmp_path: Path) -> None:
+    """Of a compiled region, each GEMM kernel is a call; what else it launches is no helper."""
+    kernels = [k(us=50, name=SGEMM), k(us=30, name=ADD), k(us=5, name=SGEMM)]
+    region = op("CompiledFunctionBackward", kernels=kernels)
+    (row,) = phase_of(tmp_path, step(0, region)).gemms
+    assert (row.busy_ns, row.count, row.helper_ns) == (55_000, 2, 0)
+    assert (row.m, row.op) == (None, "CompiledFunctionBackward")
+
+
+def test_steps_that_differ_do_not_mix_their_shapes(tmp_path: Path) -> None:
+    """GEMMs of no layer and role, in another order and number a step, are told by their shapes."""
+    rows = phase_of(tmp_path, step(0, mm(100, 4), mm(300, 6)), step(1, mm(300, 8))).gemms
+    found = {(g.m, g.count, g.busy_ns) for g in rows}
+    assert found == {(100, 0.5, 2_000), (300, 1.0, 7_000)}
+
+
+def test_attention_without_shapes_is_no_gemm(tmp_path: Path) -> None:
+    kernels = [k(us=9, name=PAGED), k(us=4, name=SGEMM)]
+    phase = phase_of(tmp_path, *kernels)
+    assert phase.kinds["attention"] > 0
+    assert {g.kind for g in phase.gemms} == {"gemm"}
+    path = save(chrome(*kernels), tmp_path / "u.json")
+    pair = analyze(path, baseline=path).report.phases["trace"]
+    assert {g.kind for g in pair.gemms} == {"gemm"}
+
+
+def test_a_gemm_beside_another_kernel_says_how_long_it_ran(tmp_path: Path) -> None:
+    """10 us of a GEMM run wholly beside 20 us of another kernel: busy 0, duration 10 us."""
+    wide = op("aten::add", [4096, 4096], [4096, 4096], kernels=[k(us=20, stream=9, name=ADD)])
+    phase = phase_of(tmp_path, step(0, wide, mm(100, 10, gap_us=-15)))
+    (row,) = phase.gemms
+    assert (row.busy_ns, row.duration_ns) == (0, 10_000)
+    assert row.efficiency == pytest.approx((row.ideal_ns or 0) / 10_000)
+    (kernel,) = [one for one in phase.kernels if one.name == SGEMM]
+    assert kernel.efficiency == pytest.approx(row.efficiency)
+    table = gemm_table(phase)
+    assert table.rows[0][0].text.endswith("‖")
+    (note,) = [n for n in table.notes if n.startswith("‖")]
+    assert "0.00 of 10.00 µs" in note
+
+
+def test_a_gemm_alone_ran_as_long_as_it_was_busy(tmp_path: Path) -> None:
+    phase = phase_of(tmp_path, step(0, mm(100, 10)))
+    assert [(g.busy_ns, g.duration_ns) for g in phase.gemms] == [(10_000, 10_000)]
+    assert not [n for n in gemm_table(phase).notes if "‖" in n]
+
+
+def test_gemms_of_a_real_trace_with_streams(real_trace: Callable[[str], Path]) -> None:
+    """5.9 ms a step of the V100's GEMMs run beside other kernels, 3.7 ms in rows mostly so."""
+    phase = analyze(real_trace("v100_legacy_graphs.json.gz")).report.phases["trace"]
+    beside = [g for g in phase.gemms if g.busy_ns < 0.5 * (g.duration_ns or 0)]
+    assert sum(g.duration_ns or 0 for g in beside) == pytest.approx(3_692_500)
+    hidden = sum((g.duration_ns or 0) - g.busy_ns for g in phase.gemms)
+    assert hidden == pytest.approx(5.86e6, rel=1e-3)
+    assert any(n.startswith("‖") for n in gemm_table(phase).notes)
+    gemm = sum(ns for kind, ns in phase.kinds.items() if "gemm" in kind or kind == "gemv")
+    assert sum(g.busy_ns - g.helper_ns for g in phase.gemms) == pytest.approx(gemm)
+
+
+def test_a_replay_lists_no_attention_among_its_gemms(real_trace: Callable[[str], Path]) -> None:
+    path = real_trace("mi300x_sglang_qwen3-8b_decode_graph.json.gz")
+    phase = analyze(path).report.phases["trace"]
+    assert phase.kinds["attention"] > 0
+    assert {g.kind for g in phase.gemms} == {"gemm"}

@@ -1,0 +1,49 @@
+"""The list of keys that a run keeps is that of the code which reads configs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from taxonomy import config_names
+from taxonomy.config_keys import READ
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = ("config_names", "config_mixers", "architecture_traits")
+CONFIGS = {"cfg", "config", "inner", "attention"}
+TABLES = ("_HIDDEN", "_LAYERS", "_HEADS", "_KV_HEADS", "_HEAD_DIM", "_MLP", "_VOCAB", "_EXPERTS",
+          "_TOP_K")  # fmt: skip
+
+
+def strings(node: ast.AST) -> set[str]:
+    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and type(n.value) is str}
+
+
+def is_config(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in CONFIGS
+
+
+def read_in(module: str) -> Iterator[str]:
+    """The words by which a module looks something up in a config."""
+    for node in ast.walk(ast.parse((ROOT / "taxonomy" / f"{module}.py").read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr == "get" and is_config(node.func.value):
+                yield from strings(node.args[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("size_in", "_count", "_sizes"):
+                yield from (word for arg in node.args[1:] for word in strings(arg))
+        elif isinstance(node, ast.Subscript) and is_config(node.value):
+            yield from strings(node.slice)
+        elif isinstance(node, ast.Compare) and is_config(node.comparators[0]):
+            yield from strings(node.left)
+        elif isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
+            yield from strings(node.iter)
+
+
+def test_the_keys_are_those_that_are_read() -> None:
+    seen = {word for module in MODULES for word in read_in(module)}
+    seen |= {name for table in TABLES for name in getattr(config_names, table)}
+    assert all(re.fullmatch(r"\w+", word) for word in seen)
+    assert seen == READ

@@ -1,0 +1,113 @@
+"""A function of the user's own that fails is named: its error, its file and line, no folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import prunescope
+
+pytestmark = pytest.mark.torch
+
+CODE = """\
+import sys
+
+
+def deeper(model):
+    raise ValueError(f"no layer in {__file__} fits\\nmore")
+
+
+def fails(model, sparsity):
+    return deeper(model)
+
+
+def in_torch(model, sparsity):
+    import torch
+    return torch.ones(2) @ torch.ones(3)
+
+
+def leaves(model, sparsity):
+    sys.exit(7)
+
+
+def interrupted(model, sparsity):
+    raise KeyboardInterrupt
+
+
+def own(model, sparsity):
+    class Odd(Exception):
+        pass
+    raise Odd
+
+
+def breaks(model, sparsity):
+    model.model.layers[0].mlp.up_proj = None
+    return model
+"""
+CASES = {
+    "fails": ("raised ValueError: no layer in mine9.py fits", "mine9.py, line 5"),
+    "in_torch": ("raised RuntimeError: ", "mine9.py, line 14"),
+    "leaves": ("raised SystemExit: 7", "mine9.py, line 18"),
+    "own": ("raised Odd", "mine9.py, line 28"),
+    "breaks": ("does not run pruned with mine9:breaks", ""),
+}
+TRACE = ["trace", "--model", "tiny-llama", "--phase", "decode", "--prompt-len", "8", "--out", "t"]
+
+
+def told(
+    method: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    """The problem, and all of standard error."""
+    assert prunescope.main([*TRACE, "--method", method, "--json", "-"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert str(tmp_path) not in err
+    assert not Path("t").exists()
+    error = json.loads(err.splitlines()[-1])["error"]
+    assert error["hint"]
+    return error["problem"], err
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine9.py").write_text(CODE)
+    (tmp_path / "broken9.py").write_text("x = 1\ny = = 2\n")
+    (tmp_path / "raises9.py").write_text("x = 1\n1 / 0\n")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_function_that_fails(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, place = CASES[name]
+    problem, err = told(f"mine9:{name}", 2, tmp_path, capsys)
+    assert words in problem
+    assert place in problem
+    assert "tracer" not in err
+    if name == "fails":
+        above = err[: err.index("error: ")].splitlines()
+        assert [line.split(", in ")[0].strip() for line in above[-2:]] == [
+            "mine9.py, line 9", "mine9.py, line 5",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("broken9", "SyntaxError"), ("raises9", "raised ZeroDivisionError: division by zero")],
+)
+def test_a_module_that_fails(
+    module: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem, _ = told(f"{module}:prune", 2, tmp_path, capsys)
+    assert words in problem
+    assert f"{module}.py, line 2" in problem
+
+
+def test_an_interrupt_in_it_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("mine9:interrupted", 130, tmp_path, capsys)[0] == "interrupted"
