@@ -18,6 +18,7 @@ from rich.text import Text
 from analysis.report import numbers, sentences
 from analysis.report.escape import clean
 from analysis.report.model import Report
+from taxonomy.match import KNOB, MATCHES
 from taxonomy.presets import preset_names
 from taxonomy.run import MANIFEST, read_run
 
@@ -32,12 +33,28 @@ def families(listed: dict[str, Any]) -> RenderableType:
         axes = " ".join("-" if one["axes"][g] == "none" else one["axes"][g] for g in _GROUPS)
         name = f"{one['id']} *" if one["extension"] else one["id"]
         _row(table, name, one["dynamics"], axes, one["unit"], ", ".join(one["methods"]))
+    knobs = _table("family", "--set", "adds work of kind")
+    for one in listed["families"]:
+        said = [_knob(name, knob) for name, knob in one["knobs"].items()]
+        if said or one["adds"]:
+            _row(knobs, one["id"], said[0] if said else "-", ", ".join(one["adds"]) or "-")
+        for further in said[1:]:
+            _row(knobs, "", further, "")
     notes = (
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
         f"presets of --model: {', '.join(preset_names())}",
     )
-    return Group(table, *(Text(note, "dim") for note in notes))
+    match = f"any family, --set {KNOB}={'|'.join(MATCHES)}: the sparsity is a share of these"
+    return Group(table, knobs, Text(match), *(Text(note, "dim") for note in notes))
+
+
+def _knob(name: str, knob: dict[str, Any]) -> str:
+    """One knob: its choices, the default first."""
+    choices = [str(c) for c in knob["choices"] if c != knob["default"]]
+    default = "" if knob["default"] == "" else str(knob["default"])
+    values = "|".join(x for x in (default, *choices) if x)
+    return f"{name}={values}: {knob['text']}"
 
 
 def devices(listed: dict[str, Any]) -> RenderableType:
