@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.load import NONE, Ints, Trace
 
+_AS_A_RULE = 0.5  # share of correlation ids that name a launch
 _TRUSTED = 0.9  # share of kernels whose External id names an op that can have launched them
 
 
@@ -22,8 +23,10 @@ def launch_of(trace: Trace, events: Ints) -> Ints:
 def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
     """Row of the op that the External id of a device event without a launch names, else -1.
 
-    No event begins before its op. Where launches show that the ids name other ops (older profilers
-    number ops and kernels apart), or ops did not begin in the order of their kernels, none does.
+    No event begins before its op. Where correlation ids find their launches as a rule, one that
+    finds none was launched outside of the trace, whatever its External id says. Where launches
+    show that the ids name other ops (older profilers number ops and kernels apart), or ops did not
+    begin in the order of their kernels, none does.
     """
     ops, device = trace.ops, trace.device
     none = np.full(len(launch), NONE)
@@ -37,7 +40,10 @@ def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
     told = (launch >= 0) & (found >= 0)
     at = taken(trace.launches["ts"], launch)
     right = [(begin <= at)[told] & (at <= end)[told]]
+    counted = taken(device["correlation"], events) >= 0
     alone = can & (launch < 0)
+    if counted.any() and (launch >= 0)[counted].mean() >= _AS_A_RULE:
+        alone &= ~counted
     stream = device["stream"][events]
     for one in np.unique(stream[alone]):  # a stream runs in the order of launch
         rows = np.flatnonzero(alone & (stream == one))
