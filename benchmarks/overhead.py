@@ -1,6 +1,6 @@
 """What each dynamic family pays to skip work, on SmolLM2-135M: router to host time, and break-even.
 
-    python benchmarks/overhead.py [--model NAME] [--prompt-len N] [--repeats N] [--out FILE.md]
+    python benchmarks/overhead.py [--model NAME] [--prompt-len N] [--batches B ...] [--repeats N]
 
 Writes overhead.md beside this file: a table for each phase and batch, read from the traces by
 `analyze`. All variants share the dense model's weights and take turns with it. Give it the machine.
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -74,7 +75,7 @@ def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], boo
     points = [(family, s) for family in FAMILIES for s in SPARSITIES]
     found: Measured = {}
     peaks, busy, device = None, False, {}
-    for batch in BATCHES:
+    for batch in options.batches:
         request = TraceRequest(
             model=options.model, out=Path(), method="dynamic-m", prompt_len=options.prompt_len,
             batch=batch, decode_steps=DECODE_STEPS, warmup=WARMUP, repeats=options.repeats,
