@@ -153,7 +153,7 @@ def page(
     for (phase, batch), rows in found.items():
         lines += [f"## {phase}, batch {batch}", "", *table(rows), ""]
     lines.append(
-        f"Made by `python benchmarks/overhead.py` in {seconds:.0f} s: {device.get('name')}, "
+        f"Made by `python {' '.join(sys.argv)}` in {seconds:.0f} s: {device.get('name')}, "
         f"{THREADS} threads, {options.repeats} samples and {STEPS} profiled forwards of prefill, "
         f"{DECODE_STEPS} tokens of decode. Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}."
