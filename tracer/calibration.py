@@ -146,11 +146,8 @@ def _size(seen: Statistics) -> int:
 
 def _collected(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> Statistics:
     seen = Statistics()
-    with _hooks(model, seen, wanted), torch.no_grad():
-        for ids in batches:
-            ids = ids.to(model.get_input_embeddings().weight.device)
-            compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
-            seen.tokens += ids.numel()
+    run_hooked(model, batches, _hooks(model, seen, wanted))
+    seen.tokens = sum(ids.numel() for ids in batches)
     for sums in (seen.squares, seen.moments, seen.stream):
         # A sum that several modules share is divided once.
         means = {id(total): total / seen.tokens for total in sums.values()}
@@ -159,8 +156,20 @@ def _collected(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> 
     return seen
 
 
-@contextmanager
-def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> Iterator[None]:
+def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
+    """Run the batches, each on a cache of its own, and remove the hooks of these handles."""
+    try:
+        with torch.no_grad():
+            for ids in batches:
+                ids = ids.to(model.get_input_embeddings().weight.device)
+                compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> list[Any]:
+    """Their handles."""
     handles: list[Any] = []
     modules = dict(model.named_modules())
     statistics = (
@@ -168,21 +177,17 @@ def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> Iterator[None]:
         (wanted.moments, _Sums(seen.moments, _outer_sum)),
         (wanted.stream, _Sums(seen.stream, _unit_outer_sum)),
     )
-    try:
-        for names, sums in statistics:
-            handles += [
-                modules[name].register_forward_pre_hook(sums.hook(name), with_kwargs=True)
-                for name in modules
-                if name in names
-            ]
-        if wanted.influence:
-            name, layers = decoder_layers(model)
-            for index, layer in enumerate(layers):
-                handles += _Influence(f"{name}.{index}", seen.influence).attach(layer)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for names, sums in statistics:
+        handles += [
+            modules[name].register_forward_pre_hook(sums.hook(name), with_kwargs=True)
+            for name in modules
+            if name in names
+        ]
+    if wanted.influence:
+        name, layers = decoder_layers(model)
+        for index, layer in enumerate(layers):
+            handles += _Influence(f"{name}.{index}", seen.influence).attach(layer)
+    return handles
 
 
 class _Sums:
@@ -199,7 +204,7 @@ class _Sums:
         """A pre-hook for the module `name`."""
 
         def see(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            entering = _first(args, kwargs)
+            entering = first_tensor(args, kwargs)
             if entering is not self.last:
                 self.last, self.owner = entering, name
             owner = self.owners.setdefault(name, self.owner)
@@ -238,10 +243,10 @@ class _Influence:
         return handles
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.entered, self.between = _first(args, kwargs), torch.empty(0)
+        self.entered, self.between = first_tensor(args, kwargs), torch.empty(0)
 
     def _pass(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.between = _first(args, kwargs)
+        self.between = first_tensor(args, kwargs)
         self._add(":attention", self.entered, self.between)
 
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
@@ -256,7 +261,7 @@ class _Influence:
         self.totals[name] = self.totals.get(name, 0.0) + float(cosine.sum())
 
 
-def _first(args: Any, kwargs: Any) -> torch.Tensor:
+def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:
     """The tensor a module is called with, by position or by name."""
     values = (*args, *kwargs.values())
     return next(value for value in values if isinstance(value, torch.Tensor))

@@ -8,8 +8,7 @@ target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each toke
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from tracer import compat
-from tracer.calibration import Calibration
+from tracer.calibration import Calibration, first_tensor, run_hooked
 
 _RIDGE = 0.01  # of the variance of a feature
 _TINY = 1e-12
@@ -90,15 +88,13 @@ def fit_routers(
     seen = [_Seen() for _ in sites]
     count = len(calibration.batches)
     fitted = calibration.batches[: count - count // 4]
-    with _watching(sites, seen, [s.fit for s in seen]):
-        _run(model, fitted)
-    with _watching(sites, seen, [s.held for s in seen]):
-        _run(model, calibration.batches[len(fitted) :])
+    run_hooked(model, fitted, _watching(sites, seen, [s.fit for s in seen]))
+    held = calibration.batches[len(fitted) :]
+    run_hooked(model, held, _watching(sites, seen, [s.held for s in seen]))
     weights = [_solved(found.fit) for found in seen]
     for site, weight in zip(sites, weights, strict=True):
         site.router.weight.data.copy_(weight)
-    with _scoring(sites, seen):
-        _run(model, calibration.batches)
+    run_hooked(model, calibration.batches, _scoring(sites, seen))
     for kind in {site.kind for site in sites}:
         _share_out([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
     r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
@@ -123,13 +119,6 @@ def _quantile(values: torch.Tensor, share: float) -> float:
     return float(values.sort().values[below]) if below < len(values) else float("inf")
 
 
-def _run(model: Any, batches: Sequence[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for ids in batches:
-            ids = ids.to(model.get_input_embeddings().weight.device)
-            compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
-
-
 def _solved(moments: _Moments) -> torch.Tensor:
     """The weight [h] of least squares, each feature at variance 1, with a ridge."""
     xx, xy, _ = moments.centred()
@@ -144,19 +133,12 @@ def _r2(moments: _Moments, weight: torch.Tensor) -> float:
     return 1 - left / max(yy, _TINY)
 
 
-@contextmanager
 def _watching(
     sites: Sequence[Site], seen: Sequence[_Seen], moments: Sequence[_Moments]
-) -> Iterator[None]:
-    """Within, every forward adds its tokens to the moments and the changes of each site."""
-    handles: list[Any] = []
-    try:
-        for site, found, sums in zip(sites, seen, moments, strict=True):
-            handles += _Watch(sums, found.changes).attach(site)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+) -> list[Any]:
+    """Hooks by which every forward adds its tokens to the moments and the changes of each site."""
+    each = zip(sites, seen, moments, strict=True)
+    return [h for site, found, sums in each for h in _Watch(sums, found.changes).attach(site)]
 
 
 class _Watch:
@@ -177,7 +159,7 @@ class _Watch:
         ]
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
-        self.entered = args[0] if args else kwargs["hidden_states"]
+        self.entered = first_tensor(args, kwargs)
 
     def _read(self, _module: nn.Module, args: Any) -> None:
         self.read = args[0]
@@ -195,9 +177,8 @@ class _Watch:
         self.changes.append(changes.cpu())
 
 
-@contextmanager
-def _scoring(sites: Sequence[Site], seen: Sequence[_Seen]) -> Iterator[None]:
-    """Within, every forward adds the scores of its tokens."""
+def _scoring(sites: Sequence[Site], seen: Sequence[_Seen]) -> list[Any]:
+    """Hooks by which every forward adds the scores of its tokens."""
 
     def keep(found: _Seen) -> Any:
         def read(router: Any, args: Any) -> None:
@@ -205,15 +186,8 @@ def _scoring(sites: Sequence[Site], seen: Sequence[_Seen]) -> Iterator[None]:
 
         return read
 
-    handles = [
-        site.router.register_forward_pre_hook(keep(found))
-        for site, found in zip(sites, seen, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    each = zip(sites, seen, strict=True)
+    return [site.router.register_forward_pre_hook(keep(found)) for site, found in each]
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tracer import compat
+from tracer.calibration import Calibration
 from tracer.census import dynamic_stats
 from tracer.pruners import Applied, Point, family_point, pruner
 
@@ -55,10 +56,12 @@ def prune(  # noqa: PLR0913
     *,
     seed: int = 0,
     select: str = "random",
+    calibration: Calibration | None = None,
     **knobs: Any,
 ) -> Applied:
     """A copy of the model, pruned; its counts start anew."""
-    point = family_point(family, Point(sparsity=sparsity, knobs=knobs, seed=seed, select=select))
+    asked = Point(sparsity=sparsity, knobs=knobs, seed=seed, select=select, calibration=calibration)
+    point = family_point(family, asked)
     with torch.no_grad():
         applied = pruner(family).prune(copy.deepcopy(model), point)
     dynamic_stats(applied.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from taxonomy.keep import kept_count
 from tests.tracer.dynamic_reference import (
     assert_logits,
+    prune,
     recorded,
     reference,
     served,
@@ -23,7 +23,7 @@ from tests.tracer.tiny_models import tiny_model
 from tracer.calibration import Calibration
 from tracer.census import dynamic_stats
 from tracer.layers import decoder_layers
-from tracer.pruners import Applied, Point, family_point, pruner
+from tracer.pruners import Applied
 from tracer.pruners.dynamic_m import RowRouter
 
 pytestmark = pytest.mark.torch
@@ -39,11 +39,7 @@ LAST = {
 
 
 def fitted(dense: Any, sparsity: float, select: str = "calibrated", **knobs: str) -> Applied:
-    asked = Point(sparsity=sparsity, knobs=knobs, select=select, calibration=TEXT)
-    with torch.no_grad():
-        applied = pruner("dynamic-m").prune(copy.deepcopy(dense), family_point("dynamic-m", asked))
-    dynamic_stats(applied.model)
-    return applied
+    return prune("dynamic-m", dense, sparsity, select=select, calibration=TEXT, **knobs)
 
 
 def routers(model: Any) -> dict[str, RowRouter]:
