@@ -177,7 +177,11 @@ def _short(names: list[str]) -> list[str]:
 
 def _ids(values: list[Any]) -> list[int]:
     """Ids as they are, NONE for what is none; a text of digits is one."""
-    if set(map(type, values)) == {int} and min(values) >= 0 and max(values) < _MAX_ID:
+    types = set(map(type, values))
+    if types == {int, type(None)}:
+        values = [NONE if value is None else value for value in values]
+        types = {int}
+    if types == {int} and min(values) >= NONE and max(values) < _MAX_ID:
         return values
     return [_id(value) for value in values]
 

@@ -17,6 +17,7 @@ from analysis.pairing import Alignment, with_dense_layer
 from analysis.report.model import BESIDE
 from analysis.report.model import Gemm as Row
 from analysis.role import GEMM_KINDS
+from analysis.work import Work
 from taxonomy.gemm import Gemm, axis_moved
 from taxonomy.roles import GROUPS
 
@@ -24,6 +25,11 @@ Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group,
 # Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
 _UNPLACED = 1 << 32
+Parts = list[tuple[Gemm | None, float]]
+_UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
+# What is read of an op's row.
+_READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
+         "help", "took", "ideal", "flop", "bytes", "bound")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,14 @@ def calls_of(
     else:
         frame = with_dense_layer(frame, alignment)
     gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
+    products = [_products(work) for work in kernels.works]
     makes: dict[tuple[object, ...], int] = {}
     sums: dict[Key, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
     for row in gemms.iter_rows(named=True):
-        work = kernels.works[row["call"]] if row["call"] is not None else None
-        logical = work.gemms if work is not None else ()
-        total = sum(g.flop for g in logical)
-        for i, gemm in enumerate(logical or (None,)):
-            group = _group(row, i, len(logical), position)
+        parts = products[row["call"]] if row["call"] is not None else _UNREAD
+        for i, (gemm, share) in enumerate(parts):
+            group = _group(row, i, len(parts), position)
             apart = _UNPLACED if gemm is None and row["role"] == "unknown" else 0
             place = (row["step"], row["unit_layer"], row["role"], group, apart)
             key = (row["unit_layer"], row["role"], group, apart + position[place])
@@ -114,9 +119,16 @@ def calls_of(
             if by_shape and row["role"] == "unknown":
                 make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
                 key = (*key[:3], makes.setdefault(make, len(makes)))
-            share = gemm.flop / total if gemm is not None and total else 1.0
             _accumulate(sums[key], row, gemm, share)
     return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+
+
+def _products(work: Work | None) -> Parts:
+    """The logical GEMMs of an op call, each with its share of the call's FLOPs."""
+    if work is None or not work.gemms:
+        return _UNREAD
+    total = sum(gemm.flop for gemm in work.gemms)
+    return [(gemm, gemm.flop / total if total else 1.0) for gemm in work.gemms]
 
 
 def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
@@ -136,7 +148,8 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     )
     main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
     main = main.join(totals, on=instance, how="left", maintain_order="left")
-    return pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
+    both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
+    return both.select(_READ)
 
 
 def _group(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from analysis.unpack import Stream, unpacked
+from analysis.unpack import Ahead, unpacked
 from taxonomy.errors import PrunescopeError
 
 BLOCK = 4 << 20
@@ -118,7 +119,9 @@ class Source:
         """The events in the order of the file, a list per block."""
         with self.path.open("rb") as file:
             stream = unpacked(self.path, file, self.member)
-            yield from _Splitter(self, stream, packed=file.tell).blocks()
+            with ThreadPoolExecutor(1) as pool:
+                ahead = Ahead(stream, pool, BLOCK)
+                yield from _Splitter(self, ahead, packed=file.tell).blocks()
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
         """An error about this file."""
@@ -135,7 +138,7 @@ class _Splitter:
     before it decode as a list: inside a string or a nested object they would not. Where the last
     boundaries of a block are not, its brackets are counted."""
 
-    def __init__(self, source: Source, file: Stream, *, packed: Callable[[], int]) -> None:
+    def __init__(self, source: Source, file: Ahead, *, packed: Callable[[], int]) -> None:
         self.source = source
         self.file = file
         self.packed = packed  # bytes of the file read so far
@@ -146,7 +149,7 @@ class _Splitter:
 
     def read(self) -> bool:
         """One more block into the buffer; False at the end of the file."""
-        block = self.file.read(BLOCK)
+        block = self.file.read()
         self.source.cut = self.source.cut or self.file.cut
         self.total += len(block)
         if self.total > MAX_TOTAL or len(self.buffer) > MAX_EVENT:
@@ -178,6 +181,7 @@ class _Splitter:
             # Nothing was cut: twice as much before the next try keeps the work linear.
             enough = BLOCK if events else 2 * len(self.buffer)
         if not self.closed:
+            yield self.cut_quickly() or []  # counting brackets takes five times as long
             yield self.cut_exactly()
         self.source.cut = self.source.cut or not self.closed
         if self.closed:

@@ -54,8 +54,11 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
     if source == "modules" and len(outside):
         inner[outside] = _closed_last(spans, thread[outside], ts[outside])
-    distinct = {p: i for i, p in enumerate(dict.fromkeys(places))}
-    of_mark = np.array([distinct[p] for p in places])
+    # Told apart by identity first: hashing a place for each of a million marks takes long.
+    objects = {id(p): p for p in places}
+    distinct = {p: i for i, p in enumerate(dict.fromkeys(objects.values()))}
+    number = {key: distinct[p] for key, p in objects.items()}
+    of_mark = np.array([number[id(p)] for p in places])
     return Scopes(np.where(inner >= 0, of_mark[inner], NONE), inner, list(distinct), source)
 
 

@@ -10,6 +10,7 @@ import lzma
 import struct
 import zipfile
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
@@ -80,6 +81,29 @@ class Plain:
         except _BAD_ZIP:
             self.cut = True
             return b""
+
+
+class Ahead:
+    """A stream of which another thread unpacks the next block while this one is worked on."""
+
+    def __init__(self, stream: Stream, pool: ThreadPoolExecutor, size: int) -> None:
+        self.stream, self.pool, self.size = stream, pool, size
+        self.next = self._submit()
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream is known to be; no later than with its last block."""
+        return self.stream.cut
+
+    def read(self) -> bytes:
+        """The next block; nothing at the end."""
+        block = self.next.result()
+        if block:
+            self.next = self._submit()
+        return block
+
+    def _submit(self) -> Future[bytes]:
+        return self.pool.submit(self.stream.read, self.size)
 
 
 def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
