@@ -97,7 +97,6 @@ class Collector:
         groups[_MARK] = [
             e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
         ]
-        groups[_LAUNCH] = [e for e in groups[_LAUNCH] if e.args and e.args.correlation is not None]
         take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark}
         for group, found in groups.items():
             timed, ts, dur = self._timed(group, found)
@@ -110,8 +109,8 @@ class Collector:
     def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
         """The events that have a start and a duration, with both. A kernel, op or launch of more
         than an hour is none."""
-        ts = _nanoseconds([e.ts for e in events])
-        dur = _nanoseconds([e.dur for e in events])
+        ts = nanoseconds([e.ts for e in events])
+        dur = nanoseconds([e.dur for e in events])
         good = (ts != _NO_TIME) & (dur >= 0) & (dur <= (_MAX_NS if group != _MARK else _MAX_MARK))
         if good.all():
             return events, ts, dur
@@ -125,18 +124,27 @@ class Collector:
     def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         return [
             [DEVICE_CATEGORIES[e.cat or ""] for e in events],
-            _ids([a.correlation for a in args]), _external(args),
-            _ids([a.stream for a in args]), _ids([a.device for a in args]),
+            ids_of([a.correlation for a in args]), _external(args),
+            *self._places(events, args),
             self._sizes([a.grid for a in args]), self._sizes([a.block for a in args]),
-            _ids([a.registers for a in args]), _ids([a.shared_memory for a in args]),
-            _ids([a.bytes for a in args]), _ids([a.graph_node for a in args]),
+            ids_of([a.registers for a in args]), ids_of([a.shared_memory for a in args]),
+            ids_of([a.bytes for a in args]), ids_of([a.graph_node for a in args]),
         ]  # fmt: skip
+
+    def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
+        """Streams and devices: those of the arguments, else the rows the events are drawn on."""
+        streams, devices = [a.stream for a in args], [a.device for a in args]
+        if None in streams:
+            streams = [e.tid if s is None else s for e, s in zip(events, streams, strict=True)]
+        if None in devices:
+            devices = [e.pid if d is None else d for e, d in zip(events, devices, strict=True)]
+        return ids_of(streams), ids_of(devices)
 
     def _launch(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         kernel = [a.kernel if isinstance(a.kernel, str) else None for a in args]
         ids = iter(interned(self.names, _short([name for name in kernel if name is not None])))
         return [
-            _ids([a.correlation for a in args]), _external(args), self._on_threads(events),
+            ids_of([a.correlation for a in args]), _external(args), self._on_threads(events),
             [NONE if name is None else next(ids) for name in kernel],
         ]  # fmt: skip
 
@@ -175,7 +183,7 @@ def _short(names: list[str]) -> list[str]:
     return [n if len(n) <= _MAX_NAME else f"{n[:_MAX_NAME]}…" for n in names]
 
 
-def _ids(values: list[Any]) -> list[int]:
+def ids_of(values: list[Any]) -> list[int]:
     """Ids as they are, NONE for what is none; a text of digits is one."""
     types = set(map(type, values))
     if types == {int, type(None)}:
@@ -195,10 +203,10 @@ def _id(value: Any) -> int:
 
 
 def _external(args: list[Args]) -> list[int]:
-    return _ids([a.external_id_legacy if a.external_id is None else a.external_id for a in args])
+    return ids_of([a.external_id_legacy if a.external_id is None else a.external_id for a in args])
 
 
-def _nanoseconds(us: list[Any]) -> Ints:
+def nanoseconds(us: list[Any]) -> Ints:
     """Nearest ns of times in us, _NO_TIME for what is none.
 
     The whole part and the rest apart: the doubles of both are exact up to 2^42 us, and the reader

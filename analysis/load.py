@@ -24,6 +24,7 @@ from analysis.collect import (
     Collector,
     Ints,
 )
+from analysis.flows import correlate
 from analysis.plausible import clean
 from analysis.reader import Source
 from analysis.work import OpCall
@@ -118,6 +119,7 @@ def load(path: Path, member: str | None = None) -> Trace:
             hint="check the file and its permissions",
         ) from None
     trace = _trace(source, collect)
+    correlate(trace, collect.threads)
     clean(trace)
     _refuse_unusable(trace)
     return trace

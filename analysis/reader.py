@@ -67,9 +67,10 @@ class Args(msgspec.Struct, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    """One complete ("X") event; times in the file's microseconds."""
+    """One event; times in the file's microseconds. `id`: of a flow arrow."""
 
     ph: str = ""
+    id: Number = None
     cat: str | None = None
     name: str = ""
     pid: Number = None

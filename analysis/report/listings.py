@@ -41,12 +41,22 @@ def families(listed: dict[str, Any]) -> RenderableType:
         for further in said[1:]:
             _row(knobs, "", further, "")
     notes = (
+        f"--select calibrated: {_calibrated(listed['families'])}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
         f"presets of --model: {', '.join(preset_names())}",
     )
     match = f"any family, --set {KNOB}={'|'.join(MATCHES)}: the sparsity is a share of these"
     return Group(table, knobs, Text(match), *(Text(note, "dim") for note in notes))
+
+
+def _calibrated(listed: list[dict[str, Any]]) -> str:
+    """Which families a text can calibrate, and which the attention of the input."""
+    words = {"text": "a text chooses in", "input": "the input's own attention in"}
+    return "; ".join(
+        f"{said} {', '.join(one['id'] for one in listed if one['calibration'] == by)}"
+        for by, said in words.items()
+    )
 
 
 def _knob(name: str, knob: dict[str, Any]) -> str:

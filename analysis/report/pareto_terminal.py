@@ -22,7 +22,9 @@ def sweep_state(found: dict[str, Any]) -> RenderableType:
     ]
     if plan["impossible"]:
         lines[0] += f" ({plan['impossible']} cannot be, and are recorded as failed)"
-    if plan["seconds"] is not None:
+    if plan["seconds"] == 0:
+        lines.append("nothing is left to do")
+    elif plan["seconds"] is not None:
         lines.append(f"about {max(1, round(plan['seconds'] / 60))} min on this machine, roughly")
     lines += plan["notes"]
     failed = [r for r in found["results"] if r["state"] == "failed"]

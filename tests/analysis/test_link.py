@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +134,7 @@ def test_a_real_trace_links_by_external_id_alone(
     for event in edit.events:
         if how == "ids" and "correlation" in event.get("args", {}):
             del event["args"]["correlation"]
+    edit.events = [e for e in edit.events if e.get("cat") != "ac2g"]
     if how == "launches":
         kinds = ("cuda_runtime", "cuda_driver")
         edit.events = [e for e in edit.events if e.get("cat") not in kinds]
@@ -145,6 +148,45 @@ def test_a_real_trace_links_by_external_id_alone(
     assert sum(got.anatomy.gaps.values()) == pytest.approx(sum(want.anatomy.gaps.values()))
     assert sum(got.anatomy.gaps[c] for c in known) <= sum(want.anatomy.gaps[c] for c in known)
     assert got.anatomy.gaps["device"] <= want.anatomy.gaps["device"]
+
+
+@pytest.mark.parametrize(
+    "name", ["h100_vit.json.gz", "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"]
+)
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_real_trace_links_by_its_arrows_alone(
+    name: str, real_trace: Callable[[str], Path], tmp_path: Path, *, bare: bool
+) -> None:
+    """Without ids, and without the stream and device that say where an arrow ends: those are the
+    rows that an event is drawn on. The same answer, to the last note."""
+    trace = json.loads(gzip.decompress(real_trace(name).read_bytes()))
+    want = analyze(real_trace(name)).report.phases["trace"]
+    for event in trace["traceEvents"]:
+        if event.get("ph") == "X" and event.get("cat") != "cpu_op":
+            dropped = ["correlation", "External id", "external id"]
+            dropped += ["stream", "device"] if bare else []
+            for key in dropped:
+                event.get("args", {}).pop(key, None)
+    (tmp_path / "b.json").write_text(json.dumps(trace))
+    got = analyze(tmp_path / "b.json").report.phases["trace"]
+    assert msgspec.to_builtins(got) == msgspec.to_builtins(want)
+
+
+def test_arrows_that_go_elsewhere_link_nothing(tmp_path: Path) -> None:
+    """An arrow that begins with no launch, or ends at no kernel, names none."""
+    trace = without(two_ops(), "ids")
+    for event in trace["traceEvents"]:
+        event["args"].pop("External id", None)
+    kernel = next(e for e in trace["traceEvents"] if e["cat"] == "kernel")
+    launch = next(e for e in trace["traceEvents"] if e["cat"] == "cuda_runtime")
+    ends = {"ph": "f", "cat": "ac2g", "id": 5, "pid": kernel["pid"], "tid": kernel["tid"]}
+    begins = {"ph": "s", "cat": "ac2g", "id": 5, "pid": launch["pid"], "tid": launch["tid"]}
+    right = [{**begins, "ts": launch["ts"]}, {**ends, "ts": kernel["ts"]}]
+    wrong = [{**begins, "ts": launch["ts"] + 1}, {**ends, "ts": kernel["ts"]}]
+    for arrows, linked in ((right, 1), (wrong, 0)):
+        both = {**trace, "traceEvents": [*trace["traceEvents"], *arrows]}
+        names = names_of_ops(load(save(both, tmp_path / "t.json")))
+        assert sum(name is not None for name in names) == linked
 
 
 @pytest.mark.parametrize(
