@@ -15,7 +15,7 @@ from analysis.bound import Peaks, add_bound
 from analysis.cores import in_tf32
 from analysis.correlate import unlinked
 from analysis.graphs import LEAST, Replay, read_eager
-from analysis.kind import kind_of
+from analysis.kind import kind_of, op_kind
 from analysis.link import Linked, link, taken
 from analysis.load import NONE, Trace
 from analysis.phase_steps import only_phase
@@ -250,7 +250,12 @@ def _alike(kind: str) -> str:
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
-    """Column `class`: matmul | attention | pointwise | the kind. A helper has its main row's."""
+    """Columns `class`: matmul | attention | pointwise | the kind; `helper`: a row of a GEMM or an
+    attention beside its main one, whose class it has; `wrapper`: the op around it is neither itself
+    and has no shapes (a compiled region): what it launches are no helpers of one another."""
+    products = [*GEMM_KINDS, "attention"]
+    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
+    wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
     in_attention = (role == "attention") & kind.is_in([*GEMM_KINDS, "softmax"])
     own = (
@@ -264,7 +269,9 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     )
     frame = frame.with_columns(_own=own)
     of_main = pl.col("_own").filter(pl.col("main")).first().over("step", "instance")
-    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("main").not_()
+    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("main").not_() & wrapper.not_()
     return frame.with_columns(
-        pl.when(helped).then(of_main).otherwise("_own").alias("class"), helper=helped
+        pl.when(helped).then(of_main).otherwise("_own").alias("class"),
+        helper=helped,
+        wrapper=wrapper,
     ).drop("_own")

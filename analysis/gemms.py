@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from analysis.frame import Kernels
-from analysis.kind import op_kind
 from analysis.pairing import Alignment, with_dense_layer
 from analysis.report.model import BESIDE
 from analysis.report.model import Gemm as Row
@@ -135,12 +134,10 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
     is none itself and has no shapes (a compiled region), one per such kernel."""
     instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
-    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in kinds]
-    apart = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
-    alone = frame.filter(apart & pl.col("kind").is_in(kinds)).with_columns(
+    alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
         total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
     )
-    frame = frame.filter(apart.not_())
+    frame = frame.filter(pl.col("wrapper").not_())
     totals = frame.group_by(instance).agg(
         total=pl.col("busy").sum(),
         took=pl.col("duration").sum(),

@@ -34,6 +34,20 @@ def test_a_wrapper_without_shapes_lends_a_gemm_nothing(tmp_path: Path) -> None:
     assert (row.m, row.op) == (None, "CompiledFunctionBackward")
 
 
+def test_what_a_wrapper_launches_has_a_class_of_its_own(tmp_path: Path) -> None:
+    """The sum of a compiled region takes 10 us less, its product 5: a row each, of its class."""
+
+    def region(gemm: float, add: float, name: str) -> Path:
+        kernels = [k(us=gemm, name=SGEMM), k(us=add, name=ADD)]
+        return save(chrome(step(0, op("CompiledFunction", kernels=kernels))), tmp_path / name)
+
+    dense, pruned = region(50, 30, "dense.json"), region(45, 20, "pruned.json")
+    ledger = analyze(pruned, baseline=dense).report.phases["trace"].ledger
+    assert ledger is not None
+    parts = {part.cls: part.ns for row in ledger for part in row.parts if part.ns}
+    assert (parts["matmul"], parts["pointwise"]) == (-5_000, -10_000)
+
+
 def test_steps_that_differ_do_not_mix_their_shapes(tmp_path: Path) -> None:
     """GEMMs of no layer and role, in another order and number a step, are told by their shapes."""
     rows = phase_of(tmp_path, step(0, mm(100, 4), mm(300, 6)), step(1, mm(300, 8))).gemms
