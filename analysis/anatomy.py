@@ -9,7 +9,7 @@ import polars as pl
 
 from analysis.frame import Kernels
 from analysis.report.anatomy import Anatomy, HostTime, LayerTime, Point
-from analysis.report.model import Gemm
+from analysis.report.model import Gemm, clock
 from analysis.role import GEMM_KINDS
 from analysis.tiles import tile_of
 from analysis.waits import CAUSES
@@ -67,13 +67,18 @@ def _points(frame: pl.DataFrame, steps: int) -> list[Point]:
         & pl.col("flop").is_finite() & pl.col("bytes").is_finite()
     )  # fmt: skip
     keys = ["name", "kind", "role", "dtype", "flop", "bytes", "bound"]
-    sums = known.group_by(keys).agg(pl.col("busy").sum(), pl.len().alias("count"))
+    sums = known.group_by(keys).agg(
+        pl.col("busy").sum(),
+        pl.len().alias("count"),
+        pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
+    )
     sums = sums.sort(["busy", *keys], descending=[True, *[False] * len(keys)]).head(_POINTS)
     return [
         Point(
             name=row["name"] or "?", kind=row["kind"], role=row["role"], dtype=row["dtype"],
             count=row["count"] / steps, flop=row["flop"], bytes=row["bytes"],
-            busy_ns=row["busy"] / steps, bound=row["bound"],
+            busy_ns=row["busy"] / steps, clock_ns=clock(row["busy"], row["ran"]) / steps,
+            bound=row["bound"],
         )
         for row in sums.iter_rows(named=True)
     ]  # fmt: skip

@@ -13,8 +13,8 @@ import polars as pl
 
 from analysis.frame import Kernels
 from analysis.pairing import Alignment, with_dense_layer
-from analysis.report.model import BESIDE
 from analysis.report.model import Gemm as Row
+from analysis.report.model import clock
 from analysis.role import GEMM_KINDS
 from analysis.work import Work
 from taxonomy.gemm import Gemm, axis_moved
@@ -289,8 +289,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     ideals = [c.ideal for c in shown]
     ideal = None if gone or None in ideals else sum(i for i in ideals if i is not None)
     took = 0.0 if gone else sum(c.duration for c in shown)
-    # Beside other kernels, busy is what no earlier one covers, and says nothing of the speed.
-    clock = took if busy < BESIDE * took else busy
+    known = clock(busy, took)
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
     layers = sorted({c.layer for c in shown if c.layer is not None})
@@ -313,7 +312,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         helper_ns=0.0 if gone else sum(c.helper for c in shown),
         ideal_ns=ideal,
         bound=None if gone else first.bound,
-        efficiency=ideal / clock if ideal is not None and clock > 0 else None,
+        efficiency=ideal / known if ideal is not None and known > 0 else None,
         duration_ns=None if gone else took,
         dense_busy_ns=dense_busy, promised_ns=wanted,
         loss_ns=None if wanted is None else busy - wanted,

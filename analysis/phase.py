@@ -33,7 +33,6 @@ from analysis.pairing import Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
-    BESIDE,
     Gemm,
     KernelRow,
     Ladder,
@@ -41,6 +40,7 @@ from analysis.report.model import (
     Phase,
     Row,
     Unprofiled,
+    clock,
 )
 from analysis.rows import LargestKernels, build_rows
 from analysis.subject import Options, Side
@@ -249,9 +249,8 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
 
 
 def _efficiency(row: dict[str, Any]) -> float | None:
-    """Of busy time; of the run time of kernels that ran beside others."""
-    clock = row["ran"] if row["busy"] < BESIDE * row["ran"] else row["busy"]
-    return row["ideal"] / clock if clock and not row["unclear"] else None
+    known = clock(row["busy"], row["ran"])
+    return row["ideal"] / known if known and not row["unclear"] else None
 
 
 def _notes(kernels: Kernels) -> list[str]:

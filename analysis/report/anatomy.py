@@ -8,7 +8,8 @@ import msgspec
 
 
 class Point(msgspec.Struct, kw_only=True):
-    """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / busy."""
+    """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / clock_ns, the
+    busy time or, of kernels that ran beside others, the time that they ran."""
 
     name: str
     kind: str
@@ -18,6 +19,7 @@ class Point(msgspec.Struct, kw_only=True):
     flop: float  # per call
     bytes: float  # per call
     busy_ns: float
+    clock_ns: float
     bound: str
 
 

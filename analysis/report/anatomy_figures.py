@@ -89,7 +89,7 @@ def _roofline(anatomy: Anatomy, device: dict[str, Any], of: str) -> Figure | Non
     colour = {kind: _COLOURS[min(i, len(_COLOURS) - 1)] for i, kind in enumerate(kinds)}
     most = max(p.busy_ns for p in points)
     x = [p.flop / p.bytes for p in points]
-    rates = [p.flop * p.count / p.busy_ns * 1e9 for p in points]
+    rates = [p.flop * p.count / p.clock_ns * 1e9 for p in points]
     unit, per = ("TFLOP/s", 1e12) if max(rates) >= _TERA else ("GFLOP/s", 1e9)
     y = [rate / per for rate in rates]
     area = [max(_SMALLEST, _LARGEST * p.busy_ns / most) for p in points]

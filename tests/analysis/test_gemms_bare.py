@@ -80,6 +80,15 @@ def test_a_gemm_beside_another_kernel_says_how_long_it_ran(tmp_path: Path) -> No
     assert "0.00 of 10.00 µs" in note
 
 
+def test_the_roofline_takes_the_run_time_of_a_gemm_beside_another(tmp_path: Path) -> None:
+    """10 us of a GEMM, 8 of them beside another kernel: busy for 2, it ran no faster for that."""
+    wide = op("aten::add", [4096, 4096], [4096, 4096], kernels=[k(us=20, stream=9, name=ADD)])
+    anatomy = phase_of(tmp_path, step(0, wide, mm(100, 10, gap_us=-8))).anatomy
+    assert anatomy is not None
+    (point,) = [one for one in anatomy.points if one.kind == "gemm"]
+    assert (point.busy_ns, point.clock_ns) == (2_000, 10_000)
+
+
 def test_a_gemm_alone_ran_as_long_as_it_was_busy(tmp_path: Path) -> None:
     phase = phase_of(tmp_path, step(0, mm(100, 10)))
     assert [(g.busy_ns, g.duration_ns) for g in phase.gemms] == [(10_000, 10_000)]

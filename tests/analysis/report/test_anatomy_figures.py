@@ -23,7 +23,7 @@ ROLES = ("attn_norm", "q", "k", "v", "rope", "attention", "o", "residual", "mlp_
 
 def point(kind: str, flop: float, size: float, ns: float, dtype: str = "bf16") -> Point:
     return Point(name="k", kind=kind, role="q", dtype=dtype, count=1, flop=flop, bytes=size,
-                 busy_ns=ns, bound="compute")  # fmt: skip
+                 busy_ns=ns, clock_ns=ns, bound="compute")  # fmt: skip
 
 
 def shape(role: str, n: int, dense: int | None) -> Shape:
