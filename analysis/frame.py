@@ -91,7 +91,7 @@ def build(
     replay: Replay | None = None
     if eager is not None and linked.replayed.any():
         graph = taken(trace.device["correlation"], linked.event)
-        replay = Replay(read_eager(eager), linked, frame, graph)
+        replay = Replay(read_eager(eager), linked, frame, graph, trace)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
     works = [work_of(call) for call in calls]

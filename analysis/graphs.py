@@ -1,8 +1,9 @@
 """Graph replays carry no ops: their shapes and roles come from an eager pass of the same step.
 
 In: a trace with replays, and the trace of an eager (or capture) pass. Out: for every replayed row
-the eager launch that it repeats, by launch order and kernel name, and the mapping rate. Every graph
-launch is matched on its own: a step may replay one graph often, or many graphs one after the other.
+the eager launch that it repeats, by launch order, kernel name and the grid of GEMMs, and the
+mapping rate. Every graph launch is matched on its own: a step may replay one graph often, or many
+graphs one after the other.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 import polars as pl
 
 from analysis.align import align
-from analysis.kind import kind_of
+from analysis.kind import kernel_kind, kind_of
 from analysis.link import Linked, is_graph_launch, lookup, op_of_launch, taken
 from analysis.load import NONE, Ints, Trace
-from analysis.role import Roles, find_roles
+from analysis.role import GEMM_KINDS, Roles, find_roles
 from analysis.scopes import find_scopes
 from taxonomy.errors import PrunescopeError
 
@@ -29,12 +30,14 @@ _SURE = 0.9
 
 @dataclass(frozen=True)
 class Eager:
-    """The kernel launches of an eager pass in launch order, each with its op row, call and name."""
+    """The kernel launches of an eager pass in launch order, each with its op row, call, name and
+    event on the device (-1 in a capture, which runs nothing)."""
 
     trace: Trace
     op: Ints
     call: Ints
     names: list[str]
+    event: Ints
     roles: Roles
 
 
@@ -68,7 +71,7 @@ def read_eager(trace: Trace) -> Eager:
     if not (op >= 0).any():
         raise _unusable(trace, "no launches of kernels from host ops")
     call = taken(trace.ops["call"], op)
-    return Eager(trace, op, call, known, _roles(trace, launch, op, call, known))
+    return Eager(trace, op, call, known, event[keep], _roles(trace, launch, op, call, known))
 
 
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
@@ -177,6 +180,22 @@ def _ways(part: Ints, nodes: Ints) -> list[Ints]:
     return [part, part[np.argsort(nodes)]]
 
 
+def _of_other_size(trace: Trace, linked: Linked, eager: Eager, at: Ints) -> Ints:
+    """Rows of replayed GEMMs whose eager launch has another grid: one of another batch or length
+    has kernels of the same names."""
+    gemm = np.array([kernel_kind(name) in GEMM_KINDS for name in eager.names], bool)
+    rows = np.flatnonzero((at >= 0) & (linked.event >= 0))
+    rows = rows[gemm[at[rows]]]
+    here = taken(trace.device["grid"], linked.event[rows]).tolist()
+    there = taken(eager.trace.device["grid"], eager.event[at[rows]]).tolist()
+    grids = eager.trace.grids
+    differ = [
+        min(a, b) >= 0 and trace.grids[a] != grids[b] for a, b in zip(here, there, strict=True)
+    ]
+    other: Ints = rows[np.array(differ, bool)]
+    return other
+
+
 class Replay:
     """The mapping of one trace's replays onto an eager pass, and the columns that it gives.
 
@@ -184,9 +203,12 @@ class Replay:
     below LEAST nothing is taken from the eager pass.
     """
 
-    def __init__(self, eager: Eager, linked: Linked, frame: pl.DataFrame, graph: Ints) -> None:
+    def __init__(
+        self, eager: Eager, linked: Linked, frame: pl.DataFrame, graph: Ints, trace: Trace
+    ) -> None:
         self.eager, self.graph = eager, graph
         self.at = map_replay(frame, linked, graph, eager)
+        self.at[_of_other_size(trace, linked, eager, self.at)] = NONE
         replayed = int(linked.busy[linked.replayed].sum())
         found = int(linked.busy[linked.replayed & (self.at >= 0)].sum())
         self.rate = found / replayed if replayed else None
@@ -201,8 +223,8 @@ class Replay:
         if self.rate < LEAST:
             return [
                 f"{name} seems to be of another step: only {share} of the time of replayed kernels "
-                "is found in it by launch order and kernel name: no shapes and roles are taken "
-                "from it"
+                "is found in it by launch order, kernel name and grid: no shapes and roles are "
+                "taken from it"
             ]
         return [
             f"{name} may be of another step: {share} of the time of replayed kernels is found in "

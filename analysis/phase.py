@@ -270,7 +270,7 @@ def _notes(kernels: Kernels) -> list[str]:
     elif kernels.mapping_rate is not None:
         notes.append(
             f"{kernels.mapping_rate:.1%} of the time of {replayed} replayed kernels was mapped to "
-            "the eager pass by launch order and kernel name"
+            "the eager pass by launch order, kernel name and the grid of GEMMs"
         )
     if not kernels.calls:
         notes.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")

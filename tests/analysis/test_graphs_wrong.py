@@ -51,6 +51,28 @@ def test_of_another_step_nothing_is_taken(us: float, share: str, tmp_path: Path)
     assert not any("was mapped" in note for note in phase.notes)
 
 
+def sized(rows: int, us: float = 20) -> dict[str, Any]:
+    """As `model`, of a batch whose GEMMs have `rows` rows of tiles."""
+    gemm = mm(128 * rows, 2048, 2048, us=us, name="sm90_gemm", grid=(rows, 16, 1))
+    silu = pointwise("aten::silu", [512, 4096], us=20, kernel="silu_kernel")
+    return layers(("self_attn.q_proj", gemm), ("mlp.act_fn", silu))
+
+
+@pytest.mark.parametrize(("us", "share"), [(21, "48.8%"), (20, "50.0%")])
+def test_gemms_of_another_batch_are_not_the_ones_replayed(
+    us: float, share: str, tmp_path: Path
+) -> None:
+    """All names are there, in order; the GEMMs of `us`, beside 20 us of the rest, are others."""
+    replay = save(replayed(sized(1, us)), tmp_path / "replay.json")
+    for rows, found in ((1, None), (4, share)):
+        eager = save(sized(rows, us), tmp_path / "eager.json")
+        report = analyze(replay, options=Options(eager_trace=eager)).report
+        warnings = [w for w in report.warnings if "eager.json" in w]
+        assert [found in w for w in warnings] == ([] if found is None else [True])
+        shapes = {g.m for g in only(report).gemms if g.m is not None}
+        assert shapes == ({128.0} if found is None else set())
+
+
 @pytest.mark.parametrize(("us", "share"), [(20, "50.0%"), (5, "80.0%")])
 def test_between_the_rate_is_a_warning(us: float, share: str, tmp_path: Path) -> None:
     report = told(tmp_path, us)
