@@ -1,7 +1,7 @@
 """Why the device idles, and what the host does meanwhile.
 
 In: the kernels frame and its links. Out: columns `cause` of the gap before a row (host, sync,
-memcpy, device, unknown; null without a gap) and `host_ns` from the launch before to this one
+memcpy, held, device, unknown; null without a gap) and `host_ns` from the launch before to this one
 (null: none).
 """
 
@@ -19,7 +19,8 @@ from analysis.correlate import launch_of, taken
 from analysis.link import Linked
 from analysis.load import NONE, Ints, Trace
 
-CAUSES = ("host", "sync", "memcpy", "device", "unknown")
+CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
+_LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _SYNC = re.compile(r"(?:Device|Stream|Event|Ctx)Synchronize|StreamWaitEvent$")
 _COPY = re.compile(r"[Mm]emcpy")
 _MEMCPY = DEVICE_CATEGORIES["gpu_memcpy"]
@@ -29,19 +30,22 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     """The columns above. A gap is the host's where its launch began after the device had run dry:
     `sync` where a call that waits for the device was open then, `memcpy` beside a copy, and either
     where the launching thread was in such calls for at least half of the gap. A launch that was
-    made in time leaves the gap to the `device`. Where no launch is known, the cause is `unknown`,
-    unless the op began too late or ended in time. On a host trace every gap is dispatch: `host`.
+    made in time leaves the gap to the `device`; `held`: made too late, but long before the kernel
+    began, which waited for another stream. Where no launch is known, the cause is `unknown`, unless
+    the op began too late or ended in time. On a host trace every gap is dispatch: `host`.
     """
     gap = linked.gap > 0
     cause = np.where(gap, "device", "").astype(object)
     if trace.on_device:
-        launched = launch_of(trace, linked.event) >= 0
+        launch = launch_of(trace, linked.event)
+        launched = launch >= 0
         cause[~launched & ~_op_in_time(linked, trace)] = "unknown"
         cause[linked.dry] = "host"
         copies = _beside_a_copy(frame) | _mostly_in(linked, trace, _COPY)
         cause[linked.dry & copies] = "memcpy"
         waits = _in_sync(linked, trace) | _mostly_in(linked, trace, _SYNC)
         cause[linked.dry & waits] = "sync"
+        cause[linked.dry & _held(linked, trace, launch)] = "held"
     else:
         cause[gap] = "host"
     cause[~gap] = None
@@ -49,6 +53,14 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     return frame.with_columns(
         cause=pl.Series(cause.tolist(), dtype=pl.String), host_ns=pl.Series(host)
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
+
+
+def _held(linked: Linked, trace: Trace, launch: Ints) -> NDArray[np.bool_]:
+    """Rows that began so long after their launch had ended that no launch takes that long, and most
+    of the gap: the stream was made to wait."""
+    end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
+    held = np.where(launch >= 0, linked.start - end, 0)
+    return np.asarray((held > _LAUNCHED) & (2 * held > linked.gap) & (linked.gap > 0))
 
 
 def _op_in_time(linked: Linked, trace: Trace) -> NDArray[np.bool_]:

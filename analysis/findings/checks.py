@@ -43,6 +43,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.unequal_steps,
     idle.launch_bound,
     idle.host_waits,
+    idle.held_back,
     time.dispatch_bound,
     time.coverage_limited,
     time.roofline_shift,

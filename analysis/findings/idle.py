@@ -46,9 +46,26 @@ def host_waits(c: Context) -> Finding | None:
         severity="warning",
         text=f"the device idles for {share:.0%} of the step beside {' and '.join(parts)}: neither "
         "smaller kernels nor a CUDA graph make that faster",
-        evidence=_largest(c),
+        evidence=_largest(c, "memcpy", "sync"),
         change="keep data on the device (no .item(), .cpu() or synchronise in a step), and copy "
         "from pinned memory with non_blocking=True",
+        predicted_ns=None,
+    )
+
+
+def held_back(c: Context) -> Finding | None:
+    """The device idles although the next kernel was launched long before: its stream waits."""
+    phase, held = c.phase, _gaps(c, "held")
+    share = held / phase.wall_ns if phase.wall_ns else 0.0
+    if not c.pruned.on_device or share < _MUCH:
+        return None
+    return Finding(
+        id="held-back",
+        severity="warning",
+        text=f"the device idles for {share:.0%} of the step although the next kernel had been "
+        "launched: its stream waits for another one, or for an event",
+        evidence=_largest(c, "held"),
+        change="compare steps without that wait: it is no work of the model",
         predicted_ns=None,
     )
 
@@ -64,9 +81,9 @@ def _is_replay(c: Context) -> bool:
     return bool(2 * linked.busy[linked.replayed].sum() > linked.busy.sum())
 
 
-def _largest(c: Context) -> list[str]:
-    """The longest of these gaps, by what ended them."""
-    rows = c.pruned.frame.filter(pl.col("cause").is_in(["memcpy", "sync"]))
+def _largest(c: Context, *causes: str) -> list[str]:
+    """The longest gaps of these causes, by what ended them."""
+    rows = c.pruned.frame.filter(pl.col("cause").is_in(causes))
     sums = rows.group_by("name").agg(pl.col("gap").sum(), pl.len())
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
     steps = c.pruned.num_steps

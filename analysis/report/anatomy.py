@@ -86,7 +86,7 @@ class Anatomy(msgspec.Struct, kw_only=True):
     layers: list[LayerTime]
     points: list[Point]
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
-    gaps: dict[str, float]  # host sync memcpy device unknown tail: sum = gap + tail
+    gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
     graph_speedup: float | None  # wall ÷ (wall − gaps[host]): at most this by CUDA graphs
     host: list[HostTime]
     shapes: list[Shape]

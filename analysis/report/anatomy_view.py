@@ -15,7 +15,8 @@ from analysis.report.view import Cell, Column, Table
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
 _CAUSES = {"host": "the host was late", "sync": "the host waited for the device",
-           "memcpy": "copies", "device": "launched in time", "unknown": "for an unknown cause",
+           "memcpy": "copies", "held": "held back by another stream",
+           "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
 

@@ -88,8 +88,8 @@ FRAME: dict[str, str] = {
     "gap": "idle time right before it, owned by it",
     "launched": "time of the launch on the host",
     "dry": "whether the device had run out of work before the launch",
-    "cause": "of the gap: host, sync (the host waited too), memcpy, device (launched in time), "
-    "unknown",
+    "cause": "of the gap: host, sync (the host waited too), memcpy, held (its stream "
+    "waited for another), device (launched in time), unknown",
     "host_ns": "host time from the launch before, on its thread, to this one",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",

@@ -169,8 +169,8 @@ def test_gaps_by_cause_and_what_a_graph_would_save(tmp_path: Path) -> None:
     )  # fmt: skip
     phase = told(tmp_path, trace)
     anatomy = anatomy_of(phase)
-    assert anatomy.gaps == {"host": 5_000, "sync": 6_000, "memcpy": 4_000, "device": 3_000,
-                            "unknown": 0, "tail": 0}  # fmt: skip
+    assert anatomy.gaps == {"host": 5_000, "sync": 6_000, "memcpy": 4_000, "held": 0,
+                            "device": 3_000, "unknown": 0, "tail": 0}  # fmt: skip
     assert sum(anatomy.gaps.values()) == phase.gap_ns + phase.tail_ns
     # 5·10 + 2 + 18 = 70 us; without the 5 us of a late host, 65 us: a graph spares no copy
     assert anatomy.graph_speedup == pytest.approx(70 / 65)
@@ -197,7 +197,7 @@ def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]
     assert sum(one.busy_ns for one in anatomy.layers) == pytest.approx(phase.busy_ns)
     assert sum(one.gap_ns for one in anatomy.layers) == pytest.approx(phase.gap_ns)
     assert sum(anatomy.gaps.values()) == pytest.approx(phase.gap_ns + phase.tail_ns)
-    late = sum(anatomy.gaps[cause] for cause in ("host", "sync", "memcpy"))
+    late = sum(anatomy.gaps[cause] for cause in ("host", "sync", "memcpy", "held"))
     assert late == pytest.approx(phase.bound["launch"])
     timely = phase.wall_ns - anatomy.gaps["host"]
     assert anatomy.graph_speedup == pytest.approx(phase.wall_ns / timely)

@@ -40,6 +40,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step",
                      "test_activations_that_are_scaled_are_no_weights"),
     "dispatch-bound": ("test_dispatch_bound",),
+    "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
     "kernels-missing": ("test_every_twentieth_kernel_lost",
                         "test_a_real_pruning_of_layers_is_not_doubted"),

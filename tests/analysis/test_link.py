@@ -224,6 +224,7 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
         "host": 0,
         "sync": 0,
         "memcpy": 0,
+        "held": 0,
         "device": 0,
         "unknown": 2_000,
         "tail": 0,
