@@ -39,10 +39,11 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])|(?-i:RoPE|[a-z]Rope|Rope[A-Z])"),
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
+    ("comm", r"deep_ep|internode(_ll)?::|intranode::"),
     ("attention", r"flash(?!_?infer)|fmha|attention|attn_fwd|attn_bwd|AttnFwd|\bmha_"
-                  r"|aiter::f?mha|mla_(decode|prefill|fwd|stage)|BatchPrefill|BatchDecode"
+                  r"|aiter::f?mha|(?<![a-z])mla_(?!kv)|BatchPrefill|BatchDecode"
                   r"|SinglePrefill|SingleDecode|_attn_(stage|kernel)|decode_stage[12]"
-                  r"|(fwd|_fwd)_grouped_kernel_stage|MergeState|cascade|PagedKv"),
+                  r"|_fwd_(grouped_)?kernel_stage|MergeState|cascade|PagedKv"),
     ("conv", r"implicit_(con|gemm)|fprop|dgrad|wgrad|conv[123]d|convolve|convolution|_conv_|^conv"
              r"|igemm_(fwd|bwd|wrw)|winograd|im2col|col2im|miopenSp3|causal_conv|Conv_"
              r"|naive_conv"),
@@ -55,7 +56,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gather_scatter", r"moe.*(finalize|permute|sum)|(finalize|permute|sum).*moe|expandInputRows"
                        r"|finalizeMoe|shuffle_rows|permute_\w*_(data|lengths|embs|weights)_"),
     ("grouped_gemm", r"group(ed)?_?gemm|GroupProblem|GroupedGemm|PtrArray|moe.*gemm|fused_moe"
-                     r"|gemm.*moe|^bmm_.*dynBatch|grouped_mm|ck_moe|Moe.*Gemm|_moe_mm"),
+                     r"|fmoe|matmul_ogs|gemm.*moe|^bmm_.*dynBatch|grouped_mm|ck_moe|Moe.*Gemm|_moe_mm"),
     ("quantise", r"quant|cvt_fp16_to_fp4|_to_fp[48]|scaled_fp8|per_token_group|mxfp4?_pack"
                  r"|amax_and_scale"),
     ("reduction", r"splitKreduce|splitk_reduce|split_?k_?reduc|reduce_1Block|cublas.*reduc"
@@ -64,7 +65,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gemm", r"gemmk1_|gemmSN_"),
     ("gemv", r"gemv|wvSplitK|dot_kernel|LLGemm1|LLMM1|skinny"),
     ("gemm", r"gemm|nvjet|cijk_|hipblas|xmma|tensorop_|cutlass.*Kernel2?<|matmul|marlin|machete"
-             r"|^_?mm_kernel|^bmm_|sgemm|wgmma|jagged\w*_bmm_"),
+             r"|^_?mm_kernel|scaled_mm|^bmm_|sgemm|wgmma|jagged\w*_bmm_"),
     ("softmax", r"softmax"),
     ("activation", r"silu|swiglu|geglu|gelu|relu|act_and_mul|mish_kernel|hardswish|softplus"
                    r"|elu_kernel"),

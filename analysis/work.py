@@ -6,13 +6,24 @@ Every op has one model, a decorated function in analysis/ops.
 
 from __future__ import annotations
 
-from analysis.ops import attention, convolution, matmul, memory, pointwise, sparse, vendor
+from analysis.ops import (
+    attention,
+    convolution,
+    matmul,
+    memory,
+    pointwise,
+    sparse,
+    vendor,
+    vendor_gemm,
+)
 from analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
 
 __all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
 
 # Importing a module registers its models; the tuple is the list of them.
-MODEL_MODULES = (attention, convolution, matmul, memory, pointwise, sparse, vendor)
+MODEL_MODULES = (
+    attention, convolution, matmul, memory, pointwise, sparse, vendor, vendor_gemm,
+)  # fmt: skip
 
 
 def work_of(call: OpCall) -> Work | None:

@@ -116,6 +116,52 @@ def test_low_precision_products() -> None:
     assert (found.flop, found.bytes) == (2 * 4 * 16 * 64, 512 + 512 + 128 + 128)
 
 
+FP8 = "c10::Float8_e4m3fn"
+
+
+def test_scaled_gemms_of_engines() -> None:
+    types = {1: FP8, 2: FP8, 3: FP32, 4: FP32}
+    # fp8 operands, 4 + 5 scales of 4 bytes, a bias and a result of 2: 24 + 30 + 36 + 10 + 40
+    tensors = [(4, 5), (4, 6), (6, 5), (4, 1), (1, 5), (5,)]
+    found = work("_C::cutlass_scaled_mm", *tensors, types=types)
+    assert (found.gemms, found.flop, found.bytes, found.dtype) == (
+        (Gemm(4, 5, 6),), 240, 140, "fp8")  # fmt: skip
+    types = {0: FP8, 1: FP8, 2: FP32, 3: FP32}
+    found = work("sgl_kernel::fp8_scaled_mm", (4, 6), (6, 5), (4, 1), (5, 1), types=types)
+    assert (found.gemms, found.bytes) == ((Gemm(4, 5, 6),), 24 + 30 + 36 + 40)
+    # a scale for each row and 128 columns of a, one for 128 x 128 of the weight [n, k]
+    tensors = [(4, 128), (5, 128), (4, 1), (1, 1)]
+    found = work("vllm::rocm_aiter_gemm_w8a8_blockscale", *tensors, types=types)
+    assert (found.gemms, found.bytes) == ((Gemm(4, 5, 128),), 512 + 640 + 16 + 4 + 40)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_marlin_reads_packed_weights(bits: int) -> None:
+    """N = 64, K = 64 in tiles of 16: [4, 64·16·bits/32] words; scales of groups of 32, [2, 64]."""
+    words = (4, 64 * 16 * bits // 32)
+    found = work("_C::marlin_gemm", (4, 64), None, words, None, (2, 64), types={2: "int"})
+    assert (found.gemms, found.dtype) == ((Gemm(4, 64, 64),), "bf16")
+    assert found.bytes == 2 * 4 * 64 + 4 * words[0] * words[1] + 2 * 2 * 64 + 2 * 4 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        ("_C::cutlass_scaled_mm", [(4, 5), (4, 6), (5, 6)]),
+        ("sgl_kernel::fp8_scaled_mm", [(4, 6), (5, 6), (4, 1), (5, 1)]),
+        ("aiter::gemm_a8w8", [(4, 6), (6, 5), (4, 1), (5, 1)]),
+        ("_C::marlin_gemm", [(4, 64), None, (4, 100), None, (2, 64)]),
+        ("_C::marlin_gemm", [(4, 64)]),
+    ],
+)
+def test_engines_whose_arguments_do_not_fit_have_no_model(
+    name: str, tensors: list[tuple[int, ...] | None]
+) -> None:
+    types = tuple("int" if t == (4, 100) else "c10::BFloat16" if t else "" for t in tensors)
+    shapes = tuple(() if t is None else t for t in tensors)
+    assert work_of(OpCall(name=name, shapes=shapes, dtypes=types)) is None
+
+
 @pytest.mark.parametrize(
     ("name", "tensors"),
     [
