@@ -19,9 +19,12 @@ from taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
 
-DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2}
+# With a capital: as profilers before PyTorch 1.12 wrote them.
+DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
+                     "Kernel": 0, "Memcpy": 1, "Memset": 2}  # fmt: skip
+OP_CATEGORIES = ("cpu_op", "Operator")
 LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
-                     "privateuse1_runtime", "mtia_runtime")  # fmt: skip
+                     "privateuse1_runtime", "mtia_runtime", "Runtime")  # fmt: skip
 MODULE = "nn.Module: "
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
@@ -34,7 +37,7 @@ _NO_TIME = -(1 << 63)
 _NO_ARGS = Args()
 _DEVICE, _LAUNCH, _OP, _MARK = "device", "launch", "op", "mark"
 _GROUPS = {
-    "cpu_op": _OP, "user_annotation": _MARK, "python_function": _MARK,
+    **dict.fromkeys(OP_CATEGORIES, _OP), "user_annotation": _MARK, "python_function": _MARK,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
 }  # fmt: skip
 COLUMNS = {
@@ -96,6 +99,10 @@ class Collector:
         marks = groups[_MARK]
         groups[_MARK] = [
             e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
+        ]
+        # Those profilers wrote annotations among the ops.
+        groups[_MARK] += [
+            e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
         ]
         take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark}
         for group, found in groups.items():

@@ -24,6 +24,7 @@ _FEW, _SO_FEW = 0.01, 3
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
 _LAUNCHES = ("dur", "name", "thread", "correlation")
+_MARKS = ("dur", "name", "thread", "module")
 
 
 def clean(trace: Trace) -> None:
@@ -37,6 +38,7 @@ def clean(trace: Trace) -> None:
         trace.device = _kept(trace.device, ~_repeated(trace.device, _DEVICE))
         trace.ops = _kept(trace.ops, ~_repeated_ops(trace))
         trace.launches = _kept(trace.launches, ~_repeated(trace.launches, _LAUNCHES))
+        trace.marks = _kept(trace.marks, ~_repeated(trace.marks, _MARKS))
     if trace.on_device:
         _drop_far(trace)
 

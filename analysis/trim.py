@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from analysis.load import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, MODULE
+from analysis.collect import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, MODULE, OP_CATEGORIES
 from analysis.reader import Args, Event, Source
 from taxonomy.errors import PrunescopeError
 
@@ -25,7 +25,7 @@ _PROPERTIES = (
     "regsPerMultiprocessor", "sharedMemPerBlockOptin", "sharedMemPerMultiprocessor",
 )  # fmt: skip
 _ANNOTATION, _PYTHON = "user_annotation", "python_function"
-_KEPT = {"cpu_op", _ANNOTATION, _PYTHON, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES}
+_KEPT = {*OP_CATEGORIES, _ANNOTATION, _PYTHON, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES}
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,18 @@ def test_every_event_twice_counts_once(tmp_path: Path, *, cpu: bool) -> None:
     assert twice.phases["trace"] == once.phases["trace"]
     [row] = twice.phases["trace"].gemms
     assert row.count == twice.phases["trace"].kernels[0].count == 40
+
+
+def test_modules_that_stand_twice_give_the_same_roles(
+    real_trace: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """q, k and v were three projections, and six where each is there twice."""
+    trace = json.loads(gzip.decompress(real_trace("h100_vit.json.gz").read_bytes()))
+    once = analyze(real_trace("h100_vit.json.gz")).report.phases["trace"]
+    trace["traceEvents"] += [dict(event) for event in trace["traceEvents"]]
+    (tmp_path / "t.json").write_text(json.dumps(trace))
+    twice = analyze(tmp_path / "t.json").report.phases["trace"]
+    assert (twice.gemms, twice.roles, twice.wall_ns) == (once.gemms, once.roles, once.wall_ns)
 
 
 def test_equal_kernels_on_two_streams_are_two(tmp_path: Path) -> None:
