@@ -2,7 +2,7 @@
 
     python benchmarks/families.py [--only NAME ...] [--out FILE.md]
 
-In: nothing. Out: a table, a row a family. Models of two layers with random weights on a CPU: it
+In: nothing. Out: a table, a row a family. Models of few layers with random weights on a CPU: it
 says what is recognised, not how fast it is. What a run says that it did is blanked beforehand.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Rows = dict[str, list["Cell"]]  # by architecture
 _HEAD = """# Families and architectures
 
-Every family at s = 0.5 on a model of every listed architecture: two layers, random weights,
+Every family at s = 0.5 on a model of every listed architecture: 2 or 3 layers, random weights,
 float32, a prompt of {prompt} tokens and {steps} decoded. Each pair is traced in process, `pruning`
 in run.json is null, and `analyze` says which family it sees, in prefill and in decode. ok: the
 right one in both; unknown: "unknown" in one at least; wrong: another one; a number: it does not

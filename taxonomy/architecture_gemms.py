@@ -13,17 +13,14 @@ from taxonomy.roles import GROUPS
 
 _HEADS = ("qkv", "qk", "pv", "o")
 _EXPERTS = ("experts ", "shared ")
-WHOLE_LAYERS = ("static-m", "dynamic-depth", "dynamic-m", "token-drop")
+WHOLE_LAYERS = ("static-m", "dynamic-depth")
 STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
 
 
 def matrices(traits: Traits) -> dict[str, tuple[int | None, int | None]]:
-    """(N, K) by role, as the architecture stores them: fused ones as one. Of a mixer's projections
-    the side that reads or writes the stream is known, and no more."""
-    mixer: dict[str, tuple[int | None, int | None]] = {}
-    if traits.mixer:
-        mixer = {"mixer_in": (None, traits.hidden), "mixer_out": (traits.hidden, None)}
-    return {**_attention_and_mlp(traits), **mixer}
+    """(N, K) by role, as the architecture stores them: fused ones as one, the parts of a mixer's
+    projection apart ("mixer_in.gates")."""
+    return {**_attention_and_mlp(traits), **traits.mixer_linears}
 
 
 def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
@@ -46,7 +43,8 @@ def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
 
 
 def products(traits: Traits) -> list[dict[str, Any]]:
-    """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head."""
+    """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head. What a
+    mixer does between its projections, a convolution and a recurrence, is no GEMM."""
     shape = traits.shape
     experts = shape.experts if shape else 0
     rows: list[dict[str, Any]] = [
@@ -92,8 +90,11 @@ def moved_gemms(one: Family, traits: Traits) -> dict[str, Any]:
         if products or inside:
             moved[group] = {"axis": axis, "matrices": inside}
     mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
-    if mixers and one.id in WHOLE_LAYERS:
+    if mixers and one.id in (*WHOLE_LAYERS, "token-drop"):
         moved["other"] = {"axis": "M", "matrices": mixers}
+    elif mixers and one.id == "static-nk-cross":
+        stream = {r: s for r, s in mixers.items() if s[r.startswith("mixer_in")] == traits.hidden}
+        moved["other"] = {"axis": "NK", "matrices": stream}  # K of what reads, N of what writes
     return moved
 
 
@@ -104,6 +105,8 @@ def _left(one: Family, group: str) -> tuple[str, ...]:
         return ("k", "v", "kv_a", "kv_b")
     if one.id in ("static-nk", "static-nk-heads") and group == "qkv":
         return ("q_a", "kv_a")  # latents belong to no head
+    if one.id == "static-nk-cross":
+        return ("q_b", "kv_b")  # they read latents, not the stream
     return ()
 
 

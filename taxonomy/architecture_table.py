@@ -22,7 +22,9 @@ class Architecture:
     queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
     `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
     heads · head_dim. `mixer`: what stands beside or in place of attention in some layers.
-    `parallel`: attention and MLP read one norm. `no_heads`: why heads cannot be cut.
+    `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
+    own (static-nk-cross with one basis alone).
+    `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
     """
 
     ids: tuple[str, ...]
@@ -33,22 +35,28 @@ class Architecture:
     gate_up: bool = False
     widths: tuple[str, ...] = ()
     mixer: str = ""
-    parallel: bool = False
     no_heads: str = ""
+    no_maps: str = ""
+    no_parts: str = ""
 
 
 ARCHITECTURES = (
     Architecture(ids=("llama",), title="Llama"),
-    Architecture(ids=("mistral", "ministral3"), title="Mistral"),
+    Architecture(ids=("mistral",), title="Mistral"),
+    Architecture(
+        ids=("ministral3",),
+        title="Ministral 3",
+        no_parts="its queries are scaled by their position",
+    ),
     Architecture(ids=("qwen2",), title="Qwen2"),
     Architecture(ids=("qwen3",), title="Qwen3"),
     Architecture(ids=("gemma",), title="Gemma"),
     Architecture(ids=("gemma2",), title="Gemma 2", roles=_AFTER, mark=_MARK),
     Architecture(ids=("gemma3", "gemma3_text"), title="Gemma 3", roles=_AFTER, mark=_MARK),
     Architecture(ids=("phi3",), title="Phi-3", qkv="parts", gate_up=True),
-    Architecture(ids=("phi",), title="Phi", parallel=True),
+    Architecture(ids=("phi",), title="Phi"),
     Architecture(ids=("gpt2",), title="GPT-2", qkv="parts", widths=("split_size", "embed_dim")),
-    Architecture(ids=("gpt_neox",), title="GPT-NeoX, Pythia", qkv="groups", parallel=True),
+    Architecture(ids=("gpt_neox",), title="GPT-NeoX, Pythia", qkv="groups"),
     Architecture(ids=("olmo",), title="OLMo"),
     Architecture(ids=("olmo2", "olmo3"), title="OLMo 2", roles=_AFTER, mark=_MARK),
     Architecture(ids=("olmoe",), title="OLMoE"),
@@ -57,13 +65,14 @@ ARCHITECTURES = (
     Architecture(ids=("stablelm",), title="StableLM"),
     Architecture(ids=("smollm3",), title="SmolLM3"),
     Architecture(ids=("starcoder2",), title="StarCoder2"),
-    Architecture(ids=("cohere", "cohere2"), title="Command R", parallel=True),
-    Architecture(ids=("falcon",), title="Falcon", qkv="groups", parallel=True),
+    Architecture(ids=("cohere", "cohere2"), title="Command R"),
+    Architecture(ids=("falcon",), title="Falcon", qkv="groups"),
     Architecture(
         ids=("bloom",),
         title="BLOOM",
         qkv="groups",
         no_heads="its positions are a slope for each head (ALiBi), counted from the first",
+        no_maps="its sublayers add to the stream themselves",
     ),
     Architecture(ids=("opt",), title="OPT"),
     Architecture(ids=("mixtral",), title="Mixtral"),
@@ -75,7 +84,12 @@ ARCHITECTURES = (
         title="Qwen3-Next",
         mixer="linear attention",
     ),
-    Architecture(ids=("falcon_h1",), title="Falcon-H1", mixer="state space", parallel=True),
+    Architecture(
+        ids=("falcon_h1",),
+        title="Falcon-H1",
+        mixer="state space",
+        no_maps="its layers scale attention and mixer before they add them",
+    ),
     Architecture(ids=("granitemoehybrid", "bamba"), title="Granite 4 hybrid", mixer="state space"),
     Architecture(ids=("lfm2", "lfm2_moe"), title="LFM2", mixer="short convolution"),
     Architecture(ids=("mamba", "falcon_mamba", "mamba2"), title="Mamba", mixer="state space"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taxonomy.architecture_table import BY_ID, Architecture
+from taxonomy.config_mixers import linears_alone
 from taxonomy.config_names import language_part
 from taxonomy.errors import PrunescopeError
 from taxonomy.shape import ModelShape
@@ -24,7 +25,10 @@ _MIXER_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What decides: the mechanisms of a model. `shape` is None where no layer has attention."""
+    """What decides: the mechanisms of a model. `shape` is None where no layer has attention.
+
+    `mixer_linears`: (N, K) of a mixer's matrices by role and part; None is not known.
+    """
 
     model_type: str
     entry: Architecture | None
@@ -33,9 +37,11 @@ class Traits:
     hidden: int | None  # None: the config does not say
     mixer: str  # what mixes tokens beside or in place of attention, or ""
     mixer_layers: int
+    mixer_linears: Mapping[str, tuple[int | None, int | None]]
     beside: bool  # the mixer stands beside attention, in every layer
     alibi: bool
     scaled: bool  # what a sublayer puts out is scaled before it is added
+    outside: str  # what keeps the residual stream from being narrowed, or ""
 
 
 def read_traits(config: Mapping[str, Any]) -> Traits:
@@ -56,18 +62,42 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
     other = shape.other_layers if shape else layers
     beside = bool(mixer) and not own and not other
+    hidden = shape.hidden if shape else _hidden(cfg)
+    mixer = mixer if beside or other else ""
     return Traits(
         model_type=model_type,
         entry=entry,
         shape=shape,
         layers=layers,
-        hidden=shape.hidden if shape else _hidden(cfg),
-        mixer=mixer if (beside or other) else "",
+        hidden=hidden,
+        mixer=mixer,
         mixer_layers=layers if beside else other,
+        mixer_linears=_mixer_linears(cfg, shape, hidden) if mixer else {},
         beside=beside,
         alibi=bool(cfg.get("alibi")),
         scaled=cfg.get("residual_multiplier", 1) not in (1, None),
+        outside=_outside(cfg, hidden),
     )
+
+
+def _mixer_linears(
+    cfg: Mapping[str, Any], shape: ModelShape | None, hidden: int | None
+) -> Mapping[str, tuple[int | None, int | None]]:
+    """Of a mixer that is not known: the side of its projections that is the stream, and no more."""
+    known: Mapping[str, tuple[int, int]] = {}
+    if shape is not None:
+        known = shape.mixer_linears()
+    elif hidden is not None:
+        known = linears_alone(cfg, hidden)
+    return known or {"mixer_in": (None, hidden), "mixer_out": (hidden, None)}
+
+
+def _outside(cfg: Mapping[str, Any], hidden: int | None) -> str:
+    if cfg.get("do_layer_norm_before") is False:
+        return "its norms stand in the stream itself, behind each residual add"
+    if cfg.get("word_embed_proj_dim") not in (None, hidden):
+        return "projections stand between its embedding, its head and the stream"
+    return ""
 
 
 def _hidden(cfg: Mapping[str, Any]) -> int | None:

@@ -22,12 +22,14 @@ from taxonomy.architecture_gemms import (
 from taxonomy.architecture_table import ARCHITECTURES, BY_ID
 from taxonomy.architecture_traits import Traits, read_traits
 from taxonomy.errors import PrunescopeError, nearest
+from taxonomy.families.token_drop import ranked
 from taxonomy.family import Family, families
 from taxonomy.presets import preset_config, preset_names
 from taxonomy.shape import ModelShape
 
 YES, PARTLY, NO = "yes", "partly", "no"
 _MAX_BYTES = 1 << 24
+_ROUTED = ("dynamic-m", "dynamic-depth", "token-drop")
 
 
 def known_architectures() -> list[dict[str, Any]]:
@@ -133,18 +135,46 @@ def _applies(one: Family, traits: Traits) -> tuple[str, str]:
     if one.id in ("static-nk", "static-nk-heads"):
         return _heads_apply(one, traits)
     if shape is None:
-        if one.id in WHOLE_LAYERS:
-            return YES, f"layers of {traits.mixer} go whole"
-        if one.id.startswith("static-k"):
-            return PARTLY, "the projections into and out of its mixers, not the state"
-        return NO, STATE if one.id in ("dynamic-nk", "kv-evict") else "it has no MLP of its own"
+        return _states_apply(one, traits.mixer)
     if one.id in ("dynamic-nk", "kv-evict"):
-        return _keys_apply(traits)
+        return _keys_apply(one, traits)
+    if traits.mixer and one.id in _ROUTED:
+        return _routes_apply(one, shape, traits.mixer)
     if one.id.startswith("static-k"):
         return _projections_apply(one, shape, traits.mixer)
-    if one.id == "static-nk-cross" and shape.norm_parameters == 2:
-        return NO, "its norms subtract the mean, which does not commute with fewer dimensions"
+    if one.id == "static-nk-cross":
+        return _stream_applies(traits)
     return YES, ""
+
+
+def _states_apply(one: Family, mixer: str) -> tuple[str, str]:
+    """To a model without attention."""
+    if one.id == "static-nk-cross":
+        return YES, ""
+    if one.id in WHOLE_LAYERS:
+        return YES, f"layers of {mixer} go whole"
+    if one.id.startswith("static-k"):
+        return PARTLY, "the projections into and out of its mixers, not the state"
+    if one.id == "dynamic-m":
+        return NO, "a recurrent state needs every token, and there is no MLP beside it"
+    if one.id == "token-drop":
+        return NO, "no attention ranks its tokens"
+    return NO, STATE if one.id in ("dynamic-nk", "kv-evict") else "it has no MLP of its own"
+
+
+def _routes_apply(one: Family, shape: ModelShape, mixer: str) -> tuple[str, str]:
+    """To tokens, where a mixer stands beside attention or in its place."""
+    if one.id == "dynamic-m":
+        return PARTLY, f"attention and MLP: {mixer} keeps a state, which needs every token"
+    if one.id == "dynamic-depth":
+        return YES, f"a layer that is skipped updates no state of {mixer}"
+    after = ranked(shape)
+    if not after:
+        return NO, "no attention stands before the last layer to rank its tokens"
+    return YES, (
+        f"after {after.start} to {after.stop - 1} layers, ranked by the attention before; "
+        f"{mixer} behind keeps the state of the tokens that go on"
+    )
 
 
 def _projections_apply(one: Family, shape: ModelShape, mixer: str) -> tuple[str, str]:
@@ -175,7 +205,17 @@ def _heads_apply(one: Family, traits: Traits) -> tuple[str, str]:
     return YES, ""
 
 
-def _keys_apply(traits: Traits) -> tuple[str, str]:
+def _stream_applies(traits: Traits) -> tuple[str, str]:
+    shape, entry = traits.shape, traits.entry
+    reasons = []
+    if shape is not None and shape.centred_norms:
+        reasons.append("layer norms become RMS norms, their mean and bias part of the weights")
+    if entry is not None and entry.no_maps:
+        reasons.append(f"with junctions=same alone: {entry.no_maps}")
+    return YES, "; ".join(reasons)
+
+
+def _keys_apply(one: Family, traits: Traits) -> tuple[str, str]:
     shape = traits.shape
     assert shape is not None
     full = shape.full_layers
@@ -189,6 +229,8 @@ def _keys_apply(traits: Traits) -> tuple[str, str]:
         return PARTLY, f"{shape.sliding_layers} layers see {shape.window} keys as they are"
     if traits.beside:
         return PARTLY, f"attention alone: {traits.mixer} beside it reads no keys"
+    if shape.kv_rank is not None and one.id == "dynamic-nk":
+        return YES, "each latent is expanded; blocks are left out of the products alone"
     return YES, ""
 
 
@@ -197,7 +239,7 @@ def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
     if traits.entry is None:
         return None, "no entry in the table: checked against the masked model as it is pruned"
     if one.id == "static-nk-cross":
-        why = _no_stream(traits)
+        why = traits.outside
     elif traits.shape is None and one.id in ("static-k-24", "static-k-lowrank"):
         why = "only projections of attention and MLP are taken; static-k-mask takes all"
     elif one.id == "static-nk" and (traits.alibi or traits.entry.no_heads):
@@ -209,17 +251,6 @@ def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
     return not why, f"not realised: {why}" if why else ""
 
 
-def _no_stream(traits: Traits) -> str:
-    shape, entry = traits.shape, traits.entry
-    if traits.mixer or shape is None:
-        return "a mixer reads and writes the stream too"
-    if shape.experts:
-        return "experts read and write the stream too"
-    if entry is not None and entry.parallel:
-        return "attention and MLP read one norm in parallel"
-    return ""
-
-
 def _no_parts(one: Family, traits: Traits) -> str:
     """Why the tool does not realise a family that decides at run time."""
     shape, entry = traits.shape, traits.entry
@@ -227,14 +258,12 @@ def _no_parts(one: Family, traits: Traits) -> str:
     if one.id == "dynamic-width":
         experts = shape is not None and shape.experts
         return "its experts are chosen by a router of its own" if experts else ""
-    if traits.mixer or shape is None:
-        return "its layers mix tokens in more ways than one"
+    if shape is None:
+        return ""  # whole layers alone
     if traits.alibi or entry.no_heads:
         return "its positions are a slope for each head (ALiBi), added to every key"
-    if one.id == "dynamic-depth":
-        return ""
-    if shape.kv_rank is not None:
-        return "its keys and values are expanded from a latent"
+    if one.id != "dynamic-depth" and entry.no_parts:
+        return entry.no_parts
     if one.id in ("dynamic-nk", "kv-evict") and shape.window and not shape.full_layers:
         return "every layer attends through a sliding window"
     return ""

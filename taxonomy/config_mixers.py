@@ -2,10 +2,12 @@
 
 In: a config dict and the fields of ModelShape that are known. Out: its fields of the mixer. Only
 model types whose code was read are listed; any other mixer stays unknown.
+`linears_alone` is for models that have a mixer and no attention: no ModelShape describes them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +16,8 @@ from taxonomy.config_names import BESIDE, size_in
 _LINEAR = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 _STATE_SPACE = ("falcon_h1", "granitemoehybrid", "bamba")
 _CONVOLUTION = ("lfm2", "lfm2_moe")
+_MAMBA_1 = ("mamba", "falcon_mamba")
+_MAMBA_2 = ("mamba2",)
 
 Fields = dict[str, Any]
 
@@ -30,6 +34,27 @@ def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
     elif kind in _CONVOLUTION:
         found = _convolution(cfg, hidden)
     return {"mixer_layers": layers, **found} if found and layers else {}
+
+
+def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
+    """(N, K) of the matrices of a mixer without attention, by role and part as
+    `ModelShape.mixer_linears` has them; none where its sizes or its code are not known."""
+    kind = cfg.get("model_type")
+    width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
+    if width is None or state is None:
+        return {}
+    out = {"mixer_out": (hidden, width)}
+    if kind in _MAMBA_1:
+        auto = cfg.get("time_step_rank") in ("auto", None)
+        rank = math.ceil(hidden / 16) if auto else size_in(cfg, ("time_step_rank",))
+        assert rank is not None
+        step = {"mixer_in.x": (rank + 2 * state, width), "mixer_in.dt": (width, rank)}
+        return {"mixer_in": (2 * width, hidden), **step, **out}
+    sizes = _sizes(cfg, ("num_heads", "n_groups")) if kind in _MAMBA_2 else None
+    if sizes is None:
+        return {}
+    heads, groups = sizes
+    return {"mixer_in": (2 * width + 2 * groups * state + heads, hidden), **out}
 
 
 def _linear(cfg: Mapping[str, Any]) -> Fields | None:
@@ -56,7 +81,7 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
 def _state_space(cfg: Mapping[str, Any], kind: str, hidden: int) -> Fields | None:
     """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm."""
     sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
-    width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg, hidden)
+    width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
     if sizes is None or width is None:
         return None
     heads, groups, state, taps = sizes
@@ -98,9 +123,8 @@ def _sizes(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int] | None:
     return known if len(known) == len(names) else None
 
 
-def _expanded(cfg: Mapping[str, Any], hidden: int) -> int | None:
+def _expanded(factor: object, hidden: int) -> int | None:
     """The inner width of a config that gives it as a multiple of the hidden size."""
-    factor = cfg.get("mamba_expand")
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
         return None
     return int(factor * hidden)

@@ -41,6 +41,7 @@ _LAYER_NORM = _BIASED | {
     "gptj", "codegen", "gpt_neo", "starcoder2", "falcon", "nemotron", "stablelm",
 }  # fmt: skip
 _NO_NORM_WEIGHTS = {"olmo"}
+_CENTRED = _LAYER_NORM | _NO_NORM_WEIGHTS | {"cohere", "cohere2"}  # norms that subtract the mean
 _FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
 _ONE_NORM = {"gptj", "codegen", "phi", "cohere", "cohere2"}  # attention and MLP in parallel
 _HEAD_QK_NORM = {
@@ -227,7 +228,7 @@ def _switches(cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 def _layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> dict[str, Any]:
     if kind in BESIDE:
-        return {}
+        return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
     if cfg.get("use_sliding_window") is False:
         window = None
@@ -240,17 +241,26 @@ def _layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> dict[str, An
         other = sum(k not in _ATTENTION for k in kinds)
         chunk = size_in(cfg, ("attention_chunk_size",))
         window = window or chunk if sliding else None
-        return {"window": window, "sliding_layers": sliding, "other_layers": other}
+        letters = ["s" if k in _SLIDING else "f" if k in _ATTENTION else "m" for k in kinds]
+        return {
+            "window": window,
+            "sliding_layers": sliding,
+            "other_layers": other,
+            "layout": "".join(letters),
+        }
     if window is None:
-        return {}
+        return {"layout": "f" * layers}
     pattern = size_in(cfg, ("sliding_window_pattern", "_sliding_window_pattern"))
     if pattern is None and cfg.get("model_type") in ("gemma3", "gemma3_text"):
         pattern = 6
     if pattern is None and cfg.get("model_type") in ("gemma2", "gpt_oss"):
         pattern = 2
     first_sliding = size_in(cfg, ("max_window_layers",)) if "max_window_layers" in cfg else None
-    full = layers // pattern if pattern else min(first_sliding or 0, layers)
-    return {"window": window, "sliding_layers": layers - full}
+    if pattern:
+        layout = "".join("s" if (i + 1) % pattern else "f" for i in range(layers))
+    else:
+        layout = ("f" * (first_sliding or 0)).ljust(layers, "s")[:layers]
+    return {"window": window, "sliding_layers": layout.count("s"), "layout": layout}
 
 
 def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
@@ -282,7 +292,8 @@ def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[s
     step = _count(cfg, "decoder_sparse_step") or _count(cfg, "interleave_moe_layer_step") or 1
     only = cfg.get("mlp_only_layers")
     plain = [i for i in only if isinstance(i, int)] if isinstance(only, list) else []
-    moe = sum((i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers))
+    moe = [(i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers)]
+    letters = zip(known.get("layout", ""), moe, strict=False)
     shared = size_in(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
     if not shared:
         shared = (_count(cfg, "n_shared_experts") or 0) * width
@@ -291,8 +302,9 @@ def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[s
         "experts_per_token": min(size_in(cfg, _TOP_K) or 1, experts),
         "expert_intermediate": width,
         "shared_intermediate": shared,
-        "moe_layers": moe,
-        "intermediate": known["intermediate"] if moe < layers else 0,
+        "moe_layers": sum(moe),
+        "layout": "".join(kind.upper() if has else kind for kind, has in letters),
+        "intermediate": 0 if all(moe) else known["intermediate"],
         "router_bias": kind == "gpt_oss",
         "shared_gate": kind in _SHARED_GATE,
     }
@@ -311,12 +323,19 @@ def _norms(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str
         norms = 1 if cfg.get("parallel_attn", True) else 2
     if kind == "gpt_neox":
         norms = 2
+    parallel = bool(cfg.get("use_parallel_residual", kind == "gpt_neox")) or kind in _ONE_NORM
+    if kind == "stablelm":
+        norms = 2 - parallel
+    if kind == "falcon":
+        parallel = bool(cfg.get("new_decoder_architecture") or cfg.get("parallel_attn", True))
     positions = 0
     if kind in ("gpt2", "gpt_bigcode", "openai-gpt"):
         positions = size_in(cfg, ("n_positions",)) or 1024
     elif kind in ("opt", "gpt_neo", "biogpt"):
         positions = (size_in(cfg, ("max_position_embeddings",)) or 2048) + 2 * (kind != "gpt_neo")
     return {
+        "parallel": parallel,
+        "centred_norms": kind in _CENTRED,
         "qk_norm_parameters": qk,
         "norms": norms,
         "norm_parameters": 0 if kind in _NO_NORM_WEIGHTS else 2 if kind in _LAYER_NORM else 1,

@@ -22,6 +22,7 @@ from taxonomy.theory import dense_plan, forward
 
 GEMM_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 DYNAMICS = ("static", "dynamic")
+CALIBRATIONS = ("text", "input")
 Value = str | int | float | bool
 
 
@@ -69,6 +70,9 @@ class Family:
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
     keeps_weights: bool = False  # all dense weights stay in memory
     only: float | None = None  # the one sparsity that there is, beside 0
+    # What `--select calibrated` chooses by: what the model does on a "text", or the attention of
+    # the "input" itself, which reads none; None: parts can be drawn alone.
+    calibration: str | None = None
 
     def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> Point:
         """A checked point with every knob filled in.
@@ -106,6 +110,7 @@ class Family:
             "extension": self.extension,
             "knobs": knobs,
             "adds": list(self.adds),
+            "calibration": self.calibration,
         }
 
 
@@ -136,6 +141,8 @@ def register(one: Family, found: dict[str, Family]) -> None:
         raise RuntimeError(f"two families are called {one.id}")
     if one.dynamics not in DYNAMICS or set(one.axes) != set(GEMM_GROUPS):
         raise RuntimeError(f"family {one.id}: bad dynamics or axes")
+    if one.calibration not in (None, *CALIBRATIONS):
+        raise RuntimeError(f"family {one.id}: bad calibration {one.calibration!r}")
     found[one.id] = one
 
 

@@ -61,6 +61,30 @@ def removed_layers(layers: int, sparsity: float) -> int:
     return floor_of(layers * check_sparsity(sparsity))
 
 
+def named_layers(text: str, layers: int) -> list[int]:
+    """The layers that `--set layers=3,4` names of `layers`, in order.
+
+    Raises PrunescopeError where one is not there or named twice, and where none would be left.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() and int(word) < layers for word in words):
+        raise PrunescopeError(
+            f"--set layers={text} does not name layers of this model",
+            hint=f"numbers from 0 to {layers - 1}, as layers=3,4,5",
+        )
+    named = sorted(int(word) for word in words)
+    once = sorted(set(named))
+    if len(once) < len(named):
+        twice = next(n for n in once if named.count(n) > 1)
+        raise PrunescopeError(
+            f"--set layers={text} names layer {twice} twice",
+            hint=f"each once: layers={','.join(map(str, once))}",
+        )
+    if len(once) == layers:
+        raise PrunescopeError(f"layers={text} leaves no layer", hint="keep one layer at least")
+    return once
+
+
 def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> int:
     """KV heads left: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
 

@@ -136,7 +136,8 @@ class Plan:
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
-    residual: bool = False  # an h x h GEMM on each sublayer's residual
+    residual: bool = False  # an h x h GEMM from each junction of the stream to the next
+    shifted: bool = False  # what reads the stream has a bias, that of the norm before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

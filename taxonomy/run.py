@@ -30,7 +30,7 @@ class PhaseRun:
     positions: list[int]  # [first, last + 1] cache positions of the query tokens
     context: int  # L: mean number of keys a query of the last token sees, with the new token
     logits: str  # "last" | "all"
-    cache: str  # "dynamic" | "static"
+    cache: str  # "dynamic" | "static" | "none": the model takes none
     attention: str  # attention implementation: "sdpa", "eager", ...
     mode: str  # "eager" | "compile" | "graph"
     steps: int  # profiled steps in the trace

@@ -119,6 +119,7 @@ _SHAPE = _Fields(
             ("sliding_layers", "other_layers", "moe_layers", "mixer_layers", "norms"), _LAYER
         ),
         "mixer": _one_of("", "linear", "ssm", "conv"),
+        "layout": _is_text,
         **dict.fromkeys(
             ("intermediate", "experts", "experts_per_token", "expert_intermediate", "positions",
              "shared_intermediate", "rope_dim", "norm_parameters", "qk_norm_parameters",
@@ -129,7 +130,7 @@ _SHAPE = _Fields(
         **dict.fromkeys(("window", "q_rank", "kv_rank"), _Maybe(_SIZE)),
         **dict.fromkeys(
             ("gated", "tied", "qkv_bias", "o_bias", "mlp_bias", "head_bias", "router_bias",
-             "shared_gate", "sinks", "embedding_norm", "query_gate"),
+             "shared_gate", "sinks", "embedding_norm", "query_gate", "parallel", "centred_norms"),
             _is_switch,
         ),
     }

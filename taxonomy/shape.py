@@ -7,7 +7,7 @@ with counts of parameters and of what is cached. Counts are numbers stored, not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taxonomy.config_mixers import read_mixer
@@ -22,7 +22,9 @@ class ModelShape:
 
     `other_layers` counts layers whose mixer is no attention. `mixer` is what they have: "linear"
     (gated delta net), "ssm" (Mamba-2), "conv" (short convolution), or "" where it is not known.
-    `mixer_layers` counts its layers, also where it stands beside attention.
+    `mixer_layers` counts its layers, also where it stands beside attention. `layout` has a letter a
+    layer, first to last: f attends to all, s through a window, m is a mixer without attention; a
+    capital one has experts; "" where the order is not known.
     """
 
     model_type: str
@@ -53,8 +55,10 @@ class ModelShape:
     q_rank: int | None = None  # latent attention: rank of the query and of the key/value pair
     kv_rank: int | None = None
     rope_dim: int = 0  # latent attention: the part of head_dim that carries positions
+    parallel: bool = False  # attention and MLP read the stream at one point and write to the next
     norms: int = 2  # norm vectors of length `hidden` a layer
     norm_parameters: int = 1  # stored a norm element: 1 scale, 2 with bias, 0 without either
+    centred_norms: bool = False  # they subtract the mean
     qk_norm_parameters: int = 0  # a layer
     sinks: bool = False  # one learnt logit a query head
     positions: int = 0  # rows of a learnt position table
@@ -68,6 +72,7 @@ class ModelShape:
     mixer_state: int = 0  # numbers of recurrent state a channel
     mixer_taps: int = 0  # of the convolution
     mixer_extras: int = 0  # stored beside matrices and taps: biases, norm, steps, decays
+    layout: str = ""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -104,6 +109,28 @@ class ModelShape:
     def attention_layers(self) -> int:
         """Layers with attention, alone or beside a mixer."""
         return self.layers - self.other_layers
+
+    @property
+    def order(self) -> str:
+        """`layout` in small letters; "" where it does not tell of every layer."""
+        return self.layout.lower() if len(self.layout) == self.layers else ""
+
+    def part(self, first: int, end: int) -> ModelShape:
+        """Layers `first` to `end` - 1 as a stack of their own; the whole where their order is not
+        known."""
+        if not self.order:
+            return self
+        letters, order = self.layout[first:end], self.order[first:end]
+        others, beside = order.count("m"), self.mixer_layers and not self.other_layers
+        return replace(
+            self,
+            layers=len(order),
+            layout=letters,
+            sliding_layers=order.count("s"),
+            other_layers=others,
+            mixer_layers=len(order) if beside else others * bool(self.mixer),
+            moe_layers=sum(letter.isupper() for letter in letters),
+        )
 
     @property
     def mixer_channels(self) -> int:

@@ -104,7 +104,7 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * plan.read.get(role, 1)
-        bias = _bias(plan.shape, role) if index == len(pieces) - 1 else 0
+        bias = _bias(plan, role) if index == len(pieces) - 1 else 0
         yield Op(
             name=role,
             role=role,
@@ -167,12 +167,13 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
 
 
 def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:
-    """Residual projections of all sublayers, and routers of those that tokens are routed past: a
-    recurrence takes every token, or its state would be another."""
+    """Residual projections of all sublayers, one for those in parallel, and routers of those that
+    tokens are routed past: a recurrence takes every token, or its state would be another."""
     h, rows = plan.shape.hidden, plan.work.rows
+    own = plan.residual and not (plan.shape.parallel and sublayer == "mlp")
     wanted = (
         ((sublayer in plan.routers) * routed, "router", 1),
-        (plan.residual * layers, "residual", h),
+        (own * layers, "residual", h),
     )
     for count, role, n in wanted:
         if count:
@@ -254,8 +255,11 @@ def _norm_numbers(shape: ModelShape) -> float:
     return count * shape.norm_parameters * shape.hidden
 
 
-def _bias(shape: ModelShape, role: str) -> int:
+def _bias(plan: Plan, role: str) -> int:
+    shape = plan.shape
     n = shape.linears()[role][0]
+    if plan.shifted and role not in ("o", "down", "q_b", "kv_b"):
+        return n
     if role in ("q", "k", "v"):
         return n * shape.qkv_bias
     if role == "o":

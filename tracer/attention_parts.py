@@ -7,7 +7,6 @@ afterwards, by the logits (`tracer.prenorm.rebuilt`).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,25 +14,31 @@ import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.roles import locate
 from tracer import compat
 from tracer.heads import Heads, find_heads
-from tracer.layers import decoder_layers, probe
+from tracer.layers import decoder_layers, probe, text_config
+from tracer.rotation import latent_turns, own_function, turns
 
 _CACHED = 4  # axes of cached keys
-_TURNED = 4  # dimensions of the vectors that tell how a rotation pairs them
+_LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
-    """An attention: `module`, at `path`. `names`: child by role (q, k, v or qkv, and o). `order`:
-    how a fused qkv lies, "parts" or "groups". `norms`: child for q and k, "" without one; `spans`:
-    what a norm takes, "all" [.., n·d], "head" [.., n, d] or "heads" [B, n, T, d]. `turns`: whether
-    a rotation pairs neighbours, not halves; None: this layer has none; `short`: whether cos and
-    sin are given for one of each pair. `repeats`: times that a key stands in the cache. `window`:
-    keys that a query sees, None for all; `masked`: whether every forward is given a mask. `eager`:
-    the model's own function attends.
+    """The attention of layer `layer`: `module`, at `path`. `names`: child by role (q, k, v or qkv,
+    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: how a fused qkv lies,
+    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: what a norm takes,
+    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether a
+    rotation pairs neighbours, not halves; None: this layer has none; `short`: whether cos and sin
+    are given for one of each pair; `rope_dim`: of latent attention the part of a key that is
+    rotated and shared. `gated`: whether q has a gate of each head too; `key_scale`: what keys are
+    multiplied by. `repeats`: times that a key stands in the cache. `window`: keys that a query
+    sees, None for all; `masked`: whether every forward is given a mask. `eager`: the model's own
+    function attends.
     """
 
+    layer: int
     module: Any
     path: str
     names: dict[str, str]
@@ -49,6 +54,9 @@ class AttentionParts:
     scaling: float
     repeats: int
     window: int | None
+    rope_dim: int = 0
+    gated: bool = False
+    key_scale: float = 1.0
     masked: bool = False
     eager: bool = False
 
@@ -65,7 +73,8 @@ class AttentionParts:
 
 
 def read_attentions(model: Any) -> list[AttentionParts]:
-    """The attention of every layer. Raises PrunescopeError where one is built otherwise."""
+    """The attention of every layer that has one. Raises PrunescopeError where one is built
+    otherwise, and where there is none."""
     name, layers = decoder_layers(model)
     implementation = str(getattr(model.config, "_attn_implementation", "sdpa"))
     if implementation not in ("sdpa", "eager"):
@@ -73,12 +82,16 @@ def read_attentions(model: Any) -> list[AttentionParts]:
             f"the dynamic families run SDPA or eager attention, not {implementation}",
             hint="use --attn sdpa, so that dense and pruned attend alike",
         )
-    found = [find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
-    heads = [_taken_apart(model, one, implementation) for one in found]
+    heads = {i: find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)}
+    found = {i: one for i, one in heads.items() if one is not None}
+    if not found:
+        raise unread(model, "no layer has an attention")
+    for one in found.values():
+        _check(model, one, implementation)
     (cached, masked), windows = observe(model), compat.windows(model)
     return [
-        replace(_parts(one, cached, windows), masked=masked, eager=implementation == "eager")
-        for one in heads
+        replace(_parts(i, one, cached, windows), masked=masked, eager=implementation == "eager")
+        for i, one in found.items()
     ]
 
 
@@ -91,11 +104,8 @@ def unread(model: nn.Module, why: str) -> PrunescopeError:
     )
 
 
-def _taken_apart(model: nn.Module, heads: Heads | None, implementation: str) -> Heads:
-    if heads is None:
-        raise unread(model, "a layer has no attention")
-    if "kv_b" in heads.weights:
-        raise unread(model, "its keys and values are expanded from a latent")
+def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
+    """Raises PrunescopeError where an attention has more than the parts that are known."""
     beside = list(heads.module.parameters(recurse=False))
     sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in beside)
     if heads.gates or (beside and not sinks):
@@ -104,7 +114,16 @@ def _taken_apart(model: nn.Module, heads: Heads | None, implementation: str) -> 
         raise unread(model, "its eager attention is no function of its own")
     if any(w.path.rpartition(".")[0] != heads.path for w in heads.weights.values()):
         raise unread(model, "its projections do not stand side by side")
-    return heads
+    if not isinstance(getattr(heads.module, "layer_idx", None), int):
+        raise unread(model, "its attention does not say where its keys are cached")
+    known = ("qkv", "k", "v", *_LATENT, "qk_norm")
+    for name, child in heads.module.named_children():
+        weighs = next(child.parameters(), None) is not None
+        if weighs and locate(f"{heads.path}.{name}").role not in known:
+            raise unread(model, f"its attention has {name} beside q, k, v and o")
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    if own_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
+        raise unread(model, "its queries are scaled by their position")
 
 
 def observe(model: Any) -> tuple[dict[int, int], bool]:
@@ -135,23 +154,47 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
     return seen, masked[0]
 
 
-def _parts(heads: Heads, cached: dict[int, int], windows: list[int | None]) -> AttentionParts:
+def _parts(
+    layer: int, heads: Heads, cached: dict[int, int], windows: list[int | None]
+) -> AttentionParts:
     module, root = heads.module, len(heads.path) + 1
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
-    head_dim, kv_heads = heads.weights["o"].k // heads.heads, heads.kv_heads
+    out, kv_heads = heads.weights["o"], heads.kv_heads
+    head_dim = out.k // heads.heads
     if "qkv" in names:  # its size tells, whatever the config says
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
-    turns, short = _turns(module)
+    pairs, short = turns(module)
     index = int(module.layer_idx)
-    return AttentionParts(
-        module=module, path=heads.path, names=names, norms=norms, spans=spans,
-        order=heads.entry.qkv if heads.entry else "", turns=turns, short=short,
-        heads=heads.heads, kv_heads=kv_heads, head_dim=head_dim, hidden=heads.weights["o"].n,
+    parts = AttentionParts(
+        layer=layer, module=module, path=heads.path, names=names, norms=norms, spans=spans,
+        order=heads.entry.qkv if heads.entry else "", turns=pairs, short=short,
+        heads=heads.heads, kv_heads=kv_heads, head_dim=head_dim, hidden=out.n,
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
-        repeats=cached.get(index, kv_heads) // kv_heads,
+        repeats=max(1, cached.get(index, kv_heads) // kv_heads),
         window=windows[index] if index < len(windows) else None,
+        gated="q" in names and heads.weights["q"].n == 2 * out.k,
+        key_scale=float(getattr(module, "key_multiplier", 1.0)),
     )  # fmt: skip
+    return _with_latents(parts, heads) if "kv_b" in names else parts
+
+
+def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
+    """The same, where a head of queries and keys is no head of values."""
+    names = _latent_names(heads)
+    stored = parts.module.get_submodule(names["kv_a"]).out_features
+    query = heads.weights["q_b" if "q_b" in names else "q"]
+    return replace(
+        parts, names=names, spans="latent", turns=latent_turns(parts.module), short=False,
+        head_dim=query.n // heads.heads, rope_dim=stored - heads.weights["kv_b"].k, gated=False,
+    )  # fmt: skip
+
+
+def _latent_names(heads: Heads) -> dict[str, str]:
+    """Child by role, of the matrices into the latents too."""
+    children = [name for name, _ in heads.module.named_children()]
+    found = {locate(f"{heads.path}.{name}").role: name for name in children}
+    return {role: name for role, name in found.items() if role in _LATENT}
 
 
 def _norms(heads: Heads) -> tuple[dict[str, str], str]:
@@ -167,26 +210,3 @@ def _norms(heads: Heads) -> tuple[dict[str, str], str]:
         weight = getattr(norm, "weight", None)
         spans = "all" if wide else "heads" if weight is None else "head"
     return names, spans
-
-
-def own_function(module: Any, name: str) -> Any:
-    """A function of the source that a module's class is from; None where it has none so named."""
-    kind = getattr(module, "_extends", type(module))
-    return getattr(sys.modules[kind.__module__], name, None)
-
-
-def _turns(module: Any) -> tuple[bool | None, bool]:
-    """How the module's own source rotates: neighbours (True) or halves; None where it does not.
-    And whether cos and sin are given for one of each pair."""
-    rotate = own_function(module, "apply_rotary_pos_emb")
-    if rotate is None or not getattr(module, "use_rope", True):
-        return None, False
-    x = torch.arange(1.0, _TURNED + 1).view(1, 1, 1, _TURNED)
-    for size in (_TURNED, _TURNED // 2):
-        cos, sin = torch.zeros(1, 1, size), torch.ones(1, 1, size)
-        try:
-            turned = rotate(x, x, cos, sin)[0].flatten().tolist()
-        except RuntimeError:
-            continue
-        return bool(turned == [-2.0, 1.0, -4.0, 3.0]), size < _TURNED
-    return False, False

@@ -55,6 +55,14 @@ def budget(index: int, sparsity: float) -> int:
     return max(1, round((index + 1) * (1 - sparsity)))
 
 
+def longest_block(length: int, sparsity: float) -> int:
+    """The longest block of which a prompt of `length` tokens has so many that one is skipped; 0
+    where not even blocks of one token are that many."""
+    counts = (n for n in range(2, length + 1) if budget(n - 1, sparsity) < n)
+    least = next(counts, None)
+    return 0 if least is None else math.ceil(length / (least - 1)) - 1
+
+
 def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
     """(first, end, count) of the runs of query blocks that see equally many blocks."""
     runs: list[tuple[int, int, int]] = []

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import CacheLayerMixin
 
 from taxonomy.errors import PrunescopeError
 
@@ -45,22 +46,22 @@ def windows(model: torch.nn.Module) -> list[int | None]:
     ]
 
 
-def _keywords(model: torch.nn.Module) -> tuple[str, bool]:
+def keeps_keys(model: torch.nn.Module) -> list[bool]:
+    """By layer of the cache: whether it holds keys, alone or beside the state of a mixer."""
+    return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
+
+
+def _keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
+    """The name of the cache argument, and whether logits of the last token alone can be had."""
     model_class: Any = type(model)
     return _keywords_of(model_class)
 
 
 @functools.lru_cache(maxsize=64)
-def _keywords_of(model_class: Any) -> tuple[str, bool]:
-    """The name of the cache argument, and whether logits of the last token alone can be had."""
+def _keywords_of(model_class: Any) -> tuple[str | None, bool]:
     parameters = inspect.signature(model_class.forward).parameters
-    for name in _CACHE_KEYWORDS:
-        if name in parameters:
-            return name, "logits_to_keep" in parameters
-    raise PrunescopeError(
-        f"{model_class.__name__}.forward takes no key-value cache",
-        hint=f"a causal language model takes one of {', '.join(_CACHE_KEYWORDS)}",
-    )
+    name = next((name for name in _CACHE_KEYWORDS if name in parameters), None)
+    return name, "logits_to_keep" in parameters
 
 
 def logits_policy(model: torch.nn.Module, asked: str) -> str:
@@ -69,8 +70,16 @@ def logits_policy(model: torch.nn.Module, asked: str) -> str:
 
 
 def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str) -> Any:
-    """One forward of [B, S] token ids that appends S tokens to `cache`."""
+    """One forward of [B, S] token ids that appends S tokens to `cache`.
+
+    Raises PrunescopeError where the model takes none.
+    """
     cache_keyword, can_keep = _keywords(model)
+    if cache_keyword is None:
+        raise PrunescopeError(
+            f"{type(model).__name__}.forward takes no key-value cache",
+            hint=f"a causal language model takes one of {', '.join(_CACHE_KEYWORDS)}",
+        )
     arguments: dict[str, Any] = {cache_keyword: cache, "use_cache": True}
     if can_keep:
         arguments["logits_to_keep"] = 1 if logits == "last" else 0
@@ -78,17 +87,48 @@ def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits:
 
 
 def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Of a call of the model: batch, length, tokens in the cache before, and its logits policy."""
-    _, can_keep = _keywords(model)
-    tokens: Any = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+    """Of a call of the model: batch, length, tokens in the cache before, its logits policy, and the
+    kind of its cache: "none" where the model takes none, as an encoder or a convolutional net."""
+    can_keep = _keywords(model)[1]
     cache = next((kwargs[name] for name in _CACHE_KEYWORDS if kwargs.get(name) is not None), None)
     last = can_keep and isinstance(kept := kwargs.get("logits_to_keep"), int) and kept == 1
+    batch, length = _rows(next(_tensors((args, kwargs)), None))
     return {
-        "batch": tokens.shape[0],
-        "length": tokens.shape[1],
+        "batch": batch,
+        "length": length,
         "past": 0 if cache is None else int(cache.get_seq_length()),
         "logits": "last" if last else "all",
+        "cache": "dynamic" if cache is not None or _takes_cache(model) else "none",
     }
+
+
+def _takes_cache(model: torch.nn.Module) -> bool:
+    """Encoders of transformers have the argument too, for those who make decoders of them."""
+    if _keywords(model)[0] is None:
+        return False
+    can_generate = getattr(model, "can_generate", None)
+    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return can_generate is None or bool(can_generate()) or causal
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
+
+
+def _rows(given: torch.Tensor | None) -> tuple[int, int]:
+    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; anything larger, as
+    images [B, C, H, W], has one row an item."""
+    if given is None or not given.dim():
+        return 1, 1
+    if not given.is_floating_point():
+        return (1, len(given)) if given.dim() == 1 else (given.shape[0], given.shape[1])
+    if given.dim() == 1:
+        return 1, 1
+    return given.shape[0], given.shape[1] if given.dim() == 3 else 1
 
 
 def new_cache(model: torch.nn.Module) -> Any:

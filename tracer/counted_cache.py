@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from taxonomy.errors import PrunescopeError
 
@@ -21,8 +25,8 @@ def past_length(cache: Any, layer_idx: int) -> int:
     return int(cache.get_seq_length(layer_idx))
 
 
-class CountedLayer(DynamicLayer):
-    """A cache layer that holds fewer keys than the tokens it has seen; positions go by `seen`.
+class CountedKeys(DynamicLayer):
+    """What counts: `seen` tells the positions.
 
     `window`: keys that a query sees, of which the cache holds the last window − 1. With `tracked`
     it knows where its keys stood in the sequence, [1 or B, held], for masks that are given.
@@ -30,8 +34,8 @@ class CountedLayer(DynamicLayer):
 
     is_croppable = False  # what was evicted or skipped cannot come back
 
-    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
-        super().__init__()
+    def count(self, window: int | None, *, tracked: bool) -> None:
+        """Nothing is seen yet."""
         self.seen, self.window, self.tracked = 0, window, tracked
         self.places: torch.Tensor | None = None
 
@@ -89,6 +93,23 @@ class CountedLayer(DynamicLayer):
         self.seen, self.places = 0, None
 
 
+class CountedLayer(CountedKeys):
+    """A cache layer that holds fewer keys than the tokens it has seen."""
+
+    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
+        super().__init__()
+        self.count(window, tracked=tracked)
+
+
+class CountedBeside(CountedKeys, LinearAttentionAndFullAttentionLayer):
+    """The same beside the state of a mixer, which it takes over from `layer`."""
+
+    def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
+        super().__init__()
+        self.__dict__.update(vars(layer))  # a mixer may have run before the attention of its layer
+        self.count(window, tracked=tracked)
+
+
 def _spread(places: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
     """Places [1 or B, n] as an index into a mask [B, H, T, L] along its axis beside `other`."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
@@ -104,16 +125,20 @@ def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
 
 def counted_layer(
     cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
-) -> CountedLayer:
-    """The layer of a cache as a CountedLayer; an empty layer of another kind is replaced."""
+) -> CountedKeys:
+    """The layer of a cache as one that counts; one of another kind, empty of keys, is replaced."""
     while len(cache.layers) <= layer_idx:
         cache.layers.append(CountedLayer())
     layer = cache.layers[layer_idx]
-    if not isinstance(layer, CountedLayer) or (layer.tracked != tracked and not layer.seen):
+    if not isinstance(layer, CountedKeys) or (layer.tracked != tracked and not layer.seen):
         if layer.get_seq_length():
             raise PrunescopeError(
                 "the cache was filled by another model",
                 hint="prefill with the pruned model, on an empty DynamicCache",
             )
-        layer = cache.layers[layer_idx] = CountedLayer(window, tracked=tracked)
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer = CountedBeside(layer, window, tracked=tracked)
+        else:
+            layer = CountedLayer(window, tracked=tracked)
+        cache.layers[layer_idx] = layer
     return layer

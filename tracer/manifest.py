@@ -22,7 +22,7 @@ from tracer.request import TraceRequest
 
 def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:
     """`model` of run.json: id, source, architecture, config and shape of the model as it is run."""
-    config = kept_config(model.config)
+    config = kept_config(getattr(model, "config", None))
     try:
         shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
     except PrunescopeError:

@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 
 from taxonomy.arguments import method_parts, number
 from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.family import family
+from taxonomy.family import CALIBRATIONS, families, family
 from taxonomy.keep import check_semi_structured, check_sparsity
 from taxonomy.match import KNOB, NOMINAL, take_match
 from tracer.pruners import family_ids
 
 SELECTIONS = ("random", "calibrated")
-BY_CHANGE = "dynamic-m"  # its routers are fitted to a text
-# Dynamic families that need no text: calibrated, their estimators' own values decide.
-BY_ATTENTION = ("dynamic-nk", "token-drop", "kv-evict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +29,11 @@ class Part:
     knobs: Mapping[str, str] = field(default_factory=dict)
     select: str = "random"
     match: str = NOMINAL
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text chooses what goes."""
+        return self.select == "calibrated" and family(self.family).calibration == "text"
 
 
 def read_method(
@@ -111,10 +113,11 @@ def _check(part: Part) -> None:
         raise PrunescopeError(
             f"{part.family}.select={part.select} is no choice", hint=f"{' or '.join(SELECTIONS)}"
         )
-    by_text = chosen.dynamics == "static" or part.family == BY_CHANGE
-    if part.select == "calibrated" and not by_text and part.family not in BY_ATTENTION:
+    if part.select == "calibrated" and chosen.calibration is None:
+        by = {kind: ", ".join(f.id for f in families() if f.calibration == kind)
+              for kind in CALIBRATIONS}  # fmt: skip
         raise PrunescopeError(
             f"--select calibrated is not available for {part.family}",
-            hint=f"use --select random; the static families and {BY_CHANGE} can be calibrated, and "
-            f"{', '.join(BY_ATTENTION)} choose by the attention of the input itself",
+            hint=f"use --select random; by a text: {by['text']}; by the attention of the input "
+            f"itself: {by['input']}",
         )

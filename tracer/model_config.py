@@ -1,7 +1,7 @@
 """What a run keeps of a model's config: its dimensions and switches, never somebody's notes.
 
-In: a config of transformers, or one of a user's own. Out: plain JSON values. A config.json may hold
-any keys beside those of its class, and transformers carries them along.
+In: a config of transformers, one of a user's own, or None. Out: plain JSON values. A config.json
+may hold any keys beside those of its class, and transformers carries them along.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ _DROPPED = object()
 
 def kept_config(config: Any) -> dict[str, Any]:
     """The keys that the config's class in transformers has, and those that the taxonomy reads; of a
-    class that transformers does not know, also numbers and booleans.
+    class that transformers does not know, also numbers and booleans. None has none.
 
     Strings that look like paths, addresses, hosts or keys are left out, and so are free words.
     """
-    plain = config if isinstance(config, dict) else config.to_dict()
+    if isinstance(config, dict):
+        plain = config
+    else:
+        plain = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
     return _kept(plain, config, _NESTED_DEPTH)
 
 

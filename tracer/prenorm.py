@@ -7,18 +7,20 @@ In: a model. Out: its layers or attentions, or a PrunescopeError that says what 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from taxonomy.architecture_table import BY_ID
-from taxonomy.architecture_traits import WINDOW_TYPES
 from taxonomy.errors import PrunescopeError
+from taxonomy.roles import locate
 from tracer.attention_parts import AttentionParts, read_attentions
 from tracer.calibration import PRE_NORM
 from tracer.layers import decoder_layers, probe, text_config
+from tracer.sublayers import roots
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _NUM_PROBED = 6
@@ -26,21 +28,10 @@ _NUM_PROBED = 6
 _TOLERANCE = {8: 1e-9, 4: 1e-4, 2: 3e-2}
 
 
-def attention_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model that mix tokens by attention alone.
-
-    Raises PrunescopeError where another mixer stands beside it or in its place, and where
-    positions are added to every key.
-    """
+def movable_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model. Raises PrunescopeError where positions are added to every key."""
     _, layers = decoder_layers(model)
     config = text_config(model)
-    others = set(getattr(config, "layer_types", None) or ()).difference(WINDOW_TYPES)
-    if others:
-        raise PrunescopeError(
-            f"{type(model).__name__} has layers that are not attention alone "
-            f"({', '.join(sorted(map(str, others)))})",
-            hint="the dynamic families take models whose layers all are attention and an MLP",
-        )
     entry = BY_ID.get(str(config.model_type))
     if getattr(config, "alibi", False) or (entry is not None and entry.no_heads):
         raise PrunescopeError(
@@ -50,9 +41,17 @@ def attention_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
+def has_mixers(model: nn.Module) -> bool:
+    """Whether a layer keeps a state of the tokens, beside attention or in its place."""
+    name, layers = decoder_layers(model)
+    paths = (at for i, one in enumerate(layers) for at in roots(one, f"{name}.{i}")["attention"])
+    return any(locate(at).scope == "mixer" for at in paths)
+
+
 def layer_attentions(model: nn.Module) -> list[AttentionParts]:
-    """The attention of every layer, taken apart. Raises PrunescopeError where that is not known."""
-    attention_layers(model)
+    """The attention of every layer that has one, taken apart. Raises PrunescopeError where one is
+    not understood."""
+    movable_layers(model)
     return read_attentions(model)
 
 
@@ -64,7 +63,7 @@ def whole_attentions(model: nn.Module) -> list[AttentionParts]:
     found = [parts for parts in layer_attentions(model) if parts.window is None]
     if not found:
         raise PrunescopeError(
-            f"every layer of {type(model).__name__} attends through a sliding window",
+            f"every layer of {type(model).__name__} with attention has a sliding window",
             hint="its keys are few already: choose a family that does not skip or evict keys",
         )
     return found
@@ -95,31 +94,56 @@ def _children(module: nn.Module) -> set[str]:
 def check_runs(model: Any, what: str, stream: random.Random) -> None:
     """Raises PrunescopeError where the pruned model does not run. `stream` of decisions is put back
     where it stood."""
-    before = stream.getstate()
-    try:
+    with _put_back([stream]):
         probe(model, what)
+
+
+@contextmanager
+def _put_back(streams: Sequence[random.Random]) -> Iterator[None]:
+    """Streams of decisions stand afterwards where they stood before."""
+    before = [stream.getstate() for stream in streams]
+    try:
+        yield
     finally:
-        stream.setstate(before)
+        for stream, state in zip(streams, before, strict=True):
+            stream.setstate(state)
 
 
+def _streams(built: Sequence[Any]) -> list[random.Random]:
+    """The streams of what has a `draws`, or whose router has."""
+    owners = [one for each in built for one in (each, getattr(each, "router", None))]
+    draws = [getattr(one, "draws", None) for one in owners]
+    return [one.stream for one in draws if one is not None]
+
+
+@torch.no_grad()
 def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) -> None:
-    """Build, compare a forward at s = 0 with the dense one, then set the sparsity.
+    """Build, compare forwards at s = 0 with the dense ones, without a cache and with one, then set
+    the sparsity.
 
     `build` makes the family's modules of the layers, and gives what has a `sparsity` to be set.
     Raises PrunescopeError where the layers do more than their parts show (scaled residuals,
-    layers without positions): the rebuilt model would be another one.
+    layers without positions, caches of their own): the rebuilt model would be another one.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.arange(_NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
-    with torch.no_grad():
-        dense = model(input_ids=ids, use_cache=False).logits
-        built = build()
-        for one in built:
-            one.sparsity = 0.0
-        again = model(input_ids=ids, use_cache=False).logits
-    allowed = _TOLERANCE[dense.element_size()] * float(dense.abs().max())
-    if not float((dense - again).abs().max()) <= allowed:
-        raise _unlike(type(model).__name__)
+    name = type(model).__name__
+    dense = [model(input_ids=ids, use_cache=False).logits, probe(model, "as it is")]
+    built = build()
+    for one in built:
+        one.sparsity = 0.0
+    try:
+        again = [model(input_ids=ids, use_cache=False).logits]
+        with _put_back(_streams(built)):
+            again.append(probe(model, "taken apart"))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise _unlike(name) from error
+    for ours, theirs in zip(again, dense, strict=True):
+        allowed = _TOLERANCE[theirs.element_size()] * float(theirs.abs().max())
+        if not float((theirs - ours).abs().max()) <= allowed:
+            raise _unlike(name)
     for one in built:
         one.sparsity = sparsity

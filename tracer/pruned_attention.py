@@ -9,16 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import linear, scaled_dot_product_attention
-from transformers.pytorch_utils import Conv1D
+from torch.nn.functional import scaled_dot_product_attention
 
 from taxonomy.errors import PrunescopeError
 from tracer import compat
-from tracer.attention_parts import AttentionParts, own_function
+from tracer.attention_parts import AttentionParts
 from tracer.inserted import extend
-from tracer.matrices import weight_of
-
-Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, [1, T, d] or [B, T, d]
+from tracer.projections import split_rows, steps_of
+from tracer.rotation import Rotary, own_function, rotated
 
 
 class PlainAttention(compat.TakesCache):
@@ -37,55 +35,56 @@ class PlainAttention(compat.TakesCache):
             setattr(self, name, child)
         for name, parameter in parts.module.named_parameters(recurse=False):
             setattr(self, name, parameter)  # attention sinks
+        for steps in steps_of(parts):
+            extend(self, steps)
         if "qkv" in parts.names:
-            split_rows(self._part("qkv"), parts)
+            split_rows(self.part("qkv"), parts)
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to rotated queries [B, n_q, T, d]."""
-        q = self._part("qkv")(x, "q") if "qkv" in self.parts.names else self._part("q")(x)
-        return self._finished("q", q, rotary)
+        return self.finished("q", self.part("q")(x), rotary)
 
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to rotated keys and values [B, n_kv, T, d]."""
-        if "qkv" in self.parts.names:
-            k, v = self._part("qkv")(x, "kv").chunk(2, dim=-1)
-        else:
-            k, v = self._part("k")(x), self._part("v")(x)
-        return self._finished("k", k, rotary), self._finished("v", v, None)
+        """[B, T, h] to what the cache holds of it: rotated keys and values [B, n_kv, T, d]."""
+        k, v = self.part("k")(x), self.part("v")(x)
+        return self.finished("k", k, rotary), self.finished("v", v, None)
 
     def projected(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of the same tokens: one GEMM where they are fused."""
-        if "qkv" not in self.parts.names:
-            return self.queries(x, rotary), *self.keys_values(x, rotary)
-        width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
-        q, k, v = self._part("qkv")(x).split((width, size, size), dim=-1)
-        return (
-            self._finished("q", q, rotary),
-            self._finished("k", k, rotary),
-            self._finished("v", v, None),
-        )
+        """Queries of [B, T, h], and what the cache holds of it."""
+        return self.queries(x, rotary), *self.keys_values(x, rotary)
+
+    def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache holds to keys and values [B, n_kv, L, d]."""
+        return k, v
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, T, n_q·d] to [B, T, h]."""
-        out: torch.Tensor = self._part("o")(attended)
+        out: torch.Tensor = self.part("o")(attended)
         return out
 
-    def _part(self, role: str) -> Any:
+    def part(self, role: str) -> Any:
+        """The projection of a role."""
         return getattr(self, self.parts.names[role])
 
-    def _finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
-        """A projection [B, T, n·d], normed, rotated and repeated: [B, n, T, d]."""
-        name, spans = self.parts.norms.get(role), self.parts.spans
-        norm = getattr(self, name) if name else None
-        x = norm(x) if norm is not None and spans == "all" else x
+    def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
+        """[.., n] through the norm of q or k, where there is one."""
+        name = self.parts.norms.get(role)
+        return getattr(self, name)(x) if name else x
+
+    def finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """A projection [B, T, n·d], normed, rotated, scaled and repeated: [B, n, T, d]."""
+        spans = self.parts.spans
+        x = self.normed(role, x) if spans == "all" else x
         x = x.unflatten(-1, (-1, self.head_dim))
-        x = norm(x) if norm is not None and spans == "head" else x
+        x = self.normed(role, x) if spans == "head" else x
         x = x.transpose(1, 2)
-        x = norm(x) if norm is not None and spans == "heads" else x
+        x = self.normed(role, x) if spans == "heads" else x
+        if role == "k" and self.parts.key_scale != 1:
+            x = x * self.parts.key_scale
         if rotary is not None and self.parts.turns is not None:
             if self.parts.short:
                 rotary = (torch.cat((rotary[0],) * 2, -1), torch.cat((rotary[1],) * 2, -1))
@@ -97,7 +96,7 @@ class PlainAttention(compat.TakesCache):
     def appended(
         self, cache: Any, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values [B, n_kv, L, d] after these were written to the cache."""
+        """All that the cache holds after these were written to it."""
         if cache is None:
             return k, v
         keys, values = cache.update(k, v, self.layer_idx)
@@ -171,63 +170,8 @@ class PlainAttention(compat.TakesCache):
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h], as the original."""
         q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.appended(cache, k, v)
+        k, v = self.expanded(*self.appended(cache, k, v))
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
-
-
-class _Rows:
-    """A fused projection, its rows in the order q, k, v, that gives a part of its outputs."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    width: int  # of the queries
-
-    def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
-        """[B, T, h] to [B, T, n·d]: of the queries ("q"), of keys and values ("kv"), or of all."""
-        rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
-        bias = None if self.bias is None else self.bias[rows]
-        stored = self.weight.T if isinstance(self, Conv1D) else self.weight
-        return linear(x, stored[rows], bias)
-
-
-def split_rows(projection: Any, parts: AttentionParts) -> None:
-    """Bring the rows of a fused projection into the order q, k, v, and let it run on a part."""
-    kv, size = parts.kv_heads, parts.head_dim
-    if parts.order == "groups":
-        stored = weight_of(projection)
-        rows = torch.arange(stored.shape[0], device=stored.device).view(kv, -1, size)
-        order = torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
-        stored.copy_(stored[order])
-        if projection.bias is not None:
-            projection.bias.data = projection.bias[order]
-    extend(projection, _Rows)
-    projection.width = parts.heads * size
-
-
-def rotated(x: torch.Tensor, rotary: Rotary, *, turns: bool = False) -> torch.Tensor:
-    """Rotary position embedding of [B, heads, T, d], of the first dimensions where cos and sin are
-    shorter. `turns`: pairs of neighbours, not of halves."""
-    cos, sin = (part.unsqueeze(1) for part in rotary)
-    size = cos.shape[-1]
-    rest = x[..., size:]
-    x = x[..., :size] if rest.shape[-1] else x
-    if turns:
-        other = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    else:
-        first, second = x.chunk(2, dim=-1)
-        other = torch.cat((-second, first), dim=-1)
-    x = x * cos + other * sin
-    return torch.cat((x, rest), dim=-1) if rest.shape[-1] else x
-
-
-def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
-    """Cos and sin [1 or B, T, d] of the tokens at `places` [B, k]."""
-    cos, sin = rotary
-    shape = (*places.shape, cos.shape[-1])
-    return (
-        cos[0].index_select(0, places.flatten()).view(shape),
-        sin[0].index_select(0, places.flatten()).view(shape),
-    )
 
 
 def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:

@@ -125,11 +125,16 @@ class TraceRequest:
                 f"--select calibrated is not available for {self.method}",
                 hint="use --select random: a function of your own chooses as it likes",
             )
-        chosen = {part.select for part in families or ()}
-        if self.text is not None and "calibrated" not in chosen:
+        if self.text is None or any(part.reads_text for part in families or ()):
+            return
+        if "calibrated" in {part.select for part in families or ()}:
             raise PrunescopeError(
-                "--text was given without --select calibrated", hint="a random choice reads no text"
+                f"--text was given, and {self.method} reads no text",
+                hint="leave it out: calibrated, the attention of the input itself chooses",
             )
+        raise PrunescopeError(
+            "--text was given without --select calibrated", hint="a random choice reads no text"
+        )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -24,14 +24,14 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A router, the decoder layer that it is in, and the sublayer whose output is the change: what
-    it puts out, less the `residual` that it was called with, if any; of a whole layer, less what
-    entered. Sites of one `kind` (attention, mlp, layer) share their budget."""
+    """A router, the decoder layer that it is in, and the sublayers whose outputs, all together, are
+    the change: what they put out, less the `residual` that one was called with, if any; of a whole
+    layer, less what entered. Sites of one `kind` (attention, mlp, layer) share their budget."""
 
     kind: str
     layer: nn.Module
     router: Any
-    sublayer: nn.Module
+    sublayers: list[nn.Module]
 
 
 @dataclass
@@ -147,15 +147,16 @@ class _Watch:
     def __init__(self, moments: _Moments, changes: list[torch.Tensor]) -> None:
         self.moments, self.changes = moments, changes
         self.entered = self.read = torch.empty(0)
-        self.whole = False
+        self.whole, self.count = False, 1
+        self.outputs: list[torch.Tensor] = []  # so far, of the sublayers of this forward
 
     def attach(self, site: Site) -> list[Any]:
         """Their handles."""
-        self.whole = site.sublayer is site.layer
+        self.whole, self.count = site.sublayers[0] is site.layer, len(site.sublayers)
         return [
             site.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
             site.router.register_forward_pre_hook(self._read),
-            site.sublayer.register_forward_hook(self._change, with_kwargs=True),
+            *(one.register_forward_hook(self._change, with_kwargs=True) for one in site.sublayers),
         ]
 
     def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -165,7 +166,11 @@ class _Watch:
         self.read = args[0]
 
     def _change(self, _module: nn.Module, _args: Any, kwargs: Any, output: Any) -> None:
-        change = output[0] if isinstance(output, tuple) else output
+        self.outputs.append(output[0] if isinstance(output, tuple) else output)
+        if len(self.outputs) < self.count:
+            return
+        change = sum(self.outputs[1:], self.outputs[0])
+        self.outputs = []
         before = self.entered if self.whole else kwargs.get("residual")
         if before is None:
             before = self.entered

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.family import family
 from tracer.pruners import Point
 
 _TABLE = 1 << 16
 
 
 def refuse_calibration(point: Point, family_id: str) -> None:
-    """Raises PrunescopeError where a router would have to be trained on the text."""
-    if point.calibrated:
+    """Raises PrunescopeError where the family's parts can be drawn alone."""
+    if point.calibrated and family(family_id).calibration is None:
         raise PrunescopeError(
             f"{family_id} cannot be calibrated: its routers are not trained",
             hint="use --select random; the routers run at their full size all the same",

@@ -1,13 +1,14 @@
 """Module scopes: hooks that mark in a trace which module each op belongs to.
 
 In: a model. Out, while the context is open: a `record_function` span with the module's qualified
-name around its forward. The model leaves as it came.
+name around its forward. The model leaves as it came. torch's own encoder layer runs fused only
+where no module of it has a hook: there forwards are wrapped, so that what is profiled is what runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -20,20 +21,40 @@ from taxonomy.roles import locate
 def module_scopes(model: nn.Module) -> Iterator[list[str]]:
     """Hooks on every module of `scoped_names` until the context closes, even by an exception."""
     open_scopes: list[tuple[str, Any]] = []
-    handles: list[Any] = []
     names = scoped_names(model)
     modules = dict(model.named_modules())
-    try:
+    layers = [m for m in modules.values() if isinstance(m, nn.TransformerEncoderLayer)]
+    without_hooks = {id(inner) for layer in layers for inner in layer.modules()}
+    with ExitStack() as stack:
         for name in names:
             module = modules[name]
-            handles.append(module.register_forward_pre_hook(_enter(name, open_scopes)))
-            handles.append(
-                module.register_forward_hook(_leave(name, open_scopes), always_call=True)
-            )
+            if id(module) in without_hooks:
+                stack.enter_context(_wrapped(module, name))
+                continue
+            enter, leave = _enter(name, open_scopes), _leave(name, open_scopes)
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield names
+
+
+@contextmanager
+def _wrapped(module: nn.Module, name: str) -> Iterator[None]:
+    """The module's forward inside a span, by an attribute that hides the method."""
+    forward, attributes = module.forward, vars(module)
+    before = attributes.get("forward")
+
+    def spanned(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return forward(*args, **kwargs)
+
+    attributes["forward"] = spanned
+    try:
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before
 
 
 def scoped_names(model: nn.Module) -> list[str]:

@@ -1,7 +1,8 @@
 """The residual stream of a decoder: who reads it, who writes it, and which norms stand between.
 
-In: a model. Out: Stream, with the 2n sublayers in order. A junction is the stream at one point:
-junction 0 leaves the embedding, junction j is read by sublayer j, junction 2n by the final norm.
+In: a model. Out: Stream, a chain of blocks around one stream. A junction is the stream at one
+point: junction 0 leaves the embedding, junction j is read by block j, the last by the final norm.
+A block is what reads one junction and writes to the next: attention or an MLP, or both in parallel.
 """
 
 from __future__ import annotations
@@ -14,73 +15,101 @@ from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
-from tracer.layers import decoder_layers, linears_by_role
-from tracer.matrices import layer_matrices
-
-_READERS = {
-    "self_attn": {"q", "k", "v", "qkv", "q_a", "kv_a"},
-    "mlp": {"gate", "up", "gate_up"},
-}
-_WRITER = {"self_attn": "o", "mlp": "down"}
-# Children of a layer that have weights -> (norm before, norm after) of attention and of the MLP.
-_LAYOUTS: dict[frozenset[str], tuple[tuple[str, str], tuple[str, str]]] = {
-    frozenset({"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}): (
-        ("input_layernorm", ""),
-        ("post_attention_layernorm", ""),
-    ),
-    frozenset(
-        {
-            "input_layernorm", "self_attn", "post_attention_layernorm",
-            "pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm",
-        }
-    ): (
-        ("input_layernorm", "post_attention_layernorm"),
-        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    ),
-    frozenset({"self_attn", "post_attention_layernorm", "mlp", "post_feedforward_layernorm"}): (
-        ("", "post_attention_layernorm"),
-        ("", "post_feedforward_layernorm"),
-    ),
-}  # fmt: skip
+from tracer.layers import decoder_layers
+from tracer.narrow import is_norm
+from tracer.stream_ports import Port, ports, reader_of
+from tracer.stream_watch import Seen, Value, fed, same, watch
+from tracer.sublayers import roots
 
 
 @dataclass(kw_only=True)
 class Sublayer:
-    """An attention or an MLP: what reads the stream, what writes to it, norms on both sides."""
+    """An attention, another mixer or an MLP. `chain`: qualified names of the modules that run one
+    after the other; `before`: of the norm that reads the stream, `after`: of the norm between the
+    last of them and the stream, empty where there is none."""
 
-    layer: str  # qualified name of the layer
-    part: str  # "self_attn" | "mlp"
-    before: str  # name of the norm that reads the stream; empty where there is none
-    after: str  # name of the norm between the writer and the stream; empty where there is none
-    readers: list[nn.Linear]
-    writer: nn.Linear
+    kind: str  # "attention" (another mixer too) | "mlp"
+    chain: list[str]
+    before: str
+    after: str
+    readers: list[Port]
+    writers: list[Port]
 
     @property
     def entrance(self) -> str:
         """Qualified name of the module that is called with the stream."""
-        return f"{self.layer}.{self.before or self.part}"
+        return self.before or self.chain[0]
+
+    @property
+    def modules(self) -> list[str]:
+        """Qualified names of the chain and of the norms around it."""
+        return [name for name in (self.before, *self.chain, self.after) if name]
+
+
+@dataclass(kw_only=True)
+class Block:
+    """The sublayers of a layer between two junctions."""
+
+    layer: str  # qualified name
+    sublayers: list[Sublayer]
+
+    def norms(self) -> dict[str, list[Port]]:
+        """Norm that reads the stream -> the readers behind it; "" where there is no norm."""
+        found: dict[str, list[Port]] = {}
+        for sublayer in self.sublayers:
+            found.setdefault(sublayer.before, []).extend(sublayer.readers)
+        return found
+
+    def writers(self) -> list[Port]:
+        """Weights and biases that write to the next junction."""
+        return [port for sublayer in self.sublayers for port in sublayer.writers]
 
 
 @dataclass(kw_only=True)
 class Stream:
-    """A decoder as a chain of sublayers around one stream of width `hidden`."""
+    """A decoder as a chain of blocks around one stream of width `hidden`."""
 
     layers: str  # qualified name of the layer list
-    sublayers: list[Sublayer]
-    embedding: Any
-    head: Any
+    blocks: list[Block]
+    tables: list[Port]  # of tokens and of positions
+    table_norm: str  # qualified name of a norm right behind the table, or ""
+    head: Port
     final_norm: str
     hidden: int
+    tuples: set[str]  # layers that put out a tuple
+    logits: torch.Tensor  # of `probe`, as the model was read
 
     @property
     def rotatable(self) -> bool:
         """Whether any orthogonal map of the stream can be undone in the weights: a norm's gain
         right before the stream cannot be."""
-        return not any(sublayer.after for sublayer in self.sublayers)
+        return not any(one.after for block in self.blocks for one in block.sublayers)
+
+    @property
+    def tied(self) -> Port | None:
+        """The table that is the head too."""
+        head = self.head.holder.weight
+        return next((table for table in self.tables if head is table.holder.weight), None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        device: torch.device = self.tables[0].holder.weight.device
+        return device
 
     def entrances(self) -> list[str]:
         """The module that is called with each junction, first to last."""
-        return [*(sublayer.entrance for sublayer in self.sublayers), self.final_norm]
+        return [*(block.sublayers[0].entrance for block in self.blocks), self.final_norm]
+
+    def writers(self) -> list[Port]:
+        """Everything that writes to the stream behind the embedding."""
+        return [port for block in self.blocks for port in block.writers()]
+
+    def norms(self) -> dict[str, list[Port]]:
+        """Norm that reads the stream -> the readers behind it, the final one with the head."""
+        found = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
+        found.pop("", None)
+        return {**found, self.final_norm: [self.head]}
 
 
 def read_stream(model: nn.Module) -> Stream:
@@ -88,104 +117,127 @@ def read_stream(model: nn.Module) -> Stream:
     name, layers = decoder_layers(model)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    parent = name.rpartition(".")[0]
-    final = _final_norm(model.get_submodule(parent), parent, name)
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
-        raise _different(model, "its embedding or its head is no plain table")
-    sublayers: list[Sublayer] = []
+        raise different(model, "its embedding or its head is no plain table")
+    hidden = embedding.embedding_dim
+    tables, table_norm, final = _around(model, name, hidden)
+    if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
+        raise different(model, "its embedding, its layers and its head differ in width")
+    seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
+    blocks: list[Block] = []
     for index, layer in enumerate(layers):
-        sublayers += _sublayers(model, layer, f"{name}.{index}")
-    stream = Stream(
+        blocks += _blocks(model, layer, f"{name}.{index}", hidden, seen)
+    return Stream(
         layers=name,
-        sublayers=sublayers,
-        embedding=embedding,
-        head=head,
+        blocks=blocks,
+        tables=tables,
+        table_norm=table_norm,
+        head=reader_of(head),
         final_norm=final,
-        hidden=embedding.embedding_dim,
+        hidden=hidden,
+        tuples=seen.tuples & {f"{name}.{index}" for index in range(len(layers))},
+        logits=seen.logits,
     )
-    _check_widths(model, stream)
-    return stream
 
 
-def gain_and_offset(norm: nn.Module, hidden: int) -> tuple[torch.Tensor, float]:
-    """(gain g [h] in float32, offset) of an RMS norm y = g·x/rms(x) with g = offset + weight.
-
-    Read from what the norm does: Gemma's weights are offsets from 1. Raises PrunescopeError where
-    it is another norm.
-    """
-    weight: Any = getattr(norm, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.shape != (hidden,):
-        raise _no_rms(norm)
-    stored = weight.detach().float()
-    # Not of mean 0, so that a norm that subtracts the mean is seen.
-    probe = torch.linspace(-1, 3, hidden, device=weight.device).to(weight.dtype)
-    with torch.no_grad():
-        seen = norm(probe.view(1, 1, -1)).view(-1).float()
-    unit = probe.float() * probe.float().square().mean().rsqrt()
-    for offset in (0.0, 1.0):
-        if torch.allclose(seen, (stored + offset) * unit, rtol=0.02, atol=0.02):
-            return stored + offset, offset
-    raise _no_rms(norm)
-
-
-def _sublayers(model: nn.Module, layer: nn.Module, path: str) -> list[Sublayer]:
-    children = {
-        name for name, child in layer.named_children() if next(child.parameters(), None) is not None
-    }
-    layout = _LAYOUTS.get(frozenset(children))
-    own = next(layer.parameters(recurse=False), None)
-    if layout is None or own is not None:
-        raise _different(model, f"its layers hold {', '.join(sorted(children))}")
-    linears = linears_by_role(layer, path)
-    found = []
-    for part, (before, after) in zip(("self_attn", "mlp"), layout, strict=True):
-        readers = [linear for role, linear in linears.items() if role in _READERS[part]]
-        writer = linears.get(_WRITER[part])
-        if not readers or writer is None:
-            raise _different(model, f"{path}.{part} has no linears that read and write the stream")
-        found.append(
-            Sublayer(
-                layer=path, part=part, before=before, after=after, readers=readers, writer=writer
-            )
-        )
-    return found
-
-
-def _final_norm(parent: nn.Module, path: str, layers: str) -> str:
-    """The one module beside the layers and the embedding that has weights."""
-    names = [
-        f"{path}.{name}" if path else name
-        for name, child in parent.named_children()
-        if next(child.parameters(), None) is not None
+def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) -> list[Block]:
+    kinds = {root: kind for kind, found in roots(layer, path).items() for root in found}
+    norms = [
+        name
+        for name, module in layer.named_modules(prefix=path)
+        if is_norm(module) and locate(name).scope == "layer" and name in seen.given
     ]
-    others = [n for n in names if n != layers and locate(n).role != "embedding"]
-    if len(others) == 1 and locate(others[0]).role == "final_norm":
-        return others[0]
-    raise _different(parent, f"beside the layers it holds {', '.join(others) or 'no norm'}")
+    given = {name: seen.given[name] for name in norms}
+    sublayers = [
+        _sublayer(model, chain, kinds[chain[0]], hidden, seen)
+        for chain in _chains(model, [name for name in seen.order if name in kinds], seen)
+    ]
+    for one in sublayers:
+        one.before = fed(seen.taken[one.chain[0]], given)
+    free = [name for name in norms if all(name != one.before for one in sublayers)]
+    blocks: list[Block] = []
+    last: Value | None = None
+    for one in sublayers:
+        left = {one.chain[-1]: seen.given[one.chain[-1]]}
+        one.after = next((name for name in free if fed(seen.taken[name], left)), "")
+        junction = seen.taken[one.entrance]
+        if last is None or not same(junction, last):
+            blocks.append(Block(layer=path, sublayers=[]))
+        blocks[-1].sublayers.append(one)
+        last = junction
+    used = {name for one in sublayers for name in one.modules}
+    others = _unread(layer, path, used, seen)
+    if others:
+        raise different(model, f"{path} also holds {', '.join(others)}")
+    return blocks
 
 
-def _check_widths(model: nn.Module, stream: Stream) -> None:
-    """Every matrix of a layer is one that was found, and the stream has one width."""
-    known = {id(linear) for s in stream.sublayers for linear in (*s.readers, s.writer)}
-    readers = {r.in_features for s in stream.sublayers for r in s.readers}
-    writers = {s.writer.out_features for s in stream.sublayers}
-    if readers | writers | {stream.head.in_features} != {stream.hidden}:
-        raise _different(model, "its embedding, its layers and its head differ in width")
-    for path, module in layer_matrices(model).items():
-        if id(module) not in known and locate(path).role not in ("q_b", "kv_b"):
-            raise _different(model, f"{path} is a second matrix of its kind in one layer")
+def _chains(model: Any, called: list[str], seen: Seen) -> list[list[str]]:
+    """Sublayers as modules that feed each other; what stands alone and has no weights is none."""
+    chains: list[list[str]] = []
+    for name in called:
+        if name not in seen.given:
+            continue
+        ends = {chain[-1]: seen.given[chain[-1]] for chain in chains}
+        end = fed(seen.taken[name], ends)
+        if end:
+            next(chain for chain in chains if chain[-1] == end).append(name)
+        elif next(model.get_submodule(name).parameters(), None) is not None:
+            chains.append([name])
+    return chains
 
 
-def _different(model: nn.Module, what: str) -> PrunescopeError:
+def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: Seen) -> Sublayer:
+    readers: list[Port] = []
+    writers: list[Port] = []
+    entering = {chain[0]: seen.taken[chain[0]]}
+    for root in chain:
+        for name, module in model.get_submodule(root).named_modules(prefix=root):
+            reads = name in seen.taken and bool(fed(seen.taken[name], entering))
+            found = ports(name, module, hidden, reads=reads)
+            readers, writers = [*readers, *found[0]], [*writers, *found[1]]
+    if not readers or not writers:
+        raise different(model, f"{chain[0]} has no weights that read and write the stream")
+    return Sublayer(kind=kind, chain=chain, before="", after="", readers=readers, writers=writers)
+
+
+def _unread(layer: nn.Module, path: str, used: set[str], seen: Seen) -> list[str]:
+    """What was called in a layer and has weights, but is no part of a sublayer and no norm."""
+    return [
+        name
+        for name, module in layer.named_modules(prefix=path)
+        if (name in seen.taken or module is layer)
+        and next(module.parameters(recurse=False), None) is not None
+        and not any(name == one or name.startswith(f"{one}.") for one in used)
+    ]
+
+
+def _around(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
+    """Beside the layers: tables of width h, the name of a norm behind the table, the final norm."""
+    path = layers.rpartition(".")[0]
+    tables: list[Port] = []
+    norms: dict[str, list[str]] = {"embedding": [], "final_norm": []}
+    others: list[str] = []
+    for child_name, child in model.get_submodule(path).named_children():
+        name = f"{path}.{child_name}" if path else child_name
+        role = locate(name).role
+        if isinstance(child, nn.Embedding) and child.weight.shape[1] == hidden:
+            tables.append(Port(child, "weight", 1))
+        elif is_norm(child) and role in norms:
+            norms[role].append(name)
+        elif name != layers and next(child.parameters(), None) is not None:
+            others.append(name)
+    first, final = norms["embedding"], norms["final_norm"]
+    if others or len(final) != 1 or len(first) > 1 or len(first) * len(tables) > 1:
+        held = ", ".join([*others, *first]) or f"{len(final)} norms behind them"
+        raise different(model, f"beside the layers it holds {held}")
+    return tables, "".join(first), final[0]
+
+
+def different(model: nn.Module, what: str) -> PrunescopeError:
+    """The refusal of a model whose stream is not as the others'."""
     return PrunescopeError(
         f"the residual stream of {type(model).__name__} cannot be narrowed: {what}",
-        hint="static-nk-cross knows decoders of RMS norms, one attention and one plain MLP a "
-        "layer, as Llama, Mistral, Qwen and Gemma have them",
-    )
-
-
-def _no_rms(norm: nn.Module) -> PrunescopeError:
-    return PrunescopeError(
-        f"{type(norm).__name__} is no RMS norm of the residual stream",
-        hint="a norm that subtracts the mean or has a bias does not commute with a narrower stream",
+        hint="static-nk-cross takes decoders that add attention, a mixer, an MLP or experts to one "
+        "stream; `prunescope families --architecture` lists those that prunescope knows",
     )

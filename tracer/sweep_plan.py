@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taxonomy.arguments import method_parts
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import GEMM_GROUPS, Family, families
 from taxonomy.plan import Workload
@@ -111,7 +112,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
         _check_names(config.families)
         for family in config.families:
             points, said = _points(family, config.sparsities, shape)
-            if config.select == "calibrated" and not can_calibrate(family):
+            if config.select == "calibrated" and not _calibrations(family):
                 said.append(f"{family}: chosen at random, not calibrated")
             notes |= dict.fromkeys(said)
             for point in points:
@@ -154,7 +155,8 @@ def request_of(
 ) -> TraceRequest:
     """The capture that a result is, into the folder `out`."""
     checkpoint = is_checkpoint(result.family)
-    select = config.select if can_calibrate(result.family) else "random"
+    calibrations = _calibrations(result.family)
+    select = config.select if calibrations else "random"
     return TraceRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
@@ -168,7 +170,7 @@ def request_of(
         logits=config.logits,
         dtype=config.dtype,
         select=select,
-        text=config.text if select == "calibrated" else None,
+        text=config.text if select == "calibrated" and "text" in calibrations else None,
         repeats=config.repeats,
         steps=config.steps,
         seed=config.seed + result.draw,
@@ -193,10 +195,13 @@ def is_checkpoint(family: str) -> bool:
     return "/" in family or family.endswith(".gguf")
 
 
-def can_calibrate(family: str) -> bool:
-    """Whether a text can choose what this family removes: static families of the taxonomy."""
-    known = {one.id: one for one in families()}
-    return family in known and known[family].dynamics == "static"
+def _calibrations(method: str) -> set[str]:
+    """What a calibrated choice of the families of a method rests on; empty where one of them has no
+    such choice, and for a checkpoint or a function."""
+    parts = [] if is_checkpoint(method) else method_parts(method)
+    by_id = {one.id: one.calibration for one in families()}
+    found = [by_id.get(name) for name, _ in parts]
+    return {by for by in found if by} if None not in found else set()
 
 
 @dataclass(frozen=True)

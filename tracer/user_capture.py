@@ -1,12 +1,13 @@
 """`prunescope.capture`: a run folder from a user's own loop around a model.
 
-In: a model and the loop, step by step. Out: F/dense, or F/pruned beside a baseline. The first steps
-warm up, the next are unprofiled samples, one is thrown away, then come the profiled ones.
+In: any module and the loop, step by step. Out: F/dense, or F/pruned beside a baseline. The first
+steps warm up, the next are unprofiled samples, one is thrown away, then come the profiled ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,13 +33,15 @@ from tracer.peaks import measure_peaks
 from tracer.runs import Capture, baseline_folder, write_runs
 from tracer.scopes import module_scopes
 
+_PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+
 
 @contextmanager
 def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of one's own has
     model: torch.nn.Module,
     *,
     out: Path | str,
-    phase: str = "prefill",
+    phase: str | None = None,
     baseline: Path | str | None = None,
     warmup: int = 3,
     repeats: int = 20,
@@ -47,10 +50,14 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
 ) -> Iterator[UserCapture]:
     """Capture the steps of a loop; writes `out` when the block ends without an exception.
 
-    The block must run warmup + repeats + 1 + steps steps at least; more run untouched. Raises
-    PrunescopeError where it ran fewer, or where `out` exists.
+    The block must run warmup + repeats + 1 + steps steps at least; more run untouched. `phase` is
+    what the report calls them. None: "decode" where the first call has one token a sequence behind
+    a filled cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
+    module that takes none (an encoder, an MLP, a convolutional net). Raises PrunescopeError where
+    fewer steps ran, where `out` exists, and for a module without parameters.
     """
     folder = Path(out)
+    _check_phase(phase)
     check_out(folder, overwrite=overwrite)
     twin = None if baseline is None else baseline_folder(Path(baseline))
     plan = _Plan(warmup=warmup, repeats=repeats, steps=steps)
@@ -60,9 +67,17 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
             yield steps_seen
         with clean_termination():
             name = "dense" if twin is None else "pruned"
-            captured = steps_seen.finish(name, phase)
+            captured = steps_seen.finish(name, phase or steps_seen.usual_phase())
             check_out(folder, overwrite=overwrite)
             write_runs(folder, {name: captured}, twin)
+
+
+def _check_phase(phase: str | None) -> None:
+    if phase is not None and not _PHASE_NAME.fullmatch(phase):
+        raise PrunescopeError(
+            f"{phase[:40]!r} is no name of a phase",
+            hint="letters, digits, - and _, as in prefill, decode or forward",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +102,13 @@ class UserCapture:
 
     def __init__(self, model: torch.nn.Module, plan: _Plan, stack: ExitStack) -> None:
         self._model, self._plan, self._stack = model, plan, stack
-        self._device = next(model.parameters()).device
+        first = next(model.parameters(), None)
+        if first is None:
+            raise PrunescopeError(
+                f"{type(model).__name__} has no parameters",
+                hint="give capture() the module that holds the weights",
+            )
+        self._device = first.device
         self._count = 0
         self._samples_ns: list[int] = []
         self._inputs: dict[str, Any] = {}
@@ -113,6 +134,13 @@ class UserCapture:
                 self._stop()
         else:
             yield
+
+    def usual_phase(self) -> str:
+        """What the first step was, by its cache."""
+        first = self._inputs
+        if not first or first["cache"] == "none":
+            return "forward"
+        return "decode" if first["past"] and first["length"] == 1 else "prefill"
 
     def finish(self, variant: str, phase: str) -> Capture:
         """The capture of the whole loop. Raises PrunescopeError where steps are missing."""
@@ -197,7 +225,7 @@ class UserCapture:
             positions=[inputs["past"], inputs["past"] + inputs["length"]],
             context=inputs["past"] + inputs["length"],
             logits=inputs["logits"],
-            cache="dynamic",
+            cache=inputs["cache"],
             attention=str(getattr(config, "_attn_implementation", "unknown")),
             mode="eager",
             steps=self._plan.steps,

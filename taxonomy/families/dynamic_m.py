@@ -21,12 +21,13 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     if s == 0:
         return [dense_plan(shape, work)]
     p = 1 - s
-    rows = dict.fromkeys((*_ROUTED, "mlp_norm", "activation"), p)
+    routed = _ROUTED if work.prefill else (*_ROUTED, "kv_b")
+    rows = dict.fromkeys((*routed, "mlp_norm", "activation"), p)
     return [
         replace(
             dense_plan(shape, work),
             rows=rows,
-            read=dict.fromkeys(_ROUTED, 1 - s**work.rows),
+            read=dict.fromkeys(routed, 1 - s**work.rows),
             scores=p,
             queries=p,
             keys=p,
@@ -53,4 +54,5 @@ FAMILY = Family(
         ),
     },
     keeps_weights=True,
+    calibration="text",
 )

@@ -38,4 +38,5 @@ FAMILY = Family(
     },
     adds=("elementwise", "batched_gemm", "softmax", "routing"),
     keeps_weights=True,
+    calibration="input",
 )

@@ -36,4 +36,5 @@ FAMILY = Family(
     },
     adds=("routing", "gather_scatter"),
     keeps_weights=True,
+    calibration="input",
 )

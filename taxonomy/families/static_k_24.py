@@ -47,4 +47,5 @@ FAMILY = Family(
         )
     },
     adds=("layout",),
+    calibration="text",
 )

@@ -58,4 +58,5 @@ FAMILY = Family(
     methods=("SVD-LLM", "Dobi-SVD"),
     plans=plans,
     adds=("gemm",),
+    calibration="text",
 )

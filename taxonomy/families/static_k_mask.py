@@ -15,4 +15,5 @@ FAMILY = Family(
     extension=True,
     knobs={"score": Knob("magnitude", "what ranks a weight", ("magnitude", "random"))},
     keeps_weights=True,
+    calibration="text",
 )

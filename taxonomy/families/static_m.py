@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from taxonomy.family import Family, Knob, Point, pattern
-from taxonomy.keep import removed_layers
+from taxonomy.keep import named_layers, removed_layers
 from taxonomy.plan import Plan, Workload
 from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan
@@ -16,7 +16,7 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     dense, gone = dense_plan(shape, work), removed_layers(shape.layers, point.sparsity)
     what = point.knobs["unit"]
     if point.knobs["layers"]:
-        gone = len(set(str(point.knobs["layers"]).split(",")))
+        gone = len(named_layers(str(point.knobs["layers"]), shape.layers))
     return [
         replace(
             dense,
@@ -42,4 +42,5 @@ FAMILY = Family(
         ),
         "layers": Knob("", "which ones, as 3,4,5; int(n·s) drawn with the seed where empty"),
     },
+    calibration="text",
 )

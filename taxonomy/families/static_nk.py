@@ -47,4 +47,5 @@ FAMILY = Family(
     methods=("LLM-Pruner", "FLAP", "Týr-the-Pruner"),
     plans=plans,
     knobs={"rounding": ROUNDING},
+    calibration="text",
 )

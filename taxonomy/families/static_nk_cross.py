@@ -12,14 +12,24 @@ from taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """h' = up16(int(h·p)) everywhere: q, k, v, gate, up K; o, down N; embedding, norms, lm_head K.
+    """h' = up16(int(h·p)) everywhere: q, k, v, gate, up, routers, experts and mixers K; o, down,
+    experts and mixers N; embedding, norms, lm_head K.
 
-    Where junctions keep different sets, each sublayer's residual gets an h'×h' GEMM.
+    Where junctions keep different sets, the residual from one to the next gets an h'×h' GEMM, and
+    the head a table of its own. Norms with a bias become RMS norms, and readers take the bias.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    narrow = replace(shape, hidden=kept_hidden(shape.hidden, point.sparsity))
-    return [replace(dense_plan(narrow, work), residual=point.knobs["junctions"] == "different")]
+    different, biased = point.knobs["junctions"] == "different", shape.norm_parameters == 2
+    narrow = replace(
+        shape,
+        hidden=kept_hidden(shape.hidden, point.sparsity),
+        tied=shape.tied and not (different or shape.centred_norms),
+        head_bias=shape.head_bias or biased,
+        norm_parameters=1,
+        embedding_norm=False,
+    )
+    return [replace(dense_plan(narrow, work), residual=different, shifted=biased)]
 
 
 FAMILY = Family(
@@ -38,4 +48,5 @@ FAMILY = Family(
         )
     },
     adds=("gemm",),
+    calibration="text",
 )

@@ -24,4 +24,5 @@ FAMILY = Family(
     plans=plans,
     extension=True,
     knobs={"rounding": ROUNDING},
+    calibration="text",
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     methods=("LLM-Pruner", "FLAP", "neuron pruning"),
     plans=plans,
     extension=True,
+    calibration="text",
 )

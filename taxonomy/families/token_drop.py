@@ -12,27 +12,46 @@ from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """Layers 0..after-1 as dense, the others on max(1, int(S·p)) tokens and as short a cache.
+def ranked(shape: ModelShape) -> range:
+    """After how many layers tokens can be dropped: an attention has to stand before."""
+    order = shape.order or "f" * shape.layers
+    first = next((i for i, letter in enumerate(order) if letter != "m"), shape.layers)
+    return range(first + 1, shape.layers)
 
-    Raises PrunescopeError where `after` is no layer of the model.
+
+def checked(after: int, valid: range) -> int:
+    """`after` itself. Raises PrunescopeError where it is no `valid` number of layers."""
+    if after in valid:
+        return after
+    last = valid.stop - 1
+    hint = f"an attention ranks tokens: they can be dropped after {valid.start} to {last} layers"
+    if not valid:
+        hint = "no attention stands before the last layer to rank the tokens"
+    raise PrunescopeError(f"after={after}, but the model has {valid.stop} layers", hint=hint)
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
+    are as much shorter.
+
+    Raises PrunescopeError where no attention stands before layer `after` to rank the tokens.
     """
-    after = int(point.knobs["after"])
-    if not 0 <= after < shape.layers:
-        raise PrunescopeError(
-            f"after={after}, but the model has {shape.layers} layers",
-            hint="tokens are dropped after layer 1 to the last but one",
-        )
-    dense = dense_plan(shape, work)
     if point.sparsity == 0:
-        return [dense]
+        return [dense_plan(shape, work)]
+    after = checked(int(point.knobs["after"]), ranked(shape))
     left = kept_count(work.prompt_len, point.sparsity)
     gone = work.prompt_len - left
     context = None if work.context is None else max(1, work.context - gone)
     short = replace(work, prompt_len=left, context=context)
-    first = replace(dense, attention_layers=after, mlp_layers=after)
-    behind = shape.layers - after
-    return [first, replace(dense, work=short, attention_layers=behind, mlp_layers=behind)]
+    stacks = ((0, after, work), (after, shape.layers, short))
+    return [
+        replace(
+            dense_plan(shape.part(first, end), one),
+            attention_layers=end - first,
+            mlp_layers=end - first,
+        )
+        for first, end, one in stacks
+    ]
 
 
 FAMILY = Family(
@@ -47,4 +66,5 @@ FAMILY = Family(
     knobs={"after": Knob(2, "layers that still see every token")},
     adds=("reduction", "routing", "gather_scatter"),
     keeps_weights=True,
+    calibration="input",
 )

@@ -155,6 +155,44 @@ def test_alibi_and_layer_norms_are_named() -> None:
     assert "mean" in verdict(about(model_type="gpt2"), "static-nk-cross")["why"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "gpt2"},
+        {"model_type": "gpt_neox"},
+        {"model_type": "opt", "word_embed_proj_dim": 64},
+        {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
+        {"model_type": "deepseek_v3", **LATENT},
+        {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"] * 2},
+        {"model_type": "mamba"},
+    ],
+)
+def test_the_stream_is_narrowed_whatever_reads_it(fields: dict[str, Any]) -> None:
+    found = verdict(about(**fields), "static-nk-cross")
+    assert (found["applies"], found["realised"]) == ("yes", True)
+
+
+def test_what_keeps_the_stream_as_wide_as_it_is_has_a_reason() -> None:
+    # What is moved: K of what reads the stream, N of what writes to it, no latents, no steps.
+    latent = verdict(about(model_type="deepseek_v3", **LATENT), "static-nk-cross")["gemms"]
+    assert set(latent["qkv"]["matrices"]) == {"q_a", "kv_a"}
+    mamba = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4, "state_size": 16}
+    moved = verdict(describe({**mamba, "expand": 2}), "static-nk-cross")["gemms"]["other"]
+    assert moved == {
+        "axis": "NK", "matrices": {"mixer_in": [256, 64], "mixer_out": [64, 128]}
+    }  # fmt: skip
+    for fields, reason in (
+        ({"do_layer_norm_before": False}, "norms stand in the stream"),
+        ({"word_embed_proj_dim": 32}, "projections stand between"),
+    ):
+        found = verdict(about(model_type="opt", **fields), "static-nk-cross")
+        assert not found["realised"]
+        assert reason in found["why"]
+    for model_type in ("falcon_h1", "bloom"):
+        why = verdict(about(model_type=model_type), "static-nk-cross")["why"]
+        assert "junctions=same alone" in why
+
+
 DYNAMIC = (
     "dynamic-m", "dynamic-nk", "dynamic-depth", "dynamic-width", "token-drop", "kv-evict",
 )  # fmt: skip
@@ -178,12 +216,18 @@ DYNAMIC = (
         ),
         (
             {"model_type": "deepseek_v3", **LATENT},
-            {"dynamic-width": "router of its own"}
-            | dict.fromkeys(("dynamic-m", "dynamic-nk", "token-drop", "kv-evict"), "latent"),
+            {"dynamic-width": "router of its own"},
         ),
         (
+            {"model_type": "ministral3"},
+            dict.fromkeys(
+                ("dynamic-m", "dynamic-nk", "token-drop", "kv-evict"), "scaled by their position"
+            ),
+        ),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv", "conv"]}, {}),
+        (
             {"model_type": "lfm2", "layer_types": ["conv", "conv", "conv", "full_attention"]},
-            dict.fromkeys([one for one in DYNAMIC if one != "dynamic-width"], "more ways than one"),
+            {"token-drop": "before the last layer"},
         ),
     ],
 )
@@ -194,6 +238,21 @@ def test_what_decides_at_run_time_is_refused_for_a_mechanism(
     assert {name for name in DYNAMIC if not verdict(found, name)["realised"]} == set(without)
     for name, reason in without.items():
         assert reason in verdict(found, name)["why"]
+
+
+def test_a_mixer_takes_every_token() -> None:
+    kinds = ["conv", "full_attention", "conv", "conv"]
+    hybrid = about(model_type="lfm2", layer_types=kinds, conv_L_cache=3)
+    assert verdict(hybrid, "dynamic-m")["applies"] == "partly"
+    assert "needs every token" in verdict(hybrid, "dynamic-m")["why"]
+    assert "other" not in verdict(hybrid, "dynamic-m")["gemms"]
+    assert "other" in verdict(hybrid, "token-drop")["gemms"]
+    assert "after 2 to 3 layers" in verdict(hybrid, "token-drop")["why"]
+    assert "updates no state" in verdict(hybrid, "dynamic-depth")["why"]
+    alone = describe({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4})
+    said = {name: verdict(alone, name)["applies"] for name in DYNAMIC}
+    assert said == {**dict.fromkeys(DYNAMIC, "no"), "dynamic-depth": "yes"}
+    assert verdict(alone, "dynamic-depth")["realised"]
 
 
 def test_fused_matrices_are_shown_as_they_are_stored() -> None:

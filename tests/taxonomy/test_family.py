@@ -39,6 +39,20 @@ def test_patterns_of_the_table() -> None:
     assert list(family("dynamic-nk").axes.values()) == ["none", "N", "K", "none", "none", "none"]
 
 
+def test_what_a_calibrated_choice_rests_on() -> None:
+    """Statistics of a text, or the attention of the input itself; None: it cannot be calibrated."""
+    found = {one.id: one.to_dict()["calibration"] for one in families()}
+    assert {name for name, by in found.items() if by is None} == {
+        "dense", "dynamic-depth", "dynamic-width",
+    }  # fmt: skip
+    assert {name for name, by in found.items() if by == "input"} == {
+        "dynamic-nk", "token-drop", "kv-evict",
+    }  # fmt: skip
+    assert set(found.values()) == {None, "text", "input"}
+    with pytest.raises(RuntimeError, match="calibration"):
+        register(dataclasses.replace(family("dense"), calibration="guess"), {})
+
+
 def test_a_second_family_of_an_id_is_refused() -> None:
     found: dict[str, Family] = {}
     register(family("dense"), found)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import families, family
 from taxonomy.gemm import Gemm
 from taxonomy.plan import Op, Workload
 from taxonomy.presets import preset_config
+from taxonomy.roles import locate
 from taxonomy.run_schema import first_wrong
 from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan, forward, kv_cache_bytes
@@ -214,9 +216,104 @@ def test_tokens_are_routed_past_attention_and_not_past_a_state() -> None:
 
 
 def test_fewer_tokens_are_fewer_rows_of_the_mixers() -> None:
-    one, shape = family("token-drop"), ModelShape.from_config(DELTA)
+    kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+    one, shape = family("token-drop"), ModelShape.from_config({**DELTA, "layer_types": kinds})
     ops = one.theory(shape, PREFILL, one.point(0.5, {"after": 2}))
-    assert [op.gemms[0].m for op in ops if op.name == "mixer_in"] == [12, 6]
+    mixers = [(op.gemms[0].m, op.layers) for op in ops if op.name == "mixer_in"]
+    assert mixers == [(12, 1), (6, 2)]
+    assert [(op.gemms[0].m, op.layers) for op in ops if op.name == "o"] == [(12, 1)]
+    # a token: keys and values 2*32 in 2 bytes; the states do not grow
+    cache = kv_cache_bytes(one.plans(shape, PREFILL, one.point(0.5, {"after": 2})))
+    assert cache == shape.kv_bytes(batch=2, context=6)
+    for after in (1, 4):
+        with pytest.raises(PrunescopeError, match=f"after={after}"):
+            one.theory(shape, PREFILL, one.point(0.5, {"after": after}))
+    last = ModelShape.from_config(DELTA)
+    with pytest.raises(PrunescopeError) as raised:
+        one.theory(last, PREFILL, one.point(0.5, {"after": 2}))
+    assert "before the last layer" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (DELTA, "mmmf"), (GRANITE, "mfmf"), (FALCON, "ffff"), (LFM2, "mfmm"),
+        ({**PLAIN, "model_type": "gemma2", "sliding_window": 8}, "sfsf"),
+        ({**DELTA, "num_experts": 4, "decoder_sparse_step": 2}, "mMmF"),
+    ],
+)  # fmt: skip
+def test_the_order_of_the_layers(config: dict[str, Any], layout: str) -> None:
+    shape = ModelShape.from_config(config)
+    assert shape.layout == layout
+    parts = [shape.part(0, 1), shape.part(1, 4)]
+    assert sum(part.parameters() - part.outside_parameters() for part in parts) == (
+        shape.parameters() - shape.outside_parameters()
+    )
+    for field in ("layers", "full_layers", "sliding_layers", "other_layers", "moe_layers"):
+        assert sum(getattr(part, field) for part in parts) == getattr(shape, field)
+
+
+MAMBA_1 = {
+    "model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 4, "state_size": 16,
+    "expand": 2, "time_step_rank": 5, "vocab_size": 512,
+}  # fmt: skip
+MAMBA_2 = {
+    "model_type": "mamba2", "hidden_size": 64, "num_hidden_layers": 4, "state_size": 16,
+    "expand": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2, "vocab_size": 512,
+}  # fmt: skip
+MIXERS: list[tuple[dict[str, Any], dict[str, list[int]]]] = [
+    # values and their gate 2*64, keys and queries 2*32; a step and a decay for each of 4 heads
+    (DELTA, {"mixer_in": [192, 64], "mixer_in.gates": [8, 64], "mixer_out": [64, 64]}),
+    # x and its gate 2*128, B and C 2*2*32, a step for each of 8 heads
+    (FALCON, {"mixer_in": [392, 64], "mixer_out": [64, 128]}),
+    (GRANITE, {"mixer_in": [392, 64], "mixer_out": [64, 128]}),
+    (LFM2, {"mixer_in": [192, 64], "mixer_out": [64, 64]}),  # two gates and the input
+    # x and its gate 2*128; a step of rank 5, B and C 2*16; the step to 128 channels
+    (MAMBA_1, {"mixer_in": [256, 64], "mixer_in.x": [37, 128], "mixer_in.dt": [128, 5],
+               "mixer_out": [64, 128]}),
+    # rank 64/16
+    ({**MAMBA_1, "time_step_rank": "auto"},
+     {"mixer_in": [256, 64], "mixer_in.x": [36, 128], "mixer_in.dt": [128, 4],
+      "mixer_out": [64, 128]}),
+    # x and its gate 2*128, B and C 2*2*16, a step for each of 8 heads
+    (MAMBA_2, {"mixer_in": [328, 64], "mixer_out": [64, 128]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "sizes"), MIXERS)
+def test_families_show_the_products_of_a_mixer(
+    config: dict[str, Any], sizes: dict[str, list[int]]
+) -> None:
+    found = describe(config)
+    of_mixer = {r: size for r, size in found["matrices"].items() if r.startswith("mixer_")}
+    assert of_mixer == sizes
+    rows = [one for one in found["gemms"] if one["role"].startswith("mixer_")]
+    assert rows == [
+        {"role": role, "group": "other", "m": "T", "n": n, "k": k, "count": 1}
+        for role, (n, k) in sizes.items()
+    ]
+    whole = next(one for one in found["families"] if one["id"] == "static-m")
+    assert whole["gemms"]["other"] == {"axis": "M", "matrices": sizes}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "config", [one for one, _ in MIXERS], ids=lambda one: str(one["model_type"])
+)
+def test_the_products_of_a_mixer_are_those_of_transformers(config: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    built = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(built)
+    layer = model.get_submodule(next(n for n, _ in model.named_modules() if n.endswith("layers.0")))
+    stored = sorted(
+        list(module.weight.shape)
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear) and locate(f"layers.0.{name}").scope == "mixer"
+    )
+    matrices = describe(config)["matrices"].items()
+    assert stored == sorted(size for role, size in matrices if role.startswith("mixer_"))
 
 
 def numel(config: Any) -> int:

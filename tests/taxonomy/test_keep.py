@@ -18,6 +18,16 @@ def test_roundings_by_hand() -> None:
     assert keep.low_rank(14336, 4096, 0.5) == 1600  # 14336*4096/18432/2 = 1592.9 -> 1592 -> 1600
 
 
+def test_layers_by_name() -> None:
+    assert keep.named_layers(" 1, 6,7", 8) == [1, 6, 7]
+    for text, problem in (
+        ("3,3", "names layer 3 twice"), ("3, 03", "layer 3 twice"), ("8", "does not name layers"),
+        ("x", "does not name"), (",", "does not name"), ("0,1,2", "leaves no layer"),
+    ):  # fmt: skip
+        with pytest.raises(PrunescopeError, match=problem):
+            keep.named_layers(text, 3 if "leaves" in problem else 8)
+
+
 def test_three_kv_heads_are_coarse() -> None:
     # 3*0.75 = 2.25 and 3*0.625 = 1.875 both round to 2
     assert [keep.kept_kv_heads(3, s) for s in (0.0, 0.25, 0.375, 0.75, 0.99)] == [3, 2, 2, 1, 1]

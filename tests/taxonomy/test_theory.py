@@ -140,6 +140,50 @@ def test_static_nk_cross() -> None:
     assert sum(op.flop for op in same) == 2 * 100 * P // 2
 
 
+def test_static_nk_cross_of_parallel_layers_with_layer_norms() -> None:
+    config = {
+        "model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512,
+        "num_attention_heads": 4, "intermediate_size": 96, "tie_word_embeddings": True,
+    }  # fmt: skip
+    work, one = Workload(phase="prefill", prompt_len=10), family("static-nk-cross")
+    for parallel, maps in ((True, 1), (False, 2)):
+        shape = ModelShape.from_config({**config, "use_parallel_residual": parallel})
+        found = one.theory(shape, work, one.point(0.5))
+        residual = [op for op in found if op.role == "residual"]
+        # 2 layers of `maps` GEMMs [10, 32] x [32, 32]
+        assert sum(op.layers * op.flop for op in residual) == 2 * maps * 2 * 10 * 32 * 32
+    stored = {op.name: op.parameters for op in found}
+    assert stored["attn_norm"] == 32  # a gain; its bias is one of q, k and v
+    assert stored["up"] == 96 * 32 + 96
+    assert stored["down"] == 32 * 96 + 32
+    assert stored["lm_head"] == 512 * 32 + 512  # no longer the embedding, with the last bias
+
+
+def test_dynamic_m_expands_the_latents_that_active_queries_read() -> None:
+    config = {
+        "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 512,
+        "num_attention_heads": 4, "intermediate_size": 96, "kv_lora_rank": 16, "q_lora_rank": 24,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    }  # fmt: skip
+    shape, one = ModelShape.from_config(config), family("dynamic-m")
+    prefill = Workload(phase="prefill", batch=2, prompt_len=6, itemsize=2)
+    decode = Workload(phase="decode", batch=2, context=10, itemsize=2)
+    found = {
+        work.phase: {op.name: op for op in one.theory(shape, work, one.point(0.5))}
+        for work in (prefill, decode)
+    }
+    flop = {phase: {n: op.flop for n, op in ops.items()} for phase, ops in found.items()}
+    # keys and values 4 * (16 + 16) of a latent of 16; 24 = 16 + 8 from every token
+    assert flop["prefill"]["kv_b"] == 2 * 12 * 128 * 16
+    assert flop["prefill"]["kv_a"] == 2 * 12 * 24 * 64
+    assert flop["prefill"]["q_a"] == 2 * 6 * 24 * 64
+    assert flop["decode"]["kv_b"] == 2 * (2 * 10 / 2) * 128 * 16  # one of two sequences
+    assert flop["decode"]["kv_a"] == 2 * 2 * 24 * 64
+    assert flop["decode"]["q_b"] == 2 * 1 * 96 * 24
+    # read where one of two sequences is active: 1 - 1/4
+    assert found["decode"]["kv_b"].weight_bytes == 2 * 128 * 16 * 0.75
+
+
 def test_dynamic_m() -> None:
     batch, length, p = 2, 64, 0.5
     rows = batch * length

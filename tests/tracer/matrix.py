@@ -20,7 +20,9 @@ from analysis.report.model import Report
 from analysis.subject import Options, open_side
 from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
+from taxonomy.families.token_drop import ranked
 from taxonomy.family import families
+from taxonomy.shape import ModelShape
 from tests.small_capture import PEAKS
 from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model
@@ -102,9 +104,9 @@ def _expected(family: str, model: Any) -> str:
 
 
 def _variant(family: str, loaded: Loaded) -> Variant:
-    knobs: dict[str, Any] = {"token-drop": {"after": 1}, "dynamic-nk": {"block": BLOCK}}.get(
-        family, {}
-    )
+    config = loaded.model.config.to_dict()
+    after = {"after": ranked(ModelShape.from_config(config)).start}
+    knobs: dict[str, Any] = {"token-drop": after, "dynamic-nk": {"block": BLOCK}}.get(family, {})
     point = family_point(family, Point(sparsity=SPARSITY, knobs=knobs))
     with torch.no_grad():
         applied = pruner(family).prune(copy.deepcopy(loaded.model), point)

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from analysis.frame import Kernels
+from taxonomy.families.token_drop import ranked
 from taxonomy.family import family
 from taxonomy.plan import Op, Workload
 from taxonomy.roles import locate
@@ -28,7 +29,7 @@ _LINEARS = (
 _COUNTED = ("dynamic-m", "dynamic-depth")  # drawn: the dense theory at the routes that were taken
 _MASKED = ("static-k-24", "static-k-mask")  # zeros on dense kernels: executed in full
 _ROUTED = {  # of dynamic-m
-    "attention": ("q", "o"),
+    "attention": ("q", "q_a", "q_b", "kv_b", "o"),
     "mlp": ("gate", "up", "down", "experts", "shared_expert", "router"),
 }
 BLOCK = 2  # of dynamic-nk
@@ -58,7 +59,7 @@ def compared(config: dict[str, Any], name: str, phase: str, kernels: Kernels, ru
     if run.layer_map is not None:
         shape, name = _left(shape, config, run.layer_map), "dense"
     steps = [_theory(shape, name, work) for work in _works(phase)]
-    case = (name, phase, list(config.get("layer_types") or ()))
+    case = (name, phase)
     parts = _parts(shape, name, phase)
     linears = [_linears(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
     pairs = [_attention(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
@@ -78,7 +79,7 @@ def _works(phase: str) -> list[Workload]:
 
 def _theory(shape: ModelShape, name: str, work: Workload) -> list[Op]:
     one = family("dense" if name in (*_COUNTED, *_MASKED) else name)
-    knobs = {"after": 1} if name == "token-drop" else {}
+    knobs = {"after": ranked(shape).start} if name == "token-drop" else {}
     return one.theory(shape, work, one.point(0.0 if one.id == "dense" else 0.5, knobs))
 
 
@@ -104,32 +105,41 @@ def _parts(shape: ModelShape, name: str, phase: str) -> tuple[str, ...]:
 
 
 def _linears(
-    shape: ModelShape, ops: list[Op], case: tuple[str, str, list[str]], counts: Counts, step: int
+    shape: ModelShape, ops: list[Op], case: tuple[str, str], counts: Counts, step: int
 ) -> float:
     total, name = 0.0, case[0]
     parts = _parts(shape, name, case[1])
-    plain = range(shape.mlp_layers)  # the first layers have no experts
     for op in ops:
         if op.cls != "matmul" or op.role not in parts or (op.added and op.role == "router"):
             continue
-        share, layers = 1.0, None
-        if 0 < shape.mlp_layers < shape.layers and op.role in _ROUTED["mlp"]:
-            first = op.role in ("gate", "up", "down")
-            layers = plain if first else range(shape.mlp_layers, shape.layers)
+        share, layers = 1.0, _layers_with(shape, op.role)
         if name == "dynamic-depth" and op.role != "lm_head":
             share = _share(counts, step, layers=layers)
         elif name == "dynamic-m":
             scopes = [scope for scope, roles in _ROUTED.items() if op.role in roles]
+            if op.role == "kv_b" and case[1] == "prefill":
+                scopes = []  # every latent is expanded there
             share = _share(counts, step, scope=scopes[0], layers=layers) if scopes else 1.0
         total += share * op.layers * op.flop
     return total
 
 
+def _layers_with(shape: ModelShape, role: str) -> Layers:
+    """The layers that have a linear of this role."""
+    letters = list(enumerate(shape.layout))
+    if role in _ROUTED["mlp"]:
+        experts = role not in ("gate", "up", "down")
+        return [i for i, letter in letters if letter.isupper() == experts]
+    if role.startswith("mixer_") and shape.other_layers:
+        return [i for i, letter in letters if letter in "mM"]
+    return None if role.startswith("mixer_") else [i for i, letter in letters if letter not in "mM"]
+
+
 def _attention(
-    shape: ModelShape, ops: list[Op], case: tuple[str, str, list[str]], counts: Counts, step: int
+    shape: ModelShape, ops: list[Op], case: tuple[str, str], counts: Counts, step: int
 ) -> float | None:
-    """`case`: family, phase and the kind of each layer."""
-    name, phase, kinds = case
+    """`case`: family and phase."""
+    name, phase = case
     each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
     active = [row["active"][step] for row in counts.values()]
     keys = PROMPT + 1 + step
@@ -148,14 +158,13 @@ def _attention(
         return windowed + each * sum(active)
     if name == "dynamic-depth" and phase == "decode":
         return None  # which steps before it filled a layer's cache was not counted in this phase
-    if name == "token-drop" and phase == "decode" and 0 < shape.sliding_layers < shape.layers:
-        return None  # theory does not say which of the layers behind the drop have a window
     if name not in _COUNTED:
         return sum(works.values())
     scope = "attention" if name == "dynamic-m" else ""
-    layers = {kind: [i for i, k in enumerate(kinds) if k.startswith(kind)] for kind in works}
+    letters = {"full": "fF", "sliding": "sS"}
+    layers = {k: [i for i, one in enumerate(shape.layout) if one in letters[k]] for k in works}
     return sum(
-        work * _share(counts, step, scope=scope, layers=layers[kind] if len(works) > 1 else None)
+        work * _share(counts, step, scope=scope, layers=layers[kind])
         for kind, work in works.items()
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.family import family
 from taxonomy.run import read_run
 from tests.tracer.architectures import FEW, apply, build, logits
 from tracer.calibration import (
@@ -24,9 +26,10 @@ from tracer.calibration import (
 )
 from tracer.models import DEMO, load_model, load_tokenizer
 from tracer.phases import token_ids
-from tracer.pruners import Applied, Point, family_point, pruner
+from tracer.pruners import Applied, Point, family_ids, family_point, pruner
 from tracer.pruners.static_k_lowrank import factors
 from tracer.quality import quality, text_passage
+from tracer.request import TraceRequest
 from tracer.scores import best, input_scores, weight_scores
 from tracer.texts import DEFAULT, read_text, token_rows
 
@@ -245,6 +248,31 @@ def path_of(folder: Path, text: str) -> Path:
     path = folder / "long.txt"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize("name", family_ids())
+def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> None:
+    by = family(name).calibration
+    knobs = {"after": "1"} if name == "token-drop" else {}
+    asked = TraceRequest(
+        model="m", out=Path(), method=name, sparsity=0.5, select="calibrated", knobs=knobs
+    )
+    if by is None:
+        with pytest.raises(PrunescopeError, match="cannot be calibrated"):
+            apply(name, build("llama"), 0.5, select="calibrated", **knobs)
+        with pytest.raises(PrunescopeError, match="not available for") as caught:
+            asked.check()
+        assert "by a text: dynamic-m, " in caught.value.hint
+        return
+    record = apply(name, build("llama"), 0.5, select="calibrated", **knobs).record
+    assert ("calibration" in record) == (by == "text")
+    asked.check()
+    with_text = replace(asked, text=tmp_path)
+    if by == "text":
+        with_text.check()
+    else:
+        with pytest.raises(PrunescopeError, match="reads no text"):
+            with_text.check()
 
 
 def test_texts_that_cannot_be_used_are_named(tmp_path: Path) -> None:

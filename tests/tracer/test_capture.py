@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
+from analysis.pipeline import analyze
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
 from tests.small_capture import PEAKS
-from tracer import user_capture
+from tracer import compat, user_capture
 from tracer.user_capture import capture
 
 pytestmark = pytest.mark.torch
@@ -53,6 +55,113 @@ def test_a_loop_becomes_a_run(tiny: Any, tmp_path: Path) -> None:
         "prunescope.step#1",
     ]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
+
+
+class _Image(torch.nn.Module):
+    """Two convolutions, a pool and a classifier, as torchvision orders them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.Conv2d(4, 8, 3), torch.nn.AdaptiveAvgPool2d(1),
+        )  # fmt: skip
+        self.classifier = torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+def _bert() -> torch.nn.Module:
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=64,
+    )  # fmt: skip
+    return BertModel(config).eval()
+
+
+def _mlp() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+
+
+# A module, what it is called with, and the batch and the length that its manifest says.
+WITHOUT_CACHE: dict[str, tuple[Callable[[], Any], dict[str, Any] | torch.Tensor, int, int]] = {
+    "encoder of ids": (_bert, {"input_ids": IDS}, 2, 12),
+    "encoder of vectors": (
+        lambda: torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+        torch.randn(2, 12, 16), 2, 12,
+    ),
+    "mlp": (_mlp, torch.randn(6, 16), 6, 1),
+    "images": (_Image, torch.randn(5, 3, 8, 8), 5, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_CACHE)
+def test_any_module_is_captured_in_the_users_own_loop(name: str, tmp_path: Path) -> None:
+    build, given, batch, length = WITHOUT_CACHE[name]
+    model = build()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    with capture(model, out=tmp_path / "run", **FEW) as c:
+        for _ in range(6):
+            with c.step(), torch.inference_mode(mode=not model.training):
+                model(**given) if isinstance(given, dict) else model(given)
+    run = read_run(tmp_path / "run" / "dense")
+    assert list(run.phases) == ["forward"]  # there is no cache to fill or to read
+    phase = run.phases["forward"]
+    assert (phase.batch, phase.prompt_len, phase.tokens_per_step) == (batch, length, batch * length)
+    assert (phase.positions, phase.cache) == ([0, length], "none")
+    assert run.model["architecture"] == type(model).__name__
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [module.training for module in model.modules()] == modes
+    if name != "images":  # a batch norm counts what it saw in the user's own loop
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    found = analyze(tmp_path / "run").report.phases["forward"]
+    assert found.wall_ns == found.busy_ns + found.gap_ns + found.tail_ns
+    assert found.coverage["kind"] > 0.5
+
+
+def test_a_pruned_module_without_a_cache_is_paired_with_its_dense_one(tmp_path: Path) -> None:
+    """The hidden width falls from 32 to 16: N of the first linear, K of the second."""
+    for out, width, baseline in (("a", 32, None), ("b", 16, tmp_path / "a")):
+        model = torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.Linear(width, 4))
+        with capture(model, out=tmp_path / out, baseline=baseline, **FEW) as c:
+            for _ in range(6):
+                with c.step(), torch.inference_mode():
+                    model(torch.randn(6, 16))
+    rows = analyze(tmp_path / "b").report.phases["forward"].gemms
+    assert [(row.axis, row.dense_n, row.n, row.dense_k, row.k) for row in rows] == [
+        ("N", 32, 16, 16, 16),
+        ("K", 4, 4, 32, 16),
+    ]
+
+
+def test_a_loop_of_decode_steps_is_decode(tiny: Any, tmp_path: Path) -> None:
+    cache = compat.new_cache(tiny)
+    with capture(tiny, out=tmp_path / "run", **FEW) as c, torch.inference_mode():
+        compat.forward(tiny, IDS, cache=cache, logits="last")
+        for _ in range(6):
+            with c.step():
+                compat.forward(tiny, IDS[:, :1], cache=cache, logits="last")
+    assert list(read_run(tmp_path / "run" / "dense").phases) == ["decode"]
+
+
+@pytest.mark.parametrize(
+    ("model", "phase", "problem"),
+    [
+        (_mlp(), "../elsewhere", "no name of a phase"),
+        (torch.nn.ReLU(), None, "has no parameters"),
+    ],
+)
+def test_what_cannot_be_captured_is_told_before_the_loop(
+    model: torch.nn.Module, phase: str | None, problem: str, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(PrunescopeError, match=problem),
+        capture(model, out=tmp_path / "run", phase=phase),
+    ):
+        pytest.fail("the loop ran")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_loop_against_the_first(tiny: Any, tmp_path: Path) -> None:

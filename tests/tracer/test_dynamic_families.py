@@ -165,10 +165,12 @@ def test_cropped_caches_are_noticed() -> None:
 @pytest.mark.parametrize(
     ("family", "model_type", "fields", "why"),
     [
-        ("dynamic-m", "mamba", {"hidden_size": 32}, "not attention alone"),
+        ("dynamic-m", "mamba", {"hidden_size": 32}, "no layer has an attention"),
         ("token-drop", "bloom", {"n_head": 4}, "ALiBi"),
         ("kv-evict", "mistral", {"sliding_window": 8}, "every layer .* sliding window"),
         ("dynamic-nk", "mistral", {"sliding_window": 8}, "every layer .* sliding window"),
+        ("dynamic-m", "gptj", {"rotary_dim": 4}, "cannot be taken apart"),
+        ("dynamic-m", "ministral3", {}, "scaled by their position"),
         ("dynamic-width", "mixtral", {"num_local_experts": 2}, "has experts"),
     ],
 )
@@ -187,7 +189,7 @@ def test_impossible_requests() -> None:
     with pytest.raises(PrunescopeError, match="after 1 to 3 layers"):
         prune("token-drop", model, 0.5, after=0)
     long = prune("dynamic-nk", model, 0.5, block=13).model
-    with pytest.raises(PrunescopeError, match="the nearest that fits is --set block=12"):
+    with pytest.raises(PrunescopeError, match="the nearest that fits is --set block=11"):
         steps(long, ids, 12)
     with pytest.raises(PrunescopeError, match="block=-1"):
         prune("dynamic-nk", model, 0.5, block=-1)
@@ -365,14 +367,20 @@ def test_attention_decides_where_nothing_is_drawn(name: str, knobs: dict[str, An
 
 
 def test_the_most_attended_keys_go_last() -> None:
-    """Keys 3 and 7 of 12 draw all attention of 4 observers; 3 of 6 kept keys are the latest."""
+    """Keys 3 and 7 of 12 draw all attention of 4 observers; 3 of 6 kept keys are the latest. One
+    latent for both heads: those that both together attend to most."""
     queries, keys = torch.zeros(1, 4, 4, 8), torch.zeros(1, 2, 12, 8)
     queries[..., 0], keys[:, :, 3, 0], keys[:, :, 7, 0] = 1, 20, 30
     draws = Draws(Point(sparsity=0.5, select="calibrated"), "x")
-    rows = KeyRanker(draws)(queries, keys, count=6, scaling=1.0).view(2, 6)
+    rows = KeyRanker(draws)(queries, keys, count=6, scaling=1.0, sets=2).view(2, 6)
     assert torch.equal(rows[1], rows[0] + 12)  # the second head's keys stand behind the first's
     assert rows[0, 1:3].tolist() == [3, 7]
     assert set(rows[0, 3:].tolist()) == {9, 10, 11}
+    keys[:, 1, 7, 0], keys[:, 1, 5, 0] = 0, 40  # the second head: 5, then 3
+    shared = KeyRanker(draws)(queries, keys, count=6, scaling=1.0, sets=1)
+    # Half the mass each on 5 and 7, next to none on 3: the highest comes last.
+    assert set(shared[1:3].tolist()) == {5, 7}
+    assert set(shared[3:].tolist()) == {9, 10, 11}
 
 
 def test_generate_keeps_its_positions() -> None:

@@ -39,9 +39,9 @@ def test_every_family_of_an_architecture(name: str) -> None:
     cells = matrix_row(name)
     assert [cell.family for cell in cells] == list(FAMILIES)
     check(cells)
-    # What does not apply is dynamic, heads where there is one KV head, or narrows a stream that
-    # more than attention and a plain MLP read; the rest is pruned everywhere.
-    always = {"static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-mlp"}
+    # What does not apply: channels of experts, keys where all attend through a window, heads where
+    # there is one KV head. The rest is pruned everywhere.
+    always = set(FAMILIES) - {"dynamic-width", "dynamic-nk", "kv-evict", "static-nk-heads"}
     assert always <= {cell.family for cell in cells if cell.named}
 
 
@@ -66,7 +66,7 @@ def test_a_model_of_states_alone_is_pruned_as_families_says() -> None:
             else:
                 with pytest.raises(PrunescopeError):
                     pruner(one["id"]).prune(copy.deepcopy(model), point)
-    assert realised == {"static-m", "static-k-mask"}
+    assert realised == {"static-m", "static-k-mask", "static-nk-cross", "dynamic-depth"}
 
 
 def test_a_wrong_name_and_an_unknown_one_are_told_apart() -> None:

@@ -24,7 +24,7 @@ from tracer.calibration import Calibration
 from tracer.census import dynamic_stats
 from tracer.layers import decoder_layers
 from tracer.pruners import Applied
-from tracer.pruners.dynamic_m import RowRouter
+from tracer.row_router import RowRouter
 
 pytestmark = pytest.mark.torch
 PROMPT, ALL = 19, 23
@@ -69,6 +69,17 @@ def test_what_changes_nothing_is_skipped_first(name: str, unit: str) -> None:
     # Of each sequence of the prompt one row of one layer in n is left, of its decode none.
     active = 2 * (len(layers) - 1) * 2 * (PROMPT + decode) + 2 * 2
     assert sum(sum(row["active"]) for row in rows) == active
+
+
+def test_an_mlp_of_two_modules_is_judged_by_their_sum() -> None:
+    """Experts, and an MLP of all tokens beside them, both without output in layer 1."""
+    dense = tiny_model("granite4")
+    layer = dense.model.layers[1]
+    for module in (layer.block_sparse_moe, layer.shared_mlp):
+        for parameter in module.parameters():
+            parameter.zero_()
+    shares = fitted(dense, 1 / 3).record["kept"]["rows_by_layer"]["mlp"]
+    assert shares == [1.0, pytest.approx(0, abs=0.01), 1.0]
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from tracer.scopes import module_scopes, scoped_names
 
@@ -70,3 +71,30 @@ def test_experts_and_mixers_are_no_leaves() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([Block()])
     assert {"layers.0", "layers.0.mixer", "layers.0.mlp.experts"} <= set(scoped_names(model))
+
+
+@pytest.mark.parametrize("heads", [2, 1], ids=["fused", "odd heads"])
+def test_scopes_do_not_change_the_kernels_of_torchs_own_encoder(heads: int) -> None:
+    """Its fused path runs where no module has a hook; with one head there is none."""
+    layer = nn.TransformerEncoderLayer(16, heads, 32, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    attributes = [dict(vars(module)) for module in encoder.modules()]
+    with torch.inference_mode(), module_scopes(encoder) as names:
+        hooked = profiled(encoder)
+    assert [dict(vars(module)) for module in encoder.modules()] == attributes
+    with torch.inference_mode():
+        plain = profiled(encoder)
+    fused = "aten::_transformer_encoder_layer_fwd"
+    assert (fused in plain) == (heads == 2)
+    assert [name for name in hooked if name not in names] == plain
+    assert hooked.count("layers.1") == 1
+    assert ("layers.1.linear1" in hooked) == (heads == 1)
+
+
+def profiled(model: nn.Module) -> list[str]:
+    """Names of the events of one forward, in order."""
+    given = torch.ones(1, 4, 16)
+    with profile(activities=[ProfilerActivity.CPU]) as session:
+        model(given)
+    events = sorted(session.events() or [], key=lambda event: event.time_range.start)
+    return [event.name for event in events if event.name.startswith(("aten::", "layers."))]

@@ -1,4 +1,5 @@
-"""The cross-layer family: exact where every direction is kept, and removed equals masked."""
+"""The cross-layer family on plain decoders: exact where every direction is kept, and removed equals
+masked. Other layers: `test_static_cross_layers.py`."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from taxonomy.errors import PrunescopeError
 from tests.tracer.architectures import IDS, MODELS, PRE_NORM, apply, build, distance, logits
 from tracer import compat
 from tracer.census import census
 from tracer.pruners import static_nk_cross as cross
-from tracer.stream import gain_and_offset, read_stream
+from tracer.stream import read_stream
+from tracer.stream_norms import read_norm
 
 pytestmark = pytest.mark.torch
 
@@ -68,14 +69,17 @@ def projected(model: Any, bases: list[torch.Tensor]) -> Any:
     reference = copy.deepcopy(model)
     stream = read_stream(reference)
     projections = [basis @ basis.T for basis in bases]
-    stream.embedding.weight.data = stream.embedding.weight @ projections[0]
+    table = stream.tables[0].holder
+    table.weight.data = table.weight @ projections[0]
     layers = reference.model.layers
     for i, layer in enumerate(layers):
-        norms = [(s.before, s.after) for s in stream.sublayers[2 * i : 2 * i + 2]]
+        parts = [block.sublayers[0] for block in stream.blocks[2 * i : 2 * i + 2]]
+        norms = [tuple(n.rpartition(".")[2] for n in (s.before, s.after)) for s in parts]
         layers[i] = Projected(layer, norms, *projections[2 * i + 1 : 2 * i + 3])
-    if stream.head.weight is not stream.embedding.weight:
+    if stream.tied is None:
         return reference
-    stream.head.weight = nn.Parameter(model.get_output_embeddings().weight, requires_grad=False)
+    head = nn.Parameter(model.get_output_embeddings().weight, requires_grad=False)
+    stream.head.holder.weight = head
     return reference
 
 
@@ -136,27 +140,6 @@ def test_cross_of_one_subspace_stays_tied_and_has_no_maps() -> None:
     assert rotated.model.lm_head.weight is not rotated.model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize(
-    "model_type, match",
-    [
-        ("gpt2", "its layers hold"),
-        ("stablelm", "no RMS norm"),
-        ("mixtral", "no linears that read and write"),
-        ("gpt_neox", "cannot be narrowed"),
-    ],
-)
-def test_models_whose_stream_cannot_be_narrowed_say_why(model_type: str, match: str) -> None:
-    names = {"n_embd": 64, "n_layer": 2, "n_head": 8} if model_type == "gpt2" else {}
-    config = AutoConfig.for_model(
-        model_type, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
-        num_key_value_heads=4, intermediate_size=160, vocab_size=1024, pad_token_id=None,
-        bos_token_id=1, eos_token_id=2, **names,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(PrunescopeError, match=match):
-        apply("static-nk-cross", model, 0.5)
-
-
 def test_layers_that_do_more_than_add_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
     kind = type(model.model.layers[0])
@@ -173,8 +156,13 @@ def test_layers_that_do_more_than_add_are_refused(monkeypatch: pytest.MonkeyPatc
 def test_gains_are_read_from_what_a_norm_does() -> None:
     for model_type, expected in (("llama", 0.0), ("gemma", 1.0), ("gemma3_text", 1.0)):
         norm = build(model_type).model.norm
-        gain, offset = gain_and_offset(norm, 64)
-        assert offset == expected
-        torch.testing.assert_close(gain, norm.weight + expected)
-    with pytest.raises(PrunescopeError, match="no RMS norm"):
-        gain_and_offset(nn.LayerNorm(64), 64)
+        read = read_norm(norm, 64)
+        assert (read.offset, read.centred, read.bias) == (expected, False, None)
+        torch.testing.assert_close(read.gain, norm.weight + expected)
+    layer_norm = nn.LayerNorm(64)
+    nn.init.normal_(layer_norm.bias)
+    read = read_norm(layer_norm, 64)
+    assert read.centred
+    assert read.bias is not None
+    with pytest.raises(PrunescopeError, match="no RMS or layer norm"):
+        read_norm(nn.Hardtanh(), 64)

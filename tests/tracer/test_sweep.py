@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import random
@@ -13,16 +14,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
+from analysis.report.pareto_terminal import sweep_state
 from taxonomy.errors import PrunescopeError
 from taxonomy.run import read_run
 from tests.small_capture import PEAKS
+from tracer import peaks
 from tracer.sweep import SweepRequest, plan_of, summary, sweep
 from tracer.sweep_state import SweepFolder, timing_slot
 
@@ -328,26 +333,66 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def test_a_listing_looks_at_each_run_once_and_reads_none(
+def test_a_listing_looks_at_each_of_ten_thousand_runs_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten thousand runs are listed in about a second: one look each, no run.json opened."""
-    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 100\n"
+    """One look at each run, one more at the failure of each that is not done; run.json is never
+    opened, and a failure is read once."""
+    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 2500\n"
     request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
     plan = plan_of(request)
     folder = SweepFolder(request.out)
     folder.start(plan)
-    for result in plan.results:
-        path = folder.run(result) / "pruned"
-        path.mkdir(parents=True)
-        (path / "run.json").write_text("not read")
-    looks: list[Path] = []
-    reads: list[Path] = []
+    (request.out / "failed").mkdir()
+    for i, result in enumerate(plan.results):
+        if i % 10 == 0:
+            (folder.run(result) / "pruned").mkdir(parents=True)
+            (folder.run(result) / "pruned" / "run.json").write_text("not read")
+        elif i % 10 < 9:
+            failure = {"id": result.id, "error": "too large", "call": ""}
+            (request.out / "failed" / f"{result.id}.json").write_text(json.dumps(failure))
+    looks: Counter[Path] = Counter()
+    reads: Counter[Path] = Counter()
     is_file, read = Path.is_file, Path.read_bytes
-    monkeypatch.setattr(Path, "is_file", lambda p: looks.append(p) or is_file(p))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(Path, "read_bytes", lambda p: reads.append(p) or read(p))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Path, "is_file", lambda p: looks.update([p]) or is_file(p))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Path, "read_bytes", lambda p: reads.update([p]) or read(p))  # type: ignore[func-returns-value]
     found = summary(request)
-    assert (len(plan.results), found["plan"]["done"]) == (400, 400)
-    assert len([p for p in looks if p.name == "run.json"]) == 400
-    assert len(looks) < 410
-    assert [p for p in reads if p.name == "run.json"] == []
+    counts = {k: found["plan"][k] for k in ("results", "done", "failed", "pending")}
+    assert counts == {"results": 10_000, "done": 1000, "failed": 8000, "pending": 1000}
+    assert [looks[folder.run(result) / "pruned" / "run.json"] for result in plan.results] == (
+        [1] * 10_000
+    )
+    failures = Counter({p: n for p, n in looks.items() if p.parent.name == "failed"})
+    assert (len(failures), failures.total()) == (9000, 9000)
+    assert looks.total() < 19_010  # and a few of the configuration
+    assert not [p for p in reads if p.name == "run.json"]
+    failed = [n for p, n in reads.items() if p.parent.name == "failed"]
+    assert failed == [1] * 8000
+
+
+def test_a_dry_run_measures_nothing_where_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = SweepRequest(config=config(tmp_path, SMALL), out=tmp_path / "s")
+    plan, folder = plan_of(request), SweepFolder(tmp_path / "s")
+    measured: list[str] = []
+
+    def measure(_device: object, dtype: str, **_: object) -> dict[str, Any]:
+        measured.append(dtype)
+        return PEAKS
+
+    monkeypatch.setattr(peaks, "measure_peaks", measure)
+    assert summary(request, estimate=True)["plan"]["seconds"] > 0
+    assert len(measured) == 1
+    folder.start(plan)
+    for result in plan.results:
+        (folder.run(result) / "pruned").mkdir(parents=True)
+        (folder.run(result) / "pruned" / "run.json").touch()
+    found = summary(request, estimate=True)
+    assert (found["plan"]["pending"], found["plan"]["seconds"]) == (0, 0)
+    assert len(measured) == 1
+    console = Console(file=io.StringIO(), width=100)
+    console.print(sweep_state(found))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "nothing is left to do" in shown
+    assert " min " not in shown

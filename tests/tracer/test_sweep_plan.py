@@ -13,7 +13,7 @@ from taxonomy.presets import preset_config
 from taxonomy.shape import ModelShape
 from tracer.sweep import SweepRequest, plan_of, sweep
 from tracer.sweep_config import PRESETS, read_configs
-from tracer.sweep_plan import SweepConfig, make_plan, read_shard, shard_of
+from tracer.sweep_plan import SweepConfig, make_plan, read_shard, request_of, shard_of
 
 
 def config(folder: Path, text: str) -> Path:
@@ -56,6 +56,24 @@ def test_every_family_can_be_planned() -> None:
     assert {(r.family, r.sparsity) for r in plan.results if r.problem} == {
         ("static-k-24", 0.125), ("static-k-24", 0.25), ("static-k-24", 0.375),
     }  # fmt: skip
+
+
+def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
+    names = tuple(f.id for f in families() if f.id != "dense")
+    config = SweepConfig(
+        model="tiny-llama", families=(*names, "static-m+kv-evict", "static-m+dynamic-depth"),
+        sparsities=(0.5,), phases=("prefill",), select="calibrated", text=tmp_path / "words.txt",
+    )  # fmt: skip
+    plan = make_plan([config], None)
+    asked = {r.family: request_of(config, r, out=Path()) for r in plan.results}
+    for request in asked.values():
+        request.check()
+    drawn = {"dynamic-depth", "dynamic-width", "static-m+dynamic-depth"}
+    assert {name for name, request in asked.items() if request.select == "random"} == drawn
+    # What ranks by the input's own attention reads no text.
+    by_input = {"dynamic-nk", "token-drop", "kv-evict"}
+    assert {name for name, request in asked.items() if request.text is None} == drawn | by_input
+    assert set(plan.notes) == {f"{name}: chosen at random, not calibrated" for name in drawn}
 
 
 def test_shards_are_disjoint_and_whole() -> None:

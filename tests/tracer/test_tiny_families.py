@@ -15,6 +15,7 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tracer import compat
+from tracer.census import dynamic_stats
 from tracer.models import load_model
 from tracer.pruners import family_ids
 from tracer.pruners.static_k_lowrank import LowRank
@@ -156,6 +157,7 @@ IMPOSSIBLE: list[tuple[str, float, dict[str, str], str, str]] = [
     ("static-k-lowrank", 0.01, {}, "no rank makes any matrix", "from --sparsity 0.148 on"),
     ("static-k-24", 0.25, {}, "2:4 sparsity is 0.5", "--sparsity 0.5"),
     ("static-m", 0.25, {"layers": "9"}, "does not name layers", "from 0 to 7"),
+    ("static-m", 0.25, {"layers": "3, 5,03"}, "layer 3 twice", "layers=3,5"),
     ("static-m", 0.25, {"layers": "0,1,2,3,4,5,6,7"}, "leaves no layer", "one layer"),
     ("token-drop", 0.5, {"after": "8"}, "after=8", "1 to 7"),
     ("dynamic-nk", 0.5, {"block": "-2"}, "block=-2", "0 chooses"),
@@ -189,4 +191,33 @@ def test_blocks_longer_than_the_prompt() -> None:
     model = prune("dynamic-nk", tiny(), 0.5, block="17").model
     with pytest.raises(PrunescopeError, match="block=17 is longer than the prompt of 16") as caught:
         steps(model, tokens(1, 17), 16)
-    assert "--set block=16" in caught.value.hint
+    assert "--set block=15" in caught.value.hint  # a block of 16 would be the prompt itself
+
+
+@pytest.mark.parametrize(
+    ("block", "sparsity", "nearest"),
+    [
+        (16, 0.5, 15),  # one block; of two, query block 1 sees round(2 * .5) = 1
+        (8, 0.25, 7),  # two blocks: round(2 * .75) = 2; of three round(3 * .75) = 2
+        (4, 0.1, 3),  # four: round(4 * .9) = 4, five: round(5 * .9) = 4
+    ],
+)
+def test_blocks_of_which_none_can_be_skipped(block: int, sparsity: float, nearest: int) -> None:
+    asked = {"block": str(block)}
+    with pytest.raises(PrunescopeError, match="no block can be skipped") as caught:
+        steps(prune("dynamic-nk", tiny(), sparsity, **asked).model, tokens(1, 17), 16)
+    assert f"--set block={nearest}" in caught.value.hint
+    model = prune("dynamic-nk", tiny(), sparsity, block=str(nearest)).model
+    dynamic_stats(model)
+    steps(model, tokens(1, 16), 16)
+    counts = dynamic_stats(model)
+    assert counts
+    assert all(sum(one["active"]) < sum(one["total"]) for one in counts.values())
+    steps(prune("dynamic-nk", tiny(), 0.0, **asked).model, tokens(1, 16), 16)  # none is asked for
+
+
+def test_a_prompt_too_short_for_any_block_to_be_skipped() -> None:
+    model = prune("dynamic-nk", tiny(), 0.1, block="1").model
+    with pytest.raises(PrunescopeError, match="no block can be skipped") as caught:
+        steps(model, tokens(1, 4), 4)  # round(4 * .9) = 4
+    assert "longer prompt" in caught.value.hint

@@ -22,7 +22,11 @@ _MAMBA = {
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16,
     "mamba_expand": 2,
 }  # fmt: skip
-_MIXED = ["linear_attention", "full_attention"]
+# An attention with a mixer before it and one behind.
+_MIXED = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
 
 _MQA = {"ffn_hidden_size": 96, "head_dim": None}
 _NO_KV = {"num_key_value_heads": None, "head_dim": None}
@@ -75,7 +79,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_next",
         {
             **_MOE, "num_experts": 4, "shared_expert_intermediate_size": 96,
-            "layer_types": _MIXED, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            **_MIXED, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
             "linear_key_head_dim": 16, "linear_value_head_dim": 16,
         },
     ),
@@ -84,12 +88,15 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {
             **_MAMBA, "num_local_experts": 4, "num_experts_per_tok": 2,
-            "shared_intermediate_size": 96, "layer_types": _MIXED, "head_dim": None,
+            "shared_intermediate_size": 96, **_MIXED, "head_dim": None,
         },
     ),
     "lfm2": (
         "lfm2",
-        {"layer_types": ["conv", "full_attention"], "head_dim": None, "block_multiple_of": 16},
+        {
+            "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"],
+            "head_dim": None, "block_multiple_of": 16,
+        },
     ),
 }  # fmt: skip
 

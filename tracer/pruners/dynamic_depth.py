@@ -1,8 +1,8 @@
 """Dynamic depth: each forward skips whole layers, any of them or the last ones (early exit).
 
 A router on the pooled hidden state stands before every layer; which layers an input skips is drawn
-anew for each forward. A skipped layer caches nothing for its tokens, so that its cache has holes:
-decode after prefill is no forward of the whole sequence.
+anew for each forward. A skipped layer caches nothing for its tokens, so that its cache has holes,
+and a mixer in it updates no state: decode after prefill is no forward of the whole sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tracer import compat
 from tracer.inserted import by_name, extend
 from tracer.layer_places import LayerPlace, layer_places
 from tracer.layers import text_config
-from tracer.prenorm import attention_layers, check_runs, rebuilt
+from tracer.prenorm import check_runs, has_mixers, movable_layers, rebuilt
 from tracer.pruners import Applied, Point
 from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weight
 
@@ -28,7 +28,7 @@ from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weig
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a router before every layer. No weight goes."""
     refuse_calibration(point, "dynamic-depth")
-    layers = attention_layers(model)
+    layers = movable_layers(model)
     places = layer_places(model, layers)
     hidden = int(text_config(model).hidden_size)
     early = point.knobs["exit"] == "early"
@@ -46,7 +46,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     check_runs(model, "with layers skipped", route.draws.stream)
     gone = removed_layers(len(layers), point.sparsity)
     how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
-    notes = [f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing"]
+    state = " and updates no state" if has_mixers(model) else ""
+    notes = [
+        f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing{state}"
+    ]
     notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
     return Applied(model=model, record={"kept": {"layers": len(layers) - gone}, "notes": notes})
 

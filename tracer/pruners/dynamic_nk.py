@@ -19,6 +19,7 @@ from tracer.attention_parts import AttentionParts
 from tracer.blocks import (
     Group,
     groups,
+    longest_block,
     num_seen,
     pooled,
     pooled_keys,
@@ -27,8 +28,9 @@ from tracer.blocks import (
 )
 from tracer.counted_cache import past_length
 from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import PlainAttention, Rotary, lower_right, refuse_padding
+from tracer.pruned_attention import PlainAttention, lower_right, refuse_padding
 from tracer.pruners import Applied, Point
+from tracer.rotation import Rotary
 from tracer.routing import Counted, Draws, Tally
 
 
@@ -52,10 +54,16 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return [attention.router for attention in found]
 
     rebuilt(model, build, sparsity=point.sparsity)
-    sizes.asked = block
+    sizes.asked, sizes.sparsity = block, point.sparsity
     kept = {"blocks": 1 - point.sparsity, "block": block or "by prompt"}
-    notes = ["prompts run on compiled FlexAttention, decode on ordinary ops"]
-    record = {"kept": kept, "backend": backend, "notes": notes * (backend == "flex")}
+    notes = []
+    if backend == "flex":
+        notes.append("prompts run on compiled FlexAttention, decode on ordinary ops")
+    if attentions[0].rope_dim and kind is not _ValueAttention:
+        notes.append(
+            "the cache holds means of expanded keys beside the latents, one a head and block"
+        )
+    record = {"kept": kept, "backend": backend, "notes": notes}
     return Applied(model=model, record=record)
 
 
@@ -75,17 +83,29 @@ class BlockSizes:
     """The block length of the forward at hand, the same for all layers."""
 
     def __init__(self, asked: int, least: int = 1) -> None:
-        self.asked, self.least, self._longest = asked, least, 0
+        self.asked, self.least, self.sparsity, self._longest = asked, least, 0.0, 0
 
     def of_prompt(self, length: int) -> int:
-        """Raises PrunescopeError where the block that was asked for is longer than every prompt."""
-        self._longest = max(self._longest, length) if self.asked else 0
-        if self.asked > self._longest:
-            raise PrunescopeError(
-                f"block={self.asked} is longer than the prompt of {length} tokens",
-                hint=f"the nearest that fits is --set block={length}",
-            )
+        """Raises PrunescopeError where the block that was asked for is longer than every prompt, or
+        leaves so few of them in each that none can be skipped."""
+        if self.asked and length > self._longest:
+            self._check(length)
+            self._longest = length
         return self.asked or max(self.least, usual_block(length))
+
+    def _check(self, length: int) -> None:
+        most = longest_block(length, self.sparsity) if self.sparsity else length
+        most -= most % self.least
+        if self.asked <= most:
+            return
+        problem = f"block={self.asked} is longer than the prompt of {length} tokens"
+        if self.asked <= length:
+            problem = (
+                f"block={self.asked} in a prompt of {length} tokens: no block can be skipped at "
+                f"s = {self.sparsity:g}"
+            )
+        fits = f"the nearest that fits is --set block={most}"
+        raise PrunescopeError(problem, hint=fits if most else "a longer prompt, or more sparsity")
 
     def of_cache(self, layer: Any, length: int) -> int:
         """The block of the prompt that the cache began with."""
@@ -155,7 +175,7 @@ class _BlockAttention(PlainAttention, Counted):
         if not self.masked:
             refuse_padding(attention_mask, tokens, past)
         q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.appended(cache, k, v)
+        k, v = self.expanded(*self.appended(cache, k, v))
         if past and tokens > 1:
             return self.output(self.attend_causally(q, k, v)), None
         layer = None if cache is None else cache.layers[self.layer_idx]

@@ -1,9 +1,10 @@
 """KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
 
 `keep=recent` keeps the latest keys (a window); `keep=attention` the last prompt tokens and what
-they attend to most, for each KV head (as SnapKV). Kept keys stand in the cache from the first to go
-on, so that decode evicts by leaving out the front. Prefill attends to the whole prompt; a forward
-of prompt and answer together would see what decode has evicted.
+they attend to most, for each KV head (as SnapKV), or for all heads where one latent serves them.
+Kept keys stand in the cache from the first to go on, so that decode evicts by leaving out the
+front. Prefill attends to the whole prompt; a forward of prompt and answer together would see what
+decode has evicted.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from transformers import PreTrainedModel
 
 from taxonomy.keep import kept_count
 from tracer.attention_parts import AttentionParts
-from tracer.counted_cache import CountedLayer, counted_layer
+from tracer.counted_cache import CountedKeys, counted_layer
 from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import PlainAttention, Rotary, lower_right, refuse_padding
+from tracer.pruned_attention import PlainAttention, lower_right, refuse_padding
 from tracer.pruners import Applied, Point
+from tracer.rotation import Rotary
 from tracer.routing import Counted, Draws, Tally, taken, token_rows
 
 _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
@@ -48,17 +50,21 @@ class KeyRanker(nn.Module):
         self.draws = draws
 
     def forward(
-        self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float
+        self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
     ) -> torch.Tensor:
-        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys a head,
-        the least attended first. Of the observers themselves, which few could see, as many stay as
-        are half of the keys at most."""
+        """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys in each
+        of the `sets` that the cache holds (one a KV head, or one of latents), the least attended
+        first. Of the observers themselves, which few could see, as many stay as are half of the
+        keys at most."""
         batch, heads, _, width = keys.shape
         grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
         scores = grouped @ keys.transpose(-1, -2) * scaling
         mask = lower_right(q.shape[2], keys.shape[2], like=q)
         scores = scores.unflatten(2, (-1, q.shape[2])) + mask
-        mass = self.draws.instead_of(scores.softmax(-1).mean((2, 3)))  # [B, n_kv, S]
+        mass = scores.softmax(-1).mean((2, 3))  # [B, n_kv, S]
+        if sets < heads:
+            mass = mass.unflatten(1, (sets, -1)).mean(2)
+        mass = self.draws.instead_of(mass)
         mass[..., keys.shape[2] - min(q.shape[2], count // 2) :] = float("inf")
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
@@ -83,6 +89,7 @@ class _EvictingAttention(PlainAttention, Counted):
         """[B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         if cache is None:
+            k, v = self.expanded(k, v)
             return self.output(self.attend_causally(q, k, v, attention_mask)), None
         held = counted_layer(cache, self.layer_idx)
         if not self.masked:
@@ -91,25 +98,25 @@ class _EvictingAttention(PlainAttention, Counted):
         if held.held:
             self._leave_out(held, held.held + q.shape[2] - budget)
         first = not held.held
-        k, v = held.update(k, v)
+        k, v = self.expanded(*held.update(k, v))
         out = self.attend_causally(q, k, v, attention_mask if first else None)
         if first and budget < k.shape[2]:
-            self._evict(held, q, budget)
+            self._evict(held, q, k, budget)
         self.tally.add(held.held, held.seen)
         return self.output(out), None
 
-    def _leave_out(self, held: CountedLayer, count: int) -> None:
+    def _leave_out(self, held: CountedKeys, count: int) -> None:
         """The first `count` keys go, but never all; the rest is copied when the next is added."""
         count = min(count, held.held - 1)
         if count > 0:
             held.keys, held.values = held.keys[:, :, count:], held.values[:, :, count:]
 
-    def _evict(self, held: CountedLayer, q: torch.Tensor, budget: int) -> None:
+    def _evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, budget: int) -> None:
         """A prompt has been read: its cache becomes `budget` keys in memory of their own."""
         if not hasattr(self, "router"):
             held.keys = held.keys[:, :, -budget:].contiguous()
             held.values = held.values[:, :, -budget:].contiguous()
             return
-        observers = q[:, :, -_OBSERVERS:]
-        rows = self.router(observers, held.keys, count=budget, scaling=self.scaling)
+        observers, sets = q[:, :, -_OBSERVERS:], held.keys.shape[1]
+        rows = self.router(observers, k, count=budget, scaling=self.scaling, sets=sets)
         held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.keep import removed_layers, rounding
+from taxonomy.keep import named_layers, removed_layers, rounding
 from tracer.calibration import calibration_of, collect
 from tracer.layers import (
     counts_without,
@@ -104,16 +104,7 @@ def _chosen(
             ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
             return sorted(ranked[:count])
         return _drawn(model, num_layers, count, point, kind)
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) < num_layers for part in parts):
-        raise PrunescopeError(
-            f"--set layers={text} does not name layers of this model",
-            hint=f"numbers from 0 to {num_layers - 1}, as layers=3,4,5",
-        )
-    chosen = sorted({int(part) for part in parts})
-    if len(chosen) == num_layers:
-        raise PrunescopeError(f"layers={text} leaves no layer", hint="keep one layer at least")
-    return chosen
+    return named_layers(text, num_layers)
 
 
 def _drawn(

@@ -1,6 +1,7 @@
 """Token dropping: after a layer only the int(p·S) most attended prompt tokens go on.
 
-The last prompt token always stays; positions are kept; the caches of the layers behind are shorter.
+The last prompt token always stays; positions are kept; the caches of the layers behind are shorter,
+and the states of mixers there are those of the tokens that went on.
 With logits of all tokens there are rows for the kept tokens alone. A forward of prompt and answer
 together ranks by another last token, so that its tokens need not be those of prefill and decode.
 """
@@ -15,15 +16,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from taxonomy.errors import PrunescopeError
+from taxonomy.families.token_drop import checked
 from taxonomy.keep import kept_count
 from tracer import compat
 from tracer.attention_parts import AttentionParts
-from tracer.counted_cache import last_rows, past_length
+from tracer.counted_cache import last_rows
 from tracer.inserted import by_name, extend
 from tracer.layer_places import LayerPlace, layer_places
-from tracer.prenorm import attention_layers, check_runs, layer_attentions, rebuilt
-from tracer.pruned_attention import PlainAttention, Rotary, taken_rotary
+from tracer.prenorm import check_runs, has_mixers, layer_attentions, movable_layers, rebuilt
+from tracer.pruned_attention import PlainAttention
 from tracer.pruners import Applied, Point
+from tracer.rotation import Rotary, taken_rotary
 from tracer.routing import Counted, Draws, Tally, flat_places
 
 _DROPPED = "with tokens dropped"
@@ -31,14 +34,11 @@ _DROPPED = "with tokens dropped"
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Drop tokens before layer `after`."""
-    layers = attention_layers(model)
-    after = int(point.knobs["after"])
-    if not 1 <= after < len(layers):
-        raise PrunescopeError(
-            f"after={after}, but the model has {len(layers)} layers",
-            hint=f"tokens can be dropped after 1 to {len(layers) - 1} layers",
-        )
-    watched = layer_attentions(model)[after - 1]
+    layers = movable_layers(model)
+    attentions = layer_attentions(model)
+    valid = range(attentions[0].layer + 1, len(layers))
+    after = checked(int(point.knobs["after"]), valid)
+    watched = next(parts for parts in reversed(attentions) if parts.layer < after)
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
     draws = Draws(point, "token-drop")
@@ -63,7 +63,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         drop.last = len(layers) - 1
         check_runs(model, _DROPPED, draws.stream)
     kept = {"tokens": 1 - point.sparsity, "after": after}
-    return Applied(model=model, record={"kept": kept})
+    notes = [f"ranked by the attention of layer {watched.layer}, the last before the drop"]
+    notes = notes if watched.layer < after - 1 else []
+    if has_mixers(model):
+        notes.append("the states of mixers behind the drop are those of the tokens that go on")
+    return Applied(model=model, record={"kept": kept, "notes": notes})
 
 
 @dataclass
@@ -133,8 +137,9 @@ class _WatchedAttention(PlainAttention):
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.appended(cache, k, v)
-        self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
+        k, v = self.expanded(*self.appended(cache, k, v))
+        if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
+            self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
@@ -150,18 +155,20 @@ class _Dropping(Counted):
         """[B, S, h] to [B, S, h]; behind the drop [B, k, h]."""
         arguments = by_name(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
-        past, drop = past_length(cache, self.place.cached), self.drop
+        past, drop = self.place.past(cache), self.drop
         if self.place.number == 0:
             drop.tokens = hidden_states.shape[1]
             self.place.refuse_padding(mask, drop.tokens, past)
         if hasattr(self, "router"):
-            hidden_states = self._dropped(hidden_states, past)
+            hidden_states = self._dropped(hidden_states)
         at = drop.places if self.late else None
         if at is not None:
             arguments = drop.of_kept(arguments, at)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
-        if drop.counted:
+        if not self.place.attends:
+            pass  # a mixer takes the tokens that come, without a mask
+        elif drop.counted:
             cached = self.place.counted(cache) or self.place.empty()
             arguments["attention_mask"] = cached.mask_of(mask, rows, at)
             # Positions go by the tokens seen, of which some have left.
@@ -180,12 +187,12 @@ class _Dropping(Counted):
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
         return zeros.scatter_(1, at.unsqueeze(-1).expand_as(hidden), hidden)
 
-    def _dropped(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
-        """The hidden states that go on. Only a prompt on an empty cache drops tokens."""
+    def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that go on, all where no query was watched."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         drop.query = drop.keys = drop.places = None
         drop.taken.clear()
-        if query is None or keys is None or hidden.shape[1] == 1 or past:
+        if query is None or keys is None:
             return hidden
         hidden, drop.places = self.router(hidden, query, keys)
         return hidden
