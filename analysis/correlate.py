@@ -5,7 +5,10 @@ In: a Trace and rows of its device events. Out: rows of launches or ops, -1 wher
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.load import NONE, Ints, Trace
 
@@ -51,6 +54,34 @@ def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
     checks = np.concatenate(right)
     trusted = len(checks) and checks.mean() > _TRUSTED
     return np.where(alone, found, NONE) if trusted else none
+
+
+@dataclass(frozen=True)
+class Around:
+    """Of each device event the host ns of the launches with the next smaller and larger correlation
+    id, where there are both (`told`); `first`: its id is smaller than that of every launch."""
+
+    before: Ints
+    after: Ints
+    told: NDArray[np.bool_]
+    first: NDArray[np.bool_]
+
+
+def launches_around(trace: Trace, events: Ints) -> Around:
+    """Between which launches each device event was launched, where ids grow with launch order. An
+    id above all others tells nothing: it may be one of another count."""
+    order = np.argsort(trace.launches["ts"], kind="stable")
+    ids, ts = trace.launches["correlation"][order], trace.launches["ts"][order]
+    own = taken(trace.device["correlation"], events)
+    if len(ids) < 2 or (np.diff(ids) >= 0).mean() < _TRUSTED:
+        none = np.zeros(len(own), bool)
+        return Around(own, own, none, none)
+    order = np.argsort(ids, kind="stable")
+    ids, ts = ids[order], ts[order]
+    low, high = np.searchsorted(ids, own, "left") - 1, np.searchsorted(ids, own, "right")
+    told = (low >= 0) & (high < len(ids))
+    before, after = ts[np.maximum(low, 0)], ts[np.minimum(high, len(ids) - 1)]
+    return Around(before, after, told, (own >= 0) & (low < 0))
 
 
 def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:

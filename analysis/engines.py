@@ -1,6 +1,6 @@
 """Steps that serving engines annotate: in, names of annotations; out, whether each is a step, and
-of which phase. vLLM: `execute_context_1(888)_generation_0(0)`, `execute_new_1_cached_3`; SGLang:
-`execute_15360_context_15(sq15360...)_generation_0(...)`, `step[DECODE bs=32]`.
+of which phase and batch. vLLM: `execute_context_1(888)_generation_0(0)`, `execute_new_1_cached_3`;
+SGLang: `execute_15360_context_15(sq15360...)_generation_0(...)`, `step[DECODE bs=32]`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ PHASES = ("prefill", "decode", "mixed", "unknown")
 _COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")
 _COUNTS_OLD = re.compile(r"execute_new_(\d{1,9})_cached_(\d{1,9})$")
 _MODE = re.compile(r"step\[(EXTEND|DECODE|MIXED|PREFILL|IDLE|TARGET_VERIFY|DRAFT_EXTEND)\b")
+_BATCH = re.compile(r"(?:_generation_|\bbs=)(\d{1,9})")
+_NUMBERS = re.compile(r"(?<![\d.#/])\d{1,9}(?![\d./])")
 _OF_MODE = {"EXTEND": "prefill", "PREFILL": "prefill", "DECODE": "decode", "MIXED": "mixed"}
 
 
@@ -31,3 +33,19 @@ def _of_counts(context: int, generation: int) -> str:
     if context and generation:
         return "mixed"
     return "prefill" if context else "decode" if generation else "unknown"
+
+
+def decode_batch(name: str) -> int | None:
+    """How many sequences a decode step runs, as a serving engine annotates it; None for others."""
+    if engine_step(name) != "decode":
+        return None
+    found = _BATCH.search(name)
+    return int(found[1]) if found is not None else None
+
+
+def names_batch(name: str, batch: int) -> bool:
+    """Whether an annotation (`capture_32_DECODE`, `step[DECODE bs=32]`) carries a batch: as a
+    number of its own, not that of a step or a part of a version."""
+    if engine_step(name) is not None:
+        return decode_batch(name) == batch
+    return str(batch) in _NUMBERS.findall(name)

@@ -18,7 +18,7 @@ from analysis.graphs import LEAST, Replay, read_eager
 from analysis.kind import kind_of, op_kind
 from analysis.link import Linked, link, taken
 from analysis.load import NONE, Trace
-from analysis.phase_steps import only_phase
+from analysis.phase_steps import only_phase, only_picked
 from analysis.role import GEMM_KINDS, POINTWISE, find_roles
 from analysis.scopes import find_scopes
 from analysis.steps import Windows
@@ -27,6 +27,7 @@ from analysis.waves import add_waves
 from analysis.work import OpCall, Work, work_of
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
+_LOST = 0.005  # of the launches
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 
 
@@ -42,6 +43,7 @@ class Kernels:
     on_device: bool
     roles_from: str
     mapping_rate: float | None = None
+    replay_note: str | None = None  # what became of graph replays, where an eager trace was given
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
@@ -58,6 +60,12 @@ class Kernels:
         rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
         total = int(rows["busy"].sum())
         return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
+
+    @property
+    def lacks_kernels(self) -> bool:
+        """Whether more launches have no kernel in the trace than a few at its end."""
+        lost = self.linked.launches["lost"]
+        return lost > 0 and lost >= _LOST * self.linked.launches["events"]
 
     @property
     def wall(self) -> int:
@@ -85,7 +93,9 @@ def build(
     """
     linked = link(trace, windows)
     if phase is not None:
-        linked, windows = only_phase(linked, windows, phase)
+        linked, windows = only_phase(trace, linked, windows, phase)
+    else:
+        linked, windows = only_picked(trace, linked, windows)
     calls = list(trace.calls)
     frame = _rows(trace, linked)
     replay: Replay | None = None
@@ -105,10 +115,24 @@ def build(
     return Kernels(
         frame, linked, windows, works, calls, trace.on_device, source,
         mapping_rate=None if replay is None else replay.rate,
+        replay_note=None if replay is None else replay.note(),
         notes=unlinked(trace, linked.event, linked.op),
-        warnings=[] if replay is None else replay.warnings(),
+        warnings=[*_devices(trace, linked), *([] if replay is None else replay.warnings())],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
     )  # fmt: skip
+
+
+def _devices(trace: Trace, linked: Linked) -> list[str]:
+    """A warning where kernels of one trace ran on several devices."""
+    times = trace.times_of_devices(linked.event)
+    if len(times) < 2:
+        return []
+    each = ", ".join(f"{name}: {ns / sum(times.values()):.0%}" for name, ns in times.items())
+    return [
+        f"kernels of {trace.source.name} ran on {len(times)} devices ({each} of the time that they "
+        "ran): all count on one timeline, where a device that idles hides behind another, and "
+        "bounds are those of one"
+    ]
 
 
 def _rows(trace: Trace, linked: Linked) -> pl.DataFrame:
@@ -183,7 +207,7 @@ def _add_role(
     call_ids = frame["call"].to_list()
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in host]
     kinds = frame["kind"].to_list()
-    roles = find_roles(scopes, [kinds[i] for i in host], of_row)
+    roles = find_roles(scopes, [kinds[i] for i in host], of_row, linked.step[host])
     layer = np.empty(len(host), np.int64)
     layer[host] = roles.layer
     role = np.empty(len(host), object)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analysis.correlate import launch_of, lookup, op_alone, taken
 from analysis.kind import is_work_op
 from analysis.load import NONE, Ints, Trace
+from analysis.spill import Placed, place
 from analysis.steps import OWN_MARK, Windows
 
 __all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_device", "link_host",
@@ -77,30 +78,30 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
     linked = (launch >= 0) | (by_op >= 0)
-    step = np.where(linked, windows.step_of(launched), -1)
+    placed = place(trace, order, launched, linked, windows)
     out = Linked(
-        step=step, start=start, duration=device["dur"][order], busy=np.zeros_like(start),
+        step=placed.step, start=start, duration=device["dur"][order], busy=np.zeros_like(start),
         gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
         event=order, launched=launched, thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
         replayed=_by_graph(trace, launch), above=np.full(len(start), NONE),
     )  # fmt: skip
-    own_first = int(windows.start[0]) if windows.source == "prunescope" else None
-    _place_unlinked(out, linked, len(windows), own_first)
-    out.launches = _lost(trace, windows)
+    _name_the_rest(out, placed, windows)
+    out.launches = lost_launches(trace, windows)
     of_launch = op_of_launch(trace, launch, device["external"][order])
     # The op around a graph launch is not that of its kernels.
     out.op = np.where((launch >= 0) & ~out.replayed, of_launch, by_op)
     on = taken(trace.launches["thread"], launch)
     out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
-    begins = _begin_of_steps(out, linked, trace, windows)
+    begins = _begin_of_steps(out, linked, placed.spill, trace, windows)
+    others = _reach(out, np.flatnonzero(out.step < 0))
     for i in range(len(windows)):
-        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i])
+        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
     out.dry &= linked
     return _only_steps(out)
 
 
-def _lost(trace: Trace, windows: Windows) -> dict[str, int]:
+def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     """How many kernels were launched in the steps, and how many of them are not in the trace."""
     kernel = np.array(["launchkernel" in name.lower() for name in trace.names], bool)
     if not len(trace.launches["ts"]):
@@ -110,37 +111,27 @@ def _lost(trace: Trace, windows: Windows) -> dict[str, int]:
     return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
 
 
-def _place_unlinked(
-    out: Linked, linked: NDArray[np.bool_], num_steps: int, own_first: int | None
-) -> None:
-    """Spill before the first linked event, late after the last; between, the step around it."""
-    if not linked.any():
-        out.step[:] = 0 if num_steps == 1 else -1
-        return
-    rows = np.flatnonzero(linked)
-    for name, mask in (("spill", slice(0, rows[0])), ("late", slice(rows[-1] + 1, None))):
-        begin = int(out.start[mask][0]) if len(out.start[mask]) else 0
-        ns = int(cover(out.start[mask], out.start[mask] + out.duration[mask], begin)[0].sum())
-        setattr(out, name, {"events": len(out.start[mask]), "ns": ns})
-    between = np.flatnonzero(~linked[: rows[-1] + 1])
-    between = between[between > rows[0]]
-    before = rows[np.searchsorted(rows, between) - 1]
-    after = rows[np.searchsorted(rows, between)]
-    same = out.step[before] == out.step[after]
-    out.step[between] = np.where(same, out.step[before], -1)
-    outside = linked & (out.step < 0)
-    if own_first is not None:
-        outside &= out.launched >= own_first
+def _name_the_rest(out: Linked, placed: Placed, windows: Windows) -> None:
+    """Count what is in no step: spill, late, left out. What our own runs did before their first
+    step is the one that is thrown away."""
+    for name, mask in (("spill", placed.spill), ("late", placed.late)):
+        rows = np.flatnonzero(mask)
+        start, end = out.start[rows], out.start[rows] + out.duration[rows]
+        ns = int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
+        setattr(out, name, {"events": len(rows), "ns": ns})
+    outside = (out.step < 0) & ~placed.spill & ~placed.late
+    if windows.source == "prunescope":
+        outside &= placed.until >= windows.start[0]
     out.left_out = {"events": int(outside.sum()), "ns": int(out.duration[outside].sum())}
 
 
 def _begin_of_steps(
-    out: Linked, linked: NDArray[np.bool_], trace: Trace, windows: Windows
+    out: Linked, linked: NDArray[np.bool_], spill: NDArray[np.bool_], trace: Trace, windows: Windows
 ) -> list[int]:
     """Where the wall of each step begins: the end of the last device event of the step before.
 
     The first step of our own runs follows one that was thrown away; that of a bare trace starts
-    at its first linked device event, with the host's lead shown beside it.
+    at its first linked device event behind the spill, with the host's lead shown beside it.
     """
     begins: list[int] = []
     end = out.start + out.duration
@@ -149,18 +140,25 @@ def _begin_of_steps(
         if not len(rows):
             begins.append(begins[-1] if begins else 0)
             continue
+        done = np.flatnonzero((out.step >= 0) & (out.step < i))
+        if i == 0 and windows.source == "prunescope":
+            done = np.flatnonzero(linked & (out.launched < windows.start[0]))
+        if len(done):
+            begins.append(int(end[done].max()))
+            continue
+        first = rows[linked[rows]] if linked[rows].any() else rows
+        begins.append(_behind_spill(out, first, np.flatnonzero(spill)))
         if i == 0:
-            earlier = np.flatnonzero(linked & (out.launched < windows.start[0]))
-            own = windows.source == "prunescope" and len(earlier)
-            first = rows[linked[rows]][:1] if linked[rows].any() else rows[:1]
-            begin = int(end[earlier].max()) if own else int(out.start[first[0]])
-            if not own:
-                out.lead_ns = _lead(trace, windows, int(out.start[first[0]]))
-            begins.append(begin)
-        else:
-            done = np.flatnonzero((out.step >= 0) & (out.step < i))
-            begins.append(int(end[done].max()) if len(done) else int(out.start[rows[0]]))
+            out.lead_ns = _lead(trace, windows, begins[0])
     return begins
+
+
+def _behind_spill(out: Linked, rows: Ints, spill: Ints) -> int:
+    """The first start of rows, from the end of the spill on, where any of them runs then."""
+    end = out.start + out.duration
+    spilt = int(end[spill].max()) if len(spill) else int(out.start[rows[0]])
+    behind = rows[end[rows] > spilt]
+    return max(int(out.start[behind[0]]), spilt) if len(behind) else int(out.start[rows[0]])
 
 
 def _lead(trace: Trace, windows: Windows, first: int) -> int | None:
@@ -171,15 +169,26 @@ def _lead(trace: Trace, windows: Windows, first: int) -> int | None:
     return first - hosts[0] if hosts and first >= hosts[0] else None
 
 
-def _fill_step(out: Linked, rows: Ints, step: int, begin: int) -> None:
+def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
+    """Starts of rows, and how far they and the rows before them reach."""
+    return out.start[rows], np.maximum.accumulate(out.start[rows] + out.duration[rows])
+
+
+def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints]) -> None:
+    """Busy, gaps and wall of a step. A gap begins where the device ran dry: what `others`, which
+    are of no step, ran before it is neither idle time nor the step's."""
     if not len(rows):
         return
     start = out.start[rows]
     end = start + out.duration[rows]
-    out.busy[rows], out.gap[rows] = cover(start, end, begin)
+    out.busy[rows], gap = cover(start, end, begin)
     reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
-    out.dry[rows] = (out.launched[rows] >= reached) & (out.gap[rows] > 0)
-    out.wall[step] = max(int(end.max()), begin) - begin
+    at = np.searchsorted(others[0], start, side="left")
+    others_reached = np.concatenate(([begin], others[1]))[at]
+    dry_at = np.maximum(reached, others_reached)
+    out.gap[rows] = np.minimum(gap, np.maximum(0, start - dry_at))
+    out.dry[rows] = (out.launched[rows] >= dry_at) & (out.gap[rows] > 0)
+    out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
 
 
 def is_graph_launch(name: str) -> bool:

@@ -84,6 +84,21 @@ class Trace:
         main = int(ids[np.argmax(counts)]) if len(ids) else None
         return next((p for p in known if p.get("id") == main), known[0])
 
+    def times_of_devices(self, events: Ints) -> dict[str, int]:
+        """ns that device events ran, by the device, "0 (NVIDIA A100)", the most used first."""
+        events = events[events >= 0]
+        ids, times = self.device["device"][events], self.device["dur"][events]
+        properties = self.source.meta.get("deviceProperties")
+        known = (
+            [p for p in properties if isinstance(p, dict)] if isinstance(properties, list) else []
+        )
+        found: dict[str, int] = {}
+        for one in np.unique(ids[ids >= 0]).tolist():
+            name = next((p.get("name") for p in known if p.get("id") == one), None)
+            label = f"{one} ({name[:80]})" if isinstance(name, str) and name else str(one)
+            found[label] = int(times[ids == one].sum())
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
 
 def is_there(path: Path) -> bool:
     """Whether there is a file or folder; a path that cannot be one is none."""

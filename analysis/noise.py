@@ -61,6 +61,14 @@ def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
     return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
 
 
+def busy_factor(domain: Domain, *, wall_ns: float, recorded_ns: float) -> float:
+    """From a side's recorded busy time to the ledger's domain, of its wall in the ledger and as
+    recorded: a device's is left as it is (`ledger.scale`)."""
+    if not domain.unprofiled or domain.on_device:
+        return 1.0
+    return wall_ns / recorded_ns
+
+
 def observer_share(units: Units, domain: Domain) -> float | None:
     """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
     if not domain.unprofiled:

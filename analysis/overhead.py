@@ -16,7 +16,7 @@ import polars as pl
 
 from analysis.frame import ATTENTION, MATMUL, Kernels
 from analysis.ledger import Ratios, Split
-from analysis.noise import Domain
+from analysis.noise import Domain, busy_factor
 from analysis.pairing import Units, with_dense_layer
 from analysis.report.model import Family, Overhead, OverheadPart, Row
 from taxonomy.family import dynamic_ids
@@ -181,11 +181,8 @@ def _keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
 
 
 def _busy_factor(books: Books, pruned: Kernels) -> float:
-    """From recorded busy time of the pruned side to the ledger's domain (`noise`, `ledger.scale`):
-    a device's is left as it is."""
-    if not books.domain.unprofiled or books.domain.on_device:
-        return 1.0
-    return float(books.ledger.pruned[0]) / (pruned.wall / pruned.num_steps)
+    wall = float(books.ledger.pruned[0])
+    return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
 
 
 def _added_parts(books: Books, pruned: Kernels, ids: frozenset[str]) -> list[OverheadPart]:

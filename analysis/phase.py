@@ -14,13 +14,14 @@ import polars as pl
 from analysis.anatomy import anatomy
 from analysis.evidence import Evidence
 from analysis.findings.checks import find
-from analysis.findings.context import Context
+from analysis.findings.context import Context, ms
 from analysis.frame import Kernels
 from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
-from analysis.graphs import LEAST
 from analysis.ledger import Split, ratios
 from analysis.noise import (
+    Domain,
     bootstrap,
+    busy_factor,
     choose_domain,
     halves,
     median_interval,
@@ -29,7 +30,7 @@ from analysis.noise import (
     realised_interval,
 )
 from analysis.overhead import Books, overhead
-from analysis.pairing import Units, pair
+from analysis.pairing import Floats, Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
@@ -50,6 +51,7 @@ from analysis.verdict_outside import other_conditions
 from taxonomy.errors import PrunescopeError
 
 _TOP_KERNELS = 40
+_HIDDEN = 0.05  # of the wall
 
 
 def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
@@ -84,7 +86,11 @@ def compare_phase(
     phase.domain = domain.name
     phase.observer_share = observer_share(units, domain)
     replicates = bootstrap(units, ratio, domain)
-    largest = LargestKernels(kernels_d, kernels_p)
+    factors = (
+        _factor(domain, books.ledger.dense, kernels_d),
+        _factor(domain, books.ledger.pruned, kernels_p),
+    )
+    largest = LargestKernels(kernels_d, kernels_p, factors)
     twins = halves(units, domain)
     phase.ledger = build_rows(units, ratio, books.ledger, replicates, twins, largest)
     phase.ladder = _ladder(phase.ledger, books, replicates)
@@ -97,6 +103,8 @@ def compare_phase(
     phase.family = weighed(family, found)
     phase.overhead = overhead(books, kernels_p, phase.family, replicates)
     phase.baseline = _baseline(side_d, name, kernels_d)
+    if side_d.run is None:
+        phase.baseline["phase_kind"] = phase_kind(kernels_d)
     phase.sparsity = _realised(side_d, side_p, sparsity, books)
     if not shapes:
         phase.sparsity |= {"flop": None, "bytes": None}
@@ -107,6 +115,11 @@ def compare_phase(
                 side_dense=side_d, pairs=pairs, evidence=evidence, doubts=found)
     )  # fmt: skip
     return phase
+
+
+def _factor(domain: Domain, walls: Floats, kernels: Kernels) -> float:
+    recorded = kernels.wall / kernels.num_steps
+    return busy_factor(domain, wall_ns=float(walls[0]), recorded_ns=recorded)
 
 
 def _check(dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str) -> None:
@@ -255,28 +268,50 @@ def _efficiency(row: dict[str, Any]) -> float | None:
 
 def _notes(kernels: Kernels) -> list[str]:
     notes = list(kernels.notes)
-    linked = kernels.linked
-    replayed = int(linked.replayed.sum())
-    if replayed and kernels.mapping_rate is None:
+    replayed = int(kernels.linked.replayed.sum())
+    if kernels.replay_note is not None:
+        notes.append(kernels.replay_note)
+    elif replayed:
         notes.append(
             f"{replayed} kernels were launched by graph replays and have no op: "
             "give --eager-trace for their shapes and roles"
-        )
-    elif kernels.mapping_rate is not None and kernels.mapping_rate < LEAST:
-        notes.append(
-            f"{replayed} kernels were launched by graph replays and have no op: the eager trace "
-            f"seems to be of another step ({kernels.mapping_rate:.1%} of their time is found in it)"
-        )
-    elif kernels.mapping_rate is not None:
-        notes.append(
-            f"{kernels.mapping_rate:.1%} of the time of {replayed} replayed kernels was mapped to "
-            "the eager pass by launch order, kernel name and the grid of GEMMs"
         )
     if not kernels.calls:
         notes.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
     if kernels.roles_from == "order":
         notes.append("no module scopes in the trace: roles come from the order of kernels")
-    return notes
+        notes += _unequal_layers(kernels)
+    return notes + _hidden(kernels)
+
+
+def _hidden(kernels: Kernels) -> list[str]:
+    """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
+    told = [
+        f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
+        "beside others)"
+        for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
+        if ran - busy > _HIDDEN * max(kernels.wall, ran)
+    ]
+    if not told:
+        return []
+    return [
+        f"kernels ran at once, and a moment counts for the one that began first; by kind they ran "
+        f"{', '.join(told)} a step"
+    ]
+
+
+def _unequal_layers(kernels: Kernels) -> list[str]:
+    """Says so where steps, in which layers are numbered anew, do not hold as many of them."""
+    layers = pl.col("layer").drop_nulls().n_unique()
+    held = kernels.frame.group_by("step").agg(layers)["layer"].to_list()
+    if len(set(held)) < 2:
+        return []
+    return [
+        f"steps hold {min(held)} to {max(held)} layers, numbered from the front in each: which of "
+        "them a step lacks is not known"
+    ]
 
 
 def _nominal(side: Side) -> float | None:

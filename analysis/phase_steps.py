@@ -1,6 +1,6 @@
-"""The steps of one phase among all steps of a serving engine's trace.
+"""Some of the steps of a trace: those of one phase of a serving engine, or that a pattern picks.
 
-In: linked rows and windows of all steps. Out: those of the steps of one phase; times in ns.
+In: linked rows and windows of all steps. Out: those of the steps that are kept; times in ns.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 
 from analysis.engines import PHASES, engine_step
-from analysis.link import Linked
-from analysis.load import NONE
+from analysis.link import Linked, lost_launches
+from analysis.load import NONE, Ints, Trace
 from analysis.steps import Windows
 
 
@@ -23,10 +23,32 @@ def phases_of(windows: Windows) -> list[str]:
     return [phase for phase in PHASES if phase in seen]
 
 
-def only_phase(linked: Linked, windows: Windows, phase: str) -> tuple[Linked, Windows]:
-    """The steps of one phase. All steps are linked first: a wall begins where the step before
-    ends, of whatever phase that is. What is left out of all steps stays as it is."""
+def only_phase(
+    trace: Trace, linked: Linked, windows: Windows, phase: str
+) -> tuple[Linked, Windows]:
+    """The steps of one phase. What is left out of all steps stays as it is: the other phases are
+    reported beside this one."""
     steps = np.flatnonzero([engine_step(name) == phase for name in windows.names])
+    return _only(trace, linked, windows, steps)
+
+
+def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked, Windows]:
+    """The steps that `--phase-pattern` picks, all of them where it picks none of others; those are
+    left out, and named."""
+    if windows.picked is None:
+        return linked, windows
+    chosen, kept = _only(trace, linked, windows, windows.picked)
+    others = ~np.isin(linked.step, windows.picked)
+    chosen.left_out = {
+        "events": linked.left_out["events"] + int(others.sum()),
+        "ns": linked.left_out["ns"] + int(linked.duration[others].sum()),
+    }
+    return chosen, kept
+
+
+def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[Linked, Windows]:
+    """Some of the steps. All are linked first: a wall begins where the step before ends, whether
+    that is kept or not."""
     number = np.full(len(windows), NONE)
     number[steps] = np.arange(len(steps))
     keep = number[linked.step] >= 0
@@ -37,10 +59,12 @@ def only_phase(linked: Linked, windows: Windows, phase: str) -> tuple[Linked, Wi
                      "thread", "replayed")
     }  # fmt: skip
     above = linked.above[keep]
+    names = [windows.names[i] for i in steps]
+    kept = Windows(windows.start[steps], windows.end[steps], windows.source, names)
     chosen = dataclasses.replace(
         linked, **columns, step=number[linked.step[keep]], wall=linked.wall[steps],
         above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE), tail=linked.tail[steps],
         lead_ns=linked.lead_ns if len(steps) and steps[0] == 0 else None,
+        launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
     )  # fmt: skip
-    names = [windows.names[i] for i in steps]
-    return chosen, Windows(windows.start[steps], windows.end[steps], windows.source, names)
+    return chosen, kept

@@ -17,6 +17,7 @@ from analysis.headline_doubts import phase_warnings
 from analysis.names import ends_apart
 from analysis.one_sided import alike
 from analysis.phase import compare_phase, single_phase
+from analysis.refold import refold
 from analysis.report.model import Phase, Report, SecondOpinion
 from analysis.resolve import of_the, resolve
 from analysis.stragglers import add_straggler
@@ -79,6 +80,7 @@ def analyze(
             if twin is None:
                 continue
             twin, kernels = alike((dense, twin, _twin(name, dense)), (pruned, kernels, name))
+            twin, kernels = refold(twin, kernels)
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
         frames[name] = kernels.frame
         if options.hta:

@@ -1,7 +1,7 @@
 """The traces of several ranks: in, a folder or a zip of Chrome traces; out, the file of each rank.
 
-A rank is told by the file's name, else by `distributedInfo` in the trace; where neither tells all
-of them apart, traces go by their file names. Files that are no trace are left out and named.
+A rank is told by `distributedInfo` in the trace, else by the file's name; where these do not tell
+all of them apart, traces go by their file names. Files that are no trace are left out and named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from taxonomy.errors import PrunescopeError
 
 _SUFFIXES = (".json", ".json.gz")
 _NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
+# Of SGLang's names, "-TP-0-DP-1": where there is a second axis, none of the numbers is the rank.
+_AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MOST = 1024
 
@@ -38,10 +40,12 @@ class Part:
 
 @dataclass
 class Found:
-    """The traces of a folder or zip by the name of their phase, "" for one alone. `left_out`: files
-    that are no trace; `broken`: the name of one of them is that of a rank."""
+    """The traces of a folder or zip by the name of their phase, "" for one alone. `told`: what each
+    of several says of its rank in front of its events; `left_out`: files that are no trace;
+    `broken`: the name of one of them is that of a rank."""
 
     parts: dict[str, Part] = field(default_factory=dict)
+    told: dict[str, Rank] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     broken: bool = False
 
@@ -87,8 +91,9 @@ def find_parts(path: Path) -> Found:
     if len(kept) == 1:
         found.parts = {"": kept[0]}
         return found
-    numbers = [rank_of(part, meta).number for part, meta in heads if meta is not None]
-    found.parts = _named(kept, numbers)
+    ranks = {part: rank_of(part, meta) for part, meta in heads if meta is not None}
+    found.parts = _named(kept, [rank.number for rank in ranks.values()])
+    found.told = {name: ranks[part] for name, part in found.parts.items()}
     return found
 
 
@@ -136,10 +141,18 @@ def _head(part: Part) -> dict[str, Any] | None:
 
 
 def rank_of(part: Part, meta: dict[str, Any]) -> Rank:
-    """The rank of a trace, by its file's name, else by its metadata."""
-    found = _NUMBER.search(part.name)
-    number = int(found[1]) if found is not None else _number(meta, "rank")
-    return Rank(number, _number(meta, "world_size"))
+    """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
+    is of rank 0, and its metadata tells nothing."""
+    world = _number(meta, "world_size")
+    number = _number(meta, "rank") if world != 1 else None
+    return Rank(_in_name(part.name) if number is None else number, world)
+
+
+def _in_name(name: str) -> int | None:
+    """The rank that the name of a file says, None where it names several axes."""
+    found = _NUMBER.search(name)
+    several = len(_AXIS.findall(name)) > 1 and "rank" not in name.lower()
+    return None if found is None or several else int(found[1])
 
 
 def _number(meta: dict[str, Any], key: str) -> int | None:

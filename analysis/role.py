@@ -1,11 +1,12 @@
 """The role and layer of every row: where in the decoder its work belongs.
 
 In: scopes (places), kinds and op calls. Out: columns `layer` and `role`. Where no module is known,
-roles come from the order of attention and GEMMs, and `source` says so.
+roles come from the order of attention and GEMMs in each step, and `source` says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +31,13 @@ class Roles:
     source: str
 
 
-def find_roles(scopes: Scopes, kinds: list[str], calls: list[OpCall | None]) -> Roles:
-    """Roles of rows in time order of their launch; `calls[i]` is the op call of row i."""
+def find_roles(
+    scopes: Scopes, kinds: list[str], calls: list[OpCall | None], step: Ints | None = None
+) -> Roles:
+    """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
+    the step that it is in (None: all are in one)."""
     if scopes.source == "none":
-        return _by_order(kinds)
+        return _by_order(kinds, np.zeros(len(kinds), np.int64) if step is None else step)
     layer = np.full(len(kinds), NONE)
     role: list[str] = []
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
@@ -109,40 +113,92 @@ def _copies(call: OpCall | None) -> bool:
     return call is not None and call.name in ("aten::copy_", "aten::clone", "aten::repeat")
 
 
-def _by_order(kinds: list[str]) -> Roles:
+@dataclass(frozen=True)
+class _Pass:
+    """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
+    stand before each attention."""
+
+    attention: Ints
+    gemms: Ints
+    before: Ints
+
+
+def _by_order(kinds: list[str], step: Ints) -> Roles:
     """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
 
-    Between two attentions stand o, the MLP's GEMMs and the projections of the next layer. A
-    sequence whose segments differ in length (an encoder beside a decoder) is left unknown.
+    Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
+    layers are numbered anew in every pass. A sequence whose segments differ in length (an encoder
+    beside a decoder) is left unknown.
     """
     layer = np.full(len(kinds), NONE)
-    role = ["unknown"] * len(kinds)
-    attention = [i for i, k in enumerate(kinds) if k == "attention"]
-    gemms = [i for i, k in enumerate(kinds) if k in ("gemm", "gemv", "sparse_gemm")]
-    for i, kind in enumerate(kinds):
-        if kind in ("attention", "embedding", "sampling"):
-            role[i] = kind
-    cuts = np.searchsorted(gemms, attention) if gemms else np.zeros(0, int)
-    inner = np.diff(cuts)
-    usual = int(np.bincount(inner).argmax()) if len(inner) else 0
-    before = int(cuts[0]) if len(cuts) else 0
-    names = _SEGMENTS.get((usual, before)) if len(inner) and (inner == usual).mean() > 0.9 else None
-    if names is None:
+    role = [k if k in ("attention", "embedding", "sampling") else "unknown" for k in kinds]
+    passes = [one for rows in _passes(kinds, step) if len((one := _pass(kinds, rows)).attention)]
+    inner = np.concatenate([np.diff(one.before) for one in passes]) if passes else np.zeros(0, int)
+    if not len(inner):
         return Roles(layer, role, "none")
-    projections, after = names
-    for n, i in enumerate(attention):
-        layer[i] = n
-        left = gemms[max(0, cuts[n] - len(projections)) : cuts[n]]
-        right = gemms[cuts[n] : cuts[n] + len(after)]
-        for rows, labels in ((left, projections), (right, after)):
-            for j, label in zip(rows, labels, strict=False):
-                layer[j], role[j] = n, label
-    rest = [j for j in gemms[cuts[-1] + len(after) :] if role[j] == "unknown"]
-    if len(rest) == 1:
-        role[rest[0]] = "lm_head"
+    usual = int(np.bincount(inner).argmax())
+    first = int(np.bincount([one.before[0] for one in passes]).argmax())
+    names = _SEGMENTS.get((usual, first))
+    if names is None or (inner == usual).mean() <= _ALIKE:
+        return Roles(layer, role, "none")
+    for one in passes:
+        _name_pass(one, names, layer, role)
     return Roles(layer, role, "order")
 
 
+def _name_pass(
+    one: _Pass, names: tuple[tuple[str, ...], tuple[str, ...]], layer: Ints, role: list[str]
+) -> None:
+    """Put the layers and roles of one pass into the columns."""
+    projections, after = names
+    for n, (i, at) in enumerate(zip(one.attention, one.before, strict=True)):
+        layer[i] = n
+        left = one.gemms[max(0, at - len(projections)) : at]
+        right = one.gemms[at : at + len(after)]
+        for rows, labels in ((left, projections), (right, after)):
+            for j, label in zip(rows, labels, strict=False):
+                layer[j], role[j] = n, label
+    rest = [j for j in one.gemms[one.before[-1] + len(after) :] if role[j] == "unknown"]
+    if len(rest) == 1:
+        role[rest[0]] = "lm_head"
+
+
+def _pass(kinds: list[str], rows: Ints) -> _Pass:
+    attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
+    gemms = np.array([i for i in rows if kinds[i] in ("gemm", "gemv", "sparse_gemm")], np.int64)
+    return _Pass(attention, gemms, np.searchsorted(gemms, attention))
+
+
+def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
+    """The rows of each forward pass: of a step, cut where tokens are embedded again, if that gives
+    passes of as many layers (the last of several may be cut off)."""
+    for number in np.unique(step):
+        rows = np.flatnonzero(step == number)
+        begins, layers = _beginnings([kinds[i] for i in rows])
+        whole, last = layers[:-1], layers[-1]
+        alike = len(set(whole)) == 1 and whole[0] > 1
+        cut_off = len(whole) > 1 and last < whole[0]
+        if alike and (last == whole[0] or cut_off):
+            yield from np.split(rows, begins)
+        else:
+            yield rows
+
+
+def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
+    """Where an embedding follows attention, and the number of attentions up to each such place and
+    from the last one on."""
+    begins: list[int] = []
+    layers = [0]
+    for i, kind in enumerate(kinds):
+        if kind == "attention":
+            layers[-1] += 1
+        elif kind == "embedding" and layers[-1]:
+            begins.append(i)
+            layers.append(0)
+    return begins, layers
+
+
+_ALIKE = 0.9  # of the segments between two attentions
 # (GEMMs between two attentions, GEMMs before the first) -> projections, and what follows attention.
 _SEGMENTS = {
     (7, 3): (("q", "k", "v"), ("o", "gate", "up", "down")),

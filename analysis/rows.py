@@ -107,13 +107,20 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
 
 
 class LargestKernels:
-    """The largest kernels of a (role, class) on both sides, dense → pruned, per step."""
+    """The largest kernels of a (role, class) on both sides, dense → pruned, per step.
 
-    def __init__(self, dense: Kernels, pruned: Kernels) -> None:
-        self.tables = [self._table(k) for k in (dense, pruned)]
+    `factors`: from recorded busy time of each side to the ledger's domain, so that no loss of an
+    op is larger than the time beside it.
+    """
+
+    def __init__(self, dense: Kernels, pruned: Kernels, factors: tuple[float, float]) -> None:
+        pairs = zip((dense, pruned), factors, strict=True)
+        self.tables = [self._table(kernels, factor) for kernels, factor in pairs]
 
     @staticmethod
-    def _table(kernels: Kernels) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
+    def _table(
+        kernels: Kernels, factor: float
+    ) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
         sums = (
             kernels.frame.group_by("role", "class", "name")
             .agg(pl.col("busy").sum(), pl.len().alias("count"))
@@ -123,7 +130,7 @@ class LargestKernels:
         steps = kernels.num_steps
         for row in sums.iter_rows(named=True):
             out[row["role"], row["class"]].append(
-                (row["name"] or "?", row["busy"] / steps, row["count"] / steps)
+                (row["name"] or "?", row["busy"] * factor / steps, row["count"] / steps)
             )
         return out
 
@@ -131,12 +138,21 @@ class LargestKernels:
         """Lines for a part of a ledger row."""
         dense, pruned = (t.get((role, cls), []) for t in self.tables)
         if row in ("coverage", "roofline_shift", "shape"):
-            shown = [("", entry) for entry in dense[:2]]
+            shown = dense[:2]
         elif row == "added_work":
-            shown = [("", entry) for entry in pruned[:2]]
+            shown = pruned[:2]
         else:
-            shown = [("dense ", e) for e in dense[:1]] + [("pruned ", e) for e in pruned[:1]]
-        return [
-            f"{side}{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
-            for side, (name, ns, count) in shown
-        ]
+            return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
+        return [_said(entry) for entry in shown]
+
+
+def _said(entry: tuple[str, float, float]) -> str:
+    name, ns, count = entry
+    return f"{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
+
+
+def _largest(side: str, entries: list[tuple[str, float, float]]) -> str:
+    """The first of a part's kernels, and what all of them take where there are more."""
+    total = sum(ns for _, ns, _ in entries)
+    whole = f" of {total / 1e6:.3f} ms in all" if len(entries) > 1 else ""
+    return f"{side} {_said(entries[0])}{whole}"

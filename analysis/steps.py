@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 
 import numpy as np
@@ -26,12 +26,14 @@ _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "engine" | "ProfilerStep" | "whole"."""
+    "engine" | "ProfilerStep" | "whole". `picked`: those of them that a pattern keeps, None where
+    it names annotations that are no steps otherwise, and without a pattern."""
 
     start: Ints
     end: Ints
     source: str
     names: list[str]
+    picked: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -52,6 +54,8 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     for source, is_step in _candidates(phase_pattern):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
+        if len(hits) and source == "pattern":
+            return _picked(trace, notes, hits, distinct)
         if len(hits):
             return _disjoint(trace, hits, source)
         if source == "pattern":
@@ -62,6 +66,19 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
             )
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
+
+
+def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
+    """The annotations that a pattern names; with the steps beside them, where all of them are steps
+    of an engine or a profiler: a wall begins where the step before ends, picked or not."""
+    named = _disjoint(trace, hits, "pattern")
+    for _, is_step in _candidates(None):
+        steps = [i for i, name in names.items() if is_step(name)]
+        every = _disjoint(trace, notes[np.isin(trace.marks["name"][notes], steps)], "pattern")
+        picked = np.flatnonzero(np.isin(every.start, named.start))
+        if len(picked) and np.array_equal(every.end[picked], named.end):
+            return replace(every, picked=picked)
+    return named
 
 
 def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bool]]]:

@@ -65,7 +65,7 @@ class Side:
     bare: Trace | None = None
     ranks: dict[str, Part] = field(default_factory=dict)
     mixed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    told: dict[str, Rank] = field(default_factory=dict)  # by rank, of those that were read
+    told: dict[str, Rank] = field(default_factory=dict)  # by rank: of all, most of those read
     last: tuple[str, Trace] | None = None  # the rank read last
     replays: bool = False  # whether a phase that was read holds graph replays
 
@@ -88,6 +88,12 @@ class Side:
         eager = self._eager(name) if mapped else None
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind)
         self.replays = self.replays or bool(kernels.linked.replayed.any())
+        if kernels.lacks_kernels:
+            count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
+            self.partial = True
+            self.warnings.append(
+                f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
+            )
         self.warnings += kernels.warnings
         return kernels
 
@@ -95,6 +101,7 @@ class Side:
         """Go on without the rank of a phase, whose trace cannot be analysed, and say so."""
         rank, _ = self.mixed.get(name, (name, ""))
         self.ranks.pop(rank, None)
+        self.told.pop(rank, None)
         self.partial = True
         said = f"{rank} is left out: {error.problem}"
         if said not in self.warnings:
@@ -133,10 +140,11 @@ class Side:
         return eager
 
     def note_ranks(self) -> None:
-        """Says which ranks are missing, or there twice, once all have been read."""
+        """Says which ranks are missing, or there twice, once those that count have been read."""
         ranks = self.told.values()
-        found = (missing(self.path.name, ranks), twice(self.path.name, ranks))
-        self.warnings += [said for said in found if said]
+        lacks = missing(self.path.name, ranks)
+        self.partial = self.partial or lacks is not None
+        self.warnings += [said for said in (lacks, twice(self.path.name, ranks)) if said]
 
     def note_unused_eager(self, option: str) -> None:
         """Says so where an eager trace was given and no phase holds replays to use it for."""
@@ -232,6 +240,7 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     side = Side(path, None, options, eager, warnings=said, partial=parts.broken, ranks=parts.parts)
     first, side.bare = _first_rank(side)
     ranks = side.ranks = side.ranks if len(parts.parts) > 1 else {}
+    side.told = {name: parts.told[name] for name in ranks}
     if not ranks:  # else each rank says so when its turn comes
         side._note(side.bare)
         return side

@@ -18,7 +18,6 @@ from analysis.report.model import Family
 from taxonomy.family import dynamic_ids
 from taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 
-_LOST = 0.005  # of the launches
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
 # The GEMMs of a sublayer, and the work between them that goes with them.
@@ -75,7 +74,7 @@ def weighed(family: Family, found: list[Doubt]) -> Family:
 
 def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
-    if not lost or lost < _LOST * count:
+    if not kernels.lacks_kernels:
         return None
     return Doubt(f"{name}: {lost} of {count} kernel launches have no kernel in the trace", 0.3)
 

@@ -18,6 +18,8 @@ from analysis.verdict_outside import fewer_experts, other_routes, replaced
 from analysis.verdict_width import WIDTH_DETECTORS
 from taxonomy.roles import MLP_ROLES, QKV_ROLES
 
+# What leaves every shape and kernel as it is, so that only a census tells them apart.
+_UNSEEN = ("dense", "static-k-24", "static-k-mask")
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
 
@@ -85,9 +87,10 @@ def _unmoved(e: Evidence) -> Family:
         return Family(id="outside", confidence=0.7, evidence=lines)
     if e.census_pruned is None:
         line = (
-            "no GEMM moved and no work was added; zeros in weights cannot be seen in a bare trace"
+            "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
+            "tensors, which a bare trace cannot show (a run's census does)"
         )
-        return Family(id="dense", confidence=0.5, evidence=[line])
+        return Family(id="unknown", confidence=0.5, evidence=[line], alternatives=list(_UNSEEN))
     return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
 
 

@@ -15,8 +15,9 @@ from analysis.evidence import Evidence, Seen, Touches, fell, matrices
 from analysis.gemms import Call, Pair
 from taxonomy.roles import LINEARS, MLP_ROLES
 
-_KEY_VALUE = ("k", "v")
-_QUERY = ("q", "o")
+_LINEARS = (*LINEARS, "q_a", "q_b", "kv_a", "mixer_in", "mixer_out")  # kv_b expands what is cached
+_EVERY = ("k", "v", "kv_a", "mixer_in", "mixer_out")  # see every token, whatever is routed past
+_QUERY = ("q", "q_a", "q_b", "o")
 _SPLIT = ("k", "q")  # the parts of a fused q, k, v whose queries run on fewer rows
 _SAME = 1e-9
 
@@ -45,7 +46,7 @@ class _Layer:
     @property
     def whole(self) -> bool:
         """Whether no linear lost rows, calls or a dimension."""
-        return not self.reshaped and all(_is_one(x) for x in self.left(*LINEARS))
+        return not self.reshaped and all(_is_one(x) for x in self.left(*_LINEARS))
 
     @property
     def has_fewer_calls(self) -> bool:
@@ -57,7 +58,7 @@ class _Layer:
     @property
     def has_fewer_rows(self) -> bool:
         """Whether every linear ran on the same smaller share of the rows."""
-        shares = [self.rows.get(r, 1.0) for r in self.calls if r in LINEARS]
+        shares = [self.rows.get(r, 1.0) for r in self.calls if r in _LINEARS]
         alike = bool(shares) and max(shares) - min(shares) < _SAME and not self.reshaped
         return alike and max(shares) < 1 - _SAME and all(map(_is_one, self.calls.values()))
 
@@ -85,7 +86,7 @@ def _layers(e: Evidence) -> dict[int, _Layer]:
                 out[number].queries = pair.dense.m
         elif role == "qkv" and (number, role) not in smaller:
             fused[number].append(pair)
-        elif role in LINEARS and pair.dense is not None and position == 0:
+        elif role in _LINEARS and pair.dense is not None and position == 0:
             whole = (number, role) not in smaller
             _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
     for number, pairs in fused.items():
@@ -168,7 +169,7 @@ def _is_less(counted: tuple[int, int] | None) -> bool:
 def dynamic_m(e: Evidence) -> Seen | None:
     """Fewer rows of q, o or the MLP, while k and v see every row."""
     layers = _layers(e)
-    kept = [x for layer in layers.values() for x in layer.left(*_KEY_VALUE)]
+    kept = [x for layer in layers.values() for x in layer.left(*_EVERY)]
     if not kept or not all(map(_is_one, kept)) or any(x.reshaped for x in layers.values()):
         return None
     attention = [n for n, x in layers.items() if min(x.left(*_QUERY), default=1.0) < 1 - _SAME]
@@ -184,7 +185,7 @@ def dynamic_m(e: Evidence) -> Seen | None:
     touched = {*attention, *mlp}
 
     def touches(pair: Pair) -> float:
-        return float(pair.key[0] in touched and pair.key[1] not in _KEY_VALUE)
+        return float(pair.key[0] in touched and pair.key[1] not in _EVERY)
 
     confidence = 1.0 if _routed(e) or _is_less(e.counted("rows")) else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
@@ -198,7 +199,7 @@ def token_drop(e: Evidence) -> Seen | None:
     late = [n for n, layer in layers.items() if layer.has_fewer_rows]
     early = [n for n, layer in layers.items() if layer.whole]
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
-        share = layers[late[-1]].left(*LINEARS)[0]
+        share = layers[late[-1]].left(*_LINEARS)[0]
         what = f"every GEMM sees {share:.0%} of the rows{_counted(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
         return Seen("token-drop", [line], lambda p: float(p.key[0] in late))

@@ -14,17 +14,22 @@ from analysis.gemms import Call
 EXPERT_ROLES = ("experts", "shared_expert")
 
 
-def expert_channels(e: Evidence) -> tuple[int, int]:
+Widths = frozenset[tuple[int, int]]
+
+
+def expert_channels(e: Evidence, stream: Widths = frozenset()) -> tuple[int, int]:
     """(GEMMs whose N fell, GEMMs whose K fell) of the pruned experts, shared ones too; (0, 0)
-    unless both fell."""
+    unless both fell. `stream`: (dense, pruned) widths of the residual stream where it fell, which
+    are no channels."""
     narrow = down = 0
     for role in EXPERT_ROLES:
         of_role = [p for p in e.pairs if p.key[1] == role]
         dense = [_weight(p.dense) for p in of_role]
         pruned = [_weight(p.pruned) for p in of_role]
-        in_step = [_fell(new, [old]) for old, new in zip(dense, pruned, strict=True)]
+        in_step = [_fell(new, [old], stream) for old, new in zip(dense, pruned, strict=True)]
         # Where another number of experts was hit, calls are out of step; then any weight serves.
-        moved = min(in_step, [_fell(new, dense) for new in pruned], key=lambda m: m.count(""))
+        anywhere = [_fell(new, dense, stream) for new in pruned]
+        moved = min(in_step, anywhere, key=lambda m: m.count(""))
         narrow, down = narrow + moved.count("N"), down + moved.count("K")
     return (narrow, down) if narrow and down else (0, 0)
 
@@ -34,12 +39,23 @@ def _weight(call: Call | None) -> tuple[int, int] | None:
     return None if gemm is None else (gemm.n, gemm.k)
 
 
-def _fell(weight: tuple[int, int] | None, before: Sequence[tuple[int, int] | None]) -> str:
-    """The axis by which a weight is smaller than a dense one; "" where it is none of them."""
+def _fell(
+    weight: tuple[int, int] | None, before: Sequence[tuple[int, int] | None], stream: Widths
+) -> str:
+    """The axis by which a weight is smaller than a dense one, in a stream as wide as before; ""
+    where it is none of them."""
     if weight is None or weight in before:
         return ""
     n, k = weight
     known = [old for old in before if old is not None]
-    if any(old_k == k and n < old_n for old_n, old_k in known):
-        return "N"
-    return "K" if any(old_n == n and k < old_k for old_n, old_k in known) else ""
+    wide = [(old, k) for old, new in stream if new == n] + [
+        (n, old) for old, new in stream if new == k
+    ]
+    if any(one in known for one in wide):
+        return ""
+    for n, k in wide or [weight]:
+        if any(old_k == k and n < old_n for old_n, old_k in known):
+            return "N"
+        if any(old_n == n and k < old_k for old_n, old_k in known):
+            return "K"
+    return ""

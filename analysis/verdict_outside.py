@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Call, Pair
+from analysis.phase_kind import phase_kind
 from analysis.subject import Side
 from taxonomy.roles import GROUPS
 
@@ -31,12 +32,25 @@ def other_conditions(
                 "loops stand for many ops; trace both sides compiled, or neither")  # fmt: skip
     run_d, run_p = side_d.phase(name), side_p.phase(name)
     if run_d is None or run_p is None:
-        return None
+        return _other_phase(dense, pruned, name)
     for field in _INPUTS:
         old, new = getattr(run_d, field), getattr(run_p, field)
         if old != new:
             return f"not comparable: {field} is {new}, that of the dense run {old}: other inputs"
     return None
+
+
+def _other_phase(
+    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str
+) -> str | None:
+    """Prefill against decode, as bare traces may be by mistake."""
+    old, new = (
+        name if side.phase(name) is not None else phase_kind(kernels)["kind"]
+        for side, kernels in (dense, pruned)
+    )
+    if {old, new} != {"prefill", "decode"}:
+        return None
+    return f"not comparable: the pruned side is {new}, the dense one {old}"
 
 
 def replaced(e: Evidence) -> str | None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 from analysis.evidence import Evidence, Seen, fell
 from analysis.gemms import Pair
-from analysis.verdict_experts import EXPERT_ROLES, expert_channels
+from analysis.verdict_experts import EXPERT_ROLES, Widths, expert_channels
 from taxonomy.roles import QKV_ROLES
 
 _MLP = ("gate", "up", "gate_up")
 # What reads the residual stream (its K is h) and what writes to it (its N is h).
-_READERS = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "router", "lm_head")
-_WRITERS = ("o", "down")
+_ENTERED = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "mixer_in")
+_READERS = (*_ENTERED, "router", "lm_head")
+_WRITERS = ("o", "down", "mixer_out")
 
 
 def width(e: Evidence) -> Seen | None:
@@ -28,23 +29,39 @@ def width(e: Evidence) -> Seen | None:
     name = "static-nk" if heads and mlp else "static-nk-heads" if heads else "static-nk-mlp"
     lines = [line for line in (line_h if heads else "", line_m if mlp else "") if line]
     broken = any("broken" in line for line in lines)
-    experts = EXPERT_ROLES if expert_channels(e)[0] else ()
-    crossed = _crosses(e)
+    stream = _stream(e)
+    experts = EXPERT_ROLES if expert_channels(e, stream)[0] else ()
 
     def touches(pair: Pair) -> float:
         if pair.key[1] in experts:
             return 1.0
         moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
-        return moved * (1.0 - (_of_stream(pair) if crossed else 0.0))
+        return moved * (1.0 - _of_stream(pair, stream))
 
     return Seen(name, lines, touches, 0.6 if broken else 1.0)
 
 
-def _of_stream(pair: Pair) -> float:
-    """Of a pair the share that the residual width took."""
-    axis = "K" if pair.key[1] in _READERS else "N" if pair.key[1] in _WRITERS else ""
-    took = fell(pair)
-    return took.get(axis, 0.0) / sum(took.values()) if took else 0.0
+def _of_stream(pair: Pair, stream: Widths) -> float:
+    """Of a pair the share that the residual width took, which fell by the widths `stream`."""
+    role, took = pair.key[1], fell(pair)
+    axis = "K" if role in _READERS else "N" if role in _WRITERS else ""
+    if role in EXPERT_ROLES:  # how many rows an expert sees is its router's choice
+        took.pop("M", None)
+        axis = next((one for one in took if _sizes(pair, one) in stream), "")
+    return took.get(axis, 0.0) / sum(took.values()) if took and stream else 0.0
+
+
+def _stream(e: Evidence) -> Widths:
+    """(dense, pruned) widths of the residual stream; none where it did not fall."""
+    pairs = [p for p in e.pairs if _shrank(p, _ENTERED, "K")]
+    return frozenset(_sizes(p, "K") for p in pairs) if _crosses(e) else frozenset()
+
+
+def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
+    """(dense, pruned) N or K of a pair that has both."""
+    old, new = pair.dense, pair.pruned
+    assert old is not None and old.gemm is not None and new is not None and new.gemm is not None
+    return (old.gemm.n, new.gemm.n) if axis == "N" else (old.gemm.k, new.gemm.k)
 
 
 def _heads(e: Evidence) -> tuple[bool, str]:
@@ -61,7 +78,7 @@ def _heads(e: Evidence) -> tuple[bool, str]:
 
 
 def _channels(e: Evidence) -> tuple[bool, str]:
-    of_experts = expert_channels(e)
+    of_experts = expert_channels(e, _stream(e))
     narrow, down = _count(e, _MLP, "N") + of_experts[0], _count(e, ("down",), "K") + of_experts[1]
     if not narrow and not down:
         return False, ""
@@ -94,21 +111,21 @@ def _arrow(pair: Pair, axis: str) -> str:
 
 
 def _crosses(e: Evidence) -> bool:
-    into = _count(e, (*QKV_ROLES, *_MLP), "K")
-    return bool(into and _count(e, _WRITERS, "N"))
+    return bool(_count(e, _ENTERED, "K") and _count(e, _WRITERS, "N"))
 
 
 def cross(e: Evidence) -> Seen | None:
-    """The residual width itself fell: K of q, k, v, gate and up, and N of o and down."""
+    """The residual width itself fell: K of what reads the stream, and N of what writes to it."""
     if not _crosses(e):
         return None
-    readers = [p for p in e.pairs if p.key[1] in (*QKV_ROLES, *_MLP) and p.dense is not None]
-    entered, left = _count(e, (*QKV_ROLES, *_MLP), "K"), _count(e, _WRITERS, "N")
+    readers = [p for p in e.pairs if p.key[1] in _ENTERED and p.dense is not None]
+    entered, left, stream = _count(e, _ENTERED, "K"), _count(e, _WRITERS, "N"), _stream(e)
     maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
     line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
             + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
     here = sum(1 for p in readers if p.pruned is not None) or 1
-    return Seen("static-nk-cross", [line], _of_stream, 0.9 if entered / here > 0.5 else 0.5)
+    confidence = 0.9 if entered / here > 0.5 else 0.5
+    return Seen("static-nk-cross", [line], lambda p: _of_stream(p, stream), confidence)
 
 
 WIDTH_DETECTORS: tuple[Callable[[Evidence], Seen | None], ...] = (width, cross)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import numpy as np
 
 from analysis.evidence import matrices
 from analysis.findings.context import Context, ms, sized
@@ -174,9 +174,9 @@ def unequal_steps(c: Context) -> Finding | None:
     for what, kernels in (("dense", c.dense), ("pruned", c.pruned)):
         if kernels is None or kernels.num_steps < 2:
             continue
-        counts = Counter(kernels.frame["step"].to_list())
-        if len(set(counts.values())) > 1:
-            shown = ", ".join(str(counts[i]) for i in sorted(counts))
+        counts = np.bincount(kernels.linked.step, minlength=kernels.num_steps)
+        if len(set(counts.tolist())) > 1:
+            shown = ", ".join(map(str, counts.tolist()))
             side = f"{what}: " if c.dense is not None else ""
             lines.append(f"{side}{shown} kernels in steps 0 to {kernels.num_steps - 1}")
     if not lines:

@@ -130,7 +130,7 @@ def spill(c: Context) -> Finding | None:
         severity="info",
         text=f"{found['events']:.0f} device events ({found['ns'] / device:.1%} of device time) "
         "belong to the step before and are left out",
-        evidence=[f"{ms(found['ns'])} before the first linked device event"],
+        evidence=[f"{ms(found['ns'])} were launched before the trace began"],
         change="synchronise before the profiler starts",
         predicted_ns=None,
     )

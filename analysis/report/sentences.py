@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.report import anatomy_view, numbers
-from analysis.report.model import Family, Finding, Phase, Report
+from analysis.report.model import Family, Finding, Ladder, Phase, Report
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -22,6 +22,7 @@ MEMORY = (
     ("kv_bytes", "KV cache"),
     ("peak_memory_bytes", "peak memory"),
 )
+_PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 
 
@@ -72,21 +73,58 @@ def setup(phase: Phase) -> str:
 
 
 def headline(phase: Phase) -> str:
-    """Realised against promised; without a baseline, the step and how busy it is."""
+    """Realised against promised; where nothing was pruned, that the ratio is noise; where the sides
+    do not compare, why; without a baseline, the step and how busy it is."""
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         return f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
     ladder = phase.ladder
-    text = f"{numbers.ratio(ladder.realised)} realised"
-    if ladder.realised_ci95:
-        low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
-        text += f" [{low}, {high}]"
+    if why := _not_comparable(phase):
+        return f"{numbers.ratio(ladder.realised)}{_interval(ladder)} is no speedup: {why}"
+    if _nothing_moved(phase):
+        return _noise(phase, ladder)
+    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
     text += f" of {numbers.ratio(ladder.nominal)} promised"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         if ladder.share_of_bound > 1.005:
             text += " (≥ 100 % of the bound: faster than the model of it allows)"
     return text
+
+
+def _not_comparable(phase: Phase) -> str:
+    """Why the two sides are of different conditions; empty where they are not."""
+    evidence = phase.family.evidence if phase.family is not None else []
+    return next((said for said in evidence if said.startswith("not comparable")), "")
+
+
+def _nothing_moved(phase: Phase) -> bool:
+    """Nothing was pruned, or nothing that shapes and kernels show."""
+    verdict, pairs = phase.family, phase.pairing
+    if verdict is None or verdict.id != "unknown" or pairs is None:
+        return verdict is not None and verdict.id == "dense"
+    unmoved = bool(phase.gemms) and all(gemm.axis == "none" for gemm in phase.gemms)
+    return unmoved and not pairs.added and not pairs.removed
+
+
+def _noise(phase: Phase, ladder: Ladder) -> str:
+    """The ratio of two captures of what seems to be one model, which is no speedup."""
+    known = phase.family is not None and phase.family.id == "dense"
+    text = "nothing was pruned" if known else "the shapes show no pruning"
+    text += f": {numbers.ratio(ladder.realised)}"
+    text += _interval(ladder) or " (no interval: one step or sample)"
+    text += " is the noise between two captures, "
+    text += "no speedup" if known else "or what a trace does not show"
+    if (ladder.nominal or 1.0) > _PROMISED:
+        text += f"; {numbers.ratio(ladder.nominal)} was promised"
+    return text
+
+
+def _interval(ladder: Ladder) -> str:
+    if not ladder.realised_ci95:
+        return ""
+    low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
+    return f" [{low}, {high}]"
 
 
 def statistic(phase: Phase) -> str:
@@ -193,7 +231,7 @@ def left_out(phase: Phase) -> list[str]:
     says = (
         ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
         ("late", phase.late, "after the last linked event, with no launch in the trace"),
-        ("left out", phase.left_out, "launched outside of every step"),
+        ("left out", phase.left_out, "launched outside of every step, or nobody knows in which"),
     )
     lines = [
         f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"

@@ -12,11 +12,15 @@ import polars as pl
 import pytest
 
 from analysis.pipeline import analyze
+from analysis.subject import Options
+from tests.analysis.replays import replayed
 from tests.analysis.test_scopes import KV, F, H, Q, add, attention, mm
-from tests.chrome import chrome, save
+from tests.chrome import chrome, k, module, op, save
 
 SEPARATE = (*(mm(n, H) for n in (Q, KV, KV)), attention(), mm(H, Q), mm(F, H), mm(F, H), mm(H, F))
 FUSED = (mm(Q + 2 * KV, H), attention(), mm(H, Q), mm(2 * F, H), mm(H, F))
+EMBED = op("aten::embedding", [100, H], [32], kernels=[k(us=1, name="indexSelectLargeIndex")])
+HEAD = mm(100, H)
 PLAIN = (*(mm(n, H) for n in (Q, KV, KV)), attention(), mm(H, Q), mm(F, H), mm(H, F))
 
 
@@ -74,3 +78,93 @@ def test_a_real_trace_without_modules_has_the_same_roles(
     )  # fmt: skip
     assert len(told) == 192
     assert bare.equals(told)
+
+
+def stepped(*passes: tuple[Any, ...]) -> list[Any]:
+    """Each pass in a step of its own, with an embedding before and the head after its layers."""
+    return [
+        module(f"ProfilerStep#{i}", EMBED, *(x for layer in layers for x in layer), HEAD)
+        for i, layers in enumerate(passes)
+    ]
+
+
+ONE = [(i, name) for i in range(3) for name in ("qkv", "attention", "o", "gate_up", "down")]
+
+
+def test_layers_are_numbered_anew_in_every_step(tmp_path: Path) -> None:
+    """Three layers in each of two steps are three layers, with a head each: a fifth of the gaps
+    between attentions holds the head too (5 GEMMs of 4)."""
+    got = roles(tmp_path, *stepped((FUSED,) * 3, (FUSED,) * 3))
+    assert got == [*ONE, (None, "lm_head")] * 2
+
+
+def test_passes_without_steps_begin_where_tokens_are_embedded(tmp_path: Path) -> None:
+    """A prefill and two decodes in a trace without steps; the last is cut off in its layer 1."""
+    whole = (EMBED, *FUSED * 3, HEAD)
+    got = roles(tmp_path, *whole, *whole, EMBED, *FUSED * 2)
+    assert got == [*ONE, (None, "lm_head")] * 2 + ONE[:10]
+
+
+def test_an_embedding_in_every_layer_is_no_beginning(tmp_path: Path) -> None:
+    """Rotary tables that are looked up in each layer."""
+    got = roles(tmp_path, *(EMBED, *FUSED) * 3)
+    assert got == ONE
+
+
+def test_passes_of_unequal_length_are_not_told_apart(tmp_path: Path) -> None:
+    """Two layers, then three (a draft and its target): nothing says which layer 0 is meant."""
+    got = roles(tmp_path, EMBED, *FUSED * 2, EMBED, *FUSED * 3)
+    assert [layer for layer, role in got if role == "attention"] == [0, 1, 2, 3, 4]
+
+
+def test_another_number_of_steps_is_no_pruning(tmp_path: Path) -> None:
+    """Three steps against five of one model: three layers, all of them in every step."""
+    few, many = (
+        save(chrome(*stepped(*[(SEPARATE,) * 3] * n)), tmp_path / f"{n}.json") for n in (3, 5)
+    )
+    phase = analyze(few, baseline=many).report.phases["trace"]
+    assert phase.family is not None
+    assert phase.family.evidence[0].startswith("no GEMM moved")
+    assert phase.pairing is not None
+    assert phase.pairing.layers == "0 of 3 layers removed"
+    assert [row.layer for row in phase.anatomy.layers] == [0, 1, 2, None]
+
+
+def test_layers_that_are_gone_are_counted_in_a_step(tmp_path: Path) -> None:
+    """Three of four layers, three steps each: 1 of 4 is gone, not 3 of 12."""
+    dense, pruned = (
+        save(chrome(*stepped(*[(SEPARATE,) * n] * 3)), tmp_path / f"{n}.json") for n in (4, 3)
+    )
+    phase = analyze(pruned, baseline=dense).report.phases["trace"]
+    assert phase.family is not None
+    assert phase.family.id == "static-m"
+    assert phase.family.evidence[0].startswith("1 of 4 layers gone")
+
+
+def test_steps_of_unequal_depth_are_said(tmp_path: Path) -> None:
+    trace = save(chrome(*stepped((FUSED,) * 3, (FUSED,) * 2)), tmp_path / "t.json")
+    phase = analyze(trace).report.phases["trace"]
+    assert any("steps hold 2 to 3 layers" in note for note in phase.notes)
+    assert any(f.id == "unequal-steps" for f in phase.findings)
+
+
+@pytest.mark.parametrize("eager_is", ["dense", "pruned"])
+def test_as_many_layers_in_replays_as_in_passes_without_steps(
+    eager_is: str, tmp_path: Path
+) -> None:
+    """Three replays of two layers, named by one eager pass, against three eager passes that no step
+    and no embedding tells apart: six layers run on both sides, and two is what there is."""
+    once = save(chrome(*FUSED * 2), tmp_path / "once.json")
+    thrice = save(chrome(*FUSED * 6), tmp_path / "thrice.json")
+    replay = save(replayed(chrome(*FUSED * 2), times=3), tmp_path / "replay.json")
+    if eager_is == "dense":
+        report = analyze(replay, baseline=thrice, options=Options(eager_trace=once)).report
+    else:
+        options = Options(baseline_eager_trace=once)
+        report = analyze(thrice, baseline=replay, options=options).report
+    phase = report.phases["trace"]
+    assert phase.pairing is not None
+    assert phase.pairing.layers == "0 of 2 layers removed"
+    assert phase.family is not None
+    assert phase.family.evidence[0].startswith("no GEMM moved")
+    assert any("2 layers, 3 times a step" in note for note in phase.notes)

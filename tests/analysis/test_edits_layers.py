@@ -70,7 +70,7 @@ def test_layers_renumbered(case: Case) -> None:
 @pytest.mark.parametrize("what", ["layers", "width", "nothing"])
 def test_without_modules(what: str, case: Case, *, renumber: bool) -> None:
     """Roles by order: the family is still named, or it is unknown; never another one."""
-    truth = {"layers": "static-m", "width": "static-nk-mlp", "nothing": "dense"}[what]
+    truth = {"layers": "static-m", "width": "static-nk-mlp", "nothing": "unknown"}[what]
     if what == "layers":
         case.edit.drop_layers([3, 7, 11, 15, 19, 22])
     elif what == "width":

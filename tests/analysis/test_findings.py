@@ -133,6 +133,20 @@ def test_unequal_steps(tmp_path: Path) -> None:
     assert found(of_pair(tmp_path, one, one), "unequal-steps") is None
 
 
+@pytest.mark.parametrize(
+    ("held", "shown"), [((2, 2, 0), "2, 2, 0"), ((2, 0, 2), "2, 0, 2"), ((0, 2, 2), "0, 2, 2")]
+)
+def test_a_step_without_kernels_is_unequal_too(
+    held: tuple[int, ...], shown: str, tmp_path: Path
+) -> None:
+    steps = [module(f"ProfilerStep#{i}", *[MM] * n, gap(us=1)) for i, n in enumerate(held)]
+    for i, one in enumerate(held):
+        if not one:  # a host op, or the annotation would be empty
+            steps[i] = module(f"ProfilerStep#{i}", op("aten::view", [4, 5]))
+    [said] = [f for f in alone(tmp_path, chrome(*steps)).findings if f.id == "unequal-steps"]
+    assert said.evidence == [f"{shown} kernels in steps 0 to 2"]
+
+
 MM = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=10)])
 
 
@@ -213,7 +227,8 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
 
 
 def test_a_twin_that_is_dense_has_no_speedup_to_miss(tmp_path: Path) -> None:
-    phase = of_run(tmp_path, model(FULL), model(FULL), both_samples_ns=MANY)
+    phase = of_run(tmp_path, model(FULL), model(FULL), both_samples_ns=MANY,
+                   both_census=census(0.0))  # fmt: skip
     assert found(phase, "no-speedup") is None
 
 

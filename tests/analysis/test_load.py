@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from analysis.load import Trace, load
 from analysis.pipeline import analyze
 from taxonomy.errors import PrunescopeError
-from tests.chrome import chrome, k, op, save, step
+from tests.chrome import chrome, k, module, op, save, step
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -202,3 +202,30 @@ def test_real_times_equal_their_text(real_trace: Callable[[str], Path]) -> None:
     for column in ("ts", "dur"):
         want = [int((e[column] * 1000).to_integral_value()) for e in events]
         assert np.array_equal(trace.device[column], np.array(want))
+
+
+def test_a_trace_of_two_devices_is_said(tmp_path: Path) -> None:
+    """30 us on one device, 10 on another of its own name: on one timeline, whose bounds are of the
+    first."""
+    trace = chrome(step(0, k(us=10), k(us=20), k(us=10)))
+    kernels = [e for e in trace["traceEvents"] if e["cat"] == "kernel"]
+    assert not analyze(save(trace, tmp_path / "one.json")).report.warnings
+    kernels[-1]["args"]["device"] = 1
+    trace["deviceProperties"].append({"id": 1, "name": "NVIDIA A100-SXM4-80GB"})
+    (warning,) = analyze(save(trace, tmp_path / "two.json")).report.warnings
+    assert "ran on 2 devices" in warning
+    assert "75%" in warning and "1 (NVIDIA A100-SXM4-80GB): 25%" in warning
+
+
+def test_categories_of_old_profilers(tmp_path: Path) -> None:
+    """PyTorch 1.8 to 1.11: Operator, Runtime, Kernel; annotations of steps among the ops."""
+    mm = op("aten::mm", [64, 64], [64, 64], kernels=[k(us=10)])
+    trace = chrome(module("ProfilerStep#1", mm, mm), module("ProfilerStep#2", mm, mm))
+    (want,) = analyze(save(trace, tmp_path / "new.json")).report.phases.values()
+    old = {"cpu_op": "Operator", "user_annotation": "Operator", "cuda_runtime": "Runtime",
+           "kernel": "Kernel"}  # fmt: skip
+    for event in trace["traceEvents"]:
+        event["cat"] = old[event["cat"]]
+    (got,) = analyze(save(trace, tmp_path / "old.json")).report.phases.values()
+    assert (got.steps, got.busy_ns, got.gemms) == (2, 20_000, want.gemms)
+    assert got.wall_ns == want.wall_ns

@@ -11,6 +11,7 @@ import pytest
 from analysis.engines import engine_step
 from analysis.pipeline import Options, analyze
 from analysis.report.model import Phase
+from analysis.report.sentences import headline
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 VLLM = "execute_context_{}({})_generation_{}({})"
@@ -215,3 +216,25 @@ def test_real_traces(name: str, kind: str, real_trace: Callable[[str], Path]) ->
     phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
     assert phase.phase_kind is not None
     assert phase.phase_kind["kind"] == kind
+
+
+def test_prefill_against_decode_is_not_comparable(tmp_path: Path) -> None:
+    """Two shapes of one model, traced in two phases: a ratio, and no pruning."""
+    prefill = save(chrome(step(0, linear(2048, us=50), attention(2048, 2048))), tmp_path / "p.json")
+    decode = save(chrome(step(0, linear(4), attention(1, 2048))), tmp_path / "d.json")
+    (phase,) = analyze(decode, baseline=prefill).report.phases.values()
+    assert phase.family is not None
+    assert phase.family.id == "outside"
+    said = "not comparable: the pruned side is decode, the dense one prefill"
+    assert said in phase.family.evidence
+    assert headline(phase).endswith(f"is no speedup: {said}")
+    (same,) = analyze(decode, baseline=decode).report.phases.values()
+    assert same.family is not None
+    assert not [e for e in same.family.evidence if "not comparable" in e]
+
+
+def test_a_baseline_of_two_phases_is_doubted(tmp_path: Path) -> None:
+    mixed = save(chrome(*[linear(512)] * 20, *[linear(1)] * 30), tmp_path / "m.json")
+    one = save(chrome(*[linear(512)] * 20), tmp_path / "o.json")
+    report = analyze(one, baseline=mixed).report
+    assert [w for w in report.warnings if w.startswith("baseline: trace: M of the linears is 512")]

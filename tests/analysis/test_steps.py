@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def test_launches_outside_of_every_step_are_left_out(tmp_path: Path) -> None:
     report = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     assert report.steps == 2
     assert report.left_out == {"events": 2, "ns": 14_000}
-    # Step 1 waits 7 us for the kernel between: from the end of step 0 to the end of its own.
-    assert (report.wall_ns, report.busy_ns, report.gap_ns) == (14_000, 10_500, 3_500)
+    # Step 0 is 7 us, step 1 the 14 behind the kernel between: that one's time is not its own.
+    assert (report.wall_ns, report.busy_ns, report.gap_ns) == (10_500, 10_500, 0)
 
 
 def test_our_thrown_away_step_gives_the_beginning(tmp_path: Path) -> None:
@@ -132,6 +133,54 @@ def test_options_reach_the_steps(tmp_path: Path) -> None:
     options = Options(phase_pattern="^b$")
     phase = analyze(save(trace, tmp_path / "t.json"), options=options).report.phases["trace"]
     assert (phase.steps, phase.busy_ns) == (1, 14_000)
+
+
+def turns(prefill: str, decode: str) -> Any:
+    """Decode, prefill, decode, prefill, decode: of 7, 14, 7, 14, 7 us, the host 3 us late."""
+    late = gap(us=3, launch=True)
+    one, other = module(decode, late, MM), module(prefill, late, MM, MM)
+    return chrome(one, other, one, other, one)
+
+
+@pytest.mark.parametrize(
+    ("decode", "prefill"),
+    [("decode", "prefill"), ("ProfilerStep#2", "ProfilerStep#1"),
+     ("execute_context_0(0)_generation_8(8)", "execute_context_1(512)_generation_0(0)")],
+)  # fmt: skip
+def test_the_steps_that_a_pattern_leaves_out_are_not_idle_time(
+    decode: str, prefill: str, tmp_path: Path
+) -> None:
+    """A decode step is 3 us idle and 7 busy, whatever ran before; the first one of a trace has no
+    gap. The kernels of the two prefills are left out: 2 * 2 of 7 us."""
+    path = save(turns(prefill, decode), tmp_path / "t.json")
+    options = Options(phase_pattern=f"^{re.escape(decode)}$")
+    phase = analyze(path, options=options).report.phases["trace"]
+    assert phase.left_out == {"events": 4, "ns": 28_000}
+    assert (phase.steps, phase.busy_ns, phase.gap_ns) == (3, 7_000, 2_000)
+    assert phase.bound["launch"] == 2_000
+
+
+def test_a_pattern_answers_as_the_phase_of_an_engine_does(tmp_path: Path) -> None:
+    """Of the first prefill too, whose wall begins where the decode before it ends."""
+    names = "execute_context_1(512)_generation_0(0)", "execute_context_0(0)_generation_8(8)"
+    path = save(turns(*names), tmp_path / "t.json")
+    phases = analyze(path).report.phases
+    for name, pattern in (("prefill", "context_1"), ("decode", "generation_8")):
+        picked = analyze(path, options=Options(phase_pattern=pattern)).report.phases["trace"]
+        want = phases[name]
+        assert (picked.wall_ns, picked.gap_ns) == (want.wall_ns, want.gap_ns)
+        assert (picked.steps, picked.kernels, picked.lead_ns) == (
+            want.steps, want.kernels, want.lead_ns
+        )  # fmt: skip
+
+
+def test_a_pattern_picks_steps_of_a_host_trace(tmp_path: Path) -> None:
+    trace = chrome(*(module(f"ProfilerStep#{i}", op("aten::mm", [4, 5], [5, 6], us=7 + i))
+                     for i in range(3)), cpu=True)  # fmt: skip
+    options = Options(phase_pattern="#[12]")
+    phase = analyze(save(trace, tmp_path / "t.json"), options=options).report.phases["trace"]
+    assert (phase.steps, phase.busy_ns) == (2, 8_500)
+    assert phase.left_out == {"events": 1, "ns": 7_000}
 
 
 def test_the_nearest_annotations_are_named_first(tmp_path: Path) -> None:

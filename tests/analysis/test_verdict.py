@@ -55,7 +55,7 @@ PAIRS: dict[str, tuple[str, Any]] = {
     "low rank of one role": ("static-k-lowrank", [Layer(rank={"down": 16})] * 4),
     "2:4": ("static-k-24", [Layer(sparse=ALL)] * 4),
     "2:4 of the mlp": ("static-k-24", [Layer(sparse=("gate", "up", "down"))] * 4),
-    "nothing": ("dense", FOUR),
+    "nothing": ("unknown", FOUR),
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_the_family_is_named(name: str, tmp_path: Path, *, cpu: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [n for n, (want, _) in PAIRS.items() if want != "dense"])
+@pytest.mark.parametrize("name", [n for n, (want, _) in PAIRS.items() if want != "unknown"])
 def test_the_other_way_round_is_no_pruning(name: str, tmp_path: Path) -> None:
     """A subject that has more than its baseline was not pruned."""
     phase = compared(tmp_path, PAIRS[name][1], FOUR)
@@ -178,6 +178,22 @@ def test_a_layer_map_gives_exact_indices(tmp_path: Path) -> None:
 
 
 def test_a_bare_trace_cannot_show_zeros(tmp_path: Path) -> None:
+    """Same shapes on dense kernels: a dense model, or zeros that only a census would tell."""
     family = told(compared(tmp_path, FOUR, FOUR))
-    assert family.confidence < 1
+    assert family.id == "unknown"
+    assert family.alternatives == ["dense", "static-k-24", "static-k-mask"]
     assert "bare trace" in family.evidence[0]
+    assert not family.parts
+
+
+@pytest.mark.parametrize("of_pruned", [census(0.5, 0.6), census(0.5, 1.0)], ids=["mask", "2:4"])
+def test_masked_weights_are_unknown_without_their_run(
+    of_pruned: dict[str, Any], tmp_path: Path
+) -> None:
+    """The traces of a masked pair, away from their run.json, and beside it."""
+    run = write_pair(tmp_path / "r", decoder(FOUR), decoder(FOUR), census=of_pruned,
+                     dense_census=census(0.0))  # fmt: skip
+    assert told(analyze(run).report.phases["prefill"]).id.startswith("static-k-")
+    dense, pruned = (next((run / name).glob("*.trace.json*")) for name in ("dense", "pruned"))
+    bare = analyze(pruned, baseline=dense).report.phases["trace"]
+    assert told(bare).id == "unknown"

@@ -95,7 +95,9 @@ def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, 
 
 
 def test_nothing_changed_is_dense() -> None:
-    assert verdict(evidence(model(64), model(64))).id == "dense"
+    known = evidence(model(64), model(64), census={"matrices": []})
+    assert verdict(known).id == "dense"
+    assert verdict(evidence(model(64), model(64))).id == "unknown"
 
 
 @pytest.mark.parametrize(

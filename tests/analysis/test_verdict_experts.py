@@ -11,7 +11,7 @@ from analysis.evidence import Evidence
 from analysis.gemms import Call
 from analysis.verdict import verdict
 from analysis.verdict_experts import expert_channels
-from tests.analysis.test_verdict_dynamic import evidence, model
+from tests.analysis.test_verdict_dynamic import changed, evidence, model
 
 H = 64
 Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts
@@ -61,6 +61,27 @@ def test_channels_of_experts(name: str) -> None:
         assert found.parts[0]["share"] == 1.0
     else:
         assert found.id in ("outside", "unknown", "dense")  # no family
+
+
+@pytest.mark.parametrize(
+    "narrow, wanted",
+    [
+        # K of gate_up and N of down: the stream; and N of gate_up, K of down: channels too.
+        ([(7, 192, 32), (9, 192, 32), (7, 32, 96), (9, 32, 96)], "static-nk-cross"),
+        ([(5, 192, 32), (32, 32, 96)], "static-nk-cross"),
+        ([(5, 96, 32), (11, 96, 32), (5, 32, 48), (11, 32, 48)], "static-nk-mlp"),
+    ],
+)
+def test_a_narrower_stream_is_no_channel_of_an_expert(narrow: Weights, wanted: str) -> None:
+    roles = {(layer, role): {"k": 32.0} for layer in range(4) for role in ("q", "k", "v")}
+    roles |= {(layer, role): {"k": 32.0} for layer in range(1, 4) for role in ("gate", "up")}
+    roles |= {(layer, "o"): {"n": 32.0} for layer in range(4)}
+    roles |= {(layer, "down"): {"n": 32.0} for layer in range(1, 4)}
+    pruned = with_experts(changed(model(8), roles), narrow)
+    found = verdict(evidence(with_experts(model(8), DENSE), pruned))
+    assert set(found.id.split("+")) == {"static-nk-cross", wanted}
+    if wanted == "static-nk-cross":
+        assert found.parts[0]["share"] == 1.0
 
 
 def test_what_is_gone_is_not_another_input() -> None:

@@ -16,7 +16,9 @@ from taxonomy.architectures import describe
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_next", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 96, "vocab_size": 512,
-    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"], "linear_num_value_heads": 4,
+    "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
 }  # fmt: skip
 
 
@@ -35,7 +37,9 @@ def test_mechanisms_gemms_and_reasons(width: int) -> None:
     assert "qwen3_next: Qwen3-Next MQA in 1 layer: 4 query heads, 1 KV head of 16" in words
     assert "linear in 3 layers" in words
     assert "QKᵀ S L 16 4" in words
-    assert "mixer_in T ? 64 1" in words
+    assert "mixer_in T 192 64 1" in words  # values and gate 2*64, keys and queries 2*32
+    unknown = " ".join(shown({**CONFIG, "linear_conv_kernel_dim": None}, width).split())
+    assert "mixer_in T ? 64 1" in unknown
     rows = [line.split() for line in text.splitlines() if line.startswith(" static-nk-heads")]
     assert rows[0][1:3] == ["no", "-"]
     assert "one KV head" in words

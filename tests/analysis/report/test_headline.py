@@ -1,0 +1,91 @@
+"""The headline where nothing was pruned: the ratio is that of two captures, and no speedup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from analysis.pipeline import analyze
+from analysis.report import sentences
+from analysis.report.model import Family, Ladder, Pairing, Phase
+from tests.analysis.decoder import Layer, census, decoder, write_pair
+from tests.analysis.report import example
+from tests.chrome import save
+
+NONE_ADDED = Pairing(matched=362, removed=0, added=0, alignment="number")
+
+
+def compared(family: str, **ladder: object) -> Phase:
+    """A phase of unmoved GEMMs at 1.43× [1.38, 1.50], and nothing promised."""
+    plain = {"nominal": 1.0, "flop": 1.0, "coverage": 1.0, "roofline": 1.0, "busy": 1.4,
+             "realised": 1.43, "realised_ci95": [1.38, 1.5], "share_of_bound": 1.43}  # fmt: skip
+    unmoved = [g for g in example.gemms(512) if g.axis == "none"]
+    return example.phase(
+        family=Family(id=family, confidence=1.0, evidence=["no GEMM moved"]),
+        ladder=msgspec.convert({**plain, **ladder}, Ladder),
+        gemms=unmoved, pairing=NONE_ADDED,
+    )  # fmt: skip
+
+
+def test_two_captures_of_one_model_have_no_speedup() -> None:
+    line = sentences.headline(compared("dense"))
+    assert line == (
+        "nothing was pruned: 1.43× [1.38×, 1.50×] is the noise between two captures, no speedup"
+    )
+    once = sentences.headline(compared("dense", realised_ci95=None))
+    assert once.startswith("nothing was pruned: 1.43× (no interval: one step or sample) is the")
+
+
+def test_what_was_promised_is_still_said() -> None:
+    line = sentences.headline(compared("dense", nominal=2.0))
+    assert line.endswith("is the noise between two captures, no speedup; 2.00× was promised")
+
+
+def test_shapes_that_cannot_tell_say_so() -> None:
+    line = sentences.headline(compared("unknown"))
+    assert line.startswith("the shapes show no pruning: 1.43× [1.38×, 1.50×] is the noise between")
+    assert line.endswith("two captures, or what a trace does not show")
+
+
+@pytest.mark.parametrize("what", ["a GEMM moved", "work was added", "no GEMM is known"])
+def test_an_unknown_that_moved_keeps_its_speedup(what: str) -> None:
+    phase = compared("unknown")
+    if what == "a GEMM moved":
+        phase.gemms = example.gemms(512)
+    elif what == "work was added":
+        phase.pairing = Pairing(matched=362, removed=0, added=3, alignment="number")
+    else:
+        phase.gemms = []
+    assert sentences.headline(phase).startswith("1.43× realised [1.38×, 1.50×] of 1.00× promised")
+
+
+SAMPLES = {"dense": [143_000, 144_000, 142_000], "pruned": [100_000, 101_000, 99_000]}
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_captures_that_differ_by_more_than_their_interval_are_a_warning(
+    tmp_path: Path, *, apart: bool
+) -> None:
+    """143 against 100 µs of one model: no speedup of that size is evidence on this machine."""
+    trace = decoder([Layer()] * 4)
+    run = write_pair(
+        tmp_path / "r", trace, trace, both_census=census(0.0), dense_samples_ns=SAMPLES["dense"],
+        samples_ns=SAMPLES["pruned" if apart else "dense"],
+    )  # fmt: skip
+    report = analyze(run).report
+    said = [w for w in report.warnings if "nothing was pruned" in w]
+    assert sentences.headline(report.phases["prefill"]).startswith("nothing was pruned: 1.")
+    if apart:
+        assert said[0].startswith(
+            "prefill: nothing was pruned, and the two captures differ by 1.43× ["
+        )
+    else:
+        assert said == []
+
+
+def test_a_bare_pair_of_one_model(tmp_path: Path) -> None:
+    one, other = (save(decoder([Layer()] * 4), tmp_path / f"{n}.json") for n in "ab")
+    line = sentences.headline(analyze(one, baseline=other).report.phases["trace"])
+    assert line.startswith("the shapes show no pruning: 1.00×")
