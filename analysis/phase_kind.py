@@ -57,11 +57,13 @@ def _trained(kernels: Kernels) -> tuple[str, str] | None:
 
 
 def _by_shape(kernels: Kernels) -> tuple[str, str]:
-    linear = _usual(_rows(_linears(kernels)))
+    linear = rows_of_linears(kernels)
     queries = _usual(_rows(_of(kernels, pl.col("class") == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
-        kind = "decode" if queries == 1 else "prefill"
+        # More queries than tokens are the heads that share a key, taken together.
+        one_token = queries == 1 or (linear is not None and linear < queries)
+        kind = "decode" if one_token else "prefill"
         return (
             kind,
             f"{rows}; attention has {queries} quer{'y' if queries == 1 else 'ies'} at a time",
@@ -76,6 +78,11 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     return "unknown", f"{rows}, which both phases may have, and attention has no shapes"
+
+
+def rows_of_linears(kernels: Kernels) -> int | None:
+    """M of the linears that take the most time; None where no shape tells."""
+    return _usual(_rows(_linears(kernels)))
 
 
 def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:

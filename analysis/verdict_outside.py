@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Call, Pair
-from analysis.phase_kind import phase_kind
+from analysis.phase_kind import phase_kind, rows_of_linears
 from analysis.subject import Side
 from taxonomy.roles import GROUPS
 
@@ -49,6 +49,9 @@ def _other_phase(
         for side, kernels in (dense, pruned)
     )
     if {old, new} != {"prefill", "decode"}:
+        return None
+    rows = [rows_of_linears(kernels) for _, kernels in (dense, pruned)]
+    if rows[0] is not None and rows[0] == rows[1]:  # attention alone looks otherwise
         return None
     return f"not comparable: the pruned side is {new}, the dense one {old}"
 

@@ -233,6 +233,17 @@ def test_prefill_against_decode_is_not_comparable(tmp_path: Path) -> None:
     assert not [e for e in same.family.evidence if "not comparable" in e]
 
 
+def test_heads_that_share_a_key_are_no_queries(tmp_path: Path) -> None:
+    """Decode of one token whose product takes two heads of a key at once: no prefill."""
+    product = op("aten::bmm", [4, 2, 64], [4, 64, 512], kernels=[k(us=9, name="bmm_kernel")])
+    layer = "model.layers.0.self_attn"
+    items = module(layer, module(f"{layer}.q_proj", linear(1)), product)
+    (phase,) = told(tmp_path, step(0, items)).values()
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["kind"] == "decode", phase.phase_kind
+    assert "2 queries" in phase.phase_kind["evidence"]
+
+
 def test_a_baseline_of_two_phases_is_doubted(tmp_path: Path) -> None:
     mixed = save(chrome(*[linear(512)] * 20, *[linear(1)] * 30), tmp_path / "m.json")
     one = save(chrome(*[linear(512)] * 20), tmp_path / "o.json")
