@@ -136,8 +136,8 @@ def _phases(pruned: Side, dense: Side | None) -> list[str]:
     if not both:
         raise PrunescopeError(
             f"the runs share no phase ({', '.join(pruned.phases)} / {', '.join(dense.phases)})",
-            hint="trace both with the same --phase, pick steps with --phase-pattern, or give the "
-            "traces of all ranks on both sides",
+            hint="trace both with the same --phase, give capture() the same phase= for both, pick "
+            "steps with --phase-pattern, or give the traces of all ranks on both sides",
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not _both_runs(pruned, dense):

@@ -152,6 +152,7 @@ def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Sett
         sparsity=sparsity,
         knobs=chosen.point(sparsity, known).knobs,
         terms=(),
+        removed=(run.pruning or {}).get("removed") or {},
     )
 
 

@@ -7,7 +7,7 @@ FLOP/s, bandwidth in byte/s; the request has them in TFLOP/s and GB/s.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Setting:
     terms: Collection[str]
     launch: str = "graph"
     constants: Constants = DEFAULT
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
 
     def scene(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Scene:
         """A side with what its costs of execution depend on."""
@@ -102,10 +103,13 @@ class Setting:
         """The forward of one side, with its times at this device's peaks."""
         chosen = self.family if pruned else None
         asked = self.sparsity if sparsity is None else sparsity
+        point = None if chosen is None else chosen.point(asked, self.knobs)
+        if point is not None and asked == self.sparsity:
+            point = replace(point, removed=self.removed)
         return side(
             self.shape,
             work,
-            None if chosen is None else chosen.point(asked, self.knobs),
+            point,
             family=chosen,
             flop_per_s=self.flop_per_s,
             byte_per_s=self.byte_per_s,
@@ -158,6 +162,12 @@ def resolve(
     knobs = {k: v for k, v in request.knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
         knobs = dict(request.knobs)  # an unknown one is an error
+    filled = chosen.point(given, knobs).knobs if chosen else {}
+    if shape.uneven and given and filled.get("layers") == "":
+        warnings.append(
+            "layers of this model differ, and which ones go is not known: those of an average "
+            "layer are counted; --set layers=0,1 names them"
+        )
     setting = Setting(
         shape=shape,
         device=device,
@@ -166,7 +176,7 @@ def resolve(
         byte_per_s=device.byte_per_s,
         family=chosen,
         sparsity=given,
-        knobs=chosen.point(given, knobs).knobs if chosen else {},
+        knobs=filled,
         terms=terms_of(request.terms, request.without),
         launch=_launch(request.launch),
     )

@@ -40,6 +40,7 @@ def find_roles(
         return _by_order(kinds, np.zeros(len(kinds), np.int64) if step is None else step)
     layer = np.full(len(kinds), NONE)
     role: list[str] = []
+    layered = any(place.layer is not None for place in scopes.places)
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     for i, kind in enumerate(kinds):
         place = scopes.places[scopes.place[i]] if scopes.place[i] >= 0 else None
@@ -51,7 +52,10 @@ def find_roles(
         found = place.role
         if found == "unknown":
             scope_call = int(scopes.call[i])
-            found = _in_scope(place, kind, calls[i], after=scope_call in attended)
+            if place.scope == "model":
+                found = _outside_layers(kind, layered=layered)
+            else:
+                found = _in_scope(place, kind, calls[i], after=scope_call in attended)
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         role.append(found)
@@ -77,11 +81,14 @@ def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> s
         return "activation" if kind in (*POINTWISE, "layout") else "unknown"
     if place.scope == "layer":
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
-    if place.scope == "mixer":
-        return kind if kind in ("conv", "scan") else "scan"
-    # A decoder multiplies by one weight outside of its layers.
-    own = {"gemm": "lm_head", "gemv": "lm_head"}
-    return kind if kind in ("embedding", "sampling", "rope") else own.get(kind, "unknown")
+    return kind if kind in ("conv", "scan") else "scan"
+
+
+def _outside_layers(kind: str, *, layered: bool) -> str:
+    """A model with layers multiplies by one weight outside of them: its head."""
+    if layered and kind in ("gemm", "gemv"):
+        return "lm_head"
+    return kind if kind in ("embedding", "sampling", "rope") else "unknown"
 
 
 def _in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:

@@ -25,6 +25,7 @@ class Architecture:
     `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
     own (static-nk-cross with one basis alone).
     `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
+    `windowed_rope`: layers that see the whole context do not rotate.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +39,7 @@ class Architecture:
     no_heads: str = ""
     no_maps: str = ""
     no_parts: str = ""
+    windowed_rope: bool = False
 
 
 ARCHITECTURES = (
@@ -65,7 +67,8 @@ ARCHITECTURES = (
     Architecture(ids=("stablelm",), title="StableLM"),
     Architecture(ids=("smollm3",), title="SmolLM3"),
     Architecture(ids=("starcoder2",), title="StarCoder2"),
-    Architecture(ids=("cohere", "cohere2"), title="Command R"),
+    Architecture(ids=("cohere",), title="Command R"),
+    Architecture(ids=("cohere2",), title="Command R7B", windowed_rope=True),
     Architecture(ids=("falcon",), title="Falcon", qkv="groups"),
     Architecture(
         ids=("bloom",),
@@ -88,7 +91,8 @@ ARCHITECTURES = (
         ids=("falcon_h1",),
         title="Falcon-H1",
         mixer="state space",
-        no_maps="its layers scale attention and mixer before they add them",
+        no_maps="where its multipliers are not 1, its layers scale attention and mixer before they "
+        "add them",
     ),
     Architecture(ids=("granitemoehybrid", "bamba"), title="Granite 4 hybrid", mixer="state space"),
     Architecture(ids=("lfm2", "lfm2_moe"), title="LFM2", mixer="short convolution"),

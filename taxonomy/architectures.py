@@ -138,6 +138,8 @@ def _applies(one: Family, traits: Traits) -> tuple[str, str]:
         return _states_apply(one, traits.mixer)
     if one.id in ("dynamic-nk", "kv-evict"):
         return _keys_apply(one, traits)
+    if one.id == "dynamic-width" and shape.experts:
+        return NO, "its experts are chosen by a router of its own"
     if traits.mixer and one.id in _ROUTED:
         return _routes_apply(one, shape, traits.mixer)
     if one.id.startswith("static-k"):
@@ -255,11 +257,8 @@ def _no_parts(one: Family, traits: Traits) -> str:
     """Why the tool does not realise a family that decides at run time."""
     shape, entry = traits.shape, traits.entry
     assert entry is not None
-    if one.id == "dynamic-width":
-        experts = shape is not None and shape.experts
-        return "its experts are chosen by a router of its own" if experts else ""
-    if shape is None:
-        return ""  # whole layers alone
+    if one.id == "dynamic-width" or shape is None:
+        return ""  # an MLP alone, or whole layers
     if traits.alibi or entry.no_heads:
         return "its positions are a slope for each head (ALiBi), added to every key"
     if one.id != "dynamic-depth" and entry.no_parts:

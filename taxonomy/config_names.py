@@ -24,6 +24,7 @@ _HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
 _MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
 _VOCAB = ("vocab_size", "padded_vocab_size")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # layers before those with experts
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 
 # What an MLP without a key of its own has: four times the width.
@@ -288,7 +289,7 @@ def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[s
     width = (
         size_in(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
     )
-    dense = _count(cfg, "first_k_dense_replace") or _count(cfg, "num_dense_layers") or 0
+    dense = next((n for name in DENSE_FIRST if (n := _count(cfg, name))), 0)
     step = _count(cfg, "decoder_sparse_step") or _count(cfg, "interleave_moe_layer_step") or 1
     only = cfg.get("mlp_only_layers")
     plain = [i for i in only if isinstance(i, int)] if isinstance(only, list) else []

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -45,10 +45,12 @@ class Knob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What is asked of a family: nominal sparsity s in [0, 1) and knobs by name."""
+    """What is asked of a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
+    layers that go, by what goes of them ("layer", "attention", "mlp"), where a run drew them."""
 
     sparsity: float
     knobs: Mapping[str, Value] = field(default_factory=dict)
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
@@ -92,7 +94,8 @@ class Family:
 
     def theory(self, shape: ModelShape, work: Workload, point: Point) -> list[Op]:
         """The ops of one pruned forward, in order."""
-        return forward(self.plans(shape, work, self.point(point.sparsity, point.knobs)))
+        filled = self.point(point.sparsity, point.knobs)
+        return forward(self.plans(shape, work, replace(filled, removed=point.removed)))
 
     def to_dict(self) -> dict[str, Any]:
         """As `families --json` prints it."""

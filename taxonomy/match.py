@@ -7,13 +7,13 @@ bytes are those of one forward, lm_head included; parameters are numbers in memo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 from taxonomy.errors import PrunescopeError
-from taxonomy.family import Family, Value
+from taxonomy.family import Family, Value, identity
 from taxonomy.plan import Op, Workload
 from taxonomy.shape import ModelShape
 from taxonomy.theory import dense_plan, flop, forward, traffic
@@ -74,11 +74,19 @@ def take_match(knobs: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
 
 
 def removed_shares(
-    chosen: Family, sparsity: float, *, shape: ModelShape, work: Workload, knobs: Mapping[str, Any]
+    chosen: Family,
+    sparsity: float,
+    *,
+    shape: ModelShape,
+    work: Workload,
+    knobs: Mapping[str, Any],
+    removed: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
-    """Shares that a family removes at its own sparsity: {"flop", "param", "byte"}."""
+    """Shares that a family removes at its own sparsity: {"flop", "param", "byte"}. `removed`: the
+    layers that went, by kind, where they are known."""
     dense = _sums(shape, work)
-    plans = chosen.plans(shape, work, chosen.point(sparsity, knobs))
+    point = replace(chosen.point(sparsity, knobs), removed=removed or {})
+    plans = chosen.plans(shape, work, point)
     ops = forward(plans)
     left = _of_ops(ops)
     if chosen.keeps_weights:
@@ -172,13 +180,14 @@ def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float
 
 def _removes_nothing(chosen: Family, by: str, work: Workload) -> RemovesNothing:
     where = "" if by == "param" else f" in {work.phase}"
+    others = [m for m in MATCHES if m != by and not (m == "param" and chosen.keeps_weights)]
+    hint = f"leave {KNOB} out, or match {' or '.join(others)}"
     kept = "no dimension moves"
-    if chosen.keeps_weights:
+    if chosen.plans is identity:
+        hint = f"leave {KNOB} out: it removes nothing of {', '.join(MATCHES)} at any sparsity"
+    elif chosen.keeps_weights:
         kept = "all weights stay in memory" if by == "param" else "it does the work of dense there"
-    return RemovesNothing(
-        f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}",
-        hint=f"leave {KNOB} out, or match another of {', '.join(MATCHES)}",
-    )
+    return RemovesNothing(f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}", hint=hint)
 
 
 def _short(share: Callable[[float], float | None], own: float) -> float:

@@ -193,6 +193,7 @@ _RUN = _Fields(
                     "sparsity": _Maybe(_is_share),
                     "knobs": _Maybe(_is_object),
                     "selection": _Maybe(_is_name),
+                    "removed": _Maybe(_Each(_Each(_LAYER, list, MAX_LAYERS), dict)),
                     "notes": _Maybe(_Each(_is_text, list)),
                 }
             )

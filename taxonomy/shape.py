@@ -6,7 +6,7 @@ with counts of parameters and of what is cached. Counts are numbers stored, not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -115,12 +115,18 @@ class ModelShape:
         """`layout` in small letters; "" where it does not tell of every layer."""
         return self.layout.lower() if len(self.layout) == self.layers else ""
 
-    def part(self, first: int, end: int) -> ModelShape:
-        """Layers `first` to `end` - 1 as a stack of their own; the whole where their order is not
-        known."""
+    @property
+    def uneven(self) -> bool:
+        """Whether layers differ, by mixer, window or experts."""
+        kinds = (self.sliding_layers, self.other_layers, self.moe_layers)
+        return any(0 < count < self.layers for count in kinds)
+
+    def part(self, numbers: Iterable[int]) -> ModelShape:
+        """These layers as a stack of their own; the whole where the order is not known."""
         if not self.order:
             return self
-        letters, order = self.layout[first:end], self.order[first:end]
+        letters = "".join(self.layout[i] for i in numbers)
+        order = letters.lower()
         others, beside = order.count("m"), self.mixer_layers and not self.other_layers
         return replace(
             self,

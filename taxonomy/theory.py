@@ -131,7 +131,11 @@ def _windowed(plan: Plan) -> Plan:
 
 
 def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
-    """Fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L."""
+    """Fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L.
+
+    Pairs that causality leaves, S(S+1)/2. A kernel that masks executes S²: on a CPU that of latent
+    attention, whose values are narrower than its keys.
+    """
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, work.keys
     seen = min(keys, window) if window else keys

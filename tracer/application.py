@@ -6,6 +6,7 @@ goes into run.json as `pruning`: the method, its own sparsity, kept dimensions, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -91,10 +92,13 @@ def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied,
         own = match.own
     asked = Point(sparsity=own, knobs=part.knobs, select=part.select, seed=request.seed)
     point = family_point(part.family, asked)
-    theory = _theory(chosen, point, request, loaded.model)
+    config = loaded.model.config.to_dict()
+    works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
         chooses = _calibration(part.select, request, loaded)
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=chooses))
+    removed = applied.record.get("removed", {})
+    theory = _theory(chosen, point, config, works, removed)
     record: dict[str, Any] = {
         "method": part.family,
         "sparsity": part.sparsity,
@@ -107,6 +111,8 @@ def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied,
     if random_text:  # a calibration that says nothing of the model's own texts
         record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
     if match is not None:
+        if theory is not None and removed:  # solved for the mean, before layers were drawn
+            match = replace(match, removed=theory[match.phase])
         record["knobs"][KNOB], record["match"] = part.match, match.to_dict()
         record["notes"] = [match.note, *record.get("notes", ())]
     return applied, record
@@ -137,17 +143,21 @@ def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Ma
 
 
 def _theory(
-    chosen: Family, point: Point, request: TraceRequest, model: Any
+    chosen: Family,
+    point: Point,
+    config: Mapping[str, Any],
+    works: Mapping[str, Workload],
+    removed: Mapping[str, list[int]],
 ) -> dict[str, dict[str, float]] | None:
     """Shares of FLOPs, parameters and bytes that go, by phase; None where there is no theory."""
     try:
+        shape = ModelShape.from_config(config)
         return {
             phase: removed_shares(
-                chosen, point.sparsity, shape=_shape(model), work=_work(request, phase, model),
-                knobs=point.knobs,
+                chosen, point.sparsity, shape=shape, work=work, knobs=point.knobs, removed=removed
             )
-            for phase in request.phases
-        }  # fmt: skip
+            for phase, work in works.items()
+        }
     except PrunescopeError:  # layers that the theory does not cover
         return None
 

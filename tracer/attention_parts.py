@@ -166,13 +166,16 @@ def _parts(
     norms, spans = _norms(heads)
     pairs, short = turns(module)
     index = int(module.layer_idx)
+    window = windows[index] if index < len(windows) else None
+    if heads.entry and heads.entry.windowed_rope and window is None:
+        pairs = None
     parts = AttentionParts(
         layer=layer, module=module, path=heads.path, names=names, norms=norms, spans=spans,
         order=heads.entry.qkv if heads.entry else "", turns=pairs, short=short,
         heads=heads.heads, kv_heads=kv_heads, head_dim=head_dim, hidden=out.n,
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
         repeats=max(1, cached.get(index, kv_heads) // kv_heads),
-        window=windows[index] if index < len(windows) else None,
+        window=window,
         gated="q" in names and heads.weights["q"].n == 2 * out.k,
         key_scale=float(getattr(module, "key_multiplier", 1.0)),
     )  # fmt: skip

@@ -5,6 +5,7 @@ In: a model. Out: plain JSON values. K is the axis that a GEMM sums over (input 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,6 +62,12 @@ def dynamic_stats(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if callable(getattr(module, "prunescope_stats", None))
     }
+
+
+def skips_no_block(stats: Mapping[str, Any]) -> bool:
+    """Whether, by `dynamic_stats`, there were blocks to choose from and all were seen."""
+    blocks = [one for one in stats.values() if one["unit"] == "blocks"]
+    return bool(blocks) and all(one["active"] == one["total"] for one in blocks)
 
 
 def _share(flags: torch.Tensor) -> float:

@@ -266,9 +266,11 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
         return None
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+            found = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
+    # Of a folder without one transformers makes one that knows its special tokens alone.
+    return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
 def _check_causal(config: Any, model_id: str) -> None:

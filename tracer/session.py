@@ -19,7 +19,7 @@ from taxonomy.whole import scratch_folder
 from tracer import compat
 from tracer.calibrate import newest
 from tracer.capture import profile_loops
-from tracer.census import census, dynamic_stats
+from tracer.census import census, dynamic_stats, skips_no_block
 from tracer.chrome import split
 from tracer.clocks import read_clocks
 from tracer.conditions import memory_explained, thread_count, timing_note
@@ -192,6 +192,13 @@ class _Session:
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
                 captured.run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
+            pruning = captured.run.pruning
+            if pruning and pruning["sparsity"] != 0 and skips_no_block(stats):
+                note = (
+                    f"{phase}: no block is skipped: a prompt of {self.request.prompt_len} tokens "
+                    "has too few of them at this sparsity"
+                )
+                pruning.setdefault("notes", []).append(note)
 
     def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
         """One step of the same loops with hooks and nothing recorded: it names the kernels."""

@@ -150,7 +150,7 @@ def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) ->
     given = {name: seen.given[name] for name in norms}
     sublayers = [
         _sublayer(model, chain, kinds[chain[0]], hidden, seen)
-        for chain in _chains(model, [name for name in seen.order if name in kinds], seen)
+        for chain in _chains(model, [name for name in seen.order if name in kinds], given, seen)
     ]
     for one in sublayers:
         one.before = fed(seen.taken[one.chain[0]], given)
@@ -172,15 +172,16 @@ def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) ->
     return blocks
 
 
-def _chains(model: Any, called: list[str], seen: Seen) -> list[list[str]]:
+def _chains(model: Any, called: list[str], norms: dict[str, Value], seen: Seen) -> list[list[str]]:
     """Sublayers as modules that feed each other; what stands alone and has no weights is none."""
     chains: list[list[str]] = []
     for name in called:
         if name not in seen.given:
             continue
         ends = {chain[-1]: seen.given[chain[-1]] for chain in chains}
-        end = fed(seen.taken[name], ends)
-        if end:
+        # A norm of gain 1 may put out a multiple of what it took: what lies there came from it.
+        end = fed(seen.taken[name], {**ends, **norms})
+        if end in ends:
             next(chain for chain in chains if chain[-1] == end).append(name)
         elif next(model.get_submodule(name).parameters(), None) is not None:
             chains.append([name])

@@ -159,7 +159,9 @@ class UserCapture:
         seen: list[dict[str, Any]] = []
 
         def look(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            seen.append(compat.call_shape(self._model, args, kwargs))
+            # What torch.compile returns takes any arguments: the module inside says which it knows.
+            original = getattr(self._model, "_orig_mod", self._model)
+            seen.append(compat.call_shape(original, args, kwargs))
 
         handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
         try:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
+from tracer.layers import probe
 from tracer.pruners import Applied, Point
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"
@@ -62,6 +63,17 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
             hint="return the model, also where it was changed in place",
         )
     return Applied(model=pruned.eval().requires_grad_(False), record={})  # noqa: FBT003
+
+
+def check_returned(spec: str, model: nn.Module) -> None:
+    """Raises PrunescopeError, with the error of the model, where what the method returned does not
+    run."""
+    try:
+        probe(model, f"pruned with {spec}")
+    except PrunescopeError as error:
+        raise PrunescopeError(
+            error.problem, hint=f"what {spec} returned must run as the dense model does: mend it"
+        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tracer.machine import free_bytes
 from tracer.memory import weight_bytes
 from tracer.models import Loaded, load_model
 from tracer.request import TraceRequest
-from tracer.user_method import load_method
+from tracer.user_method import check_returned, load_method
 
 # Free memory that a second model asks for: its weights, and some for what a forward adds.
 _ROOM = 1.2
@@ -110,7 +110,7 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
             hint="return a model of transformers, changed as you like",
         )
     if is_function(request.method):  # it may have done anything to an architecture that is known
-        probe(applied.model, f"pruned with {request.method}")
+        check_returned(request.method, applied.model)
     _check_runs(applied.model, f"pruned with {request.method}")
     return Variant(
         name="pruned",

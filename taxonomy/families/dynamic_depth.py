@@ -12,9 +12,13 @@ from taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """int(n·s) layers do not run in this forward; their weights stay in memory."""
+    """int(n·s) layers do not run in this forward; their weights stay in memory.
+
+    Any of them: the mean over the draws. An early exit skips the last ones.
+    """
     left = shape.layers - removed_layers(shape.layers, point.sparsity)
-    return [replace(dense_plan(shape, work), attention_layers=left, mlp_layers=left)]
+    runs = shape.part(range(left)) if point.knobs["exit"] == "early" else shape
+    return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 
 FAMILY = Family(

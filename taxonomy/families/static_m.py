@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from taxonomy.errors import PrunescopeError
 from taxonomy.family import Family, Knob, Point, pattern
 from taxonomy.keep import named_layers, removed_layers
 from taxonomy.plan import Plan, Workload
@@ -12,18 +13,32 @@ from taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
-    """int(n·s) sublayers of each wanted kind are gone; a gone attention caches nothing."""
-    dense, gone = dense_plan(shape, work), removed_layers(shape.layers, point.sparsity)
-    what = point.knobs["unit"]
-    if point.knobs["layers"]:
-        gone = len(named_layers(str(point.knobs["layers"]), shape.layers))
+    """int(n·s) sublayers of each wanted kind are gone; a gone attention caches nothing.
+
+    Those that are named or recorded count as what they are; of those yet to be drawn the mean.
+    """
+    attention, num_attention = _left(shape, point, "attention")
+    mlp, num_mlp = _left(shape, point, "mlp")
     return [
-        replace(
-            dense,
-            attention_layers=shape.layers - gone * (what != "mlp"),
-            mlp_layers=shape.layers - gone * (what != "attention"),
-        )
+        replace(dense_plan(attention, work), attention_layers=num_attention, mlp_layers=0),
+        replace(dense_plan(mlp, work), attention_layers=0, mlp_layers=num_mlp),
     ]
+
+
+def _left(shape: ModelShape, point: Point, kind: str) -> tuple[ModelShape, int]:
+    """The layers whose sublayer of this kind stays, and how many."""
+    unit, named = point.knobs["unit"], str(point.knobs["layers"])
+    if unit not in ("layer", "sublayers", kind):
+        return shape, shape.layers
+    gone = point.removed.get("layer" if unit == "layer" else kind)
+    if named:
+        gone = named_layers(named, shape.layers)
+    if gone is None:
+        return shape, shape.layers - removed_layers(shape.layers, point.sparsity)
+    left = [i for i in range(shape.layers) if i not in gone]
+    if not left:
+        raise PrunescopeError(f"no {kind} is left", hint="keep one layer at least")
+    return shape.part(left), len(left)
 
 
 FAMILY = Family(

@@ -43,14 +43,14 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     gone = work.prompt_len - left
     context = None if work.context is None else max(1, work.context - gone)
     short = replace(work, prompt_len=left, context=context)
-    stacks = ((0, after, work), (after, shape.layers, short))
+    stacks = ((range(after), work), (range(after, shape.layers), short))
     return [
         replace(
-            dense_plan(shape.part(first, end), one),
-            attention_layers=end - first,
-            mlp_layers=end - first,
+            dense_plan(shape.part(layers), one),
+            attention_layers=len(layers),
+            mlp_layers=len(layers),
         )
-        for first, end, one in stacks
+        for layers, one in stacks
     ]
 
 

@@ -200,6 +200,7 @@ def test_ranks_are_paired_with_a_baseline_by_number(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="share no phase") as error:
         analyze(pruned, baseline=dense / "rank0.json.gz")
     assert "all ranks on both sides" in error.value.hint
+    assert "phase=" in error.value.hint
 
 
 def test_what_is_no_trace_is_left_out_and_named(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_work_of_a_module_with_children(scope: str, kind: str, want: str) -> Non
     assert role(at(scope), kind) == want
 
 
+def test_a_gemm_outside_of_layers_is_a_head_where_there_are_layers() -> None:
+    """A plain MLP is two modules, `0` and `2`: neither is the head of a decoder."""
+    outside = Place(None, "unknown", "model")
+    for places, want in (([outside], "unknown"), ([outside, at("mlp", "up")], "lm_head")):
+        scopes = Scopes(np.zeros(2, np.int64), np.zeros(2, np.int64), places, "modules")
+        assert find_roles(scopes, ["gemm", "gemv"], [None, None]).role == [want, want]
+
+
 def test_a_leaf_names_all_its_work() -> None:
     """A gather that pruning put into q_proj's scope has role q."""
     for kind in ("gemm", "gather_scatter", "layout", "unknown"):

@@ -17,6 +17,7 @@ LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 512,
 }  # fmt: skip
+NARROWER = "static-nk-cross"
 LATENT = {
     "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
     "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
@@ -189,8 +190,9 @@ def test_what_keeps_the_stream_as_wide_as_it_is_has_a_reason() -> None:
         assert not found["realised"]
         assert reason in found["why"]
     for model_type in ("falcon_h1", "bloom"):
-        why = verdict(about(model_type=model_type), "static-nk-cross")["why"]
+        why = verdict(about(model_type=model_type), NARROWER)["why"]
         assert "junctions=same alone" in why
+    assert "multipliers are not 1" in verdict(about(model_type="falcon_h1"), NARROWER)["why"]
 
 
 DYNAMIC = (
@@ -238,6 +240,8 @@ def test_what_decides_at_run_time_is_refused_for_a_mechanism(
     assert {name for name in DYNAMIC if not verdict(found, name)["realised"]} == set(without)
     for name, reason in without.items():
         assert reason in verdict(found, name)["why"]
+        if reason == "router of its own":
+            assert verdict(found, name)["applies"] == "no"
 
 
 def test_a_mixer_takes_every_token() -> None:

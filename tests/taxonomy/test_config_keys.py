@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("config_names", "config_mixers", "architecture_traits")
 CONFIGS = {"cfg", "config", "inner", "attention"}
 TABLES = ("_HIDDEN", "_LAYERS", "_HEADS", "_KV_HEADS", "_HEAD_DIM", "_MLP", "_VOCAB", "_EXPERTS",
-          "_TOP_K")  # fmt: skip
+          "_TOP_K", "DENSE_FIRST")  # fmt: skip
 
 
 def strings(node: ast.AST) -> set[str]:

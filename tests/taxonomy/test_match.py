@@ -75,6 +75,19 @@ def test_every_family_has_an_answer_or_says_why(name: str, by: str) -> None:
     assert 0 < found.own < 1
 
 
+def test_the_hint_offers_what_can_be_matched() -> None:
+    for name, hint in (
+        ("static-k-mask", "it removes nothing of flop, param, byte at any sparsity"),
+        ("dynamic-nk", "leave match out, or match flop or byte"),
+    ):
+        with pytest.raises(PrunescopeError, match="removes no parameters") as caught:
+            solved(name, 0.3, "param")
+        assert hint in caught.value.hint
+    with pytest.raises(PrunescopeError, match="all weights|the work of dense") as caught:
+        solved("kv-evict", 0.01, "flop")
+    assert caught.value.hint == "leave match out, or match byte"
+
+
 def test_too_little_is_refused_too() -> None:
     with pytest.raises(PrunescopeError, match="3.1% is the least that it can remove"):
         solved("static-m", 0.01, "flop")  # one layer of 32 is 3 %

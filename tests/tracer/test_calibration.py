@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.family import family
 from taxonomy.run import read_run
 from tests.tracer.architectures import FEW, apply, build, logits
+from tests.tracer.tiny_models import tiny_model
 from tracer.calibration import (
     Statistics,
     calibration_of,
@@ -24,7 +26,7 @@ from tracer.calibration import (
     remembering,
     text_calibration,
 )
-from tracer.models import DEMO, load_model, load_tokenizer
+from tracer.models import DEMO, Loaded, load_model, load_tokenizer
 from tracer.phases import token_ids
 from tracer.pruners import Applied, Point, family_ids, family_point, pruner
 from tracer.pruners.static_k_lowrank import factors
@@ -284,6 +286,17 @@ def test_texts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         read_text(latin)
     with pytest.raises(PrunescopeError, match="3 tokens"):
         token_rows(letters, "abc", rows=2, length=4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_a_tokenizer_of_special_tokens_alone_is_none(name: str, tmp_path: Path) -> None:
+    """transformers makes one for a folder without any: it gives nothing, or unknown tokens."""
+    tiny_model(name).save_pretrained(tmp_path)
+    loaded = Loaded(model=None, id="m", source="folder", notes=[], where=str(tmp_path))
+    made = AutoTokenizer.from_pretrained(tmp_path)
+    ids = made("some words", add_special_tokens=False)["input_ids"]
+    assert set(ids) <= {made.unk_token_id}
+    assert load_tokenizer(loaded) is None
 
 
 def test_the_command_calibrates_and_says_so(quick: Callable[..., Path], tmp_path: Path) -> None:

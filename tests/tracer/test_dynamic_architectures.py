@@ -40,7 +40,7 @@ HYBRID = ("qwen3_next", "falcon_h1", "granite4", "lfm2")
 NAMES = (
     "mistral", "gemma2", "gemma3", "phi3", "phi", "gpt2", "gpt_neox", "gpt_neox sequential",
     "olmo2", "granite", "stablelm", "stablelm parallel", "smollm3", "falcon", "falcon grouped",
-    "falcon multi-head", "opt", "cohere", *EXPERTS, *LATENT, *HYBRID,
+    "falcon multi-head", "opt", "cohere", "cohere2", *EXPERTS, *LATENT, *HYBRID,
 )  # fmt: skip
 ABSENT = {
     **dict.fromkeys((*EXPERTS, *LATENT, "qwen3_next", "granite4"), ("dynamic-width",)),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from taxonomy.architectures import describe
 from taxonomy.errors import PrunescopeError
@@ -16,7 +17,7 @@ from taxonomy.family import family
 from taxonomy.plan import Workload
 from taxonomy.shape import ModelShape
 from tests.tracer.architectures import FEW, distance
-from tests.tracer.tiny_models import TINY, tiny_model
+from tests.tracer.tiny_models import TINY, tiny_config, tiny_model
 from tracer.pruners import Applied, Point, family_point, pruner
 from tracer.pruners import static_nk_cross as cross
 from tracer.stream import read_stream
@@ -181,6 +182,16 @@ def test_a_layer_without_sublayers_has_no_map() -> None:
     assert distance(logits(pruned), logits(dense)) < 5e-5
     assert pruned.transformer.h[0].maps == ["attn_residual", "mlp_residual"]
     assert not hasattr(pruned.transformer.h[1], "maps")
+
+
+def test_a_norm_that_changes_little_still_stands_between_attention_and_mlp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """BLOOM as transformers makes it: a norm of gain 1 behind a norm puts out what it takes."""
+    monkeypatch.setitem(TINY, "bloom", ("bloom", {"num_key_value_heads": None, "head_dim": None}))
+    model = AutoModelForCausalLM.from_config(tiny_config("bloom")).eval().requires_grad_(False)
+    kept = prune(model, 0.01, "same").model
+    assert distance(logits(kept), logits(model)) < 5e-5
 
 
 # 2f = h and f = h: which axis of stacked experts is the stream is told by their order alone.

@@ -35,6 +35,13 @@ def build(model_type: str, **fields: Any) -> Any:
     return model
 
 
+def test_the_only_layer_has_no_least_sparsity() -> None:
+    for layers, said in ((1, "the only layer stays at every sparsity"), (2, "0.5 is the least")):
+        point = family_point("static-m", Point(sparsity=0.25))
+        applied = pruner("static-m").prune(build("llama", num_hidden_layers=layers), point)
+        assert said in applied.record["notes"][0]
+
+
 def without(model: Any, **knobs: str) -> Applied:
     point = family_point("static-m", Point(sparsity=0.25, knobs=knobs))
     with torch.no_grad():

@@ -62,6 +62,16 @@ def test_pruned_run_names_its_twin(static_m: Path) -> None:
     assert len(run.layer_map) == 4  # 8 - int(8 * .5)
 
 
+def test_too_few_blocks_to_skip_one_are_noted(quick: Callable[..., Path]) -> None:
+    """16 tokens are 8 blocks of 2: round(8 * .95) = 8 are seen, round(8 * .75) = 6."""
+    for sparsity, noted in ((0.05, True), (0.25, False)):
+        out = quick(method="dynamic-nk", sparsity=sparsity, phase="prefill")
+        pruning = read_run(out / "pruned").pruning
+        assert pruning is not None
+        said = "prefill: no block is skipped: a prompt of 16 tokens has too few of them"
+        assert any(said in note for note in pruning["notes"]) == noted
+
+
 def test_memory_shrinks_with_the_layers(static_m: Path) -> None:
     dense, pruned = read_run(static_m / "dense"), read_run(static_m / "pruned")
     kv = 2 * 4 * 16 * 4  # K and V, 4 KV heads of 16 in fp32: bytes a token and layer

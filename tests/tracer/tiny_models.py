@@ -63,6 +63,13 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "opt": ("opt", {**_NO_KV, "ffn_dim": 96, "word_embed_proj_dim": 64, "pad_token_id": 1}),
     "cohere": ("cohere", {"head_dim": None, "use_qk_norm": True}),
+    "cohere2": (
+        "cohere2",
+        {
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "qwen2_moe": (
         "qwen2_moe",

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from taxonomy.config_names import DENSE_FIRST
 from taxonomy.errors import PrunescopeError
 from taxonomy.keep import named_layers, removed_layers, rounding
 from tracer.calibration import calibration_of, collect
@@ -38,9 +39,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = gone
     if point.sparsity and not any(gone.values()):
+        least = f"{1 / len(layers):g} is the least that removes one"
         text = (
             f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
-            f"{1 / len(layers):g} is the least that removes one"
+            f"{least if len(layers) > 1 else 'the only layer stays at every sparsity'}"
         )
         record.setdefault("notes", []).append(text)
     elif not point.knobs["layers"]:
@@ -130,6 +132,8 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
         # One entry a layer: layer_types, mlp_layer_types, no_rope_layers, ...
         if isinstance(value, list) and len(value) == total:
             setattr(config, key, [value[i] for i in kept])
+        elif key in DENSE_FIRST and isinstance(value, int):
+            setattr(config, key, sum(i < value for i in kept))
     _set_derived(config, kept)
     _set_depth(config, len(kept))
     setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
