@@ -26,6 +26,8 @@ class Evidence:
     census_pruned: dict[str, Any] | None
     phase: str | None = None  # its name in the census; None: not known
     conditions: str | None = None  # what is another beside the model; None: nothing is known to be
+    parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
+    activation: str | None = None  # what stands in its place; None: the same ops, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
@@ -129,6 +131,11 @@ def matrices(census: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The matrices that a run lists."""
     listed = (census or {}).get("matrices")
     return [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+
+
+def stored_shapes(census: dict[str, Any] | None) -> Counter[tuple[str, ...]]:
+    """How many matrices of each role and shape a run lists."""
+    return Counter((str(m.get("role")), str(m.get("shape"))) for m in matrices(census))
 
 
 def _places(census: dict[str, Any] | None) -> dict[tuple[int, str], int]:

@@ -34,6 +34,7 @@ from analysis.pairing import Floats, Units, pair
 from analysis.phase_kind import phase_kind
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
+    Family,
     Gemm,
     KernelRow,
     Ladder,
@@ -46,12 +47,13 @@ from analysis.report.model import (
 from analysis.rows import LargestKernels, build_rows
 from analysis.subject import Options, Side
 from analysis.trust import doubts, weighed
-from analysis.verdict import verdict
-from analysis.verdict_outside import other_conditions
+from analysis.verdict import evidence_of, verdict
+from analysis.verdict_outside import is_quantised, replaced
 from taxonomy.errors import PrunescopeError
 
 _TOP_KERNELS = 40
 _HIDDEN = 0.05  # of the wall
+_MOST = 0.5  # of the busy time
 
 
 def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
@@ -70,7 +72,6 @@ def compare_phase(
     """A phase of the pruned side against the dense one."""
     (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
     _check(dense, pruned, name)
-    shapes = kernels_d.has_shapes and kernels_p.has_shapes
     phase = _base(side_p, name, kernels_p)
     units = pair(kernels_d, kernels_p, side_p.run.layer_map if side_p.run else None)
     sparsity = options.sparsity if options.sparsity is not None else _nominal(side_p)
@@ -94,10 +95,9 @@ def compare_phase(
     twins = halves(units, domain)
     phase.ledger = build_rows(units, ratio, books.ledger, replicates, twins, largest)
     phase.ladder = _ladder(phase.ledger, books, replicates)
-    phase.ladder.flop = phase.ladder.flop if shapes else None
-    evidence = Evidence(
-        pairs, units, _census(side_d), _census(side_p), name, other_conditions(dense, pruned, name)
-    )
+    evidence = evidence_of(dense, pruned, name, pairs, units)
+    is_known = _is_known(kernels_d) and _is_known(kernels_p) and replaced(evidence) is None
+    phase.ladder.flop = phase.ladder.flop if is_known else None
     family = verdict(evidence)
     found = doubts(kernels_p, dense=kernels_d, evidence=evidence, family=family)
     phase.family = weighed(family, found)
@@ -105,9 +105,7 @@ def compare_phase(
     phase.baseline = _baseline(side_d, name, kernels_d)
     if side_d.run is None:
         phase.baseline["phase_kind"] = phase_kind(kernels_d)
-    phase.sparsity = _realised(side_d, side_p, sparsity, books)
-    if not shapes:
-        phase.sparsity |= {"flop": None, "bytes": None}
+    phase.sparsity = _realised(evidence, family, sparsity, books, is_known=is_known)
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
     phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
     phase.findings = find(
@@ -220,6 +218,13 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
     }
 
 
+def _is_known(kernels: Kernels) -> bool:
+    """Whether sums of work say something: in most of the busy time none hides that may be large."""
+    share = _coverage(kernels.frame)
+    largest = min(share["kind"], share["gemm_work"])  # where there is no GEMM, all the work counts
+    return kernels.has_shapes and max(share["work"], largest) >= _MOST
+
+
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     sums = _sums(frame, "bound", steps)
     out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
@@ -322,10 +327,6 @@ def _nominal(side: Side) -> float | None:
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
-def _census(side: Side) -> dict[str, Any] | None:
-    return side.run.census if side.run else None
-
-
 def _pairing(units: Units) -> Pairing:
     a = units.alignment
     layers = f"{len(a.removed)} of {a.num_dense} layers removed" if a.num_dense else None
@@ -372,17 +373,19 @@ def _baseline(side: Side, name: str, kernels: Kernels) -> dict[str, Any]:
 
 
 def _realised(
-    dense: Side, pruned: Side, nominal: float | None, books: Books
+    evidence: Evidence, family: Family, nominal: float | None, books: Books, *, is_known: bool
 ) -> dict[str, float | None]:
-    """Realised sparsity in parameters, FLOPs and bytes beside the nominal one."""
+    """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
+    holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
     units, ratio = books.units, books.ratio
-    size_d = dense.run.parameters if dense.run else None
-    size_p = pruned.run.parameters if pruned.run else None
+    size_d, size_p = evidence.parameters
+    if family.id == "outside" and is_quantised(evidence):
+        size_p = None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
     moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))
     return {
         "nominal": nominal,
         "parameters": 1 - size_p / size_d if size_d and size_p else None,
-        "flop": 1 - 1 / ratio.flop_ratio if ratio.flop_ratio else None,
-        "bytes": 1 - moved_p / moved_d if moved_d else None,
+        "flop": 1 - 1 / ratio.flop_ratio if ratio.flop_ratio and is_known else None,
+        "bytes": 1 - moved_p / moved_d if moved_d and is_known else None,
     }

@@ -10,18 +10,46 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from analysis.evidence import Evidence, Seen, Touches, matrices
+from analysis.evidence import Evidence, Seen, Touches, matrices, stored_shapes
+from analysis.frame import Kernels
 from analysis.gemms import Call, Pair
+from analysis.pairing import Units
 from analysis.report.model import Family, FamilyPart
+from analysis.subject import Side
 from analysis.verdict_dynamic import DYNAMIC_DETECTORS
-from analysis.verdict_outside import fewer_experts, other_routes, replaced
-from analysis.verdict_width import WIDTH_DETECTORS
+from analysis.verdict_outside import (
+    fewer_experts,
+    other_activation,
+    other_conditions,
+    other_dtype,
+    other_routes,
+    replaced,
+)
+from analysis.verdict_width import WIDTH_DETECTORS, narrower_heads
 from taxonomy.roles import MLP_ROLES, QKV_ROLES
 
 # What leaves every shape and kernel as it is, so that only a census tells them apart.
 _UNSEEN = ("dense", "static-k-24", "static-k-mask")
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
+
+
+def evidence_of(
+    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str, pairs: list[Pair],
+    units: Units,
+) -> Evidence:  # fmt: skip
+    """What the detectors read of both sides of a phase."""
+    run_d, run_p = dense[0].run, pruned[0].run
+    return Evidence(
+        pairs,
+        units,
+        run_d.census if run_d else None,
+        run_p.census if run_p else None,
+        name,
+        conditions=other_conditions(dense, pruned, name),
+        parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        activation=other_activation(dense[1], pruned[1]),
+    )
 
 
 def verdict(evidence: Evidence) -> Family:
@@ -38,9 +66,16 @@ def verdict(evidence: Evidence) -> Family:
         explained.discard("static-m")  # no method of run time takes weights away
     static = [found for detect in DETECTORS if (found := detect(evidence)) is not None]
     seen = [*dynamic, *(found for found in static if found.id not in explained)]
-    if seen:
-        return _named(evidence, seen, len(dynamic))
-    return _unmoved(evidence)
+    narrower = narrower_heads(evidence)
+    if not seen:
+        if narrower is not None:
+            return Family(id="unknown", confidence=0.5, evidence=[narrower])
+        return _unmoved(evidence)
+    family = _named(evidence, seen, len(dynamic))
+    if narrower is not None:  # beside the families, and of none of them
+        family.evidence.append(narrower)
+        family.confidence = min(family.confidence, 0.6)
+    return family
 
 
 def _named(e: Evidence, seen: list[Seen], num_dynamic: int) -> Family:
@@ -91,7 +126,24 @@ def _unmoved(e: Evidence) -> Family:
             "tensors, which a bare trace cannot show (a run's census does)"
         )
         return Family(id="unknown", confidence=0.5, evidence=[line], alternatives=list(_UNSEEN))
+    if e.activation is not None:
+        return Family(id="outside", confidence=0.9, evidence=[e.activation])
+    if (moved := _stored_otherwise(e)) is not None:
+        return Family(id="unknown", confidence=0.5, evidence=[moved])
     return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
+
+
+def _stored_otherwise(e: Evidence) -> str | None:
+    """Weights that are others, while no GEMM moved."""
+    old, new = e.parameters
+    if old and new and old != new:
+        verb = "fell" if new < old else "grew"
+        return f"parameters {verb} by {abs(1 - new / old):.1%}, but no GEMM moved: other ops did"
+    before, after = stored_shapes(e.census_dense), stored_shapes(e.census_pruned)
+    others = sum(((before - after) + (after - before)).values())
+    if e.census_dense is not None and others:
+        return f"{others} matrices are of other shapes than the dense ones, but no GEMM moved"
+    return None
 
 
 def _top(counter: Counter[str]) -> str:
@@ -100,11 +152,9 @@ def _top(counter: Counter[str]) -> str:
 
 def _not_comparable(e: Evidence) -> str | None:
     """Pairs that are no pruning: other inputs, another dtype, another attention."""
+    if (other := other_dtype(e)) is not None:
+        return other
     both = [(p, p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
-    dtypes = {(d.dtype, p.dtype) for _, d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
-    if dtypes:
-        old, new = sorted(dtypes)[0]
-        return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
     rows = [(d.m, p.m) for q, d, p in both if q.key[1] in (*QKV_ROLES, *MLP_ROLES)]
     if rows and all(d and p and d != p for d, p in rows):
         ratios = {round(p / d, 6) for d, p in rows if d and p}
@@ -155,13 +205,15 @@ def _static_m(e: Evidence) -> Seen | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
     gone, here = e.gone_and_here()
     layers = [i for i in gone if i not in here]
-    attention = [i for i in gone if i in here and "o" in gone[i] and "o" not in here[i]]
-    mlp = [i for i in gone if i in here and "down" in gone[i] and "down" not in here[i]]
+    attention = [i for i in gone if i in here and _lacks(_ATTENTION_ENDS, gone[i], here[i])]
+    mlp = [i for i in gone if i in here and _lacks(_MLP_ENDS, gone[i], here[i])]
+    # The router and experts are one sublayer: some of them here means that it is.
+    mlp = [i for i in mlp if not here[i] & {*_MLP_ENDS, "router", "shared_expert"}]
     weights = e.removed_weights()
     if weights:  # what a router left out has its weights still
         layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
-        attention = [i for i in attention if (i, "o") in weights]
-        mlp = [i for i in mlp if (i, "down") in weights]
+        attention = [i for i in attention if any((i, end) in weights for end in _ATTENTION_ENDS)]
+        mlp = [i for i in mlp if any((i, end) in weights for end in _MLP_ENDS)]
     if not layers and not attention and not mlp:
         return None
     total = e.units.alignment.num_dense
@@ -176,6 +228,15 @@ def _static_m(e: Evidence) -> Seen | None:
             lines.append(f"{len(rows)} of {total} {what} gone{which}")
     touched = {*layers, *attention, *mlp}
     return Seen("static-m", lines, lambda p: float(p.key[0] in touched and p.pruned is None))
+
+
+# What a sublayer ends with: linear attention and state-space mixers stand in attention's place.
+_ATTENTION_ENDS = ("o", "mixer_out")
+_MLP_ENDS = ("down", "experts")
+
+
+def _lacks(ends: tuple[str, ...], gone: set[str], here: set[str]) -> bool:
+    return any(end in gone and end not in here for end in ends)
 
 
 def _list(values: list[int]) -> str:

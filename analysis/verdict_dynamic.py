@@ -81,7 +81,7 @@ def _layers(e: Evidence) -> dict[int, _Layer]:
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
             out[number].scores_dense += _products(pair.dense)
-            out[number].scores_pruned += _products(pair.pruned, heads)
+            out[number].scores_pruned += _products(pair.pruned, heads, like=pair.dense)
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role == "qkv" and (number, role) not in smaller:
@@ -124,12 +124,16 @@ def _add_fused(layer: _Layer, pairs: list[Pair]) -> None:
             layer.rows[role] = part.m / dense.m
 
 
-def _products(call: Call | None, heads: float | None = None) -> float:
-    """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None);
-    masked pairs count."""
+def _products(call: Call | None, heads: float | None = None, *, like: Call | None = None) -> float:
+    """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None)
+    of the dimension that `like` has: no method of run time makes a head narrower. Masked pairs
+    count."""
     if call is None or call.batch is None or call.m is None or call.n is None or call.k is None:
         return 0.0
-    return call.count * (heads or call.batch) * call.m * call.n * call.k
+    n, k = call.n, call.k
+    if like is not None and like.n is not None and like.k is not None:
+        n, k = (n, like.k) if call.group == "qk" else (like.n, k)
+    return call.count * (heads or call.batch) * call.m * n * k
 
 
 def _routed(e: Evidence) -> bool:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
+
+import polars as pl
 
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
@@ -17,6 +20,7 @@ from analysis.subject import Side
 from taxonomy.roles import GROUPS
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
+_OTHER_LINEARS = ("mixer_in", "mixer_out", "experts", "shared_expert")
 _INPUTS = ("batch", "prompt_len", "context")
 _SAME = 1e-3
 
@@ -37,7 +41,52 @@ def other_conditions(
         old, new = getattr(run_d, field), getattr(run_p, field)
         if old != new:
             return f"not comparable: {field} is {new}, that of the dense run {old}: other inputs"
-    return None
+    shape_d, shape_p = _shape(side_d), _shape(side_p)
+    length = max(run_p.positions, default=0)
+    return _other_model(shape_d, shape_p) or _other_windows(shape_d, shape_p, length)
+
+
+def _shape(side: Side) -> dict[str, Any]:
+    """What the manifest says of the model's shape; empty where it says nothing."""
+    shape = side.run.model.get("shape") if side.run is not None else None
+    return shape if isinstance(shape, dict) else {}
+
+
+def _other_model(dense: dict[str, Any], pruned: dict[str, Any]) -> str | None:
+    old, new = dense.get("model_type"), pruned.get("model_type")
+    if not old or not new or old == new:
+        return None
+    return f"not comparable: the model is of type {new}, the dense one of type {old}"
+
+
+def _other_windows(dense: dict[str, Any], pruned: dict[str, Any], length: int) -> str | None:
+    """Layers that attend to other windows of a context of `length` tokens."""
+    old, new = (
+        shape.get("window") if shape.get("sliding_layers") else None for shape in (dense, pruned)
+    )
+    reach_d, reach_p = (min(w, length) if isinstance(w, int) else length for w in (old, new))
+    if not dense or not pruned or reach_d == reach_p:
+        return None
+    if None in (old, new) and dense.get("layers") != pruned.get("layers"):
+        return None  # the layers with a window may be those that are gone
+    told_d, told_p = (f"{w} tokens" if w else "all tokens" for w in (old, new))
+    return (
+        f"not comparable: attention sees a window of {told_p}, in the dense run of {told_d}: "
+        "another attention"
+    )
+
+
+def other_activation(dense: Kernels, pruned: Kernels) -> str | None:
+    """The ops that stand in the place of the activation, where they are others."""
+    old, new = (
+        {str(op).rstrip("_") for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
+         if op is not None}
+        for kernels in (dense, pruned)
+    )  # fmt: skip
+    gone, fresh = sorted(old - new), sorted(new - old)
+    if not gone or not fresh:
+        return None
+    return f"the activation is another op: {', '.join(fresh)} instead of {', '.join(gone)}"
 
 
 def _other_phase(
@@ -68,11 +117,32 @@ def replaced(e: Evidence) -> str | None:
         if is_added and key[:2] in here
     )
     seen = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
+    if not seen and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
+        return None  # the layers that have such linears are gone, others are not
     others = f"other ops stand in their places ({seen})" if seen else "nothing is in their places"
     return (
         f"none of the {len(linears)} GEMMs of the linears is seen any more, {others}: "
         "quantised, fused or compiled kernels; no pruning removes all of them"
     )
+
+
+def other_dtype(e: Evidence) -> str | None:
+    """GEMMs that run in another dtype than the dense ones."""
+    both = [(p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
+    dtypes = {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
+    if not dtypes:
+        return None
+    old, new = sorted(dtypes)[0]
+    return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
+
+
+def is_quantised(e: Evidence) -> bool:
+    """Whether weights are packed, so that no count of parameters holds them: other kernels or
+    another dtype, or a GEMM as large as before whose matrix the run lists smaller or not at all."""
+    packed = e.removed_weights() | e.smaller_weights()
+    # A list of experts is smaller where there are fewer of them, each as large as before.
+    whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
+    return bool(replaced(e) or other_dtype(e) or packed & whole)
 
 
 def fewer_experts(e: Evidence) -> str | None:

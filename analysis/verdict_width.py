@@ -14,6 +14,7 @@ from analysis.verdict_experts import EXPERT_ROLES, Widths, expert_channels
 from taxonomy.roles import QKV_ROLES
 
 _MLP = ("gate", "up", "gate_up")
+_PRODUCERS = (*QKV_ROLES, "q_b", "kv_b")  # q_b and kv_b make the heads of latent attention
 # What reads the residual stream (its K is h) and what writes to it (its N is h).
 _ENTERED = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "mixer_in")
 _READERS = (*_ENTERED, "router", "lm_head")
@@ -66,15 +67,39 @@ def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
 
 def _heads(e: Evidence) -> tuple[bool, str]:
     """N of q, k, v and K of o fell together, and with them the heads of attention."""
-    # q_b and kv_b make the heads of latent attention.
-    narrow, down = _count(e, (*QKV_ROLES, "q_b", "kv_b"), "N"), _count(e, ("o",), "K")
+    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
     heads = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
     if not narrow and not heads:
         return False, ""
-    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
+    if not heads and narrower_heads(e) is not None:
+        return False, ""
     example = _example(e, ("v", "qkv"), "N")
     dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
+    if _shares_keys(e):
+        return True, f"KV heads fell, all query heads stay: N of {narrow} projections{dims}"
+    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
     return True, f"heads fell: N of {narrow} projections and K of {down} o{dims}{whole}"
+
+
+def _shares_keys(e: Evidence) -> bool:
+    """Whether more queries share a key than before: q, o and the heads of attention are all as they
+    were, so that N(v)·G = K(o) holds with a larger G."""
+    scores = [p for p in e.pairs if p.key[2] == "qk" and p.pruned is not None]
+    kept = [p for p in e.pairs if p.key[1] in ("q", "q_b", "o") and p.pruned is not None]
+    return bool(scores and kept) and all(p.axis == "none" for p in (*scores, *kept))
+
+
+def narrower_heads(e: Evidence) -> str | None:
+    """Heads of a smaller dimension, which is of no family: one sentence, or None."""
+    scores = [p for p in e.pairs if p.key[2] == "qk" and "K" in fell(p)]
+    values = [p for p in e.pairs if p.key[2] == "pv" and "N" in fell(p)]
+    if not scores and not values:
+        return None
+    arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
+    what = "the head dimension" if scores else "the head dimension of the values"
+    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
+    return (f"{what} fell from {arrow.replace(' → ', ' to ')}: N of {narrow} projections and K of "
+            f"{down} o fell with it; narrower heads are of no family")  # fmt: skip
 
 
 def _channels(e: Evidence) -> tuple[bool, str]:

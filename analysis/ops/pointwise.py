@@ -46,7 +46,7 @@ _ACTIVATIONS = """
     silu gelu relu relu6 leaky_relu elu selu celu mish softplus hardswish hardsigmoid hardtanh
     threshold
 """
-_TO_BOOL_UNARY = "logical_not isnan isinf isfinite isin"
+_TO_BOOL_UNARY = "logical_not isnan isinf isposinf isneginf isfinite isin"
 _TO_BOOL = "eq ne lt le gt ge logical_and logical_or logical_xor"
 _FLOATS_OF_INTEGERS = """
     exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sigmoid reciprocal erf erfc

@@ -149,6 +149,56 @@ def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[
     assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
 
 
+def narrower(dim: int) -> dict[Any, Call]:
+    """4 heads of `dim` instead of 16, and 2 KV heads: N of q is 4·dim, of k and v 2·dim."""
+    edits = {**on(("q",), n=4 * dim), **on(("k", "v"), n=2 * dim), **on(("o",), k=4 * dim)}
+    out = changed(model(64), edits)
+    for key in [k for k in out if k[1] == "attention"]:
+        out[key] = replace(out[key], **{"k" if key[2] == "qk" else "n": float(dim)})
+    return out
+
+
+def test_a_narrower_head_is_of_no_family() -> None:
+    """The linears listed smaller, as a run has them: attention's work fell with theirs."""
+    stored = [
+        {"layer": i, "role": role, "shape": shape}
+        for i in ALL
+        for role, shape in (("q", [H, H]), ("k", [C, H]), ("v", [C, H]), ("o", [H, H]))
+    ]
+    halved = [{**m, "shape": [x // 2 for x in m["shape"]]} for m in stored]
+    e = evidence(model(64), narrower(8), census={"matrices": halved})
+    e = replace(e, census_dense={"matrices": stored})
+    found = verdict(e)
+    assert found.id == "unknown"
+    assert "the head dimension fell from 16 to 8" in found.evidence[0]
+    assert "N of 12 projections and K of 4 o" in found.evidence[0]
+    # Beside a family it is said, and takes nothing from the family's name.
+    slim = changed(narrower(8), {**on(("gate", "up"), n=64), **on(("down",), k=64)})
+    found = verdict(evidence(model(64), slim))
+    assert found.id == "static-nk-mlp"
+    assert "the head dimension fell" in found.evidence[-1]
+
+
+def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
+    """N of k and v 32 → 16, one KV head of 16 with G = 4: N(v)·G = 64 = K(o)."""
+    found = verdict(evidence(model(64), changed(model(64), on(("k", "v"), n=16))))
+    assert (found.id, found.confidence) == ("static-nk-heads", 1.0)
+    assert "KV heads fell, all query heads stay: N of 8 projections" in found.evidence[0]
+    lost = changed(model(64), on(("q", "k", "v"), n=16))  # q fell and o did not
+    assert "broken" in verdict(evidence(model(64), lost)).evidence[0]
+
+
+def test_dense_needs_the_same_parameters_and_matrices() -> None:
+    dense = {"matrices": [{"layer": 0, "role": "conv", "shape": [64, 3]}]}
+    same = replace(evidence(model(64), model(64), census=dense), census_dense=dense)
+    assert verdict(replace(same, parameters=(1000, 1000))).id == "dense"
+    fewer = verdict(replace(same, parameters=(1000, 502)))
+    assert fewer.id == "unknown"
+    assert "parameters fell by 49.8%" in fewer.evidence[0]
+    other = {"matrices": [{"layer": 0, "role": "conv", "shape": [32, 3]}]}
+    assert verdict(replace(same, census_pruned=other)).id == "unknown"
+
+
 def test_slices_of_whole_weights_are_dynamic_width() -> None:
     dense = model(64)
     narrow = changed(dense, {**on(("gate", "up"), n=64), **on(("down",), k=64)})

@@ -92,3 +92,43 @@ def test_what_is_gone_is_not_another_input() -> None:
         dense[key] = replace(dense[key], **{"n" if key[2] == "qk" else "k": 8})
     pruned = model(1, layers=1)
     assert verdict(evidence(dense, pruned)).id == "static-m"
+
+
+def test_a_moe_sublayer_is_its_router_and_experts() -> None:
+    """Of one layer all of them are gone, of the other layers none: static-m. Some left: not."""
+    router = replace(next(iter(model(8).values())), role="router", n=2, k=H)
+    dense = {**with_experts(model(8), DENSE), (0, "router", "router", 0): router}
+    gone = {k: v for k, v in dense.items() if k[:2] not in [(0, "experts"), (0, "router")]}
+    found = verdict(evidence(dense, gone))
+    assert (found.id, found.evidence) == ("static-m", ["1 of 4 MLP sublayers gone: 0"])
+    routed = {k: v for k, v in dense.items() if k[:2] != (0, "experts")}
+    assert verdict(evidence(dense, routed)).id != "static-m"
+
+
+def hybrid() -> dict[Any, Call]:
+    """Layer 0 with attention, the others with a linear mixer in its place."""
+    out: dict[Any, Call] = {}
+    for (layer, role, group, place), call in model(8).items():
+        mixer = {"q": "mixer_in", "o": "mixer_out"}.get(role)
+        if layer == 0 or role in ("gate", "up", "down"):
+            out[layer, role, group, place] = call
+        elif mixer is not None:
+            out[layer, mixer, "other", 0] = replace(call, role=mixer, group="other")
+    return out
+
+
+def test_linear_attention_is_an_attention_sublayer() -> None:
+    dense = hybrid()
+    gone = {k: v for k, v in dense.items() if k[:2] not in [(2, "mixer_in"), (2, "mixer_out")]}
+    found = verdict(evidence(dense, gone))
+    assert (found.id, found.evidence) == ("static-m", ["1 of 4 attention sublayers gone: 2"])
+
+
+def test_mixers_and_experts_are_linears_too() -> None:
+    """No q, k, v and o runs, and experts alone are the MLP: layer 0 is skipped, the others run."""
+    dense = {k: v for k, v in hybrid().items() if k[0] == 0 or k[1].startswith("mixer")}
+    dense = {k: v for k, v in dense.items() if k[1] not in ("gate", "up", "down")}
+    left = {k: v for k, v in dense.items() if k[0] != 0}
+    assert verdict(evidence(dense, left)).id == "static-m"
+    nothing = verdict(evidence(dense, {}))
+    assert "none of the" in nothing.evidence[0]

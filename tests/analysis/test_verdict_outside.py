@@ -36,6 +36,11 @@ class Rounded(torch.nn.Module):
     def forward(self, x):
         return torch.nn.functional.linear(x, self.codes.to(x.dtype) * self.scale)
 
+def relu(model, sparsity):
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.ReLU()
+    return model
+
 def weight_only(model, sparsity):
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
@@ -54,6 +59,12 @@ def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
     return {name: phase.family for name, phase in phases.items() if phase.family is not None}
 
 
+def removed(subject: Path) -> dict[str, float | None]:
+    from analysis.pipeline import analyze
+
+    return analyze(subject).report.phases["prefill"].sparsity
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name, says",
@@ -61,6 +72,7 @@ def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
         ("int8", "none of the 56 GEMMs"),
         ("weight_only", "units added"),
         ("half", "the GEMMs run in bf16"),
+        ("relu", "the activation is another op: aten::clamp_min, aten::relu instead of aten::silu"),
         ("compiled", "compiled code"),
     ],
 )
@@ -76,7 +88,11 @@ def test_a_model_that_is_quantised_or_compiled(
     module = f"methods_{name}"
     (tmp_path / f"{module}.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
-    found = families(trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill"))
+    run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
+    found = families(run)
+    if name in ("int8", "weight_only"):
+        packed = ["parameters", "flop", "bytes"] if name == "int8" else ["parameters"]
+        assert [key for key, x in removed(run).items() if x is None and key != "nominal"] == packed
     assert {f.id for f in found.values()} == {"outside"}
     for family in found.values():
         assert any(says in line for line in family.evidence), family.evidence
@@ -138,8 +154,53 @@ def mixtral(at: Path, **fields: Any) -> str:
 )
 def test_experts(fields: dict[str, Any], wanted: str, says: list[str], tmp_path: Path) -> None:
     dense, pruned = mixtral(tmp_path / "dense"), mixtral(tmp_path / "pruned", **fields)
-    for family in families(trace(tmp_path / "run", model=pruned, baseline_model=dense)).values():
+    run = trace(tmp_path / "run", model=pruned, baseline_model=dense)
+    assert None not in (removed(run)["parameters"], removed(run)["flop"])
+    for family in families(run).values():
         assert family.id == wanted
         assert all(text in family.evidence[0] for text in says)
         if wanted == "outside":
             assert "By extension: expert dropping" in family.evidence[0]
+
+
+GEMMA = {
+    "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+    "vocab_size": 512, "sliding_window": 16, "layer_types": ["sliding_attention"] * 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"sliding_window": 8}, "attention sees a window of 8 tokens, in the dense run of 16"),
+        ({"sliding_window": 99}, "a window of 99 tokens"),
+        ({"model_type": "llama"}, "the model is of type llama, the dense one of type gemma3_text"),
+    ],
+)
+def test_other_models_are_not_comparable(fields: Any, says: str, tmp_path: Path) -> None:
+    if fields.get("model_type") == "llama":
+        fields = {**fields, "sliding_window": None, "layer_types": None}
+    dense = saved_model(tmp_path / "dense", **GEMMA)
+    pruned = saved_model(tmp_path / "pruned", **{**GEMMA, **fields})
+    run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense))
+    for family in families(run).values():
+        assert family.id == "outside"
+        assert family.evidence[0].startswith("not comparable: ")
+        assert says in family.evidence[0]
+
+
+def test_a_layer_that_is_gone_takes_its_window_along(tmp_path: Path) -> None:
+    mixed = {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
+    full = {**GEMMA, "layer_types": ["full_attention"], "num_hidden_layers": 1}
+    dense, pruned = (saved_model(tmp_path / n, **m) for n, m in (("d", mixed), ("p", full)))
+    run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense), phase="prefill")
+    assert {f.id for f in families(run).values()} == {"static-m"}
+
+
+def test_windows_that_hold_every_token_are_alike(tmp_path: Path) -> None:
+    dense, pruned = (
+        str(saved_model(tmp_path / str(w), **{**GEMMA, "sliding_window": w})) for w in (64, 99)
+    )
+    run = trace(tmp_path / "run", model=pruned, baseline_model=dense, phase="prefill")
+    assert {f.id for f in families(run).values()} == {"dense"}
