@@ -216,6 +216,7 @@ ROLES_OF = {
     "falcon multi-head": _COMMON | {"qkv", "up", "down", "rope"},
     "opt": _COMMON | _APART | {"up", "down"},
     "cohere": _LLAMA - {"mlp_norm"} | {"qk_norm"},
+    "cohere2": _LLAMA - {"mlp_norm"},
     "mixtral": _LLAMA - _GATED - {"activation"} | {"router", "experts"},
     "qwen2_moe": _LLAMA - _GATED - {"activation"} | {"router", "experts", "shared_expert"},
     "qwen3_moe": _LLAMA - _GATED - {"activation"} | {"qk_norm", "router", "experts"},
