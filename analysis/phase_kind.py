@@ -57,12 +57,13 @@ def _trained(kernels: Kernels) -> tuple[str, str] | None:
 
 
 def _by_shape(kernels: Kernels) -> tuple[str, str]:
-    linear = rows_of_linears(kernels)
+    linear = _usual(_rows(_linears(kernels)))
     queries = _usual(_rows(_of(kernels, pl.col("class") == "attention")))
     rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
     if queries is not None:
         # More queries than tokens are the heads that share a key, taken together.
-        one_token = queries == 1 or (linear is not None and linear < queries)
+        most = rows_of_linears(kernels)
+        one_token = queries == 1 or (most is not None and most < queries)
         kind = "decode" if one_token else "prefill"
         return (
             kind,
@@ -81,8 +82,9 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
 
 
 def rows_of_linears(kernels: Kernels) -> int | None:
-    """M of the linears that take the most time; None where no shape tells."""
-    return _usual(_rows(_linears(kernels)))
+    """The largest M of the linears, for an expert sees a part of the tokens; None where no shape
+    tells."""
+    return max((m for m, _ in _rows(_linears(kernels))), default=None)
 
 
 def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
