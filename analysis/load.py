@@ -69,13 +69,15 @@ class Trace:
         found = self._device()
         return None if found is None else str(found.get("name") or "") or None
 
-    def _device(self) -> dict[str, Any] | None:
+    def _properties(self) -> list[dict[str, Any]]:
+        """What the profiler says of each device."""
         properties = self.source.meta.get("deviceProperties")
-        known = (
-            [p for p in properties or [] if isinstance(p, dict)]
-            if isinstance(properties, list)
-            else []
+        return (
+            [p for p in properties if isinstance(p, dict)] if isinstance(properties, list) else []
         )
+
+    def _device(self) -> dict[str, Any] | None:
+        known = self._properties()
         if not known:
             return None
         used = self.device["device"]
@@ -88,10 +90,7 @@ class Trace:
         """ns that device events ran, by the device, "0 (NVIDIA A100)", the most used first."""
         events = events[events >= 0]
         ids, times = self.device["device"][events], self.device["dur"][events]
-        properties = self.source.meta.get("deviceProperties")
-        known = (
-            [p for p in properties if isinstance(p, dict)] if isinstance(properties, list) else []
-        )
+        known = self._properties()
         found: dict[str, int] = {}
         for one in np.unique(ids[ids >= 0]).tolist():
             name = next((p.get("name") for p in known if p.get("id") == one), None)

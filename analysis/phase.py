@@ -14,7 +14,7 @@ import polars as pl
 from analysis.anatomy import anatomy
 from analysis.evidence import Evidence
 from analysis.findings.checks import find
-from analysis.findings.context import Context, ms
+from analysis.findings.context import Context
 from analysis.frame import Kernels
 from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
 from analysis.ledger import Split, ratios
@@ -32,6 +32,7 @@ from analysis.noise import (
 from analysis.overhead import Books, overhead
 from analysis.pairing import Floats, Units, pair
 from analysis.phase_kind import phase_kind
+from analysis.phase_notes import notes
 from analysis.predict_run import add_miss, predicted_phase
 from analysis.report.model import (
     Family,
@@ -52,14 +53,14 @@ from analysis.verdict_outside import is_quantised, replaced
 from taxonomy.errors import PrunescopeError
 
 _TOP_KERNELS = 40
-_HIDDEN = 0.05  # of the wall
 _MOST = 0.5  # of the busy time
 
 
 def single_phase(side: Side, name: str, kernels: Kernels) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     phase = _base(side, name, kernels)
-    _add_gemms(phase, side, kernels, single_rows(calls_of(kernels, by_shape=True)))
+    told = None if side.run else phase_kind(kernels)
+    _add_gemms(phase, kernels, single_rows(calls_of(kernels, by_shape=True)), told)
     phase.findings = find(
         Context(name=name, phase=phase, pruned=kernels, side=side, doubts=doubts(kernels))
     )
@@ -82,7 +83,8 @@ def compare_phase(
     books = Books(units, ratio, point(units, ratio, domain), domain)
     pairs = pair_calls(calls_of(kernels_d), calls_of(kernels_p, units.alignment))
     rows = report_rows(pairs, promised=ratio.promised, exact_layers=units.alignment.exact)
-    _add_gemms(phase, side_p, kernels_p, rows)
+    told = [None if side.phase(name) else phase_kind(kernels) for side, kernels in (dense, pruned)]
+    _add_gemms(phase, kernels_p, rows, None if side_p.run else told[1])
     phase.pairing = _pairing(units)
     phase.domain = domain.name
     phase.observer_share = observer_share(units, domain)
@@ -95,7 +97,7 @@ def compare_phase(
     twins = halves(units, domain)
     phase.ledger = build_rows(units, ratio, books.ledger, replicates, twins, largest)
     phase.ladder = _ladder(phase.ledger, books, replicates)
-    evidence = evidence_of(dense, pruned, name, pairs, units)
+    evidence = evidence_of(dense, pruned, name, pairs, units, told)
     is_known = _is_known(kernels_d) and _is_known(kernels_p) and replaced(evidence) is None
     phase.ladder.flop = phase.ladder.flop if is_known else None
     family = verdict(evidence)
@@ -104,7 +106,7 @@ def compare_phase(
     phase.overhead = overhead(books, kernels_p, phase.family, replicates)
     phase.baseline = _baseline(side_d, name, kernels_d)
     if side_d.run is None:
-        phase.baseline["phase_kind"] = phase_kind(kernels_d)
+        phase.baseline["phase_kind"] = told[0]
     phase.sparsity = _realised(evidence, family, sparsity, books, is_known=is_known)
     expected = predicted_phase(side_d, side_p, name, sparsity=sparsity, family_id=phase.family.id)
     phase.predicted = add_miss(expected, phase.ladder, phase.ledger) if expected else None
@@ -167,16 +169,19 @@ def _base(side: Side, name: str, kernels: Kernels) -> Phase:
         kernels=_kernel_rows(frame, steps, _TOP_KERNELS),
         kernels_per_step=[int(n) for n in np.bincount(linked.step, minlength=steps)],
         unknown_kernels=_kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
-        notes=_notes(kernels),
+        notes=notes(kernels),
     )  # fmt: skip
 
 
-def _add_gemms(phase: Phase, side: Side, kernels: Kernels, rows: list[Gemm]) -> None:
-    """GEMM rows and what is read from them: the anatomy; prefill or decode, of a bare trace."""
+def _add_gemms(
+    phase: Phase, kernels: Kernels, rows: list[Gemm], told: dict[str, str] | None
+) -> None:
+    """GEMM rows and what is read from them: the anatomy; prefill or decode, as `told` of a bare
+    trace."""
     phase.gemms = rows
     phase.anatomy = anatomy(kernels, rows)
-    if side.run is None:
-        told = phase.phase_kind = phase_kind(kernels)
+    phase.phase_kind = told
+    if told is not None:
         phase.notes.append(f"{told['evidence']}: {told['kind']}")
 
 
@@ -269,54 +274,6 @@ def _kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]
 def _efficiency(row: dict[str, Any]) -> float | None:
     known = clock(row["busy"], row["ran"])
     return row["ideal"] / known if known and not row["unclear"] else None
-
-
-def _notes(kernels: Kernels) -> list[str]:
-    notes = list(kernels.notes)
-    replayed = int(kernels.linked.replayed.sum())
-    if kernels.replay_note is not None:
-        notes.append(kernels.replay_note)
-    elif replayed:
-        notes.append(
-            f"{replayed} kernels were launched by graph replays and have no op: "
-            "give --eager-trace for their shapes and roles"
-        )
-    if not kernels.calls:
-        notes.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
-    if kernels.roles_from == "order":
-        notes.append("no module scopes in the trace: roles come from the order of kernels")
-        notes += _unequal_layers(kernels)
-    return notes + _hidden(kernels)
-
-
-def _hidden(kernels: Kernels) -> list[str]:
-    """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
-    rows = kernels.frame.filter(pl.col("category").is_not_null())
-    sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
-    told = [
-        f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
-        "beside others)"
-        for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
-        if ran - busy > _HIDDEN * max(kernels.wall, ran)
-    ]
-    if not told:
-        return []
-    return [
-        f"kernels ran at once, and a moment counts for the one that began first; by kind they ran "
-        f"{', '.join(told)} a step"
-    ]
-
-
-def _unequal_layers(kernels: Kernels) -> list[str]:
-    """Says so where steps, in which layers are numbered anew, do not hold as many of them."""
-    layers = pl.col("layer").drop_nulls().n_unique()
-    held = kernels.frame.group_by("step").agg(layers)["layer"].to_list()
-    if len(set(held)) < 2:
-        return []
-    return [
-        f"steps hold {min(held)} to {max(held)} layers, numbered from the front in each: which of "
-        "them a step lacks is not known"
-    ]
 
 
 def _nominal(side: Side) -> float | None:

@@ -7,7 +7,7 @@ family id, "a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknow
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from analysis.evidence import Evidence, Seen, Touches, matrices, stored_shapes
@@ -36,9 +36,10 @@ MANY_ZEROS = 0.02
 
 def evidence_of(
     dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str, pairs: list[Pair],
-    units: Units,
+    units: Units, told: Sequence[dict[str, str] | None],
 ) -> Evidence:  # fmt: skip
-    """What the detectors read of both sides of a phase."""
+    """What the detectors read of both sides of a phase. `told`: the `phase_kind` of each side whose
+    run does not say it."""
     run_d, run_p = dense[0].run, pruned[0].run
     return Evidence(
         pairs,
@@ -46,7 +47,7 @@ def evidence_of(
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         name,
-        conditions=other_conditions(dense, pruned, name),
+        conditions=other_conditions(dense, pruned, name, told),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense[1], pruned[1]),
     )

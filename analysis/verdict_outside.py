@@ -7,7 +7,7 @@ are fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import polars as pl
@@ -15,7 +15,8 @@ import polars as pl
 from analysis.evidence import Evidence
 from analysis.frame import Kernels
 from analysis.gemms import Call, Pair
-from analysis.phase_kind import phase_kind, rows_of_linears
+from analysis.phase_kind import rows_of_linears
+from analysis.report.model import NOT_COMPARABLE
 from analysis.subject import Side
 from taxonomy.roles import GROUPS
 
@@ -26,21 +27,28 @@ _SAME = 1e-3
 
 
 def other_conditions(
-    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str
+    dense: tuple[Side, Kernels],
+    pruned: tuple[Side, Kernels],
+    name: str,
+    told: Sequence[dict[str, str] | None],
 ) -> str | None:
-    """What differs between the runs beside the model, so that no shape tells of pruning."""
+    """What differs between the runs beside the model, so that no shape tells of pruning. `told`:
+    the phase of each side whose run does not say it."""
     (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
     if kernels_d.compiled != kernels_p.compiled:
         which = "pruned" if kernels_p.compiled else "dense"
-        return (f"not comparable: the {which} side runs compiled code (torch.compile), whose fused "
-                "loops stand for many ops; trace both sides compiled, or neither")  # fmt: skip
+        return (
+            f"{NOT_COMPARABLE}: the {which} side runs compiled code (torch.compile), whose fused "
+            "loops stand for many ops; trace both sides compiled, or neither"
+        )
     run_d, run_p = side_d.phase(name), side_p.phase(name)
     if run_d is None or run_p is None:
-        return _other_phase(dense, pruned, name)
+        kinds = [name if one is None else one["kind"] for one in told]
+        return _other_phase(kernels_d, kernels_p, kinds)
     for field in _INPUTS:
         old, new = getattr(run_d, field), getattr(run_p, field)
         if old != new:
-            return f"not comparable: {field} is {new}, that of the dense run {old}: other inputs"
+            return f"{NOT_COMPARABLE}: {field} is {new}, that of the dense run {old}: other inputs"
     shape_d, shape_p = _shape(side_d), _shape(side_p)
     length = max(run_p.positions, default=0)
     return _other_model(shape_d, shape_p) or _other_windows(shape_d, shape_p, length)
@@ -56,7 +64,7 @@ def _other_model(dense: dict[str, Any], pruned: dict[str, Any]) -> str | None:
     old, new = dense.get("model_type"), pruned.get("model_type")
     if not old or not new or old == new:
         return None
-    return f"not comparable: the model is of type {new}, the dense one of type {old}"
+    return f"{NOT_COMPARABLE}: the model is of type {new}, the dense one of type {old}"
 
 
 def _other_windows(dense: dict[str, Any], pruned: dict[str, Any], length: int) -> str | None:
@@ -71,7 +79,7 @@ def _other_windows(dense: dict[str, Any], pruned: dict[str, Any], length: int) -
         return None  # the layers with a window may be those that are gone
     told_d, told_p = (f"{w} tokens" if w else "all tokens" for w in (old, new))
     return (
-        f"not comparable: attention sees a window of {told_p}, in the dense run of {told_d}: "
+        f"{NOT_COMPARABLE}: attention sees a window of {told_p}, in the dense run of {told_d}: "
         "another attention"
     )
 
@@ -89,20 +97,15 @@ def other_activation(dense: Kernels, pruned: Kernels) -> str | None:
     return f"the activation is another op: {', '.join(fresh)} instead of {', '.join(gone)}"
 
 
-def _other_phase(
-    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str
-) -> str | None:
+def _other_phase(dense: Kernels, pruned: Kernels, kinds: list[str]) -> str | None:
     """Prefill against decode, as bare traces may be by mistake."""
-    old, new = (
-        name if side.phase(name) is not None else phase_kind(kernels)["kind"]
-        for side, kernels in (dense, pruned)
-    )
+    old, new = kinds
     if {old, new} != {"prefill", "decode"}:
         return None
-    rows = [rows_of_linears(kernels) for _, kernels in (dense, pruned)]
+    rows = [rows_of_linears(kernels) for kernels in (dense, pruned)]
     if rows[0] is not None and rows[0] == rows[1]:  # attention alone looks otherwise
         return None
-    return f"not comparable: the pruned side is {new}, the dense one {old}"
+    return f"{NOT_COMPARABLE}: the pruned side is {new}, the dense one {old}"
 
 
 def replaced(e: Evidence) -> str | None:

@@ -17,7 +17,7 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
 from tracer import compat
 from tracer.heads import Heads, find_heads
-from tracer.layers import decoder_layers, probe, text_config
+from tracer.layers import decoder_layers, probe_hooked, text_config
 from tracer.rotation import latent_turns, own_function, turns
 
 _CACHED = 4  # axes of cached keys
@@ -146,11 +146,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         for module in model.modules()
         if isinstance(getattr(module, "layer_idx", None), int)
     ]
-    try:
-        probe(model, "as it is")
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe_hooked(model, handles)
     return seen, masked[0]
 
 

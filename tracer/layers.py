@@ -6,7 +6,7 @@ In: a model. Out: its layer list and, per layer, the linear modules by role (tax
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -133,11 +133,24 @@ def probe(model: Any, what: str) -> torch.Tensor:
     return torch.cat(parts, 1)
 
 
+def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
+    """`probe` of a model as it is, then without the hooks of these handles, come what may."""
+    try:
+        return probe(model, "as it is")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: Mapping[int, float]) -> bool:
+    """Whether no logit differs by more than a share of the largest one, by bytes an element."""
+    allowed = tolerance[wanted.element_size()] * float(wanted.abs().max())
+    return float((found - wanted).abs().max()) <= allowed
+
+
 def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
     """Raises PrunescopeError unless the model still gives the logits that it gave `masked`."""
-    removed = probe(model, what)
-    allowed = _TOLERANCE[removed.element_size()] * float(masked.abs().max())
-    if not float((removed - masked).abs().max()) <= allowed:
+    if not alike(probe(model, what), masked, _TOLERANCE):
         raise PrunescopeError(
             f"{type(model).__name__} {what} is not what it is with zeros in their place",
             hint="its layers do more than their matrices show; "

@@ -19,7 +19,7 @@ from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate
 from tracer.attention_parts import AttentionParts, read_attentions
 from tracer.calibration import PRE_NORM
-from tracer.layers import decoder_layers, probe, text_config
+from tracer.layers import alike, decoder_layers, probe, text_config
 from tracer.sublayers import roots
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -142,8 +142,7 @@ def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise _unlike(name) from error
     for ours, theirs in zip(again, dense, strict=True):
-        allowed = _TOLERANCE[theirs.element_size()] * float(theirs.abs().max())
-        if not float((theirs - ours).abs().max()) <= allowed:
+        if not alike(ours, theirs, _TOLERANCE):
             raise _unlike(name)
     for one in built:
         one.sparsity = sparsity

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tracer.calibration import first_tensor
-from tracer.layers import probe
+from tracer.layers import probe_hooked
 
 # Of the length of a tensor: a multiplier in bfloat16 rounds by 2^-9.
 _ROUNDING = 0.01
@@ -48,11 +48,7 @@ def watch(model: nn.Module, paths: Iterable[str]) -> Seen:
         module = model.get_submodule(path)
         handles.append(module.register_forward_pre_hook(_enter(path, seen), with_kwargs=True))
         handles.append(module.register_forward_hook(_leave(path, seen)))
-    try:
-        seen.logits = probe(model, "as it is")
-    finally:
-        for handle in handles:
-            handle.remove()
+    seen.logits = probe_hooked(model, handles)
     return seen
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate, matrix_role
-from tracer.layers import check_same, decoder_layers, probe, renumber_cache
+from tracer.layers import check_same, decoder_layers, probe, probe_hooked, renumber_cache
 from tracer.narrow import is_norm
 
 KINDS = ("attention", "mlp")
@@ -173,11 +173,7 @@ def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
     for path, module in layers.named_modules(prefix=name):
         if locate(path).layer is not None and path.count(".") > name.count(".") + 1:
             handles.append(module.register_forward_hook(_see(path, calls), with_kwargs=True))
-    try:
-        probe(model, "as it is")
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe_hooked(model, handles)
     return calls
 
 

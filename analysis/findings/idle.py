@@ -13,8 +13,8 @@ _MUCH, _MOST = 0.25, 0.4  # of the wall
 def launch_bound(c: Context) -> Finding | None:
     """The device idles while the host prepares the next launch, and is in no copy or wait."""
     phase, host = c.phase, _gaps(c, "host")
-    share = host / phase.wall_ns if phase.wall_ns else 0.0
-    if not c.pruned.on_device or share < _MUCH:
+    share = _much(c, host)
+    if share is None:
         return None
     return Finding(
         id="launch-bound",
@@ -35,9 +35,9 @@ def launch_bound(c: Context) -> Finding | None:
 
 def host_waits(c: Context) -> Finding | None:
     """The device idles beside copies between host and device, and where the host waits for it."""
-    phase, copies, waits = c.phase, _gaps(c, "memcpy"), _gaps(c, "sync")
-    share = (copies + waits) / phase.wall_ns if phase.wall_ns else 0.0
-    if not c.pruned.on_device or share < _MUCH:
+    copies, waits = _gaps(c, "memcpy"), _gaps(c, "sync")
+    share = _much(c, copies + waits)
+    if share is None:
         return None
     parts = [f"copies ({ms(copies)})"] * bool(copies)
     parts += [f"waits of the host for it ({ms(waits)})"] * bool(waits)
@@ -55,9 +55,8 @@ def host_waits(c: Context) -> Finding | None:
 
 def held_back(c: Context) -> Finding | None:
     """The device idles although the next kernel was launched long before: its stream waits."""
-    phase, held = c.phase, _gaps(c, "held")
-    share = held / phase.wall_ns if phase.wall_ns else 0.0
-    if not c.pruned.on_device or share < _MUCH:
+    share = _much(c, _gaps(c, "held"))
+    if share is None:
         return None
     return Finding(
         id="held-back",
@@ -68,6 +67,12 @@ def held_back(c: Context) -> Finding | None:
         change="compare steps without that wait: it is no work of the model",
         predicted_ns=None,
     )
+
+
+def _much(c: Context, ns: float) -> float | None:
+    """Idle time as a share of the step of a device; None where that is little."""
+    share = ns / c.phase.wall_ns if c.phase.wall_ns else 0.0
+    return share if c.pruned.on_device and share >= _MUCH else None
 
 
 def _gaps(c: Context, cause: str) -> float:

@@ -53,7 +53,7 @@ def gemm_work(
     )
 
 
-def _pair(a: Operand, b: Operand) -> Gemm:
+def pair(a: Operand, b: Operand) -> Gemm:
     """[m, k] x [k, n]."""
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != b.shape[0]:
         raise NoModel
@@ -78,14 +78,14 @@ def _added(call: OpCall, index: int, beta: int) -> Operand | None:
 def mm(call: OpCall) -> Work:
     """[m, k] x [k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
-    return gemm_work(_pair(a, b), a, b)
+    return gemm_work(pair(a, b), a, b)
 
 
 @op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation", kind="gemm")
 def addmm(call: OpCall) -> Work:
     """[n] + [m, k] x [k, n]."""
     a, b = tensor(call, 1), tensor(call, 2)
-    return gemm_work(_pair(a, b), a, b, _added(call, 0, beta=3))
+    return gemm_work(pair(a, b), a, b, _added(call, 0, beta=3))
 
 
 @op_model("aten::bmm", kind="batched_gemm")
@@ -140,14 +140,14 @@ def linear(call: OpCall) -> Work:
 def mkl_linear(call: OpCall) -> Work:
     """[.., k] x packed + [n]; the packed weight hides its shape, the original one tells."""
     a, weight = tensor(call, 0), tensor(call, 2, rank=2)
-    return gemm_work(_rows(a, weight), a, weight, optional(call, 3))
+    return gemm_work(rows(a, weight), a, weight, optional(call, 3))
 
 
 @op_model("aten::_int_mm", kind="gemm")
 def int_mm(call: OpCall) -> Work:
     """int8 [m, k] x [k, n] to int32."""
     a, b = tensor(call, 0), tensor(call, 1)
-    return gemm_work(_pair(a, b), a, b, out="int32")
+    return gemm_work(pair(a, b), a, b, out="int32")
 
 
 @op_model("aten::_scaled_mm", "aten::_scaled_mm_v2", kind="gemm")
@@ -156,14 +156,14 @@ def scaled_mm(call: OpCall) -> Work:
     a, b = _unpacked(tensor(call, 0, rank=2), 1), _unpacked(tensor(call, 1, rank=2), 0)
     rest = [optional(call, i) for i in range(2, 6)]
     out = scalar_type(call, 6) or "bf16"  # the op's own results are 16-bit unless it is told
-    return gemm_work(_pair(a, b), a, b, *rest, out=out)
+    return gemm_work(pair(a, b), a, b, *rest, out=out)
 
 
 @op_model("aten::_weight_int8pack_mm", kind="gemm")
 def int8pack_mm(call: OpCall) -> Work:
     """[m, k] x int8 [n, k]ᵀ with scales [n]."""
     a, weight = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
-    return gemm_work(_rows(a, weight), a, weight, optional(call, 2))
+    return gemm_work(rows(a, weight), a, weight, optional(call, 2))
 
 
 @op_model("aten::_weight_int4pack_mm", "aten::_weight_int4pack_mm_for_cpu", kind="gemm")
@@ -209,7 +209,7 @@ def _unpacked(t: Operand, axis: int) -> Operand:
     return Operand(shape, t.dtype)
 
 
-def _rows(a: Operand, weight: Operand) -> Gemm:
+def rows(a: Operand, weight: Operand) -> Gemm:
     """[.., k] x [n, k]ᵀ: all leading dimensions are rows."""
     if not a.shape or len(weight.shape) not in (1, 2) or a.shape[-1] != weight.shape[-1]:
         raise NoModel
@@ -219,7 +219,7 @@ def _rows(a: Operand, weight: Operand) -> Gemm:
 
 def _linear(call: OpCall, *, bias: int, out: str | None) -> Work:
     a, weight = tensor(call, 0), tensor(call, 1)
-    return gemm_work(_rows(a, weight), a, weight, optional(call, bias), out=out)
+    return gemm_work(rows(a, weight), a, weight, optional(call, bias), out=out)
 
 
 def _product(a: Operand, b: Operand) -> Gemm:

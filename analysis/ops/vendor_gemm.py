@@ -17,7 +17,7 @@ from analysis.ops.call import (
     scalar_type,
     tensor,
 )
-from analysis.ops.matmul import gemm_work
+from analysis.ops.matmul import gemm_work, pair, rows
 from taxonomy.gemm import Gemm
 
 _TILE = 16  # rows and columns of a tile that Marlin packs
@@ -30,10 +30,10 @@ _TILE = 16  # rows and columns of a tile that Marlin packs
 def scaled_into(call: OpCall) -> Work:
     """Result [m, n], a [m, k], b [k, n], scales, bias: the result is an argument."""
     out, a, b = (tensor(call, i, rank=2) for i in range(3))
-    if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+    gemm = pair(a, b)
+    if out.shape != (gemm.m, gemm.n):
         raise NoModel
-    rest = operands(call)[3:]
-    return gemm_work(Gemm(*out.shape, a.shape[1]), a, b, *rest, out=out.dtype)
+    return gemm_work(gemm, a, b, *operands(call)[3:], out=out.dtype)
 
 
 @op_model(
@@ -43,9 +43,7 @@ def scaled_into(call: OpCall) -> Work:
 def scaled(call: OpCall) -> Work:
     """a [m, k], b [k, n], scales of both, out_dtype, bias."""
     a, b = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
-    if a.shape[1] != b.shape[0]:
-        raise NoModel
-    return _of_columns(call, a, b, b.shape[1], out=4)
+    return _scaled(call, pair(a, b), a, b)
 
 
 @op_model(
@@ -54,18 +52,15 @@ def scaled(call: OpCall) -> Work:
     "aiter::gemm_a8w8_bpreshuffle", kind="gemm",
 )  # fmt: skip
 def scaled_rows(call: OpCall) -> Work:
-    """a [m, k], weight [n, k], scales of both."""
+    """a [m, k], weight [n, k], scales of both, out_dtype."""
     a, weight = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
-    if a.shape[1] != weight.shape[1]:
-        raise NoModel
-    return _of_columns(call, a, weight, weight.shape[0], out=4)
+    return _scaled(call, rows(a, weight), a, weight)
 
 
-def _of_columns(call: OpCall, a: Operand, weight: Operand, n: int, *, out: int) -> Work:
-    """Results are 16-bit unless the call tells another format at `out`."""
-    rest = [t for i in (2, 3) if (t := optional(call, i)) is not None]
-    gemm = Gemm(a.shape[0], n, a.shape[1])
-    return gemm_work(gemm, a, weight, *rest, out=scalar_type(call, out) or "bf16")
+def _scaled(call: OpCall, gemm: Gemm, a: Operand, weight: Operand) -> Work:
+    """Results are 16-bit unless the call tells another format."""
+    out = scalar_type(call, 4) or "bf16"
+    return gemm_work(gemm, a, weight, optional(call, 2), optional(call, 3), out=out)
 
 
 @op_model(

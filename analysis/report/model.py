@@ -103,6 +103,9 @@ class FamilyPart(TypedDict, total=False):
     saved_share: float
 
 
+NOT_COMPARABLE = "not comparable"  # so begins the evidence that two sides ran otherwise
+
+
 class Family(msgspec.Struct, kw_only=True):
     """The verdict: a family id, "a+b", "dense", "outside" or "unknown"."""
 

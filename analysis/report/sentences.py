@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from analysis.report import anatomy_view, numbers
-from analysis.report.model import Family, Finding, Ladder, Phase, Report
+from analysis.report.model import NOT_COMPARABLE, Family, Finding, Ladder, Phase, Report
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -95,7 +95,7 @@ def headline(phase: Phase) -> str:
 def _not_comparable(phase: Phase) -> str:
     """Why the two sides are of different conditions; empty where they are not."""
     evidence = phase.family.evidence if phase.family is not None else []
-    return next((said for said in evidence if said.startswith("not comparable")), "")
+    return next((said for said in evidence if said.startswith(NOT_COMPARABLE)), "")
 
 
 def _nothing_moved(phase: Phase) -> bool:
