@@ -318,12 +318,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _settled(loaded: Loaded, device: torch.device) -> Loaded:
-    """On the device, in eval mode, without gradients, and out of memory-mapped files.
+    """On the device, in eval mode, and out of memory-mapped files.
 
     A checkpoint's tensors may be views of a mapped file, which page differently from the pruned
     twin's own memory: both variants are timed from ordinary memory.
     """
-    model = loaded.model.to(device).eval().requires_grad_(False)  # noqa: FBT003
+    model = loaded.model.to(device).eval()
     if loaded.source != "preset" and device.type == "cpu":
         loaded.model = copy.deepcopy(model)
     return loaded

@@ -22,6 +22,16 @@ def blocks(index: list[int], size: int, device: torch.device) -> torch.Tensor:
     return (first + torch.arange(size, device=device)).flatten()
 
 
+def successor(parameter: torch.Tensor, value: torch.Tensor) -> nn.Parameter:
+    """`value` as what takes the place of `parameter`: of its dtype and with its flags.
+
+    torch chooses kernels by the flags: where a weight wants no gradient, matmul of a sliced hidden
+    state copies the whole weight and runs a batched product.
+    """
+    made = value.detach().to(parameter.dtype).contiguous()
+    return nn.Parameter(made, requires_grad=parameter.requires_grad)
+
+
 def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
     """Keep the entries `index` of an RMS norm, so that it gives what it gave with zeros in place
     of the others: the mean of squares is over fewer numbers, hence √(N/N') and ε·N/N'.
@@ -36,7 +46,7 @@ def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
         )
     before, after = norm.weight.numel(), index.numel()
     kept = norm.weight.detach().index_select(0, index.to(norm.weight.device))
-    norm.weight = nn.Parameter(kept * math.sqrt(before / after), requires_grad=False)
+    norm.weight = successor(norm.weight, kept * math.sqrt(before / after))
     setattr(norm, epsilon, getattr(norm, epsilon) * before / after)
 
 
@@ -49,7 +59,7 @@ def keep_entries(module: nn.Module, name: str, index: torch.Tensor) -> None:
     """Keep the entries `index` of a parameter's first axis."""
     parameter = getattr(module, name)
     kept = parameter.detach().index_select(0, index.to(parameter.device))
-    setattr(module, name, nn.Parameter(kept, requires_grad=False))
+    setattr(module, name, successor(parameter, kept))
 
 
 def set_sizes(holder: Any, names: tuple[str, ...], *, before: int, after: int) -> None:

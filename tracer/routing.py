@@ -104,7 +104,7 @@ def score_weight(
     """A router's weight [outputs, inputs] drawn from the seed: any decision needs some."""
     generator = torch.Generator().manual_seed(random.Random(f"{seed}:{what}").getrandbits(62))
     weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
-    return nn.Parameter(weight.to(like.device, like.dtype), requires_grad=False)
+    return nn.Parameter(weight.to(like.device, like.dtype))
 
 
 def flat_places(places: torch.Tensor, length: int) -> torch.Tensor:

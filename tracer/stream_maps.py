@@ -15,9 +15,10 @@ from torch import nn
 
 from taxonomy.errors import PrunescopeError
 from tracer.layers import probe
+from tracer.narrow import successor
 from tracer.stream import Block, Stream, Sublayer
 from tracer.stream_check import agree
-from tracer.stream_ports import Basis, parameter
+from tracer.stream_ports import Basis
 
 
 class MappedLayer(nn.Module):
@@ -114,11 +115,11 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
         raise refusal from error
     if not agree(after, stream.logits):
         raise refusal
-    dtype = stream.tables[0].holder.weight.dtype
+    table = stream.tables[0].holder.weight
     junctions = iter(zip(bases, bases[1:], strict=False))
     for layer in mapped.values():
         for name in layer.maps:
-            layer.add_module(name, _map(*next(junctions), stream.hidden, dtype))
+            layer.add_module(name, _map(*next(junctions), stream.hidden, table))
 
 
 def _map_name(block: Block) -> str:
@@ -126,8 +127,8 @@ def _map_name(block: Block) -> str:
     return "attn_residual" if "attention" in kinds else "mlp_residual"
 
 
-def _map(old: Basis, new: Basis, hidden: int, dtype: torch.dtype) -> nn.Linear:
+def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:
     weight = new.part(old.matrix(hidden), 0)
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = parameter(weight, dtype)
+    linear.weight = successor(table, weight)
     return linear

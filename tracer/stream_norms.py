@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from taxonomy.errors import PrunescopeError
+from tracer.narrow import successor
 from tracer.stream import Stream, different
-from tracer.stream_ports import Basis, parameter
+from tracer.stream_ports import Basis
 
 _EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 CONVERTED = (
@@ -94,7 +95,7 @@ def narrow_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> torch.
         own = torch.full((basis.kept,), 1 - read.offset, device=like.device)
     else:
         own = scale * like.detach().float()[basis.dimensions] + (scale - 1) * read.offset
-    norm.weight = parameter(own, like.dtype)
+    norm.weight = successor(like, own)
     for name in _EPSILONS:
         if isinstance(getattr(norm, name, None), float):
             setattr(norm, name, getattr(norm, name) * hidden / basis.kept)
@@ -126,7 +127,7 @@ def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
     weight = getattr(norm, "weight", None)
     table = stream.tables[0].holder.weight
     made = nn.RMSNorm(stream.hidden, eps=_epsilon(norm), device="meta")
-    made.weight = parameter(read.gain.to(table.device), (table if weight is None else weight).dtype)
+    made.weight = successor(table if weight is None else weight, read.gain.to(table.device))
     return made.eval()
 
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taxonomy.errors import PrunescopeError
 from taxonomy.roles import locate, matrix_role
-from tracer.narrow import set_sizes
+from tracer.narrow import set_sizes, successor
 
 _WRITERS = ("o", "down", "mixer_out")
 _EXPERT_READERS = ("gate", "up", "gate_up")
@@ -75,7 +75,7 @@ class Port:
     def set(self, value: torch.Tensor) -> None:
         """Replace the parameter by `value` in its own dtype."""
         old = getattr(self.holder, self.name)
-        setattr(self.holder, self.name, parameter(value, old.dtype))
+        setattr(self.holder, self.name, successor(old, value))
         if self.name == "weight":
             before, after = old.shape[self.axis], value.shape[self.axis]
             _set_features(self.holder, self.axis, before, after)
@@ -98,19 +98,14 @@ class Port:
                 f"{type(self.holder).__name__} has no place for the bias of the norm before it",
                 hint="static-nk-cross moves the biases of norms into the linears that read them",
             )
-        dtype = getattr(self.holder, self.name).dtype
+        weight = getattr(self.holder, self.name)
         added = added if known is None else added + known.detach().float()
-        setattr(self.holder, self.bias, parameter(added, dtype))
+        setattr(self.holder, self.bias, successor(weight if known is None else known, added))
 
 
 def along(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
     """Values times `factors` [h], one for each place of the axis."""
     return (values.movedim(axis, -1) * factors).movedim(-1, axis)
-
-
-def parameter(value: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """`value` as a frozen parameter of a dtype."""
-    return nn.Parameter(value.to(dtype).contiguous(), requires_grad=False)
 
 
 def reader_of(module: nn.Linear | Any) -> Port:

@@ -62,7 +62,11 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
             f"{spec} returned {type(pruned).__name__}, not a model",
             hint="return the model, also where it was changed in place",
         )
-    return Applied(model=pruned.eval().requires_grad_(False), record={})  # noqa: FBT003
+    for parameter in pruned.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            # As in its dense twin: torch chooses kernels by it (see tracer.narrow.successor).
+            parameter.requires_grad_()
+    return Applied(model=pruned.eval(), record={})
 
 
 def check_returned(spec: str, model: nn.Module) -> None:

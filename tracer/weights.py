@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from taxonomy.roles import matrix_role
+from tracer.narrow import successor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Weight:
             bias.data.masked_fill_(gone, 0)
 
     def _set(self, name: str, value: torch.Tensor) -> None:
-        setattr(self.module, name, nn.Parameter(value, requires_grad=False))
+        setattr(self.module, name, successor(getattr(self.module, name), value))
 
     def _tell(self, names: tuple[str, ...], size: int) -> None:
         for name in names:

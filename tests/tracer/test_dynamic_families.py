@@ -92,7 +92,9 @@ def test_the_dense_model_and_its_hooks_stay(name: str, knobs: dict[str, Any]) ->
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(before, dense(ids).logits)
     assert all(torch.equal(v, state[k]) for k, v in dense.state_dict().items())
-    assert not any(p.requires_grad for p in model.parameters())
+    flags = {name: p.requires_grad for name, p in dense.named_parameters()}
+    found = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert {name: found.get(name) for name in flags} == flags
     kept = {k: v for k, v in model.state_dict().items() if ".router." not in k}
     assert kept.keys() == state.keys()
     assert all(torch.equal(v, state[k]) for k, v in kept.items())

@@ -29,7 +29,7 @@ def test_presets_have_the_same_random_weights_each_time() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
     assert (one.id, one.source, one.dtype) == ("tiny-llama", "preset", "fp32")
     assert not one.model.training
-    assert not any(p.requires_grad for p in one.model.parameters())
+    assert all(p.requires_grad for p in one.model.parameters()), "as from_pretrained gives them"
 
 
 def test_dtype_of_a_preset() -> None:

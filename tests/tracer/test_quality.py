@@ -194,7 +194,7 @@ def test_a_fingerprint_tells_weights_apart(tiny: Any) -> None:
     before = weights_fingerprint(tiny)
     again = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     assert weights_fingerprint(again) == before
-    again.model.layers[3].mlp.up_proj.weight[0, 0] += 1
+    again.model.layers[3].mlp.up_proj.weight.data[0, 0] += 1
     assert weights_fingerprint(again) != before
 
 

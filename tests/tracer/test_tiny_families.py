@@ -103,6 +103,7 @@ def test_decode_after_pruned_prefill_is_a_full_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
 def test_removed_is_masked(name: str) -> None:
     """The dense model with zeros where the family cuts gives the same logits, and others than the
     dense one. Both factors of a rank multiplied are its mask; of cross, see test_static_cross."""

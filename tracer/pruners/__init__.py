@@ -3,8 +3,8 @@
 To add the family `static-k-24` of `taxonomy/families/`, write `tracer/pruners/static_k_24.py` (the
 id with `_` for `-`) and nothing else. The file holds one public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
-- It gets a deep copy of the dense model, on its device and in its dtype, without gradients, and
-  may change it in place or return another module.
+- It gets a deep copy of the dense model, on its device and in its dtype, with
+  gradients off, and may change it in place or return another module.
 - It draws with `draw(...)` or `tracer.scores` alone, so that a seed prunes the same parts
   everywhere, and takes its roundings from `taxonomy.keep`. Knobs are those of the family in
   taxonomy, typed and filled in. A calibrated point chooses by `tracer.calibration.collect`.

@@ -105,7 +105,8 @@ def _pack(matrices: dict[str, nn.Module], record: dict[str, Any], *, strict: boo
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # "prototype": the API may change
-                module.weight = nn.Parameter(_packed(module), requires_grad=False)
+                flag = weight_of(module).requires_grad
+                module.weight = nn.Parameter(_packed(module), requires_grad=flag)
         except (RuntimeError, ValueError) as error:
             left.append(path)
             reason = next(iter(str(error).splitlines()), type(error).__name__)

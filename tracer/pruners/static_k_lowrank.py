@@ -20,6 +20,7 @@ from taxonomy.roles import locate
 from tracer.calibration import calibration_of, collect
 from tracer.layers import probe
 from tracer.matrices import expert_notes, layer_matrices, weight_of
+from tracer.narrow import successor
 from tracer.pruners import Applied, Point
 
 # Second moments [K, K] in float32 that are held at a time; layers are measured in such portions.
@@ -29,12 +30,10 @@ _MOMENT_BYTES = 4 << 30
 class LowRank(nn.Module):
     """Two linears in the place of one: [.., K] → [.., r] → [.., N]."""
 
-    def __init__(
-        self, first: torch.Tensor, second: torch.Tensor, bias: torch.Tensor | None
-    ) -> None:
+    def __init__(self, linear: nn.Linear | Any, first: torch.Tensor, second: torch.Tensor) -> None:
         super().__init__()
-        self.first = _linear(first, None)
-        self.second = _linear(second, bias)
+        self.first = _linear(linear, first, bias=None)
+        self.second = _linear(linear, second, bias=linear.bias)
         self.in_features, self.out_features = first.shape[1], second.shape[0]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -114,8 +113,7 @@ def _root(moment: torch.Tensor) -> torch.Tensor:
 def _factored(module: Any, rank: int, moment: torch.Tensor | None) -> LowRank:
     weight = weight_of(module)
     first, second = factors(weight, rank, moment)
-    bias = None if module.bias is None else module.bias.detach()
-    return LowRank(first.to(weight.dtype), second.to(weight.dtype), bias)
+    return LowRank(module, first, second)
 
 
 def _rank(module: nn.Module, sparsity: float) -> int | None:
@@ -133,12 +131,12 @@ def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: fl
     return rounding(*left[name], sparsity, f"numbers of {locate(name).role}")
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def _linear(like: nn.Linear | Any, weight: torch.Tensor, *, bias: Any) -> nn.Linear:
     outputs, inputs = weight.shape
     linear = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    linear.weight = successor(like.weight, weight)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.clone(), requires_grad=False)
+        linear.bias = successor(bias, bias.clone())
     return linear
 
 
