@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable '.[dev]'
 	@# pip compiles what it copies, and copies nothing of an editable install: a start is 0.1 s faster.
-	@$(BIN)/python -m compileall -q prunescope.py analysis taxonomy tracer
+	@$(BIN)/python -m compileall -q prunescope analysis taxonomy tracer
 	@touch $@
 
 test: lint ## Check format, lint and types, and run the quick tests

@@ -12,14 +12,14 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.names import ends_apart
-from analysis.pipeline import TOOL, analyze
-from analysis.report.comparison_model import Comparison, ComparisonRow, Failure
-from analysis.report.model import Report
-from analysis.resolve import of_the, resolve
-from analysis.subject import BARE, Options
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import MANIFEST, PhaseRun, read_run
+from prunescope.analysis.inputs.names import ends_apart
+from prunescope.analysis.inputs.resolve import of_the, resolve
+from prunescope.analysis.inputs.subject import BARE, Options
+from prunescope.analysis.pipeline import TOOL, analyze
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, Failure
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
 
 _DEPTH = 5  # folders below the one named in which runs are looked for
 _PHASES = ("prefill", "decode", BARE)

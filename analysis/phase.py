@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from analysis.anatomy import anatomy
-from analysis.evidence import Evidence
-from analysis.findings.checks import find
-from analysis.findings.context import Context
-from analysis.frame import Kernels
-from analysis.gemms import calls_of, pair_calls, report_rows, single_rows
-from analysis.ledger import Split, ratios
-from analysis.noise import (
+from prunescope.analysis.findings.checks import find
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.phase_notes import notes
+from prunescope.analysis.inputs.subject import Options, Side
+from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.phase_kind import phase_kind
+from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.ledger import Split, ratios
+from prunescope.analysis.ledger.noise import (
     Domain,
     bootstrap,
     busy_factor,
@@ -29,12 +31,11 @@ from analysis.noise import (
     point,
     realised_interval,
 )
-from analysis.overhead import Books, overhead
-from analysis.pairing import Floats, Units, pair
-from analysis.phase_kind import phase_kind
-from analysis.phase_notes import notes
-from analysis.predict_run import add_miss, predicted_phase
-from analysis.report.model import (
+from prunescope.analysis.ledger.overhead import Books, overhead
+from prunescope.analysis.ledger.pairing import Floats, Units, pair
+from prunescope.analysis.ledger.rows import LargestKernels, build_rows
+from prunescope.analysis.predict.run import add_miss, predicted_phase
+from prunescope.analysis.schema.report import (
     Family,
     Gemm,
     KernelRow,
@@ -45,12 +46,11 @@ from analysis.report.model import (
     Unprofiled,
     clock,
 )
-from analysis.rows import LargestKernels, build_rows
-from analysis.subject import Options, Side
-from analysis.trust import doubts, weighed
-from analysis.verdict import evidence_of, verdict
-from analysis.verdict_outside import is_quantised, replaced
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.verdict.doubts import doubts, weighed
+from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.outside import is_quantised, replaced
+from prunescope.analysis.verdict.verdict import evidence_of, verdict
+from prunescope.taxonomy.errors import PrunescopeError
 
 _TOP_KERNELS = 40
 _MOST = 0.5  # of the busy time

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.frame import Kernels
-from analysis.headline_doubts import phase_warnings
-from analysis.names import ends_apart
-from analysis.one_sided import alike
-from analysis.phase import compare_phase, single_phase
-from analysis.refold import refold
-from analysis.report.model import Phase, Report, SecondOpinion
-from analysis.resolve import of_the, resolve
-from analysis.stragglers import add_straggler
-from analysis.subject import Options, Side, open_side
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.findings.headline_doubts import phase_warnings
+from prunescope.analysis.findings.stragglers import add_straggler
+from prunescope.analysis.inputs.names import ends_apart
+from prunescope.analysis.inputs.resolve import of_the, resolve
+from prunescope.analysis.inputs.subject import Options, Side, open_side
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.one_sided import alike
+from prunescope.analysis.ledger.refold import refold
+from prunescope.analysis.phase import compare_phase, single_phase
+from prunescope.analysis.schema.report import Phase, Report, SecondOpinion
+from prunescope.taxonomy.errors import PrunescopeError
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -38,7 +38,7 @@ class Analysis:
 
     def hosts(self) -> dict[str, pl.DataFrame]:
         """The host's events of each phase, as recorded; the traces are read again for them."""
-        from analysis.host_events import host_events
+        from prunescope.analysis.trace.host_events import host_events
 
         return (
             {} if self.side is None else {n: host_events(self.side.trace(n)) for n in self.frames}
@@ -114,7 +114,7 @@ def _twin(name: str, dense: Side) -> str:
 
 
 def _hta(side: Side, name: str) -> SecondOpinion:
-    from analysis.hta_bridge import second_opinion
+    from prunescope.analysis.hta import second_opinion
 
     return second_opinion(side.trace(name))
 

@@ -11,21 +11,21 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from analysis.hardware import Device
-from analysis.pipeline import Options, analyze
-from analysis.predict_constants import Constants, ends
-from analysis.predict_execution import Scene
-from analysis.predict_grid import methods, sparsities
-from analysis.predict_model import read_model
-from analysis.predict_setting import PredictRequest, Setting, runnable, terms_of
-from analysis.predict_shares import Measured, part_of, scaled
-from analysis.report.model import Phase, Report
-from taxonomy.dtypes import dtype, itemsize
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import Family, families, family
-from taxonomy.plan import PHASES, Workload
-from taxonomy.run import MANIFEST, Run, read_run
-from taxonomy.shape import ModelShape
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.predict.constants import Constants, ends
+from prunescope.analysis.predict.execution import Scene
+from prunescope.analysis.predict.grid import methods, sparsities
+from prunescope.analysis.predict.model import read_model
+from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
+from prunescope.analysis.predict.shares import Measured, part_of, scaled
+from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, families, family
+from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.shape import ModelShape
 
 
 def predict_from(request: PredictRequest) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
 def _device(
     request: PredictRequest, report: Report, rates: dict[str, float], byte_per_s: float
 ) -> Device:
-    from analysis.hardware import device_in_trace, find_device
+    from prunescope.analysis.device.hardware import device_in_trace, find_device
 
     name = str(report.device.get("name"))
     known = find_device(request.device) if request.device else device_in_trace(name)

@@ -118,8 +118,12 @@ def work() -> None:
     import transformers
 
     # All of our own code now, so that one version of it makes the whole table.
-    importlib.import_module("analysis.pipeline")
-    for module in ("tracer.session", "transformers.models.llama", "transformers.cache_utils"):
+    importlib.import_module("prunescope.analysis.pipeline")
+    for module in (
+        "prunescope.tracer.capture.session",
+        "transformers.models.llama",
+        "transformers.cache_utils",
+    ):
         importlib.import_module(module)
     # Before each timed loop the tracer collects garbage; the libraries are none.
     gc.freeze()
@@ -136,7 +140,7 @@ def one(name: str) -> dict[str, Any]:
     from shrink import shrunk
     from transformers import AutoModelForCausalLM
 
-    from taxonomy.architecture_table import BY_ID
+    from prunescope.taxonomy.architecture_table import BY_ID
 
     torch.manual_seed(0)
     row: dict[str, Any] = {"name": name}
@@ -157,8 +161,8 @@ def one(name: str) -> dict[str, Any]:
 
 def result(model: Any, name: str, family: str, row: dict[str, Any]) -> str:
     """Trace and analyse one variant: "ok", or the sentence that it ends in."""
-    from analysis.pipeline import analyze
-    from taxonomy.errors import PrunescopeError
+    from prunescope.analysis.pipeline import analyze
+    from prunescope.taxonomy.errors import PrunescopeError
 
     try:
         with tempfile.TemporaryDirectory(prefix="architectures-") as folder:
@@ -183,12 +187,12 @@ def traced(model: Any, name: str, family: str, out: Path) -> None:
 
     import torch
 
-    from tracer.layers import decoder_layers, is_known, probe
-    from tracer.models import Loaded
-    from tracer.pruners import Point, family_point, pruner
-    from tracer.request import TraceRequest
-    from tracer.trace import trace
-    from tracer.variants import Prepared, Variant
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.trace import trace
+    from prunescope.tracer.capture.variants import Prepared, Variant
+    from prunescope.tracer.model.layers import decoder_layers, is_known, probe
+    from prunescope.tracer.model.load import Loaded
+    from prunescope.tracer.pruners import Point, family_point, pruner
 
     if family == "dense":
         probe(model, "as it is")

@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import prunescope  # noqa: E402
-from analysis.report.model import Gemm, Report  # noqa: E402
-from analysis.role import GEMM_KINDS  # noqa: E402
-from tracer.calibrate import calibrate  # noqa: E402
-from tracer.models import DEMO  # noqa: E402
+from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
+from prunescope.analysis.schema.report import Gemm, Report  # noqa: E402
+from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
+from prunescope.tracer.model.load import DEMO  # noqa: E402
 
 TOKENS, STEPS, REPEATS, DECODED = 512, 5, 5, 8
 MOST = 1.05  # times the bound

@@ -49,9 +49,10 @@ sys.stdout.write(str(scale(Path(source), Path(out), events=int(events))))
 with open(out, "rb") as plain, gzip.open(packed, "wb", compresslevel=6) as file:
     shutil.copyfileobj(plain, file, 1 << 20)
 """
-LOAD = (
-    "import sys; from pathlib import Path; from analysis.load import load; load(Path(sys.argv[1]))"
-)
+LOAD = """
+import sys; from pathlib import Path; from prunescope.analysis.trace.load import load
+load(Path(sys.argv[1]))
+"""
 SCAN = """
 import sys, zlib
 packed = open(sys.argv[1], "rb").read()

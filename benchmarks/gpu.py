@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     from gpu_slice import Bench, run_slice
 
-    from taxonomy.errors import PrunescopeError
-    from tracer.machine import pick_device
+    from prunescope.taxonomy.errors import PrunescopeError
+    from prunescope.tracer.machine.device import pick_device
 
     module, _, name = SLICES[given.slice].partition(":")
     command = ["benchmarks/gpu.py", given.slice, "--minutes", f"{given.minutes:g}"]

@@ -18,11 +18,11 @@ from gpu_models import captured_cell, few, peaks, prompt_of
 from gpu_slice import Bench, Cell, release
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from taxonomy.family import family
-from taxonomy.presets import preset_config, preset_source
-from tracer.models import WEIGHT_SEED
-from tracer.request import TraceRequest
-from tracer.variants import Prepared, make_variants
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.presets import preset_config, preset_source
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.variants import Prepared, make_variants
+from prunescope.tracer.model.load import WEIGHT_SEED
 
 # In order of importance. 2:4 has one sparsity.
 _FAMILIES = (

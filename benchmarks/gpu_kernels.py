@@ -20,9 +20,9 @@ from torch.sparse import (
     SparseSemiStructuredTensorCUTLASS,
 )
 
-from taxonomy.errors import PrunescopeError
-from tracer.calibrate import calibrate
-from tracer.pruners.static_k_24 import lowest_two_of_four
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.machine.calibrate import calibrate
+from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _PEAK_SHAPES = (

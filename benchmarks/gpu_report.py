@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.hardware import device_in_trace
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
-from analysis.report.numbers import UNKNOWN, percent, ratio, share_of
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.device.hardware import device_in_trace
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, share_of
+from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.errors import PrunescopeError
 
 Record = dict[str, Any]
 Entry = Mapping[str, Any]

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from taxonomy.errors import PrunescopeError
-from tracer.clocks import nvidia_smi, read_clocks
-from tracer.machine import device_info, synchronize, versions
-from tracer.variants import TwinDoesNotFit
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.variants import TwinDoesNotFit
+from prunescope.tracer.machine.clocks import nvidia_smi, read_clocks
+from prunescope.tracer.machine.device import device_info, synchronize, versions
 
 SCHEMA = 1
 MOST_BYTES = 15_000_000  # of one file; what carries them back may take 16 MB

@@ -17,7 +17,7 @@ from gpu_slice import reason_of
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from tracer.machine import last_cache_bytes, synchronize
+from prunescope.tracer.machine.device import last_cache_bytes, synchronize
 
 Call = Callable[[], object]
 SAMPLES, FEW_SAMPLES = 20, 3

@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from analysis.report.model import Phase
-    from tracer.models import Loaded
-    from tracer.request import TraceRequest
-    from tracer.runs import Capture
+    from prunescope.analysis.schema.report import Phase
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.runs import Capture
+    from prunescope.tracer.model.load import Loaded
 
 # One decision a family: kv-evict by attention, so that it has one to pay for.
 FAMILIES: dict[str, dict[str, str]] = {
@@ -64,11 +64,11 @@ def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], boo
     """The phases of every family, sparsity and batch, the device, and whether it was busy."""
     import torch
 
-    from tracer.models import load_model
-    from tracer.progress import Silent
-    from tracer.request import TraceRequest
-    from tracer.session import capture
-    from tracer.variants import Variant
+    from prunescope.tracer.capture.progress import Silent
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.session import capture
+    from prunescope.tracer.capture.variants import Variant
+    from prunescope.tracer.model.load import load_model
 
     torch.set_num_threads(THREADS)
     loaded = load_model(options.model, dtype="auto", device=torch.device("cpu"), attn="sdpa")
@@ -100,8 +100,8 @@ def _name(family: str, sparsity: float) -> str:
 
 
 def _variant(request: TraceRequest, family: str, sparsity: float, loaded: Loaded) -> Any:
-    from tracer.application import apply_request
-    from tracer.variants import Variant
+    from prunescope.tracer.capture.application import apply_request
+    from prunescope.tracer.capture.variants import Variant
 
     shared = {id(p): p for p in loaded.model.parameters()}  # dynamic families change no weight
     own = replace(loaded, model=copy.deepcopy(loaded.model, shared))
@@ -114,8 +114,8 @@ def _variant(request: TraceRequest, family: str, sparsity: float, loaded: Loaded
 
 
 def _analysed(dense: Capture, pruned: Capture) -> dict[str, Phase]:
-    from analysis.pipeline import analyze
-    from tracer.runs import write_runs
+    from prunescope.analysis.pipeline import analyze
+    from prunescope.tracer.capture.runs import write_runs
 
     pruned.run.variant = "pruned"
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
@@ -145,7 +145,7 @@ def page(
         "not saved: k and v run for skipped tokens too, and weights are read for the few that are "
         "left. Break-even: the share of the FLOPs that the family touches at which gain equals "
         "overhead, with its 95 % interval; *gone* is that share here. How each is read from the "
-        "trace: analysis/overhead.py.",
+        "trace: analysis/ledger/overhead.py.",
         "",
     ]
     if busy:
@@ -163,8 +163,8 @@ def page(
 
 def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
     """A row a family and sparsity."""
-    from analysis.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
-    from analysis.report.numbers import percent, ratio
+    from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
+    from prunescope.analysis.report.numbers import percent, ratio
 
     parts = [*ADDED, HOST]
     heads = ["family", "s", "dense", "speed-up", *parts, "added in all", "k, v", "weights"]
@@ -193,7 +193,7 @@ def _time(ns: float | None, dense_ns: float) -> str:
 
 
 def _break_even(phase: Phase) -> str:
-    from analysis.report.numbers import percent
+    from prunescope.analysis.report.numbers import percent
 
     paid = phase.overhead
     assert paid is not None

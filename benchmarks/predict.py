@@ -20,12 +20,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from analysis.predict_constants import TABLE, Constants  # noqa: E402
-from analysis.predict_execution import NAMES, total_ns  # noqa: E402
-from analysis.predict_setting import PredictRequest, Setting, resolve, workloads  # noqa: E402
-from taxonomy.errors import PrunescopeError  # noqa: E402
-from taxonomy.family import family  # noqa: E402
-from taxonomy.plan import Workload  # noqa: E402
+from prunescope.analysis.predict.constants import TABLE, Constants  # noqa: E402
+from prunescope.analysis.predict.execution import NAMES, total_ns  # noqa: E402
+from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads  # noqa: E402
+from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
+from prunescope.taxonomy.family import family  # noqa: E402
+from prunescope.taxonomy.plan import Workload  # noqa: E402
 
 PAPER = json.loads((Path(__file__).parent / "paper_figures.json").read_text(encoding="utf-8"))
 FAMILIES = tuple(dict.fromkeys(row[0] for row in PAPER["figure_5"]))

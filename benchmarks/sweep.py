@@ -20,9 +20,9 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from analysis.pareto import judge  # noqa: E402
-from analysis.report.pareto_figures import pareto_figures  # noqa: E402
-from analysis.report.pareto_markdown import render_pareto  # noqa: E402
+from prunescope.analysis.pareto.pareto import judge  # noqa: E402
+from prunescope.analysis.report.pareto_figures import pareto_figures  # noqa: E402
+from prunescope.analysis.report.pareto_markdown import render_pareto  # noqa: E402
 
 MOST_BYTES = 500_000
 COLOURS = 128  # eight, their blends with white, and hatches

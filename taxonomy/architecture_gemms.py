@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from taxonomy.architecture_traits import Traits
-from taxonomy.family import Family
-from taxonomy.roles import GROUPS
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.roles import GROUPS
 
 _HEADS = ("qkv", "qk", "pv", "o")
 _EXPERTS = ("experts ", "shared ")

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taxonomy.architecture_table import BY_ID, Architecture
-from taxonomy.config_mixers import linears_alone
-from taxonomy.config_names import language_part
-from taxonomy.errors import PrunescopeError
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.architecture_table import BY_ID, Architecture
+from prunescope.taxonomy.config_mixers import linears_alone
+from prunescope.taxonomy.config_names import language_part
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.shape import ModelShape
 
 # Layer types that are attention alone, whatever window it sees.
 WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")

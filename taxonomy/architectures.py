@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taxonomy.architecture_gemms import (
+from prunescope.taxonomy.architecture_gemms import (
     STATE,
     WHOLE_LAYERS,
     matrices,
@@ -19,13 +19,13 @@ from taxonomy.architecture_gemms import (
     no_heads,
     products,
 )
-from taxonomy.architecture_table import ARCHITECTURES, BY_ID
-from taxonomy.architecture_traits import Traits, read_traits
-from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.families.token_drop import ranked
-from taxonomy.family import Family, families
-from taxonomy.presets import preset_config, preset_names
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from prunescope.taxonomy.architecture_traits import Traits, read_traits
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.families.token_drop import ranked
+from prunescope.taxonomy.family import Family, families
+from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.shape import ModelShape
 
 YES, PARTLY, NO = "yes", "partly", "no"
 _MAX_BYTES = 1 << 24

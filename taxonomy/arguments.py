@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from taxonomy.dtypes import ITEMSIZE, dtype
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.dtypes import ITEMSIZE, dtype
+from prunescope.taxonomy.errors import PrunescopeError
 
 
 def pairs(
@@ -48,7 +48,7 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
 
 def is_function(method: str) -> bool:
     """Whether `--method` names `package.module:function`, not families."""
-    from taxonomy.family import families  # here: `--help` need not load the theory
+    from prunescope.taxonomy.family import families  # here: `--help` need not load the theory
 
     name, colon, tail = method.partition(":")
     plain = "+" not in method and name not in {f.id for f in families()}

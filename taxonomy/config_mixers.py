@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from taxonomy.config_names import BESIDE, size_in
+from prunescope.taxonomy.config_names import BESIDE, size_in
 
 _LINEAR = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 _STATE_SPACE = ("falcon_h1", "granitemoehybrid", "bamba")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from taxonomy.config_keys import NESTED
-from taxonomy.errors import PrunescopeError
-from taxonomy.run_schema import MAX_LAYERS
+from prunescope.taxonomy.config_keys import NESTED
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_schema import MAX_LAYERS
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from taxonomy import families as folder
-from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.keep import check_sparsity
-from taxonomy.plan import Op, Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, forward
+from prunescope.taxonomy import families as folder
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.plan import Op, Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, forward
 
 GEMM_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 DYNAMICS = ("static", "dynamic")

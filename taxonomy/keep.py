@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
 
 ROUNDINGS = ("nearest", "paper")
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import Family, Value, identity
-from taxonomy.plan import Op, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, flop, forward, traffic
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, Value, identity
+from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, flop, forward, traffic
 
 KNOB = "match"
 MATCHES = {"flop": "FLOPs", "param": "parameters", "byte": "bytes moved"}

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.gemm import Gemm
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.shape import ModelShape
 
 PHASES = ("prefill", "decode")
 LOGITS = ("last", "all")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.run_schema import first_wrong
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
 MANIFEST = "run.json"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from taxonomy.config_mixers import read_mixer
-from taxonomy.config_names import language_part, read_config
+from prunescope.taxonomy.config_mixers import read_mixer
+from prunescope.taxonomy.config_names import language_part, read_config
 
 STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
 

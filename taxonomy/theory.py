@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Plan, Workload, whole_gemm
-from taxonomy.roles import GROUPS
-from taxonomy.shape import ModelShape
-from taxonomy.theory_experts import expert_ops
-from taxonomy.theory_mixers import mixer_ops
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.plan import Op, Plan, Workload, whole_gemm
+from prunescope.taxonomy.roles import GROUPS
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory_experts import expert_ops
+from prunescope.taxonomy.theory_mixers import mixer_ops
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:

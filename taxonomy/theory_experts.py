@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Plan
-from taxonomy.roles import GROUPS
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.plan import Op, Plan
+from prunescope.taxonomy.roles import GROUPS
+from prunescope.taxonomy.shape import ModelShape
 
 
 def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:

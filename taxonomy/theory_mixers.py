@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Plan, whole_gemm
-from taxonomy.shape import STATE_ITEMSIZE
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.plan import Op, Plan, whole_gemm
+from prunescope.taxonomy.shape import STATE_ITEMSIZE
 
 # FLOPs a token and number of state. Delta rule (arXiv 2412.06464): decay 1, what the key reads 2,
 # the correction added 2, what the query reads 2. Mamba-2 (arXiv 2405.21060): decay 1, input times B

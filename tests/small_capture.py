@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
 
 PEAKS = {"dense_flop_per_s": {"fp32": 1e11}, "byte_per_s": 1e10, "kernel_floor_ns": 1000}
 FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, "repeats": 1,
@@ -18,7 +18,7 @@ FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, 
 
 def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
     """A capture of tiny-llama; options as in TraceRequest."""
-    from tracer.trace import TraceRequest, trace
+    from prunescope.tracer.capture.trace import TraceRequest, trace
 
     return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
 

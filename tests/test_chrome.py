@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from analysis.report.model import Phase
+from prunescope.analysis.schema.report import Phase
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 UP = "model.layers.0.mlp.up_proj"

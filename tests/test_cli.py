@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import prunescope
-from analysis.report.model import Report
-from taxonomy.errors import PrunescopeError
+from prunescope import cli
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.errors import PrunescopeError
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
@@ -40,8 +41,8 @@ def report(**changes: Any) -> Report:
 @pytest.fixture
 def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`analyze` with the analysis and the writer of files replaced; holds what they were given."""
-    import analysis.deliver as deliver
-    from analysis.pipeline import Analysis
+    import prunescope.deliver as deliver
+    from prunescope.analysis.pipeline import Analysis
 
     seen: dict[str, Any] = {"report": report()}
 
@@ -112,7 +113,7 @@ def test_an_error_that_quotes_a_trace_cannot_steer_the_terminal(
     def fail(*_args: object, **_options: object) -> None:
         raise PrunescopeError("kernel \x1b[31mred\nerror: fake", hint="none")
 
-    monkeypatch.setattr("analysis.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.deliver.analyze", fail)
     code, _, err = run("analyze", "t.json")
     assert code == 2
     assert "\x1b" not in err
@@ -252,7 +253,7 @@ def test_faults_of_the_surroundings(
     def fail(*_args: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr("analysis.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.deliver.analyze", fail)
     seen, out, err = run("analyze", "t.json")
     assert (seen, out) == (code, "")
     assert ("r.md: No space left on device" in err) == (code == 2)
@@ -262,14 +263,14 @@ def test_a_library_that_is_missing_is_named(run: Run, monkeypatch: pytest.Monkey
     def fail(*_args: object, **_options: object) -> None:
         raise ModuleNotFoundError("No module named 'torch.x'", name="torch.x")
 
-    monkeypatch.setattr("analysis.deliver.analyze", fail)
+    monkeypatch.setattr("prunescope.deliver.analyze", fail)
     code, _, err = run("analyze", "t.json")
     assert code == 2
     assert "torch is not installed" in err
 
 
 def test_a_reader_that_leaves_early_is_no_error_message() -> None:
-    command = f"{sys.executable} prunescope.py families --json | head -n 1"
+    command = f"{sys.executable} -m prunescope families --json | head -n 1"
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
@@ -283,7 +284,7 @@ def test_shell_completion_knows_the_commands() -> None:
         "COMP_CWORD": "1",
     }
     done = subprocess.run(
-        [sys.executable, "prunescope.py"], cwd=ROOT, env={**os.environ, **words},
+        [sys.executable, "-m", "prunescope"], cwd=ROOT, env={**os.environ, **words},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["trace"]
@@ -293,7 +294,7 @@ def test_shell_completion_knows_the_commands() -> None:
 def test_calibrate_writes_a_device_with_its_spread(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import tracer.calibrate as calibrate
+    import prunescope.tracer.machine.calibrate as calibrate
 
     rates = iter((1e12, 3e12, 2e12))
 
@@ -336,7 +337,7 @@ def test_calibrate_writes_a_device_with_its_spread(
 )
 @pytest.mark.torch
 def test_the_name_of_a_device(name: str, slug: str) -> None:
-    from tracer.calibrate import slug as of
+    from prunescope.tracer.machine.calibrate import slug as of
 
     assert of(name) == slug
 
@@ -380,10 +381,10 @@ def test_demo_gives_a_verdict_on_each_way_of_pruning(
 
     monkeypatch.setattr(prunescope, "trace", trace)
     noisy = report(warnings=["timing not valid \x1b[1m"])
-    monkeypatch.setattr("analysis.deliver.deliver", lambda *_args, **_options: noisy)
+    monkeypatch.setattr("prunescope.deliver.deliver", lambda *_args, **_options: noisy)
     code, out, _ = run("demo", "--out", tmp_path)
     assert code == 0
-    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in prunescope.DEMO]
-    assert all(f"{method} {s:g}" in out for method, s in prunescope.DEMO)
+    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in cli.DEMO]
+    assert all(f"{method} {s:g}" in out for method, s in cli.DEMO)
     assert out.count("timing not valid") == 3
     assert "\x1b" not in out

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 import prunescope
-from analysis.compare import find_runs, left_out
-from analysis.pipeline import analyze
-from analysis.report import sentences
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.compare import find_runs, left_out
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import sentences
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.folder import check_out
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, op, save, step
-from tracer.folder import check_out
 
 
 def trace(us: float = 10, steps: int = 1) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from gpu_kernels import waves_cells  # noqa: E402
 from gpu_report import page  # noqa: E402
 from gpu_slice import MOST_BYTES, Bench, CannotHere, Cell, run_slice  # noqa: E402
 
-from taxonomy.errors import PrunescopeError  # noqa: E402
+from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
 
 pytestmark = pytest.mark.torch
 QUICK = ("waves",)

@@ -29,7 +29,7 @@ from gpu_report import page  # noqa: E402
 from gpu_slice import Bench, run_slice  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-from tracer import peaks  # noqa: E402
+from prunescope.tracer.machine import peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from analysis.findings.context import Context, ms, shortened
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.schema.report import Finding
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
 _MASK = re.compile(r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$")

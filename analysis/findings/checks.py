@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.findings import (
+from prunescope.analysis.findings import (
     added,
     cores,
     damage,
@@ -17,8 +17,8 @@ from analysis.findings import (
     time,
     trust,
 )
-from analysis.findings.context import Context
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.schema.report import Finding
 
 _ORDER = ("critical", "warning", "info")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from analysis.evidence import Evidence
-from analysis.frame import Kernels
-from analysis.gemms import Pair
-from analysis.report.model import Gemm, Part, Phase, Row
-from analysis.subject import Side
-from analysis.trust import Doubt
-from taxonomy.run import PhaseRun
+from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.report import Gemm, Part, Phase, Row
+from prunescope.analysis.verdict.doubts import Doubt
+from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.taxonomy.run import PhaseRun
 
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 

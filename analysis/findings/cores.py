@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.cores import on_plain_cores
-from analysis.findings.context import Context, ms, shortened
-from analysis.report.model import Finding
-from analysis.tiles import ALIGNED, HALF
-from taxonomy.gemm import Gemm
+from prunescope.analysis.device.cores import on_plain_cores
+from prunescope.analysis.device.tiles import ALIGNED, HALF
+from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.schema.report import Finding
+from prunescope.taxonomy.gemm import Gemm
 
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a vector times a matrix needs no matrix unit
 _SHARE = 0.01  # of the busy time: worth a sentence

@@ -5,8 +5,8 @@ In: a Context. Out: a Finding, or None.
 
 from __future__ import annotations
 
-from analysis.findings.context import Context
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.schema.report import Finding
 
 
 def kernels_missing(c: Context) -> Finding | None:

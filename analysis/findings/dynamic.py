@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.evidence import matrices
-from analysis.findings.context import Context, ms
-from analysis.gemms import Pair
-from analysis.report.model import Finding
-from taxonomy.roles import MLP_ROLES
+from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict.evidence import matrices
+from prunescope.taxonomy.roles import MLP_ROLES
 
 _TOKENS = ("dynamic-m", "token-drop")
 _LAYERS = ("static-m", "dynamic-depth")

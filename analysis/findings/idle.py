@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from analysis.findings.context import Context, ms
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.schema.report import Finding
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.findings.context import Context
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.schema.report import Finding
 
 _OFF = 0.1  # of the nominal sparsity
 _CLOCK = 0.05

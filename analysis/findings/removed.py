@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.evidence import matrices
-from analysis.findings.context import Context, ms, sized
-from analysis.report.model import Finding
-from analysis.role import GEMM_KINDS
-from analysis.subject import Side
-from analysis.tiles import ALIGNED, GOOD, HALF
-from analysis.verdict import MANY_ZEROS
+from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.findings.context import Context, ms, sized
+from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.verdict.verdict import MANY_ZEROS
 
 
 def zeros_in_dense(c: Context) -> Finding | None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from analysis.findings.context import Context, ms
-from analysis.frame import Kernels
-from analysis.gemms import Call
-from analysis.report.model import Finding
-from analysis.role import GEMM_KINDS
-from analysis.tiles import ALIGNED, GOOD, HALF
-from taxonomy.gemm import Gemm
+from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.schema.report import Finding
+from prunescope.taxonomy.gemm import Gemm
 
 _SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
 _NEAR = 0.03  # how far a dimension may move to be the nearest good one

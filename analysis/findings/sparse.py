@@ -10,10 +10,10 @@ import re
 
 import polars as pl
 
-from analysis.findings.context import Context, ms, shortened
-from analysis.frame import Kernels
-from analysis.report.model import Finding
-from taxonomy.roles import GROUPS
+from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.report import Finding
+from prunescope.taxonomy.roles import GROUPS
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.findings.context import Context, ms, sized, stands
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context, ms, sized, stands
+from prunescope.analysis.schema.report import Finding
 
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
 

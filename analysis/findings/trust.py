@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.findings.context import Context, ms, shortened
-from analysis.report.model import Finding
+from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.schema.report import Finding
 
 _OBSERVER = 1.3
 _FLAGGED = 1.05

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Operand,
@@ -23,7 +23,7 @@ from analysis.ops.call import (
     tensor,
     total,
 )
-from taxonomy.gemm import Gemm
+from prunescope.taxonomy.gemm import Gemm
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from taxonomy.dtypes import dtype as our_dtype
-from taxonomy.dtypes import itemsize
-from taxonomy.gemm import Gemm
+from prunescope.taxonomy.dtypes import dtype as our_dtype
+from prunescope.taxonomy.dtypes import itemsize
+from prunescope.taxonomy.gemm import Gemm
 
 # A tensor has at most 2^62 elements (torch counts them in 63 bits); more is a forged shape.
 _MAX_NUMEL = 2**62

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Work,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Operand,
@@ -20,7 +20,7 @@ from analysis.ops.call import (
     tensor_list,
     total,
 )
-from analysis.ops.pointwise import bytes_only
+from prunescope.analysis.ops.pointwise import bytes_only
 
 
 @op_model("aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", kind="layout")

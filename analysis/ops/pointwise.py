@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     Model,
     NoModel,
     OpCall,
@@ -25,7 +25,7 @@ from analysis.ops.call import (
     text,
     total,
 )
-from analysis.ops.matmul import broadcast
+from prunescope.analysis.ops.matmul import broadcast
 
 _FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
 _FIRST_FLOAT = _FORMATS.index("fp8")

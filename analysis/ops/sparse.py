@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Operand,
@@ -19,7 +19,7 @@ from analysis.ops.call import (
     tensor,
     total,
 )
-from taxonomy.gemm import Gemm
+from prunescope.taxonomy.gemm import Gemm
 
 
 def _sparse_work(gemm: Gemm, *read: Operand | None, dtype: str | None, out: str | None) -> Work:

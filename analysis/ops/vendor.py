@@ -5,8 +5,8 @@ Their results are arguments, so most read and write every tensor argument once. 
 
 from __future__ import annotations
 
-from analysis.ops.call import OpCall, Work, op_model, operands, size, tensor
-from analysis.ops.pointwise import bytes_only
+from prunescope.analysis.ops.call import OpCall, Work, op_model, operands, size, tensor
+from prunescope.analysis.ops.pointwise import bytes_only
 
 
 @op_model(

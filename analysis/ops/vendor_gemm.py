@@ -6,7 +6,7 @@ order, the call has no model. M counts rows of the activations, N output feature
 
 from __future__ import annotations
 
-from analysis.ops.call import (
+from prunescope.analysis.ops.call import (
     NoModel,
     OpCall,
     Operand,
@@ -17,8 +17,8 @@ from analysis.ops.call import (
     scalar_type,
     tensor,
 )
-from analysis.ops.matmul import gemm_work, pair, rows
-from taxonomy.gemm import Gemm
+from prunescope.analysis.ops.matmul import gemm_work, pair, rows
+from prunescope.taxonomy.gemm import Gemm
 
 _TILE = 16  # rows and columns of a tile that Marlin packs
 

@@ -18,10 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.report import figures, numbers
-from analysis.report.anatomy import Anatomy, LayerTime, Point, Shape
-from analysis.report.model import Report
-from analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.report import figures, numbers
+from prunescope.analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, Point, Shape
+from prunescope.analysis.schema.report import Report
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _BOUNDS = {

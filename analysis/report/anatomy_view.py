@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.report import numbers
-from analysis.report.anatomy import Anatomy, Good, Shape
-from analysis.report.model import Phase
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.anatomy import Anatomy, Good, Shape
+from prunescope.analysis.schema.report import Phase
 
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip

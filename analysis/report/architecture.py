@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.report.escape import clean
+from prunescope.analysis.report.escape import clean
 
 _APPLIES = {"yes": "green", "partly": "yellow", "no": "red"}
 _PRODUCTS = {"qk": "QKᵀ", "pv": "PV"}

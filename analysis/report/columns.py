@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
-from analysis.report import escape
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import escape
+from prunescope.analysis.report.view import Cell, Column, Table
 
 Ink = Callable[[str, str], Text]
 STYLES = {"loss": "red", "gain": "green", "quiet": "dim", "total": "bold", "promise": "cyan"}

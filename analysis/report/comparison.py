@@ -19,15 +19,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.text import Text
 
-from analysis.report import escape, numbers
-from analysis.report.columns import fitted
-from analysis.report.comparison_model import Comparison, ComparisonRow, to_json
-from analysis.report.html import SCRIPT, TEMPLATES, shown
-from analysis.report.latex import HEAD, tabular
-from analysis.report.ledger_view import LADDER, LEDGER, TOTALS
-from analysis.report.markdown import table_lines
-from analysis.report.view import Cell, Column, Table
-from analysis.report.write import check_formats, write_files
+from prunescope.analysis.report import escape, numbers
+from prunescope.analysis.report.columns import fitted
+from prunescope.analysis.report.html import SCRIPT, TEMPLATES, shown
+from prunescope.analysis.report.latex import HEAD, tabular
+from prunescope.analysis.report.ledger_view import LADDER, LEDGER, TOTALS
+from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report.write import check_formats, write_files
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
@@ -61,7 +61,7 @@ def _rendered(comparison: Comparison, name: str) -> dict[str, bytes]:
         return {f"comparison.{name}": texts[name](comparison).encode()}
     if name == "json":
         return {"comparison.json": to_json(comparison)}
-    from analysis.report.comparison_figure import draw_comparison
+    from prunescope.analysis.report.comparison_figure import draw_comparison
 
     data = draw_comparison(comparison.rows, name)
     return {} if data is None else {f"comparison.{name}": data}
@@ -227,7 +227,7 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page: the figure inline, the table sortable."""
-    from analysis.report.comparison_figure import draw_comparison
+    from prunescope.analysis.report.comparison_figure import draw_comparison
 
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,

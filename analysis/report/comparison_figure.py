@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.report.comparison_model import ComparisonRow
-from analysis.report.figures import STYLE, saved, short
-from analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.figures import STYLE, saved, short
+from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.schema.comparison import ComparisonRow
 
 WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.report import ledger_view, numbers, sentences
-from analysis.report.escape import clean
-from analysis.report.model import Phase, Report, Row
-from analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.report import ledger_view, numbers, sentences
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.schema.report import Phase, Report, Row
 
 WIDTH = 3.35  # inches: one column of a two-column page
 STYLE: dict[Any, Any] = {

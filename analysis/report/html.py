@@ -12,13 +12,13 @@ from typing import Any
 
 import jinja2
 
-from analysis.report import anatomy_view, ledger_view, numbers, sentences, view
-from analysis.report.escape import clean
-from analysis.report.model import Phase, Report
-from analysis.report.names import phase_slugs
-from analysis.report.overhead_view import overhead_table
-from analysis.report.sides_view import sides_table
-from analysis.report.view import Table
+from prunescope.analysis.report import anatomy_view, ledger_view, numbers, sentences, view
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.view import Table
+from prunescope.analysis.schema.report import Phase, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.report import ledger_view, numbers, sentences, view
-from analysis.report.escape import latex, latex_code
-from analysis.report.model import Phase, Report
-from analysis.report.names import figure_name, phase_slugs
-from analysis.report.overhead_view import overhead_table
-from analysis.report.sides_view import sides_table
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import ledger_view, numbers, sentences, view
+from prunescope.analysis.report.escape import latex, latex_code
+from prunescope.analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.report import Phase, Report
 
 _TOP_GEMMS = 30
 _TOP_KERNELS = 20

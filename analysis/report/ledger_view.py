@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from analysis.report import numbers
-from analysis.report.model import Part, Phase, Row
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.report import Part, Phase, Row
 
 # Rows of the ledger in order: label, and what the row says in plain words.
 LEDGER = {

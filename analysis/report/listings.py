@@ -15,12 +15,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from analysis.report import numbers, sentences
-from analysis.report.escape import clean
-from analysis.report.model import Report
-from taxonomy.match import KNOB, MATCHES
-from taxonomy.presets import preset_names
-from taxonomy.run import MANIFEST, read_run
+from prunescope.analysis.report import numbers, sentences
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.match import KNOB, MATCHES
+from prunescope.taxonomy.presets import preset_names
+from prunescope.taxonomy.run import MANIFEST, read_run
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.report import anatomy_view, ledger_view, sentences, view
-from analysis.report.escape import markdown as text
-from analysis.report.escape import markdown_code
-from analysis.report.model import Phase, Report
-from analysis.report.overhead_view import overhead_table
-from analysis.report.sides_view import sides_table
-from analysis.report.view import Cell, Table
+from prunescope.analysis.report import anatomy_view, ledger_view, sentences, view
+from prunescope.analysis.report.escape import markdown as text
+from prunescope.analysis.report.escape import markdown_code
+from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.view import Cell, Table
+from prunescope.analysis.schema.report import Phase, Report
 
 _TOP_KERNELS = 40
 

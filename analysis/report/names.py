@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from analysis.report.model import Report
+from prunescope.analysis.schema.report import Report
 
 
 def phase_slugs(report: Report) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.report import numbers
-from analysis.report.model import Overhead, OverheadPart, Phase
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.report.escape import clean
-from analysis.report.figures import STYLE, saved
-from analysis.report.ledger_view import LEDGER
-from analysis.report.names import figure_name
-from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.names import figure_name
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 
 _PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
 # Okabe-Ito; a marker too, for grey.

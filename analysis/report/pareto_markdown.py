@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from analysis.report.escape import markdown as text
-from analysis.report.names import figure_name
-from analysis.report.numbers import UNKNOWN, percent, ratio, time
-from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.report.escape import markdown as text
+from prunescope.analysis.report.names import figure_name
+from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 
 _TASKS = ("tasks, signed", "95 % of it", "tasks, absolute")
 

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from analysis.report.escape import clean
-from analysis.report.pareto_model import Pareto
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.schema.pareto import Pareto
 
 _SHOWN = 10  # failures that are listed
 

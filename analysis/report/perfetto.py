@@ -12,11 +12,11 @@ from typing import Any
 
 import polars as pl
 
-from analysis.report import numbers
-from analysis.report.escape import clean
-from analysis.report.ledger_view import LEDGER, TOTALS
-from analysis.report.model import Phase, Report
-from analysis.report.names import phase_slugs
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.ledger_view import LEDGER, TOTALS
+from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.schema.report import Phase, Report
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
 _PID, _HOST = 1, 2

@@ -16,8 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.report.escape import cell, clean
-from analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.escape import cell, clean
+from prunescope.analysis.report.figures import STYLE, saved
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
 _WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analysis.report import numbers
-from analysis.report.escape import clean
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.escape import clean
 
 _LADDER = ("nominal", "flop", "coverage", "roofline")
 _MOST_ROLES = 6

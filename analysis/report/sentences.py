@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report import anatomy_view, numbers
-from analysis.report.model import NOT_COMPARABLE, Family, Finding, Ladder, Phase, Report
+from prunescope.analysis.report import anatomy_view, numbers
+from prunescope.analysis.schema.report import NOT_COMPARABLE, Family, Finding, Ladder, Phase, Report
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from analysis.report import numbers, sentences
-from analysis.report.model import Phase
-from analysis.report.view import Cell, Column, Table
+from prunescope.analysis.report import numbers, sentences
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.report import Phase
 
 
 def sides_table(phase: Phase) -> Table | None:

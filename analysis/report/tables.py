@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import polars as pl
 
-from analysis.report.dictionary import COLUMNS, FRAME, unit_of
-from analysis.report.escape import cell
-from analysis.report.model import Gemm, Report
-from analysis.report.names import phase_slugs
+from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
+from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.schema.report import Gemm, Report
 
 Value = str | int | float | bool | None
 

@@ -14,11 +14,11 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from analysis.report import columns as columns_of
-from analysis.report import escape, ledger_view, numbers, sentences, view
-from analysis.report.model import Finding, Phase, Report
-from analysis.report.overhead_view import overhead_table
-from analysis.report.view import Cell, Column
+from prunescope.analysis.report import columns as columns_of
+from prunescope.analysis.report import escape, ledger_view, numbers, sentences, view
+from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.view import Cell, Column
+from prunescope.analysis.schema.report import Finding, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
 _TOP_GEMMS = 14

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from analysis.report import numbers
-from analysis.report.model import BESIDE, Gemm, KernelRow, Phase
+from prunescope.analysis.report import numbers
+from prunescope.analysis.schema.report import BESIDE, Gemm, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import polars as pl
 
-from analysis.report.model import Report, to_json
-from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.whole import partial_folder, put_in_place
+from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
 
@@ -75,35 +75,35 @@ def check_formats(formats: Sequence[str], known: Sequence[str] = FORMATS) -> Non
 def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
     """File name to bytes of one format. Imports what the format needs, and nothing else."""
     if name == "md":
-        from analysis.report.markdown import render_markdown
+        from prunescope.analysis.report.markdown import render_markdown
 
         return {"report.md": render_markdown(report).encode()}
     if name == "html":
-        from analysis.report.html import render_html
+        from prunescope.analysis.report.html import render_html
 
         return {"report.html": render_html(report).encode()}
     if name == "json":
         return {"report.json": to_json(report)}
     if name == "tex":
-        from analysis.report.latex import render_latex
+        from prunescope.analysis.report.latex import render_latex
 
         return {"report.tex": render_latex(report).encode()}
     if name in ("csv", "parquet"):
         return _tables(report, name, frames)
-    from analysis.report.anatomy_figures import anatomy_files
-    from analysis.report.figures import figure_files
+    from prunescope.analysis.report.anatomy_figures import anatomy_files
+    from prunescope.analysis.report.figures import figure_files
 
     return figure_files(report, name) | anatomy_files(report, name)
 
 
 def _perfetto(report: Report, frames: Frames | None, hosts: Frames | None) -> dict[str, bytes]:
-    from analysis.report.perfetto import perfetto_files
+    from prunescope.analysis.report.perfetto import perfetto_files
 
     return perfetto_files(report, _needed(frames, "perfetto"), hosts)
 
 
 def _tables(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
-    from analysis.report import tables
+    from prunescope.analysis.report import tables
 
     files = {"data-dictionary.csv": tables.data_dictionary(frames).encode()}
     if name == "csv":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Knob, Point, pattern
-from taxonomy.plan import Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 _ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expert", "router")
 

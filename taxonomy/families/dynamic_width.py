@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.families.static_nk import with_channels
-from taxonomy.family import Family, Point, pattern
-from taxonomy.plan import Piece, Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.families.static_nk import with_channels
+from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.plan import Piece, Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:

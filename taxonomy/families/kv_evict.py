@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Knob, Point, pattern
-from taxonomy.keep import kept_count
-from taxonomy.plan import Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Knob, Point, pattern
-from taxonomy.keep import check_semi_structured
-from taxonomy.plan import Piece, Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.keep import check_semi_structured
+from prunescope.taxonomy.plan import Piece, Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 
 def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.architecture_table import BY_ID
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import Family, Point, pattern
-from taxonomy.keep import low_rank_or_dense, rank_hint
-from taxonomy.plan import Piece, Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
+from prunescope.taxonomy.plan import Piece, Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taxonomy.family import Family, Knob, identity, pattern
+from prunescope.taxonomy.family import Family, Knob, identity, pattern
 
 FAMILY = Family(
     id="static-k-mask",

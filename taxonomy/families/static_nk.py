@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from taxonomy.family import Family, Knob, Point, pattern
-from taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
-from taxonomy.plan import Plan, Workload
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan
+from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
 
 ROUNDING = Knob("nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS)
 

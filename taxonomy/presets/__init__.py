@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 
 @cache

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.pipeline import Options, analyze
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.edits import Edit, Event
 
 ROWS = ("coverage", "roofline_shift", "shape", "kernel_efficiency", "added_work", "launch_idle")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from analysis.pipeline import analyze
-from analysis.report.model import Finding, Report
-from analysis.subject import Options
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.run_folder import write_pair
 from tests.chrome import Op, chrome, k, module, op, save, step
 

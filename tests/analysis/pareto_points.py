@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from analysis.report.pareto_model import Point
+from prunescope.analysis.schema.pareto import Point
 
 MS = 1e6
 

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from taxonomy.presets import preset_config
-from taxonomy.run import PhaseRun, Run, sha256_of
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
+from prunescope.taxonomy.shape import ModelShape
 from tests.chrome import save
 
 PEAKS = {"dense_flop_per_s": {"bf16": 1e14, "fp32": 5e13}, "byte_per_s": 1e12}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.reader import Source
-from analysis.unpack import Ahead, Plain, unpacked
+from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.unpack import Ahead, Plain, unpacked
 
 SIZE = 1 << 10
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report import anatomy_view
-from analysis.report.anatomy import Anatomy, Shape
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import anatomy_view
+from prunescope.analysis.schema.anatomy import Anatomy, Shape
+from prunescope.analysis.schema.report import Phase
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 FITS = ("exact", "padded", "split", "persistent")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from analysis.anonymise import Scrubber
-from analysis.bundle import bundle
-from analysis.pipeline import analyze
-from analysis.suspicion import cleared, names_in, suspicious
-from analysis.verify_bundle import verify
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import Run
+from prunescope.analysis.bundle.anonymise import Scrubber
+from prunescope.analysis.bundle.bundle import bundle
+from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
+from prunescope.analysis.bundle.verify import verify
+from prunescope.analysis.pipeline import analyze
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import Run
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, module, op, step
 

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.subject import Options
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import analyze
 from tests.analysis.replays import replayed
 from tests.analysis.test_scopes import KV, F, H, Q, add, attention, mm
 from tests.chrome import chrome, k, module, op, save

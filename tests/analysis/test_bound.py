@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from analysis.bound import override, run_peaks
-from analysis.hardware import find_device
+from prunescope.analysis.device.hardware import find_device
+from prunescope.analysis.kernels.bound import override, run_peaks
 
 
 def device(calibration: Any = None, **peaks: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.bound import Peaks, add_bound
-from analysis.hardware import DEVICES
-from analysis.tiles import Launch, Tile, shape_loss, wave_model
-from taxonomy.gemm import Gemm
+from prunescope.analysis.device.hardware import DEVICES
+from prunescope.analysis.device.tiles import Launch, Tile, shape_loss, wave_model
+from prunescope.analysis.kernels.bound import Peaks, add_bound
+from prunescope.taxonomy.gemm import Gemm
 
 DTYPES = ("bf16", "fp32", "int8", None)
 BOUNDS = ("compute", "memory", "latency", "unknown")

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 import prunescope
-from analysis.bundle import bundle, sums_text
-from analysis.bundle_zip import read_zip, zip_bytes
-from analysis.pipeline import analyze
-from analysis.report.model import to_json
-from analysis.trim import trim
-from analysis.verify_bundle import verify
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.bundle.archive import read_zip, zip_bytes
+from prunescope.analysis.bundle.bundle import bundle, sums_text
+from prunescope.analysis.bundle.trim import trim
+from prunescope.analysis.bundle.verify import verify
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import to_json
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, gap, k, module, op, save, step
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from analysis.compare import compare, find_runs
-from analysis.deliver import Delivery
-from analysis.deliver_comparison import deliver_all
-from analysis.report.comparison import (
+from prunescope.analysis.compare import compare, find_runs
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,
     render_csv,
@@ -26,11 +25,12 @@ from analysis.report.comparison import (
     render_markdown,
     write_comparison,
 )
-from analysis.report.comparison_figure import comparison_figure, draw_comparison
-from analysis.report.comparison_model import Comparison, ComparisonRow
-from analysis.report.model import Ladder
-from analysis.subject import Options
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.report.comparison_figure import comparison_figure, draw_comparison
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
+from prunescope.analysis.schema.report import Ladder
+from prunescope.deliver import Delivery
+from prunescope.deliver_comparison import deliver_all
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report.example import HOSTILE
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, module, op, save, step

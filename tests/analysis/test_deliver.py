@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from analysis.pipeline import analyze
+from prunescope.analysis.pipeline import analyze
 from tests.analysis.test_bundle import make
 from tests.chrome import chrome, k, op, save
 

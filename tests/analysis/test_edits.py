@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.model import Phase
-from analysis.report.sentences import left_out
+from prunescope.analysis.report.sentences import left_out
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.edit_case import (
     BETA,
     HAVE_F,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from analysis.findings.checks import CHECKS
-from analysis.findings.context import ms, stands
-from analysis.pipeline import Options, analyze
-from analysis.report.model import Finding, Part, Phase, Row
+from prunescope.analysis.findings.checks import CHECKS
+from prunescope.analysis.findings.context import ms, stands
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.schema.report import Finding, Part, Phase, Row
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
 from tests.chrome import chrome, gap, k, module, op, save, step
 

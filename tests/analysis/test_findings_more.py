@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
+from prunescope.analysis.pipeline import analyze
 from tests.analysis.edits import Edit
 from tests.analysis.finding_cases import (
     BF16,

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from analysis import frontier
-from analysis.report.pareto_model import Point
+from prunescope.analysis.pareto import frontier
+from prunescope.analysis.schema.pareto import Point
 from tests.analysis.pareto_points import point
 
 

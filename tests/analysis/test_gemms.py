@@ -9,13 +9,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.gemms import Call, pair_calls, report_rows
-from analysis.hardware import find_device
-from analysis.pipeline import Analysis, analyze
-from analysis.report import sentences
-from analysis.report.model import Gemm as Row
-from analysis.report.model import Phase
-from taxonomy.gemm import Gemm
+from prunescope.analysis.device.hardware import find_device
+from prunescope.analysis.ledger.gemms import Call, pair_calls, report_rows
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.gemm import Gemm
 
 
 @pytest.fixture(scope="module")

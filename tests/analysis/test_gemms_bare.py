@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
-from analysis.report.view import gemm_table
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.view import gemm_table
+from prunescope.analysis.schema.report import Phase
 from tests.chrome import Op, chrome, k, op, save, step
 
 SGEMM, ADD = "ampere_sgemm_128x64_nn", "void at::native::vectorized_elementwise_kernel<4>"

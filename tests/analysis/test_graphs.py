@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.align import align
-from analysis.pipeline import analyze
-from analysis.report.model import Phase, Report
-from analysis.role import GEMM_KINDS
-from analysis.subject import Options
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.kernels.align import align
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.finding_cases import layers, mm, pointwise
 from tests.analysis.replays import DEVICE, read, replayed
 from tests.chrome import save

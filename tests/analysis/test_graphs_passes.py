@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.engines import decode_batch, names_batch
-from analysis.pipeline import analyze
-from analysis.replay_match import Launches, Order, Part
-from analysis.report.model import Report
-from analysis.subject import Options
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.kernels.replay_match import Launches, Order, Part
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Report
+from prunescope.analysis.timeline.engines import decode_batch, names_batch
 from tests.analysis.replays import DEVICE, replayed
 from tests.chrome import chrome, k, module, op, save
 

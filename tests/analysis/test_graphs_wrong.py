@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Phase, Report
-from analysis.subject import Options
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.finding_cases import layers, mm, pointwise
 from tests.analysis.replays import replayed
 from tests.chrome import save

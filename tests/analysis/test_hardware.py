@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from analysis.hardware import (
+from prunescope.analysis.device.hardware import (
     DEVICES,
     Device,
     device_in_trace,
@@ -12,7 +12,7 @@ from analysis.hardware import (
     find_device,
     with_overrides,
 )
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
 
 # dense TFLOP/s, GB/s, SMs: the data sheets
 SHEET = {

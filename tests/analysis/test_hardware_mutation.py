@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from analysis import hardware
+from prunescope.analysis.device import hardware
 
 # Published: bf16, fp16, tf32, fp32, fp8 in dense TFLOP/s, GB/s, MiB of L2, SMs. "-": no such unit.
 SHEETS = """
@@ -71,7 +71,11 @@ LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi355x": 256}  # MiB behind L2
 
 
 def table() -> dict[str, Any]:
-    text = resources.files("analysis").joinpath("devices.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("prunescope.analysis.device")
+        .joinpath("devices.json")
+        .read_text(encoding="utf-8")
+    )
     found: dict[str, Any] = json.loads(text)
     return found
 
@@ -151,7 +155,7 @@ def test_a_change_of_any_number_is_noticed(by: float) -> None:
                                   "a100_legacy_flows", "mi300x_compile_triton"])  # fmt: skip
 def test_the_limits_are_those_that_traces_tell(name: str, real_trace: Any) -> None:
     """A third witness: the properties that the driver gave the profiler."""
-    from analysis.load import load
+    from prunescope.analysis.trace.load import load
 
     told = load(real_trace(f"{name}.json.gz")).source.meta["deviceProperties"][0]
     device = hardware.device_in_trace(told["name"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.pipeline import analyze
-from analysis.report.model import Report
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Report
 from tests.analysis.edits import Edit
 from tests.chrome import chrome, k, op, save, step
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from analysis import hta_bridge
-from analysis.hta_bridge import ours, second_opinion
-from analysis.load import load
-from analysis.pipeline import Options, analyze
-from analysis.report.sentences import second_opinion as sentences
+from prunescope.analysis import hta as hta_bridge
+from prunescope.analysis.hta import ours, second_opinion
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report.sentences import second_opinion as sentences
+from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, op, save, step
 
 hta_is_here = pytest.mark.skipif(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Finding, Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Finding, Phase
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, op, save, step
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from analysis.kind import KINDS, is_work_op, kernel_kind, kind_of, op_kind
-from analysis.ops.names import GAP_OPS, OP_KINDS
-from analysis.work import MODELS, OpCall
+from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of, op_kind
+from prunescope.analysis.ops.names import GAP_OPS, OP_KINDS
+from prunescope.analysis.ops.work import MODELS, OpCall
 
 BF16 = "c10::BFloat16"
 MM = OpCall("aten::mm", ((64, 32), (32, 16)), (BF16, BF16))

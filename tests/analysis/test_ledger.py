@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.ledger import Split, ratios, split, times, uniform
-from analysis.noise import choose_domain, point
-from analysis.pairing import Alignment, Side, Units
-from analysis.rows import build_rows
+from prunescope.analysis.ledger.ledger import Split, ratios, split, times, uniform
+from prunescope.analysis.ledger.noise import choose_domain, point
+from prunescope.analysis.ledger.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.rows import build_rows
 
 NAN = float("nan")
 UP, REST, GATHER = (0, "up", "matmul"), (0, "residual", "pointwise"), (0, "q", "gather_scatter")

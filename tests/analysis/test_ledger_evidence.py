@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
 from tests.chrome import k, op
 

@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from analysis.link import innermost, link, parents
-from analysis.load import Trace, load
-from analysis.pipeline import analyze
-from analysis.report.anatomy_view import lines as anatomy_lines
-from analysis.report.model import Report, to_json
-from analysis.steps import find_windows
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.anatomy_view import lines as anatomy_lines
+from prunescope.analysis.schema.report import Report, to_json
+from prunescope.analysis.timeline.link import innermost, link, parents
+from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.trace.load import Trace, load
 from tests.analysis.edits import Edit
 from tests.chrome import chrome, gap, k, module, op, save, step
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.load import Trace, load
-from analysis.pipeline import analyze
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.trace.load import Trace, load
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,8 +8,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from analysis.ledger import ROWS, ratios
-from analysis.noise import (
+from prunescope.analysis.ledger.ledger import ROWS, ratios
+from prunescope.analysis.ledger.noise import (
     Domain,
     bootstrap,
     choose_domain,
@@ -22,7 +22,7 @@ from analysis.noise import (
     realised_interval,
     speedup_interval,
 )
-from analysis.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.pairing import Alignment, Side, Units
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 

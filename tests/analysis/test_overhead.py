@@ -11,8 +11,15 @@ from typing import Any
 
 import pytest
 
-from analysis.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS, break_even, of_saved
-from analysis.report.model import Overhead, OverheadPart, Phase
+from prunescope.analysis.ledger.overhead import (
+    ADDED,
+    HOST,
+    KEY_VALUE,
+    WEIGHTS,
+    break_even,
+    of_saved,
+)
+from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase
 from tests.analysis.finding_cases import BF16, layers, mm, pair, pointwise, report, sdpa
 from tests.analysis.report import example
 from tests.chrome import chrome, gap, k, module, op, step

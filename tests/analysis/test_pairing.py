@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.frame import Kernels, build
-from analysis.load import load
-from analysis.pairing import Alignment, align, pair
-from analysis.steps import find_windows
+from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.ledger.pairing import Alignment, align, pair
+from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.chrome import k, op, save
 

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from analysis import frontier, pareto
-from analysis.overhead import of_saved
-from analysis.pareto_claims import summary
-from analysis.pareto_report import to_json, write_pareto
-from analysis.pipeline import Analysis
-from analysis.report.pareto_markdown import render_pareto
-from analysis.report.pareto_model import Cell, Pareto, ParetoPhase, Point
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import PhaseRun, Run
+from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.pareto import frontier, pareto
+from prunescope.analysis.pareto.claims import summary
+from prunescope.analysis.pareto.write import to_json, write_pareto
+from prunescope.analysis.pipeline import Analysis
+from prunescope.analysis.report.pareto_markdown import render_pareto
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import PhaseRun, Run
 from tests.analysis.pareto_points import MS, point
 from tests.analysis.report import example
 
@@ -171,7 +171,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_markdown_and_figures_are_reproducible() -> None:
-    from analysis.report.pareto_figures import pareto_figures
+    from prunescope.analysis.report.pareto_figures import pareto_figures
 
     found = whole([point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0)])
     assert pareto_figures(found, "svg") == pareto_figures(found, "svg")
@@ -343,7 +343,7 @@ def test_json_is_the_struct() -> None:
 @pytest.mark.torch
 @pytest.mark.slow
 def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
-    from tracer.sweep import SweepRequest, sweep
+    from prunescope.tracer.sweep.sweep import SweepRequest, sweep
 
     config = tmp_path / "c.yaml"
     config.write_text(
@@ -361,7 +361,7 @@ def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
 
 def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None:
     """Of two dense-like points, one interval holds 1.00 (0.98..1.02), one does not."""
-    from analysis.pareto_claims import control
+    from prunescope.analysis.pareto.claims import control
 
     dense = {"flop_sparsity": 0.0, "parameter_sparsity": 0.0}
     points = [point("a", 1.0, 0.0, **dense), point("b", 1.1, 0.0, **dense), point("c", 1.5, 0.1)]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from analysis.engines import engine_step
-from analysis.pipeline import Options, analyze
-from analysis.report.model import Phase
-from analysis.report.sentences import headline
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.timeline.engines import engine_step
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 VLLM = "execute_context_{}({})_generation_{}({})"

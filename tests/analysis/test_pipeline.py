@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import Options, analyze
-from analysis.report import sentences
-from analysis.report.model import Phase, from_json, to_json
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.report import Phase, from_json, to_json
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.decoder import Layer, Setting, decoder, write_pair, write_run
 from tests.chrome import chrome, gap, k, op, save, step
 

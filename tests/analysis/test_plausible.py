@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from analysis.load import load
-from analysis.pipeline import analyze
-from analysis.report.sentences import closure
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import closure
+from prunescope.analysis.trace.load import load
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, save, step
 
 LATER_US = 1.4e12  # as kineto's clocks

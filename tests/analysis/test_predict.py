@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from analysis.predict import PredictRequest, predict
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
-from taxonomy.presets import preset_config
+from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families
+from prunescope.taxonomy.presets import preset_config
 
 
 def ask(**options: Any) -> dict[str, Any]:

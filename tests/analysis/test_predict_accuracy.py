@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from analysis.predict_constants import DEFAULT, TABLE, Constants
-from analysis.predict_execution import NAMES, TERMS
-from analysis.predict_setting import PredictRequest, resolve, workloads
-from analysis.predict_shares import Measured, scaled
-from taxonomy.family import families
+from prunescope.analysis.predict.constants import DEFAULT, TABLE, Constants
+from prunescope.analysis.predict.execution import NAMES, TERMS
+from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
+from prunescope.analysis.predict.shares import Measured, scaled
+from prunescope.taxonomy.family import families
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def test_constants_are_of_mechanisms_and_name_their_source() -> None:
 def test_no_module_of_the_model_knows_a_family_by_name() -> None:
     named = [one.id for one in families() if one.id != "dense"]
     for file in ("execution", "constants", "added", "shares"):
-        text = (ROOT / f"analysis/predict_{file}.py").read_text(encoding="utf-8")
+        text = (ROOT / f"analysis/predict/{file}.py").read_text(encoding="utf-8")
         assert [one for one in named if f'"{one}"' in text] == []
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-import prunescope
+from prunescope.cli import app
+from prunescope.taxonomy.errors import PrunescopeError
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
 POINT = ("--model", "llama-3.1-8b", "--device", "h100-sxm")
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(prunescope.app, ["predict", *map(str, words)])
+    return CliRunner().invoke(app, ["predict", *map(str, words)])
 
 
 def test_a_grid_of_two_methods_leaves_curves_and_json(tmp_path: Path) -> None:
@@ -70,5 +71,5 @@ def test_a_run_in_place_of_a_device() -> None:
 )
 def test_mistakes(words: tuple[str, ...], says: str) -> None:
     result = run(*words)
-    assert isinstance(result.exception, prunescope.PrunescopeError)
+    assert isinstance(result.exception, PrunescopeError)
     assert says in str(result.exception)

@@ -12,14 +12,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from analysis.pipeline import analyze
-from analysis.predict import PredictRequest, predict
-from analysis.predict_from import measured_phase
-from analysis.predict_setting import resolve, workloads
-from analysis.predict_shares import Measured
-from analysis.report.predict_table import prediction
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.predict.setting import resolve, workloads
+from prunescope.analysis.predict.shares import Measured
+from prunescope.analysis.predict_from import measured_phase
+from prunescope.analysis.report.predict_table import prediction
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
 

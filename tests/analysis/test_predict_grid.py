@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from analysis.predict import PredictRequest, predict
-from analysis.predict_grid import methods, sparsities
-from analysis.report.predict_figure import curve_files
-from analysis.report.predict_table import prediction
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.predict.grid import methods, sparsities
+from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.report.predict_figure import curve_files
+from prunescope.analysis.report.predict_table import prediction
+from prunescope.taxonomy.errors import PrunescopeError
 
 
 def ask(**options: Any) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_a_curve_of_one_point_and_of_none() -> None:
 
 
 def test_a_hostile_model_name_stays_text(tmp_path: Path) -> None:
-    from taxonomy.presets import preset_config
+    from prunescope.taxonomy.presets import preset_config
 
     folder = tmp_path / "[red]=cmd"
     folder.mkdir()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.predict import PredictRequest, predict
-from analysis.report import sentences
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.run_folder import PEAKS, write_pair
 from tests.chrome import chrome, gap, k, module, op, step
 

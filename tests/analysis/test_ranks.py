@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from analysis import subject
-from analysis.deliver import report_folder
-from analysis.load import Trace, load
-from analysis.pipeline import analyze
-from analysis.ranks import Found, find_parts
-from analysis.stragglers import RankTime, straggler
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.findings.stragglers import RankTime, straggler
+from prunescope.analysis.inputs import subject
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.ranks import Found, find_parts
+from prunescope.deliver import report_folder
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 REDUCE = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from analysis.pipeline import analyze
+from prunescope.analysis.pipeline import analyze
 from tests.analysis.test_ranks import rank_trace
 from tests.chrome import save
 

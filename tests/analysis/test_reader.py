@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis import reader
-from analysis.load import Trace, load
-from analysis.reader import Source
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.trace import reader
+from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.reader import Source
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, step
 
 NOISE = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.role import find_roles
-from analysis.scopes import Scopes
-from analysis.work import OpCall
-from taxonomy.roles import ROLES, Place
+from prunescope.analysis.kernels.role import find_roles
+from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.timeline.scopes import Scopes
+from prunescope.taxonomy.roles import ROLES, Place
 
 CAT = OpCall("aten::cat", (((1, 2, 31, 16), (1, 2, 1, 16)),), ("TensorList",))
 COPY = OpCall("aten::copy_", ((4, 4), (4, 4)), ("float", "float"))

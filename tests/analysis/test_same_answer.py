@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.pipeline import Options, analyze
-from analysis.report.model import Report, to_json
-from analysis.role import GEMM_KINDS
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.schema.report import Report, to_json
 from tests.chrome import chrome, gap, k, module, op, step
 
 NOISE = {"a": [1, {"traceEvents": [{"ph": "X"}]}, "]}"], "b": {"deviceProperties": None}}

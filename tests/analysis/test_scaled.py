@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.pipeline import analyze
+from prunescope.analysis.pipeline import analyze
 from tests.chrome import chrome, gap, k, module, op, save
 
 SCALE = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"

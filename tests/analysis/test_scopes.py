@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.pipeline import analyze
+from prunescope.analysis.pipeline import analyze
 from tests.chrome import chrome, k, module, op, save, step
 
 T, H, Q, KV, F = 32, 64, 64, 32, 96

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from analysis.load import load
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
 REAL = ("a100_legacy_flows", "a100_training_graphs_nccl", "h100_qwen1.5-0.5b_prefill",

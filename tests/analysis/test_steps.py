@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.link import link
-from analysis.load import load
-from analysis.pipeline import Options, analyze
-from analysis.steps import Windows, find_windows
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.timeline.link import link
+from prunescope.analysis.timeline.steps import Windows, find_windows
+from prunescope.analysis.trace.load import load
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 MM = op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])

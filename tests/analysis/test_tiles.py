@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from analysis.hardware import Device
-from analysis.tiles import (
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.tiles import (
     Launch,
     Tile,
     in_blocks,
@@ -16,7 +16,7 @@ from analysis.tiles import (
     tile_of,
     wave_model,
 )
-from taxonomy.gemm import Gemm
+from prunescope.taxonomy.gemm import Gemm
 
 SM132 = Device(
     name="test", vendor="nvidia", dense_flop_per_s={}, byte_per_s=None, source="test", sm=132,

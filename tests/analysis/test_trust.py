@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Family, Phase
-from analysis.trust import Doubt, weighed
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Family, Phase
+from prunescope.analysis.verdict.doubts import Doubt, weighed
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import found, layers, mm, report
 from tests.chrome import Op, chrome, k, op, step

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report.model import Family, Phase
+from prunescope.analysis.schema.report import Family, Phase
 from tests.small_capture import phases_unrecorded, saved_model, small_trace
 
 pytestmark = pytest.mark.torch
@@ -143,8 +143,8 @@ def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> 
     """Cut matrices give what zeros in their place give; FLAP's biases are added."""
     import torch
 
-    from taxonomy.errors import PrunescopeError
-    from tracer.models import load_model
+    from prunescope.taxonomy.errors import PrunescopeError
+    from prunescope.tracer.model.load import load_model
 
     def load(at: Path) -> Any:
         return load_model(str(at), dtype="auto", device=torch.device("cpu"), attn="sdpa")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.evidence import Evidence
-from analysis.gemms import Call, Pair, pair_calls
-from analysis.pairing import Alignment, Units
-from analysis.pairing import Side as UnitSide
-from analysis.report.model import Phase
-from analysis.verdict import verdict
+from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
+from prunescope.analysis.ledger.pairing import Alignment, Units
+from prunescope.analysis.ledger.pairing import Side as UnitSide
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.verdict import verdict
 from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")

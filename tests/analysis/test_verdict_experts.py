@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from analysis.evidence import Evidence
-from analysis.gemms import Call
-from analysis.verdict import verdict
-from analysis.verdict_experts import expert_channels
+from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.experts import expert_channels
+from prunescope.analysis.verdict.verdict import verdict
 from tests.analysis.test_verdict_dynamic import changed, evidence, model
 
 H = 64

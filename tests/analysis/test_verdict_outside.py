@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report.model import Family
+from prunescope.analysis.schema.report import Family
 from tests.small_capture import saved_model, small_trace
 
 pytestmark = pytest.mark.torch
@@ -53,14 +53,14 @@ trace = partial(small_trace, warmup=1)
 
 
 def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
-    from analysis.pipeline import analyze
+    from prunescope.analysis.pipeline import analyze
 
     phases = analyze(subject, baseline=baseline).report.phases
     return {name: phase.family for name, phase in phases.items() if phase.family is not None}
 
 
 def removed(subject: Path) -> dict[str, float | None]:
-    from analysis.pipeline import analyze
+    from prunescope.analysis.pipeline import analyze
 
     return analyze(subject).report.phases["prefill"].sparsity
 

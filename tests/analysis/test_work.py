@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.ops.attention import pairs
-from analysis.work import OpCall, Work, op_model, work_of
-from taxonomy.gemm import Gemm
+from prunescope.analysis.ops.attention import pairs
+from prunescope.analysis.ops.work import OpCall, Work, op_model, work_of
+from prunescope.taxonomy.gemm import Gemm
 
 BF16, FP32, INT64 = "c10::BFloat16", "float", "long int"
 

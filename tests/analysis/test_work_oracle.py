@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis.work import OpCall, work_of
+from prunescope.analysis.ops.work import OpCall, work_of
 
 torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode, flop_registry  # noqa: E402

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from analysis.kind import KINDS, is_work_op, kernel_kind, kind_of
-from analysis.ops.pointwise import generated
-from analysis.tiles import Launch, tile_of, wave_model
-from analysis.work import MODELS, OpCall, work_of
-from taxonomy.gemm import Gemm
+from prunescope.analysis.device.tiles import Launch, tile_of, wave_model
+from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of
+from prunescope.analysis.ops.pointwise import generated
+from prunescope.analysis.ops.work import MODELS, OpCall, work_of
+from prunescope.taxonomy.gemm import Gemm
 
 NAMES = [*sorted(MODELS), "triton_red_fused_rsqrt_0", "aten::view"]
 TYPES = [

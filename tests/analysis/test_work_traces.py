@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from analysis.hardware import Device, device_in_trace
-from analysis.kind import KINDS, MATMUL_KINDS, kind_of
-from analysis.tiles import Launch, in_blocks, tile_of, wave_model
-from analysis.work import OpCall, Work, work_of
+from prunescope.analysis.device.hardware import Device, device_in_trace
+from prunescope.analysis.device.tiles import Launch, in_blocks, tile_of, wave_model
+from prunescope.analysis.ops.kind import KINDS, MATMUL_KINDS, kind_of
+from prunescope.analysis.ops.work import OpCall, Work, work_of
 from tests.conftest import SHARED
 
 pytestmark = pytest.mark.slow

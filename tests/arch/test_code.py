@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("analysis", "taxonomy", "tracer")
-SOURCES = [ROOT / "prunescope.py", *(p for r in ROOMS for p in sorted((ROOT / r).rglob("*.py")))]
+SOURCES = [
+    *sorted((ROOT / "prunescope").glob("*.py")),
+    *(p for r in ROOMS for p in sorted((ROOT / r).rglob("*.py"))),
+]
 ALL = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
 # Traces are untrusted, stdout belongs to the report, and a frame is not walked row by row.
 CALLS = {"eval", "exec", "print", "compile", "__import__"}

@@ -8,7 +8,8 @@ import inspect
 import typer.main
 
 import prunescope
-from taxonomy.errors import PrunescopeError
+from prunescope import cli
+from prunescope.taxonomy.errors import PrunescopeError
 
 COMMANDS = {
     "trace": {
@@ -47,7 +48,7 @@ DEFAULTS = {
 
 
 def test_commands_and_options() -> None:
-    group = typer.main.get_command(prunescope.app)
+    group = typer.main.get_command(cli.app)
     seen = {
         name: {word for parameter in command.params for word in parameter.opts} - {"--help", "-h"}
         for name, command in group.commands.items()
@@ -56,7 +57,7 @@ def test_commands_and_options() -> None:
 
 
 def test_every_command_says_what_it_does() -> None:
-    group = typer.main.get_command(prunescope.app)
+    group = typer.main.get_command(cli.app)
     for name, command in group.commands.items():
         first = (command.help or "").split("\n")[0]
         assert first.endswith("."), f"{name}: {first!r}"
@@ -65,9 +66,9 @@ def test_every_command_says_what_it_does() -> None:
 
 
 def test_trace_defaults_are_the_documented_ones_in_command_and_api() -> None:
-    from tracer.request import TraceRequest
+    from prunescope.tracer.capture.request import TraceRequest
 
-    command = inspect.signature(prunescope._trace).parameters
+    command = inspect.signature(cli._trace).parameters
     request = {field.name: field.default for field in dataclasses.fields(TraceRequest)}
     assert {name: command[name].default for name in DEFAULTS} == DEFAULTS
     assert {name: request[name] for name in DEFAULTS} == DEFAULTS
@@ -75,8 +76,8 @@ def test_trace_defaults_are_the_documented_ones_in_command_and_api() -> None:
 
 
 def test_predict_takes_what_its_request_takes() -> None:
-    from analysis.fact_commands import _predict
-    from analysis.predict import PredictRequest
+    from prunescope.analysis.predict.predict import PredictRequest
+    from prunescope.fact_commands import _predict
 
     fields = {field.name for field in dataclasses.fields(PredictRequest)}
     command = set(inspect.signature(_predict).parameters) - {"json_target", "out", "peak"}

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import taxonomy.whole
-from taxonomy.run import PhaseRun, Run
-from tracer.runs import Capture, write_runs
+import prunescope.taxonomy.atomic_write
+from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.tracer.capture.runs import Capture, write_runs
 
 # Every place at which the process may die while it writes, in order.
 POINTS = ("made", "file 1", "file 2", "file 3", "filled", "placed")
@@ -46,7 +46,7 @@ def write_both(out: Path) -> None:
 
 def write_one_report(out: Path) -> None:
     """A report of four files, as `analyze` writes it at its end."""
-    from analysis.report.write import write_files
+    from prunescope.analysis.report.write import write_files
 
     mark = os.environ.get("MARK", "new")
     names = ("report.md", "report.json", "a.png", "b.pdf")
@@ -62,7 +62,7 @@ def analyze_it(out: Path) -> None:
 
 def write_one_file(out: Path) -> None:
     """A bundle, or what --json FILE writes."""
-    taxonomy.whole.write_file(out, b"half" * 9999)
+    prunescope.taxonomy.atomic_write.write_file(out, b"half" * 9999)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def arm(point: str, die: Callable[[], None]) -> None:
     files = [0]
     for name in ("write_bytes", "write_text"):
         setattr(Path, name, _counted(getattr(Path, name), files, point, die))
-    real = taxonomy.whole.put_in_place
+    real = prunescope.taxonomy.atomic_write.put_in_place
     for module in list(sys.modules.values()):
         if getattr(module, "put_in_place", None) is real:
             module.put_in_place = _placing(real, point, die)  # type: ignore[attr-defined]

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import prunescope
+from prunescope.tracer.sweep import job as sweep_job
+from prunescope.tracer.sweep import watch as watch
+from prunescope.tracer.sweep.engines import ray
+from prunescope.tracer.sweep.job import Job
 from tests.faults.driver import write_both
-from tracer import sweep_job
-from tracer import sweep_watch as watch
-from tracer.engines import ray
-from tracer.sweep_job import Job
 
 HANGS = "static-m-s0.5-decode-b1-p8-d0"
 CONFIG = """\

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 import prunescope
-from analysis import bundle as bundling
-from analysis import deliver as delivery
-from analysis.pipeline import analyze
+from prunescope import deliver as delivery
+from prunescope.analysis.bundle import bundle as bundling
+from prunescope.analysis.pipeline import analyze
 from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both
 from tests.hostile.material import write_pair
@@ -213,8 +213,8 @@ class TestTrace:
     @each_fault
     @pytest.mark.parametrize("stage", STAGES)
     def test_a_stage(self, fault: str, stage: str, tmp_path: Path) -> None:
-        from taxonomy.errors import PrunescopeError
-        from tracer.progress import Silent
+        from prunescope.taxonomy.errors import PrunescopeError
+        from prunescope.tracer.capture.progress import Silent
 
         fail, code = FAULTS[fault]
 
@@ -233,8 +233,8 @@ class TestTrace:
     ) -> None:
         import torch
 
-        from taxonomy.errors import PrunescopeError
-        from tracer import session
+        from prunescope.taxonomy.errors import PrunescopeError
+        from prunescope.tracer.capture import session
 
         def fail(*_args: object, **_more: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -266,8 +266,8 @@ class TestTrace:
         assert new["f/pruned/run.json"] != old["f/pruned/run.json"]
 
     def test_a_second_process_is_told_at_once(self, tmp_path: Path) -> None:
-        from taxonomy.errors import PrunescopeError
-        from taxonomy.whole import claimed
+        from prunescope.taxonomy.atomic_write import claimed
+        from prunescope.taxonomy.errors import PrunescopeError
 
         with claimed(tmp_path / "f"), pytest.raises(PrunescopeError, match="another process"):
             halved(tmp_path / "f")
@@ -278,8 +278,8 @@ class TestTrace:
 def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in its second capture it keeps the first, and the same request does the rest alone.
     A result for which memory does not suffice is recorded, and does not end the sweep."""
-    from tracer import sweep_job
-    from tracer.sweep import SweepRequest, sweep
+    from prunescope.tracer.sweep import job as sweep_job
+    from prunescope.tracer.sweep.sweep import SweepRequest, sweep
 
     fail, code = FAULTS[fault]
     monkeypatch.setattr(sweep_job, "TOKENS", 64)

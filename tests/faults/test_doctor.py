@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from tracer import clocks, doctor
+from prunescope.tracer.machine import clocks, doctor
 
 Check = dict[str, Any]
 
@@ -55,7 +55,7 @@ def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("clocks", [None, {"core_hz": 1.98e9, "memory_hz": 2.619e9}])
 def test_clocks(clocks: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracer import clocks as clock
+    from prunescope.tracer.machine import clocks as clock
 
     monkeypatch.setattr(clock, "read_clocks", lambda _device: clocks)
     check = doctor._clocks()
@@ -74,7 +74,7 @@ def test_a_gpu_that_torch_does_not_use_is_a_finding(
     """A build for CPUs, or one that the driver is too old for, beside a driver that names a GPU."""
     import torch
 
-    from tracer import machine
+    from prunescope.tracer.machine import device as machine
 
     done = subprocess.CompletedProcess([], 0, stdout="NVIDIA H100\n", stderr="")
     monkeypatch.setattr(machine, "pick_device", lambda _name: torch.device("cpu"))

@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from prunescope.tracer.sweep import watch as watch
+from prunescope.tracer.sweep.plan import Planned
+from prunescope.tracer.sweep.state import SweepFolder, timing_slot
+from prunescope.tracer.sweep.watch import Hung, Watch
 from tests.faults.hanging import CONFIG, HANGS
-from tracer import sweep_watch as watch
-from tracer.sweep_plan import Planned
-from tracer.sweep_state import SweepFolder, timing_slot
-from tracer.sweep_watch import Hung, Watch
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.torch
@@ -184,8 +184,8 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine for ray, without ray: the result in hand failed, what was not begun is pending."""
-    from tracer.engines import ray
-    from tracer.sweep import SweepRequest, summary, sweep
+    from prunescope.tracer.sweep.engines import ray
+    from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
 
     begun: list[str] = []
 

@@ -21,7 +21,15 @@ AT_ONCE = 8
 def test_eight_analyses_of_one_folder(tmp_path: Path) -> None:
     """All end well, and what is left is one whole report."""
     run = write_pair(tmp_path / "run")
-    command = [sys.executable, "prunescope.py", "analyze", str(run), "--format", "md,json,csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "prunescope",
+        "analyze",
+        str(run),
+        "--format",
+        "md,json,csv",
+    ]
     running = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(AT_ONCE)
@@ -39,8 +47,8 @@ def test_eight_analyses_of_one_folder(tmp_path: Path) -> None:
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny one, on a machine whose peaks need no measuring."""
     pytest.importorskip("torch")
+    from prunescope.tracer.capture import user_capture
     from tests.tracer.tiny_models import tiny_model
-    from tracer import user_capture
 
     monkeypatch.setattr(user_capture, "measure_peaks", lambda *_: PEAKS)
     return tiny_model("llama", num_hidden_layers=1)
@@ -126,8 +134,9 @@ def test_ten_million_events_that_say_nothing(tmp_path: Path) -> None:
     """Bounded by the block, not by the file: 10^7 events in far less memory than they take."""
     # Not ru_maxrss: a child's begins with that of the process that started it.
     code = (
-        "import re, sys; from pathlib import Path; from analysis.pipeline import analyze\n"
-        "from taxonomy.errors import PrunescopeError\n"
+        "import re, sys; from pathlib import Path\n"
+        "from prunescope.analysis.pipeline import analyze\n"
+        "from prunescope.taxonomy.errors import PrunescopeError\n"
         "try: analyze(Path(sys.argv[1]))\n"
         "except PrunescopeError as error: assert 'no device events' in str(error), error\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"

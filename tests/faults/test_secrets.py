@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from taxonomy.presets import preset_config
+from prunescope.taxonomy.presets import preset_config
 from tests.chrome import chrome, gap, k, op, step
 from tests.small_capture import saved_model
 
@@ -130,7 +130,7 @@ def run(home: Path, words: list[str]) -> None:
         "XDG_CACHE_HOME": str(home / "cache"),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(ROOT / "prunescope.py"), *args], cwd=home, env=environment,
+        [sys.executable, "-m", "prunescope", *args], cwd=home, env=environment,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -219,7 +219,7 @@ def test_a_trace_that_grows_while_it_is_read(
 def test_output_that_cannot_be_written(words: list[str], run: Path, tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "prunescope.py"), "analyze", str(run), "--format", "md",
+            [sys.executable, "-m", "prunescope", "analyze", str(run), "--format", "md",
              *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 2
@@ -232,7 +232,7 @@ def test_output_that_cannot_be_written(words: list[str], run: Path, tmp_path: Pa
 @pytest.mark.parametrize(("words", "code"), [("devices", 0), ("analyze gone", 2)])
 def test_closed_streams(closed: str, words: str, code: int) -> None:
     """A service without a terminal may start it with nothing to write to."""
-    shell = f'exec "$0" prunescope.py {words} {closed}'
+    shell = f'exec "$0" -m prunescope {words} {closed}'
     done = subprocess.run(
         ["sh", "-c", shell, sys.executable], cwd=ROOT, capture_output=True, text=True, timeout=60,
         check=False,
@@ -247,7 +247,7 @@ def test_a_narrow_terminal_without_home_or_unicode(tmp_path: Path) -> None:
                    "PYTHONCOERCECLOCALE": "0", "NO_COLOR": "1", "TERM": "dumb",
                    "TMPDIR": "/nowhere"}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(ROOT / "prunescope.py"), "analyze", str(run), "--format", "md"],
+        [sys.executable, "-m", "prunescope", "analyze", str(run), "--format", "md"],
         env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

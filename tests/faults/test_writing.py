@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.write import write_files
-from taxonomy import whole
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run, sha256_of
-from taxonomy.whole import claimed, partial_folder, put_in_place, write_file
+from prunescope.analysis.report.write import write_files
+from prunescope.taxonomy import atomic_write as whole
+from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place, write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run, sha256_of
 from tests.faults.driver import POINTS, WORK, everything, write_both, write_one_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,7 +247,8 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 
 def test_a_killed_process_frees_its_claim(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from taxonomy.whole import claimed\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from prunescope.taxonomy.atomic_write import claimed\n"
         "with claimed(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run(

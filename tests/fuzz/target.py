@@ -9,9 +9,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from analysis.pipeline import Options, analyze
-from analysis.report.model import Phase, from_json, to_json
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.schema.report import Phase, from_json, to_json
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import seeds
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load
-from analysis.pipeline import analyze
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.trace.load import load
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.fuzz.mutate import mutated
 from tests.fuzz.seeds import seeds
 from tests.fuzz.target import attempt, check

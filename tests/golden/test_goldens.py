@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report.model import Phase
-from taxonomy.run import read_run
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.run import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = Path(__file__).parent / "expected"

@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.pipeline import Analysis, analyze
-from analysis.report.model import Report
-from analysis.report.terminal import print_report
-from analysis.report.write import _rendered
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.terminal import print_report
+from prunescope.analysis.report.write import _rendered
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.errors import PrunescopeError
 
 # What does something in a browser, in LaTeX, a spreadsheet or a terminal.
 ATTACK = "<script>alert(1)</script>\\input{/etc/passwd}=cmd|' /C calc'!A0\x1b]0;owned\x07\x1b[2J"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from analysis.bundle import bundle, sums_text
-from analysis.bundle_zip import zip_bytes
+from prunescope.analysis.bundle.archive import zip_bytes
+from prunescope.analysis.bundle.bundle import bundle, sums_text
 from tests.hostile.case import ATTACK
 from tests.hostile.files import repeated
 from tests.hostile.material import write_pair

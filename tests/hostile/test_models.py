@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from analysis.predict import PredictRequest, predict
-from taxonomy.errors import PrunescopeError
-from taxonomy.presets import preset_config
+from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.presets import preset_config
 from tests.hostile.case import ATTACK
 from tests.small_capture import saved_model
 
@@ -86,7 +86,7 @@ class Bomb:
 
 
 def load(folder: Path) -> Any:
-    from tracer.models import load_model
+    from prunescope.tracer.model.load import load_model
 
     return load_model(str(folder), dtype="auto", device=torch.device("cpu"), attn="sdpa")
 
@@ -172,7 +172,7 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint: Path, tmp_path: Path) -> 
     (checkpoint / "config.json").write_text(json.dumps({**plain, "auto_map": auto}))
     tokenizer = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    from tracer.models import load_tokenizer
+    from prunescope.tracer.model.load import load_tokenizer
 
     load_tokenizer(load(checkpoint))
     unknown = {**plain, "auto_map": auto, "model_type": "unheard-of"}
@@ -208,7 +208,7 @@ def test_damaged_gguf_files_are_refused(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", SWEEPS, ids=range(len(SWEEPS)))
 def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
-    from tracer.sweep import SweepRequest, plan_of
+    from prunescope.tracer.sweep.sweep import SweepRequest, plan_of
 
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
@@ -220,7 +220,7 @@ def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_hostile_family_stays_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
     """A family may be a path or a function: the ids of its results are plain names."""
-    from tracer.sweep import SweepRequest, plan_of
+    from prunescope.tracer.sweep.sweep import SweepRequest, plan_of
 
     path = tmp_path / "sweep.yaml"
     names = json.dumps([ATTACK, "../../x", "/etc/passwd", "a:b", "x" * 5000 + "/y"])

@@ -10,9 +10,9 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis.link import Linked, cover, link
-from analysis.load import load
-from analysis.steps import find_windows
+from prunescope.analysis.timeline.link import Linked, cover, link
+from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
 QUIET = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))

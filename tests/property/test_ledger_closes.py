@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from analysis import noise
-from analysis.ledger import ROWS, Split, ratios, scale, split, times, uniform
-from analysis.noise import bootstrap, choose_domain, halves, point
-from analysis.pairing import Alignment, Side, Units
-from analysis.rows import build_rows
+from prunescope.analysis.ledger import noise
+from prunescope.analysis.ledger.ledger import ROWS, Split, ratios, scale, split, times, uniform
+from prunescope.analysis.ledger.noise import bootstrap, choose_domain, halves, point
+from prunescope.analysis.ledger.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.rows import build_rows
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 NS = st.integers(0, 10**7).map(float)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from analysis.hardware import DEVICES, Device
-from analysis.predict_execution import NAMES, op_ns, total_ns
-from analysis.predict_setting import Setting
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families, family
-from taxonomy.plan import Workload
-from taxonomy.shape import ModelShape
+from prunescope.analysis.device.hardware import DEVICES, Device
+from prunescope.analysis.predict.execution import NAMES, op_ns, total_ns
+from prunescope.analysis.predict.setting import Setting
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
 
 QUICK = settings(max_examples=40, deadline=None)
 PLACED = ("static-m", "static-k-lowrank", "static-nk", "static-nk-cross", "dynamic-m", "dynamic-nk")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from taxonomy.architecture_table import ARCHITECTURES, BY_ID
-from taxonomy.architectures import describe, known_architectures, read_architecture
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
+from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from prunescope.taxonomy.architectures import describe, known_architectures, read_architecture
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

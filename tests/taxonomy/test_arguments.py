@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxonomy.arguments import is_function, method_parts, pairs, peaks, run_name
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.arguments import is_function, method_parts, pairs, peaks, run_name
+from prunescope.taxonomy.errors import PrunescopeError
 
 
 def test_pairs_keep_what_follows_the_first_equals_sign() -> None:

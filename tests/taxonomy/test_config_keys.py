@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from taxonomy import config_names
-from taxonomy.config_keys import READ
+from prunescope.taxonomy import config_names
+from prunescope.taxonomy.config_keys import READ
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("config_names", "config_mixers", "architecture_traits")

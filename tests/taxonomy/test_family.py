@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import Family, families, family, register
-from taxonomy.plan import Workload
-from taxonomy.presets import preset_config, preset_names
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, flop, forward, roofline
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, families, family, register
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, flop, forward, roofline
 
 IDS = {
     "dense", "static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-heads",

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families, family
-from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Workload
-from taxonomy.presets import preset_config
-from taxonomy.roles import locate
-from taxonomy.run_schema import first_wrong
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, forward, kv_cache_bytes
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run_schema import first_wrong
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 
 PLAIN: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -370,8 +370,8 @@ def test_a_preset_has_the_parameters_of_its_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["qwen3_next", "falcon_h1", "granite4", "lfm2"])
 def test_a_cache_has_the_bytes_of_the_theory(name: str) -> None:
     torch = pytest.importorskip("torch")
+    from prunescope.tracer.model import compat
     from tests.tracer.tiny_models import tiny_model
-    from tracer import compat
 
     model = tiny_model(name)
     cache, ids = compat.new_cache(model), torch.arange(2, 14).unsqueeze(0)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxonomy import keep
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy import keep
+from prunescope.taxonomy.errors import PrunescopeError
 
 
 def test_roundings_by_hand() -> None:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families, family
-from taxonomy.match import MATCHES, removed_shares, solve, take_match
-from taxonomy.plan import Workload
-from taxonomy.presets import preset_config
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.match import MATCHES, removed_shares, solve, take_match
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
 
 LARGE = ModelShape.from_config(preset_config("llama-3.1-8b"))
 PREFILL = Workload(phase="prefill", prompt_len=512)

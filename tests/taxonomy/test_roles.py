@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taxonomy.architecture_table import ARCHITECTURES
-from taxonomy.roles import GROUPS, ROLES, Place, locate, locate_all, matrix_role
+from prunescope.taxonomy.architecture_table import ARCHITECTURES
+from prunescope.taxonomy.roles import GROUPS, ROLES, Place, locate, locate_all, matrix_role
 
 PATHS = {
     "model.embed_tokens": (None, "embedding", "model"),

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.plan import Workload
-from taxonomy.presets import preset_config, preset_names, preset_source
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, forward
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config, preset_names, preset_source
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, forward
 
 SMALL = {
     "model_type": "llama",

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.gemm import Gemm
-from taxonomy.plan import Op, Workload
-from taxonomy.presets import preset_config
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes, roofline
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes, roofline
 
 LLAMA = ModelShape.from_config(preset_config("llama-3.1-8b"))
 # h 4096, n 32, q 32*128 = 4096, c 8*128 = 1024, f 14336, V 128256

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from taxonomy.family import family
-from taxonomy.plan import Workload
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
 
 T = 8
 CONFIG: dict[str, Any] = {

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.match import removed_shares
-from taxonomy.plan import Workload
-from taxonomy.run_schema import first_wrong
-from taxonomy.shape import ModelShape
-from taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.match import removed_shares
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.run_schema import first_wrong
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
 
 PLAIN: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.model.load import load_model
 from tests.small_capture import PEAKS
-from tracer.models import load_model
-from tracer.trace import TraceRequest, trace
 
 
 @pytest.fixture(scope="session", autouse=True)

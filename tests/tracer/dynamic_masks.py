@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from taxonomy.roles import locate
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.residual.sublayers import roots
 from tests.tracer.dynamic_reference import assert_logits, prune, recorded, steps, tokens
-from tracer.census import dynamic_stats
-from tracer.layers import decoder_layers
-from tracer.sublayers import roots
 
 PROMPT, ALL = 19, 23  # beyond the windows of 8
 

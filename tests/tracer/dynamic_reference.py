@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tracer import compat
-from tracer.calibration import Calibration
-from tracer.census import dynamic_stats
-from tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model import compat
+from prunescope.tracer.pruners import Applied, Point, family_point, pruner
 
 ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention_bias": True, "mlp_bias": True}),

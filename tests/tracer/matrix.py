@@ -15,24 +15,24 @@ from typing import Any
 
 import torch
 
-from analysis.pipeline import analyze
-from analysis.report.model import Report
-from analysis.subject import Options, open_side
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
-from taxonomy.families.token_drop import ranked
-from taxonomy.family import families
-from taxonomy.shape import ModelShape
+from prunescope.analysis.inputs.subject import Options, open_side
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.token_drop import ranked
+from prunescope.taxonomy.family import families
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.progress import Silent
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.runs import Capture, write_runs
+from prunescope.tracer.capture.session import capture
+from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.model.load import Loaded
+from prunescope.tracer.pruners import Point, family_point, pruner
 from tests.small_capture import PEAKS
 from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model
-from tracer.models import Loaded
-from tracer.progress import Silent
-from tracer.pruners import Point, family_point, pruner
-from tracer.request import TraceRequest
-from tracer.runs import Capture, write_runs
-from tracer.session import capture
-from tracer.variants import Variant
 
 SPARSITY = 0.5
 FAMILIES = tuple(one.id for one in families() if one.id != "dense")

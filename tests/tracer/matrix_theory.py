@@ -13,13 +13,13 @@ from typing import Any
 
 import polars as pl
 
-from analysis.frame import Kernels
-from taxonomy.families.token_drop import ranked
-from taxonomy.family import family
-from taxonomy.plan import Op, Workload
-from taxonomy.roles import locate
-from taxonomy.run import Run
-from taxonomy.shape import ModelShape
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.taxonomy.families.token_drop import ranked
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.shape import ModelShape
 
 PROMPT, STEPS = 16, 2
 _LINEARS = (

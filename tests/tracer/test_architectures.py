@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.architecture_table import ARCHITECTURES
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
-from taxonomy.roles import locate, matrix_role
+from prunescope.taxonomy.architecture_table import ARCHITECTURES
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate, matrix_role
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.pruners import Applied, Point, family_point, pruner
 from tests.tracer.tiny_models import TINY, tiny_model
-from tracer import compat
-from tracer.layers import decoder_layers
-from tracer.pruners import Applied, Point, family_point, pruner
 
 pytestmark = pytest.mark.torch
 

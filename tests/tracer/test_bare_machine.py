@@ -33,8 +33,8 @@ for room in (taxonomy, tracer):
 TRACE = """
 import sys
 from pathlib import Path
-from tracer.progress import Bar
-from tracer.trace import TraceRequest, trace
+from prunescope.tracer.capture.progress import Bar
+from prunescope.tracer.capture.trace import TraceRequest, trace
 request = TraceRequest(model="tiny-llama", out=Path(sys.argv[1]), method="static-nk", prompt_len=16,
                        decode_steps=2, warmup=1, repeats=2, steps=1, threads=1)
 with Bar() as bar:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tracer import compat
-from tracer.layers import decoder_layers
-from tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.pruners import Point, family_point, pruner
 
 pytestmark = pytest.mark.torch
 FAMILIES = ("dynamic-m", "dynamic-nk", "dynamic-depth", "token-drop", "kv-evict")

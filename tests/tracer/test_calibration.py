@@ -14,26 +14,26 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.run import read_run
-from tests.tracer.architectures import FEW, apply, build, logits
-from tests.tracer.tiny_models import tiny_model
-from tracer.calibration import (
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.calibration.collect import (
     Statistics,
     calibration_of,
     collect,
     remembering,
     text_calibration,
 )
-from tracer.models import DEMO, Loaded, load_model, load_tokenizer
-from tracer.phases import token_ids
-from tracer.pruners import Applied, Point, family_ids, family_point, pruner
-from tracer.pruners.static_k_lowrank import factors
-from tracer.quality import quality, text_passage
-from tracer.request import TraceRequest
-from tracer.scores import best, input_scores, weight_scores
-from tracer.texts import DEFAULT, read_text, token_rows
+from prunescope.tracer.calibration.scores import best, input_scores, weight_scores
+from prunescope.tracer.calibration.texts import DEFAULT, read_text, token_rows
+from prunescope.tracer.capture.phases import token_ids
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
+from prunescope.tracer.pruners import Applied, Point, family_ids, family_point, pruner
+from prunescope.tracer.pruners.static_k_lowrank import factors
+from prunescope.tracer.quality.quality import quality, text_passage
+from tests.tracer.architectures import FEW, apply, build, logits
+from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from analysis.pipeline import analyze
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
+from prunescope.analysis.pipeline import analyze
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture.user_capture import capture
+from prunescope.tracer.model import compat, user_capture
 from tests.small_capture import PEAKS
-from tracer import compat, user_capture
-from tracer.user_capture import capture
 
 pytestmark = pytest.mark.torch
 
@@ -201,7 +201,7 @@ def test_a_method_of_ones_own(
 ) -> None:
     """Found in the working directory; our packages of the same names are not hidden by it."""
     (tmp_path / "mymethods.py").write_text(
-        "from taxonomy.keep import kept_hidden\n"
+        "from prunescope.taxonomy.keep import kept_hidden\n"
         "def zero(model, sparsity):\n"
         "    for layer in model.model.layers:\n"
         "        rows = int(352 * sparsity)\n"

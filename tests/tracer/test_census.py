@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tracer.census import census, dynamic_stats, matrix_row
+from prunescope.tracer.capture.census import census, dynamic_stats, matrix_row
 
 pytestmark = pytest.mark.torch
 

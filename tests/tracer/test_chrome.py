@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tracer.chrome import PHASE, Turn, split, write_trace
+from prunescope.tracer.capture.chrome import PHASE, Turn, split, write_trace
 
 TURNS = [
     Turn(variant=variant, label=f"prunescope.step#{label}")

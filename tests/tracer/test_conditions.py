@@ -8,8 +8,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from taxonomy.errors import PrunescopeError
-from tracer.conditions import memory_explained
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.machine.conditions import memory_explained
 
 pytestmark = pytest.mark.torch
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
-from taxonomy.keep import kept_count
-from taxonomy.roles import locate
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model import compat
+from prunescope.tracer.routing.row_router import Rows
 from tests.tracer.dynamic_masks import ALL, PROMPT, assert_dropped, assert_skipped, masked
 from tests.tracer.dynamic_reference import (
     assert_logits,
@@ -23,9 +26,6 @@ from tests.tracer.dynamic_reference import (
     tokens,
 )
 from tests.tracer.tiny_models import TINY, tiny_model
-from tracer import compat
-from tracer.census import dynamic_stats
-from tracer.row_router import Rows
 
 pytestmark = pytest.mark.torch
 FAMILIES: dict[str, dict[str, Any]] = {

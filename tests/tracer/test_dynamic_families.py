@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.plan import Workload
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.attention.blocks import budget, usual_block
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.scopes import module_scopes
+from prunescope.tracer.model import compat
+from prunescope.tracer.pruners import Point
+from prunescope.tracer.pruners.kv_evict import KeyRanker
+from prunescope.tracer.routing.routing import Draws
 from tests.tracer.dynamic_reference import ARCHITECTURES, prune, small, steps, tokens
-from tracer import compat
-from tracer.blocks import budget, usual_block
-from tracer.census import dynamic_stats
-from tracer.pruners import Point
-from tracer.pruners.kv_evict import KeyRanker
-from tracer.routing import Draws
-from tracer.scopes import module_scopes
 
 pytestmark = pytest.mark.torch
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.roles import locate
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.capture.census import dynamic_stats
 from tests.tracer.dynamic_masks import ALL, PROMPT, assert_dropped, assert_skipped
 from tests.tracer.dynamic_reference import prune, steps, tokens
 from tests.tracer.tiny_models import tiny_model
-from tracer.census import dynamic_stats
 
 pytestmark = pytest.mark.torch
 

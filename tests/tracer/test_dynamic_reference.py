@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.keep import kept_count
+from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.attention.parts import read_attentions
+from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.capture.census import dynamic_stats
 from tests.tracer.dynamic_reference import (
     ARCHITECTURES,
     assert_logits,
@@ -23,9 +26,6 @@ from tests.tracer.dynamic_reference import (
     steps,
     tokens,
 )
-from tracer.attention_parts import read_attentions
-from tracer.census import dynamic_stats
-from tracer.pruned_attention import PlainAttention
 
 pytestmark = pytest.mark.torch
 PROMPT, ALL = 19, 23

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.attention import flex
+from prunescope.tracer.attention.blocks import groups
 from tests.tracer.dynamic_reference import prune, small, tokens
-from tracer import flex
-from tracer.blocks import groups
 
 pytestmark = pytest.mark.torch
 

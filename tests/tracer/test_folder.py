@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from taxonomy.whole import clean_termination
-from tracer.folder import write_whole
+from prunescope.taxonomy.atomic_write import clean_termination
+from prunescope.tracer.capture.folder import write_whole
 
 
 def fill(folder: Path) -> None:

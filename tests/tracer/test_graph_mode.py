@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from analysis.pipeline import analyze
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
-from tracer import compat, graph_mode
-from tracer.graph_mode import (
+from prunescope.analysis.pipeline import analyze
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture.graph_mode import (
     RECORDERS,
     StaticDecode,
     StaticPrefill,
@@ -27,10 +26,11 @@ from tracer.graph_mode import (
     cuda_graph,
     plainly,
 )
-from tracer.memory import peak_and_cache_bytes, weight_bytes
-from tracer.phases import DecodeLoop, PrefillLoop, token_ids
-from tracer.pruners import Point, family_point, pruner
-from tracer.request import TraceRequest
+from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
+from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, token_ids
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model import compat, graph_mode
+from prunescope.tracer.pruners import Point, family_point, pruner
 
 pytestmark = pytest.mark.torch
 PROMPT, STEPS = 12, 4
@@ -317,7 +317,7 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole captures, the graph faked: no hooks in what is timed and profiled, roles beside it."""
-    monkeypatch.setattr("tracer.session.check_mode", lambda *_: None)
+    monkeypatch.setattr("prunescope.tracer.capture.session.check_mode", lambda *_: None)
     monkeypatch.setitem(RECORDERS, "graph", replayed)
     folder = quick(method="static-m", sparsity=0.5, mode="graph")
     for name in ("dense", "pruned"):

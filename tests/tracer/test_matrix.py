@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.pruners import Point, family_point, pruner
 from tests.tracer.matrix import FAMILIES, FROM_TRACES, Cell, matrix_row
 from tests.tracer.tiny_models import TINY
-from tracer.pruners import Point, family_point, pruner
 
 pytestmark = pytest.mark.torch
 IDS = torch.arange(2, 14).unsqueeze(0)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.torch
 # Blocks too small to be mapped on their own, and one above them that keeps the heap from shrinking.
 FREED = """
 import psutil
-from tracer.memory import release
+from prunescope.tracer.capture.memory import release
 blocks = [b'x' * int('100000') for _ in range(2000)]
 last = b'x' * int('100000')
 full = psutil.Process().memory_info().rss

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> Any:
-    from tracer import memory_rates
+    from prunescope.tracer.machine import memory_rates
 
     monkeypatch.setattr(memory_rates, "last_cache_bytes", lambda _device: 8 * MIB)
     monkeypatch.setattr(memory_rates, "free_bytes", lambda _device: 1 << 40)

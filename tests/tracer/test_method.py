@@ -12,16 +12,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from taxonomy.arguments import is_function
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
+from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture.application import apply_request
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.load import Loaded, load_model
+from prunescope.tracer.pruners.method import Part, read_method
 from tests.tracer.dynamic_reference import steps
-from tracer import compat
-from tracer.application import apply_request
-from tracer.method import Part, read_method
-from tracer.models import Loaded, load_model
-from tracer.request import TraceRequest
-from tracer.trace import trace
 
 
 def read(method: str, select: str = "random", **knobs: str) -> list[Part] | None:
@@ -231,8 +231,8 @@ def test_a_matched_run_says_what_was_removed(quick: Callable[..., Path]) -> None
     assert pruning is not None
     assert pruning["match"]["own"] > pruning["sparsity"] == 0.3
 
-    from analysis.pipeline import analyze
-    from analysis.report.listings import run_summary, traced
+    from prunescope.analysis.pipeline import analyze
+    from prunescope.analysis.report.listings import run_summary, traced
 
     phase = analyze(out).report.phases["prefill"]
     assert phase.predicted is not None

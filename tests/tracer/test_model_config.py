@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from taxonomy.presets import preset_config, preset_names
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.shape import ModelShape
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -30,7 +30,7 @@ SECRETS = {
 
 
 def kept(config: Any) -> dict[str, Any]:
-    from tracer.model_config import kept_config
+    from prunescope.tracer.model.config import kept_config
 
     return kept_config(config)
 

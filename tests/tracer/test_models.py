@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.model import load as models
+from prunescope.tracer.model.load import load_model
 from tests.tracer.tiny_models import tiny_model
-from tracer import models
-from tracer.models import load_model
-from tracer.trace import TraceRequest, trace
 
 pytestmark = pytest.mark.torch
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from analysis.overhead import ADDED, KEY_VALUE, WEIGHTS
-from analysis.report.model import Phase
+from prunescope.analysis.ledger.overhead import ADDED, KEY_VALUE, WEIGHTS
+from prunescope.analysis.schema.report import Phase
 from tests.small_capture import phases_unrecorded
 
 pytestmark = pytest.mark.torch

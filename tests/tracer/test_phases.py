@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from tracer import compat
-from tracer.peaks import measure_peaks
-from tracer.phases import DecodeLoop, PrefillLoop, decode, prefill, token_ids
-from tracer.timing import interleaved_samples
+from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill, token_ids
+from prunescope.tracer.capture.timing import interleaved_samples
+from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.model import compat
 
 pytestmark = pytest.mark.torch
 

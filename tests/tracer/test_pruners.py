@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families
+from prunescope.tracer.capture.census import census
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.pruners import Applied, Point, draw, family_ids, family_point, pruner
 from tests.tracer.dynamic_reference import steps
-from tracer import compat
-from tracer.census import census
-from tracer.layers import decoder_layers
-from tracer.pruners import Applied, Point, draw, family_ids, family_point, pruner
 
 pytestmark = pytest.mark.torch
 

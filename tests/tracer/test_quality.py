@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.errors import PrunescopeError
-from tracer.models import load_model, load_tokenizer
-from tracer.phases import token_ids
-from tracer.pruners import Point, family_point, pruner
-from tracer.quality import Dense, Passage, compare, quality, text_passage, weights_fingerprint
-from tracer.statistics import Blocks, mean_ci95
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.phases import token_ids
+from prunescope.tracer.model.load import load_model, load_tokenizer
+from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.quality.quality import (
+    Dense,
+    Passage,
+    compare,
+    quality,
+    text_passage,
+    weights_fingerprint,
+)
+from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 
 pytestmark = pytest.mark.torch
 DEMO = "smollm2-135m-instruct"
@@ -156,7 +163,7 @@ def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.Monke
         family_point("static-m", Point(sparsity=0.5)),
     )
     kept = compare(other.model, Dense(tiny, text))
-    monkeypatch.setattr("tracer.quality._KEEP_BYTES", 0)
+    monkeypatch.setattr("prunescope.tracer.quality.quality._KEEP_BYTES", 0)
     assert compare(other.model, Dense(tiny, text)) == kept
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from tracer.trace import TraceRequest, trace
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.trace import TraceRequest, trace
 
 
 @pytest.mark.parametrize(

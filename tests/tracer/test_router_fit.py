@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.keep import kept_count
+from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.row_router import RowRouter
 from tests.tracer.dynamic_reference import (
     assert_logits,
     prune,
@@ -20,11 +25,6 @@ from tests.tracer.dynamic_reference import (
     tokens,
 )
 from tests.tracer.tiny_models import tiny_model
-from tracer.calibration import Calibration
-from tracer.census import dynamic_stats
-from tracer.layers import decoder_layers
-from tracer.pruners import Applied
-from tracer.row_router import RowRouter
 
 pytestmark = pytest.mark.torch
 PROMPT, ALL = 19, 23

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from tracer.scopes import module_scopes, scoped_names
+from prunescope.tracer.capture.scopes import module_scopes, scoped_names
 
 pytestmark = pytest.mark.torch
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
-from tracer import session, variants
-from tracer.conditions import timing_note
-from tracer.progress import Bar, Silent
-from tracer.trace import TraceRequest, trace
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture import session, variants
+from prunescope.tracer.capture.progress import Bar, Silent
+from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.machine.conditions import timing_note
 
 pytestmark = pytest.mark.torch
 
@@ -104,11 +104,11 @@ def test_threads_are_recorded_and_given_back(quick: Callable[..., Path]) -> None
 
 
 def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracer.conditions.num_cores", lambda: 2)
-    monkeypatch.setattr("tracer.conditions.load_average", lambda: 1.5)
+    monkeypatch.setattr("prunescope.tracer.machine.conditions.num_cores", lambda: 2)
+    monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 1.5)
     assert timing_note(0.5)["notes"] == []
     assert "timing not valid" in timing_note(4.0)["notes"][0]
-    monkeypatch.setattr("tracer.conditions.load_average", lambda: 9.0)
+    monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 9.0)
     assert "in the capture" in timing_note(0.5)["notes"][0]
 
 

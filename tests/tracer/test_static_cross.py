@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.census import census
+from prunescope.tracer.model import compat
+from prunescope.tracer.pruners import static_nk_cross as cross
+from prunescope.tracer.residual.norms import read_norm
+from prunescope.tracer.residual.stream import read_stream
 from tests.tracer.architectures import IDS, MODELS, PRE_NORM, apply, build, distance, logits
-from tracer import compat
-from tracer.census import census
-from tracer.pruners import static_nk_cross as cross
-from tracer.stream import read_stream
-from tracer.stream_norms import read_norm
 
 pytestmark = pytest.mark.torch
 

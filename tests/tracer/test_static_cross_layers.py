@@ -11,17 +11,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from taxonomy.architectures import describe
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.plan import Workload
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.pruners import static_nk_cross as cross
+from prunescope.tracer.residual.stream import read_stream
+from prunescope.tracer.residual.sublayers import remove_sublayers
 from tests.tracer.architectures import FEW, distance
 from tests.tracer.tiny_models import TINY, tiny_config, tiny_model
-from tracer.pruners import Applied, Point, family_point, pruner
-from tracer.pruners import static_nk_cross as cross
-from tracer.stream import read_stream
-from tracer.sublayers import remove_sublayers
 
 pytestmark = pytest.mark.torch
 NAME = "static-nk-cross"

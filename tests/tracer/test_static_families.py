@@ -11,11 +11,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
-from taxonomy.plan import Workload
-from taxonomy.roles import locate
-from taxonomy.shape import ModelShape
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.census import census
+from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
+from prunescope.tracer.pruners.static_k_lowrank import LowRank, factors
 from tests.tracer.architectures import (
     BATCH,
     IDS,
@@ -28,10 +32,6 @@ from tests.tracer.architectures import (
     logits,
 )
 from tests.tracer.dynamic_reference import steps
-from tracer.census import census
-from tracer.pruners import Point, family_point, pruner
-from tracer.pruners.static_k_24 import lowest_two_of_four
-from tracer.pruners.static_k_lowrank import LowRank, factors
 
 pytestmark = pytest.mark.torch
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.residual.sublayers import Absent, remove_sublayers, roots
 from tests.tracer.tiny_models import tiny_model
-from tracer.sublayers import Absent, remove_sublayers, roots
 
 pytestmark = pytest.mark.torch
 

@@ -23,13 +23,13 @@ import psutil
 import pytest
 from rich.console import Console
 
-from analysis.report.pareto_terminal import sweep_state
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
+from prunescope.analysis.report.pareto_terminal import sweep_state
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.machine import peaks
+from prunescope.tracer.sweep.state import SweepFolder, timing_slot
+from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
 from tests.small_capture import PEAKS
-from tracer import peaks
-from tracer.sweep import SweepRequest, plan_of, summary, sweep
-from tracer.sweep_state import SweepFolder, timing_slot
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """\
@@ -48,10 +48,10 @@ threads: 1
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short text, and peaks that need no measuring."""
-    import tracer.sweep_job
+    import prunescope.tracer.sweep.job
 
-    monkeypatch.setattr(tracer.sweep_job, "TOKENS", 256)
-    monkeypatch.setattr(tracer.sweep_job, "measure_peaks", lambda *_: dict(PEAKS))
+    monkeypatch.setattr(prunescope.tracer.sweep.job, "TOKENS", 256)
+    monkeypatch.setattr(prunescope.tracer.sweep.job, "measure_peaks", lambda *_: dict(PEAKS))
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepRequest:
     """A sweep that ran through; tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("sweep")
     with pytest.MonkeyPatch.context() as patch:
-        import tracer.sweep_job
+        import prunescope.tracer.sweep.job
 
-        patch.setattr(tracer.sweep_job, "TOKENS", 256)
+        patch.setattr(prunescope.tracer.sweep.job, "TOKENS", 256)
         request = SweepRequest(config=config(folder), out=folder / "s")
         sweep(request)
     return request
@@ -147,16 +147,16 @@ def test_a_failure_is_recorded_with_its_error_and_tried_again(
 ) -> None:
     text = SMALL.replace("[static-m, static-nk-mlp]", "[static-k-24, static-m]")
     request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
-    import tracer.sweep_job
+    import prunescope.tracer.sweep.job
 
-    trace = tracer.sweep_job.trace
+    trace = prunescope.tracer.sweep.job.trace
 
     def flaky(request: Any, **options: Any) -> Path:
         if request.method == "static-m" and request.phase == "decode":
             raise RuntimeError("no luck in /home/somebody/x")
         return trace(request, **options)
 
-    monkeypatch.setattr(tracer.sweep_job, "trace", flaky)
+    monkeypatch.setattr(prunescope.tracer.sweep.job, "trace", flaky)
     out = sweep(request)
     found = {r["id"]: r for r in results(out)}
     for phase in ("prefill", "decode"):
@@ -167,7 +167,7 @@ def test_a_failure_is_recorded_with_its_error_and_tried_again(
         assert found[f"static-k-24-s0.5-{phase}-b1-p16-d0"]["state"] == "done"
     unlucky = found["static-m-s0.5-decode-b1-p16-d0"]
     assert unlucky["error"] == "RuntimeError: no luck in x"
-    monkeypatch.setattr(tracer.sweep_job, "trace", trace)
+    monkeypatch.setattr(prunescope.tracer.sweep.job, "trace", trace)
     sweep(request)
     found = {r["id"]: r for r in results(out)}
     assert found["static-m-s0.5-decode-b1-p16-d0"]["state"] == "done"
@@ -192,9 +192,9 @@ def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
 def test_killed_ten_times_it_ends_with_the_same_results(tmp_path: Path) -> None:
     out = tmp_path / "s"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[3]); import tracer.sweep_job as job; "
+        "import sys; sys.path.insert(0, sys.argv[3]); import prunescope.tracer.sweep.job as job; "
         "job.TOKENS = 256; from pathlib import Path; "
-        "from tracer.sweep import SweepRequest, sweep; "
+        "from prunescope.tracer.sweep.sweep import SweepRequest, sweep; "
         "sweep(SweepRequest(config=Path(sys.argv[1]), out=Path(sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, str(config(tmp_path)), str(out), str(ROOT)]
@@ -286,7 +286,7 @@ def test_one_timing_at_a_time_on_a_device() -> None:
     """A second process waits for the slot until the first gives it back."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tracer.sweep_state import timing_slot\n"
+        "from prunescope.tracer.sweep.state import timing_slot\n"
         "with timing_slot('test-device'):\n  sys.stdout.write('in'); sys.stdout.flush()\n"
     )
     with slot_taken():

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import families
-from taxonomy.presets import preset_config
-from taxonomy.shape import ModelShape
-from tracer.sweep import SweepRequest, plan_of, sweep
-from tracer.sweep_config import PRESETS, read_configs
-from tracer.sweep_plan import SweepConfig, make_plan, read_shard, request_of, shard_of
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import families
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.sweep.config import PRESETS, read_configs
+from prunescope.tracer.sweep.plan import SweepConfig, make_plan, read_shard, request_of, shard_of
+from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
 
 
 def config(folder: Path, text: str) -> Path:
@@ -149,7 +149,7 @@ def test_a_file_or_a_preset() -> None:
 
 @pytest.mark.torch
 def test_an_estimate_grows_with_the_plan() -> None:
-    from tracer.sweep_estimate import estimate_s
+    from prunescope.tracer.sweep.estimate import estimate_s
 
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
     peaks = {"dense_flop_per_s": {"bf16": 1e12}, "byte_per_s": 2e10}

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run
-from tracer import tasks
-from tracer.sweep import SweepRequest, plan_of, sweep
-from tracer.tasks import TaskList, changes, score_tasks
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.quality import tasks
+from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
+from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 TASK = """\
@@ -249,9 +249,9 @@ def accuracy(model: Any, tokenizer: Any) -> float:
 def test_a_sweep_with_a_local_task(
     tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from analysis.pareto import judge
-    from tracer import sweep_job
-    from tracer.models import load_model, load_tokenizer
+    from prunescope.analysis.pareto.pareto import judge
+    from prunescope.tracer.model.load import load_model, load_tokenizer
+    from prunescope.tracer.sweep import job as sweep_job
 
     monkeypatch.setattr(sweep_job, "TOKENS", 256)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.family import family
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.load import load_model
+from prunescope.tracer.pruners import family_ids
+from prunescope.tracer.pruners.static_k_lowrank import LowRank
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
-from tracer import compat
-from tracer.census import dynamic_stats
-from tracer.models import load_model
-from tracer.pruners import family_ids
-from tracer.pruners.static_k_lowrank import LowRank
 
 pytestmark = pytest.mark.torch
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}

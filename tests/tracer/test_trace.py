@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.run import read_run, sha256_of
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run, sha256_of
 
 pytestmark = pytest.mark.torch
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.predict_setting import PredictRequest, resolve
-from taxonomy.run import read_run
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.predict.setting import PredictRequest, resolve
+from prunescope.taxonomy.run import read_run
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch

@@ -3,11 +3,11 @@
 To add the family `static-k-24` of `taxonomy/families/`, write `tracer/pruners/static_k_24.py` (the
 id with `_` for `-`) and nothing else. The file holds one public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
-- It gets a deep copy of the dense model, on its device and in its dtype, with
-  gradients off, and may change it in place or return another module.
-- It draws with `draw(...)` or `tracer.scores` alone, so that a seed prunes the same parts
-  everywhere, and takes its roundings from `taxonomy.keep`. Knobs are those of the family in
-  taxonomy, typed and filled in. A calibrated point chooses by `tracer.calibration.collect`.
+- It gets a deep copy of the dense model, on its device and in its dtype, with gradients off, and
+  may change it in place or return another module.
+- It draws with `draw(...)` or `tracer.calibration.scores` alone, so that a seed prunes the same
+  parts everywhere, and takes its roundings from `taxonomy.keep`. Knobs are those of the family in
+  taxonomy, typed and filled in. A calibrated point chooses by `tracer.calibration.collect.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
   module happens inside that module's forward, so that its kernels get layer and role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is
@@ -25,14 +25,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from taxonomy.errors import PrunescopeError, nearest
-from taxonomy.family import family
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.family import family
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from tracer.calibration import Calibration
+    from prunescope.tracer.calibration.collect import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,20 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from taxonomy.keep import removed_layers, rounding
-from tracer import compat
-from tracer.inserted import by_name, extend
-from tracer.layer_places import LayerPlace, layer_places
-from tracer.layers import text_config
-from tracer.prenorm import check_runs, has_mixers, movable_layers, rebuilt
-from tracer.pruners import Applied, Point
-from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weight
+from prunescope.taxonomy.keep import removed_layers, rounding
+from prunescope.tracer.attention.inserted import by_name, extend
+from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
+from prunescope.tracer.routing.routing import (
+    Counted,
+    Draws,
+    Tally,
+    refuse_calibration,
+    score_weight,
+)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

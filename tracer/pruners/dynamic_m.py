@@ -14,20 +14,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from taxonomy.errors import PrunescopeError
-from tracer import compat
-from tracer.attention_parts import AttentionParts
-from tracer.calibration import calibration_of
-from tracer.counted_cache import past_length
-from tracer.layers import decoder_layers
-from tracer.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
-from tracer.pruned_attention import PlainAttention, refuse_padding
-from tracer.pruners import Applied, Point
-from tracer.rotation import Rotary, of_first, taken_rotary
-from tracer.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
-from tracer.router_fit import Site, fit_routers
-from tracer.routing import Counted, Draws, Tally
-from tracer.row_router import RowRouter, Rows, SameRows, scattered, spread
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.attention.counted_cache import past_length
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.pruned import PlainAttention, refuse_padding
+from prunescope.tracer.attention.rotation import Rotary, of_first, taken_rotary
+from prunescope.tracer.calibration.collect import calibration_of
+from prunescope.tracer.calibration.router_fit import Site, fit_routers
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
+from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
+from prunescope.tracer.routing.routing import Counted, Draws, Tally
+from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

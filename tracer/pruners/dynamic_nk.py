@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from taxonomy.errors import PrunescopeError
-from tracer import flex
-from tracer.attention_parts import AttentionParts
-from tracer.blocks import (
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.attention import flex
+from prunescope.tracer.attention.blocks import (
     Group,
     groups,
     longest_block,
@@ -26,12 +25,13 @@ from tracer.blocks import (
     usual_block,
     with_masks,
 )
-from tracer.counted_cache import past_length
-from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import PlainAttention, lower_right, refuse_padding
-from tracer.pruners import Applied, Point
-from tracer.rotation import Rotary
-from tracer.routing import Counted, Draws, Tally
+from prunescope.tracer.attention.counted_cache import past_length
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
+from prunescope.tracer.attention.rotation import Rotary
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
+from prunescope.tracer.routing.routing import Counted, Draws, Tally
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

@@ -13,15 +13,21 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.keep import kept_intermediate, rounding, up16
-from tracer.channels import Channels, find_channels
-from tracer.inserted import extend
-from tracer.layers import decoder_layers
-from tracer.prenorm import rebuilt
-from tracer.pruners import Applied, Point
-from tracer.routing import Counted, Draws, Tally, refuse_calibration, score_weight
-from tracer.weights import Weight
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import kept_intermediate, rounding, up16
+from prunescope.tracer.attention.inserted import extend
+from prunescope.tracer.model.channels import Channels, find_channels
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.weights import Weight
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import rebuilt
+from prunescope.tracer.routing.routing import (
+    Counted,
+    Draws,
+    Tally,
+    refuse_calibration,
+    score_weight,
+)
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 

@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from taxonomy.keep import kept_count
-from tracer.attention_parts import AttentionParts
-from tracer.counted_cache import CountedKeys, counted_layer
-from tracer.prenorm import rebuilt, whole_attentions
-from tracer.pruned_attention import PlainAttention, lower_right, refuse_padding
-from tracer.pruners import Applied, Point
-from tracer.rotation import Rotary
-from tracer.routing import Counted, Draws, Tally, taken, token_rows
+from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
+from prunescope.tracer.attention.rotation import Rotary
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
+from prunescope.tracer.routing.routing import Counted, Draws, Tally, taken, token_rows
 
 _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
 

@@ -14,12 +14,12 @@ from torch import nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.keep import check_semi_structured
-from tracer.calibration import calibration_of, collect
-from tracer.matrices import expert_notes, layer_matrices, weight_of
-from tracer.pruners import Applied, Point
-from tracer.scores import random_scores, weight_scores
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import check_semi_structured
+from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.scores import random_scores, weight_scores
+from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
+from prunescope.tracer.pruners import Applied, Point
 
 # Sparse tensor cores came with compute capability 8.0.
 _FIRST_SPARSE = (8, 0)

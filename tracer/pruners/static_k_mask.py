@@ -13,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.keep import floor_of
-from tracer.calibration import calibration_of, collect
-from tracer.layers import decoder_layers
-from tracer.matrices import weight_of
-from tracer.pruners import Applied, Point
-from tracer.scores import random_scores, weight_scores
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import floor_of
+from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.scores import random_scores, weight_scores
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.matrices import weight_of
+from prunescope.tracer.pruners import Applied, Point
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

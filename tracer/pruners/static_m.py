@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from taxonomy.config_names import DENSE_FIRST
-from taxonomy.errors import PrunescopeError
-from taxonomy.keep import named_layers, removed_layers, rounding
-from tracer.calibration import calibration_of, collect
-from tracer.layers import (
+from prunescope.taxonomy.config_names import DENSE_FIRST
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import named_layers, removed_layers, rounding
+from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.model.layers import (
     counts_without,
     decoder_layers,
     is_known,
@@ -23,8 +23,8 @@ from tracer.layers import (
     renumber_cache,
     text_config,
 )
-from tracer.pruners import Applied, Point, draw
-from tracer.sublayers import remove_sublayers
+from prunescope.tracer.pruners import Applied, Point, draw
+from prunescope.tracer.residual.sublayers import remove_sublayers
 
 _DRAWS = 16
 

@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from taxonomy.keep import kept_hidden, rounding
-from tracer.calibration import calibration_of, collect
-from tracer.layers import probe, text_config
-from tracer.pruners import Applied, Point, draw
-from tracer.scores import best, seeded
-from tracer.stream import Stream, different, read_stream
-from tracer.stream_check import agree
-from tracer.stream_maps import add_maps
-from tracer.stream_norms import CONVERTED, convert_norms, narrow_norm
-from tracer.stream_ports import Basis, Port, along, set_widths
+from prunescope.taxonomy.keep import kept_hidden, rounding
+from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.scores import best, seeded
+from prunescope.tracer.model.layers import probe, text_config
+from prunescope.tracer.pruners import Applied, Point, draw
+from prunescope.tracer.residual.check import agree
+from prunescope.tracer.residual.maps import add_maps
+from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_norm
+from prunescope.tracer.residual.ports import Basis, Port, along, set_widths
+from prunescope.tracer.residual.stream import Stream, different, read_stream
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from tracer.pruners import Applied, Point
-from tracer.width import prune_width
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners.width import prune_width
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

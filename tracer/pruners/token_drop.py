@@ -15,19 +15,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from taxonomy.errors import PrunescopeError
-from taxonomy.families.token_drop import checked
-from taxonomy.keep import kept_count
-from tracer import compat
-from tracer.attention_parts import AttentionParts
-from tracer.counted_cache import last_rows
-from tracer.inserted import by_name, extend
-from tracer.layer_places import LayerPlace, layer_places
-from tracer.prenorm import check_runs, has_mixers, layer_attentions, movable_layers, rebuilt
-from tracer.pruned_attention import PlainAttention
-from tracer.pruners import Applied, Point
-from tracer.rotation import Rotary, taken_rotary
-from tracer.routing import Counted, Draws, Tally, flat_places
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.token_drop import checked
+from prunescope.taxonomy.keep import kept_count
+from prunescope.tracer.attention.counted_cache import last_rows
+from prunescope.tracer.attention.inserted import by_name, extend
+from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.pruned import PlainAttention
+from prunescope.tracer.attention.rotation import Rotary, taken_rotary
+from prunescope.tracer.model import compat
+from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.routing.prenorm import (
+    check_runs,
+    has_mixers,
+    layer_attentions,
+    movable_layers,
+    rebuilt,
+)
+from prunescope.tracer.routing.routing import Counted, Draws, Tally, flat_places
 
 _DROPPED = "with tokens dropped"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.report import figures
-from analysis.report.model import Report
+from prunescope.analysis.report import figures
+from prunescope.analysis.schema.report import Report
 
 
 def drawn(

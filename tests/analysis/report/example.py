@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from analysis.report.model import (
+from prunescope.analysis.schema.report import (
     Family,
     Finding,
     Gemm,

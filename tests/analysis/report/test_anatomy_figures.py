@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.report import anatomy_figures
-from analysis.report.anatomy import Anatomy, Fit, Good, HostTime, LayerTime, Point, Shape
-from analysis.report.anatomy_view import lines, tables
-from analysis.report.model import Report
+from prunescope.analysis.report import anatomy_figures
+from prunescope.analysis.report.anatomy_view import lines, tables
+from prunescope.analysis.schema.anatomy import Anatomy, Fit, Good, HostTime, LayerTime, Point, Shape
+from prunescope.analysis.schema.report import Report
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import prunescope
-from analysis.report.architecture import applicable
-from taxonomy.architectures import describe
+from prunescope.analysis.report.architecture import applicable
+from prunescope.taxonomy.architectures import describe
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_next", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.compare import compare
-from analysis.pipeline import analyze
-from analysis.report import comparison
-from analysis.report.html import render_html
+from prunescope.analysis.compare import compare
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import comparison
+from prunescope.analysis.report.html import render_html
 from tests.analysis.report import example
 from tests.analysis.report.browser import opened
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.report import escape
+from prunescope.analysis.report import escape
 from tests.analysis.report.example import HOSTILE
 
 markdown_it = pytest.importorskip("markdown_it")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.report import figures
-from analysis.report.ledger_view import waterfall
-from analysis.report.model import Row
+from prunescope.analysis.report import figures
+from prunescope.analysis.report.ledger_view import waterfall
+from prunescope.analysis.schema.report import Row
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report import sentences
-from analysis.report.model import Family, Ladder, Pairing, Phase
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.report import Family, Ladder, Pairing, Phase
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.report import example
 from tests.chrome import save

@@ -7,7 +7,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
-from analysis.report.html import render_html
+from prunescope.analysis.report.html import render_html
 from tests.analysis.report import example
 
 VOID = {"meta", "br", "rect", "line"}

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report.latex import render_latex
-from analysis.report.markdown import render_markdown
-from analysis.report.model import Report
-from analysis.report.write import write_report
+from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.write import write_report
+from prunescope.analysis.schema.report import Report
 from tests.analysis.report import example
 
 DOCUMENT = r"""\documentclass{article}

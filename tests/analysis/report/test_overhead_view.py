@@ -9,12 +9,19 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from analysis.report.html import render_html
-from analysis.report.latex import render_latex
-from analysis.report.markdown import render_markdown
-from analysis.report.model import Overhead, OverheadPart, Phase, Report, from_json, to_json
-from analysis.report.overhead_view import overhead_table
-from analysis.report.terminal import print_report
+from prunescope.analysis.report.html import render_html
+from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.terminal import print_report
+from prunescope.analysis.schema.report import (
+    Overhead,
+    OverheadPart,
+    Phase,
+    Report,
+    from_json,
+    to_json,
+)
 from tests.analysis.report import example
 
 MS = 1e6

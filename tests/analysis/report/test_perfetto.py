@@ -14,12 +14,12 @@ from typing import Any
 import polars as pl
 import pytest
 
-from analysis.load import load
-from analysis.pipeline import Analysis, analyze
-from analysis.report.perfetto import perfetto_files, render_perfetto
-from analysis.report.write import write_report
-from analysis.subject import Options
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.perfetto import perfetto_files, render_perfetto
+from prunescope.analysis.report.write import write_report
+from prunescope.analysis.trace.load import load
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 from tests.chrome import chrome, gap, k, module, op, save, step
 

@@ -11,10 +11,10 @@ import msgspec
 import polars as pl
 import pytest
 
-from analysis.report import as_json, model
-from analysis.report.dictionary import COLUMNS
-from analysis.report.model import Report, to_json
-from analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
+from prunescope.analysis.report import as_json, model
+from prunescope.analysis.report.dictionary import COLUMNS
+from prunescope.analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
+from prunescope.analysis.schema.report import Report, to_json
 from tests.analysis.report import example
 
 REPORTS = [

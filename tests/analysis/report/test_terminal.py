@@ -8,9 +8,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from analysis.report.ledger_view import LADDER, LEDGER
-from analysis.report.model import Report
-from analysis.report.terminal import TerminalReport, print_report
+from prunescope.analysis.report.ledger_view import LADDER, LEDGER
+from prunescope.analysis.report.terminal import TerminalReport, print_report
+from prunescope.analysis.schema.report import Report
 from tests.analysis.report import example
 
 

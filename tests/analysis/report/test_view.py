@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis.pipeline import analyze
-from analysis.report import ledger_view, view
-from analysis.report.latex import render_latex
-from analysis.report.markdown import render_markdown
-from analysis.report.model import Phase, Row, from_json, to_json
-from analysis.report.sides_view import sides_table
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import ledger_view, view
+from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.schema.report import Phase, Row, from_json, to_json
 from tests.analysis.report import example
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from analysis.report import markdown
-from analysis.report.write import FORMATS, write_report
-from taxonomy.errors import PrunescopeError
+from prunescope.analysis.report import markdown
+from prunescope.analysis.report.write import FORMATS, write_report
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 
 FRAME = pl.DataFrame({"step": [0], "start": [0], "duration": [5], "name": ["k"]})
@@ -122,7 +122,7 @@ def test_matplotlib_is_imported_for_figures_only() -> None:
     code = (
         "import sys, tempfile, pathlib\n"
         "from tests.analysis.report import example\n"
-        "from analysis.report.write import write_report\n"
+        "from prunescope.analysis.report.write import write_report\n"
         "r = example.two_phases()\n"
         "out = pathlib.Path(tempfile.mkdtemp()) / 'r'\n"
         "write_report(r, out, formats=('md', 'html', 'json', 'tex', 'csv'))\n"

@@ -1,0 +1,245 @@
+"""Runs fit for double-blind review: an allow-list of fields, and strings without who and where.
+
+In: run manifests and traces. Out: the same with what a report needs, and nothing that names a user,
+a host, a path, an address or a token. Numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
+from prunescope.analysis.trace.unpack import unpacked
+from prunescope.taxonomy.arguments import method_parts, number
+from prunescope.taxonomy.family import families
+from prunescope.taxonomy.presets import preset_names
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run import PhaseRun, Run
+
+_BLOCK, _OVERLAP = 4 << 20, 4096
+# Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
+_TEXT_FIELDS = frozenset({
+    "variant", "dtype", "kind", "isa", "vendor", "gcnArchName", "logits", "cache", "attention",
+    "mode", "interleaved", "trace", "sha256", "eager_trace", "selection", "rounding", "unit",
+    "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
+    "hidden_activation", "torch_dtype", "rope_type", "attn_implementation", "junctions", "blocks",
+    "policy", "layer_types",
+})  # fmt: skip
+_DROPPED = frozenset({"notes", "note", "text", "texts", "path", "file", "error", "uuid", "serial"})
+_PLAIN = re.compile(r"[\w .,:+()@/-]{1,120}")
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
+_VERSION = re.compile(r"\d+(?:\.\w+)*(?:[+-][\w.]{1,20})?")
+_VERSIONS = ("python", "torch", "transformers", "prunescope", "toolkit", "triton", "driver")
+_SYSTEM = re.compile(r"(?:Linux|Darwin|Windows) [\w-]{2,10}")
+# Accounts that publish models for everybody.
+_PUBLIC = frozenset({
+    "meta-llama", "qwen", "mistralai", "google", "microsoft", "eleutherai", "huggingfacetb",
+    "facebook", "openai-community", "openai", "allenai", "ibm-granite", "deepseek-ai", "tiiuae",
+    "bigscience", "stabilityai", "tinyllama", "apple", "nvidia",
+})  # fmt: skip
+_KNOWN_MODEL = re.compile(
+    r"(?i)(?:tiny-?)?(?:llama|smollm|qwen|mi[sx]tral|gemma|phi|gpt2|gpt-oss|pythia|olmo|granite"
+    r"|falcon|opt|bloom|deepseek|stablelm)[\w.-]{0,40}"
+)
+_SCOPE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
+_OURS = re.compile(r"prunescope\.(?:phase|step#(?:\d+|warmup))|ProfilerStep#\d+")
+_MODULE = re.compile(r"nn\.Module: \w+")
+_COMPONENTS = frozenset({
+    "model", "language_model", "transformer", "gpt_neox", "decoder", "encoder", "backbone",
+    "base_model", "text_model", "layers", "h", "blocks", "block", "layer", "self_attn", "attn",
+    "attention", "mlp", "feed_forward", "ffn", "moe", "block_sparse_moe", "experts", "mixer",
+    "mamba", "linear_attn", "short_conv", "ff", "residual", "router", "estimator", "predictor",
+    "first", "second", "norm", "weight", "bias", "wrapped", "module",
+})  # fmt: skip
+_TYPE = re.compile(r"[\w:<>, ]*")
+_VALUE = re.compile(r"[\w\s\[\](),.+:-]*")
+_WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "last", "all", "auto",
+                    "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "calibrated",
+                    "alternating", "blocks", "alone"})  # fmt: skip
+
+
+class Scrubber:
+    """Strings of runs and traces without what tells who and where (`names`: lower case)."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._known: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
+        self._inputs: dict[tuple[str, bytes], Any] = {}
+
+    def text(self, text: str) -> str:
+        """The text with everything suspicious replaced."""
+        found = self._known.get(text)
+        if found is None:
+            found = self._known[text] = cleared(text, self.names)
+        return found
+
+    def kernel(self, name: str) -> str:
+        """The name of a kernel, a launch, an op or a device."""
+        return self.text(name)
+
+    def annotation(self, name: str) -> str | None:
+        """Our own marks, profiler steps and module paths; every other annotation is dropped."""
+        if _OURS.fullmatch(name):
+            return name
+        if _MODULE.fullmatch(name):
+            return self.text(name)
+        return self.path(name) if _SCOPE.fullmatch(name) else None
+
+    def path(self, path: str) -> str:
+        """A module path: components that no library gives are counted, not named."""
+        return ".".join(self._component(part) for part in path.split("."))
+
+    def _component(self, part: str) -> str:
+        known = part.isdigit() or part in _COMPONENTS or locate(part).role != "unknown"
+        if known and self.text(part) == part:
+            return part
+        return self._parts.setdefault(part, f"module{len(self._parts)}")
+
+    def inputs(self, kind: str, raw: bytes) -> Any:
+        """Shapes as numbers; dtypes and values where they look like ones."""
+        if (kind, raw) not in self._inputs:
+            self._inputs[kind, raw] = self._plain_inputs(kind, raw)
+        return self._inputs[kind, raw]
+
+    def _plain_inputs(self, kind: str, raw: bytes) -> Any:
+        try:
+            plain = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return []
+        if kind in ("dims", "strides"):
+            return _numbers(plain)
+        form = _TYPE if kind == "types" else _VALUE
+        values = plain if isinstance(plain, list) else []
+        return [
+            v if isinstance(v, str) and form.fullmatch(v) and self.text(v) == v else ""
+            for v in values
+        ]
+
+    def run(self, run: Run) -> Run:
+        """The manifest with the fields of the allow-list. Twin and sha256 are the caller's."""
+        plain = {f.name: getattr(run, f.name) for f in fields(run)}
+        phases = {
+            name: PhaseRun(**{f.name: self.value(f.name, getattr(phase, f.name))
+                              for f in fields(phase)})
+            for name, phase in run.phases.items()
+            if _KEY.fullmatch(name) and self.text(name) == name
+        }  # fmt: skip
+        kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "census", "variant")
+        return replace(
+            run,
+            **{name: self.value(name, plain[name]) for name in kept},
+            phases=phases,
+            model=self._model(run.model),
+            device=self._device(run.device),
+            versions=self._versions(run.versions),
+            argv=[word if self._is_option(word) else "<removed>" for word in run.argv],
+            pruning=self._pruning(run.pruning),
+            tool=self.text(run.tool),
+            extra=self.value("extra", run.extra),
+        )
+
+    def value(self, key: str, value: Any) -> Any:
+        """Numbers as they are; text where its field may have one; everything else is dropped."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, str):
+            return self._string(key, value)
+        if isinstance(value, list):
+            kept = [self.value(key, v) for v in value]
+            return [v for v, old in zip(kept, value, strict=True) if v is not None or old is None]
+        if not isinstance(value, dict):
+            return None
+        return {
+            self._key(k): v
+            for k, old in value.items()
+            if isinstance(k, str) and self._allowed(k)
+            and ((v := self.value(k, old)) is not None or old is None)
+        }  # fmt: skip
+
+    def _string(self, key: str, value: str) -> str | None:
+        if key == "name":  # of a matrix of the census
+            return self.path(value) if _SCOPE.fullmatch(value) else None
+        if key not in _TEXT_FIELDS or not _PLAIN.fullmatch(value):
+            return None
+        return value if self.text(value) == value else None
+
+    def _allowed(self, key: str) -> bool:
+        return key not in _DROPPED and bool(_KEY.fullmatch(key)) and self.text(key) == key
+
+    def _key(self, key: str) -> str:
+        """A module path may be a key of the counts."""
+        return self.path(key) if "." in key else key
+
+    def _model(self, model: dict[str, Any]) -> dict[str, Any]:
+        kept = {k: self.value(k, model.get(k)) for k in ("architecture", "config", "shape")}
+        named = str(model.get("id") or "")
+        owner, _, name = named.rpartition("/")
+        public = owner.lower() in _PUBLIC or not owner and (
+            named in preset_names() or bool(_KNOWN_MODEL.fullmatch(name))
+        )  # fmt: skip
+        if public and self.text(named) == named:
+            return {"id": named, **kept}
+        return {"id": kept["architecture"] or "model", **kept}
+
+    def _device(self, device: dict[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = self.value("device", device)
+        name = device.get("name")
+        if isinstance(name, str) and re.fullmatch(r"[\w .()@/-]{1,80}", name):
+            kept["name"] = self.text(name)
+        return kept
+
+    def _versions(self, versions: dict[str, str]) -> dict[str, str]:
+        kept = {
+            k: v for k, v in versions.items()
+            if k in _VERSIONS and isinstance(v, str) and _VERSION.fullmatch(v) and self.text(v) == v
+        }  # fmt: skip
+        system = versions.get("system", "")
+        return {**kept, "system": system} if _SYSTEM.fullmatch(system) else kept
+
+    def _pruning(self, pruning: dict[str, Any] | None) -> dict[str, Any] | None:
+        if pruning is None:
+            return None
+        method = pruning.get("method")
+        kept: dict[str, Any] = self.value("pruning", pruning)
+        return {"method": method if _of_families(method) else "custom", **kept}
+
+    def _is_option(self, word: str) -> bool:
+        option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if option and not re.fullmatch(r"--[a-z-]+", option):
+            return False
+        known = not value or value in {*_WORDS, *preset_names()} or _of_families(value)
+        return known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
+
+
+def _of_families(method: Any) -> bool:
+    """Whether a method says nothing but families and their sparsities."""
+    parts = method_parts(method) if isinstance(method, str) else []
+    shares = [number(own) for _, own in parts if own is not None]
+    ids = {family.id for family in families()}
+    return bool(parts) and None not in shares and ids.issuperset(name for name, _ in parts)
+
+
+def _numbers(plain: Any) -> Any:
+    """Nested lists of integers; everything else an empty list."""
+    if isinstance(plain, int) and not isinstance(plain, bool):
+        return plain
+    return [_numbers(p) for p in plain] if isinstance(plain, list) else []
+
+
+def names_of(files: Iterable[Path]) -> set[str]:
+    """Names of users and hosts in the files, compressed or not, and of the process."""
+    found = names_here()
+    for path in files:
+        with path.open("rb") as file:
+            stream, before = unpacked(path, file), b""
+            while block := stream.read(_BLOCK):
+                found |= names_in((before + block).decode("utf-8", "replace"))
+                before = block[-_OVERLAP:]
+    return found

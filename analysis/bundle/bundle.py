@@ -1,0 +1,257 @@
+"""The evidence that one attaches to a paper: in, run folders; out, one zip that checks itself.
+
+It holds trimmed traces, manifests, raw samples, reports with their figures and data, a README and
+SHA-256 sums. The same runs give the same bytes. Nothing is written where a check fails.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from prunescope.analysis.bundle.anonymise import Scrubber, names_of
+from prunescope.analysis.bundle.archive import zip_bytes
+from prunescope.analysis.bundle.secrets import suspicious
+from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
+from prunescope.analysis.bundle.trim import trim
+from prunescope.analysis.compare import Found, find_runs
+from prunescope.analysis.inputs.resolve import resolve
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.write import write_report
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
+
+SCHEMA = 1
+SUMS, INDEX = "SHA256SUMS", "bundle.json"
+# Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
+FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
+
+
+def bundle(runs: Sequence[Path], out: Path, *, anonymous: bool = False) -> Path:
+    """Write the evidence of `runs` (run folders, or folders of them) to `out`, whole or not at all.
+
+    Raises PrunescopeError for a subject that is no run, a damaged one, a target that cannot be
+    written, and, with `anonymous`, where something suspicious is left.
+    """
+    _check_out(out)
+    found = find_runs(runs)
+    if not found:
+        raise PrunescopeError("no run to bundle", hint="name the folder that `trace --out` wrote")
+    sources = {_slug(i, one, anonymous=anonymous): _variants(one) for i, one in enumerate(found, 1)}
+    if len(sources) < len(found):
+        raise PrunescopeError(
+            "two runs would have one name in the bundle", hint="rename one of their folders"
+        )
+    files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
+    scrub: Scrubber | None = None
+    if anonymous:
+        scrub = Scrubber(names_of(files))
+    with tempfile.TemporaryDirectory() as temporary:
+        content = _build(sources, Path(temporary).resolve(), scrub)
+    if scrub is not None:
+        _refuse_suspicious(content, scrub)
+    _write(out, zip_bytes(content))
+    return out
+
+
+def sums_text(files: Mapping[str, bytes]) -> str:
+    """SHA256SUMS of all files but itself, in the form of sha256sum."""
+    names = sorted(name for name in files if name != SUMS)
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in names)
+
+
+def tool_version() -> str:
+    """The installed version; "0+source" where the package is run from a checkout."""
+    try:
+        return importlib.metadata.version("prunescope")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def _check_out(out: Path) -> None:
+    taken = out.exists() and (not out.is_file() or not zipfile.is_zipfile(out))
+    folder = out.absolute().parent
+    if taken or not folder.is_dir():
+        why = "is a file" if folder.exists() else "does not exist"
+        raise PrunescopeError(
+            f"cannot write {out.name}: "
+            + ("it exists and is no zip" if taken else f"its folder {folder.name} {why}"),
+            hint="name a .zip file in an existing folder with -o",
+        )
+
+
+def _slug(i: int, found: Found, *, anonymous: bool) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", found.name).strip("-")[:80]
+    return f"run-{i}" if anonymous or not plain else plain
+
+
+def _variants(found: Found) -> dict[str, Path]:
+    """The folders of a run and its dense twin."""
+    paths = resolve(found.path, None)
+    if not paths.subject.is_dir():
+        raise PrunescopeError(
+            f"{found.name} is a trace, not a run: it says nothing of its workload and device",
+            hint="capture a run with `prunescope trace`, or around your own loop with "
+            "prunescope.capture",
+        )
+    variants = {read_run(paths.subject).variant: paths.subject}
+    if paths.baseline is not None:
+        variants["dense"] = paths.baseline
+    return dict(sorted(variants.items()))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The manifest of a run and the traces that it names."""
+    if (folder / MANIFEST).is_symlink():
+        raise PrunescopeError(
+            f"{folder.name}/{MANIFEST} is a link, not a file of the run",
+            hint="bundle the folder that `prunescope trace` wrote",
+        )
+    run = read_run(folder)
+    traces = [name for p in run.phases.values() for name in (p.trace, p.eager_trace) if name]
+    return [folder / MANIFEST, *(_trace(folder, name) for name in traces)]
+
+
+def _trace(folder: Path, name: str) -> Path:
+    path = folder / name
+    if Path(name).name != name or not path.is_file() or path.is_symlink():
+        raise PrunescopeError(
+            f"{folder.name}/ lacks the trace {Path(name).name}",
+            hint="the run folder is not whole: trace the model again",
+        )
+    return path
+
+
+def _build(
+    sources: Mapping[str, Mapping[str, Path]], stage: Path, scrub: Scrubber | None
+) -> dict[str, bytes]:
+    runs: dict[str, dict[str, Run]] = {}
+    reports: dict[str, Report] = {}
+    for name, variants in sources.items():
+        runs[name] = _stage(variants, stage / "runs" / name, scrub)
+        done = analyze(stage / "runs" / name, options=Options())
+        if done.report.partial:
+            raise PrunescopeError(
+                f"{name} has a trace that is cut off", hint="trace the model again"
+            )
+        reports[name] = done.report
+        place = stage / "reports" / name
+        write_report(done.report, place, formats=FORMATS)
+        write_report(done.report, place, formats=("perfetto",), frames=done.frames)
+    files = texts(reports, runs, anonymous=scrub is not None)
+    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+        files[path.relative_to(stage).as_posix()] = path.read_bytes()
+    files[SUMS] = sums_text(files).encode()
+    return files
+
+
+def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict[str, bytes]:
+    """The files beside the runs and their reports; all follow from those."""
+    version = tool_version()
+    told = {
+        "README.md": readme(reports, runs, version=version, anonymous=anonymous),
+        "CITATION.cff": citation(version),
+        "samples.csv": samples_csv(runs),
+        "environment.json": environment_json(runs),
+        INDEX: _index(reports, version, anonymous=anonymous),
+    }
+    return {name: text.encode() for name, text in told.items()}
+
+
+def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool) -> str:
+    plain = {
+        "schema": SCHEMA,
+        "tool": f"prunescope {version}",
+        "anonymous": anonymous,
+        "formats": list(FORMATS),
+        "runs": {name: list(report.phases) for name, report in reports.items()},
+    }
+    return json.dumps(plain, indent=1) + "\n"
+
+
+def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -> dict[str, Run]:
+    """The trimmed runs under `target`, dense first: the pruned one names its digest."""
+    staged: dict[str, Run] = {}
+    digest: str | None = None
+    for variant, folder in variants.items():
+        run = read_run(folder)
+        run = run if scrub is None else scrub.run(run)
+        place = target / variant
+        place.mkdir(parents=True)
+        original = read_run(folder).phases
+        phases = {
+            name: _phase(phase, original[name], folder, place, scrub)
+            for name, phase in run.phases.items()
+        }
+        twin = {"path": f"../dense/{MANIFEST}", "sha256": digest} if digest else None
+        run = replace(run, phases=phases, twin=twin)
+        text = run.to_json().encode()
+        (place / MANIFEST).write_bytes(text)
+        digest = hashlib.sha256(text).hexdigest() if variant == "dense" else digest
+        staged[variant] = run
+    return staged
+
+
+def _phase(
+    phase: PhaseRun, original: PhaseRun, folder: Path, place: Path, scrub: Scrubber | None
+) -> PhaseRun:
+    """The phase with its trimmed trace beside the manifest."""
+    names: list[str | None] = [original.trace, original.eager_trace]
+    written: list[str | None] = []
+    for name in names:
+        if not name:
+            written.append(None)
+            continue
+        data = trim(_trace(folder, name), scrub)
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
+        plain = plain if plain.endswith(".gz") else f"{plain}.gz"
+        (place / plain).write_bytes(data)
+        written.append(plain)
+    trace, eager = written
+    digest = hashlib.sha256((place / trace).read_bytes()).hexdigest() if trace else ""
+    return replace(phase, trace=trace or "", sha256=digest, eager_trace=eager)
+
+
+def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:
+    left = []
+    # The runs first: what is suspicious in a report comes from there.
+    for name in sorted(files, key=lambda n: (not n.startswith("runs/"), n)):
+        text = _readable(name, files[name])
+        if text is not None:
+            left += [f"{name} ({what})" for what in suspicious(name, text, scrub.names)[:3]]
+    if left:
+        more = f", and {len(left) - 5} more" if len(left) > 5 else ""
+        raise PrunescopeError(
+            f"not anonymous, so not written: {'; '.join(left[:5])}{more}",
+            hint="rename what is named there in the run, or bundle without --anonymous",
+        )
+
+
+def _readable(name: str, data: bytes) -> str | None:
+    if name.endswith(".gz"):  # a trace: few strings, each many times
+        told = set(_STRING.findall(gzip.decompress(data)))
+        return "\n".join(sorted(json.loads(text) for text in told))
+    return data.decode("utf-8", "replace") if name.endswith(_TEXT) else None
+
+
+def _write(out: Path, data: bytes) -> None:
+    try:
+        write_file(out.resolve(), data)
+    except OSError as error:
+        raise PrunescopeError(
+            f"cannot write {out.name} ({error.strerror or error})",
+            hint="give a file in a folder that can be written with -o",
+        ) from None

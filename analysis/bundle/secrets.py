@@ -1,0 +1,152 @@
+"""What in a text may tell who, where or with which key: patterns, names found, and a scanner.
+
+In: texts and files of any kind. Out: names of people and hosts that the texts give away, the kinds
+of what is suspicious, and texts in which it is replaced. Public addresses of sources are no secret.
+"""
+
+from __future__ import annotations
+
+import getpass
+import html
+import re
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from urllib.parse import urlsplit
+
+from prunescope.analysis.device.hardware import DEVICES
+from prunescope.analysis.ops.kind import KINDS
+from prunescope.taxonomy.family import families
+from prunescope.taxonomy.presets import preset_names, preset_source
+from prunescope.taxonomy.roles import ROLES
+
+_TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
+# Kind of what is suspicious, how it looks, and what takes its place.
+_PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
+    (kind, re.compile(pattern), instead)
+    for kind, pattern, instead in (
+        ("private key", r"-----BEGIN [A-Z ]+-----", "<secret>"),
+        ("token", r"hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+                  r"|glpat-[\w-]{12,}|sk-[A-Za-z0-9_-]{16,}|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}"
+                  r"|xox[abprs]-[\w-]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", "<secret>"),
+        ("token", r"(?i)(?:api_?-?key|secret|access_?-?token|auth_?-?token|(?<![a-z_])token"
+                  r"|passw(?:or)?d|bearer)[\"']?\s*(?:=|:(?!:))\s*[\"']?[^\s\"'&,;<>{}\[\]()]{6,}",
+         "<secret>"),
+        ("address", r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", "<address>"),
+        ("address", r"(?i)\b(?:https?|ftp|ssh|s3|gs|file|git)://[^\s\"'<>)]+", "<address>"),
+        ("address", r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+                    r"(?![\d.])", "<address>"),
+        ("address", r"(?i)(?<![\w:])(?:[0-9a-f]{2}:){5}[0-9a-f]{2}(?![\w:])", "<address>"),
+        ("address", r"(?i)(?<![\w:])(?:(?:[0-9a-f]{1,4}:){5,7}[0-9a-f]{1,4}|fe80::[0-9a-f:]+)",
+         "<address>"),
+        ("host", r"(?i)(?<![\w.-])(?:[a-z0-9-]+\.)+(?:local|lan|internal|corp|intra|cluster)"
+                 rf"(?![\w-])|(?<![\w.-])(?:[a-z0-9-]+\.){{2,}}{_TOP}(?![\w.-])", "<host>"),
+        ("device id", r"(?i)(?:GPU-|MIG-)?[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", "<id>"),
+        ("path", r"[\\/]{1,4}(?:home|Users|root|mnt|scratch|workspace|tmp|private|gpfs|lustre|nfs)"
+                 r"[\\/]{1,4}[\w.@+~\\/-]*", "<path>"),
+        ("path", r"(?<![\w.])(?<!<path>)(?:[A-Za-z]:)?[\\/]{1,4}(?:[\w.@+~-]+[\\/]{1,4})+"
+                 r"[\w.@+~-]*|(?<!\w)~[\w-]*/[\w./-]+|(?<!\w)[A-Za-z]:[\\/]+[\w.-]+", "<path>"),
+    )
+)  # fmt: skip
+# LaTeX commands, and the paths of a drawing's fonts, look like paths.
+_NOT_PATHS = (".tex", ".svg")
+_NAMES = re.compile(
+    r"(?:[/\\]{1,4}(?:home|Users|users|export/home|scratch|data/users)[/\\]{1,4}([\w.-]{2,}))"
+    r"|(?<![\w.+-])([\w.+-]{1,64})@([A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)+"
+    r"|[\"'](?:host_?name|user_?name|user|login|owner|node_?name|author)[\"']\s*:\s*[\"']([^\"']{2,80})"
+)
+# Names that many machines and texts have: they tell nobody.
+_COMMON = {
+    "admin", "anon", "author", "authors", "build", "builder", "cloud", "container", "default",
+    "docker", "home", "host", "jovyan", "local", "localhost", "model", "node", "none", "null",
+    "path", "root", "runner", "runs", "shared", "system", "test", "tests", "ubuntu", "unknown",
+    "user", "users", "work", "worker", "workspace", "prunescope",
+}  # fmt: skip
+
+
+def names_in(text: str) -> set[str]:
+    """Names of users and hosts that a text gives away: by a home folder, an address or a field."""
+    found: set[str] = set()
+    for groups in _NAMES.findall(text):
+        for name in filter(None, groups):
+            found |= {name, name.split(".")[0]}
+    return {name.lower() for name in found if _tells(name)}
+
+
+def names_here() -> set[str]:
+    """The user and the host of the process."""
+    found = {socket.gethostname(), socket.gethostname().split(".")[0]}
+    with suppress(KeyError, OSError):  # a user without a name
+        found.add(getpass.getuser())
+    return {name.lower() for name in found if _tells(name)}
+
+
+def _tells(name: str) -> bool:
+    plain = name.lower().strip()
+    return len(plain) >= 3 and not plain.isdigit() and plain not in _COMMON | _vocabulary()
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    """Words of reports and traces that a name may equal by chance."""
+    words = {
+        *ROLES, *KINDS, "cuda", "gemm", "aten", "native", "torch", "cutlass", "triton", "layer",
+        "layers", "mlp", "cpu", "gpu", "dense", "pruned", "prefill", "decode", "trace", "bound",
+        "memory", "compute", "latency", "report", "float", "long", "int", "nvidia", "amd", "intel",
+        "google", "meta", "apple", "microsoft", "linux",
+    }  # fmt: skip
+    words |= {part for f in families() for part in f.id.split("-")}
+    return frozenset(w.lower() for w in words)
+
+
+@cache
+def _public() -> re.Pattern[str]:
+    """Addresses of published sources: device sheets, presets, standards."""
+    sources = [d.source for d in DEVICES] + [preset_source(name) for name in preset_names()]
+    links = (link for text in sources for link in re.findall(r"https?://[^\s;,)]+", text))
+    hosts = {urlsplit(link).hostname for link in links} - {None}
+    fixed = {"www.w3.org", "arxiv.org", "matplotlib.org", "json-schema.org", "purl.org",
+             "creativecommons.org", "ui.perfetto.dev", "doi.org"}  # fmt: skip
+    every = "|".join(re.escape(str(host)) for host in sorted({*hosts, *fixed}, key=str))
+    return re.compile(rf"https?://(?:{every})(?=[/\s\"'<>),;.]|$)[^\s\"'<>)]*")
+
+
+def cleared(text: str, names: Iterable[str] = ()) -> str:
+    """The text with everything suspicious replaced."""
+    kept: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        kept.append(match[0])
+        return f"\x00{len(kept) - 1}\x00"
+
+    text = _public().sub(keep, text)
+    for _, pattern, instead in _PATTERNS:
+        text = pattern.sub(instead, text)
+    named = _of_names(names)
+    if named is not None:
+        text = named.sub("anon", text)
+    return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text) if kept else text
+
+
+def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
+    """What is left in a file that should not be: "kind: the first letters …", each once."""
+    plain = html.unescape(text) if file.endswith((".md", ".html")) else text
+    plain = _public().sub("", plain)
+    found = []
+    for kind, pattern, _ in _PATTERNS:
+        if kind == "path" and file.endswith(_NOT_PATHS):
+            continue
+        found += [f"{kind}: {match[0][:4]}…" for match in pattern.finditer(plain)]
+    named = _of_names(names)
+    if named is not None:
+        found += [f"name: {match[0][:2]}…" for match in named.finditer(plain)]
+    return list(dict.fromkeys(found))
+
+
+def _of_names(names: Iterable[str]) -> re.Pattern[str] | None:
+    ordered = sorted(names, key=lambda name: (-len(name), name))
+    if not ordered:
+        return None
+    every = "|".join(re.escape(name) for name in ordered)
+    return re.compile(rf"(?i)(?<![A-Za-z0-9])(?:{every})(?![A-Za-z0-9])")

@@ -1,0 +1,155 @@
+"""The words of a bundle: in, reports and manifests; out, README, CITATION, samples and environment.
+
+Every claim of the README names the command that rebuilds it, without a GPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+
+from prunescope.analysis.report import sentences
+from prunescope.analysis.report.escape import markdown, markdown_code
+from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.run import Run
+
+Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest
+
+
+def readme(reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool) -> str:
+    """README.md of the bundle."""
+    return "\n".join(_readme(reports, runs, version=version, anonymous=anonymous)) + "\n"
+
+
+def _readme(
+    reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool
+) -> Iterator[str]:
+    yield "# Trace evidence of a pruning speedup"
+    yield ""
+    yield f"Written by prunescope {version}. " + (
+        "Names of people, hosts, paths and accounts were removed; numbers were not changed."
+        if anonymous
+        else "Traces are trimmed to what the analysis reads; numbers were not changed."
+    )
+    yield ""
+    yield "## Check it (seconds, no GPU, no model)"
+    yield ""
+    yield "    pip install prunescope"
+    yield "    prunescope verify FILE.zip"
+    yield ""
+    yield "`verify` compares every file with SHA256SUMS, rebuilds each report from its traces, and"
+    yield "compares the numbers; figures are compared by their sums alone. To look yourself: unpack"
+    yield "the zip and run the commands below there."
+    yield ""
+    yield "## Claims, and what rebuilds each"
+    yield ""
+    yield "| claim | where | rebuilt by |"
+    yield "|:--|:--|:--|"
+    for name, report in reports.items():
+        slugs = phase_slugs(report)
+        for phase_name, phase in report.phases.items():
+            for claim, where in _claims(name, phase_name, phase, slugs[phase_name]):
+                command = f"prunescope analyze runs/{name} --out rebuilt/{name} --format {where[1]}"
+                yield f"| {markdown(claim)} | {where[0]} | {markdown_code(command)} |"
+    yield ""
+    yield from _contents(reports)
+    yield from _limits(reports, runs)
+
+
+def _claims(
+    name: str, phase_name: str, phase: Phase, slug: str
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(claim, (file, formats)) of a phase."""
+    place, label = f"reports/{name}", f"{name}, {phase_name}"
+    yield f"{label}: {sentences.headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
+    if phase.ledger:
+        yield f"{label}: where the promised time went", (
+            f"{place}/ledger.csv, ledger-{slug}.svg", "csv,svg")  # fmt: skip
+    if phase.family:
+        yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
+    yield f"{label}: {sentences.throughput(phase) or 'what was measured'}", (
+        f"{place}/report.md", "md")  # fmt: skip
+
+
+def _contents(reports: Mapping[str, Report]) -> Iterator[str]:
+    yield "## What is here"
+    yield ""
+    yield "| path | holds |"
+    yield "|:--|:--|"
+    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, census, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |"  # noqa: E501
+    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV beside it; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |"  # noqa: E501
+    yield "| samples.csv | every unprofiled sample, ns |"
+    yield "| environment.json | device, clocks before and after, versions |"
+    yield "| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |"
+    yield ""
+    yield "Statistics: medians of unprofiled samples with 95 % bootstrap intervals, dense and"
+    yield "pruned measured in turns; the profiled steps serve the split of the time only."
+    yield ""
+    yield f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(map(markdown, reports))
+    yield ""
+
+
+def _limits(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
+    yield "## Limitations"
+    yield ""
+    for name, report in reports.items():
+        pruned = runs[name].get("pruned")
+        how = (pruned.pruning or {}).get("selection") if pruned else None
+        facts = [
+            f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
+        ]
+        if how == "random":
+            facts.append("parts to prune were drawn at random: speed, not quality")
+        if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
+            facts.append("some kernels are stand-ins (marked simulated)")
+        facts += [markdown(warning) for warning in report.warnings]
+        yield f"- {'; '.join(facts)}"
+    yield ""
+
+
+def citation(version: str) -> str:
+    """CITATION.cff of the tool that measured; the paper cites itself."""
+    return (
+        "cff-version: 1.2.0\n"
+        "message: If you use this evidence, please cite its paper, and the tool.\n"
+        "title: prunescope\n"
+        "type: software\n"
+        f"version: {version}\n"
+        "license: Apache-2.0\n"
+        "authors:\n"
+        "  - name: The prunescope authors\n"
+    )
+
+
+def samples_csv(runs: Runs) -> str:
+    """Every unprofiled sample: run, variant, phase, index, ns."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "variant", "phase", "sample", "ns"])
+    for name, variants in runs.items():
+        for variant, run in variants.items():
+            for phase, told in run.phases.items():
+                rows = enumerate(told.samples_ns)
+                writer.writerows([name, variant, phase, i, ns] for i, ns in rows)
+    return out.getvalue()
+
+
+def environment_json(runs: Runs) -> str:
+    """Device, versions, dtype, seeds and timing of every run."""
+    found = {
+        name: {
+            variant: {
+                "device": run.device,
+                "versions": run.versions,
+                "dtype": run.dtype,
+                "seeds": run.seeds,
+                "timing": run.extra.get("timing"),
+            }
+            for variant, run in variants.items()
+        }
+        for name, variants in runs.items()
+    }
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,160 @@
+"""A trace reduced to what the analysis reads: in, any trace; out, a gzipped Chrome trace.
+
+Events, fields and times (their decimal text) that decide a report stay, everything else goes: names
+of hosts and processes, stacks, flows, counters. The same trace gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from prunescope.analysis.trace.collect import (
+    DEVICE_CATEGORIES,
+    LAUNCH_CATEGORIES,
+    MODULE,
+    OP_CATEGORIES,
+)
+from prunescope.analysis.trace.reader import Args, Event, Source
+from prunescope.taxonomy.errors import PrunescopeError
+
+# What the analysis and its device limits read of a device's properties.
+_PROPERTIES = (
+    "id", "name", "totalGlobalMem", "computeMajor", "computeMinor", "maxThreadsPerBlock",
+    "maxThreadsPerMultiprocessor", "regsPerBlock", "warpSize", "sharedMemPerBlock", "numSms",
+    "regsPerMultiprocessor", "sharedMemPerBlockOptin", "sharedMemPerMultiprocessor",
+)  # fmt: skip
+_ANNOTATION, _PYTHON = "user_annotation", "python_function"
+_KEPT = {*OP_CATEGORIES, _ANNOTATION, _PYTHON, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES}
+_NUMBERS = ("correlation", "stream", "device", "bytes")
+
+
+class Words(Protocol):
+    """What becomes of the strings of a trace."""
+
+    def kernel(self, name: str) -> str:
+        """The name of a kernel, a launch, an op or a device."""
+
+    def annotation(self, name: str) -> str | None:
+        """The name of an annotation or a module; None drops it."""
+
+    def inputs(self, kind: str, raw: bytes) -> Any:
+        """JSON of the shapes ("dims", "strides"), dtypes ("types") or values ("concrete") of an
+        op."""
+
+
+class AsTheyAre:
+    """The strings of a trace, unchanged."""
+
+    def kernel(self, name: str) -> str:
+        """As it is."""
+        return name
+
+    def annotation(self, name: str) -> str | None:
+        """As it is."""
+        return name
+
+    def inputs(self, _kind: str, raw: bytes) -> Any:
+        """As they are, undecoded."""
+        return msgspec.Raw(raw)
+
+
+def trim(path: Path, words: Words | None = None) -> bytes:
+    """The trace at `path` with what the analysis reads. Raises PrunescopeError where it is cut."""
+    source = Source(path)
+    threads: dict[tuple[str, Any], int] = {}
+    say = words or AsTheyAre()
+    events = [
+        plain
+        for block in source.blocks()
+        for event in block
+        if (plain := _event(event, say, threads)) is not None
+    ]
+    if source.cut:
+        raise PrunescopeError(
+            f"{path.name} is cut off: it is no evidence", hint="copy the file again, whole"
+        )
+    trace = {
+        "schemaVersion": 1,
+        "deviceProperties": _properties(source.meta.get("deviceProperties"), say.kernel),
+        "traceEvents": events,
+    }
+    return gzip.compress(msgspec.json.encode(trace), compresslevel=9, mtime=0)
+
+
+def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
+    if event.ph != "X" or event.cat not in _KEPT or event.ts is None:
+        return None
+    if event.cat == _PYTHON and not event.name.startswith(MODULE):
+        return None
+    marks = event.cat in (_ANNOTATION, _PYTHON)
+    name = words.annotation(event.name) if marks else words.kernel(event.name)
+    if name is None:
+        return None
+    plain: dict[str, Any] = {
+        "ph": "X",
+        "cat": event.cat,
+        "name": name,
+        # Ids of processes and threads count only as equal or not.
+        "pid": threads.setdefault(("p", event.pid), len(threads)),
+        "tid": threads.setdefault(("t", event.tid), len(threads)),
+        "ts": _number(event.ts),
+    }
+    if event.dur is not None:
+        plain["dur"] = _number(event.dur)
+    args = {} if event.args is None or marks else _args(event.args, words)
+    return {**plain, "args": args} if args else plain
+
+
+def _args(args: Args, words: Words) -> dict[str, Any]:
+    found: dict[str, Any] = {key: getattr(args, key) for key in _NUMBERS}
+    found["External id"] = (
+        args.external_id if args.external_id is not None else args.external_id_legacy
+    )
+    found["registers per thread"] = args.registers
+    found["shared memory"] = args.shared_memory
+    found["graph node id"] = args.graph_node
+    numbers = {key: _digits(value) for key, value in found.items() if value is not None}
+    plain = {key: value for key, value in numbers.items() if value is not None}
+    plain |= {k: v for k, v in (("grid", args.grid), ("block", args.block)) if v}
+    if isinstance(args.kernel, str):
+        plain["kernel"] = words.kernel(args.kernel)
+    raws = (
+        ("Input Dims", "dims", bytes(args.dims) or bytes(args.dims_legacy)),
+        ("Input type", "types", bytes(args.types)),
+        ("Input Strides", "strides", bytes(args.strides)),
+        ("Concrete Inputs", "concrete", bytes(args.concrete)),
+    )
+    plain |= {key: words.inputs(kind, raw) for key, kind, raw in raws if raw}
+    return plain
+
+
+def _digits(value: Any) -> Any:
+    """A number, or a string of digits; every other string says nothing to the analysis."""
+    if isinstance(value, str):
+        return value if value.isascii() and value.isdigit() else None
+    return value
+
+
+def _number(value: Any) -> msgspec.Raw:
+    """A time with all of its decimals."""
+    text = format(value, "f") if isinstance(value, Decimal) else repr(value)
+    return msgspec.Raw(text.encode())
+
+
+def _properties(found: Any, text: Callable[[str], str]) -> list[dict[str, Any]]:
+    devices = found if isinstance(found, list) else []
+    return [
+        {
+            key: text(device[key]) if isinstance(device[key], str) else device[key]
+            for key in _PROPERTIES
+            if isinstance(device.get(key), (int, float, str))
+        }
+        for device in devices
+        if isinstance(device, dict)
+    ]

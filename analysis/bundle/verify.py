@@ -1,0 +1,235 @@
+"""Whether a bundle is what was written, and what its traces give: in, a zip; out, plain values.
+
+Every file is compared with its SHA-256, every report is rebuilt from the bundled traces, and the
+numbers are compared. The zip is untrusted: only the run folders are unpacked, into a temporary one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.bundle.archive import read_zip
+from prunescope.analysis.bundle.bundle import FORMATS, INDEX, SUMS, sums_text, texts, tool_version
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.write import write_report
+from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import MANIFEST, Run, read_run
+
+_CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
+_LARGEST = 1 << 30  # decompressed bytes of one trace
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+_NUMBERS = ("samples.csv", "environment.json")  # whatever version wrote them
+_ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
+# Sentences may be worded anew by another version; their numbers stand elsewhere too.
+_WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """{"ok", "checked", "rebuilt", "failed": [{"file", "why"}]}: how many files, how many of them
+    were rebuilt from the traces and compared, not by their sums alone, and what is wrong.
+
+    Raises PrunescopeError where there is no such file.
+    """
+    if not path.is_file():
+        raise PrunescopeError(f"no such file: {path.name}", hint="give what `bundle -o` wrote")
+    unpacked = read_zip(path)
+    failed = dict(unpacked.failed)
+    checked = len(unpacked.files) + len(failed)
+    rebuilt: set[str] = set()
+    if unpacked.files or not failed:
+        for name, why in _sums(unpacked.files):
+            failed.setdefault(name, why)
+    if not failed:
+        rebuilt, problems = _rebuilt(unpacked.files)
+        failed.update(problems)
+    return {
+        "ok": not failed,
+        "checked": checked,
+        "rebuilt": len(rebuilt),
+        "failed": [{"file": name, "why": why} for name, why in failed.items()],
+    }
+
+
+def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
+    """Files that are not as SHA256SUMS says, missing from it or from the bundle."""
+    if SUMS not in files:
+        yield SUMS, "missing: nothing can be checked"
+        return
+    lines = files[SUMS].decode("utf-8", "replace").splitlines()
+    told = {line[66:]: line[:64] for line in lines if line[64:66] == "  "}
+    wanted = {line[66:]: line[:64] for line in sums_text(files).splitlines()}
+    for name, digest in told.items():
+        if name not in wanted:
+            yield name, "listed in SHA256SUMS and missing"
+        elif digest != wanted[name]:
+            yield name, "not the file that was bundled: its SHA-256 differs"
+    for name in wanted.keys() - told.keys():
+        yield name, "not listed in SHA256SUMS"
+    if sums_text(files).encode() != files[SUMS] and told == wanted:
+        yield SUMS, "not in the form in which it was written"
+
+
+def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str]]:
+    """The files that were rebuilt, and what differs."""
+    try:
+        index = msgspec.json.decode(files.get(INDEX, b""))
+        names = [str(name) for name in index["runs"]]
+        same_tool = index["tool"] == f"prunescope {tool_version()}"
+        anonymous = index["anonymous"] is True
+    except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
+        return set(), {INDEX: "does not say what the bundle holds"}
+    if not all(map(_FOLDER.fullmatch, names)):  # they become paths
+        return set(), {INDEX: "names a run that is no plain folder name"}
+    there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
+    if not names or there - set(names):  # what it does not name would not be rebuilt
+        return set(), {INDEX: "does not name every run of the bundle"}
+    active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
+    if active:
+        return set(), dict.fromkeys(active, "refused: a figure that runs a script")
+    with tempfile.TemporaryDirectory() as temporary:
+        rebuild = _Rebuild(files, Path(temporary).resolve(), same_tool=same_tool)
+        rebuild.unpack()
+        for name in names:
+            rebuild.report(name)
+        rebuild.beside(anonymous=anonymous)
+    return rebuild.done, rebuild.failed
+
+
+class _Rebuild:
+    """What the bundled traces give, file by file: `done` were compared, `failed` differ. The words
+    of another version (`same_tool` is False) are not compared, its numbers are."""
+
+    def __init__(self, files: Mapping[str, bytes], stage: Path, *, same_tool: bool) -> None:
+        self.files, self.stage, self.same_tool = files, stage, same_tool
+        self.reports: dict[str, Report] = {}
+        self.runs: dict[str, dict[str, Run]] = {}
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}
+
+    def unpack(self) -> None:
+        """The run folders, and nothing else."""
+        for name, data in self.files.items():
+            if not name.startswith("runs/"):
+                continue
+            if name.endswith(".gz") and not _fits(data):
+                self.failed[name] = "refused: expands to more than 1 GiB"
+                return
+            try:
+                (self.stage / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.stage / name).write_bytes(data)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                self.failed[name] = "refused: a file and a folder of one name"
+                return
+
+    def report(self, name: str) -> None:
+        """The report of a run."""
+        place, folder = f"reports/{name}", self.stage / "runs" / name
+        if self.failed or self._lacks(f"{place}/report.json"):
+            return
+        try:
+            report = analyze(folder).report
+            manifests = sorted(folder.glob(f"*/{MANIFEST}"))
+            self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
+        except PrunescopeError as error:
+            self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
+            return
+        self.reports[name] = report
+        self._compare_json(f"{place}/report.json", to_json(report))
+        if not self.same_tool or self.failed:
+            return
+        formats = [f for f in FORMATS if f in ("md", "html", "tex", "csv")]
+        for path in write_report(report, self.stage / place, formats=formats):
+            self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
+
+    def beside(self, *, anonymous: bool) -> None:
+        """The files that follow from all runs."""
+        if self.failed:
+            return
+        for name, text in texts(self.reports, self.runs, anonymous=anonymous).items():
+            if self.same_tool or name in _NUMBERS:
+                self._compare(name, text, "not what the bundled runs give")
+
+    def _lacks(self, name: str) -> bool:
+        if name not in self.files:
+            self.failed[name] = "missing"
+        return name in self.failed
+
+    def _compare(self, name: str, wanted: bytes, why: str) -> None:
+        self.done.add(name)
+        if not _same_text(self.files.get(name, b""), wanted):
+            self.failed[name] = why
+
+    def _compare_json(self, name: str, wanted: bytes) -> None:
+        self.done.add(name)
+        skipped = frozenset() if self.same_tool else _WORDED
+        try:
+            difference = _difference(json.loads(self.files[name]), json.loads(wanted), skipped)
+        except (ValueError, RecursionError, OverflowError):
+            self.failed[name] = "is no report"
+            return
+        if difference:
+            self.failed[name] = f"its traces give other numbers: {difference}"
+
+
+def _fits(data: bytes) -> bool:
+    stream, total = zlib.decompressobj(31), 0
+    while data:
+        try:
+            total += len(stream.decompress(data, 16 << 20))
+        except zlib.error:
+            return True  # the loader says what is wrong with it
+        if total > _LARGEST:
+            return False
+        data = stream.unconsumed_tail
+        if stream.eof:  # another member may follow
+            stream, data = zlib.decompressobj(31), stream.unused_data
+    return True
+
+
+def _difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report") -> str | None:
+    """The first value (or missing part) in which two reports differ; parts of a name in `skipped`
+    are not compared."""
+    if isinstance(old, str) and isinstance(new, str):
+        same = _same_text(old.encode("utf-8", "replace"), new.encode("utf-8", "replace"))
+        return None if same else f"{where}: {old[:60]} and {new[:60]}"
+    if isinstance(old, bool) or isinstance(new, bool) or old is None or isinstance(old, str):
+        return None if old == new else f"{where}: {old} and {new}"
+    if isinstance(old, int | float):
+        same = isinstance(new, int | float) and _close(float(old), float(new))
+        return None if same else f"{where}: {old} and {new}"
+    if isinstance(old, list):
+        if not isinstance(new, list) or len(old) != len(new):
+            return f"{where}: lists of other lengths"
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    elif isinstance(new, dict) and not old.keys() - new.keys():
+        pairs = [(key, old[key], new[key]) for key in old if key not in skipped]
+    else:
+        return f"{where}: parts are missing"
+    found = (_difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
+    return next((d for d in found if d is not None), None)
+
+
+def _same_text(old: bytes, new: bytes) -> bool:
+    """Whether two texts agree, numbers within a rounding error."""
+    a, b = (data.decode("utf-8", "replace") for data in (old, new))
+    if a == b:
+        return True
+    if _NUMBER.sub("#", a) != _NUMBER.sub("#", b):
+        return False
+    pairs = zip(_NUMBER.findall(a), _NUMBER.findall(b), strict=True)
+    return all(_close(float(x), float(y)) for x, y in pairs)
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-6)

@@ -1,0 +1,234 @@
+"""The device table: peaks, bandwidth, limits, and where each number comes from.
+
+In: a device name, of the user or of a trace. Out: a Device. FLOP/s (dense, no sparsity), byte/s,
+Hz, bytes. A name that is not in the table is an error or None, never another device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from typing import Any
+
+from prunescope.taxonomy.dtypes import dtype
+from prunescope.taxonomy.errors import PrunescopeError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device. None is unknown.
+
+    `verified`: its sources agree and a second witness (clock x FLOP per clock, bus x pin rate)
+    gives the same within 5 %; `unverified` names single fields without that. `sm` counts
+    streaming multiprocessors or compute units.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    vendor: str
+    dense_flop_per_s: Mapping[str, float]
+    byte_per_s: float | None
+    sm: int | None = None
+    l2_bytes: int | None = None
+    llc_bytes: int | None = None  # a cache behind L2
+    source: str
+    verified: bool = False
+    unverified: tuple[str, ...] = ()
+    note: str | None = None
+    achievable_flop_per_s: Mapping[str, float] = field(default_factory=dict)  # best GEMM published
+    boost_hz: float | None = None  # behind the tensor-core peaks
+    boost_hz_fp32: float | None = None  # behind the fp32 peak, where it is another
+    flop_per_clk_sm: Mapping[str, float] = field(default_factory=dict)
+    bus_bits: int | None = None
+    bit_per_s_pin: float | None = None
+    max_threads_per_sm: int | None = None
+    registers_per_sm: int | None = None  # 32-bit
+    shared_bytes_per_sm: int | None = None
+    max_blocks_per_sm: int | None = None
+    warp: int | None = None
+    sparse_24: bool | None = None  # has matrix units for 2:4 sparsity
+
+    def peak(self, name: str | None) -> float | None:
+        """Dense FLOP/s of one of our dtype names, or None."""
+        return None if name is None else self.dense_flop_per_s.get(name)
+
+    def witness_flop_per_s(self, name: str) -> float | None:
+        """The peak recomputed: SMs x clock x FLOP per clock and SM; None without the figures."""
+        per_clk = self.flop_per_clk_sm.get(name)
+        hz = (self.boost_hz_fp32 if name == "fp32" else None) or self.boost_hz
+        if per_clk is None or hz is None or self.sm is None:
+            return None
+        return self.sm * hz * per_clk
+
+    def witness_byte_per_s(self) -> float | None:
+        """The bandwidth recomputed: bus width x rate of a pin; None without the figures."""
+        if self.bus_bits is None or self.bit_per_s_pin is None:
+            return None
+        return self.bus_bits * self.bit_per_s_pin / 8
+
+
+def _load() -> tuple[Device, ...]:
+    text = (
+        resources.files("prunescope.analysis.device")
+        .joinpath("devices.json")
+        .read_text(encoding="utf-8")
+    )
+    table: dict[str, Any] = json.loads(text)
+    assert table["format"] == _FORMAT
+    limits: dict[str, dict[str, Any]] = table["architectures"]
+    return tuple(_device(row, limits[row["architecture"]]) for row in table["devices"])
+
+
+def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
+    def scaled(name: str, unit: float) -> float | None:
+        return None if name not in row else row[name] * unit
+
+    def rates(name: str) -> dict[str, float]:
+        return {k: v * 1e12 for k, v in row.get(name, {}).items()}
+
+    def mebibytes(name: str) -> int | None:
+        return None if name not in row else row[name] * 2**20
+
+    return Device(
+        name=row["name"],
+        aliases=tuple(row["aliases"]),
+        vendor=row["vendor"],
+        dense_flop_per_s=rates("dense_tflop_per_s"),
+        byte_per_s=row["gb_per_s"] * 1e9,
+        sm=row["sm"],
+        l2_bytes=mebibytes("l2_mib"),
+        llc_bytes=mebibytes("llc_mib"),
+        source=row["source"],
+        verified=row["verified"],
+        unverified=tuple(row.get("unverified", ())),
+        note=row.get("note"),
+        achievable_flop_per_s=rates("achievable_tflop_per_s"),
+        boost_hz=scaled("boost_ghz", 1e9),
+        boost_hz_fp32=scaled("boost_ghz_fp32", 1e9),
+        flop_per_clk_sm=row.get("flop_per_clk_sm", {}),
+        bus_bits=row.get("bus_bits"),
+        bit_per_s_pin=scaled("gbit_per_s_pin", 1e9),
+        **limits,
+    )
+
+
+DEVICES: tuple[Device, ...] = _load()
+
+
+def find_device(name: str) -> Device:
+    """The device of an id or alias, in any case. Raises PrunescopeError with the nearest ids."""
+    found = _BY_NAME.get(_key(name))
+    if found is None:
+        close = ", ".join(_nearest(_key(name)))
+        raise PrunescopeError(
+            f"no device is called {name!r}",
+            hint=f"nearest: {close}; `prunescope devices` lists all, --peak and --bandwidth set "
+            "others",
+        )
+    return found
+
+
+def device_in_trace(properties_name: str | None) -> Device | None:
+    """The device that a trace's deviceProperties name, or None where the table has none."""
+    return _BY_NAME.get(_key(properties_name)) if properties_name else None
+
+
+def with_overrides(
+    device: Device | None,
+    *,
+    peaks: Mapping[str, float] | None = None,
+    bandwidth_gb_per_s: float | None = None,
+) -> Device:
+    """`device` with peaks in TFLOP/s by dtype and bandwidth in GB/s replaced.
+
+    Without a device: one called "custom" that knows nothing else. Raises PrunescopeError for an
+    unknown dtype or a figure that is not positive.
+    """
+    given = {_dtype(name): value * 1e12 for name, value in (peaks or {}).items()}
+    bandwidth = None if bandwidth_gb_per_s is None else bandwidth_gb_per_s * 1e9
+    for value in (*given.values(), *([] if bandwidth is None else [bandwidth])):
+        if not 0 < value < float("inf"):
+            raise PrunescopeError(
+                "a peak or bandwidth is not a positive number",
+                hint="for example --peak bf16=989 (TFLOP/s) and --bandwidth 3350 (GB/s)",
+            )
+    if device is None:
+        return Device(
+            name="custom",
+            vendor="unknown",
+            dense_flop_per_s=given,
+            byte_per_s=bandwidth,
+            source="given on the command line",
+        )
+    if not given and bandwidth is None:
+        return device
+    changed = [*given, *(["byte_per_s"] if bandwidth else [])]
+    return replace(
+        device,
+        dense_flop_per_s={**device.dense_flop_per_s, **given},
+        byte_per_s=bandwidth or device.byte_per_s,
+        source=f"{', '.join(changed)} given on the command line; else {device.source}",
+        verified=False,
+        unverified=(*device.unverified, *changed),
+    )
+
+
+def devices_json() -> dict[str, list[dict[str, Any]]]:
+    """The table as `devices --json` prints it."""
+    return {"devices": [device_json(device) for device in DEVICES]}
+
+
+def device_json(device: Device) -> dict[str, Any]:
+    """One device as plain values."""
+    return {
+        "name": device.name,
+        "aliases": list(device.aliases),
+        "vendor": device.vendor,
+        "dense_flop_per_s": dict(device.dense_flop_per_s),
+        "byte_per_s": device.byte_per_s,
+        "sm": device.sm,
+        "l2_bytes": device.l2_bytes,
+        "sparse_24": device.sparse_24,
+        "llc_bytes": device.llc_bytes,
+        "source": device.source,
+        "verified": device.verified,
+        "unverified": list(device.unverified),
+        "note": device.note,
+    }
+
+
+def _key(name: str) -> str:
+    return " ".join(name.split()).lower()
+
+
+def _nearest(key: str) -> list[str]:
+    """Ids of the devices whose id or alias is most like `key`."""
+    close = difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)
+    ids = list(dict.fromkeys(_BY_NAME[one].name for one in close))
+    return ids[:4] or [device.name for device in DEVICES][:4]
+
+
+def _dtype(name: str) -> str:
+    ours = dtype(name)
+    if ours is None:
+        raise PrunescopeError(
+            f"no number format is called {name!r}", hint="one of bf16, fp16, tf32, fp32, fp8"
+        )
+    return ours
+
+
+def _index() -> dict[str, Device]:
+    by_name: dict[str, Device] = {}
+    for device in DEVICES:
+        for name in (device.name, *device.aliases):
+            known = by_name.setdefault(_key(name), device)
+            assert known is device, f"{name} names two devices"
+    return by_name
+
+
+_BY_NAME = _index()

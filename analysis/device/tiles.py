@@ -1,0 +1,234 @@
+"""Tile and wave quantisation of a GEMM kernel: what its shape costs on the device's grid of SMs.
+
+In: a kernel's name, its GEMM, its launch (blocks, threads, registers, bytes) and device limits.
+Out: a Tile, and a WaveEstimate: tiles, waves and the two efficiencies (0..1]; None is unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from prunescope.analysis.device.hardware import Device
+from prunescope.taxonomy.gemm import Gemm
+
+HALF = ("bf16", "fp16")  # the 16-bit formats of tensor cores
+ALIGNED = 8  # elements at 16 bit: what tensor cores load without a detour
+GOOD = 16  # elements: what they want of N and K at 16 bit
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The block of the result that one thread block computes, as the kernel's name states it.
+
+    `rows` and `columns` are those of the library's result, which for column-major BLAS is the
+    transpose of ours. `cluster`: thread blocks along them that are launched together. `persistent`:
+    the kernel's grid counts workers, not tiles.
+    """
+
+    rows: int
+    columns: int
+    depth: int | None = None
+    cluster: tuple[int, int] = (1, 1)
+    persistent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel's launch. The grid is in blocks (ROCm traces give work-items: see `in_blocks`)."""
+
+    grid: tuple[int, ...]
+    block: tuple[int, ...] | None = None
+    registers: int | None = None  # a thread
+    shared_bytes: int | None = None  # a block
+
+
+@dataclass(frozen=True, slots=True)
+class WaveEstimate:
+    """How a GEMM fills the device.
+
+    `fit` says how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
+    clusters), "split" (a whole multiple: K is split), "persistent" (the blocks are workers: fewer
+    than the tiles, or of a kernel that its name calls persistent and no more than fit at a time) or
+    "unexplained".
+    `swapped`: the tile's rows lie along N. `waves` and what follows from it need the residency.
+    """
+
+    tiles: int
+    blocks: int
+    split_k: int
+    swapped: bool
+    fit: str
+    tile_efficiency: float
+    resident: int | None
+    waves: float | None
+    wave_efficiency: float | None
+
+
+_XY = r"(\d{1,4})x(\d{1,4})"
+# Each pattern names rows, columns and depth; nvjet and CUTLASS 3 also name a cluster.
+_TILES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # sm90_xmma_gemm_..._tilesize128x128x64_cgasize2x1x1_...
+        rf"tilesize{_XY}x(\d{{1,4}})(?:\w*?_cgasize{_XY}x\d)?",
+        # nvjet_tst_128x256_64x4_1x2_h_bz_...: tile, depth x stages, cluster
+        rf"^nvjet_[a-z]+_{_XY}_(\d{{1,4}})x\d{{1,3}}_{_XY}",
+        # nvjet_sm103_qqtst_mma_192x168x128_6_64x168x64_cga2x1x1_...
+        rf"^nvjet_sm\d+_\w*?mma_{_XY}x(\d{{1,4}})_(?:\w*?_cga{_XY}x\d)?",
+        # cutlass3x_sm90_tensorop_s64x128x16gemm_bf16_..._128x128x64_2x1x1_0_tnn_...
+        rf"cutlass3x_sm\d+_\w*?gemm_\w*?_{_XY}x(\d{{1,4}})(?:_{_XY}x\d)?_",
+        # cutlass_80_tensorop_s1688gemm_64x64_32x6_tn_align4: tile, depth x stages
+        rf"cutlass_\d+_\w*?gemm_(?:\w+?_)?{_XY}_(\d{{1,4}})x\d{{1,3}}_",
+        # cutlass_75_tensorop_bf16_s1688gemm_bf16_256x128_tn_align1
+        rf"cutlass_\d+_\w*?gemm_(?:\w+?_)?{_XY}_[nt]{{2}}",
+        # ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn, volta_sgemm_128x32_nn
+        rf"^(?:maxwell|volta|turing|ampere|hopper)_\w*?gemm_(?:\w+?_)?{_XY}"
+        r"(?:_\w*?stages_(\d{1,4})x\d)?",
+        # Cijk_Alik_Bljk_..._MT256x128x64_...
+        rf"^Cijk_\w*?_MT{_XY}x(\d{{1,4}})",
+    )
+)
+# Hopper's xmma kernels with a scheduler of their own: 120 blocks for 560 tiles, and 98 for 78.
+_PERSISTENT = re.compile(r"^sm90_xmma_gemm_\w+_warpgroupsize\w+_execute_segment_k_off")
+# The tile stands early in a name, and a bound keeps hostile names cheap.
+_NAME_LIMIT = 512
+# CUDA keeps 1 KiB of shared memory a block from compute capability 8.0 on; those devices have
+# 100 KiB or more an SM, the ones before 96 KiB or less.
+_RESERVED_BYTES, _RESERVED_FROM = 1024, 100 * 1024
+_REGISTER_UNIT = 256  # registers are given to a warp in units of 256
+_SWIZZLES = (1, 2, 4, 8, 16)
+_MOST_TILES = 2**53  # more is a forged shape
+
+
+def tile_of(kernel: str) -> Tile | None:
+    """The tile that a GEMM kernel's name states; None where it states none."""
+    for pattern in _TILES:
+        found = pattern.search(kernel[:_NAME_LIMIT])
+        if found is None:
+            continue
+        sizes = [int(group) if group else 0 for group in found.groups()]
+        rows, columns, depth, across, down = (*sizes, 0, 0, 0)[:5]
+        if rows and columns:
+            persistent = _PERSISTENT.match(kernel[:_NAME_LIMIT]) is not None
+            return Tile(rows, columns, depth or None, (across or 1, down or 1), persistent)
+    return None
+
+
+def in_blocks(grid: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """A grid of work-items (ROCm) in blocks."""
+    widths = (*block, *(1 for _ in grid))
+    return tuple(-(-n // max(1, width)) for n, width in zip(grid, widths, strict=False))
+
+
+def wave_model(
+    gemm: Gemm, tile: Tile, launch: Launch, device: Device | None
+) -> WaveEstimate | None:
+    """Tiles, waves and efficiencies of a GEMM kernel; None for an empty or a forged one.
+
+    tiles = ⌈M/Tm⌉·⌈N/Tn⌉·batch·split-K, in the orientation that explains the grid, else with M and
+    N swapped (column-major). waves = tiles / (SMs · resident blocks). Tile efficiency is
+    batch·split-K·M·N / (tiles·Tm·Tn), wave efficiency w/⌈w⌉.
+    """
+    blocks = math.prod(launch.grid)
+    if min(gemm.m, gemm.n, gemm.batch, blocks) <= 0:
+        return None
+    fits = [_fit(gemm, tile, launch.grid, swapped=swapped) for swapped in (True, False)]
+    # The first of equal rank wins: column-major.
+    fit, split_k, swapped = min(fits, key=lambda found: _RANK[found[0]])
+    resident = resident_blocks(launch, device)
+    slots = device.sm * resident if device is not None and device.sm and resident else None
+    if fit in ("split", "unexplained") and tile.persistent and slots and blocks <= slots:
+        fit, split_k, swapped = "persistent", 1, fits[0][2]
+    across, down = _sides(gemm, tile, swapped=swapped)
+    tiles = across * down * gemm.batch * split_k
+    if tiles > _MOST_TILES:
+        return None
+    covered = tiles * tile.rows * tile.columns
+    waves = tiles / slots if slots else None
+    return WaveEstimate(
+        tiles=tiles,
+        blocks=blocks,
+        split_k=split_k,
+        swapped=swapped,
+        fit=fit,
+        tile_efficiency=gemm.batch * split_k * gemm.m * gemm.n / covered,
+        resident=resident,
+        waves=waves,
+        wave_efficiency=waves / -(-tiles // slots) if waves and slots else None,
+    )
+
+
+def shape_loss(estimate: WaveEstimate | None) -> float | None:
+    """Factor (>= 1) by which tiles and waves stretch the ideal time; None without an estimate.
+
+    A wave efficiency that is unknown counts as 1.
+    """
+    if estimate is None:
+        return None
+    return 1 / (estimate.tile_efficiency * (estimate.wave_efficiency or 1.0))
+
+
+def resident_blocks(launch: Launch, device: Device | None) -> int | None:
+    """Blocks of a kernel that fit on one SM at a time: the least that threads, registers, shared
+    memory and the block limit allow. None where the launch or the limits are unknown."""
+    if device is None or launch.block is None or launch.registers is None:
+        return None
+    limits = (device.max_threads_per_sm, device.registers_per_sm, device.shared_bytes_per_sm)
+    if launch.shared_bytes is None or None in limits or not device.warp:
+        return None
+    threads, registers, shared = (limit or 0 for limit in limits)
+    warps = max(1, -(-math.prod(launch.block) // device.warp))
+    a_warp = -(-launch.registers * device.warp // _REGISTER_UNIT) * _REGISTER_UNIT
+    allowed = [threads // (warps * device.warp)]
+    if a_warp:
+        allowed.append(registers // a_warp // warps)
+    reserved = _RESERVED_BYTES if shared >= _RESERVED_FROM else 0
+    if launch.shared_bytes + reserved:
+        allowed.append(shared // (launch.shared_bytes + reserved))
+    if device.max_blocks_per_sm is not None:
+        allowed.append(device.max_blocks_per_sm)
+    return max(1, min(allowed))  # it ran, so one fits
+
+
+_RANK = {"exact": 0, "padded": 1, "split": 2, "persistent": 3, "unexplained": 4}
+
+
+def _sides(gemm: Gemm, tile: Tile, *, swapped: bool) -> tuple[int, int]:
+    """Tiles along the tile's rows and along its columns."""
+    along_rows, along_columns = (gemm.n, gemm.m) if swapped else (gemm.m, gemm.n)
+    return -(-along_rows // tile.rows), -(-along_columns // tile.columns)
+
+
+def _fit(gemm: Gemm, tile: Tile, grid: tuple[int, ...], *, swapped: bool) -> tuple[str, int, bool]:
+    """How one orientation explains the grid, and the split of K that it takes."""
+    x, y = _sides(gemm, tile, swapped=swapped)
+    blocks = math.prod(grid)
+    plane = x * y * gemm.batch
+    if blocks == plane:
+        return "exact", 1, swapped
+    split = _split(grid, gemm.batch)
+    if split > 1 and blocks == plane * split:
+        return "split", split, swapped
+    if any(blocks == padded * gemm.batch * split for padded in _padded(x, y, tile)):
+        return "padded", split, swapped
+    if blocks % plane == 0:
+        return "split", blocks // plane, swapped
+    return ("persistent" if blocks < plane else "unexplained"), 1, swapped
+
+
+def _split(grid: tuple[int, ...], batch: int) -> int:
+    """Parts of K: the third grid dimension counts them, times the batch."""
+    depth = grid[2] if len(grid) > 2 else 1
+    return depth // batch if depth % batch == 0 else 1
+
+
+def _padded(x: int, y: int, tile: Tile) -> set[int]:
+    """Plane sizes after rounding up: to whole clusters, or for a swizzle that folds s of one
+    dimension into the other (x·s by ⌈y/s⌉ blocks)."""
+    rows, columns = tile.cluster
+    sizes = {-(-x // a) * a * -(-y // b) * b for a, b in ((rows, columns), (columns, rows))}
+    for s in _SWIZZLES:
+        sizes |= {x * s * -(-y // s), y * s * -(-x // s)}
+    return sizes

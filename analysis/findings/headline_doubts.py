@@ -1,0 +1,45 @@
+"""Why the headline of a phase may not be that of a step.
+
+In: a Phase of the report (ns). Out: sentences for the warnings of the report.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.findings.context import ms
+from prunescope.analysis.schema.report import Phase
+
+_MOST_LATE = 0.05  # of device time
+
+
+def phase_warnings(name: str, phase: Phase) -> list[str]:
+    """Why the headline of a phase may not be that of a step."""
+    said = []
+    of_dense = (phase.baseline or {}).get("phase_kind")
+    for side, told in (("", phase.phase_kind), ("baseline: ", of_dense)):
+        if told and told.get("doubt"):
+            said.append(f"{side}{name}: {told['doubt']}")
+    said += _apart(name, phase)
+    late, kept = phase.late, phase.busy_ns * phase.steps
+    if late["events"] and late["ns"] > _MOST_LATE * (late["ns"] + kept):
+        of = late["events"] + sum(phase.kernels_per_step)
+        said.append(
+            f"{name}: {late['events']:,.0f} of {of:,.0f} device events have no launch in the trace "
+            f"and are left out, {ms(late['ns'])} of {ms(late['ns'] + kept)}: the step below is not "
+            "the whole one"
+        )
+    return said
+
+
+def _apart(name: str, phase: Phase) -> list[str]:
+    """Two captures of one model that differ by more than the interval of their ratio."""
+    ladder, family = phase.ladder, phase.family
+    if ladder is None or family is None or family.id != "dense" or not ladder.realised_ci95:
+        return []
+    low, high = ladder.realised_ci95
+    if low <= 1 <= high:
+        return []
+    return [
+        f"{name}: nothing was pruned, and the two captures differ by {ladder.realised:.2f}× "
+        f"[{low:.2f}×, {high:.2f}×]: a speedup of that size is no evidence between captures like "
+        "these; trace both in turns, in one command, on a quiet machine"
+    ]

@@ -1,0 +1,62 @@
+"""What a reader of a phase must know of its kernels: replays, roles by order, kernels side by side.
+
+In: Kernels. Out: sentences.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prunescope.analysis.findings.context import ms
+from prunescope.analysis.kernels.frame import Kernels
+
+_HIDDEN = 0.05  # of the wall
+
+
+def notes(kernels: Kernels) -> list[str]:
+    """All that is to be said of the kernels of a phase."""
+    said = list(kernels.notes)
+    replayed = int(kernels.linked.replayed.sum())
+    if kernels.replay_note is not None:
+        said.append(kernels.replay_note)
+    elif replayed:
+        said.append(
+            f"{replayed} kernels were launched by graph replays and have no op: "
+            "give --eager-trace for their shapes and roles"
+        )
+    if not kernels.calls:
+        said.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
+    if kernels.roles_from == "order":
+        said.append("no module scopes in the trace: roles come from the order of kernels")
+        said += _unequal_layers(kernels)
+    return said + _hidden(kernels)
+
+
+def _hidden(kernels: Kernels) -> list[str]:
+    """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
+    told = [
+        f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
+        "beside others)"
+        for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
+        if ran - busy > _HIDDEN * max(kernels.wall, ran)
+    ]
+    if not told:
+        return []
+    return [
+        f"kernels ran at once, and a moment counts for the one that began first; by kind they ran "
+        f"{', '.join(told)} a step"
+    ]
+
+
+def _unequal_layers(kernels: Kernels) -> list[str]:
+    """Says so where steps, in which layers are numbered anew, do not hold as many of them."""
+    layers = pl.col("layer").drop_nulls().n_unique()
+    held = kernels.frame.group_by("step").agg(layers)["layer"].to_list()
+    if len(set(held)) < 2:
+        return []
+    return [
+        f"steps hold {min(held)} to {max(held)} layers, numbered from the front in each: which of "
+        "them a step lacks is not known"
+    ]

@@ -1,0 +1,127 @@
+"""Which rank the others wait for: in, phases and kernels frames of several ranks; out, a finding.
+
+A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
+it: the others' time in communication beyond that is waiting. Times are ns a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.findings.context import ms
+from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.timeline.link import cover
+
+_WORTH = 0.02  # of the wall of the slow rank
+_SAME = 0.5  # of the kernels of a step: pipeline stages differ by less
+
+
+@dataclass(frozen=True)
+class RankTime:
+    """A step of a rank: its wall, the part of it in communication alone (no other kernel runs), and
+    the rest, its own work; the communication kernel with the most time."""
+
+    name: str
+    wall: float
+    comm: float
+    kernel: str | None
+
+    @property
+    def own(self) -> float:
+        """Wall outside of communication."""
+        return self.wall - self.comm
+
+
+def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> list[str]:
+    """Put the finding `straggler` to the phase of the slowest of several ranks, if there is one.
+
+    Returns what speaks against a comparison: ranks that do not run the same program.
+    """
+    if len(phases) < 2:
+        return []
+    if apart := _other_program(phases, frames):
+        return [apart]
+    times = [rank_time(name, phase, frames[name]) for name, phase in phases.items()]
+    found = straggler(times)
+    if found is not None:
+        slow, finding = found
+        phase = phases[slow]
+        at = sum(f.severity == "critical" for f in phase.findings)
+        phase.findings.insert(at, finding)
+    return []
+
+
+def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> str | None:
+    """Two ranks of which less than half of the kernels of a step have the same names."""
+    steps = {name: _kernels_a_step(phase, frames[name]) for name, phase in phases.items()}
+    first, *others = steps
+    for name in others:
+        one, other = steps[first], steps[name]
+        both = sum(min(one[key], other[key]) for key in one.keys() & other.keys())
+        most = sum(max(one.get(key, 0), other.get(key, 0)) for key in one.keys() | other.keys())
+        if both < _SAME * most:
+            counts = f"{sum(one.values()):,.0f} and {sum(other.values()):,.0f} kernels a step"
+            return (
+                f"{first} and {name} do not run the same program ({counts}, {both / most:.0%} of "
+                "them the same): ranks are not compared"
+            )
+    return None
+
+
+def _kernels_a_step(phase: Phase, frame: pl.DataFrame) -> dict[str | None, float]:
+    counts = frame.group_by("name").len()
+    return {name: count / phase.steps for name, count in counts.iter_rows()}
+
+
+def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
+    """Communication that no other kernel hides, in the union of all steps."""
+    comm = pl.col("kind") == "comm"
+    hidden = _union(frame) - _union(frame.filter(~comm))
+    sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
+    top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
+    return RankTime(name, phase.wall_ns, hidden / phase.steps, top[0] if top else None)
+
+
+def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
+    """The slow rank and what to say of it; None where no rank stands out."""
+    slow = max(times, key=lambda t: t.own)
+    usual = statistics.median(t.own for t in times if t is not slow)
+    behind = slow.own - usual
+    if not slow.wall or behind < _WORTH * slow.wall:
+        return None
+    waits = {t.name: max(0.0, t.comm - slow.comm) for t in times if t is not slow}
+    mean = statistics.fmean(waits.values())
+    kernel = next((t.kernel for t in times if t is not slow and t.kernel), None)
+    text = (
+        f"{slow.name} is the slowest of {len(times)} ranks: {ms(slow.own)} of its own a step, "
+        f"{ms(behind)} ({behind / usual:.0%}) more than the median of the others"
+        if usual
+        else f"{slow.name} does the work of {len(times)} ranks: {ms(slow.own)} a step"
+    )
+    if mean > 0:
+        text += f", which wait {ms(mean)} for it in communication"
+    lines = [f"{t.name}: wall {ms(t.wall)}, own {ms(t.own)}, communication {ms(t.comm)}"
+             for t in sorted(times, key=lambda t: -t.own)[:8]]  # fmt: skip
+    if kernel is not None:
+        lines.append(f"most time in communication: {kernel[:100]}")
+    finding = Finding(
+        id="straggler", severity="warning", text=text, evidence=lines,
+        change="give all ranks the same work (shards, kept heads and layers), or check its clocks",
+        predicted_ns=behind,
+    )  # fmt: skip
+    return slow.name, finding
+
+
+def _union(frame: pl.DataFrame) -> int:
+    """ns in which at least one of the kernels runs."""
+    start = frame["start"].to_numpy()
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    end = start + frame["duration"].to_numpy()
+    return int(cover(start[order], end[order], int(start.min()))[0].sum())

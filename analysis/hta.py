@@ -1,0 +1,172 @@
+"""Holistic Trace Analysis (HTA) as a second opinion; the only importer of hta.
+
+In: a trace file. Out: SecondOpinion, ns over the whole trace. HTA runs in a process of its own on a
+link in a temporary folder: it needs a GB a million events and asserts on some traces. What fails is
+named, and no number of ours depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunescope.analysis.schema.report import SecondOpinion
+from prunescope.analysis.timeline.link import cover
+from prunescope.analysis.trace.load import Trace
+from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZIP_MAGIC, unpacked
+
+TIME_LIMIT_S = 1800
+_ANSWER = "answer.json"
+_ROOT = Path(__file__).parents[2]  # what holds the package: a checkout, or site-packages
+_US = 1000.0
+# Whatever HTA and pandas raise on a trace that they cannot handle.
+_FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError,
+             OSError, RuntimeError, TypeError, UnicodeError, ValueError)  # fmt: skip
+
+
+def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> SecondOpinion:
+    """What HTA says of the file that `trace` was read from, beside our totals of all its events.
+
+    Never raises for what HTA does: a failure, a crash or `time_limit_s` is named in `failed`.
+    """
+    if not trace.on_device:
+        return _opinion({"failed": ["HTA looks at device events, and the trace has none"]}, trace)
+    with tempfile.TemporaryDirectory(prefix="prunescope-hta-") as folder:
+        link = _link(trace, Path(folder))
+        return _opinion(_asked(link, time_limit_s), trace)
+
+
+def ours(trace: Trace) -> dict[str, float]:
+    """total, busy (union) and idle ns of all device events of a trace, spill included."""
+    order = np.argsort(trace.device["ts"], kind="stable")
+    start = trace.device["ts"][order]
+    if not len(start):
+        return {}
+    end = start + trace.device["dur"][order]
+    total = int(end.max() - start[0])
+    busy = int(cover(start, end, int(start[0]))[0].sum())
+    return {"total_ns": float(total), "busy_ns": float(busy), "idle_ns": float(total - busy)}
+
+
+def _link(trace: Trace, folder: Path) -> Path:
+    """The trace under a name that tells HTA how to open it; unpacked where it is in a zip."""
+    source = trace.source
+    with source.path.open("rb") as file:
+        magic = file.read(4)
+        packed = magic[:2] == GZIP_MAGIC
+        link = folder / ("trace.json.gz" if packed else "trace.json")
+        if magic != ZIP_MAGIC:
+            link.symlink_to(source.path.resolve())
+            return link
+        file.seek(0)
+        stream = unpacked(source.path, file, source.member)
+        with link.open("wb") as out:
+            while block := stream.read(1 << 20):
+                out.write(block)
+    return link
+
+
+def _asked(link: Path, time_limit_s: float) -> dict[str, Any]:
+    """The answer of the process that runs HTA, or why there is none."""
+    environment = {
+        **os.environ,
+        "HTA_DISABLE_NS_ROUNDING": "1",  # else HTA loses 3 to 18 % of the time, or asserts
+        "PYTHONPATH": str(_ROOT),
+    }
+    command = [sys.executable, "-P", "-m", "prunescope.analysis.hta", link.name]
+    try:
+        done = subprocess.run(
+            command, cwd=link.parent, env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, timeout=time_limit_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"failed": [f"HTA was stopped after {time_limit_s:g} s"]}
+    answer = link.parent / _ANSWER
+    if done.returncode or not answer.is_file():
+        return {"failed": [f"the process that runs HTA ended with code {done.returncode}"]}
+    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+    return found
+
+
+def _opinion(answer: dict[str, Any], trace: Trace) -> SecondOpinion:
+    keys = ("version", "total_ns", "busy_ns", "idle_ns", "compute_ns", "waits", "kernel_types",
+            "launches")  # fmt: skip
+    values: dict[str, Any] = {key: answer.get(key) for key in keys}
+    return SecondOpinion(**values, ours=ours(trace), failed=answer.get("failed", []))
+
+
+def ask(name: str) -> dict[str, Any]:
+    """HTA's answers on the trace file `name` of this folder; runs in the process started above."""
+    out: dict[str, Any] = {"failed": []}
+    try:
+        from importlib.metadata import version
+
+        from hta.trace_analysis import TraceAnalysis
+
+        out["version"] = version("traceinsight")
+        analysis = TraceAnalysis(
+            trace_files={0: str(Path.cwd() / name)}, include_last_profiler_step=True
+        )
+    except _FAILURES as error:
+        return {**out, "failed": [f"loading: {_reason(error)}"]}
+    questions: tuple[tuple[str, Callable[[Any], dict[str, Any]]], ...] = (
+        ("temporal breakdown", _temporal),
+        ("idle-time breakdown", _waits),
+        ("kernel breakdown", _kernel_types),
+        ("launch statistics", _launches),
+    )
+    for what, question in questions:
+        try:
+            out.update(question(analysis))
+        except _FAILURES as error:
+            out["failed"].append(f"{what}: {_reason(error)}")
+    return out
+
+
+def _reason(error: BaseException) -> str:
+    """The type and first line of an error, without the temporary folder's path."""
+    lines = str(error).replace(str(Path.cwd()), "").splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}".rstrip(": ")
+
+
+def _temporal(analysis: Any) -> dict[str, Any]:
+    row = analysis.get_temporal_breakdown(visualize=False).iloc[0]
+    total, idle = row["kernel_time(us)"] * _US, row["idle_time(us)"] * _US
+    return {"total_ns": float(total), "idle_ns": float(idle), "busy_ns": float(total - idle),
+            "compute_ns": float(row["compute_time(us)"] * _US)}  # fmt: skip
+
+
+def _waits(analysis: Any) -> dict[str, Any]:
+    frame = analysis.get_idle_time_breakdown(visualize=False)[0]
+    sums = frame.groupby("idle_category")["idle_time"].sum()
+    return {"waits": {str(k): float(v * _US) for k, v in sums.items()}}
+
+
+def _kernel_types(analysis: Any) -> dict[str, Any]:
+    frame = analysis.get_gpu_kernel_breakdown(visualize=False)[0]
+    pairs = zip(frame["kernel_type"], frame["sum"], strict=True)
+    return {"kernel_types": {str(k).lower(): float(v * _US) for k, v in pairs}}
+
+
+def _launches(analysis: Any) -> dict[str, Any]:
+    frame = analysis.get_cuda_kernel_launch_stats(visualize=False)[0]
+    if not len(frame):  # HTA knows the names of CUDA's launches only
+        return {}
+    means = {
+        f"{name}_ns": float(frame[column].mean() * _US)
+        for name, column in (("cpu", "cpu_duration"), ("gpu", "gpu_duration"),
+                             ("delay", "launch_delay"))
+    }  # fmt: skip
+    return {"launches": {"count": float(len(frame)), **means}}
+
+
+if __name__ == "__main__":
+    Path(_ANSWER).write_text(json.dumps(ask(sys.argv[1])), encoding="utf-8")

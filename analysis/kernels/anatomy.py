@@ -1,0 +1,133 @@
+"""The anatomy of a phase: its kernels frame summed up the ways in which it is drawn and doubted.
+
+In: Kernels and the report's GEMM rows. Out: report.anatomy.Anatomy; times in ns a step.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.waits import CAUSES
+from prunescope.analysis.kernels.what_if import what_if
+from prunescope.analysis.schema.anatomy import Anatomy, HostTime, LayerTime, Point
+from prunescope.analysis.schema.report import Gemm, clock
+
+_POINTS, _HOST = 60, 20
+_LAYERS = 1000  # no model has more
+_NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
+
+
+def anatomy(kernels: Kernels, gemms: list[Gemm]) -> Anatomy:
+    """Everything in an Anatomy of one phase."""
+    frame, steps = kernels.frame, kernels.num_steps
+    shapes, fit = what_if(kernels, gemms)
+    return Anatomy(
+        kind_bounds=_kind_bounds(frame, steps),
+        layers=_layers(frame, steps),
+        points=_points(frame, steps),
+        tiles=_tiles(frame, steps) if kernels.on_device else {},
+        gaps={**_gaps(frame, steps), "tail": kernels.tail / steps},
+        graph_speedup=_graph_speedup(kernels),
+        host=_host(frame, steps) if kernels.on_device else [],
+        shapes=shapes,
+        fit=fit,
+    )
+
+
+def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]:
+    """Busy time of each kind by bound, the largest kind first."""
+    sums = frame.group_by("kind", "bound").agg(pl.col("busy").sum())
+    sums = sums.with_columns(of_kind=pl.col("busy").sum().over("kind"))
+    sums = sums.sort("of_kind", "kind", "busy", "bound", descending=[True, False, True, False])
+    out: dict[str, dict[str, float]] = {}
+    for kind, bound, busy, _ in sums.iter_rows():
+        out.setdefault(kind, {})[bound] = busy / steps
+    return out
+
+
+def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
+    """Layers in order, what lies outside of all of them last."""
+    sums = frame.group_by("layer", "role").agg(pl.col("busy").sum(), pl.col("gap").sum())
+    out: dict[int | None, LayerTime] = {}
+    for layer, role, busy, gap in sums.sort("layer", "role", nulls_last=True).iter_rows():
+        one = out.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
+        one.roles[role] = busy / steps
+        one.busy_ns += busy / steps
+        one.gap_ns += gap / steps
+    return list(out.values())[-_LAYERS:]
+
+
+def _points(frame: pl.DataFrame, steps: int) -> list[Point]:
+    """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
+    known = frame.filter(
+        pl.col("main") & (pl.col("flop") > 0) & (pl.col("bytes") > 0) & (pl.col("busy") > 0)
+        & pl.col("flop").is_finite() & pl.col("bytes").is_finite()
+    )  # fmt: skip
+    keys = ["name", "kind", "role", "dtype", "flop", "bytes", "bound"]
+    sums = known.group_by(keys).agg(
+        pl.col("busy").sum(),
+        pl.len().alias("count"),
+        pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
+    )
+    sums = sums.sort(["busy", *keys], descending=[True, *[False] * len(keys)]).head(_POINTS)
+    return [
+        Point(
+            name=row["name"] or "?", kind=row["kind"], role=row["role"], dtype=row["dtype"],
+            count=row["count"] / steps, flop=row["flop"], bytes=row["bytes"],
+            busy_ns=row["busy"] / steps, clock_ns=clock(row["busy"], row["ran"]) / steps,
+            bound=row["bound"],
+        )
+        for row in sums.iter_rows(named=True)
+    ]  # fmt: skip
+
+
+def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
+    """GEMM time by how the tile of the kernel's name explains its grid."""
+    gemms = frame.filter(pl.col("kind").is_in(GEMM_KINDS))
+    sums = gemms.group_by("name", "fit", "blocks").agg(pl.col("busy").sum())
+    out: dict[str, float] = {}
+    for name, fit, blocks, busy in sums.sort("busy", "name", descending=True).iter_rows():
+        told = fit or (
+            _NO_TILE if tile_of(name or "") is None else _NO_GRID if blocks is None else _NO_SHAPE
+        )
+        out[told] = out.get(told, 0.0) + busy / steps
+    return out
+
+
+def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
+    sums = dict(frame.group_by("cause").agg(pl.col("gap").sum()).iter_rows())
+    return {cause: sums.get(cause, 0) / steps for cause in CAUSES}
+
+
+def _graph_speedup(kernels: Kernels) -> float | None:
+    """Wall over the wall without the gaps in which the host was late; None on a CPU, and where the
+    cause of most idle time is unknown."""
+    if not kernels.on_device or not kernels.wall:
+        return None
+    idle = kernels.frame.group_by(unknown=pl.col("cause") == "unknown").agg(pl.col("gap").sum())
+    sums = dict(idle.iter_rows())
+    if sums.get(True, 0) > sums.get(False, 0):
+        return None
+    host = int(kernels.frame.filter(pl.col("cause") == "host")["gap"].sum())
+    return kernels.wall / (kernels.wall - host) if host < kernels.wall else None
+
+
+def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
+    """Where the host's time goes, by op and role; the longest waits first."""
+    rows = frame.filter(pl.col("host_ns").is_not_null() | pl.col("dry"))
+    wait = pl.when("dry").then("gap").otherwise(0)
+    sums = rows.group_by("op", "role").agg(
+        pl.len().alias("count"), pl.col("host_ns").sum(), wait.sum().alias("wait")
+    )
+    order = ["wait", "host_ns", "op", "role"]
+    sums = sums.sort(order, descending=[True, True, False, False], nulls_last=True).head(_HOST)
+    return [
+        HostTime(
+            op=row["op"] or "?", role=row["role"], count=row["count"] / steps,
+            host_ns=row["host_ns"] / steps, wait_ns=row["wait"] / steps,
+        )
+        for row in sums.iter_rows(named=True)
+    ]  # fmt: skip

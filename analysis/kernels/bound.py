@@ -1,0 +1,188 @@
+"""Ideal time and bound of every row: how long the device's peaks allow, and which one binds.
+
+In: FLOP, bytes and dtype a row, and `Peaks`. Out: ideal ns (null where the work or the peak is
+unknown), predicted ns with tile and wave loss, and a bound: compute, memory, latency or unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from prunescope.analysis.device.hardware import Device
+
+# A dtype without a peak of its own runs at that of another one: the accumulation is the same.
+_LIKE = {"fp16": "bf16", "bf16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device can do at most. FLOP/s a dtype (dense), byte/s, and the floor of one kernel.
+
+    `measured` tells peaks that were measured on the device from those of a data sheet (`sheet`,
+    with its `source`, where both are known). `sm`: multiprocessors, None on a CPU.
+    """
+
+    name: str
+    flop_per_s: dict[str, float]
+    byte_per_s: float | None
+    source: str
+    measured: bool = False
+    floor_ns: float | None = None
+    sm: int | None = None
+    device: Device | None = None
+    sheet: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `device` object of the report."""
+        return {
+            "name": self.name,
+            "peaks": {
+                "dense_flop_per_s": self.flop_per_s,
+                "byte_per_s": self.byte_per_s,
+                "kernel_floor_ns": self.floor_ns,
+            },
+            "source": self.source,
+            "measured": self.measured,
+            "sheet": self.sheet or None,
+        }
+
+
+def sheet_peaks(device: Device) -> Peaks:
+    """Peaks from the device table."""
+    return Peaks(
+        name=device.name,
+        flop_per_s=dict(device.dense_flop_per_s),
+        byte_per_s=device.byte_per_s,
+        source=device.source,
+        sm=device.sm,
+        device=device,
+        sheet={"dense_flop_per_s": dict(device.dense_flop_per_s), "byte_per_s": device.byte_per_s},
+    )
+
+
+def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
+    """Peaks that `trace` measured and kept in run.json, or where they are higher those that
+    `calibrate` did with as many threads; None where `trace` measured none.
+
+    A peak is a ceiling: what disturbs a measurement lowers it.
+    """
+    peaks = device.get("peaks")
+    if not isinstance(peaks, dict) or not isinstance(peaks.get("dense_flop_per_s"), dict):
+        return None
+    numbers = {k: v for k, v in peaks["dense_flop_per_s"].items() if _positive(v)}
+    rate, floor = peaks.get("byte_per_s"), peaks.get("kernel_floor_ns")
+    if not numbers and not _positive(rate):
+        return None
+    source = "measured on this device by `prunescope trace`"
+    calibrated = _calibrated(device.get("calibration"), peaks.get("threads"))
+    if calibrated is not None:
+        source += " and `prunescope calibrate`"
+        best, fastest = calibrated
+        numbers = {k: max(v, best.get(k, 0.0)) for k, v in {**best, **numbers}.items()}
+        rate = max((r for r in (rate, fastest) if r is not None and _positive(r)), default=None)
+    return Peaks(
+        name=sheet.name if sheet else str(device.get("name") or "unnamed"),
+        flop_per_s=numbers,
+        byte_per_s=rate if _positive(rate) else None,
+        source=source,
+        measured=True,
+        floor_ns=floor if _positive(floor) else None,
+        sm=sheet.sm if sheet else None,
+        device=sheet,
+        sheet={} if sheet is None else sheet_peaks(sheet).sheet,
+    )
+
+
+def _calibrated(entry: Any, threads: Any) -> tuple[dict[str, float], Any] | None:
+    """FLOP/s and byte/s that `calibrate` found with as many threads; None where it did not."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dense_flop_per_s"), dict):
+        return None
+    measured = entry.get("measured")
+    if not isinstance(measured, dict) or measured.get("threads") != threads:
+        return None
+    rates = {k: v for k, v in entry["dense_flop_per_s"].items() if _positive(v)}
+    return rates, entry.get("byte_per_s")
+
+
+def override(
+    peaks: Peaks | None, *, flop_per_s: dict[str, float], byte_per_s: float | None
+) -> Peaks | None:
+    """Peaks given on the command line over those known, per number."""
+    if not flop_per_s and byte_per_s is None:
+        return peaks
+    base = peaks or Peaks(name="given", flop_per_s={}, byte_per_s=None, source="")
+    given = ", ".join([*flop_per_s, *(["bandwidth"] if byte_per_s else [])])
+    return Peaks(
+        name=base.name,
+        flop_per_s={**base.flop_per_s, **flop_per_s},
+        byte_per_s=byte_per_s or base.byte_per_s,
+        source=f"{base.source}; {given} given on the command line".removeprefix("; "),
+        measured=base.measured,
+        floor_ns=base.floor_ns,
+        sm=base.sm,
+        device=base.device,
+        sheet=base.sheet,
+    )
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+
+
+def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
+    """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
+
+    Needs `flop`, `bytes`, `dtype`, `busy`, `blocks` (null off a GPU) and `shape_loss` (>= 1, null
+    where the tile is unknown). ideal = max(FLOP/peak, bytes/bandwidth); an op without FLOPs has
+    none to wait for. A row without bytes, or with FLOPs of a dtype without a peak, has no ideal.
+    """
+    rates = _rates(frame, peaks)
+    byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
+    memory = pl.col("bytes") * pl.lit(byte_ns, pl.Float64)
+    compute = pl.when(pl.col("flop") > 0).then(pl.col("flop") * 1e9 / rates).otherwise(0.0)
+    frame = frame.with_columns(compute_ns=compute, memory_ns=memory)
+    frame = frame.with_columns(
+        ideal=_max_known("compute_ns", "memory_ns"),
+        _shaped=pl.col("compute_ns") * pl.col("shape_loss").fill_null(1.0),
+    ).with_columns(predicted=_max_known("_shaped", "memory_ns"))
+    # The tile of a GEMM that no name tells: its loss is unknown, not none.
+    untold = pl.col("class").is_in(["matmul"]) & pl.col("shape_loss").is_null()
+    frame = frame.with_columns(predicted=pl.when(~untold).then("predicted"))
+    floor = peaks.floor_ns if peaks else None
+    small = pl.lit(False)  # noqa: FBT003  (an expression, not a flag)
+    if floor is not None:
+        small = pl.col("ideal") < floor
+    if peaks and peaks.sm:
+        filled = pl.max_horizontal("blocks", "tiles")
+        small = small | (filled < peaks.sm).fill_null(value=False)
+    bound = (
+        pl.when(pl.col("ideal").is_null())
+        .then(pl.lit("unknown"))
+        .when(small)
+        .then(pl.lit("latency"))
+        .when(pl.col("compute_ns") >= pl.col("memory_ns"))
+        .then(pl.lit("compute"))
+        .otherwise(pl.lit("memory"))
+    )
+    return frame.with_columns(bound=bound).drop("_shaped")
+
+
+def _max_known(a: str, b: str) -> pl.Expr:
+    """max(a, b), null where either is."""
+    known = pl.col(a).is_not_null() & pl.col(b).is_not_null()
+    return pl.when(known).then(pl.max_horizontal(a, b))
+
+
+def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> pl.Expr:
+    table = dict(peaks.flop_per_s) if peaks else {}
+    for name, like in _LIKE.items():
+        if name not in table and like in table:
+            table[name] = table[like]
+    names = [d for d in frame["dtype"].unique().to_list() if d is not None]
+    old, new = names, [table.get(d) for d in names]
+    if not old:
+        return pl.lit(None, pl.Float64)
+    return pl.col("dtype").replace_strict(old, new, default=None, return_dtype=pl.Float64)

@@ -1,0 +1,301 @@
+"""The kernels frame: one row per unit of device work, to which passes add columns.
+
+In: a trace, its windows, peaks. Out: `Kernels`: the frame (ns, FLOP, bytes; null = unknown), the
+walls and tails of the steps, and what was left out. A pass adds columns and never drops a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.device.cores import in_tf32
+from prunescope.analysis.kernels.bound import Peaks, add_bound
+from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
+from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
+from prunescope.analysis.kernels.waits import add_waits
+from prunescope.analysis.kernels.waves import add_waves
+from prunescope.analysis.ops.kind import kind_of, op_kind
+from prunescope.analysis.ops.work import OpCall, Work, work_of
+from prunescope.analysis.timeline.correlate import unlinked
+from prunescope.analysis.timeline.link import Linked, link, taken
+from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
+from prunescope.analysis.timeline.scopes import find_scopes
+from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.load import NONE, Trace
+
+_COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
+_LOST = 0.005  # of the launches
+MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
+
+
+@dataclass
+class Kernels:
+    """One phase of one trace. `works[call]` is the work of a distinct op call, or None."""
+
+    frame: pl.DataFrame
+    linked: Linked
+    windows: Windows
+    works: list[Work | None]
+    calls: list[OpCall]
+    on_device: bool
+    roles_from: str
+    mapping_rate: float | None = None
+    replay_note: str | None = None  # what became of graph replays, where an eager trace was given
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    compiled: bool = False  # whether torch.compile made a part of what ran
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the means are over."""
+        return len(self.linked.wall)
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
+        none, nor has a trace without host ops."""
+        rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
+        total = int(rows["busy"].sum())
+        return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
+
+    @property
+    def lacks_kernels(self) -> bool:
+        """Whether more launches have no kernel in the trace than a few at its end."""
+        lost = self.linked.launches["lost"]
+        return lost > 0 and lost >= _LOST * self.linked.launches["events"]
+
+    @property
+    def wall(self) -> int:
+        """Wall of all steps together, ns."""
+        return int(self.linked.wall.sum())
+
+    @property
+    def tail(self) -> int:
+        """Idle time after the last event of every step together, ns."""
+        return int(self.linked.tail.sum())
+
+
+def build(
+    trace: Trace,
+    windows: Windows,
+    peaks: Peaks | None,
+    *,
+    eager: Trace | None = None,
+    phase: str | None = None,
+) -> Kernels:
+    """All passes of one phase: link, replay, kind, role, work, class, waves, bound, waits.
+
+    `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
+    the steps that a serving engine's annotations say are of this phase.
+    """
+    linked = link(trace, windows)
+    if phase is not None:
+        linked, windows = only_phase(trace, linked, windows, phase)
+    else:
+        linked, windows = only_picked(trace, linked, windows)
+    calls = list(trace.calls)
+    frame = _rows(trace, linked)
+    replay: Replay | None = None
+    if eager is not None and linked.replayed.any():
+        graph = taken(trace.device["correlation"], linked.event)
+        replay = Replay(read_eager(eager), linked, frame, graph, trace)
+        frame = replay.add_ops(frame, first_call=len(calls))
+        calls += eager.calls
+    works = [work_of(call) for call in calls]
+    frame = _add_kind(frame, calls)
+    frame, source = _add_role(frame, trace, linked, calls)
+    if replay is not None:
+        frame, source = replay.add_roles(frame)
+    frame = _add_work(frame, linked, works)
+    frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
+    frame = add_waits(frame, trace, linked)
+    return Kernels(
+        frame, linked, windows, works, calls, trace.on_device, source,
+        mapping_rate=None if replay is None else replay.rate,
+        replay_note=None if replay is None else replay.note(),
+        notes=unlinked(trace, linked.event, linked.op),
+        warnings=[*_devices(trace, linked), *([] if replay is None else replay.warnings())],
+        compiled=any(name.startswith(_COMPILED) for name in trace.names),
+    )  # fmt: skip
+
+
+def _devices(trace: Trace, linked: Linked) -> list[str]:
+    """A warning where kernels of one trace ran on several devices."""
+    times = trace.times_of_devices(linked.event)
+    if len(times) < 2:
+        return []
+    each = ", ".join(f"{name}: {ns / sum(times.values()):.0%}" for name, ns in times.items())
+    return [
+        f"kernels of {trace.source.name} ran on {len(times)} devices ({each} of the time that they "
+        "ran): all count on one timeline, where a device that idles hides behind another, and "
+        "bounds are those of one"
+    ]
+
+
+def _rows(trace: Trace, linked: Linked) -> pl.DataFrame:
+    """The linked rows with their names. `instance` is the op that launched a row, else its own."""
+    event, op = linked.event, linked.op
+    device = trace.device
+    has_event, has_op = event >= 0, op >= 0
+    at_event, at_op = np.maximum(event, 0), np.maximum(op, 0)
+    ops = trace.ops
+    none = np.full(len(event), NONE)
+
+    def of_event(column: str) -> np.ndarray:
+        return np.where(has_event, device[column][at_event], NONE) if has_event.any() else none
+
+    call = np.where(has_op, ops["call"][at_op], NONE) if has_op.any() else none
+    op_name = np.where(has_op, ops["name"][at_op], NONE) if has_op.any() else none
+    name = of_event("name") if trace.on_device else op_name
+    instance = np.where(has_op, op, -2 - np.arange(len(op)))
+    columns = {
+        "step": linked.step, "start": linked.start, "duration": linked.duration,
+        "busy": linked.busy, "gap": linked.gap, "dry": linked.dry, "launched": linked.launched,
+        "name_id": name, "op_id": op_name, "call": call, "instance": instance, "event": event,
+        "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
+        "block": of_event("block"), "registers": of_event("registers"),
+        "shared_memory": of_event("shared_memory"), "node": of_event("node"),
+    }  # fmt: skip
+    frame = pl.DataFrame(columns)
+    names = pl.Series("names", trace.names, dtype=pl.String)
+    absent = pl.lit(None, pl.Int64)
+    ids = ("name_id", "op_id", "call", "category", "stream", "grid", "block", "registers",
+           "shared_memory", "node")  # fmt: skip
+    frame = frame.with_columns(
+        pl.when(pl.col(c) >= 0).then(pl.col(c)).otherwise(absent).alias(c) for c in ids
+    )
+    return frame.with_columns(
+        name=_gather(names, frame["name_id"]), op=_gather(names, frame["op_id"])
+    )
+
+
+def _gather(values: pl.Series, index: pl.Series) -> pl.Series:
+    return values.gather(index)
+
+
+def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
+    """Column `kind`, told once for every distinct (kernel, op call)."""
+    distinct = frame.select("category", "name_id", "call", "name", "op").unique()
+    fixed = {1: "memcpy", 2: "memset"}
+    kinds = [
+        fixed.get(row["category"])
+        or kind_of(
+            row["op"],
+            row["name"] if row["category"] is not None else None,
+            None if row["call"] is None else calls[row["call"]],
+        )
+        for row in distinct.iter_rows(named=True)
+    ]
+    distinct = distinct.select("category", "name_id", "call").with_columns(
+        kind=pl.Series(kinds, dtype=pl.String)
+    )
+    return frame.join(
+        distinct, on=["category", "name_id", "call"], how="left", nulls_equal=True,
+        maintain_order="left",
+    )  # fmt: skip
+
+
+def _add_role(
+    frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
+) -> tuple[pl.DataFrame, str]:
+    """Columns `layer` and `role`; rows without a launch of their own have neither."""
+    host = np.argsort(linked.launched, kind="stable")
+    scopes = find_scopes(trace, linked.thread[host], linked.launched[host])
+    call_ids = frame["call"].to_list()
+    of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in host]
+    kinds = frame["kind"].to_list()
+    roles = find_roles(scopes, [kinds[i] for i in host], of_row, linked.step[host])
+    layer = np.empty(len(host), np.int64)
+    layer[host] = roles.layer
+    role = np.empty(len(host), object)
+    role[host] = roles.role
+    lost = linked.replayed
+    if len(scopes.place) and scopes.source != "none":
+        lost = lost | (linked.thread < 0)
+    role[lost], layer[lost] = "unknown", NONE
+    frame = frame.with_columns(
+        layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
+    )
+    return frame.with_columns(
+        layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
+    ), roles.source
+
+
+def _add_work(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> pl.DataFrame:
+    """Columns `main`, `flop`, `bytes`, `dtype`, `modelled`: the work of an op stands on its main
+    row, the longest kernel of the kind that the op has; its helpers have time and no work."""
+    kind_matches = pl.col("kind").is_in(["memset", "memcpy"]).not_()
+    repeated = pl.Series(_repeated(frame, linked, works))
+    rank = pl.struct(
+        kind_matches.cast(pl.Int8).alias("work"), pl.col("busy"), (-pl.col("start")).alias("start")
+    )
+    frame = frame.with_columns(
+        main=(rank.rank("ordinal", descending=True).over("step", "instance") == 1) & ~repeated
+    )
+    table = pl.DataFrame(
+        {
+            "call": list(range(len(works))),
+            "flop": [None if w is None else w.flop for w in works],
+            "bytes": [None if w is None else w.bytes for w in works],
+            "dtype": [None if w is None else w.dtype for w in works],
+            "modelled": [w is not None and w.bytes is not None for w in works],
+        },
+        schema={"call": pl.Int64, "flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String,
+                "modelled": pl.Boolean},
+    )  # fmt: skip
+    frame = frame.join(table, on="call", how="left", maintain_order="left")
+    tf32 = in_tf32(pl.col("name")) & (pl.col("dtype") == "fp32")
+    return frame.with_columns(
+        pl.when("main").then("flop").alias("flop"),
+        pl.when("main").then("bytes").alias("bytes"),
+        dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
+        modelled=pl.col("modelled").fill_null(value=False),
+    )
+
+
+def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
+    """Rows whose modelled work an op inside them does again (mean > sum, _grouped_mm > mm): the
+    inner one keeps it."""
+    out = np.zeros(len(linked.above), bool)
+    calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
+    for row in np.flatnonzero(linked.above >= 0):
+        outer = linked.above[row]
+        same = _alike(kinds[row]) == _alike(kinds[outer])
+        if same and calls[row] is not None and works[calls[row]] is not None:
+            out[outer] = True
+    return out
+
+
+def _alike(kind: str) -> str:
+    return MATMUL if kind in GEMM_KINDS else POINT if kind in (*POINTWISE, "layout") else kind
+
+
+def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
+    """Columns `class`: matmul | attention | pointwise | the kind; `helper`: a row of a GEMM or an
+    attention beside its main one, whose class it has; `wrapper`: the op around it is neither itself
+    and has no shapes (a compiled region): what it launches are no helpers of one another."""
+    products = [*GEMM_KINDS, "attention"]
+    others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
+    wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
+    kind, role = pl.col("kind"), pl.col("role")
+    in_attention = (role == "attention") & kind.is_in([*GEMM_KINDS, "softmax"])
+    own = (
+        pl.when((kind == "attention") | in_attention)
+        .then(pl.lit(ATTENTION))
+        .when(kind.is_in(GEMM_KINDS))
+        .then(pl.lit(MATMUL))
+        .when(kind.is_in(POINTWISE))
+        .then(pl.lit(POINT))
+        .otherwise(kind)
+    )
+    frame = frame.with_columns(_own=own)
+    of_main = pl.col("_own").filter(pl.col("main")).first().over("step", "instance")
+    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("main").not_() & wrapper.not_()
+    return frame.with_columns(
+        pl.when(helped).then(of_main).otherwise("_own").alias("class"),
+        helper=helped,
+        wrapper=wrapper,
+    ).drop("_own")

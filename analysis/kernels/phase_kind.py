@@ -1,0 +1,142 @@
+"""Prefill or decode: which phase a trace of the user's own is, with what says so.
+
+In: the kernels of a bare trace. Out: {"kind", "evidence"}, and "doubt" where there is one; kind is
+prefill (many query tokens at once), decode (one a sequence), mixed, training or unknown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.timeline.engines import engine_step
+
+_MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
+_BACKWARD = "autograd::engine::evaluate_function"
+_APART = 4  # times: rows of the linears that no two steps of one phase differ by
+_SHARE = 0.05  # of the linears, or of their time: fewer are no phase
+_RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
+_NO_LINEARS = ("attention", "lm_head", "router")
+_SHOWN = 80
+
+
+def phase_kind(kernels: Kernels) -> dict[str, str]:
+    """The phase of a bare trace: as a serving engine annotates it, else as its shapes say."""
+    if found := _annotated(kernels):
+        kind, evidence, doubt = found
+    elif trained := _trained(kernels):
+        kind, evidence, doubt = *trained, None
+    else:
+        kind, evidence, doubt = *_by_shape(kernels), _several(kernels)
+    told = {"kind": kind, "evidence": evidence}
+    return {**told, "doubt": doubt} if doubt else told
+
+
+def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
+    """All steps are annotated, as one phase or several."""
+    names = kernels.windows.names
+    seen = Counter(engine_step(name) for name in names)
+    if None in seen or "unknown" in seen or not seen:
+        return None
+    steps = "the step is" if len(names) == 1 else f"{len(names)} steps are, the first"
+    kind = next(iter(seen)) if len(seen) == 1 else "mixed"
+    name = names[0] if len(names[0]) <= _SHOWN else f"{names[0][: _SHOWN - 1]}…"
+    each = ", ".join(f"{count} of {phase}" for phase, count in seen.most_common())
+    doubt = f"a step here is the mean over {each}: narrow --phase-pattern, or leave it out"
+    return str(kind), f"{steps} annotated {name}", doubt if len(seen) > 1 else None
+
+
+def _trained(kernels: Kernels) -> tuple[str, str] | None:
+    backward = sum(call.name.startswith(_BACKWARD) for call in kernels.calls)
+    return ("training", "the trace holds backward passes") if backward else None
+
+
+def _by_shape(kernels: Kernels) -> tuple[str, str]:
+    linear = _usual(_rows(_linears(kernels)))
+    queries = _usual(_rows(_of(kernels, pl.col("class") == "attention")))
+    rows = "M of the linears is unknown" if linear is None else f"M of the linears is {linear}"
+    if queries is not None:
+        # More queries than tokens are the heads that share a key, taken together.
+        most = rows_of_linears(kernels)
+        one_token = queries == 1 or (most is not None and most < queries)
+        kind = "decode" if one_token else "prefill"
+        return (
+            kind,
+            f"{rows}; attention has {queries} quer{'y' if queries == 1 else 'ies'} at a time",
+        )
+    if linear is None:
+        return "unknown", "no shapes of linears or attention in the trace"
+    if linear >= _MANY:
+        return "prefill", rows
+    if linear <= _FEW:
+        return "decode", rows
+    head = _usual(_rows(_of(kernels, pl.col("role") == "lm_head")))
+    if head is not None and head != linear:
+        return "prefill", f"{rows}, that of lm_head {head}"
+    return "unknown", f"{rows}, which both phases may have, and attention has no shapes"
+
+
+def rows_of_linears(kernels: Kernels) -> int | None:
+    """The largest M of the linears, for an expert sees a part of the tokens; None where no shape
+    tells."""
+    return max((m for m, _ in _rows(_linears(kernels))), default=None)
+
+
+def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
+    """The GEMMs and attentions with a work model that are meant, with the M of the first (`m`)."""
+    table = pl.DataFrame(
+        [
+            (call, work.gemms[0].m, work.gemms[0].batch)
+            for call, work in enumerate(kernels.works) if work is not None and work.gemms
+        ],
+        schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64}, orient="row",
+    )  # fmt: skip
+    main = pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
+    frame = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
+    return frame.filter(main & which).join(table, on="call", how="left", maintain_order="left")
+
+
+def _linears(kernels: Kernels) -> pl.DataFrame:
+    """Plain GEMMs outside of attention, head and router; of graph replays also without an M."""
+    plain = (pl.col("class") == "matmul") & (pl.col("kind") != "batched_gemm")
+    linears = _of(kernels, plain & pl.col("role").is_in(_NO_LINEARS).not_())
+    return linears.filter((pl.col("batch") == 1) | (pl.col("m").is_null() & pl.col("replayed")))
+
+
+def _rows(calls: pl.DataFrame) -> Iterable[tuple[int, int]]:
+    return calls.drop_nulls("m").group_by("m").agg(pl.col("busy").sum()).iter_rows()
+
+
+def _usual(rows: Iterable[tuple[int, int]]) -> int | None:
+    """The value with the most time; None where there is none."""
+    return max(rows, key=lambda row: (row[1], row[0]), default=(None, 0))[0]
+
+
+def _several(kernels: Kernels) -> str | None:
+    """Linears of very different M, one after the other: a mean over several phases. Those of graph
+    replays have no M, which is one of its own."""
+    linears = _linears(kernels).sort("start").with_columns(pl.col("m").fill_null(0))
+    sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
+    if not len(sums):
+        return None
+    of_all, busy_of_all = sums.select(pl.col("count", "busy").sum()).row(0)
+    seen = [
+        (m, count) for m, count, busy in sums.sort("m", descending=True).iter_rows()
+        if count >= _SHARE * of_all or busy >= _SHARE * busy_of_all
+    ]  # fmt: skip
+    if len(seen) < 2 or seen[0][0] < _APART * seen[-1][0]:
+        return None
+    m = linears.filter(pl.col("m").is_in([m for m, _ in seen]))["m"].to_numpy()
+    if (np.count_nonzero(np.diff(m)) + 1) * _RUN > len(m):
+        return None
+    (first, often), *others = seen
+    rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
+    return (
+        f"M of the linears is {first} in {often:,} GEMMs and {rest}, one after the other: more "
+        "than one phase, or parts of a model that differ; --phase-pattern picks the steps of one"
+    )

@@ -1,0 +1,356 @@
+"""Graph replays carry no ops: their shapes and roles come from an eager pass of the same step.
+
+In: a trace with replays, and the trace of an eager (or capture) pass. Out: for every replayed row
+the eager launch that it repeats, by launch order, and by kernel name and the grid of GEMMs where
+the pass has these; the mapping rate; and which of several passes it is, or that this is not known.
+Every graph launch is matched on its own: a step may replay one graph often, or many graphs one
+after the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.replay_match import (
+    UNNAMED,
+    Found,
+    Grid,
+    Launches,
+    Order,
+    Part,
+    Size,
+)
+from prunescope.analysis.kernels.role import GEMM_KINDS, Roles, find_roles
+from prunescope.analysis.ops.kind import kernel_kind, kind_of
+from prunescope.analysis.ops.work import OpCall, work_of
+from prunescope.analysis.timeline.engines import decode_batch, names_batch
+from prunescope.analysis.timeline.link import Linked, is_graph_launch, lookup, op_of_launch, taken
+from prunescope.analysis.timeline.scopes import find_scopes
+from prunescope.analysis.timeline.steps import OWN_MARK, find_windows
+from prunescope.analysis.trace.load import NONE, Ints, Trace
+from prunescope.taxonomy.errors import PrunescopeError
+
+# Of replayed time. Two steps of one model share the names of small kernels, and choose others for
+# their GEMMs and attention: where less than half is found, most of the time is of another step.
+LEAST = 0.5
+_SURE = 0.9
+
+
+@dataclass(frozen=True)
+class Eager:
+    """The kernel launches of an eager pass in launch order, each with its row in the trace's
+    launches, its op row and call."""
+
+    trace: Trace
+    launch: Ints
+    op: Ints
+    call: Ints
+    launches: Launches
+    roles: Roles
+
+    def of_batch(self, batch: int) -> Ints:
+        """The launches inside annotations that carry a batch; none where no annotation does."""
+        marks, names = self.trace.marks, self.trace.names
+        at = taken(self.trace.launches["ts"], self.launch)
+        inside = np.zeros(len(at), bool)
+        notes = np.flatnonzero(marks["module"] == 0)
+        told = {
+            i: not names[i].startswith(OWN_MARK) and names_batch(names[i], batch)
+            for i in np.unique(marks["name"][notes])
+        }
+        for note in notes[[told[i] for i in marks["name"][notes]]] if len(notes) else ():
+            begin = marks["ts"][note]
+            inside |= (begin <= at) & (at < begin + marks["dur"][note])
+        return np.flatnonzero(inside)
+
+
+def read_eager(trace: Trace) -> Eager:
+    """The launches of an eager pass that start work on the device.
+
+    Raises PrunescopeError where the trace has no host ops, or no launches from them.
+    """
+    launches = trace.launches
+    graph = np.array([is_graph_launch(name) for name in trace.names], bool)
+    order = np.argsort(launches["ts"], kind="stable")
+    order = order[~graph[launches["name"][order]]] if len(order) else order
+    if not len(trace.ops["ts"]):
+        raise _unusable(trace, "no host ops")
+    by_correlation = np.argsort(trace.device["correlation"], kind="stable")
+    event = lookup(
+        trace.device["correlation"][by_correlation], by_correlation, launches["correlation"][order]
+    )
+    names: list[str | None] = []
+    for row, device_row in zip(order, event, strict=True):
+        if device_row >= 0:
+            names.append(trace.names[trace.device["name"][device_row]])
+        elif launches["kernel"][row] >= 0:
+            names.append(trace.names[launches["kernel"][row]])
+        else:
+            call = trace.names[launches["name"][row]]
+            names.append(UNNAMED if "LaunchKernel" in call else None)
+    keep = np.array([n is not None for n in names], bool)
+    launch, known = order[keep], [n for n in names if n is not None]
+    op = op_of_launch(trace, launch, np.full(len(launch), NONE))
+    if not (op >= 0).any():
+        raise _unusable(trace, "no launches of kernels from host ops")
+    call = taken(trace.ops["call"], op)
+    calls = [None if c < 0 else trace.calls[c] for c in call]
+    kinds = [
+        kind_of(None if o < 0 else trace.names[trace.ops["name"][o]], name, c)
+        for o, name, c in zip(op, known, calls, strict=True)
+    ]
+    told = Launches(
+        known, _sizes(kinds, call, trace.calls), _grids_of_gemms(trace, event[keep], known),
+        np.arange(len(launch)),
+    )  # fmt: skip
+    return Eager(trace, launch, op, call, told, _roles(trace, launch, kinds, calls))
+
+
+def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
+    cut = ": the file is cut off" if trace.source.cut else ""
+    return PrunescopeError(
+        f"{trace.source.name} cannot tell the ops of graph replays, it holds {lacks}{cut}",
+        hint="give a trace of the same step without a graph, captured with ProfilerActivity.CPU",
+    )
+
+
+def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | None]) -> Roles:
+    at = trace.launches["ts"][launch]
+    scopes = find_scopes(trace, trace.launches["thread"][launch], at)
+    return find_roles(scopes, kinds, calls, find_windows(trace).step_of(at))
+
+
+def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
+    """M, N, K of each launch of a plain GEMM."""
+    known: dict[int, Size] = {NONE: None}
+    for i in np.unique(call[call >= 0]).tolist():
+        work = work_of(calls[i])
+        gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+        known[i] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
+    return [
+        known[c] if kind in GEMM_KINDS else None
+        for kind, c in zip(kinds, call.tolist(), strict=True)
+    ]
+
+
+def _grids(trace: Trace, event: Ints) -> list[Grid]:
+    """The grid of each device event, None where the trace does not say."""
+    return [trace.grids[g] if g >= 0 else None for g in taken(trace.device["grid"], event).tolist()]
+
+
+def _grids_of_gemms(trace: Trace, event: Ints, names: list[str]) -> list[Grid]:
+    return [
+        grid if kernel_kind(name) in GEMM_KINDS else None
+        for grid, name in zip(_grids(trace, event), names, strict=True)
+    ]
+
+
+def map_replay(
+    frame: pl.DataFrame, linked: Linked, graph: Ints, eager: Eager, trace: Trace
+) -> list[Found]:
+    """The eager launches behind the kernels of every graph launch; `graph`: the graph launch of a
+    row. Kernels are taken in order of time, or of their graph nodes where more is found so. What
+    the eager trace annotates with the batch of a step comes before the rest of it.
+    """
+    out: list[Found] = []
+    names, nodes = frame["name"].to_list(), frame["node"].fill_null(NONE).to_numpy()
+    grids = _grids(trace, linked.event)
+
+    def found_in(order: Order, rows: Ints) -> list[Found]:
+        order.next = 0
+        at_once = not order.launches.named and len(rows) == len(order.launches.names)
+        launches = [rows] if at_once else _launches(rows, graph[rows])
+        return [
+            order.find(
+                [
+                    Part(
+                        way, tuple(names[i] for i in way), tuple(grids[i] for i in way),
+                        whole=len(launches) == 1,
+                    )
+                    for way in _ways(launch, nodes[launch])
+                ]
+            )
+            for launch in launches
+        ]  # fmt: skip
+
+    orders: dict[int | None, Order] = {None: Order(eager.launches)}  # by batch
+    for step in np.unique(linked.step[linked.replayed]):
+        rows = np.flatnonzero(linked.replayed & (linked.step == step))
+        batch = batch_around(trace, int(linked.launched[rows[0]]))
+        if batch is not None and batch not in orders:
+            orders[batch] = Order(eager.launches.only(eager.of_batch(batch)))
+        tried = [found_in(orders[key], rows) for key in dict.fromkeys((batch, None))]
+        best = max(tried, key=lambda found: sum(int((part.at >= 0).sum()) for part in found))
+        out += [replace(part, batch=batch) for part in best]
+    return out
+
+
+def batch_around(trace: Trace, ts: int) -> int | None:
+    """The batch that a serving engine's annotations around a host time agree on."""
+    marks = trace.marks
+    around = (marks["module"] == 0) & (marks["ts"] <= ts) & (ts < marks["ts"] + marks["dur"])
+    told = {decode_batch(trace.names[i]) for i in np.unique(marks["name"][around])} - {None}
+    return told.pop() if len(told) == 1 else None
+
+
+def _launches(rows: Ints, graph: Ints) -> list[Ints]:
+    """The rows of each graph launch, in order of their first one."""
+    _, first, of_row, sizes = np.unique(
+        graph, return_index=True, return_inverse=True, return_counts=True
+    )
+    parts = np.split(rows[np.argsort(of_row, kind="stable")], np.cumsum(sizes)[:-1])
+    return [parts[i] for i in np.argsort(first)]
+
+
+def _ways(part: Ints, nodes: Ints) -> list[Ints]:
+    """A launch's rows in order of time; and of graph nodes, which a profiler numbers in the order
+    of the capture, where all are known: branches of a graph run side by side."""
+    if (nodes < 0).any() or len(np.unique(nodes)) < len(nodes):
+        return [part]
+    return [part, part[np.argsort(nodes)]]
+
+
+class Replay:
+    """The mapping of one trace's replays onto an eager pass, and the columns that it gives.
+
+    `graph`: the graph launch of every row. `rate`: share of replayed busy time that was found;
+    below LEAST nothing is taken from the eager pass, and never what one of several passes of other
+    shapes may have been.
+    """
+
+    def __init__(
+        self, eager: Eager, linked: Linked, frame: pl.DataFrame, graph: Ints, trace: Trace
+    ) -> None:
+        self.eager, self.graph = eager, graph
+        self.found = map_replay(frame, linked, graph, eager, trace)
+        self.at = np.full(len(linked.step), NONE)
+        unsure = np.zeros(len(linked.step), bool)
+        for part in self.found:
+            self.at[part.rows] = NONE if part.rivals else part.at
+            unsure[part.rows] = bool(part.rivals)
+        replayed = int(linked.busy[linked.replayed].sum())
+        found = int(linked.busy[linked.replayed & (self.at >= 0)].sum())
+        self.rate = found / replayed if replayed else None
+        self.unsure = int(linked.busy[unsure].sum()) / replayed if replayed else 0.0
+        self.count = int(linked.replayed.sum())
+        if self.rate is not None and self.rate < LEAST:
+            self.at[:] = NONE
+
+    @property
+    def basis(self) -> str:
+        """What replayed kernels and eager launches were compared by."""
+        if not self.eager.launches.named:
+            return "the count of launches alone, for it has neither names nor grids of kernels"
+        sizes = self.eager.launches.sizes
+        gemms = sum(sizes[i] is not None for i in self.at if i >= 0)
+        compared = sum(part.compared for part in self.found)
+        if not compared:
+            return "launch order and kernel name, without grids of GEMMs to compare"
+        of_gemms = "GEMMs" if compared >= gemms else f"{compared} of {gemms} GEMMs"
+        return f"launch order, kernel name and the grid of {of_gemms}"
+
+    def note(self) -> str:
+        """What became of the replayed kernels."""
+        begin = f"{self.count} kernels were launched by graph replays and have no op: "
+        if self.rate is None:
+            return f"{begin}none of them takes any time"
+        if self.rate >= LEAST:
+            return (
+                f"{self.rate:.1%} of the time of {self.count} replayed kernels was mapped to the "
+                f"eager pass by {self.basis}"
+            )
+        if self.rate + self.unsure >= LEAST:
+            return f"{begin}the eager trace holds several passes that may be theirs"
+        return (
+            f"{begin}the eager trace seems to be of another step ({self.rate:.1%} of their time is "
+            "found in it)"
+        )
+
+    def warnings(self) -> list[str]:
+        """What is to be said of an eager pass that does not tell all of the replay for sure."""
+        name, rate = self.eager.trace.source.name, self.rate
+        said = [*self._rivals(name)]
+        if rate is None or (said and rate + self.unsure >= LEAST):
+            return said
+        if rate < LEAST:
+            return [
+                *said,
+                f"{name} seems to be of another step: only {rate:.1%} of the time of replayed "
+                f"kernels is found in it, by {self.basis}: no shapes and roles are taken from it",
+            ]
+        if not self.eager.launches.named:
+            said.append(
+                f"{name} has neither names nor grids of kernels: its {len(self.eager.launches.at)} "
+                "launches are taken for those of the replay because they are as many; whether they "
+                "are of the same step and batch is not known"
+            )
+        if rate < _SURE:
+            said.append(
+                f"{name} may be of another step: {rate:.1%} of the time of replayed kernels is "
+                "found in it, the rest has no shapes and roles"
+            )
+        return [*said, *self._other_batch(name)]
+
+    def _rivals(self, name: str) -> list[str]:
+        rows = sorted({m for part in self.found for m in part.rivals})
+        if not rows:
+            return []
+        shapes = f"M = {' or '.join(map(str, rows))}"
+        if len(rows) == 1:
+            shapes += " and other N or K"
+        return [
+            f"{name} holds several passes that match {self.unsure:.1%} of the time of replayed "
+            f"kernels equally well, with GEMMs of {shapes}: nothing says which one was replayed, "
+            "and no shapes and roles are taken from them; give a trace of the right one alone"
+        ]
+
+    def _other_batch(self, name: str) -> list[str]:
+        """Says so where M of what was found is not the batch that the step is annotated with."""
+        sizes = self.eager.launches.sizes
+        for part in self.found:
+            at = [i for i in self.at[part.rows] if i >= 0]
+            rows = Counter(size[0] for i in at if (size := sizes[i]) is not None)
+            usual = rows.most_common(1)[0][0] if rows else None
+            if part.batch is not None and usual not in (None, part.batch):
+                return [
+                    f"{name}: the GEMMs that are found for a step annotated with a batch of "
+                    f"{part.batch} have M = {usual}: a batch that was padded, or another pass"
+                ]
+        return []
+
+    def add_ops(self, frame: pl.DataFrame, *, first_call: int) -> pl.DataFrame:
+        """Op, call and instance of mapped rows; eager calls are numbered from `first_call`."""
+        trace, mapped = self.eager.trace, self.at >= 0
+        at = np.maximum(self.at, 0)
+        op, call = self.eager.op[at], self.eager.call[at]
+        has_op = mapped & (op >= 0)
+        names = [
+            trace.names[trace.ops["name"][o]] if ok else None
+            for o, ok in zip(op, has_op, strict=True)
+        ]
+        known = pl.Series(has_op)
+        # An op of the eager pass is one instance a graph launch: its kernels stay together.
+        launch = np.unique(self.graph, return_inverse=True)[1]
+        instance = pl.Series(-(1 << 40) - launch * len(trace.ops["ts"]) - op)
+        return frame.with_columns(
+            call=pl.when(known).then(pl.Series(call + first_call)).otherwise("call"),
+            op=pl.when(known).then(pl.Series(names, dtype=pl.String)).otherwise("op"),
+            instance=pl.when(known).then(instance).otherwise("instance"),
+        )
+
+    def add_roles(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+        """Layer and role of mapped rows, and where they come from."""
+        roles, at = self.eager.roles, np.maximum(self.at, 0)
+        mapped = pl.Series(self.at >= 0)
+        layer = pl.Series(roles.layer[at])
+        role = pl.Series([roles.role[i] for i in at], dtype=pl.String)
+        in_layer = pl.when(layer >= 0).then(layer)
+        frame = frame.with_columns(
+            layer=pl.when(mapped).then(in_layer).otherwise("layer"),
+            role=pl.when(mapped).then(role).otherwise("role"),
+        )
+        return frame, roles.source

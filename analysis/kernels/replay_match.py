@@ -1,0 +1,201 @@
+"""Finds the kernels of graph launches among the launches of an eager pass.
+
+In: names, GEMM shapes and grids on both sides, in order. Out: for every replayed kernel its eager
+launch, and the M of the passes that would do as well, where these differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.kernels.align import align
+from prunescope.analysis.trace.load import NONE, Ints
+
+UNNAMED = "?"
+_ONE_PASS = 1.5  # times the kernels of a launch: more launches are several passes
+_SLACK = 1 / 16  # of the kernels of a launch: lost or left out, at first
+_MOST = 0.9  # of the kernels of a launch
+Mask = NDArray[np.bool_]
+Grid = tuple[int, ...] | None
+Size = tuple[int, int, int] | None  # M, N, K of a GEMM
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Eager launches in order: the name of their kernel, the shape of their GEMM and its grid, None
+    for what is no GEMM or does not say; `at`: where each stands in the whole eager pass."""
+
+    names: list[str]
+    sizes: list[Size]
+    grids: list[Grid]
+    at: Ints
+
+    @property
+    def named(self) -> bool:
+        """Whether the pass names its kernels; a capture on CUDA does not."""
+        return any(name != UNNAMED for name in self.names)
+
+    def only(self, keep: Ints) -> Launches:
+        """Some of the launches."""
+        return Launches(
+            [self.names[i] for i in keep], [self.sizes[i] for i in keep],
+            [self.grids[i] for i in keep], self.at[keep],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """The kernels of one graph launch in one order; `rows`: of the frame. `whole`: the only launch
+    of its step."""
+
+    rows: Ints
+    names: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    whole: bool
+
+
+@dataclass
+class Found:
+    """`at`: the eager launch behind each row of `rows`, -1 where there is none. `compared`: how
+    many GEMMs have a grid on both sides. `rivals`: M of the passes that match as well and have
+    other shapes. `batch`: that of the step, by its annotation."""
+
+    rows: Ints
+    at: Ints
+    compared: int = 0
+    rivals: tuple[int, ...] = ()
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The places in which a launch is found best, how many of its kernels are there, and M of each
+    where they differ in shapes."""
+
+    places: list[Ints]
+    score: int
+    rivals: tuple[int, ...]
+
+
+class Order:
+    """Finds the kernels of one graph launch after the other among the eager launches.
+
+    A launch goes on where the one before ended (a step in pieces, a graph each), or starts anew
+    where that finds more of it (the whole step once more). Where the eager pass does not name its
+    kernels, only equal counts are matched.
+    """
+
+    def __init__(self, launches: Launches) -> None:
+        self.launches = launches
+        self.next = 0
+        self.places: dict[tuple[str, ...], list[Ints]] = {}
+        self.known: dict[tuple[Any, ...], _Best] = {}
+
+    def find(self, ways: list[Part]) -> Found:
+        """The best of several orders of one launch's kernels, and where they are."""
+        if not self.launches.named:
+            return self._counted(ways[-1])
+        tried = [(way, self._best(way)) for way in ways]
+        way, best = max(tried, key=lambda pair: pair[1].score)
+        found = next((p for p in best.places if _first(p) >= self.next), best.places[0])
+        self.next = max(self.next if (found < 0).all() else 0, int(found.max(initial=NONE)) + 1)
+        same, other = self._grids(way, found)
+        at = np.where((found >= 0) & ~other, self.launches.at[np.maximum(found, 0)], NONE)
+        return Found(way.rows, at, int((same | other).sum()), best.rivals)
+
+    def _counted(self, part: Part) -> Found:
+        count = len(self.launches.names)
+        at = self.launches.at if len(part.rows) == count else np.full(len(part.rows), NONE)
+        return Found(part.rows, at)
+
+    def _best(self, part: Part) -> _Best:
+        """The places that hold the most of a launch's kernels, with the grids of its GEMMs."""
+        key = part.names, part.grids, part.whole
+        if key not in self.known:
+            places = self._places(part.names)
+            scores = [self._score(part, place) for place in places]
+            most = max(scores)
+            best = [p for p, score in zip(places, scores, strict=True) if score == most]
+            self.known[key] = _Best(best, most, self._rivals(part, best))
+        return self.known[key]
+
+    def _places(self, names: tuple[str, ...]) -> list[Ints]:
+        """Every run of exactly these kernels; without one, places that have some of them."""
+        if names not in self.places:
+            wanted, there = list(names), self.launches.names
+            self.places[names] = list(_runs(wanted, there)) or _nearly(wanted, there)
+        return self.places[names]
+
+    def _score(self, part: Part, place: Ints) -> int:
+        return int((place >= 0).sum()) - int(self._grids(part, place)[1].sum())
+
+    def _grids(self, part: Part, place: Ints) -> tuple[Mask, Mask]:
+        """Which kernels have the grid of the eager GEMM that they are found at, and which have
+        another: one of another batch or length has kernels of the same names."""
+        there = [self.launches.grids[i] if i >= 0 else None for i in place]
+        both = list(zip(part.grids, there, strict=True))
+        same = np.array([a is not None and a == b for a, b in both], bool)
+        known = np.array([a is not None and b is not None for a, b in both], bool)
+        return same, known & ~same
+
+    def _rivals(self, part: Part, places: list[Ints]) -> tuple[int, ...]:
+        """M of each of several places, where their shapes differ. Only M is compared of a piece of
+        a step, whose layers may differ in N and K, and where kernels were lost."""
+        shapes: dict[object, int] = {}
+        for place in places:
+            found = [self.launches.sizes[i] for i in place if i >= 0]
+            sizes = [size for size in found if size is not None]
+            rows = [m for m, _, _ in sizes]
+            whole = len(found) == len(place)
+            key: object = frozenset(rows)
+            if whole:
+                key = tuple(sizes) if part.whole else tuple(rows)
+            if rows:
+                shapes.setdefault(key, Counter(rows).most_common(1)[0][0])
+        return tuple(shapes.values()) if len(shapes) > 1 else ()
+
+
+def _first(place: Ints) -> int:
+    return int(place[place >= 0].min(initial=np.iinfo(np.int64).max))
+
+
+def _runs(replayed: list[str], names: list[str]) -> Iterator[Ints]:
+    """Every place where the whole run of replayed kernels stands."""
+    size = len(replayed)
+    for at in range(len(names) - size + 1):
+        if names[at] == replayed[0] and names[at : at + size] == replayed:
+            yield np.arange(at, at + size)
+
+
+def _nearly(replayed: list[str], names: list[str]) -> list[Ints]:
+    """Where replayed kernels stand that are nowhere in one run: of a pass alone, in all of it; of
+    several, around each kernel of the name that they have least often, so that no place is spread
+    over two passes as long as most of it is in one."""
+    size, count = len(replayed), Counter(names)
+    shared = [name for name in dict.fromkeys(replayed) if count[name]]
+    if not shared or len(names) <= _ONE_PASS * size:
+        return [align(replayed, names)]
+    rare = min(shared, key=lambda name: count[name])
+    first = replayed.index(rare)
+    places: list[Ints] = []
+    for slack in (max(1, int(_SLACK * size)), size):
+        places = [
+            _aligned(replayed, names, max(0, at - first - slack), at - first + size + slack)
+            for at, name in enumerate(names)
+            if name == rare
+        ]
+        if max(int((place >= 0).sum()) for place in places) >= _MOST * size:
+            break
+    return places
+
+
+def _aligned(replayed: list[str], names: list[str], begin: int, end: int) -> Ints:
+    """Where each replayed kernel stands in names[begin:end]."""
+    found = align(replayed, names[begin:end])
+    return np.where(found >= 0, found + begin, NONE)

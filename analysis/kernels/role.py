@@ -1,0 +1,216 @@
+"""The role and layer of every row: where in the decoder its work belongs.
+
+In: scopes (places), kinds and op calls. Out: columns `layer` and `role`. Where no module is known,
+roles come from the order of attention and GEMMs in each step, and `source` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.timeline.scopes import Scopes
+from prunescope.analysis.trace.load import NONE, Ints
+from prunescope.taxonomy.roles import Place
+
+GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
+_BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
+POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """`layer`: -1 where a row belongs to no layer; `role`: one of prunescope.taxonomy.roles.ROLES.
+    `source`: "modules", "nn.Module", "order" (from order and shape) or "none"."""
+
+    layer: Ints
+    role: list[str]
+    source: str
+
+
+def find_roles(
+    scopes: Scopes, kinds: list[str], calls: list[OpCall | None], step: Ints | None = None
+) -> Roles:
+    """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
+    the step that it is in (None: all are in one)."""
+    if scopes.source == "none":
+        return _by_order(kinds, np.zeros(len(kinds), np.int64) if step is None else step)
+    layer = np.full(len(kinds), NONE)
+    role: list[str] = []
+    layered = any(place.layer is not None for place in scopes.places)
+    attended: set[int] = set()  # calls of attention modules whose attention has been seen
+    for i, kind in enumerate(kinds):
+        place = scopes.places[scopes.place[i]] if scopes.place[i] >= 0 else None
+        if place is None:
+            role.append("sampling" if kind == "sampling" else "unknown")
+            continue
+        if place.layer is not None:
+            layer[i] = place.layer
+        found = place.role
+        if found == "unknown":
+            scope_call = int(scopes.call[i])
+            if place.scope == "model":
+                found = _outside_layers(kind, layered=layered)
+            else:
+                found = _in_scope(place, kind, calls[i], after=scope_call in attended)
+            if place.scope == "attention" and _is_attention(kind, calls[i]):
+                attended.add(scope_call)
+        role.append(found)
+    return Roles(layer, role, scopes.source)
+
+
+def _is_attention(kind: str, call: OpCall | None) -> bool:
+    """Attention proper, or the products and softmax of an eager one; not a product by a weight."""
+    if kind in GEMM_KINDS:
+        return call is None or call.name not in _BY_A_WEIGHT
+    return kind in ("attention", "softmax")
+
+
+def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> str:
+    """The role of work that a module with children does itself."""
+    if place.scope == "attention":
+        return _in_attention(kind, call, after=after)
+    if place.scope == "mlp":
+        if kind in ("routing", "sampling"):
+            return "router"
+        if kind in ("grouped_gemm", "gather_scatter"):
+            return "experts"
+        return "activation" if kind in (*POINTWISE, "layout") else "unknown"
+    if place.scope == "layer":
+        return "residual" if kind in (*POINTWISE, "layout") else "unknown"
+    return kind if kind in ("conv", "scan") else "scan"
+
+
+def _outside_layers(kind: str, *, layered: bool) -> str:
+    """A model with layers multiplies by one weight outside of them: its head."""
+    if layered and kind in ("gemm", "gemv"):
+        return "lm_head"
+    return kind if kind in ("embedding", "sampling", "rope") else "unknown"
+
+
+def _in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
+    if _is_attention(kind, call):
+        return "attention"
+    if kind in GEMM_KINDS:
+        return "unknown"
+    if kind == "rope":
+        return "rope"
+    if _appends(call):
+        return "kv_update"
+    pointwise = kind in ("elementwise", "reduction", "layout", "norm", "activation")
+    return "rope" if pointwise and not after and not _copies(call) else "attention"
+
+
+def _appends(call: OpCall | None) -> bool:
+    """Whether a call writes keys or values into a cache: an index_copy, a cat of unequal parts."""
+    if call is None:
+        return False
+    if call.name in ("aten::index_copy_", "aten::index_copy", "aten::_index_put_impl_"):
+        return True
+    if call.name != "aten::cat" or not call.shapes or not isinstance(call.shapes[0], tuple):
+        return False
+    parts = call.shapes[0]
+    return len(parts) == 2 and parts[0] != parts[1]
+
+
+def _copies(call: OpCall | None) -> bool:
+    return call is not None and call.name in ("aten::copy_", "aten::clone", "aten::repeat")
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
+    stand before each attention."""
+
+    attention: Ints
+    gemms: Ints
+    before: Ints
+
+
+def _by_order(kinds: list[str], step: Ints) -> Roles:
+    """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
+
+    Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
+    layers are numbered anew in every pass. A sequence whose segments differ in length (an encoder
+    beside a decoder) is left unknown.
+    """
+    layer = np.full(len(kinds), NONE)
+    role = [k if k in ("attention", "embedding", "sampling") else "unknown" for k in kinds]
+    passes = [one for rows in _passes(kinds, step) if len((one := _pass(kinds, rows)).attention)]
+    inner = np.concatenate([np.diff(one.before) for one in passes]) if passes else np.zeros(0, int)
+    if not len(inner):
+        return Roles(layer, role, "none")
+    usual = int(np.bincount(inner).argmax())
+    first = int(np.bincount([one.before[0] for one in passes]).argmax())
+    names = _SEGMENTS.get((usual, first))
+    if names is None or (inner == usual).mean() <= _ALIKE:
+        return Roles(layer, role, "none")
+    for one in passes:
+        _name_pass(one, names, layer, role)
+    return Roles(layer, role, "order")
+
+
+def _name_pass(
+    one: _Pass, names: tuple[tuple[str, ...], tuple[str, ...]], layer: Ints, role: list[str]
+) -> None:
+    """Put the layers and roles of one pass into the columns."""
+    projections, after = names
+    for n, (i, at) in enumerate(zip(one.attention, one.before, strict=True)):
+        layer[i] = n
+        left = one.gemms[max(0, at - len(projections)) : at]
+        right = one.gemms[at : at + len(after)]
+        for rows, labels in ((left, projections), (right, after)):
+            for j, label in zip(rows, labels, strict=False):
+                layer[j], role[j] = n, label
+    rest = [j for j in one.gemms[one.before[-1] + len(after) :] if role[j] == "unknown"]
+    if len(rest) == 1:
+        role[rest[0]] = "lm_head"
+
+
+def _pass(kinds: list[str], rows: Ints) -> _Pass:
+    attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
+    gemms = np.array([i for i in rows if kinds[i] in ("gemm", "gemv", "sparse_gemm")], np.int64)
+    return _Pass(attention, gemms, np.searchsorted(gemms, attention))
+
+
+def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
+    """The rows of each forward pass: of a step, cut where tokens are embedded again, if that gives
+    passes of as many layers (the last of several may be cut off)."""
+    for number in np.unique(step):
+        rows = np.flatnonzero(step == number)
+        begins, layers = _beginnings([kinds[i] for i in rows])
+        whole, last = layers[:-1], layers[-1]
+        alike = len(set(whole)) == 1 and whole[0] > 1
+        cut_off = len(whole) > 1 and last < whole[0]
+        if alike and (last == whole[0] or cut_off):
+            yield from np.split(rows, begins)
+        else:
+            yield rows
+
+
+def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
+    """Where an embedding follows attention, and the number of attentions up to each such place and
+    from the last one on."""
+    begins: list[int] = []
+    layers = [0]
+    for i, kind in enumerate(kinds):
+        if kind == "attention":
+            layers[-1] += 1
+        elif kind == "embedding" and layers[-1]:
+            begins.append(i)
+            layers.append(0)
+    return begins, layers
+
+
+_ALIKE = 0.9  # of the segments between two attentions
+# (GEMMs between two attentions, GEMMs before the first) -> projections, and what follows attention.
+_SEGMENTS = {
+    (7, 3): (("q", "k", "v"), ("o", "gate", "up", "down")),
+    (4, 1): (("qkv",), ("o", "gate_up", "down")),
+    (6, 3): (("q", "k", "v"), ("o", "up", "down")),
+    (5, 1): (("qkv",), ("o", "gate", "up", "down")),
+    (6, 2): (("q", "kv_b"), ("o", "gate", "up", "down")),
+}

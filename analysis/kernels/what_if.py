@@ -1,0 +1,242 @@
+"""What a GEMM would take at a neighbouring N or K: tile × wave × alignment × roofline.
+
+In: the kernels frame (roofline, tiles and waves) and the report's GEMM rows. Out: Shapes of the
+GEMM rows, and the Fit of the model to the GEMMs seen. Times in ns a step.
+
+At N' the tiles of the kernel that ran are counted anew, in whole waves, and the compute time grows
+with them; bytes follow the shape. The time is that of the kernel seen times the ratio of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+
+import polars as pl
+
+from prunescope.analysis.device.tiles import ALIGNED, GOOD
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.schema.anatomy import Fit, Good, Shape
+from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.taxonomy.gemm import Gemm
+
+_FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
+_SMALL = 64  # a K below is no dimension of a model's
+_REACH = 0.125  # how far a good dimension is looked for
+_STEPS = 512  # tiles to either side; a forged shape has more
+_CURVES, _POINTS = 4, 96
+_Z = 1.96
+_EPS = 1e-9
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A distinct GEMM as it ran: means a call, ns. `side`: of a tile along N."""
+
+    role: str
+    gemm: Gemm
+    tile: str
+    side: int
+    tiles: int
+    split_k: int
+    slots: float  # tiles in flight at a time
+    compute: float  # roofline, without the loss
+    memory: float
+    bound: str
+    busy: float
+    total: float  # of all calls
+
+    def waves(self, n: int) -> int:
+        """Whole waves with N = n."""
+        across = max(1, math.ceil(self.gemm.n / self.side))
+        return math.ceil(self.tiles / across * math.ceil(n / self.side) / self.slots - _EPS)
+
+    def predicted(self, n: int, k: int) -> float:
+        """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
+        old = self.gemm
+        rows, columns = (int(part) for part in self.tile.split("x"))
+        # Every slot of a wave works on a tile, or idles for as long.
+        covered = self.waves(n) * self.slots * rows * columns * k
+        compute = self.compute * covered / self.split_k / (old.batch * old.m * old.n * old.k)
+        moved = (old.m * k + k * n + old.m * n) / (old.m * old.k + old.k * old.n + old.m * old.n)
+        return max(compute, self.memory * moved)
+
+    @property
+    def factor(self) -> float:
+        """Time ÷ prediction."""
+        return self.busy / self.predicted(self.gemm.n, self.gemm.k)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether tensor cores load its rows without a detour."""
+        return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
+
+
+def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
+    """A Shape for the N of every GEMM row, and for its K where that is not aligned."""
+    if not kernels.on_device:
+        return [], None
+    seen = seen_gemms(kernels)
+    fit = fitted(list(seen.values()))
+    shapes = []
+    drawn = 0
+    for row in sorted(rows, key=lambda r: -r.busy_ns):
+        if row.kind not in GEMM_KINDS or not row.count:
+            continue
+        for axis in ("N", "K"):
+            shape = _shape(row, axis, seen, fit)
+            if shape is None:
+                continue
+            if shape.refused is None and axis == "N" and drawn < _CURVES:
+                shape.curve = _curve(row, _of(row, seen))
+                drawn += 1
+            shapes.append(shape)
+    return shapes, fit
+
+
+def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
+    """The GEMMs whose kernel's name tells a tile that explains its grid."""
+    known = kernels.frame.filter(
+        pl.col("main") & pl.col("kind").is_in(GEMM_KINDS) & pl.col("waves").is_not_null()
+        & pl.col("ideal").is_not_null() & (pl.col("fit") != "unexplained")
+    )  # fmt: skip
+    keys = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound"]
+    sums = known.group_by(keys).agg(
+        pl.col("busy").sum(), pl.col("busy").mean().alias("mean"),
+        pl.col("compute_ns").first(), pl.col("memory_ns").first(),
+    )  # fmt: skip
+    found: dict[tuple[str, Gemm], Seen] = {}
+    for row in sums.sort("busy", "call", "tile").iter_rows(named=True):
+        work = kernels.works[row["call"]]
+        if work is None or len(work.gemms) != 1 or not row["busy"]:
+            continue
+        gemm = work.gemms[0]
+        if not gemm.k:
+            continue
+        # The kernel that took the most time comes last and stays.
+        found[row["role"], gemm] = Seen(
+            role=row["role"], gemm=gemm, tile=row["tile"], side=row["along_n"],
+            tiles=row["tiles"], split_k=row["split_k"], slots=row["tiles"] / row["waves"],
+            compute=row["compute_ns"], memory=row["memory_ns"], bound=row["bound"],
+            busy=row["mean"], total=float(row["busy"]),
+        )  # fmt: skip
+    return found
+
+
+def fitted(seen: list[Seen]) -> Fit | None:
+    """How time ÷ prediction lies over the GEMMs seen, by time; None without any.
+
+    A GEMM that waits for latency follows no roofline and is left out. The spread is that of
+    log(time ÷ prediction) between two GEMMs that lie a factor e apart, its square growing with
+    |Δlog M| + |Δlog N| + |Δlog K|: neighbours in shape are neighbours in efficiency.
+    """
+    seen = [s for s in seen if s.bound in ("compute", "memory")]
+    if not seen:
+        return None
+    groups = [[s for s in seen if s.aligned is aligned] for aligned in (True, False)]
+    worth = math.exp(_mean_log(groups[1]) - _mean_log(groups[0])) if all(groups) else None
+    return Fit(
+        gemms=len(seen), factor=math.exp(_mean_log(seen)), spread=_spread(groups[0]),
+        unaligned=worth,
+    )  # fmt: skip
+
+
+def _mean_log(seen: list[Seen]) -> float:
+    """Mean of log(time ÷ prediction), weighted by time."""
+    total = sum(s.total for s in seen)
+    return sum(math.log(s.factor) * s.total / total for s in seen)
+
+
+def _spread(seen: list[Seen]) -> float | None:
+    pairs = [(_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in _two(seen)]
+    distance = sum(apart for apart, _ in pairs)
+    if len({s.gemm for s in seen}) < _FEWEST or not distance:
+        return None
+    return math.sqrt(sum(off**2 for _, off in pairs) / distance)
+
+
+def _two(seen: list[Seen]) -> combinations[tuple[Seen, Seen]]:
+    return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
+
+
+def _apart(a: Gemm, b: Gemm) -> float:
+    return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
+
+
+def _of(row: Row, seen: dict[tuple[str, Gemm], Seen]) -> Seen | None:
+    if row.m is None or row.n is None or row.k is None or row.batch is None:
+        return None
+    return seen.get((row.role, Gemm(row.m, row.n, row.k, row.batch)))
+
+
+def _shape(
+    row: Row, axis: str, seen: dict[tuple[str, Gemm], Seen], fit: Fit | None
+) -> Shape | None:
+    """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
+    now = row.n if axis == "N" else row.k
+    if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
+        return None
+    one = _of(row, seen)
+    shape = Shape(
+        role=row.role, count=row.count, m=row.m, n=row.n, k=row.k, axis=axis,
+        busy_ns=row.busy_ns, dense=row.dense_n if axis == "N" else row.dense_k,
+    )  # fmt: skip
+    if one is None or now is None:
+        shape.refused = "no shapes" if now is None else "the kernel's name tells no tile that fits"
+        return shape
+    if one.bound == "latency" and one.tiles > one.slots:
+        shape.refused = "latency-bound: as short as any kernel, whatever its N"
+        return shape
+    shape.tile, shape.waves = one.tile, one.tiles / one.slots
+    below, above = _neighbours(one, axis, now)
+    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, fit)
+    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, fit)
+    return shape
+
+
+def _neighbours(one: Seen, axis: str, now: int) -> tuple[int | None, int | None]:
+    """The nearest good dimension below and at or above: the last of its waves (N), or aligned."""
+    if axis == "K":
+        return now // GOOD * GOOD, -(-now // GOOD) * GOOD
+    side = math.lcm(one.side, GOOD)
+    first = now // side
+    steps = range(1 + min(_STEPS, int(now * _REACH) // side))
+
+    def last(n: int) -> bool:
+        return n > 0 and one.waves(n + 1) > one.waves(n)
+
+    under = (n for n in ((first - i) * side for i in steps) if n < now and last(n))
+    over = (n for n in ((-(-now // side) + i) * side for i in steps) if last(n))
+    return next(under, None), next(over, None)
+
+
+def _good(one: Seen, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
+    """A dimension with the change that is predicted for it, and its interval."""
+    n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
+    if (n, k) == (one.gemm.n, one.gemm.k):
+        return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
+    ratio = one.predicted(n, k) / one.predicted(one.gemm.n, one.gemm.k)
+    if not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0:
+        if fit is None or fit.unaligned is None:
+            # What alignment is worth was not seen in this trace.
+            return Good(value=value, change_ns=None, low_ns=None, high_ns=None)
+        ratio /= fit.unaligned
+    good = Good(value=value, change_ns=busy_ns * (ratio - 1), low_ns=None, high_ns=None)
+    if fit is not None and fit.spread is not None:
+        off = _Z * fit.spread * math.sqrt(_apart(Gemm(one.gemm.m, n, k), one.gemm))
+        good.low_ns = busy_ns * (ratio * math.exp(-off) - 1)
+        good.high_ns = busy_ns * (ratio * math.exp(off) - 1)
+    return good
+
+
+def _curve(row: Row, one: Seen | None) -> list[list[float]]:
+    """[N, ns a step] up to a quarter beyond the wider of the two models."""
+    if one is None or row.n is None:
+        return []
+    top = int(1.25 * max(row.n, row.dense_n or 0))
+    width = max(GOOD, -(-top // _POINTS // GOOD) * GOOD)
+    now = one.predicted(row.n, one.gemm.k)
+    points = sorted({*range(width, top + 1, width), row.n, *([row.dense_n] if row.dense_n else [])})
+    return [[n, row.busy_ns * one.predicted(n, one.gemm.k) / now] for n in points]

@@ -1,0 +1,354 @@
+"""The GEMM table: every GEMM with its group, its dense partner, the axis that moved and the loss.
+
+In: kernels of one or both sides and the alignment of layers. Out: `Pair`s (one a logical GEMM of a
+unit, means a step) and the rows of the report. A fused attention kernel is two logical GEMMs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.ledger.pairing import Alignment, with_dense_layer
+from prunescope.analysis.ops.work import Work
+from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.analysis.schema.report import clock
+from prunescope.taxonomy.gemm import Gemm, axis_moved
+from prunescope.taxonomy.roles import GROUPS
+
+Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+# Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
+# hold more or fewer of them lend it the shapes of other GEMMs.
+_UNPLACED = 1 << 32
+Parts = list[tuple[Gemm | None, float]]
+_UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
+# What is read of an op's row.
+_READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
+         "help", "took", "ideal", "flop", "bytes", "bound")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """One logical GEMM of a unit, means a step. Dimensions are means where they vary (a context
+    length grows with the step); None where no model knows them. Times in ns."""
+
+    layer: int | None
+    role: str
+    group: str
+    op: str | None
+    kind: str
+    dtype: str | None
+    batch: float | None
+    m: float | None
+    n: float | None
+    k: float | None
+    count: float
+    flop: float | None
+    bytes: float | None
+    busy: float
+    helper: float
+    ideal: float | None
+    bound: str
+    kernel: str
+    split: bool
+    duration: float = 0.0  # of its kernels, also where they run beside others
+
+    @property
+    def gemm(self) -> Gemm | None:
+        """Rounded dimensions, to compare."""
+        if self.m is None or self.n is None or self.k is None or self.batch is None:
+            return None
+        return Gemm(round(self.m), round(self.n), round(self.k), round(self.batch))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A dense GEMM and the pruned one that replaces it; either is None. `axis` as in AXES."""
+
+    key: Key
+    dense: Call | None
+    pruned: Call | None
+    axis: str
+
+
+@dataclass
+class _Sum:
+    """Sums over the calls and steps of one key."""
+
+    calls: int = 0
+    busy: float = 0.0
+    helper: float = 0.0
+    duration: float = 0.0
+    ideal: float | None = 0.0
+    dims: list[tuple[int, int, int, int]] = field(default_factory=list)
+    first: dict[str, object] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+def calls_of(
+    kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
+) -> dict[Key, Call]:
+    """The logical GEMMs of one side by (layer, role, group, position in the unit).
+
+    `by_shape`, for a side that is compared with none: GEMMs of no role are told by what they are,
+    not by their position, for steps may hold others in its place.
+    """
+    frame = kernels.frame
+    if alignment is None:
+        frame = frame.with_columns(unit_layer=pl.col("layer"))
+    else:
+        frame = with_dense_layer(frame, alignment)
+    gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
+    products = [_products(work) for work in kernels.works]
+    makes: dict[tuple[object, ...], int] = {}
+    sums: dict[Key, _Sum] = defaultdict(_Sum)
+    position: dict[tuple[object, ...], int] = defaultdict(int)
+    for row in gemms.iter_rows(named=True):
+        parts = products[row["call"]] if row["call"] is not None else _UNREAD
+        for i, (gemm, share) in enumerate(parts):
+            group = _group(row, i, len(parts), position)
+            apart = _UNPLACED if gemm is None and row["role"] == "unknown" else 0
+            place = (row["step"], row["unit_layer"], row["role"], group, apart)
+            key = (row["unit_layer"], row["role"], group, apart + position[place])
+            position[place] += 1
+            if by_shape and row["role"] == "unknown":
+                make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
+                key = (*key[:3], makes.setdefault(make, len(makes)))
+            _accumulate(sums[key], row, gemm, share)
+    return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+
+
+def _products(work: Work | None) -> Parts:
+    """The logical GEMMs of an op call, each with its share of the call's FLOPs."""
+    if work is None or not work.gemms:
+        return _UNREAD
+    total = sum(gemm.flop for gemm in work.gemms)
+    return [(gemm, gemm.flop / total if total else 1.0) for gemm in work.gemms]
+
+
+def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
+    """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
+    is none itself and has no shapes (a compiled region), one per such kernel."""
+    instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
+    alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
+        total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
+    )
+    frame = frame.filter(pl.col("wrapper").not_())
+    totals = frame.group_by(instance).agg(
+        total=pl.col("busy").sum(),
+        took=pl.col("duration").sum(),
+        help=pl.col("busy").filter(pl.col("main").not_()).sum(),
+    )
+    main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
+    main = main.join(totals, on=instance, how="left", maintain_order="left")
+    both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
+    return both.select(_READ)
+
+
+def _group(
+    row: dict[str, object], index: int, logical: int, position: dict[tuple[object, ...], int]
+) -> str:
+    """qk and pv for attention (fused, or in the order in which an eager one multiplies)."""
+    role = str(row["role"])
+    if logical == 2:
+        return ("qk", "pv")[index]
+    if role == "attention":
+        place = (row["step"], row["unit_layer"], role)
+        return "pv" if position[*place, "qk", 0] > position[*place, "pv", 0] else "qk"
+    return GROUPS.get(role, "other")
+
+
+def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
+    total.calls += 1
+    total.busy += float(row["total"]) * share  # type: ignore[arg-type]
+    total.helper += float(row["help"]) * share  # type: ignore[arg-type]
+    total.duration += float(row["took"]) * share  # type: ignore[arg-type]
+    ideal = row["ideal"]
+    known = total.ideal is not None and ideal is not None
+    total.ideal = total.ideal + float(ideal) * share if known else None  # type: ignore[operator, arg-type]
+    if gemm is not None:
+        total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
+    if not total.first:
+        flop, size = row["flop"], row["bytes"]
+        total.first = {
+            **row,
+            "share": share,
+            "flop": gemm.flop if gemm is not None and flop is None else flop,
+            "bytes": size,
+        }
+    total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
+
+
+def _call(key: Key, total: _Sum, num_steps: int) -> Call:
+    first, dims = total.first, total.dims
+    mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)] if dims else [None] * 4
+    share = float(first["share"])  # type: ignore[arg-type]
+
+    def part(name: str) -> float | None:
+        return None if first[name] is None else float(first[name]) * share  # type: ignore[arg-type]
+
+    return Call(
+        layer=first["layer"], role=key[1], group=key[2], op=first["op"], kind=str(first["kind"]),  # type: ignore[arg-type]
+        dtype=first["dtype"], batch=mean[0], m=mean[1], n=mean[2], k=mean[3],  # type: ignore[arg-type]
+        count=total.calls / num_steps, flop=part("flop"), bytes=part("bytes"),
+        busy=total.busy / num_steps, helper=total.helper / num_steps,
+        ideal=None if total.ideal is None else total.ideal / num_steps,
+        bound=max(total.bounds, key=lambda b: total.bounds[b]), kernel=str(first["name"]),
+        split=share != 1.0, duration=total.duration / num_steps,
+    )  # fmt: skip
+
+
+def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
+    """Dense and pruned GEMMs by key. Two GEMMs through a rank pair with the one they replace."""
+    pairs = []
+    by_unit: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    for key in pruned:
+        by_unit[key[:3]].append(key)
+    for unit, keys in by_unit.items():
+        originals = [k for k in dense if k[:3] == unit]
+        low_rank = _through_a_rank([pruned[k] for k in keys], [dense[k] for k in originals])
+        for key in keys:
+            partner = dense.get((*key[:3], 0)) if low_rank else dense.get(key)
+            axis = "rank" if low_rank else _axis(partner, pruned[key])
+            pairs.append(Pair(key, partner, pruned[key], axis))
+    pairs += [Pair(k, call, None, "gone") for k, call in dense.items() if k not in pruned]
+    return pairs
+
+
+def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:
+    """[T,K]→[T,r]→[T,N]: the first one's K and the second one's N are those of the dense GEMM."""
+    if len(dense) != 1 or len(pruned) != 2 or dense[0].group in ("qk", "pv"):
+        return False
+    a, b, old = pruned[0].gemm, pruned[1].gemm, dense[0].gemm
+    if a is None or b is None or old is None:
+        return False
+    return a.n == b.k and a.n < min(old.n, old.k) and a.k == old.k and b.n == old.n
+
+
+def _axis(dense: Call | None, pruned: Call) -> str:
+    if dense is None:
+        return "added"
+    if pruned.kind == "sparse_gemm" and dense.kind != "sparse_gemm":
+        return "2:4"
+    if dense.kind == "sparse_gemm" and pruned.kind != "sparse_gemm":
+        return "unknown"  # a sparse GEMM became dense: no pruning does that
+    old, new = dense.gemm, pruned.gemm
+    if old is None or new is None:
+        return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"
+    return axis_moved(old, new)
+
+
+def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[Row]:
+    """Rows of the report: pairs of one make (role, op, shapes, axis) over all layers."""
+    groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        call = pair.pruned or pair.dense
+        assert call is not None
+        if _is_attention_of_unknown_shape(call):
+            continue
+        groups[_make(call), _dims(pair.dense), pair.axis].append(pair)
+    rows = [
+        _row(members, promised=promised, exact_layers=exact_layers) for members in groups.values()
+    ]
+    return sorted(rows, key=lambda r: (-(r.dense_busy_ns or r.busy_ns), r.role))
+
+
+def single_rows(calls: dict[Key, Call]) -> list[Row]:
+    """Rows without a baseline: group and letters only, no axis."""
+    groups: dict[tuple[object, ...], list[Pair]] = defaultdict(list)
+    for key, call in calls.items():
+        if not _is_attention_of_unknown_shape(call):
+            groups[_make(call)].append(Pair(key, None, call, ""))
+    rows = [_row(members, promised=None, exact_layers=True) for members in groups.values()]
+    return sorted(rows, key=lambda r: -r.busy_ns)
+
+
+def _is_attention_of_unknown_shape(call: Call) -> bool:
+    """A fused kernel whose GEMMs nobody knows is no row of their table."""
+    return call.kind == "attention" and call.gemm is None
+
+
+def _make(call: Call) -> tuple[object, ...]:
+    return (call.role, call.group, call.op, call.kind, call.dtype, *_dims(call))
+
+
+def _dims(call: Call | None) -> tuple[float | None, ...]:
+    return (None,) * 4 if call is None else (call.batch, call.m, call.n, call.k)
+
+
+def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> Row:
+    gone = members[0].pruned is None
+    calls = [p.pruned or p.dense for p in members]
+    shown = [c for c in calls if c is not None]
+    first, dense = shown[0], members[0].dense
+    busy = 0.0 if gone else sum(c.busy for c in shown)
+    ideals = [c.ideal for c in shown]
+    ideal = None if gone or None in ideals else sum(i for i in ideals if i is not None)
+    took = 0.0 if gone else sum(c.duration for c in shown)
+    known = clock(busy, took)
+    dense_busy = _dense_busy(members)
+    wanted = None if promised is None or dense_busy is None else promised * dense_busy
+    layers = sorted({c.layer for c in shown if c.layer is not None})
+    return Row(
+        role=first.role,
+        group="added" if members[0].axis == "added" else first.group,
+        layers=layers if exact_layers or not gone else [],
+        op=first.op, kind=first.kind, dtype=first.dtype,
+        batch=_whole(first.batch), m=_whole(first.m), n=_whole(first.n), k=_whole(first.k),
+        dense_m=_whole(dense.m) if dense else None,
+        dense_n=_whole(dense.n) if dense else None,
+        dense_k=_whole(dense.k) if dense else None,
+        dense_batch=_whole(dense.batch) if dense else None,
+        dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
+        axis=members[0].axis or None,
+        keep=_keep(dense, None if gone else first) if dense else None,
+        count=0.0 if gone else sum(c.count for c in shown),
+        flop=first.flop, bytes=first.bytes,
+        busy_ns=busy,
+        helper_ns=0.0 if gone else sum(c.helper for c in shown),
+        ideal_ns=ideal,
+        bound=None if gone else first.bound,
+        efficiency=ideal / known if ideal is not None and known > 0 else None,
+        duration_ns=None if gone else took,
+        dense_busy_ns=dense_busy, promised_ns=wanted,
+        loss_ns=None if wanted is None else busy - wanted,
+        split=first.split,
+        kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
+    )  # fmt: skip
+
+
+def _dense_busy(members: list[Pair]) -> float | None:
+    """Dense time of a row. Both GEMMs of a rank share one dense GEMM: by their own FLOPs."""
+    if all(p.dense is None for p in members):
+        return None
+    total = 0.0
+    for pair in members:
+        if pair.dense is None:
+            continue
+        share = 1.0
+        if pair.axis == "rank" and pair.pruned is not None and pair.pruned.gemm and pair.dense.gemm:
+            old, new = pair.dense.gemm, pair.pruned.gemm
+            own = old.k if pair.key[3] == 0 else old.n
+            share = own / (old.k + old.n) if new else 1.0
+        total += pair.dense.busy * share
+    return total
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _keep(dense: Call, pruned: Call | None) -> dict[str, float]:
+    """Kept share of every axis that moved; {"calls": 0} where the GEMM is gone."""
+    if pruned is None:
+        return {"calls": 0.0}
+    out = {}
+    for axis in ("batch", "m", "n", "k"):
+        old, new = getattr(dense, axis), getattr(pruned, axis)
+        if old and new is not None and old != new:
+            out["heads" if axis == "batch" else axis] = new / old
+    return out

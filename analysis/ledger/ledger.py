@@ -1,0 +1,158 @@
+"""The ledger: the lost speedup of a pair, split into rows that sum exactly (DESIGN section 5).
+
+In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
+ns a step, in the profiled or the unprofiled domain. Σ rows = pruned, to the ns, by construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
+from prunescope.analysis.ledger.pairing import Floats, Side, Units
+
+ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
+        "added_work", "launch_idle", "pruned")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What should remain of each dense unit: by FLOPs, by roofline, by tile and wave. 0 = removed.
+
+    `promised` is p: 1 - s, or the FLOPs of matched units over those of the dense model.
+    """
+
+    flop: Floats
+    roofline: Floats
+    shape: Floats
+    promised: float
+    flop_ratio: float | None  # F_d / F_p of all modelled matmul and attention work
+
+
+@dataclass(frozen=True)
+class Times:
+    """ns a step of both sides, [units, replicates]; tails [replicates]."""
+
+    t_d: Floats
+    g_d: Floats
+    tail_d: Floats
+    t_p: Floats
+    g_p: Floats
+    tail_p: Floats
+
+
+@dataclass
+class Split:
+    """Every row as [units + 1, replicates]: the last line is what belongs to no unit (gaps of the
+    coverage row, the tail of launch and idle). `dense` and `pruned` are walls [replicates]."""
+
+    dense: Floats
+    promised: Floats
+    pruned: Floats
+    rows: dict[str, Floats] = field(default_factory=dict)
+
+    def total(self, row: str) -> Floats:
+        """A row's sum over units, [replicates]."""
+        if row in ("dense", "promised", "pruned"):
+            return np.asarray(getattr(self, row))
+        return np.asarray(self.rows[row].sum(axis=0))
+
+
+def ratios(units: Units, sparsity: float | None) -> Ratios:
+    """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown."""
+    d, p = units.dense, units.pruned
+    matmul = np.array([k[2] in (MATMUL, ATTENTION) for k in units.keys], bool)
+    flop_d, flop_p = _mean(d.flop), _mean(p.flop)
+    by_bytes = _ratio(_mean(p.bytes), _mean(d.bytes))
+    r_f = np.where(matmul, _ratio(flop_p, flop_d), np.nan)
+    r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
+    r_r = _first_known(_ratio(_mean(p.ideal), _mean(d.ideal)), r_f)
+    r_q = _first_known(_ratio(_mean(p.predicted), _mean(d.predicted)), r_r)
+    gone = ~units.pruned.present
+    for r in (r_f, r_r, r_q):
+        r[gone] = 0.0
+    total_d = float(np.nansum(flop_d[matmul & d.present]))
+    kept = matmul & units.matched & ~np.isnan(flop_d)
+    # A unit whose pruned FLOPs are unknown keeps what the ratio says of it.
+    matched = float(np.nansum(np.where(kept, flop_d * r_f, 0.0)))
+    every = matched + float(np.nansum(flop_p[matmul & units.added]))
+    promised = 1.0 - sparsity if sparsity is not None else matched / total_d if total_d else 1.0
+    return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
+
+
+def _mean(values: Floats) -> Floats:
+    """Mean over steps, NaN where a step is unknown."""
+    return np.asarray(values.mean(axis=1)) if values.shape[1] else np.zeros(len(values))
+
+
+def _ratio(new: Floats, old: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = new / old
+    out[~np.isfinite(out) | (old <= 0)] = np.nan
+    return np.asarray(out)
+
+
+def _first_known(*choices: Floats) -> Floats:
+    out = choices[0].copy()
+    for choice in choices[1:]:
+        out = np.where(np.isnan(out), choice, out)
+    return out
+
+
+def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
+    """Mean times over steps; `*_steps` [steps, replicates] weigh the steps, columns sum to 1."""
+    d, p = units.dense, units.pruned
+    return Times(
+        d.busy @ dense_steps, d.gap @ dense_steps, d.tail @ dense_steps,
+        p.busy @ pruned_steps, p.gap @ pruned_steps, p.tail @ pruned_steps,
+    )  # fmt: skip
+
+
+def scale(
+    side: tuple[Floats, Floats, Floats], wall: Floats, *, on_device: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Busy, gaps and tail of one side in the unprofiled domain, whose wall is `wall`.
+
+    A profiler slows the host and not the kernels of a device: there the gaps alone are scaled. On
+    a CPU the recorded ops carry its cost themselves: everything is scaled.
+    """
+    busy, gap, tail = side
+    total = busy.sum(axis=0) + gap.sum(axis=0) + tail
+    if not on_device:
+        factor = wall / np.where(total > 0, total, 1.0)
+        return busy * factor, gap * factor, tail * factor
+    idle = total - busy.sum(axis=0)
+    factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
+    return busy, gap * factor, tail * factor
+
+
+def split(units: Units, ratio: Ratios, t: Times) -> Split:
+    """The rows of the ledger; every formula is the one in DESIGN section 5."""
+    p = ratio.promised
+    matched, removed, added = (m[:, None] for m in (units.matched, units.removed, units.added))
+    r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
+    dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.tail_d
+    pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.tail_p
+    gaps = (t.g_d * matched).sum(axis=0) * (1 - p) - (t.g_d * removed).sum(axis=0) * p
+    rows = {
+        "coverage": (t.t_d * (r_f - p), gaps + t.tail_d * (1 - p)),
+        "roofline_shift": (t.t_d * (r_r - r_f), None),
+        "shape": (t.t_d * (r_q - r_r), None),
+        "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
+        "added_work": (added * t.t_p, None),
+        "launch_idle": (matched * (t.g_p - t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
+    }
+    zero = np.zeros_like(dense)
+    stacked = {
+        name: np.vstack([of_units, (rest if rest is not None else zero)[None, :]])
+        for name, (of_units, rest) in rows.items()
+    }
+    return Split(dense, p * dense, pruned, stacked)
+
+
+def uniform(side: Side) -> Floats:
+    """Equal weights of all steps, [steps, 1]."""
+    steps = side.busy.shape[1]
+    return np.full((steps, 1), 1.0 / steps)

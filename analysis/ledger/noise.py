@@ -1,0 +1,207 @@
+"""Intervals and noise of ledger rows, and the interval of a speedup.
+
+In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over steps and samples,
+and the noise of dense against dense over the ways to split the dense capture in halves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.ledger.ledger import Ratios, Split, Times, scale, split, times, uniform
+from prunescope.analysis.ledger.pairing import Floats, Units
+
+REPLICATES = 1000
+HALVES = 50
+SEED = 0  # of the resampling: the same capture always prints the same interval
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Which wall the ledger closes to. `name`: "unprofiled" (medians of the samples) or
+    "profiled"; samples are ns, empty where the run has none."""
+
+    name: str
+    on_device: bool
+    dense: NDArray[np.int64]
+    pruned: NDArray[np.int64]
+
+    @property
+    def unprofiled(self) -> bool:
+        """Whether the ledger closes to the medians of the samples."""
+        return self.name == "unprofiled"
+
+
+def choose_domain(units: Units, dense: list[int], pruned: list[int], *, on_device: bool) -> Domain:
+    """Unprofiled where both sides have samples and recorded time that can be scaled to them: any
+    on a CPU; on a device idle time, and busy < W."""
+    d, p = np.array(dense, np.int64), np.array(pruned, np.int64)
+    scalable = len(d) > 0 and len(p) > 0
+    for side, samples in ((units.dense, d), (units.pruned, p)):
+        busy = side.busy.sum(axis=0).mean()
+        idle = side.gap.sum(axis=0).mean() + side.tail.mean()
+        if on_device:
+            scalable = scalable and bool(idle > 0 and busy < np.median(samples))
+        else:
+            scalable = scalable and bool(busy + idle > 0)
+    return Domain("unprofiled" if scalable else "profiled", on_device, d, p)
+
+
+def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
+    """The ledger itself, one replicate: all steps, the medians of all samples."""
+    t = times(units, uniform(units.dense), uniform(units.pruned))
+    walls = None
+    if domain.unprofiled:
+        walls = np.asarray(np.median(domain.dense)), np.asarray(np.median(domain.pruned))
+    return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
+
+
+def busy_factor(domain: Domain, *, wall_ns: float, recorded_ns: float) -> float:
+    """From a side's recorded busy time to the ledger's domain, of its wall in the ledger and as
+    recorded: a device's is left as it is (`ledger.scale`)."""
+    if not domain.unprofiled or domain.on_device:
+        return 1.0
+    return wall_ns / recorded_ns
+
+
+def observer_share(units: Units, domain: Domain) -> float | None:
+    """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
+    if not domain.unprofiled:
+        return None
+    side = units.dense
+    busy = float(side.busy.sum(axis=0).mean())
+    wall = busy + float(side.gap.sum(axis=0).mean()) + float(side.tail.mean())
+    target = float(np.median(domain.dense))
+    if domain.on_device:
+        return 1 - (target - busy) / (wall - busy) if wall > busy else None
+    return 1 - target / wall if wall else None
+
+
+def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Split | None:
+    """Replicates of the ledger; None with one step, where nothing can be resampled.
+
+    Dense and pruned steps alternate in one session, and so do the samples: both are drawn as pairs
+    where their numbers agree.
+    """
+    steps_d, steps_p = units.dense.busy.shape[1], units.pruned.busy.shape[1]
+    if min(steps_d, steps_p) < 2:
+        return None
+    draw = np.random.default_rng(SEED)
+    weights_d, weights_p = _paired_weights(draw, steps_d, steps_p)
+    t = times(units, weights_d, weights_p)
+    walls = _paired_medians(draw, domain) if domain.unprofiled else None
+    return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
+
+
+def _scaled(t: Times, walls: tuple[Floats, Floats] | None, *, on_device: bool) -> Times:
+    if walls is None:
+        return t
+    wall_d, wall_p = (np.atleast_1d(np.asarray(w, np.float64)) for w in walls)
+    dense = scale((t.t_d, t.g_d, t.tail_d), wall_d, on_device=on_device)
+    pruned = scale((t.t_p, t.g_p, t.tail_p), wall_p, on_device=on_device)
+    return Times(*dense, *pruned)
+
+
+def _paired_weights(draw: np.random.Generator, dense: int, pruned: int) -> tuple[Floats, Floats]:
+    picks = draw.integers(0, dense, (REPLICATES, dense))
+    other = picks if dense == pruned else draw.integers(0, pruned, (REPLICATES, pruned))
+    return _weights(picks, dense), _weights(other, pruned)
+
+
+def _weights(picks: NDArray[np.int64], size: int) -> Floats:
+    """[size, replicates]: how often each index was drawn, over the number of draws."""
+    hits = np.stack([np.bincount(row, minlength=size) for row in picks], axis=1)
+    return np.asarray(hits / picks.shape[1], np.float64)
+
+
+def _paired_medians(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
+    d, p = domain.dense, domain.pruned
+    picks = draw.integers(0, len(d), (REPLICATES, len(d)))
+    other = picks if len(d) == len(p) else draw.integers(0, len(p), (REPLICATES, len(p)))
+    return np.median(d[picks], axis=1), np.median(p[other], axis=1)
+
+
+def speedup_interval(dense: list[int], pruned: list[int]) -> list[float] | None:
+    """95 % interval of median(dense) / median(pruned), by bootstrap of the pairs of samples."""
+    if min(len(dense), len(pruned)) < 2:
+        return None
+    domain = Domain("unprofiled", False, np.array(dense), np.array(pruned))  # noqa: FBT003
+    top, bottom = _paired_medians(np.random.default_rng(SEED), domain)
+    return _ratio_interval(top, bottom)
+
+
+def realised_interval(domain: Domain, replicates: Split | None) -> list[float] | None:
+    """95 % interval of dense / pruned: of the medians of the samples, else of the profiled walls
+    over the steps; None with one sample or step, or with steps of 0 ns."""
+    if len(domain.dense) and len(domain.pruned):
+        return speedup_interval(domain.dense.tolist(), domain.pruned.tolist())
+    if replicates is None:
+        return None
+    return _ratio_interval(replicates.dense, replicates.pruned)
+
+
+def _ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
+    """None where a replicate took no time at all: steps of 0 ns can be drawn alone."""
+    return interval(top / bottom) if bool((bottom > 0).all()) else None
+
+
+def median_interval(samples: list[int]) -> list[float]:
+    """95 % bootstrap interval of the median of samples."""
+    values = np.array(samples)
+    draw = np.random.default_rng(SEED)
+    picks = draw.integers(0, len(values), (REPLICATES, len(values)))
+    return interval(np.median(values[picks], axis=1))
+
+
+def interval(replicates: Floats) -> list[float]:
+    """The 2.5th and 97.5th percentile."""
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def halves(units: Units, domain: Domain) -> Split | None:
+    """Dense against dense, one replicate a way to split the dense steps in halves (all ways, or
+    50 at random); the samples are split with them. None with one step."""
+    steps = units.dense.busy.shape[1]
+    if steps < 2:
+        return None
+    draw = np.random.default_rng(SEED)
+    first = _half_picks(draw, steps)
+    weights_a = np.zeros((steps, len(first)))
+    for i, pick in enumerate(first):
+        weights_a[list(pick), i] = 1.0 / len(pick)
+    weights_b = (weights_a == 0) / (steps - np.count_nonzero(weights_a, axis=0))
+    twins = replace(units, pruned=units.dense)
+    ones = np.ones(len(units.keys))
+    same = Ratios(ones, ones, ones, 1.0, 1.0)
+    t = times(twins, weights_a, weights_b)
+    walls = _half_medians(draw, domain.dense, len(first)) if domain.unprofiled else None
+    return split(twins, same, _scaled(t, walls, on_device=domain.on_device))
+
+
+def _half_picks(draw: np.random.Generator, steps: int) -> list[tuple[int, ...]]:
+    half = steps // 2
+    if comb(steps, half) <= HALVES:
+        return list(combinations(range(steps), half))
+    return [tuple(draw.permutation(steps)[:half].tolist()) for _ in range(HALVES)]
+
+
+def _half_medians(
+    draw: np.random.Generator, samples: NDArray[np.int64], ways: int
+) -> tuple[Floats, Floats] | None:
+    if len(samples) < 2:
+        return None
+    half = len(samples) // 2
+    orders = np.stack([draw.permutation(len(samples)) for _ in range(ways)])
+    a, b = samples[orders[:, :half]], samples[orders[:, half:]]
+    return np.median(a, axis=1), np.median(b, axis=1)
+
+
+def noise(replicates: Floats) -> float:
+    """Root mean square over the ways to split, ÷ √2 (each half holds half of the steps)."""
+    return float(np.sqrt(np.mean(np.square(replicates))) / np.sqrt(2))

@@ -1,0 +1,286 @@
+"""What a dynamic family pays to skip work, part by part, and the sparsity at which it pays.
+
+In: the units, ledger and domain of a phase, its pruned kernels and its verdict. Out: an Overhead,
+ns a step in the ledger's domain. Parts are told by role, kind and op of what only the pruned side
+does; nothing is read of what the run says that it did.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.ledger.ledger import Ratios, Split
+from prunescope.analysis.ledger.noise import Domain, busy_factor
+from prunescope.analysis.ledger.pairing import Units, with_dense_layer
+from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
+from prunescope.taxonomy.family import dynamic_ids
+from prunescope.taxonomy.roles import MLP_ROLES
+
+_SAME = 1e-9
+_NOTHING = 1e-3  # ns: a rounding error of two equal ratios
+_DECIDED_BY_ATTENTION = frozenset({"dynamic-nk", "kv-evict"})
+_EACH_LAYER = frozenset({"dynamic-m", "dynamic-depth"})
+_SKIPS_TOKENS = frozenset({"dynamic-m", "token-drop"})
+_ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
+_SCATTER = re.compile(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
+_INDEX = re.compile(
+    r"arange|tri[ul]|mask|where|logical_|bitwise_|nonzero|flip|one_hot|cumsum|zero_|"
+    r"(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$",
+    re.IGNORECASE,
+)
+_WHOLE_NUMBERS = ("long", "int", "short", "char", "byte", "bool")
+
+# Parts in the order in which they are shown.
+ADDED = ("router", "index building", "gather", "scatter", "estimator", "copies and other work")
+HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights read all the same"
+_WITH_KEPT = ("gather", "scatter")  # these fall with what is kept
+
+
+@dataclass(frozen=True)
+class Books:
+    """The comparison of a phase: units, their ratios, and the ledger in its domain."""
+
+    units: Units
+    ratio: Ratios
+    ledger: Split
+    domain: Domain
+
+
+def overhead(
+    books: Books, pruned: Kernels, family: Family | None, replicates: Split | None = None
+) -> Overhead | None:
+    """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
+
+    None for every other phase: work that a static family adds is a row of its ledger.
+    `replicates` of the ledger give the interval of the break-even.
+    """
+    ids = family.ids if family else frozenset()
+    routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
+    if not routed and not ids & dynamic_ids():
+        return None
+    dense = float(books.ledger.dense[0])
+    parts = [
+        *_added_parts(books, pruned, ids),
+        _host_part(books),
+        _key_value_part(books, pruned, ids),
+        _weights_part(books, ids),
+    ]
+    for part in parts:
+        part.share = None if part.ns is None or dense <= 0 else part.ns / dense
+    added = sum(part.ns or 0.0 for part in parts if part.added)
+    saved = dense - float(books.ledger.pruned[0]) + added
+    drawn = bool(ids & _EACH_LAYER)
+    sparsity = touched_sparsity(books.units, books.ratio, drawn=drawn)
+    kept = sum(p.ns or 0.0 for p in parts if p.name in _WITH_KEPT)
+    at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
+    ci95 = _interval(books, replicates, sparsity, kept / added if added else 0.0)
+    return Overhead(
+        parts=parts, added_ns=added, saved_ns=saved, sparsity=sparsity, break_even=at,
+        break_even_ci95=None if at is None else ci95, why=why,
+    )  # fmt: skip
+
+
+def break_even(
+    *, gain: float, fixed: float, kept: float, sparsity: float | None
+) -> tuple[float | None, str | None]:
+    """The sparsity s* at which gain equals overhead, or None and why.
+
+    From one step at sparsity s: `gain` (ns saved before the overhead) grows as s, `kept` (ns to
+    gather and scatter) falls as 1 - s, and `fixed` (ns, the rest) stays:
+    gain·s*/s = fixed + kept·(1 - s*)/(1 - s), so
+    s* = (fixed + kept/(1 - s)) / (gain/s + kept/(1 - s)).
+    """
+    if not sparsity:
+        return None, "no GEMM or attention does less work here, so nothing can pay"
+    if gain <= 0:
+        return None, "nothing is saved even before the overhead"
+    falling = kept / (1 - sparsity) if sparsity < 1 else 0.0
+    slope = gain / sparsity
+    if fixed >= slope:
+        return None, "what does not fall with the work is more than all of it could save"
+    return (fixed + falling) / (slope + falling), None
+
+
+def touched_sparsity(units: Units, ratio: Ratios, *, drawn: bool = False) -> float | None:
+    """Share of the FLOPs that is gone, over the GEMMs and attention that do less than the dense
+    ones; 0.0 where none does, None where no FLOPs are known. `drawn`: each layer decides for
+    itself, so that one that happened to skip nothing counts with the others of its role."""
+    flop = units.dense.flop.mean(axis=1)
+    modelled = np.array([key[2] in (MATMUL, ATTENTION) for key in units.keys], bool)
+    modelled &= units.dense.present & ~np.isnan(flop)
+    if not modelled.any():
+        return None
+    less = modelled & (ratio.flop < 1 - _SAME)
+    if drawn:
+        fell = {key[1:] for key in _keys(units, less)}
+        less = modelled & np.array([key[1:] in fell for key in units.keys], bool)
+    total = float(flop[less].sum())
+    return 1 - float((flop * ratio.flop)[less].sum()) / total if total else 0.0
+
+
+def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[str, object] | None:
+    """What a family adds, part by part, as a share of the time it saves before that; None where it
+    adds nothing. Parts are those of `told`, else those of the ledger's `added_work` row.
+
+    saved = dense - pruned + added: what the step would have gained had nothing been added.
+    """
+    ledger = {row.row: row for row in rows or []}
+    if "added_work" not in ledger:
+        return None
+    if told is not None:
+        parts = [(part.name, part.ns) for part in told.parts if part.added and part.ns]
+        added, saved = told.added_ns, told.saved_ns
+    else:
+        parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
+        added = ledger["added_work"].ns
+        saved = ledger["dense"].ns - ledger["pruned"].ns + added
+    if added <= 0:
+        return None
+
+    def share(ns: float) -> float | None:
+        return ns / saved if saved > 0 else None
+
+    parts.sort(key=lambda part: -part[1])
+    return {
+        "saved_ns": saved,
+        "added_ns": added,
+        "share_of_saved": share(added),
+        "parts": [{"name": name, "ns": ns, "share_of_saved": share(ns)} for name, ns in parts],
+    }
+
+
+def _interval(
+    books: Books, replicates: Split | None, sparsity: float | None, kept: float
+) -> list[float | None] | None:
+    """95 % of the break-evens of the replicates; an end is None where gain never equals overhead.
+    `kept`: the share of the overhead that falls with what is kept."""
+    if replicates is None:
+        return None
+    launch = replicates.rows["launch_idle"][:-1][books.units.added].sum(axis=0)
+    added = replicates.total("added_work") + launch
+    gain = replicates.dense - replicates.pruned + added
+    found = []
+    for spent, saved in zip(added.tolist(), gain.tolist(), strict=True):
+        at, _ = break_even(
+            gain=saved, fixed=spent * (1 - kept), kept=spent * kept, sparsity=sparsity
+        )
+        found.append(np.inf if at is None else at)
+    found.sort()
+    ends = (found[int(0.025 * (len(found) - 1))], found[-1 - int(0.025 * (len(found) - 1))])
+    return [float(end) if np.isfinite(end) else None for end in ends]
+
+
+def _keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
+    return [key for key, there in zip(units.keys, where, strict=True) if there]
+
+
+def _busy_factor(books: Books, pruned: Kernels) -> float:
+    wall = float(books.ledger.pruned[0])
+    return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
+
+
+def _added_parts(books: Books, pruned: Kernels, ids: frozenset[str]) -> list[OverheadPart]:
+    added = _keys(books.units, books.units.added)
+    table = pl.DataFrame(
+        added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
+    )
+    frame = with_dense_layer(pruned.frame, books.units.alignment)
+    frame = frame.join(table, on=["unit_layer", "role", "class"], how="semi", nulls_equal=True)
+    sums = (
+        frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
+        .group_by("role", "kind", "work", "call", maintain_order=True)
+        .agg(pl.col("busy").sum(), pl.len().alias("count"))
+    )
+    factor = _busy_factor(books, pruned) / pruned.num_steps
+    spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
+    for row in sums.iter_rows(named=True):
+        dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
+        part = _purpose(row, dtypes, ids)
+        entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
+        entry[0] += row["busy"] * factor
+        entry[1] += row["count"] / pruned.num_steps
+    return [_part(name, entries) for name, entries in spent.items()]
+
+
+def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPart:
+    largest = sorted(entries.items(), key=lambda item: (-item[1][0], item[0]))[:2]
+    return OverheadPart(
+        name=name,
+        ns=sum(ns for ns, _ in entries.values()),
+        added=True,
+        evidence=[
+            f"{work[:80]} in {role}: {ns / 1e6:.3f} ms in {count:g}"
+            for (work, role), (ns, count) in largest
+        ],
+    )
+
+
+def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: frozenset[str]) -> str:
+    """What an added op is for, by its kind, its name, its operands and its role."""
+    kind, work = row["kind"], row["work"]
+    if kind == "gather_scatter":
+        return "scatter" if _SCATTER.search(work) else "gather"
+    if kind == "routing":
+        return "index building"
+    scores = row["role"] == "router" or (
+        row["role"] == "attention" and kind in ("gemm", "gemv", "batched_gemm", "softmax")
+    )
+    if not scores:
+        return "copies and other work"
+    if kind not in ("gemm", "gemv", "batched_gemm", "softmax", "reduction", "norm") and (
+        _INDEX.search(work) or any(n in t.lower() for t in dtypes[:1] for n in _WHOLE_NUMBERS)
+    ):
+        return "index building"
+    by_attention = ids & _DECIDED_BY_ATTENTION
+    if by_attention and ids & {"dynamic-m", "dynamic-depth", "dynamic-width"}:
+        # Both kinds of router run: one that scores pairs of blocks multiplies in batches.
+        return "estimator" if kind in ("batched_gemm", "softmax") else "router"
+    return "estimator" if by_attention else "router"
+
+
+def _host_part(books: Books) -> OverheadPart:
+    """Idle time right before added work: what its launches (on a CPU, its dispatch) cost."""
+    launch = books.ledger.rows["launch_idle"][:-1, 0]
+    return OverheadPart(name=HOST, ns=float(launch[books.units.added].sum()), added=True)
+
+
+def _key_value_part(books: Books, pruned: Kernels, ids: frozenset[str]) -> OverheadPart:
+    """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
+    part = OverheadPart(name=KEY_VALUE, ns=0.0, added=False)
+    if "dynamic-m" not in ids:
+        return part
+    units = books.units
+    at = {key: i for i, key in enumerate(units.keys)}
+    busy = units.pruned.busy.mean(axis=1) * _busy_factor(books, pruned)
+    total = 0.0
+    for (layer, role, cls), i in at.items():
+        if role not in ("k", "v") or cls != MATMUL or not units.matched[i]:
+            continue
+        query = at.get((layer, "q", MATMUL), at.get((layer, "o", MATMUL)))
+        if query is not None and units.dense.present[query]:
+            total += float(busy[i] * max(0.0, books.ratio.flop[i] - books.ratio.flop[query]))
+    part.ns = total
+    return part
+
+
+def _weights_part(books: Books, ids: frozenset[str]) -> OverheadPart:
+    """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
+    the weights do not. None where peaks, and so the roofline, are unknown."""
+    part = OverheadPart(name=WEIGHTS, ns=0.0, added=False)
+    if not ids & _SKIPS_TOKENS:
+        return part
+    units, flop = books.units, books.ratio.flop
+    linear = np.array([key[1] in _ROUTED and key[2] == MATMUL for key in units.keys], bool)
+    fewer = linear & units.matched & (flop < 1 - _SAME)
+    known = ~np.isnan(units.dense.ideal.mean(axis=1)) & ~np.isnan(units.pruned.ideal.mean(axis=1))
+    shift = books.ledger.rows["roofline_shift"][:-1, 0]
+    total = float(shift[fewer].sum())
+    total = 0.0 if abs(total) < _NOTHING else total
+    part.ns = total if known[fewer].all() else None
+    return part

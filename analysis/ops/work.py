@@ -1,0 +1,37 @@
+"""The work of one distinct op call: FLOPs, compulsory bytes and logical GEMMs.
+
+In: an OpCall as a torch profiler trace records it. Out: a Work, or None where nothing is known.
+Every op has one model, a decorated function in analysis/ops.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.ops import (
+    attention,
+    convolution,
+    matmul,
+    memory,
+    pointwise,
+    sparse,
+    vendor,
+    vendor_gemm,
+)
+from prunescope.analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
+
+__all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
+
+# Importing a module registers its models; the tuple is the list of them.
+MODEL_MODULES = (
+    attention, convolution, matmul, memory, pointwise, sparse, vendor, vendor_gemm,
+)  # fmt: skip
+
+
+def work_of(call: OpCall) -> Work | None:
+    """FLOPs, bytes and GEMMs of a call; None where its op has no model or its shapes do not fit."""
+    model = MODELS.get(call.name) or pointwise.generated(call.name)
+    if model is None:
+        return None
+    try:
+        return model(call)
+    except NoModel:
+        return None

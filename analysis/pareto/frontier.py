@@ -1,0 +1,165 @@
+"""Which points of a cell cannot be bettered, and what follows: winners, break-even, equal costs.
+
+In: Points of one phase, batch and length. Out: plain values. A speedup or a loss beats another
+where their 95 % intervals do not overlap; what overlaps is a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prunescope.analysis.schema.pareto import Point, Winner
+
+DENSE = "dense"
+# At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
+FLOP_SPARSITIES = (0.125, 0.25, 0.375, 0.5)
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """The points on the frontier, by loss.
+
+    A point stands on it if it is faster than dense beyond noise, if no point that is faster beyond
+    noise has a loss that is not higher beyond noise, and if it is faster beyond noise than every
+    frontier point of a lower loss. Points without an interval or a loss are left out, and so are
+    those that removed nothing.
+    """
+    able = [p for p in points if _speeds(p) and _losses(p) and _speeds(p)[0] > 1]
+    able = [p for p in able if not removed_nothing(p)]
+    unbeaten = [p for p in able if not any(_beaten(p, other) for other in able)]
+    kept: list[Point] = []
+    for point in sorted(unbeaten, key=lambda p: (_rel(p), -p.realised)):
+        if all(_speeds(point)[0] > _speeds(before)[1] for before in kept):
+            kept.append(point)
+    return kept
+
+
+def winners(on_frontier: Sequence[Point], *, batch: int, prompt_len: int) -> list[Winner]:
+    """The fastest family by range of loss: dense up to the first point, then point by point.
+
+    Neighbouring ranges of one family are one range, with the speedup at its end.
+    """
+    steps: list[tuple[float | None, str, float]] = [(None, DENSE, 1.0)]
+    steps += [(_rel(p), p.family, p.realised) for p in on_frontier]
+    found: list[Winner] = []
+    for (low, family, realised), after in zip(steps, [*steps[1:], None], strict=True):
+        high = after[0] if after else None
+        if found and found[-1].family == family:
+            found[-1].loss[1], found[-1].realised = high, realised
+            continue
+        found.append(
+            Winner(
+                loss=[0.0 if low is None else low, high],
+                family=family,
+                realised=realised,
+                batch=batch,
+                prompt_len=prompt_len,
+            )
+        )
+    first = found[0].loss[1]
+    # A first point without a loss, within noise below zero, leaves no range to the dense model.
+    return found[1:] if first is not None and first <= 0 else found
+
+
+def break_even(points: Iterable[Point]) -> dict[str, float | None]:
+    """By family, the smallest nominal sparsity from which it and all larger measured ones are
+    faster than dense beyond noise; None where the largest is not."""
+    found: dict[str, float | None] = {}
+    for family, own in _by_family(points).items():
+        pays: float | None = None
+        for point in sorted(own, key=lambda p: -(p.sparsity or 0)):
+            if point.sparsity is None or not _speeds(point) or _speeds(point)[0] <= 1:
+                break
+            pays = point.sparsity
+        found[family] = pays
+    return found
+
+
+def in_every_cell(found: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """The largest break-even of the cells, None where a family never pays in one of them."""
+    families = dict.fromkeys(family for one in found for family in one)
+    merged: dict[str, float | None] = {}
+    for family in families:
+        values = [one.get(family) for one in found if family in one]
+        known = [value for value in values if value is not None]
+        merged[family] = max(known) if len(known) == len(values) else None
+    return merged
+
+
+def equal_flops(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
+    nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
+    curves: dict[str, list[tuple[float, float, float | None]]] = {}
+    for family, own in _by_family(points).items():
+        known = [(p.flop_sparsity, p.realised, _rel_or_none(p)) for p in own]
+        curve = [(0.0, 1.0, 0.0), *((x, y, z) for x, y, z in known if x is not None and x > 0)]
+        curves[family] = sorted(curve, key=lambda point: point[0])
+    rows = []
+    for at in FLOP_SPARSITIES:
+        families = {family: _between(curve, at) for family, curve in curves.items()}
+        there = {family: found for family, found in families.items() if found is not None}
+        if there:
+            rows.append({"flop_sparsity": at, "families": there})
+    return rows
+
+
+def equal_sparsity(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """Speedup, loss and FLOP sparsity of each family at equal nominal sparsity, as measured."""
+    rows: dict[float, dict[str, Any]] = {}
+    for point in points:
+        for share in point.sparsities:
+            rows.setdefault(share, {})[point.family] = {
+                "realised": point.realised,
+                "loss": _rel_or_none(point),
+                "flop_sparsity": point.flop_sparsity,
+            }
+    return [{"sparsity": share, "families": rows[share]} for share in sorted(rows)]
+
+
+def removed_nothing(point: Point) -> bool:
+    """Whether a point does the dense work: rounded to nothing, or zeros in dense tensors. What is
+    measured of it is noise."""
+    return point.flop_sparsity == 0 and point.parameter_sparsity == 0
+
+
+def _beaten(point: Point, other: Point) -> bool:
+    """Whether `other` is better beyond noise on one side and not worse beyond noise on the other"""
+    faster = _speeds(other)[0] > _speeds(point)[1]
+    slower = _speeds(other)[1] < _speeds(point)[0]
+    better = _losses(other)[1] < _losses(point)[0]
+    worse = _losses(other)[0] > _losses(point)[1]
+    return (faster and not worse) or (better and not slower)
+
+
+def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> Any:
+    for (x0, y0, z0), (x1, y1, z1) in zip(curve, curve[1:], strict=False):
+        if x0 <= at <= x1 and x1 > x0:
+            share = (at - x0) / (x1 - x0)
+            loss = None if z0 is None or z1 is None else z0 + share * (z1 - z0)
+            return {"realised": y0 + share * (y1 - y0), "loss": loss}
+    return None
+
+
+def _by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for point in points:
+        found.setdefault(point.family, []).append(point)
+    return found
+
+
+def _speeds(point: Point) -> tuple[float, ...]:
+    return tuple(point.realised_ci95 or ())
+
+
+def _losses(point: Point) -> tuple[float, ...]:
+    return tuple((point.loss or {}).get("ci95") or ()) if _rel_or_none(point) is not None else ()
+
+
+def _rel_or_none(point: Point) -> float | None:
+    return (point.loss or {}).get("perplexity_rel")
+
+
+def _rel(point: Point) -> float:
+    value = _rel_or_none(point)
+    assert value is not None
+    return value

@@ -1,0 +1,302 @@
+"""`prunescope pareto`: the runs of a sweep as points of speed against loss, and who wins where.
+
+In: the folder of a sweep (sweep.json and its runs). Out: a Pareto. Each run is analysed as
+`prunescope analyze` does it; its loss is the `quality` of its manifest, of the very same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import msgspec
+
+from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.pareto import frontier
+from prunescope.analysis.pareto.claims import summary
+from prunescope.analysis.pipeline import TOOL, analyze
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import Run, read_run
+
+SWEEP = "sweep.json"
+_LOSS = ("kl", "kl_ci95", "agreement", "agreement_ci95", "bits_per_byte", "perplexity",
+         "dense_perplexity", "scoring")  # fmt: skip
+
+
+class Entry(msgspec.Struct, kw_only=True):
+    """A result of sweep.json."""
+
+    id: str
+    family: str
+    sparsity: float | None
+    phase: Literal["prefill", "decode"]
+    batch: int
+    prompt_len: int
+    draw: int = 0
+    state: Literal["done", "failed", "pending"]
+    run: str | None = None
+    error: str | None = None
+    sparsities: list[float] = []
+
+
+class Sweep(msgspec.Struct, kw_only=True):
+    """sweep.json, schema 1; keys of a newer minor version are left alone."""
+
+    schema: int
+    results: list[Entry]
+    config: dict[str, Any] = {}
+    notes: list[str] = []
+
+
+class _Measured(msgspec.Struct, kw_only=True):
+    """One run: its point, and what the cell needs of its dense twin."""
+
+    point: Point
+    dense_ns: float | None
+    subject: dict[str, Any]
+    busy: bool  # the machine had other work
+
+
+def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
+    """Compare the results of a sweep that are done; `told` hears of each before it is analysed.
+
+    Raises PrunescopeError where there is no sweep or nothing in it is done.
+    """
+    sweep = read_sweep(folder)
+    measured: dict[str, list[_Measured]] = {}
+    failed = [
+        {"id": e.id, "error": e.error or "unknown"} for e in sweep.results if e.state == "failed"
+    ]
+    for entry in sweep.results:
+        if entry.state != "done":
+            continue
+        if told is not None:
+            told(entry.id)
+        try:
+            measured.setdefault(entry.phase, []).append(_measure(folder, entry))
+        except PrunescopeError as error:
+            failed.append({"id": entry.id, "error": error.problem})
+    if not measured:
+        raise PrunescopeError(
+            f"{folder} has no result that is done",
+            hint="run the same `prunescope sweep` again; sweep.json lists the errors",
+        )
+    subject = next(iter(measured.values()))[0].subject
+    found = Pareto(
+        tool=TOOL,
+        subject={**subject, "select": sweep.config.get("select"), "config": sweep.config},
+        phases={phase: _phase(runs) for phase, runs in measured.items()},
+        failed=failed,
+        pending=sum(e.state == "pending" for e in sweep.results),
+        notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
+    )
+    found.summary = summary(found)
+    return found
+
+
+def _busy_note(runs: list[_Measured]) -> list[str]:
+    busy = sum(run.busy for run in runs)
+    if not busy:
+        return []
+    return [
+        f"{busy} of {len(runs)} results were timed beside other work: their times are not valid"
+    ]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """sweep.json of a folder. Raises PrunescopeError where it is absent or of another schema."""
+    path = folder / SWEEP
+    if not path.is_file():
+        raise PrunescopeError(
+            f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
+        )
+    try:
+        sweep = msgspec.json.decode(path.read_bytes(), type=Sweep)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise PrunescopeError(
+            f"{SWEEP} cannot be read ({error})", hint="run `prunescope sweep` again: it rewrites it"
+        ) from None
+    if sweep.schema != 1:
+        raise PrunescopeError(
+            f"{SWEEP} has schema {sweep.schema}, not 1", hint="use the prunescope that wrote it"
+        )
+    return sweep
+
+
+def _measure(folder: Path, entry: Entry) -> _Measured:
+    run_folder = _inside(folder, entry)
+    run = read_run(run_folder)
+    report = analyze(run_folder).report
+    phase = report.phases.get(entry.phase)
+    if phase is None or phase.ladder is None:
+        raise PrunescopeError(
+            f"{entry.id} has no dense twin in {entry.phase}", hint="remove the run and sweep again"
+        )
+    dense = (phase.baseline or {}).get("unprofiled_ns")
+    subject = {
+        "model": run.model.get("id"),
+        "device": report.device.get("name"),
+        "dtype": run.dtype,
+        "threads": run.device.get("threads"),
+        "versions": run.versions,
+        "text": (run.extra.get("quality") or {}).get("text"),
+        "command": " ".join(["prunescope", *run.argv]) if run.argv else None,
+    }
+    return _Measured(
+        point=_point(entry, run, phase),
+        dense_ns=None if dense is None else dense.median,
+        subject=subject,
+        busy=bool((run.extra.get("timing") or {}).get("notes")),
+    )
+
+
+def _inside(folder: Path, entry: Entry) -> Path:
+    """The run's folder; a sweep.json is untrusted, so it must lie in the sweep's."""
+    path = (folder / (entry.run or "")).resolve()
+    if entry.run is None or folder.resolve() not in path.parents:
+        raise PrunescopeError(
+            f"{entry.id}: its run lies outside the sweep", hint="restore sweep.json"
+        )
+    return path
+
+
+def _point(entry: Entry, run: Run, phase: Phase) -> Point:
+    ladder = phase.ladder
+    assert ladder is not None
+    bounds = {"flop": ladder.flop, "coverage": ladder.coverage, "roofline": ladder.roofline}
+    dense = (phase.baseline or {}).get("bound") or {}
+    classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
+    known = sum(classes.values())
+    return Point(
+        id=entry.id,
+        family=entry.family,
+        sparsity=entry.sparsity,
+        sparsities=entry.sparsities or ([] if entry.sparsity is None else [entry.sparsity]),
+        batch=entry.batch,
+        prompt_len=entry.prompt_len,
+        draws=[entry.id],
+        realised=ladder.realised,
+        realised_ci95=ladder.realised_ci95,
+        bounds=dict(bounds),
+        shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
+        loss=_loss(run.extra.get("quality")),
+        flop_sparsity=phase.sparsity.get("flop"),
+        parameter_sparsity=phase.sparsity.get("parameters"),
+        memory_bound=classes["memory"] / known if known else None,
+        ledger={row.row: row.ns for row in phase.ledger or []},
+        overhead=of_saved(phase.ledger, phase.overhead),
+        simulated=_simulated(run),
+    )
+
+
+def _loss(quality: Any) -> dict[str, Any] | None:
+    """The losses of a run's quality; None where the run was not judged."""
+    if not isinstance(quality, dict) or "perplexity_rel" not in quality:
+        return None
+    tasks = quality.get("tasks_change") or {}
+    over_tasks = {
+        f"tasks_{name}": tasks.get(name) for name in ("signed", "signed_ci95", "absolute")
+    }
+    return {
+        "perplexity_rel": quality["perplexity_rel"],
+        "ci95": quality.get("perplexity_rel_ci95"),
+        **{name: quality.get(name) for name in _LOSS},
+        **(over_tasks if tasks else {}),
+    }
+
+
+def _simulated(run: Run) -> str | None:
+    pruning = run.pruning or {}
+    if pruning.get("backend") == "masked":
+        return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
+    # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
+    ruled = (pruning.get("knobs") or {}).get("keep") == "recent"
+    if (run.census or {}).get("dynamic") and pruning.get("selection") == "random" and not ruled:
+        return "decisions drawn at random, at the full cost of making them"
+    return None
+
+
+def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
+    cells: dict[tuple[int, int], list[_Measured]] = {}
+    for run in runs:
+        cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
+    points: list[Point] = []
+    found: list[Cell] = []
+    for (batch, prompt_len), own in sorted(cells.items()):
+        merged = _draws_merged(run.point for run in own)
+        best = frontier.frontier(merged)
+        for point in best:
+            point.on_frontier = True
+        points += merged
+        found.append(
+            Cell(
+                batch=batch,
+                prompt_len=prompt_len,
+                dense_ns=_spread([run.dense_ns for run in own if run.dense_ns is not None]),
+                winners=frontier.winners(best, batch=batch, prompt_len=prompt_len),
+                break_even=frontier.break_even(merged),
+                equal_flops=frontier.equal_flops(merged),
+                equal_sparsity=frontier.equal_sparsity(merged),
+            )
+        )
+    return ParetoPhase(
+        points=points,
+        winners=[winner for cell in found for winner in cell.winners],
+        break_even=frontier.in_every_cell([cell.break_even for cell in found]),
+        cells=found,
+    )
+
+
+def _draws_merged(points: Iterable[Point]) -> list[Point]:
+    """One point for the draws of one model: medians, and intervals from the lowest to the highest.
+
+    Kept apart, the luckiest draw would stand on the frontier.
+    """
+    groups: dict[Any, list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.family, point.sparsity), []).append(point)
+    return [own[0] if len(own) == 1 else _merged(own) for own in groups.values()]
+
+
+def _merged(own: list[Point]) -> Point:
+    losses = [p.loss for p in own if p.loss is not None]
+    loss: dict[str, Any] | None = None
+    if len(losses) == len(own):
+        loss = {
+            name: (_hull if name.endswith("ci95") else _median)([one.get(name) for one in losses])
+            for name in losses[0]
+        }
+    return msgspec.structs.replace(
+        own[0],
+        draws=[p.id for p in own],
+        realised=median(p.realised for p in own),
+        realised_ci95=_hull([p.realised_ci95 for p in own]),
+        bounds={name: _median([p.bounds[name] for p in own]) for name in own[0].bounds},
+        shares={name: _median([p.shares[name] for p in own]) for name in own[0].shares},
+        loss=loss,
+        flop_sparsity=_median([p.flop_sparsity for p in own]),
+    )
+
+
+def _median(values: list[Any]) -> Any:
+    """The median of numbers; None where one is unknown; the first of anything else."""
+    if any(value is None for value in values):
+        return None
+    return median(values) if all(isinstance(v, int | float) for v in values) else values[0]
+
+
+def _hull(intervals: list[Any]) -> list[float] | None:
+    if any(one is None for one in intervals):
+        return None
+    return [min(low for low, _ in intervals), max(high for _, high in intervals)]
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    middle, low, high = median(values), min(values), max(values)
+    return {"median": middle, "low": low, "high": high, "spread": (high - low) / middle}

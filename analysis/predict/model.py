@@ -1,0 +1,68 @@
+"""The shape of a model named on the command line, without loading its weights.
+
+In: a preset name, a config.json, or a folder with one. Out: ModelShape, where the shape comes from
+(never a path) and the number format that the config names, or None.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.presets import preset_config, preset_names, preset_source
+from prunescope.taxonomy.shape import ModelShape
+
+_LARGEST = 4 << 20
+
+
+def read_model(name: str) -> tuple[ModelShape, str, str | None]:
+    """(shape, source, dtype as written). Raises PrunescopeError where there is no such model."""
+    if name.lower() in preset_names():
+        config = preset_config(name)
+        return ModelShape.from_config(config), preset_source(name), _written(config)
+    path = Path(name)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise PrunescopeError(
+            f"{name!r} is no preset and no folder with a config.json",
+            hint=f"nearest presets: {nearest(name, preset_names())}",
+        )
+    config = _config(file)
+    return ModelShape.from_config(config), file.name, _written(config)
+
+
+def model_name(name: str) -> str:
+    """What a prediction calls a model: a preset's name, or a folder's without its path."""
+    if name.lower() in preset_names():
+        return name
+    path = Path(name).resolve()
+    return path.name if path.is_dir() else path.parent.name
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if file.suffix != ".json" or file.stat().st_size > _LARGEST:
+        raise PrunescopeError(
+            f"{file.name} is no config of a model", hint="give its config.json, or a preset"
+        )
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise PrunescopeError(
+            f"{file.name} is not JSON ({str(error)[:80]})", hint="give a Hugging Face config.json"
+        ) from None
+    if not isinstance(config, dict):
+        raise PrunescopeError(
+            f"{file.name} is not a JSON object", hint="give a Hugging Face config.json"
+        )
+    return config
+
+
+def _written(config: dict[str, Any]) -> str | None:
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(part.get(key), str) and part[key] != "auto":
+                return str(part[key])
+    return None

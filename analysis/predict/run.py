@@ -1,0 +1,166 @@
+"""The predicted ladder of a run, beside the realised one.
+
+In: both sides of a phase (shape, workload and peaks from their manifests), its family, its ladder.
+Out: `Phase.predicted`: the theory's ladder on the run's own peaks, and which term the miss is in.
+None where the shape, the family or a peak is not known. Ratios are dense over pruned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.predict.phase import predict_phase
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.schema.report import Ladder, Row
+from prunescope.taxonomy.dtypes import itemsize
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, families, family
+from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.shape import ModelShape
+
+# Steps of the realised ladder over the same steps of the predicted one, then the ledger's rows from
+# the realised roofline bound to the pruned wall: all together, realised ÷ predicted roofline bound.
+_RUNGS = (
+    ("flop", "other FLOPs went than the theory removes"),
+    ("coverage", "untouched work takes another share of the dense time than of its roofline"),
+    ("roofline", "bytes and FLOPs bind other kernels than predicted"),
+)
+_ROWS = (
+    ("shape", "tiles, waves and alignment of the new dimensions"),
+    ("kernel_efficiency", "the kernels are slower than their shapes allow"),
+    ("added_work", "kernels that the theory does not count"),
+    ("launch_idle", "the time between kernels did not fall with them"),
+)
+_NOTABLE = 0.98
+_LIKE = {"fp16": "bf16", "bf16": "fp16"}
+
+
+def predicted_phase(
+    dense: Side, pruned: Side, name: str, *, sparsity: float | None, family_id: str | None
+) -> dict[str, Any] | None:
+    """{"family", "sparsity", "source", "ladder", "break_even"}, or None.
+
+    The family is the run's method, else `family_id` (the verdict's).
+    """
+    run = pruned.phase(name)
+    sparsity = _own_sparsity(pruned, sparsity)
+    chosen = _family(pruned, family_id)
+    if run is None or chosen is None or not sparsity or name not in PHASES:
+        return None
+    try:
+        setting = _setting(dense, pruned, chosen, sparsity)
+        plain = None
+        if setting is not None:
+            size = itemsize(setting.dtype) or 2
+            plain = predict_phase(setting, Workload.of(name, run, itemsize=size))
+    except PrunescopeError:
+        return None
+    if plain is None or plain["ladder"] is None:
+        return None
+    peaks = pruned.peaks
+    return {
+        "family": chosen.id,
+        "sparsity": sparsity,
+        "source": peaks.source if peaks else None,
+        "ladder": {
+            rung: plain["ladder"][rung] for rung in ("nominal", "flop", "coverage", "roofline")
+        },
+        "break_even": plain["predicted"]["break_even"],
+    }
+
+
+def add_miss(predicted: dict[str, Any], ladder: Ladder, ledger: list[Row]) -> dict[str, Any]:
+    """`predicted` with "miss": realised ÷ predicted roofline bound as a product of terms, and the
+    largest that loses and is more than noise. A step that is unknown is in the next term."""
+    theory = predicted["ladder"]
+    terms: list[dict[str, Any]] = []
+    before = 1.0
+    for rung, says in _RUNGS:
+        here, there = getattr(ladder, rung), theory[rung]
+        if here and there:
+            terms.append({"name": rung, "ratio": here / there / before, "says": says})
+            before = here / there
+    rows = {row.row: row for row in ledger}
+    level = rows["dense"].ns / (before * theory["roofline"])
+    for name, says in _ROWS:
+        after = level + rows[name].ns
+        if name == _ROWS[-1][0]:
+            after = rows["pruned"].ns
+        if after > 0 and level > 0:
+            terms.append({"name": name, "ratio": level / after, "says": says})
+            level = after
+    losing = [t for t in terms if t["ratio"] < _NOTABLE and not _in_noise(rows.get(t["name"]))]
+    worst = min(losing, key=lambda t: float(t["ratio"]), default=None)
+    miss = {
+        "ratio": ladder.realised / theory["roofline"],
+        "terms": terms,
+        "largest": worst["name"] if worst else None,
+    }
+    return {**predicted, "miss": miss}
+
+
+def _in_noise(row: Row | None) -> bool:
+    return row is not None and row.noise_ns is not None and abs(row.ns) <= row.noise_ns
+
+
+def _family(side: Side, verdict: str | None) -> Family | None:
+    known = {f.id for f in families()} - {"dense"}
+    method = ((side.run.pruning if side.run else None) or {}).get("method")
+    found = next((name for name in (method, verdict) if name in known), None)
+    if found == "static-k-24" and not _has_sparse_units(side.peaks):
+        found = "static-k-mask"
+    return family(found) if found else None
+
+
+def _own_sparsity(side: Side, nominal: float | None) -> float | None:
+    """That of the family's own unit, where the run was matched by FLOPs, parameters or bytes."""
+    match = ((side.run.pruning if side.run else None) or {}).get("match")
+    own = match.get("own") if isinstance(match, dict) else None
+    if isinstance(own, int | float) and not isinstance(own, bool) and 0 < own < 1:
+        return float(own)
+    return nominal
+
+
+def _has_sparse_units(peaks: Peaks | None) -> bool:
+    return bool(peaks and peaks.device and peaks.device.sparse_24)
+
+
+def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
+    shape = (dense.run.model.get("shape") if dense.run else None) or None
+    peaks, run = pruned.peaks, pruned.run
+    if not isinstance(shape, dict) or peaks is None or run is None or not peaks.byte_per_s:
+        return None
+    rate = peaks.flop_per_s.get(run.dtype) or peaks.flop_per_s.get(_LIKE.get(run.dtype, ""))
+    if not rate:
+        return None
+    knobs = (run.pruning or {}).get("knobs")
+    known = {k: v for k, v in (knobs or {}).items() if k in chosen.knobs}
+    try:
+        model = ModelShape(**shape)
+    except TypeError:  # fields of another version
+        return None
+    return Setting(
+        shape=model,
+        device=peaks.device or _unknown_device(peaks),
+        dtype=run.dtype,
+        flop_per_s=rate,
+        byte_per_s=peaks.byte_per_s,
+        family=chosen,
+        sparsity=sparsity,
+        knobs=chosen.point(sparsity, known).knobs,
+        terms=(),
+        removed=(run.pruning or {}).get("removed") or {},
+    )
+
+
+def _unknown_device(peaks: Peaks) -> Device:
+    return Device(
+        name=peaks.name,
+        vendor="unknown",
+        dense_flop_per_s=peaks.flop_per_s,
+        byte_per_s=peaks.byte_per_s,
+        source=peaks.source,
+    )

@@ -1,0 +1,233 @@
+"""A question to `predict`, and what it resolves to: shape, device, peaks, family, terms.
+
+In: a PredictRequest. Out: a Setting, with the two sides of a workload and their speed-ups. Peaks in
+FLOP/s, bandwidth in byte/s; the request has them in TFLOP/s and GB/s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prunescope.analysis.device.hardware import Device, find_device, with_overrides
+from prunescope.analysis.predict.constants import DEFAULT, Constants
+from prunescope.analysis.predict.execution import LAUNCHES, NAMES, Scene, speedup
+from prunescope.analysis.predict.model import read_model
+from prunescope.analysis.predict.side import Side, side
+from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.family import Family, family
+from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.shape import ModelShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """What `predict` is asked. `model`: a preset, a config.json or a folder that holds one.
+
+    `method` and `sparsity`: one, several, or "a,b" and "0.1:0.7:0.1" (the stop included): more
+    than one point is a grid. `context` (decode): keys the query sees, itself included;
+    `prompt_len` where it is None. `peaks` in TFLOP/s a dtype and `bandwidth` in GB/s replace those
+    of the device. `terms`: the costs of execution to add to the roofline, all of
+    `predict_execution.NAMES` where it is None; `without` takes some away. `from_run`: a dense run
+    or trace, whose measured times are scaled instead. `curves`: a grid, even of one point.
+    """
+
+    model: str | None = None
+    device: str | None = None
+    method: str | Sequence[str] | None = None
+    sparsity: float | str | Sequence[float] | None = None
+    phase: str = "both"
+    batch: int = 1
+    prompt_len: int = 512
+    context: int | None = None
+    logits: str = "last"
+    dtype: str | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    bandwidth: float | None = None
+    terms: Collection[str] | None = None
+    without: Collection[str] = ()
+    launch: str = "graph"
+    from_run: Path | str | None = None
+    curves: bool = False
+
+    @property
+    def many(self) -> bool:
+        """Whether several methods are asked for, so that a knob need not be one of each."""
+        return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A request resolved: everything a phase needs."""
+
+    shape: ModelShape
+    device: Device
+    dtype: str
+    flop_per_s: float
+    byte_per_s: float
+    family: Family | None
+    sparsity: float
+    knobs: Mapping[str, Any]
+    terms: Collection[str]
+    launch: str = "graph"
+    constants: Constants = DEFAULT
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
+
+    def scene(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Scene:
+        """A side with what its costs of execution depend on."""
+        return Scene(
+            side=self.side(work, sparsity=sparsity, pruned=pruned),
+            device=self.device,
+            dtype=self.dtype,
+            work=work,
+            launch=self.launch,
+            constants=self.constants,
+        )
+
+    def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
+        """Dense over pruned at the roofline."""
+        dense = self.side(work, pruned=False)
+        return dense.ns / self.side(work, sparsity=sparsity).ns
+
+    def execution_gain(self, work: Workload, sparsity: float | None = None) -> float:
+        """Dense over pruned with the costs of execution."""
+        dense = self.scene(work, pruned=False)
+        return speedup(dense, self.scene(work, sparsity=sparsity), self.terms)
+
+    def side(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Side:
+        """The forward of one side, with its times at this device's peaks."""
+        chosen = self.family if pruned else None
+        asked = self.sparsity if sparsity is None else sparsity
+        point = None if chosen is None else chosen.point(asked, self.knobs)
+        if point is not None and asked == self.sparsity:
+            point = replace(point, removed=self.removed)
+        return side(
+            self.shape,
+            work,
+            point,
+            family=chosen,
+            flop_per_s=self.flop_per_s,
+            byte_per_s=self.byte_per_s,
+        )
+
+
+def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
+    """The workload of each phase that is asked for."""
+    wanted = PHASES if request.phase == "both" else (request.phase,)
+    size = itemsize(setting.dtype) or 2
+    return [Workload.of(phase, request, itemsize=size) for phase in wanted]
+
+
+def resolve(
+    request: PredictRequest, method: str | None, sparsity: float | None, warnings: list[str]
+) -> tuple[Setting, str]:
+    """One point of a request, and where the model's shape is from.
+
+    Raises PrunescopeError for a request that cannot be met.
+    """
+    if request.phase not in (*PHASES, "both"):
+        raise PrunescopeError(
+            f"no phase is called {request.phase!r}", hint="prefill, decode or both"
+        )
+    if request.model is None:
+        raise PrunescopeError(
+            "predict needs --model, or --from-run", hint="for example --model llama-3.1-8b"
+        )
+    if request.device is None and not (request.peaks and request.bandwidth):
+        raise PrunescopeError(
+            "predict needs --device, or --peak and --bandwidth",
+            hint="`prunescope devices` lists those that are known",
+        )
+    chosen = _family(method)
+    shape, source, written = read_model(request.model)
+    known = find_device(request.device) if request.device else None
+    device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
+    name = _dtype(request.dtype, written, device, warnings)
+    peak = device.peak(name)
+    if peak is None or device.byte_per_s is None:
+        what = f"{name} peak" if peak is None else "bandwidth"
+        raise PrunescopeError(
+            f"{device.name} has no {what}",
+            hint=f"it has {', '.join(device.dense_flop_per_s) or 'none'}; "
+            "give --peak DTYPE=TFLOPS or --bandwidth GB/s",
+        )
+    default = (chosen.only if chosen else None) or 0.25
+    chosen = runnable(chosen, device, warnings)
+    given = default if sparsity is None else sparsity
+    knobs = {k: v for k, v in request.knobs.items() if chosen and k in chosen.knobs}
+    if chosen and not request.many:
+        knobs = dict(request.knobs)  # an unknown one is an error
+    filled = chosen.point(given, knobs).knobs if chosen else {}
+    if shape.uneven and given and filled.get("layers") == "":
+        warnings.append(
+            "layers of this model differ, and which ones go is not known: those of an average "
+            "layer are counted; --set layers=0,1 names them"
+        )
+    setting = Setting(
+        shape=shape,
+        device=device,
+        dtype=name,
+        flop_per_s=peak,
+        byte_per_s=device.byte_per_s,
+        family=chosen,
+        sparsity=given,
+        knobs=filled,
+        terms=terms_of(request.terms, request.without),
+        launch=_launch(request.launch),
+    )
+    return setting, source
+
+
+def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
+    """The family that this device runs: 2:4 without matrix units for it is a mask, and said."""
+    if chosen is None or chosen.id != "static-k-24" or device.sparse_24 is not False:
+        return chosen
+    warnings.append(f"{device.name} has no matrix units for 2:4: the weights stay dense with zeros")
+    return family("static-k-mask")
+
+
+def terms_of(asked: Collection[str] | None, without: Collection[str]) -> Collection[str]:
+    """The costs of execution to count. Raises PrunescopeError for a name that is none."""
+    for name in (*(asked or ()), *without):
+        if name not in NAMES:
+            raise PrunescopeError(
+                f"no cost of execution is called {name!r}", hint=f"one of {', '.join(NAMES)}"
+            )
+    return tuple(name for name in (NAMES if asked is None else asked) if name not in without)
+
+
+def _launch(name: str) -> str:
+    if name not in LAUNCHES:
+        raise PrunescopeError(
+            f"no launch is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"
+        )
+    return name
+
+
+def _family(method: str | None) -> Family | None:
+    if method is None or method == "dense":
+        return None
+    if is_function(method):
+        raise PrunescopeError(
+            f"{Path(method).name} is a function: it has no theory",
+            hint="predict takes one of `prunescope families`; trace measures a function",
+        )
+    return family(method)
+
+
+def _dtype(asked: str | None, written: str | None, device: Device, warnings: list[str]) -> str:
+    """The format asked for, else the model's, else bf16. A device without bf16 gets fp16, said."""
+    name = dtype(asked or written or "bf16")
+    if name is None:
+        raise PrunescopeError(
+            f"no number format is called {asked or written!r}", hint="for example bf16 or fp32"
+        )
+    if asked is None and name == "bf16" and device.peak("bf16") is None and device.peak("fp16"):
+        warnings.append(f"{device.name} has no bf16 matrix units: predicted in fp16")
+        return "fp16"
+    return name

@@ -1,0 +1,66 @@
+"""The Comparison: a row for each run and phase, plain values. Times in ns a step, memory in bytes.
+
+Null (None) means "not known"; it is never 0. Additive changes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.report.escape import json_bytes
+from prunescope.analysis.schema.report import Ladder, Report
+
+
+class ComparisonRow(msgspec.Struct, kw_only=True):
+    """One phase of one run: what papers print of it, its ladder and the rows of its ledger."""
+
+    run: str
+    model: str | None
+    method: str | None
+    family: str | None  # the verdict
+    phase: str
+    batch: int | None
+    prompt_len: int | None
+    context: int | None
+    sparsity: dict[str, float | None]  # nominal, parameters, flop, bytes
+    timed: str  # "unprofiled" (median of samples) | "profiled" (mean wall)
+    wall_ns: float  # TTFT of a prefill, TPOT of a decode step
+    wall_ci95: list[float] | None
+    dense_wall_ns: float | None
+    tokens_per_s: float | None
+    dense_tokens_per_s: float | None
+    weight_bytes: int | None
+    dense_weight_bytes: int | None
+    kv_bytes: int | None
+    dense_kv_bytes: int | None
+    peak_memory_bytes: int | None
+    dense_peak_memory_bytes: int | None
+    ladder: Ladder | None
+    ledger: dict[str, float] | None  # row of the ledger to ns; dense and pruned are walls
+    critical: list[str] = []  # ids of critical findings
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """A subject that could not be analysed: it has no row."""
+
+    run: str
+    why: str
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """Several runs side by side, and the reports that the rows are taken from."""
+
+    schema: int = 1
+    tool: str
+    baseline: dict[str, Any] | None  # the one baseline of all; null: each has its own twin
+    rows: list[ComparisonRow]
+    failed: list[Failure] = []
+    warnings: list[str] = []
+    reports: dict[str, Report] = {}
+
+
+def to_json(comparison: Comparison) -> bytes:
+    """The comparison as UTF-8 JSON, two-space indented."""
+    return json_bytes(comparison)

@@ -1,0 +1,124 @@
+"""Device events to launches by correlation id, and to ops by External id where there is no launch.
+
+In: a Trace and rows of its device events. Out: rows of launches or ops, -1 where there is none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.trace.load import NONE, Ints, Trace
+
+_AS_A_RULE = 0.5  # share of correlation ids that name a launch
+_TRUSTED = 0.9  # share of kernels whose External id names an op that can have launched them
+
+
+def launch_of(trace: Trace, events: Ints) -> Ints:
+    """Row of the launch with the correlation id of each device event, -1 where there is none."""
+    known = trace.launches["correlation"]
+    order = np.lexsort((-trace.launches["dur"], trace.launches["ts"], known))
+    return lookup(known[order], order, taken(trace.device["correlation"], events))
+
+
+def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
+    """Row of the op that the External id of a device event without a launch names, else -1.
+
+    No event begins before its op. Where correlation ids find their launches as a rule, one that
+    finds none was launched outside of the trace, whatever its External id says. Where launches
+    show that the ids name other ops (older profilers number ops and kernels apart), or ops did not
+    begin in the order of their kernels, none does.
+    """
+    ops, device = trace.ops, trace.device
+    none = np.full(len(launch), NONE)
+    if not len(ops["ts"]) or (launch >= 0).all():
+        return none
+    order = np.argsort(ops["external"], kind="stable")
+    found = lookup(ops["external"][order], order, device["external"][events])
+    begin = taken(ops["ts"], found)
+    end = begin + taken(ops["dur"], found, absent=0)
+    can = (found >= 0) & (begin <= device["ts"][events])
+    told = (launch >= 0) & (found >= 0)
+    at = taken(trace.launches["ts"], launch)
+    right = [(begin <= at)[told] & (at <= end)[told]]
+    counted = taken(device["correlation"], events) >= 0
+    alone = can & (launch < 0)
+    if counted.any() and (launch >= 0)[counted].mean() >= _AS_A_RULE:
+        alone &= ~counted
+    stream = device["stream"][events]
+    for one in np.unique(stream[alone]):  # a stream runs in the order of launch
+        rows = np.flatnonzero(alone & (stream == one))
+        right.append(np.maximum.accumulate(begin[rows]) <= end[rows])
+    checks = np.concatenate(right)
+    trusted = len(checks) and checks.mean() > _TRUSTED
+    return np.where(alone, found, NONE) if trusted else none
+
+
+@dataclass(frozen=True)
+class Around:
+    """Of each device event the host ns of the launches with the next smaller and larger correlation
+    id, where there are both (`told`); `first`: its id is smaller than that of every launch."""
+
+    before: Ints
+    after: Ints
+    told: NDArray[np.bool_]
+    first: NDArray[np.bool_]
+
+
+def launches_around(trace: Trace, events: Ints) -> Around:
+    """Between which launches each device event was launched, where ids grow with launch order. An
+    id above all others tells nothing: it may be one of another count."""
+    order = np.argsort(trace.launches["ts"], kind="stable")
+    ids, ts = trace.launches["correlation"][order], trace.launches["ts"][order]
+    own = taken(trace.device["correlation"], events)
+    if len(ids) < 2 or (np.diff(ids) >= 0).mean() < _TRUSTED:
+        none = np.zeros(len(own), bool)
+        return Around(own, own, none, none)
+    order = np.argsort(ids, kind="stable")
+    ids, ts = ids[order], ts[order]
+    low, high = np.searchsorted(ids, own, "left") - 1, np.searchsorted(ids, own, "right")
+    told = (low >= 0) & (high < len(ids))
+    before, after = ts[np.maximum(low, 0)], ts[np.minimum(high, len(ids) - 1)]
+    return Around(before, after, told, (own >= 0) & (low < 0))
+
+
+def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:
+    """Sentences about device events of the steps without a launch; `op`: rows of their ops."""
+    if not trace.on_device:
+        return []
+    alone = launch_of(trace, events) < 0
+    why = "their correlation ids are those of no launch"
+    if (taken(trace.device["correlation"], events[alone]) < 0).all():
+        why = "they have no correlation id"
+    elif not len(trace.launches["ts"]):
+        why = "the trace has no launches"
+    by_op, lost = int((alone & (op >= 0)).sum()), int((alone & (op < 0)).sum())
+    notes = []
+    if by_op:
+        notes.append(
+            f"{by_op} of {len(events)} device events were linked to their op by External id, for "
+            f"{why}: when they were launched is known no better than by that op"
+        )
+    if lost:
+        notes.append(
+            f"{lost} of {len(events)} device events have no op: {why}, and no External id names an "
+            "op before them"
+        )
+    return notes
+
+
+def taken(column: Ints, rows: Ints, absent: int = NONE) -> Ints:
+    """column[rows], `absent` where a row is -1."""
+    if not len(column):
+        return np.full(len(rows), absent)
+    return np.where(rows >= 0, column[rows], absent)
+
+
+def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
+    """rows[i] for the first ordered[i] == wanted, -1 where absent or wanted is -1."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), rows[at], NONE)

@@ -1,0 +1,350 @@
+"""Kernels with their launch, op and step; every ns of a step covered once.
+
+In: Trace and Windows. Out: `Linked`: one row per unit of device work (or per host op that does
+work, on a CPU trace), with busy and gap ns, so that sum(busy) + sum(gap) + tail = wall of a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.ops.kind import is_work_op
+from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
+from prunescope.analysis.timeline.spill import Placed, place
+from prunescope.analysis.timeline.steps import OWN_MARK, Windows
+from prunescope.analysis.trace.load import NONE, Ints, Trace
+
+__all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_device", "link_host",
+           "lookup", "op_of_launch", "parents", "taken"]  # fmt: skip
+
+
+@dataclass
+class Linked:
+    """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
+
+    `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
+    launch is known), `dry`: the gap before this row belongs to a launch that began after the device
+    had run dry. Per step: `wall`, `tail`.
+    """
+
+    step: Ints
+    start: Ints
+    duration: Ints
+    busy: Ints
+    gap: Ints
+    dry: NDArray[np.bool_]
+    op: Ints
+    event: Ints  # row in Trace.device, -1 on a CPU trace
+    launched: Ints
+    thread: Ints
+    wall: Ints
+    tail: Ints
+    replayed: NDArray[np.bool_]  # launched by a graph replay
+    above: Ints  # row of the work op around a row, -1 at the top and on a device
+    lead_ns: int | None = None
+    spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    # Launches of kernels inside of steps, and those of them whose kernel is not in the trace.
+    launches: dict[str, int] = field(default_factory=lambda: {"events": 0, "lost": 0})
+
+
+def link(trace: Trace, windows: Windows) -> Linked:
+    """The rows of all steps of a trace."""
+    return link_device(trace, windows) if trace.on_device else link_host(trace, windows)
+
+
+def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
+    """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
+    and the idle time right before it, counted from `begin`. What lies before `begin` is clipped.
+    """
+    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
+    first = np.maximum(start, begin)
+    gap = np.maximum(0, first - reached)
+    busy = np.maximum(0, end - np.maximum(first, reached))
+    return busy, gap
+
+
+def link_device(trace: Trace, windows: Windows) -> Linked:
+    """The device events of all steps, each with its launch and op."""
+    device = trace.device
+    order = np.lexsort((device["stream"], device["correlation"], -device["dur"], device["ts"]))
+    start = device["ts"][order]
+    launch = launch_of(trace, order)
+    by_op = op_alone(trace, order, launch)
+    launched = taken(trace.launches["ts"], launch, absent=0)
+    launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
+    linked = (launch >= 0) | (by_op >= 0)
+    placed = place(trace, order, launched, linked, windows)
+    out = Linked(
+        step=placed.step, start=start, duration=device["dur"][order], busy=np.zeros_like(start),
+        gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
+        event=order, launched=launched, thread=np.full(len(start), NONE),
+        wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
+        replayed=_by_graph(trace, launch), above=np.full(len(start), NONE),
+    )  # fmt: skip
+    _name_the_rest(out, placed, windows)
+    out.launches = lost_launches(trace, windows)
+    of_launch = op_of_launch(trace, launch, device["external"][order])
+    # The op around a graph launch is not that of its kernels.
+    out.op = np.where((launch >= 0) & ~out.replayed, of_launch, by_op)
+    on = taken(trace.launches["thread"], launch)
+    out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
+    begins = _begin_of_steps(out, linked, placed.spill, trace, windows)
+    others = _reach(out, np.flatnonzero(out.step < 0))
+    for i in range(len(windows)):
+        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
+    out.dry &= linked
+    return _only_steps(out)
+
+
+def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
+    """How many kernels were launched in the steps, and how many of them are not in the trace."""
+    kernel = np.array(["launchkernel" in name.lower() for name in trace.names], bool)
+    if not len(trace.launches["ts"]):
+        return {"events": 0, "lost": 0}
+    wanted = kernel[trace.launches["name"]] & (windows.step_of(trace.launches["ts"]) >= 0)
+    there = np.isin(trace.launches["correlation"], trace.device["correlation"])
+    return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
+
+
+def _name_the_rest(out: Linked, placed: Placed, windows: Windows) -> None:
+    """Count what is in no step: spill, late, left out. What our own runs did before their first
+    step is the one that is thrown away."""
+    for name, mask in (("spill", placed.spill), ("late", placed.late)):
+        rows = np.flatnonzero(mask)
+        start, end = out.start[rows], out.start[rows] + out.duration[rows]
+        ns = int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
+        setattr(out, name, {"events": len(rows), "ns": ns})
+    outside = (out.step < 0) & ~placed.spill & ~placed.late
+    if windows.source == "prunescope":
+        outside &= placed.until >= windows.start[0]
+    out.left_out = {"events": int(outside.sum()), "ns": int(out.duration[outside].sum())}
+
+
+def _begin_of_steps(
+    out: Linked, linked: NDArray[np.bool_], spill: NDArray[np.bool_], trace: Trace, windows: Windows
+) -> list[int]:
+    """Where the wall of each step begins: the end of the last device event of the step before.
+
+    The first step of our own runs follows one that was thrown away; that of a bare trace starts
+    at its first linked device event behind the spill, with the host's lead shown beside it.
+    """
+    begins: list[int] = []
+    end = out.start + out.duration
+    for i in range(len(windows)):
+        rows = np.flatnonzero(out.step == i)
+        if not len(rows):
+            begins.append(begins[-1] if begins else 0)
+            continue
+        done = np.flatnonzero((out.step >= 0) & (out.step < i))
+        if i == 0 and windows.source == "prunescope":
+            done = np.flatnonzero(linked & (out.launched < windows.start[0]))
+        if len(done):
+            begins.append(int(end[done].max()))
+            continue
+        first = rows[linked[rows]] if linked[rows].any() else rows
+        begins.append(_behind_spill(out, first, np.flatnonzero(spill)))
+        if i == 0:
+            out.lead_ns = _lead(trace, windows, begins[0])
+    return begins
+
+
+def _behind_spill(out: Linked, rows: Ints, spill: Ints) -> int:
+    """The first start of rows, from the end of the spill on, where any of them runs then."""
+    end = out.start + out.duration
+    spilt = int(end[spill].max()) if len(spill) else int(out.start[rows[0]])
+    behind = rows[end[rows] > spilt]
+    return max(int(out.start[behind[0]]), spilt) if len(behind) else int(out.start[rows[0]])
+
+
+def _lead(trace: Trace, windows: Windows, first: int) -> int | None:
+    """Host time from the beginning of the step to its first device event."""
+    hosts = [int(windows.start[0])] if windows.source != "whole" else []
+    if not hosts and len(trace.ops["ts"]):
+        hosts = [int(trace.ops["ts"].min())]
+    return first - hosts[0] if hosts and first >= hosts[0] else None
+
+
+def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
+    """Starts of rows, and how far they and the rows before them reach."""
+    return out.start[rows], np.maximum.accumulate(out.start[rows] + out.duration[rows])
+
+
+def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints]) -> None:
+    """Busy, gaps and wall of a step. A gap begins where the device ran dry: what `others`, which
+    are of no step, ran before it is neither idle time nor the step's."""
+    if not len(rows):
+        return
+    start = out.start[rows]
+    end = start + out.duration[rows]
+    out.busy[rows], gap = cover(start, end, begin)
+    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
+    at = np.searchsorted(others[0], start, side="left")
+    others_reached = np.concatenate(([begin], others[1]))[at]
+    dry_at = np.maximum(reached, others_reached)
+    out.gap[rows] = np.minimum(gap, np.maximum(0, start - dry_at))
+    out.dry[rows] = (out.launched[rows] >= dry_at) & (out.gap[rows] > 0)
+    out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
+
+
+def is_graph_launch(name: str) -> bool:
+    """Whether a runtime call launches a graph: cudaGraphLaunch, cuGraphLaunch, hipGraphLaunch."""
+    return "graphlaunch" in name.lower()
+
+
+def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
+    """Which rows a graph replay launched: all of one replay share its launch."""
+    names = trace.launches["name"]
+    graph = np.array([is_graph_launch(name) for name in trace.names], bool)
+    if not len(names) or not graph.any():
+        return np.zeros(len(launch), bool)
+    return np.asarray((launch >= 0) & graph[names[np.maximum(launch, 0)]])
+
+
+def _only_steps(out: Linked) -> Linked:
+    keep = out.step >= 0
+    for name in ("step", "start", "duration", "busy", "gap", "dry", "op", "event", "launched",
+                 "thread", "replayed", "above"):  # fmt: skip
+        setattr(out, name, getattr(out, name)[keep])
+    return out
+
+
+def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
+    """Row of the host op behind each launch: by External id, else the innermost op around it."""
+    ops = trace.ops
+    if not len(ops["ts"]):
+        return np.full(len(launch), NONE)
+    external = taken(trace.launches["external"], launch)
+    external = np.where(external >= 0, external, kernel_external)
+    order = np.argsort(ops["external"], kind="stable")
+    found = lookup(ops["external"][order], order, external)
+    ts = taken(trace.launches["ts"], launch, absent=0)
+    thread = taken(trace.launches["thread"], launch)
+    # An id that clashes (older profilers number ops and launches apart) names a distant op.
+    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
+    missing = ~good & (launch >= 0)
+    inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
+    found = np.where(good, found, NONE)
+    found[missing] = inner
+    return found
+
+
+def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
+    """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
+
+    Spans of one thread nest, so the innermost one around t is found from the latest start before
+    t, up through the spans that hold it. Of equal spans, the one with the smaller `order` (where
+    that is a column of `spans`, else the first one) is the outer one.
+    """
+    out = np.full(len(ts), NONE)
+    for t in np.unique(thread):
+        if t < 0:
+            continue
+        rows = np.flatnonzero(spans["thread"] == t)
+        if not len(rows):
+            continue
+        ids = spans["order"][rows] if "order" in spans else rows
+        rows = rows[np.lexsort((ids, -spans["dur"][rows], spans["ts"][rows]))]
+        start = spans["ts"][rows]
+        end = start + spans["dur"][rows]
+        up = parents(start, end)
+        wanted = np.flatnonzero(thread == t)
+        at = np.searchsorted(start, ts[wanted], side="right") - 1
+        open_ = at >= 0
+        while True:
+            over = open_ & (at >= 0) & (end[np.maximum(at, 0)] <= ts[wanted])
+            if not over.any():
+                break
+            at = np.where(over, up[np.maximum(at, 0)], at)
+        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
+    return out
+
+
+def parents(start: Ints, end: Ints) -> Ints:
+    """The enclosing span of each span, -1 at the top; spans in order of start, longer first."""
+    up = np.full(len(start), NONE)
+    stack: list[int] = []
+    starts, ends = start.tolist(), end.tolist()
+    for i in range(len(starts)):
+        while stack and ends[stack[-1]] <= starts[i]:
+            stack.pop()
+        up[i] = stack[-1] if stack else NONE
+        stack.append(i)
+    return up
+
+
+def link_host(trace: Trace, windows: Windows) -> Linked:
+    """The ops that do work are the kernels of a CPU trace; an outermost one owns the gap before it.
+
+    An op's busy is its duration minus the work ops directly inside it.
+    """
+    ops = trace.ops
+    by_name = np.array([is_work_op(n) and not n.startswith(OWN_MARK) for n in trace.names], bool)
+    work = np.flatnonzero(by_name[ops["name"]])
+    if windows.source == "whole" and len(ops["ts"]):
+        first, last = ops["ts"].min(), (ops["ts"] + ops["dur"]).max()
+        windows = Windows(np.array([first]), np.array([last]), "whole", windows.names)
+    step = windows.step_of(ops["ts"][work])
+    outside = step < 0
+    # What our own runs do before their first step is the one that is thrown away.
+    named = outside & ((windows.source != "prunescope") | (ops["ts"][work] >= windows.start[0]))
+    left_out: dict[str, float] = {
+        "events": int(named.sum()),
+        "ns": int(ops["dur"][work[named]].sum()),
+    }
+    work, step = work[~outside], step[~outside]
+    order = np.lexsort((ops["external"][work], -ops["dur"][work], ops["ts"][work]))
+    work, step = work[order], step[order]
+    start = ops["ts"][work]
+    end = np.minimum(start + ops["dur"][work], windows.end[step] if len(step) else start)
+    busy, gap, above = np.zeros_like(start), np.zeros_like(start), np.full(len(start), NONE)
+    wall = windows.end - windows.start
+    tail = np.zeros(len(windows), np.int64)
+    for i in range(len(windows)):
+        rows = np.flatnonzero(step == i)
+        up = _work_above(ops["thread"][work[rows]], start[rows], end[rows])
+        busy[rows], gap[rows], tail[i] = _host_step(up, start[rows], end[rows], windows, i)
+        above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
+    return Linked(
+        step=step, start=start, duration=end - start, busy=busy, gap=gap, dry=gap > 0, op=work,
+        event=np.full(len(work), NONE), launched=start, thread=ops["thread"][work], wall=wall,
+        tail=tail, left_out=left_out, replayed=np.zeros(len(work), bool), above=above,
+    )  # fmt: skip
+
+
+def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
+    """The work op directly around each one on its thread, -1 at the top."""
+    up = np.full(len(start), NONE)
+    for t in np.unique(thread):
+        rows = np.flatnonzero(thread == t)
+        local = parents(start[rows], end[rows])
+        up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
+    return up
+
+
+def _host_step(
+    up: Ints, start: Ints, end: Ints, windows: Windows, step: int
+) -> tuple[Ints, Ints, int]:
+    """Busy and gap of the work ops of one step, and its tail."""
+    top = np.flatnonzero(up < 0)
+    begin, finish = int(windows.start[step]), int(windows.end[step])
+    busy, gap = np.zeros_like(start), np.zeros_like(start)
+    covered, gap[top] = cover(start[top], end[top], begin)
+    # The part of an outermost op that no other thread's op covers first is a suffix of it.
+    floor = np.zeros_like(start)
+    floor[top] = end[top] - covered
+    length = np.zeros_like(start)
+    for i in range(len(start)):  # parents stand before their children
+        if up[i] >= 0:
+            floor[i] = floor[up[i]]
+        length[i] = max(0, int(end[i]) - max(int(start[i]), int(floor[i])))
+        busy[i] += length[i]
+        if up[i] >= 0:
+            busy[up[i]] -= length[i]
+    # Of crossing ops, which no profiler writes, the inner one may end last: that rest is no work.
+    last = int(end[top].max()) if len(top) else begin
+    return busy, gap, finish - max(last, begin)

@@ -1,0 +1,215 @@
+"""Module scopes: which layer and role the host was in when it launched a kernel or ran an op.
+
+In: the marks of a trace (our scopes are annotations named by module path; PyTorch's `with_stack`
+gives `nn.Module: Class_i`). Out: for every row the index of a Place, or -1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunescope.analysis.timeline.link import innermost, parents
+from prunescope.analysis.timeline.steps import OWN_MARK
+from prunescope.analysis.trace.load import MODULE, NONE, Ints, Trace
+from prunescope.taxonomy.roles import Place, locate_all
+
+_PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
+_LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
+_ATTENTION_CLASS = re.compile(r"Attention|Attn")
+_MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN|MoE|Moe|SparseMoeBlock")
+_LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead")
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Scopes:
+    """`place`: index into `places` for every row, -1 for none; `call`: the mark that the row is
+    in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "none"."""
+
+    place: Ints
+    call: Ints
+    places: list[Place]
+    source: str
+
+
+def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
+    """The scope of every row, from the host thread and time of its launch or op.
+
+    An op outside every scope belongs to the one closed last on its thread.
+    """
+    marks, places, source = _places(trace)
+    if not places:
+        none = np.full(len(ts), NONE)
+        return Scopes(none, none, [], "none")
+    spans = {k: trace.marks[k][marks] for k in ("ts", "dur", "thread")}
+    if source == "modules":
+        # Of two scopes with equal times, the module with the shorter path is the outer one.
+        paths = trace.marks["name"][marks]
+        spans["order"] = np.array([len(trace.names[i]) for i in paths], np.int64)
+    inner = innermost(spans, thread, ts)
+    outside = np.flatnonzero((inner < 0) & (thread >= 0))
+    if source == "modules" and len(outside):
+        inner[outside] = _closed_last(spans, thread[outside], ts[outside])
+    # Told apart by identity first: hashing a place for each of a million marks takes long.
+    objects = {id(p): p for p in places}
+    distinct = {p: i for i, p in enumerate(dict.fromkeys(objects.values()))}
+    number = {key: distinct[p] for key, p in objects.items()}
+    of_mark = np.array([number[id(p)] for p in places])
+    return Scopes(np.where(inner >= 0, of_mark[inner], NONE), inner, list(distinct), source)
+
+
+def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
+    end = spans["ts"] + spans["dur"]
+    out = np.full(len(ts), NONE)
+    for t in np.unique(thread):
+        rows = np.flatnonzero(spans["thread"] == t)
+        rows = rows[np.argsort(end[rows], kind="stable")]
+        wanted = np.flatnonzero(thread == t)
+        at = np.searchsorted(end[rows], ts[wanted], side="right") - 1
+        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE) if len(rows) else NONE
+    return out
+
+
+def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
+    """The marks that are module scopes, and the place of each."""
+    names, module = trace.marks["name"], trace.marks["module"]
+    own = any(n.startswith(OWN_MARK) for n in trace.names)
+    if own:
+        path = np.array(
+            [bool(_PATH.match(n)) and not n.startswith(OWN_MARK) for n in trace.names], bool
+        )
+        marks = np.flatnonzero((module == 0) & path[names])
+        known = locate_all(trace.names[i] for i in np.unique(names[marks]))
+        return marks, [known[trace.names[i]] for i in names[marks]], "modules"
+    marks = np.flatnonzero(module == 1)
+    return marks, _class_places(trace, marks), "nn.Module"
+
+
+def _class_places(trace: Trace, marks: Ints) -> list[Place]:
+    """Places from class names and nesting: `nn.Module: Linear_5` is told by its position."""
+    places: list[Place] = [Place(None, _UNKNOWN, "model")] * len(marks)
+    for t in np.unique(trace.marks["thread"][marks]):
+        rows = np.flatnonzero(trace.marks["thread"][marks] == t)
+        start = trace.marks["ts"][marks[rows]]
+        dur = trace.marks["dur"][marks[rows]]
+        rows = rows[np.lexsort((-dur, start))]
+        start = trace.marks["ts"][marks[rows]]
+        up = parents(start, start + trace.marks["dur"][marks[rows]])
+        labels = [trace.names[i][len(MODULE) :] for i in trace.marks["name"][marks[rows]]]
+        for row, place in zip(rows, _nested_places(labels, up.tolist()), strict=True):
+            places[int(row)] = place
+    return places
+
+
+def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
+    classes = [label.rsplit("_", 1)[0] for label in labels]
+    numbers = [_number(label) for label in labels]
+    layer: list[int | None] = [None] * len(labels)
+    scope = ["model"] * len(labels)
+    inside: dict[int, list[int]] = defaultdict(list)
+    for i, name in enumerate(classes):
+        above = up[i]
+        layer[i], scope[i] = (layer[above], scope[above]) if above >= 0 else (None, "model")
+        if _LAYER_CLASS.search(name) and layer[i] is None:
+            layer[i], scope[i] = numbers[i], "layer"
+        elif layer[i] is not None and scope[i] == "layer":
+            scope[i] = _scope_of_class(name)
+        inside[above].append(i)
+    out = [Place(layer[i], _UNKNOWN, scope[i]) for i in range(len(labels))]
+    for children in inside.values():
+        for i, role in _roles_of_children(children, classes, layer, scope).items():
+            out[i] = Place(layer[i], role, scope[i])
+    return _inherit(out, up)
+
+
+def _inherit(places: list[Place], up: list[int]) -> list[Place]:
+    """A module inside one whose role is known has that role (a quantised Linear's inner parts)."""
+    for i, place in enumerate(places):
+        above = places[up[i]] if up[i] >= 0 else None
+        if place.role == _UNKNOWN and above is not None and above.role != _UNKNOWN:
+            places[i] = Place(place.layer, above.role, place.scope)
+    return places
+
+
+def _number(label: str) -> int | None:
+    tail = label.rsplit("_", 1)[-1]
+    return int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 9 else None
+
+
+def _scope_of_class(name: str) -> str:
+    if "Norm" in name:
+        return "layer"
+    if _ATTENTION_CLASS.search(name):
+        return "attention"
+    return "mlp" if _MLP_CLASS.search(name) else "layer"
+
+
+def _roles_of_children(
+    children: list[int], classes: list[str], layer: list[int | None], scope: list[str]
+) -> dict[int, str]:
+    """Roles of the modules called directly inside one call, by class and order."""
+    roles: dict[int, str] = {}
+    linears = [i for i in children if _LINEAR_CLASS.search(classes[i])]
+    norms = [i for i in children if "Norm" in classes[i]]
+    for i in children:
+        role = next((role for role, pattern in _BY_CLASS if pattern.search(classes[i])), None)
+        if role == "embedding" and layer[i] is not None:
+            role = None
+        if classes[i] == "RadixAttention" or classes[i] == "Attention" and not linears:
+            role = "attention"
+        if role is not None:
+            roles[i] = role
+    for order, i in enumerate(norms):
+        if layer[i] is None:
+            roles[i] = "final_norm"
+        elif scope[i] == "attention":
+            roles[i] = "qk_norm"
+        else:
+            roles[i] = "attn_norm" if order < (len(norms) + 1) // 2 else "mlp_norm"
+    roles.update(_linear_roles(linears, classes, layer, scope))
+    return roles
+
+
+_BY_CLASS = tuple(
+    (role, re.compile(pattern))
+    for role, pattern in (
+        ("rope", r"Rotary"), ("embedding", r"Embedding"),
+        ("activation", r"SiLU|GELU|ReLU|Activation|SiluAndMul|GeluAndMul"),
+        ("router", r"Router|TopK|Gate$"), ("experts", r"FusedMoE|Experts"),
+    )
+)  # fmt: skip
+_BY_COUNT = {
+    ("attention", 4): ("q", "k", "v", "o"),
+    ("attention", 3): ("q", "k", "v"),  # with o in a module of its own
+    ("attention", 2): ("qkv", "o"),
+    ("attention", 1): ("o",),
+    ("mlp", 3): ("gate", "up", "down"),
+}
+
+
+def _linear_roles(
+    linears: list[int], classes: list[str], layer: list[int | None], scope: list[str]
+) -> dict[int, str]:
+    if not linears:
+        return {}
+    first = linears[0]
+    if layer[first] is None:
+        return {i: "lm_head" for i in linears if scope[i] == "model" and len(linears) == 1}
+    named: dict[int, str] = {}
+    for i in linears:
+        if "QKV" in classes[i]:
+            named[i] = "qkv"
+        elif "Merged" in classes[i]:
+            named[i] = "gate_up"
+        elif "RowParallel" in classes[i]:
+            named[i] = "o" if scope[i] == "attention" else "down"
+    if named:
+        return named
+    known = _BY_COUNT.get((scope[first], len(linears)))
+    if known is None and scope[first] == "mlp" and len(linears) == 2:
+        known = ("up", "down")  # or a fused gate and up: role.py tells by the shapes
+    return dict(zip(linears, known, strict=True)) if known else {}

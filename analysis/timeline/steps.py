@@ -1,0 +1,125 @@
+"""The steps of a trace: host windows, and which device events and ops lie in them.
+
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
+`ProfilerStep#i`, else the trace is one step. Times are integer ns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os.path import commonprefix
+
+import numpy as np
+
+from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.trace.load import Ints, Trace
+from prunescope.taxonomy.errors import PrunescopeError
+
+OWN_STEP = re.compile(r"prunescope\.step#\d+$")
+OWN_MARK = "prunescope."
+_SHOWN = 60  # characters of a name in a hint
+_PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
+    "engine" | "ProfilerStep" | "whole". `picked`: those of them that a pattern keeps, None where
+    it names annotations that are no steps otherwise, and without a pattern."""
+
+    start: Ints
+    end: Ints
+    source: str
+    names: list[str]
+    picked: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def step_of(self, ts: Ints) -> Ints:
+        """The step whose window holds each time, -1 outside every window."""
+        at = np.searchsorted(self.start, ts, side="right") - 1
+        inside = (at >= 0) & (ts < self.end[np.maximum(at, 0)])
+        return np.where(inside, at, -1)
+
+
+def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
+    """The steps of a trace. Raises PrunescopeError where `phase_pattern` matches nothing."""
+    marks = trace.marks
+    notes = np.flatnonzero(marks["module"] == 0)
+    ids = marks["name"][notes]
+    distinct = {int(i): trace.names[i] for i in np.unique(ids)}
+    for source, is_step in _candidates(phase_pattern):
+        steps = [i for i, name in distinct.items() if is_step(name)]
+        hits = notes[np.isin(ids, steps)]
+        if len(hits) and source == "pattern":
+            return _picked(trace, notes, hits, distinct)
+        if len(hits):
+            return _disjoint(trace, hits, source)
+        if source == "pattern":
+            seen = ", ".join(_nearest(str(phase_pattern), set(distinct.values()))) or "none"
+            raise PrunescopeError(
+                f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
+                hint=f"the nearest of its {len(distinct)} annotations: {seen}",
+            )
+    low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
+    return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
+
+
+def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
+    """The annotations that a pattern names; with the steps beside them, where all of them are steps
+    of an engine or a profiler: a wall begins where the step before ends, picked or not."""
+    named = _disjoint(trace, hits, "pattern")
+    for _, is_step in _candidates(None):
+        steps = [i for i, name in names.items() if is_step(name)]
+        every = _disjoint(trace, notes[np.isin(trace.marks["name"][notes], steps)], "pattern")
+        picked = np.flatnonzero(np.isin(every.start, named.start))
+        if len(picked) and np.array_equal(every.end[picked], named.end):
+            return replace(every, picked=picked)
+    return named
+
+
+def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bool]]]:
+    """Sources of steps, the first that has any decides."""
+    found: list[tuple[str, Callable[[str], bool]]] = [
+        ("prunescope", lambda name: OWN_STEP.search(name) is not None),
+        ("engine", lambda name: engine_step(name) is not None),
+        ("ProfilerStep", lambda name: _PROFILER_STEP.search(name) is not None),
+    ]
+    if phase_pattern is not None:
+        try:
+            pattern = re.compile(phase_pattern)
+        except re.error as error:
+            raise PrunescopeError(
+                f"--phase-pattern is no regular expression ({error})",
+                hint="for example --phase-pattern 'execute_context_.*'",
+            ) from None
+        found.insert(1, ("pattern", lambda name: pattern.search(name) is not None))
+    return found
+
+
+def _nearest(pattern: str, names: set[str]) -> list[str]:
+    """At most five of the names, shortened: those that begin as the pattern does, then steps."""
+    start = re.split(r"[\\^$.*+?{}\[\]|()]", pattern.lstrip("^"), maxsplit=1)[0].lower()
+    steps = [is_step for _, is_step in _candidates(None)]
+
+    def far(name: str) -> tuple[int, bool, str]:
+        same = len(commonprefix([name.lower(), start]))
+        return -same, not any(is_step(name) for is_step in steps), name
+
+    return [n if len(n) <= _SHOWN else f"{n[: _SHOWN - 1]}…" for n in sorted(names, key=far)[:5]]
+
+
+def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
+    """Windows in time order; one that starts inside the window before it is not a step."""
+    start = trace.marks["ts"][hits]
+    end = start + trace.marks["dur"][hits]
+    order = np.lexsort((-end, start))
+    kept: list[int] = []
+    for i in order:
+        if not kept or start[i] >= end[kept[-1]]:
+            kept.append(int(i))
+    names = [trace.names[trace.marks["name"][hits[i]]] for i in kept]
+    return Windows(start[kept], end[kept], source, names)

@@ -1,0 +1,240 @@
+"""Events of a trace, a block at a time, into compact integer columns.
+
+In: lists of typed events (see reader.py). Out: tables of device events, launches, host ops and
+marks, int64: times in ns, strings and op calls as ids, -1 for an absent id. Works on whole columns
+of a block, for one event after the other costs more than decoding it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.trace.reader import Args, Event
+from prunescope.taxonomy.errors import PrunescopeError
+
+Ints = NDArray[np.int64]
+
+# With a capital: as profilers before PyTorch 1.12 wrote them.
+DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
+                     "Kernel": 0, "Memcpy": 1, "Memset": 2}  # fmt: skip
+OP_CATEGORIES = ("cpu_op", "Operator")
+LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
+                     "privateuse1_runtime", "mtia_runtime", "Runtime")  # fmt: skip
+MODULE = "nn.Module: "
+MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
+NONE = -1  # an absent id in an integer column
+_MAX_NAME = 1 << 14  # characters of a name that are kept
+_MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
+_MAX_NS = 3600 * 10**9  # of a kernel, op or launch
+_MAX_MARK = 1 << 62  # an annotation may hold a whole run
+_MAX_ID = 1 << 62
+_NO_TIME = -(1 << 63)
+_NO_ARGS = Args()
+_DEVICE, _LAUNCH, _OP, _MARK = "device", "launch", "op", "mark"
+_GROUPS = {
+    **dict.fromkeys(OP_CATEGORIES, _OP), "user_annotation": _MARK, "python_function": _MARK,
+    **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
+}  # fmt: skip
+COLUMNS = {
+    _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
+              "grid", "block", "registers", "shared_memory", "bytes", "node"),
+    _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
+    _OP: ("ts", "dur", "name", "external", "thread", "call"),
+    _MARK: ("ts", "dur", "name", "thread", "module"),
+}  # fmt: skip
+Key = TypeVar("Key", bound=Hashable)
+Call = tuple[str, bytes, bytes, bytes, bytes]
+
+
+class Columns:
+    """Growing integer columns of one kind of event, an array a block."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.blocks: list[Ints] = []
+        self.count = 0
+
+    def add(self, *columns: Iterable[int]) -> None:
+        """The rows of a block, one column after the other."""
+        block = np.array([np.asarray(column, np.int64) for column in columns])
+        self.blocks.append(block)
+        self.count += block.shape[1]
+        if self.count > MAX_ROWS:
+            raise PrunescopeError(
+                f"the trace holds more than {MAX_ROWS:,} events of one kind",
+                hint="capture fewer steps: three say as much as a thousand",
+            )
+
+    def frozen(self) -> dict[str, Ints]:
+        """The columns as numpy arrays, in the order of the file."""
+        empty = np.empty((len(self.names), 0), np.int64)
+        table = np.concatenate([empty, *self.blocks], axis=1)
+        return dict(zip(self.names, table, strict=True))
+
+
+class Collector:
+    """The tables of a trace as they grow. `dropped`: events without a time that can be, by
+    table."""
+
+    def __init__(self) -> None:
+        self.tables = {group: Columns(names) for group, names in COLUMNS.items()}
+        self.names: dict[str, int] = {}
+        self.threads: dict[tuple[Any, Any], int] = {}
+        self.calls: dict[Call, int] = {}
+        self.grids: dict[tuple[int, ...], int] = {}
+        self.dropped = dict.fromkeys(COLUMNS, 0)
+
+    def add(self, events: list[Event]) -> None:
+        """Take what is of use in a block: a third of a trace with stacks, or less."""
+        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS}
+        for event in events:
+            group = _GROUPS.get(event.cat or "")
+            if group is not None and event.ph == "X":
+                groups[group].append(event)
+        marks = groups[_MARK]
+        groups[_MARK] = [
+            e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
+        ]
+        # Those profilers wrote annotations among the ops.
+        groups[_MARK] += [
+            e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
+        ]
+        take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark}
+        for group, found in groups.items():
+            timed, ts, dur = self._timed(group, found)
+            if timed:
+                args = [e.args or _NO_ARGS for e in timed]
+                names = _short([e.name for e in timed])
+                named = interned(self.names, names)
+                self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
+
+    def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
+        """The events that have a start and a duration, with both. A kernel, op or launch of more
+        than an hour is none."""
+        ts = nanoseconds([e.ts for e in events])
+        dur = nanoseconds([e.dur for e in events])
+        good = (ts != _NO_TIME) & (dur >= 0) & (dur <= (_MAX_NS if group != _MARK else _MAX_MARK))
+        if good.all():
+            return events, ts, dur
+        kept = [e for e, ok in zip(events, good, strict=True) if ok]
+        self.dropped[group] += len(events) - len(kept)
+        return kept, ts[good], dur[good]
+
+    def _on_threads(self, events: list[Event]) -> list[int]:
+        return interned(self.threads, [(e.pid, e.tid) for e in events])
+
+    def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
+        return [
+            [DEVICE_CATEGORIES[e.cat or ""] for e in events],
+            ids_of([a.correlation for a in args]), _external(args),
+            *self._places(events, args),
+            self._sizes([a.grid for a in args]), self._sizes([a.block for a in args]),
+            ids_of([a.registers for a in args]), ids_of([a.shared_memory for a in args]),
+            ids_of([a.bytes for a in args]), ids_of([a.graph_node for a in args]),
+        ]  # fmt: skip
+
+    def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
+        """Streams and devices: those of the arguments, else the rows the events are drawn on."""
+        streams, devices = [a.stream for a in args], [a.device for a in args]
+        if None in streams:
+            streams = [e.tid if s is None else s for e, s in zip(events, streams, strict=True)]
+        if None in devices:
+            devices = [e.pid if d is None else d for e, d in zip(events, devices, strict=True)]
+        return ids_of(streams), ids_of(devices)
+
+    def _launch(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
+        kernel = [a.kernel if isinstance(a.kernel, str) else None for a in args]
+        ids = iter(interned(self.names, _short([name for name in kernel if name is not None])))
+        return [
+            ids_of([a.correlation for a in args]), _external(args), self._on_threads(events),
+            [NONE if name is None else next(ids) for name in kernel],
+        ]  # fmt: skip
+
+    def _op(self, events: list[Event], args: list[Args], names: list[str]) -> list[Iterable[int]]:
+        calls = [
+            (name, bytes(a.dims) or bytes(a.dims_legacy), bytes(a.types), bytes(a.strides),
+             bytes(a.concrete))
+            for name, a in zip(names, args, strict=True)
+        ]  # fmt: skip
+        return [_external(args), self._on_threads(events), interned(self.calls, calls)]
+
+    def _mark(
+        self, events: list[Event], _args: list[Args], _names: list[str]
+    ) -> list[Iterable[int]]:
+        module = [int(e.cat == "python_function") for e in events]
+        return [self._on_threads(events), module]
+
+    def _sizes(self, sizes: list[list[int] | None]) -> list[int]:
+        """Ids of grids or blocks."""
+        known = interned(self.grids, [tuple(size) for size in sizes if size])
+        ids = iter(known)
+        return [next(ids) if size else NONE for size in sizes]
+
+
+def interned(table: dict[Key, int], keys: list[Key]) -> list[int]:
+    """The id of every key; new ones get the next ids, in their order."""
+    for key in dict.fromkeys(keys):
+        if key not in table:
+            table[key] = len(table)
+    return [table[key] for key in keys]
+
+
+def _short(names: list[str]) -> list[str]:
+    if max(map(len, names), default=0) <= _MAX_NAME:
+        return names
+    return [n if len(n) <= _MAX_NAME else f"{n[:_MAX_NAME]}…" for n in names]
+
+
+def ids_of(values: list[Any]) -> list[int]:
+    """Ids as they are, NONE for what is none; a text of digits is one."""
+    types = set(map(type, values))
+    if types == {int, type(None)}:
+        values = [NONE if value is None else value for value in values]
+        types = {int}
+    if types == {int} and min(values) >= NONE and max(values) < _MAX_ID:
+        return values
+    return [_id(value) for value in values]
+
+
+def _id(value: Any) -> int:
+    if type(value) is int or isinstance(value, float):
+        return int(value) if 0 <= value < _MAX_ID else NONE
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
+        return int(value)
+    return NONE
+
+
+def _external(args: list[Args]) -> list[int]:
+    return ids_of([a.external_id_legacy if a.external_id is None else a.external_id for a in args])
+
+
+def nanoseconds(us: list[Any]) -> Ints:
+    """Nearest ns of times in us, _NO_TIME for what is none.
+
+    The whole part and the rest apart: the doubles of both are exact up to 2^42 us, and the reader
+    gives decimals beyond. Whatever is no number is no time.
+    """
+    if not set(map(type, us)) <= {int, float, type(None)}:
+        return np.array([_exact(t) for t in us], np.int64)
+    try:
+        values = np.array(us, np.float64)  # None becomes NaN
+    except OverflowError:  # a whole number that no double holds
+        return np.array([_exact(t) for t in us], np.int64)
+    with np.errstate(invalid="ignore"):
+        good = np.abs(values) < _MAX_US
+        values = np.where(good, values, 0.0)
+        whole = np.floor(values)
+        rest = np.rint((values - whole) * 1000)
+        out = whole.astype(np.int64) * 1000 + rest.astype(np.int64)
+    return np.where(good, out, _NO_TIME)
+
+
+def _exact(us: Any) -> int:
+    if type(us) not in (int, float, Decimal) or not -_MAX_US < us < _MAX_US:
+        return _NO_TIME
+    return int((Decimal(us) * 1000).to_integral_value())

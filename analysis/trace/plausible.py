@@ -1,0 +1,109 @@
+"""Times that no capture has, and events that stand in a file twice: set aside, counted and said.
+
+In: a Trace as it was read. Out: the same trace, its columns without them (ns).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.trace.collect import Ints
+
+if TYPE_CHECKING:
+    from prunescope.analysis.trace.load import Trace
+
+_ODD = 0x9E3779B97F4A7C5 | 1  # spreads what it multiplies over 64 bits
+_EXACT = 1 << 53  # ns that a double still holds to the ns: 104 days
+_APART = 600 * 10**9  # no profiler runs for so long between two kernels
+# Of the events, and in all: so few on the far side of such a pause have wrong times.
+_FEW, _SO_FEW = 0.01, 3
+# Columns that tell two events apart where they start at once.
+_DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
+_OPS = ("dur", "name", "thread", "external", "call")
+_LAUNCHES = ("dur", "name", "thread", "correlation")
+_MARKS = ("dur", "name", "thread", "module")
+
+
+def clean(trace: Trace) -> None:
+    """Take out repeated events, and device events far in time from nearly all others.
+
+    Raises PrunescopeError where many events are months apart.
+    """
+    twice = _repeated(trace.device, _DEVICE) if trace.on_device else _repeated_ops(trace)
+    trace.twice = int(twice.sum())
+    if trace.twice:
+        trace.device = _kept(trace.device, ~_repeated(trace.device, _DEVICE))
+        trace.ops = _kept(trace.ops, ~_repeated_ops(trace))
+        trace.launches = _kept(trace.launches, ~_repeated(trace.launches, _LAUNCHES))
+        trace.marks = _kept(trace.marks, ~_repeated(trace.marks, _MARKS))
+    if trace.on_device:
+        _drop_far(trace)
+
+
+def _kept(table: dict[str, Ints], keep: NDArray[np.bool_]) -> dict[str, Ints]:
+    return {name: column[keep] for name, column in table.items()}
+
+
+def _repeated_ops(trace: Trace) -> NDArray[np.bool_]:
+    """Of ops without an id, two of one name may begin and end in the same µs: those are kept."""
+    return _repeated(trace.ops, _OPS) & (trace.ops["external"] >= 0)
+
+
+def _repeated(table: dict[str, Ints], columns: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Rows that equal an earlier one in all that is looked at."""
+    out = np.zeros(len(table["ts"]), bool)
+    near = _alike(table["ts"])
+    if not len(near):
+        return out
+    mixed = table["ts"][near].copy()
+    for name in columns:
+        mixed = mixed * _ODD + table[name][near]  # wraps: equal rows stay equal
+    near = near[_alike(mixed)]
+    near = near[np.lexsort([near, *(table[name][near] for name in columns), table["ts"][near]])]
+    equal = np.ones(max(0, len(near) - 1), bool)
+    for name in ("ts", *columns):
+        values = table[name][near]
+        equal &= values[1:] == values[:-1]
+    out[near[1:][equal]] = True
+    return out
+
+
+def _alike(values: Ints) -> Ints:
+    """The rows whose value another row has too: few, so that the rest needs no look."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    found = np.zeros(len(values), bool)
+    found[order[same]] = found[order[same + 1]] = True
+    return np.flatnonzero(found)
+
+
+def _drop_far(trace: Trace) -> None:
+    """Device events beyond a pause that no capture has: a few have wrong times, many are another
+    capture."""
+    ts = trace.device["ts"]
+    if int(ts.max()) - int(ts.min()) <= _APART:
+        return
+    ts = np.sort(ts)
+    cuts = np.flatnonzero(np.diff(ts) > _APART)
+    if not len(cuts):
+        return
+    bounds = np.concatenate(([0], cuts + 1, [len(ts)]))
+    sizes = np.diff(bounds)
+    most = int(np.argmax(sizes))
+    far = len(ts) - int(sizes[most])
+    if far > max(_SO_FEW, _FEW * len(ts)) or 4 * far > len(ts):
+        pause = int(np.diff(ts)[cuts].max())
+        apart = f"its device events stand up to {pause / 1e9:,.0f} s apart, as in no capture"
+        if int(ts[-1]) - int(ts[0]) > _EXACT:
+            raise trace.source.error(apart, "the times of the trace are damaged: export it again")
+        trace.doubts.append(f"{apart}: some have wrong times, or several captures are in one file")
+        return
+    first, last = ts[bounds[most]], ts[bounds[most + 1] - 1]
+    keep = (trace.device["ts"] >= first) & (trace.device["ts"] <= last)
+    trace.device = _kept(trace.device, keep)
+    trace.dropped += far
+    trace.kernels_dropped += far

@@ -1,0 +1,180 @@
+"""The traces of several ranks: in, a folder or a zip of Chrome traces; out, the file of each rank.
+
+A rank is told by `distributedInfo` in the trace, else by the file's name; where these do not tell
+all of them apart, traces go by their file names. Files that are no trace are left out and named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.unpack import members
+from prunescope.taxonomy.errors import PrunescopeError
+
+_SUFFIXES = (".json", ".json.gz")
+_NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
+# Of SGLang's names, "-TP-0-DP-1": where there is a second axis, none of the numbers is the rank.
+_AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_MOST = 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """One trace: a file, or a member of a zip."""
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without folders."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
+
+
+@dataclass
+class Found:
+    """The traces of a folder or zip by the name of their phase, "" for one alone. `told`: what each
+    of several says of its rank in front of its events; `left_out`: files that are no trace;
+    `broken`: the name of one of them is that of a rank."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    told: dict[str, Rank] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What a trace says of its rank, None where it says nothing, and of how many there are."""
+
+    number: int | None
+    world: int | None
+
+
+def holds_traces(folder: Path) -> bool:
+    """Whether a folder has files that may be Chrome traces."""
+    return bool(_files(folder))
+
+
+def find_parts(path: Path) -> Found:
+    """The traces in a folder or a zip.
+
+    Raises PrunescopeError where there is none, or too many.
+    """
+    if path.is_dir():
+        parts = [Part(file) for file in _files(path)]
+    else:
+        parts = [Part(path, member) for member in members(path)]
+    if len(parts) > _MOST:
+        raise PrunescopeError(
+            f"{path.name} holds {len(parts)} traces, more than {_MOST}",
+            hint="give the folder of one run, with a trace a rank",
+        )
+    if len(parts) < 2:
+        return Found({"": parts[0]} if parts else {})
+    heads = [(part, _head(part)) for part in parts]
+    kept = [part for part, meta in heads if meta is not None]
+    left_out = [part.name for part, meta in heads if meta is None]
+    found = Found(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
+    if not kept:
+        raise PrunescopeError(
+            f"{path.name} holds no Chrome trace",
+            hint="give a folder or zip with what torch.profiler exported on each rank",
+        )
+    if len(kept) == 1:
+        found.parts = {"": kept[0]}
+        return found
+    ranks = {part: rank_of(part, meta) for part, meta in heads if meta is not None}
+    found.parts = _named(kept, [rank.number for rank in ranks.values()])
+    found.told = {name: ranks[part] for name, part in found.parts.items()}
+    return found
+
+
+def missing(name: str, ranks: Iterable[Rank]) -> str | None:
+    """Which ranks are not there, of a folder or zip; None where all are, or nothing tells."""
+    ranks = list(ranks)
+    known = {rank.number for rank in ranks if rank.number is not None}
+    world = max((rank.world for rank in ranks if rank.world is not None), default=0)
+    first, last = (0, world) if world else (min(known, default=0), max(known, default=0))
+    absent = sorted(set(range(first, last)) - known) if known and last <= _MOST else []
+    if not absent:
+        return None
+    of = f" of {world}" if world else ""
+    return f"{name} lacks rank {_listed(absent)}{of}: what is said of ranks is of the others"
+
+
+def twice(name: str, ranks: Iterable[Rank]) -> str | None:
+    """Which ranks have several traces, in a folder or zip; None where none has."""
+    known = Counter(rank.number for rank in ranks if rank.number is not None)
+    often = sorted(n for n, count in known.items() if count > 1)
+    if not often:
+        return None
+    return f"{name} holds several traces of rank {_listed(often)}: ranks are not compared"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir()
+        if p.name.endswith(_SUFFIXES) and not p.name.startswith(".") and p.is_file()
+    )  # fmt: skip
+
+
+def _head(part: Part) -> dict[str, Any] | None:
+    """The metadata in front of the events; None for what is no trace."""
+    source = Source(part.path, part.member)
+    try:
+        next(iter(source.blocks()), None)
+    except (PrunescopeError, OSError):
+        return None
+    return source.meta
+
+
+def rank_of(part: Part, meta: dict[str, Any]) -> Rank:
+    """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
+    is of rank 0, and its metadata tells nothing."""
+    world = _number(meta, "world_size")
+    number = _number(meta, "rank") if world != 1 else None
+    return Rank(_in_name(part.name) if number is None else number, world)
+
+
+def _in_name(name: str) -> int | None:
+    """The rank that the name of a file says, None where it names several axes."""
+    found = _NUMBER.search(name)
+    several = len(_AXIS.findall(name)) > 1 and "rank" not in name.lower()
+    return None if found is None or several else int(found[1])
+
+
+def _number(meta: dict[str, Any], key: str) -> int | None:
+    """A number of the trace's `distributedInfo`."""
+    info = meta.get("distributedInfo")
+    value = info.get(key) if isinstance(info, dict) else None
+    return value if type(value) is int and 0 <= value < 1_000_000 else None
+
+
+def _named(parts: list[Part], numbers: list[int | None]) -> dict[str, Part]:
+    known = [n for n in numbers if n is not None]
+    if len(set(known)) == len(parts):
+        ordered = sorted(zip(known, parts, strict=True), key=lambda pair: pair[0])
+        return {f"rank{number}": part for number, part in ordered}
+    return dict(zip(_distinct(part.name for part in parts), parts, strict=True))
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Names of files as names of phases, which become parts of file names again."""
+    out: list[str] = []
+    for name in names:
+        stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz)?$", "", name)
+        plain = _UNSAFE.sub("_", stem)[:60] or "trace"
+        out.append(plain if plain not in out else f"{plain}-{len(out)}")
+    return out

@@ -1,0 +1,371 @@
+"""Chrome trace bytes in, typed events out, one bounded block at a time.
+
+In: a .json, .json.gz or .zip file (told apart by its first bytes, not its name), an object with
+`traceEvents` or a bare list of events. Out: `Event` structs and the metadata around them.
+Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.trace.unpack import Ahead, unpacked
+from prunescope.taxonomy.errors import PrunescopeError
+
+BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
+MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a trace
+MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
+# Gzipped traces are 15 to 35 times as large unpacked; a bomb is up to 1032 times.
+MAX_RATIO = 200
+_TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
+_MAX_DEPTH = 100_000  # brackets around one another
+
+_HEAD = re.compile(rb'"traceEvents"\s*:\s*')
+_BOUNDARY = re.compile(rb"\}\s*,\s*\{")
+# Where the last boundary of a block is looked for: near its end, then farther off.
+_WINDOWS = (8 << 10, 256 << 10)
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+# Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
+_STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
+_NOT_A_NUMBER = re.compile(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
+_PADDING = b" \t\r\n\0"
+_CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
+# From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
+_EXACT_FROM_US = float(1 << 42)
+
+Number = int | float | str | None
+
+
+class Args(msgspec.Struct, gc=False):
+    """The arguments that prunescope reads; every other one is skipped while decoding."""
+
+    correlation: Number = None
+    external_id: Number = msgspec.field(default=None, name="External id")
+    external_id_legacy: Number = msgspec.field(default=None, name="external id")
+    stream: Number = None
+    device: Number = None
+    dims: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Dims")
+    dims_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input dims")
+    types: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input type")
+    strides: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Strides")
+    concrete: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Concrete Inputs")
+    grid: list[int] | None = None
+    block: list[int] | None = None
+    registers: Number = msgspec.field(default=None, name="registers per thread")
+    shared_memory: Number = msgspec.field(default=None, name="shared memory")
+    bytes: Number = None
+    kernel: str | int | float | None = None  # ROCm names the kernel at its launch
+    graph_node: Number = msgspec.field(default=None, name="graph node id")
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event; times in the file's microseconds. `id`: of a flow arrow."""
+
+    ph: str = ""
+    id: Number = None
+    cat: str | None = None
+    name: str = ""
+    pid: Number = None
+    tid: Number = None
+    ts: int | float | None = None
+    dur: int | float | None = None
+    args: Args | None = None
+
+
+class ExactEvent(Event, gc=False):
+    """The same, a time with a fraction read from its decimal text."""
+
+    ts: Any = None
+    dur: Any = None
+
+
+def _decimal(text: str) -> Decimal | None:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        return None
+
+
+_EVENTS = msgspec.json.Decoder(list[Event], strict=True)
+_EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
+_ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+@dataclass
+class Source:
+    """A trace being read. `cut`: the file ends before the trace does. `behind`: bytes behind its
+    end. `malformed`: events dropped because they cannot be read, or a field has a type that no
+    profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
+    `member`: the trace that is meant where the file is a zip of several."""
+
+    path: Path
+    member: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    cut: bool = False
+    behind: int = 0
+    malformed: int = 0
+    repaired: bool = False
+
+    def blocks(self) -> Iterator[list[Event]]:
+        """The events in the order of the file, a list per block."""
+        with self.path.open("rb") as file:
+            stream = unpacked(self.path, file, self.member)
+            with ThreadPoolExecutor(1) as pool:
+                ahead = Ahead(stream, pool, BLOCK)
+                yield from _Splitter(self, ahead, packed=file.tell).blocks()
+
+    def error(self, problem: str, hint: str) -> PrunescopeError:
+        """An error about this file."""
+        return PrunescopeError(f"{self.name}: {problem}", hint=hint)
+
+    @property
+    def name(self) -> str:
+        """The name of the file, and of the trace in it where it is a zip of several."""
+        return f"{self.path.name}: {self.member}" if self.member else self.path.name
+
+
+class _Splitter:
+    """Cuts the bytes at boundaries between events. A boundary is right exactly when the bytes
+    before it decode as a list: inside a string or a nested object they would not. Where the last
+    boundaries of a block are not, its brackets are counted."""
+
+    def __init__(self, source: Source, file: Ahead, *, packed: Callable[[], int]) -> None:
+        self.source = source
+        self.file = file
+        self.packed = packed  # bytes of the file read so far
+        self.buffer = b""
+        self.total = 0
+        self.in_object = False  # the events stand in an object, with metadata around them
+        self.closed = False  # the list of events has ended
+
+    def read(self) -> bool:
+        """One more block into the buffer; False at the end of the file."""
+        block = self.file.read()
+        self.source.cut = self.source.cut or self.file.cut
+        self.total += len(block)
+        if self.total > MAX_TOTAL or len(self.buffer) > MAX_EVENT:
+            raise self.source.error(
+                "no end of an event within 64 MiB, or more than 64 GiB in all",
+                "this is not a profiler trace; give the file that torch.profiler exported",
+            )
+        if self.total > _TRUSTED and self.total > MAX_RATIO * self.packed():
+            raise self.source.error(
+                f"it unpacks to more than {MAX_RATIO} times its size, as no trace does",
+                "give the file that torch.profiler exported; unpack it first if it is one",
+            )
+        self.buffer += block
+        return bool(block)
+
+    def blocks(self) -> Iterator[list[Event]]:
+        self.head()
+        enough = BLOCK
+        while self.read():
+            if len(self.buffer) < enough:
+                continue
+            events = self.cut_quickly()
+            if events is None:
+                events = self.cut_exactly()
+            if events:
+                yield events
+            if self.closed:
+                break
+            # Nothing was cut: twice as much before the next try keeps the work linear.
+            enough = BLOCK if events else 2 * len(self.buffer)
+        if not self.closed:
+            yield self.cut_quickly() or []  # counting brackets takes five times as long
+            yield self.cut_exactly()
+        self.source.cut = self.source.cut or not self.closed
+        if self.closed:
+            self.trailing()
+
+    def head(self) -> None:
+        """Up to the first event; keeps the metadata that stands before it."""
+        source = self.source
+        not_a_trace = source.error(
+            "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
+        )
+        more, enough = True, 0
+        while more:
+            more = self.read()
+            if more and len(self.buffer) < enough:
+                continue
+            enough = 2 * len(self.buffer)  # keeps the work linear, as in `blocks`
+            text = self.buffer.lstrip(b"\xef\xbb\xbf \t\r\n")
+            if text[:1] == b"[":
+                self.buffer = text[1:]
+                return
+            if text[:1] not in (b"{", b""):
+                raise not_a_trace
+            found = _place_of_events(text)
+            if found is not None and found < len(text):
+                if text[found : found + 1] != b"[":
+                    raise source.error(
+                        "traceEvents is not a list", "the file is damaged: export it again"
+                    )
+                source.meta.update(_plain(text[:found] + b"[]}") or {})
+                source.meta.pop("traceEvents", None)
+                self.buffer, self.in_object = text[found + 1 :], True
+                return
+        if not self.buffer.strip() and not source.cut:
+            raise source.error("the file is empty", "export the trace again")
+        raise not_a_trace
+
+    def cut_quickly(self) -> list[Event] | None:
+        """The events up to one of the last boundaries, which stays in the buffer."""
+        for window in _WINDOWS:
+            found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
+            for match in reversed(found[-3:]):
+                events = self.decode(memoryview(self.buffer)[: match.start() + 1])
+                if events is not None:
+                    self.buffer = self.buffer[match.end() - 1 :]
+                    return events
+            if found:  # all of them inside a string or an object: counting brackets is sure
+                break
+        return None
+
+    def cut_exactly(self) -> list[Event]:
+        """The whole events of the buffer, by counting brackets; what cannot be read is dropped."""
+        spans: list[tuple[int, int]] = []
+        depth = start = end = 0
+        for match in _STEP.finditer(self.buffer):
+            bracket = match.group(1)
+            if bracket in (b"{", b"["):
+                start = match.end() - 1 if depth == 0 else start
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    raise self.source.error(
+                        f"brackets are nested more than {_MAX_DEPTH:,} deep",
+                        "this is not a profiler trace; give the file that torch.profiler exported",
+                    )
+            elif bracket in (b"}", b"]") and depth:
+                depth -= 1
+                if depth == 0:
+                    end = match.end()
+                    spans.append((start, end))
+            else:
+                self.closed = bracket == b"]"
+                end = match.end() if self.closed else end
+                break
+        text, self.buffer = self.buffer[:end], self.buffer[end:]
+        events = self.decode(text[: spans[-1][1]]) if spans else []
+        return self.one_by_one(text[a:b] for a, b in spans) if events is None else events
+
+    def trailing(self) -> None:
+        """Metadata behind the events, up to the end of their object; what stands behind that."""
+        end, enough = None if self.in_object else 0, 0
+        while end is None:
+            more = self.read()
+            if more and len(self.buffer) < enough:
+                continue
+            end = _end_of_object(self.buffer)
+            if not more and end is None:
+                end = len(self.buffer)
+            enough = 2 * len(self.buffer)
+        if self.in_object:
+            meta = _plain(b'{"traceEvents":[]' + self.buffer[:end])
+            self.source.cut = self.source.cut or meta is None
+            self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
+        self.buffer = self.buffer[end:]
+        self.source.behind = len(self.buffer.lstrip(_PADDING))
+        self.buffer = b""
+        while self.read():  # to its end: a cut shows there
+            rest = self.buffer if self.source.behind else self.buffer.lstrip(_PADDING)
+            self.source.behind += len(rest)
+            self.buffer = b""
+
+    def decode(self, text: bytes | memoryview) -> list[Event] | None:
+        """The events of `text`, or None where it is not a whole number of readable events."""
+        start = 0
+        while start < len(text) and text[start] in b", \t\r\n":
+            start += 1
+        listed = b"".join((b"[", text[start:], b"]"))  # one copy
+        try:
+            return self.typed(listed)
+        except _UNREADABLE:
+            pass
+        mended = _mended(listed)
+        if mended == listed:
+            return None
+        try:
+            events = self.typed(mended)
+        except _UNREADABLE:
+            return None
+        self.source.repaired = True
+        return events
+
+    def typed(self, listed: bytes) -> list[Event]:
+        try:
+            events = _EVENTS.decode(listed)
+        except msgspec.ValidationError:
+            return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
+        floats = [e.ts for e in events if type(e.ts) is float]
+        if floats and max(max(floats), -min(floats)) >= _EXACT_FROM_US:
+            return list(_EXACT.decode(listed))
+        return events
+
+    def one_by_one(self, texts: Iterable[bytes]) -> list[Event]:
+        """Events of a block in which some cannot be read, or have a field of a wrong type: those
+        are dropped and counted."""
+        events: list[Event] = []
+        for text in texts:
+            try:
+                events.append(_ONE.decode(text))
+            except _UNREADABLE:
+                try:
+                    events.append(_ONE.decode(_mended(text)))
+                    self.source.repaired = True
+                except _UNREADABLE:
+                    self.source.malformed += 1
+        return events
+
+
+def _place_of_events(text: bytes) -> int | None:
+    """Where the value of the outermost object's `traceEvents` begins; None where it has none."""
+    depth, end = 0, 0
+    for match in _STEP.finditer(text):
+        if depth == 1 and (found := _HEAD.search(text, end, match.end())):
+            return found.end()
+        if match.group(1) == b'"':  # a string that goes on in the next block
+            return None
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
+        end = match.end()
+    return None
+
+
+def _end_of_object(text: bytes) -> int | None:
+    """Where the object ends whose events have been read; None where it does not."""
+    depth = 1
+    for match in _STEP.finditer(text):
+        if match.group(1) == b'"':  # a string that goes on in the next block
+            return None
+        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
+        if depth == 0:
+            return match.end()
+    return None
+
+
+def _mended(text: bytes) -> bytes:
+    """The text without control characters, NaN, infinities and bytes that are no UTF-8."""
+    plain = text.translate(_CONTROL)
+    if b"NaN" in plain or b"Infinity" in plain:
+        plain = _NOT_A_NUMBER.sub(lambda m: m[0] if m[0][:1] == b'"' else b"null", plain)
+    return plain.decode("utf-8", "replace").encode()
+
+
+def _plain(text: bytes) -> dict[str, Any] | None:
+    """Metadata as plain values; None where it cannot be read."""
+    try:
+        plain = msgspec.json.decode(_mended(text))
+    except _UNREADABLE:
+        return None
+    return plain if isinstance(plain, dict) else None

@@ -1,0 +1,134 @@
+"""How far a verdict can be trusted: kernels that a trace lacks, lost roles, unequal steps.
+
+In: the kernels of both sides and what the verdict read. Out: doubts, each with the confidence that
+it leaves, and the verdict under them. A lost kernel looks like a pruned one: this tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.report import Family
+from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.taxonomy.family import dynamic_ids
+from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
+
+_FALL = 0.05  # of busy time, from the dense to the pruned side
+_SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
+# The GEMMs of a sublayer, and the work between them that goes with them.
+_SUBLAYERS = (
+    ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update"}),
+    (set(MLP_ROLES), {"activation"}),
+)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What speaks against a verdict; `most`: the confidence that it leaves. `lost`: kernels are
+    missing, or seem to be."""
+
+    text: str
+    most: float
+    lost: bool = True
+
+
+def doubts(
+    pruned: Kernels,
+    *,
+    dense: Kernels | None = None,
+    evidence: Evidence | None = None,
+    family: Family | None = None,
+) -> list[Doubt]:
+    """Every doubt about a phase and its verdict; a trace alone has no verdict to be doubted."""
+    sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
+    sides += [("dense", dense)] if dense is not None else []
+    found = [doubt for name, kernels in sides if (doubt := _lost_kernels(name, kernels))]
+    if dense is None or evidence is None or family is None:
+        return found
+    found += [*_no_gemm(evidence, {doubt.text.split(":")[0] for doubt in found})]
+    found += [*_layers(evidence, family), *_roles(dense, pruned)]
+    if not family.ids & dynamic_ids():  # steps of those differ by their nature
+        found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
+    return found
+
+
+def weighed(family: Family, found: list[Doubt]) -> Family:
+    """The verdict with its doubts: less confidence, and unknown where next to none is left."""
+    if not found:
+        return family
+    most = min(doubt.most for doubt in found)
+    unknown = most <= 0.1 and family.id != "unknown"
+    return Family(
+        id="unknown" if unknown else family.id,
+        confidence=min(family.confidence, most),
+        evidence=[*(doubt.text for doubt in found), *family.evidence],
+        parts=family.parts,
+        alternatives=[family.id, *family.alternatives] if unknown else family.alternatives,
+    )
+
+
+def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
+    count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
+    if not kernels.lacks_kernels:
+        return None
+    return Doubt(f"{name}: {lost} of {count} kernel launches have no kernel in the trace", 0.3)
+
+
+def _no_gemm(e: Evidence, lossy: set[str]) -> Iterator[Doubt]:
+    """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
+    for name in ("pruned", "dense"):
+        there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
+        linear = set(there) & set(LINEARS)
+        if e.pairs and not there:
+            yield Doubt(f"{name}: the trace holds no GEMM at all", 0.1)
+        elif e.pairs and not linear and name in lossy:
+            yield Doubt(f"{name}: the trace holds no GEMM of a linear", 0.1)
+
+
+def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
+    """Layers that are said to be gone, and are not gone as a pruning of layers leaves them."""
+    if "static-m" not in family.ids:
+        return
+    gone, here = e.gone_and_here()
+    running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
+    lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
+    torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
+    if torn:
+        yield Doubt(
+            f"{len(torn)} attention or MLP sublayers lost some GEMMs and kept others, as no "
+            "pruning of layers does",
+            0.3,
+        )
+    hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
+    if hollow and not torn:
+        yield Doubt(
+            f"{len(hollow)} attention or MLP sublayers lost their GEMMs and still run what stands "
+            "between them",
+            0.3,
+        )
+
+
+def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
+    before, now = _known_roles(dense), _known_roles(pruned)
+    if before is not None and now is not None and now < before - _FALL:
+        yield Doubt(f"{now:.0%} of busy time has a role, {before:.0%} in the dense trace", 0.5)
+
+
+def _known_roles(kernels: Kernels) -> float | None:
+    frame = kernels.frame
+    total = int(frame["busy"].sum())
+    known = int(frame.filter(pl.col("role") != "unknown")["busy"].sum())
+    return known / total if total else None
+
+
+def _unequal(name: str, kernels: Kernels) -> Doubt | None:
+    counts = np.bincount(kernels.linked.step, minlength=kernels.num_steps)
+    low, high = int(counts.min()), int(counts.max())
+    if high - low <= _SPREAD * high:
+        return None
+    return Doubt(f"{name}: steps hold {low} to {high} kernels", 0.6, lost=False)

@@ -1,0 +1,159 @@
+"""What the detectors of the verdict read, and what one of them reports.
+
+In: the GEMM pairs, units and census of a phase. Out: Evidence and Seen. Times in ns a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.pairing import Units
+from prunescope.taxonomy.roles import locate
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the detectors read. `census_*`: None where the run says nothing (a bare trace)."""
+
+    pairs: list[Pair]
+    units: Units
+    census_dense: dict[str, Any] | None
+    census_pruned: dict[str, Any] | None
+    phase: str | None = None  # its name in the census; None: not known
+    conditions: str | None = None  # what is another beside the model; None: nothing is known to be
+    parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
+    activation: str | None = None  # what stands in its place; None: the same ops, or not known
+
+    def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+        """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
+        those that it has."""
+        gone: dict[int, set[str]] = defaultdict(set)
+        here: dict[int, set[str]] = defaultdict(set)
+        for pair in self.pairs:
+            layer, role = pair.key[0], pair.key[1]
+            if layer is not None and layer >= 0:
+                (gone if pair.pruned is None else here)[layer].add(role)
+        return gone, here
+
+    def times(self, touches: Touches) -> tuple[float, float]:
+        """(time of the dense GEMMs, time of the pruned ones) that a family touches, each weighted
+        by how much of it is the family's. Both GEMMs of a rank share one dense one."""
+        dense = {id(p.dense): p.dense.busy * touches(p) for p in self.pairs if p.dense is not None}
+        pruned = sum(p.pruned.busy * touches(p) for p in self.pairs if p.pruned is not None)
+        return sum(dense.values()), pruned
+
+    def removed_weights(self) -> frozenset[tuple[int, str]]:
+        """(layer of the dense model, role) of the matrices that the pruned run does not hold any
+        more. Empty where one of the runs does not list its matrices."""
+        before, after = self._stored()
+        return frozenset(before.keys() - after.keys()) if before and after else frozenset()
+
+    def smaller_weights(self) -> frozenset[tuple[int, str]]:
+        """(layer, role) of the matrices that the pruned run holds with fewer numbers."""
+        before, after = self._stored()
+        return frozenset(at for at, size in after.items() if size < before.get(at, 0))
+
+    def _stored(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+        """Numbers in the matrices of both runs by (layer of the dense model, role). A run that
+        holds as many layers as the dense one has them at the same places, run or not."""
+        before, after = _places(self.census_dense), _places(self.census_pruned)
+        if len({layer for layer, _ in before}) > len({layer for layer, _ in after}):
+            dense = self.units.alignment.dense_layer
+            after = {(dense.get(i, -1 - i), role): size for (i, role), size in after.items()}
+        return before, after
+
+    def added_ns(self) -> float:
+        """Time of the units that only the pruned side has."""
+        busy = self.units.pruned.busy.mean(axis=1)
+        return float(busy[self.units.added].sum())
+
+    def added(self, *, role: str | None = None, cls: str | None = None) -> int:
+        """Units that only the pruned side has, of a role and of a class where they are given."""
+        return sum(
+            bool(is_added) and role in (None, key[1]) and cls in (None, key[2])
+            for key, is_added in zip(self.units.keys, self.units.added, strict=True)
+        )
+
+    def counted(self, unit: str, *, any_phase: bool = False) -> tuple[int, int] | None:
+        """(active, total) of what the pruned run counted of a unit in this phase; None: nothing."""
+        done = [_done(row) for _, row in self._counts(unit, any_phase=any_phase)]
+        active, total = sum(a for a, _ in done), sum(t for _, t in done)
+        return (active, total) if total else None
+
+    def counted_layers(self, unit: str) -> list[int]:
+        """The layers that were counted whole, and did less than all of a unit in some phase."""
+        done = [(locate(n), *_done(row)) for n, row in self._counts(unit, any_phase=True)]
+        less = {place.layer for place, active, total in done if active < total}
+        whole = all(place.scope == "layer" for place, _, _ in done)
+        return sorted(layer for layer in less if layer is not None) if whole else []
+
+    def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Modules that counted a unit, by name."""
+        dynamic = (self.census_pruned or {}).get("dynamic")
+        for phase, modules in dynamic.items() if isinstance(dynamic, dict) else ():
+            if (any_phase or self.phase in (None, phase)) and isinstance(modules, dict):
+                rows = ((name, row) for name, row in modules.items() if isinstance(row, dict))
+                yield from ((name, row) for name, row in rows if row.get("unit") == unit)
+
+
+Touches = Callable[[Pair], float]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
+    families that the same traces would show if the method were a static one."""
+
+    id: str
+    evidence: list[str]
+    touches: Touches
+    confidence: float = 1.0
+    explains: tuple[str, ...] = ()
+
+
+def fell(pair: Pair) -> dict[str, float]:
+    """The axes of a pair that are smaller than the dense ones, each with log(dense/pruned)."""
+    old = pair.dense.gemm if pair.dense is not None else None
+    new = pair.pruned.gemm if pair.pruned is not None else None
+    if old is None or new is None:
+        return {}
+    sizes = {"heads": (old.batch, new.batch), "M": (old.m, new.m),
+             "N": (old.n, new.n), "K": (old.k, new.k)}  # fmt: skip
+    return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
+
+
+def matrices(census: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The matrices that a run lists."""
+    listed = (census or {}).get("matrices")
+    return [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+
+
+def stored_shapes(census: dict[str, Any] | None) -> Counter[tuple[str, ...]]:
+    """How many matrices of each role and shape a run lists."""
+    return Counter((str(m.get("role")), str(m.get("shape"))) for m in matrices(census))
+
+
+def _places(census: dict[str, Any] | None) -> dict[tuple[int, str], int]:
+    """Numbers in the matrices of a run by (layer, role)."""
+    found: Counter[tuple[int, str]] = Counter()
+    for row in matrices(census):
+        layer, role, shape = (row.get(key) for key in ("layer", "role", "shape"))
+        if isinstance(layer, int) and isinstance(role, str) and isinstance(shape, list):
+            found[layer, role] += math.prod(shape)
+    return dict(found)
+
+
+def _done(row: dict[str, Any]) -> tuple[int, int]:
+    """(active, total) of what a module counted, over all steps."""
+    return _sum(row.get("active")), _sum(row.get("total"))
+
+
+def _sum(values: Any) -> int:
+    """The sum of a list of whole numbers of a manifest; whatever else is there counts nothing."""
+    listed = values if isinstance(values, list) else []
+    return sum(v for v in listed if isinstance(v, int) and not isinstance(v, bool))

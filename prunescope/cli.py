@@ -1,0 +1,298 @@
+"""The front door: the commands of `prunescope`.
+
+`trace`, `sweep`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/.
+Each function imports what it needs, so that `prunescope --help` loads neither torch nor polars.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import prunescope
+from prunescope import signals
+from prunescope.command_options import (
+    Batch,
+    Json,
+    Knobs,
+    Logits,
+    Method,
+    Model,
+    Option,
+    Phase,
+    PromptLen,
+    Share,
+)
+from prunescope.evidence_commands import register_evidence
+from prunescope.fact_commands import register_facts, register_predict
+from prunescope.failure import exit_code
+from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
+
+# Objects made before the garbage collector looks for cycles: imports and tables make millions that
+# are none, and a tenth of an analysis was spent on looking.
+_GC_THRESHOLD = 100_000
+DEMO_MODEL = "smollm2-135m-instruct"
+DEMO = (("static-m", 0.25), ("static-nk", 0.34), ("static-k-mask", 0.5))
+
+
+app = typer.Typer(
+    name="prunescope",
+    pretty_exceptions_enable=False,  # `main` words the errors
+    rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, Option("--version", help="Show the version.")] = False,
+) -> None:
+    """Explain, in nanoseconds that add up, why a pruned LLM is not as fast as promised.
+
+    \b
+    prunescope trace --model tiny-llama --method static-m --sparsity 0.5 --out traces/first
+    prunescope analyze traces/first
+    """
+    if version:
+        sys.stdout.write(f"prunescope {prunescope.__version__}\n")
+    elif context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+# fmt: off
+@app.command("trace")
+def _trace(
+    *,
+    model: Model,
+    method: Method = None,
+    sparsity: Share = 0.25,
+    knobs: Knobs = None,
+    phase: Phase = "both",
+    batch: Batch = 1,
+    prompt_len: PromptLen = 512,
+    decode_steps: Annotated[int, Option(min=1, metavar="N", help="Tokens of a sample.")] = 8,
+    logits: Logits = "last",
+    attn: Annotated[str, Option(metavar="NAME", help="Attention: sdpa, eager, ...")] = "sdpa",
+    dtype: Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")] = "auto",
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    select: Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")] = "random",
+    text: Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")] = None,
+    mode: Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")] = "eager",
+    warmup: Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")] = 3,
+    repeats: Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")] = 20,
+    steps: Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")] = 5,
+    seed: Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")] = 0,
+    threads: Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")] = None,
+    baseline: Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")] = None,
+    baseline_model: Annotated[str | None, Option(metavar="MODEL", help="The dense twin.")] = None,
+    no_baseline: Annotated[bool, Option("--no-baseline", help="No dense twin.")] = False,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: traces/NAME]")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace FOLDER.")] = False,
+    json_target: Json = None,
+) -> None:
+    """Run a model and its dense twin, interleaved, and keep times, traces and a census.
+
+    `prunescope families` lists the families of --method and the presets of --model.
+
+    \b
+    prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
+    prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
+    prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
+    prunescope trace --model ./pruned --baseline-model ./dense --phase decode
+    """
+    # fmt: on
+    options = dict(locals())  # the parameters, nothing else
+    from prunescope.analysis.report.listings import run_summary, traced
+    from prunescope.output import check_target, tell
+    from prunescope.taxonomy.arguments import pairs
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(options.pop("json_target"))
+    options["knobs"] = pairs(knobs)
+    with Bar() as bar:
+        summary = run_summary(prunescope.trace(**options, argv=sys.argv[1:], progress=bar))
+    tell(summary, json_target, people=traced(summary))
+
+
+# fmt: off
+@app.command("analyze")
+def _analyze(
+    subjects: Annotated[list[Path], typer.Argument(metavar="RUN|TRACE", help="Runs, traces.")],
+    *,
+    baseline: Annotated[Path | None, Option(metavar="RUN|TRACE", help="The dense side.")] = None,
+    sparsity: Share = None,
+    device: Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")] = None,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")] = None,
+    formats: Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")] = None,
+    json_target: Json = None,
+    eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Names graph ops.")] = None,
+    baseline_eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Its dense.")] = None,
+    phase_pattern: Annotated[str | None, Option(metavar="REGEX", help="Names of steps.")] = None,
+    peak: Annotated[list[str] | None, Option(metavar="DTYPE=TFLOPS", help="Repeatable.")] = None,
+    bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
+    hta: Annotated[bool, Option("--hta", help="Ask Holistic Trace Analysis too; slow.")] = False,
+) -> None:
+    """Explain where the promised speedup went; several subjects, or a folder of runs, are compared.
+
+    \b
+    prunescope analyze traces/first
+    prunescope analyze traces/first traces/second --out traces/both
+    prunescope analyze pruned.json.gz --baseline dense.json.gz --sparsity 0.5 --device h100-sxm
+    prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
+    """
+    # fmt: on
+    from prunescope.analysis.pipeline import Options
+    from prunescope.deliver import Delivery
+    from prunescope.deliver_comparison import deliver_all
+    from prunescope.taxonomy.arguments import peaks
+
+    options = Options(
+        sparsity=sparsity, device=device, peaks=peaks(peak), bandwidth=bandwidth,
+        phase_pattern=phase_pattern, eager_trace=eager_trace,
+        baseline_eager_trace=baseline_eager_trace, hta=hta,
+    )  # fmt: skip
+    to = Delivery(folder=out, formats=formats, json=json_target)
+    if deliver_all(subjects, to, baseline=baseline, options=options):
+        raise typer.Exit(3)
+
+
+register_predict(app)
+
+
+# fmt: off
+@app.command("sweep")
+def _sweep(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A file.")] = None,
+    *,
+    out: Annotated[Path, Option(metavar="FOLDER", help="New, or of a sweep that goes on.")],
+    preset: Annotated[str | None, Option(metavar="NAME", help="paper, in place of a file.")] = None,
+    engine: Annotated[Literal["local", "ray"], Option(help="Where captures run.")] = "local",
+    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N, from 0.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Plan and time only.")] = False,
+    json_target: Json = None,
+) -> None:
+    """Trace and judge many prunings of a model; the same command again resumes.
+
+    \b
+    prunescope sweep benchmarks/smollm2.yaml --out traces/sweep --dry-run
+    """
+    # fmt: on
+    options = {k: v for k, v in locals().items() if k != "dry_run"}
+    from prunescope.analysis.report.pareto_terminal import sweep_state
+    from prunescope.output import check_target, tell
+    from prunescope.tracer.capture.progress import Bar
+    from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
+
+    check_target(options.pop("json_target"))
+    request = SweepRequest(**options, argv=sys.argv[1:])
+    if not dry_run:
+        with Bar() as bar:
+            sweep(request, bar)
+    found = summary(request, estimate=dry_run)
+    tell(found, json_target, people=sweep_state(found))
+    plan = found["plan"]
+    if not dry_run and plan["failed"] + plan["pending"] > plan["impossible"]:
+        raise typer.Exit(3)
+
+
+@app.command("pareto")
+def _pareto(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a sweep.")],
+    *,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: FOLDER/pareto]")] = None,
+    json_target: Json = None,
+) -> None:
+    """Compare the prunings of a sweep: frontier, break-even, and the bounds they reach."""
+    from prunescope.analysis.pareto.write import judge, to_json, write_pareto
+    from prunescope.analysis.report.pareto_terminal import pareto_summary
+    from prunescope.output import check_target, console_for, emit_json
+
+    check_target(json_target)
+    found, target = judge(folder), out or folder / "pareto"
+    write_pareto(found, target)
+    emit_json(to_json(found), json_target)
+    console_for(json_target).print(pareto_summary(found, target))
+
+
+register_evidence(app)
+register_facts(app)
+
+
+@app.command("calibrate")
+def _calibrate(
+    *,
+    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    out: Annotated[Path | None, Option(metavar="FILE", help="Write the JSON here.")] = None,
+    json_target: Json = None,
+) -> None:
+    """Measure the peaks of this machine, in a few seconds; later traces keep the newest."""
+    from prunescope.analysis.report.listings import devices
+    from prunescope.output import check_target, emit_json, tell
+    from prunescope.tracer.machine.calibrate import calibrate
+
+    check_target(json_target)
+    check_target(out)
+    measured = calibrate(device)
+    emit_json(measured, out)
+    tell(measured, json_target, people=devices({"devices": [measured]}))
+
+
+@app.command("doctor")
+def _doctor(*, json_target: Json = None) -> None:
+    """Check what works here: torch, device, profiler, clocks, HTA, Ray; exit code 3 if too little.
+    """
+    from prunescope.analysis.report.listings import doctor
+    from prunescope.output import check_target, tell
+    from prunescope.tracer.machine.doctor import examine, works
+
+    check_target(json_target)
+    checks = list(examine())
+    found = {"works": works(checks), "checks": checks}
+    tell(found, json_target, people=None if json_target == "-" else doctor(checks))
+    if not found["works"]:
+        raise typer.Exit(3)
+
+
+@app.command("demo")
+def _demo(
+    *, out: Annotated[Path, Option(metavar="FOLDER", help="Where the runs go.")] = Path("demo")
+) -> None:
+    """Prune SmolLM2-135M in three ways, trace each on this machine, and give the verdicts."""
+    from prunescope.analysis.pipeline import Options
+    from prunescope.analysis.report.listings import verdict
+    from prunescope.deliver import Delivery, deliver
+    from prunescope.output import console_for
+    from prunescope.tracer.capture.progress import Bar
+
+    console = console_for(None)
+    console.print(f"{DEMO_MODEL}, weights of 4 bits dequantised: {len(DEMO)} times a minute or so")
+    for method, sparsity in DEMO:
+        with Bar() as bar:
+            folder = prunescope.trace(
+                model=DEMO_MODEL, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
+                out=out / method, overwrite=True, argv=["demo"], progress=bar,
+            )  # fmt: skip
+        report = deliver(folder, Delivery(quiet=True), options=Options())
+        console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
+    gc.set_threshold(_GC_THRESHOLD)
+    args = bare_json(list(sys.argv[1:] if argv is None else argv))
+    code = exit_code(lambda: _run(args), asks_json(args), name=next(iter(args), ""))
+    signals.too_late()
+    return code
+
+
+def _run(args: list[str]) -> Any:
+    refuse_empty(args)
+    return app(args, prog_name="prunescope", standalone_mode=False)

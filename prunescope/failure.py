@@ -1,0 +1,126 @@
+"""How an error is told: in, an exception that reached the front door; out, words on standard error
+and an exit code. As JSON too where JSON was asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import typer
+
+from prunescope.analysis.report.escape import clean
+from prunescope.signals import INTERRUPTED, hearing
+from prunescope.taxonomy.errors import PrunescopeError
+
+_PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
+_FAILURES = (
+    ModuleNotFoundError, OSError, MemoryError, KeyboardInterrupt, typer.Abort, SystemExit,
+    UnicodeEncodeError,
+)  # fmt: skip
+_LOOP = "Symlink loop"  # what Path.resolve raises RuntimeError with before Python 3.13
+_LONGEST = 700  # of a problem or a hint; they may quote what was given
+_OURS = ("prunescope",)
+# What a command with partial results says in JSON; for people its output says it in place.
+_INCOMPLETE = {
+    "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
+    "verify": ("the bundle does not verify", "`failed` names each file and why"),
+    "sweep": ("results of the sweep are missing", "give the same command again: it does the rest"),
+    "doctor": ("something that is needed does not work here", "`hint` of each check is its fix"),
+}
+
+
+def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> int:  # noqa: FBT001
+    """Run a command and say what went wrong; 0, 2 a mistake, 3 partial, 130 or 143 interrupted.
+
+    `name`: of the command. With `as_json`, what is not 0 ends in an object on standard error.
+    Raises what is a bug of ours, and what shell completion ends with.
+    """
+    _ready_streams()
+    try:
+        with hearing():
+            code = command()
+            sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer makes it of Ctrl-C
+            raise KeyboardInterrupt
+    except BrokenPipeError:
+        # The reader left. Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
+        return tell_error(error, as_json=as_json)
+    except RuntimeError as error:
+        if not str(error).startswith(_LOOP):
+            raise
+        loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
+        return tell_error(loop, as_json=as_json)
+    if code == _PARTIAL and as_json:
+        problem, hint = _INCOMPLETE.get(name, ("the results are partial", "the output says which"))
+        said = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
+        sys.stderr.write(json.dumps({"error": said}) + "\n")
+    return code if isinstance(code, int) else 0
+
+
+def _ready_streams() -> None:
+    """Started without standard streams, as a service may be, words go nowhere, and into no file
+    that is opened next and would get the number of a stream. What an encoding lacks shows as ?.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and "utf" not in sys.stdout.encoding.lower():
+        sys.stdout.reconfigure(errors="replace")
+
+
+def tell_error(error: BaseException, *, as_json: bool) -> int:
+    """Say what was wrong and what to do; returns the exit code.
+
+    Raises the error itself where it is a bug of ours: a module of the package that is missing.
+    """
+    if isinstance(error, SystemExit) and error.code != _TERMINATED:
+        raise error  # shell completion ends so
+    # They may quote a trace: untrusted.
+    problem, hint = (_shortened(clean(part)) for part in _worded(error))
+    notes = [_shortened(clean(note)) for note in getattr(error, "__notes__", ())]
+    sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
+    if as_json:
+        sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
+    if isinstance(error, SystemExit):
+        return _TERMINATED
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return _INTERRUPTED
+    return error.exit_code if isinstance(error, PrunescopeError) else 2
+
+
+def _shortened(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def _worded(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, PrunescopeError):
+        return error.problem, error.hint
+    if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
+        return INTERRUPTED
+    if isinstance(error, UnicodeEncodeError):
+        said = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"{said!r} cannot be written as {error.encoding}", "rename it, or set PYTHONUTF8=1"
+    if isinstance(error, MemoryError):
+        return "out of memory", "a trace of fewer steps, or a machine with more memory"
+    if isinstance(error, ModuleNotFoundError):
+        library = (error.name or "").split(".")[0]
+        if library in _OURS:
+            raise error
+        return f"{library} is not installed", f"pip install {library}"
+    if isinstance(error, OSError):
+        what = (error.filename, error.strerror or error)
+        problem = ": ".join(str(part) for part in what if part)
+        return problem, "check the path, its permissions and the space left"
+    # A usage error of typer: unknown option, bad value, ...
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "prunescope"
+    sentence = getattr(error, "format_message", lambda: str(error))()
+    return sentence.replace("Value error, ", ""), f"see `{command} --help`"

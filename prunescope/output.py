@@ -1,0 +1,61 @@
+"""Where output goes: JSON to a file or alone to standard output, words for people to the rest.
+
+A target is None (no JSON), "-" (standard output) or a file name. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+
+
+def tell(
+    content: dict[str, Any], target: str | None, *, people: RenderableType | None = None
+) -> None:
+    """Write JSON to its target, and show `people` where that leaves room."""
+    emit_json(content, target)
+    if people is not None:
+        console_for(target).print(people)
+
+
+def console_for(target: str | None) -> Console:
+    """The console for people: standard error where standard output belongs to the JSON."""
+    return Console(stderr=target == "-", highlight=False)
+
+
+def check_target(target: str | Path | None) -> None:
+    """Refuse, before any work is done, a target that can never be written."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise PrunescopeError(
+            f"cannot write JSON: {target} {problem}",
+            hint="name a file in an existing folder, or - for standard output",
+        )
+
+
+def emit_json(content: bytes | dict[str, Any], target: str | Path | None) -> None:
+    """Write JSON (a report already encoded, or plain values) to its target."""
+    if target is None:
+        return
+    if isinstance(content, dict):
+        content = json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
+    if target == "-":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    path = Path(target).resolve()  # a link stays a link
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)  # /dev/null, a pipe: nothing to replace
+        return
+    write_file(path, content)

@@ -1,0 +1,283 @@
+"""Folders that appear whole or not at all, whatever stops the process, and what it left behind.
+
+In: the path of a folder that will be written. Out: a partial folder beside it, and the steps by
+which it takes the place of the old one. Partial folders of killed processes are removed by the
+next one that writes the same: a living process holds a lock on its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+if sys.platform != "win32":  # there: no locks, and nothing is taken for abandoned
+    import fcntl
+
+_AT_FDCWD, _EXCHANGE = -100, 2  # renameat2(2)
+
+
+@contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """A new, empty folder beside `out`; whatever is in its place at the end is removed.
+
+    Removes what killed processes left of earlier tries at `out`, and gives back an `out` that one
+    of them had moved aside.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _recover(out)
+    with _named(out), _locked_folder(out.parent, f".{out.name}.", ".partial") as partial:
+        yield partial
+
+
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    """What a failed write was to be: the system tells a reason, and of a full disk no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = out.name
+        raise
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for temporary files; removes those of processes that were killed."""
+    parent = Path(tempfile.gettempdir())
+    prefix = f"prunescope-{_user()}-"
+    for path in parent.glob(f"{prefix}*.scratch"):
+        _remove_abandoned(path)
+    with _locked_folder(parent, prefix, ".scratch") as folder:
+        yield folder
+
+
+def put_in_place(partial: Path, out: Path) -> None:
+    """`partial` becomes `out`; the folder that was there is left in the place of `partial`.
+
+    There is always a whole folder at `out` where the system can exchange two names (Linux); else
+    the old one steps aside for a moment.
+    """
+    partial.chmod(out.stat().st_mode & 0o7777 if out.is_dir() else 0o777 & ~_umask())
+    try:
+        partial.rename(out)
+        return
+    except OSError:
+        if not out.is_dir() or out.is_symlink():
+            raise
+    if _exchange(partial, out):
+        return
+    aside = out.parent / f".{out.name}.{secrets.token_hex(4)}.old"
+    out.rename(aside)
+    try:
+        partial.rename(out)
+    except BaseException:
+        aside.rename(out)
+        raise
+    aside.rename(partial)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole: a temporary sibling first, on disk before one rename.
+    Removes what killed processes left of earlier tries."""
+    with _named(path):
+        _write_file(path, data)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    for old in _beside(path, (".tmp",)):
+        _remove_abandoned(old)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with temporary.open("xb") as file:
+            # As with folders: it may be taken for abandoned before it is locked.
+            if not _lock(file.fileno()) or not _is_still(temporary, file.fileno()):
+                continue
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Only one process of a machine writes `out` at a time. The claim of a killed one is free.
+
+    Raises PrunescopeError where another process has it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    name = hashlib.sha256(os.fsencode(out.absolute().resolve())).hexdigest()[:16]
+    folder, prefix = Path(tempfile.gettempdir()), f"prunescope-{_user()}-"
+    path = folder / f"{prefix}{name}.lock"
+    for old in folder.glob(f"{prefix}{'[0-9a-f]' * len(name)}.lock"):
+        _remove_abandoned(old)
+    descriptor = _claim(path)
+    if descriptor is None:
+        raise PrunescopeError(
+            f"another process is writing {out}", hint="wait for it, or choose another --out"
+        )
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock goes: nobody else can hold it
+        os.close(descriptor)
+
+
+def _claim(path: Path) -> int | None:
+    """A lock on the file, None where another process has it."""
+    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    tries = 3
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        if not _lock(descriptor):
+            os.close(descriptor)
+            tries -= 1
+            if not tries:
+                return None
+            time.sleep(0.02)  # who tidies up holds it for a moment
+            continue
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # the one before removed it between the two lines
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether what was opened is what the path names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def clean_termination() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit inside, so that `finally` runs; SIGINT does so already."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _locked_folder(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
+    path, descriptor = _new_locked(parent, prefix, suffix)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _new_locked(parent: Path, prefix: str, suffix: str) -> tuple[Path, int | None]:
+    while True:
+        path = parent / f"{prefix}{secrets.token_hex(4)}{suffix}"
+        path.mkdir(mode=0o700)
+        if sys.platform == "win32":
+            return path, None
+        # Between the two lines another process may take the folder for abandoned and remove it.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY)
+            if _lock(descriptor) and _is_still(path, descriptor):
+                return path, descriptor
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: better than not to write at all
+        return True
+    return True
+
+
+def _recover(out: Path) -> None:
+    """Undo what processes that were killed while they wrote `out` left."""
+    beside = [p for p in _beside(out) if p.is_dir() and not p.is_symlink()]
+    for path in beside:
+        if path.suffix == ".old" and not out.exists():
+            path.rename(out)
+    for path in beside:
+        if path.suffix == ".partial":
+            _remove_abandoned(path)
+
+
+def _beside(out: Path, suffixes: tuple[str, ...] = (".partial", ".old")) -> list[Path]:
+    """What has the names that are given here, with eight hexadecimal digits in them."""
+    names = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}(\.\w+)")
+    with suppress(OSError):
+        found = [(p, names.fullmatch(p.name)) for p in out.parent.iterdir()]
+        return [p for p, match in found if match is not None and match[1] in suffixes]
+    return []
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove a folder or file that no living process holds."""
+    if sys.platform == "win32":
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held, gone, of somebody else, or without locks: not ours to judge
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = (os.fsencode(a), os.fsencode(b))
+    return int(swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE)) == 0
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "0"

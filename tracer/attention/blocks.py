@@ -1,0 +1,160 @@
+"""Key/value blocks for block-sparse attention: which ones each query block sees, and their tokens.
+
+Block i of b tokens holds tokens i·b … ; the last may be shorter. A query block always sees its own
+block; of the i before it the best by score, max(1, round((i + 1)·p)) with its own.
+Shapes: B batch, n_kv KV heads, d head_dim, L keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from prunescope.tracer.attention.pruned import lower_right
+
+_USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Query blocks first … end - 1, g of them, which all see `count` blocks; `own` is the length of
+    one. `tokens` [B, n_kv, g, m] are the keys of each, its own block last; `flat` their rows in
+    [B·n_kv·L] in the order [B, g, n_kv, m]. `mask` [own, m] is additive; None for a single query.
+    """
+
+    first: int
+    end: int
+    count: int
+    own: int
+    tokens: torch.Tensor
+    flat: torch.Tensor
+    mask: torch.Tensor | None
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """Of keys or values [B, n_kv, L, d] those of each query block, [B·g, n_kv, m, d]."""
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
+        _, heads, num, length = self.tokens.shape
+        return rows.view(x.shape[0] * num, heads, length, -1)
+
+    def queries_of(self, x: torch.Tensor, block: int) -> torch.Tensor:
+        """Of [B, heads, S, d] the rows of these query blocks, [B, heads, g, own, d]."""
+        num = self.end - self.first
+        return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
+
+
+def usual_block(length: int) -> int:
+    """64 tokens, or the power of two that gives a shorter prompt 8 blocks at least."""
+    return min(_USUAL_BLOCK, 1 << int(math.log2(max(1, length // _LEAST_BLOCKS))))
+
+
+def budget(index: int, sparsity: float) -> int:
+    """Blocks that query block `index` sees, its own with them."""
+    return max(1, round((index + 1) * (1 - sparsity)))
+
+
+def longest_block(length: int, sparsity: float) -> int:
+    """The longest block of which a prompt of `length` tokens has so many that one is skipped; 0
+    where not even blocks of one token are that many."""
+    counts = (n for n in range(2, length + 1) if budget(n - 1, sparsity) < n)
+    least = next(counts, None)
+    return 0 if least is None else math.ceil(length / (least - 1)) - 1
+
+
+def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
+    """(first, end, count) of the runs of query blocks that see equally many blocks."""
+    runs: list[tuple[int, int, int]] = []
+    for index in range(num_blocks):
+        count = budget(index, sparsity)
+        if runs and runs[-1][2] == count:
+            runs[-1] = (runs[-1][0], index + 1, count)
+        else:
+            runs.append((index, index + 1, count))
+    return runs
+
+
+def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Means [.., L/b, d] of the whole blocks of [.., L, d]; a shorter last one has its own mean."""
+    whole = x.shape[-2] // block * block
+    means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
+    if whole == x.shape[-2]:
+        return means
+    return torch.cat((means, x[..., whole:, :].mean(-2, keepdim=True)), dim=-2)
+
+
+def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
+    """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, kept beside them.
+
+    Only blocks that ended since `past` tokens are read; a cropped cache is noticed by `past`.
+    """
+    known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
+    valid = past // block if known is not None else 0
+    num_blocks = keys.shape[2] // block
+    if known is None or valid == 0 or known.shape[2] < valid:
+        known, valid = keys[:, :, :0], 0
+    fresh = keys[:, :, valid * block : num_blocks * block]
+    if fresh.shape[2] or known.shape[2] != valid:
+        known = torch.cat((known[:, :, :valid], pooled(fresh, block)), dim=2)
+    if layer is not None:
+        layer.pooled, layer.block = known, block
+    return known
+
+
+def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) -> list[Group]:
+    """The keys of each query block by scores [B, n_kv, query blocks, key blocks] over L keys.
+
+    The query blocks are the last ones of the L tokens: all in prefill, one of a single token in
+    decode. Later blocks and a block's own never compete.
+    """
+    num_queries, num_keys = scores.shape[2], scores.shape[3]
+    first = math.ceil(length / block) - num_queries
+    own = torch.arange(first, first + num_queries, device=scores.device)
+    later = torch.arange(num_keys, device=scores.device) >= own.unsqueeze(-1)
+    scores = scores.masked_fill(later, float("-inf"))
+    best = scores.topk(budget(first + num_queries - 1, sparsity) - 1, dim=-1).indices
+    found = []
+    for start, end, count in _runs(first, num_queries, block, length, sparsity):
+        rows = slice(start - first, end - first)
+        chosen = best[:, :, rows, : count - 1].sort(-1).values
+        mine = own[rows].view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
+        size = min(block, length - start * block)
+        tokens = _tokens(chosen, mine, block, size)
+        found.append(Group(start, end, count, size, tokens, _flat(tokens, length), None))
+    return found
+
+
+def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
+    """The groups with the causal mask of their own block, in the format of `like`."""
+    return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in found]
+
+
+def num_seen(found: list[Group]) -> int:
+    """Blocks that all query blocks together see."""
+    return sum(g.count * (g.end - g.first) for g in found)
+
+
+def _runs(
+    first: int, num: int, block: int, length: int, sparsity: float
+) -> list[tuple[int, int, int]]:
+    """Runs of equal budgets from block `first` on; a shorter last block is a run of its own."""
+    cut = [r for r in budget_runs(first + num, sparsity) if r[1] > first]
+    cut[0] = (max(first, cut[0][0]), cut[0][1], cut[0][2])
+    start, end, count = cut[-1]
+    if length % block and end - start > 1:
+        cut[-1:] = [(start, end - 1, count), (end - 1, end, count)]
+    return cut
+
+
+def _tokens(chosen: torch.Tensor, own: torch.Tensor, block: int, size: int) -> torch.Tensor:
+    """Key positions of whole chosen blocks [.., c], then those of the own block of `size`."""
+    offsets = torch.arange(block, device=chosen.device)
+    before = (chosen.unsqueeze(-1) * block + offsets).flatten(3)
+    return torch.cat((before, own * block + offsets[:size]), dim=-1)
+
+
+def _flat(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    batch, heads = tokens.shape[:2]
+    first = torch.arange(0, batch * heads * length, length, device=tokens.device)
+    return (tokens + first.view(batch, heads, 1, 1)).transpose(1, 2).flatten()

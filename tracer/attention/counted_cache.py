@@ -1,0 +1,144 @@
+"""A cache layer that counts the tokens it has seen, of which it may hold fewer.
+
+In: a cache of transformers. Out: its layer as a CountedLayer, and masks for the keys that it holds.
+Shapes: B batch, T query tokens, L keys, H heads of a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+
+def past_length(cache: Any, layer_idx: int) -> int:
+    """Tokens that a layer's cache holds; 0 without a cache."""
+    if cache is None or layer_idx >= len(cache.layers):
+        return 0
+    return int(cache.get_seq_length(layer_idx))
+
+
+class CountedKeys(DynamicLayer):
+    """What counts: `seen` tells the positions.
+
+    `window`: keys that a query sees, of which the cache holds the last window − 1. With `tracked`
+    it knows where its keys stood in the sequence, [1 or B, held], for masks that are given.
+    """
+
+    is_croppable = False  # what was evicted or skipped cannot come back
+
+    def count(self, window: int | None, *, tracked: bool) -> None:
+        """Nothing is seen yet."""
+        self.seen, self.window, self.tracked = 0, window, tracked
+        self.places: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append, and count the tokens as seen."""
+        self.seen += key_states.shape[-2]
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if self.window is not None and keys.shape[2] >= self.window:
+            self.keys = keys[:, :, 1 - self.window :]
+            self.values = values[:, :, 1 - self.window :]
+        return keys, values
+
+    def mask_of(
+        self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Of a mask [.., T, seen + T] over all tokens what `num` new ones see, of the keys held and
+        their own. `at` [B, num]: which of the T tokens they are, all where it is None."""
+        if not self.tracked:
+            return last_rows(mask, self.held + num)
+        new = at
+        if new is None:
+            device = None if mask is None else mask.device
+            new = torch.arange(self.seen, self.seen + num, device=device).unsqueeze(0)
+        places = new
+        if self.places is not None:
+            held = self.places.expand(max(new.shape[0], self.places.shape[0]), -1)
+            places = torch.cat((held, new.expand(held.shape[0], -1)), dim=1)
+        kept = len(places[0]) if self.window is None else self.window - 1
+        self.places = places[:, max(0, places.shape[1] - kept) :]
+        if mask is None:
+            return None
+        mask = mask.expand(places.shape[0], -1, -1, -1) if places.shape[0] > 1 else mask
+        if at is not None:
+            mask = mask.gather(2, _spread(at, mask, 3))
+        return mask.gather(3, _spread(places, mask, 2))
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, so that the next position is right."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if every token seen were held."""
+        return self.seen + query_length, 0
+
+    @property
+    def held(self) -> int:
+        """Keys in the cache."""
+        return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
+
+    def reset(self) -> None:
+        """Empty, and nothing seen."""
+        super().reset()
+        self.seen, self.places = 0, None
+
+
+class CountedLayer(CountedKeys):
+    """A cache layer that holds fewer keys than the tokens it has seen."""
+
+    def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
+        super().__init__()
+        self.count(window, tracked=tracked)
+
+
+class CountedBeside(CountedKeys, LinearAttentionAndFullAttentionLayer):
+    """The same beside the state of a mixer, which it takes over from `layer`."""
+
+    def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
+        super().__init__()
+        self.__dict__.update(vars(layer))  # a mixer may have run before the attention of its layer
+        self.count(window, tracked=tracked)
+
+
+def _spread(places: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
+    """Places [1 or B, n] as an index into a mask [B, H, T, L] along its axis beside `other`."""
+    shape = [mask.shape[0], mask.shape[1], -1, -1]
+    shape[other] = mask.shape[other]
+    return places[:, None].unsqueeze(other).expand(shape)
+
+
+def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
+    """Of a causal mask [.., T, L] what the last `num_keys` keys, the newest with them, show: every
+    key before them is seen by all."""
+    return None if mask is None else mask[..., -num_keys:]
+
+
+def counted_layer(
+    cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
+) -> CountedKeys:
+    """The layer of a cache as one that counts; one of another kind, empty of keys, is replaced."""
+    while len(cache.layers) <= layer_idx:
+        cache.layers.append(CountedLayer())
+    layer = cache.layers[layer_idx]
+    if not isinstance(layer, CountedKeys) or (layer.tracked != tracked and not layer.seen):
+        if layer.get_seq_length():
+            raise PrunescopeError(
+                "the cache was filled by another model",
+                hint="prefill with the pruned model, on an empty DynamicCache",
+            )
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            layer = CountedBeside(layer, window, tracked=tracked)
+        else:
+            layer = CountedLayer(window, tracked=tracked)
+        cache.layers[layer_idx] = layer
+    return layer

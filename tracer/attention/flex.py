@@ -1,0 +1,96 @@
+"""FlexAttention over chosen key/value blocks: a block mask straight from the choice, and a kernel.
+
+In: scores of key blocks for each query block, [B, n_kv, blocks, blocks]. Out: a BlockMask, and
+attention through torch's compiled kernel. No keys or values are gathered. Prompts only, where query
+block i sees its own block (causally) and the best before it, as `tracer.attention.blocks` says.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from prunescope.tracer.attention.blocks import budget
+
+LEAST_BLOCK = 16  # the kernel's tiles
+_TILE = 64
+
+
+def missing(device: torch.device) -> str:
+    """Why a device cannot run the kernel; empty where it can."""
+    if device.type != "cuda":
+        return (
+            f"FlexAttention skips blocks in a kernel compiled for a GPU, and this is {device.type}"
+        )
+    return ""
+
+
+def refused_block(block: int) -> str:
+    """Why the kernel cannot take blocks of this length; empty where it can. 0: by prompt."""
+    if block and (block < LEAST_BLOCK or block & (block - 1)):
+        return f"the kernel takes blocks of a power of two from {LEAST_BLOCK} on, not {block}"
+    return ""
+
+
+def block_mask(
+    scores: torch.Tensor, *, block: int, length: int, sparsity: float, groups: int
+) -> BlockMask:
+    """The blocks that each query block of a prompt of `length` sees, for n_kv · `groups` heads.
+
+    Blocks before a query block's own are whole, so that the kernel masks nothing in them.
+    """
+    batch, heads, num, _ = scores.shape  # a last block that is not whole has no mean of its keys
+    own = torch.arange(num, device=scores.device)
+    before = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
+    scores = scores.masked_fill(~before, float("-inf"))
+    best = scores.topk(budget(num - 1, sparsity) - 1, dim=-1).indices
+    # In double precision, so that halves are rounded as `budget` does.
+    count = ((own.double() + 1) * (1 - sparsity)).round().clamp(min=1) - 1
+    whole = torch.zeros(batch, heads, num, num, dtype=torch.int32, device=scores.device)
+    whole[..., : best.shape[-1]] = best
+    mine = torch.zeros_like(whole)
+    mine[..., 0] = own
+    shape = (batch, heads * groups, num)
+    return BlockMask.from_kv_blocks(
+        torch.ones(shape, dtype=torch.int32, device=scores.device),
+        mine.repeat_interleave(groups, dim=1),
+        count.int().expand(shape).contiguous(),
+        whole.repeat_interleave(groups, dim=1),
+        BLOCK_SIZE=block,
+        mask_mod=_causal,
+        seq_lengths=(length, length),
+        compute_q_blocks=False,  # they serve the backward pass alone
+    )
+
+
+def blocks_seen(num_blocks: int, sparsity: float) -> int:
+    """Blocks that all query blocks of a prompt see together."""
+    return sum(budget(index, sparsity) for index in range(num_blocks))
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask, *, scaling: float
+) -> torch.Tensor:
+    """[B, n_q, T, d] over [B, n_kv, T, d] to [B, n_q, T, d]."""
+    size = mask.BLOCK_SIZE[0]
+    options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
+    out: torch.Tensor = _kernel()(
+        q, k, v, block_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=options,
+    )  # fmt: skip
+    return out
+
+
+@cache
+def _kernel() -> Any:
+    """Compiled once; uncompiled it would compute every score and look at no block."""
+    return torch.compile(flex_attention)
+
+
+def _causal(
+    _batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    return query >= key

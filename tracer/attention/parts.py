@@ -1,0 +1,211 @@
+"""What an attention of transformers is made of, so that a dynamic family can run its steps apart.
+
+In: a model. Out: AttentionParts for each layer, read from its matrices, norms and cache, or a
+PrunescopeError that says what is not understood. That the parts are all there is to it is proved
+afterwards, by the logits (`tracer.routing.prenorm.rebuilt`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.attention.rotation import latent_turns, own_function, turns
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.heads import Heads, find_heads
+from prunescope.tracer.model.layers import decoder_layers, probe_hooked, text_config
+
+_CACHED = 4  # axes of cached keys
+_LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionParts:
+    """The attention of layer `layer`: `module`, at `path`. `names`: child by role (q, k, v or qkv,
+    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: how a fused qkv lies,
+    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: what a norm takes,
+    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether a
+    rotation pairs neighbours, not halves; None: this layer has none; `short`: whether cos and sin
+    are given for one of each pair; `rope_dim`: of latent attention the part of a key that is
+    rotated and shared. `gated`: whether q has a gate of each head too; `key_scale`: what keys are
+    multiplied by. `repeats`: times that a key stands in the cache. `window`: keys that a query
+    sees, None for all; `masked`: whether every forward is given a mask. `eager`: the model's own
+    function attends.
+    """
+
+    layer: int
+    module: Any
+    path: str
+    names: dict[str, str]
+    order: str
+    norms: dict[str, str]
+    spans: str
+    turns: bool | None
+    short: bool
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    scaling: float
+    repeats: int
+    window: int | None
+    rope_dim: int = 0
+    gated: bool = False
+    key_scale: float = 1.0
+    masked: bool = False
+    eager: bool = False
+
+    @property
+    def like(self) -> torch.Tensor:
+        """A tensor [1, h] of the device and dtype of the projections."""
+        weight: torch.Tensor = self.module.get_submodule(self.names["o"]).weight
+        return weight.new_empty(1, self.hidden)
+
+    @property
+    def layer_idx(self) -> int:
+        """Its layer of the cache."""
+        return int(self.module.layer_idx)
+
+
+def read_attentions(model: Any) -> list[AttentionParts]:
+    """The attention of every layer that has one. Raises PrunescopeError where one is built
+    otherwise, and where there is none."""
+    name, layers = decoder_layers(model)
+    implementation = str(getattr(model.config, "_attn_implementation", "sdpa"))
+    if implementation not in ("sdpa", "eager"):
+        raise PrunescopeError(
+            f"the dynamic families run SDPA or eager attention, not {implementation}",
+            hint="use --attn sdpa, so that dense and pruned attend alike",
+        )
+    heads = {i: find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)}
+    found = {i: one for i, one in heads.items() if one is not None}
+    if not found:
+        raise unread(model, "no layer has an attention")
+    for one in found.values():
+        _check(model, one, implementation)
+    (cached, masked), windows = observe(model), compat.windows(model)
+    return [
+        replace(_parts(i, one, cached, windows), masked=masked, eager=implementation == "eager")
+        for i, one in found.items()
+    ]
+
+
+def unread(model: nn.Module, why: str) -> PrunescopeError:
+    """The error for a model whose attention is not understood."""
+    return PrunescopeError(
+        f"layers of {type(model).__name__} cannot be taken apart by the dynamic families ({why})",
+        hint="they need an attention of q, k, v and o, fused or not; "
+        "`prunescope families --architecture CONFIG` says which families take this model",
+    )
+
+
+def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
+    """Raises PrunescopeError where an attention has more than the parts that are known."""
+    beside = list(heads.module.parameters(recurse=False))
+    sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in beside)
+    if heads.gates or (beside and not sinks):
+        raise unread(model, "its attention has weights beside q, k, v and o")
+    if implementation == "eager" and own_function(heads.module, "eager_attention_forward") is None:
+        raise unread(model, "its eager attention is no function of its own")
+    if any(w.path.rpartition(".")[0] != heads.path for w in heads.weights.values()):
+        raise unread(model, "its projections do not stand side by side")
+    if not isinstance(getattr(heads.module, "layer_idx", None), int):
+        raise unread(model, "its attention does not say where its keys are cached")
+    known = ("qkv", "k", "v", *_LATENT, "qk_norm")
+    for name, child in heads.module.named_children():
+        weighs = next(child.parameters(), None) is not None
+        if weighs and locate(f"{heads.path}.{name}").role not in known:
+            raise unread(model, f"its attention has {name} beside q, k, v and o")
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    if own_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
+        raise unread(model, "its queries are scaled by their position")
+
+
+def observe(model: Any) -> tuple[dict[int, int], bool]:
+    """What a forward of a few tokens shows: heads of keys by layer of the cache, and whether layers
+    without a window are given a mask although none is needed."""
+    seen: dict[int, int] = {}
+    windows, masked = compat.windows(model), [False]
+
+    def see(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
+        index = module.layer_idx
+        layers = getattr(compat.cache_in(arguments), "layers", ())
+        keys = getattr(layers[index], "keys", None) if index < len(layers) else None
+        if isinstance(keys, torch.Tensor) and keys.dim() == _CACHED:
+            seen[index] = keys.shape[1]
+        whole = index >= len(windows) or windows[index] is None
+        masked[0] |= whole and arguments.get("attention_mask") is not None
+
+    handles = [
+        module.register_forward_hook(see, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+    ]
+    probe_hooked(model, handles)
+    return seen, masked[0]
+
+
+def _parts(
+    layer: int, heads: Heads, cached: dict[int, int], windows: list[int | None]
+) -> AttentionParts:
+    module, root = heads.module, len(heads.path) + 1
+    names = {role: weight.path[root:] for role, weight in heads.weights.items()}
+    out, kv_heads = heads.weights["o"], heads.kv_heads
+    head_dim = out.k // heads.heads
+    if "qkv" in names:  # its size tells, whatever the config says
+        kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
+    norms, spans = _norms(heads)
+    pairs, short = turns(module)
+    index = int(module.layer_idx)
+    window = windows[index] if index < len(windows) else None
+    if heads.entry and heads.entry.windowed_rope and window is None:
+        pairs = None
+    parts = AttentionParts(
+        layer=layer, module=module, path=heads.path, names=names, norms=norms, spans=spans,
+        order=heads.entry.qkv if heads.entry else "", turns=pairs, short=short,
+        heads=heads.heads, kv_heads=kv_heads, head_dim=head_dim, hidden=out.n,
+        scaling=float(getattr(module, "scaling", head_dim**-0.5)),
+        repeats=max(1, cached.get(index, kv_heads) // kv_heads),
+        window=window,
+        gated="q" in names and heads.weights["q"].n == 2 * out.k,
+        key_scale=float(getattr(module, "key_multiplier", 1.0)),
+    )  # fmt: skip
+    return _with_latents(parts, heads) if "kv_b" in names else parts
+
+
+def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
+    """The same, where a head of queries and keys is no head of values."""
+    names = _latent_names(heads)
+    stored = parts.module.get_submodule(names["kv_a"]).out_features
+    query = heads.weights["q_b" if "q_b" in names else "q"]
+    return replace(
+        parts, names=names, spans="latent", turns=latent_turns(parts.module), short=False,
+        head_dim=query.n // heads.heads, rope_dim=stored - heads.weights["kv_b"].k, gated=False,
+    )  # fmt: skip
+
+
+def _latent_names(heads: Heads) -> dict[str, str]:
+    """Child by role, of the matrices into the latents too."""
+    children = [name for name, _ in heads.module.named_children()]
+    found = {locate(f"{heads.path}.{name}").role: name for name in children}
+    return {role: name for role, name in found.items() if role in _LATENT}
+
+
+def _norms(heads: Heads) -> tuple[dict[str, str], str]:
+    """Norms of q and k by role, and what they take."""
+    wide = [(path, norm) for path, norm, _ in heads.wide_norms]
+    names: dict[str, str] = {}
+    spans = ""
+    for path, norm in (*wide, *heads.head_norms):
+        leaf = path[len(heads.path) + 1 :]
+        if "." in leaf:
+            continue  # the norm of a head, in a list of them
+        names[leaf[0]] = leaf
+        weight = getattr(norm, "weight", None)
+        spans = "all" if wide else "heads" if weight is None else "head"
+    return names, spans

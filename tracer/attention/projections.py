@@ -1,0 +1,156 @@
+"""Projections of an attention that are not simply q, k and v: fused, from latents, with a gate.
+
+In: the AttentionParts of a `PlainAttention`. Out: classes that replace its steps, to put before its
+own. Shapes: B batch, T tokens, L keys, h hidden, n heads of d, r rank of a latent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from prunescope.tracer.attention.inserted import extend
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.rotation import Rotary, rotated, turned_pairs
+from prunescope.tracer.model.matrices import weight_of
+
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def steps_of(parts: AttentionParts) -> list[type]:
+    """What replaces the steps of separate q, k and v."""
+    found: list[type] = [_Gated] if parts.gated else []
+    if "qkv" in parts.names:
+        found.append(_Fused)
+    if "kv_b" in parts.names:
+        found.append(_Latent)
+    return found
+
+
+class _Steps:
+    """What a step finds in the attention that it is put into."""
+
+    parts: AttentionParts
+    head_dim: int
+    part: Any  # role to module
+    normed: Any  # role and [.., r] to the same, normed
+    finished: Any  # role, [B, T, n·d] and rotary to [B, n, T, d]
+
+
+class _Fused(_Steps):
+    """One matrix gives q, k and v: one GEMM where all are of the same tokens, else two."""
+
+    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """[B, T, h] to rotated queries [B, n_q, T, d]."""
+        out: torch.Tensor = self.finished("q", self.part("qkv")(x, "q"), rotary)
+        return out
+
+    def keys_values(
+        self, x: torch.Tensor, rotary: Rotary | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, T, h] to rotated keys and values [B, n_kv, T, d]."""
+        k, v = self.part("qkv")(x, "kv").chunk(2, dim=-1)
+        return self.finished("k", k, rotary), self.finished("v", v, None)
+
+    def projected(self, x: torch.Tensor, rotary: Rotary | None) -> QKV:
+        """Queries, keys and values of the same tokens."""
+        width, size = self.parts.heads * self.head_dim, self.parts.kv_heads * self.head_dim
+        q, k, v = self.part("qkv")(x).split((width, size, size), dim=-1)
+        return (
+            self.finished("q", q, rotary),
+            self.finished("k", k, rotary),
+            self.finished("v", v, None),
+        )
+
+
+class _Latent(_Steps):
+    """Keys and values are expanded from a latent; a part of each key is rotated and shared by all
+    heads. The cache holds both, and every forward expands what it holds."""
+
+    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """[B, T, h] to queries [B, n, T, d], rotated in the last dimensions."""
+        if "q_a" in self.parts.names:
+            q = self.part("q_b")(self.normed("q", self.part("q_a")(x)))
+        else:
+            q = self.part("q")(x)
+        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        if rotary is None or self.parts.turns is None:
+            return q
+        size = self.head_dim - self.parts.rope_dim
+        return torch.cat((q[..., :size], self._rotated(q[..., size:], rotary)), dim=-1)
+
+    def keys_values(
+        self, x: torch.Tensor, rotary: Rotary | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, T, h] to what is cached: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
+        both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
+        latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
+        if rotary is not None and self.parts.turns is not None:
+            turned = self._rotated(turned, rotary)
+        return self.normed("k", latents), turned
+
+    def expanded(
+        self, latents: torch.Tensor, turned: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache holds of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
+        size = self.head_dim - self.parts.rope_dim
+        out = self.part("kv_b")(latents.squeeze(1))
+        out = out.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
+        keys, values = out[..., :size], out[..., size:]
+        return torch.cat((keys, turned.expand(-1, keys.shape[1], -1, -1)), dim=-1), values
+
+    def _rotated(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        if self.parts.turns and not isinstance(rotary, torch.Tensor):
+            return turned_pairs(x, rotary)
+        return rotated(x, rotary)
+
+
+class _Gated(_Steps):
+    """Each head has as many outputs again in q: a gate of what it puts out."""
+
+    gate: torch.Tensor  # of the queries at hand, [B, T, n·d]
+
+    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """[B, T, h] to rotated queries [B, n_q, T, d]; the gate is kept for `output`."""
+        both = self.part("q")(x).unflatten(-1, (-1, 2 * self.head_dim))
+        self.gate = both[..., self.head_dim :].flatten(-2)
+        out: torch.Tensor = self.finished("q", both[..., : self.head_dim].flatten(-2), rotary)
+        return out
+
+    def output(self, attended: torch.Tensor) -> torch.Tensor:
+        """[B, T, n_q·d] to [B, T, h]."""
+        gate = self.gate.sigmoid().view_as(attended)
+        out: torch.Tensor = self.part("o")(attended * gate)
+        return out
+
+
+class _Rows:
+    """A fused projection, its rows in the order q, k, v, that gives a part of its outputs."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    width: int  # of the queries
+
+    def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
+        """[B, T, h] to [B, T, n·d]: of the queries ("q"), of keys and values ("kv"), or of all."""
+        rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
+        bias = None if self.bias is None else self.bias[rows]
+        stored = self.weight.T if isinstance(self, Conv1D) else self.weight
+        return linear(x, stored[rows], bias)
+
+
+def split_rows(projection: Any, parts: AttentionParts) -> None:
+    """Bring the rows of a fused projection into the order q, k, v, and let it run on a part."""
+    kv, size = parts.kv_heads, parts.head_dim
+    if parts.order == "groups":
+        stored = weight_of(projection)
+        rows = torch.arange(stored.shape[0], device=stored.device).view(kv, -1, size)
+        order = torch.cat([part.flatten() for part in (rows[:, :-2], rows[:, -2], rows[:, -1])])
+        stored.copy_(stored[order])
+        if projection.bias is not None:
+            projection.bias.data = projection.bias[order]
+    extend(projection, _Rows)
+    projection.width = parts.heads * size

@@ -1,0 +1,189 @@
+"""The attention of a decoder layer taken apart, so that a dynamic family changes one step.
+
+Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. All sequences of a batch
+have one length: there is no padding. Everything is ordinary torch on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.attention.inserted import extend
+from prunescope.tracer.attention.parts import AttentionParts
+from prunescope.tracer.attention.projections import split_rows, steps_of
+from prunescope.tracer.attention.rotation import Rotary, own_function, rotated
+from prunescope.tracer.model import compat
+
+
+class PlainAttention(compat.TakesCache):
+    """The attention of a layer with the projections of the original, under their names.
+
+    `forward` is the dense one; a family overrides it and uses the steps.
+    """
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__()
+        self.parts = parts
+        self.layer_idx, self.head_dim = parts.layer_idx, parts.head_dim
+        self.scaling, self.masked = parts.scaling, parts.masked or parts.window is not None
+        self.groups = parts.heads // (parts.kv_heads * parts.repeats)
+        for name, child in parts.module.named_children():
+            setattr(self, name, child)
+        for name, parameter in parts.module.named_parameters(recurse=False):
+            setattr(self, name, parameter)  # attention sinks
+        for steps in steps_of(parts):
+            extend(self, steps)
+        if "qkv" in parts.names:
+            split_rows(self.part("qkv"), parts)
+
+    def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """[B, T, h] to rotated queries [B, n_q, T, d]."""
+        return self.finished("q", self.part("q")(x), rotary)
+
+    def keys_values(
+        self, x: torch.Tensor, rotary: Rotary | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, T, h] to what the cache holds of it: rotated keys and values [B, n_kv, T, d]."""
+        k, v = self.part("k")(x), self.part("v")(x)
+        return self.finished("k", k, rotary), self.finished("v", v, None)
+
+    def projected(
+        self, x: torch.Tensor, rotary: Rotary | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries of [B, T, h], and what the cache holds of it."""
+        return self.queries(x, rotary), *self.keys_values(x, rotary)
+
+    def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the cache holds to keys and values [B, n_kv, L, d]."""
+        return k, v
+
+    def output(self, attended: torch.Tensor) -> torch.Tensor:
+        """[B, T, n_q·d] to [B, T, h]."""
+        out: torch.Tensor = self.part("o")(attended)
+        return out
+
+    def part(self, role: str) -> Any:
+        """The projection of a role."""
+        return getattr(self, self.parts.names[role])
+
+    def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
+        """[.., n] through the norm of q or k, where there is one."""
+        name = self.parts.norms.get(role)
+        return getattr(self, name)(x) if name else x
+
+    def finished(self, role: str, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
+        """A projection [B, T, n·d], normed, rotated, scaled and repeated: [B, n, T, d]."""
+        spans = self.parts.spans
+        x = self.normed(role, x) if spans == "all" else x
+        x = x.unflatten(-1, (-1, self.head_dim))
+        x = self.normed(role, x) if spans == "head" else x
+        x = x.transpose(1, 2)
+        x = self.normed(role, x) if spans == "heads" else x
+        if role == "k" and self.parts.key_scale != 1:
+            x = x * self.parts.key_scale
+        if rotary is not None and self.parts.turns is not None:
+            if self.parts.short:
+                rotary = (torch.cat((rotary[0],) * 2, -1), torch.cat((rotary[1],) * 2, -1))
+            x = rotated(x, rotary, turns=self.parts.turns)
+        if role != "q" and self.parts.repeats > 1:
+            x = x.repeat_interleave(self.parts.repeats, dim=1)
+        return x
+
+    def appended(
+        self, cache: Any, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that the cache holds after these were written to it."""
+        if cache is None:
+            return k, v
+        keys, values = cache.update(k, v, self.layer_idx)
+        return keys, values
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> torch.Tensor:
+        """[B, n_q, T, d] over [B, n_kv, L, d] to [B, T, n_q·d]. `mask` is additive [.., T, L]."""
+        if self.parts.eager:
+            return self._attend_eagerly(q, k, v, mask, causal=causal)
+        grouped = self.groups > 1
+        if grouped and mask is not None and q.device.type == "cuda":
+            # Masked attention with grouped heads has no fused kernel there.
+            k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
+            grouped = False
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scaling, enable_gqa=grouped
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def _attend_eagerly(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        causal: bool,
+    ) -> torch.Tensor:
+        """As the model's own function does, with its caps of scores and sinks."""
+        module = self.parts.module
+        if causal:
+            mask = lower_right(q.shape[2], k.shape[2], like=q)
+        cap = getattr(module, "attn_logit_softcapping", None)
+        arguments = {} if cap is None else {"softcap": cap}
+        function = own_function(module, "eager_attention_forward")
+        out = function(module, q, k, v, mask, scaling=self.scaling, dropout=0.0, **arguments)[0]
+        attended: torch.Tensor = out.flatten(2)
+        return attended
+
+    def attend_causally(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        given: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Each of the T queries, the newest tokens, sees the keys up to its own, or those that the
+        mask `given` to a layer with a window lets it see."""
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        if self.masked and given is not None:
+            return self.attend(q, k, v, given[..., -num_keys:])
+        if num_queries == 1 or num_queries == num_keys:
+            return self.attend(q, k, v, causal=num_queries > 1)
+        return self.attend(q, k, v, lower_right(num_queries, num_keys, like=q))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotary | None = None,
+        attention_mask: Any = None,
+        cache: Any = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """[B, T, h] to [B, T, h], as the original."""
+        q, k, v = self.projected(hidden_states, position_embeddings)
+        k, v = self.expanded(*self.appended(cache, k, v))
+        return self.output(self.attend_causally(q, k, v, attention_mask)), None
+
+
+def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
+    """Additive causal mask [T, L] whose last query sees the last key."""
+    mask = like.new_full((num_queries, num_keys), float("-inf"))
+    return mask.triu(num_keys - num_queries + 1)
+
+
+def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
+    """Raises PrunescopeError on the mask that transformers only makes of a padded batch."""
+    if attention_mask is not None and (num_queries == 1 or past == 0):
+        raise PrunescopeError(
+            "this pruned model was given a batch with padding",
+            hint="dynamic families run sequences of one length: leave attention_mask out",
+        )

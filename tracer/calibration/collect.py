@@ -1,0 +1,286 @@
+"""What a model does on a calibration text: activations, gathered by forward hooks in one pass.
+
+In: a model and token ids [B, L]. Out: Statistics in float32 on the model's device. K is the input
+features of a linear module, h the hidden dimensions; means are over all tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.tracer.calibration.texts import read_text, token_rows
+from prunescope.tracer.capture.phases import token_ids
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers, text_config
+from prunescope.tracer.quality.quality import weights_fingerprint
+
+ROWS, LENGTH = 8, 512
+_KEEP_BYTES = 1 << 30
+# Children of a layer as Llama's: a norm before its attention and one before its MLP.
+PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Token ids [1, L] each, and where they came from, as plain JSON values for run.json."""
+
+    batches: tuple[torch.Tensor, ...]
+    record: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """What the hooks saw; only what `collect` was asked for is filled in."""
+
+    tokens: int = 0
+    # Linear module -> [K], the mean square of each input feature.
+    squares: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Linear module -> [K, K], the mean of x·xᵀ. Modules that read one tensor share one matrix.
+    moments: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Reader of the residual stream -> [h, h], the mean of x·xᵀ with every token at RMS 1.
+    stream: dict[str, torch.Tensor] = field(default_factory=dict)
+    # "<layer>", "<layer>:attention", "<layer>:mlp" -> 1 − mean cosine of what enters and leaves.
+    influence: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `collect` was asked for."""
+
+    squares: Collection[str]
+    moments: Collection[str]
+    stream: Collection[str]
+    influence: bool
+
+
+_KEPT: ContextVar[dict[str, Statistics] | None] = ContextVar("kept", default=None)
+
+
+def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calibration:
+    """`given`, or random token ids from the seed where no text was tokenised."""
+    if given is not None:
+        return given
+    length = min(LENGTH, _longest(model))
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = token_ids(vocabulary, batch=ROWS, length=length, seed=seed)
+    record = {"text": None, "tokens": ids.numel(), "note": f"random token ids of seed {seed}"}
+    return Calibration(batches=ids.split(1), record=record)
+
+
+def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Calibration:
+    """The first tokens of a text's calibration half. Raises PrunescopeError on a bad text."""
+    source = read_text(text)
+    length = min(LENGTH, _longest(model))
+    ids = token_rows(tokenizer, source.calibration, rows=ROWS, length=length)
+    record = {
+        "text": source.name,
+        "part": "first half",
+        "sha256": source.sha256,
+        "tokens": ids.numel(),
+        "sequences": len(ids),
+    }
+    return Calibration(batches=ids.split(1), record=record)
+
+
+def collect(  # noqa: PLR0913
+    model: Any,
+    batches: Sequence[torch.Tensor],
+    *,
+    squares: Collection[str] = (),
+    moments: Collection[str] = (),
+    stream: Collection[str] = (),
+    influence: bool = False,
+) -> Statistics:
+    """Run the batches through `model` once and gather what is named.
+
+    `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
+    stream (a norm, or an attention or MLP without one before it).
+    """
+    wanted = _Wanted(squares, moments, stream, influence)
+    kept = _KEPT.get()
+    if kept is None:
+        return _collected(model, batches, wanted)
+    key = _key(model, batches, wanted)
+    if key in kept:
+        return kept[key]
+    seen = _collected(model, batches, wanted)
+    kept.clear()
+    if _size(seen) <= _KEEP_BYTES:
+        kept[key] = seen
+    return seen
+
+
+@contextmanager
+def remembering(kept: dict[str, Statistics]) -> Iterator[None]:
+    """Within, `collect` leaves what it saw last in `kept`, and looks there first: the sparsities of
+    a family ask the same of models with the same weights. Nobody may change what it returns."""
+    token = _KEPT.set(kept)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def _key(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> str:
+    digest = hashlib.sha256(weights_fingerprint(model).encode())
+    for ids in batches:
+        digest.update(ids.cpu().contiguous().numpy().tobytes())
+    names = [sorted(names) for names in (wanted.squares, wanted.moments, wanted.stream)]
+    digest.update(f"{names} {wanted.influence}".encode())
+    return digest.hexdigest()
+
+
+def _size(seen: Statistics) -> int:
+    totals = {id(t): t for s in (seen.squares, seen.moments, seen.stream) for t in s.values()}
+    return sum(t.numel() * t.element_size() for t in totals.values())
+
+
+def _collected(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> Statistics:
+    seen = Statistics()
+    run_hooked(model, batches, _hooks(model, seen, wanted))
+    seen.tokens = sum(ids.numel() for ids in batches)
+    for sums in (seen.squares, seen.moments, seen.stream):
+        # A sum that several modules share is divided once.
+        means = {id(total): total / seen.tokens for total in sums.values()}
+        sums.update({name: means[id(total)] for name, total in sums.items()})
+    seen.influence = {name: 1 - total / seen.tokens for name, total in seen.influence.items()}
+    return seen
+
+
+def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
+    """Run the batches, each on a cache of its own, and remove the hooks of these handles."""
+    try:
+        with torch.no_grad():
+            for ids in batches:
+                ids = ids.to(model.get_input_embeddings().weight.device)
+                compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> list[Any]:
+    """Their handles."""
+    handles: list[Any] = []
+    modules = dict(model.named_modules())
+    statistics = (
+        (wanted.squares, _Sums(seen.squares, _square_sum)),
+        (wanted.moments, _Sums(seen.moments, _outer_sum)),
+        (wanted.stream, _Sums(seen.stream, _unit_outer_sum)),
+    )
+    for names, sums in statistics:
+        handles += [
+            modules[name].register_forward_pre_hook(sums.hook(name), with_kwargs=True)
+            for name in modules
+            if name in names
+        ]
+    if wanted.influence:
+        name, layers = decoder_layers(model)
+        for index, layer in enumerate(layers):
+            handles += _Influence(f"{name}.{index}", seen.influence).attach(layer)
+    return handles
+
+
+class _Sums:
+    """Adds up a statistic of a module's input. Modules called with the same tensor, one after the
+    other, share the sum: it is computed for the first of them alone."""
+
+    def __init__(self, totals: dict[str, torch.Tensor], statistic: Any) -> None:
+        self.totals, self.statistic = totals, statistic
+        self.last: torch.Tensor | None = None
+        self.owner = ""
+        self.owners: dict[str, str] = {}
+
+    def hook(self, name: str) -> Any:
+        """A pre-hook for the module `name`."""
+
+        def see(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            entering = first_tensor(args, kwargs)
+            if entering is not self.last:
+                self.last, self.owner = entering, name
+            owner = self.owners.setdefault(name, self.owner)
+            if owner == name:
+                self._add(name, entering)
+            self.totals[name] = self.totals[owner]
+
+        return see
+
+    def _add(self, name: str, entering: torch.Tensor) -> None:
+        value = self.statistic(entering.detach().flatten(0, -2).float())
+        if name in self.totals:
+            self.totals[name] += value
+        else:
+            self.totals[name] = value
+
+
+class _Influence:
+    """1 − cosine of what enters and leaves a layer and, where a norm stands before each of the
+    two, its sublayers: the block influence of ShortGPT (arXiv 2403.03853)."""
+
+    def __init__(self, path: str, totals: dict[str, float]) -> None:
+        self.path, self.totals = path, totals
+        self.entered = self.between = torch.empty(0)
+
+    def attach(self, layer: nn.Module) -> list[Any]:
+        """Hooks on a layer; returns their handles."""
+        handles = [
+            layer.register_forward_pre_hook(self._enter, with_kwargs=True),
+            layer.register_forward_hook(self._leave),
+        ]
+        children = dict(layer.named_children())
+        if children.keys() >= PRE_NORM and "pre_feedforward_layernorm" not in children:
+            norm = children["post_attention_layernorm"]
+            handles.append(norm.register_forward_pre_hook(self._pass, with_kwargs=True))
+        return handles
+
+    def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.entered, self.between = first_tensor(args, kwargs), torch.empty(0)
+
+    def _pass(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.between = first_tensor(args, kwargs)
+        self._add(":attention", self.entered, self.between)
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        left = output[0] if isinstance(output, tuple) else output
+        self._add("", self.entered, left)
+        if self.between.numel():
+            self._add(":mlp", self.between, left)
+
+    def _add(self, part: str, before: torch.Tensor, after: torch.Tensor) -> None:
+        cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        name = f"{self.path}{part}"
+        self.totals[name] = self.totals.get(name, 0.0) + float(cosine.sum())
+
+
+def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:
+    """The tensor a module is called with, by position or by name."""
+    values = (*args, *kwargs.values())
+    return next(value for value in values if isinstance(value, torch.Tensor))
+
+
+def _square_sum(rows: torch.Tensor) -> torch.Tensor:
+    return rows.square().sum(0)
+
+
+def _outer_sum(rows: torch.Tensor) -> torch.Tensor:
+    return rows.T @ rows
+
+
+def _unit_outer_sum(rows: torch.Tensor) -> torch.Tensor:
+    """Every token counts the same: the norm that reads the stream scales it to RMS 1."""
+    scale = rows.square().mean(1, keepdim=True).rsqrt()
+    return _outer_sum(rows * scale.nan_to_num(posinf=0.0))
+
+
+def _longest(model: Any) -> int:
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else LENGTH

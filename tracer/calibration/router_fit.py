@@ -1,0 +1,199 @@
+"""Routers fitted to a text: the tokens that a sublayer changes most score highest.
+
+In: a model whose routers let every token through, and token ids [B, L]. Out: in each router its
+weight [1, h], its share of the tokens, and the score from which a token of decode goes through. The
+target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each token, by ridge regression.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from prunescope.tracer.calibration.collect import Calibration, first_tensor, run_hooked
+
+_RIDGE = 0.01  # of the variance of a feature
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A router, the decoder layer that it is in, and the sublayers whose outputs, all together, are
+    the change: what they put out, less the `residual` that one was called with, if any; of a whole
+    layer, less what entered. Sites of one `kind` (attention, mlp, layer) share their budget."""
+
+    kind: str
+    layer: nn.Module
+    router: Any
+    sublayers: list[nn.Module]
+
+
+@dataclass
+class _Moments:
+    """Sums over tokens: of x [h] and y, of x·xᵀ [h, h], x·y [h] and y²."""
+
+    count: int = 0
+    x: Any = 0.0
+    y: float = 0.0
+    xx: Any = 0.0
+    xy: Any = 0.0
+    yy: float = 0.0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """The tokens x [n, h] with their targets y [n]."""
+        self.count += len(y)
+        self.x += x.sum(0).double().cpu()
+        self.y += float(y.sum())
+        self.xx += (x.T @ x).double().cpu()
+        self.xy += (y @ x).double().cpu()
+        self.yy += float(y.square().sum())
+
+    def centred(self) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Covariance of x [h, h], of x and y [h], and the variance of y."""
+        x, y = self.x / self.count, self.y / self.count
+        return (
+            self.xx / self.count - torch.outer(x, x),
+            self.xy / self.count - x * y,
+            self.yy / self.count - y * y,
+        )
+
+
+@dataclass
+class _Seen:
+    """What the hooks of a site saw: `fit` of the tokens that decide, `held` of those that test;
+    the change of every token, and what the fitted router says of it."""
+
+    fit: _Moments = field(default_factory=_Moments)
+    held: _Moments = field(default_factory=_Moments)
+    changes: list[torch.Tensor] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
+
+
+def fit_routers(
+    model: Any, sites: Sequence[Site], calibration: Calibration, *, sparsity: float
+) -> float | None:
+    """Fit the routers in place; they must let every token through while this runs.
+
+    A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind:
+    many where it matters, few where it does not, 1 − s in the mean. Returns the median R² of the
+    routers on the last quarter of the sequences, which they were not fitted to; None where there
+    are fewer than four sequences.
+    """
+    seen = [_Seen() for _ in sites]
+    count = len(calibration.batches)
+    fitted = calibration.batches[: count - count // 4]
+    run_hooked(model, fitted, _watching(sites, seen, [s.fit for s in seen]))
+    held = calibration.batches[len(fitted) :]
+    run_hooked(model, held, _watching(sites, seen, [s.held for s in seen]))
+    weights = [_solved(found.fit) for found in seen]
+    for site, weight in zip(sites, weights, strict=True):
+        site.router.weight.data.copy_(weight)
+    run_hooked(model, calibration.batches, _scoring(sites, seen))
+    for kind in {site.kind for site in sites}:
+        _share_out([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
+    r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
+    return statistics.median(r2) if r2 else None
+
+
+def _share_out(sites: Sequence[tuple[Site, _Seen]], sparsity: float) -> None:
+    """Set the own sparsity of each router of a kind, and its threshold."""
+    changes = [torch.cat(found.changes) for _, found in sites]
+    least = _quantile(torch.cat(changes), sparsity)
+    for (site, found), change in zip(sites, changes, strict=True):
+        own = float((change < least).double().mean())
+        site.router.sparsity = min(own, 1 - 1 / len(change))  # a prefill has a row at least
+        site.router.threshold = _quantile(torch.cat(found.scores), own)
+
+
+def _quantile(values: torch.Tensor, share: float) -> float:
+    """The value that all but a share of [n] reach; minus infinity for all, infinity for none."""
+    below = int(len(values) * share)
+    if below == 0:
+        return float("-inf")
+    return float(values.sort().values[below]) if below < len(values) else float("inf")
+
+
+def _solved(moments: _Moments) -> torch.Tensor:
+    """The weight [h] of least squares, each feature at variance 1, with a ridge."""
+    xx, xy, _ = moments.centred()
+    scale = xx.diagonal().clamp(min=_TINY).rsqrt()
+    ridge = _RIDGE * torch.eye(len(xy), dtype=xx.dtype)
+    return torch.linalg.solve(xx * torch.outer(scale, scale) + ridge, xy * scale) * scale
+
+
+def _r2(moments: _Moments, weight: torch.Tensor) -> float:
+    xx, xy, yy = moments.centred()
+    left = yy - 2 * float(weight @ xy) + float(weight @ xx @ weight)
+    return 1 - left / max(yy, _TINY)
+
+
+def _watching(
+    sites: Sequence[Site], seen: Sequence[_Seen], moments: Sequence[_Moments]
+) -> list[Any]:
+    """Hooks by which every forward adds its tokens to the moments and the changes of each site."""
+    each = zip(sites, seen, moments, strict=True)
+    return [h for site, found, sums in each for h in _Watch(sums, found.changes).attach(site)]
+
+
+class _Watch:
+    """The hooks of one site: what enters the layer, what its router reads, what it changes."""
+
+    def __init__(self, moments: _Moments, changes: list[torch.Tensor]) -> None:
+        self.moments, self.changes = moments, changes
+        self.entered = self.read = torch.empty(0)
+        self.whole, self.count = False, 1
+        self.outputs: list[torch.Tensor] = []  # so far, of the sublayers of this forward
+
+    def attach(self, site: Site) -> list[Any]:
+        """Their handles."""
+        self.whole, self.count = site.sublayers[0] is site.layer, len(site.sublayers)
+        return [
+            site.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
+            site.router.register_forward_pre_hook(self._read),
+            *(one.register_forward_hook(self._change, with_kwargs=True) for one in site.sublayers),
+        ]
+
+    def _enter(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.entered = first_tensor(args, kwargs)
+
+    def _read(self, _module: nn.Module, args: Any) -> None:
+        self.read = args[0]
+
+    def _change(self, _module: nn.Module, _args: Any, kwargs: Any, output: Any) -> None:
+        self.outputs.append(output[0] if isinstance(output, tuple) else output)
+        if len(self.outputs) < self.count:
+            return
+        change = sum(self.outputs[1:], self.outputs[0])
+        self.outputs = []
+        before = self.entered if self.whole else kwargs.get("residual")
+        if before is None:
+            before = self.entered
+        else:
+            change = change - before
+        norms = [_rows(x).norm(dim=-1).clamp(min=_TINY) for x in (change, before)]
+        changes = (norms[0] / norms[1]).log()
+        self.moments.add(_rows(self.read), changes)
+        self.changes.append(changes.cpu())
+
+
+def _scoring(sites: Sequence[Site], seen: Sequence[_Seen]) -> list[Any]:
+    """Hooks by which every forward adds the scores of its tokens."""
+
+    def keep(found: _Seen) -> Any:
+        def read(router: Any, args: Any) -> None:
+            found.scores.append(linear(args[0], router.weight).flatten().float().cpu())
+
+        return read
+
+    each = zip(sites, seen, strict=True)
+    return [site.router.register_forward_pre_hook(keep(found)) for site, found in each]
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(0, -2).float()

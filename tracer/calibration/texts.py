@@ -1,0 +1,77 @@
+"""The text that calibrates a selection, and the text that judges it: two halves of one file.
+
+In: a UTF-8 file, or nothing for the reference prose that Python carries. Out: Text. The halves are
+disjoint, so that no perplexity is measured on what chose the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+_MAX_BYTES = 64 << 20
+DEFAULT = "pydoc_data.topics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text in two halves. `name` is free of local paths, `sha256` is of the whole text."""
+
+    name: str
+    sha256: str
+    calibration: str
+    evaluation: str
+
+
+def read_text(path: Path | None = None) -> Text:
+    """The text of a file, or of the standard library's `pydoc_data.topics` (English prose).
+
+    Raises PrunescopeError where the file is absent, empty or not UTF-8.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return _halves(DEFAULT, "\n\n".join(topics[key] for key in sorted(topics)))
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            raise PrunescopeError(
+                f"the text {path.name} is no file of at most {_MAX_BYTES >> 20} MiB",
+                hint="--text takes a UTF-8 text file; some pages are enough",
+            )
+        whole = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrunescopeError(
+            f"the text {path.name} cannot be read ({type(error).__name__})",
+            hint="--text takes a UTF-8 text file; without it Python's own reference text is used",
+        ) from error
+    return _halves(path.name, whole)
+
+
+def token_rows(tokenizer: Any, text: str, *, rows: int, length: int) -> torch.Tensor:
+    """The first rows x length tokens of a text as [rows, length], or as many whole rows as it has.
+
+    Raises PrunescopeError where the text does not fill one row.
+    """
+    # A token is one character at least, and rarely more than eight: no need to read a book.
+    ids = tokenizer(text[: 16 * rows * length], add_special_tokens=False)["input_ids"]
+    whole = min(rows, len(ids) // length)
+    if whole == 0:
+        raise PrunescopeError(
+            f"the text has {len(ids)} tokens, and {length} are the least that is used",
+            hint="give a longer text: half of it calibrates, the other half is kept for measuring",
+        )
+    return torch.tensor(ids[: whole * length]).view(whole, length)
+
+
+def _halves(name: str, whole: str) -> Text:
+    # The cut lies between two paragraphs where there is one.
+    cut = whole.find("\n\n", len(whole) // 2)
+    cut = len(whole) // 2 if cut < 0 else cut
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    return Text(name=name, sha256=digest, calibration=whole[:cut], evaluation=whole[cut:])

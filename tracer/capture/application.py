@@ -1,0 +1,177 @@
+"""A request's method applied to a model: one family, several in turn, or the user's function.
+
+In: a TraceRequest and the Loaded model, which is the method's to change. Out: Applied, and what
+goes into run.json as `pruning`: the method, its own sparsity, kept dimensions, realised shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import Family, family
+from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
+from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.calibration.collect import Calibration, text_calibration
+from prunescope.tracer.capture.manifest import phase_entry
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.pruners.method import Part, read_method
+from prunescope.tracer.pruners.user_method import apply_method
+
+
+def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+    """Prune as `request` says. Raises PrunescopeError on what this model cannot be."""
+    assert request.method is not None
+    parts = read_method(
+        request.method, sparsity=request.sparsity, knobs=request.knobs, select=request.select
+    )
+    before = _numbers(loaded.model)
+    pruning: dict[str, Any] = {"method": request.method, "sparsity": request.sparsity}
+    if parts is None:
+        asked = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
+        applied = apply_method(request.method, loaded.model, asked)
+        pruning["selection"] = request.select
+        pruning |= {"knobs": {}, **applied.record}
+    elif len(parts) == 1:
+        applied, record = _family(parts[0], request, loaded)
+        pruning |= record
+    else:
+        applied, records = _in_turn(parts, request, loaded)
+        # A composite has no sparsity of its own: what it promises is what its FLOPs say.
+        pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
+        pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
+    pruning["seed"] = request.seed
+    pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
+    return applied, pruning
+
+
+def _numbers(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _in_turn(
+    parts: list[Part], request: TraceRequest, loaded: Loaded
+) -> tuple[Applied, list[dict[str, Any]]]:
+    """Each family on what the ones before it left."""
+    records: list[dict[str, Any]] = []
+    layer_map: list[int] | None = None
+    applied = Applied(model=loaded.model, record={})
+    for part in parts:
+        here = replace(loaded, model=applied.model)
+        try:
+            applied, record = _family(part, request, here)
+        except PrunescopeError as error:
+            if not records:
+                raise
+            done = "+".join(r["method"] for r in records)
+            raise PrunescopeError(
+                f"{part.family} after {done}: {error.problem}",
+                hint=f"{error.hint}; or apply it first: a composite is applied from left to right",
+            ) from error
+        records.append(record)
+        if applied.layer_map is not None:
+            old = layer_map
+            layer_map = applied.layer_map if old is None else [old[i] for i in applied.layer_map]
+    applied.layer_map = layer_map
+    return applied, records
+
+
+def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+    """One family, and its record: {"method", "sparsity", "knobs", "selection", ...}."""
+    chosen, match = family(part.family), None
+    own = part.sparsity
+    if part.match != NOMINAL:
+        match = _solved(chosen, part, request, loaded.model)
+        own = match.own
+    asked = Point(sparsity=own, knobs=part.knobs, select=part.select, seed=request.seed)
+    point = family_point(part.family, asked)
+    config = loaded.model.config.to_dict()
+    works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
+    with torch.no_grad():
+        chooses = _calibration(part.select, request, loaded)
+        applied = pruner(part.family).prune(loaded.model, replace(point, calibration=chooses))
+    removed = applied.record.get("removed", {})
+    theory = _theory(chosen, point, config, works, removed)
+    record: dict[str, Any] = {
+        "method": part.family,
+        "sparsity": part.sparsity,
+        "knobs": dict(point.knobs),
+        "selection": part.select,
+        "theory": theory,
+        **applied.record,
+    }
+    random_text = record.get("calibration", {}).get("note")
+    if random_text:  # a calibration that says nothing of the model's own texts
+        record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
+    if match is not None:
+        if theory is not None and removed:  # solved for the mean, before layers were drawn
+            match = replace(match, removed=theory[match.phase])
+        record["knobs"][KNOB], record["match"] = part.match, match.to_dict()
+        record["notes"] = [match.note, *record.get("notes", ())]
+    return applied, record
+
+
+def _shape(model: Any) -> ModelShape:
+    return ModelShape.from_config(model.config.to_dict())
+
+
+def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
+    entry = phase_entry(request, phase, logits=request.logits, attention="")
+    return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
+
+
+def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Match:
+    """In the phase that is asked for; of both in prefill, or decode where prefill is dense."""
+    phases = PHASES if request.phase == "both" and part.match != "param" else request.phases[:1]
+    for phase in phases:
+        try:
+            return solve(
+                chosen, part.sparsity, by=part.match, shape=_shape(model),
+                work=_work(request, phase, model), knobs=part.knobs,
+            )  # fmt: skip
+        except RemovesNothing:
+            if phase == phases[-1]:
+                raise
+    raise AssertionError("a request has a phase")
+
+
+def _theory(
+    chosen: Family,
+    point: Point,
+    config: Mapping[str, Any],
+    works: Mapping[str, Workload],
+    removed: Mapping[str, list[int]],
+) -> dict[str, dict[str, float]] | None:
+    """Shares of FLOPs, parameters and bytes that go, by phase; None where there is no theory."""
+    try:
+        shape = ModelShape.from_config(config)
+        return {
+            phase: removed_shares(
+                chosen, point.sparsity, shape=shape, work=work, knobs=point.knobs, removed=removed
+            )
+            for phase, work in works.items()
+        }
+    except PrunescopeError:  # layers that the theory does not cover
+        return None
+
+
+def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
+    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
+    if select != "calibrated":
+        return None
+    tokenizer = load_tokenizer(loaded)
+    if tokenizer is not None:
+        return text_calibration(loaded.model, tokenizer, request.text)
+    if request.text is not None:
+        raise PrunescopeError(
+            f"{loaded.id} has no tokenizer to read --text with",
+            hint="leave --text out: random token ids are used then, and the run says so",
+        )
+    return None

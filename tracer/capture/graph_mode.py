@@ -1,0 +1,197 @@
+"""Loops for --mode compile and graph: one recorded step on a static cache, run again and again.
+
+In: a model, its token ids [B, S] and how a step is recorded. Out: loops as in phases.py. No hooks
+are on the model: roles come from the same loops recorded `plainly`, in a pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.arguments import method_parts
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import family
+from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model import compat
+
+Step = Callable[[torch.Tensor], Any]
+# (step, its ids, what brings the cache back to where the step starts) -> what runs it again.
+Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
+_WARMUP = 3  # runs before a capture: libraries allocate and choose kernels in their first ones
+
+
+def plainly(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
+    """The step as it is: the eager pass that says which kernel belongs to which module."""
+    return step
+
+
+def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+    """The step through torch.compile; compiling is done when this returns."""
+    run: Step = torch.compile(step, dynamic=False)
+    _warm(run, ids, rewind)
+    return run
+
+
+def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+    """The step as a CUDA graph with inputs and outputs of its own; `peak_bytes` of what is returned
+    is what the graph holds beside what was there before, at its peak.
+
+    Raises PrunescopeError where the model does something that a graph cannot hold.
+    """
+    buffer = ids.clone()
+    side = torch.cuda.Stream(ids.device)
+    side.wait_stream(torch.cuda.current_stream(ids.device))
+    with torch.cuda.stream(side):
+        _warm(step, buffer, rewind)
+    torch.cuda.current_stream(ids.device).wait_stream(side)
+    rewind()
+    graph = torch.cuda.CUDAGraph()
+    # Replays allocate nothing: the memory of a step is what its capture took.
+    before = torch.cuda.memory_allocated(ids.device)
+    torch.cuda.reset_peak_memory_stats(ids.device)
+    output = _captured(graph, step, buffer)
+    peak_bytes = torch.cuda.max_memory_allocated(ids.device) - before
+
+    def replay(ids: torch.Tensor) -> Any:
+        buffer.copy_(ids)
+        graph.replay()
+        return output
+
+    replay.peak_bytes = peak_bytes  # type: ignore[attr-defined]
+    return replay
+
+
+def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> Any:
+    # A capture that fails leaves its own stream current: the outer context brings ours back.
+    device = buffer.device
+    try:
+        ours = torch.cuda.stream(torch.cuda.current_stream(device))
+        with torch.cuda.device(device), ours, torch.cuda.graph(graph):
+            return step(buffer)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # Ending a broken capture is an error of its own; the first one is the reason.
+        reason = error.__context__ or error
+        said = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise PrunescopeError(
+            f"the step cannot be captured in a CUDA graph ({said[:120]})",
+            hint="use --mode eager or compile: this model waits for the device within a step",
+        ) from error
+
+
+RECORDERS: dict[str, Record] = {"compile": compiled, "graph": cuda_graph}
+
+
+def _warm(run: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> None:
+    for _ in range(_WARMUP):
+        rewind()
+        run(ids)
+    rewind()
+
+
+class StaticPrefill(PrefillLoop):
+    """PrefillLoop on a static cache of S tokens."""
+
+    def __init__(
+        self, model: torch.nn.Module, ids_BS: torch.Tensor, *, logits: str, record: Record
+    ) -> None:
+        super().__init__(model, ids_BS, logits=logits)
+        self._record = record
+
+    def prepare(self) -> None:
+        """An empty cache; the step is recorded anew where the cache is a new one."""
+        if self.cache is None:
+            self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
+            self.run = self._record(self._forward, self.ids_BS, self._empty)
+        self._empty()
+
+    def sample(self) -> Any:
+        """One forward."""
+        return self.run(self.ids_BS)
+
+    def _forward(self, ids_BS: torch.Tensor) -> Any:
+        return prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
+
+    def _empty(self) -> None:
+        self.cache.reset()
+
+
+class StaticDecode(DecodeLoop):
+    """DecodeLoop on a static cache of S + T tokens; the prompt is read eagerly."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        ids_BL: torch.Tensor,
+        *,
+        prompt_len: int,
+        logits: str,
+        record: Record,
+    ) -> None:
+        super().__init__(model, ids_BL, prompt_len=prompt_len, logits=logits)
+        self._record = record
+
+    def _decode(self, first: int, end: int) -> Any:
+        output = None
+        for t in range(first, end):
+            output = self.run(self.ids_BL[:, t : t + 1])
+        self._filled = end
+        return output
+
+    def _fill(self, length: int) -> None:
+        """Rewind the cache to `length` tokens, or read them anew where it has fewer."""
+        fresh = self.cache is None
+        if fresh:
+            self.cache = compat.new_static_cache(self.model, self.ids_BL.shape[1])
+            self._filled = 0
+        self._rewind(length)
+        if fresh:
+            token = self.ids_BL[:, length : length + 1]
+            self.run = self._record(self._forward, token, lambda: self._rewind(length))
+            self._rewind(length)
+
+    def _rewind(self, length: int) -> None:
+        # A recorded step moves the cache on by itself: how far it is, it says.
+        filled = compat.tokens_in(self.cache)
+        if filled < length or not compat.try_crop(self.cache, filled - length):
+            self.cache.reset()
+            if length:
+                prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+        self._filled = length
+
+    def _forward(self, ids_B1: torch.Tensor) -> Any:
+        return compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
+
+
+def static_loop(
+    model: torch.nn.Module, ids: torch.Tensor, request: TraceRequest, phase: str, record: Record
+) -> Loop:
+    """The loop of a phase on a static cache."""
+    if phase == "prefill":
+        return StaticPrefill(model, ids, logits=request.logits, record=record)
+    return StaticDecode(
+        model, ids, prompt_len=request.prompt_len, logits=request.logits, record=record
+    )
+
+
+def check_mode(request: TraceRequest, device: torch.device) -> None:
+    """Raises PrunescopeError where no step can be recorded: on a CPU, or with a dynamic method."""
+    if request.mode == "eager":
+        return
+    if device.type == "cpu":
+        raise PrunescopeError(
+            f"--mode {request.mode} on the CPU gives a trace without kernels: compiled code runs "
+            "inside one op that the profiler cannot look into",
+            hint="use --mode eager, or a GPU",
+        )
+    for name, _ in method_parts(request.method or "dense"):
+        if family(name).dynamics == "dynamic":
+            raise PrunescopeError(
+                f"--mode {request.mode} cannot hold {name}: what it does is decided in every step",
+                hint="use --mode eager for dynamic methods",
+            )

@@ -1,0 +1,87 @@
+"""Fill the manifest `run.json` of one variant, without paths, hosts, users or environment values.
+
+In: what the session saw. Out: prunescope.taxonomy.run.Run. Times are ns, memory is bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.config import kept_config
+from prunescope.tracer.model.load import Loaded
+
+
+def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:
+    """`model` of run.json: id, source, architecture, config and shape of the model as it is run."""
+    config = kept_config(getattr(model, "config", None))
+    try:
+        shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
+    except PrunescopeError:
+        shape = None
+    return {
+        "id": loaded.id,
+        "source": loaded.source,
+        "architecture": type(model).__name__,
+        "config": config,
+        "shape": shape,
+        "notes": loaded.notes,
+    }
+
+
+def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: str) -> PhaseRun:
+    """The inputs of a phase; samples, memory and trace are filled in as they come."""
+    prompt, steps = request.prompt_len, request.decode_steps
+    in_decode = phase == "decode"
+    return PhaseRun(
+        batch=request.batch,
+        prompt_len=prompt,
+        positions=[prompt, prompt + steps] if in_decode else [0, prompt],
+        # Decode token i of T sees prompt + i + 1 keys; the mean over the T tokens.
+        context=round(prompt + (steps + 1) / 2) if in_decode else prompt,
+        logits=logits,
+        cache="dynamic" if request.mode == "eager" else "static",
+        attention=attention,
+        mode=request.mode,
+        steps=steps if in_decode else request.steps,
+        tokens_per_step=request.batch * (1 if in_decode else prompt),
+        warmup=request.warmup,
+    )
+
+
+def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
+    """The command line with paths reduced to their last name. A hub id is no path."""
+    hub_id = loaded.id if loaded.source == "hub" else None
+    words = []
+    for word in argv:
+        option, separator, value = word.partition("=") if "=" in word else ("", "", word)
+        if value != hub_id and len(PurePath(value).parts) > 1:
+            value = f"<path>/{_last_name(value)}"
+        words.append(f"{option}{separator}{value}")
+    return words
+
+
+def scrubbed(value: Any) -> Any:
+    """Plain JSON values without absolute paths; numbers that JSON lacks become their names."""
+    if isinstance(value, dict):
+        return {str(k): scrubbed(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [scrubbed(item) for item in value]
+    if isinstance(value, str):
+        absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+        return _last_name(value) if absolute else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
+def _last_name(path: str) -> str:
+    return PureWindowsPath(path).name or PurePosixPath(path).name

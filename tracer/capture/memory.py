@@ -1,0 +1,101 @@
+"""Peak memory of one step, in bytes: weights, the filled cache and what a forward adds to them.
+
+On CUDA the allocator counts; on the CPU the profiler's allocation events, in their own pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from prunescope.tracer.capture.phases import Loop
+from prunescope.tracer.machine.device import synchronize
+from prunescope.tracer.model import compat
+
+_STEP = "prunescope.memory"
+
+
+def release() -> None:
+    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a model that
+    is gone, so that a process that traces one after the other would seem to grow."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers; tied ones count once."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(_bytes(tensor) for tensor in tensors.values())
+
+
+def peak_and_cache_bytes(
+    loop: Loop, model: torch.nn.Module, device: torch.device
+) -> tuple[int | None, int]:
+    """(peak of one step with weights and cache, bytes of the cache after a sample).
+
+    The peak is None where neither an allocator nor the profiler counted anything.
+    """
+    loop.cache = None
+    loop.run = None  # a recorded step holds its old cache and a graph's own memory
+    used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
+    loop.prepare()
+    output = loop.sample()
+    del output
+    peak = None if used is None else weight_bytes(model) + used
+    return peak, compat.cache_bytes(loop.cache)
+
+
+def _used_on_cuda(loop: Loop, device: torch.device) -> int:
+    synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    loop.prepare_step(-1)
+    synchronize(device)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    output = loop.step(-1)
+    synchronize(device)
+    del output
+    # A replayed graph asks the allocator for nothing: it was asked when the graph was captured.
+    recorded = getattr(loop.run, "peak_bytes", 0)
+    return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
+
+
+def _used_on_cpu(loop: Loop) -> int | None:
+    """The cache is made inside the session too: the profiler knows no block from before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as session:
+        loop.prepare_step(-1)
+        with record_function(_STEP):
+            output = loop.step(-1)
+        del output
+    results = getattr(session.profiler, "kineto_results", None)
+    if results is None:
+        return None
+    events = results.events()
+    start_ns = next(e.start_ns() for e in events if e.name() == _STEP)
+    held = peak = 0
+    for at_ns, change in sorted(
+        (e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"
+    ):
+        held += change
+        if at_ns >= start_ns:
+            peak = max(peak, held)
+    return peak or None
+
+
+def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that hold a tensor's numbers: itself, or a packed (2:4) weight's parts.
+
+    A packed one answers to few operations: it cannot be flattened, compared or moved to the CPU.
+    """
+    parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
+    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """A packed weight counts what it stores, not what it stands for."""
+    return sum(t.numel() * t.element_size() for t in stored_tensors(tensor))

@@ -1,0 +1,129 @@
+"""The two loops that are timed and profiled: `prefill` and `decode`, and their schedules.
+
+Shapes: B batch, S prompt length, T decode steps. Token ids are fixed by the seed, never sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from prunescope.tracer.model import compat
+
+
+def prefill(
+    model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str = "last"
+) -> Any:
+    """One forward of a prompt [B, S] on an empty cache."""
+    return compat.forward(model, ids_BS, cache=cache, logits=logits)
+
+
+def decode(
+    model: torch.nn.Module, ids_BT: torch.Tensor, *, cache: Any, logits: str = "last"
+) -> Any:
+    """T forwards of one token a sequence on a filled cache, which grows by one token each."""
+    output = None
+    for t in range(ids_BT.shape[1]):
+        output = compat.forward(model, ids_BT[:, t : t + 1], cache=cache, logits=logits)
+    return output
+
+
+def token_ids(vocabulary: int, *, batch: int, length: int, seed: int) -> torch.Tensor:
+    """Random ids [batch, length] below `vocabulary`, the same for a seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (batch, length), generator=generator)
+
+
+class Loop(Protocol):
+    """A phase of one model, step by step. `prepare*` are never timed or profiled."""
+
+    steps_per_sample: int
+    cache: Any
+    run: Any  # the step that was recorded; None where the cache is new, or nothing is recorded
+
+    def prepare(self) -> None:
+        """Bring the cache to where a sample starts."""
+
+    def sample(self) -> Any:
+        """What one unprofiled sample times."""
+
+    def prepare_step(self, index: int) -> None:
+        """Bring the cache to where profiled step `index` starts; -1 is the step thrown away."""
+
+    def step(self, index: int) -> Any:
+        """Profiled step `index`."""
+
+
+class PrefillLoop:
+    """Every sample and step is the same forward of [B, S] on a cache of its own."""
+
+    steps_per_sample = 1
+
+    def __init__(self, model: torch.nn.Module, ids_BS: torch.Tensor, *, logits: str) -> None:
+        self.model, self.ids_BS, self.logits = model, ids_BS, logits
+        self.cache: Any = None
+        self.run: Any = None
+
+    def prepare(self) -> None:
+        """An empty cache."""
+        self.cache = compat.new_cache(self.model)
+
+    def sample(self) -> Any:
+        """One forward."""
+        return prefill(self.model, self.ids_BS, cache=self.cache, logits=self.logits)
+
+    def prepare_step(self, index: int) -> None:  # noqa: ARG002
+        """An empty cache."""
+        self.prepare()
+
+    def step(self, index: int) -> Any:  # noqa: ARG002
+        """One forward."""
+        return self.sample()
+
+
+class DecodeLoop:
+    """A sample is the tokens at positions S … S+T−1; profiled step i is the one at S+i.
+
+    The step thrown away is the token at S−1, so that the steps kept follow it without a pause.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, ids_BL: torch.Tensor, *, prompt_len: int, logits: str
+    ) -> None:
+        self.model, self.ids_BL, self.logits = model, ids_BL, logits
+        self.prompt_len = prompt_len
+        self.steps_per_sample = ids_BL.shape[1] - prompt_len
+        self.cache: Any = None
+        self.run: Any = None
+        self._filled = 0
+
+    def prepare(self) -> None:
+        """A cache of S tokens."""
+        self._fill(self.prompt_len)
+
+    def sample(self) -> Any:
+        """T forwards of one token."""
+        return self._decode(self.prompt_len, self.ids_BL.shape[1])
+
+    def prepare_step(self, index: int) -> None:
+        """A cache of S−1 tokens before the step thrown away; the others follow by themselves."""
+        if index < 0:
+            self._fill(self.prompt_len - 1)
+
+    def step(self, index: int) -> Any:
+        """One forward of the token at position S + index."""
+        return self._decode(self.prompt_len + index, self.prompt_len + index + 1)
+
+    def _decode(self, first: int, end: int) -> Any:
+        self._filled = end
+        return decode(self.model, self.ids_BL[:, first:end], cache=self.cache, logits=self.logits)
+
+    def _fill(self, length: int) -> None:
+        """Crop the cache to `length` tokens, or prefill anew where that cannot be."""
+        surplus = self._filled - length
+        if self.cache is None or surplus < 0 or not compat.try_crop(self.cache, surplus):
+            self.cache = compat.new_cache(self.model)
+            if length:
+                prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+        self._filled = length

@@ -1,0 +1,159 @@
+"""What `prunescope trace` was asked for. Same names and defaults as the command's options.
+
+Inert: `check` looks at the values alone and at no model, so that a mistake is named at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import check_sparsity
+from prunescope.tracer.pruners.method import SELECTIONS, read_method
+
+_CHOICES = {
+    "phase": ("prefill", "decode", "both"),
+    "logits": ("last", "all"),
+    "select": SELECTIONS,
+    "mode": ("eager", "compile", "graph"),
+}
+_AT_LEAST = {
+    "batch": 1,
+    "prompt_len": 1,
+    "decode_steps": 1,
+    "warmup": 0,
+    "repeats": 1,
+    "steps": 1,
+}
+# torch's generators take 64 bits.
+_MAX_SEED = 2**63
+MOST = 2**31  # of anything that is counted
+# More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
+_MOST_THREADS, _THREADS_A_CORE = 256, 8
+# Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
+_MOST_TOKENS = 2**34
+
+
+@dataclass(kw_only=True)
+class TraceRequest:
+    """One capture: a model, at most one pruning method, and how to run and time it."""
+
+    model: str
+    out: Path
+    method: str | None = None
+    sparsity: float = 0.25
+    knobs: dict[str, str] = field(default_factory=dict)
+    phase: str = "both"
+    batch: int = 1
+    prompt_len: int = 512
+    decode_steps: int = 8
+    logits: str = "last"
+    attn: str = "sdpa"
+    dtype: str = "auto"
+    device: str = "auto"
+    select: str = "random"
+    text: Path | None = None
+    mode: str = "eager"
+    warmup: int = 3
+    repeats: int = 20
+    steps: int = 5
+    seed: int = 0
+    baseline: Path | None = None
+    baseline_model: str | None = None
+    no_baseline: bool = False
+    overwrite: bool = False
+    threads: int | None = None
+    argv: list[str] = field(default_factory=list)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases to run, in order."""
+        return ("prefill", "decode") if self.phase == "both" else (self.phase,)
+
+    def check(self) -> None:
+        """Raises PrunescopeError on the first value that no capture can have."""
+        check_sparsity(self.sparsity)
+        for name, choices in _CHOICES.items():
+            _check_choice(name, str(getattr(self, name)), choices)
+        for name, least in _AT_LEAST.items():
+            _check_count(name, getattr(self, name), least, MOST)
+        if self.threads is not None:
+            most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
+            _check_count("threads", self.threads, 1, most)
+        if not 0 <= self.seed < _MAX_SEED:
+            raise PrunescopeError(f"--seed{_said(self.seed)} is out of range", hint="0 is fine")
+        self._check_tokens()
+        if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
+            raise PrunescopeError(
+                f"--dtype {self.dtype!r} is not a format that a model can be run in",
+                hint="auto, float32, bfloat16 or float16",
+            )
+        self._check_baseline()
+        self._check_method()
+
+    def _check_tokens(self) -> None:
+        length = self.prompt_len + (self.decode_steps if self.phase != "prefill" else 0)
+        if self.batch * length > _MOST_TOKENS:
+            raise PrunescopeError(
+                f"{self.batch} sequences of {length} tokens: no memory holds them",
+                hint="use a smaller --batch, --prompt-len or --decode-steps",
+            )
+
+    def _check_baseline(self) -> None:
+        given = (self.baseline is not None, self.baseline_model is not None, self.no_baseline)
+        if sum(given) > 1:
+            raise PrunescopeError(
+                "more than one of --baseline, --baseline-model and --no-baseline was given",
+                hint="leave all out to capture the dense twin beside the pruned model",
+            )
+
+    def _check_method(self) -> None:
+        if self.method is None:
+            if self.knobs:
+                raise PrunescopeError(
+                    "--set was given without --method", hint="knobs belong to a pruning method"
+                )
+            return
+        families = read_method(
+            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+        )
+        if families is None and self.select == "calibrated":
+            raise PrunescopeError(
+                f"--select calibrated is not available for {self.method}",
+                hint="use --select random: a function of your own chooses as it likes",
+            )
+        if self.text is None or any(part.reads_text for part in families or ()):
+            return
+        if "calibrated" in {part.select for part in families or ()}:
+            raise PrunescopeError(
+                f"--text was given, and {self.method} reads no text",
+                hint="leave it out: calibrated, the attention of the input itself chooses",
+            )
+        raise PrunescopeError(
+            "--text was given without --select calibrated", hint="a random choice reads no text"
+        )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PrunescopeError(
+            f"--{name} {value!r} is not one of its values", hint=f"one of {', '.join(choices)}"
+        )
+
+
+def _check_count(name: str, value: int, least: int, most: int) -> None:
+    option = f"--{name.replace('_', '-')}{_said(value)}"
+    if value < least:
+        raise PrunescopeError(
+            f"{option} is too small", hint=f"{least} is the least that makes sense"
+        )
+    if value > most:
+        raise PrunescopeError(f"{option} is too large", hint=f"{most} is the most")
+
+
+def _said(value: int) -> str:
+    """A number after the name of its option; nothing where Python itself will not spell it out."""
+    return f" {value}" if value.bit_length() < 256 else ""

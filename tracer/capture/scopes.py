@@ -1,0 +1,99 @@
+"""Module scopes: hooks that mark in a trace which module each op belongs to.
+
+In: a model. Out, while the context is open: a `record_function` span with the module's qualified
+name around its forward. The model leaves as it came. torch's own encoder layer runs fused only
+where no module of it has a hook: there forwards are wrapped, so that what is profiled is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from torch.profiler import record_function
+
+from prunescope.taxonomy.roles import locate
+
+
+@contextmanager
+def module_scopes(model: nn.Module) -> Iterator[list[str]]:
+    """Hooks on every module of `scoped_names` until the context closes, even by an exception."""
+    open_scopes: list[tuple[str, Any]] = []
+    names = scoped_names(model)
+    modules = dict(model.named_modules())
+    layers = [m for m in modules.values() if isinstance(m, nn.TransformerEncoderLayer)]
+    without_hooks = {id(inner) for layer in layers for inner in layer.modules()}
+    with ExitStack() as stack:
+        for name in names:
+            module = modules[name]
+            if id(module) in without_hooks:
+                stack.enter_context(_wrapped(module, name))
+                continue
+            enter, leave = _enter(name, open_scopes), _leave(name, open_scopes)
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield names
+
+
+@contextmanager
+def _wrapped(module: nn.Module, name: str) -> Iterator[None]:
+    """The module's forward inside a span, by an attribute that hides the method."""
+    forward, attributes = module.forward, vars(module)
+    before = attributes.get("forward")
+
+    def spanned(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return forward(*args, **kwargs)
+
+    attributes["forward"] = spanned
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before
+
+
+def scoped_names(model: nn.Module) -> list[str]:
+    """Modules with parameters of their own or no children, every attention, MLP and mixer, and
+    every element of a layer list. (Fused experts and state-space mixers are not leaves.)"""
+    elements = {
+        id(element)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        for element in module
+    }
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and (_is_part(name, module) or id(module) in elements)
+    ]
+
+
+def _is_part(name: str, module: nn.Module) -> bool:
+    if next(module.parameters(recurse=False), None) is not None:
+        return True
+    if next(module.children(), None) is None:
+        return True
+    return locate(name).scope in ("attention", "mlp", "mixer")
+
+
+def _enter(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any) -> None:
+        scope = record_function(name)
+        scope.__enter__()
+        open_scopes.append((name, scope))
+
+    return hook
+
+
+def _leave(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        # Another hook may have raised before this module's scope was opened.
+        if open_scopes and open_scopes[-1][0] == name:
+            open_scopes.pop()[1].__exit__(None, None, None)
+
+    return hook

@@ -1,0 +1,307 @@
+"""One capture from models to manifests: time unprofiled, count memory, profile, split.
+
+In: a checked TraceRequest. Out: a Capture by variant; nothing is written outside a temporary
+folder. Dense and pruned see the same inputs and take turns throughout: sample by sample where both
+fit in memory, else in alternating blocks.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.atomic_write import scratch_folder
+from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.tracer.capture.census import census, dynamic_stats, skips_no_block
+from prunescope.tracer.capture.chrome import split
+from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
+from prunescope.tracer.capture.manifest import model_entry, phase_entry, scrubbed, scrubbed_argv
+from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
+from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, token_ids
+from prunescope.tracer.capture.profiled import profile_loops
+from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.runs import Capture
+from prunescope.tracer.capture.timing import collector_resting, interleaved_samples
+from prunescope.tracer.capture.variants import (
+    TwinDoesNotFit,
+    Variant,
+    check_method,
+    make_variants,
+    variant_names,
+)
+from prunescope.tracer.machine.calibrate import newest
+from prunescope.tracer.machine.clocks import read_clocks
+from prunescope.tracer.machine.conditions import memory_explained, thread_count, timing_note
+from prunescope.tracer.machine.device import (
+    device_info,
+    load_average,
+    pick_device,
+    prunescope_version,
+    versions,
+)
+from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.load import WEIGHT_SEED
+
+# Where dense and pruned do not fit together each is loaded this often, in turn.
+_BLOCKS = 2
+
+
+def capture(
+    request: TraceRequest,
+    progress: Progress,
+    *,
+    peaks: dict[str, Any] | None,
+    variants: list[Variant] | None = None,
+) -> dict[str, Capture]:
+    """Run everything. Raises PrunescopeError on what this machine or model cannot do.
+
+    `variants`: those that `make_variants` gave for this request, where they are run again.
+    """
+    device = pick_device(request.device)
+    check_mode(request, device)
+    check_method(request)
+    with thread_count(request.threads), memory_explained():
+        load_before = load_average()
+        session = _Session(request, device, progress, peaks)
+        session.variants = variants
+        names = variant_names(request)
+        try:
+            session.sit(_Sitting(names=names, repeats=request.repeats, last=True))
+        except (TwinDoesNotFit, torch.OutOfMemoryError):
+            if len(names) == 1:
+                raise
+            session = _in_blocks(request, device, progress, session.info.get("peaks"))
+        session.info["clocks"]["after"] = read_clocks(device)
+        timing = timing_note(load_before)
+    for captured in session.captures.values():
+        captured.run.extra["timing"] = timing
+    return session.captures
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sitting:
+    """Variants that are in memory together, and what is done with them."""
+
+    names: tuple[str, ...]
+    repeats: int
+    last: bool  # of these variants: memory and profile too
+    interleaved: str | None = None  # None: by the number of variants
+
+
+def _in_blocks(
+    request: TraceRequest,
+    device: torch.device,
+    progress: Progress,
+    peaks: dict[str, Any] | None,
+) -> _Session:
+    """Dense, pruned, dense, pruned, each loaded anew for its block of samples."""
+    session = _Session(request, device, progress, peaks)
+    blocks = min(_BLOCKS, request.repeats)
+    for block in range(blocks):
+        repeats = request.repeats * (block + 1) // blocks - request.repeats * block // blocks
+        for name in variant_names(request):
+            _release(device)
+            last = block == blocks - 1
+            session.sit(_Sitting(names=(name,), repeats=repeats, last=last, interleaved="blocks"))
+    return session
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class _Session:
+    """The captures as they grow, sitting by sitting."""
+
+    def __init__(
+        self,
+        request: TraceRequest,
+        device: torch.device,
+        progress: Progress,
+        peaks: dict[str, Any] | None,
+    ) -> None:
+        self.request, self.device, self.progress = request, device, progress
+        self.captures: dict[str, Capture] = {}
+        self.info: dict[str, Any] = {}
+        self._peaks = peaks
+        self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
+
+    def sit(self, sitting: _Sitting) -> None:
+        """Load the sitting's variants, time every phase, and profile if it is their last."""
+        self.progress.stage(f"load {self.request.model}")
+        variants = self.variants or make_variants(self.request, self.device, sitting.names)
+        if not self.info:
+            self._look_at_device(variants[0].loaded.dtype)
+        for variant in variants:
+            if variant.name not in self.captures:
+                self.progress.stage(f"count zeros of {variant.name}")
+                run = _run(self.request, variant, self.info)
+                self.captures[variant.name] = Capture(run=run)
+        with torch.inference_mode():
+            for phase in self.request.phases:
+                loops = _loops(self.request, phase, variants, self.device)
+                self._time(phase, variants, loops, sitting)
+                if sitting.last:
+                    self._profile(phase, variants, loops)
+
+    def _look_at_device(self, dtype: str) -> None:
+        self.progress.stage("measure the device's peaks")
+        self.info = device_info(self.device)
+        self.info["peaks"] = self._peaks or measure_peaks(self.device, dtype)
+        self.info["calibration"] = newest(self.info["name"])
+        self.info["clocks"] = {"before": read_clocks(self.device)}
+
+    def _time(
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], sitting: _Sitting
+    ) -> None:
+        self.progress.stage(f"time {phase}", self.request.warmup + sitting.repeats)
+        samples = interleaved_samples(
+            loops,
+            warmup=self.request.warmup,
+            repeats=sitting.repeats,
+            device=self.device,
+            advance=self.progress.advance,
+        )
+        turns = sitting.interleaved or ("alternating" if len(loops) > 1 else "alone")
+        for variant in variants:
+            phases = self.captures[variant.name].run.phases
+            entry = phases.setdefault(phase, _phase(self.request, phase, variant))
+            entry.samples_ns += samples[variant.name]
+            entry.interleaved = turns
+
+    def _profile(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
+        for variant in variants:
+            entry = self.captures[variant.name].run.phases[phase]
+            peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
+            entry.peak_memory_bytes, entry.kv_bytes = peak, cache
+        models = [v.model for v in variants]
+        steps = self.captures[variants[0].name].run.phases[phase].steps
+        self.progress.stage(f"profile {phase}", steps + 1)
+        advance = _Pass(models, self.progress).advance
+        recorded = self.request.mode != "eager"
+        hooked = [] if recorded else models
+        traces = _profiled(loops, hooked, steps=steps, device=self.device, advance=advance)
+        if recorded:
+            self._profile_eagerly(phase, variants)
+        for variant in variants:
+            captured = self.captures[variant.name]
+            captured.traces[phase] = traces[variant.name]
+            # What the modules of a dynamic family counted in the profiled steps.
+            stats = dynamic_stats(variant.model)
+            if stats and captured.run.census is not None:
+                captured.run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
+            pruning = captured.run.pruning
+            if pruning and pruning["sparsity"] != 0 and skips_no_block(stats):
+                note = (
+                    f"{phase}: no block is skipped: a prompt of {self.request.prompt_len} tokens "
+                    "has too few of them at this sparsity"
+                )
+                pruning.setdefault("notes", []).append(note)
+
+    def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
+        """One step of the same loops with hooks and nothing recorded: it names the kernels."""
+        loops = _loops(self.request, phase, variants, self.device, plainly)
+        models = [v.model for v in variants]
+        self.progress.stage(f"profile {phase}, eager", 2)
+        traces = _profiled(
+            loops, models, steps=1, device=self.device, advance=self.progress.advance
+        )
+        for variant in variants:
+            self.captures[variant.name].eager[phase] = traces[variant.name]
+
+
+class _Pass:
+    """Progress of a profiled pass; after the step thrown away, counting modules start anew."""
+
+    def __init__(self, models: list[Any], progress: Progress) -> None:
+        self.models, self.progress, self.steps_done = models, progress, 0
+
+    def advance(self) -> None:
+        """One index of the pass is done."""
+        if self.steps_done == 0:
+            for model in self.models:
+                dynamic_stats(model)
+        self.steps_done += 1
+        self.progress.advance()
+
+
+def _profiled(
+    loops: dict[str, Loop],
+    models: list[Any],
+    *,
+    steps: int,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> dict[str, dict[str, Any]]:
+    with scratch_folder() as folder:
+        raw = folder / "session.json"
+        with collector_resting():
+            turns = profile_loops(
+                loops, models, steps=steps, device=device, raw=raw, advance=advance
+            )
+        return split(raw.read_bytes(), turns)
+
+
+def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
+    config = variant.model.config
+    return phase_entry(
+        request,
+        phase,
+        logits=compat.logits_policy(variant.model, request.logits),
+        attention=str(getattr(config, "_attn_implementation", request.attn)),
+    )
+
+
+def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
+    seeds = {"inputs": request.seed, "selection": request.seed}
+    if variant.loaded.source == "preset":
+        seeds["weights"] = WEIGHT_SEED
+    model = variant.model
+    return Run(
+        variant=variant.name,
+        model=model_entry(variant.loaded, model),
+        phases={},
+        dtype=variant.loaded.dtype,
+        device=info,
+        versions=versions(),
+        seeds=seeds,
+        argv=scrubbed_argv(request.argv, variant.loaded),
+        weight_bytes=weight_bytes(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        layer_map=variant.layer_map,
+        pruning=None if variant.pruning is None else scrubbed(variant.pruning),
+        census=census(model),
+        tool=f"prunescope {prunescope_version()}",
+    )
+
+
+def _loops(
+    request: TraceRequest,
+    phase: str,
+    variants: list[Variant],
+    device: torch.device,
+    record: Record | None = None,
+) -> dict[str, Loop]:
+    vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
+    length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
+    ids = token_ids(vocabulary, batch=request.batch, length=length, seed=request.seed).to(device)
+    loops: dict[str, Loop] = {}
+    for variant in variants:
+        if request.mode != "eager":
+            how = record or RECORDERS[request.mode]
+            loops[variant.name] = static_loop(variant.model, ids, request, phase, how)
+        elif phase == "prefill":
+            loops[variant.name] = PrefillLoop(variant.model, ids, logits=request.logits)
+        else:
+            loops[variant.name] = DecodeLoop(
+                variant.model, ids, prompt_len=request.prompt_len, logits=request.logits
+            )
+    return loops

@@ -1,0 +1,93 @@
+"""`prunescope trace`: run a model and its pruned twin, and write what was seen.
+
+In: a TraceRequest. Out: a folder F with F/dense and F/pruned, each a run (taxonomy.run).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunescope.taxonomy.atomic_write import claimed, clean_termination
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import Run, read_run
+from prunescope.tracer.capture.folder import check_out
+from prunescope.tracer.capture.progress import Progress, Silent
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.runs import baseline_folder, write_runs
+
+if TYPE_CHECKING:
+    from prunescope.tracer.capture.variants import Prepared
+
+__all__ = ["TraceRequest", "trace"]
+
+
+def trace(
+    request: TraceRequest,
+    progress: Progress | None = None,
+    *,
+    peaks: dict[str, Any] | None = None,
+    prepared: Prepared | None = None,
+) -> Path:
+    """Capture what `request` asks for and return its folder, whole or not at all.
+
+    `peaks`: what `tracer.machine.peaks.measure_peaks` gave for this device, dtype and threads,
+    where many captures follow each other; measured here if None. `prepared`: the models of this
+    request and their quality, where they are run more than once. Raises PrunescopeError on a bad
+    request.
+    """
+    request.check()
+    check_out(request.out, overwrite=request.overwrite)
+    with clean_termination(), claimed(request.out):
+        return _trace(request, progress or Silent(), peaks, prepared)
+
+
+def _trace(
+    request: TraceRequest,
+    progress: Progress,
+    peaks: dict[str, Any] | None,
+    prepared: Prepared | None,
+) -> Path:
+    baseline = None if request.baseline is None else baseline_folder(request.baseline)
+    if baseline is not None:
+        _check_same_inputs(read_run(baseline), request)
+    # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    # torch and transformers take seconds to import: after the checks that need neither.
+    from prunescope.tracer.capture.memory import release
+    from prunescope.tracer.capture.session import capture
+
+    variants = None if prepared is None else prepared.variants
+    captures = capture(request, progress, peaks=peaks, variants=variants)
+    for name, quality in (prepared.quality if prepared else {}).items():
+        captures[name].run.extra["quality"] = quality
+    check_out(request.out, overwrite=request.overwrite)
+    write_runs(request.out, captures, baseline)
+    del captures
+    release()
+    return request.out
+
+
+def _check_same_inputs(run: Run, request: TraceRequest) -> None:
+    """A twin was run on the same inputs, or the comparison says nothing."""
+    for phase in request.phases:
+        entry = run.phases.get(phase)
+        if entry is None:
+            raise PrunescopeError(
+                f"the baseline has no {phase} phase", hint=f"--phase {' or '.join(run.phases)}"
+            )
+        wanted: dict[str, Any] = {
+            "batch": request.batch,
+            "prompt_len": request.prompt_len,
+            "logits": request.logits,
+            "mode": request.mode,
+        }
+        if phase == "decode":
+            wanted["steps"] = request.decode_steps
+        for name, value in wanted.items():
+            if getattr(entry, name) != value:
+                raise PrunescopeError(
+                    f"the baseline's {phase} has {name} {getattr(entry, name)}, this one {value}",
+                    hint="trace the pruned model with the options of its baseline",
+                )

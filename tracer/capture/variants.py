@@ -1,0 +1,143 @@
+"""The models of a capture: the dense twin, the pruned one, or either alone.
+
+In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.application import apply_request
+from prunescope.tracer.capture.memory import weight_bytes
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.device import free_bytes
+from prunescope.tracer.model.layers import is_known, probe
+from prunescope.tracer.model.load import Loaded, load_model
+from prunescope.tracer.pruners.user_method import check_returned, load_method
+
+# Free memory that a second model asks for: its weights, and some for what a forward adds.
+_ROOM = 1.2
+# Tables of learnt positions, by the names that transformers gives them.
+_POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
+
+
+class TwinDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
+    """Dense and pruned cannot be in memory together."""
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """A model that is run, and what was done to it (None for a model as it was loaded)."""
+
+    name: str  # "dense" | "pruned"
+    model: Any
+    loaded: Loaded
+    pruning: dict[str, Any] | None = None
+    layer_map: list[int] | None = None
+
+
+@dataclass(kw_only=True)
+class Prepared:
+    """Variants made before their captures, "dense" first, so that several captures run the same
+    objects; by name, what goes into each manifest as `quality`."""
+
+    variants: list[Variant]
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def check_method(request: TraceRequest) -> None:
+    """Raises PrunescopeError on a method or knob that does not exist, before a model is loaded."""
+    if request.method is not None and is_function(request.method):
+        load_method(request.method)
+        if request.knobs:
+            raise PrunescopeError(
+                f"--set has no meaning for {request.method}",
+                hint="a method of your own takes (model, sparsity) alone",
+            )
+
+
+def variant_names(request: TraceRequest) -> tuple[str, ...]:
+    """Which of "dense" and "pruned" a request asks for, in this order."""
+    names = []
+    alone = request.no_baseline and request.method is not None
+    if request.baseline is None and not alone:
+        names.append("dense")
+    if request.method or request.baseline_model is not None or request.baseline is not None:
+        names.append("pruned")
+    return tuple(names)
+
+
+def make_variants(
+    request: TraceRequest, device: torch.device, names: tuple[str, ...]
+) -> list[Variant]:
+    """Load and prune. Dense and pruned come from the same weights unless two models are named.
+
+    Raises TwinDoesNotFit where there is no memory for the second of two.
+    """
+    options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
+    variants: list[Variant] = []
+    if "dense" in names:
+        loaded = load_model(request.baseline_model or request.model, **options)
+        _check_positions(loaded.model, request)
+        _check_runs(loaded.model, "as it is loaded")
+        variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
+    if "pruned" in names:
+        if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
+            raise TwinDoesNotFit
+        if variants and request.baseline_model is None:
+            loaded = replace(variants[0].loaded, model=copy.deepcopy(variants[0].model))
+        else:
+            loaded = load_model(request.model, **options)
+            _check_positions(loaded.model, request)
+        variants.append(_pruned(request, loaded))
+    return variants
+
+
+def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
+    if request.method is None:
+        return Variant(name="pruned", model=loaded.model, loaded=loaded)
+    applied, pruning = apply_request(request, loaded)
+    if not hasattr(applied.model, "config"):
+        raise PrunescopeError(
+            f"the model that {request.method} returned has no `config`",
+            hint="return a model of transformers, changed as you like",
+        )
+    if is_function(request.method):  # it may have done anything to an architecture that is known
+        check_returned(request.method, applied.model)
+    _check_runs(applied.model, f"pruned with {request.method}")
+    return Variant(
+        name="pruned",
+        model=applied.model,
+        loaded=loaded,
+        pruning=pruning,
+        layer_map=applied.layer_map,
+    )
+
+
+def _check_positions(model: Any, request: TraceRequest) -> None:
+    """Learnt positions end somewhere. Raises PrunescopeError where the phases would pass that."""
+    wanted = request.prompt_len + ("decode" in request.phases) * request.decode_steps
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
+            continue
+        most = module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two are unused
+        if wanted > most:
+            raise PrunescopeError(
+                f"{wanted} tokens were asked for, and this model has {most} learnt positions",
+                hint=f"--prompt-len {request.prompt_len - (wanted - most)} is the most"
+                + (" with these --decode-steps" if "decode" in request.phases else ""),
+            )
+
+
+def _check_runs(model: Any, what: str) -> None:
+    """An architecture that has no entry in the table may do anything: better said before it is
+    timed."""
+    if not is_known(model):
+        probe(model, what)

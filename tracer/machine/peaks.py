@@ -1,0 +1,164 @@
+"""Peaks of the device at hand, measured in seconds: GEMMs, a read beyond the last cache, a floor.
+
+Out: FLOP/s by dtype, bytes/s, ns. The statistic is the best over shapes of the median over
+repeats: one large GEMM is not the peak, and one lucky repeat is not either.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
+
+STATISTIC = "best over shapes of the median over repeats"
+_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# M, N, K. Square ones, and those of a prefill: the best is not at the same size everywhere.
+_CPU_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (512, 4096, 1024))
+_GPU_SHAPES = (
+    (2048, 2048, 2048),
+    (4096, 4096, 4096),
+    (8192, 8192, 8192),
+    (8192, 4096, 4096),
+    (16384, 4096, 4096),
+    (4096, 14336, 4096),
+)
+_REPEATS = 7
+# A GPU at rest runs at a fraction of its clock: it works this long before anything is measured.
+_WAKE_S = 0.2
+# A read is timed whole; on a GPU it must be long beside the few microseconds of its launch.
+_LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
+
+
+def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> dict[str, Any]:
+    """Measure within about `budget_s` seconds; a shape that there was no time for is left out.
+
+    `dtype` is one of our names; fp32 is measured too.
+    """
+    start = time.perf_counter()
+    dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in _TORCH_DTYPES]
+    with torch.inference_mode(), _current(device):
+        _wake(device)
+        floor_ns = _kernel_floor_ns(device)
+        bandwidth = _read_byte_per_s(device, deadline=start + budget_s / 3)
+        sweep: list[dict[str, Any]] = []
+        for number, name in enumerate(dtypes, start=1):
+            share = budget_s * (1 / 3 + 2 / 3 * number / len(dtypes))
+            sweep += _gemm_sweep(device, name, deadline=start + share)
+    peaks = {d: max(r["flop_per_s"] for r in sweep if r["dtype"] == d) for d in dtypes}
+    return {
+        "dense_flop_per_s": peaks,
+        "byte_per_s": bandwidth,
+        "kernel_floor_ns": floor_ns,
+        "gemm_sweep": sweep,
+        "statistic": STATISTIC,
+        "repeats": _REPEATS,
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Events and graphs belong to the current device."""
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+
+
+def _wake(device: torch.device) -> None:
+    if device.type == "cpu":
+        return
+    a = torch.randn(4096, 4096, device=device)
+    end = time.perf_counter() + _WAKE_S
+    while time.perf_counter() < end:
+        a @ a
+        synchronize(device)
+
+
+def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
+        if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
+            break
+        a = torch.randn(m, k, device=device).to(_TORCH_DTYPES[dtype])
+        w = torch.randn(n, k, device=device).to(_TORCH_DTYPES[dtype])
+        times = _times_ns(lambda a=a, w=w: a @ w.T, device, deadline=deadline)  # type: ignore[misc]
+        median = statistics.median(times)
+        rows.append(
+            {
+                "dtype": dtype,
+                "m": m,
+                "n": n,
+                "k": k,
+                "median_ns": round(median),
+                "repeats": len(times),
+                "flop_per_s": 2 * m * n * k / median * 1e9,
+            }
+        )
+    return rows
+
+
+def _seconds_for(work: int, rows: list[dict[str, Any]]) -> float:
+    """A warm-up and two repeats of a product of `work` multiplications, at the rate of the last."""
+    return 3 * 2 * work / float(rows[-1]["flop_per_s"])
+
+
+def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
+    """Sum of a buffer four times the last cache, 256 MiB (2 GiB on a GPU) at least, read once a
+    repeat."""
+    size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
+    size = min(size, free_bytes(device) // 4)
+    buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
+    times = _times_ns(lambda: buffer.sum(), device, deadline=deadline)
+    return buffer.numel() * ITEMSIZE["fp32"] / statistics.median(times) * 1e9
+
+
+def _kernel_floor_ns(device: torch.device) -> int:
+    """The shortest that one small op takes: on the CPU from call to return, on a GPU on the device
+    (many launches between two events, ÷ their number)."""
+    x = torch.ones(32, device=device)
+    if device.type == "cpu":
+        times = _times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
+        return round(statistics.median(times))
+    count = 200
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph = torch.cuda.CUDAGraph()
+    x.add_(1)  # its kernel is loaded in its first call, which a capture may not hold
+    synchronize(device)
+    with torch.cuda.graph(graph):
+        for _ in range(count):
+            x.add_(1)
+    samples = []
+    for _ in range(_REPEATS):
+        first.record()
+        graph.replay()
+        last.record()
+        synchronize(device)
+        samples.append(first.elapsed_time(last) * 1e6 / count)
+    return round(statistics.median(samples))
+
+
+def _times_ns(
+    run: Callable[[], object], device: torch.device, *, deadline: float, most: int = _REPEATS
+) -> list[float]:
+    """Up to `most` times of one call, at least one, after a call to warm up."""
+    run()
+    synchronize(device)
+    times: list[float] = []
+    while len(times) < most and not (times and time.perf_counter() > deadline):
+        if device.type == "cuda":
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            run()
+            last.record()
+            synchronize(device)
+            times.append(first.elapsed_time(last) * 1e6)
+        else:
+            start = time.perf_counter_ns()
+            run()
+            times.append(max(1, time.perf_counter_ns() - start))
+    return times

@@ -1,0 +1,137 @@
+"""The channels of an MLP, of shared experts and of routed experts: what is cut together.
+
+In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels.
+f: intermediate size; E experts keep the same number of channels each, not the same channels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.model.narrow import is_norm, keep_entries, narrow_norm, set_sizes
+from prunescope.tracer.model.weights import Weight, weights_of
+
+_UPS = ("gate", "up", "gate_up")
+# Ints of a module or a config that hold f; others may equal it by chance.
+SIZES = (
+    "intermediate_size", "intermediate_dim", "moe_intermediate_size", "expert_dim", "ffn_dim",
+    "shared_expert_intermediate_size", "shared_intermediate_size", "n_inner", "ffn_hidden_size",
+    "intermediate_size_mlp", "dense_intermediate_size", "expert_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """One MLP, or all routed experts of a layer. `kind`: "mlp", "shared" or "experts"."""
+
+    path: str
+    kind: str
+    ups: list[Weight]
+    down: Weight
+    norms: list[tuple[str, nn.Module]]  # over the channels, between up and down
+    modules: list[Any]
+
+    @property
+    def total(self) -> int:
+        """f."""
+        return self.down.k
+
+    def mask(self, kept: torch.Tensor) -> None:
+        """Zero what the channels that are not kept write, and what they feed to a norm."""
+        self.down.zero_inputs(kept)
+        if self.norms:
+            for weight in self.ups:
+                weight.zero_outputs(self._outputs(weight, kept))
+
+    def cut(self, kept: torch.Tensor) -> None:
+        """Keep the channels [kept], or [E, kept], of every matrix."""
+        before = self.total
+        for weight in self.ups:
+            weight.keep_outputs(self._outputs(weight, kept))
+        self.down.keep_inputs(kept)
+        for path, norm in self.norms:
+            narrow_norm(path, norm, kept)
+        for module in self.modules:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                plain = kept.dim() == 1 and not isinstance(module, nn.Linear)
+                if plain and parameter.shape == (before,):
+                    keep_entries(module, name, kept)  # a number for each channel
+            set_sizes(module, SIZES, before=before, after=kept.shape[-1])
+
+    def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
+        """The outputs of the channels: of a fused gate and up, both."""
+        if weight.n == self.total:
+            return kept
+        if getattr(weight.module, "is_concatenated", True):
+            return torch.cat([kept, kept + self.total], -1)
+        return torch.stack([2 * kept, 2 * kept + 1], -1).flatten(-2)
+
+
+def find_channels(layer: nn.Module, path: str) -> list[Channels]:
+    """Every MLP of a layer, in order; none in a layer that only mixes tokens.
+
+    Raises PrunescopeError where a matrix of an MLP does not fit the others.
+    """
+    groups: dict[str, list[tuple[str, Weight]]] = defaultdict(list)
+    for role, weight in weights_of(layer, path):
+        if locate(weight.path).scope != "attention":
+            groups[_owner(weight)].append((role, weight))
+    found = (_channels(layer, path, owner, group) for owner, group in groups.items())
+    return [one for one in found if one is not None]
+
+
+def _owner(weight: Weight) -> str:
+    """The path of the module that holds an MLP's matrices side by side."""
+    owner = weight.path.rpartition(".")[0]
+    parent, _, leaf = owner.rpartition(".")
+    return parent if leaf in ("intermediate", "output") else owner
+
+
+def _channels(
+    layer: nn.Module, path: str, owner: str, group: list[tuple[str, Weight]]
+) -> Channels | None:
+    down = next((weight for role, weight in group if role == "down"), None)
+    ups = [weight for role, weight in group if role in _UPS]
+    if down is None or not ups:
+        down, ups = _by_shape(owner, [weight for role, weight in group if role == "unknown"])
+    if down is None or not ups:
+        return None
+    if any(weight.n not in (down.k, 2 * down.k) for weight in ups):
+        raise PrunescopeError(
+            f"{owner}: the matrices of this MLP do not have {down.k} channels each",
+            hint="static-m removes whole layers of this model",
+        )
+    inner = owner[len(path) + 1 :] if owner != path else ""
+    root = layer.get_submodule(inner)
+    place = locate(down.path)
+    # In a layer without a module for its MLP, nothing tells what else is as wide.
+    modules = [root, *(m for m in root.children() if not is_norm(m))] if inner else []
+    norms = [
+        (name, module)
+        for name, module in root.named_modules(prefix=owner)
+        if inner and is_norm(module) and _spans(module, down.k) and down.k != down.n
+    ]
+    kind = {"experts": "experts", "shared_expert": "shared"}.get(place.role, "mlp")
+    return Channels(path=owner, kind=kind, ups=ups, down=down, norms=norms, modules=modules)
+
+
+def _spans(norm: nn.Module, size: int) -> bool:
+    scale = getattr(norm, "weight", None)
+    return isinstance(scale, torch.Tensor) and scale.shape == (size,)
+
+
+def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
+    """Matrices of an MLP with unknown names: the last one undoes what the others do."""
+    if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
+        return None, []
+    *ups, down = weights
+    fits = all(up.k == down.n and up.n in (down.k, 2 * down.k) for up in ups)
+    return (down, ups) if fits and down.k != down.n else (None, [])

@@ -1,0 +1,200 @@
+"""The thin adapter to transformers: what changes between its versions stands here alone.
+
+In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a negative count only.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import CacheLayerMixin
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+_CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+_LAYER_KEYWORDS = (*_CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
+
+
+class TakesCache(torch.nn.Module):
+    """A module of a pruned model inside one of transformers, which hands the cache down under its
+    name of the day: `forward` finds it under `cache`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module, with the cache renamed."""
+        for name in _LAYER_KEYWORDS[1:]:
+            if name in kwargs:
+                kwargs["cache"] = kwargs.pop(name)
+        return super().__call__(*args, **kwargs)
+
+
+def cache_in(arguments: dict[str, Any]) -> Any:
+    """The cache among the arguments of a layer or an attention; None without one."""
+    found = (arguments[name] for name in _LAYER_KEYWORDS if arguments.get(name) is not None)
+    return next(found, None)
+
+
+def windows(model: torch.nn.Module) -> list[int | None]:
+    """By layer of the cache: the keys that a query of the layer sees, None for all."""
+    return [
+        int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
+        for layer in new_cache(model).layers
+    ]
+
+
+def keeps_keys(model: torch.nn.Module) -> list[bool]:
+    """By layer of the cache: whether it holds keys, alone or beside the state of a mixer."""
+    return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
+
+
+def _keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
+    """The name of the cache argument, and whether logits of the last token alone can be had."""
+    model_class: Any = type(model)
+    return _keywords_of(model_class)
+
+
+@functools.lru_cache(maxsize=64)
+def _keywords_of(model_class: Any) -> tuple[str | None, bool]:
+    parameters = inspect.signature(model_class.forward).parameters
+    name = next((name for name in _CACHE_KEYWORDS if name in parameters), None)
+    return name, "logits_to_keep" in parameters
+
+
+def logits_policy(model: torch.nn.Module, asked: str) -> str:
+    """The policy a model can follow: "all" where it always computes every token's logits."""
+    return asked if _keywords(model)[1] else "all"
+
+
+def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str) -> Any:
+    """One forward of [B, S] token ids that appends S tokens to `cache`.
+
+    Raises PrunescopeError where the model takes none.
+    """
+    cache_keyword, can_keep = _keywords(model)
+    if cache_keyword is None:
+        raise PrunescopeError(
+            f"{type(model).__name__}.forward takes no key-value cache",
+            hint=f"a causal language model takes one of {', '.join(_CACHE_KEYWORDS)}",
+        )
+    arguments: dict[str, Any] = {cache_keyword: cache, "use_cache": True}
+    if can_keep:
+        arguments["logits_to_keep"] = 1 if logits == "last" else 0
+    return model(input_ids=ids_BS, **arguments)
+
+
+def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of a call of the model: batch, length, tokens in the cache before, its logits policy, and the
+    kind of its cache: "none" where the model takes none, as an encoder or a convolutional net."""
+    can_keep = _keywords(model)[1]
+    cache = next((kwargs[name] for name in _CACHE_KEYWORDS if kwargs.get(name) is not None), None)
+    last = can_keep and isinstance(kept := kwargs.get("logits_to_keep"), int) and kept == 1
+    batch, length = _rows(next(_tensors((args, kwargs)), None))
+    return {
+        "batch": batch,
+        "length": length,
+        "past": 0 if cache is None else int(cache.get_seq_length()),
+        "logits": "last" if last else "all",
+        "cache": "dynamic" if cache is not None or _takes_cache(model) else "none",
+    }
+
+
+def _takes_cache(model: torch.nn.Module) -> bool:
+    """Encoders of transformers have the argument too, for those who make decoders of them."""
+    if _keywords(model)[0] is None:
+        return False
+    can_generate = getattr(model, "can_generate", None)
+    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return can_generate is None or bool(can_generate()) or causal
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
+
+
+def _rows(given: torch.Tensor | None) -> tuple[int, int]:
+    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; anything larger, as
+    images [B, C, H, W], has one row an item."""
+    if given is None or not given.dim():
+        return 1, 1
+    if not given.is_floating_point():
+        return (1, len(given)) if given.dim() == 1 else (given.shape[0], given.shape[1])
+    if given.dim() == 1:
+        return 1, 1
+    return given.shape[0], given.shape[1] if given.dim() == 3 else 1
+
+
+def new_cache(model: torch.nn.Module) -> Any:
+    """An empty cache with the layers that the model's config asks for, as far as they are used:
+    `cache_layers` of a pruned model names those that are (`tracer.model.layers.renumber_cache`)."""
+    return _used_layers(model, DynamicCache(config=model.config))
+
+
+def new_static_cache(model: torch.nn.Module, length: int) -> Any:
+    """An empty cache with room for `length` tokens, whose tensors stay where they are.
+
+    Raises PrunescopeError where a layer of the model has no such cache.
+    """
+    config: Any = model.config
+    cache = _used_layers(model, StaticCache(config=config, max_cache_len=length))
+    if not all(getattr(layer, "is_compileable", False) for layer in cache.layers):
+        raise PrunescopeError(
+            f"{type(model).__name__} has layers without a static cache", hint="use --mode eager"
+        )
+    return cache
+
+
+def tokens_in(cache: Any) -> int:
+    """Tokens that a cache holds."""
+    return int(cache.get_seq_length()) if cache.layers else 0
+
+
+def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
+    used = getattr(model, "cache_layers", None)
+    if isinstance(used, list):
+        cache.layers = [cache.layers[i] for i in used if i < len(cache.layers)]
+    return cache
+
+
+def counts_tokens(model: torch.nn.Module) -> bool:
+    """Whether a cache of the model knows how many tokens it holds: one of states alone does not."""
+    try:
+        new_cache(model).get_seq_length()
+    except ValueError:
+        return False
+    return True
+
+
+def try_crop(cache: Any, num_tokens: int) -> bool:
+    """Drop the newest tokens in place. False where this cache cannot (sliding window, states)."""
+    if not getattr(cache, "is_croppable", True):
+        return False
+    try:
+        cache.crop(-num_tokens)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all keys, values and states in a cache, as far as they are used."""
+    total = 0
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            for tensor in _values(value):
+                if isinstance(tensor, torch.Tensor) and not name.startswith("_"):
+                    total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def _values(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)

@@ -1,0 +1,108 @@
+"""What a run keeps of a model's config: its dimensions and switches, never somebody's notes.
+
+In: a config of transformers, one of a user's own, or None. Out: plain JSON values. A config.json
+may hold any keys beside those of its class, and transformers carries them along.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from prunescope.taxonomy.config_keys import NESTED, READ
+
+# Known to every config, and free text or a place all the same.
+_NOT_KEPT = {
+    "_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "problem_type",
+    "finetuning_task", "prefix", "auto_map", "custom_pipelines",
+}  # fmt: skip
+_NESTED_DEPTH = 4
+# In a plain object, such as rope_parameters, no class says which keys are known.
+_WORD_KEYS = re.compile(r"(?:\w*_)?(?:type|method|dtype|mode|format|kernel|version|fmt)")
+_KEY = re.compile(r"[A-Za-z_]\w{0,63}")
+_WORD = re.compile(r"[A-Za-z0-9_.+*|-]{0,64}")
+_SERVICE_KEY = re.compile(
+    r"(?:hf|sk|pk|rk|gh[a-z]|github|glpat|xox[a-z])[-_].{4,}|(?:AKIA|ASIA|AIza|ya29|eyJ).{8,}"
+)
+_HEX = re.compile(r"[0-9a-fA-F]{16,}")
+_HOST = re.compile(r"(?:[A-Za-z0-9-]+\.){2,}[A-Za-z-]{2,}")
+_DROPPED = object()
+
+
+def kept_config(config: Any) -> dict[str, Any]:
+    """The keys that the config's class in transformers has, and those that the taxonomy reads; of a
+    class that transformers does not know, also numbers and booleans. None has none.
+
+    Strings that look like paths, addresses, hosts or keys are left out, and so are free words.
+    """
+    if isinstance(config, dict):
+        plain = config
+    else:
+        plain = config.to_dict() if hasattr(config, "to_dict") else getattr(config, "__dict__", {})
+    return _kept(plain, config, _NESTED_DEPTH)
+
+
+def _kept(plain: dict[str, Any], config: Any, depth: int) -> dict[str, Any]:
+    known = None if isinstance(config, dict) else _known_keys(type(config))
+    found = {}
+    for key, value in plain.items():
+        part = None if isinstance(config, dict) else getattr(config, str(key), None)
+        if isinstance(value, dict) and depth and (key in NESTED or hasattr(part, "to_dict")):
+            found[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
+            continue
+        by_name = key in READ or key in (known or ())
+        if key in _NOT_KEPT or not (by_name or (known is None and _is_number(value))):
+            continue
+        clean = _clean(value, words=True)
+        if clean is not _DROPPED and _KEY.fullmatch(str(key)) and not _is_secret(str(key)):
+            found[key] = clean
+    return found
+
+
+def _known_keys(cls: type) -> set[str] | None:
+    """The keys of the default config of the first class that transformers itself brings."""
+    for one in cls.__mro__:
+        if one.__module__.startswith("transformers.models."):
+            try:
+                return set(one().to_dict())
+            except (TypeError, ValueError, AttributeError, LookupError, ImportError):
+                return set()  # it has no default: the taxonomy's keys alone
+    return None
+
+
+def _clean(value: Any, *, words: bool) -> Any:
+    """A value without anything that could name somebody or something; _DROPPED for one that does.
+    `words`: whether its strings may be words at all."""
+    if isinstance(value, dict):
+        named = [(str(k), _clean(v, words=_takes_word(str(k)))) for k, v in value.items()]
+        return {k: v for k, v in named if v is not _DROPPED and _is_word(k)}
+    if isinstance(value, list | tuple | set):
+        listed = [_clean(item, words=words) for item in value]
+        return _DROPPED if any(item is _DROPPED for item in listed) else listed
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    return text if words and _is_word(text) else _DROPPED
+
+
+def _takes_word(key: str) -> bool:
+    return _WORD_KEYS.fullmatch(key) is not None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float)
+
+
+def _is_word(text: str) -> bool:
+    return _WORD.fullmatch(text) is not None and not _is_secret(text)
+
+
+def _is_secret(text: str) -> bool:
+    """A key of a service by its prefix, a long number in hex, a random word, the name of a host."""
+    mixed = re.search("[a-z]", text) and re.search("[A-Z]", text)
+    random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
+    named = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))
+    return bool(random) or any(named)

@@ -1,0 +1,220 @@
+"""The heads of an attention: which rows and columns of its matrices belong to a KV-head group.
+
+In: a layer. Out: Heads, which can mask or cut groups. Symbols: n_q, n_kv heads, G = n_q/n_kv.
+With latent attention every head is a group of its own: q_b and kv_b are cut, the latents stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.architecture_table import BY_ID, Architecture
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.narrow import blocks, is_norm, keep_entries, narrow_norm, set_sizes
+from prunescope.tracer.model.weights import Weight, weights_of
+
+_SETS = (
+    frozenset({"q", "k", "v", "o"}),
+    frozenset({"qkv", "o"}),
+    frozenset({"q", "kv_b", "o"}),
+    frozenset({"q_b", "kv_b", "o"}),
+)
+_PER_HEAD = ("q", "q_b", "k", "v", "kv_b")
+_Q_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+_CROSS = ("encoder_attn", "crossattention", "cross_attn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """One attention. `gates`: matrices with outputs for each query head, beside q, k and v."""
+
+    path: str
+    module: Any
+    heads: int
+    kv_heads: int
+    weights: dict[str, Weight]
+    gates: list[Weight]
+    wide_norms: list[tuple[str, nn.Module, str]]  # over all heads of the role that is named
+    head_norms: list[tuple[str, nn.Module]]
+    entry: Architecture | None
+
+    def mask(self, kept: list[int]) -> None:
+        """Zero what the groups that are not kept write, and what they feed to a common norm."""
+        out = self.weights["o"]
+        out.zero_inputs(self._index(kept, out.k, out))
+        for role in {role for _, _, role in self.wide_norms}:
+            weight = self.weights[role]
+            weight.zero_outputs(self._index(kept, weight.n, weight))
+
+    def cut(self, kept: list[int]) -> None:
+        """Cut the groups that are not kept out of every matrix, norm and count."""
+        widths = {role: weight.n for role, weight in self.weights.items()}
+        for role, weight in self.weights.items():
+            if role == "o":
+                weight.keep_inputs(self._index(kept, weight.k, weight))
+            elif role == "qkv":
+                weight.keep_outputs(self._fused(kept, weight))
+            else:
+                weight.keep_outputs(self._index(kept, weight.n, weight))
+        for gate in self.gates:
+            gate.keep_outputs(self._index(kept, gate.n, gate))
+        device = self.weights["o"].tensor.device
+        for path, norm, role in self.wide_norms:
+            narrow_norm(path, norm, blocks(kept, widths[role] // self.kv_heads, device))
+        for path, norm in self.head_norms:
+            self._narrow_per_head(path, norm, kept, device)
+        self._count(kept, device)
+
+    def _index(self, kept: list[int], size: int, weight: Weight) -> torch.Tensor:
+        return blocks(kept, size // self.kv_heads, weight.tensor.device)
+
+    def _fused(self, kept: list[int], weight: Weight) -> torch.Tensor:
+        assert self.entry is not None
+        if self.entry.qkv == "groups":
+            return self._index(kept, weight.n, weight)
+        size = weight.n // (self.heads + 2 * self.kv_heads)
+        key = blocks(kept, size, weight.tensor.device)
+        query = blocks(kept, size * self.heads // self.kv_heads, weight.tensor.device)
+        first = self.heads * size
+        return torch.cat([query, key + first, key + first + self.kv_heads * size])
+
+    def _narrow_per_head(
+        self, path: str, norm: nn.Module, kept: list[int], device: torch.device
+    ) -> None:
+        """Norms with numbers of their own for each head: a list, or a weight [heads, d]."""
+        is_query = path.rpartition(".")[2].startswith("q")
+        count = self.heads if is_query else self.kv_heads
+        index = blocks(kept, count // self.kv_heads, device)
+        for name, child in list(norm.named_children()):
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                setattr(norm, name, nn.ModuleList([child[i] for i in index.tolist()]))
+        for name, parameter in list(norm.named_parameters(recurse=False)):
+            if parameter.dim() == 2 and parameter.shape[0] == count:
+                keep_entries(norm, name, index)
+
+    def _count(self, kept: list[int], device: torch.device) -> None:
+        group = self.heads // self.kv_heads
+        query = len(kept) * group
+        for module in {id(m): m for m in (self.module, self.weights["o"].module)}.values():
+            set_sizes(module, _Q_COUNTS, before=self.heads, after=query)
+            set_sizes(module, _KV_COUNTS, before=self.kv_heads, after=len(kept))
+        names = self.entry.widths if self.entry else ()
+        width = self.weights["o"].k
+        set_sizes(self.module, names, before=width * self.heads // query, after=width)
+        for name, parameter in list(self.module.named_parameters(recurse=False)):
+            if parameter.shape == (self.heads,):  # attention sinks
+                keep_entries(self.module, name, blocks(kept, group, device))
+
+
+def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
+    """The attention of a layer; None where it has none (a recurrent mixer, or an MLP alone).
+
+    Raises PrunescopeError where its matrices do not show which rows are a head's.
+    """
+    config = text_config(model)
+    entry = BY_ID.get(str(config.model_type))
+    weights, gates = _attention_weights(layer, path)
+    if not weights:
+        return None
+    reason = entry.no_heads if entry else ""
+    if getattr(config, "alibi", False):
+        reason = "its positions are a slope for each head (ALiBi), counted from the first"
+    if reason:
+        raise _uncut(path, reason)
+    if frozenset(weights) not in _SETS:
+        raise _uncut(path, f"its matrices are {', '.join(sorted(weights))}")
+    if "qkv" in weights and not (entry and entry.qkv):
+        raise _uncut(path, "the order of rows in its fused q, k, v is not known")
+    root, _, _ = weights[next(r for r in ("q", "q_b", "qkv") if r in weights)].path.rpartition(".")
+    module = model.get_submodule(root)
+    heads, kv_heads = _counts(config, module, weights)
+    wide, single = [], []
+    for name, norm in module.named_modules(prefix=root):
+        if is_norm(norm) and locate(name).role == "qk_norm":
+            role = _spanned(name, norm, weights, heads, kv_heads)
+            if role:
+                wide.append((name, norm, role))
+            else:
+                single.append((name, norm))
+    found = Heads(
+        path=root, module=module, heads=heads, kv_heads=kv_heads, weights=weights, gates=gates,
+        wide_norms=wide, head_norms=single, entry=entry,
+    )  # fmt: skip
+    _check(found)
+    return found
+
+
+def _spanned(
+    path: str, norm: nn.Module, weights: dict[str, Weight], heads: int, kv_heads: int
+) -> str:
+    """The role whose whole width a norm spans; "" for a norm of single heads or of latents."""
+    scale = getattr(norm, "weight", None)
+    leaf = path.rpartition(".")[2]
+    role = next((r for r in ("q", "k") if leaf.startswith(r) and r in weights), "")
+    if not isinstance(scale, torch.Tensor) or scale.dim() != 1 or not role:
+        return ""
+    many = (heads if role == "q" else kv_heads) > 1
+    return role if many and scale.numel() == weights[role].n else ""
+
+
+def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], list[Weight]]:
+    """Matrices of the layer's own attention by role, and those without a role beside them."""
+    inside = [
+        (role, weight)
+        for role, weight in weights_of(layer, path)
+        if locate(weight.path).scope == "attention" and not any(c in weight.path for c in _CROSS)
+    ]
+    depth = next((weight.path.count(".") for role, weight in inside if role == "o"), None)
+    beside = [(role, weight) for role, weight in inside if weight.path.count(".") == depth]
+    known = {role: weight for role, weight in beside if role in (*_PER_HEAD, "qkv", "o")}
+    gates = [w for role, w in beside if role == "unknown" and _is_gate(w)]
+    strange = [w for role, w in beside if role == "unknown" and not _is_gate(w)]
+    if strange:
+        raise _uncut(path, f"it holds {strange[0].path}")
+    return known, gates
+
+
+def _is_gate(weight: Weight) -> bool:
+    leaf = weight.path.rpartition(".")[2]
+    return "gate" in leaf or leaf == "g_proj"
+
+
+def _counts(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[int, int]:
+    counts = [getattr(module, name, None) for name in _Q_COUNTS]
+    own = next((count for count in counts if isinstance(count, int)), 0)
+    heads = own or int(config.num_attention_heads)
+    if "kv_b" in weights:
+        return heads, heads
+    size = getattr(module, "head_dim", None) or weights["o"].k // heads
+    if "k" in weights and weights["k"].n % size == 0:
+        kv_heads = weights["k"].n // size
+        group = getattr(module, "num_key_value_groups", None)
+        return (group * kv_heads if isinstance(group, int) else heads), kv_heads
+    return heads, ModelShape.from_config(config.to_dict()).kv_heads
+
+
+def _check(found: Heads) -> None:
+    sizes = [weight.n for role, weight in found.weights.items() if role != "o"]
+    sizes += [found.weights["o"].k, *(gate.n for gate in found.gates)]
+    parts = found.kv_heads
+    if "qkv" in found.weights:
+        whole = found.heads + 2 * found.kv_heads
+        if found.weights["qkv"].n % whole or found.heads % found.kv_heads:
+            raise _uncut(found.path, f"its fused projection is not {whole} equal heads")
+    if found.heads % parts or any(size % parts for size in sizes):
+        raise _uncut(found.path, f"its matrices are not {parts} equal groups")
+
+
+def _uncut(path: str, why: str) -> PrunescopeError:
+    return PrunescopeError(
+        f"heads of {path} cannot be cut: {why}",
+        hint="static-nk-mlp and static-m prune this model without its heads",
+    )

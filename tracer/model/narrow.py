@@ -1,0 +1,70 @@
+"""What follows when a width shrinks: norms over that width, numbers a head, sizes kept in ints.
+
+In: modules and the indices kept. Out: nothing; modules change in place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+_EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
+
+
+def blocks(index: list[int], size: int, device: torch.device) -> torch.Tensor:
+    """The rows of the blocks `index`, each `size` rows long."""
+    first = torch.tensor(index, device=device).unsqueeze(1) * size
+    return (first + torch.arange(size, device=device)).flatten()
+
+
+def successor(parameter: torch.Tensor, value: torch.Tensor) -> nn.Parameter:
+    """`value` as what takes the place of `parameter`: of its dtype and with its flags.
+
+    torch chooses kernels by the flags: where a weight wants no gradient, matmul of a sliced hidden
+    state copies the whole weight and runs a batched product.
+    """
+    made = value.detach().to(parameter.dtype).contiguous()
+    return nn.Parameter(made, requires_grad=parameter.requires_grad)
+
+
+def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
+    """Keep the entries `index` of an RMS norm, so that it gives what it gave with zeros in place
+    of the others: the mean of squares is over fewer numbers, hence √(N/N') and ε·N/N'.
+
+    Raises PrunescopeError for a norm that subtracts the mean, which zeros do not leave alone.
+    """
+    epsilon = next((e for e in _EPSILONS if isinstance(getattr(norm, e, None), float)), None)
+    if isinstance(norm, nn.LayerNorm) or getattr(norm, "bias", None) is not None or not epsilon:
+        raise PrunescopeError(
+            f"{path} is no RMS norm: its mean would move with what is removed",
+            hint="heads or channels under such a norm cannot be cut",
+        )
+    before, after = norm.weight.numel(), index.numel()
+    kept = norm.weight.detach().index_select(0, index.to(norm.weight.device))
+    norm.weight = successor(norm.weight, kept * math.sqrt(before / after))
+    setattr(norm, epsilon, getattr(norm, epsilon) * before / after)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class."""
+    return "norm" in type(module).__name__.lower()
+
+
+def keep_entries(module: nn.Module, name: str, index: torch.Tensor) -> None:
+    """Keep the entries `index` of a parameter's first axis."""
+    parameter = getattr(module, name)
+    kept = parameter.detach().index_select(0, index.to(parameter.device))
+    setattr(module, name, successor(parameter, kept))
+
+
+def set_sizes(holder: Any, names: tuple[str, ...], *, before: int, after: int) -> None:
+    """Ints of `holder` among `names` that are `before` become `after`."""
+    for name in names:
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value == before:
+            setattr(holder, name, after)

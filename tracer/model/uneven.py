@@ -1,0 +1,129 @@
+"""A folder whose layers differ in width, as LLM-Pruner and FLAP leave them under one config.
+
+In: the files of a checkpoint and its config, which says what the widest layer is. Out: a model with
+projections of the stored shapes. Only matrices of attention and MLP may differ, heads whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.model.layers import probe, text_config
+
+_CUT = ("q", "k", "v", "o", "gate", "up", "down")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def differing(folder: Path, config: Any) -> Shapes:
+    """The stored shapes of matrices in the layers that the config gives another shape; empty where
+    nothing differs, or where something else does that no pruning of widths explains."""
+    stored = _stored(folder)
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config).state_dict()
+    other = {
+        name: shape
+        for name, shape in stored.items()
+        if name in expected and tuple(expected[name].shape) != shape
+    }
+    # FLAP stands biases in for what it cut.
+    biases = [n for n in stored.keys() - expected.keys() if n.endswith(".bias")]
+    other |= {name: stored[name] for name in biases}
+    places = [locate(name.rpartition(".")[0]) for name in other]
+    explained = all(place.layer is not None and place.role in _CUT for place in places)
+    return other if explained else {}
+
+
+def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, Any]) -> Any:
+    """The model of a folder for which `differing` gave `shapes`; `options` as for from_pretrained.
+
+    Raises PrunescopeError where a layer's heads are not whole, weights are missing, or it does not
+    run.
+    """
+    asked = {k: v for k, v in options.items() if k in ("attn_implementation", "dtype")}
+    asked.setdefault("dtype", config.dtype or torch.float32)
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(config, **asked)
+    for name, shape in shapes.items():
+        path, _, kind = name.rpartition(".")
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.Linear):
+            raise _unlike(folder, f"{path} is no linear module")
+        setattr(module, kind, nn.Parameter(torch.empty(shape, dtype=module.weight.dtype)))
+        module.out_features, module.in_features = module.weight.shape
+    for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
+        _count_heads(folder, model, path)
+    state: dict[str, torch.Tensor] = {}
+    for file in _files(folder):
+        state |= load_file(file)
+    found = model.load_state_dict(state, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = [name for name in found.missing_keys if name not in tied]
+    if missing or found.unexpected_keys:
+        raise _unlike(folder, f"{[*missing, *found.unexpected_keys][0][:80]} does not fit")
+    model.tie_weights()
+    probe(model.eval(), "with layers of different widths")
+    return model
+
+
+def _count_heads(folder: Path, model: Any, path: str) -> None:
+    """Query heads a KV head, of an attention whose projections were cut."""
+    module = model.get_submodule(path)
+    if not hasattr(module, "q_proj"):
+        return
+    size = int(getattr(module, "head_dim", 0) or text_config(model).head_dim)
+    q, k, v, o = (getattr(module, f"{name}_proj") for name in "qkvo")
+    rows = (q.out_features, k.out_features)
+    if any(n % size for n in rows) or rows[0] % rows[1] or k.out_features != v.out_features:
+        raise _unlike(
+            folder, f"{path} holds {rows[0]} query and {rows[1]} key rows: parts of heads"
+        )
+    if o.in_features != rows[0]:
+        raise _unlike(folder, f"{path}: o reads {o.in_features} features, q writes {rows[0]}")
+    module.num_key_value_groups = rows[0] // rows[1]
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    names = set(dict(json.loads(index.read_bytes())["weight_map"]).values())
+    return [folder / str(name) for name in sorted(names)]
+
+
+def _stored(folder: Path) -> Shapes:
+    found: Shapes = {}
+    for file in _files(folder):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                found[name] = tuple(opened.get_slice(name).get_shape())
+    return found
+
+
+def note(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the run says of such a model."""
+    layers = {locate(name.rpartition(".")[0]).layer for name in shapes}
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    return (
+        f"{len(layers)} layers have widths of their own ({len(shapes)} tensors, {numbers} numbers)"
+    )
+
+
+def _unlike(folder: Path, why: str) -> PrunescopeError:
+    return PrunescopeError(
+        f"{folder.name} stores other shapes than its config, and {why}",
+        hint="a folder may differ in the width of whole heads and of MLP channels; else prune with "
+        "--method package.module:function, or capture it with prunescope.capture",
+    )

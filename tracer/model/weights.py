@@ -1,0 +1,145 @@
+"""One weight of a layer, wherever it is stored, and how to cut or zero its outputs and inputs.
+
+A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
+transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from prunescope.taxonomy.roles import matrix_role
+from prunescope.tracer.model.narrow import successor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """The parameter `name` of `module`, and its bias where it has one. `path` ends in the module's
+    name, or in the parameter's where a module holds several weights (experts)."""
+
+    path: str
+    module: Any
+    name: str
+    bias: str | None
+    transposed: bool
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """As stored."""
+        parameter: torch.Tensor = getattr(self.module, self.name)
+        return parameter
+
+    @property
+    def experts(self) -> int | None:
+        """E, or None for a single weight."""
+        return self.tensor.shape[0] if self.tensor.dim() == 3 else None
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return self.tensor.shape[-1 if self.transposed else -2]
+
+    @property
+    def k(self) -> int:
+        """Input features."""
+        return self.tensor.shape[-2 if self.transposed else -1]
+
+    def keep_outputs(self, index: torch.Tensor) -> None:
+        """Keep the output features `index` and their biases, in place."""
+        self._set(self.name, _taken(self.tensor, index, -1 if self.transposed else -2))
+        if self.bias is not None:
+            self._set(self.bias, _taken(getattr(self.module, self.bias), index, -1))
+        self._tell(("out_features", "nf"), index.shape[-1])
+
+    def keep_inputs(self, index: torch.Tensor) -> None:
+        """Keep the input features `index` in place."""
+        self._set(self.name, _taken(self.tensor, index, -2 if self.transposed else -1))
+        self._tell(("in_features", "nx"), index.shape[-1])
+
+    def zero_inputs(self, kept: torch.Tensor) -> None:
+        """Zero all input features but `kept`: what masking a unit means."""
+        axis = -2 if self.transposed else -1
+        mask = torch.ones(self.tensor.shape, dtype=torch.bool, device=self.tensor.device)
+        mask.scatter_(_positive(axis, mask), _spread(kept, mask, axis), value=False)
+        self.tensor.data.masked_fill_(mask, 0)
+
+    def zero_outputs(self, kept: torch.Tensor) -> None:
+        """Zero all output features, and their biases, but `kept`."""
+        axis = -1 if self.transposed else -2
+        mask = torch.ones(self.tensor.shape, dtype=torch.bool, device=self.tensor.device)
+        mask.scatter_(_positive(axis, mask), _spread(kept, mask, axis), value=False)
+        self.tensor.data.masked_fill_(mask, 0)
+        if self.bias is not None:
+            bias = getattr(self.module, self.bias)
+            gone = torch.ones(bias.shape, dtype=torch.bool, device=bias.device)
+            gone.scatter_(gone.dim() - 1, _spread(kept, gone, -1), value=False)
+            bias.data.masked_fill_(gone, 0)
+
+    def _set(self, name: str, value: torch.Tensor) -> None:
+        setattr(self.module, name, successor(getattr(self.module, name), value))
+
+    def _tell(self, names: tuple[str, ...], size: int) -> None:
+        for name in names:
+            if isinstance(getattr(self.module, name, None), int):
+                setattr(self.module, name, size)
+
+
+def weights_of(layer: nn.Module, prefix: str) -> Iterator[tuple[str, Weight]]:
+    """(matrix role, weight) of every matrix of a layer; `prefix` is the layer's qualified name."""
+    for path, module in layer.named_modules(prefix=prefix):
+        if isinstance(module, nn.Linear | Conv1D):
+            yield matrix_role(path), _plain(path, module)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() == 3 and _is_expert(module):
+                    yield matrix_role(f"{path}.{name}"), _expert(path, module, name)
+
+
+def _plain(path: str, module: Any) -> Weight:
+    bias = "bias" if module.bias is not None else None
+    transposed = isinstance(module, Conv1D)
+    return Weight(path=path, module=module, name="weight", bias=bias, transposed=transposed)
+
+
+def _expert(path: str, module: Any, name: str) -> Weight:
+    bias = (
+        f"{name}_bias" if isinstance(getattr(module, f"{name}_bias", None), nn.Parameter) else None
+    )
+    return Weight(
+        path=f"{path}.{name}",
+        module=module,
+        name=name,
+        bias=bias,
+        transposed=bool(getattr(module, "is_transposed", False)),
+    )
+
+
+def _is_expert(module: nn.Module) -> bool:
+    """Expert modules of transformers 5 say how their weights lie."""
+    return isinstance(getattr(module, "is_transposed", None), bool)
+
+
+def _positive(axis: int, tensor: torch.Tensor) -> int:
+    return tensor.dim() + axis
+
+
+def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
+    """`index` [kept] or [E, kept] in the shape that gather and scatter take along `axis`."""
+    shape = [1] * like.dim()
+    if index.dim() == 2:
+        shape[0] = index.shape[0]
+    shape[axis] = index.shape[-1]
+    full = list(like.shape)
+    full[axis] = index.shape[-1]
+    return index.to(like.device).view(shape).expand(full)
+
+
+def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+    taken = tensor.detach().gather(_positive(axis, tensor), _spread(index, tensor, axis))
+    return taken.contiguous()

@@ -1,0 +1,297 @@
+"""Quality of a model on a text, next to the dense model it came from.
+
+In: models, token ids [N] and how they were made (Passage). Out: plain values for run.json.
+Losses are nats a token; bits per byte uses the UTF-8 bytes of the tokens that were scored.
+
+Windows of C tokens start every R tokens (R = C unless said otherwise). A window scores each of its
+tokens but the first that no window before it scored, given all tokens before it in the window:
+    perplexity = exp(sum of -ln p(token | window so far) / tokens scored)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.texts import read_text
+from prunescope.tracer.capture.memory import stored_tensors
+from prunescope.tracer.capture.phases import token_ids
+from prunescope.tracer.model import compat
+from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
+
+TOKENS, CONTEXT = 8192, 1024
+# Tokens that one block of the bootstrap holds: neighbours in a text are alike.
+BLOCK = 128
+# Of a window in decode scoring: the share that is the prompt, and the tokens scored after it.
+_PROMPT, _DECODED = 0.5, 32
+# Rows of [rows, V] turned into fp32 at a time: a dozen passes over what a cache holds.
+_ROWS = 32
+# Logits of the dense model are kept, as they left it, for as many bytes; else computed again.
+_KEEP_BYTES = 1 << 30
+# Families whose work starts with a cache that a prompt filled: one forward of a text, with the
+# logits of all its tokens, would show nothing of them.
+DECODE_SCORED = frozenset({"kv-evict", "token-drop"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and a record."""
+
+    ids: torch.Tensor
+    bytes_of: torch.Tensor | None
+    record: dict[str, Any]
+    context: int = CONTEXT
+    stride: int | None = None
+
+    def windows(self) -> Iterator[tuple[int, int, int]]:
+        """(begin, first token scored, end) of every window."""
+        stride, total, scored = self.stride or self.context, len(self.ids), 0
+        for begin in range(0, total, stride):
+            end = min(begin + self.context, total)
+            first = max(scored, begin + 1)
+            if first < end:
+                yield begin, first, end
+            scored = end
+            if end == total:
+                break
+
+    def scored(self, scoring: str) -> Iterator[tuple[int, int, int]]:
+        """The windows, and in decode scoring only the tokens just after the prompt of each."""
+        for window in self.windows():
+            yield _decoded(window) if scoring == "decode" else window
+
+
+@dataclass(kw_only=True)
+class Scores:
+    """Of the tokens scored, in order: nats, and per token of a comparison, KL and agreement."""
+
+    nats: list[torch.Tensor] = field(default_factory=list)
+    kl: list[torch.Tensor] = field(default_factory=list)
+    agree: list[torch.Tensor] = field(default_factory=list)
+
+
+class Dense:
+    """The dense model as a reference: its logits on a passage, kept where they are small."""
+
+    def __init__(self, model: Any, passage: Passage, *, scoring: str = "prefill") -> None:
+        self.model, self.passage, self.scoring = model, passage, scoring
+        self._kept: dict[int, torch.Tensor] = {}
+        table = model.get_input_embeddings()
+        size = len(passage.ids) * table.num_embeddings * table.weight.element_size()
+        self._keep = size <= _KEEP_BYTES
+
+    def logits(self, window: tuple[int, int, int]) -> torch.Tensor:
+        """[scored, V] of a window, in the model's dtype: lossless."""
+        begin = window[0]
+        if begin in self._kept:
+            return self._kept[begin]
+        logits = _logits(self.model, self.passage.ids, window, self.scoring)
+        if self._keep:
+            self._kept[begin] = logits
+        return logits
+
+
+def text_passage(  # noqa: PLR0913
+    tokenizer: Any | None,
+    text: Path | None,
+    *,
+    vocabulary: int,
+    longest: int | None,
+    seed: int,
+    tokens: int = TOKENS,
+) -> Passage:
+    """The first `tokens` tokens of a text's evaluation half; random ids without a tokenizer.
+
+    `longest`: positions the model knows. Raises PrunescopeError where the text is too short.
+    """
+    context = min(CONTEXT, longest or CONTEXT)
+    if tokenizer is None:
+        ids = token_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
+        record = {"source": "random token ids", "seed": seed, "tokens": tokens}
+        return Passage(ids=ids, bytes_of=None, record=record, context=context)
+    source = read_text(text)
+    part = source.evaluation[: 16 * tokens]
+    made = tokenizer(part, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
+    ids = torch.tensor(made["input_ids"][:tokens])
+    if len(ids) < 2:
+        raise PrunescopeError(
+            f"{source.name} has no two tokens to score in its evaluation half",
+            hint="give a longer text",
+        )
+    offsets = made["offset_mapping"][:tokens] if tokenizer.is_fast else None
+    record = {
+        "source": source.name,
+        "sha256": source.sha256,
+        "part": "evaluation half",
+        "tokens": len(ids),
+    }
+    return Passage(
+        ids=ids,
+        bytes_of=None if offsets is None else _token_bytes(part, offsets),
+        record=record,
+        context=context,
+    )
+
+
+def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> dict[str, Any]:
+    """Perplexity and bits per byte of `model`.
+
+    `scoring`: "prefill" takes all tokens of a window in one forward; "decode" fills the cache with
+    half a window and scores the next tokens one by one.
+    """
+    scores = Scores()
+    with torch.inference_mode():
+        for window in passage.scored(scoring):
+            logits = _logits(model, passage.ids, window, scoring)
+            _add(scores, Scores(), logits, None, passage.ids[window[1] : window[2]])
+    return _record(passage, scores, scoring)
+
+
+def compare(model: Any, dense: Dense) -> dict[str, dict[str, Any]]:
+    """{"dense": ..., "pruned": ...}, each as `quality` gives it, on the dense model's passage.
+
+    "pruned" has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which both
+    would say the same next), and perplexity_rel = perplexity / dense perplexity − 1. Intervals of
+    95 % by a bootstrap over blocks of 128 neighbours, dense and pruned on the same blocks.
+    """
+    passage, scoring = dense.passage, dense.scoring
+    scores, reference = Scores(), Scores()
+    with torch.inference_mode():
+        for window in passage.scored(scoring):
+            logits = _logits(model, passage.ids, window, scoring)
+            targets = passage.ids[window[1] : window[2]]
+            _add(scores, reference, logits, dense.logits(window), targets)
+    pruned = _record(passage, scores, scoring) | _relative(passage, scores, reference, scoring)
+    return {"dense": _record(passage, reference, scoring), "pruned": pruned}
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Names the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread numbers
+    of each tensor. Two captures with one fingerprint ran the same object."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        for stored in stored_tensors(tensor):
+            flat = stored.detach().flatten()
+            picked = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+            digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _decoded(window: tuple[int, int, int]) -> tuple[int, int, int]:
+    begin, first, end = window
+    start = max(first, begin + int((end - begin) * _PROMPT))
+    return begin, start, min(end, start + _DECODED)
+
+
+def _logits(
+    model: Any, ids: torch.Tensor, window: tuple[int, int, int], scoring: str
+) -> torch.Tensor:
+    """[end − first, V]: the logits that predict tokens first … end−1."""
+    begin, first, end = window
+    row = ids[None, begin:end].to(model.get_input_embeddings().weight.device)
+    cache = compat.new_cache(model)
+    if scoring == "prefill":
+        output = compat.forward(model, row, cache=cache, logits="all")
+        return output.logits[0, first - begin - 1 : end - begin - 1]
+    output = compat.forward(model, row[:, : first - begin], cache=cache, logits="last")
+    rows = [output.logits[0, -1:]]
+    for position in range(first - begin, end - begin - 1):
+        token = row[:, position : position + 1]
+        output = compat.forward(model, token, cache=cache, logits="last")
+        rows.append(output.logits[0, -1:])
+    return torch.cat(rows)
+
+
+def _add(
+    scores: Scores,
+    reference: Scores,
+    logits: torch.Tensor,
+    against: torch.Tensor | None,
+    targets: torch.Tensor,
+) -> None:
+    """Score the rows of one window, a few at a time: a [1024, V] of fp32 is large."""
+    targets = targets.to(logits.device)
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        log_p = F.log_softmax(logits[rows].float(), dim=-1)
+        scores.nats.append(F.nll_loss(log_p, targets[rows], reduction="none").double().cpu())
+        if against is None:
+            continue
+        log_d = F.log_softmax(against[rows].float(), dim=-1)
+        reference.nats.append(F.nll_loss(log_d, targets[rows], reduction="none").double().cpu())
+        kl = (log_d.exp() * (log_d - log_p)).sum(-1)
+        scores.kl.append(kl.double().cpu())
+        scores.agree.append((log_p.argmax(-1) == log_d.argmax(-1)).double().cpu())
+
+
+def _record(passage: Passage, scores: Scores, scoring: str) -> dict[str, Any]:
+    positions, blocks = _blocks(passage, scoring)
+    nats = torch.cat(scores.nats)
+    mean = float(nats.mean())
+    record: dict[str, Any] = {
+        "text": passage.record,
+        "context": passage.context,
+        "stride": passage.stride or passage.context,
+        "scoring": scoring,
+        "scored_tokens": len(nats),
+        "nats_per_token": _finite(mean),
+        "perplexity": _exp(mean),
+        "perplexity_ci95": perplexity_ci95(blocks, nats),
+        "bits_per_byte": None,
+    }
+    if passage.bytes_of is not None:
+        scored_bytes = int(passage.bytes_of[positions].sum())
+        record["scored_bytes"] = scored_bytes
+        record["bits_per_byte"] = _finite(float(nats.sum()) / math.log(2) / scored_bytes)
+    return record
+
+
+def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str) -> dict[str, Any]:
+    _, blocks = _blocks(passage, scoring)
+    nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
+    kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
+    relative = _exp(float((nats - dense_nats).mean()))
+    return {
+        "dense_perplexity": _exp(float(dense_nats.mean())),
+        "perplexity_rel": None if relative is None else relative - 1,
+        "perplexity_rel_ci95": relative_ci95(blocks, nats, dense_nats),
+        "kl": _finite(float(kl.mean())),
+        "kl_ci95": mean_ci95(blocks, kl),
+        "agreement": float(agree.mean()),
+        "agreement_ci95": mean_ci95(blocks, agree),
+    }
+
+
+def _blocks(passage: Passage, scoring: str) -> tuple[torch.Tensor, Blocks]:
+    """The positions scored [n], and their blocks."""
+    spans = (torch.arange(first, end) for _, first, end in passage.scored(scoring))
+    positions = torch.cat(list(spans))
+    return positions, Blocks.of(positions, BLOCK)
+
+
+def _finite(value: float) -> float | None:
+    """None where a broken model gives no number: it must not look like one."""
+    return value if math.isfinite(value) else None
+
+
+def _exp(nats: float) -> float | None:
+    return math.exp(nats) if math.isfinite(nats) and nats < 700 else None
+
+
+def _token_bytes(text: str, offsets: list[tuple[int, int]]) -> torch.Tensor:
+    """UTF-8 bytes that each token adds. Tokens that share a character share its span: the last
+    character's bytes go to the first of them."""
+    end, sizes = 0, []
+    for _, upto in offsets:
+        sizes.append(len(text[end:upto].encode()) if upto > end else 0)
+        end = max(end, upto)
+    return torch.tensor(sizes)

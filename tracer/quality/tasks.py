@@ -1,0 +1,184 @@
+"""Zero-shot tasks through lm-evaluation-harness, the optional extra `eval`, on the timed model.
+
+In: a model, its tokenizer and a TaskList. Out: plain values for run.json; metrics as the harness
+gives them, with its standard errors (null where it gives none).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+_BATCH = 8  # requests a forward; none of the harness's results depends on it
+_DRAWS = 1000  # of the harness's bootstrap, where a standard error has no closed form
+_Z95 = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskList:
+    """Names of tasks, and the folder that defines them; None: the harness's own definitions."""
+
+    names: tuple[str, ...]
+    folder: Path | None = None
+
+    def source(self) -> dict[str, Any]:
+        """What was asked: names, the folder and the sha256 of its files, the harness's version."""
+        digest = None if self.folder is None else _digest(self.folder)
+        folder = None if self.folder is None else self.folder.name
+        version = importlib.metadata.version("lm_eval")
+        return {"names": list(self.names), "folder": folder, "sha256": digest, "lm_eval": version}
+
+
+def check_installed() -> None:
+    """Raises PrunescopeError where lm-evaluation-harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise PrunescopeError(
+            "tasks need lm-evaluation-harness, which is not installed",
+            hint="pip install 'prunescope[eval]', or leave `tasks` out of the sweep file",
+        )
+
+
+def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str, dict[str, Any]]:
+    """By task: {"metric", "value", "stderr", "higher_is_better", "samples", "version", "metrics"}.
+
+    "metric" is the first one that the task's own file names. No few-shot examples are added beyond
+    those that the file asks for. Raises PrunescopeError where a task does not exist or has no data.
+    """
+    check_installed()
+    if tokenizer is None:
+        raise PrunescopeError(
+            "tasks need a tokenizer, and this model has none", hint="leave `tasks` out"
+        )
+    evaluator: Any = importlib.import_module("lm_eval.evaluator")
+    manager: Any = importlib.import_module("lm_eval.tasks").TaskManager(
+        include_path=None if tasks.folder is None else str(tasks.folder),
+        # The harness's own tasks fetch their data: with a folder, no name of it can mean those.
+        include_defaults=tasks.folder is None,
+    )
+    huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
+    try:
+        with _inside(tasks.folder):
+            found = evaluator.simple_evaluate(
+                model=huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH),
+                tasks=list(tasks.names),
+                task_manager=manager,
+                log_samples=False,
+                bootstrap_iters=_DRAWS,
+            )
+    except (KeyError, OSError, ValueError) as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise PrunescopeError(
+            f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {said})",
+            hint="tasks_path names a folder of task files; paths of data in them begin there",
+        ) from error
+    return {name: _entry(name, found) for name in tasks.names}
+
+
+def changes(
+    dense: dict[str, dict[str, Any]], pruned: dict[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    """The two losses over tasks; None where a dense value is 0 or a value is unknown.
+
+    change of a task = (pruned − dense) / dense, with its sign turned where lower is better, so that
+    below zero is worse. "signed" = mean of the changes, "absolute" = mean of their absolute values.
+    Interval of the signed one: normal, 1.96 standard errors, dense and pruned as if independent
+    (they answer the same questions, so it is rather too wide); null without standard errors.
+    """
+    by_task: dict[str, float] = {}
+    variances: list[float | None] = []
+    for name, before in dense.items():
+        d, p = before["value"], pruned[name]["value"]
+        if not d or p is None:
+            return None
+        by_task[name] = (p - d) / d * (-1 if before["higher_is_better"] is False else 1)
+        errors = (before["stderr"], pruned[name]["stderr"])
+        known = None not in errors
+        variances.append((errors[1] / d) ** 2 + (p * errors[0] / d**2) ** 2 if known else None)
+    if not by_task:
+        return None
+    signed = sum(by_task.values()) / len(by_task)
+    known_variances = [v for v in variances if v is not None]
+    spread = None
+    if len(known_variances) == len(variances):
+        spread = _Z95 * math.sqrt(sum(known_variances)) / len(variances)
+    return {
+        "signed": signed,
+        "signed_ci95": None if spread is None else [signed - spread, signed + spread],
+        "absolute": sum(map(abs, by_task.values())) / len(by_task),
+        "by_task": by_task,
+    }
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _inside(folder: Path | None) -> Iterator[None]:
+    """Data files that a task names lie beside its file; the harness looks where the process is."""
+    offline = {"HF_DATASETS_OFFLINE": "1"} if folder is not None else {}
+    before = {name: os.environ.get(name) for name in (*offline, "TOKENIZERS_PARALLELISM")}
+    os.environ.update(offline, TOKENIZERS_PARALLELISM="false")
+    place = contextlib.nullcontext() if folder is None else contextlib.chdir(folder)
+    try:
+        # Bars and hints of four libraries; what goes wrong comes as an exception.
+        with place, contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _entry(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """One task of the harness's results, whose keys are "metric,filter"."""
+    if name not in found["results"] or name not in found["configs"]:
+        raise PrunescopeError(
+            f"{name} is a group of tasks, which has no score of its own here",
+            hint="list the tasks of the group one by one",
+        )
+    raw = found["results"][name]
+    metrics: dict[str, dict[str, float | None]] = {}
+    for key, value in raw.items():
+        metric, comma, kind = key.partition(",")
+        if comma and kind == "none" and not metric.endswith("_stderr"):
+            error = raw.get(f"{metric}_stderr,none")
+            metrics[metric] = {"value": _number(value), "stderr": _number(error)}
+    better = found.get("higher_is_better", {}).get(name, {})
+    listed = [m["metric"] for m in found["configs"][name].get("metric_list") or ()]
+    first = next((m for m in (*listed, *metrics) if m in metrics), None)
+    if first is None:
+        raise PrunescopeError(f"{name} gave no metric", hint="name one in its metric_list")
+    return {
+        "metric": first,
+        **metrics[first],
+        "higher_is_better": better.get(first),
+        "samples": (found.get("n-samples", {}).get(name) or {}).get("effective"),
+        "version": found.get("versions", {}).get(name),
+        "metrics": metrics,
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None: the harness writes "N/A" where it knows none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,134 @@
+"""Decoder layers whose residuals go through a linear map from one junction to the next.
+
+The layer's own forward is replaced by "norm, sublayers, residual add", block by block; `add_maps`
+checks that this is what the layer did.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.model.layers import probe
+from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.residual.check import agree
+from prunescope.tracer.residual.ports import Basis
+from prunescope.tracer.residual.stream import Block, Stream, Sublayer
+
+
+class MappedLayer(nn.Module):
+    """A decoder layer as a chain of blocks, each with a map of its residual."""
+
+    def __init__(self, layer: Any, blocks: Sequence[Block], *, gives_tuple: bool) -> None:
+        super().__init__()
+        self.names = list(inspect.signature(layer.forward).parameters)[1:]
+        self.steps = [
+            [_Step(one, layer, block.layer) for one in block.sublayers] for block in blocks
+        ]
+        self.maps = [_map_name(block) for block in blocks]
+        for step in (step for steps in self.steps for step in steps):
+            for name in step.modules:
+                self.add_module(name, getattr(layer, name))
+        for name in self.maps:
+            self.add_module(name, nn.Identity())
+        # What a model asks its layers for (the kind of their attention), and Granite's multiplier.
+        for name, value in vars(layer).items():
+            if isinstance(value, str | int | float) and not name.startswith("_"):
+                self.__dict__.setdefault(name, value)
+        self.multiplier = float(getattr(layer, "residual_multiplier", 1.0))
+        self.gives_tuple = gives_tuple
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """[B, S, h'] at the first junction to [B, S, h'] at the last."""
+        arguments = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        for steps, name in zip(self.steps, self.maps, strict=True):
+            outputs = [self._run(step, hidden_states, arguments) for step in steps]
+            hidden_states = getattr(self, name)(hidden_states)
+            for output in outputs:
+                hidden_states = hidden_states + output
+        return (hidden_states, None) if self.gives_tuple else hidden_states
+
+    def _run(self, step: _Step, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        values: Any = getattr(self, step.before)(hidden_states) if step.before else hidden_states
+        for name in step.chain:
+            values = getattr(self, name)(values, **step.taken(name, arguments))
+            values = values[0] if isinstance(values, tuple) else values
+        values = getattr(self, step.after)(values) if step.after else values
+        if values.dim() < hidden_states.dim():  # experts that put out [B·S, h']
+            values = values.view(hidden_states.shape)
+        return values if self.multiplier == 1.0 else values * self.multiplier
+
+
+class _Step:
+    """A sublayer by the names of its modules within the layer, and what each takes beside the
+    stream: all arguments of the layer (None), or those of these names."""
+
+    def __init__(self, sublayer: Sublayer, layer: nn.Module, path: str) -> None:
+        self.chain = [name.removeprefix(f"{path}.") for name in sublayer.chain]
+        self.before = sublayer.before.removeprefix(f"{path}.")
+        self.after = sublayer.after.removeprefix(f"{path}.")
+        self.modules = [name.removeprefix(f"{path}.") for name in sublayer.modules]
+        mixes = sublayer.kind == "attention"
+        self.names = {
+            name: _taken(layer.get_submodule(name)) if mixes else frozenset() for name in self.chain
+        }
+
+    def taken(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Of the layer's arguments those that a module of the chain takes."""
+        names = self.names[name]
+        return arguments if names is None else {k: arguments[k] for k in names if k in arguments}
+
+
+def _taken(module: nn.Module) -> frozenset[str] | None:
+    known = inspect.signature(module.forward).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in known):
+        return None
+    return frozenset(one.name for one in known)
+
+
+def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
+    """Put `MappedLayer`s into the model, and check that they compute what the layers did."""
+    refusal = PrunescopeError(
+        f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
+        hint="use --set junctions=same, which leaves the layers' own code in place",
+    )
+    inside: dict[str, list[Block]] = {}
+    for block in stream.blocks:
+        inside.setdefault(block.layer, []).append(block)
+    parts = [(block.layer, one) for block in stream.blocks for one in block.sublayers]
+    if any("." in name.removeprefix(f"{path}.") for path, one in parts for name in one.modules):
+        raise refusal  # a sublayer within another module of the layer
+    mapped = {
+        path: MappedLayer(model.get_submodule(path), blocks, gives_tuple=path in stream.tuples)
+        for path, blocks in inside.items()
+    }
+    for path, layer in mapped.items():
+        model.set_submodule(path, layer)
+    try:
+        after = probe(model, "with its layers taken apart")
+    except PrunescopeError as error:
+        raise refusal from error
+    if not agree(after, stream.logits):
+        raise refusal
+    table = stream.tables[0].holder.weight
+    junctions = iter(zip(bases, bases[1:], strict=False))
+    for layer in mapped.values():
+        for name in layer.maps:
+            layer.add_module(name, _map(*next(junctions), stream.hidden, table))
+
+
+def _map_name(block: Block) -> str:
+    kinds = {sublayer.kind for sublayer in block.sublayers}
+    return "attn_residual" if "attention" in kinds else "mlp_residual"
+
+
+def _map(old: Basis, new: Basis, hidden: int, table: nn.Parameter) -> nn.Linear:
+    weight = new.part(old.matrix(hidden), 0)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = successor(table, weight)
+    return linear

@@ -1,0 +1,151 @@
+"""The norms of a residual stream: what they do, read from what they put out, and how they narrow.
+
+A norm that subtracts the mean is one that does not, of a stream of mean zero (SliceGPT, arXiv
+2401.15024): LayerNorm(x)·g + b = RMSNorm(M·x)·g + b with M = I − 11ᵀ/h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.residual.ports import Basis
+from prunescope.tracer.residual.stream import Stream, different
+
+_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+CONVERTED = (
+    "layer norms became RMS norms: the mean is taken out of all that writes to the stream, and "
+    "their biases are biases of what reads it"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """y = gain·x/rms(x) + bias, of x minus its mean where `centred`; gain [h] = offset + weight."""
+
+    gain: torch.Tensor  # float32
+    offset: float
+    bias: torch.Tensor | None  # float32
+    centred: bool
+
+
+def read_norm(norm: Any, hidden: int) -> Norm:
+    """What a norm over the stream does: Gemma's weights are offsets from 1, some have none.
+
+    Raises PrunescopeError where it is another norm.
+    """
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    like = weight if isinstance(weight, torch.Tensor) else torch.ones(hidden)
+    if like.shape != (hidden,):
+        raise _no_norm(norm)
+    # Not of mean 0, so that a norm that subtracts the mean is seen.
+    probe = torch.linspace(-1, 3, hidden, device=like.device).to(like.dtype)
+    with torch.no_grad():
+        seen = norm(probe.view(1, 1, -1)).view(-1).float()
+    shift = None if bias is None else bias.detach().float()
+    stored = like.detach().float()
+    for centred in (False, True):
+        values = probe.float() - (probe.float().mean() if centred else 0.0)
+        unit = values * values.square().mean().rsqrt()
+        for offset in (0.0, 1.0):
+            told = (stored + offset) * unit + (0.0 if shift is None else shift)
+            if torch.allclose(seen, told, rtol=0.02, atol=0.02):
+                return Norm(gain=stored + offset, offset=offset, bias=shift, centred=centred)
+    raise _no_norm(norm)
+
+
+def convert_norms(model: nn.Module, stream: Stream) -> bool:
+    """Make every norm of the stream an RMS norm without a bias; False where all are already."""
+    folded = _fold_table_norm(model, stream)
+    norms = {name: read_norm(model.get_submodule(name), stream.hidden) for name in stream.norms()}
+    if not any(norm.centred or norm.bias is not None for norm in norms.values()):
+        return folded
+    if len({norm.centred for norm in norms.values()}) > 1 or not stream.rotatable:
+        raise different(model, "some of its norms subtract the mean, and others do not")
+    own_head(stream)
+    for port in (*stream.tables, *stream.writers()):
+        if norms[stream.final_norm].centred:
+            port.set(port.weight - port.weight.mean(port.axis, keepdim=True))
+    for name, readers in stream.norms().items():
+        shift = norms[name].bias
+        for reader in readers:
+            if shift is not None:
+                reader.shift(shift)
+        model.set_submodule(name, _rms_norm(model.get_submodule(name), norms[name], stream))
+    return True
+
+
+def narrow_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> torch.Tensor | None:
+    """Make an RMS norm one of h' dimensions; returns the gain [h] that readers take over.
+
+    The mean square stays the one over h, of which the dimensions that are gone are zero: with
+    c = √(h/h'), g·x/√(Σx²/h + ε) = c·g·x/√(Σx²/h' + ε·h/h').
+    """
+    read = read_norm(norm, hidden)
+    if read.centred or read.bias is not None:
+        raise _no_norm(norm)
+    scale = (hidden / basis.kept) ** 0.5
+    like = norm.weight
+    if folded:
+        own = torch.full((basis.kept,), 1 - read.offset, device=like.device)
+    else:
+        own = scale * like.detach().float()[basis.dimensions] + (scale - 1) * read.offset
+    norm.weight = successor(like, own)
+    for name in _EPSILONS:
+        if isinstance(getattr(norm, name, None), float):
+            setattr(norm, name, getattr(norm, name) * hidden / basis.kept)
+    if hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (basis.kept,)
+    return scale * read.gain if folded else None
+
+
+def own_head(stream: Stream) -> None:
+    """Give a head that is the embedding a table of its own."""
+    if stream.tied is not None:
+        stream.head.set(stream.head.weight.clone())
+
+
+def _fold_table_norm(model: nn.Module, stream: Stream) -> bool:
+    """A norm right behind the table gives each token one vector: that is the table then."""
+    if not stream.table_norm:
+        return False
+    own_head(stream)
+    table = stream.tables[0]
+    norm = model.get_submodule(stream.table_norm)
+    with torch.no_grad():
+        table.set(norm(table.holder.weight))
+    model.set_submodule(stream.table_norm, nn.Identity())
+    return True
+
+
+def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
+    weight = getattr(norm, "weight", None)
+    table = stream.tables[0].holder.weight
+    made = nn.RMSNorm(stream.hidden, eps=_epsilon(norm), device="meta")
+    made.weight = successor(table if weight is None else weight, read.gain.to(table.device))
+    return made.eval()
+
+
+def _epsilon(norm: Any) -> float:
+    """ε, from an attribute or from what the norm does to values of mean square 10⁻⁶."""
+    for name in _EPSILONS:
+        if isinstance(getattr(norm, name, None), float):
+            return float(getattr(norm, name))
+    values = torch.tensor([1e-3, -1e-3]).repeat(512)
+    shape = getattr(norm, "normalized_shape", (values.numel(),))
+    values = values[: shape[-1]]
+    square = float(norm(values).square().mean())
+    return 1e-6 * (1 / square - 1)
+
+
+def _no_norm(norm: nn.Module) -> PrunescopeError:
+    return PrunescopeError(
+        f"{type(norm).__name__} is no RMS or layer norm of the residual stream",
+        hint="static-nk-cross takes norms that divide by the root mean square, with or without "
+        "the mean subtracted first",
+    )

@@ -1,0 +1,244 @@
+"""The residual stream of a decoder: who reads it, who writes it, and which norms stand between.
+
+In: a model. Out: Stream, a chain of blocks around one stream. A junction is the stream at one
+point: junction 0 leaves the embedding, junction j is read by block j, the last by the final norm.
+A block is what reads one junction and writes to the next: attention or an MLP, or both in parallel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.narrow import is_norm
+from prunescope.tracer.residual.ports import Port, ports, reader_of
+from prunescope.tracer.residual.sublayers import roots
+from prunescope.tracer.residual.watch import Seen, Value, fed, same, watch
+
+
+@dataclass(kw_only=True)
+class Sublayer:
+    """An attention, another mixer or an MLP. `chain`: qualified names of the modules that run one
+    after the other; `before`: of the norm that reads the stream, `after`: of the norm between the
+    last of them and the stream, empty where there is none."""
+
+    kind: str  # "attention" (another mixer too) | "mlp"
+    chain: list[str]
+    before: str
+    after: str
+    readers: list[Port]
+    writers: list[Port]
+
+    @property
+    def entrance(self) -> str:
+        """Qualified name of the module that is called with the stream."""
+        return self.before or self.chain[0]
+
+    @property
+    def modules(self) -> list[str]:
+        """Qualified names of the chain and of the norms around it."""
+        return [name for name in (self.before, *self.chain, self.after) if name]
+
+
+@dataclass(kw_only=True)
+class Block:
+    """The sublayers of a layer between two junctions."""
+
+    layer: str  # qualified name
+    sublayers: list[Sublayer]
+
+    def norms(self) -> dict[str, list[Port]]:
+        """Norm that reads the stream -> the readers behind it; "" where there is no norm."""
+        found: dict[str, list[Port]] = {}
+        for sublayer in self.sublayers:
+            found.setdefault(sublayer.before, []).extend(sublayer.readers)
+        return found
+
+    def writers(self) -> list[Port]:
+        """Weights and biases that write to the next junction."""
+        return [port for sublayer in self.sublayers for port in sublayer.writers]
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """A decoder as a chain of blocks around one stream of width `hidden`."""
+
+    layers: str  # qualified name of the layer list
+    blocks: list[Block]
+    tables: list[Port]  # of tokens and of positions
+    table_norm: str  # qualified name of a norm right behind the table, or ""
+    head: Port
+    final_norm: str
+    hidden: int
+    tuples: set[str]  # layers that put out a tuple
+    logits: torch.Tensor  # of `probe`, as the model was read
+
+    @property
+    def rotatable(self) -> bool:
+        """Whether any orthogonal map of the stream can be undone in the weights: a norm's gain
+        right before the stream cannot be."""
+        return not any(one.after for block in self.blocks for one in block.sublayers)
+
+    @property
+    def tied(self) -> Port | None:
+        """The table that is the head too."""
+        head = self.head.holder.weight
+        return next((table for table in self.tables if head is table.holder.weight), None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        device: torch.device = self.tables[0].holder.weight.device
+        return device
+
+    def entrances(self) -> list[str]:
+        """The module that is called with each junction, first to last."""
+        return [*(block.sublayers[0].entrance for block in self.blocks), self.final_norm]
+
+    def writers(self) -> list[Port]:
+        """Everything that writes to the stream behind the embedding."""
+        return [port for block in self.blocks for port in block.writers()]
+
+    def norms(self) -> dict[str, list[Port]]:
+        """Norm that reads the stream -> the readers behind it, the final one with the head."""
+        found = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
+        found.pop("", None)
+        return {**found, self.final_norm: [self.head]}
+
+
+def read_stream(model: nn.Module) -> Stream:
+    """The stream of a model. Raises PrunescopeError that says what is different in this one."""
+    name, layers = decoder_layers(model)
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise different(model, "its embedding or its head is no plain table")
+    hidden = embedding.embedding_dim
+    tables, table_norm, final = _around(model, name, hidden)
+    if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
+        raise different(model, "its embedding, its layers and its head differ in width")
+    seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
+    blocks: list[Block] = []
+    for index, layer in enumerate(layers):
+        blocks += _blocks(model, layer, f"{name}.{index}", hidden, seen)
+    return Stream(
+        layers=name,
+        blocks=blocks,
+        tables=tables,
+        table_norm=table_norm,
+        head=reader_of(head),
+        final_norm=final,
+        hidden=hidden,
+        tuples=seen.tuples & {f"{name}.{index}" for index in range(len(layers))},
+        logits=seen.logits,
+    )
+
+
+def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) -> list[Block]:
+    kinds = {root: kind for kind, found in roots(layer, path).items() for root in found}
+    norms = [
+        name
+        for name, module in layer.named_modules(prefix=path)
+        if is_norm(module) and locate(name).scope == "layer" and name in seen.given
+    ]
+    given = {name: seen.given[name] for name in norms}
+    sublayers = [
+        _sublayer(model, chain, kinds[chain[0]], hidden, seen)
+        for chain in _chains(model, [name for name in seen.order if name in kinds], given, seen)
+    ]
+    for one in sublayers:
+        one.before = fed(seen.taken[one.chain[0]], given)
+    free = [name for name in norms if all(name != one.before for one in sublayers)]
+    blocks: list[Block] = []
+    last: Value | None = None
+    for one in sublayers:
+        left = {one.chain[-1]: seen.given[one.chain[-1]]}
+        one.after = next((name for name in free if fed(seen.taken[name], left)), "")
+        junction = seen.taken[one.entrance]
+        if last is None or not same(junction, last):
+            blocks.append(Block(layer=path, sublayers=[]))
+        blocks[-1].sublayers.append(one)
+        last = junction
+    used = {name for one in sublayers for name in one.modules}
+    others = _unread(layer, path, used, seen)
+    if others:
+        raise different(model, f"{path} also holds {', '.join(others)}")
+    return blocks
+
+
+def _chains(model: Any, called: list[str], norms: dict[str, Value], seen: Seen) -> list[list[str]]:
+    """Sublayers as modules that feed each other; what stands alone and has no weights is none."""
+    chains: list[list[str]] = []
+    for name in called:
+        if name not in seen.given:
+            continue
+        ends = {chain[-1]: seen.given[chain[-1]] for chain in chains}
+        # A norm of gain 1 may put out a multiple of what it took: what lies there came from it.
+        end = fed(seen.taken[name], {**ends, **norms})
+        if end in ends:
+            next(chain for chain in chains if chain[-1] == end).append(name)
+        elif next(model.get_submodule(name).parameters(), None) is not None:
+            chains.append([name])
+    return chains
+
+
+def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: Seen) -> Sublayer:
+    readers: list[Port] = []
+    writers: list[Port] = []
+    entering = {chain[0]: seen.taken[chain[0]]}
+    for root in chain:
+        for name, module in model.get_submodule(root).named_modules(prefix=root):
+            reads = name in seen.taken and bool(fed(seen.taken[name], entering))
+            found = ports(name, module, hidden, reads=reads)
+            readers, writers = [*readers, *found[0]], [*writers, *found[1]]
+    if not readers or not writers:
+        raise different(model, f"{chain[0]} has no weights that read and write the stream")
+    return Sublayer(kind=kind, chain=chain, before="", after="", readers=readers, writers=writers)
+
+
+def _unread(layer: nn.Module, path: str, used: set[str], seen: Seen) -> list[str]:
+    """What was called in a layer and has weights, but is no part of a sublayer and no norm."""
+    return [
+        name
+        for name, module in layer.named_modules(prefix=path)
+        if (name in seen.taken or module is layer)
+        and next(module.parameters(recurse=False), None) is not None
+        and not any(name == one or name.startswith(f"{one}.") for one in used)
+    ]
+
+
+def _around(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
+    """Beside the layers: tables of width h, the name of a norm behind the table, the final norm."""
+    path = layers.rpartition(".")[0]
+    tables: list[Port] = []
+    norms: dict[str, list[str]] = {"embedding": [], "final_norm": []}
+    others: list[str] = []
+    for child_name, child in model.get_submodule(path).named_children():
+        name = f"{path}.{child_name}" if path else child_name
+        role = locate(name).role
+        if isinstance(child, nn.Embedding) and child.weight.shape[1] == hidden:
+            tables.append(Port(child, "weight", 1))
+        elif is_norm(child) and role in norms:
+            norms[role].append(name)
+        elif name != layers and next(child.parameters(), None) is not None:
+            others.append(name)
+    first, final = norms["embedding"], norms["final_norm"]
+    if others or len(final) != 1 or len(first) > 1 or len(first) * len(tables) > 1:
+        held = ", ".join([*others, *first]) or f"{len(final)} norms behind them"
+        raise different(model, f"beside the layers it holds {held}")
+    return tables, "".join(first), final[0]
+
+
+def different(model: nn.Module, what: str) -> PrunescopeError:
+    """The refusal of a model whose stream is not as the others'."""
+    return PrunescopeError(
+        f"the residual stream of {type(model).__name__} cannot be narrowed: {what}",
+        hint="static-nk-cross takes decoders that add attention, a mixer, an MLP or experts to one "
+        "stream; `prunescope families --architecture` lists those that prunescope knows",
+    )

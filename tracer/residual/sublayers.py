@@ -1,0 +1,220 @@
+"""Attention and MLP sublayers taken out of a layer's own forward, with their norm and residual add.
+
+In: a model and which sublayers go. Out: the same model. Nothing runs in their place: where a
+layer adds what a sublayer put out, it adds `Absent`, and the stream passes by without a new op.
+A token mixer (state space, linear attention, convolution) counts as the layer's attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate, matrix_role
+from prunescope.tracer.model.layers import (
+    check_same,
+    decoder_layers,
+    probe,
+    probe_hooked,
+    renumber_cache,
+)
+from prunescope.tracer.model.narrow import is_norm
+
+KINDS = ("attention", "mlp")
+_ADDS = ("add", "__add__", "__radd__", "add_", "__iadd__")
+
+
+class Absent:
+    """What a removed sublayer puts out. Added to a tensor it leaves that tensor; any other function
+    of it is absent too."""
+
+    def __add__(self, other: Any) -> Any:
+        return other
+
+    def __mul__(self, _other: Any) -> Absent:
+        return self
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+    __truediv__ = __mul__
+
+    def __getitem__(self, _key: Any) -> Absent:
+        return self
+
+    def __getattr__(self, name: str) -> Callable[..., Absent]:
+        """Shape methods of a tensor: what is not there has no other shape either."""
+        if name in ("view", "reshape", "to", "contiguous", "squeeze", "unsqueeze", "transpose"):
+            return lambda *_args, **_kwargs: self
+        raise AttributeError(name)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Tensor functions: a sum is its other term, the rest is absent."""
+        if getattr(function, "__name__", "") in _ADDS:
+            tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+            if tensors:
+                return tensors[0]
+        return next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
+
+
+class Removed(nn.Module):
+    """In the place of a module that is gone. `parts`: how many values it returned, 0 for one that
+    was no tuple. `masked`: give zeros of the input's shape, as a masked module would."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts, self.masked = parts, False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Absent, in a tuple where the module returned one."""
+        first: Any = Absent()
+        if self.masked:
+            values = (*args, *kwargs.values())
+            first = torch.zeros_like(next(v for v in values if isinstance(v, torch.Tensor)))
+        return (first, *[None] * (self.parts - 1)) if self.parts else first
+
+
+class PassedBy(nn.Module):
+    """In the place of a norm that served a removed sublayer alone."""
+
+    def forward(self, hidden_states: Any) -> Any:
+        """The input itself."""
+        return hidden_states
+
+
+@dataclass
+class _Calls:
+    """What the modules of a layer took in and put out in one forward, by address."""
+
+    taken: dict[str, list[int]] = field(default_factory=dict)
+    given: dict[str, list[int]] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+    alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
+
+
+def roots(layer: nn.Module, path: str) -> dict[str, list[str]]:
+    """The topmost modules of the layer's attention (or mixer) and of its MLP, by kind."""
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+
+    def walk(module: nn.Module, at: str) -> None:
+        for name, child in module.named_children():
+            here = f"{at}.{name}"
+            kind = _kind(here, child)
+            if kind:
+                found[kind].append(here)
+            elif not is_norm(child):
+                walk(child, here)
+
+    walk(layer, path)
+    return found
+
+
+def _kind(path: str, module: nn.Module) -> str:
+    scope = locate(path).scope
+    if scope == "mixer":
+        inner = {matrix_role(f"{path}.{name}") for name, _ in module.named_modules() if name}
+        return "mlp" if inner & {"up", "down"} and not inner & {"mixer_in", "conv"} else "attention"
+    return scope if scope in KINDS else ""
+
+
+def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
+    """Take out the sublayers `gone`, layer numbers by kind; the layers that have none are returned.
+
+    Raises PrunescopeError where the model does not run without them, or is not what it is with
+    zeros in their place.
+    """
+    name, layers = decoder_layers(model)
+    calls = _watch(model, name, layers)
+    stubs: list[Removed] = []
+    norms: list[str] = []
+    without: dict[str, list[int]] = {}
+    for index, layer in enumerate(layers):
+        found = roots(layer, f"{name}.{index}")
+        leaving = [p for kind in KINDS if index in gone.get(kind, ()) for p in found[kind]]
+        norms += _served(layer, f"{name}.{index}", leaving, calls)
+        for kind in KINDS:
+            if index in gone.get(kind, ()) and not found[kind]:
+                without.setdefault(kind, []).append(index)
+        for path in leaving:
+            stub = Removed(calls.parts.get(path, 0))
+            model.set_submodule(path, stub)
+            stubs.append(stub)
+    if not stubs:
+        raise PrunescopeError(
+            f"the layers of {type(model).__name__} show no {' or '.join(gone)} sublayer to remove",
+            hint="use --set unit=layer",
+        )
+    renumber_cache(model, layers)
+    what = "without some sublayers"
+    with _masked(stubs):
+        masked = probe(model, what)
+    for path in norms:
+        model.set_submodule(path, PassedBy())
+    check_same(model, masked, what)
+    return without
+
+
+@contextmanager
+def _masked(stubs: list[Removed]) -> Iterator[None]:
+    for stub in stubs:
+        stub.masked = True
+    try:
+        yield
+    finally:
+        for stub in stubs:
+            stub.masked = False
+
+
+def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
+    """One forward of a few tokens, to see which norm feeds which sublayer."""
+    calls, handles = _Calls(), []
+    for path, module in layers.named_modules(prefix=name):
+        if locate(path).layer is not None and path.count(".") > name.count(".") + 1:
+            handles.append(module.register_forward_hook(_see(path, calls), with_kwargs=True))
+    probe_hooked(model, handles)
+    return calls
+
+
+def _see(path: str, calls: _Calls) -> Any:
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        values = output if isinstance(output, tuple) else (output,)
+        inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        calls.alive.append((inputs, output))
+        calls.taken[path] = [v.data_ptr() for v in inputs]
+        calls.given[path] = [v.data_ptr() for v in values[:1] if isinstance(v, torch.Tensor)]
+        calls.parts[path] = len(values) if isinstance(output, tuple) else 0
+
+    return hook
+
+
+def _served(layer: nn.Module, path: str, leaving: list[str], calls: _Calls) -> list[str]:
+    """The norms that feed, or are fed by, leaving sublayers and nothing else."""
+    if not leaving:
+        return []
+    kinds = roots(layer, path)
+    modules = dict(layer.named_modules(prefix=path))
+    staying = [
+        p
+        for kind in KINDS
+        for p in kinds[kind]
+        if p not in leaving and not isinstance(modules[p], Removed)
+    ]
+    taken = {address for p in leaving for address in calls.taken.get(p, ())}
+    given = {address for p in leaving for address in calls.given.get(p, ())}
+    needed = {address for p in staying for address in calls.taken.get(p, ())}
+    served = []
+    for name, module in modules.items():
+        if not is_norm(module) or any(name.startswith(f"{p}.") for p in (*leaving, *staying)):
+            continue
+        out, into = set(calls.given.get(name, ())), set(calls.taken.get(name, ()))
+        if (out & taken and not out & needed) or into & given:
+            served.append(name)
+    return served

@@ -1,0 +1,107 @@
+"""What the modules of a decoder's layers took in and put out in one forward of a few tokens.
+
+In: a model. Out: Seen, by qualified name. Who feeds whom is read from the values, not from names:
+a module is fed by another where it takes what the other puts out, or a multiple of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.tracer.calibration.collect import first_tensor
+from prunescope.tracer.model.layers import probe_hooked
+
+# Of the length of a tensor: a multiplier in bfloat16 rounds by 2^-9.
+_ROUNDING = 0.01
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor [.., features] as it was when it was seen, and where it lay."""
+
+    tensor: torch.Tensor
+    address: int
+
+
+@dataclass
+class Seen:
+    """First calls only. `order`: the modules as they were called; `logits`: of `probe`."""
+
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    taken: dict[str, Value] = field(default_factory=dict)
+    given: dict[str, Value] = field(default_factory=dict)
+    tuples: set[str] = field(default_factory=set)  # modules that put out a tuple
+    order: list[str] = field(default_factory=list)
+    alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
+
+
+def watch(model: nn.Module, paths: Iterable[str]) -> Seen:
+    """One forward of `model` with these modules watched."""
+    seen = Seen()
+    handles = []
+    for path in paths:
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(_enter(path, seen), with_kwargs=True))
+        handles.append(module.register_forward_hook(_leave(path, seen)))
+    seen.logits = probe_hooked(model, handles)
+    return seen
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values are equal, number by number."""
+    return one.tensor.shape == other.tensor.shape and bool(torch.equal(one.tensor, other.tensor))
+
+
+def fed(taken: Value, given: dict[str, Value]) -> str:
+    """The name of the value that `taken` is: itself, an equal one, or one times a number; "" where
+    there is none."""
+    one = taken.tensor.flatten().float()
+    for close in (_itself, _equal, _multiple):
+        for name, value in given.items():
+            other = value.tensor.flatten().float()
+            if one.shape == other.shape and close(taken, value, one, other):
+                return name
+    return ""
+
+
+def _itself(taken: Value, given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
+    return taken.address == given.address and bool(torch.equal(one, other))
+
+
+def _equal(_taken: Value, _given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(torch.equal(one, other))
+
+
+def _multiple(_taken: Value, _given: Value, one: torch.Tensor, other: torch.Tensor) -> bool:
+    square = float(other @ other)
+    factor = float(one @ other) / square if square else 0.0
+    return factor != 0 and float((one - factor * other).norm()) <= _ROUNDING * float(one.norm())
+
+
+def _enter(path: str, seen: Seen) -> Any:
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        if path not in seen.taken and tensors:
+            entering = first_tensor(args, kwargs)
+            seen.alive.append(entering)
+            seen.taken[path] = Value(entering.detach().clone(), entering.data_ptr())
+            seen.order.append(path)
+
+    return hook
+
+
+def _leave(path: str, seen: Seen) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        left = output[0] if isinstance(output, tuple) else output
+        if path not in seen.given and isinstance(left, torch.Tensor):
+            seen.alive.append(left)
+            seen.given[path] = Value(left.detach().clone(), left.data_ptr())
+            if isinstance(output, tuple):
+                seen.tuples.add(path)
+
+    return hook

@@ -1,0 +1,160 @@
+"""MLPs that run on the rows that a router lets through.
+
+In: a layer. Out: its MLP with a router, wherever its projections stand. Shapes: B batch, T tokens,
+k active ones, h hidden, f channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.tracer.attention.inserted import extend
+from prunescope.tracer.attention.parts import unread
+from prunescope.tracer.model.channels import find_channels
+from prunescope.tracer.residual.sublayers import roots
+from prunescope.tracer.routing.routing import Counted, Tally
+from prunescope.tracer.routing.row_router import RowRouter, SameRows, scattered, spread
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Where the MLP of a layer is: its modules (several that read the same: experts, and an MLP of
+    all tokens beside them), or the first and the last of its projections (`bare`)."""
+
+    modules: list[str]
+    bare: tuple[str, str] | None = None
+
+
+def mlp_of(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
+    """The MLP of a layer, gated or not, or its experts."""
+    found = [at for at in roots(layer, path)["mlp"] if _weighs(model.get_submodule(at))]
+    bare = [part for part in find_channels(layer, path) if not part.modules]
+    if len(found) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
+        return Mlp([], (bare[0].ups[0].path, bare[0].down.path))
+    if not found:
+        raise unread(model, "its MLP is no module of its own")
+    return Mlp(found)
+
+
+def _weighs(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+class RoutedMlp(nn.Module, Counted):
+    """An MLP on the active rows, onto the residual."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: nn.Module
+
+    def __init__(self, original: nn.Module, router: nn.Module) -> None:
+        super().__init__()
+        for name, child in original.named_children():
+            setattr(self, name, child)
+        self.router = router
+        self.tally = Tally("rows")
+
+    def forward(self, residual: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        """The residual stream [B, T, h] to itself with the MLP of the normed active rows added."""
+        batch, tokens, width = residual.shape
+        rows = self.router(residual, past=0, masked=False)
+        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        if rows is None:
+            return residual
+        x = norm(residual.view(-1, width).index_select(0, rows.flat))
+        out = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return scattered(residual, rows.flat, out)
+
+
+class _Routed(Counted):
+    """An MLP of any kind that runs on the active rows, and puts out zeros for the others."""
+
+    own_router: tuple[nn.Module]  # in a tuple: it is registered already, beside that of experts
+    outputs: int  # of an MLP that gives a tuple, else 0
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """[B, T, h] to [B, T, h]."""
+        batch, tokens, width = hidden_states.shape
+        rows = self.own_router[0](hidden_states, past=0, masked=False)
+        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        if rows is None:
+            zeros = torch.zeros_like(hidden_states)
+            return (zeros, *[None] * (self.outputs - 1)) if self.outputs else zeros
+        x = hidden_states.reshape(-1, width).index_select(0, rows.flat).unsqueeze(0)
+        out = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+        self.outputs = len(out) if isinstance(out, tuple) else 0
+        if self.outputs:
+            return (spread(hidden_states, rows.flat, out[0]), *out[1:])
+        return spread(hidden_states, rows.flat, out)
+
+
+class _MlpEntry(Counted):
+    """The first projection of an MLP without a module of its own: it takes the active rows of the
+    tokens [B, T] that the attention before it saw, and hands them on as [k, f]."""
+
+    router: RowRouter
+    attention: tuple[Any]  # its `seen`: sequences and tokens of the forward at hand
+    rows: tuple[torch.Tensor, torch.Tensor] | None  # those of the forward at hand, and like what
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B·T, h] or [B, T, h] to [k, f]."""
+        batch, tokens = self.attention[0].seen
+        rows = self.router(x.view(batch, tokens, -1), past=0, masked=False)
+        flat = x.new_empty(0, dtype=torch.long) if rows is None else rows.flat
+        self.tally.add(flat.numel(), batch * tokens)
+        self.rows = flat, x
+        if rows is None:
+            return x.new_empty(0, 0)
+        out: torch.Tensor = super().forward(x.reshape(-1, x.shape[-1]).index_select(0, flat))  # type: ignore[misc]
+        return out
+
+
+class _MlpExit:
+    """The last projection of such an MLP: zeros for the rows that it did not get."""
+
+    entry: tuple[_MlpEntry]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[k, f] to what the first projection took, [B·T, h] or [B, T, h]."""
+        assert self.entry[0].rows is not None
+        flat, like = self.entry[0].rows
+        if not flat.numel():
+            return torch.zeros_like(like)
+        return spread(like, flat, super().forward(x))  # type: ignore[misc]
+
+
+def route_mlp(
+    model: Any, mlp: Mlp, router: nn.Module, attention: nn.Module | None
+) -> list[nn.Module]:
+    """Put a router into an MLP, which otherwise runs as it is. `attention`: of the same layer, with
+    `seen`. Returns the modules that put out what the MLP does, all together."""
+    if mlp.bare is None:
+        modules = [model.get_submodule(at) for at in mlp.modules]
+        for index, module in enumerate(modules):
+            _route_module(module, router if index == 0 else SameRows(router))
+        return modules
+    if attention is None:
+        raise unread(model, "its MLP is no module of its own")
+    first, last = (model.get_submodule(at) for at in mlp.bare)
+    extend(first, _MlpEntry)
+    first.tally = Tally("rows")
+    first.router, first.attention, first.rows = router, (attention,), None
+    extend(last, _MlpExit)
+    last.entry = (first,)
+    return [last]
+
+
+def _route_module(mlp: Any, router: nn.Module) -> None:
+    """An MLP that is a module of its own."""
+    mlp.tally = Tally("rows")
+    if hasattr(mlp, "router"):  # experts may have a router of their own
+        mlp.added = nn.ModuleDict({"router": router})
+    else:
+        mlp.router = router
+    extend(mlp, _Routed)
+    mlp.own_router = (router,)

@@ -1,0 +1,217 @@
+"""Read what a sweep is asked for: a YAML file or a preset, every value checked before any work.
+
+In: a path or a preset's name. Out: SweepConfigs. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.keep import check_sparsity
+from prunescope.tracer.capture.request import MOST
+from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
+
+_MAX_BYTES = 1 << 20
+_MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of them
+_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig) if f.name != "logits")
+_PAPER = SweepConfig(
+    model="llama-3.1-8b",
+    families=(
+        "static-m",
+        "static-k-24",
+        "static-k-lowrank",
+        "static-nk",
+        "static-nk-cross",
+        "dynamic-m",
+        "dynamic-nk",
+    ),
+    batches=(1, 8, 16, 32),
+    prompt_lens=(1024,),
+    draws=3,
+    repeats=50,
+    dtype="bfloat16",
+    logits="all",
+)
+# The paper varies the batch at one length and the length at one batch, not both together.
+PRESETS = {
+    "paper": (
+        _PAPER,
+        dataclasses.replace(_PAPER, batches=(1,), prompt_lens=(1024, 8192, 16384, 32768)),
+    )
+}
+
+
+def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, ...]:
+    """The configurations of a file or of a preset. Raises PrunescopeError on the first mistake."""
+    if (config is None) == (preset is None):
+        raise PrunescopeError(
+            "a sweep takes a CONFIG.yaml or --preset, one of the two",
+            hint=f"presets: {', '.join(PRESETS)}",
+        )
+    if preset is not None:
+        if preset not in PRESETS:
+            raise PrunescopeError(
+                f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(PRESETS)}"
+            )
+        return PRESETS[preset]
+    assert config is not None
+    return (_from_plain(_read_yaml(config), config),)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+            raise PrunescopeError(
+                f"{path.name} is no sweep file of at most 1 MiB", hint="give a YAML file"
+            )
+        plain = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrunescopeError(
+            f"the sweep file {path} cannot be read ({type(error).__name__})",
+            hint="give a YAML file, or --preset paper",
+        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PrunescopeError(
+            f"{path.name} is not YAML{where} ({getattr(error, 'problem', None) or 'malformed'})",
+            hint="one `key: value` a line, lists as [a, b]",
+        ) from error
+    if not isinstance(plain, dict):
+        raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
+    return plain
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, with each key of the file once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """A mapping. Raises PrunescopeError where a key stands in it twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise PrunescopeError(
+                    f"the sweep file gives {key.value[:40]} twice, the second time in line "
+                    f"{key.start_mark.line + 1}",
+                    hint="keep one of the two; several values are a list, as [a, b]",
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
+    for key in plain:
+        if key not in _KEYS:
+            raise PrunescopeError(
+                f"{path.name} has an unknown key {reprlib.repr(key)}",
+                hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
+            )
+    for key in ("model", "families"):
+        if plain.get(key) in (None, []):
+            raise PrunescopeError(f"{path.name} does not say {key}", hint=f"add `{key}: ...`")
+    values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
+    values["model"] = _beside(values["model"], path, when=True)
+    values["families"] = tuple(
+        _beside(name, path, when=is_checkpoint(name)) for name in values["families"]
+    )
+    if "text" in values:
+        values["text"] = path.parent / home_path(values["text"])
+    if "tasks_path" in values:
+        values["tasks_path"] = _folder(path.parent / home_path(values["tasks_path"]))
+        if "tasks" not in values:
+            raise PrunescopeError(
+                "tasks_path was given without tasks", hint="tasks: [NAME, ...], as its files say"
+            )
+    return SweepConfig(**values)
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise PrunescopeError(
+            f"tasks_path: there is no folder {path.name}",
+            hint="a folder of task files of lm-evaluation-harness, beside the sweep file",
+        )
+    return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
+
+
+def _beside(name: str, path: Path, *, when: bool) -> str:
+    """`name` as a path beside the sweep file, where there is such a folder or file."""
+    there = path.parent / home_path(name)
+    try:
+        return str(there) if when and there.exists() else name
+    except OSError:  # no name that a file can have
+        return name
+
+
+def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
+    # Not its repr: aliases in YAML make a value of a few lines as long as the disk.
+    huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
+    said = "a number of hundreds of digits" if huge else reprlib.repr(value)
+    return PrunescopeError(f"{key}: {said} is not {wanted}", hint=f"give {key} as {wanted}")
+
+
+def _word(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _wrong(key, value, "a word")
+    return value
+
+
+def _count(key: str, value: Any) -> int:
+    least, most = (0, 2**63 - 1) if key == "seed" else (1, MOST)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        wanted = "a whole number above zero" if key != "seed" else "a seed"
+        raise _wrong(key, value, f"{wanted}, {most} at most")
+    return value
+
+
+def _share(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MOST:
+        raise _wrong(key, value, "a number from 0 to 1")
+    return check_sparsity(value)
+
+
+def _phase(key: str, value: Any) -> str:
+    if value not in ("prefill", "decode"):
+        raise _wrong(key, value, "prefill or decode")
+    return str(value)
+
+
+def _many(one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    """A list of values without repeats; a single one stands for itself."""
+
+    def read(key: str, value: Any) -> tuple[Any, ...]:
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise _wrong(key, value, "one value or more")
+        return tuple(dict.fromkeys(one(key, item) for item in values))
+
+    return read
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "model": _word,
+    "families": _many(_word),
+    "sparsities": _many(_share),
+    "phases": _many(_phase),
+    "batches": _many(_count),
+    "prompt_lens": _many(_count),
+    "decode_steps": _count,
+    "draws": _count,
+    "select": _word,
+    "text": _word,
+    "repeats": _count,
+    "steps": _count,
+    "seed": _count,
+    "threads": _count,
+    "dtype": _word,
+    "tasks": _many(_word),
+    "tasks_path": _word,
+}

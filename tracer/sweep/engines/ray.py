@@ -1,0 +1,74 @@
+"""The ray engine: jobs on the workers of a cluster (address in RAY_ADDRESS), or of a local one.
+
+Workers share the sweep's folder. A worker that dies is retried and skips what is done; jobs wait
+for each other where they would time on one device (`tracer.sweep.state.timing_slot`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.machine.device import num_cores
+from prunescope.tracer.sweep.job import Job, Worker
+from prunescope.tracer.sweep.plan import Planned
+from prunescope.tracer.sweep.state import DONE, SweepFolder
+
+RETRIES = 3
+
+
+def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
+    """Run every job; `told` hears of each job's first result when the job is done.
+
+    A result in which a worker dies more than RETRIES times is recorded as failed, and the others go
+    on. Raises PrunescopeError where ray is not installed.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise PrunescopeError(
+            "--engine ray needs ray", hint="pip install 'prunescope[ray]', or use --engine local"
+        ) from None
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    try:
+        _run(ray, jobs, told)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
+    waiting = {remote.remote(job): job for job in jobs}
+    while waiting:
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        job = waiting.pop(done[0])
+        try:
+            ray.get(done[0])
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+            _record(job, type(error).__name__)
+        told(job.results[0])
+
+
+def _record(job: Job, name: str) -> None:
+    """Name what a worker died in; what it did not begin stays pending."""
+    folder = SweepFolder(job.folder)
+    for result in job.results:
+        if folder.state(result) != DONE and folder.is_begun(result):
+            hint = "`--engine local` shows what kills it"
+            folder.fail(result, f"its worker died {RETRIES + 1} times ({name}; {hint})", job.call)
+    folder.refresh()
+
+
+def _work(job: Job) -> None:
+    if job.config.threads is None:
+        # Ray gives a task one thread; a model is timed with those it would have on its own.
+        torch.set_num_threads(num_cores())
+    Worker(lambda _result: None).run(job)

@@ -1,0 +1,71 @@
+"""How long a sweep will take, roughly, before anything is run.
+
+In: a Plan, the dense shape and the peaks of the device. Out: seconds. Dense theory at a share of
+the peaks, plus what experience says about loading, profiling and writing; dense and pruned count
+alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prunescope.taxonomy.family import family
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.quality.quality import CONTEXT, TOKENS
+from prunescope.tracer.sweep.plan import Planned, SweepConfig
+
+ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
+WARMUP = 3
+_LOAD_S, _RESULT_S = 3.0, 1.5
+_OP_S = 15e-6  # host time of an op
+
+
+def estimate_s(
+    results: Sequence[Planned],
+    config: SweepConfig,
+    shape: ModelShape,
+    *,
+    peaks: Mapping[str, Any],
+    itemsize: float,
+) -> float:
+    """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
+    rate = max(peaks["dense_flop_per_s"].values())
+    forward = _Forward(shape, rate, peaks["byte_per_s"], itemsize)
+    total = 0.0
+    for result in results:
+        sampled = WARMUP + config.repeats + 2  # two more count memory
+        if result.phase == "prefill":
+            step = forward.seconds("prefill", result.batch, result.prompt_len)
+            total += 2 * step * (sampled + 1.3 * (config.steps + 1))
+        else:
+            step = forward.seconds("decode", result.batch, result.prompt_len)
+            fill = forward.seconds("prefill", result.batch, result.prompt_len)
+            total += 2 * (fill * 2 + config.decode_steps * step * (sampled + 1.6))
+        total += _RESULT_S
+    text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT
+    models = len({result.key for result in results})
+    return total + models * (_LOAD_S + text) + text
+
+
+class _Forward:
+    def __init__(self, shape: ModelShape, flop_per_s: float, byte_per_s: float, itemsize: float):
+        self.shape, self.itemsize = shape, itemsize
+        self.flop_per_s, self.byte_per_s = flop_per_s * ATTAINED, byte_per_s * ATTAINED
+
+    def seconds(self, phase: str, batch: int, length: int, *, logits: str = "last") -> float:
+        """Of one dense forward."""
+        dense = family("dense")
+        work = Workload(
+            phase=phase,
+            batch=batch,
+            prompt_len=length,
+            context=length + 1 if phase == "decode" else None,
+            logits=logits,
+            itemsize=self.itemsize,
+        )
+        return sum(
+            op.layers * (_OP_S + op.seconds(flop_per_s=self.flop_per_s, byte_per_s=self.byte_per_s))
+            for op in dense.theory(self.shape, work, dense.point(0.0))
+        )

@@ -1,0 +1,249 @@
+"""One model of a sweep: prepared once, judged once, then timed and traced in each of its results.
+
+In: a Job, plain values that any worker can be given. Out: run folders, quality and failures in the
+sweep's folder, so that a worker that dies loses the result in hand alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.arguments import asks_json
+from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.collect import Statistics, remembering
+from prunescope.tracer.capture.manifest import scrubbed
+from prunescope.tracer.capture.memory import release
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
+from prunescope.tracer.capture.variants import (
+    Prepared,
+    TwinDoesNotFit,
+    Variant,
+    check_method,
+    make_variants,
+)
+from prunescope.tracer.machine.calibrate import slug
+from prunescope.tracer.machine.conditions import memory_explained, thread_count
+from prunescope.tracer.machine.device import device_info, pick_device
+from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.quality.quality import (
+    DECODE_SCORED,
+    TOKENS,
+    Dense,
+    Passage,
+    compare,
+    text_passage,
+    weights_fingerprint,
+)
+from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
+from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
+from prunescope.tracer.sweep.state import DONE, SweepFolder, read_json, write_json
+from prunescope.tracer.sweep.watch import Watch
+
+# A bug or a limit of one family must not end the sweep; a full disk or a signal must.
+FAILURES = (
+    PrunescopeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The results of one model that are still to be had."""
+
+    config: SweepConfig
+    folder: Path
+    results: tuple[Planned, ...]
+    argv: tuple[str, ...] = ()
+    call: str = ""  # names the call of the command: what failed in it is not tried again in it
+
+    def request(self, result: Planned) -> TraceRequest:
+        """The capture of one of its results."""
+        out = SweepFolder(self.folder).run(result)
+        return request_of(self.config, result, out=out, argv=self.argv)
+
+
+class Worker:
+    """Runs jobs one after another. `told` hears of each result before it is begun. Between jobs it
+    keeps what they share: the text, the dense model's logits and scores, statistics, peaks."""
+
+    def __init__(self, told: Callable[[Planned], None]) -> None:
+        self.told = told
+        self._passage: Passage | None = None
+        self._dense: dict[str, Dense] = {}
+        self._statistics: dict[str, Statistics] = {}
+        self._dense_tasks: dict[str, dict[str, Any]] = {}
+        self._peaks: dict[str, Any] | None = None
+        self.watch: Watch
+
+    def run(self, job: Job) -> None:
+        """Do what is not done; a result that cannot be had is recorded with its error."""
+        folder = SweepFolder(job.folder)
+        left = [result for result in job.results if folder.state(result) != DONE]
+        left = [result for result in left if not folder.failed_in(result, job.call)]
+        folder.sweep_away(left)
+        prepared: Prepared | str | None = None
+        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv))
+        with self.watch.watching():
+            for result in left:
+                self.told(result)
+                with _begun(folder, result), self.watch.of(result):
+                    if prepared is None:
+                        prepared = self._prepare(job, result)
+                    if isinstance(prepared, str):
+                        error: str | None = prepared
+                    else:
+                        error = self._trace(job, result, prepared)
+                if error is None or folder.state(result) == DONE:
+                    folder.forget(result)
+                else:
+                    folder.fail(result, error, job.call)
+                folder.refresh()
+        del prepared
+        release()
+
+    def _prepare(self, job: Job, result: Planned) -> Prepared | str:
+        """The models and their quality, or why there are none."""
+        if result.problem is not None:
+            return result.problem
+        try:
+            request = job.request(result)
+            request.check()
+            check_method(request)
+            device = pick_device(request.device)
+            with thread_count(request.threads), memory_explained(), contextlib.ExitStack() as stack:
+                if device.type == "cpu":  # loading and pruning take the very cores that are timed
+                    stack.enter_context(self.watch.slot("cpu"))
+                with remembering(self._statistics):
+                    variants = make_variants(request, device, ("dense", "pruned"))
+                prepared = Prepared(variants=variants)
+                if device.type != "cpu":
+                    stack.enter_context(self.watch.slot(str(device)))
+                return self._judged(job, result, prepared)
+        except TwinDoesNotFit:
+            return "dense and pruned do not fit in memory together, and a sweep judges both"
+        except FAILURES as error:
+            return _said(error)
+
+    def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
+        try:
+            request = job.request(result)
+            device = pick_device(request.device)
+            with self.watch.slot(str(device)):
+                peaks = self._measured(job, device, prepared)
+                trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
+        except FAILURES as error:
+            return _said(error)
+        return None
+
+    def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
+        """`prepared` with the quality of both models: measured now, or kept from before."""
+        dense, pruned = prepared.variants
+        path = SweepFolder(job.folder).quality(result.key)
+        marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
+        found = read_json(path)
+        tasks = _tasks(job.config, result)
+        source = None if tasks is None else tasks.source()
+        if found is None or found["weights"] != marks or found.get("tasks") != source:
+            scoring = "decode" if result.family in DECODE_SCORED else "prefill"
+            passage = self._text(job, dense)
+            reference = self._reference(dense, marks["dense"], passage, scoring)
+            found = {"weights": marks, "tasks": source, **compare(pruned.model, reference)}
+            if tasks is not None:
+                self._add_tasks(found, tasks, prepared)
+            write_json(path, found)
+        prepared.quality = {
+            v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
+        }
+        return prepared
+
+    def _add_tasks(self, found: dict[str, Any], tasks: TaskList, prepared: Prepared) -> None:
+        """Scores of both models, and the losses; those of an equal dense model are kept."""
+        dense, pruned = prepared.variants
+        tokenizer, mark = load_tokenizer(dense.loaded), found["weights"]["dense"]
+        if mark not in self._dense_tasks:
+            self._dense_tasks = {mark: score_tasks(dense.model, tokenizer, tasks)}
+        before = self._dense_tasks[mark]
+        after = score_tasks(pruned.model, tokenizer, tasks)
+        found["dense"]["tasks"], found["pruned"]["tasks"] = before, after
+        found["pruned"]["tasks_change"] = changes(before, after)
+
+    def _text(self, job: Job, dense: Variant) -> Passage:
+        if self._passage is None:
+            config = text_config(dense.model)
+            self._passage = text_passage(
+                load_tokenizer(dense.loaded),
+                job.config.text,
+                vocabulary=dense.model.get_input_embeddings().num_embeddings,
+                longest=getattr(config, "max_position_embeddings", None),
+                seed=job.config.seed,
+                tokens=TOKENS,
+            )
+        return self._passage
+
+    def _reference(self, dense: Variant, mark: str, passage: Passage, scoring: str) -> Dense:
+        """The dense model as reference; its logits are kept for the next job where it is equal."""
+        key = f"{mark}-{scoring}"
+        if key not in self._dense:
+            self._dense = {key: Dense(dense.model, passage, scoring=scoring)}
+        else:
+            self._dense[key].model = dense.model
+        return self._dense[key]
+
+    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> dict[str, Any]:
+        """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones."""
+        if self._peaks is None:
+            dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
+            with thread_count(job.config.threads):
+                info = device_info(device)
+                name = f"peaks-{slug(info['name'])}-{dtype}-{info['threads']}.json"
+                self._peaks = read_json(job.folder / name)
+                if self._peaks is None:
+                    self._peaks = measure_peaks(device, dtype)
+                    write_json(job.folder / name, self._peaks)
+        return self._peaks
+
+
+@contextlib.contextmanager
+def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
+    """A process that dies inside leaves a failure; an error that ends the sweep leaves none."""
+    folder.begin(result)
+    try:
+        yield
+    except BaseException:
+        folder.forget(result)
+        raise
+
+
+def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
+    """The tasks of a result; None where they would show nothing of what its family does: the
+    harness scores a text in one forward, without a cache that a prompt filled."""
+    if not config.tasks or result.family in DECODE_SCORED:
+        return None
+    return TaskList(names=config.tasks, folder=config.tasks_path)
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line, without the paths of this machine."""
+    if isinstance(error, PrunescopeError):
+        return f"{error.problem} ({error.hint})"
+    lines = str(error).strip().splitlines() or [""]
+    words = (str(scrubbed(word)) for word in lines[0].split())
+    return f"{type(error).__name__}: {' '.join(words)}"[:500]

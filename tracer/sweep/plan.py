@@ -1,0 +1,280 @@
+"""What a sweep will do: a configuration, and the results that it asks for, with stable ids.
+
+In: a YAML file or a preset. Out: SweepConfigs and Planned results. Points of a family whose
+dimensions are equal are one result. Nothing here loads a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.arguments import method_parts
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import GEMM_GROUPS, Family, families
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.request import TraceRequest
+
+MAX_RESULTS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """The keys of a sweep file; a family is an id, package.module:function, or a model folder."""
+
+    model: str
+    families: tuple[str, ...]
+    sparsities: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5)
+    phases: tuple[str, ...] = ("prefill", "decode")
+    batches: tuple[int, ...] = (1,)
+    prompt_lens: tuple[int, ...] = (512,)
+    decode_steps: int = 8
+    draws: int = 1
+    select: str = "random"
+    text: Path | None = None
+    repeats: int = 20
+    steps: int = 5
+    seed: int = 0
+    threads: int | None = None
+    dtype: str = "auto"
+    tasks: tuple[str, ...] = ()
+    tasks_path: Path | None = None
+    logits: str = "last"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes results comparable, without local paths: a folder holds one of these."""
+        names = (
+            "decode_steps", "draws", "select", "repeats", "steps", "seed", "threads", "dtype",
+            "logits",
+        )  # fmt: skip
+        values = {name: getattr(self, name) for name in names if name != "draws"}
+        text = None if self.text is None else self.text.name
+        tasks = {"names": list(self.tasks), "folder": self.tasks_path and self.tasks_path.name}
+        return {
+            "model": Path(self.model).name,
+            "text": text,
+            **values,
+            "tasks": tasks if self.tasks else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One result: a model of a point in one phase. `problem`: why it cannot be, if so."""
+
+    id: str
+    family: str
+    sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
+    sparsities: tuple[float, ...]  # nominal ones that give these dimensions
+    phase: str
+    batch: int
+    prompt_len: int
+    draw: int
+    problem: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the model: results of one key run the same object."""
+        return model_key(self.family, self.sparsity, self.draw)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All results of a sweep, those of one model next to each other, and notes about them."""
+
+    config: SweepConfig
+    results: tuple[Planned, ...]
+    notes: tuple[str, ...] = ()
+
+    def groups(self) -> dict[str, list[Planned]]:
+        """Results by model key, in order."""
+        found: dict[str, list[Planned]] = {}
+        for result in self.results:
+            found.setdefault(result.key, []).append(result)
+        return found
+
+
+def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
+    """The results of all `configs` (those of a preset differ in batches and lengths alone), once.
+
+    `shape`: of the dense model, or None where it is not known; then nothing is merged.
+    """
+    found: dict[str, Planned] = {}
+    notes: dict[str, None] = {}
+    for config in configs:
+        _check_count(config)
+        _check_names(config.families)
+        for family in config.families:
+            points, said = _points(family, config.sparsities, shape)
+            if config.select == "calibrated" and not _calibrations(family):
+                said.append(f"{family}: chosen at random, not calibrated")
+            notes |= dict.fromkeys(said)
+            for point in points:
+                found |= {result.id: result for result in _results(config, family, point)}
+    order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
+    ordered = sorted(found.values(), key=lambda r: order[r.key])
+    return Plan(configs[0], tuple(ordered), tuple(notes))
+
+
+def _check_count(config: SweepConfig) -> None:
+    sizes = (config.families, config.sparsities, config.phases, config.batches, config.prompt_lens)
+    count = math.prod(map(len, sizes)) * config.draws
+    if count > MAX_RESULTS:
+        raise PrunescopeError(
+            f"the sweep asks for {count:,} results, and {MAX_RESULTS:,} are the most",
+            hint="fewer draws, sparsities, batches or prompt lengths; or several sweeps",
+        )
+
+
+def shard_of(plan: Plan, shard: tuple[int, int]) -> list[Planned]:
+    """Part i of n (from 0), by models, so that a model is prepared and judged in one place."""
+    index, count = shard
+    mine = [group for i, group in enumerate(plan.groups().values()) if i % count == index]
+    return [result for group in mine for result in group]
+
+
+def read_shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of "i/n", i from 0; (0, 1) for None. Raises PrunescopeError on anything else."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "0/1")
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if index >= count:
+        raise PrunescopeError(
+            f"--shard {text} is not a part i/n with i from 0 to n-1", hint="for example 0/4 ... 3/4"
+        )
+    return index, count
+
+
+def request_of(
+    config: SweepConfig, result: Planned, *, out: Path, argv: Sequence[str] = ()
+) -> TraceRequest:
+    """The capture that a result is, into the folder `out`."""
+    checkpoint = is_checkpoint(result.family)
+    calibrations = _calibrations(result.family)
+    select = config.select if calibrations else "random"
+    return TraceRequest(
+        model=result.family if checkpoint else config.model,
+        baseline_model=config.model if checkpoint else None,
+        method=None if checkpoint else result.family,
+        sparsity=0.0 if result.sparsity is None else result.sparsity,
+        out=out,
+        phase=result.phase,
+        batch=result.batch,
+        prompt_len=result.prompt_len,
+        decode_steps=config.decode_steps,
+        logits=config.logits,
+        dtype=config.dtype,
+        select=select,
+        text=config.text if select == "calibrated" and "text" in calibrations else None,
+        repeats=config.repeats,
+        steps=config.steps,
+        seed=config.seed + result.draw,
+        threads=config.threads,
+        argv=list(argv),
+    )
+
+
+def model_key(family: str, sparsity: float | None, draw: int) -> str:
+    """A file name for one model of a sweep."""
+    share = "" if sparsity is None else f"-s{sparsity:g}"
+    return f"{family_slug(family)}{share}-d{draw}"
+
+
+def family_slug(family: str) -> str:
+    """The id of a family, or what is left of a path or a method's name in a file name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
+
+
+def is_checkpoint(family: str) -> bool:
+    """Whether this names a model folder or file rather than a way of pruning."""
+    return "/" in family or family.endswith(".gguf")
+
+
+def _calibrations(method: str) -> set[str]:
+    """What a calibrated choice of the families of a method rests on; empty where one of them has no
+    such choice, and for a checkpoint or a function."""
+    parts = [] if is_checkpoint(method) else method_parts(method)
+    by_id = {one.id: one.calibration for one in families()}
+    found = [by_id.get(name) for name, _ in parts]
+    return {by for by in found if by} if None not in found else set()
+
+
+@dataclass(frozen=True)
+class _Point:
+    sparsity: float | None
+    sparsities: tuple[float, ...]
+    problem: str | None = None
+
+
+def _points(
+    name: str, sparsities: Iterable[float], shape: ModelShape | None
+) -> tuple[list[_Point], list[str]]:
+    """The points of a family, equal ones merged, and what to say about it."""
+    wanted = sorted(set(sparsities))
+    if is_checkpoint(name):
+        return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
+    known = {one.id: one for one in families()}
+    if name not in known:
+        return [_Point(s, (s,)) for s in wanted], []
+    merged: dict[Any, list[float]] = {}
+    problems: list[_Point] = []
+    for sparsity in wanted:
+        try:
+            signature = _dimensions(known[name], sparsity, shape)
+        except PrunescopeError as error:
+            problems.append(_Point(sparsity, (sparsity,), error.problem))
+            continue
+        merged.setdefault(signature, []).append(sparsity)
+    notes = [
+        f"{name}: s = {' = '.join(f'{s:g}' for s in same)} give equal dimensions, one point"
+        for same in merged.values()
+        if len(same) > 1
+    ]
+    return [_Point(same[0], tuple(same)) for same in merged.values()] + problems, notes
+
+
+def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> Any:
+    """Equal for two sparsities that make the same model; the sparsity where that is not known."""
+    point = family.point(sparsity)
+    if shape is None:
+        return sparsity
+    ops = family.theory(shape, Workload(phase="prefill", prompt_len=64), point)
+    moves = any(family.axes[group] != "none" for group in GEMM_GROUPS)
+    if family.dynamics == "dynamic" or not moves:
+        return sparsity
+    return tuple((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
+
+
+def _results(config: SweepConfig, family: str, point: _Point) -> Iterable[Planned]:
+    draws = 1 if point.sparsity is None else config.draws
+    for draw in range(draws):
+        for batch in config.batches:
+            for prompt_len in config.prompt_lens:
+                for phase in config.phases:
+                    share = "" if point.sparsity is None else f"-s{point.sparsity:g}"
+                    yield Planned(
+                        id=f"{family_slug(family)}{share}-{phase}-b{batch}-p{prompt_len}-d{draw}",
+                        family=family,
+                        phase=phase,
+                        batch=batch,
+                        prompt_len=prompt_len,
+                        draw=draw,
+                        **dataclasses.asdict(point),
+                    )
+
+
+def _check_names(names: Iterable[str]) -> None:
+    seen: Mapping[str, str] = {}
+    for name in names:
+        slug = family_slug(name)
+        if slug in seen:
+            raise PrunescopeError(
+                f"families {seen[slug]!r} and {name!r} have the same name in results",
+                hint="list a family once, and name model folders differently",
+            )
+        seen = {**seen, slug: name}

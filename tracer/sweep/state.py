@@ -1,0 +1,209 @@
+"""The folder of a sweep: what is done is what lies on disk, and `sweep.json` is a view of it.
+
+Layout: runs/<id>/{dense,pruned}, quality/<model>.json, failed/<id>.json, peaks-*.json, plan.json
+(results ever planned here, and what makes them comparable), sweep.json. Every file appears whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import MANIFEST
+from prunescope.tracer.sweep.plan import Plan, Planned, family_slug, is_checkpoint
+
+SCHEMA = 1
+DONE, FAILED, PENDING = "done", "failed", "pending"
+BEGUN = "begun and not ended: a process is at it, or died there"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFolder:
+    """Paths, states and locks of a sweep folder."""
+
+    path: Path
+
+    def run(self, result: Planned) -> Path:
+        """The folder of a result's runs."""
+        return self.path / "runs" / result.id
+
+    def state(self, result: Planned) -> str:
+        """done, failed or pending, by what is on disk."""
+        if (self.run(result) / "pruned" / MANIFEST).is_file():
+            return DONE
+        return FAILED if self._failure(result.id).is_file() else PENDING
+
+    def begin(self, result: Planned) -> None:
+        """Record that a result is in hand: what a process that dies in it leaves to be read."""
+        write_json(self._failure(result.id), {"id": result.id, "error": BEGUN})
+
+    def fail(self, result: Planned, error: str, call: str = "") -> None:
+        """Record that a result could not be had, and in which call of the command."""
+        write_json(self._failure(result.id), {"id": result.id, "error": error, "call": call})
+
+    def failed_in(self, result: Planned, call: str) -> bool:
+        """Whether it could not be had in this very call."""
+        found = read_json(self._failure(result.id)) or {}
+        return found.get("call", "") == call != ""
+
+    def is_begun(self, result: Planned) -> bool:
+        """Whether it was begun and did not end."""
+        return (read_json(self._failure(result.id)) or {}).get("error") == BEGUN
+
+    def forget(self, result: Planned) -> None:
+        """No failure any more: it is done, or was interrupted."""
+        self._failure(result.id).unlink(missing_ok=True)
+
+    def quality(self, key: str) -> Path:
+        """Where the quality of a model is kept."""
+        return self.path / "quality" / f"{key}.json"
+
+    def start(self, plan: Plan) -> None:
+        """Make the folder, or check that it holds a sweep of the same kind and add to its plan.
+
+        Raises PrunescopeError where the folder is something else.
+        """
+        self._check_ours()
+        (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        identity = plan.config.identity()
+        with self._locked():
+            before = read_json(self.path / "plan.json") or {"config": identity, "results": []}
+            _check_same(before["config"], identity, self.path)
+            planned = {r["id"]: r for r in before["results"]}
+            planned |= {r.id: _plain(r) for r in plan.results}
+            write_json(
+                self.path / "plan.json",
+                {"config": identity, "notes": list(plan.notes), "results": list(planned.values())},
+            )
+        self.refresh()
+
+    def refresh(self) -> dict[str, Any]:
+        """Write sweep.json from what is on disk, and return it."""
+        with self._locked():
+            plan = read_json(self.path / "plan.json")
+            assert plan is not None
+            results = [self._entry(plain) for plain in plan["results"]]
+            content = {"schema": SCHEMA, **plan, "results": results}
+            write_json(self.path / "sweep.json", content)
+        return content
+
+    def entries(self, plan: Plan) -> list[dict[str, Any]]:
+        """The entries of sweep.json for a plan, by what is on disk."""
+        return [self._entry(_plain(result)) for result in plan.results]
+
+    @contextlib.contextmanager
+    def claimed(self, shard: tuple[int, int]) -> Iterator[None]:
+        """Hold this shard of the folder. Raises PrunescopeError where another process has it.
+
+        The system frees the claim of a process that was killed.
+        """
+        name = f".shard-{shard[0]}-of-{shard[1]}.lock"
+        with (self.path / name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PrunescopeError(
+                    f"another sweep is at work in {self.path}",
+                    hint="wait for it, or give each process a part of its own with --shard i/n",
+                ) from None
+            yield
+
+    def sweep_away(self, results: Sequence[Planned]) -> None:
+        """Remove what a killed capture of these results left behind."""
+        for result in results:
+            for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _entry(self, plain: dict[str, Any]) -> dict[str, Any]:
+        result = _planned(plain)
+        state = self.state(result)
+        error = None
+        if state == FAILED:
+            error = (read_json(self._failure(result.id)) or {}).get("error", "unknown")
+        run = f"runs/{result.id}/pruned"
+        return {**plain, "state": state, "run": run if state == DONE else None, "error": error}
+
+    def _failure(self, result_id: str) -> Path:
+        return self.path / "failed" / f"{result_id}.json"
+
+    def _check_ours(self) -> None:
+        path = self.path
+        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not self._is_ours())):
+            raise PrunescopeError(
+                f"{path} exists and is no sweep", hint="give --out a new folder, or a sweep's own"
+            )
+
+    def _is_ours(self) -> bool:
+        return (self.path / "runs").is_dir()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of the folder's own files at a time."""
+        with (self.path / ".sweep.lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextlib.contextmanager
+def timing_slot(device: str) -> Iterator[None]:
+    """The right to time on a device of this machine: a second timing on it would falsify both.
+
+    Sweeps, shards and workers of one user wait for each other here.
+    """
+    name = device.replace(":", "-")
+    path = Path(tempfile.gettempdir()) / f"prunescope-slot-{os.getuid()}-{name}.lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file, and the folder that it is in, where there is none. The file appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file that `write_json` wrote; None where there is none.
+
+    Raises PrunescopeError where it is damaged.
+    """
+    try:
+        plain = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise PrunescopeError(
+            f"{path.name} of the sweep is damaged ({error})",
+            hint="restore it, or remove it: runs that are done stay done",
+        ) from None
+    return plain if isinstance(plain, dict) else None
+
+
+def _plain(result: Planned) -> dict[str, Any]:
+    """As files hold it: a checkpoint is named there without its path."""
+    family = family_slug(result.family) if is_checkpoint(result.family) else result.family
+    return {**vars(result), "family": family, "sparsities": list(result.sparsities)}
+
+
+def _planned(plain: dict[str, Any]) -> Planned:
+    return Planned(**{**plain, "sparsities": tuple(plain["sparsities"])})
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise PrunescopeError(
+                f"{path} holds a sweep with {name} {before.get(name)!r}, this one has {value!r}",
+                hint="numbers of both would not compare: choose another --out",
+            )

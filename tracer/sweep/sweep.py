@@ -1,0 +1,224 @@
+"""`prunescope sweep`: models x sparsities x phases x batches x lengths, each result a run folder.
+
+In: a SweepRequest. Out: a folder with runs/, quality/ and sweep.json. The same request again goes
+on where it was; nothing that is done is lost or repeated, whatever stopped it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.atomic_write import clean_termination
+from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.progress import Progress, Silent
+from prunescope.tracer.pruners.method import SELECTIONS
+from prunescope.tracer.sweep.config import read_configs
+from prunescope.tracer.sweep.plan import (
+    Plan,
+    Planned,
+    SweepConfig,
+    make_plan,
+    read_shard,
+    request_of,
+    shard_of,
+)
+from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, SCHEMA, SweepFolder
+
+if TYPE_CHECKING:
+    from prunescope.tracer.sweep.job import Job
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(kw_only=True)
+class SweepRequest:
+    """What `prunescope sweep` was asked for. `shard`: "i/n", i from 0."""
+
+    out: Path
+    config: Path | None = None
+    preset: str | None = None
+    engine: str = "local"
+    shard: str | None = None
+    argv: list[str] = field(default_factory=list)
+
+
+def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
+    """Run what is not done yet of a sweep, and return its folder.
+
+    Raises PrunescopeError on a bad request; a result that fails is recorded in sweep.json.
+    """
+    progress = progress or Silent()
+    plan = plan_of(request)
+    shard = read_shard(request.shard)
+    folder = SweepFolder(request.out)
+    with clean_termination():
+        # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        folder.start(plan)
+        with folder.claimed(shard):
+            mine = shard_of(plan, shard)
+            states = {result: folder.state(result) for result in mine}
+            # What failed or hung before comes last: it must not stand in the way of the others.
+            order = (PENDING, FAILED)
+            left = [r for state in order for r in mine if states[r] == state]
+            if left:
+                run = importlib.import_module(
+                    f"prunescope.tracer.sweep.engines.{request.engine}"
+                ).run
+                run(_jobs(request, plan, left), _teller(progress, left))
+        folder.refresh()
+    return request.out
+
+
+def plan_of(request: SweepRequest) -> Plan:
+    """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
+    if request.engine not in ENGINES:
+        raise PrunescopeError(
+            f"no engine is called {request.engine!r}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    configs = read_configs(request.config, request.preset)
+    for config in configs:
+        if config.select not in SELECTIONS:
+            raise PrunescopeError(
+                f"select: {config.select!r} is not a way to choose", hint=" or ".join(SELECTIONS)
+            )
+    _check_model(configs[0].model)
+    plan = make_plan(configs, _shape(configs[0].model))
+    _check(plan)
+    return plan
+
+
+def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
+    """sweep.json as it stands, or will stand, and `plan`: counts of this request's part of it.
+
+    `estimate`: with the seconds that what is left will take, roughly (null: not known).
+    """
+    plan = plan_of(request)
+    folder = SweepFolder(request.out)
+    mine = shard_of(plan, read_shard(request.shard))
+    results = folder.entries(plan)
+    seen = {entry["id"]: entry["state"] for entry in results}
+    states = [seen[result.id] for result in mine]
+    left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
+    counts = {
+        "results": len(mine),
+        "models": len({result.key for result in mine}),
+        **{state: states.count(state) for state in (DONE, FAILED, PENDING)},
+        "impossible": sum(result.problem is not None for result in mine),
+        "seconds": _estimate(left, plan.config) if estimate else None,
+        "notes": list(plan.notes),
+    }
+    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": results}
+
+
+def _estimate(left: Sequence[Planned], config: SweepConfig) -> float | None:
+    if not left:
+        return 0.0  # the peaks of this machine take seconds to measure
+    shape = _shape(config.model)
+    if shape is None:
+        return None
+    from prunescope.tracer.machine.device import pick_device
+    from prunescope.tracer.machine.peaks import measure_peaks
+    from prunescope.tracer.sweep.estimate import estimate_s
+
+    dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
+    dtype = dtype or "fp32"
+    peaks = measure_peaks(pick_device("auto"), dtype, budget_s=2.0)
+    return estimate_s(left, config, shape, peaks=peaks, itemsize=ITEMSIZE[dtype])
+
+
+def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
+    from prunescope.tracer.sweep.job import Job
+
+    groups = replace(plan, results=tuple(left)).groups().values()
+    out = request.out.resolve()  # a worker may stand elsewhere
+    call = secrets.token_hex(8)
+    return [
+        Job(
+            config=plan.config,
+            folder=out,
+            results=tuple(group),
+            argv=tuple(request.argv),
+            call=call,
+        )  # fmt: skip
+        for group in groups
+    ]
+
+
+def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[[Planned], None]:
+    number = {result.id: i for i, result in enumerate(left, 1)}
+
+    def tell(result: Planned) -> None:
+        progress.stage(f"{number[result.id]}/{len(left)} {result.id}")
+
+    return tell
+
+
+def _check(plan: Plan) -> None:
+    """What every capture would refuse is refused before the first. Points that a family does not
+    have are no reason: they are recorded as failed."""
+    config = plan.config
+    if config.tasks:
+        from prunescope.tracer.quality.tasks import check_installed
+
+        check_installed()
+    possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
+    for family in config.families:
+        if family in possible:
+            request_of(config, possible[family], out=Path()).check()
+
+
+def _check_model(model: str) -> None:
+    """Raises PrunescopeError where there is no such folder, file or preset, and no such hub id."""
+    path, name = home_path(model), model.lower()
+    if name in preset_names() or path.is_dir():
+        return
+    from prunescope.tracer.model.load import DEMO, check_gguf, check_hub_id
+
+    if name.endswith(".gguf"):
+        check_gguf(path)
+    elif name != DEMO:
+        check_hub_id(model)
+
+
+def _shape(model: str) -> ModelShape | None:
+    """The dense dimensions, or None where they are not known before the model is loaded."""
+    try:
+        return ModelShape.from_config(_config_of(model))
+    except PrunescopeError:
+        return None
+
+
+def _config_of(model: str) -> dict[str, Any]:
+    """A model's config without its weights; empty where only loading it would tell."""
+    name = model.lower()
+    if name in preset_names():
+        return preset_config(name)
+    folder = home_path(model)
+    if name.endswith(".gguf") or not folder.is_dir():
+        from prunescope.tracer.model.load import DEMO, demo_file
+
+        if name == DEMO:
+            folder = demo_file()
+        if folder.suffix != ".gguf" or not folder.is_file():
+            return {}
+        from prunescope.tracer.model.gguf import gguf_folder
+
+        folder = gguf_folder(folder)
+    try:
+        plain: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return plain

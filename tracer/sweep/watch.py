@@ -1,0 +1,139 @@
+"""Notices that a result of a sweep hangs, names it, and lets the others go on.
+
+In: signs of life, one a stage or step, as Progress. Out: `Hung` in the thread that hangs, so that
+the next result begins; where it does not react, the failure on disk and the end of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from prunescope.tracer.sweep.plan import Planned
+from prunescope.tracer.sweep.state import SweepFolder, timing_slot
+
+# Loading and quality have long stages: silence alone is a hang only after hours. A process that
+# does nothing at all meanwhile (a deadlock, a lost disk) hangs after half an hour.
+IDLE_S, SILENT_S = 1800.0, 6 * 3600.0
+IDLE_SHARE = 0.01  # of a core
+GRACE_S = 60.0  # from the error in the thread that hangs to the end of the process
+POLL_S = 30.0  # it wakes beside timed code: seldom
+EXIT_CODE = 3
+
+
+class Hung(RuntimeError):
+    """A result gave no sign of life for too long."""
+
+
+class Watch:
+    """A Progress that notes when it was told something, and of which result."""
+
+    def __init__(self, folder: SweepFolder, call: str, *, as_json: bool = False) -> None:
+        self.folder, self.call, self.as_json = folder, call, as_json
+        self.result: Planned | None = None
+        self._stage = ""
+        self._waits = False
+        self._beat = (0.0, 0.0)
+        self._hung_at: float | None = None
+        self._main = threading.get_ident()
+        self._over = threading.Event()
+
+    @contextmanager
+    def of(self, result: Planned) -> Iterator[None]:
+        """Within, signs of life are of this result."""
+        self.stage("prepare")
+        self.result = result
+        try:
+            yield
+        finally:
+            self.result = None
+
+    def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
+        """A sign of life, and the name of what goes on."""
+        self._stage = name
+        self.advance()
+
+    def advance(self) -> None:
+        """A sign of life."""
+        self._beat = (time.monotonic(), time.process_time())
+        self._hung_at = None
+
+    @contextmanager
+    def slot(self, device: str) -> Iterator[None]:
+        """The right to time on a device; to wait for another process is not to hang."""
+        with ExitStack() as stack:
+            self._waits = True
+            try:
+                stack.enter_context(timing_slot(device))
+            finally:
+                self.advance()
+                self._waits = False
+            yield
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch until the end; only the main thread, which alone hears signals, is watched."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.advance()
+        before = signal.signal(signal.SIGALRM, self._interrupt)
+        thread = threading.Thread(target=self._look, name="prunescope-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+            signal.signal(signal.SIGALRM, before)
+
+    def _look(self) -> None:
+        while not self._over.wait(POLL_S):
+            result = self.result
+            if result is None or self._waits or not self._is_silent():
+                continue
+            if self._hung_at is None:
+                self._hung_at = time.monotonic()
+                signal.pthread_kill(self._main, signal.SIGALRM)
+            elif time.monotonic() - self._hung_at > GRACE_S:
+                self._end(result)
+
+    def _is_silent(self) -> bool:
+        beat, used = self._beat
+        silence = time.monotonic() - beat
+        idle = time.process_time() - used < IDLE_SHARE * silence
+        return silence > SILENT_S or (idle and silence > IDLE_S)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._hung_at is not None and self.result is not None:
+            raise Hung(self._problem())
+
+    def _problem(self) -> str:
+        silence = time.monotonic() - self._beat[0]
+        return f"no sign of life for {silence:.0f} s, in stage {self._stage!r}"
+
+    def _end(self, result: Planned) -> None:
+        """The last way out: the thread that hangs is in code that no signal reaches."""
+        problem = self._problem()
+        # Not sweep.json: the thread that hangs may hold its lock, and the next call writes it.
+        self.folder.fail(result, f"Hung: {problem}; its process was ended", self.call)
+        hint = "it is recorded as failed; the same command again goes on with the others"
+        if sys.stderr.isatty():
+            sys.stderr.write("\x1b[?25h\n")  # the cursor that a progress bar hid
+        sys.stderr.write(f"error: {result.id} hangs: {problem}\n  hint: {hint}\n")
+        if self.as_json:
+            said = {
+                "problem": f"{result.id} hangs: {problem}",
+                "hint": hint,
+                "exit_code": EXIT_CODE,
+            }
+            sys.stderr.write(json.dumps({"error": said}) + "\n")
+        sys.stderr.flush()
+        os._exit(EXIT_CODE)
