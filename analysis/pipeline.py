@@ -18,8 +18,7 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import Options, Side, open_side
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.one_sided import alike
-from prunescope.analysis.ledger.refold import refold
+from prunescope.analysis.ledger.comparable import alike, fold_layers
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.schema.report import Phase, Report, SecondOpinion
 from prunescope.taxonomy.errors import PrunescopeError
@@ -80,7 +79,7 @@ def analyze(
             if twin is None:
                 continue
             twin, kernels = alike((dense, twin, _twin(name, dense)), (pruned, kernels, name))
-            twin, kernels = refold(twin, kernels)
+            twin, kernels = fold_layers(twin, kernels)
             phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
         frames[name] = kernels.frame
         if options.hta:

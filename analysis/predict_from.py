@@ -31,6 +31,10 @@ from prunescope.taxonomy.shape import ModelShape
 def predict_from(request: PredictRequest) -> dict[str, Any]:
     """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
     phase or the peaks of its device are not known."""
+    if request.curves:
+        raise PrunescopeError(
+            "--from-run gives a table of families, no curves", hint="leave --out away"
+        )
     if request.launch != "graph":
         raise PrunescopeError(
             "--launch says nothing of a run, whose gaps were measured", hint="leave it away"

@@ -187,12 +187,13 @@ def traced(model: Any, name: str, family: str, out: Path) -> None:
 
     import torch
 
+    from prunescope.tracer.calibration.point import Point
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace
     from prunescope.tracer.capture.variants import Prepared, Variant
     from prunescope.tracer.model.layers import decoder_layers, is_known, probe
     from prunescope.tracer.model.load import Loaded
-    from prunescope.tracer.pruners import Point, family_point, pruner
+    from prunescope.tracer.pruners import family_point, pruner
 
     if family == "dense":
         probe(model, "as it is")

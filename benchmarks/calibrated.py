@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from prunescope.tracer.calibration.collect import Calibration, text_calibration  # noqa: E402
+from prunescope.tracer.calibration.point import Point  # noqa: E402
 from prunescope.tracer.model.layers import decoder_layers  # noqa: E402
 from prunescope.tracer.model.load import DEMO, load_model, load_tokenizer  # noqa: E402
-from prunescope.tracer.pruners import Point, family_point, pruner  # noqa: E402
+from prunescope.tracer.pruners import family_point, pruner  # noqa: E402
 from prunescope.tracer.quality.quality import Passage, quality, text_passage  # noqa: E402
 
 THREADS, SEEDS, TOKENS, CONTEXT = 2, (0, 1, 2), 2048, 512

@@ -20,12 +20,13 @@ from torch.profiler import ProfilerActivity, profile
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly
-from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, token_ids
+from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.capture.timing import interleaved_samples
 from prunescope.tracer.capture.trace import TraceRequest, trace
 from prunescope.tracer.capture.variants import Prepared, Variant
 from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import Loaded, load_model
 
 # What a profiled pass may switch on; "as traced" is what `prunescope trace` does.

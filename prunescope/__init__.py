@@ -69,8 +69,17 @@ def analyze(subject: Path | str, *, baseline: Path | str | None = None, **option
 
 
 def predict(**options: Any) -> dict[str, Any]:
-    """What a roofline promises without a run: the options of `prunescope predict`, a dict back."""
+    """What a roofline promises without a run, or of one dense run (`from_run`).
+
+    Takes the options of `prunescope predict`; gives a dict as `--json` writes it.
+    """
     from prunescope.analysis.predict.predict import PredictRequest
+
+    request = PredictRequest(**options)
+    if request.from_run is not None:
+        from prunescope.analysis.predict_from import predict_from
+
+        return predict_from(request)
     from prunescope.analysis.predict.predict import predict as run
 
-    return run(PredictRequest(**options))
+    return run(request)

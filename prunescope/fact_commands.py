@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import prunescope
 from prunescope.command_options import (
     Architecture,
     Batch,
@@ -74,7 +75,6 @@ def _predict(
     """
     # fmt: on
     options = dict(locals())  # the parameters, nothing else
-    from prunescope.analysis.predict.predict import PredictRequest, predict
     from prunescope.analysis.report.predict_table import prediction
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs, peaks
@@ -82,7 +82,7 @@ def _predict(
     check_target(options.pop("json_target"))
     folder, rates = options.pop("out"), peaks(options.pop("peak"))
     options |= {"knobs": pairs(knobs), "peaks": rates, "without": without or ()}
-    result = predict(PredictRequest(**options, curves=folder is not None))
+    result = prunescope.predict(**options, curves=folder is not None)
     if folder is not None:
         from prunescope.analysis.report.predict_figure import curve_files
         from prunescope.analysis.report.write import write_files

@@ -1,1 +1,6 @@
-"""device."""
+"""The silicon: peaks, tiles, waves, tensor cores.
+
+In: a device's name or a kernel's launch. Out: peaks in FLOP/s and byte/s; waves and their
+efficiency.
+Exports: Device, DEVICES, tiles, `cores`.
+"""

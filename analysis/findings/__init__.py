@@ -1,1 +1,6 @@
-"""Findings: sentences of diagnosis, each with its evidence and one concrete change."""
+"""What is worth saying, and what to change.
+
+In: a Context: phase, kernels, pairs, evidence. Out: findings with evidence, one change each, a
+predicted gain.
+Exports: `checks.find`, Context.
+"""

@@ -16,7 +16,8 @@ from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_
 from prunescope.analysis.kernels.frame import Kernels, build
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.notes import host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.ranks import (
     Found,

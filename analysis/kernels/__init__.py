@@ -1,1 +1,6 @@
-"""kernels."""
+"""The kernels frame: one row per unit of device work, a pass adds columns.
+
+In: a linked Trace and its device. Out: a polars frame with work, kind, role, bound, waves and gap
+causes (ns, FLOP, bytes).
+Exports: Kernels, `frame.build`, anatomy, what_if.
+"""

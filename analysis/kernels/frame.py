@@ -24,7 +24,8 @@ from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes
 from prunescope.analysis.timeline.steps import Windows
-from prunescope.analysis.trace.load import NONE, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _LOST = 0.005  # of the launches

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collect import DEVICE_CATEGORIES
-from prunescope.analysis.trace.load import NONE, Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
 
 CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it

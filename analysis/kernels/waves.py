@@ -14,7 +14,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.ops.work import Work
-from prunescope.analysis.trace.load import Trace
+from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm
 
 _KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory"]

@@ -1,1 +1,6 @@
-"""Work models of operators: one decorated function from a call's shapes to FLOPs and bytes."""
+"""Work models: one decorated function an op.
+
+In: an op's name, shapes and dtypes. Out: FLOPs, bytes, GEMM and kind, or null where they are
+unknown.
+Exports: OpCall, Work, `work.work_of`, `kind`.
+"""

@@ -1,1 +1,5 @@
-"""pareto."""
+"""Speed against quality over a sweep.
+
+In: a sweep's folder. Out: points, frontier, winners, break-even, claims.
+Exports: `write.judge`, `write.write_pareto`.
+"""

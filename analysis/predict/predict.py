@@ -22,14 +22,6 @@ __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
 def predict(request: PredictRequest) -> dict[str, Any]:
     """The prediction, JSON-ready. Raises PrunescopeError for a request that cannot be met."""
-    if request.from_run is not None:
-        if request.curves:
-            raise PrunescopeError(
-                "--from-run gives a table of families, no curves", hint="leave --out away"
-            )
-        from prunescope.analysis.predict_from import predict_from
-
-        return predict_from(request)
     names, shares = methods(request.method), sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")

@@ -1,1 +1,5 @@
-"""Outputs of one Report. A report computes nothing: every number is in the model it is given."""
+"""Renderers: they see the schema, compute nothing, and escape every string.
+
+In: a Report or a Comparison. Out: text, Markdown, HTML, LaTeX, CSV, figures, Perfetto.
+Exports: `write.write_report`, `terminal`, `listings`.
+"""

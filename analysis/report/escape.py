@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any
-
-import msgspec
 
 # Control and format characters, lone surrogates, private use and line or paragraph separators:
 # terminals obey them, bidirectional ones reorder the text around them.
@@ -39,8 +36,6 @@ _LATEX = {
     "−": r"\ensuremath{-}", "±": r"\ensuremath{\pm}", "–": r"\textendash{}", "…": r"\dots{}",
     "≠": r"\ensuremath{\neq}", "†": r"\dag{}", "ᵀ": r"\ensuremath{^{T}}",
 }  # fmt: skip
-# JSON itself escapes the controls below a space; terminals obey these too.
-_OBEYED = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 _DASHES = re.compile(r"-(?=-)")
 
 _FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
@@ -49,12 +44,6 @@ _ASCII = str.maketrans({
     "±": "+-", "–": "-", "…": "...", "Σ": "sum ", "≠": "!=", "↳": "`-", "█": "#", "░": "-",
     "◆": "|", "│": "|", "─": "-",
 })  # fmt: skip
-
-
-def json_bytes(value: Any) -> bytes:
-    """Indented UTF-8 JSON in which no character moves the cursor or turns the text around."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-    return _OBEYED.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
 
 
 def clean(text: object) -> str:

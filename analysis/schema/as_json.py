@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.report.escape import json_bytes
+from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.report import Report
 
 SCHEMA_ID = "prunescope-report-1"

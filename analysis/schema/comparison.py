@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.report.escape import json_bytes
+from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.report import Ladder, Report
 
 

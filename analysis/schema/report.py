@@ -9,8 +9,8 @@ from typing import Any, Required, TypedDict
 
 import msgspec
 
-from prunescope.analysis.report.escape import json_bytes
 from prunescope.analysis.schema.anatomy import Anatomy
+from prunescope.analysis.schema.encode import json_bytes
 
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99

@@ -1,1 +1,6 @@
-"""timeline."""
+"""What launched what, in which step.
+
+In: a Trace. Out: kernels linked to launches, ops and module scopes; windows of steps; busy, gap
+and tail.
+Exports: Linked, Window, `link.link`.
+"""

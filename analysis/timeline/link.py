@@ -15,7 +15,8 @@ from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
 from prunescope.analysis.timeline.spill import Placed, place
 from prunescope.analysis.timeline.steps import OWN_MARK, Windows
-from prunescope.analysis.trace.load import NONE, Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
 
 __all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_device", "link_host",
            "lookup", "op_of_launch", "parents", "taken"]  # fmt: skip

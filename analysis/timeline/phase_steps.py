@@ -12,7 +12,8 @@ import numpy as np
 from prunescope.analysis.timeline.engines import PHASES, engine_step
 from prunescope.analysis.timeline.link import Linked, lost_launches
 from prunescope.analysis.timeline.steps import Windows
-from prunescope.analysis.trace.load import NONE, Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
 
 
 def phases_of(windows: Windows) -> list[str]:

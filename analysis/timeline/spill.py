@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.correlate import launches_around, taken
 from prunescope.analysis.timeline.steps import Windows
-from prunescope.analysis.trace.load import NONE, Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
 
 Mask = NDArray[np.bool_]
 _NEVER = np.iinfo(np.int64).max

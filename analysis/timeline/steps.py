@@ -14,7 +14,8 @@ from os.path import commonprefix
 import numpy as np
 
 from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.trace.load import Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
 from prunescope.taxonomy.errors import PrunescopeError
 
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")

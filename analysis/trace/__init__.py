@@ -1,1 +1,6 @@
-"""trace."""
+"""A Chrome trace, read as hostile input.
+
+In: a file, a member of a zip, a folder of ranks. Out: a Trace: int64 columns (ns), strings
+interned.
+Exports: Trace, `load.load`, ranks.
+"""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.load import Ints, Trace
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
 
 
 def host_events(trace: Trace) -> pl.DataFrame:

@@ -5,7 +5,7 @@ In: a Trace. Out: sentences for the warnings of the report, and whether it is of
 
 from __future__ import annotations
 
-from prunescope.analysis.trace.load import Trace
+from prunescope.analysis.trace.events import Trace
 
 
 def trace_warnings(trace: Trace) -> list[str]:

@@ -18,7 +18,8 @@ from prunescope.analysis.report.anatomy_view import lines as anatomy_lines
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.analysis.timeline.link import innermost, link, parents
 from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import load
 from tests.analysis.edits import Edit
 from tests.chrome import chrome, gap, k, module, op, save, step
 

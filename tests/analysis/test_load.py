@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
 

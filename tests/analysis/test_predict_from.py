@@ -13,10 +13,9 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.predict import PredictRequest, predict
-from prunescope.analysis.predict.setting import resolve, workloads
+from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.analysis.predict.shares import Measured
-from prunescope.analysis.predict_from import measured_phase
+from prunescope.analysis.predict_from import measured_phase, predict_from
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import families
@@ -25,13 +24,13 @@ TRACES = Path(__file__).resolve().parents[2] / "traces"
 
 
 def ask(name: str = "tiny-static-m", **options: Any) -> dict[str, Any]:
-    return predict(PredictRequest(from_run=TRACES / name, **options))
+    return predict_from(PredictRequest(from_run=TRACES / name, **options))
 
 
 def test_a_pair_gives_a_row_a_family_from_its_dense_run() -> None:
     result = ask(sparsity=0.5)
     assert set(result["phases"]) == {"prefill", "decode"}
-    assert ask(sparsity=0.5)["phases"] == predict(
+    assert ask(sparsity=0.5)["phases"] == predict_from(
         PredictRequest(from_run=TRACES / "tiny-static-m" / "dense", sparsity=0.5)
     )["phases"]  # fmt: skip
     for phase in result["phases"].values():
@@ -125,15 +124,17 @@ def test_some_methods_at_some_sparsities() -> None:
 )
 def test_mistakes(options: dict[str, Any], word: str) -> None:
     with pytest.raises(PrunescopeError) as error:
-        predict(PredictRequest(**options))
+        predict_from(PredictRequest(**options))
     assert word in str(error.value)
 
 
 def test_a_public_trace_of_another_engine(real_trace: Callable[[str], Path]) -> None:
     trace = real_trace("mi300x_sglang_qwen3-8b_prefilldecode.json.gz")
     with pytest.raises(PrunescopeError, match="--model"):
-        predict(PredictRequest(from_run=trace))
-    result = predict(PredictRequest(from_run=trace, model="qwen3-8b", batch=15, prompt_len=1024))
+        predict_from(PredictRequest(from_run=trace))
+    result = predict_from(
+        PredictRequest(from_run=trace, model="qwen3-8b", batch=15, prompt_len=1024)
+    )
     rows = {row["id"]: row for row in result["phases"]["prefill"]["families"]}
     # 36 layers and an lm_head that one row a sequence passes: the rest is layers
     assert 1.9 < rows["static-m"]["expected"] < 2.0

@@ -13,7 +13,8 @@ import pytest
 from prunescope.analysis.findings.stragglers import RankTime, straggler
 from prunescope.analysis.inputs import subject
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import Found, find_parts
 from prunescope.deliver import report_folder
 from prunescope.taxonomy.errors import PrunescopeError

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.trace import reader
-from prunescope.analysis.trace.load import Trace, load
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, step

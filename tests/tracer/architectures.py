@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import Applied, family_point, pruner
 
 BATCH, LENGTH = 2, 12
 IDS = torch.randint(1024, (BATCH, LENGTH), generator=torch.Generator().manual_seed(3))

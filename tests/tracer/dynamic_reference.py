@@ -13,9 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
-from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_point, pruner
 
 ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"attention_bias": True, "mlp_bias": True}),

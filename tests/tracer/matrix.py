@@ -23,13 +23,14 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import ranked
 from prunescope.taxonomy.family import families
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.progress import Silent
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture, write_runs
 from prunescope.tracer.capture.session import capture
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import Loaded
-from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.pruners import family_point, pruner
 from tests.small_capture import PEAKS
 from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
-from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.pruners import family_point, pruner
 
 pytestmark = pytest.mark.torch
 FAMILIES = ("dynamic-m", "dynamic-nk", "dynamic-depth", "token-drop", "kv-evict")

@@ -24,12 +24,13 @@ from prunescope.tracer.calibration.collect import (
     remembering,
     text_calibration,
 )
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, weight_scores
 from prunescope.tracer.calibration.texts import DEFAULT, read_text, token_rows
-from prunescope.tracer.capture.phases import token_ids
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
-from prunescope.tracer.pruners import Applied, Point, family_ids, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
 from prunescope.tracer.pruners.static_k_lowrank import factors
 from prunescope.tracer.quality.quality import quality, text_passage
 from tests.tracer.architectures import FEW, apply, build, logits

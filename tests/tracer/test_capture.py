@@ -15,8 +15,9 @@ from transformers import BertConfig, BertModel
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture import user_capture
 from prunescope.tracer.capture.user_capture import capture
-from prunescope.tracer.model import compat, user_capture
+from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
 
 pytestmark = pytest.mark.torch

@@ -14,10 +14,10 @@ from prunescope.taxonomy.family import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.attention.blocks import budget, usual_block
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.model import compat
-from prunescope.tracer.pruners import Point
 from prunescope.tracer.pruners.kv_evict import KeyRanker
 from prunescope.tracer.routing.routing import Draws
 from tests.tracer.dynamic_reference import ARCHITECTURES, prune, small, steps, tokens

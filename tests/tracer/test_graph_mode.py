@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.capture import graph_mode
 from prunescope.tracer.capture.graph_mode import (
     RECORDERS,
     StaticDecode,
@@ -27,10 +29,11 @@ from prunescope.tracer.capture.graph_mode import (
     plainly,
 )
 from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
-from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, token_ids
+from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.model import compat, graph_mode
-from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.inputs import token_ids
+from prunescope.tracer.pruners import family_point, pruner
 
 pytestmark = pytest.mark.torch
 PROMPT, STEPS = 12, 4

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.pruners import Point, family_point, pruner
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import family_point, pruner
 from tests.tracer.matrix import FAMILIES, FROM_TRACES, Cell, matrix_row
 from tests.tracer.tiny_models import TINY
 

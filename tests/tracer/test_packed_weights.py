@@ -15,9 +15,9 @@ from torch.sparse import (
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from prunescope.tracer.capture.census import census
-from prunescope.tracer.capture.memory import stored_tensors, weight_bytes
+from prunescope.tracer.capture.memory import weight_bytes
+from prunescope.tracer.model.stored import stored_tensors, weights_fingerprint
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
-from prunescope.tracer.quality.quality import weights_fingerprint
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::UserWarning")]
 

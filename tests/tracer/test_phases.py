@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill, token_ids
+from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
 from prunescope.tracer.capture.timing import interleaved_samples
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.inputs import token_ids
 
 pytestmark = pytest.mark.torch
 

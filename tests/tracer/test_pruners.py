@@ -11,10 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import families
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.census import census
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
-from prunescope.tracer.pruners import Applied, Point, draw, family_ids, family_point, pruner
+from prunescope.tracer.pruners import Applied, draw, family_ids, family_point, pruner
 from tests.tracer.dynamic_reference import steps
 
 pytestmark = pytest.mark.torch

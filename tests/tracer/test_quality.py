@@ -10,17 +10,12 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.phases import token_ids
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model, load_tokenizer
-from prunescope.tracer.pruners import Point, family_point, pruner
-from prunescope.tracer.quality.quality import (
-    Dense,
-    Passage,
-    compare,
-    quality,
-    text_passage,
-    weights_fingerprint,
-)
+from prunescope.tracer.model.stored import weights_fingerprint
+from prunescope.tracer.pruners import family_point, pruner
+from prunescope.tracer.quality.quality import Dense, Passage, compare, quality, text_passage
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 
 pytestmark = pytest.mark.torch

@@ -16,7 +16,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners import static_nk_cross as cross
 from prunescope.tracer.residual.stream import read_stream
 from prunescope.tracer.residual.sublayers import remove_sublayers

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import counts_without
-from prunescope.tracer.pruners import Applied, Point, draw, family_point, pruner
+from prunescope.tracer.pruners import Applied, draw, family_point, pruner
 
 pytestmark = pytest.mark.torch
 IDS = torch.arange(2, 14).unsqueeze(0)

@@ -18,15 +18,13 @@ import torch
 from torch import nn
 
 from prunescope.tracer.calibration.texts import read_text, token_rows
-from prunescope.tracer.capture.phases import token_ids
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.layers import decoder_layers, text_config
-from prunescope.tracer.quality.quality import weights_fingerprint
+from prunescope.tracer.model.inputs import first_tensor, token_ids
+from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
+from prunescope.tracer.model.stored import weights_fingerprint
 
 ROWS, LENGTH = 8, 512
 _KEEP_BYTES = 1 << 30
-# Children of a layer as Llama's: a norm before its attention and one before its MLP.
-PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,12 +257,6 @@ class _Influence:
         cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
         name = f"{self.path}{part}"
         self.totals[name] = self.totals.get(name, 0.0) + float(cosine.sum())
-
-
-def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:
-    """The tensor a module is called with, by position or by name."""
-    values = (*args, *kwargs.values())
-    return next(value for value in values if isinstance(value, torch.Tensor))
 
 
 def _square_sum(rows: torch.Tensor) -> torch.Tensor:

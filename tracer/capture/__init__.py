@@ -1,1 +1,5 @@
-"""capture."""
+"""One capture: time without the profiler, then profile, then write.
+
+In: a TraceRequest, or a user's own loop. Out: a run folder, whole or not at all.
+Exports: `trace.trace`, `user_capture.capture`, TraceRequest.
+"""

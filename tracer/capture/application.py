@@ -18,10 +18,11 @@ from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, remo
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.collect import Calibration, text_calibration
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer
-from prunescope.tracer.pruners import Applied, Point, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import Part, read_method
 from prunescope.tracer.pruners.user_method import apply_method
 

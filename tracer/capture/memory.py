@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.stored import stored_tensors
 
 _STEP = "prunescope.memory"
 
@@ -85,15 +86,6 @@ def _used_on_cpu(loop: Loop) -> int | None:
         if at_ns >= start_ns:
             peak = max(peak, held)
     return peak or None
-
-
-def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that hold a tensor's numbers: itself, or a packed (2:4) weight's parts.
-
-    A packed one answers to few operations: it cannot be flattened, compared or moved to the CPU.
-    """
-    parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
-    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -29,12 +29,6 @@ def decode(
     return output
 
 
-def token_ids(vocabulary: int, *, batch: int, length: int, seed: int) -> torch.Tensor:
-    """Random ids [batch, length] below `vocabulary`, the same for a seed on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(vocabulary, (batch, length), generator=generator)
-
-
 class Loop(Protocol):
     """A phase of one model, step by step. `prepare*` are never timed or profiled."""
 

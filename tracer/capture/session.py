@@ -21,7 +21,7 @@ from prunescope.tracer.capture.chrome import split
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
 from prunescope.tracer.capture.manifest import model_entry, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
-from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, token_ids
+from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.profiled import profile_loops
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
@@ -46,6 +46,7 @@ from prunescope.tracer.machine.device import (
 )
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Where dense and pruned do not fit together each is loaded this often, in turn.

@@ -1,1 +1,5 @@
-"""machine."""
+"""The machine at hand.
+
+In: a device's name. Out: properties, clocks, measured peaks and rates, conditions.
+Exports: `device.device_info`, `peaks.measure_peaks`, calibrate, doctor.
+"""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.atomic_write import write_file
+from prunescope.tracer.machine.cache import cache_folder
 from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick_device
 from prunescope.tracer.machine.memory_rates import measure_memory
 from prunescope.tracer.machine.peaks import STATISTIC, measure_peaks
-from prunescope.tracer.model.gguf import cache_folder
 
 PASSES = 3
 AGREE = 0.1  # passes further apart than this share of their median do not

@@ -16,14 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.machine.cache import cache_folder
 from prunescope.tracer.model.gguf_header import stored_elements
 from prunescope.tracer.model.size_limits import check_room
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "prunescope"
 
 
 def gguf_folder(path: Path) -> Path:

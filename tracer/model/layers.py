@@ -156,3 +156,7 @@ def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
             hint="its layers do more than their matrices show; "
             "`prunescope families --architecture` lists the architectures that prunescope knows",
         )
+
+
+# Children of a layer as Llama's: a norm before its attention and one before its MLP.
+PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}

@@ -1,5 +1,9 @@
 """How each pruning family is realised on a Hugging Face model: one file a family, found by name.
 
+In: a model and a Point. Out: Applied, the pruned model and what was done to it.
+Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (the words of --method),
+`user_method` (a user's own).
+
 To add the family `static-k-24` of `taxonomy/families/`, write `tracer/pruners/static_k_24.py` (the
 id with `_` for `-`) and nothing else. The file holds one public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
@@ -21,34 +25,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.family import families, family
+from prunescope.tracer.calibration.point import Point
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from prunescope.tracer.calibration.collect import Calibration
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """Where in a family's space: nominal sparsity, every knob, selection and its seed."""
-
-    sparsity: float
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    select: str = "random"
-    seed: int = 0
-    calibration: Calibration | None = None  # token ids; None: random ones from the seed
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether parts are chosen by what the model does on a text, not drawn."""
-        return self.select == "calibrated"
 
 
 @dataclass(kw_only=True)
@@ -87,7 +73,9 @@ class Counting(Protocol):
 
 def family_ids() -> tuple[str, ...]:
     """The ids of all families that can be realised, sorted. Imports none of them."""
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)))
+    known = {one.id for one in families()}
+    files = (module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(known.intersection(files)))
 
 
 def pruner(family_id: str) -> Pruner:

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
 from prunescope.tracer.routing.routing import (
     Counted,

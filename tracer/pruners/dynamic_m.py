@@ -20,10 +20,11 @@ from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary, of_first, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.router_fit import Site, fit_routers
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
 from prunescope.tracer.routing.routing import Counted, Draws, Tally

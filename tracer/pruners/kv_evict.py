@@ -20,7 +20,8 @@ from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
 from prunescope.tracer.routing.routing import Counted, Draws, Tally, taken, token_rows
 

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_semi_structured
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 
 # Sparse tensor cores came with compute capability 8.0.
 _FIRST_SPARSE = (8, 0)

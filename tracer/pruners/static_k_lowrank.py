@@ -18,10 +18,11 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.layers import probe
 from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.model.narrow import successor
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 
 # Second moments [K, K] in float32 that are held at a time; layers are measured in such portions.
 _MOMENT_BYTES = 4 << 30

@@ -16,10 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import floor_of
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.matrices import weight_of
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

@@ -15,6 +15,7 @@ from prunescope.taxonomy.config_names import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, removed_layers, rounding
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.layers import (
     counts_without,
     decoder_layers,
@@ -23,7 +24,7 @@ from prunescope.tracer.model.layers import (
     renumber_cache,
     text_config,
 )
-from prunescope.tracer.pruners import Applied, Point, draw
+from prunescope.tracer.pruners import Applied, draw
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
 _DRAWS = 16

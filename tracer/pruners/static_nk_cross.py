@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import kept_hidden, rounding
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, seeded
 from prunescope.tracer.model.layers import probe, text_config
-from prunescope.tracer.pruners import Applied, Point, draw
+from prunescope.tracer.pruners import Applied, draw
 from prunescope.tracer.residual.check import agree
 from prunescope.tracer.residual.maps import add_maps
 from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_norm

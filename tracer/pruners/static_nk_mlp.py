@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.pruners.width import prune_width
 
 

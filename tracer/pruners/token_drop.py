@@ -24,8 +24,9 @@ from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.attention.rotation import Rotary, taken_rotary
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.prenorm import (
     check_runs,
     has_mixers,

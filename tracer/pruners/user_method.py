@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.layers import probe
-from prunescope.tracer.pruners import Applied, Point
+from prunescope.tracer.pruners import Applied
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"
 # Told elsewhere: memory, the end of the process, what is one of ours already, no such module.

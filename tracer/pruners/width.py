@@ -15,6 +15,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores
 from prunescope.tracer.model.channels import SIZES, Channels, find_channels
 from prunescope.tracer.model.heads import Heads, find_heads
@@ -22,7 +23,7 @@ from prunescope.tracer.model.layers import check_same, decoder_layers, is_known,
 from prunescope.tracer.model.matrices import weight_of
 from prunescope.tracer.model.narrow import set_sizes
 from prunescope.tracer.model.weights import Weight, weights_of
-from prunescope.tracer.pruners import Applied, Point, draw
+from prunescope.tracer.pruners import Applied, draw
 
 _CUT = "with heads or channels cut"
 # By path of an o or down matrix, the score of each input feature; empty where parts are drawn.

@@ -1,1 +1,5 @@
-"""quality."""
+"""What pruning cost in quality.
+
+In: a dense and a pruned model, a text. Out: perplexity with intervals, tasks.
+Exports: `quality.compare`, `tasks`.
+"""

@@ -10,7 +10,6 @@ tokens but the first that no window before it scored, given all tokens before it
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,9 +21,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.texts import read_text
-from prunescope.tracer.capture.memory import stored_tensors
-from prunescope.tracer.capture.phases import token_ids
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -171,19 +169,6 @@ def compare(model: Any, dense: Dense) -> dict[str, dict[str, Any]]:
             _add(scores, reference, logits, dense.logits(window), targets)
     pruned = _record(passage, scores, scoring) | _relative(passage, scores, reference, scoring)
     return {"dense": _record(passage, reference, scoring), "pruned": pruned}
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Names the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread numbers
-    of each tensor. Two captures with one fingerprint ran the same object."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        for stored in stored_tensors(tensor):
-            flat = stored.detach().flatten()
-            picked = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
-            digest.update(picked.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _decoded(window: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.calibration.collect import first_tensor
+from prunescope.tracer.model.inputs import first_tensor
 from prunescope.tracer.model.layers import probe_hooked
 
 # Of the length of a tensor: a multiplier in bfloat16 rounds by 2^-9.

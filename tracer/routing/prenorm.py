@@ -18,8 +18,7 @@ from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.parts import AttentionParts, read_attentions
-from prunescope.tracer.calibration.collect import PRE_NORM
-from prunescope.tracer.model.layers import alike, decoder_layers, probe, text_config
+from prunescope.tracer.model.layers import PRE_NORM, alike, decoder_layers, probe, text_config
 from prunescope.tracer.residual.sublayers import roots
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}

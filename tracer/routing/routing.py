@@ -16,7 +16,7 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import family
-from prunescope.tracer.pruners import Point
+from prunescope.tracer.calibration.point import Point
 
 _TABLE = 1 << 16
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.pruners import Point
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.routing.routing import Draws, flat_places, score_weight
 
 

@@ -35,6 +35,7 @@ from prunescope.tracer.machine.device import device_info, pick_device
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.model.stored import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     DECODE_SCORED,
     TOKENS,
@@ -42,7 +43,6 @@ from prunescope.tracer.quality.quality import (
     Passage,
     compare,
     text_passage,
-    weights_fingerprint,
 )
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of

@@ -11,9 +11,10 @@ import msgspec
 import polars as pl
 import pytest
 
-from prunescope.analysis.report import as_json, model
 from prunescope.analysis.report.dictionary import COLUMNS
 from prunescope.analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
+from prunescope.analysis.schema import as_json
+from prunescope.analysis.schema import report as model
 from prunescope.analysis.schema.report import Report, to_json
 from tests.analysis.report import example
 
