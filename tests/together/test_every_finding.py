@@ -12,8 +12,8 @@ import pytest
 from prunescope.analysis import findings
 from prunescope.analysis.pipeline import analyze
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parents[1]
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
 CHECKS = sorted(Path(findings.__file__).parent.glob("*.py"))
 
 # Finding → test where it must appear, test where it must not. One name: both in one test.
@@ -96,7 +96,7 @@ def bodies() -> dict[str, str]:
     """Every test function of this folder with its source and that of its decorators; those of one
     name are taken together."""
     found: dict[str, str] = {}
-    for path in TESTS.glob("test_*.py"):
+    for path in TESTS.rglob("test_*.py"):
         if path == Path(__file__):
             continue
         source = path.read_text()

@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.torch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Libraries of ours. What transformers requires of them (for its commands) is taken away too.
 REFUSED = {
     "accelerate", "great-tables", "jinja2", "matplotlib", "msgspec", "polars", "psutil", "rich",

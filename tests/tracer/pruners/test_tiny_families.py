@@ -108,7 +108,7 @@ def test_removed_is_masked(name: str) -> None:
     """The dense model with zeros where the family cuts gives the same logits, and others than the
     dense one. Both factors of a rank multiplied are its mask; of cross, see test_static_cross."""
     if name == "static-nk-cross":
-        pytest.skip("tests/tracer/test_static_cross.py masks the residual stream")
+        pytest.skip("tests/tracer/pruners/test_static_cross.py masks the residual stream")
     dense, ids = tiny(), tokens(2, 12)
     applied = prune(name, dense, 0.5)
     masked = copy.deepcopy(dense)

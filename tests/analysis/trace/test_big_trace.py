@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GIB = 1 << 30
 CALLS = 60_000  # of one GEMM each
 FRAMES = 48  # Python frames around each, the bulk of a trace with stacks

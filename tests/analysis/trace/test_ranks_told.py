@@ -8,7 +8,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.pipeline import analyze
-from tests.analysis.test_ranks import rank_trace
+from tests.analysis.trace.test_ranks import rank_trace
 from tests.chrome import save
 
 

@@ -23,7 +23,7 @@ def h100(real_trace: Callable[[str], Path]) -> Analysis:
     return analyze(real_trace("h100_qwen1.5-0.5b_prefill.json.gz"))
 
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def table(name: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.experts import expert_channels
 from prunescope.analysis.verdict.verdict import verdict
-from tests.analysis.test_verdict_dynamic import changed, evidence, model
+from tests.analysis.verdict.test_dynamic import changed, evidence, model
 
 H = 64
 Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts

@@ -9,7 +9,7 @@ from pathlib import Path
 from prunescope.analysis.pipeline import analyze
 from tests.chrome import chrome, gap, k, module, op, save
 
-SCALE = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"
+SCALE = Path(__file__).resolve().parents[3] / "benchmarks" / "scale.py"
 
 
 def scale(source: Path, out: Path, *, events: int) -> int:

@@ -16,7 +16,7 @@ from prunescope.analysis.predict.setting import PredictRequest, resolve, workloa
 from prunescope.analysis.predict.shares import Measured, scaled
 from prunescope.taxonomy.family import families
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="utf-8"))
 
 

@@ -209,7 +209,7 @@ def test_the_spill_of_every_copy_of_a_real_trace_is_named(
 ) -> None:
     """Three copies of a step with 509 events of spill: the first is spill, the others run between
     steps. A later step waits 290.943 µs more, from the end of its spill to its first kernel."""
-    scale = Path(__file__).resolve().parents[2] / "benchmarks" / "scale.py"
+    scale = Path(__file__).resolve().parents[3] / "benchmarks" / "scale.py"
     spec = importlib.util.spec_from_file_location("benchmark_scale", scale)
     assert spec is not None and spec.loader is not None
     repeat = importlib.util.module_from_spec(spec)

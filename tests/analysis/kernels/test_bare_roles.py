@@ -14,7 +14,7 @@ import pytest
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import analyze
 from tests.analysis.replays import replayed
-from tests.analysis.test_scopes import KV, F, H, Q, add, attention, mm
+from tests.analysis.timeline.test_scopes import KV, F, H, Q, add, attention, mm
 from tests.chrome import chrome, k, module, op, save
 
 SEPARATE = (*(mm(n, H) for n in (Q, KV, KV)), attention(), mm(H, Q), mm(F, H), mm(F, H), mm(H, F))

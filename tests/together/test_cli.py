@@ -17,7 +17,7 @@ from prunescope import cli
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
 

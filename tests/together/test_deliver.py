@@ -8,7 +8,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.pipeline import analyze
-from tests.analysis.test_bundle import make
+from tests.analysis.bundle.test_bundle import make
 from tests.chrome import chrome, k, op, save
 
 
