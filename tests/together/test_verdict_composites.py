@@ -157,7 +157,7 @@ def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> 
     for index, (heads, channels) in layers.items():
         layer = masked.model.layers[index]
         for linear, left in ((layer.self_attn.o_proj, heads * 16), (layer.mlp.down_proj, channels)):
-            linear.weight[:, left:] = 0
+            linear.weight.data[:, left:] = 0
             linear.bias = torch.nn.Parameter(torch.full((64,), 0.1), requires_grad=False)
     torch.testing.assert_close(found.model(ids).logits, masked(ids).logits, rtol=1e-4, atol=1e-5)
 
