@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.predict.constants import Constants, ends
-from prunescope.analysis.predict.execution import Scene
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.model import read_model
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, part_of, scaled
+from prunescope.analysis.predict.side import Side
+from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
@@ -28,7 +29,7 @@ from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
 
 
-def predict_from(request: PredictRequest) -> dict[str, Any]:
+def predict_from(request: PredictRequest) -> FromRun:
     """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
     phase or the peaks of its device are not known."""
     if request.curves:
@@ -61,15 +62,12 @@ def predict_from(request: PredictRequest) -> dict[str, Any]:
             "no phase of it can be predicted from",
             hint="a dense prefill or decode; say which with --phase, --batch and --prompt-len",
         )
-    return {
-        "schema": 1,
-        "tool": "prunescope predict --from-run",
-        "subject": report.subject,
-        "baseline": None,
-        "device": report.device,
-        "phases": phases,
-        "warnings": list(dict.fromkeys(warnings)),
-    }
+    return FromRun(
+        subject=report.subject,
+        device=report.device,
+        phases=phases,
+        warnings=list(dict.fromkeys(warnings)),
+    )
 
 
 def table(
@@ -78,14 +76,14 @@ def table(
     work: Workload,
     measured: Measured,
     warnings: list[str],
-) -> dict[str, Any]:
+) -> MeasuredPhase:
     """One phase: the measured dense time by part, and a row a family, the fastest first."""
     wall = measured.wall_ns
     if wall <= 0:
         raise PrunescopeError(
             f"its {work.phase} holds no time", hint="give a run or trace with kernels"
         )
-    rows: list[dict[str, Any]] = []
+    rows: list[FamilyRow] = []
     seen: set[tuple[str, float]] = set()
     for one, sparsity in _asked(request):
         chosen = runnable(one, setting.device, warnings) or one
@@ -96,17 +94,17 @@ def table(
             rows.append(_row(setting, chosen, sparsity, work, measured))
         except PrunescopeError as error:
             warnings.append(f"{one.id} at {sparsity:g} is left out: {error.problem}")
-    return {
-        "batch": work.batch,
-        "prompt_len": work.prompt_len,
-        "context": work.keys,
-        "logits": work.logits,
-        "wall_ns": wall,
-        "shares": {name: ns / wall for name, ns in measured.parts.items()},
-        "gap_share": measured.gap_ns / wall,
-        "families": sorted(rows, key=lambda row: -row["expected"]),
-        "notes": measured.notes,
-    }
+    return MeasuredPhase(
+        batch=work.batch,
+        prompt_len=work.prompt_len,
+        context=work.keys,
+        logits=work.logits,
+        wall_ns=wall,
+        shares={name: ns / wall for name, ns in measured.parts.items()},
+        gap_share=measured.gap_ns / wall,
+        families=sorted(rows, key=lambda row: -row.expected),
+        notes=measured.notes,
+    )
 
 
 def measured_phase(phase: Phase, *, host: bool) -> Measured:
@@ -136,46 +134,37 @@ def measured_phase(phase: Phase, *, host: bool) -> Measured:
 
 def _row(
     setting: Setting, one: Family, sparsity: float, work: Workload, measured: Measured
-) -> dict[str, Any]:
-    point = one.point(sparsity, {k: v for k, v in setting.knobs.items() if k in one.knobs})
-    here = Setting(
-        shape=setting.shape,
-        device=setting.device,
-        dtype=setting.dtype,
-        flop_per_s=setting.flop_per_s,
-        byte_per_s=setting.byte_per_s,
-        family=one,
-        sparsity=sparsity,
-        knobs=point.knobs,
-        terms=setting.terms,
-    )
-    dense, pruned = here.scene(work, pruned=False), here.scene(work)
+) -> FamilyRow:
+    knobs = one.point(sparsity, {k: v for k, v in setting.knobs.items() if k in one.knobs}).knobs
+    here = replace(setting, family=one, sparsity=sparsity, knobs=knobs)
+    dense, pruned = here.side(work, pruned=False), here.side(work)
     found = scaled(measured, dense, pruned, here.terms)
-    return {
-        "id": one.id,
-        "extension": one.extension,
-        "sparsity": sparsity,
-        "bound": found["bound"],
-        "expected": found["expected"],
-        "range": _range(found["expected"], measured, dense, pruned, here.terms),
-        "wall_ns": found["wall_ns"],
-        "parts": found["parts"],
-        "gap_ns": found["gap_ns"],
-        "added_ns": found["added_ns"],
-        "weight_bytes": round(pruned.side.weight_bytes),
-        "kv_bytes": round(pruned.side.kv_bytes),
-        "memory_bytes": round(pruned.side.weight_bytes) + round(pruned.side.kv_bytes),
-    }
+    weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
+    return FamilyRow(
+        id=one.id,
+        extension=one.extension,
+        sparsity=sparsity,
+        bound=found.bound,
+        expected=found.expected,
+        range=_range(found.expected, measured, dense, pruned, here.terms),
+        wall_ns=found.wall_ns,
+        parts=found.parts,
+        gap_ns=found.gap_ns,
+        added_ns=found.added_ns,
+        weight_bytes=weights,
+        kv_bytes=cache,
+        memory_bytes=weights + cache,
+    )
 
 
 def _range(
-    value: float, measured: Measured, dense: Scene, pruned: Scene, terms: Collection[str]
+    value: float, measured: Measured, dense: Side, pruned: Side, terms: Collection[str]
 ) -> list[float]:
     """The expected speed-up with each guessed constant at its ends; squares add."""
 
     def at(constants: Constants) -> float:
         sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return float(scaled(measured, *sides, terms)["expected"]) - value
+        return scaled(measured, *sides, terms).expected - value
 
     below = above = 0.0
     for _, low, high in ends(frozenset(terms)):

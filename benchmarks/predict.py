@@ -96,8 +96,8 @@ def layer_ns(method: str | None, phase: str) -> float:
     setting, work = setting_of(method, phase)
     fewer = replace(setting, shape=replace(setting.shape, layers=setting.shape.layers - 1))
     pruned = method is not None
-    whole = total_ns(setting.scene(work, pruned=pruned), NAMES)
-    return whole - total_ns(fewer.scene(work, pruned=pruned), NAMES)
+    whole = total_ns(setting.side(work, pruned=pruned), NAMES)
+    return whole - total_ns(fewer.side(work, pruned=pruned), NAMES)
 
 
 def main() -> int:

@@ -73,13 +73,15 @@ def predict(**options: Any) -> dict[str, Any]:
 
     Takes the options of `prunescope predict`; gives a dict as `--json` writes it.
     """
+    import msgspec
+
     from prunescope.analysis.predict.predict import PredictRequest
 
     request = PredictRequest(**options)
     if request.from_run is not None:
         from prunescope.analysis.predict_from import predict_from
 
-        return predict_from(request)
+        return dict(msgspec.to_builtins(predict_from(request)))
     from prunescope.analysis.predict.predict import predict as run
 
-    return run(request)
+    return dict(msgspec.to_builtins(run(request)))

@@ -1,16 +1,15 @@
 """Where a pruning starts or stops to pay.
 
-In: a workload and a function that gives the speed-up at a workload and a sparsity. Out:
-{"sparsity", "batch", "context"}, each null where the speed-up does not cross 1 in the range that
-was searched.
+In: a workload and a function that gives the speed-up at a workload and a sparsity. Out: a
+BreakEven, each part null where the speed-up does not cross 1 in the range that was searched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
+from prunescope.analysis.schema.prediction import BreakEven, Span
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 
@@ -23,17 +22,17 @@ _CONTEXTS = tuple(2**i for i in range(6, 18))
 _GAIN = 1 + 1e-6
 
 
-def break_even(work: Workload, gain: Gain) -> dict[str, Any]:
+def break_even(work: Workload, gain: Gain) -> BreakEven:
     """The smallest sparsity (in 1/64) from which every larger one is faster than dense, and the
     {"from", "to"} of batches and of contexts (powers of two) at which this sparsity is faster.
 
     `gain(work, sparsity)` is dense over pruned; sparsity None is the one that was asked for.
     """
-    return {
-        "sparsity": _sparsity(work, gain),
-        "batch": _range([(b, replace(work, batch=b)) for b in _BATCHES], gain),
-        "context": _range([(c, _at(work, c)) for c in _CONTEXTS], gain),
-    }
+    return BreakEven(
+        sparsity=_sparsity(work, gain),
+        batch=_range([(b, replace(work, batch=b)) for b in _BATCHES], gain),
+        context=_range([(c, _at(work, c)) for c in _CONTEXTS], gain),
+    )
 
 
 def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | None:
@@ -56,7 +55,7 @@ def _sparsity(work: Workload, gain: Gain) -> float | None:
     return found
 
 
-def _range(points: list[tuple[int, Workload]], gain: Gain) -> dict[str, int] | None:
+def _range(points: list[tuple[int, Workload]], gain: Gain) -> Span | None:
     gains = [(value, _try(gain, work)) for value, work in points]
     faster = [value for value, found in gains if found is not None and found > _GAIN]
     if not faster or len(faster) == len(gains):

@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.added import added_kernels, added_ns
-from prunescope.analysis.predict.constants import DEFAULT, TABLE, Constants, ends
+from prunescope.analysis.predict.constants import TABLE, ends
 from prunescope.analysis.predict.side import Side
-from prunescope.taxonomy.plan import Op, Workload
+from prunescope.analysis.schema.prediction import Execution, Guess, TermRow
+from prunescope.taxonomy.plan import Op
 
 LAUNCHES = ("graph", "eager")
 _TILE_M, _TILE_N, _MMA_K = 128, 256, 16
@@ -48,69 +47,45 @@ TERMS = (
 NAMES = tuple(term.name for term in TERMS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """What the costs of one side depend on besides its ops."""
-
-    side: Side
-    device: Device
-    dtype: str
-    work: Workload
-    launch: str = "graph"
-    constants: Constants = DEFAULT
-
-    def with_constants(self, constants: Constants) -> Scene:
-        """The same scene with other constants."""
-        return Scene(
-            side=self.side,
-            device=self.device,
-            dtype=self.dtype,
-            work=self.work,
-            launch=self.launch,
-            constants=constants,
-        )
-
-
-def execution(dense: Scene, pruned: Scene, terms: Collection[str] = NAMES) -> dict[str, Any]:
-    """{"terms", "dense_ns", "pruned_ns", "speedup", "range", "guessed"}: the roofline and the
-    terms, in order, sum to the totals."""
+def execution(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Execution:
+    """The expected time of both sides, term by term, and the speed-up with its range."""
     rows = []
     active: set[str] = set()
-    before = (dense.side.ns, pruned.side.ns)
+    before = (dense.ns, pruned.ns)
     for term in TERMS:
         if term.name not in terms:
             continue
         active.add(term.name)
         after = (total_ns(dense, active), total_ns(pruned, active))
         rows.append(
-            {
-                "name": term.name,
-                "dense_ns": after[0] - before[0],
-                "pruned_ns": after[1] - before[1],
-                "mechanism": term.mechanism,
-                "figure": "; ".join(c.figure for c in TABLE.values() if c.term == term.name)
+            TermRow(
+                name=term.name,
+                dense_ns=after[0] - before[0],
+                pruned_ns=after[1] - before[1],
+                mechanism=term.mechanism,
+                figure="; ".join(c.figure for c in TABLE.values() if c.term == term.name)
                 or "shapes and SMs alone",
-            }
+            )
         )
         before = after
     guessed = _guessed(dense, pruned, terms)
-    return {
-        "launch": dense.launch,
-        "terms": rows,
-        "dense_ns": before[0],
-        "pruned_ns": before[1],
-        "speedup": before[0] / before[1],
-        "range": _range(before[0] / before[1], guessed),
-        "guessed": guessed,
-    }
+    return Execution(
+        launch=dense.setting.launch,
+        terms=rows,
+        dense_ns=before[0],
+        pruned_ns=before[1],
+        speedup=before[0] / before[1],
+        range=_range(before[0] / before[1], guessed),
+        guessed=guessed,
+    )
 
 
-def speedup(dense: Scene, pruned: Scene, terms: Collection[str] = NAMES) -> float:
+def speedup(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> float:
     """Dense over pruned with `terms`."""
     return total_ns(dense, terms) / total_ns(pruned, terms)
 
 
-def _guessed(dense: Scene, pruned: Scene, terms: Collection[str]) -> list[dict[str, Any]]:
+def _guessed(dense: Side, pruned: Side, terms: Collection[str]) -> list[Guess]:
     """The speed-up at both ends of each constant that moves it, the largest effect first."""
     found = []
     for name, low, high in ends(frozenset(terms)):
@@ -120,41 +95,41 @@ def _guessed(dense: Scene, pruned: Scene, terms: Collection[str]) -> list[dict[s
         if max(there) - min(there) > 1e-9:
             row = TABLE[name]
             found.append(
-                {
-                    "name": name,
-                    "term": row.term,
-                    "value": row.value,
-                    "from": row.low,
-                    "to": row.high,
-                    "unit": row.unit,
-                    "speedup": [min(there), max(there)],
-                }
+                Guess(
+                    name=name,
+                    term=row.term,
+                    value=row.value,
+                    low=row.low,
+                    high=row.high,
+                    unit=row.unit,
+                    speedup=[min(there), max(there)],
+                )
             )
-    return sorted(found, key=lambda row: row["speedup"][0] - row["speedup"][1])
+    return sorted(found, key=lambda row: row.speedup[0] - row.speedup[1])
 
 
-def _range(value: float, guessed: list[dict[str, Any]]) -> list[float]:
+def _range(value: float, guessed: list[Guess]) -> list[float]:
     """Guesses are independent: their effects add as squares, each end by itself."""
-    below = sum(min(0.0, row["speedup"][0] - value) ** 2 for row in guessed)
-    above = sum(max(0.0, row["speedup"][1] - value) ** 2 for row in guessed)
+    below = sum(min(0.0, row.speedup[0] - value) ** 2 for row in guessed)
+    above = sum(max(0.0, row.speedup[1] - value) ** 2 for row in guessed)
     return [max(0.0, value - math.sqrt(below)), value + math.sqrt(above)]
 
 
-def total_ns(scene: Scene, active: Collection[str]) -> float:
+def total_ns(side: Side, active: Collection[str]) -> float:
     """ns a forward with the terms in `active`; the roofline where there are none."""
-    ops, c = scene.side.bounded, scene.constants
-    total = sum(op.layers * op_ns(scene, op, active) for op in ops)
+    ops, c = side.bounded, side.setting.constants
+    total = sum(op.layers * op_ns(side, op, active) for op in ops)
     kernels = kernels_of(ops)
     if "tile_wave" in active:
-        kernels += sum(op.layers * op.runs * _splits_k(scene, op) for op in ops)
-    extra = added_kernels(ops, scene.work) if "added" in active else 0.0
+        kernels += sum(op.layers * op.runs * _splits_k(side, op) for op in ops)
+    extra = added_kernels(ops, side.work) if "added" in active else 0.0
     if "added" in active:
-        total += added_ns(ops, scene.work, byte_per_s=stream(scene, active), constants=c)
+        total += added_ns(ops, side.work, byte_per_s=stream(side, active), constants=c)
     if "kernel" in active:
         total += (kernels + extra) * c.ramp_ns
     if "launch" not in active:
         return total
-    if scene.launch == "graph":
+    if side.setting.launch == "graph":
         return total + (kernels + extra) * c.launch_ns
     eager = sum(op.layers * op.runs * _EAGER_KERNELS.get(op.role, 1) for op in ops)
     # Host and device run side by side: whichever is slower sets the pace.
@@ -166,14 +141,14 @@ def kernels_of(ops: Iterable[Op]) -> float:
     return sum(op.layers * op.runs * _KERNELS.get(op.role, 1) for op in ops)
 
 
-def op_ns(scene: Scene, op: Op, active: Collection[str]) -> float:
+def op_ns(side: Side, op: Op, active: Collection[str]) -> float:
     """ns of one layer of an op, without the costs of a kernel's start."""
-    side, c = scene.side, scene.constants
-    compute, memory = op.flop / side.flop_per_s, op.bytes / side.byte_per_s
+    setting, c = side.setting, side.setting.constants
+    compute, memory = op.flop / setting.flop_per_s, op.bytes / setting.byte_per_s
     if "tile_wave" in active and op.cls == "matmul" and compute >= memory:
-        compute *= _tile_wave(op, scene.device.sm)
+        compute *= _tile_wave(op, setting.device.sm)
     if "achievable" in active:
-        compute /= gemm_share(scene)
+        compute /= gemm_share(side)
         memory /= c.stream_share
     if "elementwise" in active and op.cls == "pointwise":
         memory *= c.unfused
@@ -183,17 +158,17 @@ def op_ns(scene: Scene, op: Op, active: Collection[str]) -> float:
     return max(compute, memory) * slower * 1e9
 
 
-def gemm_share(scene: Scene) -> float:
+def gemm_share(side: Side) -> float:
     """Share of the peak that the best published GEMM of this device reaches."""
-    device = scene.device
-    sheet, reached = device.peak(scene.dtype), device.achievable_flop_per_s.get(scene.dtype)
-    return reached / sheet if reached and sheet else scene.constants.gemm_share
+    device, dtype = side.setting.device, side.setting.dtype
+    sheet, reached = device.peak(dtype), device.achievable_flop_per_s.get(dtype)
+    return reached / sheet if reached and sheet else side.setting.constants.gemm_share
 
 
-def stream(scene: Scene, active: Collection[str]) -> float:
+def stream(side: Side, active: Collection[str]) -> float:
     """Byte/s of a kernel that streams."""
-    share = scene.constants.stream_share if "achievable" in active else 1.0
-    return scene.side.byte_per_s * share
+    share = side.setting.constants.stream_share if "achievable" in active else 1.0
+    return side.setting.byte_per_s * share
 
 
 def _tiles(op: Op) -> int:
@@ -201,9 +176,9 @@ def _tiles(op: Op) -> int:
     return math.ceil(gemm.m / _TILE_M) * math.ceil(gemm.n / _TILE_N) * gemm.batch
 
 
-def _splits_k(scene: Scene, op: Op) -> bool:
+def _splits_k(side: Side, op: Op) -> bool:
     """Whether K is split over idle SMs, which needs one more kernel to add the parts up."""
-    sm, side = scene.device.sm, scene.side
+    sm = side.setting.device.sm
     return op.cls == "matmul" and side.is_compute(op) and bool(sm) and 2 * _tiles(op) <= (sm or 0)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+from prunescope.analysis.schema.prediction import PredictedPhase, PredictedPoint
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 
@@ -55,28 +55,28 @@ def _parsed(text: str) -> list[float]:
     return [start + i * step for i in range(steps + 1)]
 
 
-def curves(points: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def curves(points: Sequence[PredictedPoint]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """{phase: {method: {column: values}}}, by ascending sparsity; the dense model has no curve."""
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for point in points:
-        for name, phase in point["phases"].items():
-            if phase["ladder"] is None:
-                continue
-            curve = found.setdefault(name, {}).setdefault(point["method"], {})
+        for name, phase in point.phases.items():
+            curve = found.setdefault(name, {}).setdefault(str(point.method), {})
             for column, value in _columns(point, phase).items():
                 curve.setdefault(column, []).append(value)
-    return found
+    return {name: {m: c for m, c in methods.items() if c} for name, methods in found.items()}
 
 
-def _columns(point: dict[str, Any], phase: dict[str, Any]) -> dict[str, float]:
-    ladder, expected = phase["ladder"], phase["predicted"]["execution"]
+def _columns(point: PredictedPoint, phase: PredictedPhase) -> dict[str, float]:
+    if phase.ladder is None or phase.predicted is None or point.sparsity is None:
+        return {}
+    rungs, expected = phase.ladder, phase.predicted.execution
     return {
-        "sparsity": point["sparsity"],
-        **{rung: ladder[rung] for rung in ("nominal", "flop", "coverage", "roofline")},
-        "expected": expected["speedup"],
-        "low": expected["range"][0],
-        "high": expected["range"][1],
-        "expected_ns": expected["pruned_ns"],
-        "bytes": phase["bytes"],
-        "memory_bytes": phase["memory_bytes"],
+        "sparsity": point.sparsity,
+        **{rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")},
+        "expected": expected.speedup,
+        "low": expected.range[0],
+        "high": expected.range[1],
+        "expected_ns": expected.pruned_ns,
+        "bytes": phase.bytes,
+        "memory_bytes": phase.memory_bytes,
     }

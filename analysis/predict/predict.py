@@ -1,34 +1,101 @@
 """What shapes and peaks promise of a pruned model, without a run: read this file first.
 
-In: a PredictRequest (model, device, method, sparsity, phase, workload). Out: a dict in the report's
-schema with the fields that need no run; several methods or sparsities give `points` and `curves`.
+In: a PredictRequest (model, device, method, sparsity, phase, workload). Out: a Prediction: a point
+or a grid in one form, whose phases are the report's with the fields that need no run.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.model import model_name
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
+from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import family
 
-SCHEMA = 1
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
 
-def predict(request: PredictRequest) -> dict[str, Any]:
-    """The prediction, JSON-ready. Raises PrunescopeError for a request that cannot be met."""
+def predict(request: PredictRequest) -> Prediction:
+    """The prediction. Raises PrunescopeError for a request that cannot be met.
+
+    In a grid, every method at every sparsity; a point that does not exist is left out and named.
+    """
     names, shares = methods(request.method), sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
-    if len(names) == 1 == len(shares) and not request.curves:
-        return _point(request, names[0], shares[0])
-    _check_knobs(request, names)
-    return _grid(request, names, shares)
+    if len(names) > 1 or len(shares) > 1 or request.curves:
+        _check_knobs(request, names)
+    gains = Gains() if request.break_even else None
+    found: list[tuple[Setting, str, PredictedPoint]] = []
+    refused: dict[str, list[PrunescopeError]] = {}
+    warnings: list[str] = []
+    for name in names:
+        for share in shares:
+            try:
+                found.append(_point(request, name, share, gains, warnings))
+            except PrunescopeError as error:
+                refused.setdefault(str(name), []).append(error)
+    if not found:
+        raise next(iter(refused.values()))[0]
+    left_out = [
+        f"{name}: {len(errors)} of {len(shares)} points left out ({errors[0].problem})"
+        for name, errors in refused.items()
+    ]
+    return _prediction(request, found, [*left_out, *dict.fromkeys(warnings)])
+
+
+def _point(
+    request: PredictRequest,
+    name: str | None,
+    share: float | None,
+    gains: Gains | None,
+    warnings: list[str],
+) -> tuple[Setting, str, PredictedPoint]:
+    setting, source = resolve(request, name, share, warnings)
+    method = setting.family
+    point = PredictedPoint(
+        method=method.id if method else None,
+        extension=method.extension if method else None,
+        sparsity=setting.sparsity if method else None,
+        knobs=dict(setting.knobs),
+        phases={w.phase: predict_phase(setting, w, gains) for w in workloads(request, setting)},
+    )
+    return setting, source, point
+
+
+def _prediction(
+    request: PredictRequest,
+    found: list[tuple[Setting, str, PredictedPoint]],
+    warnings: list[str],
+) -> Prediction:
+    setting, source, first = found[0]
+    points = [point for _, _, point in found]
+    name = None if request.model is None else model_name(request.model)
+    only = first if len(points) == 1 else None
+    return Prediction(
+        subject=Subject(
+            name=name,
+            model={"id": name, "source": source, "shape": setting.shape.to_dict()},
+            method=only.method if only else None,
+            extension=only.extension if only else None,
+            sparsity=only.sparsity if only else None,
+            knobs=only.knobs if only else None,
+            dtype=setting.dtype,
+            device=setting.device.name,
+        ),
+        baseline={"name": f"{name}, dense"} if any(p.method for p in points) else None,
+        device=device_json(setting),
+        points=points,
+        phases=only.phases if only else None,
+        curves=curves(points),
+        warnings=warnings,
+    )
 
 
 def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
@@ -44,78 +111,6 @@ def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
 
 def _knobs(name: str) -> list[str]:
     return [] if name == "dense" or is_function(name) else list(family(name).knobs)
-
-
-def _point(request: PredictRequest, name: str | None, sparsity: float | None) -> dict[str, Any]:
-    warnings: list[str] = []
-    setting, source = resolve(request, name, sparsity, warnings)
-    return {
-        "schema": SCHEMA,
-        "tool": "prunescope predict",
-        "subject": _subject(request, setting, source),
-        "baseline": {"name": f"{_name(request)}, dense"} if setting.family else None,
-        "device": device_json(setting),
-        "phases": {w.phase: predict_phase(setting, w) for w in workloads(request, setting)},
-        "warnings": warnings,
-    }
-
-
-def _grid(
-    request: PredictRequest, names: list[str | None], shares: list[float | None]
-) -> dict[str, Any]:
-    """Every method at every sparsity; a point that does not exist is left out and named."""
-    found: list[dict[str, Any]] = []
-    refused: dict[str, list[PrunescopeError]] = {}
-    for name in names:
-        for share in shares:
-            try:
-                found.append(_point(request, name, share))
-            except PrunescopeError as error:
-                refused.setdefault(str(name), []).append(error)
-    if not found:
-        raise next(iter(refused.values()))[0]
-    warnings = [
-        f"{name}: {len(errors)} of {len(shares)} points left out ({errors[0].problem})"
-        for name, errors in refused.items()
-    ]
-    points = [
-        {
-            "method": one["subject"]["method"],
-            "sparsity": one["subject"]["sparsity"],
-            "phases": one["phases"],
-        }
-        for one in found
-    ]
-    warnings += [text for one in found for text in one["warnings"]]
-    kept = ("name", "model", "dtype", "device")
-    return {
-        "schema": SCHEMA,
-        "tool": "prunescope predict",
-        "subject": {key: found[0]["subject"][key] for key in kept},
-        "baseline": {"name": f"{_name(request)}, dense"},
-        "device": found[0]["device"],
-        "points": points,
-        "curves": curves(points),
-        "warnings": list(dict.fromkeys(warnings)),
-    }
-
-
-def _subject(request: PredictRequest, setting: Setting, source: str) -> dict[str, Any]:
-    method = setting.family
-    return {
-        "name": _name(request),
-        "model": {"id": _name(request), "source": source, "shape": setting.shape.to_dict()},
-        "method": method.id if method else None,
-        "extension": method.extension if method else None,
-        "sparsity": setting.sparsity if method else None,
-        "knobs": dict(setting.knobs),
-        "dtype": setting.dtype,
-        "device": setting.device.name,
-    }
-
-
-def _name(request: PredictRequest) -> str | None:
-    return None if request.model is None else model_name(request.model)
 
 
 def device_json(setting: Setting) -> dict[str, Any]:

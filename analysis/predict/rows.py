@@ -1,15 +1,15 @@
 """The GEMM table of a prediction, in the columns of the report's `gemms`.
 
-In: the dense and the pruned Side. Out: one dict a GEMM; FLOPs and bytes a call, `count` and
+In: the dense and the pruned Side. Out: a row a GEMM; FLOPs and bytes a call, `count` and
 `ideal_ns` a forward. A GEMM that is gone has count 0. An attention gives a row each for qk and pv.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 from prunescope.analysis.predict.side import Side
+from prunescope.analysis.schema.prediction import PredictedGemm
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.plan import Op
@@ -19,7 +19,7 @@ _SPLIT = ("qk", "pv")
 
 def gemm_rows(
     dense: Side, pruned: Side, family: Family | None, *, dtype: str
-) -> list[dict[str, Any]]:
+) -> list[PredictedGemm]:
     """Rows of what runs, then of what is gone."""
     twins: defaultdict[str, list[Op]] = defaultdict(list)
     for op in dense.bounded:
@@ -58,7 +58,7 @@ def _axis(op: Op, part: int, twin: Op | None, mine: list[Op], family: Family | N
     gemm: Gemm = op.gemms[part]
     if _is_pair(op, mine):
         return "rank"
-    if family.id == "static-k-24" and op.flop < twin.flop and gemm == twin.gemms[part]:
+    if op.sparse and op.flop < twin.flop and gemm == twin.gemms[part]:
         return "2:4"
     letter = family.axes.get(_group(op, part), family.axes["gate_up"])
     if op.flop < twin.flop and gemm == twin.gemms[part]:
@@ -72,57 +72,52 @@ def _axis(op: Op, part: int, twin: Op | None, mine: list[Op], family: Family | N
 
 def _row(
     side: Side, op: Op, part: int, twin: Op | None, axis: str | None, dtype: str
-) -> dict[str, Any]:
+) -> PredictedGemm:
     gemm, share = op.gemms[part], _share(op, part)
     base = twin.gemms[part] if twin else None
-    return {
-        "role": op.role,
-        "group": _group(op, part),
-        "layers": [],
-        "op": None,
-        "kind": op.cls,
-        "batch": gemm.batch,
-        "m": gemm.m,
-        "n": gemm.n,
-        "k": gemm.k,
-        "dtype": dtype,
-        "dense_m": base.m if base else None,
-        "dense_n": base.n if base else None,
-        "dense_k": base.k if base else None,
-        "axis": axis,
-        "count": op.layers,
-        "flop": op.flop * share,
-        "bytes": op.bytes * share,
-        "ideal_ns": side.op_ns(op) * share,
-        "bound": "compute" if side.is_compute(op) else "memory",
-        "added": op.added,
-    }
+    return PredictedGemm(
+        role=op.role,
+        group=_group(op, part),
+        kind=op.cls,
+        batch=gemm.batch,
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        dtype=dtype,
+        dense_m=base.m if base else None,
+        dense_n=base.n if base else None,
+        dense_k=base.k if base else None,
+        axis=axis,
+        count=op.layers,
+        flop=op.flop * share,
+        bytes=op.bytes * share,
+        ideal_ns=side.op_ns(op) * share,
+        bound="compute" if side.is_compute(op) else "memory",
+        added=op.added,
+    )
 
 
-def _gone(twin: Op, part: int, dtype: str) -> dict[str, Any]:
+def _gone(twin: Op, part: int, dtype: str) -> PredictedGemm:
     gemm = twin.gemms[part]
-    return {
-        "role": twin.role,
-        "group": _group(twin, part),
-        "layers": [],
-        "op": None,
-        "kind": twin.cls,
-        "batch": gemm.batch,
-        "m": None,
-        "n": None,
-        "k": None,
-        "dtype": dtype,
-        "dense_m": gemm.m,
-        "dense_n": gemm.n,
-        "dense_k": gemm.k,
-        "axis": "gone",
-        "count": 0,
-        "flop": None,
-        "bytes": None,
-        "ideal_ns": 0.0,
-        "bound": None,
-        "added": False,
-    }
+    return PredictedGemm(
+        role=twin.role,
+        group=_group(twin, part),
+        kind=twin.cls,
+        batch=gemm.batch,
+        m=None,
+        n=None,
+        k=None,
+        dtype=dtype,
+        dense_m=gemm.m,
+        dense_n=gemm.n,
+        dense_k=gemm.k,
+        axis="gone",
+        count=0,
+        flop=None,
+        bytes=None,
+        ideal_ns=0.0,
+        bound=None,
+    )
 
 
 def _group(op: Op, part: int) -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.inputs.subject import Side
 from prunescope.analysis.kernels.bound import Peaks
-from prunescope.analysis.predict.phase import predict_phase
+from prunescope.analysis.predict.break_even import break_even
+from prunescope.analysis.predict.phase import ladder as theory_ladder
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.schema.report import Ladder, Row
 from prunescope.taxonomy.dtypes import itemsize
@@ -52,13 +55,12 @@ def predicted_phase(
         return None
     try:
         setting = _setting(dense, pruned, chosen, sparsity)
-        plain = None
-        if setting is not None:
-            size = itemsize(setting.dtype) or 2
-            plain = predict_phase(setting, Workload.of(name, run, itemsize=size))
+        if setting is None:
+            return None
+        work = Workload.of(name, run, itemsize=itemsize(setting.dtype) or 2)
+        rungs = theory_ladder(setting, setting.side(work, pruned=False), setting.side(work))
+        even = break_even(work, setting.bound_gain)
     except PrunescopeError:
-        return None
-    if plain is None or plain["ladder"] is None:
         return None
     peaks = pruned.peaks
     return {
@@ -66,9 +68,9 @@ def predicted_phase(
         "sparsity": sparsity,
         "source": peaks.source if peaks else None,
         "ladder": {
-            rung: plain["ladder"][rung] for rung in ("nominal", "flop", "coverage", "roofline")
+            rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")
         },
-        "break_even": plain["predicted"]["break_even"],
+        "break_even": msgspec.structs.asdict(even),
     }
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from prunescope.analysis.device.hardware import Device, find_device, with_overrides
 from prunescope.analysis.predict.constants import DEFAULT, Constants
-from prunescope.analysis.predict.execution import LAUNCHES, NAMES, Scene, speedup
+from prunescope.analysis.predict.execution import LAUNCHES, NAMES, speedup
 from prunescope.analysis.predict.model import read_model
-from prunescope.analysis.predict.side import Side, side
+from prunescope.analysis.predict.side import Side, dense_forward, pruned_forward
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -34,6 +34,7 @@ class PredictRequest:
     of the device. `terms`: the costs of execution to add to the roofline, all of
     `predict_execution.NAMES` where it is None; `without` takes some away. `from_run`: a dense run
     or trace, whose measured times are scaled instead. `curves`: a grid, even of one point.
+    `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
     """
 
     model: str | None = None
@@ -54,6 +55,7 @@ class PredictRequest:
     launch: str = "graph"
     from_run: Path | str | None = None
     curves: bool = False
+    break_even: bool = True
 
     @property
     def many(self) -> bool:
@@ -78,42 +80,24 @@ class Setting:
     constants: Constants = DEFAULT
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
 
-    def scene(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Scene:
-        """A side with what its costs of execution depend on."""
-        return Scene(
-            side=self.side(work, sparsity=sparsity, pruned=pruned),
-            device=self.device,
-            dtype=self.dtype,
-            work=work,
-            launch=self.launch,
-            constants=self.constants,
-        )
-
     def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
         """Dense over pruned at the roofline."""
-        dense = self.side(work, pruned=False)
-        return dense.ns / self.side(work, sparsity=sparsity).ns
+        return self.side(work, pruned=False).ns / self.side(work, sparsity=sparsity).ns
 
     def execution_gain(self, work: Workload, sparsity: float | None = None) -> float:
         """Dense over pruned with the costs of execution."""
-        dense = self.scene(work, pruned=False)
-        return speedup(dense, self.scene(work, sparsity=sparsity), self.terms)
+        dense = self.side(work, pruned=False)
+        return speedup(dense, self.side(work, sparsity=sparsity), self.terms)
 
     def side(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Side:
         """The forward of one side, with its times at this device's peaks."""
-        chosen = self.family if pruned else None
+        if not pruned or self.family is None:
+            return Side(setting=self, forward=dense_forward(self.shape, work))
         asked = self.sparsity if sparsity is None else sparsity
-        point = None if chosen is None else chosen.point(asked, self.knobs)
-        if point is not None and asked == self.sparsity:
+        point = self.family.point(asked, self.knobs)
+        if asked == self.sparsity and self.removed:
             point = replace(point, removed=self.removed)
-        return side(
-            self.shape,
-            work,
-            point,
-            family=chosen,
-            flop_per_s=self.flop_per_s,
-            byte_per_s=self.byte_per_s,
-        )
+        return Side(setting=self, forward=pruned_forward(self.shape, work, self.family, point))
 
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:

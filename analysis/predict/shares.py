@@ -1,18 +1,18 @@
 """Every family on a device where the dense model was measured: measured times, scaled.
 
 In: ns of the dense forward by part (a role, a GEMM group, or a coarser category) and of its gaps;
-the dense and the pruned Scene. Out: the bound (work that is left, at the roofline) and the expected
+both Sides. Out: the bound (work that is left, at the roofline) and the expected
 time (with the costs of execution) of each part. Times are ns a forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from prunescope.analysis.predict.added import added_kernels, added_ns
-from prunescope.analysis.predict.execution import NAMES, Scene, kernels_of, op_ns, stream
+from prunescope.analysis.predict.execution import NAMES, kernels_of, op_ns, stream
+from prunescope.analysis.predict.side import Side
 from prunescope.taxonomy.plan import Op
 from prunescope.taxonomy.roles import GROUPS
 
@@ -62,19 +62,29 @@ class Measured:
         return sum(self.parts.values()) + self.gap_ns
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """What a family makes of a measured forward: speed-ups, and where the time left goes."""
+
+    bound: float
+    expected: float
+    wall_ns: float
+    parts: dict[str, float]
+    gap_ns: float
+    added_ns: float
+
+
 def part_of(role: str) -> str:
     """The part that a role's time belongs to."""
     return _OF_ROLE.get(role, role)
 
 
-def scaled(
-    measured: Measured, dense: Scene, pruned: Scene, terms: Collection[str] = NAMES
-) -> dict[str, Any]:
-    """{"bound", "expected", "wall_ns", "parts", "gap_ns", "added_ns"} of one family.
+def scaled(measured: Measured, dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Scaled:
+    """The times of one family.
 
     `terms`: the costs of execution to count; without "launch" gaps go with their layers alone.
     """
-    full, left = dense.side.bounded, [op for op in pruned.side.bounded if not op.added]
+    full, left = dense.bounded, [op for op in pruned.bounded if not op.added]
     bound = measured.gap_ns * _layers_left(full, left)
     parts: dict[str, float] = {}
     for part, ns in measured.parts.items():
@@ -88,30 +98,30 @@ def scaled(
         _gaps_left(measured, dense, pruned) if "launch" in terms else _layers_left(full, left)
     )
     wall = sum(parts.values()) + gap + added
-    return {
-        "bound": measured.wall_ns / bound if bound else None,
-        "expected": measured.wall_ns / wall if wall else None,
-        "wall_ns": wall,
-        "parts": parts,
-        "gap_ns": gap,
-        "added_ns": added,
-    }
+    return Scaled(
+        bound=measured.wall_ns / bound,
+        expected=measured.wall_ns / wall,
+        wall_ns=wall,
+        parts=parts,
+        gap_ns=gap,
+        added_ns=added,
+    )
 
 
-def _bound_left(part: str, roles: tuple[str, ...], dense: Scene, pruned: Scene) -> float:
+def _bound_left(part: str, roles: tuple[str, ...], dense: Side, pruned: Side) -> float:
     """Share of a part that stays at the roofline. Element-wise time that is not told apart counts
     as touched by the whole sparsity where any of it is: a bound."""
-    full, left = dense.side.bounded, [op for op in pruned.side.bounded if not op.added]
+    full, left = dense.bounded, [op for op in pruned.bounded if not op.added]
     if part != "elementwise":
-        return _left(roles, full, left, dense.side.op_ns, pruned.side.op_ns)
-    shares = [_left((role,), full, left, dense.side.op_ns, pruned.side.op_ns) for role in roles]
+        return _left(roles, full, left, dense.op_ns, pruned.op_ns)
+    shares = [_left((role,), full, left, dense.op_ns, pruned.op_ns) for role in roles]
     return min(shares)
 
 
 def _left(
     roles: Iterable[str],
-    full: list[Op],
-    left: list[Op],
+    full: Sequence[Op],
+    left: Sequence[Op],
     cost: Callable[[Op], float],
     cost_left: Callable[[Op], float],
 ) -> float:
@@ -122,19 +132,19 @@ def _left(
     return after / before if before else 1.0
 
 
-def _with_costs(scene: Scene, terms: Collection[str]) -> Callable[[Op], float]:
+def _with_costs(side: Side, terms: Collection[str]) -> Callable[[Op], float]:
     """ns of an op over its layers: its work and the ramps of its kernels."""
 
     def cost(op: Op) -> float:
-        ramps = kernels_of([op]) * scene.constants.ramp_ns * ("kernel" in terms)
-        return op.layers * op_ns(scene, op, terms) + ramps
+        ramps = kernels_of([op]) * side.setting.constants.ramp_ns * ("kernel" in terms)
+        return op.layers * op_ns(side, op, terms) + ramps
 
     return cost
 
 
-def _added(pruned: Scene, terms: Collection[str]) -> float:
+def _added(pruned: Side, terms: Collection[str]) -> float:
     """ns of what only pruning needs: its own ops, and the kernels around others."""
-    ops, cost, c = pruned.side.bounded, _with_costs(pruned, terms), pruned.constants
+    ops, cost, c = pruned.bounded, _with_costs(pruned, terms), pruned.setting.constants
     own = sum(cost(op) for op in ops if op.added)
     if "added" not in terms:
         return own
@@ -143,16 +153,16 @@ def _added(pruned: Scene, terms: Collection[str]) -> float:
     return own + moved + ramps
 
 
-def _gaps_left(measured: Measured, dense: Scene, pruned: Scene) -> float:
+def _gaps_left(measured: Measured, dense: Side, pruned: Side) -> float:
     """Gaps over those of the dense model: kernels go with their layers, and others come."""
-    full, ops = dense.side.bounded, pruned.side.bounded
+    full, ops = dense.bounded, pruned.bounded
     left = _layers_left(full, [op for op in ops if not op.added])
     now = kernels_of(ops) + added_kernels(ops, pruned.work)
     more = now - left * kernels_of(full)
     return max(0.0, left + more / (measured.kernels or kernels_of(full)))
 
 
-def _layers_left(full: list[Op], left: list[Op]) -> float:
+def _layers_left(full: Sequence[Op], left: Sequence[Op]) -> float:
     """Sublayers that still run over those of the dense model: each has norms of its own."""
     before = sum(op.layers for op in full if op.role in NORMS)
     after = sum(op.layers for op in left if op.role in NORMS)

@@ -1,36 +1,60 @@
-"""One side of a prediction: a forward's ops with their roofline times.
+"""One side of a prediction: a forward's ops, and their roofline times on a device.
 
-In: a shape, a workload, a family's point, two peaks. Out: Side, with sums over the ops that the
-roofline bound holds. Times are ns a forward.
+In: a Setting and a Workload. Out: Side, with sums over the ops that the roofline bound holds.
+Times are ns a forward.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
+from prunescope.analysis.predict.constants import Constants
 from prunescope.taxonomy.family import Family, Point
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 
+if TYPE_CHECKING:
+    from prunescope.analysis.predict.setting import Setting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """A forward. `parameters` and `weight_bytes` are what lies in memory, not what is read."""
+class Forward:
+    """What runs, on any device. `parameters` and `weight_bytes` lie in memory, read or not;
+    `bounded` are the ops of the roofline bound."""
 
-    ops: list[Op]
-    flop_per_s: float
-    byte_per_s: float
+    work: Workload
+    ops: tuple[Op, ...]
+    bounded: tuple[Op, ...]
     parameters: float
     weight_bytes: float
     kv_bytes: float
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A forward in a setting: everything that its costs depend on."""
+
+    setting: Setting
+    forward: Forward
+
     @property
-    def bounded(self) -> list[Op]:
+    def work(self) -> Workload:
+        """The sizes of the forward."""
+        return self.forward.work
+
+    @property
+    def bounded(self) -> tuple[Op, ...]:
         """The ops of the roofline bound."""
-        return [op for op in self.ops if op.bounded]
+        return self.forward.bounded
+
+    def with_constants(self, constants: Constants) -> Side:
+        """The same forward with other constants."""
+        return replace(self, setting=replace(self.setting, constants=constants))
 
     @property
     def flop(self) -> float:
@@ -49,12 +73,12 @@ class Side:
 
     def op_ns(self, op: Op) -> float:
         """Roofline time of an op over its layers."""
-        each = op.seconds(flop_per_s=self.flop_per_s, byte_per_s=self.byte_per_s)
-        return op.layers * each * 1e9
+        setting = self.setting
+        return op.layers * max(op.flop / setting.flop_per_s, op.bytes / setting.byte_per_s) * 1e9
 
     def is_compute(self, op: Op) -> bool:
         """Whether FLOPs bind the op."""
-        return op.flop / self.flop_per_s >= op.bytes / self.byte_per_s
+        return op.flop / self.setting.flop_per_s >= op.bytes / self.setting.byte_per_s
 
     def bound_ns(self) -> dict[str, float]:
         """Time by what binds it."""
@@ -81,30 +105,33 @@ class Side:
         return total
 
 
-def side(
-    shape: ModelShape,
-    work: Workload,
-    point: Point | None,
-    *,
-    family: Family | None,
-    flop_per_s: float,
-    byte_per_s: float,
-) -> Side:  # noqa: PLR0913  (two peaks belong to every time)
-    """The forward of `family` at `point`, or the dense one."""
-    plain = [dense_plan(shape, work)]
-    plans = family.plans(shape, work, point) if family and point else plain
+@lru_cache(maxsize=4096)
+def dense_forward(shape: ModelShape, work: Workload) -> Forward:
+    """The dense forward; every method of a grid is compared with the same one."""
+    plans = [dense_plan(shape, work)]
     ops = forward(plans)
-    # A dynamic family keeps every dense weight, whatever one forward reads.
+    return _forward(work, ops, ops, kv_cache_bytes(plans))
+
+
+def pruned_forward(shape: ModelShape, work: Workload, family: Family, point: Point) -> Forward:
+    """The forward of `family` at `point`."""
+    plans = family.plans(shape, work, point)
+    ops = forward(plans)
     resident = ops
-    if family and family.keeps_weights:
-        resident = [*forward(plain), *(op for op in ops if op.added)]
-    return Side(
-        ops=ops,
-        flop_per_s=flop_per_s,
-        byte_per_s=byte_per_s,
+    if family.keeps_weights:  # it keeps every dense weight, whatever one forward reads
+        added = (op for op in ops if op.added)
+        resident = [*dense_forward(shape, work).ops, *added]
+    return _forward(work, ops, resident, kv_cache_bytes(plans))
+
+
+def _forward(work: Workload, ops: list[Op], resident: list[Op], kv_bytes: float) -> Forward:
+    return Forward(
+        work=work,
+        ops=tuple(ops),
+        bounded=tuple(op for op in ops if op.bounded),
         parameters=sum(op.layers * op.parameters for op in resident),
         weight_bytes=sum(op.layers * op.stored_bytes for op in resident),
-        kv_bytes=kv_cache_bytes(plans),
+        kv_bytes=kv_bytes,
     )
 
 

@@ -22,10 +22,10 @@ _MOST_ROLES = 6
 
 def prediction(result: dict[str, Any]) -> RenderableType:
     """The tables of a point, of a grid, or of the families from a run; then the warnings."""
-    if "points" in result:
-        parts = _grid(result)
-    elif "from-run" in result["tool"]:
+    if "from-run" in result["tool"]:
         parts = _from_run(result)
+    elif result["phases"] is None:
+        parts = _grid(result)
     else:
         parts = [part for name, phase in result["phases"].items() for part in _point(name, phase)]
     notes = [Text(clean(f"! {text}"), "yellow") for text in result["warnings"]]

@@ -15,10 +15,11 @@ from rich.console import Console
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.analysis.predict.shares import Measured
-from prunescope.analysis.predict_from import measured_phase, predict_from
+from prunescope.analysis.predict_from import measured_phase
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import families
+from tests.analysis.predict.plain import predict_from
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
+from tests.analysis.predict.plain import predict
 from tests.hostile.case import ATTACK
 from tests.small_capture import saved_model
 

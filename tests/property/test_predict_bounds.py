@@ -103,8 +103,8 @@ def test_a_faster_device_never_slows(
     slow = setting_of(shape, device, method)
     fast = replace(slow, **{what: getattr(slow, what) * faster})
     for pruned in (False, True):
-        before, after = slow.scene(work, pruned=pruned), fast.scene(work, pruned=pruned)
-        assert after.side.ns <= before.side.ns * (1 + 1e-9)
+        before, after = slow.side(work, pruned=pruned), fast.side(work, pruned=pruned)
+        assert after.ns <= before.ns * (1 + 1e-9)
         for terms in ((), ("achievable", "elementwise"), tuple(set(NAMES) - {"tile_wave"})):
             assert total_ns(after, terms) <= total_ns(before, terms) * (1 + 1e-9)
 
@@ -155,13 +155,13 @@ def test_each_cost_of_execution_only_adds(
 ) -> None:
     setting = setting_of(shape, device, method)
     for pruned in (False, True):
-        scene = setting.scene(work, pruned=pruned)
-        total = scene.side.ns
+        side = setting.side(work, pruned=pruned)
+        total = side.ns
         for i in range(len(NAMES)):
-            now = total_ns(scene, NAMES[: i + 1])
+            now = total_ns(side, NAMES[: i + 1])
             assert now >= total * (1 - 1e-9), NAMES[i]
             total = now
-        ops = sum(op.layers * op_ns(scene, op, NAMES) for op in scene.side.bounded)
+        ops = sum(op.layers * op_ns(side, op, NAMES) for op in side.bounded)
         assert ops <= total * (1 + 1e-9)
 
 

@@ -13,7 +13,7 @@ import pytest
 from prunescope.analysis.predict.constants import DEFAULT, TABLE, Constants
 from prunescope.analysis.predict.execution import NAMES, TERMS
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
-from prunescope.analysis.predict.shares import Measured, scaled
+from prunescope.analysis.predict.shares import Measured, Scaled, scaled
 from prunescope.taxonomy.family import families
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -91,7 +91,7 @@ ORDER = ("static-m", "static-k-lowrank", "static-k-24", "static-nk", "static-nk-
          "dynamic-m", "dynamic-nk")  # fmt: skip
 
 
-def from_paper(method: str, phase: str, constants: Constants = DEFAULT) -> dict[str, Any]:
+def from_paper(method: str, phase: str, constants: Constants = DEFAULT) -> Scaled:
     request = PredictRequest(model="llama-3.1-8b", device="rtx-pro-6000-blackwell", phase=phase,
                              prompt_len=32768, logits="all")  # fmt: skip
     setting, _ = resolve(request, method, 0.5, [])
@@ -102,13 +102,13 @@ def from_paper(method: str, phase: str, constants: Constants = DEFAULT) -> dict[
         parts={name: share * wall for name, share in figure["shares"].items()},
         gap_ns=figure["gap"] * wall,
     )
-    sides = (setting.scene(work, pruned=False), setting.scene(work))
+    sides = (setting.side(work, pruned=False), setting.side(work))
     return scaled(measured, *(side.with_constants(constants) for side in sides))
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_the_bound_from_the_papers_shares(phase: str) -> None:
-    found = [from_paper(name, phase)["bound"] for name in ORDER]
+    found = [from_paper(name, phase).bound for name in ORDER]
     assert found == pytest.approx(BOUNDS[phase], abs=0.0101)
 
 
@@ -118,11 +118,11 @@ def test_the_expected_speed_up_from_the_papers_shares(phase: str) -> None:
     cells = {row[0]: row[4] for row in PAPER["figure_5"] if row[1:4] == [phase, 1, 32768]}
     found = {name: from_paper(name, phase) for name in ORDER}
     for name in ORDER:
-        assert found[name]["expected"] == pytest.approx(cells[name], rel=0.09), name
-        assert found[name]["expected"] <= found[name]["bound"] * 1.01
-        parts = sum(found[name]["parts"].values())
-        total = parts + found[name]["gap_ns"] + found[name]["added_ns"]
-        assert total == pytest.approx(found[name]["wall_ns"])
+        assert found[name].expected == pytest.approx(cells[name], rel=0.09), name
+        assert found[name].expected <= found[name].bound * 1.01
+        parts = sum(found[name].parts.values())
+        total = parts + found[name].gap_ns + found[name].added_ns
+        assert total == pytest.approx(found[name].wall_ns)
 
 
 def test_terms_are_told_with_their_figure() -> None:

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.predict.plain import predict
 
 
 def ask(**options: Any) -> dict[str, Any]:
@@ -74,6 +75,25 @@ def test_a_grid_holds_every_point_as_a_single_question_gives_it() -> None:
     expected = single["phases"]["decode"]["predicted"]["execution"]
     assert (curve["low"][1], curve["high"][1]) == tuple(expected["range"])
     json.dumps(grid, allow_nan=False)
+
+
+def test_a_point_and_a_grid_have_one_form() -> None:
+    one, many = ask(method="static-nk", sparsity=0.5), ask()
+    assert set(one) == set(many)
+    (point,) = one["points"]
+    assert point["phases"] == one["phases"]
+    assert (point["method"], point["sparsity"]) == ("static-nk", 0.5)
+    assert many["phases"] is None
+    assert list(one["curves"]["prefill"]) == ["static-nk"]
+    assert ask(method=None, sparsity=None)["curves"] == {"prefill": {}, "decode": {}}
+
+
+def test_break_even_can_be_left_out() -> None:
+    found = ask(method="static-nk", sparsity=0.5, break_even=False)["phases"]["decode"]["predicted"]
+    full = ask(method="static-nk", sparsity=0.5)["phases"]["decode"]["predicted"]
+    assert found["break_even"] is None and found["execution"]["break_even"] is None
+    assert found["execution"]["speedup"] == full["execution"]["speedup"]
+    assert full["break_even"]["sparsity"] is not None
 
 
 def test_points_that_do_not_exist_are_left_out_and_named() -> None:

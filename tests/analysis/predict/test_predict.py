@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import families
 from prunescope.taxonomy.presets import preset_config
+from tests.analysis.predict.plain import predict
 
 
 def ask(**options: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.predict import PredictRequest, predict
+from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Phase
+from tests.analysis.predict.plain import predict
 from tests.analysis.run_folder import PEAKS, write_pair
 from tests.chrome import chrome, gap, k, module, op, step
 

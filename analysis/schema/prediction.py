@@ -1,0 +1,222 @@
+"""The prediction: what `predict` fills in without a run. Times in ns a forward, memory in bytes.
+
+Null (None) means "not known" or "needs a run". Fields that a report's phase has too have its names
+and units. Speed-ups are dense over pruned. Additive changes only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+Span = dict[str, int]  # {"from", "to"}, both included
+
+
+class PredictedLadder(msgspec.Struct, kw_only=True):
+    """Rungs of the report's ladder; those that need a run are null."""
+
+    nominal: float
+    flop: float
+    coverage: float
+    roofline: float
+    busy: None = None
+    realised: None = None
+    realised_ci95: None = None
+    share_of_bound: None = None
+
+
+class PredictedGemm(msgspec.Struct, kw_only=True):
+    """A GEMM of one forward: FLOPs and bytes a call, `count` and `ideal_ns` a forward."""
+
+    role: str
+    group: str
+    layers: list[int] = []
+    op: None = None
+    kind: str
+    batch: int
+    m: int | None
+    n: int | None
+    k: int | None
+    dtype: str
+    dense_m: int | None
+    dense_n: int | None
+    dense_k: int | None
+    axis: str | None
+    count: float
+    flop: float | None
+    bytes: float | None
+    ideal_ns: float
+    bound: str | None
+    added: bool = False
+
+
+class Sums(msgspec.Struct, kw_only=True):
+    """A forward's work at the roofline, and what lies in memory."""
+
+    flop: float
+    bytes: float
+    ideal_ns: float
+    parameters: int
+    weight_bytes: int
+    weight_read_bytes: int
+    kv_bytes: int
+    memory_bytes: int
+    bound: dict[str, float]  # ns by what binds: compute, memory
+    roles: dict[str, float]  # ns, largest first
+
+
+class BreakEven(msgspec.Struct, kw_only=True):
+    """Where the speed-up crosses 1; null where it does not in the range that was searched."""
+
+    sparsity: float | None
+    batch: Span | None
+    context: Span | None
+
+
+class TermRow(msgspec.Struct, kw_only=True):
+    """A cost of execution: ns that it adds on both sides, and where it was seen."""
+
+    name: str
+    dense_ns: float
+    pruned_ns: float
+    mechanism: str
+    figure: str
+
+
+class Guess(msgspec.Struct, kw_only=True):
+    """A constant that moves the speed-up: its ends, and the speed-up there, low and high."""
+
+    name: str
+    term: str
+    value: float
+    low: float = msgspec.field(name="from")
+    high: float = msgspec.field(name="to")
+    unit: str
+    speedup: list[float]
+
+
+class Execution(msgspec.Struct, kw_only=True):
+    """The expected time: the roofline and `terms`, in order, sum to `dense_ns` and `pruned_ns`."""
+
+    launch: str
+    terms: list[TermRow]
+    dense_ns: float
+    pruned_ns: float
+    speedup: float
+    range: list[float]
+    guessed: list[Guess]
+    break_even: BreakEven | None = None  # null: not asked for
+
+
+class Expected(msgspec.Struct, kw_only=True):
+    """Where a pruning pays at the roofline, and what is expected of it with the costs."""
+
+    break_even: BreakEven | None
+    execution: Execution
+
+
+class PredictedPhase(msgspec.Struct, kw_only=True):
+    """One phase. Without a method it is of the dense model, and what compares is null."""
+
+    batch: int
+    prompt_len: int
+    context: int
+    logits: str
+    flop: float
+    bytes: float
+    ideal_ns: float
+    parameters: int
+    weight_bytes: int
+    weight_read_bytes: int
+    kv_bytes: int
+    memory_bytes: int
+    bound: dict[str, float]
+    roles: dict[str, float]
+    tokens_per_s: float  # at the roofline
+    gemms: list[PredictedGemm]
+    ladder: PredictedLadder | None = None
+    sparsity: dict[str, float] | None = None  # nominal, parameters, flop, bytes: realised shares
+    baseline: Sums | None = None
+    predicted: Expected | None = None
+
+
+class Subject(msgspec.Struct, kw_only=True):
+    """What was asked about. `method`, `sparsity` and `knobs` are null where points differ."""
+
+    name: str | None
+    model: dict[str, Any]
+    method: str | None
+    extension: bool | None
+    sparsity: float | None
+    knobs: dict[str, Any] | None
+    dtype: str
+    device: str
+
+
+class PredictedPoint(msgspec.Struct, kw_only=True):
+    """A method at a sparsity, in each phase."""
+
+    method: str | None
+    extension: bool | None
+    sparsity: float | None
+    knobs: dict[str, Any]
+    phases: dict[str, PredictedPhase]
+
+
+class Prediction(msgspec.Struct, kw_only=True):
+    """One point or a grid. `phases`: those of the only point; null where there are several."""
+
+    schema: int = 1
+    tool: str = "prunescope predict"
+    subject: Subject
+    baseline: dict[str, str] | None
+    device: dict[str, Any]
+    points: list[PredictedPoint]
+    phases: dict[str, PredictedPhase] | None
+    curves: dict[str, dict[str, dict[str, list[float]]]]  # phase -> method -> column -> values
+    warnings: list[str]
+
+
+class FamilyRow(msgspec.Struct, kw_only=True):
+    """A family on a measured dense forward. `parts`: ns by measured part."""
+
+    id: str
+    extension: bool
+    sparsity: float
+    bound: float
+    expected: float
+    range: list[float]
+    wall_ns: float
+    parts: dict[str, float]
+    gap_ns: float
+    added_ns: float
+    weight_bytes: int
+    kv_bytes: int
+    memory_bytes: int
+
+
+class MeasuredPhase(msgspec.Struct, kw_only=True):
+    """A measured dense forward, and what each family would make of it, the fastest first."""
+
+    batch: int
+    prompt_len: int
+    context: int
+    logits: str
+    wall_ns: float
+    shares: dict[str, float]
+    gap_share: float
+    families: list[FamilyRow]
+    notes: list[str]
+
+
+class FromRun(msgspec.Struct, kw_only=True):
+    """Every family, from one dense run or trace."""
+
+    schema: int = 1
+    tool: str = "prunescope predict --from-run"
+    subject: dict[str, Any]
+    baseline: None = None
+    device: dict[str, Any]
+    phases: dict[str, MeasuredPhase]
+    warnings: list[str]
