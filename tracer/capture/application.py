@@ -23,16 +23,14 @@ from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import Applied, family_point, pruner
-from prunescope.tracer.pruners.method import Part, read_method
+from prunescope.tracer.pruners.method import Part
 from prunescope.tracer.pruners.user_method import apply_method
 
 
 def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
     """Prune as `request` says. Raises PrunescopeError on what this model cannot be."""
     assert request.method is not None
-    parts = read_method(
-        request.method, sparsity=request.sparsity, knobs=request.knobs, select=request.select
-    )
+    parts = request.parts
     before = _numbers(loaded.model)
     pruning: dict[str, Any] = {"method": request.method, "sparsity": request.sparsity}
     if parts is None:

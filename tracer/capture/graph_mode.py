@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
@@ -189,9 +188,10 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
             "inside one op that the profiler cannot look into",
             hint="use --mode eager, or a GPU",
         )
-    for name, _ in method_parts(request.method or "dense"):
-        if family(name).dynamics == "dynamic":
+    for part in request.parts or ():
+        if family(part.family).dynamics == "dynamic":
             raise PrunescopeError(
-                f"--mode {request.mode} cannot hold {name}: what it does is decided in every step",
+                f"--mode {request.mode} cannot hold {part.family}: what it does is decided in "
+                "every step",
                 hint="use --mode eager for dynamic methods",
             )

@@ -13,11 +13,33 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.run import PhaseRun, Run
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.census import census
+from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.device import prunescope_version, versions
 from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
+
+
+def manifest(
+    variant: str, model: torch.nn.Module, loaded: Loaded, device: dict[str, Any], **more: Any
+) -> Run:
+    """The manifest of a variant before any phase is run; `more`: fields of Run that it has."""
+    fields: dict[str, Any] = {"phases": {}, "seeds": {}, "argv": [], **more}
+    return Run(
+        variant=variant,
+        model=model_entry(loaded, model),
+        dtype=loaded.dtype,
+        device=device,
+        versions=versions(),
+        weight_bytes=weight_bytes(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        census=census(model),
+        tool=f"prunescope {prunescope_version()}",
+        **fields,
+    )
 
 
 def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:

@@ -1,21 +1,68 @@
-"""The profiled pass: steps of the variants take turns in one session of torch.profiler.
+"""The profiled pass: steps take turns in one session of torch.profiler, ours or in a user's loop.
 
-In: loops by variant. Out: the session's raw Chrome trace and the order in which the steps ran.
+In: turns, each a step of a variant. Out: one Chrome trace a variant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn
+from prunescope.taxonomy.atomic_write import scratch_folder
+from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.machine.device import synchronize
+
+
+class ProfiledSession:
+    """Open from the first turn to the last: hooks on `models`, the profiler, the phase's span."""
+
+    def __init__(self, models: Iterable[torch.nn.Module], device: torch.device) -> None:
+        self._models, self._device = list(models), device
+        self._turns: list[Turn] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ProfiledSession:
+        activities = [ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.enter_context(module_scopes(model))
+            self._profile = stack.enter_context(profile(activities=activities, record_shapes=True))
+            stack.enter_context(record_function(PHASE))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @contextmanager
+    def turn(self, variant: str, label: str) -> Iterator[None]:
+        """One step of a variant. It ends with a synchronisation inside its annotation, so that no
+        device work leaks into the next turn."""
+        synchronize(self._device)
+        with record_function(label):
+            yield
+            synchronize(self._device)
+        self._turns.append(Turn(variant=variant, label=label))
+
+    def traces(self) -> dict[str, dict[str, Any]]:
+        """One Chrome trace a variant, of a session that is closed."""
+        with scratch_folder() as folder:
+            raw = folder / "session.json"
+            self._profile.export_chrome_trace(str(raw))
+            return split(raw.read_bytes(), self._turns)
+
+
+def label_of(index: int) -> str:
+    """The annotation of profiled step `index`; −1 is the one thrown away."""
+    return WARMUP if index < 0 else f"{STEP}{index}"
 
 
 def profile_loops(
@@ -24,33 +71,18 @@ def profile_loops(
     *,
     steps: int,
     device: torch.device,
-    raw: Path,
     advance: Callable[[], None],
-) -> list[Turn]:
+) -> dict[str, dict[str, Any]]:
     """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … steps−1 of each loop.
 
-    Writes the Chrome trace to `raw` and returns one Turn a step, in order of time. Every step ends
-    with a synchronisation inside its annotation, so that no device work leaks into the next turn.
+    Returns one Chrome trace a variant.
     """
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    turns: list[Turn] = []
-    with ExitStack() as stack:
-        for model in models:
-            stack.enter_context(module_scopes(model))
-        session = stack.enter_context(profile(activities=activities, record_shapes=True))
-        stack.enter_context(record_function(PHASE))
+    with ProfiledSession(models, device) as session:
         for index in range(-1, steps):
             for name, loop in loops.items():
-                label = WARMUP if index < 0 else f"{STEP}{index}"
                 loop.prepare_step(index)
-                synchronize(device)
-                with record_function(label):
+                with session.turn(name, label_of(index)):
                     output = loop.step(index)
-                    synchronize(device)
                 del output
-                turns.append(Turn(variant=name, label=label))
             advance()
-    session.export_chrome_trace(str(raw))
-    return turns
+    return session.traces()

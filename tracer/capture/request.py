@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.tracer.pruners.method import SELECTIONS, read_method
+from prunescope.tracer.pruners.method import SELECTIONS, Part, read_method
 
 _CHOICES = {
     "phase": ("prefill", "decode", "both"),
@@ -73,6 +74,16 @@ class TraceRequest:
         """The phases to run, in order."""
         return ("prefill", "decode") if self.phase == "both" else (self.phase,)
 
+    @cached_property
+    def parts(self) -> list[Part] | None:
+        """The families of the method, read once; empty without a method, None where it is a
+        function of the user's own. Raises PrunescopeError on the first thing that cannot be."""
+        if self.method is None:
+            return []
+        return read_method(
+            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+        )
+
     def check(self) -> None:
         """Raises PrunescopeError on the first value that no capture can have."""
         check_sparsity(self.sparsity)
@@ -117,9 +128,7 @@ class TraceRequest:
                     "--set was given without --method", hint="knobs belong to a pruning method"
                 )
             return
-        families = read_method(
-            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
-        )
+        families = self.parts
         if families is None and self.select == "calibrated":
             raise PrunescopeError(
                 f"--select calibrated is not available for {self.method}",

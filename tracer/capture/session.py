@@ -14,18 +14,17 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.run import PhaseRun, Run
-from prunescope.tracer.capture.census import census, dynamic_stats, skips_no_block
-from prunescope.tracer.capture.chrome import split
+from prunescope.tracer.capture.census import dynamic_stats, skips_no_block
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
-from prunescope.tracer.capture.manifest import model_entry, phase_entry, scrubbed, scrubbed_argv
-from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
+from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
+from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.profiled import profile_loops
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
+from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import collector_resting, interleaved_samples
 from prunescope.tracer.capture.variants import (
     TwinDoesNotFit,
@@ -34,17 +33,8 @@ from prunescope.tracer.capture.variants import (
     make_variants,
     variant_names,
 )
-from prunescope.tracer.machine.calibrate import newest
-from prunescope.tracer.machine.clocks import read_clocks
-from prunescope.tracer.machine.conditions import memory_explained, thread_count, timing_note
-from prunescope.tracer.machine.device import (
-    device_info,
-    load_average,
-    pick_device,
-    prunescope_version,
-    versions,
-)
-from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.machine.conditions import memory_explained, thread_count
+from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import WEIGHT_SEED
@@ -68,8 +58,8 @@ def capture(
     check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
-        load_before = load_average()
-        session = _Session(request, device, progress, peaks)
+        around = Surroundings(device, peaks)
+        session = _Session(request, device, progress, around)
         session.variants = variants
         names = variant_names(request)
         try:
@@ -77,9 +67,8 @@ def capture(
         except (TwinDoesNotFit, torch.OutOfMemoryError):
             if len(names) == 1:
                 raise
-            session = _in_blocks(request, device, progress, session.info.get("peaks"))
-        session.info["clocks"]["after"] = read_clocks(device)
-        timing = timing_note(load_before)
+            session = _in_blocks(request, device, progress, around)
+        timing = around.close()
     for captured in session.captures.values():
         captured.run.extra["timing"] = timing
     return session.captures
@@ -99,10 +88,10 @@ def _in_blocks(
     request: TraceRequest,
     device: torch.device,
     progress: Progress,
-    peaks: dict[str, Any] | None,
+    around: Surroundings,
 ) -> _Session:
     """Dense, pruned, dense, pruned, each loaded anew for its block of samples."""
-    session = _Session(request, device, progress, peaks)
+    session = _Session(request, device, progress, around)
     blocks = min(_BLOCKS, request.repeats)
     for block in range(blocks):
         repeats = request.repeats * (block + 1) // blocks - request.repeats * block // blocks
@@ -127,24 +116,24 @@ class _Session:
         request: TraceRequest,
         device: torch.device,
         progress: Progress,
-        peaks: dict[str, Any] | None,
+        around: Surroundings,
     ) -> None:
         self.request, self.device, self.progress = request, device, progress
         self.captures: dict[str, Capture] = {}
-        self.info: dict[str, Any] = {}
-        self._peaks = peaks
+        self._around = around
         self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
 
     def sit(self, sitting: _Sitting) -> None:
         """Load the sitting's variants, time every phase, and profile if it is their last."""
         self.progress.stage(f"load {self.request.model}")
         variants = self.variants or make_variants(self.request, self.device, sitting.names)
-        if not self.info:
-            self._look_at_device(variants[0].loaded.dtype)
+        if not self._around.entry:
+            self.progress.stage("measure the device's peaks")
+        info = self._around.look(variants[0].loaded.dtype)
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
-                run = _run(self.request, variant, self.info)
+                run = _run(self.request, variant, info)
                 self.captures[variant.name] = Capture(run=run)
         with torch.inference_mode():
             for phase in self.request.phases:
@@ -152,13 +141,6 @@ class _Session:
                 self._time(phase, variants, loops, sitting)
                 if sitting.last:
                     self._profile(phase, variants, loops)
-
-    def _look_at_device(self, dtype: str) -> None:
-        self.progress.stage("measure the device's peaks")
-        self.info = device_info(self.device)
-        self.info["peaks"] = self._peaks or measure_peaks(self.device, dtype)
-        self.info["calibration"] = newest(self.info["name"])
-        self.info["clocks"] = {"before": read_clocks(self.device)}
 
     def _time(
         self, phase: str, variants: list[Variant], loops: dict[str, Loop], sitting: _Sitting
@@ -242,13 +224,8 @@ def _profiled(
     device: torch.device,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, Any]]:
-    with scratch_folder() as folder:
-        raw = folder / "session.json"
-        with collector_resting():
-            turns = profile_loops(
-                loops, models, steps=steps, device=device, raw=raw, advance=advance
-            )
-        return split(raw.read_bytes(), turns)
+    with collector_resting():
+        return profile_loops(loops, models, steps=steps, device=device, advance=advance)
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
@@ -265,22 +242,15 @@ def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
     seeds = {"inputs": request.seed, "selection": request.seed}
     if variant.loaded.source == "preset":
         seeds["weights"] = WEIGHT_SEED
-    model = variant.model
-    return Run(
-        variant=variant.name,
-        model=model_entry(variant.loaded, model),
-        phases={},
-        dtype=variant.loaded.dtype,
-        device=info,
-        versions=versions(),
+    return manifest(
+        variant.name,
+        variant.model,
+        variant.loaded,
+        info,
         seeds=seeds,
         argv=scrubbed_argv(request.argv, variant.loaded),
-        weight_bytes=weight_bytes(model),
-        parameters=sum(p.numel() for p in model.parameters()),
         layer_map=variant.layer_map,
         pruning=None if variant.pruning is None else scrubbed(variant.pruning),
-        census=census(model),
-        tool=f"prunescope {prunescope_version()}",
     )
 
 

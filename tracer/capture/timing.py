@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -40,16 +41,31 @@ def interleaved_samples(
     return samples
 
 
-def _sample(loop: Loop, device: torch.device) -> int:
-    loop.prepare()
+@dataclass
+class Timed:
+    """What `timed` measured: ns between two synchronisations, 1 at least."""
+
+    ns: int = 0
+
+
+@contextmanager
+def timed(device: torch.device) -> Iterator[Timed]:
+    """Times what runs inside, between synchronisations of the device."""
+    found = Timed()
     synchronize(device)
     start = time.perf_counter_ns()
-    output = loop.sample()
+    yield found
     synchronize(device)
-    elapsed_ns = time.perf_counter_ns() - start
+    found.ns = max(1, time.perf_counter_ns() - start)
+
+
+def _sample(loop: Loop, device: torch.device) -> int:
+    loop.prepare()
+    with timed(device) as found:
+        output = loop.sample()
     # Freed after the clock was read: a [B, S, V] of logits is not free to give back.
     del output
-    return elapsed_ns
+    return found.ns
 
 
 @contextmanager

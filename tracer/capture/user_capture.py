@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
-from prunescope.taxonomy.atomic_write import claimed, clean_termination, scratch_folder
-from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
-from prunescope.tracer.capture.census import census
-from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
 from prunescope.tracer.capture.folder import check_out
-from prunescope.tracer.capture.manifest import model_entry
-from prunescope.tracer.capture.memory import weight_bytes
+from prunescope.tracer.capture.manifest import manifest
+from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
-from prunescope.tracer.capture.scopes import module_scopes
-from prunescope.tracer.machine.device import device_info, prunescope_version, synchronize, versions
-from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.capture.surroundings import Surroundings
+from prunescope.tracer.capture.timing import timed
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
+_VARIANT = "user"  # of the turns; the manifest says whether they are dense or pruned
 _PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
@@ -112,9 +107,8 @@ class UserCapture:
         self._count = 0
         self._samples_ns: list[int] = []
         self._inputs: dict[str, Any] = {}
-        self._session: ExitStack | None = None
-        self._turns: list[Turn] = []
-        self._raw = b""
+        self._session: ProfiledSession | None = None
+        self._around = Surroundings(self._device)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -128,10 +122,10 @@ class UserCapture:
             with self._timed():
                 yield
         elif self._count <= plan.total:
-            with self._profiled(WARMUP if index < 0 else f"{STEP}{index}"):
+            with self._profiled(index):
                 yield
             if self._count == plan.total:
-                self._stop()
+                self._stack.close()
         else:
             yield
 
@@ -149,9 +143,10 @@ class UserCapture:
                 f"the loop ran {self._count} steps, and {self._plan.total} are needed",
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
-        traces = split(self._raw, self._turns)
+        assert self._session is not None
+        traces = self._session.traces()
         run = self._run(variant, phase)
-        return Capture(run=run, traces={phase: traces["user"]})
+        return Capture(run=run, traces={phase: traces[_VARIANT]})
 
     @contextmanager
     def _watched_inputs(self) -> Iterator[None]:
@@ -178,49 +173,24 @@ class UserCapture:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        synchronize(self._device)
-        start = time.perf_counter_ns()
-        yield
-        synchronize(self._device)
-        elapsed_ns = time.perf_counter_ns() - start
+        with timed(self._device) as found:
+            yield
         if self._count > self._plan.warmup:
-            self._samples_ns.append(max(1, elapsed_ns))
+            self._samples_ns.append(found.ns)
 
     @contextmanager
-    def _profiled(self, label: str) -> Iterator[None]:
+    def _profiled(self, index: int) -> Iterator[None]:
         if self._session is None:
-            self._start()
-        synchronize(self._device)
-        with record_function(label):
+            self._session = ProfiledSession([self._model], self._device)
+            self._stack.enter_context(self._session)
+        with self._session.turn(_VARIANT, label_of(index)):
             yield
-            synchronize(self._device)
-        self._turns.append(Turn(variant="user", label=label))
-
-    def _start(self) -> None:
-        activities = [ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        self._session = self._stack.enter_context(ExitStack())
-        self._session.enter_context(module_scopes(self._model))
-        self._profile = self._session.enter_context(
-            profile(activities=activities, record_shapes=True)
-        )
-        self._session.enter_context(record_function(PHASE))
-
-    def _stop(self) -> None:
-        if self._session is not None:
-            self._session.close()
-            with scratch_folder() as folder:
-                raw = folder / "session.json"
-                self._profile.export_chrome_trace(str(raw))
-                self._raw = raw.read_bytes()
 
     def _run(self, variant: str, phase: str) -> Run:
         model, inputs = self._model, self._inputs
         config: Any = getattr(model, "config", None)
         name = Path(str(getattr(config, "_name_or_path", "") or type(model).__name__)).name
         loaded = Loaded(model=model, id=name, source="capture", notes=[])
-        dtype = loaded.dtype
         entry = PhaseRun(
             batch=inputs["batch"],
             prompt_len=inputs["length"],
@@ -236,18 +206,7 @@ class UserCapture:
             samples_ns=self._samples_ns,
             interleaved="alone",
         )
-        peaks = measure_peaks(self._device, dtype_name(dtype) or "fp32")
-        return Run(
-            variant=variant,
-            model=model_entry(loaded, model),
-            phases={phase: entry},
-            dtype=dtype,
-            device={**device_info(self._device), "peaks": peaks},
-            versions=versions(),
-            seeds={},
-            argv=[],
-            weight_bytes=weight_bytes(model),
-            parameters=sum(p.numel() for p in model.parameters()),
-            census=census(model),
-            tool=f"prunescope {prunescope_version()}",
-        )
+        device = self._around.look(loaded.dtype)
+        run = manifest(variant, model, loaded, device, phases={phase: entry})
+        run.extra["timing"] = self._around.close()
+        return run

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.memory import weight_bytes
@@ -54,7 +53,7 @@ class Prepared:
 
 def check_method(request: TraceRequest) -> None:
     """Raises PrunescopeError on a method or knob that does not exist, before a model is loaded."""
-    if request.method is not None and is_function(request.method):
+    if request.method is not None and request.parts is None:
         load_method(request.method)
         if request.knobs:
             raise PrunescopeError(
@@ -109,7 +108,7 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
             f"the model that {request.method} returned has no `config`",
             hint="return a model of transformers, changed as you like",
         )
-    if is_function(request.method):  # it may have done anything to an architecture that is known
+    if request.parts is None:  # it may have done anything to an architecture that is known
         check_returned(request.method, applied.model)
     _check_runs(applied.model, f"pruned with {request.method}")
     return Variant(

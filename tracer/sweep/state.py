@@ -27,6 +27,44 @@ DONE, FAILED, PENDING = "done", "failed", "pending"
 BEGUN = "begun and not ended: a process is at it, or died there"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """failed/<id>.json: a result that is in hand or could not be had, and in which call."""
+
+    id: str
+    error: str = "unknown"
+    call: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A result in sweep.json: what was planned, and what came of it."""
+
+    planned: Planned
+    state: str
+    run: str | None
+    error: str | None
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        told = {"state": self.state, "run": self.run, "error": self.error}
+        return {**_plain(self.planned), **told}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanFile:
+    """plan.json: what makes results comparable, and every result ever planned in the folder."""
+
+    config: dict[str, Any]
+    notes: list[str] = dataclasses.field(default_factory=list)
+    results: list[Planned] = dataclasses.field(default_factory=list)
+
+    def plain(self, results: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """As it stands in the file; `results`: with what came of each, for sweep.json."""
+        rows = list(map(_plain, self.results)) if results is None else list(results)
+        return {"config": self.config, "notes": self.notes, "results": rows}
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepFolder:
     """Paths, states and locks of a sweep folder."""
@@ -45,20 +83,22 @@ class SweepFolder:
 
     def begin(self, result: Planned) -> None:
         """Record that a result is in hand: what a process that dies in it leaves to be read."""
-        write_json(self._failure(result.id), {"id": result.id, "error": BEGUN})
+        write_json(self._failure(result.id), {"id": result.id, "error": BEGUN})  # of no call yet
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
         """Record that a result could not be had, and in which call of the command."""
-        write_json(self._failure(result.id), {"id": result.id, "error": error, "call": call})
+        failure = Failure(id=result.id, error=error, call=call)
+        write_json(self._failure(result.id), dataclasses.asdict(failure))
 
     def failed_in(self, result: Planned, call: str) -> bool:
         """Whether it could not be had in this very call."""
-        found = read_json(self._failure(result.id)) or {}
-        return found.get("call", "") == call != ""
+        found = self._read_failure(result)
+        return found is not None and found.call == call != ""
 
     def is_begun(self, result: Planned) -> bool:
         """Whether it was begun and did not end."""
-        return (read_json(self._failure(result.id)) or {}).get("error") == BEGUN
+        found = self._read_failure(result)
+        return found is not None and found.error == BEGUN
 
     def forget(self, result: Planned) -> None:
         """No failure any more: it is done, or was interrupted."""
@@ -77,29 +117,26 @@ class SweepFolder:
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         identity = plan.config.identity()
         with self._locked():
-            before = read_json(self.path / "plan.json") or {"config": identity, "results": []}
-            _check_same(before["config"], identity, self.path)
-            planned = {r["id"]: r for r in before["results"]}
-            planned |= {r.id: _plain(r) for r in plan.results}
-            write_json(
-                self.path / "plan.json",
-                {"config": identity, "notes": list(plan.notes), "results": list(planned.values())},
+            before = self._read_plan() or PlanFile(config=identity)
+            _check_same(before.config, identity, self.path)
+            planned = {r.id: r for r in (*before.results, *plan.results)}
+            after = PlanFile(
+                config=identity, notes=list(plan.notes), results=list(planned.values())
             )
+            write_json(self.path / "plan.json", after.plain())
         self.refresh()
 
-    def refresh(self) -> dict[str, Any]:
-        """Write sweep.json from what is on disk, and return it."""
+    def refresh(self) -> None:
+        """Write sweep.json from what is on disk."""
         with self._locked():
-            plan = read_json(self.path / "plan.json")
+            plan = self._read_plan()
             assert plan is not None
-            results = [self._entry(plain) for plain in plan["results"]]
-            content = {"schema": SCHEMA, **plan, "results": results}
-            write_json(self.path / "sweep.json", content)
-        return content
+            results = [self._entry(result).plain() for result in plan.results]
+            write_json(self.path / "sweep.json", {"schema": SCHEMA, **plan.plain(results)})
 
-    def entries(self, plan: Plan) -> list[dict[str, Any]]:
+    def entries(self, plan: Plan) -> list[Entry]:
         """The entries of sweep.json for a plan, by what is on disk."""
-        return [self._entry(_plain(result)) for result in plan.results]
+        return [self._entry(result) for result in plan.results]
 
     @contextlib.contextmanager
     def claimed(self, shard: tuple[int, int]) -> Iterator[None]:
@@ -124,14 +161,21 @@ class SweepFolder:
             for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _entry(self, plain: dict[str, Any]) -> dict[str, Any]:
-        result = _planned(plain)
+    def _entry(self, result: Planned) -> Entry:
         state = self.state(result)
-        error = None
-        if state == FAILED:
-            error = (read_json(self._failure(result.id)) or {}).get("error", "unknown")
-        run = f"runs/{result.id}/pruned"
-        return {**plain, "state": state, "run": run if state == DONE else None, "error": error}
+        failure = self._read_failure(result) if state == FAILED else None
+        run = f"runs/{result.id}/pruned" if state == DONE else None
+        return Entry(planned=result, state=state, run=run, error=failure.error if failure else None)
+
+    def _read_failure(self, result: Planned) -> Failure | None:
+        return _as(Failure, read_json(self._failure(result.id)))
+
+    def _read_plan(self) -> PlanFile | None:
+        plain = read_json(self.path / "plan.json")
+        if plain is None:
+            return None
+        results = [_planned(row) for row in plain["results"]]
+        return PlanFile(config=plain["config"], notes=plain.get("notes", []), results=results)
 
     def _failure(self, result_id: str) -> Path:
         return self.path / "failed" / f"{result_id}.json"
@@ -188,6 +232,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
             hint="restore it, or remove it: runs that are done stay done",
         ) from None
     return plain if isinstance(plain, dict) else None
+
+
+def _as(kind: type[Failure], plain: dict[str, Any] | None) -> Failure | None:
+    """A record of the folder; None where there is no file."""
+    if plain is None:
+        return None
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in plain.items() if name in known})
 
 
 def _plain(result: Planned) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
     folder = SweepFolder(request.out)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    seen = {entry["id"]: entry["state"] for entry in results}
+    seen = {entry.planned.id: entry.state for entry in results}
     states = [seen[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts = {
@@ -120,7 +120,8 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
         "seconds": _estimate(left, plan.config) if estimate else None,
         "notes": list(plan.notes),
     }
-    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": results}
+    rows = [entry.plain() for entry in results]
+    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
 
 
 def _estimate(left: Sequence[Planned], config: SweepConfig) -> float | None:
