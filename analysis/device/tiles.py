@@ -36,7 +36,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel's launch. The grid is in blocks (ROCm traces give work-items: see `in_blocks`)."""
+    """A kernel's launch. The grid is in blocks (for one in work-items see `in_blocks`)."""
 
     grid: tuple[int, ...]
     block: tuple[int, ...] | None = None

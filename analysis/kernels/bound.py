@@ -15,6 +15,9 @@ from prunescope.analysis.device.hardware import Device
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 _LIKE = {"fp16": "bf16", "bf16": "fp16"}
+# A kernel on a few units that lasts longer than so many floors works, and does not wait.
+_FLOORS = 10
+_USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1.5 to 3 us
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,11 @@ def _positive(value: Any) -> bool:
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
 
-    Needs `flop`, `bytes`, `dtype`, `busy`, `blocks` (null off a GPU) and `shape_loss` (>= 1, null
-    where the tile is unknown). ideal = max(FLOP/peak, bytes/bandwidth); an op without FLOPs has
-    none to wait for. A row without bytes, or with FLOPs of a dtype without a peak, has no ideal.
+    Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU) and `shape_loss`
+    (>= 1, null where the tile is unknown). ideal = max(FLOP/peak, bytes/bandwidth); an op without
+    FLOPs has none to wait for. A row without bytes, or with FLOPs of a dtype without a peak, has no
+    ideal. Latency-bound: an ideal below the measured floor, or blocks on fewer than half of the
+    units and a duration below ten floors. A partial wave of a long kernel is a loss of its shape.
     """
     rates = _rates(frame, peaks)
     byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
@@ -156,8 +161,9 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     if floor is not None:
         small = pl.col("ideal") < floor
     if peaks and peaks.sm:
-        filled = pl.max_horizontal("blocks", "tiles")
-        small = small | (filled < peaks.sm).fill_null(value=False)
+        few = 2 * pl.max_horizontal("blocks", "tiles") < peaks.sm
+        short = pl.col("duration") < _FLOORS * (floor or _USUAL_FLOOR_NS)
+        small = small | (few & short).fill_null(value=False)
     bound = (
         pl.when(pl.col("ideal").is_null())
         .then(pl.lit("unknown"))

@@ -13,11 +13,12 @@ import polars as pl
 
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
 from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.kernels.grids import ITEMS, UNTOLD, grid_units
 from prunescope.analysis.ops.work import Work
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm
 
-_KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory"]
+_KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit"]
 _SCHEMA = {
     "blocks": pl.Int64, "tile": pl.String, "along_n": pl.Int64, "tiles": pl.Int64,
     "split_k": pl.Int64, "fit": pl.String, "waves": pl.Float64, "tile_efficiency": pl.Float64,
@@ -29,23 +30,27 @@ def add_waves(
     frame: pl.DataFrame, trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> pl.DataFrame:
     """The columns above, told once for every distinct kernel, call and grid."""
+    frame = frame.with_columns(unit=pl.Series(grid_units(trace, frame["event"].to_numpy())))
     distinct = frame.filter(pl.col("event") >= 0).select("name", "kind", *_KEYS).unique()
     told = [_tell(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
     columns = {name: [t.get(name) for t in told] for name in _SCHEMA}
     table = distinct.select(_KEYS).with_columns(pl.DataFrame(columns, schema=_SCHEMA))
     table = table.unique(subset=_KEYS)
-    return frame.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
+    frame = frame.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
+    return frame.drop("unit")
 
 
 def _tell(
     row: dict[str, Any], trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> dict[str, Any]:
-    if row["grid"] is None:
+    if row["grid"] is None or row["unit"] == UNTOLD:
         return {}
     grid = trace.grids[row["grid"]]
     block = trace.grids[row["block"]] if row["block"] is not None else None
     device = peaks.device if peaks is not None else None
-    if device is not None and device.vendor == "amd" and block is not None:
+    if row["unit"] == ITEMS:
+        if block is None:
+            return {}
         grid = in_blocks(grid, block)
     blocks = math.prod(grid)
     out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}

@@ -18,7 +18,7 @@ from prunescope.taxonomy.gemm import Gemm
 DTYPES = ("bf16", "fp32", "int8", None)
 BOUNDS = ("compute", "memory", "latency", "unknown")
 SCHEMA = {"flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String, "busy": pl.Int64,
-          "blocks": pl.Int64, "tiles": pl.Int64, "shape_loss": pl.Float64,
+          "duration": pl.Int64, "blocks": pl.Int64, "tiles": pl.Int64, "shape_loss": pl.Float64,
           "class": pl.String}  # fmt: skip
 positive = st.floats(1.0, 1e18)
 row = st.fixed_dictionaries({
@@ -26,6 +26,7 @@ row = st.fixed_dictionaries({
     "bytes": st.none() | st.just(0.0) | positive,
     "dtype": st.sampled_from(DTYPES),
     "busy": st.integers(0, 10**9),
+    "duration": st.integers(0, 10**9),
     "blocks": st.none() | st.integers(1, 10**6),
     "tiles": st.none() | st.integers(1, 10**6),
     "shape_loss": st.none() | st.floats(1.0, 100.0),

@@ -1,0 +1,70 @@
+"""What the grid of a device event counts: blocks, or work-items, as some records of ROCm do.
+
+In: a trace and rows of its device events. Out: one of BLOCKS, ITEMS, UNTOLD for each. CUDA records
+blocks. Of ROCm's launches hipExtModuleLaunchKernel takes work-items, and the other ones take
+blocks; roctracer records what the call was given, rocprofiler-sdk the work-items of the dispatch.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
+
+BLOCKS, ITEMS, UNTOLD = 0, 1, 2
+_TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
+_TAKES_BLOCKS = re.compile(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
+_TENSILE = re.compile(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
+# So many different grids that their blocks divide are no chance: the grids are work-items.
+_ENOUGH = 8
+
+
+def is_rocm(trace: Trace) -> bool:
+    """Whether a trace is of ROCm: its runtime calls say so, else the name of its device."""
+    names = np.unique(trace.launches["name"])
+    if any(trace.names[i].startswith("hip") for i in names):
+        return True
+    device = (trace.device_name or "").lower()
+    return not len(names) and ("amd" in device or "instinct" in device or "radeon" in device)
+
+
+def grid_units(trace: Trace, events: Ints) -> Ints:
+    """BLOCKS, ITEMS or UNTOLD for each of the device events (-1: none, BLOCKS)."""
+    units = np.full(len(events), BLOCKS)
+    if not is_rocm(trace):
+        return units
+    api = taken(trace.launches["name"], launch_of(trace, events))
+    items = np.array([_TAKES_ITEMS.match(name) is not None for name in trace.names], bool)
+    blocks = np.array([_TAKES_BLOCKS.match(name) is not None for name in trace.names], bool)
+    tensile = np.array([_TENSILE.match(name) is not None for name in trace.names], bool)
+    name = taken(trace.device["name"], events)
+    by_items = (api >= 0) & items[np.maximum(api, 0)] | (name >= 0) & tensile[np.maximum(name, 0)]
+    by_blocks = (api >= 0) & blocks[np.maximum(api, 0)] & ~by_items
+    units[events >= 0] = UNTOLD
+    recorded = _recorded(trace, events[by_blocks])
+    if recorded == ITEMS:  # of the dispatch, whatever call made it
+        units[events >= 0] = ITEMS
+    units[by_blocks] = recorded
+    units[by_items] = ITEMS
+    return units
+
+
+def _recorded(trace: Trace, events: Ints) -> int:
+    """What the profiler recorded of launches that take blocks: a grid that its block does not
+    divide is no count of work-items."""
+    grid, block = taken(trace.device["grid"], events), taken(trace.device["block"], events)
+    known = (grid >= 0) & (block >= 0)
+    pairs = set(zip(grid[known].tolist(), block[known].tolist(), strict=True))
+    told = [(trace.grids[g], trace.grids[b]) for g, b in pairs]
+    wide = [(g, b) for g, b in told if max(b) > 1]
+    if any(not _divides(b, g) for g, b in wide):
+        return BLOCKS
+    return ITEMS if len(wide) >= _ENOUGH else UNTOLD
+
+
+def _divides(block: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    return all(n % width == 0 for n, width in zip(grid, block, strict=False) if width > 0)
