@@ -280,7 +280,8 @@ def _demo(
                 model=DEMO_MODEL, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
                 out=out / method, overwrite=True, argv=["demo"], progress=bar,
             )  # fmt: skip
-        report = deliver(folder, Delivery(quiet=True), options=Options())
+        to = Delivery(quiet=True, formats="md,json,html,png")
+        report = deliver(folder, to, options=Options())
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.terminal import print_report
-from prunescope.analysis.report.write import check_formats, write_report
+from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.output import check_target, console_for, emit_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
 
-FORMATS = "md,json,png,pdf"
+FORMATS = ",".join(DEFAULT_FORMATS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

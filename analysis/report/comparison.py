@@ -26,7 +26,7 @@ from prunescope.analysis.report.latex import HEAD, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, TOTALS
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.report.write import check_formats, write_files
+from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
@@ -45,7 +45,7 @@ _NOTES = (
 
 
 def write_comparison(
-    comparison: Comparison, folder: Path, *, formats: Sequence[str] = ("md", "json", "png", "pdf")
+    comparison: Comparison, folder: Path, *, formats: Sequence[str] = DEFAULT_FORMATS
 ) -> list[Path]:
     """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
     check_formats(formats, COMPARISON_FORMATS)

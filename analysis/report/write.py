@@ -17,6 +17,8 @@ from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
+# What needs no matplotlib: the figures of the HTML page are SVG made from the numbers.
+DEFAULT_FORMATS = ("md", "json", "html")
 
 Frames = Mapping[str, pl.DataFrame]
 # Why a folder cannot be replaced though files in it can: its parent may not be written, or it is
@@ -28,7 +30,7 @@ def write_report(
     report: Report,
     folder: Path,
     *,
-    formats: Sequence[str] = ("md", "json", "png", "pdf"),
+    formats: Sequence[str] = DEFAULT_FORMATS,
     frames: Frames | None = None,
     hosts: Frames | None = None,
 ) -> list[Path]:

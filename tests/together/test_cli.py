@@ -205,7 +205,7 @@ def test_where_the_report_of_a_run_goes(
         (tmp_path / name / "run.json").write_text("{}")
     assert run("analyze", tmp_path / subject)[0] == 0
     assert analyzed["folder"] == tmp_path / folder
-    assert analyzed["formats"] == ["md", "json", "png", "pdf"]
+    assert analyzed["formats"] == ["md", "json", "html"]
 
 
 @pytest.mark.usefixtures("analyzed")

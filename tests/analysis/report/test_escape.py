@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunescope.analysis.report import escape
+from prunescope.analysis.schema.encode import json_bytes
 from tests.analysis.report.example import HOSTILE
 
 markdown_it = pytest.importorskip("markdown_it")
@@ -31,7 +32,7 @@ def test_clean_text_holds_no_control_or_format_character(text: str) -> None:
 
 @given(ANY | NASTY)
 def test_json_reads_back_and_holds_nothing_that_a_terminal_obeys(text: str) -> None:
-    written = escape.json_bytes({"name": text})
+    written = json_bytes({"name": text})
     assert json.loads(written) == {"name": text}
     plain = written.decode().replace("\n", "")
     assert not {c for c in plain if unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c)

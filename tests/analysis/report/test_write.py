@@ -14,6 +14,7 @@ from prunescope.analysis.report.write import FORMATS, write_report
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 
+ROOT = Path(__file__).resolve().parents[3]
 FRAME = pl.DataFrame({"step": [0], "start": [0], "duration": [5], "name": ["k"]})
 FRAMES = {"prefill": FRAME, "decode": FRAME}
 
@@ -33,9 +34,19 @@ def test_all_formats_are_written_and_listed(tmp_path: Path) -> None:
 
 def test_the_default_formats(tmp_path: Path) -> None:
     write_report(example.alone(), tmp_path / "a" / "r")
-    assert names(tmp_path / "a" / "r") == {
-        "report.md", "report.json", "kinds-trace.png", "kinds-trace.pdf",
-    }  # fmt: skip
+    assert names(tmp_path / "a" / "r") == {"report.md", "report.json", "report.html"}
+
+
+def test_the_default_formats_draw_without_matplotlib(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import prunescope\n"
+        "assert prunescope.main(['analyze', sys.argv[1], '--out', sys.argv[2]]) == 0\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    words = [str(ROOT / "traces" / "tiny-static-nk"), str(tmp_path / "r")]
+    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True, timeout=120)
+    assert names(tmp_path / "r") == {"report.md", "report.json", "report.html"}
+    assert "<svg" in (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
