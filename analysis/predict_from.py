@@ -23,7 +23,8 @@ from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPh
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, families, family
+from prunescope.taxonomy.families import family, pruning_families
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -177,7 +178,7 @@ def _range(
 def _asked(request: PredictRequest) -> list[tuple[Family, float]]:
     """The families and sparsities of the table: all that a forward shows, at one half."""
     names = [name for name in methods(request.method) if name]
-    chosen = [family(n) for n in names] or [f for f in families() if f.id != "dense"]
+    chosen = [family(n) for n in names] or list(pruning_families())
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
     return [(one, share) for one in chosen for share in shares]
 

@@ -18,7 +18,7 @@ from gpu_models import captured_cell, few, peaks, prompt_of
 from gpu_slice import Bench, Cell, release
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.presets import preset_config, preset_source
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Prepared, make_variants

@@ -24,7 +24,7 @@ from prunescope.analysis.predict.constants import TABLE, Constants  # noqa: E402
 from prunescope.analysis.predict.execution import NAMES, total_ns  # noqa: E402
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads  # noqa: E402
 from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
-from prunescope.taxonomy.family import family  # noqa: E402
+from prunescope.taxonomy.families import family  # noqa: E402
 from prunescope.taxonomy.plan import Workload  # noqa: E402
 
 PAPER = json.loads((Path(__file__).parent / "paper_figures.json").read_text(encoding="utf-8"))

@@ -101,7 +101,7 @@ def _families(*, architecture: Architecture = None, json_target: Json = None) ->
     from prunescope.analysis.report.architecture import applicable
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.architectures import read_architecture
-    from prunescope.taxonomy.family import families
+    from prunescope.taxonomy.families import families
 
     check_target(json_target)
     if architecture is not None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunescope.taxonomy.applies import no_heads
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import GROUPS
 
 _HEADS = ("qkv", "qk", "pv", "o")
-_EXPERTS = ("experts ", "shared ")
-WHOLE_LAYERS = ("static-m", "dynamic-depth")
-STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
 
 
 def matrices(traits: Traits) -> dict[str, tuple[int | None, int | None]]:
@@ -73,53 +71,26 @@ def moved_gemms(one: Family, traits: Traits) -> dict[str, Any]:
     """GEMM group -> {"axis", "matrices": {role: [N, K]}} of the groups that the family moves."""
     moved: dict[str, Any] = {}
     sizes = matrices(traits)
-    heads = one.id in ("static-nk", "static-nk-heads") and not no_heads(traits)
+    heads = one.cuts_heads and not no_heads(traits)
     for group, axis in one.axes.items():
         inside = {
-            r: list(s)
-            for r, s in sizes.items()
-            if _group(r) == group and r not in _left(one, group)
+            r: list(s) for r, s in sizes.items() if _group(r) == group and r not in one.leaves
         }
         products = group in ("qk", "pv") and traits.shape is not None
-        if axis == "none" or (one.id == "static-nk" and not heads and group in _HEADS):
+        if axis == "none" or (one.cuts_heads and not heads and group in _HEADS):
             continue
         if heads and products:
             axis = "heads"  # M, N and K of one head stay: there are fewer of them
-        if one.id in ("static-k-24", "static-k-lowrank"):
-            inside = {r: s for r, s in inside.items() if not r.startswith(_EXPERTS)}
         if products or inside:
             moved[group] = {"axis": axis, "matrices": inside}
     mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
-    if mixers and one.id in (*WHOLE_LAYERS, "token-drop"):
+    if mixers and one.mixers == "rows":
         moved["other"] = {"axis": "M", "matrices": mixers}
-    elif mixers and one.id == "static-nk-cross":
+    elif mixers and one.mixers == "stream":
         stream = {r: s for r, s in mixers.items() if s[r.startswith("mixer_in")] == traits.hidden}
         moved["other"] = {"axis": "NK", "matrices": stream}  # K of what reads, N of what writes
     return moved
 
 
-def _left(one: Family, group: str) -> tuple[str, ...]:
-    """Matrices of a group that the family does not move."""
-    if one.id == "dynamic-m":
-        # A token that is routed past a sublayer is still a key and a value for the others.
-        return ("k", "v", "kv_a", "kv_b")
-    if one.id in ("static-nk", "static-nk-heads") and group == "qkv":
-        return ("q_a", "kv_a")  # latents belong to no head
-    if one.id == "static-nk-cross":
-        return ("q_b", "kv_b")  # they read latents, not the stream
-    return ()
-
-
 def _group(role: str) -> str:
     return GROUPS.get(role.rpartition(" ")[2], "other")
-
-
-def no_heads(traits: Traits) -> str:
-    """Why no head can be cut; "" where some can."""
-    if traits.shape is None:
-        return STATE
-    if traits.shape.kv_heads == 1:
-        return "one KV head serves all query heads, so that no group can go"
-    if traits.alibi:
-        return "its positions are a slope for each head (ALiBi), counted from the first"
-    return traits.entry.no_heads if traits.entry else ""

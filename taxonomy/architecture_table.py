@@ -23,7 +23,7 @@ class Architecture:
     `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
     heads · head_dim. `mixer`: what stands beside or in place of attention in some layers.
     `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
-    own (static-nk-cross with one basis alone).
+    own, so that the stream has one basis for all junctions.
     `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
     `windowed_rope`: layers that see the whole context do not rotate.
     """

@@ -48,7 +48,7 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
 
 def is_function(method: str) -> bool:
     """Whether `--method` names `package.module:function`, not families."""
-    from prunescope.taxonomy.family import families  # here: `--help` need not load the theory
+    from prunescope.taxonomy.families import families  # here: `--help` need not load the theory
 
     name, colon, tail = method.partition(":")
     plain = "+" not in method and name not in {f.id for f in families()}
@@ -56,8 +56,8 @@ def is_function(method: str) -> bool:
 
 
 def method_parts(method: str) -> list[tuple[str, str | None]]:
-    """(family, its own sparsity or None) in order, as typed in `static-m:0.25+static-nk`; empty for
-    a function. Whether there are such families and sparsities is not looked at."""
+    """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
+    function. Whether there are such families and sparsities is not looked at."""
     if is_function(method):
         return []
     words = (word.partition(":") for word in method.split("+"))
@@ -73,7 +73,7 @@ def number(text: str) -> float | None:
 
 
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
-    """A folder name such as tiny-llama-static-m-0.5, from what was asked for."""
+    """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
     words = [Path(model).name, method or "dense"]
     if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")

@@ -1,20 +1,18 @@
-"""A pruning family: what it removes, which axes of which GEMMs it moves, and its theory.
+"""What a pruning family says of itself: what it cuts, which axes of which GEMMs, where, its theory.
 
-In: one module in `taxonomy/families/` for each family, with a constant FAMILY. Out: `families()`
-and `family(id)`. Adding a family means adding one file; ids must be unique.
+In: the constant FAMILY of one module in `taxonomy/families/`, which finds them. Out: Family. Other
+code asks for these traits (`family.skips_tokens`, `family.scored_in`) and never for an id.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
-from prunescope.taxonomy import families as folder
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.applies import Applies, everywhere, realised
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -23,6 +21,10 @@ from prunescope.taxonomy.theory import dense_plan, forward
 GEMM_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 DYNAMICS = ("static", "dynamic")
 CALIBRATIONS = ("text", "input")
+# What a family can cut. "weights" are zeros in tensors of the dense shape, 2:4 or anywhere.
+UNITS = ("layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream")
+SCORERS = ("", "router", "estimator")
+MIXERS = ("", "rows", "stream")
 Value = str | int | float | bool
 
 
@@ -65,6 +67,7 @@ class Family:
     dynamics: str
     axes: Mapping[str, str]  # GEMM group -> M N K heads ... | none
     unit: str
+    cuts: tuple[str, ...] = ()  # UNITS; none: nothing is pruned
     methods: tuple[str, ...]
     plans: Callable[[ModelShape, Workload, Point], list[Plan]]
     extension: bool = False  # placed by us, not by the paper
@@ -72,9 +75,51 @@ class Family:
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
     keeps_weights: bool = False  # all dense weights stay in memory
     only: float | None = None  # the one sparsity that there is, beside 0
+    check: Callable[[float], float] = check_sparsity  # refuses a sparsity that there is not
     # What `--select calibrated` chooses by: what the model does on a "text", or the attention of
     # the "input" itself, which reads none; None: parts can be drawn alone.
     calibration: str | None = None
+    applies: Callable[[Traits], Applies] = everywhere  # what the mechanisms of a model allow
+    not_realised: Callable[[Traits], str] = realised  # why the tool does not prune so, or ""
+    leaves: tuple[str, ...] = ()  # matrices that it does not move, in groups that it moves
+    mixers: str = ""  # of a mixer's projections it moves all "rows", the "stream" side, or nothing
+    # The phase in which quality is read. "decode": its work starts with a cache that a prompt
+    # filled, so that one forward of a text, with the logits of all its tokens, shows nothing.
+    scored_in: str = "prefill"
+    scorer: str = ""  # added to choose at run time: a "router", or attention's "estimator"
+    routes_layers: bool = False  # each layer decides for itself, and may happen to skip nothing
+    routes_rows: bool = False  # each row alone; the layer's k and v are computed for all rows
+    without_sparse_units: str = ""  # the family that runs where a device has no units for 2:4
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether it decides for each input, at run time."""
+        return self.dynamics == "dynamic"
+
+    @property
+    def skips_tokens(self) -> bool:
+        """Whether tokens do not go through all of the model."""
+        return "tokens" in self.cuts
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether layers, or sublayers, do not run."""
+        return "layers" in self.cuts
+
+    @property
+    def skips_blocks(self) -> bool:
+        """Whether blocks of attention are left out."""
+        return "blocks" in self.cuts
+
+    @property
+    def cuts_heads(self) -> bool:
+        """Whether there are fewer heads, each as large as before."""
+        return "heads" in self.cuts
+
+    @property
+    def zeroes_weights(self) -> bool:
+        """Whether weights become zero and keep their place, so that no shape shows it."""
+        return "weights" in self.cuts
 
     def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> Point:
         """A checked point with every knob filled in.
@@ -120,44 +165,6 @@ class Family:
 def identity(shape: ModelShape, work: Workload, _point: Point) -> list[Plan]:
     """The dense forward: a family that moves no dimension."""
     return [dense_plan(shape, work)]
-
-
-@cache
-def families() -> tuple[Family, ...]:
-    """Every family, `dense` first, then those of the paper, then the extensions, by id."""
-    found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(folder.__path__):
-        one: Family = importlib.import_module(f"{folder.__name__}.{module.name}").FAMILY
-        register(one, found)
-    return tuple(sorted(found.values(), key=lambda f: (f.id != "dense", f.extension, f.id)))
-
-
-@cache
-def dynamic_ids() -> frozenset[str]:
-    """Ids of the families that decide at run time."""
-    return frozenset(f.id for f in families() if f.dynamics == "dynamic")
-
-
-def register(one: Family, found: dict[str, Family]) -> None:
-    """Add a family to `found`. A second one of the same id, or a bad field, is a RuntimeError."""
-    if one.id in found:
-        raise RuntimeError(f"two families are called {one.id}")
-    if one.dynamics not in DYNAMICS or set(one.axes) != set(GEMM_GROUPS):
-        raise RuntimeError(f"family {one.id}: bad dynamics or axes")
-    if one.calibration not in (None, *CALIBRATIONS):
-        raise RuntimeError(f"family {one.id}: bad calibration {one.calibration!r}")
-    found[one.id] = one
-
-
-def family(name: str) -> Family:
-    """The family of an id. Raises PrunescopeError with the nearest ids."""
-    by_id = {f.id: f for f in families()}
-    if name not in by_id:
-        raise PrunescopeError(
-            f"no pruning family is called {name!r}",
-            hint=f"nearest: {nearest(name, by_id)}; `prunescope families` lists all",
-        )
-    return by_id[name]
 
 
 def _typed(name: str, value: Value, knob: Knob) -> Value:

@@ -36,16 +36,6 @@ def check_sparsity(sparsity: float) -> float:
     return float(sparsity)
 
 
-def check_semi_structured(sparsity: float) -> float:
-    """0.5, the only sparsity of the 2:4 format; else PrunescopeError."""
-    if check_sparsity(sparsity) != 0.5:
-        raise PrunescopeError(
-            f"2:4 sparsity is 0.5, not {sparsity}",
-            hint="2 of every 4 weights are kept: use --sparsity 0.5, or static-k-mask for others",
-        )
-    return 0.5
-
-
 def up16(x: float) -> int:
     """x rounded up to a multiple of 16."""
     return 16 * math.ceil(int(x) / 16)
@@ -57,7 +47,7 @@ def floor_of(x: float) -> int:
 
 
 def removed_layers(layers: int, sparsity: float) -> int:
-    """int(n·s) sublayers of each kind, or whole layers (static-m)."""
+    """int(n·s) sublayers of each kind, or whole layers."""
     return floor_of(layers * check_sparsity(sparsity))
 
 
@@ -119,7 +109,7 @@ def kept_hidden(hidden: int, sparsity: float) -> int:
 
 
 def low_rank(n: int, k: int, sparsity: float) -> int:
-    """The rank r = up16(int(p·N·K/(N+K))) of a weight [N, K] (static-k-lowrank).
+    """The rank r = up16(int(p·N·K/(N+K))) of a weight [N, K].
 
     Raises PrunescopeError where r ≥ N·K/(N+K): the pair would cost as much as the matrix.
     """

@@ -17,7 +17,7 @@ import msgspec
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import method_parts, number
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Run

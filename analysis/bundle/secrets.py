@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.ops.kind import KINDS
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
 

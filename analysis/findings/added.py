@@ -14,6 +14,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.schema.report import Finding
+from prunescope.taxonomy.families import known
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
 _MASK = re.compile(r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$")
@@ -141,7 +142,8 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
         _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
     )
     fused = all(_fused(k.frame) for k in (c.dense, c.pruned))
-    blocks = c.phase.family is not None and "dynamic-nk" in c.phase.family.ids
+    seen = known(c.phase.family.ids) if c.phase.family is not None else []
+    blocks = any(one.skips_blocks for one in seen)
     found: dict[str, list[_Entry]] = {}
     for row in new.iter_rows(named=True):
         entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)

@@ -12,10 +12,10 @@ from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.taxonomy.families import known
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
 
-_TOKENS = ("dynamic-m", "token-drop")
-_LAYERS = ("static-m", "dynamic-depth")
 _ALL = 0.999  # a share from which on everything was active
 _ROUTED = ("q", "o", *MLP_ROLES)
 
@@ -24,7 +24,8 @@ def reads_all_weights(c: Context) -> Finding | None:
     """At batch B, a weight is read unless none of the B tokens is active: 1 − s^B."""
     s = c.phase.sparsity.get("nominal")
     rows = c.run.tokens_per_step if c.run else None
-    if not _is(c, ("dynamic-m",)) or not s or not rows or c.name != "decode":
+    routing = next((one for one in _families(c) if one.routes_rows), None)
+    if routing is None or not s or not rows or c.name != "decode":
         return None
     read = 1 - s**rows
     if read - (1 - s) < 0.2:
@@ -32,8 +33,8 @@ def reads_all_weights(c: Context) -> Finding | None:
     return Finding(
         id="reads-all-weights",
         severity="warning",
-        text=f"dynamic M at B = {rows} reads {read:.1%} of the routed weights in a decode step: "
-        f"1 − s^B with s = {s:g}",
+        text=f"{_in_a_sentence(routing)} at B = {rows} reads {read:.1%} of the routed weights in "
+        f"a decode step: 1 − s^B with s = {s:g}",
         evidence=[
             f"FLOPs of an active share {1 - s:.0%} fall, bytes to {read:.1%}; decode is bound by "
             "the bytes of the weights"
@@ -46,7 +47,8 @@ def reads_all_weights(c: Context) -> Finding | None:
 def below_break_even(c: Context) -> Finding | None:
     """Attention over chosen blocks takes as long as over all of them."""
     dense, pruned = (_attention_ns(side) for side in ((c.phase.baseline or {}), c.phase.roles))
-    if not _is(c, ("dynamic-nk",)) or not dense or pruned < 0.98 * dense:
+    blocks = any(one.skips_blocks for one in _families(c))
+    if not blocks or not dense or pruned < 0.98 * dense:
         return None
     keys = f" at {c.run.context} keys" if c.run else ""
     return Finding(
@@ -76,7 +78,8 @@ def masked_tokens(c: Context) -> Finding | None:
     """Tokens are masked, not removed: M is what it was."""
     counted = _counted(c, "rows")
     # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
-    told = counted is None and _is(c, _TOKENS) and c.name != "decode"
+    tokens = any(one.skips_tokens for one in _families(c))
+    told = counted is None and tokens and c.name != "decode"
     if not told and (counted is None or counted > _ALL):
         return None
     routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
@@ -109,7 +112,7 @@ def skipped_executed(c: Context) -> Finding | None:
         if counted > _ALL:
             return None
         lines = [f"the run counts {counted:.0%} of its layers active"]
-    elif _is(c, _LAYERS, by_name=True) and s and int(s * len({p.key[0] for p in pairs})):
+    elif _says_layers(c) and s and int(s * len({p.key[0] for p in pairs})):
         lines = [f"the run's method is {_method(c)} at s = {s:g}"]
     else:
         return None
@@ -132,10 +135,17 @@ def _method(c: Context) -> str | None:
     return method if isinstance(method, str) else None
 
 
-def _is(c: Context, ids: tuple[str, ...], *, by_name: bool = False) -> bool:
-    """Whether the run's method, or (unless `by_name`) the verdict, is one of the families."""
-    seen = c.phase.family.ids if c.phase.family and not by_name else frozenset()
-    return _method(c) in ids or not seen.isdisjoint(ids)
+def _families(c: Context) -> list[Family]:
+    """The families of the run's method, where it is one, and of the verdict."""
+    return known([_method(c), *(c.phase.family.ids if c.phase.family else ())])
+
+
+def _says_layers(c: Context) -> bool:
+    return any(one.skips_layers for one in known([_method(c)]))
+
+
+def _in_a_sentence(one: Family) -> str:
+    return one.title[:1].lower() + one.title[1:]
 
 
 def _as_before(p: Pair) -> bool:

@@ -11,6 +11,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.verdict import MANY_ZEROS
+from prunescope.taxonomy.families import cutting, known
 
 
 def zeros_in_dense(c: Context) -> Finding | None:
@@ -18,7 +19,7 @@ def zeros_in_dense(c: Context) -> Finding | None:
     family = c.phase.family
     if c.pairs is None or family is None or c.side.run is None:
         return None
-    if family.ids.isdisjoint({"static-k-mask", "static-k-24"}):
+    if not any(one.zeroes_weights for one in known(family.ids)):
         return None
     if any(p.pruned is not None and p.pruned.kind == "sparse_gemm" for p in c.pairs):
         return None
@@ -33,8 +34,8 @@ def zeros_in_dense(c: Context) -> Finding | None:
         text=f"zeros are in dense tensors: 0 sparse kernels in {total} GEMMs; "
         "nothing was removed, the multiplications by zero are executed",
         evidence=family.evidence,
-        change="remove whole heads or MLP channels (static-nk), or store 2:4 weights in a format "
-        "whose sparse kernels run on this device",
+        change=f"remove whole heads or MLP channels ({cutting('heads', 'channels')}), or store 2:4 "
+        "weights in a format whose sparse kernels run on this device",
         predicted_ns=gain or None,
     )
 

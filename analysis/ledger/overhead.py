@@ -19,14 +19,12 @@ from prunescope.analysis.ledger.ledger import Ratios, Split
 from prunescope.analysis.ledger.noise import Domain, busy_factor
 from prunescope.analysis.ledger.pairing import Units, with_dense_layer
 from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
-from prunescope.taxonomy.family import dynamic_ids
+from prunescope.taxonomy.families import known
+from prunescope.taxonomy.family import Family as Pruning
 from prunescope.taxonomy.roles import MLP_ROLES
 
 _SAME = 1e-9
 _NOTHING = 1e-3  # ns: a rounding error of two equal ratios
-_DECIDED_BY_ATTENTION = frozenset({"dynamic-nk", "kv-evict"})
-_EACH_LAYER = frozenset({"dynamic-m", "dynamic-depth"})
-_SKIPS_TOKENS = frozenset({"dynamic-m", "token-drop"})
 _ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
 _SCATTER = re.compile(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
 _INDEX = re.compile(
@@ -60,22 +58,22 @@ def overhead(
     None for every other phase: work that a static family adds is a row of its ledger.
     `replicates` of the ledger give the interval of the break-even.
     """
-    ids = family.ids if family else frozenset()
+    seen = known(family.ids) if family else []
     routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
-    if not routed and not ids & dynamic_ids():
+    if not routed and not any(one.is_dynamic for one in seen):
         return None
     dense = float(books.ledger.dense[0])
     parts = [
-        *_added_parts(books, pruned, ids),
+        *_added_parts(books, pruned, seen),
         _host_part(books),
-        _key_value_part(books, pruned, ids),
-        _weights_part(books, ids),
+        _key_value_part(books, pruned, seen),
+        _weights_part(books, seen),
     ]
     for part in parts:
         part.share = None if part.ns is None or dense <= 0 else part.ns / dense
     added = sum(part.ns or 0.0 for part in parts if part.added)
     saved = dense - float(books.ledger.pruned[0]) + added
-    drawn = bool(ids & _EACH_LAYER)
+    drawn = any(one.routes_layers for one in seen)
     sparsity = touched_sparsity(books.units, books.ratio, drawn=drawn)
     kept = sum(p.ns or 0.0 for p in parts if p.name in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
@@ -185,7 +183,7 @@ def _busy_factor(books: Books, pruned: Kernels) -> float:
     return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
 
 
-def _added_parts(books: Books, pruned: Kernels, ids: frozenset[str]) -> list[OverheadPart]:
+def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> list[OverheadPart]:
     added = _keys(books.units, books.units.added)
     table = pl.DataFrame(
         added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
@@ -201,7 +199,7 @@ def _added_parts(books: Books, pruned: Kernels, ids: frozenset[str]) -> list[Ove
     spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
     for row in sums.iter_rows(named=True):
         dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
-        part = _purpose(row, dtypes, ids)
+        part = _purpose(row, dtypes, {one.scorer for one in seen})
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
         entry[0] += row["busy"] * factor
         entry[1] += row["count"] / pruned.num_steps
@@ -221,8 +219,9 @@ def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPar
     )
 
 
-def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: frozenset[str]) -> str:
-    """What an added op is for, by its kind, its name, its operands and its role."""
+def _purpose(row: dict[str, str], dtypes: tuple[str, ...], scorers: set[str]) -> str:
+    """What an added op is for, by its kind, its name, its operands and its role. `scorers`: of the
+    families that were seen."""
     kind, work = row["kind"], row["work"]
     if kind == "gather_scatter":
         return "scatter" if _SCATTER.search(work) else "gather"
@@ -237,11 +236,10 @@ def _purpose(row: dict[str, str], dtypes: tuple[str, ...], ids: frozenset[str]) 
         _INDEX.search(work) or any(n in t.lower() for t in dtypes[:1] for n in _WHOLE_NUMBERS)
     ):
         return "index building"
-    by_attention = ids & _DECIDED_BY_ATTENTION
-    if by_attention and ids & {"dynamic-m", "dynamic-depth", "dynamic-width"}:
+    if {"estimator", "router"} <= scorers:
         # Both kinds of router run: one that scores pairs of blocks multiplies in batches.
         return "estimator" if kind in ("batched_gemm", "softmax") else "router"
-    return "estimator" if by_attention else "router"
+    return "estimator" if "estimator" in scorers else "router"
 
 
 def _host_part(books: Books) -> OverheadPart:
@@ -250,10 +248,10 @@ def _host_part(books: Books) -> OverheadPart:
     return OverheadPart(name=HOST, ns=float(launch[books.units.added].sum()), added=True)
 
 
-def _key_value_part(books: Books, pruned: Kernels, ids: frozenset[str]) -> OverheadPart:
+def _key_value_part(books: Books, pruned: Kernels, seen: list[Pruning]) -> OverheadPart:
     """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
     part = OverheadPart(name=KEY_VALUE, ns=0.0, added=False)
-    if "dynamic-m" not in ids:
+    if not any(one.routes_rows for one in seen):
         return part
     units = books.units
     at = {key: i for i, key in enumerate(units.keys)}
@@ -269,11 +267,11 @@ def _key_value_part(books: Books, pruned: Kernels, ids: frozenset[str]) -> Overh
     return part
 
 
-def _weights_part(books: Books, ids: frozenset[str]) -> OverheadPart:
+def _weights_part(books: Books, seen: list[Pruning]) -> OverheadPart:
     """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
     the weights do not. None where peaks, and so the roofline, are unknown."""
     part = OverheadPart(name=WEIGHTS, ns=0.0, added=False)
-    if not ids & _SKIPS_TOKENS:
+    if not any(one.skips_tokens for one in seen):
         return part
     units, flop = books.units, books.ratio.flop
     linear = np.array([key[1] in _ROUTED and key[2] == MATMUL for key in units.keys], bool)

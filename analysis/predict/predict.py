@@ -16,7 +16,7 @@ from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve
 from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 

@@ -20,7 +20,8 @@ from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.schema.report import Ladder, Row
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, families, family
+from prunescope.taxonomy.families import family, pruning_families
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.shape import ModelShape
 
@@ -109,12 +110,12 @@ def _in_noise(row: Row | None) -> bool:
 
 
 def _family(side: Side, verdict: str | None) -> Family | None:
-    known = {f.id for f in families()} - {"dense"}
+    by_id = {f.id: f for f in pruning_families()}
     method = ((side.run.pruning if side.run else None) or {}).get("method")
-    found = next((name for name in (method, verdict) if name in known), None)
-    if found == "static-k-24" and not _has_sparse_units(side.peaks):
-        found = "static-k-mask"
-    return family(found) if found else None
+    found = next((by_id[name] for name in (method, verdict) if name in by_id), None)
+    if found and found.without_sparse_units and not _has_sparse_units(side.peaks):
+        return family(found.without_sparse_units)
+    return found
 
 
 def _own_sparsity(side: Side, nominal: float | None) -> float | None:

@@ -19,7 +19,8 @@ from prunescope.analysis.predict.side import Side, dense_forward, pruned_forward
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.family import Family, family
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.shape import ModelShape
 
@@ -169,10 +170,10 @@ def resolve(
 
 def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
     """The family that this device runs: 2:4 without matrix units for it is a mask, and said."""
-    if chosen is None or chosen.id != "static-k-24" or device.sparse_24 is not False:
+    if chosen is None or not chosen.without_sparse_units or device.sparse_24 is not False:
         return chosen
     warnings.append(f"{device.name} has no matrix units for 2:4: the weights stay dense with zeros")
-    return family("static-k-mask")
+    return family(chosen.without_sparse_units)
 
 
 def terms_of(asked: Collection[str] | None, without: Collection[str]) -> Collection[str]:

@@ -15,7 +15,7 @@ import polars as pl
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Family
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.taxonomy.family import dynamic_ids
+from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
@@ -52,7 +52,7 @@ def doubts(
         return found
     found += [*_no_gemm(evidence, {doubt.text.split(":")[0] for doubt in found})]
     found += [*_layers(evidence, family), *_roles(dense, pruned)]
-    if not family.ids & dynamic_ids():  # steps of those differ by their nature
+    if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
         found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
     return found
 
@@ -92,7 +92,7 @@ def _no_gemm(e: Evidence, lossy: set[str]) -> Iterator[Doubt]:
 
 def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
     """Layers that are said to be gone, and are not gone as a pruning of layers leaves them."""
-    if "static-m" not in family.ids:
+    if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
     gone, here = e.gone_and_here()
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+from prunescope.taxonomy.applies import YES, Applies, no_parts, to_layers
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import removed_layers
 from prunescope.taxonomy.plan import Plan, Workload
@@ -21,12 +24,25 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 
+def applies(traits: Traits) -> Applies:
+    """A layer that is skipped updates no state of a mixer."""
+    if traits.shape and traits.mixer:
+        return Applies(YES, f"a layer that is skipped updates no state of {traits.mixer}")
+    return to_layers(traits)
+
+
 FAMILY = Family(
     id="dynamic-depth",
     title="Dynamic depth",
     dynamics="dynamic",
     axes=pattern("M M M M M M"),
     unit="layers, per input",
+    cuts=("layers",),
+    applies=applies,
+    not_realised=partial(no_parts, whole_layers=True),
+    mixers="rows",
+    scorer="router",
+    routes_layers=True,
     methods=("early exit", "layer skipping"),
     plans=plans,
     extension=True,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import NO, PARTLY, YES, Applies, no_parts
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 _ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expert", "router")
+# A token that is routed past a sublayer is still a key and a value for the others.
+_KEPT = ("k", "v", "kv_a", "kv_b")
 
 
 def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
@@ -37,12 +41,29 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     ]
 
 
+def applies(traits: Traits) -> Applies:
+    """To tokens of attention and MLP: a recurrence takes every one."""
+    if traits.shape is None:
+        return Applies(NO, "a recurrent state needs every token, and there is no MLP beside it")
+    if traits.mixer:
+        state = f"attention and MLP: {traits.mixer} keeps a state, which needs every token"
+        return Applies(PARTLY, state)
+    return Applies(YES)
+
+
 FAMILY = Family(
     id="dynamic-m",
     title="Dynamic M",
     dynamics="dynamic",
     axes=pattern("M M M M M M"),
     unit="tokens, per sublayer or layer",
+    cuts=("tokens",),
+    applies=applies,
+    not_realised=no_parts,
+    leaves=_KEPT,
+    scorer="router",
+    routes_layers=True,
+    routes_rows=True,
     methods=("MoD", "SkipGPT", "D-LLM"),
     plans=plans,
     adds=("gemm", "routing", "gather_scatter", "elementwise"),

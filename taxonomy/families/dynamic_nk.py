@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import YES, Applies, no_keys, to_keys
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -17,12 +19,25 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     return [replace(dense_plan(shape, work), scores=share, keys=share)]
 
 
+def applies(traits: Traits) -> Applies:
+    """As other families of keys; blocks of latent attention stay in its cache."""
+    found = to_keys(traits)
+    if found.answer == YES and traits.shape and traits.shape.kv_rank is not None:
+        latent = "each latent is expanded; blocks are left out of the products alone"
+        return Applies(YES, latent)
+    return found
+
+
 FAMILY = Family(
     id="dynamic-nk",
     title="Dynamic NK",
     dynamics="dynamic",
     axes=pattern("- N K - - -"),
     unit="key/value blocks per query block",
+    cuts=("blocks",),
+    applies=applies,
+    not_realised=no_keys,
+    scorer="estimator",
     methods=("SeerAttention", "BLASST"),
     plans=plans,
     knobs={

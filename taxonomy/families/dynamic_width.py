@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import NO, Applies, to_mlp
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.families.static_nk import with_channels
 from prunescope.taxonomy.family import Family, Point, pattern
 from prunescope.taxonomy.plan import Piece, Plan, Workload
@@ -27,12 +29,22 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     return [replace(dense_plan(narrow, work), linear=linear)]
 
 
+def applies(traits: Traits) -> Applies:
+    """To an MLP that is no set of experts."""
+    if traits.shape and traits.shape.experts:
+        return Applies(NO, "its experts are chosen by a router of its own")
+    return to_mlp(traits)
+
+
 FAMILY = Family(
     id="dynamic-width",
     title="Dynamic width",
     dynamics="dynamic",
     axes=pattern("- - - - N K"),
     unit="MLP channels, per token",
+    cuts=("channels",),
+    applies=applies,
+    scorer="router",
     methods=("WIDE",),
     plans=plans,
     extension=True,

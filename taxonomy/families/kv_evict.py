@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import no_keys, to_keys
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
@@ -24,6 +25,11 @@ FAMILY = Family(
     dynamics="dynamic",
     axes=pattern("- N K - - -"),
     unit="cached keys and values",
+    cuts=("keys",),
+    applies=to_keys,
+    not_realised=no_keys,
+    scorer="estimator",
+    scored_in="decode",
     methods=("H2O", "SnapKV", "sliding window"),
     plans=plans,
     extension=True,

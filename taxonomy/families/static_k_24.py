@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
-from prunescope.taxonomy.keep import check_semi_structured
+from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
+
+
+def checked(sparsity: float) -> float:
+    """0.5, the only sparsity of the 2:4 format. Raises PrunescopeError for another."""
+    if check_sparsity(sparsity) != 0.5:
+        raise PrunescopeError(
+            f"2:4 sparsity is 0.5, not {sparsity}",
+            hint="2 of every 4 weights are kept: use --sparsity 0.5, or static-k-mask for others",
+        )
+    return 0.5
 
 
 def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:
@@ -22,12 +35,18 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     dense: an expert is a slice of one stacked tensor, which no such kernel takes."""
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    check_semi_structured(point.sparsity)
+    checked(point.sparsity)
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
         return (Piece(n, k),) if role == "experts" else _sparse(role, n, k, work.itemsize)
 
     return [replace(dense_plan(shape, work), linear=linear)]
+
+
+def _not_realised(traits: Traits) -> str:
+    if traits.shape is None:
+        return "only projections of attention and MLP are taken; static-k-mask takes all"
+    return ""
 
 
 FAMILY = Family(
@@ -36,9 +55,15 @@ FAMILY = Family(
     dynamics="static",
     axes=pattern("K - - K K K"),
     unit="2 of every 4 weights along K",
+    cuts=("weights",),
+    applies=to_projections,
+    not_realised=_not_realised,
+    leaves=EXPERT_MATRICES,
+    without_sparse_units="static-k-mask",
     methods=("SparseGPT", "Wanda", "MaskLLM"),
     plans=plans,
     only=0.5,
+    check=checked,
     knobs={
         "backend": Knob(
             "auto",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
 from prunescope.taxonomy.architecture_table import BY_ID
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Point, pattern
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
@@ -49,12 +51,31 @@ def _stored_rows(shape: ModelShape, role: str, n: int) -> int:
     return n
 
 
+def applies(traits: Traits) -> Applies:
+    """To projections; those of latent attention are of low rank as they are."""
+    shape = traits.shape
+    if shape is None or shape.kv_rank is None:
+        return to_projections(traits)
+    both = ", q_a and q_b too" if shape.q_rank else ""
+    return to_projections(traits, f"kv_a and kv_b are two low-rank GEMMs already{both}")
+
+
+def _not_realised(traits: Traits) -> str:
+    if traits.shape is None:
+        return "only projections of attention and MLP are taken; static-k-mask takes all"
+    return ""
+
+
 FAMILY = Family(
     id="static-k-lowrank",
     title="Static K, low rank",
     dynamics="static",
     axes=pattern("K - - K K K"),
     unit="rank: one GEMM becomes two",
+    cuts=("ranks",),
+    applies=applies,
+    not_realised=_not_realised,
+    leaves=EXPERT_MATRICES,
     methods=("SVD-LLM", "Dobi-SVD"),
     plans=plans,
     adds=("gemm",),

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from prunescope.taxonomy.applies import YES, Applies, to_projections
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, identity, pattern
+
+
+def applies(traits: Traits) -> Applies:
+    """To every weight of a layer, stacked experts too."""
+    if traits.shape is None:
+        return to_projections(traits)
+    return Applies(YES, "zeros in dense tensors: no dimension moves")
+
 
 FAMILY = Family(
     id="static-k-mask",
@@ -10,6 +20,8 @@ FAMILY = Family(
     dynamics="static",
     axes=pattern("- - - - - -"),
     unit="single weights, set to zero and stored",
+    cuts=("weights",),
+    applies=applies,
     methods=("Wanda", "SparseGPT", "magnitude"),
     plans=identity,
     extension=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import to_layers
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import named_layers, removed_layers
@@ -47,6 +48,9 @@ FAMILY = Family(
     dynamics="static",
     axes=pattern("M M M M M M"),
     unit="layers, or attention and MLP sublayers",
+    cuts=("layers",),
+    applies=to_layers,
+    mixers="rows",
     methods=("ShortGPT", "ShortenedLLaMA", "BlockPruner", "CoopPruner"),
     plans=plans,
     knobs={

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
 from prunescope.taxonomy.plan import Plan, Workload
@@ -11,6 +13,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 ROUNDING = Knob("nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS)
+LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 
 def with_heads(shape: ModelShape, point: Point) -> ModelShape:
@@ -38,12 +41,29 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     return [dense_plan(with_channels(with_heads(shape, point), point), work)]
 
 
+def applies(traits: Traits) -> Applies:
+    """To heads and channels; to channels alone where no head can be cut."""
+    reason = no_heads(traits)
+    if reason and traits.shape and not traits.alibi:
+        return Applies(PARTLY, f"the MLP alone: {reason}")
+    return to_heads(traits)
+
+
+def _not_realised(traits: Traits) -> str:
+    entry = traits.entry
+    return "use static-nk-mlp" if traits.alibi or (entry and entry.no_heads) else ""
+
+
 FAMILY = Family(
     id="static-nk",
     title="Static NK",
     dynamics="static",
     axes=pattern("N M M K N K"),
     unit="KV-head groups and MLP channels",
+    cuts=("heads", "channels"),
+    applies=applies,
+    not_realised=_not_realised,
+    leaves=LATENTS,
     methods=("LLM-Pruner", "FLAP", "Týr-the-Pruner"),
     plans=plans,
     knobs={"rounding": ROUNDING},

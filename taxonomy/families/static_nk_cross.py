@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import YES, Applies
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import kept_hidden
 from prunescope.taxonomy.plan import Plan, Workload
@@ -32,12 +34,34 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     return [replace(dense_plan(narrow, work), residual=different, shifted=biased)]
 
 
+def applies(traits: Traits) -> Applies:
+    """To every stream; with one basis where residuals cannot go through a map."""
+    shape, entry = traits.shape, traits.entry
+    if shape is None:
+        return Applies(YES)
+    reasons = []
+    if shape.centred_norms:
+        reasons.append("layer norms become RMS norms, their mean and bias part of the weights")
+    if entry is not None and entry.no_maps:
+        reasons.append(f"with junctions=same alone: {entry.no_maps}")
+    return Applies(YES, "; ".join(reasons))
+
+
+def _not_realised(traits: Traits) -> str:
+    return traits.outside
+
+
 FAMILY = Family(
     id="static-nk-cross",
     title="Static NK, cross-layer",
     dynamics="static",
     axes=pattern("K - - N K N"),
     unit="residual-stream (hidden) dimensions",
+    cuts=("stream",),
+    applies=applies,
+    not_realised=_not_realised,
+    leaves=("q_b", "kv_b"),  # they read latents, not the stream
+    mixers="stream",
     methods=("SliceGPT",),
     plans=plans,
     knobs={

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prunescope.taxonomy.families.static_nk import ROUNDING, with_heads
+from prunescope.taxonomy.applies import to_heads
+from prunescope.taxonomy.families.static_nk import LATENTS, ROUNDING, with_heads
 from prunescope.taxonomy.family import Family, Point, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -20,6 +21,9 @@ FAMILY = Family(
     dynamics="static",
     axes=pattern("N M M K - -"),
     unit="KV-head groups",
+    cuts=("heads",),
+    applies=to_heads,
+    leaves=LATENTS,
     methods=("LLM-Pruner", "FLAP", "head pruning"),
     plans=plans,
     extension=True,

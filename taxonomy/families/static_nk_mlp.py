@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.taxonomy.applies import to_mlp
 from prunescope.taxonomy.families.static_nk import with_channels
 from prunescope.taxonomy.family import Family, Point, pattern
 from prunescope.taxonomy.plan import Plan, Workload
@@ -20,6 +21,8 @@ FAMILY = Family(
     dynamics="static",
     axes=pattern("- - - - N K"),
     unit="MLP channels",
+    cuts=("channels",),
+    applies=to_mlp,
     methods=("LLM-Pruner", "FLAP", "neuron pruning"),
     plans=plans,
     extension=True,

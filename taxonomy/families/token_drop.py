@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Knob, Point, pattern
 from prunescope.taxonomy.keep import kept_count
@@ -54,12 +56,31 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     ]
 
 
+def applies(traits: Traits) -> Applies:
+    """To tokens behind an attention that ranks them."""
+    if traits.shape is None:
+        return Applies(NO, "no attention ranks its tokens")
+    if not traits.mixer:
+        return Applies(YES)
+    after = ranked(traits.shape)
+    if not after:
+        return Applies(NO, "no attention stands before the last layer to rank its tokens")
+    where = f"after {after.start} to {after.stop - 1} layers, ranked by the attention before"
+    behind = f"{traits.mixer} behind keeps the state of the tokens that go on"
+    return Applies(YES, f"{where}; {behind}")
+
+
 FAMILY = Family(
     id="token-drop",
     title="Token dropping",
     dynamics="dynamic",
     axes=pattern("M M M M M M"),
     unit="prompt tokens, after a layer",
+    cuts=("tokens",),
+    applies=applies,
+    not_realised=no_parts,
+    mixers="rows",
+    scored_in="decode",
     methods=("LazyLLM", "FastV"),
     plans=plans,
     extension=True,

@@ -18,7 +18,7 @@ from prunescope.analysis.predict.shares import Measured
 from prunescope.analysis.predict_from import measured_phase
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from tests.analysis.predict.plain import predict_from
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"

@@ -12,7 +12,7 @@ from prunescope.analysis.device.hardware import DEVICES, Device
 from prunescope.analysis.predict.execution import NAMES, op_ns, total_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 

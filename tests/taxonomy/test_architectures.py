@@ -11,7 +11,7 @@ import pytest
 from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
 from prunescope.taxonomy.architectures import describe, known_architectures, read_architecture
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, families, family, register
+from prunescope.taxonomy.families import families, family, register
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape

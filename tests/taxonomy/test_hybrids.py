@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.presets import preset_config

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from prunescope.taxonomy import keep
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.static_k_24 import checked
 
 
 def test_roundings_by_hand() -> None:
@@ -46,7 +47,7 @@ def test_a_sparsity_outside_the_range_is_refused(sparsity: float) -> None:
 
 def test_impossible_requests() -> None:
     with pytest.raises(PrunescopeError, match=r"0\.5"):
-        keep.check_semi_structured(0.25)
+        checked(0.25)
     with pytest.raises(PrunescopeError, match="saves nothing"):
         keep.low_rank(64, 128, 0.01)  # int(42.2) -> 48, break-even 42.7
     assert keep.low_rank_or_dense(64, 128, 0.01) is None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.match import MATCHES, removed_shares, solve, take_match
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]

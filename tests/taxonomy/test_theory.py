@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.presets import preset_config

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 

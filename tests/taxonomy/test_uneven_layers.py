@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.match import removed_shares
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_schema import first_wrong

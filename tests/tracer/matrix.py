@@ -20,8 +20,8 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.families.token_drop import ranked
-from prunescope.taxonomy.family import families
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.progress import Silent

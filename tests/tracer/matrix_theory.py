@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.families.token_drop import ranked
-from prunescope.taxonomy.family import family
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import Run

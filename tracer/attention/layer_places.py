@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.tracer.attention.counted_cache import (
     CountedKeys,
     CountedLayer,
@@ -71,7 +72,7 @@ def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
         if len(numbers) != 1:
             raise PrunescopeError(
                 f"layer {number} of {type(model).__name__} does not say where its cache is",
-                hint="use static-m, which removes whole layers",
+                hint=f"use {cutting('layers')}, which removes whole layers",
             )
         cached = numbers.pop()
         window = windows[cached] if cached < len(windows) else None

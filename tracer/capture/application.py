@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, family
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.shape import ModelShape

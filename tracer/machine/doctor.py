@@ -131,9 +131,12 @@ def _profiler() -> Check:
 def _sparse() -> Check:
     import torch
 
+    from prunescope.taxonomy.families import families
+
     cards = range(torch.cuda.device_count())
     able = bool(cards) and all(torch.cuda.get_device_capability(i)[0] >= 8 for i in cards)
-    hint = None if able else "static-k-24 masks the weights and runs dense kernels here"
+    sparse = ", ".join(f.id for f in families() if f.without_sparse_units)
+    hint = None if able else f"{sparse} masks the weights and runs dense kernels here"
     says = "sparse tensor cores" if able else "no sparse tensor cores"
     return _check("2:4", ok=able, says=says, hint=hint)
 

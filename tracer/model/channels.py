@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model.narrow import is_norm, keep_entries, narrow_norm, set_sizes
 from prunescope.tracer.model.weights import Weight, weights_of
@@ -107,7 +108,7 @@ def _channels(
     if any(weight.n not in (down.k, 2 * down.k) for weight in ups):
         raise PrunescopeError(
             f"{owner}: the matrices of this MLP do not have {down.k} channels each",
-            hint="static-m removes whole layers of this model",
+            hint=f"{cutting('layers')} removes whole layers of this model",
         )
     inner = owner[len(path) + 1 :] if owner != path else ""
     root = layer.get_submodule(inner)

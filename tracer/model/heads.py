@@ -14,6 +14,7 @@ from torch import nn
 
 from prunescope.taxonomy.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.model.layers import text_config
@@ -216,5 +217,5 @@ def _check(found: Heads) -> None:
 def _uncut(path: str, why: str) -> PrunescopeError:
     return PrunescopeError(
         f"heads of {path} cannot be cut: {why}",
-        hint="static-nk-mlp and static-m prune this model without its heads",
+        hint=f"{cutting('channels')} and {cutting('layers')} prune this model without its heads",
     )

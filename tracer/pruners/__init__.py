@@ -4,8 +4,8 @@ In: a model and a Point. Out: Applied, the pruned model and what was done to it.
 Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (the words of --method),
 `user_method` (a user's own).
 
-To add the family `static-k-24` of `taxonomy/families/`, write `tracer/pruners/static_k_24.py` (the
-id with `_` for `-`) and nothing else. The file holds one public function
+To do what a family of `taxonomy/families/` says, write a file of its name here (its id with `_` for
+`-`) and nothing else. The file holds one public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
 - It gets a deep copy of the dense model, on its device and in its dtype, with gradients off, and
   may change it in place or return another module.
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.family import families, family
+from prunescope.taxonomy.families import families, family
 from prunescope.tracer.calibration.point import Point
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, rounding, up16
 from prunescope.tracer.attention.inserted import extend
 from prunescope.tracer.calibration.point import Point
@@ -64,12 +65,12 @@ def _mlps(model: Any) -> list[Channels]:
     if kinds - {"mlp"}:
         raise PrunescopeError(
             f"{type(model).__name__} has experts, which its own router chooses for each token",
-            hint="dynamic-width takes models with one MLP a layer; use static-nk-mlp",
+            hint=f"dynamic-width takes models with one MLP a layer; use {cutting('channels')}",
         )
     if len(parts) != len(layers) or any(part.norms for part in parts):
         raise PrunescopeError(
             f"the layers of {type(model).__name__} do not have one MLP each, of up and down alone",
-            hint="use static-nk-mlp, or static-m, which removes whole layers",
+            hint=f"use {cutting('channels')}, or {cutting('layers')}, which removes whole layers",
         )
     return parts
 

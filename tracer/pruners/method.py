@@ -1,7 +1,7 @@
 """What `--method` says: one family, several joined by "+", or a function of the user's own.
 
 In: the word, `--sparsity`, `--set` and `--select`. Out: Parts in the order in which they are
-applied, `static-m:0.25+static-nk-mlp:0.5`; None for `package.module:function`. Loads no model.
+applied, `FAMILY:0.25+FAMILY:0.5`; None for `package.module:function`. Loads no model.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.family import CALIBRATIONS, families, family
-from prunescope.taxonomy.keep import check_semi_structured, check_sparsity
+from prunescope.taxonomy.families import cutting, families, family
+from prunescope.taxonomy.family import CALIBRATIONS
+from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.tracer.pruners import family_ids
 
@@ -41,8 +42,8 @@ def read_method(
 ) -> list[Part] | None:
     """The families of a method; None where it is a function of the user's own.
 
-    Of several, each takes the knobs that begin with its name: `--set static-m.unit=mlp`, and
-    `static-m.select=calibrated`. Raises PrunescopeError on the first thing that cannot be.
+    Of several, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`, and
+    `FAMILY.select=calibrated`. Raises PrunescopeError on the first thing that cannot be.
     """
     words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
     if not words:
@@ -84,7 +85,8 @@ def _sparsity(name: str, own: str | None, fallback: float) -> float:
     share = fallback if own is None else number(own)
     if share is None:
         raise PrunescopeError(
-            f"'{name}:{own}' gives no sparsity", hint="as in static-m:0.25+static-nk-mlp:0.5"
+            f"'{name}:{own}' gives no sparsity",
+            hint=f"as in {cutting('layers')}:0.25+{cutting('channels')}:0.5",
         )
     return check_sparsity(share)
 
@@ -107,8 +109,8 @@ def _check(part: Part) -> None:
     """A point that the family does not have, or a selection that it cannot make."""
     chosen = family(part.family)
     chosen.point(part.sparsity, part.knobs)
-    if chosen.only is not None and part.match == NOMINAL:
-        check_semi_structured(part.sparsity)
+    if part.match == NOMINAL:
+        chosen.check(part.sparsity)
     if part.select not in SELECTIONS:
         raise PrunescopeError(
             f"{part.family}.select={part.select} is no choice", hint=f"{' or '.join(SELECTIONS)}"

@@ -15,7 +15,7 @@ from torch.sparse import to_sparse_semi_structured
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.keep import check_semi_structured
+from prunescope.taxonomy.families.static_k_24 import checked
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
@@ -28,7 +28,7 @@ _FIRST_SPARSE = (8, 0)
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Zero the two lowest scores of each four along K; pack the weights where the device can."""
-    check_semi_structured(point.sparsity)
+    checked(point.sparsity)
     matrices = layer_matrices(model)
     record: dict[str, Any] = {"matrices": len(matrices), "notes": expert_notes(model)}
     packed = _wants_packed(str(point.knobs["backend"]), next(iter(matrices.values())), record)

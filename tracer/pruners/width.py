@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
@@ -118,12 +119,14 @@ def _choose_heads(
     if not chosen:
         raise PrunescopeError(
             f"{type(model).__name__} has no attention heads: its mixers keep a recurrent state",
-            hint="static-m removes its layers, static-nk-mlp the channels of its MLPs",
+            hint=f"{cutting('layers')} removes its layers, {cutting('channels')} the channels of "
+            "its MLPs",
         )
     if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
         raise PrunescopeError(
             f"{type(model).__name__} has one KV head, which all its query heads share",
-            hint="no group of heads can be removed; use static-nk-mlp or static-m",
+            hint="no group of heads can be removed; use "
+            f"{cutting('channels')} or {cutting('layers')}",
         )
     return chosen
 
@@ -138,7 +141,7 @@ def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> lis
     if not chosen:
         raise PrunescopeError(
             f"the layers of {type(model).__name__} have no MLP with up and down projections",
-            hint="use static-m, which removes whole layers",
+            hint=f"use {cutting('layers')}, which removes whole layers",
         )
     return chosen
 

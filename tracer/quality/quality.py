@@ -34,9 +34,6 @@ _PROMPT, _DECODED = 0.5, 32
 _ROWS = 32
 # Logits of the dense model are kept, as they left it, for as many bytes; else computed again.
 _KEEP_BYTES = 1 << 30
-# Families whose work starts with a cache that a prompt filled: one forward of a text, with the
-# logits of all its tokens, would show nothing of them.
-DECODE_SCORED = frozenset({"kv-evict", "token-drop"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.tracer.model.narrow import successor
 from prunescope.tracer.residual.ports import Basis
 from prunescope.tracer.residual.stream import Stream, different
@@ -146,6 +147,6 @@ def _epsilon(norm: Any) -> float:
 def _no_norm(norm: nn.Module) -> PrunescopeError:
     return PrunescopeError(
         f"{type(norm).__name__} is no RMS or layer norm of the residual stream",
-        hint="static-nk-cross takes norms that divide by the root mean square, with or without "
-        "the mean subtracted first",
+        hint=f"{cutting('stream')} takes norms that divide by the root mean square, with or "
+        "without the mean subtracted first",
     )

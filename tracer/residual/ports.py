@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.tracer.model.narrow import set_sizes, successor
 
@@ -96,7 +97,8 @@ class Port:
         if not self.bias or (known is None and not isinstance(self.holder, nn.Linear)):
             raise PrunescopeError(
                 f"{type(self.holder).__name__} has no place for the bias of the norm before it",
-                hint="static-nk-cross moves the biases of norms into the linears that read them",
+                hint=f"{cutting('stream')} moves the biases of norms into the linears that read "
+                "them",
             )
         weight = getattr(self.holder, self.name)
         added = added if known is None else added + known.detach().float()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import is_norm
@@ -239,6 +240,6 @@ def different(model: nn.Module, what: str) -> PrunescopeError:
     """The refusal of a model whose stream is not as the others'."""
     return PrunescopeError(
         f"the residual stream of {type(model).__name__} cannot be narrowed: {what}",
-        hint="static-nk-cross takes decoders that add attention, a mixer, an MLP or experts to one "
-        "stream; `prunescope families --architecture` lists those that prunescope knows",
+        hint=f"{cutting('stream')} takes decoders that add attention, a mixer, an MLP or experts "
+        "to one stream; `prunescope families --architecture` lists those that prunescope knows",
     )

@@ -16,6 +16,7 @@ from torch import nn
 
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.parts import AttentionParts, read_attentions
 from prunescope.tracer.model.layers import PRE_NORM, alike, decoder_layers, probe, text_config
@@ -35,7 +36,8 @@ def movable_layers(model: nn.Module) -> nn.ModuleList:
     if getattr(config, "alibi", False) or (entry is not None and entry.no_heads):
         raise PrunescopeError(
             f"the positions of {type(model).__name__} are a slope for each head (ALiBi)",
-            hint="it is added to every key, which these families move: use dynamic-width",
+            hint="it is added to every key, which these families move: use "
+            f"{cutting('channels', dynamics='dynamic')}",
         )
     return layers
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.tracer.calibration.point import Point
 
 _TABLE = 1 << 16

@@ -17,6 +17,7 @@ import torch
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import known
 from prunescope.tracer.calibration.collect import Statistics, remembering
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
@@ -37,7 +38,6 @@ from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.model.stored import weights_fingerprint
 from prunescope.tracer.quality.quality import (
-    DECODE_SCORED,
     TOKENS,
     Dense,
     Passage,
@@ -162,7 +162,7 @@ class Worker:
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found["weights"] != marks or found.get("tasks") != source:
-            scoring = "decode" if result.family in DECODE_SCORED else "prefill"
+            scoring = _scored_in(result.family)
             passage = self._text(job, dense)
             reference = self._reference(dense, marks["dense"], passage, scoring)
             found = {"weights": marks, "tasks": source, **compare(pruned.model, reference)}
@@ -235,9 +235,14 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
 def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
     """The tasks of a result; None where they would show nothing of what its family does: the
     harness scores a text in one forward, without a cache that a prompt filled."""
-    if not config.tasks or result.family in DECODE_SCORED:
+    if not config.tasks or _scored_in(result.family) == "decode":
         return None
     return TaskList(names=config.tasks, folder=config.tasks_path)
+
+
+def _scored_in(name: str) -> str:
+    """The phase in which the quality of a family shows; a method of several has one text."""
+    return next((one.scored_in for one in known([name])), "prefill")
 
 
 def _said(error: BaseException) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 
 from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import GEMM_GROUPS, Family, families
+from prunescope.taxonomy.families import families
+from prunescope.taxonomy.family import GEMM_GROUPS, Family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.request import TraceRequest

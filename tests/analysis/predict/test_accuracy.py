@@ -14,7 +14,7 @@ from prunescope.analysis.predict.constants import DEFAULT, TABLE, Constants
 from prunescope.analysis.predict.execution import NAMES, TERMS
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.analysis.predict.shares import Measured, Scaled, scaled
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 
 ROOT = Path(__file__).resolve().parents[3]
 PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 
 from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
 from tests.analysis.predict.plain import predict
 

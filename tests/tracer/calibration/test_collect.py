@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.calibration.collect import (
     Statistics,

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.census import census
 from prunescope.tracer.model import compat

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point

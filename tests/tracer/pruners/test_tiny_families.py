@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import family
+from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model

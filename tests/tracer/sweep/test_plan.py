@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import families
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.sweep.config import PRESETS, read_configs

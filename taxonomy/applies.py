@@ -1,0 +1,120 @@
+"""To which architectures a family applies: yes, partly or no, and why. What several families share.
+
+In: Traits. Out: Applies, or a sentence that says why the tool does not prune an architecture so; ""
+where it does. What a single family asks for stands in its own file.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prunescope.taxonomy.architecture_traits import Traits
+
+YES, PARTLY, NO = "yes", "partly", "no"
+STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
+NO_MLP = "it has no MLP of its own"
+ALIBI = "its positions are a slope for each head (ALiBi)"
+# Matrices of experts, slices of stacked tensors that some families leave dense.
+EXPERT_MATRICES = ("experts gate_up", "experts down", "shared gate_up", "shared down")
+
+
+class Applies(NamedTuple):
+    """YES, PARTLY or NO, and the sentence why not, or where."""
+
+    answer: str
+    why: str = ""
+
+
+def everywhere(_traits: Traits) -> Applies:
+    """To every architecture."""
+    return Applies(YES)
+
+
+def realised(_traits: Traits) -> str:
+    """The tool prunes whatever the family applies to."""
+    return ""
+
+
+def to_layers(traits: Traits) -> Applies:
+    """Of whole layers: to every architecture."""
+    return Applies(YES) if traits.shape else Applies(YES, f"layers of {traits.mixer} go whole")
+
+
+def to_mlp(traits: Traits) -> Applies:
+    """Of MLP channels."""
+    return Applies(YES) if traits.shape else Applies(NO, NO_MLP)
+
+
+def to_heads(traits: Traits) -> Applies:
+    """Of KV-head groups."""
+    shape, reason = traits.shape, no_heads(traits)
+    if shape is None or reason:
+        return Applies(NO, reason)
+    if shape.kv_rank is not None:
+        latent = "heads are rows of q_b and kv_b; the latents and the cache stay as they are"
+        return Applies(PARTLY, latent)
+    if traits.mixer:
+        where = "attention" if traits.beside else f"{traits.layers - traits.mixer_layers} layers"
+        return Applies(PARTLY, f"heads of {where} alone: {traits.mixer} keeps a recurrent state")
+    return Applies(YES)
+
+
+def no_heads(traits: Traits) -> str:
+    """Why no head can be cut; "" where some can."""
+    if traits.shape is None:
+        return STATE
+    if traits.shape.kv_heads == 1:
+        return "one KV head serves all query heads, so that no group can go"
+    if traits.alibi:
+        return f"{ALIBI}, counted from the first"
+    return traits.entry.no_heads if traits.entry else ""
+
+
+def to_keys(traits: Traits) -> Applies:
+    """Of the keys that a query sees."""
+    shape = traits.shape
+    if shape is None:
+        return Applies(NO, STATE)
+    full = shape.full_layers
+    if not full:
+        window = f"no layer sees more than {shape.window} keys"
+        return Applies(PARTLY, window) if shape.window else Applies(NO, STATE)
+    if shape.other_layers:
+        return Applies(PARTLY, f"in {full} of {shape.layers} layers: {STATE}")
+    if shape.sliding_layers:
+        sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
+        return Applies(PARTLY, sliding)
+    if traits.beside:
+        return Applies(PARTLY, f"attention alone: {traits.mixer} beside it reads no keys")
+    return Applies(YES)
+
+
+def to_projections(traits: Traits, *also: str) -> Applies:
+    """Of the matrices of attention and MLP, each on its own; `also`: what else stays dense."""
+    shape, mixer = traits.shape, traits.mixer
+    if shape is None:
+        return Applies(PARTLY, "the projections into and out of its mixers, not the state")
+    reasons = [f"{mixer} stays dense"] if mixer else []
+    reasons += also
+    if shape.experts:
+        shared = ", and shared ones with them" if shape.shared_intermediate else ""
+        reasons.append(f"routed experts, slices of stacked tensors, stay dense{shared}")
+    return Applies(PARTLY, "; ".join(reasons)) if reasons else Applies(YES)
+
+
+def no_parts(traits: Traits, *, whole_layers: bool = False) -> str:
+    """Why a family that decides at run time is not realised: its attention cannot be taken apart,
+    or (for `whole_layers`) not be left out."""
+    shape, entry = traits.shape, traits.entry
+    if shape is None or entry is None:
+        return ""
+    if traits.alibi or entry.no_heads:
+        return f"{ALIBI}, added to every key"
+    return "" if whole_layers else entry.no_parts
+
+
+def no_keys(traits: Traits) -> str:
+    """Why keys are not left out at run time."""
+    shape = traits.shape
+    windowed = shape is not None and shape.window and not shape.full_layers
+    return no_parts(traits) or ("every layer attends through a sliding window" if windowed else "")
