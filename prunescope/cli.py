@@ -7,26 +7,29 @@ Each function imports what it needs, so that `prunescope --help` loads neither t
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 import prunescope
 from prunescope import signals
+from prunescope.check_command import register_check
 from prunescope.command_options import (
-    Batch,
+    ANALYZE,
+    DRY_RUN,
+    FORMATS,
+    OUT,
+    SUBJECTS,
+    SWEEP,
+    TRACE,
     Json,
-    Knobs,
-    Logits,
-    Method,
-    Model,
     Option,
-    Phase,
-    PromptLen,
-    Share,
+    option,
+    options_of,
 )
 from prunescope.evidence_commands import register_evidence
 from prunescope.fact_commands import register_facts, register_predict
@@ -66,37 +69,14 @@ def _root(
         sys.stdout.write(context.get_help() + "\n")
 
 
-# fmt: off
 @app.command("trace")
-def _trace(
-    *,
-    model: Model,
-    method: Method = None,
-    sparsity: Share = 0.25,
-    knobs: Knobs = None,
-    phase: Phase = "both",
-    batch: Batch = 1,
-    prompt_len: PromptLen = 512,
-    decode_steps: Annotated[int, Option(min=1, metavar="N", help="Tokens of a sample.")] = 8,
-    logits: Logits = "last",
-    attn: Annotated[str, Option(metavar="NAME", help="Attention: sdpa, eager, ...")] = "sdpa",
-    dtype: Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")] = "auto",
-    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
-    select: Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")] = "random",
-    text: Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")] = None,
-    mode: Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")] = "eager",
-    warmup: Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")] = 3,
-    repeats: Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")] = 20,
-    steps: Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")] = 5,
-    seed: Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")] = 0,
-    threads: Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")] = None,
-    baseline: Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")] = None,
-    baseline_model: Annotated[str | None, Option(metavar="MODEL", help="The dense twin.")] = None,
-    no_baseline: Annotated[bool, Option("--no-baseline", help="No dense twin.")] = False,
-    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: traces/NAME]")] = None,
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace FOLDER.")] = False,
-    json_target: Json = None,
-) -> None:
+@options_of(
+    prunescope.trace,
+    TRACE,
+    only_here=[option("json_target", Json)],
+    only_there=["progress", "argv"],
+)
+def _trace(*, json_target: str | None, **options: Any) -> None:
     """Run a model and its dense twin, interleaved, and keep times, traces and a census.
 
     `prunescope families` lists the families of --method and the presets of --model.
@@ -108,37 +88,38 @@ def _trace(
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
-    # fmt: on
-    options = dict(locals())  # the parameters, nothing else
     from prunescope.analysis.report.listings import run_summary, traced
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs
     from prunescope.tracer.capture.progress import Bar
 
-    check_target(options.pop("json_target"))
-    options["knobs"] = pairs(knobs)
+    check_target(json_target)
+    options["knobs"] = pairs(options["knobs"])
     with Bar() as bar:
         summary = run_summary(prunescope.trace(**options, argv=sys.argv[1:], progress=bar))
     tell(summary, json_target, people=traced(summary))
 
 
-# fmt: off
 @app.command("analyze")
+@options_of(
+    prunescope.analyze,
+    ANALYZE,
+    only_here=[
+        option("subjects", SUBJECTS, inspect.Parameter.empty),
+        option("out", OUT),
+        option("formats", FORMATS),
+        option("json_target", Json),
+    ],
+    only_there=["subject"],
+)
 def _analyze(
-    subjects: Annotated[list[Path], typer.Argument(metavar="RUN|TRACE", help="Runs, traces.")],
     *,
-    baseline: Annotated[Path | None, Option(metavar="RUN|TRACE", help="The dense side.")] = None,
-    sparsity: Share = None,
-    device: Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")] = None,
-    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")] = None,
-    formats: Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")] = None,
-    json_target: Json = None,
-    eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Names graph ops.")] = None,
-    baseline_eager_trace: Annotated[Path | None, Option(metavar="TRACE", help="Its dense.")] = None,
-    phase_pattern: Annotated[str | None, Option(metavar="REGEX", help="Names of steps.")] = None,
-    peak: Annotated[list[str] | None, Option(metavar="DTYPE=TFLOPS", help="Repeatable.")] = None,
-    bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
-    hta: Annotated[bool, Option("--hta", help="Ask Holistic Trace Analysis too; slow.")] = False,
+    subjects: list[Path],
+    baseline: Path | None,
+    out: Path | None,
+    formats: str | None,
+    json_target: str | None,
+    **options: Any,
 ) -> None:
     """Explain where the promised speedup went; several subjects, or a folder of runs, are compared.
 
@@ -148,50 +129,39 @@ def _analyze(
     prunescope analyze pruned.json.gz --baseline dense.json.gz --sparsity 0.5 --device h100-sxm
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     """
-    # fmt: on
     from prunescope.analysis.pipeline import Options
     from prunescope.deliver import Delivery
     from prunescope.deliver_comparison import deliver_all
     from prunescope.taxonomy.arguments import peaks
 
-    options = Options(
-        sparsity=sparsity, device=device, peaks=peaks(peak), bandwidth=bandwidth,
-        phase_pattern=phase_pattern, eager_trace=eager_trace,
-        baseline_eager_trace=baseline_eager_trace, hta=hta,
-    )  # fmt: skip
+    options["peaks"] = peaks(options["peaks"])
     to = Delivery(folder=out, formats=formats, json=json_target)
-    if deliver_all(subjects, to, baseline=baseline, options=options):
+    if deliver_all(subjects, to, baseline=baseline, options=Options(**options)):
         raise typer.Exit(3)
 
 
 register_predict(app)
 
 
-# fmt: off
 @app.command("sweep")
-def _sweep(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A file.")] = None,
-    *,
-    out: Annotated[Path, Option(metavar="FOLDER", help="New, or of a sweep that goes on.")],
-    preset: Annotated[str | None, Option(metavar="NAME", help="paper, in place of a file.")] = None,
-    engine: Annotated[Literal["local", "ray"], Option(help="Where captures run.")] = "local",
-    shard: Annotated[str | None, Option(metavar="I/N", help="Part I of N, from 0.")] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Plan and time only.")] = False,
-    json_target: Json = None,
-) -> None:
+@options_of(
+    prunescope.sweep,
+    SWEEP,
+    only_here=[option("dry_run", DRY_RUN, False), option("json_target", Json)],  # noqa: FBT003
+    only_there=["progress", "argv"],
+)
+def _sweep(*, dry_run: bool, json_target: str | None, **options: Any) -> None:
     """Trace and judge many prunings of a model; the same command again resumes.
 
     \b
     prunescope sweep benchmarks/smollm2.yaml --out traces/sweep --dry-run
     """
-    # fmt: on
-    options = {k: v for k, v in locals().items() if k != "dry_run"}
     from prunescope.analysis.report.pareto_terminal import sweep_state
     from prunescope.output import check_target, tell
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
 
-    check_target(options.pop("json_target"))
+    check_target(json_target)
     request = SweepRequest(**options, argv=sys.argv[1:])
     if not dry_run:
         with Bar() as bar:
@@ -222,6 +192,7 @@ def _pareto(
     console_for(json_target).print(pareto_summary(found, target))
 
 
+register_check(app)
 register_evidence(app)
 register_facts(app)
 
@@ -247,8 +218,7 @@ def _calibrate(
 
 @app.command("doctor")
 def _doctor(*, json_target: Json = None) -> None:
-    """Check what works here: torch, device, profiler, clocks, HTA, Ray; exit code 3 if too little.
-    """
+    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if not."""
     from prunescope.analysis.report.listings import doctor
     from prunescope.output import check_target, tell
     from prunescope.tracer.machine.doctor import examine, works

@@ -5,21 +5,12 @@ out, tables of what is known or follows from it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import typer
 
 import prunescope
-from prunescope.command_options import (
-    Architecture,
-    Batch,
-    Json,
-    Knobs,
-    Logits,
-    Option,
-    Phase,
-    PromptLen,
-)
+from prunescope.command_options import CURVES, PREDICT, Architecture, Json, option, options_of
 
 
 def register_predict(app: typer.Typer) -> None:
@@ -33,38 +24,13 @@ def register_facts(app: typer.Typer) -> None:
     app.command("devices")(_devices)
 
 
-# fmt: off
-def _predict(
-    *,
-    model: Annotated[str | None, Option(metavar="MODEL", help="A preset, or config.json.")] = None,
-    device: Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")] = None,
-    method: Annotated[
-        list[str] | None, Option(metavar="FAMILY,...", help="One or several; repeatable.")
-    ] = None,
-    sparsity: Annotated[
-        str | None, Option(metavar="S|A,B|A:B:STEP", help="One or several; B is included.")
-    ] = None,
-    knobs: Knobs = None,
-    phase: Phase = "both",
-    batch: Batch = 1,
-    prompt_len: PromptLen = 512,
-    context: Annotated[
-        int | None, Option(min=1, metavar="N", help="Keys in decode.  [default: prompt]")
-    ] = None,
-    logits: Logits = "last",
-    dtype: Annotated[str | None, Option(metavar="NAME", help="[default: the model's]")] = None,
-    peak: Annotated[list[str] | None, Option(metavar="DTYPE=TFLOPS", help="Repeatable.")] = None,
-    bandwidth: Annotated[float | None, Option(metavar="GB/S", help="Of the memory.")] = None,
-    launch: Annotated[Literal["graph", "eager"], Option(help="How kernels start.")] = "graph",
-    without: Annotated[
-        list[str] | None, Option(metavar="TERM", help="Cost of execution to leave out.")
-    ] = None,
-    from_run: Annotated[
-        Path | None, Option(metavar="RUN|TRACE", help="Scale the times of this dense one.")
-    ] = None,
-    out: Annotated[Path | None, Option(metavar="FOLDER", help="Curves as figures, CSV.")] = None,
-    json_target: Json = None,
-) -> None:
+@options_of(
+    prunescope.predict,
+    PREDICT,
+    only_here=[option("out", CURVES), option("json_target", Json)],
+    only_there=["terms", "curves", "break_even"],
+)
+def _predict(*, out: Path | None, json_target: str | None, **options: Any) -> None:
     """Say what a pruning can give: no hardware, no weights, no run.
 
     \b
@@ -73,21 +39,19 @@ def _predict(
         --sparsity 0.1:0.7:0.1 --out curves
     prunescope predict --from-run traces/first --sparsity 0.5
     """
-    # fmt: on
-    options = dict(locals())  # the parameters, nothing else
     from prunescope.analysis.report.predict_table import prediction
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs, peaks
 
-    check_target(options.pop("json_target"))
-    folder, rates = options.pop("out"), peaks(options.pop("peak"))
-    options |= {"knobs": pairs(knobs), "peaks": rates, "without": without or ()}
-    result = prunescope.predict(**options, curves=folder is not None)
-    if folder is not None:
+    check_target(json_target)
+    options |= {"knobs": pairs(options["knobs"]), "peaks": peaks(options["peaks"])}
+    options["without"] = options["without"] or ()
+    result = prunescope.predict(**options, curves=out is not None)
+    if out is not None:
         from prunescope.analysis.report.predict_figure import curve_files
         from prunescope.analysis.report.write import write_files
 
-        write_files(curve_files(result), folder)
+        write_files(curve_files(result), out)
     tell(result, json_target, people=prediction(result))
 
 

@@ -27,6 +27,7 @@ _OURS = ("prunescope",)
 # What a command with partial results says in JSON; for people its output says it in place.
 _INCOMPLETE = {
     "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
+    "check": ("a rule does not hold, or is undecided", "`verdicts` says which and why"),
     "verify": ("the bundle does not verify", "`failed` names each file and why"),
     "sweep": ("results of the sweep are missing", "give the same command again: it does the rest"),
     "doctor": ("something that is needed does not work here", "`hint` of each check is its fix"),

@@ -7,7 +7,6 @@ layers: time of each layer by role. waves: predicted time over N, with the dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -38,29 +37,31 @@ _ROOM = 1.3
 _THIN = 0.6
 
 
+KINDS = ("roofline", "bounds", "layers", "waves")
+
+
 def anatomy_files(report: Report, ending: str) -> dict[str, bytes]:
     """File name to bytes of every figure that a phase has something for."""
     drawn: dict[str, bytes] = {}
     slugs = phase_slugs(report)
-    for name, phase in report.phases.items():
-        if phase.anatomy is None:
-            continue
-        with matplotlib.rc_context(figures.STYLE):
-            of = figures.of_what(report, name)
-            for kind, figure in _figures(phase.anatomy, report.device, of):
-                drawn[figure_name(kind, slugs[name], ending)] = figures.saved(figure, ending)
+    for name in report.phases:
+        for kind in KINDS:
+            if (figure := draw(report, name, kind)) is not None:
+                with matplotlib.rc_context(figures.STYLE):
+                    drawn[figure_name(kind, slugs[name], ending)] = figures.saved(figure, ending)
     return drawn
 
 
-def _figures(anatomy: Anatomy, device: dict[str, Any], of: str) -> Iterator[tuple[str, Figure]]:
-    for kind, figure in (
-        ("roofline", _roofline(anatomy, device, of)),
-        ("bounds", _bounds(anatomy, of)),
-        ("layers", _layers(anatomy, of)),
-        ("waves", _waves(anatomy, of)),
-    ):
-        if figure is not None:
-            yield kind, figure
+def draw(report: Report, name: str, kind: str) -> Figure | None:
+    """One of KINDS of a phase; None where the phase has nothing for it."""
+    anatomy = report.phases[name].anatomy
+    if anatomy is None:
+        return None
+    of = figures.of_what(report, name)
+    with matplotlib.rc_context(figures.STYLE):
+        if kind == "roofline":
+            return _roofline(anatomy, report.device, of)
+        return {"bounds": _bounds, "layers": _layers, "waves": _waves}[kind](anatomy, of)
 
 
 def _page(height: float, what: str, of: str) -> tuple[Figure, Axes]:

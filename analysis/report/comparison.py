@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from prunescope.analysis.report import escape, numbers
 from prunescope.analysis.report.columns import fitted
-from prunescope.analysis.report.html import SCRIPT, TEMPLATES, shown
+from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
 from prunescope.analysis.report.latex import HEAD, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, TOTALS
 from prunescope.analysis.report.markdown import table_lines
@@ -146,7 +145,8 @@ def _ledger(row: ComparisonRow, name: str) -> Cell:
     return Cell(numbers.percent(share, signed=True), share, tone=tone)
 
 
-def _warnings(comparison: Comparison) -> list[str]:
+def comparison_warnings(comparison: Comparison) -> list[str]:
+    """Its warnings, and the critical findings of its runs."""
     rows = comparison.rows
     critical = [f"{r.run}, {r.phase}: {', '.join(r.critical)}" for r in rows if r.critical]
     return [*comparison.warnings, *critical]
@@ -155,7 +155,7 @@ def _warnings(comparison: Comparison) -> list[str]:
 def render_markdown(comparison: Comparison) -> str:
     """The table as GitHub-flavoured Markdown."""
     lines = ["# Comparison", ""]
-    for warning in _warnings(comparison):
+    for warning in comparison_warnings(comparison):
         lines += [f"> ⚠ {escape.markdown(warning)}", ""]
     return "\n".join([*lines, *table_lines(comparison_table(comparison))]) + "\n"
 
@@ -229,17 +229,14 @@ def render_html(comparison: Comparison) -> str:
     """One self-contained page: the figure inline, the table sortable."""
     from prunescope.analysis.report.comparison_figure import draw_comparison
 
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
-        undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    env = templates()
     script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     svg = draw_comparison(comparison.rows, "svg")
     figure = "" if svg is None else svg.decode().partition("<svg")[2]
     return env.get_template("comparison.html.j2").render(
         title="Comparison",
-        warnings=_warnings(comparison),
+        warnings=comparison_warnings(comparison),
         table=comparison_table(comparison),
         figure=f"<svg{figure}" if figure else "",
         tool=comparison.tool,
@@ -261,7 +258,7 @@ class ComparisonView:
 
         table = comparison_table(self.comparison)
         yield ink(table.title, "bold")
-        for warning in _warnings(self.comparison):
+        for warning in comparison_warnings(self.comparison):
             yield ink(f"! {warning}", "yellow")
         yield fitted(table, options.max_width, ink)
         for note in table.notes:

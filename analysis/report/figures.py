@@ -1,4 +1,4 @@
-"""Figures for a paper: in, a Phase of the Report; out, PNG, PDF or SVG bytes, one column wide.
+"""Figures for a paper: in, a Report; out, figures one column wide, or their bytes.
 
 Holds what the other figures share too. Okabe-Ito colours, hatches for grey, Type 42 fonts.
 """
@@ -43,19 +43,24 @@ def figure_files(report: Report, ending: str) -> dict[str, bytes]:
     files = {}
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
-        if phase.ladder is not None:
-            files[figure_name("ladder", slugs[name], ending)] = draw_ladder(
-                phase, name, ending, title=_title(report, name, "speedup")
-            )
-        if phase.ledger:
-            files[figure_name("ledger", slugs[name], ending)] = draw_ledger(
-                phase, name, ending, title=_title(report, name, "where the time went")
-            )
+        kinds = ["ladder"] * (phase.ladder is not None) + ["ledger"] * bool(phase.ledger)
         if phase.ladder is None and phase.kinds and phase.anatomy is None:
-            files[figure_name("kinds", slugs[name], ending)] = draw_kinds(
-                phase, name, ending, title=_title(report, name, "busy time by kind")
-            )
+            kinds.append("kinds")
+        for kind in kinds:
+            figure = draw(report, name, kind)
+            with matplotlib.rc_context(STYLE):
+                files[figure_name(kind, slugs[name], ending)] = saved(figure, ending)
     return files
+
+
+def draw(report: Report, name: str, kind: str) -> Figure:
+    """One figure of a phase: "ladder", "ledger" or "kinds", of which the phase must have data."""
+    says, of = {
+        "ladder": ("speedup", ladder_figure),
+        "ledger": ("where the time went", ledger_figure),
+        "kinds": ("busy time by kind", kinds_figure),
+    }[kind]
+    return of(report.phases[name], name, title=_title(report, name, says))
 
 
 def _title(report: Report, name: str, what: str) -> str:
@@ -72,7 +77,7 @@ def of_what(report: Report, phase: str) -> str:
     return ", ".join(short(fact, 24) for fact in facts if fact)
 
 
-def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
+def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
     """The speedup ladder as horizontal bars from 0, with the interval of the realised one."""
     assert phase.ladder is not None
     ladder = phase.ladder
@@ -107,10 +112,10 @@ def draw_ladder(phase: Phase, name: str, ending: str, *, title: str = "") -> byt
                             label="1× (dense)"))  # fmt: skip
         _headed(axes, title, marks)
         axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
-        return saved(figure, ending)
+        return figure
 
 
-def draw_ledger(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
+def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
     """The ledger as a waterfall: walls and the promise as lines, changes as bars between them."""
     rows = phase.ledger or []
     bars, (low, high) = ledger_view.waterfall(rows)
@@ -132,7 +137,7 @@ def draw_ledger(phase: Phase, name: str, ending: str, *, title: str = "") -> byt
         _headed(axes, title, _legend(rows, bars))
         kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
         axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
-        return saved(figure, ending)
+        return figure
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D]:
@@ -195,7 +200,7 @@ def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
               weight="bold" if row.row in ledger_view.TOTALS else "normal")  # fmt: skip
 
 
-def draw_kinds(phase: Phase, name: str, ending: str, *, title: str = "") -> bytes:
+def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
     """Busy time by kind, for a report without a baseline."""
     ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
     unit = numbers.scale(ns for _, ns in ranked)
@@ -209,7 +214,7 @@ def draw_kinds(phase: Phase, name: str, ending: str, *, title: str = "") -> byte
         labels(axes, [short(kind) for kind, _ in ranked])
         _headed(axes, title, [])
         axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
-        return saved(figure, ending)
+        return figure
 
 
 def short(name: str, most: int = 18) -> str:

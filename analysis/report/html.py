@@ -40,14 +40,7 @@ class _Rung:
 
 def render_html(report: Report) -> str:
     """The whole report, tables in full (kernels: the first 300 names), light and dark."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    env = templates()
     script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     slugs = phase_slugs(report)
@@ -56,10 +49,18 @@ def render_html(report: Report) -> str:
         lines=[sentences.against(report), sentences.device(report)],
         tool=report.tool,
         warnings=sentences.warnings(report),
-        phases=[_phase(name, slugs[name], phase) for name, phase in report.phases.items()],
+        phases=[phase_view(name, slugs[name], phase) for name, phase in report.phases.items()],
         script=script,
         digest=digest,
     )
+
+
+def templates() -> jinja2.Environment:
+    """The templates, which escape every string and refuse a name that is not there."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
+        undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
 
 
 def shown(value: Any) -> Any:
@@ -67,7 +68,8 @@ def shown(value: Any) -> Any:
     return clean(value) if type(value) is str else value
 
 
-def _phase(name: str, slug: str, phase: Phase) -> dict[str, Any]:
+def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
+    """What a template needs of one phase: sentences, rungs, ledger and tables."""
     sides = sides_table(phase)
     paid = overhead_table(phase)
     tables = [table for table in (sides, paid) if table is not None]

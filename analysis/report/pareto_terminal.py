@@ -35,7 +35,8 @@ def sweep_state(found: dict[str, Any]) -> RenderableType:
     return Group(*(Text(clean(line)) for line in lines))
 
 
-def pareto_summary(found: Pareto, folder: object) -> RenderableType:
-    """The sentences of a comparison, and where the rest is."""
-    lines = [*found.notes, *found.summary, f"Written to {folder}"]
+def pareto_summary(found: Pareto, folder: object = None) -> RenderableType:
+    """The sentences of a comparison, and where the rest is, if it was written."""
+    written = [] if folder is None else [f"Written to {folder}"]
+    lines = [*found.notes, *found.summary, *written]
     return Group(*(Text(clean(line)) for line in lines))

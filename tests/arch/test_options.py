@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import typer.main
 
 import prunescope
 from prunescope import cli
+from prunescope.command_options import options_of
 from prunescope.taxonomy.errors import PrunescopeError
 
 COMMANDS = {
@@ -32,6 +36,7 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--json",
     },
     "pareto": {"folder", "--out", "--json"},
+    "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous"},
     "verify": {"path", "--json"},
     "families": {"--architecture", "--json"},
@@ -45,6 +50,30 @@ DEFAULTS = {
     "logits": "last", "attn": "sdpa", "dtype": "auto", "device": "auto", "select": "random",
     "mode": "eager", "warmup": 3, "repeats": 20, "steps": 5, "seed": 0,
 }  # fmt: skip
+
+
+def trace_request() -> Any:
+    from prunescope.tracer.capture.request import TraceRequest
+
+    return TraceRequest
+
+
+def predict_request() -> Any:
+    from prunescope.analysis.predict.predict import PredictRequest
+
+    return PredictRequest
+
+
+def sweep_request() -> Any:
+    from prunescope.tracer.sweep.sweep import SweepRequest
+
+    return SweepRequest
+
+
+def analyze_options() -> Any:
+    from prunescope.analysis.inputs.subject import Options
+
+    return Options
 
 
 def test_commands_and_options() -> None:
@@ -65,24 +94,35 @@ def test_every_command_says_what_it_does() -> None:
             assert getattr(parameter, "help", None), f"{name} {parameter.name} has no help"
 
 
-def test_trace_defaults_are_the_documented_ones_in_command_and_api() -> None:
-    from prunescope.tracer.capture.request import TraceRequest
+@pytest.mark.parametrize(
+    ("function", "request_of", "beside"),
+    [("trace", trace_request, {"progress"}), ("predict", predict_request, set()),
+     ("sweep", sweep_request, {"progress"}), ("analyze", analyze_options, {"subject", "baseline"})],
+)  # fmt: skip
+def test_a_function_of_the_api_takes_what_its_request_takes(
+    function: str, request_of: Callable[[], Any], beside: set[str]
+) -> None:
+    parameters = inspect.signature(getattr(prunescope, function)).parameters
+    fields = {field.name: field for field in dataclasses.fields(request_of())}
+    assert set(parameters) - beside == set(fields)
+    for name, field in fields.items():
+        default = parameters[name].default
+        if field.default is not dataclasses.MISSING and default is not inspect.Parameter.empty:
+            assert default == field.default, name
 
-    command = inspect.signature(cli._trace).parameters
-    request = {field.name: field.default for field in dataclasses.fields(TraceRequest)}
-    assert {name: command[name].default for name in DEFAULTS} == DEFAULTS
-    assert {name: request[name] for name in DEFAULTS} == DEFAULTS
-    assert set(request) - {"argv"} == set(command) - {"json_target"}
+
+def test_the_documented_defaults_of_trace() -> None:
+    parameters = inspect.signature(prunescope.trace).parameters
+    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
 
 
-def test_predict_takes_what_its_request_takes() -> None:
-    from prunescope.analysis.predict.predict import PredictRequest
-    from prunescope.fact_commands import _predict
+def test_a_parameter_without_words_is_an_error() -> None:
+    def one(*, a: int = 1, b: int = 2) -> None: ...
 
-    fields = {field.name for field in dataclasses.fields(PredictRequest)}
-    command = set(inspect.signature(_predict).parameters) - {"json_target", "out", "peak"}
-    assert command <= fields
-    assert "peaks" in fields
+    with pytest.raises(TypeError, match="differ in b"):
+        options_of(one, {"a": int})
+    command = options_of(one, {"a": int}, only_there=["b"])(lambda **_: None)
+    assert str(inspect.signature(command)) == "(*, a: int = 1)"
 
 
 def test_public_names_are_there() -> None:

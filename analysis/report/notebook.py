@@ -1,0 +1,67 @@
+"""A report and a comparison in a notebook: in, plain values; out, an HTML fragment.
+
+It brings its own style, scoped to itself, no script, and takes the colours of the page around it.
+jinja2 escapes every string.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.report import numbers, sentences, view
+from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.html import phase_view, templates
+from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.schema.comparison import Comparison
+from prunescope.analysis.schema.report import Phase, Report
+
+_TOP_GEMMS = 12
+
+
+def brief(report: Report) -> str:
+    """What was measured and what came of it, in at most 300 characters."""
+    told = [f"{name}: {_outcome(phase)}" for name, phase in report.phases.items()]
+    shown = told[:2] + ([f"{len(told) - 2} more phases"] if len(told) > 2 else [])
+    text = "; ".join([clean(sentences.title(report))[:120], *(clean(t)[:90] for t in shown)])
+    return text[:300]
+
+
+def _outcome(phase: Phase) -> str:
+    if phase.ladder is None:
+        return f"{numbers.time(phase.wall_ns)} a step"
+    family = phase.family.id if phase.family else "unknown"
+    return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"
+
+
+def render_notebook(report: Report) -> str:
+    """Headline, findings, ladder, ledger and the largest GEMMs of every phase."""
+    slugs = phase_slugs(report)
+    phases = [
+        phase_view(name, slugs[name], phase)
+        | {"gemms": view.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
+        for name, phase in report.phases.items()
+    ]
+    return (
+        templates()
+        .get_template("notebook.html.j2")
+        .render(
+            title=sentences.title(report),
+            lines=[sentences.against(report), sentences.device(report)],
+            warnings=sentences.warnings(report),
+            phases=phases,
+        )
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """The table of a comparison."""
+    return (
+        templates()
+        .get_template("notebook.html.j2")
+        .render(
+            title="Comparison: dense → pruned, of one step",
+            lines=[],
+            warnings=comparison_warnings(comparison),
+            phases=[],
+            table=comparison_table(comparison),
+        )
+    )

@@ -1,0 +1,210 @@
+"""The tables of a Report for data frames: in, a Report; out, Records with a column `phase` first.
+
+Raw values: ns a step, FLOP, bytes, shares in 0..1; null is unknown, never 0.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.schema.anatomy import Point
+from prunescope.analysis.schema.report import Finding, Gemm, KernelRow, Phase, Report
+from prunescope.taxonomy.errors import PrunescopeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+_AXES = ("m", "n", "k", "heads", "calls")  # of which a GEMM keeps a share
+_SHOWN = 20  # rows of a table in a notebook
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A table: `name`, `columns` (name to its Python type) and `rows`, one dict each.
+
+    `len(t)`, `for row in t`, `t[0]`; `to_polars()` and `to_pandas()` give data frames.
+    """
+
+    name: str
+    columns: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    def to_polars(self) -> pl.DataFrame:
+        """As a polars DataFrame: the same columns and types whether there are rows or not."""
+        import polars as pl
+
+        kinds: dict[Any, Any] = {str: pl.String, int: pl.Int64, float: pl.Float64, bool: pl.Boolean}
+        schema = {
+            name: pl.List(kinds[typing.get_args(kind)[0]])
+            if typing.get_origin(kind) is list
+            else kinds[kind]
+            for name, kind in self.columns.items()
+        }
+        return pl.DataFrame(list(self.rows), schema=schema, orient="row")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """As a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise PrunescopeError(
+                "pandas is not installed", hint="pip install pandas, or use to_polars()"
+            ) from None
+        return pd.DataFrame(list(self.rows), columns=list(self.columns))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {len(self.rows)} rows, columns {', '.join(self.columns)}>"
+
+    def _repr_html_(self) -> str:
+        """The first rows as an HTML table, for notebooks."""
+        head = "".join(f"<th>{escape(clean(name))}</th>" for name in self.columns)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{_cell(row[name])}</td>' for name in self.columns)}</tr>"
+            for row in self.rows[:_SHOWN]
+        )
+        more = len(self.rows) - _SHOWN
+        note = f"<p>{more} more rows: to_polars(), to_pandas()</p>" if more > 0 else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        value = ", ".join(str(v) for v in value)
+    text = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+    text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e6 else text
+    return escape(clean(text if len(text) <= 120 else f"{text[:119]}…"))
+
+
+def gemms(report: Report) -> Records:
+    """A row a GEMM: (role, op, shape, pairing); `keep_n` is the kept share of N, and so on."""
+    columns = _columns(Gemm, without=("keep",)) | {f"keep_{axis}": float for axis in _AXES}
+
+    def rows(phase: Phase) -> Iterator[Row]:
+        for gemm in phase.gemms:
+            row = _fields(gemm, without=("keep",))
+            yield row | {f"keep_{axis}": (gemm.keep or {}).get(axis) for axis in _AXES}
+
+    return _records("gemms", report, columns, rows)
+
+
+def ledger(report: Report) -> Records:
+    """A row a ledger row (`part` null), then one for each of its parts, which sum to it."""
+    columns: dict[str, Any] = {
+        "row": str, "part": str, "role": str, "class": str, "ns": float, "ci95_low": float,
+        "ci95_high": float, "noise_ns": float, "evidence": list[str],
+    }  # fmt: skip
+
+    def rows(phase: Phase) -> Iterator[Row]:
+        for row in phase.ledger or []:
+            whole = {"row": row.row, "part": None, "role": None, "class": None, "ns": row.ns}
+            yield whole | _ends(row.ci95) | {"noise_ns": row.noise_ns, "evidence": []}
+            for part in row.parts:
+                one = {"row": row.row, "part": part.name, "role": part.role, "class": part.cls}
+                rest = {"noise_ns": part.noise_ns, "evidence": part.evidence}
+                yield one | {"ns": part.ns} | _ends(part.ci95) | rest
+
+    return _records("ledger", report, columns, rows)
+
+
+def ladder(report: Report) -> Records:
+    """A row a rung: speedup, dense over pruned; only the realised one has an interval."""
+    columns = {"rung": str, "speedup": float, "ci95_low": float, "ci95_high": float}
+
+    def rows(phase: Phase) -> Iterator[Row]:
+        for rung in ("nominal", "flop", "coverage", "roofline", "busy", "realised"):
+            if phase.ladder is not None:
+                ends = phase.ladder.realised_ci95 if rung == "realised" else None
+                yield {"rung": rung, "speedup": getattr(phase.ladder, rung)} | _ends(ends)
+
+    return _records("ladder", report, columns, rows)
+
+
+def kernels(report: Report) -> Records:
+    """A row a kernel name, largest first."""
+    return _records(
+        "kernels", report, _columns(KernelRow), lambda p: (_fields(k) for k in p.kernels)
+    )
+
+
+def findings(report: Report) -> Records:
+    """A row a finding, the most severe first."""
+    return _records(
+        "findings", report, _columns(Finding), lambda p: (_fields(f) for f in p.findings)
+    )
+
+
+def roofline(report: Report) -> Records:
+    """A row a point of the roofline plot, with `flop_per_byte` and `flop_per_s`."""
+    columns = _columns(Point) | {"flop_per_byte": float, "flop_per_s": float}
+
+    def rows(phase: Phase) -> Iterator[Row]:
+        for point in phase.anatomy.points if phase.anatomy else ():
+            rate = point.flop * point.count / point.clock_ns * 1e9 if point.clock_ns else None
+            intensity = point.flop / point.bytes if point.bytes else None
+            yield _fields(point) | {"flop_per_byte": intensity, "flop_per_s": rate}
+
+    return _records("roofline", report, columns, rows)
+
+
+def structs(name: str, kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct]) -> Records:
+    """Records of structs: fields that are no plain value or list of them are left out."""
+    columns = _columns(kind)
+    return Records(name, columns, tuple(_fields(row, only=columns) for row in rows))
+
+
+def _records(
+    name: str, report: Report, columns: Mapping[str, Any], rows: Callable[[Phase], Iterable[Row]]
+) -> Records:
+    every = tuple(
+        {"phase": phase_name, **row}
+        for phase_name, phase in report.phases.items()
+        for row in rows(phase)
+    )
+    return Records(name, {"phase": str, **columns}, every)
+
+
+def _columns(kind: type[msgspec.Struct], *, without: Iterable[str] = ()) -> dict[str, Any]:
+    """Field name to type of a struct's plain fields and lists of them, without `| None`."""
+    found = {}
+    hints = typing.get_type_hints(kind)
+    for name in (n for n in kind.__struct_fields__ if n not in without):
+        bare = [t for t in typing.get_args(hints[name]) if t is not type(None)]
+        union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
+        plain = bare[0] if union and len(bare) == 1 else hints[name]
+        item = typing.get_args(plain)[0] if typing.get_origin(plain) is list else plain
+        if item in (str, int, float, bool):
+            found[name] = plain
+    return found
+
+
+def _fields(
+    row: msgspec.Struct, *, without: Iterable[str] = (), only: Iterable[str] | None = None
+) -> Row:
+    names = row.__struct_fields__ if only is None else only
+    return {name: getattr(row, name) for name in names if name not in without}
+
+
+def _ends(ci95: list[float] | None) -> Row:
+    low, high = ci95 or (None, None)
+    return {"ci95_low": low, "ci95_high": high}

@@ -1,0 +1,267 @@
+"""What the Python API returns: the values of analysis/schema with methods for people.
+
+In: results of `analysis`. Out: objects that print, draw, save and turn into data frames. They are
+the schema's own structs, so that whatever takes a Report takes these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
+
+from prunescope.analysis.schema import comparison as comparison_schema
+from prunescope.analysis.schema import pareto as pareto_schema
+from prunescope.analysis.schema import report as report_schema
+from prunescope.taxonomy.errors import PrunescopeError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from prunescope.analysis.pipeline import Analysis
+    from prunescope.analysis.report.plots import Plots
+    from prunescope.analysis.report.records import Records
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Report(report_schema.Report, kw_only=True, dict=True):
+    """The report of `analyze`. `report.phases["prefill"]` holds everything that is known of a
+    phase; `report.gemms` and the other tables span all phases and become data frames.
+
+    >>> report = prunescope.analyze("traces/first")
+    >>> report.show()
+    >>> report.ledger.to_polars()
+    >>> report.save("first", formats=["md", "tex", "pdf"])
+    """
+
+    @classmethod
+    def of(cls, done: Analysis) -> Self:
+        """The report of an analysis, which keeps the kernels frames for csv and parquet."""
+        made = _same_fields(done.report, cls)
+        made.__dict__["_done"] = done
+        return made
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """A report.json read back. Raises PrunescopeError where it is none."""
+        try:
+            return _same_fields(report_schema.from_json(Path(path).read_bytes()), cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise PrunescopeError(
+                f"{Path(path).name} is no report of prunescope ({error})",
+                hint="give the report.json that `prunescope analyze` wrote",
+            ) from None
+
+    def show(self) -> None:
+        """Print what `prunescope analyze` prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "html")
+    ) -> list[Path]:
+        """Write the report into `folder`; returns the paths.
+
+        `formats`: of md, html, json, tex, csv, parquet, perfetto, png, pdf, svg. Raises
+        PrunescopeError for another, and for parquet and perfetto of a report that was loaded.
+        """
+        from prunescope.analysis.report.write import write_report
+
+        names = formats.split(",") if isinstance(formats, str) else list(formats)
+        done: Analysis | None = self.__dict__.get("_done")
+        hosts = done.hosts() if done is not None and "perfetto" in names else None
+        frames = None if done is None else done.frames
+        return write_report(self, Path(folder), formats=names, frames=frames, hosts=hosts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in report.json."""
+        return _plain(self)
+
+    @property
+    def gemms(self) -> Records:
+        """A row a GEMM: role, axis, M, N, K, times in ns a step."""
+        return self._table("gemms")
+
+    @property
+    def ledger(self) -> Records:
+        """A row a ledger row, and one for each of its parts."""
+        return self._table("ledger")
+
+    @property
+    def ladder(self) -> Records:
+        """A row a rung of the ladder."""
+        return self._table("ladder")
+
+    @property
+    def kernels(self) -> Records:
+        """A row a kernel name, largest first."""
+        return self._table("kernels")
+
+    @property
+    def findings(self) -> Records:
+        """A row a finding."""
+        return self._table("findings")
+
+    @property
+    def roofline(self) -> Records:
+        """A row a point of the roofline plot."""
+        return self._table("roofline")
+
+    @property
+    def plot(self) -> Plots:
+        """Figures: `report.plot.ledger()`, `.ladder()`, `.roofline()`, `.bounds()`, `.layers()`,
+        `.waves()`, `.kinds()`."""
+        from prunescope.analysis.report.plots import Plots
+
+        return Plots(self)
+
+    def _table(self, name: str) -> Records:
+        from prunescope.analysis.report import records
+
+        table: Records = getattr(records, name)(self)
+        return table
+
+    def __repr__(self) -> str:
+        from prunescope.analysis.report.notebook import brief
+
+        return f"<Report {brief(self)}>"
+
+    def __rich__(self) -> RenderableType:
+        from prunescope.analysis.report.terminal import TerminalReport
+
+        return TerminalReport(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_notebook
+
+        return render_notebook(self)
+
+
+class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
+    """Several runs side by side, as `prunescope analyze A B` compares them."""
+
+    @classmethod
+    def of(cls, found: comparison_schema.Comparison) -> Self:
+        """The comparison with methods, and so its reports."""
+        made = _same_fields(found, cls)
+        made.reports = {n: _same_fields(r, Report) for n, r in found.reports.items()}
+        return made
+
+    @property
+    def table(self) -> Records:
+        """A row a run and phase, the plain columns; `rows` has ladder, ledger and sparsity too."""
+        from prunescope.analysis.report.records import structs
+
+        return structs("comparison", comparison_schema.ComparisonRow, self.rows)
+
+    def show(self) -> None:
+        """Print the table that the command prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "html")
+    ) -> list[Path]:
+        """Write table and figure into `folder`; returns the paths."""
+        from prunescope.analysis.report.comparison import write_comparison
+
+        names = formats.split(",") if isinstance(formats, str) else list(formats)
+        return write_comparison(self, Path(folder), formats=names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them."""
+        return _plain(self)
+
+    def __repr__(self) -> str:
+        runs = dict.fromkeys(row.run for row in self.rows)
+        return f"<Comparison of {len(runs)} runs, {len(self.rows)} rows, {len(self.failed)} failed>"
+
+    def __rich__(self) -> RenderableType:
+        from prunescope.analysis.report.comparison import ComparisonView
+
+        return ComparisonView(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_comparison
+
+        return render_comparison(self)
+
+
+class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
+    """Speed against loss of a sweep, as `prunescope pareto` judges it."""
+
+    @classmethod
+    def of(cls, found: pareto_schema.Pareto) -> Self:
+        """The judgement with methods."""
+        return _same_fields(found, cls)
+
+    @property
+    def points(self) -> Records:
+        """A row a point, with its phase and `loss` as the relative perplexity."""
+        from prunescope.analysis.report.records import Records, structs
+
+        found: list[Records] = []
+        rows: list[dict[str, Any]] = []
+        for name, phase in self.phases.items():
+            found.append(structs("points", pareto_schema.Point, phase.points))
+            for row, point in zip(found[-1], phase.points, strict=True):
+                rows.append(
+                    {"phase": name, **row, "loss": (point.loss or {}).get("perplexity_rel")}
+                )
+        columns: Mapping[str, Any] = found[0].columns if found else {}
+        return Records("points", {"phase": str, **columns, "loss": float}, tuple(rows))
+
+    def show(self) -> None:
+        """Print the sentences that the command prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png", "pdf")
+    ) -> list[Path]:
+        """Write pareto.md, pareto.json and figures into `folder`; returns the paths."""
+        from prunescope.analysis.pareto.write import write_pareto
+
+        names = formats.split(",") if isinstance(formats, str) else list(formats)
+        return write_pareto(self, Path(folder), formats=names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them."""
+        return _plain(self)
+
+    def __repr__(self) -> str:
+        counts = (f"{name} {len(phase.points)} points" for name, phase in self.phases.items())
+        return f"<Pareto: {', '.join(counts)}, {len(self.failed)} failed>"
+
+    def __rich__(self) -> RenderableType:
+        from prunescope.analysis.report.pareto_terminal import pareto_summary
+
+        return pareto_summary(self)
+
+
+class Prediction(dict[str, Any]):
+    """What `predict` gives: the dict of `--json`, which can show itself."""
+
+    def show(self) -> None:
+        """Print the tables that the command prints."""
+        _print(self.__rich__())
+
+    def __rich__(self) -> RenderableType:
+        from prunescope.analysis.report.predict_table import prediction
+
+        return prediction(self)
+
+
+def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
+    return kind(**{name: getattr(value, name) for name in value.__struct_fields__})
+
+
+def _plain(value: msgspec.Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(value)
+    return plain
+
+
+def _print(view: RenderableType) -> None:
+    from prunescope.output import console_for
+
+    console_for(None).print(view)

@@ -1,0 +1,283 @@
+"""`prunescope check`: hold a report to rules such as "prefill.realised >= 1.2".
+
+In: a Report and rules. Out: a Check with one Verdict a rule and phase: held, failed or undecided.
+Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
+is undecided between, where a value is not known, and where the report is partial or its times are
+not valid.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+
+if TYPE_CHECKING:
+    from prunescope.analysis.schema.report import Phase, Report
+
+State = Literal["held", "failed", "undecided"]
+_RULE = re.compile(r"\s*([\w.\-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
+_NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(%|x|×|ns|us|µs|ms|s|B|kB|MB|GB)?")
+_OPS: dict[str, Callable[[Any, Any], bool]] = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
+    "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+_UNITS = {
+    "": 1.0, "x": 1.0, "×": 1.0, "%": 0.01, "ns": 1.0, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9,
+    "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9,
+}  # fmt: skip
+_TIMES, _BYTES, _SPEEDS = ("ns", "us", "µs", "ms", "s"), ("B", "kB", "MB", "GB"), ("", "x", "×")
+_LADDER = ("nominal", "flop", "coverage", "roofline", "busy", "realised", "share_of_bound")
+_SIZES = ("weight_bytes", "kv_bytes", "peak_memory_bytes")
+_REMOVED = ("nominal", "parameters", "flop", "bytes")
+_SEVERITIES = ("critical", "warning", "info")
+_ROWS = (
+    "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency", "added_work",
+    "launch_idle", "not_explained", "pruned",
+)  # fmt: skip
+METRICS = (
+    *_LADDER, "family", "wall", "tokens_per_s", *_SIZES,
+    *(f"ledger.{row}" for row in _ROWS),
+    *(f"sparsity.{name}" for name in _REMOVED),
+    "findings", *(f"findings.{name}" for name in _SEVERITIES),
+)  # fmt: skip
+_TIMED = ("realised", "busy", "share_of_bound", "wall", "tokens_per_s", "ledger.")
+NOT_VALID = "timing-not-valid"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule as typed, and taken apart. `phase` None: every phase of the report."""
+
+    text: str
+    phase: str | None
+    metric: str
+    op: str
+    number: float | None  # in ns, bytes, or 1; None where the value is a word
+    unit: str
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a rule in one phase. `seen`: the value with its interval, in words."""
+
+    rule: str
+    phase: str
+    state: State
+    seen: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """All verdicts. `passed`: no rule failed; with `strict`, none is undecided either."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no rule failed."""
+        return all(v.state != "failed" for v in self.verdicts)
+
+    @property
+    def decided(self) -> bool:
+        """Whether no rule is undecided."""
+        return all(v.state != "undecided" for v in self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them."""
+        return {
+            "schema": 1, "passed": self.passed, "decided": self.decided,
+            "verdicts": [asdict(v) for v in self.verdicts],
+        }  # fmt: skip
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
+    """Rules from their text. Raises PrunescopeError with the right form, or the nearest name."""
+    if not texts:
+        raise PrunescopeError("no rule is given", hint="--require 'prefill.realised >= 1.2'")
+    return tuple(_rule(text) for text in texts)
+
+
+def _rule(text: str) -> Rule:
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise PrunescopeError(
+            f"{text!r} is no rule",
+            hint="PATH OP VALUE, as in 'prefill.realised >= 1.2' or 'family == static-nk'",
+        )
+    path, op, value = found.groups()
+    phase, metric = _split(path)
+    number = _NUMBER.fullmatch(value)
+    is_word = metric == "family"
+    if is_word != (number is None) or (is_word and op not in ("==", "!=")):
+        raise PrunescopeError(
+            f"{text!r}: {metric} cannot be compared like that",
+            hint="family takes == or != and a family id; all else takes a number",
+        )
+    unit = (number[2] or "") if number else ""
+    if number and unit not in _units_of(metric):
+        raise PrunescopeError(
+            f"{text!r}: {metric} has no unit {unit or 'of none'!r}",
+            hint=f"one of {', '.join(u or 'a plain number' for u in _units_of(metric))}",
+        )
+    return Rule(
+        text=" ".join(text.split()), phase=phase, metric=metric, op=op, unit=unit, word=value,
+        number=float(number[1]) * _UNITS[unit] if number else None,
+    )  # fmt: skip
+
+
+def _split(path: str) -> tuple[str | None, str]:
+    """The phase, or None, and the metric of a path."""
+    if path in METRICS or path.startswith("findings."):
+        return None, path
+    phase, _, metric = path.partition(".")
+    if metric not in METRICS and not metric.startswith("findings."):
+        raise PrunescopeError(
+            f"no metric is called {metric or path!r}",
+            hint=f"nearest: {nearest(metric or path, METRICS)}",
+        )
+    return phase, metric
+
+
+def _units_of(metric: str) -> tuple[str, ...]:
+    if metric == "share_of_bound" or metric.startswith("sparsity."):
+        return ("", "%")
+    if metric in _LADDER:
+        return _SPEEDS
+    if metric == "wall":
+        return _TIMES
+    if metric.startswith("ledger."):
+        return ("%", *_TIMES)
+    return _BYTES if metric in _SIZES else ("",)
+
+
+def check_report(report: Report, rules: Sequence[Rule]) -> Check:
+    """Hold a report to rules. Raises PrunescopeError for a phase that it does not have."""
+    verdicts = []
+    for rule in rules:
+        if rule.phase is not None and rule.phase not in report.phases:
+            raise PrunescopeError(
+                f"{rule.text!r}: the report has no phase {rule.phase!r}",
+                hint=f"it has {', '.join(report.phases) or 'none'}",
+            )
+        names = list(report.phases) if rule.phase is None else [rule.phase]
+        verdicts += [_verdict(rule, name, report) for name in names]
+    return Check(tuple(verdicts))
+
+
+def report_of(subject: Path | str, baseline: Path | None) -> Report:
+    """The report of a report.json, or of what `analyze` takes."""
+    from prunescope.public import Report
+
+    path = Path(subject)
+    if path.is_file() and path.suffix == ".json":
+        with path.open("rb") as file:
+            head = file.read(200)
+        if b'"schema"' in head and b'"tool"' in head:
+            return Report.load(path)
+    from prunescope.api import analyze
+
+    return analyze(subject, baseline=baseline)
+
+
+def _verdict(rule: Rule, name: str, report: Report) -> Verdict:
+    phase = report.phases[name]
+    state, seen, why = (_word if rule.number is None else _number)(rule, phase)
+    if why := "the report is partial" if report.partial else _doubt(rule, phase) or why:
+        state = "undecided"
+    return Verdict(rule.text, name, state, seen, why)
+
+
+def _doubt(rule: Rule, phase: Phase) -> str:
+    if not rule.metric.startswith(_TIMED):
+        return ""
+    invalid = [f.text for f in phase.findings if f.id == NOT_VALID]
+    return f"its times are not valid: {invalid[0]}" if invalid else ""
+
+
+def _word(rule: Rule, phase: Phase) -> tuple[State, str, str]:
+    if phase.family is None or phase.family.id == "unknown":
+        return "undecided", "unknown", "the family is not known"
+    same = frozenset(rule.word.split("+")) == phase.family.ids
+    return "held" if same == (rule.op == "==") else "failed", phase.family.id, ""
+
+
+def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
+    value, low, high = _values(rule, phase)
+    if value is None or rule.number is None:
+        return "undecided", "–", f"{rule.metric} is not known"
+    seen = _said(value, rule)
+    if low is None or high is None:
+        return "held" if _OPS[rule.op](value, rule.number) else "failed", seen, ""
+    seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
+    ends = {_OPS[rule.op](end, rule.number) for end in (low, high)}
+    if rule.op in ("==", "!="):
+        inside = low <= rule.number <= high
+        ends = {rule.op == "!="} if not inside else {low == high == rule.number, inside}
+    if len(ends) > 1:
+        return "undecided", seen, "the 95 % interval holds both answers"
+    return "held" if ends == {True} else "failed", seen, ""
+
+
+def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:
+    """The value and the ends of its interval, None where there is none."""
+    ladder, metric = phase.ladder, rule.metric
+    head, _, name = metric.partition(".")
+    if metric in _LADDER:
+        value = getattr(ladder, metric) if ladder else None
+        ends = (ladder.realised_ci95 if ladder else None) or []
+        over = {"realised": 1.0, "share_of_bound": ladder.roofline if ladder else None}.get(metric)
+        return _with([end / over for end in ends] if over else [], value)
+    if metric == "wall":
+        timed = phase.unprofiled_ns
+        return _with(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)
+    if head == "ledger":
+        return _row(name, phase, as_share=rule.unit == "%")
+    if head == "sparsity":
+        return phase.sparsity.get(name), None, None
+    if head == "findings":
+        among = (f for f in phase.findings if name in ("", f.severity, f.id))
+        return float(sum(1 for _ in among)), None, None
+    found: float | None = getattr(phase, metric)
+    return found, None, None
+
+
+def _with(
+    ends: Sequence[float], value: float | None
+) -> tuple[float | None, float | None, float | None]:
+    return (value, ends[0], ends[1]) if len(ends) == 2 else (value, None, None)
+
+
+def _row(
+    name: str, phase: Phase, *, as_share: bool
+) -> tuple[float | None, float | None, float | None]:
+    rows = {row.row: row for row in phase.ledger or ()}
+    if name not in rows:
+        return None, None, None
+    per = rows["dense"].ns if as_share else 1.0
+    return _with([end / per for end in rows[name].ci95 or ()], rows[name].ns / per)
+
+
+def _said(value: float, rule: Rule) -> str:
+    """A number in the unit of the rule."""
+    ratio = rule.metric in _LADDER and rule.unit in _SPEEDS
+    unit = "×" if ratio else f" {rule.unit}" if rule.unit else ""
+    return f"{value / _UNITS[rule.unit]:.4g}{unit}"
+
+
+def lines(check: Check) -> Iterator[tuple[State, str]]:
+    """A state and a line a verdict, for people."""
+    for verdict in check.verdicts:
+        place = "" if verdict.rule.startswith(f"{verdict.phase}.") else f" ({verdict.phase})"
+        why = f": {verdict.why}" if verdict.why else ""
+        yield verdict.state, f"{verdict.rule}{place}  is {verdict.seen}{why}"

@@ -1,0 +1,188 @@
+"""The Python API as someone in an editor or a notebook meets it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from pathlib import Path
+
+import pytest
+
+import prunescope
+from prunescope import api, public
+from prunescope.analysis.schema.report import Report as Plain
+from prunescope.analysis.schema.report import to_json
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.report import example
+
+RUNS = Path(__file__).resolve().parents[2] / "traces"
+FUNCTIONS = [
+    getattr(prunescope, name)
+    for name in prunescope.__all__
+    if inspect.isfunction(getattr(prunescope, name))
+]
+
+
+@pytest.fixture(scope="module")
+def report() -> public.Report:
+    return prunescope.analyze(RUNS / "tiny-static-nk")
+
+
+def test_dir_is_all_and_nothing_else() -> None:
+    assert dir(prunescope) == sorted(prunescope.__all__)
+    assert (Path(prunescope.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_a_function_has_types_and_an_example(function: typing.Any) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    assert all(p.annotation is not inspect.Parameter.empty for p in parameters)
+    assert inspect.signature(function).return_annotation is not inspect.Signature.empty
+    assert function.__name__ == "capture" or ">>> " in (function.__doc__ or "")
+
+
+@pytest.mark.parametrize("function", [api.trace, api.analyze, api.predict, api.sweep, api.compare])
+def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> None:
+    name = next(n for n in inspect.signature(function).parameters if n in ("sparsity", "preset"))
+    with pytest.raises(TypeError, match=f"{function.__name__}.*nearest: {name}"):
+        function("x", **{f"{name[:4]}{name[5:]}": 0.5})
+
+
+def test_a_report_is_the_one_of_the_command(report: public.Report) -> None:
+    from prunescope.analysis.pipeline import analyze
+
+    assert isinstance(report, Plain)
+    assert to_json(report) == to_json(analyze(RUNS / "tiny-static-nk").report)
+    assert report.to_dict() == json.loads(to_json(report))
+
+
+def test_repr_is_short(report: public.Report) -> None:
+    text = repr(report)
+    assert len(text) < 320 and "realised" in text and "static-nk" in text
+    assert len(repr(report.gemms)) < 600
+    long = public._same_fields(example.hostile(example.two_phases()), public.Report)
+    assert len(repr(long)) < 320 and "\x1b" not in repr(long)
+
+
+def test_tables_hold_every_phase(report: public.Report) -> None:
+    frame = report.gemms.to_polars()
+    assert frame.height == sum(len(p.gemms) for p in report.phases.values())
+    assert {"phase", "role", "axis", "m", "n", "k", "busy_ns", "keep_n"} <= set(frame.columns)
+    assert set(frame["phase"]) == set(report.phases) == {"prefill", "decode"}
+    row = report.phases["prefill"].gemms[0]
+    assert (row.m, row.n, row.k) == frame.select("m", "n", "k").row(0)
+
+
+def test_the_parts_of_a_ledger_row_sum_to_it(report: public.Report) -> None:
+    import polars as pl
+
+    frame = report.ledger.to_polars()
+    parts = frame.filter(pl.col("part").is_not_null()).group_by("phase", "row").agg(pl.sum("ns"))
+    rows = frame.filter(pl.col("part").is_null()).join(parts, on=["phase", "row"])
+    assert rows.height >= 2
+    for ns, total in rows.select("ns", "ns_right").rows():
+        assert ns == pytest.approx(total, abs=1.0)
+
+
+@pytest.mark.parametrize("name", ["gemms", "ledger", "ladder", "kernels", "findings", "roofline"])
+def test_a_table_without_rows_has_the_same_columns(report: public.Report, name: str) -> None:
+    empty = public._same_fields(example.alone(), public.Report)
+    empty.phases = {}
+    full, none = getattr(report, name), getattr(empty, name)
+    assert full.to_polars().schema == none.to_polars().schema
+    assert next(iter(full.columns)) == "phase"
+    assert len(none) == 0 and "<table" in full._repr_html_()
+    assert [row["phase"] for row in full] == full.to_polars()["phase"].to_list()
+
+
+def test_to_pandas_where_it_is_not_installed(
+    report: public.Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(PrunescopeError, match="pandas is not installed"):
+        report.gemms.to_pandas()
+
+
+def test_to_pandas(report: public.Report) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = report.gemms.to_pandas()
+    assert isinstance(frame, pd.DataFrame) and list(frame.columns) == list(report.gemms.columns)
+
+
+def test_show_prints_what_the_command_prints(
+    report: public.Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.show()
+    shown = capsys.readouterr().out
+    assert prunescope.main(["analyze", str(RUNS / "tiny-static-nk"), "--json", "/dev/null"]) == 0
+    command = capsys.readouterr().out
+    assert shown.strip() and shown.strip() in command
+
+
+def test_save_writes_the_formats(report: public.Report, tmp_path: Path) -> None:
+    paths = report.save(tmp_path / "r", formats="md,json,csv,parquet")
+    names = {path.name for path in paths}
+    assert {"report.md", "report.json", "gemms.csv", "kernels-prefill.parquet"} <= names
+    again = public.Report.load(tmp_path / "r" / "report.json")
+    assert again.to_dict() == report.to_dict() and repr(again) == repr(report)
+    with pytest.raises(PrunescopeError, match="does not carry"):
+        again.save(tmp_path / "s", formats=["parquet"])
+    with pytest.raises(PrunescopeError, match="unknown format"):
+        report.save(tmp_path / "s", formats=["docx"])
+
+
+def test_load_refuses_what_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(PrunescopeError, match="x.json is no report"):
+        public.Report.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("kind", ["ladder", "ledger", "kinds", "roofline", "bounds", "layers"])
+def test_plots_are_figures(report: public.Report, kind: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = getattr(report.plot, kind)("decode")
+    assert isinstance(figure, Figure)
+    assert any(
+        "decode" in text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))
+    )
+
+
+def test_a_plot_of_nothing_says_so(report: public.Report) -> None:
+    with pytest.raises(PrunescopeError, match="no phase 'prefil'"):
+        report.plot.ledger("prefil")
+    alone = public._same_fields(example.alone(), public.Report)
+    with pytest.raises(PrunescopeError, match="no ladder to draw"):
+        alone.plot.ladder()
+
+
+def test_compare_gives_the_comparison_of_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    paths = [RUNS / "tiny-static-nk", RUNS / "tiny-static-m"]
+    found = prunescope.compare(paths)
+    assert len(found.rows) == 4 == len(found.table)
+    assert {"run", "phase", "wall_ns"} <= set(found.table.to_polars().columns)
+    assert isinstance(found.reports["tiny-static-m"], public.Report)
+    assert len(repr(found)) < 100 and "<table" in found._repr_html_()
+    target = tmp_path / "c.json"
+    assert prunescope.main(["analyze", *map(str, paths), "--json", str(target)]) == 0
+    assert json.loads(target.read_text()) == json.loads(json.dumps(found.to_dict()))
+    command = capsys.readouterr().out
+    found.show()
+    assert capsys.readouterr().out.strip() in command
+    assert {p.name for p in found.save(tmp_path / "c", formats="md")} == {"comparison.md"}
+
+
+def test_predict_shows_and_is_the_dict_of_the_command() -> None:
+    found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
+    assert found["phases"]["prefill"]["ladder"]["nominal"] == pytest.approx(2.0)
+    assert json.dumps(found)
+
+
+def test_families_and_devices_are_typed() -> None:
+    ids = {family.id for family in prunescope.families()}
+    assert {"static-m", "static-nk", "dynamic-m"} <= ids
+    assert prunescope.families("tiny-llama")["families"]
+    assert all(device.byte_per_s > 0 for device in prunescope.devices())

@@ -1,0 +1,129 @@
+"""`prunescope check`: rules, intervals, exit codes, JUnit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import prunescope
+from prunescope.analysis.schema.report import Finding, Report, to_json
+from prunescope.rules import METRICS, check_report, parse_rules
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.report import example
+
+
+def states(report: Report, *rules: str) -> list[str]:
+    return [v.state for v in check_report(report, parse_rules(rules)).verdicts]
+
+
+@pytest.fixture
+def report() -> Report:
+    """prefill: realised 1.16 [1.14, 1.17], family static-nk; added work -1.5 of 140 ms."""
+    return example.two_phases()
+
+
+@pytest.mark.parametrize(
+    ("rule", "state"),
+    [
+        ("prefill.realised >= 1.1", "held"),
+        ("prefill.realised >= 1.15", "undecided"),  # inside the interval
+        ("prefill.realised >= 1.2x", "failed"),
+        ("prefill.realised < 1.2", "held"),
+        ("prefill.realised == 1.16", "undecided"),
+        ("prefill.realised != 2", "held"),
+        ("prefill.nominal == 2", "failed"),  # exact: no interval
+        ("prefill.ledger.coverage <= 5%", "failed"),  # +6.6 % of dense
+        ("prefill.ledger.coverage <= 7%", "held"),
+        ("prefill.ledger.coverage <= 9.2ms", "undecided"),
+        ("prefill.ledger.coverage <= 1s", "held"),
+        ("prefill.family == static-nk", "held"),
+        ("prefill.family != static-nk", "failed"),
+        ("prefill.findings.critical <= 99", "held"),
+        ("prefill.ledger.not_explained <= 1%", "undecided"),  # the ledger has no such row
+    ],
+)  # fmt: skip
+def test_a_rule(report: Report, rule: str, state: str) -> None:
+    assert states(report, rule) == [state]
+
+
+def test_a_rule_without_a_phase_is_one_of_every_phase(report: Report) -> None:
+    assert len(states(report, "realised >= 0.1")) == len(report.phases) == 2
+
+
+def test_a_partial_report_decides_nothing(report: Report) -> None:
+    report.partial = True
+    assert states(report, "prefill.realised >= 50", "prefill.family == x") == ["undecided"] * 2
+
+
+def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
+    report.phases["prefill"].findings = [
+        Finding(id="timing-not-valid", severity="critical", text="busy", evidence=[],
+                change=None, predicted_ns=None)
+    ]  # fmt: skip
+    rules = ("prefill.realised >= 1", "prefill.family == static-nk", "prefill.findings == 1")
+    assert states(report, *rules) == ["undecided", "held", "held"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("prefill.realized >= 1", "nearest: realised"),
+        ("realised => 1", "PATH OP VALUE"),
+        ("family >= static-nk", "family takes == or !="),
+        ("prefill.realised >= 5%", "one of a plain number, x"),
+        ("prefill.wall <= 5", "one of ns"),
+        ("train.realised >= 1", "it has prefill, decode"),
+    ],
+)
+def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        states(report, rule)
+    assert says in error.value.hint
+
+
+def test_every_metric_can_be_asked_for(report: Report) -> None:
+    units = {"wall": "1ms", "family": "x", **{m: "1MB" for m in METRICS if m.endswith("bytes")}}
+    units["sparsity.bytes"] = "50%"
+    for metric in METRICS:
+        value = units.get(metric, "5%" if metric.startswith("ledger.") else "1")
+        assert states(report, f"prefill.{metric} != {value}")
+
+
+def test_the_command(report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, junit = tmp_path / "report.json", tmp_path / "check.xml"
+    path.write_bytes(to_json(report))
+
+    def run(*words: str) -> int:
+        return prunescope.main(["check", str(path), *words])
+
+    sure, open_, bad = (f"prefill.realised >= {v}" for v in (1.1, 1.15, 50))
+    assert run("-r", sure) == 0
+    assert run("-r", sure, "-r", open_) == 0
+    assert run("-r", sure, "-r", open_, "--strict") == 3
+    assert run("-r", bad, "--junit", str(junit), "--json", str(tmp_path / "c.json")) == 3
+    assert "FAILED prefill.realised >= 50  is 1.157× [1.14×, 1.17×]" in capsys.readouterr().out
+    (case,) = ElementTree.parse(junit).getroot()
+    assert case.get("name") == bad and case.find("failure") is not None
+    found: dict[str, Any] = json.loads((tmp_path / "c.json").read_text())
+    assert found["passed"] is False and found["verdicts"][0]["state"] == "failed"
+    assert run("-r", "prefill.realisd > 1") == 2
+
+
+def test_junit_skips_what_is_undecided(report: Report, tmp_path: Path) -> None:
+    path, junit = tmp_path / "report.json", tmp_path / "check.xml"
+    path.write_bytes(to_json(report))
+    words = ["check", str(path), "-r", "prefill.realised >= 1.15", "--junit", str(junit)]
+    assert prunescope.main(words) == 0
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("failures"), suite.get("skipped")) == ("0", "1")
+    assert prunescope.main([*words, "--strict"]) == 3
+    assert ElementTree.parse(junit).getroot().get("failures") == "1"
+
+
+def test_check_in_python(report: Report) -> None:
+    found = prunescope.check(report, require="prefill.realised >= 1.1")  # type: ignore[arg-type]
+    assert found.passed and found and found.decided
