@@ -37,6 +37,8 @@ _SPELLINGS: dict[str, str] = {
     "c10::float8_e5m2fnuz": "fp8",
     "float8_e4m3fn": "fp8",
     "float8_e5m2": "fp8",
+    "c10::float8_e8m0fnu": "fp8",
+    "float8_e8m0fnu": "fp8",
     "c10::float4_e2m1fn_x2": "fp4",
     "float4_e2m1fn_x2": "fp4",
     "long int": "int64",
@@ -50,6 +52,14 @@ _SPELLINGS: dict[str, str] = {
     "unsigned char": "int8",
     "char": "int8",
     "uint8": "int8",
+    "uint8_t": "int8",
+    "int8_t": "int8",
+    "c10::quint8": "int8",
+    "c10::qint8": "int8",
+    "unsigned short": "int16",
+    "unsigned int": "int32",
+    "unsigned long": "int64",
+    "unsigned long int": "int64",
     "bool": "bool",
 }
 

@@ -63,7 +63,7 @@ def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
 def _points(frame: pl.DataFrame, steps: int) -> list[Point]:
     """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
     known = frame.filter(
-        pl.col("main") & (pl.col("flop") > 0) & (pl.col("bytes") > 0) & (pl.col("busy") > 0)
+        pl.col("own") & (pl.col("flop") > 0) & (pl.col("bytes") > 0) & (pl.col("busy") > 0)
         & pl.col("flop").is_finite() & pl.col("bytes").is_finite()
     )  # fmt: skip
     keys = ["name", "kind", "role", "dtype", "flop", "bytes", "bound"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.device.cores import in_tf32
 from prunescope.analysis.kernels.bound import Peaks, add_bound
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
+from prunescope.analysis.kernels.share import add_work
 from prunescope.analysis.kernels.waits import add_waits
 from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
@@ -110,7 +110,7 @@ def build(
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
         frame, source = replay.add_roles(frame)
-    frame = _add_work(frame, linked, works)
+    frame = add_work(frame, linked, calls, works)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)
     return Kernels(
@@ -225,58 +225,9 @@ def _add_role(
     ), roles.source
 
 
-def _add_work(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> pl.DataFrame:
-    """Columns `main`, `flop`, `bytes`, `dtype`, `modelled`: the work of an op stands on its main
-    row, the longest kernel of the kind that the op has; its helpers have time and no work."""
-    kind_matches = pl.col("kind").is_in(["memset", "memcpy"]).not_()
-    repeated = pl.Series(_repeated(frame, linked, works))
-    rank = pl.struct(
-        kind_matches.cast(pl.Int8).alias("work"), pl.col("busy"), (-pl.col("start")).alias("start")
-    )
-    frame = frame.with_columns(
-        main=(rank.rank("ordinal", descending=True).over("step", "instance") == 1) & ~repeated
-    )
-    table = pl.DataFrame(
-        {
-            "call": list(range(len(works))),
-            "flop": [None if w is None else w.flop for w in works],
-            "bytes": [None if w is None else w.bytes for w in works],
-            "dtype": [None if w is None else w.dtype for w in works],
-            "modelled": [w is not None and w.bytes is not None for w in works],
-        },
-        schema={"call": pl.Int64, "flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String,
-                "modelled": pl.Boolean},
-    )  # fmt: skip
-    frame = frame.join(table, on="call", how="left", maintain_order="left")
-    tf32 = in_tf32(pl.col("name")) & (pl.col("dtype") == "fp32")
-    return frame.with_columns(
-        pl.when("main").then("flop").alias("flop"),
-        pl.when("main").then("bytes").alias("bytes"),
-        dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
-        modelled=pl.col("modelled").fill_null(value=False),
-    )
-
-
-def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
-    """Rows whose modelled work an op inside them does again (mean > sum, _grouped_mm > mm): the
-    inner one keeps it."""
-    out = np.zeros(len(linked.above), bool)
-    calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
-    for row in np.flatnonzero(linked.above >= 0):
-        outer = linked.above[row]
-        same = _alike(kinds[row]) == _alike(kinds[outer])
-        if same and calls[row] is not None and works[calls[row]] is not None:
-            out[outer] = True
-    return out
-
-
-def _alike(kind: str) -> str:
-    return MATMUL if kind in GEMM_KINDS else POINT if kind in (*POINTWISE, "layout") else kind
-
-
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     """Columns `class`: matmul | attention | pointwise | the kind; `helper`: a row of a GEMM or an
-    attention beside its main one, whose class it has; `wrapper`: the op around it is neither itself
+    attention beside its own ones, whose class it has; `wrapper`: the op around it is neither itself
     and has no shapes (a compiled region): what it launches are no helpers of one another."""
     products = [*GEMM_KINDS, "attention"]
     others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
@@ -292,11 +243,11 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit(POINT))
         .otherwise(kind)
     )
-    frame = frame.with_columns(_own=own)
-    of_main = pl.col("_own").filter(pl.col("main")).first().over("step", "instance")
-    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("main").not_() & wrapper.not_()
+    frame = frame.with_columns(_class=own)
+    of_main = pl.col("_class").filter(pl.col("main")).first().over("step", "instance")
+    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("own").not_() & wrapper.not_()
     return frame.with_columns(
-        pl.when(helped).then(of_main).otherwise("_own").alias("class"),
+        pl.when(helped).then(of_main).otherwise("_class").alias("class"),
         helper=helped,
         wrapper=wrapper,
-    ).drop("_own")
+    ).drop("_class")

@@ -18,7 +18,7 @@ from prunescope.analysis.ops.work import Work
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm
 
-_KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit"]
+_KEYS = ["name_id", "call", "grid", "block", "registers", "shared_memory", "unit", "parts"]
 _SCHEMA = {
     "blocks": pl.Int64, "tile": pl.String, "along_n": pl.Int64, "tiles": pl.Int64,
     "split_k": pl.Int64, "fit": pl.String, "waves": pl.Float64, "tile_efficiency": pl.Float64,
@@ -55,7 +55,8 @@ def _tell(
     blocks = math.prod(grid)
     out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
     tile = tile_of(row["name"] or "")
-    gemm = _gemm(works[row["call"]]) if row["call"] is not None else None
+    whole = row["call"] is not None and row["parts"] == 1  # else no kernel multiplies all of it
+    gemm = _gemm(works[row["call"]]) if whole else None
     if tile is None or gemm is None or not grid:
         return out
     launch = Launch(grid, block, row["registers"], row["shared_memory"])

@@ -139,14 +139,22 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     )
     frame = frame.filter(pl.col("wrapper").not_())
     totals = frame.group_by(instance).agg(
+        *(_of_own(name) for name in ("ideal", "flop", "bytes")),
         total=pl.col("busy").sum(),
         took=pl.col("duration").sum(),
-        help=pl.col("busy").filter(pl.col("main").not_()).sum(),
+        help=pl.col("busy").filter(pl.col("own").not_()).sum(),
     )
     main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
+    main = main.drop("ideal", "flop", "bytes")
     main = main.join(totals, on=instance, how="left", maintain_order="left")
     both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
     return both.select(_READ)
+
+
+def _of_own(column: str) -> pl.Expr:
+    """The sum over the kernels that share an op's work, null where one of them is unknown."""
+    own = pl.col(column).filter("own")
+    return pl.when(own.is_not_null().all()).then(own.sum()).alias(column)
 
 
 def _group(

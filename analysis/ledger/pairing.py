@@ -169,10 +169,10 @@ _UNIT = ["unit_layer", "role", "class"]
 
 
 def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sums by unit and step. A sum is null where one of its main rows is unknown."""
+    """Sums by unit and step. A sum is null where one of the rows that carry work is unknown."""
 
     def known(column: str) -> pl.Expr:
-        of_main = pl.col(column).filter("main")
+        of_main = pl.col(column).filter("own")
         return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
 
     return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(

@@ -183,8 +183,11 @@ def tensor_list(call: OpCall, index: int) -> tuple[Operand, ...]:
 
 
 def operands(call: OpCall) -> tuple[Operand, ...]:
-    """Every plain tensor among the inputs. Raises NoModel on a malformed one."""
-    return tuple(t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None)
+    """Every plain tensor among the inputs. Raises NoModel on a malformed one, and without any."""
+    found = tuple(t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None)
+    if not found:
+        raise NoModel
+    return found
 
 
 def text(call: OpCall, index: int) -> str:

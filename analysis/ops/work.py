@@ -27,7 +27,10 @@ MODEL_MODULES = (
 
 
 def work_of(call: OpCall) -> Work | None:
-    """FLOPs, bytes and GEMMs of a call; None where its op has no model or its shapes do not fit."""
+    """FLOPs, bytes and GEMMs of a call; None where its op has no model, the trace tells no shapes
+    of its inputs, or they do not fit."""
+    if not call.shapes:
+        return None
     model = MODELS.get(call.name) or pointwise.generated(call.name)
     if model is None:
         return None

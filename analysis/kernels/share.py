@@ -1,0 +1,135 @@
+"""Which of an op's kernels did its work: those of the op's own kind, in proportion to their time.
+
+In: the kernels frame with kinds, and the works of the calls. Out: columns `main`, `own`, `parts`,
+`flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.device.cores import in_tf32
+from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
+from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.work import OpCall, Work
+from prunescope.analysis.timeline.link import Linked
+from prunescope.taxonomy.dtypes import dtype, itemsize
+
+# A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
+_OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
+_WIDTH = re.compile(
+    r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"
+    r"(?:OpaqueType<(\d{1,2})|([\w:]+(?: \w+)?)[,>])"
+)
+
+
+def add_work(
+    frame: pl.DataFrame, linked: Linked, calls: list[OpCall], works: list[Work | None]
+) -> pl.DataFrame:
+    """The columns above. The work of an op stands on its kernels of its own kind (`own`: one GEMM
+    may be several kernels, each with its share by duration), else on its longest one; `main` is the
+    longest of them, `parts` how many they are. Helpers have time and no work."""
+    frame = frame.with_columns(
+        own=_of_own_kind(frame, calls, works), _repeated=pl.Series(_repeated(frame, linked, works))
+    )
+    free = pl.col("kind").is_in(["memset", "memcpy"]).not_()
+    rank = pl.struct(
+        pl.col("own").cast(pl.Int8).alias("own"), free.cast(pl.Int8).alias("work"),
+        pl.col("busy"), (-pl.col("start")).alias("start"),
+    )  # fmt: skip
+    instance = ("step", "instance")
+    first = rank.rank("ordinal", descending=True).over(instance) == 1
+    frame = frame.with_columns(main=first & ~pl.col("_repeated"))
+    own = (pl.col("own") | pl.col("main")) & ~pl.col("_repeated")
+    frame = frame.with_columns(own=own).with_columns(parts=pl.col("own").sum().over(instance))
+    frame = frame.join(_table(works), on="call", how="left", maintain_order="left")
+    took = pl.col("duration").filter("own").sum().over(instance)
+    share = (
+        pl.when(pl.col("parts") == 1)
+        .then(1.0)
+        .when(took > 0)
+        .then(pl.col("duration") / took)
+        .otherwise(1.0 / pl.col("parts"))
+    )
+    tf32 = in_tf32(pl.col("name")) & (pl.col("dtype") == "fp32")
+    return frame.with_columns(
+        pl.when("own").then(pl.col("flop") * share).alias("flop"),
+        pl.when("own").then(pl.col("bytes") * share * _width(frame, calls)).alias("bytes"),
+        dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
+        modelled=pl.col("modelled").fill_null(value=False),
+    ).drop("_repeated")
+
+
+def _table(works: list[Work | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "call": list(range(len(works))),
+            "flop": [None if w is None else w.flop for w in works],
+            "bytes": [None if w is None else w.bytes for w in works],
+            "dtype": [None if w is None else w.dtype for w in works],
+            "modelled": [w is not None and w.bytes is not None for w in works],
+        },
+        schema={"call": pl.Int64, "flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String,
+                "modelled": pl.Boolean},
+    )  # fmt: skip
+
+
+def _of_own_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
+    """Rows whose kind is that of their op; none of an op whose kind is not known."""
+    kinds = [
+        work.kind if work is not None and not call.name.startswith("triton_")
+        else op_kind(call.name, None)
+        for call, work in zip(calls, works, strict=True)
+    ]  # fmt: skip
+    of_op = [None if i is None else kinds[i] for i in frame["call"].to_list()]
+    same = [
+        op is not None and op != "unknown" and _alike(op) == _alike(kind)
+        for op, kind in zip(of_op, frame["kind"].to_list(), strict=True)
+    ]
+    return pl.Series(same, dtype=pl.Boolean)
+
+
+def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
+    """Factor from the element size that a list of tensors was taken to have to that which the
+    kernel's name states; 1 where it states none."""
+    lists = [i for i, call in enumerate(calls) if call.name in _OF_A_LIST]
+    if not lists:
+        return pl.lit(1.0)
+    found: dict[tuple[int, str], float] = {}
+    rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
+    for call, name in rows.select("call", "name").unique().iter_rows():
+        taken = itemsize(dtype(calls[call].dtypes[0])) if calls[call].dtypes else None
+        told = _told(name)
+        if taken and told:
+            found[call, name] = told / taken
+    keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
+    return pl.lit(pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64))
+
+
+def _told(name: str) -> float | None:
+    match = _WIDTH.search(name[:512])
+    if match is None:
+        return None
+    return float(match[1]) if match[1] else itemsize(dtype(match[2]))
+
+
+def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
+    """Rows whose modelled work an op inside them does again (mean > sum, _grouped_mm > mm): the
+    inner one keeps it."""
+    out = np.zeros(len(linked.above), bool)
+    calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
+    for row in np.flatnonzero(linked.above >= 0):
+        outer = linked.above[row]
+        same = _alike(kinds[row]) == _alike(kinds[outer])
+        if same and calls[row] is not None and works[calls[row]] is not None:
+            out[outer] = True
+    return out
+
+
+def _alike(kind: str) -> str:
+    if kind in GEMM_KINDS:
+        return "matmul"
+    return "pointwise" if kind in (*POINTWISE, "layout") else kind

@@ -1,0 +1,88 @@
+"""The work of an op goes to the kernels that did it; what no shape tells is null, not zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from tests.chrome import Op, chrome, k, op, save, step
+
+GEMM = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
+COPY = "void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>"
+M, N, KK = 4096, 128, 256
+
+
+def addmm(parts: int, copy_us: float, n: int = N) -> Op:
+    """One product in so many kernels of 10 us, after a copy of the bias."""
+    kernels = [k(us=copy_us, name=COPY)] + [k(us=10, name=GEMM) for _ in range(parts)]
+    return op("aten::addmm", [n], [M, KK], [KK, n], [], [], dtype="c10::BFloat16", kernels=kernels)
+
+
+def test_a_gemm_of_several_kernels_and_a_longer_copy_is_one_row(tmp_path: Path) -> None:
+    found = analyze(save(chrome(step(0, addmm(4, 35))), tmp_path / "t.json"))
+    (phase,) = found.report.phases.values()
+    (row,) = phase.gemms
+    assert (row.kind, row.m, row.n, row.k, row.count) == ("gemm", M, N, KK, 1)
+    assert (row.busy_ns, row.helper_ns) == (75e3, 35e3)
+    assert row.flop == 2 * M * N * KK
+    assert row.ideal_ns == pytest.approx(max(row.flop / 989e12, (row.bytes or 0) / 3.35e12) * 1e9)
+    (frame,) = found.frames.values()
+    assert frame["flop"].to_list() == [None, *[row.flop / 4] * 4]
+    assert frame["bytes"].sum() == pytest.approx(row.bytes)
+    assert frame["class"].to_list() == ["matmul"] * 5
+    assert frame["tile"].is_null().all()  # no one kernel has all of M
+
+
+def test_the_same_op_in_one_kernel_and_in_several_pairs(tmp_path: Path) -> None:
+    dense = save(chrome(step(0, addmm(4, 35))), tmp_path / "dense.json")
+    pruned = save(chrome(step(0, addmm(1, 1, n=64))), tmp_path / "pruned.json")
+    (phase,) = analyze(pruned, baseline=dense).report.phases.values()
+    (row,) = phase.gemms
+    assert (row.dense_n, row.n, row.axis) == (N, 64, "N")
+    assert phase.pairing is not None
+    assert (phase.pairing.added, phase.pairing.removed) == (0, 0)
+
+
+def test_an_op_without_input_dims_has_no_work(tmp_path: Path) -> None:
+    known = op("aten::mul", [1 << 20], [1 << 20], kernels=[k(us=10)])
+    names = ("triton_poi_fused_add_mul_0", "aten::add", "_C::silu_and_mul")
+    bare = [op(name, kernels=[k(us=10, name=name, grid=[999, 1, 1])]) for name in names]
+    found = analyze(save(chrome(step(0, known, *bare)), tmp_path / "t.json"))
+    (phase,), (frame,) = found.report.phases.values(), found.frames.values()
+    assert frame["bytes"].is_null().to_list() == [False, True, True, True]
+    assert frame["bound"].to_list()[1:] == ["unknown"] * 3
+    assert phase.coverage["work"] == pytest.approx(0.25)
+    assert phase.coverage["kind"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "width"),
+    [
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<bool, unsigned int, 1>", 1),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy_contig<at::native::(anonymous"
+         " namespace)::OpaqueType<8u>, unsigned int, 1, 128, 1>(...)", 8),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<c10::BFloat16, int, 1>", 2),
+        ("some_copy_kernel", 4),  # no word: the format that most calls have
+    ],
+)  # fmt: skip
+def test_the_kernel_tells_how_wide_the_elements_of_a_list_are(
+    kernel: str, width: int, tmp_path: Path
+) -> None:
+    usual = op("aten::mul", [8], [8], dtype="float", kernels=[k(us=1)])
+    cat = op("aten::cat", [[100], [50]], [], dtypes=["TensorList", "Scalar"], strides=[[], []],
+             kernels=[k(us=10, name=kernel)])  # fmt: skip
+    (frame,) = analyze(save(chrome(step(0, usual, cat)), tmp_path / "t.json")).frames.values()
+    assert frame["bytes"][1] == 2 * 150 * width
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [("bool", 1), ("signed char", 1), ("c10::Float8_e4m3fn", 1), ("c10::Float8_e8m0fnu", 1),
+     ("unsigned int", 4), ("long int", 8)],
+)  # fmt: skip
+def test_elements_have_the_size_of_their_format(dtype: str, width: int, tmp_path: Path) -> None:
+    copy = op("aten::copy_", [1000], [1000], dtype=dtype, kernels=[k(us=10)])
+    (frame,) = analyze(save(chrome(step(0, copy)), tmp_path / "t.json")).frames.values()
+    assert frame["bytes"].to_list() == [2000 * width]
