@@ -22,6 +22,7 @@ from prunescope.command_options import (
     ANALYZE,
     DRY_RUN,
     FORMATS,
+    LABEL_PREFIX,
     OUT,
     SUBJECTS,
     SWEEP,
@@ -108,6 +109,7 @@ def _trace(*, json_target: str | None, **options: Any) -> None:
         option("subjects", SUBJECTS, inspect.Parameter.empty),
         option("out", OUT),
         option("formats", FORMATS),
+        option("label_prefix", LABEL_PREFIX, ""),
         option("json_target", Json),
     ],
     only_there=["subject"],
@@ -118,6 +120,7 @@ def _analyze(
     baseline: Path | None,
     out: Path | None,
     formats: str | None,
+    label_prefix: str,
     json_target: str | None,
     **options: Any,
 ) -> None:
@@ -135,7 +138,7 @@ def _analyze(
     from prunescope.taxonomy.arguments import peaks
 
     options["peaks"] = peaks(options["peaks"])
-    to = Delivery(folder=out, formats=formats, json=json_target)
+    to = Delivery(folder=out, formats=formats, json=json_target, label_prefix=label_prefix)
     if deliver_all(subjects, to, baseline=baseline, options=Options(**options)):
         raise typer.Exit(3)
 

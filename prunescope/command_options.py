@@ -115,6 +115,7 @@ ANALYZE = {
 }
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]
+LABEL_PREFIX = Annotated[str, Option(metavar="WORD", help="Of every label in LaTeX.")]
 CURVES = Annotated[Path | None, Option(metavar="FOLDER", help="Curves as figures, CSV.")]
 DRY_RUN = Annotated[bool, Option("--dry-run", help="Plan and time only.")]
 PREDICT = {

@@ -24,11 +24,13 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delivery:
     """`folder`: where the files go, None for the default; `formats`: comma-separated, None for the
-    default; `json`: a file or "-"; `quiet`: nothing for people."""
+    default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`: nothing for
+    people."""
 
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
+    label_prefix: str = ""
     quiet: bool = False
 
 
@@ -48,7 +50,10 @@ def deliver(
     done = analyze(subject, baseline=baseline, options=options)
     if folder is not None:
         for_perfetto = {"hosts": done.hosts()} if "perfetto" in names else {}
-        write_report(done.report, folder, formats=names, frames=done.frames, **for_perfetto)
+        write_report(
+            done.report, folder, formats=names, frames=done.frames,
+            label_prefix=to.label_prefix, **for_perfetto,
+        )  # fmt: skip
     emit_json(to_json(done.report), to.json)
     if not to.quiet:
         console = console_for(to.json)

@@ -69,7 +69,7 @@ def deliver_comparison(
     done = compare(found, baseline=baseline, options=options)
     done.warnings[:0] = left_out(subjects)
     if folder is not None:
-        write_comparison(done, folder, formats=names)
+        write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)
     emit_json(to_json(done), to.json)
     if not to.quiet:
         console = console_for(to.json)

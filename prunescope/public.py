@@ -60,12 +60,18 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         _print(self.__rich__())
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "html")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "html"),
+        *,
+        label_prefix: str = "",
     ) -> list[Path]:
         """Write the report into `folder`; returns the paths.
 
-        `formats`: of md, html, json, tex, csv, parquet, perfetto, png, pdf, svg. Raises
-        PrunescopeError for another, and for parquet and perfetto of a report that was loaded.
+        `formats`: of md, html, json, tex, csv, parquet, perfetto, png, pdf, svg;
+        `label_prefix`: in front of every label in LaTeX, so that several reports fit into one
+        paper. Raises PrunescopeError for another format, and for parquet and perfetto of a report
+        that was loaded.
         """
         from prunescope.analysis.report.write import write_report
 
@@ -73,7 +79,10 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         done: Analysis | None = self.__dict__.get("_done")
         hosts = done.hosts() if done is not None and "perfetto" in names else None
         frames = None if done is None else done.frames
-        return write_report(self, Path(folder), formats=names, frames=frames, hosts=hosts)
+        return write_report(
+            self, Path(folder), formats=names, frames=frames, hosts=hosts,
+            label_prefix=label_prefix,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in report.json."""
@@ -161,13 +170,17 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         _print(self.__rich__())
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "html")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "html"),
+        *,
+        label_prefix: str = "",
     ) -> list[Path]:
         """Write table and figure into `folder`; returns the paths."""
         from prunescope.analysis.report.comparison import write_comparison
 
         names = formats.split(",") if isinstance(formats, str) else list(formats)
-        return write_comparison(self, Path(folder), formats=names)
+        return write_comparison(self, Path(folder), formats=names, label_prefix=label_prefix)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunescope.analysis.report import figures, numbers
+from prunescope.analysis.report import figures, names, numbers
 from prunescope.analysis.report.names import figure_name, phase_slugs
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, Point, Shape
 from prunescope.analysis.schema.report import Report
@@ -57,7 +57,7 @@ def draw(report: Report, name: str, kind: str) -> Figure | None:
     anatomy = report.phases[name].anatomy
     if anatomy is None:
         return None
-    of = figures.of_what(report, name)
+    of = names.of_what(report, name)
     with matplotlib.rc_context(figures.STYLE):
         if kind == "roofline":
             return _roofline(anatomy, report.device, of)
@@ -111,7 +111,7 @@ def _roofline(anatomy: Anatomy, device: dict[str, Any], of: str) -> Figure | Non
     axes.set_xlabel("FLOP per compulsory byte")
     axes.set_ylabel(unit)
     handles = [Line2D([], [], marker="o", linestyle="", color=colour[k], markersize=4,
-                      label=figures.short(k)) for k in kinds[: len(_COLOURS)]]  # fmt: skip
+                      label=names.short(k)) for k in kinds[: len(_COLOURS)]]  # fmt: skip
     handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
                 for name, _, _, style in ceilings]  # fmt: skip
     _legend(figure, handles, 3)
@@ -169,7 +169,7 @@ def _bounds(anatomy: Anatomy, of: str) -> Figure | None:
                           linewidth=0.4)  # fmt: skip
             left += width
         axes.text(left + 0.02 * top, i, unit.text(total), va="center")
-    figures.labels(axes, [figures.short(kind) for kind, _ in kinds])
+    figures.labels(axes, [names.short(kind) for kind, _ in kinds])
     axes.set_xlim(0, 1.2 * top)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -190,7 +190,7 @@ def _layers(anatomy: Anatomy, of: str) -> Figure | None:
     cells = [[one.roles.get(role, 0.0) / unit.per for one in layers] for role in roles]
     figure, axes = _page(0.95 + 0.15 * len(roles), "Busy time of each layer by role", of)
     image = axes.imshow(cells, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
-    axes.set_yticks(range(len(roles)), [figures.short(role) for role in roles])
+    axes.set_yticks(range(len(roles)), [names.short(role) for role in roles])
     step = max(1, -(-len(layers) // 8))
     axes.set_xticks(range(0, len(layers), step), [str(one.layer) for one in layers[::step]])
     axes.tick_params(length=0)
@@ -227,7 +227,7 @@ def _waves(anatomy: Anatomy, of: str) -> Figure | None:
                   drawstyle="steps-pre", alpha=0.85)  # fmt: skip
         _mark(axes, one, i, unit)
         handles.append(Line2D([], [], color=_COLOURS[i], marker=_MARKERS[i], markersize=4,
-                              linewidth=0.9, label=figures.short(one.role)))  # fmt: skip
+                              linewidth=0.9, label=names.short(one.role)))  # fmt: skip
     if any(one.dense not in (None, one.n) for one in shapes):
         handles.append(Line2D([], [], color="black", marker="o", markersize=4, linestyle="",
                               markerfacecolor="white", label="dense N"))  # fmt: skip

@@ -21,7 +21,7 @@ from rich.text import Text
 from prunescope.analysis.report import escape, numbers
 from prunescope.analysis.report.columns import fitted
 from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
-from prunescope.analysis.report.latex import HEAD, tabular
+from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, TOTALS
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.view import Cell, Column, Table
@@ -44,18 +44,25 @@ _NOTES = (
 
 
 def write_comparison(
-    comparison: Comparison, folder: Path, *, formats: Sequence[str] = DEFAULT_FORMATS
+    comparison: Comparison,
+    folder: Path,
+    *,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    label_prefix: str = "",
 ) -> list[Path]:
     """Write the formats into `folder`, all or none. Raises PrunescopeError as `write_report`."""
     check_formats(formats, COMPARISON_FORMATS)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        files |= _rendered(comparison, name)
+        files |= _rendered(comparison, name, label_prefix)
     return write_files(files, folder)
 
 
-def _rendered(comparison: Comparison, name: str) -> dict[str, bytes]:
-    texts = {"md": render_markdown, "tex": render_latex, "csv": render_csv, "html": render_html}
+def _rendered(comparison: Comparison, name: str, label_prefix: str) -> dict[str, bytes]:
+    if name == "tex":
+        text = render_latex(comparison, label_prefix=label_prefix)
+        return {"comparison.tex": text.encode()}
+    texts = {"md": render_markdown, "csv": render_csv, "html": render_html}
     if name in texts:
         return {f"comparison.{name}": texts[name](comparison).encode()}
     if name == "json":
@@ -160,13 +167,14 @@ def render_markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, *table_lines(comparison_table(comparison))]) + "\n"
 
 
-def render_latex(comparison: Comparison) -> str:
+def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
     """Two booktabs tables for \\input: what was measured, and what became of the promise."""
     table = comparison_table(comparison)
     titles = [column.title for column in table.columns]
     measured = [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)]
     explained = [i for i, title in enumerate(titles) if title not in _HIDDEN]
-    lines = [HEAD.replace("TOOL", escape.latex(comparison.tool).replace("\n", " "))]
+    prefix = check_prefix(label_prefix)
+    lines = [head(comparison.tool)]
     for label, keep, note in (
         ("measured", measured, table.notes[0]), ("explained", explained, table.notes[1]),
     ):  # fmt: skip
@@ -174,16 +182,18 @@ def render_latex(comparison: Comparison) -> str:
         lines += [
             r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{text}}}",
-            rf"\label{{tab:comparison-{label}}}\smallskip",
+            rf"\label{{tab:{prefix}comparison-{label}}}\smallskip",
             *tabular(table, keep),
             r"\end{table*}",
         ]
     lines += [rf"% {escape.latex(note)}" for note in table.notes[2:]]
     lines += [
-        r"\IfFileExists{comparison.pdf}{%",
-        r"\begin{figure*}\centering\includegraphics[width=\linewidth]{comparison.pdf}",
+        r"\IfFileExists{\prunescopehere comparison.pdf}{%",
+        r"\begin{figure*}\centering"
+        r"\includegraphics[width=\linewidth]{\prunescopehere comparison.pdf}",
         r"\caption{Speedups with 95 \% intervals, and where the promised time went: losses stand"
-        r" right of the promise, gains left.}\label{fig:comparison}",
+        r" right of the promise, gains left.}"
+        rf"\label{{fig:{prefix}comparison}}",
         r"\end{figure*}}{}",
     ]
     return "\n".join(lines) + "\n"

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report.figures import STYLE, saved, short
+from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.names import short
 from prunescope.analysis.schema.comparison import ComparisonRow
 
 WIDTH = 7.0  # inches: both columns of a two-column page

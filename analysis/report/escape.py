@@ -36,6 +36,11 @@ _LATEX = {
     "−": r"\ensuremath{-}", "±": r"\ensuremath{\pm}", "–": r"\textendash{}", "…": r"\dots{}",
     "≠": r"\ensuremath{\neq}", "†": r"\dag{}", "ᵀ": r"\ensuremath{^{T}}",
 }  # fmt: skip
+# Typewriter type holds these itself; the commands take them from a font that it has no shape of.
+_TYPEWRITER = {
+    r"\textless{}": r"{\char60}", r"\textgreater{}": r"{\char62}", r"\textbar{}": r"{\char124}",
+    r"\textbackslash{}": r"{\char92}", r"\{": r"{\char123}", r"\}": r"{\char125}",
+}  # fmt: skip
 _DASHES = re.compile(r"-(?=-)")
 
 _FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
@@ -97,6 +102,8 @@ def latex_code(text: object) -> str:
     """A name in typewriter type that may break after anything but a letter or digit."""
     parts = re.split(r"(?<=[^A-Za-z0-9])(?=.)", clean(text))
     broken = r"\allowbreak{}".join(latex(part) for part in parts)
+    for name, glyph in _TYPEWRITER.items():
+        broken = broken.replace(name, glyph)
     return rf"\texttt{{{broken}}}"
 
 

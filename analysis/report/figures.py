@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report import ledger_view, numbers, sentences
-from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.report import ledger_view, numbers
+from prunescope.analysis.report.names import figure_name, of_what, phase_slugs, short
 from prunescope.analysis.schema.report import Phase, Report, Row
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -67,14 +66,6 @@ def _title(report: Report, name: str, what: str) -> str:
     """Two lines: what is drawn, and of which model, method and phase."""
     of = short(of_what(report, name), 50)
     return f"{what[0].upper()}{what[1:]}\n{of}" if of else what
-
-
-def of_what(report: Report, phase: str) -> str:
-    """Of which model, method and phase."""
-    subject = report.subject
-    named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
-    facts = [named, sentences.named(subject.get("method")), phase]
-    return ", ".join(short(fact, 24) for fact in facts if fact)
 
 
 def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
@@ -215,12 +206,6 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
         _headed(axes, title, [])
         axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
         return figure
-
-
-def short(name: str, most: int = 18) -> str:
-    """A name on one line, cut after `most` characters."""
-    plain = clean(name)
-    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def _axes(num_rows: int) -> tuple[Figure, Axes]:

@@ -4,68 +4,116 @@ a Report; out, one text that compiles with pdflatex. Every string of the report 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from prunescope.analysis.report import ledger_view, numbers, sentences, view
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.names import figure_name, phase_slugs
+from prunescope.analysis.report.names import figure_name, of_what, phase_slugs
 from prunescope.analysis.report.overhead_view import overhead_table
 from prunescope.analysis.report.sides_view import sides_table
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.errors import PrunescopeError
 
 _TOP_GEMMS = 30
 _TOP_KERNELS = 20
 _LONGEST = 72  # characters of a kernel's name in a table for paper
+_FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
+_PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
 HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
 \providecommand{\prunescopewidth}{\columnwidth}% width of a figure
 % A table wider than the text is scaled to it.
 \providecommand{\prunescopefit}[1]{\sbox0{#1}\ifdim\wd0>\linewidth
   \resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}
+% The folder of this file, so that its figures are found from wherever it is \input.
+\def\prunescopehere{}
+\ifdefined\CurrentFilePathUsed\edef\prunescopehere{\CurrentFilePathUsed}\fi
+\ifx\prunescopehere\empty\else\edef\prunescopehere{\prunescopehere/}\fi
 """
 
 
-def render_latex(report: Report) -> str:
+def render_latex(report: Report, *, label_prefix: str = "") -> str:
     """Tables (ladder, ledger, GEMMs, kernels) and figures of every phase."""
-    lines = [HEAD.replace("TOOL", latex(report.tool).replace("\n", " "))]
-    slugs = phase_slugs(report)
-    for name, phase in report.phases.items():
-        lines.append("\n".join(_phase(name, phase, slugs[name])))
-    return "\n".join(lines) + "\n"
+    return head(report.tool) + "\n" + "\n".join(_snippets(report, label_prefix).values())
 
 
-def _phase(name: str, phase: Phase, slug: str) -> Iterator[str]:
+def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
+    """File name to text: report.tex, and a file for each table and figure of it.
+
+    `label_prefix` stands in front of every label, `tab:PREFIX-ladder-prefill`, so that two reports
+    fit into one paper. Raises PrunescopeError where it is no word of letters, digits and dashes.
+    """
+    parts = _snippets(report, label_prefix)
+    whole = {"report.tex": render_latex(report, label_prefix=label_prefix)}
+    return whole | {name: head(report.tool) + "\n" + text for name, text in parts.items()}
+
+
+def check_prefix(label_prefix: str) -> str:
+    """The prefix with its dash. Raises PrunescopeError where it cannot stand in a label."""
+    if not _PREFIX.fullmatch(label_prefix):
+        raise PrunescopeError(
+            f"--label-prefix {label_prefix!r} cannot stand in a label",
+            hint="letters, digits, dots and dashes, as in first or llama-8b",
+        )
+    return f"{label_prefix}-" if label_prefix else ""
+
+
+def head(tool: str) -> str:
+    """The lines that every file begins with; they may be read twice."""
+    return HEAD.replace("TOOL", latex(tool).replace("\n", " "))
+
+
+def _snippets(report: Report, prefix: str) -> dict[str, str]:
+    """File name to the text of one table or figure, in the order of the whole."""
+    found: dict[str, str] = {}
+    prefix = check_prefix(prefix)
+    for name, slug in phase_slugs(report).items():
+        phase, of = report.phases[name], _of(report, name)
+        for table in _tables(phase):
+            label = f"tab:{prefix}{table.id}-{slug}"
+            found[f"table-{table.id}-{slug}.tex"] = "\n".join(_table(table, (of, label), phase))
+        for kind, says in _FIGURES.items():
+            if getattr(phase, kind):
+                label, file = f"fig:{prefix}{kind}-{slug}", figure_name(kind, slug, "pdf")
+                text = f"{says}, {of}: {sentences.headline(phase)}. {_statistic(phase)}"
+                found[f"figure-{kind}-{slug}.tex"] = "\n".join(_figure(file, text, label))
+    return found
+
+
+def _of(report: Report, name: str) -> str:
+    """Of which model and method, in which phase, on which device."""
+    device = sentences.named(report.device.get("name")) or sentences.named(
+        report.subject.get("device")
+    )
+    return f"{of_what(report, name)}{f', {device}' if device else ''}"
+
+
+def _tables(phase: Phase) -> Iterator[Table]:
     opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table, overhead_table)
-    tables = [draw(phase) for draw in opening]
+    yield from (table for draw in opening if (table := draw(phase)) is not None)
     if phase.gemms:
-        tables.append(view.gemm_table(phase, top=_TOP_GEMMS))
+        yield view.gemm_table(phase, top=_TOP_GEMMS)
     if phase.kernels:
-        tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))
-    for table in tables:
-        if table is not None:
-            yield from _table(table, name, phase, slug)
-    if phase.ladder is not None:
-        yield from _figure("ladder", "Speedup ladder", name, slug)
-    if phase.ledger:
-        yield from _figure("ledger", "Ledger waterfall", name, slug)
+        yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
 
 
-def _figure(kind: str, caption: str, name: str, slug: str) -> Iterator[str]:
-    file = figure_name(kind, slug, "pdf")
-    yield rf"\IfFileExists{{{file}}}{{%"
+def _figure(file: str, text: str, label: str) -> Iterator[str]:
+    yield rf"\IfFileExists{{\prunescopehere {file}}}{{%"
     yield r"\begin{figure}\centering"
-    yield rf"\includegraphics[width=\prunescopewidth]{{{file}}}"
-    yield rf"\caption{{{caption}, {latex(name)}.}}\label{{fig:{kind}-{slug}}}"
+    yield rf"\includegraphics[width=\prunescopewidth]{{\prunescopehere {file}}}"
+    yield rf"\caption{{{latex(text)}}}\label{{{label}}}"
     yield r"\end{figure}}{}"
     yield ""
 
 
-def _table(table: Table, name: str, phase: Phase, slug: str) -> Iterator[str]:
+def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
+    of, label = named
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, name, phase)}}}\label{{tab:{table.id}-{slug}}}\smallskip"
+    yield rf"\caption{{{_caption(table, of, phase)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"
@@ -89,13 +137,21 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
     yield r"\end{tabular}}"
 
 
-def _caption(table: Table, name: str, phase: Phase) -> str:
+def _caption(table: Table, of: str, phase: Phase) -> str:
     compared = table.id in ("ladder", "ledger")
     says = sentences.headline(phase) if compared else sentences.setup(phase)
-    text = f"{table.title}, {name}: {says}."
-    if table.id == "ladder" and (statistic := sentences.statistic(phase)):
-        text += f" {statistic[0].upper()}{statistic[1:]}."
-    return latex(text)
+    text = f"{table.title}, {of}: {says}."
+    return latex(f"{text} {_statistic(phase)}" if compared else text)
+
+
+def _statistic(phase: Phase) -> str:
+    """What the ratio is one of, and how many samples or steps."""
+    if phase.unprofiled_ns is None or phase.domain != "unprofiled":
+        num = f"n = {phase.steps}"
+    else:
+        num = f"n = {len(phase.unprofiled_ns.samples)}"
+    told = sentences.statistic(phase)
+    return f"{told[0].upper()}{told[1:]}, {num}." if told else f"{num} profiled steps."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

@@ -1,9 +1,12 @@
-"""Names of the files of a report: in, phases of any spelling; out, plain ASCII file names."""
+"""Names of the files of a report, and of what it is about: in, phases and subjects of any spelling;
+out, plain ASCII file names and short lines."""
 
 from __future__ import annotations
 
 import re
 
+from prunescope.analysis.report import sentences
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
 
 
@@ -21,3 +24,17 @@ def phase_slugs(report: Report) -> dict[str, str]:
 def figure_name(kind: str, slug: str, ending: str) -> str:
     """`ladder-prefill.pdf`."""
     return f"{kind}-{slug}.{ending}"
+
+
+def of_what(report: Report, phase: str) -> str:
+    """Of which model, method and phase."""
+    subject = report.subject
+    named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
+    facts = [named, sentences.named(subject.get("method")), phase]
+    return ", ".join(short(fact, 24) for fact in facts if fact)
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name on one line, cut after `most` characters."""
+    plain = clean(name)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"

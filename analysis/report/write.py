@@ -33,12 +33,14 @@ def write_report(
     formats: Sequence[str] = DEFAULT_FORMATS,
     frames: Frames | None = None,
     hosts: Frames | None = None,
+    label_prefix: str = "",
 ) -> list[Path]:
     """Write the formats into `folder`, replacing older files of the same name; returns the paths.
 
     `frames`: the kernels frame of each phase, for csv, parquet and perfetto; `hosts`: the host's
-    events of each phase, for perfetto, where they are to be in it. Raises PrunescopeError for an
-    unknown format, parquet or perfetto without frames, or a folder that cannot be written.
+    events of each phase, for perfetto, where they are to be in it; `label_prefix`: of the labels in
+    LaTeX. Raises PrunescopeError for an unknown format, parquet or perfetto without frames, or a
+    folder that cannot be written.
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
@@ -46,7 +48,7 @@ def write_report(
         if name == "perfetto":
             files |= _perfetto(report, frames, hosts)
         else:
-            files |= _rendered(report, name, frames)
+            files |= _rendered(report, name, frames, label_prefix)
     return write_files(files, folder)
 
 
@@ -74,7 +76,9 @@ def check_formats(formats: Sequence[str], known: Sequence[str] = FORMATS) -> Non
             )
 
 
-def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
+def _rendered(
+    report: Report, name: str, frames: Frames | None, label_prefix: str
+) -> dict[str, bytes]:
     """File name to bytes of one format. Imports what the format needs, and nothing else."""
     if name == "md":
         from prunescope.analysis.report.markdown import render_markdown
@@ -87,9 +91,10 @@ def _rendered(report: Report, name: str, frames: Frames | None) -> dict[str, byt
     if name == "json":
         return {"report.json": to_json(report)}
     if name == "tex":
-        from prunescope.analysis.report.latex import render_latex
+        from prunescope.analysis.report.latex import latex_files
 
-        return {"report.tex": render_latex(report).encode()}
+        parts = latex_files(report, label_prefix=label_prefix)
+        return {file: text.encode() for file, text in parts.items()}
     if name in ("csv", "parquet"):
         return _tables(report, name, frames)
     from prunescope.analysis.report.anatomy_figures import anatomy_files

@@ -23,9 +23,9 @@ COMMANDS = {
         "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {
-        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--json",
-        "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak", "--bandwidth",
-        "--hta",
+        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
+        "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
+        "--bandwidth", "--hta",
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",

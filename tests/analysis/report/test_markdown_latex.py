@@ -13,6 +13,7 @@ from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 
 DOCUMENT = r"""\documentclass{article}
@@ -50,7 +51,7 @@ def test_markdown_makes_hostile_strings_inert() -> None:
 def test_latex_shows_hostile_kernels_as_text() -> None:
     text = render_latex(example.alone(example.HOSTILE))
     assert r"\input{x}" not in text and "\x1b" not in text
-    assert "textbackslash" in text
+    assert r"{\char92}" in text
     assert text.isascii()
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
 
@@ -82,3 +83,57 @@ def test_latex_compiles(report: Report, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+TWO = r"""\documentclass{article}
+\usepackage{booktabs,siunitx,graphicx,array}
+\begin{document}
+\input{../runs/first_run/report.tex}
+\clearpage
+\input{../runs/second/report}
+\clearpage
+\input{../runs/one/table-ledger-prefill.tex}\input{../runs/one/figure-ledger-prefill}
+See \ref{tab:a-ledger-prefill}, \ref{fig:b-ladder-decode} and \ref{tab:c-ledger-prefill}.
+\end{document}
+"""
+
+
+def test_two_reports_in_one_paper_without_a_warning(tmp_path: Path) -> None:
+    """Read from another folder: figures are found, labels differ, and parts stand alone."""
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not installed")
+    if subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True, check=False).returncode:
+        pytest.skip("LaTeX has no siunitx")
+    for folder, prefix in (("first_run", "a"), ("second", "b"), ("one", "c")):
+        where = tmp_path / "runs" / folder
+        write_report(example.two_phases(), where, formats=("tex", "pdf"), label_prefix=prefix)
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    (paper / "doc.tex").write_text(TWO)
+    for _ in range(2):
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape",
+             "doc.tex"],
+            cwd=paper, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (paper / "doc.log").read_text(errors="replace")
+    assert [line for line in log.splitlines() if re.search("Warning|Overfull", line)] == []
+    assert log.count("/first\\_run/ladder-prefill.pdf") + log.count("_run/ladder-prefill.pdf")
+    assert "ledger-prefill.pdf" in log
+
+
+def test_captions_say_model_phase_device_and_n() -> None:
+    text = render_latex(example.two_phases(), label_prefix="a")
+    captions = re.findall(r"\\caption\{(.*)\}\\label", text)
+    assert len(captions) >= 8
+    for caption in (c for c in captions if c.startswith(("Ladder", "Ledger", "Speedup"))):
+        assert re.search(r"n = \d+", caption), caption
+        assert re.search("prefill|decode", caption)
+        assert "SmolLM2-135M" in caption and "cpu, 2 threads" in caption
+    assert all(f"{kind}:a-" in text for kind in ("tab", "fig"))
+
+
+def test_a_prefix_that_is_no_label_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="label-prefix"):
+        write_report(example.alone(), tmp_path / "r", formats=("tex",), label_prefix="a_b")

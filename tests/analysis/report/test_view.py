@@ -83,5 +83,5 @@ def test_what_papers_print_beside_a_speedup() -> None:
     back = from_json(to_json(report)).phases["decode"]
     assert sides_table(back) == sides_table(report.phases["decode"])
     assert "### Dense and pruned" in render_markdown(report)
-    assert "Dense and pruned, decode" in render_latex(report)
+    assert "Dense and pruned, tiny-llama, static-nk, decode" in render_latex(report)
     assert sides_table(example.alone().phases["trace"]) is None
