@@ -15,8 +15,9 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Family, FamilyPart
-from prunescope.analysis.verdict.dynamic import DYNAMIC_DETECTORS
+from prunescope.analysis.verdict.dimensions import WIDTH_DETECTORS, narrower_heads
 from prunescope.analysis.verdict.evidence import Evidence, Seen, Touches, matrices, stored_shapes
+from prunescope.analysis.verdict.layer_shares import DYNAMIC_DETECTORS
 from prunescope.analysis.verdict.outside import (
     fewer_experts,
     other_activation,
@@ -25,7 +26,6 @@ from prunescope.analysis.verdict.outside import (
     other_routes,
     replaced,
 )
-from prunescope.analysis.verdict.width import WIDTH_DETECTORS, narrower_heads
 from prunescope.taxonomy.roles import MLP_ROLES, QKV_ROLES
 
 # What leaves every shape and kernel as it is, so that only a census tells them apart.
