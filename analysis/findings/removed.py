@@ -10,7 +10,7 @@ from prunescope.analysis.inputs.subject import Side
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.verdict import MANY_ZEROS
+from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 
 

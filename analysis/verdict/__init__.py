@@ -1,5 +1,7 @@
 """Which family was it: read from shapes and census, never from what a run says it did.
 
 In: both sides, pairs and units. Out: a Family with confidence, evidence and doubts.
+One file a family (its id with `_` for `-`) holds its detector; `detectors` puts them in order, and
+`outside` the reasons for "this is no pruning".
 Exports: Evidence, `verdict.verdict`, `doubts`.
 """

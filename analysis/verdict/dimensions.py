@@ -1,12 +1,13 @@
-"""Detectors of the width families: heads, MLP channels, and the residual width itself.
+"""Which dimensions fell: heads, MLP channels, the residual width. What several detectors share.
 
-In: Evidence. Out: Seen or None. A GEMM whose N and K both fell belongs to two of them (a model that
-is narrower everywhere, as Minitron and Sheared-LLaMA leave it): by the logarithm of what each took.
+In: Evidence. Out: Fallen, Seen, or counts of GEMMs. A GEMM whose N and K both fell belongs to two
+of them (a model that is narrower everywhere, as Minitron and Sheared-LLaMA leave it): by the
+logarithm of what each took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.evidence import Evidence, Seen, fell
@@ -16,46 +17,48 @@ from prunescope.taxonomy.roles import QKV_ROLES
 _MLP = ("gate", "up", "gate_up")
 _PRODUCERS = (*QKV_ROLES, "q_b", "kv_b")  # q_b and kv_b make the heads of latent attention
 # What reads the residual stream (its K is h) and what writes to it (its N is h).
-_ENTERED = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "mixer_in")
-_READERS = (*_ENTERED, "router", "lm_head")
-_WRITERS = ("o", "down", "mixer_out")
+ENTERED = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "mixer_in")
+_READERS = (*ENTERED, "router", "lm_head")
+WRITERS = ("o", "down", "mixer_out")
 
 
-def width(e: Evidence) -> Seen | None:
-    """N of producers and K of consumers fell together: heads, MLP channels, or both."""
-    heads, line_h = _heads(e)
-    mlp, line_m = _channels(e)
-    if not (heads or mlp):
-        return None
-    name = "static-nk" if heads and mlp else "static-nk-heads" if heads else "static-nk-mlp"
-    lines = [line for line in (line_h if heads else "", line_m if mlp else "") if line]
-    broken = any("broken" in line for line in lines)
-    stream = _stream(e)
+@dataclass(frozen=True)
+class Fallen:
+    """Heads or channels that fell, in words; `is_whole`: in the producer and in its consumer."""
+
+    line: str
+    is_whole: bool = True
+
+
+def fewer_units(e: Evidence, *fallen: Fallen) -> Seen:
+    """What was seen where heads, channels or both fell, beside what the stream took."""
+    stream = stream_widths(e)
     experts = EXPERT_ROLES if expert_channels(e, stream)[0] else ()
 
     def touches(pair: Pair) -> float:
         if pair.key[1] in experts:
             return 1.0
         moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
-        return moved * (1.0 - _of_stream(pair, stream))
+        return moved * (1.0 - of_stream(pair, stream))
 
-    return Seen(name, lines, touches, 0.6 if broken else 1.0)
+    confidence = 1.0 if all(one.is_whole for one in fallen) else 0.6
+    return Seen([one.line for one in fallen], touches, confidence)
 
 
-def _of_stream(pair: Pair, stream: Widths) -> float:
+def of_stream(pair: Pair, stream: Widths) -> float:
     """Of a pair the share that the residual width took, which fell by the widths `stream`."""
     role, took = pair.key[1], fell(pair)
-    axis = "K" if role in _READERS else "N" if role in _WRITERS else ""
+    axis = "K" if role in _READERS else "N" if role in WRITERS else ""
     if role in EXPERT_ROLES:  # how many rows an expert sees is its router's choice
         took.pop("M", None)
         axis = next((one for one in took if _sizes(pair, one) in stream), "")
     return took.get(axis, 0.0) / sum(took.values()) if took and stream else 0.0
 
 
-def _stream(e: Evidence) -> Widths:
+def stream_widths(e: Evidence) -> Widths:
     """(dense, pruned) widths of the residual stream; none where it did not fall."""
-    pairs = [p for p in e.pairs if _shrank(p, _ENTERED, "K")]
-    return frozenset(_sizes(p, "K") for p in pairs) if _crosses(e) else frozenset()
+    pairs = [p for p in e.pairs if _shrank(p, ENTERED, "K")]
+    return frozenset(_sizes(p, "K") for p in pairs) if crosses(e) else frozenset()
 
 
 def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
@@ -65,20 +68,22 @@ def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
     return (old.gemm.n, new.gemm.n) if axis == "N" else (old.gemm.k, new.gemm.k)
 
 
-def _heads(e: Evidence) -> tuple[bool, str]:
+def heads(e: Evidence) -> Fallen | None:
     """N of q, k, v and K of o fell together, and with them the heads of attention."""
-    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
-    heads = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
-    if not narrow and not heads:
-        return False, ""
-    if not heads and narrower_heads(e) is not None:
-        return False, ""
+    narrow, down = count(e, _PRODUCERS, "N"), count(e, ("o",), "K")
+    fewer = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
+    if not narrow and not fewer:
+        return None
+    if not fewer and narrower_heads(e) is not None:
+        return None
     example = _example(e, ("v", "qkv"), "N")
     dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
     if _shares_keys(e):
-        return True, f"KV heads fell, all query heads stay: N of {narrow} projections{dims}"
-    whole = "" if down and heads else " (propagation broken: o or the heads did not follow)"
-    return True, f"heads fell: N of {narrow} projections and K of {down} o{dims}{whole}"
+        return Fallen(f"KV heads fell, all query heads stay: N of {narrow} projections{dims}")
+    is_whole = bool(down and fewer)
+    broken = "" if is_whole else " (propagation broken: o or the heads did not follow)"
+    line = f"heads fell: N of {narrow} projections and K of {down} o{dims}{broken}"
+    return Fallen(line, is_whole=is_whole)
 
 
 def _shares_keys(e: Evidence) -> bool:
@@ -97,25 +102,26 @@ def narrower_heads(e: Evidence) -> str | None:
         return None
     arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
     what = "the head dimension" if scores else "the head dimension of the values"
-    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
+    narrow, down = count(e, _PRODUCERS, "N"), count(e, ("o",), "K")
     return (f"{what} fell from {arrow.replace(' → ', ' to ')}: N of {narrow} projections and K of "
             f"{down} o fell with it; narrower heads are of no family")  # fmt: skip
 
 
-def _channels(e: Evidence) -> tuple[bool, str]:
-    of_experts = expert_channels(e, _stream(e))
-    narrow, down = _count(e, _MLP, "N") + of_experts[0], _count(e, ("down",), "K") + of_experts[1]
+def channels(e: Evidence) -> Fallen | None:
+    """N of gate and up and K of down fell together, of experts too."""
+    of_experts = expert_channels(e, stream_widths(e))
+    narrow, down = count(e, _MLP, "N") + of_experts[0], count(e, ("down",), "K") + of_experts[1]
     if not narrow and not down:
-        return False, ""
-    whole = (
-        "" if narrow and down else " (propagation broken: gate/up and down did not move together)"
-    )
+        return None
+    is_whole = bool(narrow and down)
+    broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
     example = _example(e, ("down",), "K")
     dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
-    return True, f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{whole}"
+    line = f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{broken}"
+    return Fallen(line, is_whole=is_whole)
 
 
-def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
+def count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
     """GEMMs of the roles whose axis fell, alone or with another."""
     return sum(1 for p in e.pairs if _shrank(p, roles, axis))
 
@@ -135,22 +141,6 @@ def _arrow(pair: Pair, axis: str) -> str:
     return f"{getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}"
 
 
-def _crosses(e: Evidence) -> bool:
-    return bool(_count(e, _ENTERED, "K") and _count(e, _WRITERS, "N"))
-
-
-def cross(e: Evidence) -> Seen | None:
-    """The residual width itself fell: K of what reads the stream, and N of what writes to it."""
-    if not _crosses(e):
-        return None
-    readers = [p for p in e.pairs if p.key[1] in _ENTERED and p.dense is not None]
-    entered, left, stream = _count(e, _ENTERED, "K"), _count(e, _WRITERS, "N"), _stream(e)
-    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
-    line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
-            + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
-    here = sum(1 for p in readers if p.pruned is not None) or 1
-    confidence = 0.9 if entered / here > 0.5 else 0.5
-    return Seen("static-nk-cross", [line], lambda p: _of_stream(p, stream), confidence)
-
-
-WIDTH_DETECTORS: tuple[Callable[[Evidence], Seen | None], ...] = (width, cross)
+def crosses(e: Evidence) -> bool:
+    """Whether K of what reads the stream and N of what writes to it fell."""
+    return bool(count(e, ENTERED, "K") and count(e, WRITERS, "N"))

@@ -1,19 +1,33 @@
 """What the detectors of the verdict read, and what one of them reports.
 
-In: the GEMM pairs, units and census of a phase. Out: Evidence and Seen. Times in ns a step.
+In: the GEMM pairs, units and census of a phase. Out: Evidence; Seen and Reason. Times in ns a step.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.taxonomy.roles import locate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why a pair is no pruning, or a broken one: what it is and the numbers, by name; `lines` word
+    it. `side`: "dense" or "pruned" where it is of one of them alone. `comparable`: whether the two
+    sides ran under the same conditions. `confidence`: of the verdict that rests on it."""
+
+    kind: str
+    lines: tuple[str, ...]
+    side: str | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    comparable: bool = True
+    confidence: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -25,9 +39,9 @@ class Evidence:
     census_dense: dict[str, Any] | None
     census_pruned: dict[str, Any] | None
     phase: str | None = None  # its name in the census; None: not known
-    conditions: str | None = None  # what is another beside the model; None: nothing is known to be
+    conditions: Reason | None = None  # what is another beside the model; None: not known to be
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
-    activation: str | None = None  # what stands in its place; None: the same ops, or not known
+    activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of
@@ -106,14 +120,15 @@ Touches = Callable[[Pair], float]
 
 @dataclass(frozen=True)
 class Seen:
-    """One family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
-    families that the same traces would show if the method were a static one."""
+    """A family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
+    families that the same traces would show if the method were a static one; `proven`: the weights
+    show this one, so that no other explains it."""
 
-    id: str
     evidence: list[str]
     touches: Touches
     confidence: float = 1.0
     explains: tuple[str, ...] = ()
+    proven: bool = False
 
 
 def fell(pair: Pair) -> dict[str, float]:
@@ -125,6 +140,11 @@ def fell(pair: Pair) -> dict[str, float]:
     sizes = {"heads": (old.batch, new.batch), "M": (old.m, new.m),
              "N": (old.n, new.n), "K": (old.k, new.k)}  # fmt: skip
     return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
+
+
+def most_common(counter: Counter[str]) -> str:
+    """The four most common names, with their counts."""
+    return ", ".join(f"{name} × {count}" for name, count in counter.most_common(4))
 
 
 def matrices(census: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -1,114 +1,31 @@
 """Pairs that are no pruning, or an extension that no family of the paper holds.
 
-In: Evidence; or both sides of a phase. Out: one sentence with what was seen, or None. Experts that
-are fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "expert dropping".
+In: Evidence. Out: a Reason, or None; REASONS is the order in which they are asked. Experts that are
+fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "expert dropping".
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
-import polars as pl
+import numpy as np
 
-from prunescope.analysis.inputs.subject import Side
-from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.phase_kind import rows_of_linears
 from prunescope.analysis.ledger.gemms import Call, Pair
-from prunescope.analysis.schema.report import NOT_COMPARABLE
-from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.taxonomy.roles import GROUPS
+from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
+from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
 _OTHER_LINEARS = ("mixer_in", "mixer_out", "experts", "shared_expert")
-_INPUTS = ("batch", "prompt_len", "context")
 _SAME = 1e-3
 
 
-def other_conditions(
-    dense: tuple[Side, Kernels],
-    pruned: tuple[Side, Kernels],
-    name: str,
-    told: Sequence[dict[str, str] | None],
-) -> str | None:
-    """What differs between the runs beside the model, so that no shape tells of pruning. `told`:
-    the phase of each side whose run does not say it."""
-    (side_d, kernels_d), (side_p, kernels_p) = dense, pruned
-    if kernels_d.compiled != kernels_p.compiled:
-        which = "pruned" if kernels_p.compiled else "dense"
-        return (
-            f"{NOT_COMPARABLE}: the {which} side runs compiled code (torch.compile), whose fused "
-            "loops stand for many ops; trace both sides compiled, or neither"
-        )
-    run_d, run_p = side_d.phase(name), side_p.phase(name)
-    if run_d is None or run_p is None:
-        kinds = [name if one is None else one["kind"] for one in told]
-        return _other_phase(kernels_d, kernels_p, kinds)
-    for field in _INPUTS:
-        old, new = getattr(run_d, field), getattr(run_p, field)
-        if old != new:
-            return f"{NOT_COMPARABLE}: {field} is {new}, that of the dense run {old}: other inputs"
-    shape_d, shape_p = _shape(side_d), _shape(side_p)
-    length = max(run_p.positions, default=0)
-    return _other_model(shape_d, shape_p) or _other_windows(shape_d, shape_p, length)
+def conditions(e: Evidence) -> Reason | None:
+    """What the two runs, or their traces, show to be another beside the model."""
+    return e.conditions
 
 
-def _shape(side: Side) -> dict[str, Any]:
-    """What the manifest says of the model's shape; empty where it says nothing."""
-    shape = side.run.model.get("shape") if side.run is not None else None
-    return shape if isinstance(shape, dict) else {}
-
-
-def _other_model(dense: dict[str, Any], pruned: dict[str, Any]) -> str | None:
-    old, new = dense.get("model_type"), pruned.get("model_type")
-    if not old or not new or old == new:
-        return None
-    return f"{NOT_COMPARABLE}: the model is of type {new}, the dense one of type {old}"
-
-
-def _other_windows(dense: dict[str, Any], pruned: dict[str, Any], length: int) -> str | None:
-    """Layers that attend to other windows of a context of `length` tokens."""
-    old, new = (
-        shape.get("window") if shape.get("sliding_layers") else None for shape in (dense, pruned)
-    )
-    reach_d, reach_p = (min(w, length) if isinstance(w, int) else length for w in (old, new))
-    if not dense or not pruned or reach_d == reach_p:
-        return None
-    if None in (old, new) and dense.get("layers") != pruned.get("layers"):
-        return None  # the layers with a window may be those that are gone
-    told_d, told_p = (f"{w} tokens" if w else "all tokens" for w in (old, new))
-    return (
-        f"{NOT_COMPARABLE}: attention sees a window of {told_p}, in the dense run of {told_d}: "
-        "another attention"
-    )
-
-
-def other_activation(dense: Kernels, pruned: Kernels) -> str | None:
-    """The ops that stand in the place of the activation, where they are others."""
-    old, new = (
-        {str(op).rstrip("_") for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
-         if op is not None}
-        for kernels in (dense, pruned)
-    )  # fmt: skip
-    gone, fresh = sorted(old - new), sorted(new - old)
-    if not gone or not fresh:
-        return None
-    return f"the activation is another op: {', '.join(fresh)} instead of {', '.join(gone)}"
-
-
-def _other_phase(dense: Kernels, pruned: Kernels, kinds: list[str]) -> str | None:
-    """Prefill against decode, as bare traces may be by mistake."""
-    old, new = kinds
-    if {old, new} != {"prefill", "decode"}:
-        return None
-    rows = [rows_of_linears(kernels) for kernels in (dense, pruned)]
-    if rows[0] is not None and rows[0] == rows[1]:  # attention alone looks otherwise
-        return None
-    return f"{NOT_COMPARABLE}: the pruned side is {new}, the dense one {old}"
-
-
-def replaced(e: Evidence) -> str | None:
+def replaced(e: Evidence) -> Reason | None:
     """No linear of the model is a GEMM any more, and other ops stand in their places."""
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
@@ -123,20 +40,148 @@ def replaced(e: Evidence) -> str | None:
     if not seen and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
         return None  # the layers that have such linears are gone, others are not
     others = f"other ops stand in their places ({seen})" if seen else "nothing is in their places"
-    return (
+    text = (
         f"none of the {len(linears)} GEMMs of the linears is seen any more, {others}: "
         "quantised, fused or compiled kernels; no pruning removes all of them"
     )
+    numbers = {"gemms": len(linears), "others": kinds.total()}
+    return Reason(kind="replaced", lines=(text,), side="pruned", numbers=numbers)
 
 
-def other_dtype(e: Evidence) -> str | None:
+def other_dtype(e: Evidence) -> Reason | None:
     """GEMMs that run in another dtype than the dense ones."""
     both = [(p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
     dtypes = {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
     if not dtypes:
         return None
     old, new = sorted(dtypes)[0]
-    return f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
+    text = f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
+    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+
+
+def fewer_experts(e: Evidence) -> Reason | None:
+    """Fewer experts, or fewer of them for each token, while all else is as it was."""
+    experts = [p for p in e.pairs if p.key[1] == "experts"]
+    if not experts or not _else_unmoved(e):
+        return None
+    weights_d, rows_d = _experts(p.dense for p in experts)
+    weights_p, rows_p = _experts(p.pruned for p in experts)
+    if not rows_d or not weights_p <= weights_d:
+        return None
+    said: list[str] = []
+    numbers: dict[str, float | None] = {}
+    router = next((p for p in e.pairs if p.key[1] == "router" and p.axis == "N"), None)
+    if router is not None and router.dense is not None and router.pruned is not None:
+        numbers |= {"dense": router.dense.n, "pruned": router.pruned.n}
+        said.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
+    if rows_p < rows_d * (1 - _SAME):
+        numbers |= {"rows": rows_p / rows_d}
+        said.append(f"fewer experts a token: their GEMMs see {rows_p / rows_d:.0%} of the rows")
+    if not said:
+        return None
+    text = f"{'; '.join(said)}. By extension: expert dropping, M of the expert GEMMs"
+    return Reason(kind="fewer-experts", lines=(text,), numbers=numbers)
+
+
+def other_inputs(e: Evidence) -> Reason | None:
+    """M of every linear is the same multiple of the dense one."""
+    both = [(p, p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
+    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in (*QKV_ROLES, *MLP_ROLES)]
+    if not rows or not all(d and p and d != p for d, p in rows):
+        return None
+    ratios = {round(p / d, 6) for d, p in rows if d and p}
+    if len(ratios) > 1:
+        return None
+    (ratio,) = ratios
+    text = f"M of every linear is {ratio:g} × the dense one: other inputs (batch or length)"
+    return Reason(kind="rows", lines=(text,), numbers={"ratio": ratio})
+
+
+def larger(e: Evidence) -> Reason | None:
+    """GEMMs that are larger than their dense partners, while none is smaller."""
+    found: list[Pair] = []
+    for pair in e.pairs:
+        if pair.pruned is None:
+            return None  # what is gone is smaller
+        if pair.dense is None or pair.axis == "rank":
+            continue
+        old, new = pair.dense.gemm, pair.pruned.gemm
+        if old is None or new is None:
+            continue
+        if (new.n, new.k, new.batch) != (old.n, old.k, old.batch):
+            if new.n < old.n or new.k < old.k or new.batch < old.batch:
+                return None
+            found.append(pair)
+    if not found:
+        return None
+    roles = most_common(Counter(p.key[1] for p in found))
+    text = f"GEMMs are larger than the dense ones, none is smaller: {roles}"
+    return Reason(kind="larger", lines=(text,), side="pruned", numbers={"gemms": len(found)})
+
+
+def other_attention(e: Evidence) -> Reason | None:
+    """Attention computed by other ops, while no linear moved."""
+
+    def ops(side: Callable[[Pair], Call | None]) -> set[str]:
+        calls = (side(p) for p in e.pairs if p.key[2] in ("qk", "pv"))
+        return {c.op for c in calls if c is not None and c.op}
+
+    dense, pruned = ops(lambda p: p.dense), ops(lambda p: p.pruned)
+    linears = {p.axis for p in e.pairs if p.key[2] not in ("qk", "pv")}
+    if dense and pruned and not dense & pruned and linears <= {"none"}:
+        old, new = sorted(dense), sorted(pruned)
+        text = f"attention runs as {', '.join(new)} instead of {', '.join(old)}"
+        return Reason(kind="attention", lines=(text,), numbers={"dense": old, "pruned": new})
+    return None
+
+
+def other_work(e: Evidence) -> Reason | None:
+    """No GEMM moved, and other units came or went."""
+    added, gone = _names(e, e.units.added), _names(e, e.units.removed)
+    if not added and not gone:
+        return None
+    lines = [
+        f"no GEMM moved; {found.total()} units {what}: {most_common(found)}"
+        for what, found in (("added", added), ("gone", gone))
+        if found
+    ]
+    numbers = {"added": added.total(), "gone": gone.total()}
+    return Reason(kind="other-work", lines=tuple(lines), numbers=numbers, confidence=0.7)
+
+
+def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
+    keys = zip(e.units.keys, where, strict=True)
+    return Counter(f"{role} ({cls})" for (_, role, cls), there in keys if there)
+
+
+def activation(e: Evidence) -> Reason | None:
+    """The activation is another op, and the run lists its weights: no zeros in them, none gone."""
+    return e.activation if e.census_pruned is not None else None
+
+
+# When a reason is asked for.
+FIRST = "before the detectors"
+NO_DYNAMIC = "where no dynamic family was seen, whose M and attention are others by their nature"
+NOTHING_MOVED = "where no family was seen and no GEMM moved"
+
+# In this order; the first that holds is the verdict's.
+REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
+    (FIRST, conditions),  # other inputs make all that follows meaningless
+    (FIRST, replaced),
+    (FIRST, fewer_experts),  # its GEMMs see fewer rows, as those of skipped tokens do
+    (NO_DYNAMIC, other_dtype),
+    (NO_DYNAMIC, other_inputs),
+    (NO_DYNAMIC, larger),
+    (NO_DYNAMIC, other_attention),
+    (NOTHING_MOVED, other_work),
+    (NOTHING_MOVED, activation),
+)
+
+
+def reason(e: Evidence, when: str) -> Reason | None:
+    """The first reason of those that are asked for at a time."""
+    found = (holds(e) for asked, holds in REASONS if asked == when)
+    return next((one for one in found if one is not None), None)
 
 
 def is_quantised(e: Evidence) -> bool:
@@ -146,26 +191,6 @@ def is_quantised(e: Evidence) -> bool:
     # A list of experts is smaller where there are fewer of them, each as large as before.
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
     return bool(replaced(e) or other_dtype(e) or packed & whole)
-
-
-def fewer_experts(e: Evidence) -> str | None:
-    """Fewer experts, or fewer of them for each token, while all else is as it was."""
-    experts = [p for p in e.pairs if p.key[1] == "experts"]
-    if not experts or not _else_unmoved(e):
-        return None
-    weights_d, rows_d = _experts(p.dense for p in experts)
-    weights_p, rows_p = _experts(p.pruned for p in experts)
-    if not rows_d or not weights_p <= weights_d:
-        return None
-    said = []
-    router = next((p for p in e.pairs if p.key[1] == "router" and p.axis == "N"), None)
-    if router is not None and router.dense is not None and router.pruned is not None:
-        said.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
-    if rows_p < rows_d * (1 - _SAME):
-        said.append(f"fewer experts a token: their GEMMs see {rows_p / rows_d:.0%} of the rows")
-    if not said:
-        return None
-    return f"{'; '.join(said)}. By extension: expert dropping, M of the expert GEMMs"
 
 
 def other_routes(e: Evidence) -> bool:

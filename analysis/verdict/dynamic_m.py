@@ -1,0 +1,44 @@
+"""Dynamic M, read back: some GEMMs see fewer rows, k and v see all."""
+
+from __future__ import annotations
+
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.layer_shares import (
+    EVERY,
+    SAME,
+    counted_in_words,
+    is_less,
+    is_one,
+    is_routed,
+    layer_shares,
+)
+from prunescope.taxonomy.roles import MLP_ROLES
+
+_QUERY = ("q", "q_a", "q_b", "o")
+
+
+def detect(e: Evidence) -> Seen | None:
+    """Fewer rows of q, o or the MLP, while k and v see every row."""
+    layers = layer_shares(e)
+    kept = [x for layer in layers.values() for x in layer.left(*EVERY)]
+    if not kept or not all(map(is_one, kept)) or any(x.reshaped for x in layers.values()):
+        return None
+    attention = [n for n, x in layers.items() if min(x.left(*_QUERY), default=1.0) < 1 - SAME]
+    mlp = [n for n, x in layers.items() if min(x.left(*MLP_ROLES), default=1.0) < 1 - SAME]
+    if not attention and not (mlp and (is_routed(e) or is_less(e.counted("rows")))):
+        return None
+    shares = [x for n in attention for x in layers[n].left(*_QUERY)]
+    shares += [x for n in mlp for x in layers[n].left(*MLP_ROLES)]
+    line = (
+        f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows "
+        f"({sum(shares) / len(shares):.0%} of them), k and v see all{counted_in_words(e, 'rows')}"
+    )
+    touched = {*attention, *mlp}
+
+    def touches(pair: Pair) -> float:
+        return float(pair.key[0] in touched and pair.key[1] not in EVERY)
+
+    confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
+    explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
+    return Seen([line], touches, confidence, explains)

@@ -1,0 +1,26 @@
+"""KV eviction, read back: the run counted keys that left the cache."""
+
+from __future__ import annotations
+
+from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.layer_shares import (
+    attends_to_less,
+    is_less,
+    layer_shares,
+    of_attention,
+)
+
+
+def detect(e: Evidence) -> Seen | None:
+    """No linear moved and the run counted keys that left the cache: attention of decode reads
+    fewer. (Without the count it might as well be a shorter context.)"""
+    layers = layer_shares(e)
+    counted = e.counted("keys")
+    if not layers or not all(x.whole for x in layers.values()) or not is_less(counted):
+        return None
+    assert counted is not None
+    shorter = [n for n, x in layers.items() if attends_to_less(x)]
+    lines = [f"the cache holds {counted[0] / counted[1]:.0%} of the keys seen; no linear moved"]
+    if shorter:
+        lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
+    return Seen(lines, of_attention(list(layers)))
