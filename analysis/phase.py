@@ -170,6 +170,7 @@ def _base(side: Side, name: str, kernels: Kernels) -> Phase:
         kernels_per_step=[int(n) for n in np.bincount(linked.step, minlength=steps)],
         unknown_kernels=_kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         notes=notes(kernels),
+        shapes=_shape_sources(frame),
     )  # fmt: skip
 
 
@@ -221,6 +222,14 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
         "role": share(pl.col("role") != "unknown"),
         "gemm_work": _total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
     }
+
+
+def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
+    """Shares of the time of GEMMs and attention by where their shapes come from."""
+    rows = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
+    total = _total(rows, "busy")
+    sums = rows.drop_nulls("shapes").group_by("shapes").agg(pl.col("busy").sum()).sort("shapes")
+    return {name: ns / total for name, ns in sums.iter_rows()} if total else {}
 
 
 def _is_known(kernels: Kernels) -> bool:
@@ -325,7 +334,7 @@ def _baseline(side: Side, name: str, kernels: Kernels) -> dict[str, Any]:
     base = _base(side, name if side.phase(name) else side.phases[0], kernels)
     keys = ("steps", "wall_ns", "busy_ns", "gap_ns", "tail_ns", "tokens_per_s", "weight_bytes",
             "peak_memory_bytes", "kv_bytes", "unprofiled_ns", "observer_ratio", "coverage",
-            "bound", "kinds", "roles", "kernels_per_step")  # fmt: skip
+            "bound", "kinds", "roles", "kernels_per_step", "shapes")  # fmt: skip
     return {key: getattr(base, key) for key in keys}
 
 

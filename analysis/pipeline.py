@@ -53,7 +53,7 @@ def analyze(
     """
     options = options or Options()
     paths = resolve(subject, baseline)
-    pruned = open_side(paths.subject, options, eager=options.eager_trace)
+    pruned = open_side(paths.subject, options, eager=options.eager_trace, model=options.model)
     dense = None
     if paths.baseline is None and options.baseline_eager_trace is not None:
         raise PrunescopeError(
@@ -62,7 +62,10 @@ def analyze(
         )
     if paths.baseline is not None:
         with of_the("baseline"):
-            dense = open_side(paths.baseline, options, eager=options.baseline_eager_trace)
+            dense = open_side(
+                paths.baseline, options, eager=options.baseline_eager_trace,
+                model=options.baseline_model or options.model,
+            )  # fmt: skip
     phases: dict[str, Phase] = {}
     frames: dict[str, pl.DataFrame] = {}
     names = _phases(pruned, dense)

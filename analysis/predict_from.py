@@ -15,12 +15,12 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.predict.constants import Constants, ends
 from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.model import read_model
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, part_of, scaled
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families

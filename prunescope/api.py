@@ -108,13 +108,21 @@ def analyze(  # noqa: PLR0913 - the options of the command
     eager_trace: Path | str | None = None,
     baseline_eager_trace: Path | str | None = None,
     hta: bool = False,
+    model: str | None = None,
+    baseline_model: str | None = None,
+    batch: int | None = None,
+    prompt_len: int | None = None,
+    context: int | None = None,
+    phase: Literal["prefill", "decode"] | None = None,
 ) -> Report:
     """The Report of a run folder or a Chrome trace, against its dense twin or `baseline`.
 
     `sparsity`: what was promised, where no run says it. `device`: a name of `devices()`. `peaks`:
     dense TFLOP/s a dtype, as {"bf16": 989}; `bandwidth`: GB/s; both replace those of the device.
-    `phase_pattern`: a regular expression of the annotations that are steps. Writes nothing. Raises
-    PrunescopeError where the input cannot be analysed.
+    `phase_pattern`: a regular expression of the annotations that are steps. `model` (a config.json,
+    a folder, a hub id or a preset; `baseline_model` of the dense side) tells the shapes that a
+    trace did not record, for steps of `batch`, `prompt_len`, `context` in `phase`. Writes nothing.
+    Raises PrunescopeError where the input cannot be analysed.
 
     >>> report = prunescope.analyze("traces/first")
     >>> report.show()

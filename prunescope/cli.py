@@ -131,6 +131,7 @@ def _analyze(
     prunescope analyze traces/first traces/second --out traces/both
     prunescope analyze pruned.json.gz --baseline dense.json.gz --sparsity 0.5 --device h100-sxm
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
+    prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
     from prunescope.analysis.pipeline import Options
     from prunescope.deliver import Delivery

@@ -112,6 +112,12 @@ ANALYZE = {
     "peaks": Peaks,
     "bandwidth": Bandwidth,
     "hta": Annotated[bool, Option("--hta", help="Ask Holistic Trace Analysis too; slow.")],
+    "model": Annotated[str | None, Option(metavar="MODEL", help="Its config tells shapes; auto.")],
+    "baseline_model": Annotated[str | None, Option(metavar="MODEL", help="[default: same]")],
+    "batch": Annotated[int | None, Option(min=1, metavar="B", help="Sequences of a step.")],
+    "prompt_len": Annotated[int | None, Option(min=1, metavar="S", help="Tokens of a prompt.")],
+    "context": Annotated[int | None, Option(min=1, metavar="L", help="Keys in decode.")],
+    "phase": Annotated[Literal["prefill", "decode"] | None, Option(help="Of the steps.")],
 }
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]

@@ -14,6 +14,9 @@ from prunescope.analysis.device.hardware import Device, device_in_trace, find_de
 from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.shapes.config import model_name, read_model
+from prunescope.analysis.shapes.trial import ModelConfig
+from prunescope.analysis.shapes.workload import Workload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
@@ -28,6 +31,7 @@ from prunescope.analysis.trace.ranks import (
     rank_of,
     twice,
 )
+from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run, sha256_of
 
@@ -37,7 +41,9 @@ BARE = "trace"  # the phase of a bare trace
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What `analyze` can be told. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
-    Holistic Trace Analysis too."""
+    Holistic Trace Analysis too. `model` and `baseline_model` (default: the same): a preset, config,
+    folder or hub id that tells shapes which a trace did not record, of the workload `batch`,
+    `prompt_len`, `context` in `phase`."""
 
     sparsity: float | None = None
     device: str | None = None
@@ -47,6 +53,12 @@ class Options:
     eager_trace: Path | None = None
     baseline_eager_trace: Path | None = None
     hta: bool = False
+    model: str | None = None
+    baseline_model: str | None = None
+    batch: int | None = None
+    prompt_len: int | None = None
+    context: int | None = None
+    phase: str | None = None
 
 
 @dataclass
@@ -69,6 +81,7 @@ class Side:
     told: dict[str, Rank] = field(default_factory=dict)  # by rank: of all, most of those read
     last: tuple[str, Trace] | None = None  # the rank read last
     replays: bool = False  # whether a phase that was read holds graph replays
+    model: ModelConfig | None = None  # tells shapes that the trace did not record
 
     @property
     def phases(self) -> list[str]:
@@ -87,7 +100,7 @@ class Side:
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
         _, kind = self.mixed.get(name, (name, name if name in self._kinds() else None))
         eager = self._eager(name) if mapped else None
-        kernels = build(trace, windows, self.peaks, eager=eager, phase=kind)
+        kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         self.replays = self.replays or bool(kernels.linked.replayed.any())
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
@@ -223,15 +236,34 @@ class Side:
         return {"name": name, "peaks": None, "source": None, "measured": False, "sheet": None}
 
 
-def open_side(path: Path, options: Options, *, eager: Path | None) -> Side:
-    """Read the manifest, or the bare trace, and choose the peaks."""
+def open_side(
+    path: Path, options: Options, *, eager: Path | None, model: str | None = None
+) -> Side:
+    """Read the manifest, or the bare trace, and choose the peaks. `model`: whose shapes they are,
+    where a trace did not record them."""
     if (path / MANIFEST).is_file():
         side = Side(path, read_run(path), options, eager)
         _check_phases(side)
     else:
         side = _open_bare(path, options, eager)
     side.peaks = _peaks(side)
+    if model is not None:
+        side.model = named_config(model, options) if side.run is None else None
+        if side.run is not None:
+            side.warnings.append(f"--model is not used: {path.name} is a run, with its own shapes")
     return side
+
+
+def named_config(name: str, options: Options) -> ModelConfig:
+    """The config of --model, with the workload of the options."""
+    shape, _, dtype = read_model(name)
+    workload = Workload(
+        batch=options.batch, prompt_len=options.prompt_len, context=options.context,
+        phase=options.phase,
+    )  # fmt: skip
+    return ModelConfig(
+        shape=shape, name=model_name(name), dtype=our_dtype(dtype), workload=workload
+    )
 
 
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:

@@ -19,6 +19,8 @@ from prunescope.analysis.kernels.waits import add_waits
 from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
+from prunescope.analysis.shapes.fill import Filled, fill
+from prunescope.analysis.shapes.trial import ModelConfig, Traced
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
@@ -48,6 +50,7 @@ class Kernels:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
 
     @property
     def num_steps(self) -> int:
@@ -86,11 +89,13 @@ def build(
     *,
     eager: Trace | None = None,
     phase: str | None = None,
+    model: ModelConfig | None = None,
 ) -> Kernels:
-    """All passes of one phase: link, replay, kind, role, work, class, waves, bound, waits.
+    """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, waits.
 
     `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
-    the steps that a serving engine's annotations say are of this phase.
+    the steps that a serving engine's annotations say are of this phase. `model`: tells shapes that
+    the trace did not record.
     """
     linked = link(trace, windows)
     if phase is not None:
@@ -110,16 +115,26 @@ def build(
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
         frame, source = replay.add_roles(frame)
-    frame = add_work(frame, linked, calls, works)
+    told = Filled(frame, source)
+    if model is not None:
+        device = peaks.device if peaks is not None else None
+        told = fill(Traced(frame, trace, linked, windows, works, source), model, device)
+    recorded, calls, works = len(works), calls + told.calls, works + told.works
+    frame = add_work(told.frame, linked, calls, works)
+    frame = _add_shapes(frame, recorded, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)
     return Kernels(
-        frame, linked, windows, works, calls, trace.on_device, source,
+        frame, linked, windows, works, calls, trace.on_device, told.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=unlinked(trace, linked.event, linked.op),
-        warnings=[*_devices(trace, linked), *([] if replay is None else replay.warnings())],
+        notes=[*unlinked(trace, linked.event, linked.op), *told.notes],
+        warnings=[
+            *_devices(trace, linked), *([] if replay is None else replay.warnings()),
+            *told.warnings,
+        ],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
+        known=told.known,
     )  # fmt: skip
 
 
@@ -223,6 +238,22 @@ def _add_role(
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:
+    """Column `shapes`: where those of a GEMM or an attention come from; null where it has none.
+    Calls from `first` on are of a model's config."""
+    eager = pl.lit(value=False) if mapped is None else pl.Series(mapped)
+    source = (
+        pl.when(pl.col("call") >= first)
+        .then(pl.lit("model"))
+        .when(pl.col("modelled").not_() | pl.col("kind").is_in([*GEMM_KINDS, "attention"]).not_())
+        .then(pl.lit(None, pl.String))
+        .when(eager)
+        .then(pl.lit("eager-trace"))
+        .otherwise(pl.lit("recorded"))
+    )
+    return frame.with_columns(shapes=source)
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:

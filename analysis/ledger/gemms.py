@@ -28,7 +28,7 @@ Parts = list[tuple[Gemm | None, float]]
 _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
 _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
-         "help", "took", "ideal", "flop", "bytes", "bound")  # fmt: skip
+         "help", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Call:
     kernel: str
     split: bool
     duration: float = 0.0  # of its kernels, also where they run beside others
+    shapes: str | None = None  # where its dimensions come from
 
     @property
     def gemm(self) -> Gemm | None:
@@ -86,6 +87,7 @@ class _Sum:
     ideal: float | None = 0.0
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
+    known: tuple[int, int] | None = None  # N and K, where M is not known
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -119,6 +121,7 @@ def calls_of(
                 make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
                 key = (*key[:3], makes.setdefault(make, len(makes)))
             _accumulate(sums[key], row, gemm, share)
+            sums[key].known = kernels.known.get(row["call"])
     return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
 
 
@@ -193,7 +196,11 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
 
 def _call(key: Key, total: _Sum, num_steps: int) -> Call:
     first, dims = total.first, total.dims
-    mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)] if dims else [None] * 4
+    mean: list[float | None] = [None] * 4
+    if dims:
+        mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
+    elif total.known is not None:
+        mean = [1, None, *total.known]
     share = float(first["share"])  # type: ignore[arg-type]
 
     def part(name: str) -> float | None:
@@ -202,6 +209,7 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
     return Call(
         layer=first["layer"], role=key[1], group=key[2], op=first["op"], kind=str(first["kind"]),  # type: ignore[arg-type]
         dtype=first["dtype"], batch=mean[0], m=mean[1], n=mean[2], k=mean[3],  # type: ignore[arg-type]
+        shapes=first["shapes"],  # type: ignore[arg-type]
         count=total.calls / num_steps, flop=part("flop"), bytes=part("bytes"),
         busy=total.busy / num_steps, helper=total.helper / num_steps,
         ideal=None if total.ideal is None else total.ideal / num_steps,
@@ -246,8 +254,20 @@ def _axis(dense: Call | None, pruned: Call) -> str:
         return "unknown"  # a sparse GEMM became dense: no pruning does that
     old, new = dense.gemm, pruned.gemm
     if old is None or new is None:
+        if (moved := _moved_width(dense, pruned)) is not None:
+            return moved
         return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"
     return axis_moved(old, new)
+
+
+def _moved_width(dense: Call, pruned: Call) -> str | None:
+    """The axis of two GEMMs whose M is not known on a side: N or K or both where these moved, else
+    unknown, for M may have; None where N and K are not known either."""
+    if dense.n is None or dense.k is None or pruned.n is None or pruned.k is None:
+        return None
+    widths = [Gemm(1, round(call.n or 0), round(call.k or 0)) for call in (dense, pruned)]
+    moved = axis_moved(*widths)
+    return "unknown" if moved == "none" else moved
 
 
 def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> list[Row]:
@@ -281,7 +301,7 @@ def _is_attention_of_unknown_shape(call: Call) -> bool:
 
 
 def _make(call: Call) -> tuple[object, ...]:
-    return (call.role, call.group, call.op, call.kind, call.dtype, *_dims(call))
+    return (call.role, call.group, call.op, call.kind, call.dtype, call.shapes, *_dims(call))
 
 
 def _dims(call: Call | None) -> tuple[float | None, ...]:
@@ -326,6 +346,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         loss_ns=None if wanted is None else busy - wanted,
         split=first.split,
         kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
+        shapes=first.shapes,
     )  # fmt: skip
 
 

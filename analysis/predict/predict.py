@@ -10,10 +10,10 @@ from typing import Any
 
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
-from prunescope.analysis.predict.model import model_name
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
 from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
+from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family

@@ -14,8 +14,8 @@ from typing import Any
 from prunescope.analysis.device.hardware import Device, find_device, with_overrides
 from prunescope.analysis.predict.constants import DEFAULT, Constants
 from prunescope.analysis.predict.execution import LAUNCHES, NAMES, speedup
-from prunescope.analysis.predict.model import read_model
 from prunescope.analysis.predict.side import Side, dense_forward, pruned_forward
+from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest

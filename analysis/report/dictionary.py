@@ -119,6 +119,7 @@ FRAME: dict[str, str] = {
     "along_n": "which side of the tile lies along N",
     "tiles": "tiles of the GEMM, split-K and batch included",
     "split_k": "parts that K is split into",
+    "shapes": "whence the shapes of a GEMM or an attention: recorded, eager-trace or model",
     "fit": "how the tiles explain the grid: exact, padded, split, persistent or unexplained",
     "waves": "tiles over resident blocks on the device",
     "tile_efficiency": "share of the tiles' area that is output",

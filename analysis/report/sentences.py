@@ -73,6 +73,13 @@ def setup(phase: Phase) -> str:
 
 
 def headline(phase: Phase) -> str:
+    """What the phase comes to, and that shapes come from a config where some do."""
+    told = [phase.shapes, (phase.baseline or {}).get("shapes") or {}]
+    modelled = any(source.get("model") for source in told)
+    return _outcome(phase) + (", shapes from the model's config" if modelled else "")
+
+
+def _outcome(phase: Phase) -> str:
     """Realised against promised; where nothing was pruned, that the ratio is noise; where the sides
     do not compare, why; without a baseline, the step and how busy it is."""
     if phase.ladder is None:

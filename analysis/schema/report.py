@@ -54,6 +54,7 @@ class Gemm(msgspec.Struct, kw_only=True):
     dense_busy_ns: float | None = None  # of the dense GEMMs this row is paired with
     promised_ns: float | None = None  # p * dense_busy_ns
     loss_ns: float | None = None  # busy_ns - promised_ns
+    shapes: str | None = None  # recorded, eager-trace or model (its config); null: none are known
     simulated: bool = False
     split: bool = False  # a fused attention kernel's time split by FLOPs
     kernels: list[str] = []
@@ -245,6 +246,9 @@ class Phase(msgspec.Struct, kw_only=True):
     hta: SecondOpinion | None = None  # with --hta
     anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
     overhead: Overhead | None = None  # of a dynamic family against its baseline
+    # Shares of the time of GEMMs and attention whose shapes are recorded, of an eager-trace, or of
+    # the model's config; empty where none are known.
+    shapes: dict[str, float] = {}
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -25,7 +25,8 @@ COMMANDS = {
     "analyze": {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
-        "--bandwidth", "--hta",
+        "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
+        "--context", "--phase",
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",

@@ -1,12 +1,14 @@
 """The shape of a model named on the command line, without loading its weights.
 
-In: a preset name, a config.json, or a folder with one. Out: ModelShape, where the shape comes from
-(never a path) and the number format that the config names, or None.
+In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out:
+ModelShape, where the shape comes from (never a path) and the number format that the config names,
+or None.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from prunescope.taxonomy.presets import preset_config, preset_names, preset_sour
 from prunescope.taxonomy.shape import ModelShape
 
 _LARGEST = 4 << 20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
 
 
 def read_model(name: str) -> tuple[ModelShape, str, str | None]:
@@ -24,6 +27,9 @@ def read_model(name: str) -> tuple[ModelShape, str, str | None]:
         return ModelShape.from_config(config), preset_source(name), _written(config)
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
+    if not file.exists() and _HUB_ID.match(name):
+        file = _from_hub(name)
+        return ModelShape.from_config(config := _config(file)), f"{name} (Hub)", _written(config)
     if not file.is_file():
         raise PrunescopeError(
             f"{name!r} is no preset and no folder with a config.json",
@@ -38,7 +44,24 @@ def model_name(name: str) -> str:
     if name.lower() in preset_names():
         return name
     path = Path(name).resolve()
+    if not path.exists() and _HUB_ID.match(name):
+        return name
     return path.name if path.is_dir() else path.parent.name
+
+
+def _from_hub(name: str) -> Path:
+    """The config.json of a model on the Hub, from the local cache where it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        raise PrunescopeError(
+            f"{name!r} is no preset and no folder with a config.json, and the Hub does not give "
+            f"its config ({type(error).__name__})",
+            hint=f"nearest presets: {nearest(name, preset_names())}; offline, download config.json",
+        ) from None
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -1,0 +1,6 @@
+"""Shapes of GEMMs that a trace did not record, from the model's config.
+
+In: the kernels frame with kinds and roles, a ModelShape, a workload. Out: the frame with calls,
+layers and roles of the rows that the config explains, and their work; nothing where it contradicts.
+Exports: `config` (reads a config), `workload` (tokens of a step), `fill` (the pass).
+"""

@@ -1,0 +1,220 @@
+"""What a trace says against a model's config.
+
+In: GEMMs with the slots that the config gives them, the pass's other kernels, peaks. Out: sentences
+that name each contradiction; none where the trace cannot decide. Times in ns, N·K in elements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+
+import polars as pl
+
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, other_side, written
+from prunescope.analysis.shapes.items import ATTENTION, Item
+from prunescope.analysis.shapes.slots import GEMM, Slot
+from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.shape import ModelShape
+
+# Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
+# an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
+_SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
+_FIXED = 6_000  # of a kernel: the time that no size explains
+_ABOVE_PEAK = 1.1
+_WIDTH = 0.05
+_HEAD_DIM = re.compile(
+    r"Flash_fwd_kernel_traits<(\d+)|fmhaSm\d+\w*?H(\d+)(?:Paged|Hv|Q|V|Causal|_)|[_<,]HDim(\d+)"
+    r"|paged_attention_v\d_kernel<[\w: ]+,[\w: ]+, *(\d+),"
+    r"|paged_attention_ll4mi_QKV\w*<[^>]{0,200}, (\d+), 256, (?:false|true),"
+    r"|fmha_fwd_d(\d+)_|flash_fwd_hdim(\d+)_"
+)
+_GROUP = re.compile(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
+_ADD = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
+_NAME_LIMIT = 400
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A GEMM of a pass with the slot that the config gives it. `layer`: None for the head."""
+
+    item: Item
+    slot: Slot
+    layer: int | None
+
+
+def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
+    """What M may be by all grids of the linears of a pass; a sentence where nothing is left."""
+    seen: dict[tuple[Slot, object], Placed] = {}
+    for one in placed:
+        if one.slot.what == GEMM and one.slot.role != "lm_head" and one.item.grid is not None:
+            seen.setdefault((one.slot, one.item.token), one)
+    allowed: Intervals | None = None
+    for one in seen.values():
+        own = allowed_rows(one, sm)
+        if own == ():
+            grid = "×".join(map(str, one.item.grid or ()))
+            return None, [
+                f"no M fits the grid of {one.slot.role} ({grid} blocks) with N = {one.slot.n:,}"
+            ]
+        both = meet(allowed, own)
+        if both == ():
+            return None, [
+                f"no M fits all grids: {one.slot.role} with N = {one.slot.n:,} needs "
+                f"M {written(own)}, the others {written(allowed)}"
+            ]
+        allowed = both
+    return allowed, []
+
+
+def allowed_rows(one: Placed, sm: int | None) -> Intervals | None:
+    """What M may be by the grid of one GEMM."""
+    grid = one.item.grid
+    return None if grid is None else other_side(one.slot.n, one.item.name, grid, sm=sm)
+
+
+def width_allowed(one: Placed, rows: int, sm: int | None) -> Intervals | None:
+    """What N may be by the grid of one GEMM of `rows` rows."""
+    grid = one.item.grid
+    return None if grid is None else other_side(rows, one.item.name, grid, sm=sm)
+
+
+def time_limit(a: float, b: float, *, same: bool) -> float:
+    """Times by which N·K/time of two GEMMs may differ, of one kernel or not, that take so long."""
+    return (_SAME_KERNEL if same else _OTHER_KERNEL) + _FIXED / min(a, b)
+
+
+def against_times(placed: Sequence[Placed]) -> list[str]:
+    """Two GEMMs whose times cannot both be those of their N·K."""
+    times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
+    for one in placed:
+        if one.slot.what == GEMM and one.slot.role != "router" and one.item.ns > 0:
+            times[one.slot, one.item.name].append(one.item.ns)
+    usual = {key: median(ns) for key, ns in times.items()}
+    worst: tuple[float, str] = (1.0, "")
+    for a, b in combinations(usual, 2):
+        (slot_a, name_a), (slot_b, name_b) = a, b
+        if "lm_head" in (slot_a.role, slot_b.role):
+            continue  # of other rows
+        limit = time_limit(usual[a], usual[b], same=name_a == name_b)
+        rate_a, rate_b = slot_a.size / usual[a], slot_b.size / usual[b]
+        off = max(rate_a, rate_b) / min(rate_a, rate_b)
+        if off > limit and off / limit > worst[0]:
+            kernels = "one kernel" if name_a == name_b else "two kernels"
+            said = [
+                f"{slot.role} with N·K = {slot.size:,} takes {usual[key] / 1e3:.1f} µs"
+                for key, slot in ((a, slot_a), (b, slot_b))
+            ]
+            worst = (
+                off / limit,
+                f"{' and '.join(said)}: their rates are {off:.2f} times apart, those of {kernels} "
+                f"{limit:.2f} at most",
+            )
+    return [worst[1]] if worst[1] else []
+
+
+def against_peaks(
+    placed: Iterable[Placed], rows: int | None, *, flop_per_s: float | None,
+    byte_per_s: float | None, itemsize: float,
+) -> list[str]:  # fmt: skip
+    """A GEMM that would be faster than the device: by FLOPs where M is known, else by the bytes of
+    weights that no cache holds (64 MiB and more)."""
+    times: dict[Slot, list[int]] = defaultdict(list)
+    for one in placed:
+        if one.slot.what == GEMM and one.item.ns > 0:
+            times[one.slot].append(one.item.ns)
+    for slot, ns in times.items():
+        usual = median(ns)
+        flop = 2 * rows * slot.size / usual * 1e9 if rows and slot.role != "lm_head" else 0.0
+        if flop_per_s and flop > _ABOVE_PEAK * flop_per_s:
+            return [
+                f"{slot.role} with M = {rows:,}, N = {slot.n:,}, K = {slot.k:,} in "
+                f"{usual / 1e3:.1f} µs would be {flop / 1e12:.0f} TFLOP/s, of a peak of "
+                f"{flop_per_s / 1e12:.0f}"
+            ]
+        size = slot.size * itemsize
+        if byte_per_s and size > 1 << 26 and size / usual * 1e9 > _ABOVE_PEAK * byte_per_s:
+            return [
+                f"the weights of {slot.role} ({size / 1e6:.0f} MB) in {usual / 1e3:.1f} µs would "
+                f"be {size / usual:.0f} GB/s, of a peak of {byte_per_s / 1e9:.0f}"
+            ]
+    return []
+
+
+def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
+    """A head dimension in the name of an attention kernel that the config does not have (kernels
+    are made for some sizes: a smaller head runs on the next one), or a number of queries a key."""
+    for name in {item.name for item in items if item.what == ATTENTION}:
+        group = _GROUP.search(name)
+        if group is not None and int(group[1]) != shape.group:
+            return [
+                f"the attention kernel is made for {group[1]} query heads a key, the config has "
+                f"{shape.group}"
+            ]
+        found = _HEAD_DIM.search(name)
+        told = next((int(group) for group in found.groups() if group), None) if found else None
+        ours = max(shape.head_dim, shape.value_dim)
+        if told is not None and (ours > told or ours <= told // 2 and told > 32):
+            return [
+                f"the attention kernel is made for heads of {told}, the config has {shape.head_dim}"
+            ]
+    return []
+
+
+def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
+    """The grid of FlashAttention 2 in prefill counts query tiles, sequences and query heads."""
+    for item in items:
+        if item.what != ATTENTION or "flash_fwd_kernel" not in item.name or item.grid is None:
+            continue
+        if len(item.grid) == 3 and item.grid[2] != shape.heads // ranks:
+            return [
+                f"the grid of attention has {item.grid[2]} query heads, the config "
+                f"{shape.heads // ranks} a rank"
+            ]
+    return []
+
+
+def against_width(
+    frame: pl.DataFrame, trace: Trace, shape: ModelShape, rows: int | None
+) -> list[str]:
+    """Elements of the residual adds (M·h), which their grids count, where M is known."""
+    if rows is None:
+        return []
+    counts: Counter[int] = Counter()
+    made = frame.filter(pl.col("grid").is_not_null()).group_by("name", "grid", "block").len()
+    for name, grid, block, count in made.iter_rows():
+        found = _ADD.search(name[:_NAME_LIMIT]) if name else None
+        if found is not None and block is not None:
+            blocks, threads = trace.grids[grid][0], trace.grids[block][0]
+            counts[blocks * threads * max(4, int(found[1]))] += count
+    layers = shape.layers
+    adds = [n for n, c in counts.items() if c >= 2 * layers - 2 and c % layers < 3]
+    if len(adds) != 1 or abs(adds[0] / rows / shape.hidden - 1) <= _WIDTH:
+        return []
+    return [
+        f"residual adds have {adds[0]:,} elements, by their grids; {rows:,} rows of "
+        f"{shape.hidden:,} have {rows * shape.hidden:,}"
+    ]
+
+
+def against_records(placed: Iterable[Placed]) -> list[str]:
+    """A GEMM whose recorded N and K are not those of the config."""
+    for one in placed:
+        if one.item.nk is not None and one.item.nk != (one.slot.n, one.slot.k):
+            n, k = one.item.nk
+            return [
+                f"{one.slot.role} has N = {n:,}, K = {k:,} in the trace, N = {one.slot.n:,}, "
+                f"K = {one.slot.k:,} in the config"
+            ]
+    return []
+
+
+def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
+    """M of the head: the one of several that its grid allows."""
+    allowed = allowed_rows(one, sm)
+    left = [m for m in heads if holds(allowed, m)]
+    return left[0] if len(left) == 1 else None

@@ -1,0 +1,107 @@
+"""Shapes of GEMMs and attention from the model's config, where the trace did not record them.
+
+In: the kernels frame with kinds, roles and calls, a `ModelConfig`. Out: `Filled`: the frame with
+calls (and, where roles came from order, layers and roles) of the rows that the config explains,
+their work, and what is to be said. Where the trace contradicts the config, nothing is filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.shapes.fitting import fitting_widths
+from prunescope.analysis.shapes.grids import written
+from prunescope.analysis.shapes.items import items_of
+from prunescope.analysis.shapes.ranks import degrees
+from prunescope.analysis.shapes.trial import ModelConfig, Traced, Trial
+from prunescope.analysis.shapes.writer import Writer
+
+_ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
+
+
+@dataclass
+class Filled:
+    """`calls` and `works` go on after those of the trace. `known`: N and K of calls whose M is not
+    known. `source`: where roles come from."""
+
+    frame: pl.DataFrame
+    source: str
+    calls: list[OpCall] = field(default_factory=list)
+    works: list[Work | None] = field(default_factory=list)
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def fill(traced: Traced, model: ModelConfig, device: Device | None) -> Filled:
+    """Shapes of the rows that have none. Nothing changes where the trace recorded them all, holds
+    no kernels, or contradicts the config; what is said tells which."""
+    out = Filled(traced.frame, traced.source)
+    if not traced.trace.on_device:
+        out.warnings.append(f"--model {model.name} is not used: host ops without kernels")
+        return out
+    amd = device is not None and device.vendor == "amd"
+    steps = items_of(traced.frame, traced.trace, traced.works, amd=amd)
+    every = [item for items in steps.values() for item in items]
+    total = sum(item.ns for item in every)
+    told = sum(item.ns for item in every if item.has_work)
+    if not total or told >= _ENOUGH * total:
+        out.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
+        return out
+    tried = [
+        Trial(traced, model, device, steps, ranks)
+        for ranks in degrees(traced.trace, every, model.shape)
+    ]
+    fit = [one for one in tried if not one.problems]
+    if len(fit) != 1:
+        out.warnings.append(_refused(model, tried, fit))
+        return out
+    return _filled(out, fit[0])
+
+
+def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
+    begin = f"no shapes are taken from the config {model.name}"
+    if fit:
+        ranks = " or ".join(str(one.ranks) for one in fit)
+        return (
+            f"{begin}: the model may be shared out over {ranks} ranks, by all that the trace says"
+        )
+    if not tried:
+        return f"{begin}: its dimensions cannot be shared out over the ranks of the trace"
+    closest = min(tried, key=lambda one: (len(one.problems), one.ranks))
+    return f"{begin}, which the trace contradicts: {'; '.join(closest.problems)}"
+
+
+def _filled(out: Filled, trial: Trial) -> Filled:
+    """Give the rows their calls, layers and roles."""
+    writer = Writer(trial, len(trial.traced.works))
+    for step, placement in trial.placed.items():
+        writer.add(step, placement)
+    out.calls, out.works, out.known = writer.calls, writer.works, writer.known
+    out.frame = writer.written(trial.traced.frame)
+    out.warnings += list(dict.fromkeys(trial.warnings))
+    out.source = "order" if trial.by_order else trial.traced.source
+    step = next(iter(trial.placed))
+    widths = fitting_widths(trial.placed[step].gemms, trial.rows[step], trial.sm)
+    out.notes += [_note(trial, writer), *widths]
+    return out
+
+
+def _note(trial: Trial, writer: Writer) -> str:
+    share = writer.time / writer.total if writer.total else 0.0
+    seen = {(trial.rows[step], trial.tokens[step].source) for step in trial.rows}
+    rows = sorted({f"M = {m:,}" for m, _ in seen if m is not None})
+    unknown = [written(trial.allowed[s]) for s, m in trial.rows.items() if m is None]
+    if unknown:
+        within = "" if unknown[0] == "any" else f", {unknown[0]} by the grids"
+        rows.append(f"M is not known{within}")
+    shared = f", on each of {trial.ranks} ranks" if trial.ranks > 1 else ""
+    how = "aligned with its layers by order" if trial.by_order else "by module"
+    return (
+        f"shapes from the model's config ({trial.model.name}{shared}): {share:.1%} of the time "
+        f"of GEMMs and attention, {how}; {', '.join(rows[:4])}"
+    )

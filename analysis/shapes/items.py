@@ -1,0 +1,126 @@
+"""The kernels that matter for shapes, in the order in which they were launched.
+
+In: the kernels frame with kinds and roles. Out: an `Item` for each GEMM and each attention of a
+step; what an op launches beside its main kernel is no item of its own. Times in ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
+from prunescope.analysis.shapes.slots import GEMM, GROUPED
+from prunescope.analysis.trace.events import Trace
+
+ATTENTION, BATCHED = "attention", "batched"
+_PRODUCTS = (*MATMUL_KINDS, "attention")
+_WHAT = {
+    "gemm": GEMM, "gemv": GEMM, "sparse_gemm": GEMM, "grouped_gemm": GROUPED,
+    "batched_gemm": BATCHED, "attention": ATTENTION,
+}  # fmt: skip
+_READ = ("row", "step", "launched", "start", "kind", "name", "grid", "block", "duration",
+         "instance", "role", "layer", "call", "op")  # fmt: skip
+Token = tuple[str, tuple[int, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One kernel. `grid`: blocks; `nk`: of a GEMM whose shapes the trace has; `rows`: its M."""
+
+    row: int
+    step: int
+    what: str
+    name: str
+    grid: tuple[int, ...] | None
+    ns: int
+    role: str
+    layer: int | None
+    instance: int
+    kind: str
+    nk: tuple[int, int] | None = None
+    rows: int | None = None
+    has_work: bool = False
+    alone: bool = False  # its op is no product (a compiled region): what else it holds is no helper
+
+    @property
+    def token(self) -> Token:
+        """What equal kernels of other layers share."""
+        return self.name, self.grid
+
+
+def items_of(
+    frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, amd: bool
+) -> dict[int, list[Item]]:
+    """The items of each step. Products of an eager attention become one item, and so do the kernels
+    of one attention that no op holds together."""
+    rows = frame.with_row_index("row").filter(
+        pl.col("kind").is_in(_PRODUCTS) & (pl.col("category") == 0)
+    )
+    rows = rows.sort("step", "launched", "start").select(_READ)
+    out: dict[int, list[Item]] = {}
+    for record in rows.iter_rows(named=True):
+        out.setdefault(record["step"], []).append(_item(record, trace, works, amd=amd))
+    return {step: _folded(items) for step, items in out.items()}
+
+
+def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], *, amd: bool) -> Item:
+    grid = None if record["grid"] is None else trace.grids[record["grid"]]
+    block = None if record["block"] is None else trace.grids[record["block"]]
+    if amd and grid is not None and block is not None:
+        grid = in_blocks(grid, block)
+    work = None if record["call"] is None else works[record["call"]]
+    gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+    return Item(
+        row=record["row"], step=record["step"], what=_WHAT[record["kind"]],
+        name=record["name"] or "", grid=grid, ns=record["duration"], role=record["role"],
+        layer=record["layer"], instance=record["instance"], kind=record["kind"],
+        nk=None if gemm is None else (gemm.n, gemm.k), rows=None if gemm is None else gemm.m,
+        has_work=work is not None and bool(work.gemms),
+        alone=record["op"] is not None and op_kind(record["op"], None) not in _PRODUCTS,
+    )  # fmt: skip
+
+
+def _folded(items: list[Item]) -> list[Item]:
+    """One item an op instance, the longest of its kernels; one a run of attention kernels."""
+    longest: dict[int, Item] = {}
+    for item in items:
+        if item.alone:
+            continue
+        known = longest.get(item.instance)
+        if known is None or item.ns > known.ns:
+            longest[item.instance] = item
+    kept = [item for item in items if item.alone or longest[item.instance] is item]
+    if not any(item.what == ATTENTION for item in kept):
+        kept = list(_eager(kept))
+    else:
+        kept = [
+            item for item in kept if item.what != BATCHED or item.role not in ("unknown", "rope")
+        ]
+    out: list[Item] = []
+    for item in kept:
+        last = out[-1] if out else None
+        both = last is not None and item.what == last.what == ATTENTION
+        if last is not None and both and item.layer == last.layer:
+            out[-1] = max(last, item, key=lambda one: one.ns)
+        else:
+            out.append(item)
+    return out
+
+
+def _eager(items: list[Item]) -> Iterator[Item]:
+    """Two batched products in a row are an attention; a batched product alone is not looked at."""
+    at = 0
+    while at < len(items):
+        item = items[at]
+        after = items[at + 1] if at + 1 < len(items) else None
+        if item.what != BATCHED:
+            yield item
+        elif after is not None and after.what == BATCHED:
+            yield replace(item, what=ATTENTION, kind="eager attention")
+            at += 1
+        at += 1

@@ -1,0 +1,145 @@
+"""How many tokens a step runs: as the user says, else as a serving engine annotates it.
+
+In: --batch, --prompt-len, --context, --phase, or the name of a step. Out: `Tokens`: the rows of the
+linears, of the head, and the lengths of attention; None is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+PREFILL, DECODE = "prefill", "decode"
+_NUMBER = r"(\d{1,9})"
+# vLLM: execute_context_1(888_788544)_generation_0(0): requests, then tokens and their squares.
+_VLLM = re.compile(
+    rf"execute_context_{_NUMBER}\({_NUMBER}(?:_(\d{{1,18}}))?\)_generation_{_NUMBER}\({_NUMBER}"
+)
+# SGLang, and vLLM on ROCm: execute_15360_context_15(sq..sk..sqsq..sqsk..)_generation_0(sq..).
+_SUMS = re.compile(
+    rf"execute_{_NUMBER}_context_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}sqsq(\d{{1,18}})\w*\)"
+    rf"_generation_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}"
+)
+_MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE)\b([^\]]{0,200})")
+_BATCH = re.compile(rf"\bbs={_NUMBER}")
+_TOKENS = re.compile(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
+# TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it says them.
+_TRT = re.compile(
+    rf"(?:\[Executor\] )?_forward_step \d{{1,12}}: {_NUMBER} ctx reqs, {_NUMBER} gen reqs"
+)
+_TRT_TOKENS = re.compile(rf"{_NUMBER} ctx tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """`rows`: M of the linears; `heads`: what M of the head may be; `batch`, `queries`, `keys`: of
+    attention, where all sequences are equal; `source`: "given" or "annotation"."""
+
+    rows: int | None = None
+    heads: tuple[int, ...] = ()
+    batch: int | None = None
+    queries: int | None = None
+    keys: int | None = None
+    phase: str | None = None
+    source: str = "given"
+
+
+UNKNOWN = Tokens(source="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the user says of the steps of a trace."""
+
+    batch: int | None = None
+    prompt_len: int | None = None
+    context: int | None = None
+    phase: str | None = None
+
+    def tokens(self, phase: str | None) -> Tokens:
+        """The tokens of a step of `phase`, which the user's word stands before; UNKNOWN where the
+        numbers do not tell. A prompt without --batch is one sequence."""
+        phase = self.phase or phase
+        if phase is None:
+            phase = DECODE if self.context is not None and self.prompt_len is None else PREFILL
+        if phase == DECODE:
+            return self._decode()
+        if phase != PREFILL or self.prompt_len is None:
+            return UNKNOWN
+        batch, length = self.batch or 1, self.prompt_len
+        rows = batch * length
+        return Tokens(
+            rows=rows, heads=tuple(dict.fromkeys((batch, rows))), batch=batch, queries=length,
+            keys=self.context or length, phase=PREFILL,
+        )  # fmt: skip
+
+    def _decode(self) -> Tokens:
+        if self.batch is None:
+            return UNKNOWN
+        return Tokens(
+            rows=self.batch, heads=(self.batch,), batch=self.batch, queries=1, keys=self.context,
+            phase=DECODE,
+        )  # fmt: skip
+
+
+def annotated(name: str, *, replayed: bool) -> Tokens:
+    """The tokens of a step that an engine annotates; UNKNOWN for other names.
+
+    `replayed`: the step is a graph's, whose batch was padded to a captured size. A batch that no
+    engine captures (1, 2, 4, and multiples of 8 are) was padded to what is not known.
+    """
+    found = _counted(name) or _of_mode(name) or UNKNOWN
+    captured = found.rows in (1, 2, 4) or (found.rows or 0) % 8 == 0
+    if replayed and found.phase == DECODE and not captured:
+        return Tokens(phase=DECODE, source="annotation")
+    return found
+
+
+def _counted(name: str) -> Tokens | None:
+    """Numbers of requests and tokens, with sums of squares: equal lengths are those for which
+    (Σ s)² = n · Σ s²."""
+    if found := _VLLM.match(name):
+        requests, tokens, squares, others, generated = (int(x or 0) for x in found.groups())
+        keys = None
+    elif found := _SUMS.match(name):
+        numbers = [int(x) for x in found.groups()]
+        _, requests, tokens, keys, squares, others, generated, _ = numbers
+    else:
+        return None
+    rows, heads = tokens + generated, requests + others
+    if not rows:
+        return None
+    phase = "mixed" if requests and others else PREFILL if requests else DECODE
+    equal = phase == PREFILL and requests and tokens * tokens == requests * squares
+    length = tokens // requests if equal else 1 if phase == DECODE else None
+    fresh = equal and (keys is None or keys == tokens)
+    return Tokens(
+        rows=rows, heads=tuple(dict.fromkeys((heads, rows))), batch=heads if length else None,
+        queries=length, keys=length if fresh else None, phase=phase, source="annotation",
+    )  # fmt: skip
+
+
+def _of_mode(name: str) -> Tokens | None:
+    if found := _TRT.match(name):
+        context, generated = int(found[1]), int(found[2])
+        if context:
+            told = _TRT_TOKENS.search(name)
+            rows = int(told[1]) + generated if told else None
+            phase = "mixed" if generated else PREFILL
+            return Tokens(rows=rows, heads=(context + generated,), phase=phase, source="annotation")
+        return _one_token(generated) if generated else None
+    if found := _MODE.match(name):
+        batch, tokens = _BATCH.search(found[2]), _TOKENS.search(found[2])
+        if found[1] == "DECODE":
+            return _one_token(int(batch[1])) if batch else None
+        return Tokens(
+            rows=int(tokens[1]) if tokens else None, heads=(int(batch[1]),) if batch else (),
+            phase=PREFILL, source="annotation",
+        )  # fmt: skip
+    return None
+
+
+def _one_token(batch: int) -> Tokens:
+    return Tokens(
+        rows=batch, heads=(batch,), batch=batch, queries=1, phase=DECODE, source="annotation"
+    )

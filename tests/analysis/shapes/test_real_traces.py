@@ -1,0 +1,83 @@
+"""Real decoder traces, stripped of what tells shapes, get them back from the model's config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.shapes.stripped import (
+    B200,
+    CASES,
+    GRAPH,
+    H100,
+    Case,
+    known,
+    report,
+    strip,
+    table,
+    truth,
+)
+
+LEAST = {H100.name: 0.99, GRAPH.name: 0.95}
+WAYS = [(True, True), (False, True), (True, False), (False, False)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.split("/")[1])
+@pytest.mark.parametrize(("modules", "ops"), WAYS)
+def test_the_workload_gives_every_shape(
+    case: Case, tmp_path: Path, *, modules: bool, ops: bool
+) -> None:
+    path = strip(case, tmp_path, modules=modules, ops=ops, annotations=False)
+    told = report(path, case, model=case.model, **case.workload)
+    got, true = known(table(told, case)), truth(case)
+    assert set(got) <= set(true), "a wrong row"
+    same = sum(ns for row, ns in true.items() if row in got)
+    assert same >= LEAST.get(case.name, 0.99) * sum(true.values())
+    phase = next(iter(told.phases.values()))
+    assert {gemm.shapes for gemm in phase.gemms if gemm.n is not None} == {"model"}
+    assert phase.shapes["model"] > 0.15 and set(phase.shapes) == {"model"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.split("/")[1])
+@pytest.mark.parametrize("modules", [True, False])
+def test_without_a_workload_n_and_k_are_the_same_and_m_is_right_or_null(
+    case: Case, tmp_path: Path, *, modules: bool
+) -> None:
+    path = strip(case, tmp_path, modules=modules, annotations=False)
+    got, true = known(table(report(path, case, model=case.model), case)), truth(case)
+    widths = {(role, n, k) for role, _, n, k in true}
+    assert {(role, n, k) for role, _, n, k in got} == widths
+    wrong = [row for row in got if row[1] is not None and row not in true]
+    assert not wrong
+
+
+@pytest.mark.parametrize("case", [GRAPH, B200], ids=["graph", "vllm"])
+def test_m_comes_from_the_annotation_of_an_engine(case: Case, tmp_path: Path) -> None:
+    path = strip(case, tmp_path, modules=False, ops=False)
+    got = known(table(report(path, case, model=case.model), case))
+    assert set(got) == set(truth(case))
+
+
+def test_a_trace_with_shapes_needs_no_config() -> None:
+    told = report(H100.path, H100, model="llama-3.1-8b")
+    plain = report(H100.path, H100)
+    phase, other = told.phases["trace"], plain.phases["trace"]
+    assert phase.gemms == other.gemms
+    assert any("is not needed" in note for note in phase.notes)
+    assert set(phase.shapes) == {"recorded"}
+
+
+def test_attention_gets_its_lengths_from_the_workload(tmp_path: Path) -> None:
+    path = strip(H100, tmp_path, modules=False)
+    told = report(path, H100, model=H100.model, **H100.workload)
+    got = {(g.group, g.batch, g.m, g.n, g.k) for g in told.phases["trace"].gemms
+           if g.role == "attention"}  # fmt: skip
+    assert got == {("qk", 256, 559, 559, 64), ("pv", 256, 559, 64, 559)}
+
+
+def test_a_batch_that_no_grid_allows_is_said_and_not_believed(tmp_path: Path) -> None:
+    path = strip(B200, tmp_path, modules=False, annotations=False)
+    told = report(path, B200, model=B200.model, batch=2, prompt_len=888)
+    assert any("M = 1,776 (given) does not fit" in said for said in told.warnings)
+    assert {row[1] for row in known(table(told, B200))} <= {None, 888}
