@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +42,6 @@ from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 # Objects made before the garbage collector looks for cycles: imports and tables make millions that
 # are none, and a tenth of an analysis was spent on looking.
 _GC_THRESHOLD = 100_000
-DEMO_MODEL = "smollm2-135m-instruct"
-DEMO = (("static-m", 0.25), ("static-nk", 0.34), ("static-k-mask", 0.5))
 
 
 app = typer.Typer(
@@ -246,17 +246,25 @@ def _demo(
     from prunescope.output import console_for
     from prunescope.tracer.capture.progress import Bar
 
-    console = console_for(None)
-    console.print(f"{DEMO_MODEL}, weights of 4 bits dequantised: {len(DEMO)} times a minute or so")
-    for method, sparsity in DEMO:
+    console, chosen = console_for(None), demo()
+    model, methods = chosen["model"], chosen["methods"]
+    console.print(f"{model}, weights of 4 bits dequantised: {len(methods)} times a minute or so")
+    for method, sparsity in methods:
         with Bar() as bar:
             folder = prunescope.trace(
-                model=DEMO_MODEL, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
+                model=model, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
                 out=out / method, overwrite=True, argv=["demo"], progress=bar,
             )  # fmt: skip
         to = Delivery(quiet=True, formats="md,json,html,png")
         report = deliver(folder, to, options=Options())
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
+
+
+def demo() -> dict[str, Any]:
+    """What `prunescope demo` runs: {"model", "methods": [[family, sparsity], ...]}."""
+    text = resources.files("prunescope").joinpath("demo.json").read_text(encoding="utf-8")
+    plain: dict[str, Any] = json.loads(text)
+    return plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:

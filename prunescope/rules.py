@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.families import cutting
 
 if TYPE_CHECKING:
     from prunescope.analysis.schema.report import Phase, Report
@@ -113,7 +114,8 @@ def _rule(text: str) -> Rule:
     if found is None:
         raise PrunescopeError(
             f"{text!r} is no rule",
-            hint="PATH OP VALUE, as in 'prefill.realised >= 1.2' or 'family == static-nk'",
+            hint="PATH OP VALUE, as in 'prefill.realised >= 1.2' or "
+            f"'family == {cutting('heads', 'channels')}'",
         )
     path, op, value = found.groups()
     phase, metric = _split(path)

@@ -6,16 +6,19 @@ cell, where pruning pays, the paper's two claims, and what does not generalise.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from importlib import resources
 from statistics import median
 
 from prunescope.analysis.pareto.frontier import removed_nothing
 from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point, Winner
 
-# arXiv 2606.09080: the frontier's order of families by loss, in prefill.
-PAPER_ORDER = ("static-m", "dynamic-m", "static-nk")
-DEPTH = "static-m"
+# What the paper claims of which families.
+_PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
+PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
+DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
 _MOSTLY = 0.5
 
 

@@ -384,7 +384,7 @@ def test_demo_gives_a_verdict_on_each_way_of_pruning(
     monkeypatch.setattr("prunescope.deliver.deliver", lambda *_args, **_options: noisy)
     code, out, _ = run("demo", "--out", tmp_path)
     assert code == 0
-    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in cli.DEMO]
-    assert all(f"{method} {s:g}" in out for method, s in cli.DEMO)
+    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in cli.demo()["methods"]]
+    assert all(f"{method} {s:g}" in out for method, s in cli.demo()["methods"])
     assert out.count("timing not valid") == 3
     assert "\x1b" not in out

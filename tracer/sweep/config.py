@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from collections.abc import Callable
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,20 @@ from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
 _MAX_BYTES = 1 << 20
 _MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of them
 _KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig) if f.name != "logits")
-_PAPER = SweepConfig(
-    model="llama-3.1-8b",
-    families=(
-        "static-m",
-        "static-k-24",
-        "static-k-lowrank",
-        "static-nk",
-        "static-nk-cross",
-        "dynamic-m",
-        "dynamic-nk",
-    ),
-    batches=(1, 8, 16, 32),
-    prompt_lens=(1024,),
-    draws=3,
-    repeats=50,
-    dtype="bfloat16",
-    logits="all",
-)
-# The paper varies the batch at one length and the length at one batch, not both together.
-PRESETS = {
-    "paper": (
-        _PAPER,
-        dataclasses.replace(_PAPER, batches=(1,), prompt_lens=(1024, 8192, 16384, 32768)),
-    )
-}
+
+
+@cache
+def presets() -> dict[str, tuple[SweepConfig, ...]]:
+    """The sweeps of presets.yaml by name."""
+    text = resources.files(__package__).joinpath("presets.yaml").read_text(encoding="utf-8")
+    listed: dict[str, list[dict[str, Any]]] = yaml.safe_load(text)
+    return {name: tuple(map(_preset, sweeps)) for name, sweeps in listed.items()}
+
+
+def _preset(plain: dict[str, Any]) -> SweepConfig:
+    """`logits` is no key of a user's file: results of another policy would not compare."""
+    values = {key: _READ[key](key, value) for key, value in plain.items() if key in _KEYS}
+    return SweepConfig(**values, logits=plain["logits"])
 
 
 def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, ...]:
@@ -54,14 +45,14 @@ def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, 
     if (config is None) == (preset is None):
         raise PrunescopeError(
             "a sweep takes a CONFIG.yaml or --preset, one of the two",
-            hint=f"presets: {', '.join(PRESETS)}",
+            hint=f"presets: {', '.join(presets())}",
         )
     if preset is not None:
-        if preset not in PRESETS:
+        if preset not in presets():
             raise PrunescopeError(
-                f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(PRESETS)}"
+                f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(presets())}"
             )
-        return PRESETS[preset]
+        return presets()[preset]
     assert config is not None
     return (_from_plain(_read_yaml(config), config),)
 

@@ -11,7 +11,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.sweep.config import PRESETS, read_configs
+from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.plan import SweepConfig, make_plan, read_shard, request_of, shard_of
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
 
@@ -91,7 +91,7 @@ def test_shards_are_disjoint_and_whole() -> None:
 
 def test_the_paper_is_seven_families_of_its_grid() -> None:
     shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
-    plan = make_plan(PRESETS["paper"], shape)
+    plan = make_plan(presets()["paper"], shape)
     # 6 families x 4 sparsities + 2:4 at 4 (3 impossible), 7 cells, 2 phases, 3 draws.
     assert len(plan.results) == 7 * 4 * 7 * 2 * 3
     assert {(r.batch, r.prompt_len) for r in plan.results} == {

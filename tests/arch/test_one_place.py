@@ -1,0 +1,103 @@
+"""A family's id stands in the family's own files, and other code asks for its traits.
+
+Data (JSON, YAML) and prose (Markdown) may name families, and so may the docstrings of the front
+door, which are its help: examples to copy. "dense" is also what the other side of every comparison
+is called, and is not looked for.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.verdict.detectors import COARSE_TO_FINE, detectors
+from prunescope.taxonomy.families import families, pruning_families
+from prunescope.taxonomy.family import UNITS
+from prunescope.tracer.pruners import family_ids
+from tests.arch.test_imports import ROOT, SOURCES, room_of
+
+IDS = [one.id for one in pruning_families()]
+PLACES = ("taxonomy/families", "tracer/pruners", "analysis/verdict")
+_ID = re.compile(rf"(?<![\w-])({'|'.join(sorted(IDS, key=len, reverse=True))})(?![\w-])")
+# The file of a family, as other code would have to import it.
+_MODULE = re.compile(rf"\b({'|'.join(one.replace('-', '_') for one in IDS)})\b")
+
+
+def own_files(place: str) -> set[Path]:
+    """The files of a place that are named after a family."""
+    return {ROOT / place / f"{one.replace('-', '_')}.py" for one in IDS}
+
+
+OWN = set().union(*(own_files(place) for place in PLACES))
+
+
+def named_in(text: str, *, docstrings: bool) -> Iterator[tuple[int, str]]:
+    """(line, id) of every family that a source file names; without its docstrings on request."""
+    spared: set[int] = set()
+    if not docstrings:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(
+                node
+            ):
+                spared |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    for number, line in enumerate(text.splitlines(), 1):
+        if number not in spared:
+            yield from ((number, found[1]) for found in _ID.finditer(line))
+
+
+def test_no_other_source_names_a_family() -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} names {one}: ask for a trait of taxonomy.family.Family"
+        for path in SOURCES
+        if path not in OWN
+        for line, one in named_in(
+            path.read_text(encoding="utf-8"), docstrings=room_of(path) != "prunescope"
+        )
+    ]
+    assert bad == []
+
+
+def test_no_other_source_imports_the_file_of_a_family() -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{node.lineno} imports {node.module}"
+        for path in SOURCES
+        if path not in OWN
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and (
+            _MODULE.search(node.module or "") or any(_MODULE.fullmatch(a.name) for a in node.names)
+        )
+    ]
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [('x = "static-nk"', ["static-nk"]), ("# as kv-evict does", ["kv-evict"]),
+     ('f("--method static-m:0.25+static-nk-mlp")', ["static-m", "static-nk-mlp"]),
+     ('x = "static-nk-crossing"', []), ('"""Of static-m."""', [])],
+)  # fmt: skip
+def test_the_rule_sees_ids(code: str, seen: list[str]) -> None:
+    assert [one for _, one in named_in(code, docstrings=False)] == seen
+
+
+def test_every_family_has_its_three_files() -> None:
+    assert len(IDS) == len(families()) - 1 > 10
+    for place in PLACES:
+        missing = {str(path.relative_to(ROOT)) for path in own_files(place) if not path.is_file()}
+        assert missing == set()
+    assert set(family_ids()) == set(IDS)
+    assert {one.family.id for one in detectors()} == set(IDS)
+
+
+def test_detectors_stand_in_their_order() -> None:
+    assert set(COARSE_TO_FINE) == set(UNITS)
+    assert [one.family.id for one in detectors()] == [
+        "dynamic-depth", "dynamic-m", "token-drop", "kv-evict", "dynamic-nk", "dynamic-width",
+        "static-m", "static-k-24", "static-k-mask", "static-k-lowrank", "static-nk",
+        "static-nk-heads", "static-nk-mlp", "static-nk-cross",
+    ]  # fmt: skip
