@@ -60,6 +60,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     device: str = "auto",
     select: Literal["random", "calibrated"] = "random",
     text: Path | str | None = None,
+    recover: str | Mapping[str, Any] | None = None,
     mode: Literal["eager", "compile", "graph"] = "eager",
     warmup: int = 3,
     repeats: int = 20,

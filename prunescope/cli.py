@@ -87,6 +87,7 @@ def _trace(*, json_target: str | None, **options: Any) -> None:
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
     prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
+    prunescope trace --model ./Llama-3.2-1B --method static-m --recover steps=100,rank=16
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
     from prunescope.analysis.report.listings import run_summary, traced

@@ -89,6 +89,7 @@ TRACE = {
     "device": Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")],
     "select": Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")],
     "text": Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")],
+    "recover": Annotated[str | None, Option(metavar="steps=N,...", help="LoRA on the rest.")],
     "mode": Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")],
     "warmup": Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")],
     "repeats": Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")],

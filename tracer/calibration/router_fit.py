@@ -102,17 +102,40 @@ def fit_routers(
     return statistics.median(r2) if r2 else None
 
 
+def settle_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
+    """Set the threshold of each router anew, by the scores that it gives as the model now runs."""
+    seen = [_Seen() for _ in sites]
+    run_hooked(model, calibration.batches, _scoring(sites, seen))
+    for site, found in zip(sites, seen, strict=True):
+        site.router.threshold = quantile(torch.cat(found.scores), site.router.sparsity)
+
+
+def pooled_scores(
+    model: Any, sites: Sequence[Site], calibration: Calibration
+) -> list[torch.Tensor]:
+    """What each router scores the sequences of the batches, flat, as the model now runs."""
+    kept: list[list[torch.Tensor]] = [[] for _ in sites]
+    handles = [
+        site.router.register_forward_pre_hook(
+            lambda router, args, own=own: own.append(router.score(args[0]).flatten().float().cpu())
+        )
+        for site, own in zip(sites, kept, strict=True)
+    ]
+    run_hooked(model, calibration.batches, handles)
+    return [torch.cat(own) for own in kept]
+
+
 def _share_out(sites: Sequence[tuple[Site, _Seen]], sparsity: float) -> None:
     """Set the own sparsity of each router of a kind, and its threshold."""
     changes = [torch.cat(found.changes) for _, found in sites]
-    least = _quantile(torch.cat(changes), sparsity)
+    least = quantile(torch.cat(changes), sparsity)
     for (site, found), change in zip(sites, changes, strict=True):
         own = float((change < least).double().mean())
         site.router.sparsity = min(own, 1 - 1 / len(change))  # a prefill has a row at least
-        site.router.threshold = _quantile(torch.cat(found.scores), own)
+        site.router.threshold = quantile(torch.cat(found.scores), own)
 
 
-def _quantile(values: torch.Tensor, share: float) -> float:
+def quantile(values: torch.Tensor, share: float) -> float:
     """The value that all but a share of [n] reach; minus infinity for all, infinity for none."""
     below = int(len(values) * share)
     if below == 0:

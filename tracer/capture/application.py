@@ -26,6 +26,9 @@ from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import Part
 from prunescope.tracer.pruners.user_method import apply_method
+from prunescope.tracer.recovery.recover import recover
+from prunescope.tracer.recovery.settings import training_name
+from prunescope.tracer.routing.learning import Learner
 
 
 def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
@@ -47,6 +50,16 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[
         # A composite has no sparsity of its own: what it promises is what its FLOPs say.
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
+    if request.recovery is not None:
+        pruning["recovery"] = recover(
+            applied.model,
+            load_tokenizer(loaded),
+            request.recovery,
+            name=training_name(request.method, request.sparsity, request.seed),
+            seed=request.seed,
+            masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
+            learners=applied.learners,
+        )
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
     return applied, pruning
@@ -61,6 +74,7 @@ def _in_turn(
 ) -> tuple[Applied, list[dict[str, Any]]]:
     """Each family on what the ones before it left."""
     records: list[dict[str, Any]] = []
+    learners: list[Learner] = []
     layer_map: list[int] | None = None
     applied = Applied(model=loaded.model, record={})
     for part in parts:
@@ -79,7 +93,8 @@ def _in_turn(
         if applied.layer_map is not None:
             old = layer_map
             layer_map = applied.layer_map if old is None else [old[i] for i in applied.layer_map]
-    applied.layer_map = layer_map
+        learners += applied.learners
+    applied.layer_map, applied.learners = layer_map, learners
     return applied, records
 
 

@@ -12,6 +12,8 @@ import time
 from types import TracebackType
 from typing import Any, Protocol
 
+_QUIET_S = 10.0
+
 
 class Progress(Protocol):
     """Told what is going on. Stages follow each other; `advance` counts within one."""
@@ -21,6 +23,9 @@ class Progress(Protocol):
 
     def advance(self) -> None:
         """One step of the stage is done."""
+
+    def describe(self, text: str) -> None:
+        """Other words for the stage at hand."""
 
 
 class Silent:
@@ -32,6 +37,9 @@ class Silent:
     def advance(self) -> None:
         """Nothing."""
 
+    def describe(self, text: str) -> None:
+        """Nothing."""
+
 
 class Bar:
     """A progress bar on standard error, one line a stage: `with Bar() as bar: trace(r, bar)`."""
@@ -39,7 +47,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar = _rich_bar()
         self._task: int | None = None
-        self._begun = time.monotonic()
+        self._begun = self._told = time.monotonic()
 
     def __enter__(self) -> Bar:
         return self
@@ -71,6 +79,14 @@ class Bar:
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
             self._bar.refresh()
+
+    def describe(self, text: str) -> None:
+        """Other words on the bar; without a bar a line, every ten seconds at most."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+        elif time.monotonic() - self._told > _QUIET_S:
+            self.stage(text)
+            self._told = time.monotonic()
 
     def _finish(self) -> None:
         if self._bar is not None and self._task is not None:

@@ -6,14 +6,17 @@ Inert: `check` looks at the values alone and at no model, so that a mistake is n
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.tracer.pruners.method import SELECTIONS, Part, read_method
+from prunescope.tracer.recovery.settings import Recovery, check_installed, read_recovery
 
 _CHOICES = {
     "phase": ("prefill", "decode", "both"),
@@ -57,6 +60,7 @@ class TraceRequest:
     device: str = "auto"
     select: str = "random"
     text: Path | None = None
+    recover: Recovery | str | Mapping[str, Any] | None = None
     mode: str = "eager"
     warmup: int = 3
     repeats: int = 20
@@ -68,6 +72,18 @@ class TraceRequest:
     overwrite: bool = False
     threads: int | None = None
     argv: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recover = read_recovery(self.recover)
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """The training after pruning, None for none. It reads the text that calibrates, unless it
+        has one of its own."""
+        assert self.recover is None or isinstance(self.recover, Recovery)
+        if self.recover is None or self.recover.text is not None:
+            return self.recover
+        return replace(self.recover, text=self.text)
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -121,7 +137,16 @@ class TraceRequest:
                 hint="leave all out to capture the dense twin beside the pruned model",
             )
 
+    def _check_recovery(self) -> None:
+        if self.method is None:
+            raise PrunescopeError(
+                "--recover was given without --method", hint="what is not pruned lacks nothing"
+            )
+        check_installed()
+
     def _check_method(self) -> None:
+        if self.recover is not None:
+            self._check_recovery()
         if self.method is None:
             if self.knobs:
                 raise PrunescopeError(
@@ -134,7 +159,8 @@ class TraceRequest:
                 f"--select calibrated is not available for {self.method}",
                 hint="use --select random: a function of your own chooses as it likes",
             )
-        if self.text is None or any(part.reads_text for part in families or ()):
+        trains = self.recover is not None
+        if self.text is None or trains or any(part.reads_text for part in families or ()):
             return
         if "calibrated" in {part.select for part in families or ()}:
             raise PrunescopeError(

@@ -6,6 +6,7 @@ In: a TraceRequest. Out: a folder F with F/dense and F/pruned, each a run (taxon
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import baseline_folder, write_runs
+from prunescope.tracer.recovery.place import beside, kept_in
 
 if TYPE_CHECKING:
     from prunescope.tracer.capture.variants import Prepared
@@ -59,11 +61,16 @@ def _trace(
     from prunescope.tracer.capture.session import capture
 
     variants = None if prepared is None else prepared.variants
-    captures = capture(request, progress, peaks=peaks, variants=variants)
+    # Beside `out`, so that the same command goes on with the training of one that was killed.
+    trainings = None if request.recover is None or prepared else beside(request.out)
+    with kept_in(trainings, progress):
+        captures = capture(request, progress, peaks=peaks, variants=variants)
     for name, quality in (prepared.quality if prepared else {}).items():
         captures[name].run.extra["quality"] = quality
     check_out(request.out, overwrite=request.overwrite)
     write_runs(request.out, captures, baseline)
+    if trainings is not None:
+        shutil.rmtree(trainings, ignore_errors=True)
     del captures
     release()
     return request.out

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from prunescope.tracer.routing.learning import Learner
+
 
 @dataclass(kw_only=True)
 class Applied:
@@ -48,6 +50,8 @@ class Applied:
     layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
     # Which indices were kept, by module name: for checks, not written to run.json.
     kept: dict[str, list[int]] = field(default_factory=dict)
+    # Routers that recovery training can teach; see `tracer.routing.learning`.
+    learners: list[Learner] = field(default_factory=list)
 
 
 class Pruner(Protocol):

@@ -1,8 +1,9 @@
 """Dynamic depth: each forward skips whole layers, any of them or the last ones (early exit).
 
 A router on the pooled hidden state stands before every layer; which layers an input skips is drawn
-anew for each forward. A skipped layer caches nothing for its tokens, so that its cache has holes,
-and a mixer in it updates no state: decode after prefill is no forward of the whole sequence.
+anew for each forward, or decided by the routers, where they were trained: int(n·s) of each. A
+skipped layer caches nothing for its tokens, so that its cache has holes, and a mixer in it updates
+no state: decode after prefill is no forward of the whole sequence.
 """
 
 from __future__ import annotations
@@ -18,10 +19,18 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
+from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.router_fit import Site, fit_routers, pooled_scores, quantile
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.learning import (
+    Learner,
+    in_float32,
+    in_own_dtype,
+    straight_through,
+)
 from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
 from prunescope.tracer.routing.routing import (
     Counted,
@@ -58,7 +67,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing{state}"
     ]
     notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
-    return Applied(model=model, record={"kept": {"layers": len(layers) - gone}, "notes": notes})
+    record = {"kept": {"layers": len(layers) - gone}, "notes": notes}
+    # How many of the last layers an early exit skips is drawn: there is nothing to learn.
+    learners: list[Learner] = [] if early else [_DepthLearner(model, list(layers), route)]
+    return Applied(model=model, record=record, learners=learners)
 
 
 @dataclass
@@ -70,16 +82,29 @@ class _Route:
     draws: Draws
     sparsity: float = 0.0
     skipped: set[int] = field(default_factory=set)
+    learned: bool = False  # the routers decide
+    learns: bool = False  # and are trained at the moment
+    left: int = 0  # layers that the forward at hand has still to skip, where they do
 
     def start(self) -> None:
         """Draw for a new forward: int(n·s) layers, or that many ± 1 (with that mean) at the end."""
         count = removed_layers(self.num_layers, self.sparsity)
+        if self.learned:
+            self.skipped, self.left = set(), count
+            return
         if self.early:
             spread = min(1, count, max(0, self.num_layers - 1 - count))
             count += self.draws.stream.randint(-spread, spread)
             self.skipped = set(range(self.num_layers - count, self.num_layers))
         else:
             self.skipped = set(self.draws.stream.sample(range(self.num_layers), count))
+
+    def decide(self, index: int, *, wanted: bool) -> None:
+        """Skip layer `index` unless it is `wanted`, or the layers behind it would not suffice; none
+        more where int(n·s) are skipped."""
+        if self.left and (not wanted or self.left == self.num_layers - index):
+            self.skipped.add(index)
+            self.left -= 1
 
 
 class _DepthRouter(nn.Module):
@@ -90,10 +115,15 @@ class _DepthRouter(nn.Module):
         self.weight = score_weight(
             1, hidden, like=like, seed=point.seed, what=f"dynamic-depth {layer}"
         )
+        self.sparsity, self.threshold = point.sparsity, 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to whether each sequence runs, [B, 1]."""
-        return linear(x.mean(1), self.weight) > 0
+        """[B, T, h] to how far each sequence is above the score that runs, [B, 1]."""
+        return self.score(x) - self.threshold
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, h] to the score of each sequence, [B, 1]."""
+        return linear(x.mean(1).to(self.weight.dtype), self.weight)
 
 
 class _Skippable(Counted):
@@ -113,11 +143,13 @@ class _Skippable(Counted):
         if index == 0:
             self.place.refuse_padding(mask, tokens, cached.seen if cached is not None else 0)
             self.route.start()
+        above = None
         if not (self.route.early and index in self.route.skipped):
-            # The value is drawn in `start`: a decision on the host would stop the device here.
-            self.router(hidden_states)
+            above = self._scored(hidden_states)
         runs = index not in self.route.skipped
         self.tally.add(int(runs), 1)
+        if above is not None and self.route.learns:
+            return self._gated(hidden_states, arguments, above, runs=runs)
         if not runs:
             if cached is not None:
                 cached.seen += tokens
@@ -127,3 +159,73 @@ class _Skippable(Counted):
         out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
         self.outputs = len(out) if isinstance(out, tuple) else 0
         return out
+
+    def _scored(self, x: torch.Tensor) -> torch.Tensor:
+        """The mean of what the router says of [B, T, h]. A drawn decision was made in `start`: one
+        on the host stops the device here, as those of a trained router do."""
+        above = self.router(x)
+        if self.route.learned:
+            above = above.mean()
+            self.route.decide(self.place.number, wanted=bool(above >= 0))
+        return above
+
+    def _gated(
+        self, x: torch.Tensor, arguments: dict[str, Any], above: torch.Tensor, *, runs: bool
+    ) -> Any:
+        """In training: the layer or the identity, with the gradient of a mixture of both."""
+        out = super().forward(x, **arguments)  # type: ignore[misc]
+        gate = straight_through(above) - (0 if runs else 1)
+        if isinstance(out, tuple):
+            return (x + gate.to(x.dtype) * (out[0] - x), *out[1:])
+        return x + gate.to(x.dtype) * (out - x)
+
+
+class _DepthLearner:
+    """The routers of layers, fitted to how much each layer changes a token before training."""
+
+    how = (
+        "routers of layers trained with the adapters: a layer is skipped or not, with the gradient "
+        "of the sigmoid of its score (straight-through, arXiv 1308.3432); int(n·s) layers of each "
+        "forward are skipped"
+    )
+
+    def __init__(self, model: Any, layers: list[Any], route: _Route) -> None:
+        self.model, self.route = model, route
+        self.sites = [
+            Site(kind="layer", layer=layer, router=layer.router, sublayers=[layer])
+            for layer in layers
+        ]
+
+    def begin(self, calibration: Calibration) -> None:
+        """Fit the routers, and let them decide."""
+        sparsity, self.route.sparsity = self.route.sparsity, 0.0
+        fit_routers(self.model, self.sites, calibration, sparsity=sparsity)
+        self.route.sparsity, self.route.learned = sparsity, True
+        self._settle(calibration)
+        for site in self.sites:
+            in_float32(site.router)
+        self.route.learns = True
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weight [1, h] of each router."""
+        return {f"router {i}": site.router.weight for i, site in enumerate(self.sites)}
+
+    def settle(self, calibration: Calibration) -> None:
+        """Thresholds by the sequences of the text, as the model now runs."""
+        for site in self.sites:
+            in_own_dtype(site.router)
+        self.route.learns = False
+        self._settle(calibration)
+
+    def _settle(self, calibration: Calibration) -> None:
+        """By the scores where all layers run, then by those where some are skipped by them."""
+        sparsity = self.route.sparsity
+        for self.route.sparsity in (0.0, sparsity):
+            pooled = pooled_scores(self.model, self.sites, calibration)
+            for site, scores in zip(self.sites, pooled, strict=True):
+                site.router.threshold = quantile(scores, site.router.sparsity)
+
+    def record(self) -> dict[str, Any]:
+        """The share of the sequences that each layer was to run for; the sum is kept in each."""
+        shares = [round(1 - site.router.sparsity, 4) for site in self.sites]
+        return {"unit": "layers", "trained": len(self.sites), "kept_by_layer": {"layer": shares}}

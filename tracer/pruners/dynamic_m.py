@@ -25,6 +25,7 @@ from prunescope.tracer.calibration.router_fit import Site, fit_routers
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.learning import RowLearner
 from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
 from prunescope.tracer.routing.routing import Counted, Draws, Tally
@@ -44,7 +45,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     record = _fitted(model, sites, point) if point.calibrated else _drawn(point)
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    return Applied(model=model, record=record)
+    learner = RowLearner(model, sites, point.sparsity, fitted=point.calibrated)
+    return Applied(model=model, record=record, learners=[learner])
 
 
 def _drawn(point: Point) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class _RoutedAttention(PlainAttention, Counted):
         if rows is None:
             return residual if residual is not None else (torch.zeros_like(hidden_states), None)
         out = self._of_rows(hidden_states, position_embeddings, (k, v), rows)
+        out = rows.gated(out)
         if residual is None:
             return spread(hidden_states, rows.flat, out), None
         return scattered(residual, rows.flat, out)

@@ -17,7 +17,7 @@ from prunescope.tracer.attention.parts import unread
 from prunescope.tracer.model.channels import find_channels
 from prunescope.tracer.residual.sublayers import roots
 from prunescope.tracer.routing.routing import Counted, Tally
-from prunescope.tracer.routing.row_router import RowRouter, SameRows, scattered, spread
+from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RoutedMlp(nn.Module, Counted):
             return residual
         x = norm(residual.view(-1, width).index_select(0, rows.flat))
         out = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return scattered(residual, rows.flat, out)
+        return scattered(residual, rows.flat, rows.gated(out))
 
 
 class _Routed(Counted):
@@ -89,8 +89,8 @@ class _Routed(Counted):
         out = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         self.outputs = len(out) if isinstance(out, tuple) else 0
         if self.outputs:
-            return (spread(hidden_states, rows.flat, out[0]), *out[1:])
-        return spread(hidden_states, rows.flat, out)
+            return (spread(hidden_states, rows.flat, rows.gated(out[0])), *out[1:])
+        return spread(hidden_states, rows.flat, rows.gated(out))
 
 
 class _MlpEntry(Counted):
@@ -99,18 +99,18 @@ class _MlpEntry(Counted):
 
     router: RowRouter
     attention: tuple[Any]  # its `seen`: sequences and tokens of the forward at hand
-    rows: tuple[torch.Tensor, torch.Tensor] | None  # those of the forward at hand, and like what
+    rows: tuple[Rows | None, torch.Tensor] | None  # those of the forward at hand, and like what
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B·T, h] or [B, T, h] to [k, f]."""
         batch, tokens = self.attention[0].seen
         rows = self.router(x.view(batch, tokens, -1), past=0, masked=False)
-        flat = x.new_empty(0, dtype=torch.long) if rows is None else rows.flat
-        self.tally.add(flat.numel(), batch * tokens)
-        self.rows = flat, x
+        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        self.rows = rows, x
         if rows is None:
             return x.new_empty(0, 0)
-        out: torch.Tensor = super().forward(x.reshape(-1, x.shape[-1]).index_select(0, flat))  # type: ignore[misc]
+        taken = x.reshape(-1, x.shape[-1]).index_select(0, rows.flat)
+        out: torch.Tensor = super().forward(taken)  # type: ignore[misc]
         return out
 
 
@@ -122,10 +122,10 @@ class _MlpExit:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[k, f] to what the first projection took, [B·T, h] or [B, T, h]."""
         assert self.entry[0].rows is not None
-        flat, like = self.entry[0].rows
-        if not flat.numel():
+        rows, like = self.entry[0].rows
+        if rows is None:
             return torch.zeros_like(like)
-        return spread(like, flat, super().forward(x))  # type: ignore[misc]
+        return spread(like, rows.flat, rows.gated(super().forward(x)))  # type: ignore[misc]
 
 
 def route_mlp(

@@ -15,17 +15,27 @@ from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.routing.learning import straight_through
 from prunescope.tracer.routing.routing import Draws, flat_places, score_weight
+
+# Of the spread of a prompt's scores: what a tracked threshold moves by.
+_GAIN = 0.5
 
 
 @dataclass(frozen=True)
 class Rows:
     """The active rows of a forward. `places`: in each sequence, [B, k]; `flat`: in [B·T], sorted.
-    `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences."""
+    `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences. `gate`: in training
+    ones [B·k, 1], through which the router's weight gets a gradient."""
 
     flat: torch.Tensor
     places: torch.Tensor
     mask: torch.Tensor | None
+    gate: torch.Tensor | None = None
+
+    def gated(self, out: torch.Tensor) -> torch.Tensor:
+        """What a sublayer gives for these rows, with the gate on it where there is one."""
+        return out if self.gate is None else out * self.gate.view(*out.shape[:-1], 1).to(out.dtype)
 
 
 class RowRouter(nn.Module):
@@ -37,6 +47,11 @@ class RowRouter(nn.Module):
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
         self.threshold: float | None = None  # of a fitted router: the score that a row needs
         self.last: Rows | None = None  # the rows of the forward at hand
+        self.learns = False  # in training: the weight gets a gradient
+        # Of a trained router: for each sequence [B] the score that a token after its prompt needs,
+        # and how much that moves at a time, so that their share is kept in any text.
+        self.tracks = False
+        self.tracked: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(
         self,
@@ -55,28 +70,47 @@ class RowRouter(nn.Module):
         self, x: torch.Tensor, *, past: int, masked: bool, given: torch.Tensor | None
     ) -> Rows | None:
         batch, tokens, _ = x.shape
-        scores = self.draws.instead_of(linear(x, self.weight).squeeze(-1))  # [B, T]
+        scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
+        scores = self.draws.instead_of(scores)
         if tokens == 1:
             flat = self._of_step(scores.view(-1))
             return None if flat is None else Rows(flat, flat.unsqueeze(-1), None)
         count = kept_count(tokens, self.sparsity)
-        places = scores.topk(count).indices.sort().values
+        best = scores.topk(count)
+        places = best.indices.sort().values
         flat, mask = flat_places(places, tokens), None
+        if self.tracks:
+            self.tracked = best.values[:, -1], _GAIN * scores.std(-1)
+        gate = None
+        if self.learns:  # by the distance from the last row that goes through
+            distance = scores - best.values[:, -1:].detach()
+            gate = straight_through(distance.gather(1, places)).flatten().unsqueeze(-1)
         if given is not None:
             every = given.expand(batch, -1, -1, -1)
             mask = every.gather(2, places[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
         elif masked:
             mask = self._mask(places, past, tokens, x)
-        return Rows(flat.flatten(), places, mask)
+        return Rows(flat.flatten(), places, mask, gate)
 
     def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
         """Of the scores [B] of a decode step the rows that go through, None for none."""
         if self.threshold is not None:
             # Their number depends on the data: the host waits for the device.
-            flat = (scores >= self.threshold).nonzero().view(-1)
+            flat = self._passes(scores, self.threshold).nonzero().view(-1)
             return flat if flat.numel() else None
         count = self.draws.successes(len(scores), 1 - self.sparsity)
         return scores.topk(count).indices.sort().values if count else None
+
+    def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+        """Which of [B] go through. A tracked threshold rises by g·s with each that does, and falls
+        by g·(1−s) with each that does not: over t tokens their share is off by its way / (g·t), as
+        in online quantile tracking (Gibbs and Candès, arXiv 2106.00193)."""
+        if self.tracked is None or len(self.tracked[0]) != len(scores):
+            return scores >= threshold
+        least, gain = self.tracked
+        passes = scores >= least
+        self.tracked = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity)), gain
+        return passes
 
     def _mask(self, places: torch.Tensor, past: int, tokens: int, x: torch.Tensor) -> torch.Tensor:
         keys = torch.arange(past + tokens, device=x.device)

@@ -65,6 +65,10 @@ class Watch:
         self._beat = (time.monotonic(), time.process_time())
         self._hung_at = None
 
+    def describe(self, text: str) -> None:
+        """Other words for what goes on."""
+        self._stage = text
+
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:
         """The right to time on a device; to wait for another process is not to hang."""

@@ -1,0 +1,98 @@
+"""Routers that are trained with the adapters: their share is what was asked for, in any text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.tracer.calibration.texts import read_text
+from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.load import Loaded, load_tokenizer
+
+pytestmark = pytest.mark.torch
+
+
+def ids_of(reader: Path, name: str, length: int) -> torch.Tensor:
+    where = str(reader / "model")
+    tokenizer = load_tokenizer(Loaded(model=None, id="m", source="folder", notes=[], where=where))
+    text = read_text(reader / name).evaluation
+    assert tokenizer is not None
+    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][:length]])
+
+
+@torch.no_grad()
+def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], list[float]]:
+    """What each module let through, of a prompt and of the tokens after it."""
+    cache = compat.new_cache(model)
+    dynamic_stats(model)
+    compat.forward(model, ids[:, :prompt], cache=cache, logits="last")
+    first = dynamic_stats(model)
+    for at in range(prompt, ids.shape[1]):
+        compat.forward(model, ids[:, at : at + 1], cache=cache, logits="last")
+    after = dynamic_stats(model)
+    return tuple([sum(s["active"]) / sum(s["total"]) for s in stats.values()]  # type: ignore[return-value]
+                 for stats in (first, after))  # fmt: skip
+
+
+@pytest.mark.parametrize("select", ["random", "calibrated"])
+def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select: str) -> None:
+    model, pruning = recovered("dynamic-m", "steps=8", sparsity=0.25, select=select)
+    routers = pruning["recovery"]["routers"][0]
+    assert routers["trained"] == 16
+    kept = [s for pair in zip(*routers["kept_by_layer"].values(), strict=True) for s in pair]
+    assert sum(kept) / len(kept) == pytest.approx(0.75, abs=0.01)
+    for text in ("words.txt", "other.txt"):
+        first, after = shares(model, ids_of(reader, text, 800), prompt=400)
+        assert first == pytest.approx(kept, abs=0.02)
+        assert sum(after) / len(after) == pytest.approx(0.75, abs=0.02), text
+
+
+def test_a_trained_router_has_moved_and_has_the_dtype_of_the_model(recovered: Any) -> None:
+    still, _ = recovered("dynamic-m", "lr=1e-9", select="calibrated")
+    model, pruning = recovered("dynamic-m", select="calibrated")
+    before = dict(still.named_parameters())
+    routers = {n: p for n, p in model.named_parameters() if "router" in n}
+    assert len(routers) == 16
+    assert {p.dtype for p in routers.values()} == {torch.float32}
+    moved = [n for n, p in routers.items() if not torch.allclose(p, before[n], atol=1e-4)]
+    assert len(moved) > 12  # one that lets all tokens through has no gradient
+    assert any("straight-through" in note for note in pruning["recovery"]["notes"])
+
+
+def test_depth_skips_as_many_layers_of_every_forward(recovered: Any, reader: Path) -> None:
+    model, pruning = recovered("dynamic-depth", "steps=8", sparsity=0.25)
+    assert pruning["recovery"]["routers"][0]["unit"] == "layers"
+    for text in ("words.txt", "other.txt"):
+        ids = ids_of(reader, text, 60)
+        cache = compat.new_cache(model)
+        dynamic_stats(model)
+        with torch.no_grad():
+            for part in (ids[:, :40], *ids[:, 40:].split(1, 1)):
+                compat.forward(model, part, cache=cache, logits="last")
+                stats = dynamic_stats(model)
+                assert sum(sum(s["active"]) for s in stats.values()) == 6  # of 8
+
+
+def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
+    """Drawn, the skipped layers change with every forward of one input; decided, they do not."""
+    model, _ = recovered("dynamic-depth", sparsity=0.5)
+    ids, seen = ids_of(reader, "words.txt", 40), set()
+    dynamic_stats(model)
+    for _ in range(3):
+        with torch.no_grad():
+            compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
+        seen.add(str([s["active"] for s in dynamic_stats(model).values()]))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("method", ["dynamic-nk", "token-drop", "kv-evict", "dynamic-width"])
+def test_others_are_trained_as_they_are(recovered: Any, method: str) -> None:
+    _, pruning = recovered(method)
+    record = pruning["recovery"]
+    assert record["losses"]["train"][-1][1] < record["losses"]["train"][0][1]
+    if method == "dynamic-width":
+        assert any("down, gate, up" in note for note in record["notes"])

@@ -1,0 +1,186 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685, by peft) on the linears of a model's layers.
+
+In: a model and Recovery. Out: Adapters, whose numbers are trained in float32 and then merged, so
+that modules, shapes and work are those before. W is [N, K], an update B·A of rank r times a scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import GROUPS, locate
+from prunescope.tracer.attention.inserted import extend
+from prunescope.tracer.model.matrices import layer_matrices, weight_of
+from prunescope.tracer.model.stored import stored_tensors
+from prunescope.tracer.recovery.settings import Recovery
+
+_NAME = "recovery"
+_GROUPS = {"attention": ("qkv", "o"), "mlp": ("gate_up", "down")}
+# Of a matrix that is masked, though no record says so: a method of the user's own, a checkpoint.
+# Dense weights of 4 bits have some zeros of their own.
+_ZEROS = 0.05
+
+
+class _Masked:
+    """A linear with an adapter whose update leaves the zeros of the weight zero, in training as
+    after it: x·(W + (B·A)∘[W ≠ 0])ᵀ."""
+
+    base_layer: Any
+    get_delta_weight: Any
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., K] to [.., N]."""
+        base = self.base_layer
+        update = self.get_delta_weight(_NAME) * (base.weight != 0)
+        weight = base.weight + update.to(base.weight.dtype)
+        return linear(x, weight.T if isinstance(base, Conv1D) else weight, base.bias)
+
+
+@dataclass(kw_only=True)
+class Adapters:
+    """The adapters of a model: `parameters` by name, and what is said of them in the record."""
+
+    model: nn.Module
+    modules: dict[str, Any]
+    masked: frozenset[str]
+    packed: frozenset[str]
+    left_out: tuple[str, ...]
+    shapes: dict[str, torch.Size]
+    flags: dict[str, bool]  # which parameters had a gradient before
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, in a stable order."""
+        return {
+            f"{path}.{letter}": getattr(module, f"lora_{letter}")[_NAME].weight
+            for path, module in sorted(self.modules.items())
+            for letter in "AB"
+        }
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the updates to the weights and take the adapters away.
+
+        Raises RuntimeError where a module or a shape is not what it was.
+        """
+        for path, module in self.modules.items():
+            base = module.get_base_layer()
+            update = module.get_delta_weight(_NAME)
+            if path in self.masked:
+                update = update * (base.weight != 0)
+            base.weight.data += update.to(base.weight.dtype)
+            self.model.set_submodule(path, base)
+            if path in self.packed:
+                _pack(base)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.flags.get(name, False))
+        if _shapes(self.model) != self.shapes:
+            raise RuntimeError("the merged model has other modules or shapes than the pruned one")
+
+
+def attach(model: nn.Module, wanted: Recovery, *, seed: int, masks: bool) -> Adapters:
+    """Put an adapter beside every linear that `wanted` names; `masks`: zeros stay zeros.
+
+    Raises PrunescopeError where none is there, or the rank is larger than one of them.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    chosen, left_out = _chosen(model, wanted.target)
+    _check_rank(chosen, wanted.rank)
+    shapes = _shapes(model)
+    packed = frozenset(path for path, module in chosen.items() if _unpacked(module))
+    masked = frozenset(path for path, module in chosen.items() if masks or _is_masked(module))
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    config = LoraConfig(
+        r=wanted.rank, lora_alpha=2 * wanted.rank, lora_dropout=0.0, target_modules=list(chosen)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed % 2**63)
+        inject_adapter_in_model(config, model, adapter_name=_NAME)
+    modules = {path: model.get_submodule(path) for path in chosen}
+    for path, module in modules.items():
+        for letter in "AB":
+            weights: Any = getattr(module, f"lora_{letter}")[_NAME]
+            weights.weight = nn.Parameter(weights.weight.detach().float())
+        if path in masked:
+            extend(module, _Masked)
+    model.requires_grad_(requires_grad=False)
+    return Adapters(
+        model=model, modules=modules, masked=masked, packed=packed, left_out=left_out,
+        shapes=shapes, flags=flags,
+    )  # fmt: skip
+
+
+def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+    """The linears to train, and the roles of those that cannot be: they are more than linears."""
+    every = layer_matrices(model)
+    roles = {path: locate(path).role for path in every}
+    words = target.split("+")
+    groups = {group for word in words for group in _GROUPS.get(word, ())}
+    known = {*set(roles.values()), *_GROUPS, "all"}
+    for word in words:
+        if word not in known:
+            raise PrunescopeError(
+                f"--recover target={target}: this model has no {word}",
+                hint=f"one or several of {', '.join(sorted(known))}, joined by +",
+            )
+    wanted = [p for p, r in roles.items() if "all" in words or r in words or GROUPS[r] in groups]
+    plain = {path: every[path] for path in wanted if not hasattr(type(every[path]), "_extends")}
+    if not plain:
+        raise PrunescopeError(
+            f"nothing of {target} can be trained in this model",
+            hint="its linears run on a part of their rows or channels: choose another target",
+        )
+    return plain, tuple(sorted({roles[path] for path in wanted if path not in plain}))
+
+
+def _check_rank(modules: Mapping[str, nn.Module], rank: int) -> None:
+    path = min(modules, key=lambda p: min(_size(modules[p])))
+    least = min(_size(modules[path]))
+    if rank > least:
+        raise PrunescopeError(
+            f"--recover rank={rank} is above the smallest dimension, {least} of "
+            f"{locate(path).role} in layer {locate(path).layer}",
+            hint=f"rank={min(16, least)} is enough for most models",
+        )
+
+
+def _size(module: Any) -> tuple[int, int]:
+    """(N, K)."""
+    outputs, inputs = module.weight.shape
+    return int(outputs), int(inputs)
+
+
+def _is_masked(module: nn.Module) -> bool:
+    weight = weight_of(module)
+    return int((weight == 0).sum()) > _ZEROS * weight.numel()
+
+
+def _unpacked(module: Any) -> bool:
+    """A 2:4 weight that is stored packed becomes a dense one with its zeros, for training."""
+    weight = module.weight
+    if stored_tensors(weight)[0] is weight:
+        return False
+    module.weight = nn.Parameter(weight.to_dense(), requires_grad=weight.requires_grad)
+    return True
+
+
+def _pack(module: Any) -> None:
+    from torch.sparse import to_sparse_semi_structured
+
+    packed = to_sparse_semi_structured(module.weight.detach())
+    module.weight = nn.Parameter(packed, requires_grad=module.weight.requires_grad)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -1,0 +1,57 @@
+"""A training on disk: one safetensors file that appears whole, and what it belongs to.
+
+In: tensors by name and plain values. Out: the same. A file of another training, or a damaged one,
+counts as none.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from prunescope.taxonomy.atomic_write import write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Tensors by name, and the state of the training as JSON takes it."""
+
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names begin so, without that beginning."""
+        whole = f"{prefix}/"
+        return {k.removeprefix(whole): v for k, v in self.tensors.items() if k.startswith(whole)}
+
+
+def write_checkpoint(path: Path | None, key: str, checkpoint: Checkpoint) -> None:
+    """Keep a training; `key` names what it is of."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
+    said = json.dumps({"key": key, "state": checkpoint.state})
+    write_file(path, save(plain, metadata={"prunescope": said}))
+
+
+def read_checkpoint(path: Path | None, key: str) -> Checkpoint | None:
+    """What was kept of this very training; None where nothing was."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        head = json.loads(data[8 : 8 + size])["__metadata__"]["prunescope"]
+        said = json.loads(head)
+        if said["key"] != key:
+            return None
+        return Checkpoint(tensors=load(data), state=said["state"])
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError):
+        return None

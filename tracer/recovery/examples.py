@@ -1,0 +1,114 @@
+"""What a training reads: sequences of the first half of a text, in an order that a seed gives.
+
+In: a tokenizer (None: random token ids, from which nothing can be learnt) and a text. Out:
+Examples. The second half of the text is kept for judging: no training sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.texts import read_text
+from prunescope.tracer.model.inputs import token_ids
+from prunescope.tracer.recovery.settings import Recovery
+
+_RANDOM_ROWS = 64
+HELD_OUT = 2048  # tokens of the second half that are scored before and after the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """`rows` [n, L] to train on, `held_out` [m, L] to judge by, and the digests of both parts."""
+
+    rows: torch.Tensor
+    held_out: torch.Tensor
+    train_sha256: str
+    eval_sha256: str
+    source: str
+
+    def batch(self, step: int, size: int, *, seed: int) -> torch.Tensor:
+        """[size, L] of a step, from 0: each epoch takes every row once, in an order of its own."""
+        total = len(self.rows)
+        places = range(step * size, (step + 1) * size)
+        orders = {e: _order(total, seed, e) for e in {place // total for place in places}}
+        return self.rows[[int(orders[p // total][p % total]) for p in places]]
+
+
+def examples(
+    tokenizer: Any | None, wanted: Recovery, *, vocabulary: int, longest: int | None, seed: int
+) -> Examples:
+    """The sequences of a training. Raises PrunescopeError where the text does not fill one.
+
+    `longest`: positions the model knows.
+    """
+    length = min(wanted.length, longest or wanted.length)
+    rows = max(1, HELD_OUT // length)
+    if tokenizer is None:
+        return _random(wanted, rows, length, vocabulary, seed)
+    text = read_text(wanted.text)
+    train, held_out = (
+        _rows(tokenizer, part, length, most, text.name)
+        for part, most in ((text.calibration, None), (text.evaluation, rows))
+    )
+    return Examples(
+        rows=train,
+        held_out=held_out,
+        train_sha256=_digest(text.calibration.encode()),
+        eval_sha256=_digest(text.evaluation.encode()),
+        source=text.name,
+    )
+
+
+def check_unseen(training: Path | None, other: Path) -> None:
+    """Raises PrunescopeError where the text that no training may see is the one that trains."""
+    if read_text(training).sha256 == read_text(other).sha256:
+        raise PrunescopeError(
+            f"other_text {other.name} is the text that trains", hint="give another one"
+        )
+
+
+def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int) -> Examples:
+    if wanted.text is not None:
+        raise PrunescopeError(
+            f"the model has no tokenizer to read {wanted.text.name} with",
+            hint="leave text out of --recover: random token ids are used then",
+        )
+    # Others than those that judge, which are of the seed itself.
+    count = min(_RANDOM_ROWS, max(rows, wanted.steps * wanted.batch))
+    train = token_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 32))
+    held_out = token_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 33))
+    return Examples(
+        rows=train,
+        held_out=held_out,
+        train_sha256=_digest(train.numpy().tobytes()),
+        eval_sha256=_digest(held_out.numpy().tobytes()),
+        source="random token ids",
+    )
+
+
+def _rows(tokenizer: Any, text: str, length: int, most: int | None, name: str) -> torch.Tensor:
+    part = text if most is None else text[: 16 * most * length]
+    ids = tokenizer(part, add_special_tokens=False)["input_ids"]
+    count = len(ids) // length
+    count = count if most is None else min(most, count)
+    if count == 0:
+        raise PrunescopeError(
+            f"half of {name} has {len(ids)} tokens, and a sequence of --recover takes {length}",
+            hint="give a longer text, or a smaller length",
+        )
+    return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def _order(total: int, seed: int, epoch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed((seed + 7919 * epoch) % 2**63)
+    return torch.randperm(total, generator=generator)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

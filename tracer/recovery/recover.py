@@ -1,0 +1,227 @@
+"""Train a model on a text with adapters, merge them, and say what was done.
+
+In: a model, its tokenizer, Recovery and a seed. Out: the record `pruning.recovery` of run.json;
+the model has the trained weights. Losses are nats a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.matrices import expert_notes
+from prunescope.tracer.model.stored import stored_tensors, weights_fingerprint
+from prunescope.tracer.recovery.adapters import Adapters, attach
+from prunescope.tracer.recovery.examples import Examples, examples
+from prunescope.tracer.recovery.place import alone, place
+from prunescope.tracer.recovery.settings import Recovery, check_installed
+from prunescope.tracer.recovery.training import Training
+from prunescope.tracer.routing.learning import Learner
+
+# Logits [rows, V] in float32 of one forward of a training, in bytes; more rows take turns.
+_LOGIT_BYTES = 512 << 20
+_CURVE = 100  # losses that the record keeps
+_ROUTED = 8  # sequences by which routers are fitted and settled
+
+
+def recover(  # noqa: PLR0913
+    model: Any,
+    tokenizer: Any | None,
+    wanted: Recovery,
+    *,
+    name: str,
+    seed: int,
+    masks: bool = False,
+    learners: Sequence[Learner] = (),
+) -> dict[str, Any]:
+    """Train `model` in place. `name`: of the training, for progress and checkpoints; `masks`: zeros
+    of the weights stay zeros; `learners`: routers that are trained too.
+
+    Raises PrunescopeError where the model, the text or a value does not allow it.
+    """
+    check_installed()
+    read = examples(
+        tokenizer,
+        wanted,
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        longest=_longest(model),
+        seed=seed,
+    )
+    before = weights_fingerprint(model)
+    held_out = [mean_loss(model, read.held_out)]
+    calibration = Calibration(batches=read.rows[:_ROUTED].split(1), record={})
+    for learner in learners:
+        learner.begin(calibration)
+    adapters = attach(model, wanted, seed=seed, masks=masks)
+    training = _trained(model, adapters, learners, read, wanted, name=name, seed=seed, mark=before)
+    adapters.merge()
+    for learner in learners:
+        learner.settle(calibration)
+    held_out.append(mean_loss(model, read.held_out))
+    record = _record(wanted, seed, read, training, held_out)
+    record["weights_sha256"] = weights_sha256(model)
+    record["notes"] = _notes(model, adapters, learners, training)
+    if learners:
+        record["routers"] = [learner.record() for learner in learners]
+    return record
+
+
+def mean_loss(model: Any, rows: torch.Tensor) -> float | None:
+    """Nats a token of [n, L], each sequence on its own; None where there is no such number."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in rows.split(1):
+            scored = _loss(model, row)
+            if scored is None:
+                return None
+            total, count = total + float(scored[0]), count + scored[1]
+    mean = total / count
+    return mean if mean == mean and abs(mean) != float("inf") else None
+
+
+@torch.no_grad()
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of every number of a model's weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        for stored in stored_tensors(tensor):
+            plain = stored.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(plain.numpy().data)
+    return digest.hexdigest()
+
+
+def _trained(  # noqa: PLR0913
+    model: Any,
+    adapters: Adapters,
+    learners: Sequence[Learner],
+    read: Examples,
+    wanted: Recovery,
+    *,
+    name: str,
+    seed: int,
+    mark: str,
+) -> Training:
+    """The training, done; its parameters are those of the adapters and of the routers."""
+    parameters = dict(adapters.parameters)
+    for learner in learners:
+        parameters |= learner.parameters()
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature
+    here = place()
+    file = here.file(name)
+    training = Training(
+        parameters=parameters,
+        backward=_Backward(model, one_by_one=bool(learners)),
+        examples=read,
+        wanted=wanted,
+        seed=seed,
+        file=file,
+        key=_key(wanted, seed, read, parameters, mark),
+        place=here,
+        name=name,
+    )
+    with alone(file):
+        training.run()
+    for parameter in parameters.values():
+        parameter.requires_grad_(False).grad = None  # noqa: FBT003 - torch's own signature
+    return training
+
+
+class _Backward:
+    """The gradients of a batch, a few sequences at a time: their logits are large. `one_by_one`:
+    what decides for a whole forward decides for each sequence."""
+
+    def __init__(self, model: Any, *, one_by_one: bool) -> None:
+        self.model, self.one_by_one = model, one_by_one
+        self.vocabulary = model.get_input_embeddings().num_embeddings
+
+    def __call__(self, batch: torch.Tensor) -> float:
+        """The loss of [B, L] in nats a token; the gradients are added to the parameters."""
+        size = max(1, _LOGIT_BYTES // (4 * self.vocabulary * batch.shape[1]))
+        size = 1 if self.one_by_one else size
+        tokens, total = batch.shape[0] * (batch.shape[1] - 1), 0.0
+        for rows in batch.split(size):
+            scored = _loss(self.model, rows)
+            assert scored is not None
+            loss, _ = scored
+            (loss / tokens).backward()
+            total += float(loss.detach())
+        return total / tokens
+
+
+def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+    """The sum over the tokens of [n, L] but the first ones, and their number; None where the model
+    gives fewer logits than tokens, having dropped some."""
+    rows = rows.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=rows, use_cache=False).logits
+    if logits.shape[1] < rows.shape[1]:
+        return None
+    targets = rows[:, 1:].flatten()
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+    return loss, targets.numel()
+
+
+def _record(
+    wanted: Recovery, seed: int, read: Examples, training: Training, held_out: list[float | None]
+) -> dict[str, Any]:
+    losses = training.state.losses
+    every = max(1, -(-len(losses) // _CURVE))
+    return {
+        **wanted.plain(),
+        "length": read.rows.shape[1],
+        "text": read.source,
+        "seed": seed,
+        "steps_done": training.state.step,
+        "epochs": round(training.state.step * wanted.batch / len(read.rows), 2),
+        "train_sha256": read.train_sha256,
+        "eval_sha256": read.eval_sha256,
+        "weights_sha256": "",
+        "resumed_from": training.resumed_from,
+        "stopped": training.state.stopped,
+        "losses": {
+            "train": [[i + 1, losses[i]] for i in range(0, len(losses), every)],
+            "held_out": {
+                "before": held_out[0],
+                "after": held_out[1],
+                "tokens": read.held_out.numel(),
+            },
+        },
+    }
+
+
+def _notes(
+    model: Any, adapters: Adapters, learners: Sequence[Learner], training: Training
+) -> list[str]:
+    """What was trained and what was not."""
+    notes = [training.state.stopped] if training.state.stopped else []
+    notes.append(f"{len(adapters.modules)} linears trained by adapters, which were merged")
+    if adapters.masked:
+        notes.append(f"the zeros of {len(adapters.masked)} matrices stayed zeros")
+    if adapters.left_out:
+        words = ", ".join(adapters.left_out)
+        notes.append(f"not trained, as they run on a part of their rows or channels: {words}")
+    notes += [note.replace("stay dense", "are not trained") for note in expert_notes(model)]
+    notes += [learner.how for learner in learners]
+    notes.append("embeddings, norms and the head are not trained")
+    return notes
+
+
+def _key(wanted: Recovery, seed: int, read: Examples, parameters: dict[str, Any], mark: str) -> str:
+    """Names a training: what is trained, from which weights, on what and how."""
+    named = {name: list(p.shape) for name, p in parameters.items()}
+    said = [wanted.plain(), seed, read.train_sha256, named, mark]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _longest(model: Any) -> int | None:
+    positions = getattr(text_config(model), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None

@@ -1,0 +1,141 @@
+"""What `--recover` and the sweep key `recover` say. Inert: no model and no text is looked at.
+
+In: "steps=100,rank=16" or the same as a mapping. Out: Recovery, every value checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.arguments import home_path, pairs
+from prunescope.taxonomy.errors import PrunescopeError, nearest
+
+_MOST = {"steps": 1_000_000, "rank": 65_536, "batch": 4096, "length": 1 << 20}
+_LEAST = {"steps": 1, "rank": 1, "batch": 1, "length": 8}
+TARGETS = ("all", "attention", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """A training: `steps` of AdamW over `batch` sequences of `length` tokens, on adapters of `rank`
+    whose learning rate falls from `lr` by a cosine. `text`: a UTF-8 file, whose first half trains;
+    None: the text that calibrates. `target`: all linears of the layers, or a part of them."""
+
+    steps: int
+    rank: int = 16
+    lr: float = 5e-4
+    batch: int = 2
+    length: int = 512
+    text: Path | None = None
+    target: str = "all"
+
+    def plain(self) -> dict[str, Any]:
+        """Its values without a local path, as JSON takes them."""
+        return {**dataclasses.asdict(self), "text": None if self.text is None else self.text.name}
+
+
+_KEYS = tuple(f.name for f in dataclasses.fields(Recovery))
+
+
+def read_recovery(
+    said: str | Mapping[str, Any] | Recovery | None, *, where: str = "--recover"
+) -> Recovery | None:
+    """The training that is asked for; None for none. Raises PrunescopeError on the first mistake.
+
+    `where` names the option or key in messages.
+    """
+    if said is None or isinstance(said, Recovery):
+        return said
+    if isinstance(said, str):
+        said = pairs(said.split(","), option=where, example="steps=100")
+    if not isinstance(said, Mapping):
+        raise PrunescopeError(
+            f"{where}: {reprlib.repr(said)} is no training", hint="give steps: 100 and the like"
+        )
+    for key in said:
+        if key not in _KEYS:
+            raise PrunescopeError(
+                f"{where} has no {reprlib.repr(key)}",
+                hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
+            )
+    if said.get("steps") is None:
+        raise PrunescopeError(f"{where} does not say how many steps", hint=f"{where} steps=100")
+    values = {k: _READ[k](f"{where} {k}", v) for k, v in said.items() if v is not None}
+    return Recovery(**values)
+
+
+def training_name(method: str, sparsity: float, seed: int) -> str:
+    """Names the training of a pruned model among those of one sweep."""
+    return f"{method} {sparsity:g} seed {seed}"
+
+
+def check_installed() -> None:
+    """Raises PrunescopeError where the library that trains is not there."""
+    if importlib.util.find_spec("peft") is None:
+        raise PrunescopeError(
+            "recovery training needs peft", hint="pip install 'prunescope[recover]'"
+        )
+
+
+def _count(where: str, value: Any) -> int:
+    name = where.rpartition(" ")[2]
+    least, most = _LEAST[name], _MOST[name]
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise PrunescopeError(
+            f"{where}={reprlib.repr(value)} cannot be",
+            hint=f"a whole number from {least} to {most}",
+        )
+    return number
+
+
+def _rate(where: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= 1:
+        raise PrunescopeError(
+            f"{where}={reprlib.repr(value)} is no learning rate", hint="for example 5e-4"
+        )
+    return number
+
+
+def _target(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or not all(part for part in value.split("+")):
+        raise PrunescopeError(
+            f"{where}={reprlib.repr(value)} names nothing to train",
+            hint=f"{', '.join(TARGETS)}, or roles joined by +, as q+v+down",
+        )
+    return value
+
+
+def _file(where: str, value: Any) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise PrunescopeError(
+            f"{where}={reprlib.repr(value)} is no file", hint="a UTF-8 text of some pages"
+        )
+    return home_path(value)
+
+
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "steps": _count,
+    "rank": _count,
+    "lr": _rate,
+    "batch": _count,
+    "length": _count,
+    "text": _file,
+    "target": _target,
+}

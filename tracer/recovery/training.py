@@ -1,0 +1,159 @@
+"""The loop of a training: AdamW with a cosine, checkpoints, and an end where numbers explode.
+
+In: parameters, a function from a batch [B, L] to its loss in nats a token, and Examples. Out:
+Training, whose parameters are those of the last step, or the best ones where it diverged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.tracer.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from prunescope.tracer.recovery.examples import Examples
+from prunescope.tracer.recovery.place import Place
+from prunescope.tracer.recovery.settings import Recovery
+
+SAVE_S = 15.0  # between checkpoints; a kill loses this, and the step at hand
+_CLIP = 1.0  # norm of the gradient
+_SMOOTH = 0.2  # share of the newest loss in the running one
+# Nats a token by which the running loss may rise above its lowest before that is no training.
+_RISE = 1.0
+_WARMUP = 0.05  # of the steps
+Loss = Callable[[torch.Tensor], None]
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a training knows of itself; plain JSON values."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    smooth: float | None = None
+    best: float = math.inf
+    best_step: int = 0
+    stopped: str | None = None
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One training. `backward` gives a batch's loss in nats a token, and adds its gradients."""
+
+    parameters: dict[str, nn.Parameter]
+    backward: Callable[[torch.Tensor], float]
+    examples: Examples
+    wanted: Recovery
+    seed: int
+    file: Path | None
+    key: str
+    place: Place
+    name: str
+    state: State = field(default_factory=State)
+    resumed_from: int | None = None
+
+    def run(self) -> None:
+        """Train from the last checkpoint on, if there is one, to the end."""
+        optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.wanted.lr, weight_decay=0.0)
+        best = self._resumed(optimizer)
+        if self.state.step >= self.wanted.steps or self.state.stopped:
+            return
+        self.place.stage(f"train {self.name}", self.wanted.steps - self.state.step)
+        begun, first, saved = time.monotonic(), self.state.step, 0.0
+        while self.state.step < self.wanted.steps and not self.state.stopped:
+            best = self._step(optimizer, best)
+            now, done = time.monotonic(), self.state.step - first
+            left = (now - begun) / max(1, done) * (self.wanted.steps - self.state.step)
+            self.place.advance(self._said(left))
+            if now - saved >= SAVE_S and self.state.step < self.wanted.steps:
+                self._save(optimizer, best)
+                saved = time.monotonic()
+        if self.state.stopped:
+            self._put(best)
+        self._save(None, {})
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """One step; gives the weights that had the lowest running loss so far."""
+        state, wanted = self.state, self.wanted
+        for group in optimizer.param_groups:
+            group["lr"] = wanted.lr * _share_of_rate(state.step, wanted.steps)
+        optimizer.zero_grad(set_to_none=True)
+        batch = self.examples.batch(state.step, wanted.batch, seed=self.seed)
+        loss = self.backward(batch)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), _CLIP))
+        before = state.smooth
+        smooth = loss if before is None else (1 - _SMOOTH) * before + _SMOOTH * loss
+        lowest = min(state.best, *state.losses[:1], loss if before is None else math.inf)
+        if not (math.isfinite(loss) and math.isfinite(norm)) or smooth > lowest + _RISE:
+            state.stopped = (
+                f"the training diverged at step {state.step + 1} of {wanted.steps} (loss "
+                f"{loss:.3g} nats a token): the weights of step {state.best_step}, the best until "
+                "then, are kept"
+            )
+            return best
+        if smooth < state.best:  # of the weights before this step
+            state.best, state.best_step = smooth, state.step
+            best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        optimizer.step()
+        state.step, state.smooth = state.step + 1, smooth
+        state.losses.append(loss)
+        return best
+
+    def _said(self, left_s: float) -> str:
+        loss = f"{self.state.losses[-1]:.3f}" if self.state.losses else "unknown"
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+        return f"train {self.name}: loss {loss}, {left} left"
+
+    def _resumed(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+        """Take up what was kept of this training; gives the best weights so far."""
+        found = read_checkpoint(self.file, self.key)
+        if found is None:
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.state = State(**{**found.state, "best": found.state["best"] or math.inf})
+        self.resumed_from = self.state.step
+        self._put(found.part("now"))
+        first, second = found.part("first"), found.part("second")
+        for name, parameter in self.parameters.items():
+            if name in first:
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.state.step)),
+                    "exp_avg": first[name].to(parameter.device),
+                    "exp_avg_sq": second[name].to(parameter.device),
+                }
+        return {k: v.to(self.parameters[k].device) for k, v in found.part("best").items()}
+
+    @torch.no_grad()
+    def _put(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.parameters[name].copy_(tensor)
+
+    def _save(self, optimizer: torch.optim.Optimizer | None, best: dict[str, torch.Tensor]) -> None:
+        """Keep what it takes to go on; without an optimizer, what it takes to be done."""
+        tensors: dict[str, torch.Tensor] = {f"now/{k}": p for k, p in self.parameters.items()}
+        tensors |= {f"best/{k}": v for k, v in best.items()}
+        for name, parameter in self.parameters.items():
+            moments: dict[str, Any] = optimizer.state.get(parameter, {}) if optimizer else {}
+            if moments:
+                tensors[f"first/{name}"] = moments["exp_avg"]
+                tensors[f"second/{name}"] = moments["exp_avg_sq"]
+        state = {**vars(self.state), "best": _finite(self.state.best)}
+        write_checkpoint(self.file, self.key, Checkpoint(tensors=tensors, state=state))
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Linear to 1 over the first steps, then half a cosine towards 0."""
+    warm = max(1, round(_WARMUP * steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warm) * cosine
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
