@@ -79,8 +79,9 @@ def trace(  # noqa: PLR0913 - the options of the command
 
     `model`: a folder, a hub id, a .gguf file or a preset. `method`: a family, families with their
     sparsities (`static-m:0.25+static-nk:0.3`) or `package.module:function`. `knobs`: what `--set`
-    takes. `out`: `traces/NAME` where it is None. `progress` hears of each stage; `argv` is kept in
-    run.json. Raises PrunescopeError for a request that cannot be met.
+    takes; `recover`: what is trained after pruning ("steps=100,rank=16"). `out`: `traces/NAME`
+    where it is None. `progress` hears of each stage; `argv` is kept in run.json.
+    Raises PrunescopeError for a request that cannot be met.
 
     >>> folder = prunescope.trace("tiny-llama", method="static-m", sparsity=0.5)
     """
