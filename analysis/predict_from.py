@@ -13,8 +13,9 @@ from pathlib import Path
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.predict.constants import Constants, ends
+from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
+from prunescope.analysis.predict.ranges import doubt_of, drawn, reshaped
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, part_of, scaled
 from prunescope.analysis.predict.side import Side
@@ -161,18 +162,15 @@ def _row(
 def _range(
     value: float, measured: Measured, dense: Side, pruned: Side, terms: Collection[str]
 ) -> list[float]:
-    """The expected speed-up with each guessed constant at its ends; squares add."""
+    """The range of the model, around measured times instead of its own."""
 
     def at(constants: Constants) -> float:
         sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return scaled(measured, *sides, terms).expected - value
+        return scaled(measured, *sides, terms).expected
 
-    below = above = 0.0
-    for _, low, high in ends(frozenset(terms)):
-        moves = (at(low), at(high))
-        below += min(0.0, *moves) ** 2
-        above += max(0.0, *moves) ** 2
-    return [max(0.0, value - below**0.5), value + above**0.5]
+    other = reshaped(dense, pruned, terms)
+    found = doubt_of(at, pruned, terms, reshaped=other, drawn=drawn(pruned, terms))
+    return found.around(value)
 
 
 def _asked(request: PredictRequest) -> list[tuple[Family, float]]:

@@ -2,46 +2,47 @@
 
     python benchmarks/predict.py
 
-Reads paper_figures.json, writes predict.md beside this file. No GPU, no weights; under a minute.
-Exit code 1 where a goal of accuracy is missed.
+Reads paper_figures.json and published.json, writes predict.md beside this file. No GPU, no weights;
+under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from prunescope.analysis.predict.constants import TABLE, Constants  # noqa: E402
-from prunescope.analysis.predict.execution import NAMES, total_ns  # noqa: E402
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads  # noqa: E402
+from predict_cells import PAPER, Cell, cells, setting_of  # noqa: E402
+
+from prunescope.analysis.predict import constants as numbers  # noqa: E402
+from prunescope.analysis.predict.constants import SPARSE, TABLE, Constants  # noqa: E402
+from prunescope.analysis.predict.costs import NAMES, total_ns  # noqa: E402
+from prunescope.analysis.predict.setting import Setting  # noqa: E402
+from prunescope.analysis.predict.tiles import TILES  # noqa: E402
 from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
 from prunescope.taxonomy.families import family  # noqa: E402
 from prunescope.taxonomy.plan import Workload  # noqa: E402
 
-PAPER = json.loads((Path(__file__).parent / "paper_figures.json").read_text(encoding="utf-8"))
 FAMILIES = tuple(dict.fromkeys(row[0] for row in PAPER["figure_5"]))
-# Of Fig. 5 by family, without its batch-1 32k column: (phase, batch, length, measured speed-up).
-CELLS: dict[str, list[tuple[str, int, int, float]]] = {
-    name: [tuple(row[1:]) for row in PAPER["figure_5"] if row[0] == name and row[2:4] != [1, 32768]]
-    for name in FAMILIES
-}
 # Every constant at the value at which its mechanism costs nothing; shapes and ceilings stay.
 NEUTRAL = Constants(
-    gemm_share=1.0, stream_share=1.0, sparse_compute=1.0, gathered_kernel=1.0, unfused=1.0,
-    ramp_ns=0.0, launch_ns=0.0, dispatch_ns=0.0, gather_rate=math.inf, cache_passes=0.0,
+    gemm_share=1.0, stream_share=1.0, gathered_kernel=1.0, unfused=1.0, ramp_clocks=0.0,
+    launch_ns=0.0, dispatch_ns=0.0, module_share=0.0, gather_rate=math.inf, cache_passes=0.0,
+    sparse_rate=0.6,
 )  # fmt: skip
-GOALS = {"static": 0.05, "dynamic": 0.12}
-KINDS = {kind: [name for name in FAMILIES if family(name).dynamics == kind] for kind in GOALS}
-NEAR, SHARE = 0.15, 0.90
+GOALS = {"static": 0.03, "dynamic": 0.08}
+COVERED, LEVEL, LARGE = 0.85, 0.90, 10
+NEAR = 0.15
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 MODELS = (
     ("llama-2-7b", "MHA"), ("llama-3.2-1b", "GQA"), ("llama-3.1-8b", "GQA"),
@@ -58,30 +59,38 @@ LOADS = (
 )  # fmt: skip
 
 
-def setting_of(
+def point(
     method: str | None, phase: str, *, model: str = "llama-3.1-8b",
     device: str = "rtx-pro-6000-blackwell", load: tuple[int, int] = (1, 32768),
     logits: str = "all",
 ) -> tuple[Setting, Workload]:  # fmt: skip
     """A point at s = 0.5 and its workload."""
-    request = PredictRequest(model=model, device=device, phase=phase, batch=load[0],
-                             prompt_len=load[1], logits=logits)  # fmt: skip
-    setting, _ = resolve(request, method, 0.5, [])
-    (work,) = workloads(request, setting)
-    return setting, work
+    options = {"model": model, "device": device, "phase": phase, "batch": load[0],
+               "prompt_len": load[1], "logits": logits}  # fmt: skip
+    return setting_of(options, method, 0.5)
 
 
-def errors(constants: Constants | None, terms: Collection[str] = NAMES) -> dict[str, list[float]]:
-    """Predicted over measured - 1 of the validation CELLS, by family."""
-    found: dict[str, list[float]] = {name: [] for name in FAMILIES}
-    for name, cells in CELLS.items():
-        for phase, batch, length, measured in cells:
-            setting, work = setting_of(name, phase, load=(batch, length))
-            if constants is not None:
-                setting = replace(setting, constants=constants)
-            setting = replace(setting, terms=terms)
-            found[name].append(setting.execution_gain(work) / measured - 1)
-    return found
+@cache
+def known() -> tuple[Cell, ...]:
+    """Every measured cell."""
+    return tuple(cells())
+
+
+def gain(cell: Cell, constants: Constants | None, terms: Collection[str]) -> float:
+    """The speed-up of a forward with other terms; of other measurements as the cell has it."""
+    if cell.what != "forward" or terms == NAMES:
+        return cell.gain(constants)
+    return replace(cell.setting, terms=terms).execution_gain(cell.work)
+
+
+def errors(
+    constants: Constants | None, terms: Collection[str] = NAMES
+) -> dict[tuple[str, str], list[float]]:
+    """Predicted over measured - 1, by source and family."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for cell in known():
+        found[cell.source, cell.family].append(gain(cell, constants, terms) / cell.measured - 1)
+    return dict(found)
 
 
 def summary(values: Iterable[float]) -> tuple[float, float, float]:
@@ -91,9 +100,49 @@ def summary(values: Iterable[float]) -> tuple[float, float, float]:
     return statistics.median(sizes), rank, sum(v <= NEAR for v in sizes) / len(sizes)
 
 
+def of_kind(found: dict[tuple[str, str], list[float]], kind: str) -> list[float]:
+    """Errors of the seed paper's static or dynamic families."""
+    return [v for (source, name), values in found.items() for v in values
+            if source == "seed paper" and family(name).dynamics == kind]  # fmt: skip
+
+
+@cache
+def scores() -> tuple[tuple[Cell, float], ...]:
+    """Each cell and the size of its error in units of its spread; those apart are left out."""
+    found = []
+    for cell in known():
+        if not cell.apart:
+            off, doubt = math.log(cell.measured / cell.gain(None)), cell.doubt()
+            found.append((cell, abs(off) / (doubt.below if off < 0 else doubt.above)))
+    return tuple(found)
+
+
+def quantile(values: Iterable[float], level: float) -> float:
+    """The value below which `level` of them lie (nearest rank)."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked), math.ceil(level * len(ranked))) - 1]
+
+
+def held(level: float) -> dict[Cell, bool]:
+    """Whether each cell lies in the range that the cells of the other groups calibrate."""
+    found: dict[Cell, bool] = {}
+    for group in dict.fromkeys(cell.group for cell, _ in scores()):
+        scale = quantile((score for cell, score in scores() if cell.group != group), level)
+        found.update({c: score <= scale for c, score in scores() if c.group == group})
+    return found
+
+
+def coverage() -> dict[str, tuple[int, float]]:
+    """Cells and share held, by group, each left out of its own calibration."""
+    by: defaultdict[str, list[bool]] = defaultdict(list)
+    for cell, inside in held(LEVEL).items():
+        by[cell.group].append(inside)
+    return {group: (len(found), sum(found) / len(found)) for group, found in by.items()}
+
+
 def layer_ns(method: str | None, phase: str) -> float:
     """One layer of the model at batch 1 and 32k: a model of n layers less one of n - 1."""
-    setting, work = setting_of(method, phase)
+    setting, work = point(method, phase)
     fewer = replace(setting, shape=replace(setting.shape, layers=setting.shape.layers - 1))
     pruned = method is not None
     whole = total_ns(setting.side(work, pruned=pruned), NAMES)
@@ -102,85 +151,137 @@ def layer_ns(method: str | None, phase: str) -> float:
 
 def main() -> int:
     """Write the page; 1 where a goal is missed."""
-    plain = errors(None, terms=())
-    sets = {"all constants": errors(None), "none set": errors(NEUTRAL), "roofline": plain}
-    text = [_head(), _accuracy(sets), _constants(), _layer(), _derived(), _winners()]
+    text = [_head(), _accuracy(), _worst(), _coverage(), _constants(), _layer(), _derived(),
+            _winners()]  # fmt: skip
     out = Path(__file__).with_suffix(".md")
     out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    return 1 if _missed(sets["all constants"]) else 0
+    return 1 if _missed() else 0
 
 
-def _missed(found: dict[str, list[float]]) -> bool:
-    every = [v for values in found.values() for v in values]
-    medians = {kind: summary(_kind(found, kind))[0] for kind in GOALS}
-    return any(medians[k] > GOALS[k] for k in GOALS) or summary(every)[2] < SHARE
-
-
-def _kind(found: dict[str, list[float]], kind: str) -> list[float]:
-    return [v for name in KINDS[kind] for v in found[name]]
+def _missed() -> bool:
+    found = errors(None)
+    far = any(summary(of_kind(found, kind))[0] > goal for kind, goal in GOALS.items())
+    return far or any(n >= LARGE and share < COVERED for n, share in coverage().values())
 
 
 def _head() -> str:
     return (
         "# What `predict` says, against published measurements\n\n"
-        "Made by `python benchmarks/predict.py`; nothing is run. Measurements: "
+        "Made by `python benchmarks/predict.py`; nothing is run. Seed paper: "
         f"{PAPER['source']}. A cell is one family, phase, batch and length of its Fig. 5; the "
-        "batch-1 32k column is left out, because Figs. 2 and 6, from which the constants are read, "
-        "are of that point. 84 cells are left."
+        "batch-1 32k column is left out, because Figs. 2 and 6, from which constants are read, "
+        "are of that point. The others are in [published.json](published.json), with what their "
+        "authors do not print and is assumed here."
     )
 
 
-def _accuracy(sets: dict[str, dict[str, list[float]]]) -> str:
+def _accuracy() -> str:
+    sets = (errors(None), errors(NEUTRAL), errors(None, terms=()))
     rows = [
         "## Error of the predicted speed-up\n",
         "Size of predicted ÷ measured − 1: median, 90th percentile, share within 15 %. *None set*: "
-        "every constant where its mechanism costs nothing; tiles, waves, the published GEMM "
-        "ceiling and the work that each family adds stay. *Roofline*: data sheet alone.\n",
-        "| family | cells | all constants | none set | roofline | worst cell, all |",
-        "|---|---|---|---|---|---|",
+        "every constant where its mechanism costs nothing; tiles, waves, published GEMM ceilings "
+        "and the work that each family adds stay. *Roofline*: data sheet alone (of whole "
+        "forwards).\n",
+        "| source | family | cells | all constants | none set | roofline | worst cell |",
+        "|---|---|---|---|---|---|---|",
     ]
-    groups = [(name, [name]) for name in FAMILIES]
-    groups += [(f"**all {kind}**", names) for kind, names in KINDS.items()]
-    groups.append(("**all**", list(FAMILIES)))
-    for label, names in groups:
-        cells = []
-        for found in sets.values():
-            median, p90, near = summary(v for n in names for v in found[n])
-            cells.append(f"{median:.1%}, {p90:.1%}, {near:.0%}")
-        every = [v for n in names for v in sets["all constants"][n]]
-        worst = max(every, key=abs)
-        rows.append(f"| {label} | {len(every)} | {' | '.join(cells)} | {worst:+.1%} |")
-    return "\n".join([*rows, "", _far(sets["all constants"])])
+    for source, name in sets[0]:
+        values = [found[source, name] for found in sets]
+        rows.append(_line(source, name, values))
+    for kind in GOALS:
+        values = [of_kind(found, kind) for found in sets]
+        rows.append(_line("seed paper", f"**all {kind}**", values))
+    return "\n".join(rows)
 
 
-def _far(found: dict[str, list[float]]) -> str:
-    """The cells that are missed by more than 15 %."""
-    missed = [
-        f"{name} {phase} {batch}×{_short(length)} {measured * (1 + error):.2f}, {measured:.2f}"
-        for name, cells in CELLS.items()
-        for (phase, batch, length, measured), error in zip(cells, found[name], strict=True)
-        if abs(error) > NEAR
-    ]
-    return (
-        "Missed by more than 15 % (expected, measured): " + "; ".join(missed) + ". In decode at "
-        "batch 32 most families are faster than expected, as if the dense GEMMs of 32 rows were "
-        "slow; nothing in Figs. 2 and 6 says so, and it is left as it is."
-    )
+def _line(source: str, name: str, values: list[list[float]]) -> str:
+    told = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
+    worst = max(values[0], key=abs)
+    return f"| {source} | {name} | {len(values[0])} | {told} | {worst:+.1%} |"
+
+
+# Why a cell is far off, as far as it is known: (word of its label, phase, reason).
+REASONS = (
+    ("llama-2-70b static-k-24 s=0.5 batch", "the dense side ran on more GPUs than the sparse one "
+     "in the larger batches, and contexts are not printed"),
+    ("static-k-24", "the two papers on the A100 differ by a quarter for one library; one rate "
+     "stands for both, and for all sizes"),
+    ("decode 32x1024", "at batch 32 nearly every family gains more than at 16: the dense GEMMs of "
+     "32 rows seem to be slow there; Figs. 2 and 6 say nothing of it"),
+    ("static-nk-cross decode 8x1024", "the figure itself falls from 1.56 to 1.26 and rises to 1.39 "
+     "at batch 16; no size of the shapes does"),
+    ("dynamic-m decode 1x", "three random draws of 32 layers: the mean of a draw moves by 5 %"),
+    ("prefill 1x1024", "1,024 rows are few tiles: which kernel the library takes decides"),
+)  # fmt: skip
+
+
+def _worst() -> str:
+    ranked = sorted(known(), key=lambda cell: -abs(math.log(1 + cell.error)))[:10]
+    rows = ["## The worst ten cells\n", "| cell | expected | measured | off | why |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for cell in ranked:
+        why = next((text for word, text in REASONS if word in cell.label), "not known")
+        rows.append(f"| {cell.label} ({cell.group}) | {cell.gain(None):.2f} | {cell.measured:.2f} "
+                    f"| {cell.error:+.0%} | {why} |")  # fmt: skip
+    return "\n".join(rows)
+
+
+def _coverage() -> str:
+    rows = [
+        "## Do the ranges hold?\n",
+        f"The range is meant to hold {LEVEL:.0%} of measurements. Its scale is calibrated on the "
+        "cells of all other groups, and each group is looked at with the scale that it had no part "
+        "in; a group is a phase of the figure or a paper. The constants are not read anew for each "
+        "group: the 2:4 rate of the A100 is the middle of both of its papers. Cells whose sides "
+        "differ in more than the pruning (TensorRT) are left out. In use: common error "
+        f"{numbers.COMMON:g}, reshaped kernels {numbers.RESHAPED:g}, × {numbers.UNSEEN:g} where no "
+        f"cell was measured on the silicon, scale {numbers.SCALE:g} (of the logarithm).\n",
+        "| group | cells | held |", "|---|---|---|",
+    ]  # fmt: skip
+    rows += [f"| {group} | {n} | {share:.0%} |" for group, (n, share) in coverage().items()]
+    rows += ["", "| family | device | cells | held | median width |", "|---|---|---|---|---|"]
+    inside = held(LEVEL)
+    by: defaultdict[tuple[str, str], list[Cell]] = defaultdict(list)
+    for cell in inside:
+        by[cell.family, cell.setting.device.name].append(cell)
+    for (name, device), found in by.items():
+        widths = [high - low for low, high in (c.doubt().around(c.gain(None)) for c in found)]
+        share = sum(inside[c] for c in found) / len(found)
+        rows.append(f"| {name} | {device} | {len(found)} | {share:.0%} "
+                    f"| {statistics.median(widths):.2f} |")  # fmt: skip
+    curve = [f"{level:.0%} → {statistics.mean(held(level).values()):.0%}" for level in LEVELS]
+    rows += ["", f"Reliability, meant → held, each group left out in turn: {', '.join(curve)}."]
+    return "\n".join(rows)
 
 
 def _constants() -> str:
     rows = [
         "## Constants\n",
-        "Each belongs to a mechanism. From and to say how far another device may differ; they make "
-        "the range that `predict` prints.\n",
-        "| constant | value | from–to | unit | term | mechanism | read from |",
-        "|---|---|---|---|---|---|---|",
+        "Each belongs to a mechanism, none to a family. From and to say how far another device may "
+        "differ; on the devices listed, half as far. They are a part of the range.\n",
+        "| constant | value | from–to | unit | term | mechanism | read from | seen on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     rows += [
         f"| {name} | {c.value:g} | {c.low:g}–{c.high:g} | {c.unit} | {c.term} | {c.mechanism} "
-        f"| {c.figure} |"
+        f"| {c.figure} | {', '.join(c.devices)} |"
         for name, c in TABLE.items()
     ]
+    rows += ["", "2:4 GEMMs that compute binds, over half of the dense time (`--set kernel=`):\n",
+             "| libraries | seen on | value | read from |", "|---|---|---|---|"]  # fmt: skip
+    rows += [
+        f"| {', '.join(row.libraries)} | {', '.join(row.devices) or 'elsewhere'} | {row.value:g} "
+        f"| {row.figure} |"
+        for row in SPARSE
+    ]
+    tiles = ", ".join(f"{rows_}×{columns} {rate:g}" for rows_, columns, rate in TILES)
+    text = (
+        f"Tiles and their rates over the largest: {tiles}. That of 128×128 is the most that the N "
+        "curve of arXiv 2606.09080 allows (RTX Pro 6000: from N = 4,096 to 2,867 nothing is won); "
+        "smaller ones are assumed, and memory binds where they are taken."
+    )
+    rows += ["", text]
     return "\n".join(rows)
 
 
@@ -216,20 +317,20 @@ def _derived() -> str:
     rows = ["## What follows\n", "Llama-3.1-8B, H100 SXM, s = 0.5.\n"]
     shares = {}
     for name in FAMILIES:
-        setting, work = setting_of(name, "decode", device="h100-sxm", load=(1, 1024))
+        setting, work = point(name, "decode", device="h100-sxm", load=(1, 1024))
         shares[name] = setting.execution_gain(work) / setting.bound_gain(work)
     ranked = sorted(shares, key=lambda n: -shares[n])
     listed = ", ".join(f"{n} {shares[n]:.0%}" for n in ranked)
     rows.append(f"- Share of the roofline bound that decode (batch 1, 1k) keeps: {listed}.")
     gains = []
     for batch in (1, 2, 4, 8, 16, 32):
-        setting, work = setting_of("dynamic-m", "decode", device="h100-sxm", load=(batch, 1024))
+        setting, work = point("dynamic-m", "decode", device="h100-sxm", load=(batch, 1024))
         gains.append(f"{setting.execution_gain(work):.2f} at {batch}")
     rows.append(f"- dynamic-m in decode by batch: {', '.join(gains)}.")
     for phase in ("prefill", "decode"):
         gains = []
         for length in (1024, 4096, 16384, 65536, 131072):
-            setting, work = setting_of("dynamic-nk", phase, device="h100-sxm", load=(1, length))
+            setting, work = point("dynamic-nk", phase, device="h100-sxm", load=(1, length))
             gains.append(f"{setting.execution_gain(work):.2f} at {length}")
         rows.append(f"- dynamic-nk in {phase} by length: {', '.join(gains)}.")
     return "\n".join(rows)
@@ -259,7 +360,7 @@ def _winner(model: str, device: str, load: tuple[str, int, int]) -> str:
     gains: dict[str, float] = {}
     for name in FAMILIES:
         try:
-            setting, work = setting_of(name, phase, model=model, device=device,
+            setting, work = point(name, phase, model=model, device=device,
                                        load=(batch, length), logits="last")  # fmt: skip
             gains[name] = setting.execution_gain(work)
         except PrunescopeError:

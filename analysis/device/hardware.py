@@ -34,6 +34,7 @@ class Device:
     dense_flop_per_s: Mapping[str, float]
     byte_per_s: float | None
     sm: int | None = None
+    memory_bytes: int | None = None  # as sold, 10^9 a GB; what a process gets is less
     l2_bytes: int | None = None
     llc_bytes: int | None = None  # a cache behind L2
     source: str
@@ -101,6 +102,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         dense_flop_per_s=rates("dense_tflop_per_s"),
         byte_per_s=row["gb_per_s"] * 1e9,
         sm=row["sm"],
+        memory_bytes=row["memory_gb"] * 10**9,
         l2_bytes=mebibytes("l2_mib"),
         llc_bytes=mebibytes("llc_mib"),
         source=row["source"],
@@ -192,6 +194,7 @@ def device_json(device: Device) -> dict[str, Any]:
         "dense_flop_per_s": dict(device.dense_flop_per_s),
         "byte_per_s": device.byte_per_s,
         "sm": device.sm,
+        "memory_bytes": device.memory_bytes,
         "l2_bytes": device.l2_bytes,
         "sparse_24": device.sparse_24,
         "llc_bytes": device.llc_bytes,

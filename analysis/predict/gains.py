@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prunescope.analysis.predict.execution import total_ns
+from prunescope.analysis.predict.costs import total_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload

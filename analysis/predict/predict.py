@@ -100,7 +100,7 @@ def _prediction(
 
 def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
     """A knob of several methods is one of any of them."""
-    known = {knob for name in names if name for knob in _knobs(name)}
+    known = {knob for name in names if name for knob in _knobs(name)} | {"kernel"}
     for knob in request.knobs:
         if knob not in known:
             raise PrunescopeError(

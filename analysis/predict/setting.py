@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.device.hardware import Device, find_device, with_overrides
-from prunescope.analysis.predict.constants import DEFAULT, Constants
-from prunescope.analysis.predict.execution import LAUNCHES, NAMES, speedup
+from prunescope.analysis.predict.constants import DEFAULT, KERNELS, Constants
+from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
 from prunescope.analysis.predict.side import Side, dense_forward, pruned_forward
+from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
@@ -78,6 +79,8 @@ class Setting:
     knobs: Mapping[str, Any]
     terms: Collection[str]
     launch: str = "graph"
+    kernel: str = "torch"  # the library of 2:4 GEMMs
+    ceiling: float | None = None  # of the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
 
@@ -144,9 +147,10 @@ def resolve(
     default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
     given = default if sparsity is None else sparsity
-    knobs = {k: v for k, v in request.knobs.items() if chosen and k in chosen.knobs}
+    kernel, asked = take_kernel(request.knobs)
+    knobs = {k: v for k, v in asked.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
-        knobs = dict(request.knobs)  # an unknown one is an error
+        knobs = asked  # an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
     if shape.uneven and given and filled.get("layers") == "":
         warnings.append(
@@ -164,8 +168,25 @@ def resolve(
         knobs=filled,
         terms=terms_of(request.terms, request.without),
         launch=_launch(request.launch),
+        kernel=kernel,
+        ceiling=achievable(device, name),
     )
     return setting, source
+
+
+def take_kernel(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The library of 2:4 GEMMs (`--set kernel=`) and the other knobs, which are the family's.
+
+    Raises PrunescopeError for a library that is not known.
+    """
+    rest = dict(knobs)
+    kernel = str(rest.pop("kernel", "torch"))
+    if kernel not in KERNELS:
+        raise PrunescopeError(
+            f"knob kernel={kernel!r} is no library of 2:4 kernels",
+            hint=f"one of {', '.join(KERNELS)}",
+        )
+    return kernel, rest
 
 
 def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:

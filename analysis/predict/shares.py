@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prunescope.analysis.predict.added import added_kernels, added_ns
-from prunescope.analysis.predict.execution import NAMES, kernels_of, op_ns, stream
+from prunescope.analysis.predict.costs import NAMES
+from prunescope.analysis.predict.kernels import kernels_of, op_ns, stream
 from prunescope.analysis.predict.side import Side
 from prunescope.taxonomy.plan import Op
 from prunescope.taxonomy.roles import GROUPS
@@ -136,7 +137,11 @@ def _with_costs(side: Side, terms: Collection[str]) -> Callable[[Op], float]:
     """ns of an op over its layers: its work and the ramps of its kernels."""
 
     def cost(op: Op) -> float:
-        ramps = kernels_of([op]) * side.setting.constants.ramp_ns * ("kernel" in terms)
+        ramps = (
+            kernels_of([op])
+            * side.setting.constants.ramp_ns(side.setting.device)
+            * ("kernel" in terms)
+        )
         return op.layers * op_ns(side, op, terms) + ramps
 
     return cost
@@ -148,8 +153,8 @@ def _added(pruned: Side, terms: Collection[str]) -> float:
     own = sum(cost(op) for op in ops if op.added)
     if "added" not in terms:
         return own
-    moved = added_ns(ops, pruned.work, byte_per_s=stream(pruned, terms), constants=c)
-    ramps = added_kernels(ops, pruned.work) * c.ramp_ns * ("kernel" in terms)
+    moved = added_ns(pruned, byte_per_s=stream(pruned, terms))
+    ramps = added_kernels(pruned) * c.ramp_ns(pruned.setting.device) * ("kernel" in terms)
     return own + moved + ramps
 
 
@@ -157,7 +162,7 @@ def _gaps_left(measured: Measured, dense: Side, pruned: Side) -> float:
     """Gaps over those of the dense model: kernels go with their layers, and others come."""
     full, ops = dense.bounded, pruned.bounded
     left = _layers_left(full, [op for op in ops if not op.added])
-    now = kernels_of(ops) + added_kernels(ops, pruned.work)
+    now = kernels_of(ops) + added_kernels(pruned)
     more = now - left * kernels_of(full)
     return max(0.0, left + more / (measured.kernels or kernels_of(full)))
 

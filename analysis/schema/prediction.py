@@ -106,6 +106,7 @@ class Execution(msgspec.Struct, kw_only=True):
     speedup: float
     range: list[float]
     guessed: list[Guess]
+    notes: list[str] = []  # why it is above the roofline bound, or the range narrow
     break_even: BreakEven | None = None  # null: not asked for
 
 

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.device.hardware import DEVICES, Device
-from prunescope.analysis.predict.execution import NAMES, op_ns, total_ns
+from prunescope.analysis.predict.costs import NAMES, total_ns
+from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family

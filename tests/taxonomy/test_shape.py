@@ -127,10 +127,39 @@ def test_presets_are_copies_and_unknown_ones_name_their_neighbours() -> None:
         ("smollm2-135m", 134_515_008),
         ("qwen3-next-80b-a3b", 79_674_391_296),
         ("lfm2-1.2b", 1_170_340_608),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-2-70b", 68_976_648_192),
+        ("opt-1.3b", 1_315_758_080),
+        ("opt-2.7b", 2_651_596_800),
+        ("opt-6.7b", 6_658_473_984),
+        ("opt-13b", 12_853_473_280),
+        ("opt-30b", 29_974_540_288),
+        ("gemma-2-2b", 2_614_341_888),
+        ("gemma-2-9b", 9_241_705_984),
+        ("gemma-2-27b", 27_227_128_320),
+        ("phi-3-mini", 3_821_079_552),
+        ("phi-3-medium", 13_960_238_080),
+        ("phi-4", 14_659_507_200),
+        ("mistral-nemo-12b", 12_247_782_400),
+        ("mistral-small-24b", 23_572_403_200),
+        ("gpt-oss-120b", 116_829_156_672),
     ],
 )
 def test_known_sizes(name: str, parameters: int) -> None:
     assert ModelShape.from_config(preset_config(name)).parameters() == parameters
+
+
+# Published in billions only.
+@pytest.mark.parametrize(
+    ("name", "billions", "digits"),
+    [("opt-66b", 66, 0), ("opt-175b", 175, 0), ("deepseek-v3", 671, 0), ("mistral-7b", 7.25, 2),
+     ("qwen3-1.7b", 1.7, 1), ("qwen3-4b", 4.0, 1), ("qwen3-8b", 8.2, 1), ("qwen3-14b", 14.8, 1),
+     ("qwen3-32b", 32.8, 1), ("gemma-3-4b", 3.9, 1), ("gemma-3-12b", 11.8, 1),
+     ("gemma-3-27b", 27.0, 1), ("gpt-oss-120b", 116.83, 2), ("gpt-oss-20b", 20.91, 2)],
+)  # fmt: skip
+def test_rounded_sizes(name: str, billions: float, digits: int) -> None:
+    assert round(ModelShape.from_config(preset_config(name)).parameters() / 1e9, digits) == billions
 
 
 MODEL_TYPES = (
@@ -152,3 +181,22 @@ def test_parameters_equal_those_of_transformers(model_type: str) -> None:
     counted = sum(p.numel() for p in model.parameters())
     plain = json.loads(config.to_json_string(use_diff=False))
     assert ModelShape.from_config(plain).parameters() == counted
+
+
+BIG = ("deepseek-v3", "gpt-oss-120b", "opt-175b", "opt-66b", "llama-2-70b", "gemma-2-27b",
+       "phi-3-medium", "mistral-small-24b", "qwen3-32b")  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BIG)
+def test_a_large_preset_is_as_large_as_transformers_makes_it(name: str) -> None:
+    """The second witness of a published count: the modules that the config builds, unallocated."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = dict(preset_config(name))
+    built = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(built)
+    counted = sum(p.numel() for p in model.parameters())
+    assert ModelShape.from_config(preset_config(name)).parameters() == counted

@@ -25,6 +25,7 @@ a10                             125    125    62.5   31.2   -       600   6    7
 a10g                            70     70     35     35     -       600   6    80
 l4                              121    121    60     30.3   242     300   48   58
 l40s                            362    362    183    91.6   733     864   96   142
+rtx-6000-ada                    364.2  364.2  182.1  91.1   728.5   960   96   142
 a100-40gb-sxm                   312    312    156    19.5   -       1555  40   108
 a100-40gb-pcie                  312    312    156    19.5   -       1555  40   108
 a100-80gb-sxm                   312    312    156    19.5   -       2039  40   108
@@ -51,6 +52,25 @@ mi300x                          1307.4 1307.4 653.7  163.4  2614.9  5300  32   3
 mi325x                          1307.4 1307.4 653.7  163.4  2614.9  6000  32   304
 mi355x                          2500   2500   -      157.3  5000    8000  32   256
 """
+# GB of memory, as sold; of the V100 the larger one.
+MEMORY = {
+    16: ("t4",),
+    24: ("a10", "a10g", "l4", "rtx-3090", "rtx-4090"),
+    32: ("v100-sxm2", "v100-pcie", "rtx-5090"),
+    40: ("a100-40gb-sxm", "a100-40gb-pcie"),
+    48: ("l40s", "rtx-6000-ada", "rtx-a6000"),
+    64: ("mi250x-gcd", "mi210"),
+    80: ("a100-80gb-sxm", "a100-80gb-pcie", "a800-80gb-sxm", "h100-sxm", "h100-pcie", "h800-sxm"),
+    94: ("h100-nvl",),
+    96: ("h20", "rtx-pro-6000-blackwell", "rtx-pro-6000-blackwell-server"),
+    128: ("mi250x",),
+    141: ("h200-sxm",),
+    180: ("b200",),
+    186: ("gb200",),
+    192: ("mi300x",),
+    256: ("mi325x",),
+    288: ("mi355x",),
+}
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
 # The best GEMM that anybody has published, TFLOP/s.
 BEST = {
@@ -117,6 +137,8 @@ def _wrong(row: dict[str, Any], found: dict[str, Any], sheet: list[str]) -> Iter
         yield "peaks"
     if [row["gb_per_s"], row["l2_mib"], row["sm"]] != [float(v) for v in sheet[5:]]:
         yield "bandwidth, L2 or SMs"
+    if name not in MEMORY.get(row["memory_gb"], ()):
+        yield "memory"
     if row.get("achievable_tflop_per_s", {}) != BEST.get(name, {}):
         yield "best GEMM"
     if row.get("llc_mib") != LAST_LEVEL.get(name):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.tiles import expected_tiles, tile_choices
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
@@ -141,14 +142,28 @@ def test_tiles_and_waves_by_hand() -> None:
                 "phase": "prefill", "terms": ("tile_wave",), "peaks": {"bf16": 1e-3}}  # fmt: skip
     dense = ask(method="static-nk", **setting)["phases"]["prefill"]
     (term,) = dense["predicted"]["execution"]["terms"]
-    flop = {row["role"]: row["flop"] * row["count"] for row in dense["gemms"]}
-    # q 16 columns of tiles, k and v 4, o 16, gate and up 56, down 16, lm_head of one row: no
-    # wave is full and one of 128 rows of its 501 tiles is useful, on 3 waves of 188
-    loss = {16: 3 * 188 / 512, 4: 1.0, 56: 10 * 188 / 1792}
+    # q, o and down 16 columns of tiles, gate and up 56; k and v 4 * 32 = 128 tiles, alone on 188
+    # SMs, of which two parts of K would make 256. lm_head of one row: 1,002 tiles of 16 x 128, in
+    # three parts 16 waves of 188, each a third as long.
+    loss = {16: 3 * 188 / 512, 4: 188 / 128, 56: 10 * 188 / 1792}
     weights = {16: 2 * 4096**2 + 4096 * 14336, 4: 2 * 4096 * 1024, 56: 2 * 4096 * 14336}
     extra = sum(32 * 2 * 4096 * weights[n] * (loss[n] - 1) for n in loss)
-    head = flop["lm_head"] * (3 * 188 * 128 * 256 / 128_256 - 1)
-    assert term["dense_ns"] == pytest.approx(extra + head)
+    head = 16 / 3 * 188 * 16 * 128 / 0.40 / 128_256
+    extra += 2 * 4096 * 128_256 * (head - 1)
+    # the parts' sums, at 1,792 GB/s beside 1e9 FLOP/s, are nothing
+    assert term["dense_ns"] == pytest.approx(extra, rel=1e-3)
+
+
+def test_the_best_tile_by_hand() -> None:
+    # 384 tiles of 128 x 256 are three waves of 188; 736 of 128 x 128 four, at 0.66 of the rate
+    (best,) = tile_choices((4096, 2867, 4096, 1), 188)
+    assert (best.rows, best.columns, best.waves) == (128, 256, 3)
+    # 40 tiles: K in four parts of 1,024 fills 160 of 188
+    whole, parts = tile_choices((1024, 1280, 4096, 1), 188)
+    assert (whole.parts, parts.parts, parts.waves) == (1, 4, 1)
+    # 512 rows that vary by 16 fill four tiles or five
+    assert expected_tiles(512, 16, 128) == pytest.approx(4.5)
+    assert expected_tiles(500, 1, 128) == pytest.approx(4)
 
 
 # Realised speed-ups of arXiv 2606.09080, Fig. 5, s = .5, Llama-3.1-8B, logits of all tokens:

@@ -1,0 +1,165 @@
+"""Published measurements as cells: what was measured, and what the model expects there.
+
+In: paper_figures.json (the seed paper) and published.json (others). Out: Cell, with a function that
+gives the expected speed-up for any constants. A group is a phase of a figure, or a paper: what
+shares a set-up is left out of the calibration together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.generation import generation
+from prunescope.analysis.predict.kernels import op_ns
+from prunescope.analysis.predict.ranges import Doubt, doubt_of, drawn, reshaped
+from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
+from prunescope.analysis.predict.side import Side
+from prunescope.taxonomy.plan import Workload
+
+HERE = Path(__file__).parent
+PAPER = json.loads((HERE / "paper_figures.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
+MODEL, DEVICE = "llama-3.1-8b", "rtx-pro-6000-blackwell"
+# Fig. 5 at batch 1 and 32k: Figs. 2 and 6, from which constants are read, are of that point.
+FITTED = [1, 32768]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """One measured speed-up. `gain(constants)`: the expected one; `None`: the values in use."""
+
+    group: str
+    source: str
+    family: str
+    phase: str
+    label: str
+    setting: Setting
+    measured: float
+    gain: Callable[[Constants | None], float]
+    work: Workload
+    what: str = "forward"
+    apart: bool = False  # its set-up differs in more than the pruning
+
+    def doubt(self) -> Doubt:
+        """Its spread, without the calibrated scale."""
+        now = self.setting
+        dense, pruned = now.side(self.work, pruned=False), now.side(self.work)
+        return doubt_of(
+            self.gain, pruned, now.terms, reshaped=reshaped(dense, pruned, now.terms),
+            drawn=drawn(pruned, now.terms) if self.what == "forward" else 0.0,
+        )  # fmt: skip
+
+    @property
+    def error(self) -> float:
+        """Expected over measured - 1."""
+        return self.gain(None) / self.measured - 1
+
+
+def cells() -> list[Cell]:
+    """Every cell that no constant was read from at its own point."""
+    return [*seed_cells(), *published_cells()]
+
+
+def seed_cells(*, fitted: bool = False) -> Iterator[Cell]:
+    """Fig. 5 of the seed paper without, or only, its batch-1 32k column."""
+    for method, phase, batch, length, measured in PAPER["figure_5"]:
+        if ([batch, length] == FITTED) is not fitted:
+            continue
+        setting, work = setting_of(
+            {"model": MODEL, "device": DEVICE, "phase": phase, "batch": batch,
+             "prompt_len": length, "logits": "all"}, method, 0.5)  # fmt: skip
+        yield Cell(
+            group=f"Fig. 5, {phase}", source="seed paper", family=method, phase=phase,
+            label=f"{method} {phase} {batch}x{length}", setting=setting, measured=measured,
+            gain=_forward(setting, work), work=work,
+        )  # fmt: skip
+
+
+def published_cells() -> Iterator[Cell]:
+    """The cells of published.json."""
+    for source in PUBLISHED["sources"]:
+        for row in source["cells"]:
+            one = {**{k: v for k, v in source.items() if k != "cells"}, **row}
+            yield _published(one)
+
+
+def _published(one: dict[str, Any]) -> Cell:
+    what = one["what"]
+    phase = "decode" if what == "decode" else "prefill"
+    batch, length = one.get("batch", 1), one.get("prompt_len", one.get("rows", 1))
+    setting, work = setting_of(
+        {"model": one["model"], "device": one["device"], "phase": phase, "batch": batch,
+         "prompt_len": length, "dtype": one["dtype"], "knobs": one.get("knobs", {}),
+         "launch": one.get("launch", "graph")}, one["method"], one["sparsity"])  # fmt: skip
+    if what == "gemm":
+        gain = _gemms(setting, work, frozenset(one["roles"]))
+    elif what == "generate":
+        gain = _generate(setting, work, one["new_tokens"])
+    else:
+        gain = _forward(setting, work)
+    unit = one.get("knobs", {}).get("unit", "")
+    roles = "+".join(one["roles"]) if what == "gemm" and len(one["roles"]) < 3 else ""
+    label = " ".join(
+        str(w) for w in (one["model"], one["method"], unit, roles, f"s={one['sparsity']:g}",
+                         f"batch {batch}" if what == "decode" else "") if w)  # fmt: skip
+    return Cell(
+        group=one["id"], source=one["where"], family=one["method"], phase=what, label=label,
+        setting=setting, measured=one["measured"], gain=gain, work=work, what=what,
+        apart=bool(one.get("apart")),
+    )  # fmt: skip
+
+
+def setting_of(
+    options: dict[str, Any], method: str | None, sparsity: float
+) -> tuple[Setting, Workload]:
+    """A point and its workload."""
+    request = PredictRequest(**options)
+    setting, _ = resolve(request, method, sparsity, [])
+    return setting, workloads(request, setting)[0]
+
+
+def _with(setting: Setting, constants: Constants | None) -> Setting:
+    return setting if constants is None else replace(setting, constants=constants)
+
+
+def _forward(setting: Setting, work: Workload) -> Callable[[Constants | None], float]:
+    def gain(constants: Constants | None) -> float:
+        return _with(setting, constants).execution_gain(work)
+
+    return gain
+
+
+def _gemms(
+    setting: Setting, work: Workload, roles: frozenset[str]
+) -> Callable[[Constants | None], float]:
+    """GEMMs timed alone: their kernels, back to back, with no gaps and no other ops."""
+
+    def ns(side: Side) -> float:
+        c, total = side.setting.constants, 0.0
+        for op in side.bounded:
+            if op.role in roles:
+                ramp = c.ramp_ns(side.setting.device)
+                total += op.layers * (op_ns(side, op, setting.terms) + ramp)
+        return total
+
+    def gain(constants: Constants | None) -> float:
+        now = _with(setting, constants)
+        return ns(now.side(work, pruned=False)) / ns(now.side(work))
+
+    return gain
+
+
+def _generate(
+    setting: Setting, work: Workload, new_tokens: int
+) -> Callable[[Constants | None], float]:
+    def gain(constants: Constants | None) -> float:
+        now = _with(setting, constants)
+        dense = generation(now, work, new_tokens=new_tokens, pruned=False)
+        return dense.total_ns / generation(now, work, new_tokens=new_tokens).total_ns
+
+    return gain
