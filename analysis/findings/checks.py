@@ -42,6 +42,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     shape.nearest_dimension,
     removed.unequal_steps,
     idle.launch_bound,
+    idle.host_work,
     idle.host_waits,
     idle.held_back,
     time.dispatch_bound,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.kernels.beside import LOADER
+from prunescope.analysis.kernels.waits import cause_sums, is_dispatch
 from prunescope.analysis.schema.report import Finding
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
@@ -12,7 +14,8 @@ _MUCH, _MOST = 0.25, 0.4  # of the wall
 
 def launch_bound(c: Context) -> Finding | None:
     """The device idles while the host prepares the next launch, and is in no copy or wait."""
-    phase, host = c.phase, _gaps(c, "host")
+    late = cause_sums(c.pruned.frame.filter(is_dispatch()))["host"]
+    phase, host = c.phase, late / c.pruned.num_steps
     share = _much(c, host)
     if share is None:
         return None
@@ -22,8 +25,8 @@ def launch_bound(c: Context) -> Finding | None:
         text=f"launch-bound: the device waits for a late host for {share:.0%} of the step (it "
         f"idles for {phase.gap_ns / phase.wall_ns:.0%}); smaller kernels cannot make that faster",
         evidence=[
-            f"{ms(host)} of {ms(phase.gap_ns)} idle time end with a launch that began after the "
-            "device ran dry, and are no copy and no wait of the host"
+            f"in {ms(host)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
+            "little of either, before a launch that began after the device ran dry"
         ],
         change="shorten what the host does between two replays (the step is a graph already), or "
         "batch more"
@@ -33,19 +36,48 @@ def launch_bound(c: Context) -> Finding | None:
     )
 
 
+def host_work(c: Context) -> Finding | None:
+    """The device idles while the host does other work than dispatch: it loads data, or runs Python
+    that starts no op for long."""
+    rows = c.pruned.frame.filter(is_dispatch().not_())
+    share = _much(c, cause_sums(rows)["host"] / c.pruned.num_steps)
+    if share is None:
+        return None
+    host = pl.sum_horizontal("idle_launch", "idle_op", "idle_nothing")
+    by = rows.group_by("beside").agg(host.sum().alias("ns")).sort("ns", descending=True)
+    lines = [
+        f"{ms(ns / c.pruned.num_steps)} in {(name or 'nothing that the trace names')[:80]}"
+        for name, ns in by.head(3).iter_rows()
+    ]
+    loads = bool(by["beside"].head(1).str.contains(LOADER).any())
+    return Finding(
+        id="host-work",
+        severity="warning",
+        text=f"the device idles for {share:.0%} of the step while the host "
+        f"{'waits for or prepares data' if loads else 'does other work than the launch of ops'}: "
+        "neither smaller kernels nor a CUDA graph make that faster",
+        evidence=lines,
+        change="load and prepare the next batch in other processes while the device works "
+        "(DataLoader: num_workers, prefetch_factor, persistent_workers)"
+        if loads
+        else "move that work off the path of the step, or onto the device",
+        predicted_ns=None,
+    )
+
+
 def host_waits(c: Context) -> Finding | None:
     """The device idles beside copies between host and device, and where the host waits for it."""
     copies, waits = _gaps(c, "memcpy"), _gaps(c, "sync")
     share = _much(c, copies + waits)
     if share is None:
         return None
-    parts = [f"copies ({ms(copies)})"] * bool(copies)
-    parts += [f"waits of the host for it ({ms(waits)})"] * bool(waits)
+    parts = [f"copy calls ({ms(copies)})"] * bool(copies)
+    parts += [f"calls that wait for the device ({ms(waits)})"] * bool(waits)
     return Finding(
         id="host-waits",
         severity="warning",
-        text=f"the device idles for {share:.0%} of the step beside {' and '.join(parts)}: neither "
-        "smaller kernels nor a CUDA graph make that faster",
+        text=f"the device idles for {share:.0%} of the step while the host is in "
+        f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph make that faster",
         evidence=_largest(c, "memcpy", "sync"),
         change="keep data on the device (no .item(), .cpu() or synchronise in a step), and copy "
         "from pinned memory with non_blocking=True",
@@ -76,8 +108,7 @@ def _much(c: Context, ns: float) -> float | None:
 
 
 def _gaps(c: Context, cause: str) -> float:
-    gaps = c.pruned.frame.filter(pl.col("cause") == cause)["gap"]
-    return float(gaps.sum()) / c.pruned.num_steps
+    return cause_sums(c.pruned.frame)[cause] / c.pruned.num_steps
 
 
 def _is_replay(c: Context) -> bool:

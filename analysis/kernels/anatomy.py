@@ -10,12 +10,12 @@ import polars as pl
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.waits import CAUSES
+from prunescope.analysis.kernels.waits import PARTS, cause_sums, is_dispatch
 from prunescope.analysis.kernels.what_if import what_if
-from prunescope.analysis.schema.anatomy import Anatomy, HostTime, LayerTime, Point
+from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, Point
 from prunescope.analysis.schema.report import Gemm, clock
 
-_POINTS, _HOST = 60, 20
+_POINTS, _HOST, _BESIDE = 60, 20, 12
 _LAYERS = 1000  # no model has more
 _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
@@ -34,6 +34,7 @@ def anatomy(kernels: Kernels, gemms: list[Gemm]) -> Anatomy:
         host=_host(frame, steps) if kernels.on_device else [],
         shapes=shapes,
         fit=fit,
+        idle=_idle(frame, steps) if kernels.on_device else [],
     )
 
 
@@ -98,20 +99,34 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 
 
 def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
-    sums = dict(frame.group_by("cause").agg(pl.col("gap").sum()).iter_rows())
-    return {cause: sums.get(cause, 0) / steps for cause in CAUSES}
+    return {cause: ns / steps for cause, ns in cause_sums(frame).items()}
+
+
+def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
+    """Parts of the idle time with what the host was in; the longest first, small ones unnamed."""
+    sums: dict[tuple[str, str | None], int] = {}
+    for name, cause in PARTS.items():
+        by = frame.group_by("beside").agg(pl.col(f"idle_{name}").sum())
+        for place, ns in by.iter_rows():
+            key = (name, place if cause == "host" else None)
+            sums[key] = sums.get(key, 0) + ns
+    few = sorted((k for k in sums if k[1]), key=lambda k: (-sums[k], k))[_BESIDE:]
+    for key in few:
+        bare = (key[0], None)
+        sums[bare] = sums.get(bare, 0) + sums.pop(key)
+    order = sorted(sums, key=lambda k: (-sums[k], k[0], k[1] or ""))
+    return [Idle(doing=k[0], beside=k[1], ns=sums[k] / steps) for k in order if sums[k]]
 
 
 def _graph_speedup(kernels: Kernels) -> float | None:
-    """Wall over the wall without the gaps in which the host was late; None on a CPU, and where the
-    cause of most idle time is unknown."""
+    """Wall over the wall without gaps of late dispatch, the only ones that a graph spares; None on
+    a CPU, and where the cause of most idle time is unknown."""
     if not kernels.on_device or not kernels.wall:
         return None
-    idle = kernels.frame.group_by(unknown=pl.col("cause") == "unknown").agg(pl.col("gap").sum())
-    sums = dict(idle.iter_rows())
-    if sums.get(True, 0) > sums.get(False, 0):
+    sums = cause_sums(kernels.frame)
+    if 2 * sums["unknown"] > sum(sums.values()):
         return None
-    host = int(kernels.frame.filter(pl.col("cause") == "host")["gap"].sum())
+    host = cause_sums(kernels.frame.filter(is_dispatch()))["host"]
     return kernels.wall / (kernels.wall - host) if host < kernels.wall else None
 
 

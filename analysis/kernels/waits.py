@@ -1,129 +1,181 @@
-"""Why the device idles, and what the host does meanwhile.
+"""Why the device idles, and what the host does meanwhile: every ns of a gap has one cause.
 
-In: the kernels frame and its links. Out: columns `cause` of the gap before a row (host, sync,
-memcpy, held, device, unknown; null without a gap) and `host_ns` from the launch before to this one
-(null: none).
+In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
+(they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
+host was in (an annotation or a Python frame); `host_ns` from the launch before to this one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prunescope.analysis.kernels.beside import LOADER, beside
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import DEVICE_CATEGORIES
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
 CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
+# What the launching thread did in a gap, or why it does not matter; and whose time that is.
+PARTS = {
+    "memcpy": "memcpy", "sync": "sync", "launch": "host", "op": "host", "nothing": "host",
+    "held": "held", "device": "device", "unknown": "unknown",
+}  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
-_SYNC = re.compile(r"(?:Device|Stream|Event|Ctx)Synchronize|StreamWaitEvent$")
+_BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _COPY = re.compile(r"[Mm]emcpy")
-_MEMCPY = DEVICE_CATEGORIES["gpu_memcpy"]
+_SYNC = re.compile(r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream")
+Mask = NDArray[np.bool_]
 
 
 def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
-    """The columns above. A gap is the host's where its launch began after the device had run dry:
-    `sync` where a call that waits for the device was open then, `memcpy` beside a copy, and either
-    where the launching thread was in such calls for at least half of the gap. A launch that was
-    made in time leaves the gap to the `device`; `held`: made too late, but long before the kernel
-    began, which waited for another stream. Where no launch is known, the cause is `unknown`, unless
-    the op began too late or ended in time. On a host trace every gap is dispatch: `host`.
+    """The columns above. Of a gap whose launch began after the device had run dry, the time up to
+    the end of that launch is what the launching thread did then: in a copy call, in a call that
+    waits for the device, in another runtime call (`launch`), in an op, in nothing that was
+    recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
+    long: the stream was made to wait. A launch that was made in time leaves the gap to the
+    `device`. Where no launch is known it is `unknown`, unless its op ended in time. On a host trace
+    every gap is dispatch (`op`).
     """
-    gap = linked.gap > 0
-    cause = np.where(gap, "device", "").astype(object)
+    gap, none = linked.gap, np.zeros_like(linked.gap)
+    parts = dict.fromkeys(PARTS, none)
+    host_ns = np.full(len(gap), NONE)
     if trace.on_device:
         launch = launch_of(trace, linked.event)
-        launched = launch >= 0
-        cause[~launched & ~_op_in_time(linked, trace)] = "unknown"
-        cause[linked.dry] = "host"
-        copies = _beside_a_copy(frame) | _mostly_in(linked, trace, _COPY)
-        cause[linked.dry & copies] = "memcpy"
-        waits = _in_sync(linked, trace) | _mostly_in(linked, trace, _SYNC)
-        cause[linked.dry & waits] = "sync"
-        cause[linked.dry & _held(linked, trace, launch)] = "held"
+        late = linked.dry & (launch >= 0) & (gap > 0)
+        untold = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
+        parts = {**parts, **_of_threads(linked, trace, launch, late)}
+        parts["unknown"] = np.where(untold, gap, 0)
+        parts["device"] = np.where(late | untold, 0, gap)
+        host_ns = _host_time(linked, launch >= 0)
     else:
-        cause[gap] = "host"
-    cause[~gap] = None
-    host = _host_time(linked, launched) if trace.on_device else np.full(len(gap), NONE)
+        parts["op"] = gap
+    host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
+    named = beside(trace, linked, host) if trace.on_device else [None] * len(gap)
     return frame.with_columns(
-        cause=pl.Series(cause.tolist(), dtype=pl.String), host_ns=pl.Series(host)
+        *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
+        cause=pl.Series(_most(parts, gap), dtype=pl.String),
+        beside=pl.Series(named, dtype=pl.String),
+        host_ns=pl.Series(host_ns),
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 
 
-def _held(linked: Linked, trace: Trace, launch: Ints) -> NDArray[np.bool_]:
-    """Rows that began so long after their launch had ended that no launch takes that long, and most
-    of the gap: the stream was made to wait."""
-    end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
-    held = np.where(launch >= 0, linked.start - end, 0)
-    return np.asarray((held > _LAUNCHED) & (2 * held > linked.gap) & (linked.gap > 0))
+def is_dispatch() -> pl.Expr:
+    """Gaps whose host time a graph could spare: not those beside a data loader, nor those in which
+    the host ran no op and made no call for longer than between two ops of a model."""
+    loads = pl.col("beside").str.contains(LOADER).fill_null(value=False)
+    return loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
 
 
-def _op_in_time(linked: Linked, trace: Trace) -> NDArray[np.bool_]:
+def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
+    """Idle time of a frame by cause, ns of all its steps."""
+    sums = dict.fromkeys(CAUSES, 0)
+    for name, cause in PARTS.items():
+        sums[cause] += int(frame[f"idle_{name}"].sum())
+    return sums
+
+
+def _most(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
+    """The cause with the most of each gap."""
+    sums = {cause: np.zeros_like(gap) for cause in CAUSES}
+    for name, cause in PARTS.items():
+        sums[cause] = sums[cause] + parts[name]
+    if not len(gap):
+        return []
+    first = np.argmax(np.stack([sums[cause] for cause in CAUSES]), axis=0)
+    return [CAUSES[i] if ns > 0 else None for i, ns in zip(first, gap, strict=True)]
+
+
+def _op_in_time(linked: Linked, trace: Trace) -> Mask:
     """Rows whose op ended before the device ran dry: so did their launch."""
     end = taken(trace.ops["ts"], linked.op) + taken(trace.ops["dur"], linked.op, absent=0)
     return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
 
 
-def _beside_a_copy(frame: pl.DataFrame) -> NDArray[np.bool_]:
-    """Rows that are a copy, or follow one in time."""
-    copy = (frame["category"] == _MEMCPY).fill_null(value=False).to_numpy()
-    order = np.argsort(frame["start"].to_numpy(), kind="stable")
-    before = np.zeros(len(copy), bool)
-    before[order[1:]] = copy[order[:-1]]
-    return np.asarray(copy | before)
-
-
-def _calls_of_threads(trace: Trace, pattern: re.Pattern[str]) -> Iterator[tuple[int, Ints, Ints]]:
-    """Runtime calls of such a name: each thread with their starts and ends, in order of start; a
-    call that lies in an earlier one ends with it."""
-    launches = trace.launches
-    names = np.array([pattern.search(name) is not None for name in trace.names], bool)
-    calls = np.flatnonzero(names[launches["name"]]) if len(launches["name"]) else np.empty(0, int)
-    for thread in np.unique(launches["thread"][calls]):
-        own = calls[launches["thread"][calls] == thread]
-        own = own[np.argsort(launches["ts"][own], kind="stable")]
-        begin = launches["ts"][own]
-        yield int(thread), begin, np.maximum.accumulate(begin + launches["dur"][own])
-
-
-def _in_sync(linked: Linked, trace: Trace) -> NDArray[np.bool_]:
-    """Gaps at whose beginning the launching thread was in a call that waits for the device."""
-    out = np.zeros(len(linked.start), bool)
+def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[str, Ints]:
+    """The parts of late gaps that the launching threads and the streams have."""
     dry = linked.start - linked.gap
-    for thread, begin, end in _calls_of_threads(trace, _SYNC):
-        at = np.searchsorted(begin, dry, side="right") - 1
-        held = (at >= 0) & (end[np.maximum(at, 0)] >= dry)
-        out |= held & (linked.thread == thread)
+    end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
+    until = np.clip(end, dry, linked.start)
+    rest = linked.start - until
+    out = {name: np.zeros_like(linked.gap) for name in ("memcpy", "sync", "launch", "op", "nothing",
+                                                        "held")}  # fmt: skip
+    for thread in np.unique(linked.thread[late]):
+        rows = np.flatnonzero(late & (linked.thread == thread))
+        below = np.zeros(len(rows), np.int64)
+        for name, spans in _layers(trace, int(thread)):
+            spent = spans.spent(until[rows]) - spans.spent(dry[rows])
+            out[name][rows] += spent - below
+            below = spent
+        out["nothing"][rows] = until[rows] - dry[rows] - below
+    waits = late & (rest > _LAUNCHED)
+    out["held"][waits] = rest[waits]
+    out["launch"][late & ~waits] += rest[late & ~waits]
     return out
 
 
-def _mostly_in(linked: Linked, trace: Trace, pattern: re.Pattern[str]) -> NDArray[np.bool_]:
-    """Gaps of which the launching thread spent at least half in calls of such a name."""
-    out = np.zeros(len(linked.start), bool)
-    dry = linked.start - linked.gap
-    for thread, begin, end in _calls_of_threads(trace, pattern):
-        spent = _spent(linked.start, begin, end) - _spent(dry, begin, end)
-        out |= (2 * spent >= linked.gap) & (linked.gap > 0) & (linked.thread == thread)
-    return out
+def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:
+    """What a thread was in, each with all that goes before it: an instant inside of several counts
+    for the first."""
+    ops = trace.ops
+    calls = {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
+    own = np.flatnonzero(calls["thread"] == thread)
+    names = [trace.names[i] for i in calls["name"][own].tolist()]
+    copy = np.array([_COPY.search(name) is not None for name in names], bool)
+    sync = np.array([_SYNC.search(name) is not None for name in names], bool)
+    begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
+    inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
+    every = (
+        np.concatenate([begin, ops["ts"][inside]]),
+        np.concatenate([end, ops["ts"][inside] + ops["dur"][inside]]),
+    )
+    either = copy | sync
+    return [
+        ("memcpy", Spans.of(begin[copy], end[copy])),
+        ("sync", Spans.of(begin[either], end[either])),
+        ("launch", Spans.of(begin, end)),
+        ("op", Spans.of(*every)),
+    ]
 
 
-def _spent(before: Ints, begin: Ints, end: Ints) -> Ints:
-    """Time in the calls (begin, end) before each time."""
-    first = np.maximum(begin, np.concatenate(([begin[0]], end[:-1])))  # where none was open yet
-    whole = np.concatenate(([0], np.cumsum(np.maximum(end - first, 0))))
-    at = np.searchsorted(begin, before, side="right") - 1
-    row = np.maximum(at, 0)
-    last = np.clip(before - first[row], 0, np.maximum(end[row] - first[row], 0))
-    return np.where(at >= 0, whole[row] + last, 0)
+def is_op(trace: Trace) -> Mask:
+    """Which names are those of ops: profilers before PyTorch 1.12 wrote annotations among them."""
+    return np.array(["#" not in name or "::" in name for name in trace.names], bool)
 
 
-def _host_time(linked: Linked, launched: NDArray[np.bool_]) -> Ints:
+@dataclass(frozen=True)
+class Spans:
+    """The union of some intervals: disjoint, in order; `before`: the time in those before each."""
+
+    begin: Ints
+    end: Ints
+    before: Ints
+
+    @classmethod
+    def of(cls, begin: Ints, end: Ints) -> Spans:
+        """The union of [begin, end)."""
+        order = np.argsort(begin, kind="stable")
+        begin, end = begin[order], np.maximum.accumulate(end[order]) if len(order) else end
+        first = np.maximum(begin, np.concatenate((begin[:1], end[:-1])))
+        length = np.maximum(end - first, 0)
+        return cls(first, first + length, np.concatenate(([0], np.cumsum(length)[:-1])).astype(int))
+
+    def spent(self, ts: Ints) -> Ints:
+        """Time in them before each of `ts`."""
+        if not len(self.begin):
+            return np.zeros(len(ts), np.int64)
+        at = np.searchsorted(self.begin, ts, side="right") - 1
+        row = np.maximum(at, 0)
+        last = np.clip(ts - self.begin[row], 0, self.end[row] - self.begin[row])
+        return np.where(at >= 0, self.before[row] + last, 0)
+
+
+def _host_time(linked: Linked, launched: Mask) -> Ints:
     """From the launch before on the same thread and in the same step to a row's own; NONE for a
     row without a launch and for the first of a step."""
     out = np.full(len(linked.start), NONE)

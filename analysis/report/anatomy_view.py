@@ -14,8 +14,8 @@ from prunescope.analysis.schema.report import Phase
 
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
-_CAUSES = {"host": "the host was late", "sync": "the host waited for the device",
-           "memcpy": "copies", "held": "held back by another stream",
+_CAUSES = {"host": "the host was late", "sync": "the host in a call that waits for the device",
+           "memcpy": "the host in a copy call", "held": "held back by another stream",
            "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
@@ -42,7 +42,7 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     if anatomy.graph_speedup is None:
         return text
     return (
-        f"{text}; without a host that is late, as in a CUDA graph, at most "
+        f"{text}; without late dispatch, as in a CUDA graph, at most "
         f"{numbers.ratio(anatomy.graph_speedup)}"
     )
 

@@ -42,6 +42,16 @@ class HostTime(msgspec.Struct, kw_only=True):
     wait_ns: float  # gaps whose launch began after the device had run dry
 
 
+class Idle(msgspec.Struct, kw_only=True):
+    """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
+    op, nothing (that was recorded), held, device, unknown; `beside`: the annotation or frame of
+    Python that the host was in for at least half of its part of a gap."""
+
+    doing: str
+    beside: str | None
+    ns: float
+
+
 class Good(msgspec.Struct, kw_only=True):
     """A good dimension: one more and a wave (or a step of K) begins. Change of time a step."""
 
@@ -87,7 +97,10 @@ class Anatomy(msgspec.Struct, kw_only=True):
     points: list[Point]
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
     gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
-    graph_speedup: float | None  # wall ÷ (wall − gaps[host]): at most this by CUDA graphs
+    # wall ÷ (wall − what of gaps[host] is dispatch, not loading data or other work of the host): at
+    # most this by CUDA graphs
+    graph_speedup: float | None
     host: list[HostTime]
     shapes: list[Shape]
     fit: Fit | None
+    idle: list[Idle] = []  # the same idle time without the tail, split further

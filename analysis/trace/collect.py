@@ -35,7 +35,8 @@ _MAX_MARK = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
 _NO_ARGS = Args()
-_DEVICE, _LAUNCH, _OP, _MARK = "device", "launch", "op", "mark"
+_DEVICE, _LAUNCH, _OP, _MARK, _FRAME = "device", "launch", "op", "mark", "frame"
+_LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP), "user_annotation": _MARK, "python_function": _MARK,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
@@ -46,6 +47,7 @@ COLUMNS = {
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
     _OP: ("ts", "dur", "name", "external", "thread", "call"),
     _MARK: ("ts", "dur", "name", "thread", "module"),
+    _FRAME: ("ts", "dur", "name", "thread"),
 }  # fmt: skip
 Key = TypeVar("Key", bound=Hashable)
 Call = tuple[str, bytes, bytes, bytes, bytes]
@@ -100,11 +102,13 @@ class Collector:
         groups[_MARK] = [
             e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
         ]
+        groups[_FRAME] = [e for e in marks if e.cat == "python_function" and _is_long(e.dur)]
         # Those profilers wrote annotations among the ops.
         groups[_MARK] += [
             e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
         ]
-        take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark}
+        take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark,
+                _FRAME: self._frame}  # fmt: skip
         for group, found in groups.items():
             timed, ts, dur = self._timed(group, found)
             if timed:
@@ -118,7 +122,11 @@ class Collector:
         than an hour is none."""
         ts = nanoseconds([e.ts for e in events])
         dur = nanoseconds([e.dur for e in events])
-        good = (ts != _NO_TIME) & (dur >= 0) & (dur <= (_MAX_NS if group != _MARK else _MAX_MARK))
+        good = (
+            (ts != _NO_TIME)
+            & (dur >= 0)
+            & (dur <= (_MAX_MARK if group in (_MARK, _FRAME) else _MAX_NS))
+        )
         if good.all():
             return events, ts, dur
         kept = [e for e, ok in zip(events, good, strict=True) if ok]
@@ -169,6 +177,11 @@ class Collector:
         module = [int(e.cat == "python_function") for e in events]
         return [self._on_threads(events), module]
 
+    def _frame(
+        self, events: list[Event], _args: list[Args], _names: list[str]
+    ) -> list[Iterable[int]]:
+        return [self._on_threads(events)]
+
     def _sizes(self, sizes: list[list[int] | None]) -> list[int]:
         """Ids of grids or blocks."""
         known = interned(self.grids, [tuple(size) for size in sizes if size])
@@ -182,6 +195,10 @@ def interned(table: dict[Key, int], keys: list[Key]) -> list[int]:
         if key not in table:
             table[key] = len(table)
     return [table[key] for key in keys]
+
+
+def _is_long(us: Any) -> bool:
+    return isinstance(us, int | float | Decimal) and us >= _LONG_FRAME
 
 
 def _short(names: list[str]) -> list[str]:

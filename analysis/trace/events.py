@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from prunescope.analysis.ops.work import OpCall
-from prunescope.analysis.trace.collect import (
-    Ints,
-)
+from prunescope.analysis.trace.collect import COLUMNS, Ints
 from prunescope.analysis.trace.reader import Source
+
+
+def _no_spans() -> dict[str, Ints]:
+    return {name: np.empty(0, np.int64) for name in COLUMNS["frame"]}
 
 
 @dataclass
@@ -22,7 +24,9 @@ class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 stands for an absent id.
 
     `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
-    and memset events; `launches`: runtime calls; `ops`: host ops; `marks`: annotations and modules.
+    and memset events; `launches`: runtime calls; `ops`: host ops; `marks`: annotations and modules;
+    `frames`: frames of Python of 0.1 ms or more; `other_calls`: runtime
+    calls without a correlation id.
     `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
     device events (of a CPU trace: ops) that stood in the file more than once; `doubts`: what else
     is odd about its times.
@@ -40,6 +44,8 @@ class Trace:
     kernels_dropped: int = 0
     twice: int = 0
     doubts: list[str] = field(default_factory=list)
+    frames: dict[str, Ints] = field(default_factory=_no_spans)
+    other_calls: dict[str, Ints] = field(default_factory=_no_spans)
 
     @property
     def on_device(self) -> bool:

@@ -102,6 +102,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         launches=found.tables["launch"].frozen(),
         ops=found.tables["op"].frozen(),
         marks=found.tables["mark"].frozen(),
+        frames=found.tables["frame"].frozen(),
         grids=list(found.grids),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],

@@ -32,7 +32,7 @@ _MARKS = ("dur", "name", "thread", "module")
 
 def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
     """Take the ids from the arrows where most device events have none; launches that have none
-    then are dropped. An arrow begins with its launch, on its thread, and ends where the kernel
+    then are set aside. An arrow begins with its launch, on its thread, and ends where the kernel
     begins, on its stream. Reads the file once more, only then."""
     device, launches = trace.device, trace.launches
     few = (device["correlation"] >= 0).mean() < _AS_A_RULE if len(device["ts"]) else False
@@ -42,7 +42,8 @@ def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
         _fill(device, ends, device["device"], device["stream"])
         _fill(launches, begins, launches["thread"], none)
     known = launches["correlation"] >= 0
-    trace.launches = {name: column[known] for name, column in launches.items()}
+    trace.launches = _kept(launches, known)
+    trace.other_calls = {name: launches[name][~known] for name in trace.other_calls}
 
 
 def _arrows(

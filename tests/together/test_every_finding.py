@@ -42,6 +42,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "dispatch-bound": ("test_dispatch_bound",),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
+    "host-work": ("test_a_data_loader_is_named_and_no_graph_is_advised",
+                  "test_a_late_host_is_no_wait"),
     "kernels-missing": ("test_every_twentieth_kernel_lost",
                         "test_a_real_pruning_of_layers_is_not_doubted"),
     "launch-bound": ("test_launch_bound",),

@@ -27,56 +27,127 @@ def finding(phase: Phase, name: str) -> Finding | None:
     return next((f for f in phase.findings if f.id == name), None)
 
 
-def in_a_call(name: str, us: float, *, thread: int = 1) -> dict[str, Any]:
-    """Two GEMMs of 10 us with 90 us between them; 2 us after the first ends the host enters
-    a call of `us`."""
-    trace = chrome(step(0, MM, gap(us=90, launch=True), MM))
+def late(trace: dict[str, Any]) -> dict[str, Any]:
+    """The host launches the last kernel 1 us before it begins, not when the device runs dry."""
+    kernel = max((e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"])
+    ids = {kernel["args"][key] for key in ("correlation", "External id")}
+    own = [e for e in trace["traceEvents"] if e["cat"] in ("cuda_runtime", "cpu_op")]
+    for event in own:
+        if event["args"].get("correlation", event["args"]["External id"]) in ids:
+            event["ts"] = kernel["ts"] - 1
+    for event in trace["traceEvents"]:
+        if event["name"].startswith("prunescope.step"):
+            event["dur"] = kernel["ts"] - event["ts"]
+    return trace
+
+
+def in_a_call(name: str, us: float, *, thread: int = 1, cat: str = "cuda_runtime") -> Any:
+    """Two GEMMs of 10 us with 90 us between them, the second one launched 89 us after the first has
+    ended; 2 us after that end the host enters a call of `us`."""
+    trace = late(chrome(step(0, MM, gap(us=90, launch=True), MM)))
     first = min((e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"])
-    at = first["ts"] + first["dur"] + 2
+    args = {"correlation": 999_999} if cat == "cuda_runtime" else {}
     trace["traceEvents"].append(
-        {"ph": "X", "cat": "cuda_runtime", "name": name, "pid": 1, "tid": thread, "ts": at,
-         "dur": us, "args": {"correlation": 999_999}}
+        {"ph": "X", "cat": cat, "name": name, "pid": 1, "tid": thread,
+         "ts": first["ts"] + first["dur"] + 2, "dur": us, "args": args}
     )  # fmt: skip
     return trace
 
 
 @pytest.mark.parametrize(
-    ("name", "us", "thread", "cause"),
+    ("name", "us", "thread", "part"),
     [
         ("hipMemcpyWithStream", 80, 1, "memcpy"),
         ("cudaMemcpy", 46, 1, "memcpy"),
-        ("cudaMemcpyAsync", 40, 1, "host"),  # less than half of the gap
-        ("cudaMemcpy", 80, 2, "host"),  # of a thread that launches nothing here
+        ("cudaMemcpyAsync", 40, 1, "memcpy"),
+        ("cudaMemcpy", 80, 2, None),  # of a thread that launches nothing here
         ("cudaStreamSynchronize", 80, 1, "sync"),
-        ("hipDeviceSynchronize", 40, 1, "host"),
-        ("cudaFuncGetAttributes", 80, 1, "host"),
+        ("hipDeviceSynchronize", 40, 1, "sync"),
+        ("cudaFuncGetAttributes", 80, 1, "launch"),
+        ("cudaStreamWaitEvent", 30, 1, "launch"),  # the host does not wait in it
     ],
 )
-def test_the_cause_is_the_call_that_the_launching_thread_was_in(
-    name: str, us: float, thread: int, cause: str, tmp_path: Path
+def test_each_ns_goes_to_what_the_launching_thread_was_in(
+    name: str, us: float, thread: int, part: str | None, tmp_path: Path
 ) -> None:
     phase = told(save(in_a_call(name, us, thread=thread), tmp_path / "t.json"))
     assert phase.anatomy is not None
-    assert {c for c, ns in phase.anatomy.gaps.items() if ns} == {cause}
-    assert phase.anatomy.gaps[cause] == phase.gap_ns == 90e3
+    parts: dict[str, float] = {}
+    for one in phase.anatomy.idle:
+        parts[one.doing] = parts.get(one.doing, 0) + one.ns
+    assert sum(parts.values()) == phase.gap_ns == 90e3
+    called = us * 1e3 if part is not None else 0
+    # The launch takes 50 ns, and the kernel begins 950 ns after it; its op is 10 ns longer.
+    assert parts.get(part or "", 0) == called + (1000 if part == "launch" else 0)
+    assert parts["nothing"] == 90e3 - called - 1000
+    gaps = phase.anatomy.gaps
+    assert gaps["host"] == 90e3 - (called if part in ("memcpy", "sync") else 0)
+    assert sum(gaps.values()) == 90e3
     assert phase.bound["launch"] == 90e3
 
 
+def test_time_in_an_op_outside_of_calls_is_dispatch(tmp_path: Path) -> None:
+    trace = in_a_call("aten::view", 80, cat="cpu_op")
+    phase = told(save(trace, tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert {(one.doing, one.beside): one.ns for one in phase.anatomy.idle} == {
+        ("op", None): 80e3, ("nothing", None): 9e3, ("launch", None): 1e3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cat", "name", "beside"),
+    [
+        ("user_annotation", "enumerate(DataLoader)#_Iter.__next__", None),
+        ("cpu_op", "enumerate(DataLoader)#_Iter.__next__", None),  # before PyTorch 1.12
+        ("python_function", "torch/utils/data/dataloader.py(633): __next__",
+         "dataloader.py: __next__"),
+    ],
+)  # fmt: skip
+def test_a_data_loader_is_named_and_no_graph_is_advised(
+    cat: str, name: str, beside: str | None, tmp_path: Path
+) -> None:
+    """60 of 90 ms in the loader, in whichever way the profiler records it; the rest in Python."""
+    trace = late(chrome(step(0, MM, gap(us=90_000, launch=True), MM)))
+    first = min((e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"])
+    at = {"pid": 1, "tid": 1, "ts": first["ts"] + first["dur"] + 100}
+    trace["traceEvents"] += [
+        {"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#3", **at, "dur": 89_000,
+         "args": {}},
+        {"ph": "X", "cat": cat, "name": name, **at, "dur": 60_000, "args": {}},
+        {"ph": "X", "cat": "cuda_runtime", "name": "cudaMemcpyAsync", **at, "ts": at["ts"] + 61_000,
+         "dur": 2_000, "args": {"correlation": 999_999}},
+    ]  # fmt: skip
+    phase = told(save(trace, tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert phase.anatomy.gaps["memcpy"] == 2e6
+    assert phase.anatomy.gaps["host"] == 88e6
+    top = phase.anatomy.idle[0]
+    assert (top.doing, top.beside) == ("nothing", beside or name)
+    assert finding(phase, "launch-bound") is finding(phase, "host-waits") is None
+    work = finding(phase, "host-work")
+    assert work is not None
+    assert "num_workers" in (work.change or "") and "pinned" not in (work.change or "")
+    assert (beside or name) in work.evidence[0]
+    assert phase.anatomy.graph_speedup == 1.0
+
+
 def test_idle_beside_copies_is_no_late_host(tmp_path: Path) -> None:
-    """90 of 110 us: a wait, not a launch that comes late, whatever part a graph could spare."""
+    """80 of 110 us: a copy, not a launch that comes late, whatever part a graph could spare."""
     phase = told(save(in_a_call("cudaMemcpy", 80), tmp_path / "t.json"))
     assert finding(phase, "launch-bound") is None
     waits = finding(phase, "host-waits")
     assert waits is not None
     assert (waits.severity, waits.predicted_ns) == ("warning", None)
-    assert "82%" in waits.text and "90.0 µs" in waits.text
+    assert "73%" in waits.text and "80.0 µs" in waits.text
     assert phase.anatomy is not None
-    assert phase.anatomy.graph_speedup == 1.0
+    assert phase.anatomy.graph_speedup == 110 / 100
 
 
 def test_a_late_host_is_no_wait(tmp_path: Path) -> None:
     phase = told(save(chrome(step(0, MM, gap(us=90, launch=True), MM)), tmp_path / "t.json"))
-    assert finding(phase, "host-waits") is finding(phase, "held-back") is None
+    others = [finding(phase, name) for name in ("host-waits", "held-back", "host-work")]
+    assert others[0] is others[1] is others[2] is None
     late = finding(phase, "launch-bound")
     assert late is not None
     assert (late.severity, late.predicted_ns) == ("critical", 90e3)
@@ -88,7 +159,7 @@ def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
     trace = chrome(step(0, MM, gap(us=50_000, launch=True), MM))
     phase = told(save(trace, tmp_path / "t.json"))
     assert phase.anatomy is not None
-    assert {c for c, ns in phase.anatomy.gaps.items() if ns} == {"held"}
+    assert phase.anatomy.gaps["held"] == 50e6 - 60  # but for the op and its launch
     assert finding(phase, "launch-bound") is None
     held = finding(phase, "held-back")
     assert held is not None
@@ -121,13 +192,16 @@ def test_real_traces_whose_stream_waits(name: str, real_trace: Real) -> None:
     assert not any("CUDA graph (trace" in (f.change or "") for f in phase.findings)
 
 
-def test_a_real_trace_that_idles_in_copies(real_trace: Real) -> None:
-    """OWLv2 idles before its copies from the host."""
+def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real) -> None:
+    """OWLv2: 490 of 512 ms idle are one call of scipy's zoom before the images are copied."""
     phase = told(real_trace("h100_owlv2-large.json.gz"))
-    assert finding(phase, "launch-bound") is None
-    assert finding(phase, "host-waits") is not None
+    assert finding(phase, "launch-bound") is finding(phase, "host-waits") is None
+    work = finding(phase, "host-work")
+    assert work is not None
+    assert "zoom_shift" in work.evidence[0]
     assert phase.anatomy is not None
-    assert phase.anatomy.gaps["memcpy"] > 0.46 * phase.wall_ns
+    assert phase.anatomy.gaps["host"] > 0.45 * phase.wall_ns
+    assert phase.anatomy.gaps["memcpy"] < 0.01 * phase.wall_ns
     assert phase.anatomy.graph_speedup is not None
     assert phase.anatomy.graph_speedup < 1.01
     assert not any("CUDA graph (trace" in (f.change or "") for f in phase.findings)

@@ -1,0 +1,73 @@
+"""What the host was in while the device waited for it: an annotation, or a frame of Python.
+
+In: a trace, its linked rows and the host's part of each gap (ns). Out: a name for each row, or
+None. Names come from the trace; a frame is shown by its function, without paths.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.steps import OWN_MARK
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
+
+LOADER = r"(?i)data_?loader|__next__"  # names of what waits for the next batch
+_MOST = 100  # gaps that are looked at, the longest first
+_LEAST = 20_000  # ns: shorter gaps lie between two launches of one op
+_STEP = re.compile(r"ProfilerStep#\d+$")
+_FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
+_ENOUGH = 0.5  # of the host's part of a gap
+
+
+def beside(trace: Trace, linked: Linked, host: Ints) -> list[str | None]:
+    """The innermost annotation or frame that holds at least half of the host's part of a gap, on
+    the launching thread, else on any. Steps are no answer."""
+    out: list[str | None] = [None] * len(host)
+    order = np.argsort(-host, kind="stable")[:_MOST]
+    rows = order[host[order] >= _LEAST]
+    if not len(rows):
+        return out
+    begin, end, thread, names = _spans(trace)
+    for row in rows.tolist():
+        first = linked.start[row] - linked.gap[row]
+        held = np.minimum(end, linked.start[row]) - np.maximum(begin, first)
+        near = np.flatnonzero(held >= _ENOUGH * host[row])
+        own = near[thread[near] == linked.thread[row]]
+        found = own if len(own) else near
+        if len(found):
+            out[row] = names[int(found[np.argmin(end[found] - begin[found])])]
+    return out
+
+
+def _spans(trace: Trace) -> tuple[Ints, Ints, Ints, list[str]]:
+    """Annotations, frames and what older profilers wrote among the ops: begin, end, thread and
+    name."""
+    shown = [_shown(name) for name in trace.names]
+    noted = np.array(["#" in name and "::" not in name for name in trace.names], bool)
+    tables = [
+        (trace.marks, np.arange(len(trace.marks["ts"]))),
+        (trace.frames, np.arange(len(trace.frames["ts"]))),
+        (trace.ops, np.flatnonzero(noted[trace.ops["name"]])),
+    ]
+    tables = [
+        (table, rows[[shown[i] is not None for i in table["name"][rows]]] if len(rows) else rows)
+        for table, rows in tables
+    ]
+    begin = np.concatenate([table["ts"][rows] for table, rows in tables])
+    end = begin + np.concatenate([table["dur"][rows] for table, rows in tables])
+    thread = np.concatenate([table["thread"][rows] for table, rows in tables])
+    names = [shown[i] or "" for table, rows in tables for i in table["name"][rows].tolist()]
+    return begin, end, thread, names
+
+
+def _shown(name: str) -> str | None:
+    """How a span is named; None for a step."""
+    if _STEP.search(name) or name.startswith(OWN_MARK) or engine_step(name) is not None:
+        return None
+    frame = _FRAME.match(name)
+    return name if frame is None else f"{frame[1]}: {frame[3]}"
