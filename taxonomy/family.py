@@ -21,7 +21,8 @@ from prunescope.taxonomy.theory import dense_plan, forward
 GEMM_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 DYNAMICS = ("static", "dynamic")
 CALIBRATIONS = ("text", "input")
-# What a family can cut. "weights" are zeros in tensors of the dense shape, 2:4 or anywhere.
+# What families cut; one may cut something new. "weights" are zeros in tensors of the dense shape,
+# 2:4 or anywhere.
 UNITS = ("layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream")
 SCORERS = ("", "router", "estimator")
 MIXERS = ("", "rows", "stream")
@@ -67,7 +68,7 @@ class Family:
     dynamics: str
     axes: Mapping[str, str]  # GEMM group -> M N K heads ... | none
     unit: str
-    cuts: tuple[str, ...] = ()  # UNITS; none: nothing is pruned
+    cuts: tuple[str, ...] = ()  # UNITS or another word; none: nothing is pruned
     methods: tuple[str, ...]
     plans: Callable[[ModelShape, Workload, Point], list[Plan]]
     extension: bool = False  # placed by us, not by the paper

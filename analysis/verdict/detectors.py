@@ -54,5 +54,6 @@ def detectors() -> tuple[Detector, ...]:
 
 def _place(one: Detector) -> tuple[bool, int, bool, str]:
     family = one.family
-    coarsest = min(map(COARSE_TO_FINE.index, family.cuts), default=len(COARSE_TO_FINE))
+    places = [COARSE_TO_FINE.index(unit) for unit in family.cuts if unit in COARSE_TO_FINE]
+    coarsest = min(places, default=len(COARSE_TO_FINE))  # a unit that is not listed: last
     return not family.is_dynamic, coarsest, family.extension, family.id

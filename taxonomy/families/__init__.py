@@ -19,7 +19,6 @@ from prunescope.taxonomy.family import (
     GEMM_GROUPS,
     MIXERS,
     SCORERS,
-    UNITS,
     Family,
 )
 from prunescope.taxonomy.plan import PHASES
@@ -43,10 +42,11 @@ def register(one: Family, found: dict[str, Family]) -> None:
         raise RuntimeError(f"family {one.id}: bad dynamics or axes")
     if one.calibration not in (None, *CALIBRATIONS):
         raise RuntimeError(f"family {one.id}: bad calibration {one.calibration!r}")
-    if not set(one.cuts) <= set(UNITS) or one.scorer not in SCORERS:
-        raise RuntimeError(f"family {one.id}: bad cuts or scorer")
-    if one.scored_in not in PHASES or one.mixers not in MIXERS:
-        raise RuntimeError(f"family {one.id}: bad scored_in or mixers")
+    for given, known_ones in (
+        (one.scorer, SCORERS), (one.scored_in, PHASES), (one.mixers, MIXERS),
+    ):  # fmt: skip
+        if given not in known_ones:
+            raise RuntimeError(f"family {one.id}: {given!r} is none of {known_ones}")
     found[one.id] = one
 
 

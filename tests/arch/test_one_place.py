@@ -95,7 +95,7 @@ def test_every_family_has_its_three_files() -> None:
 
 
 def test_detectors_stand_in_their_order() -> None:
-    assert set(COARSE_TO_FINE) == set(UNITS)
+    assert set(COARSE_TO_FINE) == set(UNITS) == {u for one in families() for u in one.cuts}
     assert [one.family.id for one in detectors()] == [
         "dynamic-depth", "dynamic-m", "token-drop", "kv-evict", "dynamic-nk", "dynamic-width",
         "static-m", "static-k-24", "static-k-mask", "static-k-lowrank", "static-nk",

@@ -1,0 +1,33 @@
+"""Static vocabulary: rows of lm_head are gone, so that only the first tokens can be predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """lm_head N = max(1, int(V·p)); the layers and the embedding stay, which are no longer tied."""
+    kept = kept_count(shape.vocab, point.sparsity)
+    if kept == shape.vocab:
+        return [dense_plan(shape, work)]
+    head = dense_plan(replace(shape, vocab=kept, tied=False), work)
+    return [dense_plan(shape, work), replace(head, attention_layers=0, mlp_layers=0)]
+
+
+FAMILY = Family(
+    id="static-vocab",
+    title="Static vocabulary",
+    dynamics="static",
+    axes=pattern("- - - - - -"),
+    unit="rows of lm_head",
+    cuts=("vocabulary",),
+    methods=("vocabulary trimming",),
+    plans=plans,
+    extension=True,
+)

@@ -1,0 +1,13 @@
+"""Static vocabulary, read back: N of lm_head fell."""
+
+from __future__ import annotations
+
+from prunescope.analysis.verdict.evidence import Evidence, Seen, fell
+
+
+def detect(e: Evidence) -> Seen | None:
+    """lm_head is narrower."""
+    found = [p for p in e.pairs if p.key[1] == "lm_head" and "N" in fell(p)]
+    if not found:
+        return None
+    return Seen(["N of lm_head fell"], lambda p: float(p.key[1] == "lm_head"))
