@@ -158,11 +158,13 @@ def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
 
 def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> ComparisonRow:
     phase = report.phases[phase_name]
-    dense = phase.baseline or {}
-    timed, told = phase.unprofiled_ns, dense.get("unprofiled_ns")
-    # Dense and pruned are told in the same domain, or the two would be no ratio.
-    both = timed is not None and (not dense or told is not None)
-    ledger = {row.row: row.ns for row in phase.ledger} if phase.ledger else None
+    dense = phase.baseline
+    wall, interval, timed = phase.wall_ns, None, "profiled"
+    wall_dense = dense.wall_ns if dense else None
+    # Dense and pruned are shown in the same domain, or the two would be no ratio.
+    if phase.unprofiled_ns and (dense is None or dense.unprofiled_ns):
+        wall, interval, timed = phase.unprofiled_ns.median, phase.unprofiled_ns.ci95, "unprofiled"
+        wall_dense = dense.unprofiled_ns.median if dense and dense.unprofiled_ns else None
     return ComparisonRow(
         run=name,
         model=_text(report.subject.get("model")),
@@ -173,20 +175,20 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         prompt_len=run.prompt_len if run else None,
         context=run.context if run else None,
         sparsity=phase.sparsity,
-        timed="unprofiled" if both else "profiled",
-        wall_ns=timed.median if both and timed else phase.wall_ns,
-        wall_ci95=timed.ci95 if both and timed else None,
-        dense_wall_ns=told.median if both and told else dense.get("wall_ns"),
+        timed=timed,
+        wall_ns=wall,
+        wall_ci95=interval,
+        dense_wall_ns=wall_dense,
         tokens_per_s=phase.tokens_per_s,
-        dense_tokens_per_s=dense.get("tokens_per_s"),
+        dense_tokens_per_s=dense.tokens_per_s if dense else None,
         weight_bytes=phase.weight_bytes,
-        dense_weight_bytes=dense.get("weight_bytes"),
+        dense_weight_bytes=dense.weight_bytes if dense else None,
         kv_bytes=phase.kv_bytes,
-        dense_kv_bytes=dense.get("kv_bytes"),
+        dense_kv_bytes=dense.kv_bytes if dense else None,
         peak_memory_bytes=phase.peak_memory_bytes,
-        dense_peak_memory_bytes=dense.get("peak_memory_bytes"),
+        dense_peak_memory_bytes=dense.peak_memory_bytes if dense else None,
         ladder=phase.ladder,
-        ledger=ledger,
+        ledger={row.row: row.ns for row in phase.ledger} if phase.ledger else None,
         critical=[f.id for f in phase.findings if f.severity == "critical"],
     )
 

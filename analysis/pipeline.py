@@ -1,24 +1,38 @@
-"""From a subject to a report: read this file first.
+"""From what a user named to a report: read this file first.
 
-subject → sides (run or trace) → kernels frame per phase → pairs and units → ledger → Report.
-Every step is a pass of its own module; this one only puts them in order.
+| room      | in                             | out                                               |
+|-----------|--------------------------------|---------------------------------------------------|
+| inputs    | paths, options                 | a Side for the subject, one for the baseline      |
+| trace     | a Chrome trace                 | Trace: its events in columns                      |
+| timeline  | Trace                          | which step, op and module every kernel belongs to |
+| shapes    | a model's config               | shapes that a trace did not record                |
+| kernels   | Trace, timeline                | Kernels: a row a kernel, with its work and bound  |
+| ledger    | Kernels of both sides          | units, GEMM pairs, rows that sum to the wall      |
+| verdict   | GEMM pairs, units, manifests   | the family, and what makes it doubtful            |
+| findings  | all of these                   | what is worth saying, and what to change          |
+| predict   | manifests, peaks               | what theory expects of the same pruning           |
+| schema    | all of these                   | Report: plain values, written by report/          |
+
+Reading a phase of a side calls trace, timeline, shapes and kernels; `phase.py` calls the rooms
+below them. Nothing here changes a side: what was noticed comes back with what was read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
 from prunescope.analysis.findings.headline_doubts import phase_warnings
-from prunescope.analysis.findings.stragglers import add_straggler
+from prunescope.analysis.findings.stragglers import with_straggler
+from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
+from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import Options, Side, open_side
-from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.comparable import alike, fold_layers
+from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.schema.report import Phase, Report, SecondOpinion
 from prunescope.taxonomy.errors import PrunescopeError
@@ -44,6 +58,17 @@ class Analysis:
         )
 
 
+@dataclass(frozen=True)
+class _Done:
+    """A side, and all that was noticed of it so far."""
+
+    side: Side
+    noticed: Noticed
+
+    def add(self, noticed: Noticed) -> _Done:
+        return replace(self, noticed=self.noticed + noticed)
+
+
 def analyze(
     subject: Path, *, baseline: Path | None = None, options: Options | None = None
 ) -> Analysis:
@@ -53,61 +78,73 @@ def analyze(
     """
     options = options or Options()
     paths = resolve(subject, baseline)
-    pruned = open_side(paths.subject, options, eager=options.eager_trace, model=options.model)
-    dense = None
-    if paths.baseline is None and options.baseline_eager_trace is not None:
-        raise PrunescopeError(
-            "--baseline-eager-trace is given and there is no baseline",
-            hint="name the dense side with --baseline, or use --eager-trace",
-        )
-    if paths.baseline is not None:
-        with of_the("baseline"):
-            dense = open_side(
-                paths.baseline, options, eager=options.baseline_eager_trace,
-                model=options.baseline_model or options.model,
-            )  # fmt: skip
+    pruned, dense = _open(paths.subject, paths.baseline, options)
     phases: dict[str, Phase] = {}
     frames: dict[str, pl.DataFrame] = {}
-    names = _phases(pruned, dense)
+    names, noticed = _phases(pruned.side, dense.side if dense else None)
+    pruned = pruned.add(noticed)
     for name in names:
         last = name == names[-1] and not phases
-        kernels = _kernels(pruned, name, last=last)
-        if kernels is None:
+        own, pruned = _read(pruned, name, last=last)
+        if own is None:
             continue
+        hta = _second_opinion(pruned.side, name) if options.hta else None
         if dense is None:
-            phases[name] = single_phase(pruned, name, kernels)
+            pruned = pruned.add(own.noticed)
+            phases[name] = single_phase(own, hta=hta)
         else:
             with of_the("baseline"):
-                twin = _kernels(dense, _twin(name, dense), last=last)
+                twin, dense = _read(dense, _twin(name, dense.side), last=last)
             if twin is None:
+                pruned = pruned.add(own.noticed)
                 continue
-            twin, kernels = alike((dense, twin, _twin(name, dense)), (pruned, kernels, name))
-            twin, kernels = fold_layers(twin, kernels)
-            phases[name] = compare_phase((dense, twin), (pruned, kernels), name, options)
-        frames[name] = kernels.frame
-        if options.hta:
-            phases[name].hta = _hta(pruned, name)
-    pruned.note_unused_eager("--eager-trace")
-    pruned.note_ranks()
+            twin, own = comparable(twin, own)
+            pruned, dense = pruned.add(own.noticed), dense.add(twin.noticed)
+            phases[name] = compare_phase(twin, own, sparsity=options.sparsity, hta=hta)
+        frames[name] = own.kernels.frame
+    pruned = pruned.add(pruned.side.noticed_at_the_end(pruned.noticed, "--eager-trace"))
     if dense is not None:
-        dense.note_unused_eager("--baseline-eager-trace")
-        dense.note_ranks()
-    for group in pruned.comparable_ranks:
-        ran = {name: phases[name] for name in group if name in phases}
-        pruned.warnings += add_straggler(ran, frames)
-    return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned)
+        option = "--baseline-eager-trace"
+        dense = dense.add(dense.side.noticed_at_the_end(dense.noticed, option))
+    for group in pruned.side.comparable_ranks(pruned.noticed):
+        ran, said = with_straggler({n: phases[n] for n in group if n in phases}, frames)
+        phases.update(ran)
+        pruned = pruned.add(Noticed(tuple(said)))
+    return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned.side)
 
 
-def _kernels(side: Side, name: str, *, last: bool) -> Kernels | None:
-    """The kernels of a phase. None where the trace of its rank cannot be analysed, and is not the
-    last hope."""
+def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:
+    """The subject, and the baseline where there is one."""
+    pruned = open_side(subject, options, eager=options.eager_trace, model=options.model)
+    if baseline is None:
+        if options.baseline_eager_trace is not None:
+            raise PrunescopeError(
+                "--baseline-eager-trace is given and there is no baseline",
+                hint="name the dense side with --baseline, or use --eager-trace",
+            )
+        return _Done(pruned, pruned.noticed), None
+    with of_the("baseline"):
+        dense = open_side(
+            baseline,
+            options,
+            eager=options.baseline_eager_trace,
+            model=options.baseline_model or options.model,
+        )
+    return _Done(pruned, pruned.noticed), _Done(dense, dense.noticed)
+
+
+def _read(done: _Done, name: str, *, last: bool) -> tuple[SidePhase | None, _Done]:
+    """A phase of a side. None where the trace of its rank cannot be analysed, and is not the last
+    hope."""
+    rank = done.side.rank_of(name)
+    if rank in done.noticed.left_out:
+        return None, done
     try:
-        return side.kernels(name)
+        return done.side.read(name), done
     except PrunescopeError as error:
-        if last or not side.ranks:
+        if last or rank is None:
             raise
-        side.leave_out(name, error)
-        return None
+        return None, done.add(rank_left_out(rank, error))
 
 
 def _twin(name: str, dense: Side) -> str:
@@ -115,20 +152,20 @@ def _twin(name: str, dense: Side) -> str:
     return name if name in dense.phases else dense.phases[0]
 
 
-def _hta(side: Side, name: str) -> SecondOpinion:
+def _second_opinion(side: Side, name: str) -> SecondOpinion:
     from prunescope.analysis.hta import second_opinion
 
     return second_opinion(side.trace(name))
 
 
-def _phases(pruned: Side, dense: Side | None) -> list[str]:
+def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Noticed]:
     """Phases of the subject that the baseline has too; a bare trace stands for the only one."""
     if (
         dense is None
         or len(pruned.phases) == 1 == len(dense.phases)
         and not _both_runs(pruned, dense)
     ):
-        return pruned.phases
+        return pruned.phases, Noticed()
     if not pruned.ranks and not dense.ranks and (dense.run is None) != (pruned.run is None):
         raise PrunescopeError(
             "a run of several phases cannot be compared with a single trace",
@@ -143,8 +180,8 @@ def _phases(pruned: Side, dense: Side | None) -> list[str]:
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not _both_runs(pruned, dense):
-        pruned.warnings.append(f"{', '.join(alone)}: on one side only, left out")
-    return both
+        return both, Noticed((f"{', '.join(alone)}: on one side only, left out",))
+    return both, Noticed()
 
 
 def _both_runs(pruned: Side, dense: Side) -> bool:
@@ -152,23 +189,23 @@ def _both_runs(pruned: Side, dense: Side) -> bool:
 
 
 def _report(
-    pruned: Side, dense: Side | None, phases: Mapping[str, Phase], warnings: list[str]
+    pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase], given: list[str]
 ) -> Report:
-    sides = [s for s in (pruned, dense) if s is not None]
-    described = [s.describe() for s in sides]
-    said = [w for name, phase in phases.items() for w in phase_warnings(name, phase)]
-    own = [*warnings, *pruned.warnings, *said]
-    of_dense = [f"baseline: {w}" for w in (dense.warnings if dense else ()) if w not in own]
+    sides = [done for done in (pruned, dense) if done is not None]
+    described = [subject_of(done.side, done.noticed) for done in sides]
     if dense is not None and described[0]["name"] == described[1]["name"]:
-        names = ends_apart([s.path.resolve() for s in sides])
-        for side, name in zip(described, names, strict=True):
-            side["name"] = name
+        names = ends_apart([done.side.path.resolve() for done in sides])
+        for subject, name in zip(described, names, strict=True):
+            subject["name"] = name
+    own = [*given, *pruned.noticed.warnings]
+    own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
+    of_dense = dense.noticed.warnings if dense is not None else ()
     return Report(
         tool=TOOL,
         subject=described[0],
         baseline=None if dense is None else described[1],
-        device=pruned.device_json(),
+        device=device_of(pruned.side),
         phases=dict(phases),
-        warnings=list(dict.fromkeys(own + of_dense)),
-        partial=any(s.partial for s in sides),
+        warnings=list(dict.fromkeys([*own, *(f"baseline: {w}" for w in of_dense if w not in own)])),
+        partial=any(done.noticed.partial for done in sides),
     )

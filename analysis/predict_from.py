@@ -193,10 +193,14 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
         if name not in PHASES or request.phase not in (name, "both"):
             return None
         return Workload.of(name, run.phases[name], itemsize=size)
-    kind = request.phase if request.phase in PHASES else (phase.phase_kind or {}).get("kind")
+    kind = request.phase if request.phase in PHASES else _kind_of(phase)
     if kind not in PHASES:
         return None
     return Workload.of(str(kind), request, itemsize=size)
+
+
+def _kind_of(phase: Phase) -> str | None:
+    return phase.phase_kind["kind"] if phase.phase_kind else None
 
 
 def _dtype(request: PredictRequest, run: Run | None) -> str:
@@ -211,11 +215,11 @@ def _dtype(request: PredictRequest, run: Run | None) -> str:
 
 
 def _setting(request: PredictRequest, run: Run | None, report: Report) -> Setting:
-    peaks = report.device.get("peaks") or {}
+    peaks = report.device.get("peaks")
     name = _dtype(request, run)
-    rates = peaks.get("dense_flop_per_s") or {}
+    rates = peaks["dense_flop_per_s"] if peaks else {}
     rate = rates.get(name) or rates.get({"bf16": "fp16", "fp16": "bf16"}.get(name, ""))
-    if not rate or not peaks.get("byte_per_s"):
+    if not rate or not peaks or not peaks["byte_per_s"]:
         raise PrunescopeError(
             f"the peaks of {report.device.get('name') or 'this device'} are not known",
             hint="name it with --device, or give --peak DTYPE=TFLOPS and --bandwidth GB/S",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.inputs.subject import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Gemm, Part, Phase, Row
-from prunescope.analysis.verdict.doubts import Doubt
-from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.reasons import Doubt
 from prunescope.taxonomy.run import PhaseRun
 
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
@@ -18,17 +18,45 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One phase of the subject; the dense side is None without a baseline."""
+    """One phase of the subject, `own`, and the same of its baseline, `twin`: None without one.
 
-    name: str
+    `phase`: without its findings; `seen`: the families of the verdict; `untouched`: the (role,
+    class) that pruning left whole.
+    """
+
     phase: Phase
-    pruned: Kernels
-    side: Side
-    doubts: list[Doubt] = field(default_factory=list)
-    dense: Kernels | None = None
-    side_dense: Side | None = None
+    own: SidePhase
+    doubts: list[Doubt]
+    twin: SidePhase | None = None
     pairs: list[Pair] | None = None
     evidence: Evidence | None = None
+    seen: tuple[Seen, ...] = ()
+    untouched: frozenset[tuple[str, str]] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The name of the phase."""
+        return self.own.name
+
+    @property
+    def pruned(self) -> Kernels:
+        """The subject's kernels."""
+        return self.own.kernels
+
+    @property
+    def dense(self) -> Kernels | None:
+        """Those of the baseline."""
+        return self.twin.kernels if self.twin else None
+
+    @property
+    def side(self) -> Side:
+        """The subject."""
+        return self.own.side
+
+    @property
+    def side_dense(self) -> Side | None:
+        """The baseline."""
+        return self.twin.side if self.twin else None
 
     def row(self, name: str) -> Row | None:
         """A ledger row by name, None without a ledger."""
@@ -43,15 +71,15 @@ class Context:
     @property
     def run(self) -> PhaseRun | None:
         """What the manifest says of this phase, None for a bare trace."""
-        return self.side.phase(self.name)
+        return self.own.run
 
     @property
     def run_dense(self) -> PhaseRun | None:
         """The same of the dense side."""
-        return self.side_dense.phase(self.name) if self.side_dense else None
+        return self.twin.run if self.twin else None
 
 
-def stands(row: Row | Part | None, *, of: float | None, share: float) -> bool:
+def is_significant(row: Row | Part | None, *, of: float | None, share: float) -> bool:
     """Whether a row is at least `share` of `of` and outside its noise and interval."""
     if row is None or of is None or abs(row.ns) < share * of:
         return False
@@ -76,8 +104,6 @@ def shortened(name: str, longest: int = 80) -> str:
     """A kernel's name, cut between two of its words where it is long."""
     if len(name) <= longest:
         return name
-    cuts = [
-        m.start() for m in re.finditer(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)", name[:longest])
-    ]
+    cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]
     cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
     return f"{name[:cut].rstrip(' ,:<(_')}…"

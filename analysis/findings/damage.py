@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict.reasons import doubt_text
 
 
 def kernels_missing(c: Context) -> Finding | None:
     """Launches without their kernel, no GEMM at all, layers that are gone in part, lost roles."""
-    found = [doubt.text for doubt in c.doubts if doubt.lost]
+    found = [doubt_text(doubt) for doubt in c.doubts if doubt.lost]
     if not found:
         return None
     return Finding(

@@ -46,7 +46,8 @@ def reads_all_weights(c: Context) -> Finding | None:
 
 def below_break_even(c: Context) -> Finding | None:
     """Attention over chosen blocks takes as long as over all of them."""
-    dense, pruned = (_attention_ns(side) for side in ((c.phase.baseline or {}), c.phase.roles))
+    dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
+    pruned = _attention_ns(c.phase.roles)
     blocks = any(one.skips_blocks for one in _families(c))
     if not blocks or not dense or pruned < 0.98 * dense:
         return None
@@ -62,8 +63,7 @@ def below_break_even(c: Context) -> Finding | None:
     )
 
 
-def _attention_ns(side: dict[str, Any]) -> float:
-    roles: dict[str, float] = side.get("roles", side)
+def _attention_ns(roles: dict[str, float]) -> float:
     return float(sum(roles.get(role, 0.0) for role in ("attention", "router")))
 
 

@@ -14,10 +14,10 @@ _MOST_LATE = 0.05  # of device time
 def phase_warnings(name: str, phase: Phase) -> list[str]:
     """Why the headline of a phase may not be that of a step."""
     said = []
-    of_dense = (phase.baseline or {}).get("phase_kind")
-    for side, told in (("", phase.phase_kind), ("baseline: ", of_dense)):
-        if told and told.get("doubt"):
-            said.append(f"{side}{name}: {told['doubt']}")
+    of_dense = phase.baseline.phase_kind if phase.baseline else None
+    for side, kind in (("", phase.phase_kind), ("baseline: ", of_dense)):
+        if kind and (doubt := kind.get("doubt")):
+            said.append(f"{side}{name}: {doubt}")
     said += _apart(name, phase)
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _MOST_LATE * (late["ns"] + kept):

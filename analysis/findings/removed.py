@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
-from prunescope.analysis.inputs.subject import Side
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.verdict.reasons import difference_text
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 
@@ -105,7 +103,7 @@ def unaligned(c: Context) -> Finding | None:
 
 def broken_propagation(c: Context) -> Finding | None:
     """N of a producer fell and K of its consumer did not, or the other way round."""
-    lines = [e for e in (c.phase.family.evidence if c.phase.family else []) if "broken" in e]
+    lines = [line for one in c.seen for line in one.broken]
     if not lines:
         return None
     return Finding(
@@ -136,19 +134,7 @@ def outside(c: Context) -> Finding | None:
 
 def not_comparable(c: Context) -> Finding | None:
     """The dense twin ran with other inputs or settings."""
-    if c.side_dense is None:
-        return None
-    pairs = [("device", _device(c.side_dense), _device(c.side))]
-    if c.run is not None and c.run_dense is not None:
-        names = ("batch", "prompt_len", "logits", "attention", "mode", "cache")
-        pairs += [(name, getattr(c.run_dense, name), getattr(c.run, name)) for name in names]
-    if c.side.run is not None and c.side_dense.run is not None:
-        pairs.append(("dtype", c.side_dense.run.dtype, c.side.run.dtype))
-    lines = [
-        f"{name}: {dense} dense, {pruned} pruned"
-        for name, dense, pruned in pairs
-        if dense is not None and pruned is not None and dense != pruned
-    ]
+    lines = [difference_text(one) for one in c.evidence.differences] if c.evidence else []
     if not lines:
         return None
     return Finding(
@@ -161,23 +147,15 @@ def not_comparable(c: Context) -> Finding | None:
     )
 
 
-def _device(side: Side) -> str | None:
-    """The device that a side ran on, as the profiler names it."""
-    if side.run is not None:
-        name = side.run.device.get("name")
-        return str(name) if name else None
-    return side.bare.device_name if side.bare is not None else None
-
-
 def unequal_steps(c: Context) -> Finding | None:
     """Steps of one static model launched different numbers of kernels."""
     lines = []
     for what, kernels in (("dense", c.dense), ("pruned", c.pruned)):
         if kernels is None or kernels.num_steps < 2:
             continue
-        counts = np.bincount(kernels.linked.step, minlength=kernels.num_steps)
-        if len(set(counts.tolist())) > 1:
-            shown = ", ".join(map(str, counts.tolist()))
+        counts = kernels.kernels_per_step
+        if len(set(counts)) > 1:
+            shown = ", ".join(map(str, counts))
             side = f"{what}: " if c.dense is not None else ""
             lines.append(f"{side}{shown} kernels in steps 0 to {kernels.num_steps - 1}")
     if not lines:

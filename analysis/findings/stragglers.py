@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -37,23 +38,24 @@ class RankTime:
         return self.wall - self.comm
 
 
-def add_straggler(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> list[str]:
-    """Put the finding `straggler` to the phase of the slowest of several ranks, if there is one.
-
-    Returns what speaks against a comparison: ranks that do not run the same program.
-    """
+def with_straggler(
+    phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
+) -> tuple[dict[str, Phase], list[str]]:
+    """The phases of several ranks, that of the slowest with the finding `straggler` where it stands
+    out; and what speaks against a comparison: ranks that do not run the same program."""
     if len(phases) < 2:
-        return []
+        return dict(phases), []
     if apart := _other_program(phases, frames):
-        return [apart]
+        return dict(phases), [apart]
     times = [rank_time(name, phase, frames[name]) for name, phase in phases.items()]
     found = straggler(times)
-    if found is not None:
-        slow, finding = found
-        phase = phases[slow]
-        at = sum(f.severity == "critical" for f in phase.findings)
-        phase.findings.insert(at, finding)
-    return []
+    if found is None:
+        return dict(phases), []
+    slow, finding = found
+    first = [f for f in phases[slow].findings if f.severity == "critical"]
+    rest = [f for f in phases[slow].findings if f.severity != "critical"]
+    marked = msgspec.structs.replace(phases[slow], findings=[*first, finding, *rest])
+    return {**phases, slow: marked}, []
 
 
 def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> str | None:

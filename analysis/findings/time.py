@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.findings.context import Context, ms, sized, stands
+from prunescope.analysis.findings.context import Context, is_significant, ms, sized
 from prunescope.analysis.schema.report import Finding
 
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
@@ -27,7 +27,7 @@ def dispatch_bound(c: Context) -> Finding | None:
 def coverage_limited(c: Context) -> Finding | None:
     """Part of the dense step is untouched by the pruning."""
     row = c.row("coverage")
-    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was shrunk at all: another finding says so
@@ -46,7 +46,8 @@ def coverage_limited(c: Context) -> Finding | None:
 
 def _coverage_change(c: Context) -> str:
     row = c.row("coverage")
-    untouched = {p.role for p in (row.parts if row else []) if p.name.startswith("untouched")}
+    parts = row.parts if row else []
+    untouched = {p.role for p in parts if (p.role, p.cls) in c.untouched}
     all_logits = c.run is not None and c.run.logits == "all" and "lm_head" in untouched
     if all_logits:
         return "ask for the logits of the last token only (--logits last)"
@@ -58,7 +59,7 @@ def _coverage_change(c: Context) -> str:
 def roofline_shift(c: Context) -> Finding | None:
     """FLOPs fell, compulsory bytes did not."""
     row = c.row("roofline_shift")
-    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     return Finding(
         id="roofline-shift",
@@ -73,7 +74,7 @@ def roofline_shift(c: Context) -> Finding | None:
 def slower_kernels(c: Context) -> Finding | None:
     """The kernels that remain are less efficient than the dense ones."""
     row = c.row("kernel_efficiency")
-    if row is None or row.ns <= 0 or not stands(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     parts = [p for p in row.parts if p.ns > 0][:4]
     return Finding(
@@ -89,7 +90,7 @@ def slower_kernels(c: Context) -> Finding | None:
 def added_work(c: Context) -> Finding | None:
     """Kernels that the dense model does not have."""
     row = c.row("added_work")
-    if row is None or not stands(row, of=c.dense_ns, share=0.01):
+    if row is None or not is_significant(row, of=c.dense_ns, share=0.01):
         return None
     return Finding(
         id="added-work",

@@ -6,12 +6,13 @@ unknown), predicted ns with tile and wave loss, and a bound: compute, memory, la
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, Rates
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 _LIKE = {"fp16": "bf16", "bf16": "fp16"}
@@ -36,21 +37,21 @@ class Peaks:
     floor_ns: float | None = None
     sm: int | None = None
     device: Device | None = None
-    sheet: dict[str, Any] = field(default_factory=dict)
+    sheet: Rates | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> DeviceUsed:
         """The `device` object of the report."""
-        return {
-            "name": self.name,
-            "peaks": {
-                "dense_flop_per_s": self.flop_per_s,
-                "byte_per_s": self.byte_per_s,
-                "kernel_floor_ns": self.floor_ns,
-            },
-            "source": self.source,
-            "measured": self.measured,
-            "sheet": self.sheet or None,
-        }
+        return DeviceUsed(
+            name=self.name,
+            peaks=PeakRates(
+                dense_flop_per_s=self.flop_per_s,
+                byte_per_s=self.byte_per_s,
+                kernel_floor_ns=self.floor_ns,
+            ),
+            source=self.source,
+            measured=self.measured,
+            sheet=self.sheet,
+        )
 
 
 def sheet_peaks(device: Device) -> Peaks:
@@ -62,8 +63,12 @@ def sheet_peaks(device: Device) -> Peaks:
         source=device.source,
         sm=device.sm,
         device=device,
-        sheet={"dense_flop_per_s": dict(device.dense_flop_per_s), "byte_per_s": device.byte_per_s},
+        sheet=_of_sheet(device),
     )
+
+
+def _of_sheet(device: Device) -> Rates:
+    return Rates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
 def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
@@ -95,7 +100,7 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
         floor_ns=floor if _positive(floor) else None,
         sm=sheet.sm if sheet else None,
         device=sheet,
-        sheet={} if sheet is None else sheet_peaks(sheet).sheet,
+        sheet=None if sheet is None else _of_sheet(sheet),
     )
 
 

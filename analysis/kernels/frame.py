@@ -58,6 +58,11 @@ class Kernels:
         return len(self.linked.wall)
 
     @property
+    def kernels_per_step(self) -> list[int]:
+        """How many rows each step holds."""
+        return [int(n) for n in np.bincount(self.linked.step, minlength=self.num_steps)]
+
+    @property
     def has_shapes(self) -> bool:
         """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
         none, nor has a trace without host ops."""

@@ -14,6 +14,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.timeline.engines import engine_step
 
 _MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
@@ -25,7 +26,7 @@ _NO_LINEARS = ("attention", "lm_head", "router")
 _SHOWN = 80
 
 
-def phase_kind(kernels: Kernels) -> dict[str, str]:
+def phase_kind(kernels: Kernels) -> PhaseKind:
     """The phase of a bare trace: as a serving engine annotates it, else as its shapes say."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
@@ -33,8 +34,10 @@ def phase_kind(kernels: Kernels) -> dict[str, str]:
         kind, evidence, doubt = *trained, None
     else:
         kind, evidence, doubt = *_by_shape(kernels), _several(kernels)
-    told = {"kind": kind, "evidence": evidence}
-    return {**told, "doubt": doubt} if doubt else told
+    answer = PhaseKind(kind=kind, evidence=evidence)
+    if doubt:
+        answer["doubt"] = doubt
+    return answer
 
 
 def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:

@@ -1,50 +1,61 @@
 """Two sides made comparable before they are paired: what one of them does not tell, neither does.
 
-In: the sides and their Kernels. Out: Kernels that can be compared. Graph replays without an eager
-trace have no shapes: every GEMM would be gone on one side and added on the other. Layers that are
-numbered by the order of kernels are numbered alike where the sides cut their steps otherwise.
+In: a phase of both sides. Out: the same phases with kernels that can be compared. Graph replays
+without an eager trace have no shapes: every GEMM would be gone on one side and added on the other.
+Layers that are numbered by the order of kernels are numbered alike where the sides cut their steps
+otherwise.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import polars as pl
 
-from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.inputs.subject import Noticed, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 
 OF_BASELINE, OF_SUBJECT = "--baseline-eager-trace", "--eager-trace"
-Phase = tuple[Side, Kernels, str]  # a side, its kernels, its name of the phase
 
 
-def alike(dense: Phase, pruned: Phase) -> tuple[Kernels, Kernels]:
-    """Both sides; without the ops of their replays where only one has them."""
-    kernels = dense[1], pruned[1]
-    if kernels[0].has_shapes == kernels[1].has_shapes:
-        return kernels
-    option = OF_SUBJECT if kernels[0].has_shapes else OF_BASELINE
-    lacking, bare, _ = pruned if kernels[0].has_shapes else dense
-    if not bare.linked.replayed.any():
-        return kernels
-    lacking.warnings.append(
+def comparable(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides; without the ops of their replays where only one has them, and with one numbering
+    of their layers."""
+    return fold_layers(*_of_equal_shapes(dense, pruned))
+
+
+def _of_equal_shapes(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    if dense.kernels.has_shapes == pruned.kernels.has_shapes:
+        return dense, pruned
+    lacking, option = (pruned, OF_SUBJECT) if dense.kernels.has_shapes else (dense, OF_BASELINE)
+    if not lacking.kernels.linked.replayed.any():
+        return dense, pruned
+    said = (
         f"only one side tells its shapes: give {option} for the graph replays of "
-        f"{lacking.path.name}; until then replays are compared by the names of their kernels, and "
-        "shares of FLOPs and bytes are null"
+        f"{lacking.side.path.name}; until then replays are compared by the names of their "
+        "kernels, and shares of FLOPs and bytes are null"
     )
     first, second = (
-        own if own.mapping_rate is None else side.kernels(name, mapped=False)
-        for side, own, name in (dense, pruned)
+        replace(one, noticed=one.noticed + Noticed((said,))) if one is lacking else one
+        for one in (dense, pruned)
     )
-    return first, second
+    return _without_ops(first), _without_ops(second)
 
 
-def fold_layers(dense: Kernels, pruned: Kernels) -> tuple[Kernels, Kernels]:
+def _without_ops(one: SidePhase) -> SidePhase:
+    """A side whose graph replays have no ops."""
+    if one.kernels.mapping_rate is None:
+        return one
+    again = one.side.read(one.name, mapped=False)
+    return replace(again, noticed=one.noticed + again.noticed)
+
+
+def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides, with the longer numbering counted anew after as many layers as the shorter one
     has, where both run as many layers a step in all: a side that runs fewer has lost some."""
-    if not dense.roles_from == pruned.roles_from == "order":
+    if not dense.kernels.roles_from == pruned.kernels.roles_from == "order":
         return dense, pruned
-    (layers_d, runs_d), (layers_p, runs_p) = _layers(dense), _layers(pruned)
+    (layers_d, runs_d), (layers_p, runs_p) = _layers(dense.kernels), _layers(pruned.kernels)
     fewer, more = sorted((layers_d, layers_p))
     if not fewer or fewer == more or more % fewer or runs_d != runs_p:
         return dense, pruned
@@ -52,8 +63,11 @@ def fold_layers(dense: Kernels, pruned: Kernels) -> tuple[Kernels, Kernels]:
         f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
         f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
     )
-    pruned = dataclasses.replace(pruned, notes=[*pruned.notes, note])
-    return _folded(dense, fewer), _folded(pruned, fewer)
+    folded = _folded(pruned.kernels, fewer)
+    return (
+        replace(dense, kernels=_folded(dense.kernels, fewer)),
+        replace(pruned, kernels=replace(folded, notes=[*folded.notes, note])),
+    )
 
 
 def _layers(kernels: Kernels) -> tuple[int, float]:
@@ -64,5 +78,4 @@ def _layers(kernels: Kernels) -> tuple[int, float]:
 
 
 def _folded(kernels: Kernels, layers: int) -> Kernels:
-    frame = kernels.frame.with_columns(layer=pl.col("layer") % layers)
-    return dataclasses.replace(kernels, frame=frame)
+    return replace(kernels, frame=kernels.frame.with_columns(layer=pl.col("layer") % layers))

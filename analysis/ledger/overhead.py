@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
-from prunescope.analysis.ledger.ledger import Ratios, Split
-from prunescope.analysis.ledger.noise import Domain, busy_factor
+from prunescope.analysis.ledger.books import Books
+from prunescope.analysis.ledger.ledger import Ratios
+from prunescope.analysis.ledger.noise import busy_factor
 from prunescope.analysis.ledger.pairing import Units, with_dense_layer
 from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
@@ -40,31 +40,20 @@ HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights re
 _WITH_KEPT = ("gather", "scatter")  # these fall with what is kept
 
 
-@dataclass(frozen=True)
-class Books:
-    """The comparison of a phase: units, their ratios, and the ledger in its domain."""
-
-    units: Units
-    ratio: Ratios
-    ledger: Split
-    domain: Domain
-
-
-def overhead(
-    books: Books, pruned: Kernels, family: Family | None, replicates: Split | None = None
-) -> Overhead | None:
+def overhead(books: Books, pruned: Kernels, family: Family | None) -> Overhead | None:
     """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
 
     None for every other phase: work that a static family adds is a row of its ledger.
-    `replicates` of the ledger give the interval of the break-even.
+    The replicates of the ledger give the interval of the break-even.
     """
     seen = known(family.ids) if family else []
     routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
     if not routed and not any(one.is_dynamic for one in seen):
         return None
     dense = float(books.ledger.dense[0])
+    own = _added_parts(books, pruned, seen)
     parts = [
-        *_added_parts(books, pruned, seen),
+        *own.values(),
         _host_part(books),
         _key_value_part(books, pruned, seen),
         _weights_part(books, seen),
@@ -75,9 +64,9 @@ def overhead(
     saved = dense - float(books.ledger.pruned[0]) + added
     drawn = any(one.routes_layers for one in seen)
     sparsity = touched_sparsity(books.units, books.ratio, drawn=drawn)
-    kept = sum(p.ns or 0.0 for p in parts if p.name in _WITH_KEPT)
+    kept = sum(own[purpose].ns or 0.0 for purpose in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
-    ci95 = _interval(books, replicates, sparsity, kept / added if added else 0.0)
+    ci95 = _interval(books, sparsity, kept / added if added else 0.0)
     return Overhead(
         parts=parts, added_ns=added, saved_ns=saved, sparsity=sparsity, break_even=at,
         break_even_ci95=None if at is None else ci95, why=why,
@@ -153,11 +142,10 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[s
     }
 
 
-def _interval(
-    books: Books, replicates: Split | None, sparsity: float | None, kept: float
-) -> list[float | None] | None:
+def _interval(books: Books, sparsity: float | None, kept: float) -> list[float | None] | None:
     """95 % of the break-evens of the replicates; an end is None where gain never equals overhead.
     `kept`: the share of the overhead that falls with what is kept."""
+    replicates = books.replicates
     if replicates is None:
         return None
     launch = replicates.rows["launch_idle"][:-1][books.units.added].sum(axis=0)
@@ -183,7 +171,8 @@ def _busy_factor(books: Books, pruned: Kernels) -> float:
     return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
 
 
-def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> list[OverheadPart]:
+def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> dict[str, OverheadPart]:
+    """The parts of ADDED, by their purpose."""
     added = _keys(books.units, books.units.added)
     table = pl.DataFrame(
         added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
@@ -203,7 +192,7 @@ def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> list[Ove
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
         entry[0] += row["busy"] * factor
         entry[1] += row["count"] / pruned.num_steps
-    return [_part(name, entries) for name, entries in spent.items()]
+    return {name: _part(name, entries) for name, entries in spent.items()}
 
 
 def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPart:

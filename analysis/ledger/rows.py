@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.books import Books
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
 from prunescope.analysis.ledger.pairing import Floats, Units
@@ -21,26 +23,36 @@ T = TypeVar("T")
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 
 
+@dataclass(frozen=True)
+class _Splits:
+    """The ledger, its replicates, and dense against dense over the halves of the capture."""
+
+    ledger: Split
+    replicates: Split | None
+    halves: Split | None
+
+
 def build_rows(
-    units: Units, ratio: Ratios, ledger: Split, replicates: Split | None, halves: Split | None,
-    evidence: Callable[[str, str, str], list[str]],
-) -> list[Row]:  # fmt: skip
+    books: Books, halves: Split | None, evidence: Callable[[str, str, str], list[str]]
+) -> list[Row]:
     """All rows in order; `evidence(row, role, class)` names the largest kernels of a part."""
+    splits = _Splits(books.ledger, books.replicates, halves)
     out = []
     for name in ROWS:
-        boot, twin = (None if s is None else s.total(name) for s in (replicates, halves))
-        if twin is not None and name in ("dense", "promised", "pruned"):
-            twin = (halves.pruned - halves.dense) if halves is not None else None
-        row = Row(
-            row=name,
-            ns=float(ledger.total(name)[0]),
-            ci95=None if boot is None else interval(boot),
-            noise_ns=None if twin is None else noise(twin),
+        boot = None if splits.replicates is None else splits.replicates.total(name)
+        parts = _parts(name, books, splits, evidence) if name in books.ledger.rows else []
+        ns = float(books.ledger.total(name)[0])
+        if name in books.ledger.rows:
+            ns = float(sum(part.ns for part in parts)) if parts else 0.0
+        out.append(
+            Row(
+                row=name,
+                ns=ns,
+                ci95=None if boot is None else interval(boot),
+                noise_ns=None if halves is None else noise(_twin(name, halves)),
+                parts=parts,
+            )
         )
-        if name in ledger.rows:
-            row.parts = _parts(name, units, ratio, (ledger, replicates, halves), evidence)
-            row.ns = float(sum(p.ns for p in row.parts)) if row.parts else 0.0
-        out.append(row)
     total = float(sum(r.ns for r in out[1:-1]))
     largest = max(abs(r.ns) for r in out)  # a forged shape gives ratios that cancel badly
     assert abs(total - out[-1].ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
@@ -48,39 +60,60 @@ def build_rows(
     return out
 
 
-def _parts(
-    name: str, units: Units, ratio: Ratios,
-    splits: tuple[Split, Split | None, Split | None],
-    evidence: Callable[[str, str, str], list[str]],
-) -> list[Part]:  # fmt: skip
-    ledger, replicates, halves = splits
+def untouched(units: Units, ratio: Ratios) -> frozenset[tuple[str, str]]:
+    """The (role, class) of which all FLOPs are kept, or bytes where no FLOPs are modelled."""
+    return frozenset(
+        key for key, rows in _groups(units).items() if _is_whole(_kept(units, ratio, rows))
+    )
+
+
+def _twin(name: str, halves: Split) -> Floats:
+    """A row of dense against dense; of the walls, their difference."""
+    if name in ("dense", "promised", "pruned"):
+        return halves.pruned - halves.dense
+    return halves.total(name)
+
+
+def _groups(units: Units) -> dict[tuple[str, str], list[int]]:
+    """The units of each (role, class)."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, (_, role, cls) in enumerate(units.keys):
         groups[role, cls].append(i)
+    return groups
+
+
+def _parts(
+    name: str, books: Books, splits: _Splits, evidence: Callable[[str, str, str], list[str]]
+) -> list[Part]:
+    units = books.units
     parts = []
-    for (role, cls), rows in groups.items():
-        ns = float(ledger.rows[name][rows, 0].sum())
+    for (role, cls), rows in _groups(units).items():
+        ns = float(splits.ledger.rows[name][rows, 0].sum())
         if abs(ns) < _NOTHING:
             continue
         parts.append(
             Part(
-                name=_part_name(name, role, cls, _kept(units, ratio, rows)),
+                name=_part_name(name, role, cls, _kept(units, books.ratio, rows)),
                 role=role,
                 cls=cls,
                 ns=ns,
-                ci95=_of(replicates, name, rows, interval),
-                noise_ns=_of(halves, name, rows, noise),
+                ci95=_of(splits.replicates, name, rows, interval),
+                noise_ns=_of(splits.halves, name, rows, noise),
                 evidence=evidence(name, role, cls),
             )
         )
-    rest = float(ledger.rows[name][-1, 0])
+    rest = float(splits.ledger.rows[name][-1, 0])
     if abs(rest) >= _NOTHING:
-        label = {"coverage": "gaps kept", "launch_idle": "tail"}.get(name, "rest")
         last = [len(units.keys)]
         parts.append(
-            Part(name=label, role=None, ns=rest, ci95=_of(replicates, name, last, interval),
-                 noise_ns=_of(halves, name, last, noise))
-        )  # fmt: skip
+            Part(
+                name={"coverage": "gaps kept", "launch_idle": "tail"}.get(name, "rest"),
+                role=None,
+                ns=rest,
+                ci95=_of(splits.replicates, name, last, interval),
+                noise_ns=_of(splits.halves, name, last, noise),
+            )
+        )
     return sorted(parts, key=lambda part: -abs(part.ns))
 
 
@@ -97,13 +130,15 @@ def _kept(units: Units, ratio: Ratios, rows: list[int]) -> float | None:
     return float((t * ratio.flop[rows]).sum()) / total if total > 0 else None
 
 
+def _is_whole(kept: float | None) -> bool:
+    return kept is not None and abs(kept - 1) < 1e-9
+
+
 def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
     where = f"{role} ({cls})"
     if row != "coverage" or kept is None:
         return where
-    if abs(kept - 1) < 1e-9:
-        return f"untouched: {where}"
-    return f"granularity: {where} keeps {kept:.1%}"
+    return f"untouched: {where}" if _is_whole(kept) else f"granularity: {where} keeps {kept:.1%}"
 
 
 class LargestKernels:

@@ -136,7 +136,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         raise PrunescopeError(
             f"{entry.id} has no dense twin in {entry.phase}", hint="remove the run and sweep again"
         )
-    dense = (phase.baseline or {}).get("unprofiled_ns")
+    dense = phase.baseline.unprofiled_ns if phase.baseline else None
     subject = {
         "model": run.model.get("id"),
         "device": report.device.get("name"),
@@ -168,7 +168,7 @@ def _point(entry: Entry, run: Run, phase: Phase) -> Point:
     ladder = phase.ladder
     assert ladder is not None
     bounds = {"flop": ladder.flop, "coverage": ladder.coverage, "roofline": ladder.roofline}
-    dense = (phase.baseline or {}).get("bound") or {}
+    dense = phase.baseline.bound if phase.baseline else {}
     classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
     known = sum(classes.values())
     return Point(

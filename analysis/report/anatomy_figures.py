@@ -21,6 +21,7 @@ from prunescope.analysis.report import figures, names, numbers
 from prunescope.analysis.report.names import figure_name, phase_slugs
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, Point, Shape
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.sides import DeviceUsed
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _BOUNDS = {
@@ -79,7 +80,7 @@ def _legend(figure: Figure, handles: list[Any], columns: int) -> None:
     figures.legend(figure, handles, max(1, min(columns, int(figures.WIDTH / widest))))
 
 
-def _roofline(anatomy: Anatomy, device: dict[str, Any], of: str) -> Figure | None:
+def _roofline(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | None:
     least = _VISIBLE * sum(p.busy_ns for p in anatomy.points)
     points = [p for p in anatomy.points if p.busy_ns > least]
     ceilings = _ceilings(device, points)
@@ -123,7 +124,7 @@ def _plain(value: float, _: int) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _ceilings(device: dict[str, Any], points: list[Point]) -> list[tuple[str, float, float, Any]]:
+def _ceilings(device: DeviceUsed, points: list[Point]) -> list[tuple[str, float, float, Any]]:
     """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
     ones, for the dtype that takes the most time."""
     time: dict[str, float] = {}

@@ -7,7 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from prunescope.analysis.report import anatomy_view, numbers
-from prunescope.analysis.schema.report import NOT_COMPARABLE, Family, Finding, Ladder, Phase, Report
+from prunescope.analysis.report.second_opinion import second_opinion
+from prunescope.analysis.schema.report import Family, Finding, Ladder, Phase, Report
+from prunescope.analysis.schema.sides import Rates
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -31,7 +33,7 @@ def title(report: Report) -> str:
     subject = report.subject
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
     facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
-    facts.append(named(report.device.get("name")) or named(subject.get("device")))
+    facts.append(named(report.device.get("name")))
     seen = [name]
     for fact in facts:
         if fact and fact not in seen:
@@ -74,8 +76,8 @@ def setup(phase: Phase) -> str:
 
 def headline(phase: Phase) -> str:
     """What the phase comes to, and that shapes come from a config where some do."""
-    told = [phase.shapes, (phase.baseline or {}).get("shapes") or {}]
-    modelled = any(source.get("model") for source in told)
+    sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
+    modelled = any(shares.get("model") for shares in sides)
     return _outcome(phase) + (", shapes from the model's config" if modelled else "")
 
 
@@ -100,9 +102,9 @@ def _outcome(phase: Phase) -> str:
 
 
 def _not_comparable(phase: Phase) -> str:
-    """Why the two sides are of different conditions; empty where they are not."""
-    evidence = phase.family.evidence if phase.family is not None else []
-    return next((said for said in evidence if said.startswith(NOT_COMPARABLE)), "")
+    """In what the two sides ran otherwise; empty where they ran alike."""
+    found = next((one for one in phase.findings if one.id == "not-comparable"), None)
+    return f"not comparable ({'; '.join(found.evidence[:3])})" if found is not None else ""
 
 
 def _nothing_moved(phase: Phase) -> bool:
@@ -254,14 +256,15 @@ def left_out(phase: Phase) -> list[str]:
 
 def throughput(phase: Phase) -> str:
     """Tokens a second and memory, dense beside pruned where both are known."""
-    dense = phase.baseline or {}
+    dense = phase.baseline
     facts = []
     if phase.tokens_per_s is not None:
-        facts.append(_pair(dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate, "tokens/s"))
+        before = dense.tokens_per_s if dense else None
+        facts.append(_pair(before, phase.tokens_per_s, numbers.rate, "tokens/s"))
     for key, label in MEMORY:
         now = getattr(phase, key)
         if now is not None:
-            facts.append(_pair(dense.get(key), now, numbers.size, label))
+            facts.append(_pair(getattr(dense, key, None), now, numbers.size, label))
     return " · ".join(facts)
 
 
@@ -304,26 +307,27 @@ def predicted(phase: Phase) -> str:
 def device(report: Report) -> str:
     """The peaks that the bounds use, their source, and the share of the data sheet they reach."""
     name = named(report.device.get("name")) or "unknown device"
-    peaks = report.device.get("peaks") or {}
-    rates = peaks.get("dense_flop_per_s") or {}
+    peaks, sheet = report.device.get("peaks"), report.device.get("sheet")
+    rates = peaks["dense_flop_per_s"] if peaks else {}
     used = {gemm.dtype for phase in report.phases.values() for gemm in phase.gemms} & set(rates)
     facts = [
         f"{dtype} {numbers.per_second(rate, 'FLOP')}"
         for dtype, rate in rates.items()
         if dtype in (used or rates)
     ]
-    if isinstance(peaks.get("byte_per_s"), (int, float)):
+    if peaks and peaks["byte_per_s"] is not None:
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source not said").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
-    return text + (_of_sheet(peaks, report.device["sheet"]) if report.device.get("sheet") else "")
+    return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
 
 
-def _of_sheet(peaks: dict[str, Any], sheet: dict[str, Any]) -> str:
-    known = {**(sheet.get("dense_flop_per_s") or {}), "memory": sheet.get("byte_per_s")}
-    rates = {**(peaks.get("dense_flop_per_s") or {}), "memory": peaks.get("byte_per_s")}
+def _of_sheet(peaks: Rates, sheet: Rates) -> str:
+    known, rates = (
+        {**one["dense_flop_per_s"], "memory": one["byte_per_s"]} for one in (sheet, peaks)
+    )
     shares = [
         f"{name} {numbers.percent(numbers.share_of(rate, known.get(name)), decimals=0)}"
         for name, rate in rates.items()
@@ -348,39 +352,6 @@ def opening(phase: Phase) -> list[str]:
         coverage(phase),
     ]
     return [line for line in lines if line]
-
-
-def second_opinion(phase: Phase) -> list[str]:
-    """What Holistic Trace Analysis says of the whole trace, beside our totals of it."""
-    said = phase.hta
-    if said is None:
-        return []
-    name = f"HTA {said.version}" if said.version else "HTA"
-    lines = [f"{name} could not say: {why}" for why in said.failed]
-    if said.busy_ns is not None:
-        ours = said.ours
-        text = (
-            f"{name} says of the whole trace, all steps and what lies outside: busy "
-            f"{numbers.time(said.busy_ns)}, idle {numbers.time(said.idle_ns)} of "
-            f"{numbers.time(said.total_ns)} (ours: {numbers.time(ours.get('busy_ns'))}, "
-            f"{numbers.time(ours.get('idle_ns'))} of {numbers.time(ours.get('total_ns'))})"
-        )
-        lines.insert(0, text)
-    if said.waits:
-        waits = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.waits.items())
-        lines.append(f"HTA says of idle time, summed over streams: {waits}")
-    if said.kernel_types:
-        types = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.kernel_types.items())
-        lines.append(f"HTA says of busy time, intervals cut to whole µs: {types}")
-    if said.launches:
-        mean = {
-            key: numbers.time(said.launches.get(f"{key}_ns")) for key in ("cpu", "gpu", "delay")
-        }
-        lines.append(
-            f"HTA says of {numbers.count(said.launches.get('count'))} launches, means: host "
-            f"{mean['cpu']}, device {mean['gpu']}, delay {mean['delay']}"
-        )
-    return lines
 
 
 def measured(phase: Phase) -> list[str]:

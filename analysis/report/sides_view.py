@@ -11,6 +11,7 @@ from typing import Any
 from prunescope.analysis.report import numbers, sentences
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.sides import Unprofiled
 
 
 def sides_table(phase: Phase) -> Table | None:
@@ -18,16 +19,16 @@ def sides_table(phase: Phase) -> Table | None:
     dense = phase.baseline
     if dense is None or phase.ladder is None:
         return None
-    before, now = _median(dense.get("unprofiled_ns")), _median(phase.unprofiled_ns)
+    before, now = _median(dense.unprofiled_ns), _median(phase.unprofiled_ns)
     timed = before is not None and now is not None
     if not timed:
-        before, now = dense.get("wall_ns"), phase.wall_ns
+        before, now = dense.wall_ns, phase.wall_ns
     label = "time of a step, median" if timed else "time of a step, profiled"
     rows = [_row(label, before, now, numbers.time)]
     if timed:  # else tokens a second would be of another time than the row above
-        rows.append(_row("tokens/s", dense.get("tokens_per_s"), phase.tokens_per_s, numbers.rate))
+        rows.append(_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))
     rows += [
-        _row(label, dense.get(key), getattr(phase, key), numbers.size)
+        _row(label, getattr(dense, key), getattr(phase, key), numbers.size)
         for key, label in sentences.MEMORY
     ]
     columns = [
@@ -41,10 +42,8 @@ def sides_table(phase: Phase) -> Table | None:
     return Table("sides", "Dense and pruned", columns, known, [note]) if known else None
 
 
-def _median(samples: Any) -> float | None:
-    """The median of unprofiled samples, of a Report or of one that was read back."""
-    value = samples.get("median") if isinstance(samples, dict) else getattr(samples, "median", None)
-    return value if isinstance(value, int | float) else None
+def _median(samples: Unprofiled | None) -> float | None:
+    return None if samples is None else samples.median
 
 
 def _row(

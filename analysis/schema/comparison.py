@@ -5,12 +5,11 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.report import Ladder, Report
+from prunescope.analysis.schema.sides import SubjectFacts
 
 
 class ComparisonRow(msgspec.Struct, kw_only=True):
@@ -54,7 +53,7 @@ class Comparison(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str
-    baseline: dict[str, Any] | None  # the one baseline of all; null: each has its own twin
+    baseline: SubjectFacts | None  # the one baseline of all; null: each has its own twin
     rows: list[ComparisonRow]
     failed: list[Failure] = []
     warnings: list[str] = []

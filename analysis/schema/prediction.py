@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+
 Span = dict[str, int]  # {"from", "to"}, both included
 
 
@@ -216,8 +218,8 @@ class FromRun(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str = "prunescope predict --from-run"
-    subject: dict[str, Any]
+    subject: SubjectFacts
     baseline: None = None
-    device: dict[str, Any]
+    device: DeviceUsed
     phases: dict[str, MeasuredPhase]
     warnings: list[str]

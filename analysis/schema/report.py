@@ -11,6 +11,7 @@ import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.encode import json_bytes
+from prunescope.analysis.schema.sides import DeviceUsed, PhaseKind, SubjectFacts, Totals, Unprofiled
 
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99
@@ -104,9 +105,6 @@ class FamilyPart(TypedDict, total=False):
     saved_share: float
 
 
-NOT_COMPARABLE = "not comparable"  # so begins the evidence that two sides ran otherwise
-
-
 class Family(msgspec.Struct, kw_only=True):
     """The verdict: a family id, "a+b", "dense", "outside" or "unknown"."""
 
@@ -133,15 +131,6 @@ class Ladder(msgspec.Struct, kw_only=True):
     realised: float
     realised_ci95: list[float] | None
     share_of_bound: float | None  # realised / roofline
-
-
-class Unprofiled(msgspec.Struct, kw_only=True):
-    """Raw samples without the profiler, ns."""
-
-    median: float
-    mean: float
-    ci95: list[float]
-    samples: list[int]
 
 
 class Pairing(msgspec.Struct, kw_only=True):
@@ -238,11 +227,11 @@ class Phase(msgspec.Struct, kw_only=True):
     kernels: list[KernelRow] = []
     kernels_per_step: list[int] = []
     unknown_kernels: list[KernelRow] = []  # kind unknown, by time
-    baseline: dict[str, Any] | None = None  # dense side: wall_ns, tokens_per_s, bytes, busy_ns, ...
+    baseline: Totals | None = None  # the dense side
     sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
     notes: list[str] = []
     predicted: dict[str, Any] | None = None
-    phase_kind: dict[str, str] | None = None  # of a bare trace: {"kind", "evidence"[, "doubt"]}
+    phase_kind: PhaseKind | None = None  # of a bare trace
     hta: SecondOpinion | None = None  # with --hta
     anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
     overhead: Overhead | None = None  # of a dynamic family against its baseline
@@ -256,9 +245,9 @@ class Report(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str
-    subject: dict[str, Any]  # name, model, method, device, versions, dtype
-    baseline: dict[str, Any] | None
-    device: dict[str, Any]  # name, peaks, source, measured
+    subject: SubjectFacts
+    baseline: SubjectFacts | None
+    device: DeviceUsed
     phases: dict[str, Phase]
     warnings: list[str] = []
     partial: bool = False  # of a cut trace, or without some kernels or ranks

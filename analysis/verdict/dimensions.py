@@ -41,8 +41,8 @@ def fewer_units(e: Evidence, *fallen: Fallen) -> Seen:
         moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
         return moved * (1.0 - of_stream(pair, stream))
 
-    confidence = 1.0 if all(one.is_whole for one in fallen) else 0.6
-    return Seen([one.line for one in fallen], touches, confidence)
+    broken = tuple(one.line for one in fallen if not one.is_whole)
+    return Seen([one.line for one in fallen], touches, 0.6 if broken else 1.0, broken=broken)
 
 
 def of_stream(pair: Pair, stream: Widths) -> float:

@@ -7,14 +7,13 @@ it leaves, and the verdict under them. A lost kernel looks like a pruned one: th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Family
 from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.reasons import Doubt, doubt_text
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 
@@ -25,16 +24,6 @@ _SUBLAYERS = (
     ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update"}),
     (set(MLP_ROLES), {"activation"}),
 )
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """What speaks against a verdict; `most`: the confidence that it leaves. `lost`: kernels are
-    missing, or seem to be."""
-
-    text: str
-    most: float
-    lost: bool = True
 
 
 def doubts(
@@ -50,14 +39,14 @@ def doubts(
     found = [doubt for name, kernels in sides if (doubt := _lost_kernels(name, kernels))]
     if dense is None or evidence is None or family is None:
         return found
-    found += [*_no_gemm(evidence, {doubt.text.split(":")[0] for doubt in found})]
+    found += [*_no_gemm(evidence, {doubt.side for doubt in found})]
     found += [*_layers(evidence, family), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
         found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
     return found
 
 
-def weighed(family: Family, found: list[Doubt]) -> Family:
+def apply_doubts(family: Family, found: list[Doubt]) -> Family:
     """The verdict with its doubts: less confidence, and unknown where next to none is left."""
     if not found:
         return family
@@ -66,7 +55,7 @@ def weighed(family: Family, found: list[Doubt]) -> Family:
     return Family(
         id="unknown" if unknown else family.id,
         confidence=min(family.confidence, most),
-        evidence=[*(doubt.text for doubt in found), *family.evidence],
+        evidence=[*map(doubt_text, found), *family.evidence],
         parts=family.parts,
         alternatives=[family.id, *family.alternatives] if unknown else family.alternatives,
     )
@@ -74,20 +63,18 @@ def weighed(family: Family, found: list[Doubt]) -> Family:
 
 def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
-    if not kernels.lacks_kernels:
-        return None
-    return Doubt(f"{name}: {lost} of {count} kernel launches have no kernel in the trace", 0.3)
+    return Doubt("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
 
 
-def _no_gemm(e: Evidence, lossy: set[str]) -> Iterator[Doubt]:
+def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Doubt]:
     """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
         there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
         linear = set(there) & set(LINEARS)
         if e.pairs and not there:
-            yield Doubt(f"{name}: the trace holds no GEMM at all", 0.1)
+            yield Doubt("no-gemm", name)
         elif e.pairs and not linear and name in lossy:
-            yield Doubt(f"{name}: the trace holds no GEMM of a linear", 0.1)
+            yield Doubt("no-linear", name)
 
 
 def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
@@ -98,25 +85,17 @@ def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
     lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
-    if torn:
-        yield Doubt(
-            f"{len(torn)} attention or MLP sublayers lost some GEMMs and kept others, as no "
-            "pruning of layers does",
-            0.3,
-        )
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
-    if hollow and not torn:
-        yield Doubt(
-            f"{len(hollow)} attention or MLP sublayers lost their GEMMs and still run what stands "
-            "between them",
-            0.3,
-        )
+    if torn:
+        yield Doubt("torn-sublayers", numbers=(len(torn),))
+    elif hollow:
+        yield Doubt("hollow-sublayers", numbers=(len(hollow),))
 
 
 def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is not None and now is not None and now < before - _FALL:
-        yield Doubt(f"{now:.0%} of busy time has a role, {before:.0%} in the dense trace", 0.5)
+        yield Doubt("fewer-roles", numbers=(now, before))
 
 
 def _known_roles(kernels: Kernels) -> float | None:
@@ -127,8 +106,7 @@ def _known_roles(kernels: Kernels) -> float | None:
 
 
 def _unequal(name: str, kernels: Kernels) -> Doubt | None:
-    counts = np.bincount(kernels.linked.step, minlength=kernels.num_steps)
-    low, high = int(counts.min()), int(counts.max())
+    low, high = min(kernels.kernels_per_step), max(kernels.kernels_per_step)
     if high - low <= _SPREAD * high:
         return None
-    return Doubt(f"{name}: steps hold {low} to {high} kernels", 0.6, lost=False)
+    return Doubt("unequal-steps", name, (low, high))

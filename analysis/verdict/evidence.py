@@ -13,6 +13,8 @@ from typing import Any
 
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.schema.report import Family
+from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.roles import locate
 
 
@@ -39,7 +41,7 @@ class Evidence:
     census_dense: dict[str, Any] | None
     census_pruned: dict[str, Any] | None
     phase: str | None = None  # its name in the census; None: not known
-    conditions: Reason | None = None  # what is another beside the model; None: not known to be
+    differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
@@ -122,13 +124,23 @@ Touches = Callable[[Pair], float]
 class Seen:
     """A family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
     families that the same traces would show if the method were a static one; `proven`: the weights
-    show this one, so that no other explains it."""
+    show this one, so that no other explains it; `broken`: the evidence that one side of a removed
+    dimension did not follow the other."""
 
     evidence: list[str]
     touches: Touches
     confidence: float = 1.0
     explains: tuple[str, ...] = ()
     proven: bool = False
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The family of a pair, and what was seen of each family in it."""
+
+    family: Family
+    seen: tuple[Seen, ...] = ()
 
 
 def fell(pair: Pair) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
+from prunescope.analysis.verdict.reasons import not_comparable_text
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
@@ -22,7 +23,12 @@ _SAME = 1e-3
 
 def conditions(e: Evidence) -> Reason | None:
     """What the two runs, or their traces, show to be another beside the model."""
-    return e.conditions
+    one = next((one for one in e.differences if one.decides), None)
+    if one is None:
+        return None
+    numbers = {"dense": one.dense, "pruned": one.pruned}
+    text = not_comparable_text(one)
+    return Reason(kind=one.kind, lines=(text,), numbers=numbers, comparable=False)
 
 
 def replaced(e: Evidence) -> Reason | None:

@@ -1,23 +1,21 @@
 """The family verdict, read from the traces and the census, never from what the tool did.
 
-In: GEMM pairs, units, alignment, census of both runs. Out: report.model.Family with evidence: a
+In: GEMM pairs, units, alignment, census of both runs. Out: a Verdict: a
 family id, "a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknown".
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from prunescope.analysis.inputs.subject import Side
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.inputs.subject import SidePhase
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Family, FamilyPart
-from prunescope.analysis.verdict.conditions import other_activation, other_conditions
+from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
-from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, stored_shapes
+from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, Verdict, stored_shapes
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -28,45 +26,41 @@ from prunescope.analysis.verdict.outside import (
 from prunescope.taxonomy.families import families
 
 
-def evidence_of(
-    dense: tuple[Side, Kernels], pruned: tuple[Side, Kernels], name: str, pairs: list[Pair],
-    units: Units, told: Sequence[dict[str, str] | None],
-) -> Evidence:  # fmt: skip
-    """What the detectors read of both sides of a phase. `told`: the `phase_kind` of each side whose
-    run does not say it."""
-    run_d, run_p = dense[0].run, pruned[0].run
+def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:
+    """What the detectors read of both sides of a phase."""
+    run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
         pairs,
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
-        name,
-        conditions=other_conditions(dense, pruned, name, told),
+        pruned.name,
+        differences=differences(dense, pruned),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
-        activation=other_activation(dense[1], pruned[1]),
+        activation=other_activation(dense.kernels, pruned.kernels),
     )
 
 
-def verdict(evidence: Evidence) -> Family:
+def verdict(evidence: Evidence) -> Verdict:
     """The family of a pair, with the evidence and the alternatives that fit less well."""
     if (why := reason(evidence, FIRST)) is not None:
-        return _outside(why)
+        return Verdict(_outside(why))
     dynamic = _seen(evidence, dynamic=True)
     if not dynamic and (why := reason(evidence, NO_DYNAMIC)) is not None:
-        return _outside(why)
+        return Verdict(_outside(why))
     explained = {name for found in dynamic.values() for name in found.explains}
     static = _seen(evidence, dynamic=False)
     seen = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
     narrower = narrower_heads(evidence)
     if not seen:
         if narrower is not None:
-            return Family(id="unknown", confidence=0.5, evidence=[narrower])
-        return _unmoved(evidence)
+            return Verdict(Family(id="unknown", confidence=0.5, evidence=[narrower]))
+        return Verdict(_unmoved(evidence))
     family = _named(evidence, seen, is_dynamic=bool(dynamic))
     if narrower is not None:  # beside the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
-    return family
+    return Verdict(family, tuple(seen.values()))
 
 
 def _seen(e: Evidence, *, dynamic: bool) -> dict[str, Seen]:

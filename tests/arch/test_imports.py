@@ -27,7 +27,7 @@ ALLOWED: dict[str, str] = {
     "analysis/timeline": "taxonomy ops trace",
     "analysis/shapes": "taxonomy ops device trace timeline",
     "analysis/kernels": "taxonomy schema ops device trace timeline shapes",
-    "analysis/inputs": "taxonomy device trace timeline shapes kernels",
+    "analysis/inputs": "taxonomy schema device trace timeline shapes kernels",
     "analysis/ledger": "taxonomy schema ops kernels inputs",
     "analysis/verdict": "taxonomy schema kernels inputs ledger",
     "analysis/findings": "taxonomy schema device timeline kernels inputs ledger verdict",

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.ledger import noise
+from prunescope.analysis.ledger.books import keep_books
 from prunescope.analysis.ledger.ledger import ROWS, Split, ratios, scale, split, times, uniform
 from prunescope.analysis.ledger.noise import bootstrap, choose_domain, halves, point
 from prunescope.analysis.ledger.pairing import Alignment, Side, Units
@@ -117,11 +118,9 @@ def test_dense_against_itself_is_zero(units: Units) -> None:
 @QUIET
 @given(units=pairs_of_sides(), sparsity=SPARSITY)
 def test_parts_sum_to_their_row(units: Units, sparsity: float | None) -> None:
-    ratio = ratios(units, sparsity)
-    domain = choose_domain(units, [], [], on_device=True)
-    ledger = point(units, ratio, domain)
-    replicates, twin = bootstrap(units, ratio, domain), halves(units, domain)
-    rows = build_rows(units, ratio, ledger, replicates, twin, lambda *_: ["a kernel"])
+    books = keep_books(units, nominal=sparsity, samples_ns=([], []), on_device=True)
+    ledger = books.ledger
+    rows = build_rows(books, halves(units, books.domain), lambda *_: ["a kernel"])
     assert [r.row for r in rows] == list(ROWS)
     slack = max(1e-2, 1e-9 * sum(float(np.abs(r).sum()) for r in ledger.rows.values()))
     for row in rows:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from prunescope.analysis.inputs.subject import Options, open_side
+from prunescope.analysis.inputs.open import open_side
+from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.architectures import describe
@@ -136,7 +137,7 @@ def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any]) 
             file = f"{phase}.trace.json.gz"
             alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
             cell.bare[phase] = next(iter(_names(alone).values()))
-            kernels = side.kernels(phase)
+            kernels = side.read(phase).kernels
             cell.works[phase] = compared(config, cell.family, phase, kernels, pruned.run)
 
 

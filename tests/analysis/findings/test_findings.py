@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.findings.checks import CHECKS
-from prunescope.analysis.findings.context import ms, stands
+from prunescope.analysis.findings.context import is_significant, ms
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.schema.report import Finding, Part, Phase, Row
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
@@ -277,14 +277,16 @@ def test_spill(tmp_path: Path) -> None:
 
 def test_a_row_inside_its_noise_carries_no_finding() -> None:
     row = Row(row="added_work", ns=100.0)
-    assert stands(row, of=1000.0, share=0.05)
-    assert not stands(row, of=1000.0, share=0.2)
-    assert not stands(Row(row="x", ns=100.0, noise_ns=50.0), of=1000.0, share=0.05)
-    assert stands(Row(row="x", ns=100.0, noise_ns=49.0), of=1000.0, share=0.05)
-    assert not stands(Row(row="x", ns=100.0, ci95=[-1.0, 200.0]), of=1000.0, share=0.05)
-    assert stands(Part(name="x", role=None, ns=-100.0, ci95=[-120.0, -80.0]), of=1000.0, share=0.05)
-    assert not stands(None, of=1000.0, share=0.05)
-    assert not stands(row, of=None, share=0.05)
+    assert is_significant(row, of=1000.0, share=0.05)
+    assert not is_significant(row, of=1000.0, share=0.2)
+    assert not is_significant(Row(row="x", ns=100.0, noise_ns=50.0), of=1000.0, share=0.05)
+    assert is_significant(Row(row="x", ns=100.0, noise_ns=49.0), of=1000.0, share=0.05)
+    assert not is_significant(Row(row="x", ns=100.0, ci95=[-1.0, 200.0]), of=1000.0, share=0.05)
+    assert is_significant(
+        Part(name="x", role=None, ns=-100.0, ci95=[-120.0, -80.0]), of=1000.0, share=0.05
+    )
+    assert not is_significant(None, of=1000.0, share=0.05)
+    assert not is_significant(row, of=None, share=0.05)
 
 
 def test_findings_are_sorted_by_severity(tmp_path: Path) -> None:

@@ -227,7 +227,9 @@ def test_prefill_against_decode_is_not_comparable(tmp_path: Path) -> None:
     assert phase.family.id == "outside"
     said = "not comparable: the pruned side is decode, the dense one prefill"
     assert said in phase.family.evidence
-    assert headline(phase).endswith(f"is no speedup: {said}")
+    differs = "phase: prefill dense, decode pruned"
+    assert headline(phase).endswith(f"is no speedup: not comparable ({differs})")
+    assert [f.evidence for f in phase.findings if f.id == "not-comparable"] == [[differs]]
     (same,) = analyze(decode, baseline=decode).report.phases.values()
     assert same.family is not None
     assert not [e for e in same.family.evidence if "not comparable" in e]

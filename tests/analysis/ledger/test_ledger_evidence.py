@@ -24,7 +24,7 @@ def slower(folder: Path, *, cpu: bool, dense_ratio: float, pruned_ratio: float) 
     plain = analyze(write_pair(folder / "plain", dense, pruned)).report.phases["prefill"]
     assert plain.baseline is not None
     samples = {
-        "dense_samples_ns": [round(plain.baseline["wall_ns"] * dense_ratio)] * 3,
+        "dense_samples_ns": [round(plain.baseline.wall_ns * dense_ratio)] * 3,
         "samples_ns": [round(plain.wall_ns * pruned_ratio)] * 3,
     }
     run = write_pair(folder / "run", dense, pruned, both_census=census(0.0), **samples)

@@ -122,7 +122,8 @@ def phase(**more: object) -> Phase:
         "kinds": {"gemm": 71 * MS, "attention": 14 * MS, "norm": 8 * MS, "elementwise": 6.8 * MS,
                   "unknown": 0.2 * MS},
         "roles": {"gate": 21.3 * MS, "up": 21 * MS, "attention": 57.7 * MS},
-        "baseline": {"wall_ns": 155 * MS, "tokens_per_s": 3657.1, "weight_bytes": 538_000_000},
+        "baseline": {"steps": 5, "wall_ns": 155 * MS, "busy_ns": 150 * MS, "gap_ns": 4 * MS,
+                     "tail_ns": MS, "tokens_per_s": 3657.1, "weight_bytes": 538_000_000},
         "sparsity": {"nominal": 0.25, "parameters": 0.187, "flop": 0.201, "bytes": None},
     }  # fmt: skip
     return msgspec.convert({**_parts(), **plain, **more}, Phase)
@@ -186,7 +187,7 @@ def two_phases() -> Report:
     return Report(
         tool="prunescope 0.1.0",
         subject={"name": "smollm2-nk25", "model": "SmolLM2-135M", "method": "static-nk",
-                 "dtype": "fp32", "device": "cpu"},
+                 "dtype": "fp32"},
         baseline={"name": "smollm2-nk25/dense"},
         device={"name": "cpu, 2 threads", "measured": True,
                 "peaks": {"dense_flop_per_s": {"fp32": 2.7e11}, "byte_per_s": 2.1e10},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.findings.stragglers import RankTime, straggler
+from prunescope.analysis.inputs import open as opened
 from prunescope.analysis.inputs import subject
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace.events import Trace
@@ -71,7 +72,8 @@ def test_each_rank_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read.append(path.name)
         return load(path, member)
 
-    monkeypatch.setattr(subject, "load", counted)
+    for reader in (opened, subject):
+        monkeypatch.setattr(reader, "load", counted)
     analyze(four(tmp_path / "r"))
     assert read == [f"rank{rank}.json.gz" for rank in range(4)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Family, Phase
-from prunescope.analysis.verdict.doubts import Doubt, weighed
+from prunescope.analysis.verdict import doubts, reasons
+from prunescope.analysis.verdict.doubts import apply_doubts
+from prunescope.analysis.verdict.reasons import Doubt
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import found, layers, mm, report
 from tests.chrome import Op, chrome, k, op, step
@@ -141,13 +144,26 @@ def test_steps_of_unequal_work_lower_the_confidence(tmp_path: Path) -> None:
 
 def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
     family = Family(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
-    assert weighed(family, []) is family
-    less = weighed(family, [Doubt("a", 0.5), Doubt("b", 0.3)])
-    assert (less.id, less.confidence, less.evidence) == (
-        "static-m", 0.3, ["a", "b", "6 of 24 layers gone"]
-    )  # fmt: skip
-    none = weighed(family, [Doubt("no GEMM", 0.1)])
+    assert apply_doubts(family, []) is family
+    less = apply_doubts(
+        family, [Doubt("fewer-roles", None, (0.7, 0.9)), Doubt("torn-sublayers", None, (3,))]
+    )
+    assert (less.id, less.confidence) == ("static-m", 0.3)
+    assert less.evidence == [
+        "70% of busy time has a role, 90% in the dense trace",
+        "3 attention or MLP sublayers lost some GEMMs and kept others, as no pruning of layers "
+        "does",
+        "6 of 24 layers gone",
+    ]
+    none = apply_doubts(family, [Doubt("no-gemm", "pruned")])
     assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
+    assert none.evidence[0] == "pruned: the trace holds no GEMM at all"
+
+
+def test_every_kind_of_doubt_has_words_and_a_weight() -> None:
+    source = Path(doubts.__file__).read_text(encoding="utf-8")
+    kinds = set(re.findall(r'Doubt\(\s*"([a-z-]+)"', source))
+    assert kinds == set(reasons.DOUBTS) == set(reasons.WEIGHT)
 
 
 def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:

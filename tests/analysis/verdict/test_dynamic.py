@@ -12,13 +12,17 @@ import pytest
 from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Alignment, Units
 from prunescope.analysis.ledger.pairing import Side as UnitSide
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Family, Phase
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.verdict import verdict
+from prunescope.analysis.verdict.verdict import verdict as judged
 from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 H, C, F, L = 64, 32, 128, 16
+
+
+def verdict(e: Evidence) -> Family:
+    return judged(e).family
 
 
 def call(role: str, m: float, n: float, k: float, **fields: Any) -> Call:
@@ -185,7 +189,9 @@ def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
     assert (found.id, found.confidence) == ("static-nk-heads", 1.0)
     assert "KV heads fell, all query heads stay: N of 8 projections" in found.evidence[0]
     lost = changed(model(64), on(("q", "k", "v"), n=16))  # q fell and o did not
-    assert "broken" in verdict(evidence(model(64), lost)).evidence[0]
+    found = judged(evidence(model(64), lost))
+    assert found.seen[0].broken == (found.family.evidence[0],)
+    assert "broken" in found.family.evidence[0]
 
 
 def test_dense_needs_the_same_parameters_and_matrices() -> None:

@@ -10,8 +10,7 @@ import pytest
 from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.experts import expert_channels
-from prunescope.analysis.verdict.verdict import verdict
-from tests.analysis.verdict.test_dynamic import changed, evidence, model
+from tests.analysis.verdict.test_dynamic import changed, evidence, model, verdict
 
 H = 64
 Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts

@@ -1,0 +1,40 @@
+"""What a report says of a side and its device: in, a Side; out, plain values without paths."""
+
+from __future__ import annotations
+
+from prunescope.analysis.inputs.subject import Noticed, Side
+from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+
+
+def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
+    """The `subject` or `baseline` object of a report, with the ranks that are not left out."""
+    if side.run is None:
+        name = side.path.name or side.path.resolve().name
+        bare = SubjectFacts(name=name, model=None, method=None, variant=None)
+        if side.ranks:
+            bare["ranks"] = [rank for rank in side.ranks if rank not in noticed.left_out]
+        return bare
+    run, pruning = side.run, side.run.pruning or {}
+    return SubjectFacts(
+        name=f"{side.path.parent.name}/{side.path.name}",
+        variant=run.variant,
+        model=run.model.get("id"),
+        architecture=run.model.get("architecture"),
+        method=pruning.get("method"),
+        sparsity=pruning.get("sparsity"),
+        selection=pruning.get("selection"),
+        dtype=run.dtype,
+        versions=run.versions,
+        argv=run.argv,
+        seeds=run.seeds,
+        parameters=run.parameters,
+        weight_bytes=run.weight_bytes,
+    )
+
+
+def device_of(side: Side) -> DeviceUsed:
+    """The `device` object of a report."""
+    if side.peaks is not None:
+        return side.peaks.as_json()
+    name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
+    return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)

@@ -1,0 +1,95 @@
+"""What a report says of each side: what it is, its device, its totals, the phase of a bare trace.
+
+Typed dicts are those whose keys come and go, or stand in another order for a run and a bare trace.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, Required, TypedDict
+
+import msgspec
+
+
+class SubjectFacts(TypedDict, total=False):
+    """A run or a trace. `model`, `method`, ...: null where the manifest says nothing; of a bare
+    trace they, and `variant`, are null, and what follows is missing. `ranks`: of several traces."""
+
+    name: Required[str]
+    variant: str | None
+    model: str | None
+    architecture: Any
+    method: str | None
+    sparsity: Any
+    selection: Any
+    dtype: str
+    versions: dict[str, str]
+    argv: list[str]
+    seeds: dict[str, int]
+    parameters: int | None
+    weight_bytes: int | None
+    ranks: list[str]
+
+
+class Rates(TypedDict):
+    """FLOP/s of each dtype, dense, and byte/s."""
+
+    dense_flop_per_s: dict[str, float]
+    byte_per_s: float | None
+
+
+class PeakRates(Rates):
+    """The same with the shortest time of a kernel, ns; null where that was not measured."""
+
+    kernel_floor_ns: NotRequired[float | None]
+
+
+class DeviceUsed(TypedDict, total=False):
+    """The device whose peaks the bounds use. `measured`: on the device itself; `sheet`: what its
+    data sheet says; all null where nothing is known."""
+
+    name: str | None
+    peaks: PeakRates | None
+    source: str | None
+    measured: bool
+    sheet: Rates | None
+
+
+class PhaseKind(TypedDict):
+    """Which phase a bare trace shows: prefill, decode, mixed, training or unknown; what says so,
+    and what speaks against taking it for a step of one phase."""
+
+    kind: str
+    evidence: str
+    doubt: NotRequired[str]
+
+
+class Unprofiled(msgspec.Struct, kw_only=True):
+    """Raw samples without the profiler, ns."""
+
+    median: float
+    mean: float
+    ci95: list[float]
+    samples: list[int]
+
+
+class Totals(msgspec.Struct, kw_only=True):
+    """One side of a phase in totals; times in ns a step, memory in bytes, null: not known."""
+
+    steps: int
+    wall_ns: float
+    busy_ns: float
+    gap_ns: float
+    tail_ns: float
+    tokens_per_s: float | None = None
+    weight_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    kv_bytes: int | None = None
+    unprofiled_ns: Unprofiled | None = None
+    observer_ratio: float | None = None  # profiled wall ÷ unprofiled median
+    coverage: dict[str, float] = {}  # kind, work, role, gemm_work: shares of busy time
+    bound: dict[str, float] = {}  # compute memory latency unknown launch
+    kinds: dict[str, float] = {}
+    roles: dict[str, float] = {}
+    kernels_per_step: list[int] = []
+    shapes: dict[str, float] = {}  # of GEMM time, by where its shapes come from
+    phase_kind: PhaseKind | None | msgspec.UnsetType = msgspec.UNSET  # unset for a run

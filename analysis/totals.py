@@ -1,0 +1,145 @@
+"""One side of a phase in numbers: totals, coverage, bounds, and the kernels with the most time.
+
+In: a phase of a side. Out: `Totals` and `KernelRow`s; times are ns a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.noise import median_interval
+from prunescope.analysis.schema.report import KernelRow, clock
+from prunescope.analysis.schema.sides import Totals, Unprofiled
+
+_MOST = 0.5  # of the busy time
+
+
+def totals(one: SidePhase) -> Totals:
+    """The totals of a side; memory, tokens and samples are those of its manifest."""
+    frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
+    wall = one.kernels.wall / steps
+    unprofiled = _unprofiled(one.samples_ns)
+    took = unprofiled.median if unprofiled else wall if run else None
+    tokens = run.tokens_per_step if run else None
+    return Totals(
+        steps=steps,
+        wall_ns=wall,
+        busy_ns=total(frame, "busy") / steps,
+        gap_ns=total(frame, "gap") / steps,
+        tail_ns=one.kernels.tail / steps,
+        tokens_per_s=tokens * 1e9 / took if tokens and took else None,
+        weight_bytes=one.side.run.weight_bytes if one.side.run else None,
+        peak_memory_bytes=run.peak_memory_bytes if run else None,
+        kv_bytes=run.kv_bytes if run else None,
+        unprofiled_ns=unprofiled,
+        observer_ratio=wall / unprofiled.median if unprofiled else None,
+        coverage=_coverage(frame),
+        bound=_bounds(frame, steps),
+        kinds=_sums(frame, "kind", steps),
+        roles=_sums(frame, "role", steps),
+        kernels_per_step=one.kernels.kernels_per_step,
+        shapes=_shape_sources(frame),
+        phase_kind=msgspec.UNSET if one.kind is None else one.kind,
+    )
+
+
+def total(frame: pl.DataFrame, column: str) -> int:
+    """The sum of a column of whole ns."""
+    return int(frame[column].sum())
+
+
+def is_known(kernels: Kernels) -> bool:
+    """Whether sums of work say something: in most of the busy time none hides that may be large."""
+    share = _coverage(kernels.frame)
+    largest = min(share["kind"], share["gemm_work"])  # where there is no GEMM, all the work counts
+    return kernels.has_shapes and max(share["work"], largest) >= _MOST
+
+
+def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
+    """The `count` kernels with the most time, by name, kind and role."""
+    sums = (
+        frame.group_by("name", "kind", "role")
+        .agg(
+            pl.col("busy").sum(),
+            pl.len().alias("count"),
+            pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
+            pl.col("ideal").sum(),
+            pl.col("ideal").is_null().any().alias("unclear"),
+            pl.col("bound").mode().sort().first(),
+        )
+        .sort(["busy", "name", "role", "kind"], descending=[True, False, False, False])
+        .head(count)
+    )
+    return [
+        KernelRow(
+            name=row["name"] or "?",
+            kind=row["kind"],
+            role=row["role"],
+            count=row["count"] / steps,
+            busy_ns=row["busy"] / steps,
+            bound=row["bound"],
+            efficiency=_efficiency(row),
+        )
+        for row in sums.iter_rows(named=True)
+    ]
+
+
+def _efficiency(row: dict[str, Any]) -> float | None:
+    known = clock(row["busy"], row["ran"])
+    return row["ideal"] / known if known and not row["unclear"] else None
+
+
+def _unprofiled(samples: list[int]) -> Unprofiled | None:
+    if not samples:
+        return None
+    return Unprofiled(
+        median=float(statistics.median(samples)),
+        mean=statistics.fmean(samples),
+        ci95=median_interval(samples),
+        samples=samples,
+    )
+
+
+def _coverage(frame: pl.DataFrame) -> dict[str, float]:
+    """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
+    busy = total(frame, "busy")
+
+    def share(known: pl.Expr) -> float:
+        return total(frame.filter(known), "busy") / busy if busy else 0.0
+
+    gemm = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
+    of_gemm = total(gemm, "busy")
+    modelled = pl.col("modelled")
+    return {
+        "kind": share(pl.col("kind") != "unknown"),
+        "work": share(modelled),
+        "role": share(pl.col("role") != "unknown"),
+        "gemm_work": total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
+    }
+
+
+def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
+    """Shares of the time of GEMMs and attention by where their shapes come from."""
+    rows = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
+    busy = total(rows, "busy")
+    sums = rows.drop_nulls("shapes").group_by("shapes").agg(pl.col("busy").sum()).sort("shapes")
+    return {name: ns / busy for name, ns in sums.iter_rows()} if busy else {}
+
+
+def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
+    sums = _sums(frame, "bound", steps)
+    out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
+    out["launch"] = total(frame.filter("dry"), "gap") / steps
+    return out
+
+
+def _sums(frame: pl.DataFrame, column: str, steps: int) -> dict[str, float]:
+    sums = frame.group_by(column).agg(pl.col("busy").sum())
+    sums = sums.sort(["busy", column], descending=[True, False])
+    return {name: ns / steps for name, ns in sums.iter_rows()}
