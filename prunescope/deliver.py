@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.formats import shows_hosts
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.analysis.schema.report import Report, to_json
@@ -49,10 +50,10 @@ def deliver(
         )
     done = analyze(subject, baseline=baseline, options=options)
     if folder is not None:
-        for_perfetto = {"hosts": done.hosts()} if "perfetto" in names else {}
+        hosts = done.hosts() if shows_hosts(names) else None
         write_report(
             done.report, folder, formats=names, frames=done.frames,
-            label_prefix=to.label_prefix, **for_perfetto,
+            label_prefix=to.label_prefix, hosts=hosts,
         )  # fmt: skip
     emit_json(to_json(done.report), to.json)
     if not to.quiet:

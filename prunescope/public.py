@@ -68,16 +68,16 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     ) -> list[Path]:
         """Write the report into `folder`; returns the paths.
 
-        `formats`: of md, html, json, tex, csv, parquet, perfetto, png, pdf, svg;
-        `label_prefix`: in front of every label in LaTeX, so that several reports fit into one
-        paper. Raises PrunescopeError for another format, and for parquet and perfetto of a report
-        that was loaded.
+        `formats`: as `--format` takes them, such as tex or csv; `label_prefix`: in front of every
+        label in LaTeX, so that several reports fit into one paper. Raises PrunescopeError for
+        another format, and for parquet and perfetto of a report that was loaded.
         """
+        from prunescope.analysis.report.formats import shows_hosts
         from prunescope.analysis.report.write import write_report
 
         names = formats.split(",") if isinstance(formats, str) else list(formats)
         done: Analysis | None = self.__dict__.get("_done")
-        hosts = done.hosts() if done is not None and "perfetto" in names else None
+        hosts = done.hosts() if done is not None and shows_hosts(names) else None
         frames = None if done is None else done.frames
         return write_report(
             self, Path(folder), formats=names, frames=frames, hosts=hosts,

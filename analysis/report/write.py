@@ -6,21 +6,18 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import polars as pl
-
-from prunescope.analysis.schema.report import Report, to_json
+from prunescope.analysis.report.formats import FORMATS, Asked, Frames
+from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 
-FORMATS = ("md", "html", "json", "tex", "csv", "parquet", "perfetto", "png", "pdf", "svg")
 # What needs no matplotlib: the figures of the HTML page are SVG made from the numbers.
 DEFAULT_FORMATS = ("md", "json", "html")
 
-Frames = Mapping[str, pl.DataFrame]
 # Why a folder cannot be replaced though files in it can: its parent may not be written, or it is
 # another file system, or one without hard links.
 _NO_SIBLING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP)
@@ -45,10 +42,10 @@ def write_report(
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        if name == "perfetto":
-            files |= _perfetto(report, frames, hosts)
-        else:
-            files |= _rendered(report, name, frames, label_prefix)
+        asked = Asked(
+            report=report, name=name, frames=frames, hosts=hosts, label_prefix=label_prefix
+        )
+        files |= FORMATS[name].render(asked)
     return write_files(files, folder)
 
 
@@ -66,7 +63,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> list[Path]:
         ) from None
 
 
-def check_formats(formats: Sequence[str], known: Sequence[str] = FORMATS) -> None:
+def check_formats(formats: Sequence[str], known: Collection[str] = FORMATS.keys()) -> None:
     """Raises PrunescopeError where a format is not one of `known`."""
     for name in formats:
         if name not in known:
@@ -74,60 +71,6 @@ def check_formats(formats: Sequence[str], known: Sequence[str] = FORMATS) -> Non
                 f"unknown format {name!r}",
                 hint=f"nearest: {nearest(name, known)}; known: {', '.join(known)}",
             )
-
-
-def _rendered(
-    report: Report, name: str, frames: Frames | None, label_prefix: str
-) -> dict[str, bytes]:
-    """File name to bytes of one format. Imports what the format needs, and nothing else."""
-    if name == "md":
-        from prunescope.analysis.report.markdown import render_markdown
-
-        return {"report.md": render_markdown(report).encode()}
-    if name == "html":
-        from prunescope.analysis.report.html import render_html
-
-        return {"report.html": render_html(report).encode()}
-    if name == "json":
-        return {"report.json": to_json(report)}
-    if name == "tex":
-        from prunescope.analysis.report.latex import latex_files
-
-        parts = latex_files(report, label_prefix=label_prefix)
-        return {file: text.encode() for file, text in parts.items()}
-    if name in ("csv", "parquet"):
-        return _tables(report, name, frames)
-    from prunescope.analysis.report.anatomy_figures import anatomy_files
-    from prunescope.analysis.report.figures import figure_files
-
-    return figure_files(report, name) | anatomy_files(report, name)
-
-
-def _perfetto(report: Report, frames: Frames | None, hosts: Frames | None) -> dict[str, bytes]:
-    from prunescope.analysis.report.perfetto import perfetto_files
-
-    return perfetto_files(report, _needed(frames, "perfetto"), hosts)
-
-
-def _tables(report: Report, name: str, frames: Frames | None) -> dict[str, bytes]:
-    from prunescope.analysis.report import tables
-
-    files = {"data-dictionary.csv": tables.data_dictionary(frames).encode()}
-    if name == "csv":
-        files |= {file: text.encode() for file, text in tables.csv_tables(report).items()}
-    else:
-        _needed(frames, name)
-    return files | tables.frame_tables(report, frames or {}, name)
-
-
-def _needed(frames: Frames | None, name: str) -> Frames:
-    """The frames. Raises PrunescopeError where there are none."""
-    if not frames:
-        raise PrunescopeError(
-            f"{name} holds the kernels frame, which this report does not carry",
-            hint=f"analyze the trace or the run again with --format {name}",
-        )
-    return frames
 
 
 def _place(files: Mapping[str, bytes], folder: Path) -> list[Path]:

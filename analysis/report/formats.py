@@ -1,0 +1,120 @@
+"""The formats that a report is written in, one row each: the name that --format takes, and how.
+
+In: what is asked for. Out: file names to bytes. A row imports what it needs, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.errors import PrunescopeError
+
+Frames = Mapping[str, pl.DataFrame]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A report and what goes into one of its formats, `name`. `frames`: the kernels frame of each
+    phase; `hosts`: the host's events of each; `label_prefix`: of the labels in LaTeX."""
+
+    report: Report
+    name: str
+    frames: Frames | None = None
+    hosts: Frames | None = None
+    label_prefix: str = ""
+
+    def needed_frames(self) -> Frames:
+        """The frames. Raises PrunescopeError where there are none."""
+        if not self.frames:
+            raise PrunescopeError(
+                f"{self.name} holds the kernels frame, which this report does not carry",
+                hint=f"analyze the trace or the run again with --format {self.name}",
+            )
+        return self.frames
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is rendered; `shows_hosts`: with the host's events, where they are known."""
+
+    render: Callable[[Asked], dict[str, bytes]]
+    shows_hosts: bool = False
+
+
+def _markdown(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report.markdown import render_markdown
+
+    return {"report.md": render_markdown(asked.report).encode()}
+
+
+def _html(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report.html import render_html
+
+    return {"report.html": render_html(asked.report).encode()}
+
+
+def _json(asked: Asked) -> dict[str, bytes]:
+    return {"report.json": to_json(asked.report)}
+
+
+def _latex(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report.latex import latex_files
+
+    parts = latex_files(asked.report, label_prefix=asked.label_prefix)
+    return {file: text.encode() for file, text in parts.items()}
+
+
+def _csv(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report import tables
+
+    texts = tables.csv_tables(asked.report)
+    return _tables(asked) | {file: text.encode() for file, text in texts.items()}
+
+
+def _parquet(asked: Asked) -> dict[str, bytes]:
+    asked.needed_frames()
+    return _tables(asked)
+
+
+def _tables(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report import tables
+
+    dictionary = tables.data_dictionary(asked.frames).encode()
+    frames = tables.frame_tables(asked.report, asked.frames or {}, asked.name)
+    return {"data-dictionary.csv": dictionary, **frames}
+
+
+def _perfetto(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report.perfetto import perfetto_files
+
+    return perfetto_files(asked.report, asked.needed_frames(), asked.hosts)
+
+
+def _figures(asked: Asked) -> dict[str, bytes]:
+    from prunescope.analysis.report.anatomy_figures import anatomy_files
+    from prunescope.analysis.report.figures import figure_files
+
+    return figure_files(asked.report, asked.name) | anatomy_files(asked.report, asked.name)
+
+
+FORMATS: dict[str, Format] = {
+    "md": Format(_markdown),
+    "html": Format(_html),
+    "json": Format(_json),
+    "tex": Format(_latex),
+    "csv": Format(_csv),
+    "parquet": Format(_parquet),
+    "perfetto": Format(_perfetto, shows_hosts=True),
+    "png": Format(_figures),
+    "pdf": Format(_figures),
+    "svg": Format(_figures),
+}
+
+
+def shows_hosts(names: Iterable[str]) -> bool:
+    """Whether one of the formats shows the host's events."""
+    return any(name in FORMATS and FORMATS[name].shows_hosts for name in names)
