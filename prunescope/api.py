@@ -58,7 +58,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     attn: str = "sdpa",
     dtype: str = "auto",
     device: str = "auto",
-    select: Literal["random", "calibrated"] = "random",
+    select: Literal["random", "calibrated", "greedy"] = "random",
     text: Path | str | None = None,
     recover: str | Mapping[str, Any] | None = None,
     mode: Literal["eager", "compile", "graph"] = "eager",

@@ -87,7 +87,7 @@ TRACE = {
     "attn": Annotated[str, Option(metavar="NAME", help="Attention: sdpa, eager, ...")],
     "dtype": Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")],
     "device": Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")],
-    "select": Annotated[Literal["random", "calibrated"], Option(help="Choice of parts.")],
+    "select": Annotated[Literal["random", "calibrated", "greedy"], Option(help="Choice of parts.")],
     "text": Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")],
     "recover": Annotated[str | None, Option(metavar="steps=N,...", help="LoRA on the rest.")],
     "mode": Annotated[Literal["eager", "compile", "graph"], Option(help="How it runs.")],

@@ -80,6 +80,7 @@ class Family:
     # What `--select calibrated` chooses by: what the model does on a "text", or the attention of
     # the "input" itself, which reads none; None: parts can be drawn alone.
     calibration: str | None = None
+    greedy: bool = False  # parts can be chosen one by one, each by the loss without it
     applies: Callable[[Traits], Applies] = everywhere  # what the mechanisms of a model allow
     not_realised: Callable[[Traits], str] = realised  # why the tool does not prune so, or ""
     leaves: tuple[str, ...] = ()  # matrices that it does not move, in groups that it moves

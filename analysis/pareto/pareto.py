@@ -41,6 +41,7 @@ class Entry(msgspec.Struct, kw_only=True):
     run: str | None = None
     error: str | None = None
     sparsities: list[float] = []
+    select: str | None = None
 
 
 class Sweep(msgspec.Struct, kw_only=True):
@@ -175,6 +176,7 @@ def _point(entry: Entry, run: Run, phase: Phase) -> Point:
         id=entry.id,
         family=entry.family,
         sparsity=entry.sparsity,
+        select=entry.select,
         sparsities=entry.sparsities or ([] if entry.sparsity is None else [entry.sparsity]),
         batch=entry.batch,
         prompt_len=entry.prompt_len,
@@ -201,11 +203,22 @@ def _loss(quality: Any) -> dict[str, Any] | None:
     over_tasks = {
         f"tasks_{name}": tasks.get(name) for name in ("signed", "signed_ci95", "absolute")
     }
+    other = quality.get("other_text")
     return {
-        "perplexity_rel": quality["perplexity_rel"],
-        "ci95": quality.get("perplexity_rel_ci95"),
+        **_relative(quality),
+        "other_text": _relative(other) if isinstance(other, dict) else None,
         **{name: quality.get(name) for name in _LOSS},
         **(over_tasks if tasks else {}),
+    }
+
+
+def _relative(quality: dict[str, Any]) -> dict[str, Any]:
+    """Against the plain dense model, and against the one that was trained as the pruned one was."""
+    return {
+        "perplexity_rel": quality.get("perplexity_rel"),
+        "ci95": quality.get("perplexity_rel_ci95"),
+        "perplexity_rel_recovered": quality.get("perplexity_rel_recovered"),
+        "recovered_ci95": quality.get("perplexity_rel_recovered_ci95"),
     }
 
 
@@ -215,7 +228,10 @@ def _simulated(run: Run) -> str | None:
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
     # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
     ruled = (pruning.get("knobs") or {}).get("keep") == "recent"
-    if (run.census or {}).get("dynamic") and pruning.get("selection") == "random" and not ruled:
+    routers = (pruning.get("recovery") or {}).get("routers") or ()
+    taught = any(one.get("trained") for one in routers)  # then their scores decide
+    drawn = pruning.get("selection") == "random" and not taught
+    if (run.census or {}).get("dynamic") and drawn and not ruled:
         return "decisions drawn at random, at the full cost of making them"
     return None
 
@@ -258,18 +274,13 @@ def _draws_merged(points: Iterable[Point]) -> list[Point]:
     """
     groups: dict[Any, list[Point]] = {}
     for point in points:
-        groups.setdefault((point.family, point.sparsity), []).append(point)
+        groups.setdefault((point.label, point.sparsity), []).append(point)
     return [own[0] if len(own) == 1 else _merged(own) for own in groups.values()]
 
 
 def _merged(own: list[Point]) -> Point:
     losses = [p.loss for p in own if p.loss is not None]
-    loss: dict[str, Any] | None = None
-    if len(losses) == len(own):
-        loss = {
-            name: (_hull if name.endswith("ci95") else _median)([one.get(name) for one in losses])
-            for name in losses[0]
-        }
+    loss = _merged_loss(losses) if len(losses) == len(own) else None
     return msgspec.structs.replace(
         own[0],
         draws=[p.id for p in own],
@@ -280,6 +291,17 @@ def _merged(own: list[Point]) -> Point:
         loss=loss,
         flop_sparsity=_median([p.flop_sparsity for p in own]),
     )
+
+
+def _merged_loss(losses: list[dict[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name, first in losses[0].items():
+        values = [one.get(name) for one in losses]
+        if isinstance(first, dict):
+            merged[name] = _merged_loss([one or {} for one in values])
+        else:
+            merged[name] = (_hull if name.endswith("ci95") else _median)(values)
+    return merged
 
 
 def _median(values: list[Any]) -> Any:

@@ -25,7 +25,7 @@ def sweep_state(found: dict[str, Any]) -> RenderableType:
     if plan["seconds"] == 0:
         lines.append("nothing is left to do")
     elif plan["seconds"] is not None:
-        lines.append(f"about {max(1, round(plan['seconds'] / 60))} min on this machine, roughly")
+        lines.append(_duration(plan))
     lines += plan["notes"]
     failed = [r for r in found["results"] if r["state"] == "failed"]
     lines += [f"failed: {r['id']}: {r['error']}" for r in failed[:_SHOWN]]
@@ -33,6 +33,22 @@ def sweep_state(found: dict[str, Any]) -> RenderableType:
         lines.append(f"and {len(failed) - _SHOWN} more failed: see sweep.json")
     lines.append(f"Results in {found['out']}")
     return Group(*(Text(clean(line)) for line in lines))
+
+
+def _duration(plan: dict[str, Any]) -> str:
+    """What is left, with and without recovery training."""
+    trained = plan.get("recovery_seconds") or 0.0
+    line = f"about {_hours(plan['seconds'])} on this machine, roughly"
+    if not trained:
+        return line
+    without = _hours(plan["seconds"] - trained)
+    return f"{line}; {without} without recovery ({plan['trainings']} trainings, one of them dense)"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def pareto_summary(found: Pareto, folder: object = None) -> RenderableType:

@@ -18,6 +18,7 @@ class Point(msgspec.Struct, kw_only=True):
     family: str
     sparsity: float | None  # nominal; the least of `sparsities`. null: a checkpoint
     sparsities: list[float] = []  # nominal ones that give these dimensions
+    select: str | None = None  # how parts were chosen, where a sweep compares several ways
     batch: int
     prompt_len: int
     draws: list[str] = []  # ids of the results
@@ -33,6 +34,11 @@ class Point(msgspec.Struct, kw_only=True):
     overhead: dict[str, Any] | None = None  # of a family that adds work
     simulated: str | None = None  # what stands in for hardware that is not there
     on_frontier: bool = False
+
+    @property
+    def label(self) -> str:
+        """The family, with the way to choose where there are several."""
+        return self.family if self.select is None else f"{self.family} ({self.select})"
 
 
 class Winner(msgspec.Struct, kw_only=True):

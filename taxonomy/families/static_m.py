@@ -62,4 +62,5 @@ FAMILY = Family(
         "layers": Knob("", "which ones, as 3,4,5; int(n·s) drawn with the seed where empty"),
     },
     calibration="text",
+    greedy=True,
 )

@@ -48,7 +48,7 @@ ALLOWED: dict[str, str] = {
     "tracer/pruners": "taxonomy model attention residual calibration routing",
     "tracer/recovery": "taxonomy model attention calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
-    "tracer/sweep": "taxonomy machine model calibration quality pruners capture",
+    "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }
 # The front door may use any room; no room uses it.
 FRONT = "prunescope"

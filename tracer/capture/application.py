@@ -179,7 +179,7 @@ def _theory(
 
 def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
     """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
-    if select != "calibrated":
+    if select == "random":
         return None
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:

@@ -154,9 +154,9 @@ class TraceRequest:
                 )
             return
         families = self.parts
-        if families is None and self.select == "calibrated":
+        if families is None and self.select != "random":
             raise PrunescopeError(
-                f"--select calibrated is not available for {self.method}",
+                f"--select {self.select} is not available for {self.method}",
                 hint="use --select random: a function of your own chooses as it likes",
             )
         trains = self.recover is not None

@@ -22,6 +22,7 @@ from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.profiled import profile_loops
 from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.surroundings import Surroundings
@@ -36,7 +37,6 @@ from prunescope.tracer.capture.variants import (
 from prunescope.tracer.machine.conditions import memory_explained, thread_count
 from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Where dense and pruned do not fit together each is loaded this often, in turn.
@@ -134,6 +134,7 @@ class _Session:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
                 run = _run(self.request, variant, info)
+                run.extra["inputs"] = input_ids(self.request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
         with torch.inference_mode():
             for phase in self.request.phases:
@@ -261,9 +262,8 @@ def _loops(
     device: torch.device,
     record: Record | None = None,
 ) -> dict[str, Loop]:
-    vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
-    ids = token_ids(vocabulary, batch=request.batch, length=length, seed=request.seed).to(device)
+    ids = input_ids(request, variants, length=length)[0].to(device)
     loops: dict[str, Loop] = {}
     for variant in variants:
         if request.mode != "eager":

@@ -17,7 +17,7 @@ from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.tracer.pruners import family_ids
 
-SELECTIONS = ("random", "calibrated")
+SELECTIONS = ("random", "calibrated", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class Part:
     @property
     def reads_text(self) -> bool:
         """Whether a text chooses what goes."""
-        return self.select == "calibrated" and family(self.family).calibration == "text"
+        by_text = family(self.family).calibration == "text"
+        return self.select == "greedy" or (self.select == "calibrated" and by_text)
 
 
 def read_method(
@@ -114,6 +115,11 @@ def _check(part: Part) -> None:
     if part.select not in SELECTIONS:
         raise PrunescopeError(
             f"{part.family}.select={part.select} is no choice", hint=f"{' or '.join(SELECTIONS)}"
+        )
+    if part.select == "greedy" and not chosen.greedy:
+        raise PrunescopeError(
+            f"--select greedy is not available for {part.family}",
+            hint=f"it is for {', '.join(f.id for f in families() if f.greedy)}",
         )
     if part.select == "calibrated" and chosen.calibration is None:
         by = {kind: ", ".join(f.id for f in families() if f.calibration == kind)

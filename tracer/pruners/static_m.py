@@ -1,7 +1,8 @@
 """Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
 
-Which ones: int(n·s), drawn with the seed or, calibrated, those of the least block influence; or
-`--set layers=3,4`. The KV cache shrinks with them.
+Which ones: int(n·s), drawn with the seed; calibrated, those of the least block influence; greedy,
+one after the other, each the one without which the loss is the least; or `--set layers=3,4`. The KV
+cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from prunescope.taxonomy.config_names import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, removed_layers, rounding
 from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.layers import (
     counts_without,
@@ -37,7 +39,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     kinds = ("attention", "mlp") if unit == "sublayers" else (unit,)
     record: dict[str, Any] = {"unit": unit}
     influence = _influence(model, name, point, record)
-    gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
+    if point.select == "greedy" and not point.knobs["layers"]:
+        calibration = calibration_of(model, point.calibration, seed=point.seed)
+        count = removed_layers(len(layers), point.sparsity)
+        gone = greedy_removal(model, calibration, kinds, count, record)
+    else:
+        gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = gone
     if point.sparsity and not any(gone.values()):
         least = f"{1 / len(layers):g} is the least that removes one"

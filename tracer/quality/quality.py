@@ -150,12 +150,26 @@ def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> dict[s
     return _record(passage, scores, scoring)
 
 
-def compare(model: Any, dense: Dense) -> dict[str, dict[str, Any]]:
+def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.Tensor:
+    """The loss of every token scored, [n], in order: what `compare` takes as `control`."""
+    scores = Scores()
+    with torch.inference_mode():
+        for window in passage.scored(scoring):
+            logits = _logits(model, passage.ids, window, scoring)
+            _add(scores, Scores(), logits, None, passage.ids[window[1] : window[2]])
+    return torch.cat(scores.nats)
+
+
+def compare(
+    model: Any, dense: Dense, *, control: torch.Tensor | None = None
+) -> dict[str, dict[str, Any]]:
     """{"dense": ..., "pruned": ...}, each as `quality` gives it, on the dense model's passage.
 
     "pruned" has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which both
     would say the same next), and perplexity_rel = perplexity / dense perplexity − 1. Intervals of
     95 % by a bootstrap over blocks of 128 neighbours, dense and pruned on the same blocks.
+    `control`: nats [n] of the dense model after the training that the pruned one had; then
+    perplexity_rel_recovered is perplexity / that of the control − 1.
     """
     passage, scoring = dense.passage, dense.scoring
     scores, reference = Scores(), Scores()
@@ -165,6 +179,8 @@ def compare(model: Any, dense: Dense) -> dict[str, dict[str, Any]]:
             targets = passage.ids[window[1] : window[2]]
             _add(scores, reference, logits, dense.logits(window), targets)
     pruned = _record(passage, scores, scoring) | _relative(passage, scores, reference, scoring)
+    if control is not None:
+        pruned |= _recovered(passage, scores, control, scoring)
     return {"dense": _record(passage, reference, scoring), "pruned": pruned}
 
 
@@ -250,6 +266,19 @@ def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str)
         "kl_ci95": mean_ci95(blocks, kl),
         "agreement": float(agree.mean()),
         "agreement_ci95": mean_ci95(blocks, agree),
+    }
+
+
+def _recovered(
+    passage: Passage, scores: Scores, control: torch.Tensor, scoring: str
+) -> dict[str, Any]:
+    _, blocks = _blocks(passage, scoring)
+    nats = torch.cat(scores.nats)
+    relative = _exp(float((nats - control).mean()))
+    return {
+        "control_perplexity": _exp(float(control.mean())),
+        "perplexity_rel_recovered": None if relative is None else relative - 1,
+        "perplexity_rel_recovered_ci95": relative_ci95(blocks, nats, control),
     }
 
 

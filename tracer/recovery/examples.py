@@ -7,6 +7,7 @@ Examples. The second half of the text is kept for judging: no training sees it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,12 @@ def examples(
     )
 
 
-def check_unseen(training: Path | None, other: Path) -> None:
-    """Raises PrunescopeError where the text that no training may see is the one that trains."""
-    if read_text(training).sha256 == read_text(other).sha256:
+def check_unseen(read: Sequence[Path | None], other: Path) -> None:
+    """Raises PrunescopeError where the other text is one of those that are read (None: ours)."""
+    if read_text(other).sha256 in {read_text(one).sha256 for one in read}:
         raise PrunescopeError(
-            f"other_text {other.name} is the text that trains", hint="give another one"
+            f"other_text: {other.name} is the text that trains or chooses",
+            hint="give one that nothing else reads, or leave it out",
         )
 
 

@@ -19,6 +19,7 @@ from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.tracer.capture.request import MOST
+from prunescope.tracer.recovery.settings import Recovery, read_recovery
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
 
 _MAX_BYTES = 1 << 20
@@ -113,8 +114,12 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
     values["families"] = tuple(
         _beside(name, path, when=is_checkpoint(name)) for name in values["families"]
     )
-    if "text" in values:
-        values["text"] = path.parent / home_path(values["text"])
+    for key in ("text", "other_text"):
+        if key in values:
+            values[key] = path.parent / home_path(values[key])
+    if "recover" in values and values["recover"].text is not None:
+        own = values["recover"]
+        values["recover"] = dataclasses.replace(own, text=path.parent / own.text)
     if "tasks_path" in values:
         values["tasks_path"] = _folder(path.parent / home_path(values["tasks_path"]))
         if "tasks" not in values:
@@ -187,6 +192,16 @@ def _many(one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...
     return read
 
 
+def _selection(key: str, value: Any) -> str | tuple[str, ...]:
+    """One way to choose, or several, which are points of their own."""
+    found = _many(_word)(key, value)
+    return str(found[0]) if len(found) == 1 else found
+
+
+def _training(key: str, value: Any) -> Recovery | None:
+    return read_recovery(value, where=key)
+
+
 _READ: dict[str, Callable[[str, Any], Any]] = {
     "model": _word,
     "families": _many(_word),
@@ -196,8 +211,10 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "prompt_lens": _many(_count),
     "decode_steps": _count,
     "draws": _count,
-    "select": _word,
+    "select": _selection,
     "text": _word,
+    "other_text": _word,
+    "recover": _training,
     "repeats": _count,
     "steps": _count,
     "seed": _count,

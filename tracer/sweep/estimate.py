@@ -14,12 +14,15 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.quality.quality import CONTEXT, TOKENS
-from prunescope.tracer.sweep.plan import Planned, SweepConfig
+from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
 
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
 _OP_S = 15e-6  # host time of an op
+# A training step in forwards: frozen weights need no gradients, so that the way back is as long as
+# the way there; the rest is adapters, the loss in float32 and the optimizer.
+_STEP_FORWARDS = 2.6
 
 
 def estimate_s(
@@ -45,8 +48,35 @@ def estimate_s(
             total += 2 * (fill * 2 + config.decode_steps * step * (sampled + 1.6))
         total += _RESULT_S
     text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT
+    texts = 1 if config.other_text is None else 2
     models = len({result.key for result in results})
-    return total + models * (_LOAD_S + text) + text
+    return total + models * (_LOAD_S + texts * text) + texts * text
+
+
+def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
+    """Of the models of `results`, one each, and of the dense one."""
+    if config.recover is None:
+        return 0
+    keys = {result.key for result in results if not is_checkpoint(result.family)}
+    return len(keys) + 1 if keys else 0
+
+
+def training_s(
+    results: Sequence[Planned],
+    config: SweepConfig,
+    shape: ModelShape,
+    *,
+    peaks: Mapping[str, Any],
+    itemsize: float,
+) -> float:
+    """Seconds for the trainings that `results` need, by dense steps; pruned ones are shorter."""
+    wanted = config.recover
+    if wanted is None:
+        return 0.0
+    rate = max(peaks["dense_flop_per_s"].values())
+    forward = _Forward(shape, rate, peaks["byte_per_s"], itemsize)
+    step = forward.seconds("prefill", wanted.batch, wanted.length, logits="all")
+    return num_trainings(results, config) * wanted.steps * step * _STEP_FORWARDS
 
 
 class _Forward:

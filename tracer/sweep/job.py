@@ -45,6 +45,8 @@ from prunescope.tracer.quality.quality import (
     text_passage,
 )
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
+from prunescope.tracer.recovery.place import kept_in
+from prunescope.tracer.sweep.control import control_nats
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
 from prunescope.tracer.sweep.state import DONE, SweepFolder, read_json, write_json
 from prunescope.tracer.sweep.watch import Watch
@@ -84,9 +86,9 @@ class Worker:
     """Runs jobs one after another. `told` hears of each result before it is begun. Between jobs it
     keeps what they share: the text, the dense model's logits and scores, statistics, peaks."""
 
-    def __init__(self, told: Callable[[Planned], None]) -> None:
+    def __init__(self, told: Callable[..., None]) -> None:
         self.told = told
-        self._passage: Passage | None = None
+        self._passages: dict[bool, Passage] = {}  # by whether it is the other text
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
         self._dense_tasks: dict[str, dict[str, Any]] = {}
@@ -100,7 +102,7 @@ class Worker:
         left = [result for result in left if not folder.failed_in(result, job.call)]
         folder.sweep_away(left)
         prepared: Prepared | str | None = None
-        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv))
+        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv), told=self.told)
         with self.watch.watching():
             for result in left:
                 self.told(result)
@@ -129,12 +131,15 @@ class Worker:
             check_method(request)
             device = pick_device(request.device)
             with thread_count(request.threads), memory_explained(), contextlib.ExitStack() as stack:
-                if device.type == "cpu":  # loading and pruning take the very cores that are timed
-                    stack.enter_context(self.watch.slot("cpu"))
+                trains = job.config.recover is not None
+                # Loading and pruning take the very cores that are timed, and training the device.
+                if device.type == "cpu" or trains:
+                    stack.enter_context(self.watch.slot(str(device)))
+                stack.enter_context(kept_in(job.folder / "recovery", self.watch))
                 with remembering(self._statistics):
                     variants = make_variants(request, device, ("dense", "pruned"))
                 prepared = Prepared(variants=variants)
-                if device.type != "cpu":
+                if device.type != "cpu" and not trains:
                     stack.enter_context(self.watch.slot(str(device)))
                 return self._judged(job, result, prepared)
         except TwinDoesNotFit:
@@ -162,10 +167,8 @@ class Worker:
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found["weights"] != marks or found.get("tasks") != source:
-            scoring = _scored_in(result.family)
-            passage = self._text(job, dense)
-            reference = self._reference(dense, marks["dense"], passage, scoring)
-            found = {"weights": marks, "tasks": source, **compare(pruned.model, reference)}
+            scored = self._compared(job, prepared, marks["dense"], _scored_in(result.family))
+            found = {"weights": marks, "tasks": source, **scored}
             if tasks is not None:
                 self._add_tasks(found, tasks, prepared)
             write_json(path, found)
@@ -173,6 +176,36 @@ class Worker:
             v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
         }
         return prepared
+
+    def _compared(
+        self, job: Job, prepared: Prepared, mark: str, scoring: str
+    ) -> dict[str, dict[str, Any]]:
+        """Both models on the text that judges, and on the other one, where there is one."""
+        dense, pruned = prepared.variants
+        passages = {"text": self._text(job, dense)}
+        if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
+            passages["other"] = self._text(job, dense, other=True)
+        control: dict[str, torch.Tensor] = {}
+        if (pruned.pruning or {}).get("recovery") is not None:
+            wanted = job.request(job.results[0]).recovery
+            assert wanted is not None
+            control = control_nats(
+                job.folder,
+                dense,
+                wanted,
+                passages,
+                scoring=scoring,
+                mark=mark,
+                seed=job.config.seed,
+            )
+        found = {}
+        for name, passage in passages.items():
+            reference = self._reference(dense, f"{mark}-{name}", passage, scoring)
+            found[name] = compare(pruned.model, reference, control=control.get(name))
+        if "other" in found:
+            for variant in ("dense", "pruned"):
+                found["text"][variant]["other_text"] = found["other"][variant]
+        return found["text"]
 
     def _add_tasks(self, found: dict[str, Any], tasks: TaskList, prepared: Prepared) -> None:
         """Scores of both models, and the losses; those of an equal dense model are kept."""
@@ -185,24 +218,26 @@ class Worker:
         found["dense"]["tasks"], found["pruned"]["tasks"] = before, after
         found["pruned"]["tasks_change"] = changes(before, after)
 
-    def _text(self, job: Job, dense: Variant) -> Passage:
-        if self._passage is None:
+    def _text(self, job: Job, dense: Variant, *, other: bool = False) -> Passage:
+        if other not in self._passages:
             config = text_config(dense.model)
-            self._passage = text_passage(
+            self._passages[other] = text_passage(
                 load_tokenizer(dense.loaded),
-                job.config.text,
+                job.config.other_text if other else job.config.text,
                 vocabulary=dense.model.get_input_embeddings().num_embeddings,
                 longest=getattr(config, "max_position_embeddings", None),
                 seed=job.config.seed,
                 tokens=TOKENS,
             )
-        return self._passage
+        return self._passages[other]
 
     def _reference(self, dense: Variant, mark: str, passage: Passage, scoring: str) -> Dense:
         """The dense model as reference; its logits are kept for the next job where it is equal."""
         key = f"{mark}-{scoring}"
         if key not in self._dense:
-            self._dense = {key: Dense(dense.model, passage, scoring=scoring)}
+            while len(self._dense) > 1:  # those of the text and of the other one
+                self._dense.pop(next(iter(self._dense)))
+            self._dense[key] = Dense(dense.model, passage, scoring=scoring)
         else:
             self._dense[key].model = dense.model
         return self._dense[key]

@@ -21,6 +21,7 @@ from prunescope.taxonomy.family import GEMM_GROUPS, Family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.recovery.settings import Recovery
 
 MAX_RESULTS = 100_000
 
@@ -37,8 +38,12 @@ class SweepConfig:
     prompt_lens: tuple[int, ...] = (512,)
     decode_steps: int = 8
     draws: int = 1
-    select: str = "random"
+    select: str | tuple[str, ...] = "random"
     text: Path | None = None
+    other_text: Path | None = (
+        None  # a second one to judge by, which nothing was chosen or trained by
+    )
+    recover: Recovery | None = None
     repeats: int = 20
     steps: int = 5
     seed: int = 0
@@ -48,6 +53,11 @@ class SweepConfig:
     tasks_path: Path | None = None
     logits: str = "last"
 
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The ways to choose, one at least."""
+        return (self.select,) if isinstance(self.select, str) else self.select
+
     def identity(self) -> dict[str, Any]:
         """What makes results comparable, without local paths: a folder holds one of these."""
         names = (
@@ -56,12 +66,18 @@ class SweepConfig:
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name != "draws"}
         text = None if self.text is None else self.text.name
+        values["select"] = self.select if isinstance(self.select, str) else list(self.select)
+        added = {
+            "other_text": None if self.other_text is None else self.other_text.name,
+            "recover": None if self.recover is None else self.recover.plain(),
+        }
         tasks = {"names": list(self.tasks), "folder": self.tasks_path and self.tasks_path.name}
         return {
             "model": Path(self.model).name,
             "text": text,
             **values,
             "tasks": tasks if self.tasks else None,
+            **{name: value for name, value in added.items() if value is not None},
         }
 
 
@@ -78,11 +94,12 @@ class Planned:
     prompt_len: int
     draw: int
     problem: str | None = None
+    select: str | None = None  # where a sweep compares several ways to choose
 
     @property
     def key(self) -> str:
         """Names the model: results of one key run the same object."""
-        return model_key(self.family, self.sparsity, self.draw)
+        return model_key(self.family, self.sparsity, self.draw, self.select)
 
 
 @dataclass(frozen=True)
@@ -113,11 +130,16 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
         _check_names(config.families)
         for family in config.families:
             points, said = _points(family, config.sparsities, shape)
-            if config.select == "calibrated" and not _calibrations(family):
-                said.append(f"{family}: chosen at random, not calibrated")
+            ways = _selections(config, family)
+            if ways == ("random",) and "random" not in config.selections:
+                wanted = " or ".join(config.selections)
+                said.append(f"{family}: chosen at random, not {wanted}")
             notes |= dict.fromkeys(said)
+            own: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:
-                found |= {result.id: result for result in _results(config, family, point)}
+                for select in own:
+                    results = _results(config, family, point, select)
+                    found |= {result.id: result for result in results}
     order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[r.key])
     return Plan(configs[0], tuple(ordered), tuple(notes))
@@ -157,7 +179,11 @@ def request_of(
     """The capture that a result is, into the folder `out`."""
     checkpoint = is_checkpoint(result.family)
     calibrations = _calibrations(result.family)
-    select = config.select if calibrations else "random"
+    select = result.select or _selections(config, result.family)[0]
+    recover = None if checkpoint else config.recover
+    if recover is not None and recover.text is None:
+        recover = dataclasses.replace(recover, text=config.text)
+    reads = select == "greedy" or (select == "calibrated" and "text" in calibrations)
     return TraceRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
@@ -171,7 +197,8 @@ def request_of(
         logits=config.logits,
         dtype=config.dtype,
         select=select,
-        text=config.text if select == "calibrated" and "text" in calibrations else None,
+        text=config.text if reads or recover is not None else None,
+        recover=recover,
         repeats=config.repeats,
         steps=config.steps,
         seed=config.seed + result.draw,
@@ -180,10 +207,10 @@ def request_of(
     )
 
 
-def model_key(family: str, sparsity: float | None, draw: int) -> str:
+def model_key(family: str, sparsity: float | None, draw: int, select: str | None = None) -> str:
     """A file name for one model of a sweep."""
     share = "" if sparsity is None else f"-s{sparsity:g}"
-    return f"{family_slug(family)}{share}-d{draw}"
+    return f"{family_slug(family)}{share}-d{draw}{f'-{select}' if select else ''}"
 
 
 def family_slug(family: str) -> str:
@@ -194,6 +221,21 @@ def family_slug(family: str) -> str:
 def is_checkpoint(family: str) -> bool:
     """Whether this names a model folder or file rather than a way of pruning."""
     return "/" in family or family.endswith(".gguf")
+
+
+def _selections(config: SweepConfig, method: str) -> tuple[str, ...]:
+    """Those of the sweep's ways to choose that a method has; random where it has none of them."""
+    greedy = {one.id for one in families() if one.greedy}
+    parts = [] if is_checkpoint(method) else [name for name, _ in method_parts(method)]
+    able = {
+        "random": True,
+        "calibrated": bool(_calibrations(method)),
+        "greedy": bool(parts) and set(parts) <= greedy,
+    }
+    found = [way for way in config.selections if able[way]]
+    if not found and able["calibrated"] and "greedy" in config.selections:
+        found = ["calibrated"]  # the nearest to it
+    return tuple(found) or ("random",)
 
 
 def _calibrations(method: str) -> set[str]:
@@ -251,20 +293,24 @@ def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> An
     return tuple((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
 
 
-def _results(config: SweepConfig, family: str, point: _Point) -> Iterable[Planned]:
+def _results(
+    config: SweepConfig, family: str, point: _Point, select: str | None
+) -> Iterable[Planned]:
     draws = 1 if point.sparsity is None else config.draws
+    way = f"-{select}" if select else ""
     for draw in range(draws):
         for batch in config.batches:
             for prompt_len in config.prompt_lens:
                 for phase in config.phases:
                     share = "" if point.sparsity is None else f"-s{point.sparsity:g}"
                     yield Planned(
-                        id=f"{family_slug(family)}{share}-{phase}-b{batch}-p{prompt_len}-d{draw}",
+                        id=f"{family_slug(family)}{share}-{phase}-b{batch}-p{prompt_len}-d{draw}{way}",
                         family=family,
                         phase=phase,
                         batch=batch,
                         prompt_len=prompt_len,
                         draw=draw,
+                        select=select,
                         **dataclasses.asdict(point),
                     )
 

@@ -90,9 +90,10 @@ def plan_of(request: SweepRequest) -> Plan:
         )
     configs = read_configs(request.config, request.preset)
     for config in configs:
-        if config.select not in SELECTIONS:
+        wrong = [way for way in config.selections if way not in SELECTIONS]
+        if wrong:
             raise PrunescopeError(
-                f"select: {config.select!r} is not a way to choose", hint=" or ".join(SELECTIONS)
+                f"select: {wrong[0]!r} is not a way to choose", hint=" or ".join(SELECTIONS)
             )
     _check_model(configs[0].model)
     plan = make_plan(configs, _shape(configs[0].model))
@@ -117,27 +118,34 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
         "models": len({result.key for result in mine}),
         **{state: states.count(state) for state in (DONE, FAILED, PENDING)},
         "impossible": sum(result.problem is not None for result in mine),
-        "seconds": _estimate(left, plan.config) if estimate else None,
+        **_estimate(left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
     }
     rows = [entry.plain() for entry in results]
     return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
 
 
-def _estimate(left: Sequence[Planned], config: SweepConfig) -> float | None:
-    if not left:
-        return 0.0  # the peaks of this machine take seconds to measure
-    shape = _shape(config.model)
+def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -> dict[str, Any]:
+    """`seconds` in all, `recovery_seconds` of them for training, and the number of `trainings`."""
+    from prunescope.tracer.sweep.estimate import num_trainings
+
+    count = {"trainings": num_trainings(left, config)}
+    if not left and estimate:  # the peaks of this machine take seconds to measure
+        return {"seconds": 0.0, "recovery_seconds": 0.0, **count}
+    shape = _shape(config.model) if estimate else None
     if shape is None:
-        return None
+        return {"seconds": None, "recovery_seconds": None, **count}
     from prunescope.tracer.machine.device import pick_device
     from prunescope.tracer.machine.peaks import measure_peaks
-    from prunescope.tracer.sweep.estimate import estimate_s
+    from prunescope.tracer.sweep.estimate import estimate_s, training_s
 
     dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
     dtype = dtype or "fp32"
     peaks = measure_peaks(pick_device("auto"), dtype, budget_s=2.0)
-    return estimate_s(left, config, shape, peaks=peaks, itemsize=ITEMSIZE[dtype])
+    itemsize = ITEMSIZE[dtype]
+    trained = training_s(left, config, shape, peaks=peaks, itemsize=itemsize)
+    rest = estimate_s(left, config, shape, peaks=peaks, itemsize=itemsize)
+    return {"seconds": rest + trained, "recovery_seconds": trained, **count}
 
 
 def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
@@ -158,11 +166,17 @@ def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Jo
     ]
 
 
-def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[[Planned], None]:
+def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
+    """Told of a result when it is begun, and with other words of how its training goes."""
     number = {result.id: i for i, result in enumerate(left, 1)}
 
-    def tell(result: Planned) -> None:
-        progress.stage(f"{number[result.id]}/{len(left)} {result.id}")
+    def tell(result: Planned, text: str = "") -> None:
+        line = f"{number[result.id]}/{len(left)} {result.id}"
+        describe = getattr(progress, "describe", None)
+        if not text:
+            progress.stage(line)
+        elif describe is not None:
+            describe(f"{line}: {text}")
 
     return tell
 
@@ -175,6 +189,11 @@ def _check(plan: Plan) -> None:
         from prunescope.tracer.quality.tasks import check_installed
 
         check_installed()
+    if config.other_text is not None:
+        from prunescope.tracer.recovery.examples import check_unseen
+
+        read = None if config.recover is None else config.recover.text
+        check_unseen([read, config.text], config.other_text)
     possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
     for family in config.families:
         if family in possible:

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
@@ -35,8 +35,15 @@ class Hung(RuntimeError):
 class Watch:
     """A Progress that notes when it was told something, and of which result."""
 
-    def __init__(self, folder: SweepFolder, call: str, *, as_json: bool = False) -> None:
-        self.folder, self.call, self.as_json = folder, call, as_json
+    def __init__(
+        self,
+        folder: SweepFolder,
+        call: str,
+        *,
+        as_json: bool = False,
+        told: Callable[..., None] | None = None,
+    ) -> None:
+        self.folder, self.call, self.as_json, self.told = folder, call, as_json, told
         self.result: Planned | None = None
         self._stage = ""
         self._waits = False
@@ -66,8 +73,10 @@ class Watch:
         self._hung_at = None
 
     def describe(self, text: str) -> None:
-        """Other words for what goes on."""
+        """Other words for what goes on, passed on to who is told of results."""
         self._stage = text
+        if self.told is not None and self.result is not None:
+            self.told(self.result, text)
 
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:

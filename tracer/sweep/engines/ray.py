@@ -71,4 +71,4 @@ def _work(job: Job) -> None:
     if job.config.threads is None:
         # Ray gives a task one thread; a model is timed with those it would have on its own.
         torch.set_num_threads(num_cores())
-    Worker(lambda _result: None).run(job)
+    Worker(lambda *_: None).run(job)

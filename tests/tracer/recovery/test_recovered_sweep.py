@@ -1,0 +1,164 @@
+"""Recovery in a sweep: one training a model, a dense control, two texts, and kills."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pareto.pareto import judge
+from prunescope.analysis.report.pareto_terminal import sweep_state
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.recovery import training
+from prunescope.tracer.sweep import control, job
+from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
+from tests.small_capture import PEAKS
+from tests.tracer.recovery.test_recover import Killed, Killer
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture
+def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The request of a small sweep on the model that reads bytes."""
+    monkeypatch.setattr(job, "TOKENS", 256)
+    monkeypatch.setattr(job, "measure_peaks", lambda *_: dict(PEAKS))
+
+    def make(name: str, **keys: Any) -> SweepRequest:
+        plain = {
+            "model": str(reader / "model"), "families": ["static-m"], "sparsities": [0.5],
+            "phases": ["prefill", "decode"], "prompt_lens": [16], "decode_steps": 2, "repeats": 2,
+            "steps": 1, "threads": 1, "text": str(reader / "words.txt"),
+            "other_text": str(reader / "other.txt"),
+            "recover": {"steps": 8, "rank": 4, "length": 32, "lr": 0.01}, **keys,
+        }  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(plain))
+        return SweepRequest(config=tmp_path / f"{name}.yaml", out=tmp_path / name)
+
+    return make
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [
+        (read_run(path).pruning or {})["recovery"] for path in sorted(out.glob("runs/*/pruned"))
+    ]
+
+
+def test_one_training_a_model_and_one_of_the_dense_control(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    run = training.Training.run
+    monkeypatch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
+    request = asked("s", families=["static-m", "static-nk-mlp"])
+    assert summary(request, estimate=True)["plan"]["trainings"] == 3
+    sweep(request)
+    assert sorted(names) == ["dense control", "static-m 0.5 seed 0", "static-nk-mlp 0.5 seed 0"]
+    found = judge(request.out)
+    for points in (phase.points for phase in found.phases.values()):
+        assert len(points) == 2
+        for point in points:
+            loss = point.loss or {}
+            # Trained alike, the dense model is better than as it came, and pruning costs more.
+            assert loss["perplexity_rel_recovered"] > loss["perplexity_rel"]
+            low, high = loss["recovered_ci95"]
+            assert low <= loss["perplexity_rel_recovered"] <= high
+            assert loss["other_text"]["perplexity_rel"] is not None
+            assert loss["other_text"]["perplexity_rel_recovered"] is not None
+    plan = json.loads((request.out / "plan.json").read_bytes())
+    assert plan["config"]["recover"]["steps"] == 8
+    assert plan["config"]["other_text"] == "other.txt"
+
+
+def test_the_work_is_that_without_training(asked: Any) -> None:
+    bounds = []
+    for name, keys in (("plain", {"recover": None}), ("trained", {})):
+        request = asked(name, phases=["prefill"], **keys)
+        sweep(request)
+        bounds.append(judge(request.out).phases["prefill"].points[0])
+    assert bounds[0].bounds["flop"] == pytest.approx(bounds[1].bounds["flop"], rel=1e-9)
+    assert (bounds[0].loss or {})["perplexity_rel_recovered"] is None
+    assert (bounds[0].loss or {})["other_text"]["perplexity_rel"] is not None
+    assert bounds[1].loss["perplexity_rel"] < bounds[0].loss["perplexity_rel"]  # type: ignore[index]
+
+
+def test_a_killed_sweep_goes_on_with_its_training(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_S", 0.0)
+    whole, cut = asked("whole"), asked("cut")
+    sweep(whole)
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_said", lambda t, _: "" if t.state.step < 5 else kill())
+        with pytest.raises(Killed):
+            sweep(cut)
+    with monkeypatch.context() as patch:  # trained, and killed before the control was
+        patch.setattr(control, "copy", type("Copy", (), {"deepcopy": kill}))
+        with pytest.raises(Killed):
+            sweep(cut)
+    sweep(cut)
+    before, after = records(whole.out), records(cut.out)
+    assert [r["resumed_from"] for r in after] == [8, 8]
+    assert [r["weights_sha256"] for r in after] == [r["weights_sha256"] for r in before]
+    losses = [json.loads((r.out / "quality/static-m-s0.5-d0.json").read_bytes())["pruned"]
+              for r in (whole, cut)]  # fmt: skip
+    assert losses[0]["perplexity_rel_recovered"] == losses[1]["perplexity_rel_recovered"]
+
+
+def test_progress_is_told_in_a_sweep(asked: Any) -> None:
+    progress = Killer(after=10**6)
+    sweep(asked("s", phases=["prefill"]), progress)
+    assert "1/1 static-m-s0.5-prefill-b1-p16-d0: train dense control: loss " in progress.said
+
+
+def test_selections_are_points_of_their_own(asked: Any) -> None:
+    request = asked(
+        "s", select=["calibrated", "greedy"], families=["static-m", "static-nk-mlp", "dynamic-nk"],
+        phases=["prefill"], recover=None,
+    )  # fmt: skip
+    assert {r.id for r in plan_of(request).results} == {
+        "static-m-s0.5-prefill-b1-p16-d0-calibrated", "static-m-s0.5-prefill-b1-p16-d0-greedy",
+        "static-nk-mlp-s0.5-prefill-b1-p16-d0-calibrated",
+        "dynamic-nk-s0.5-prefill-b1-p16-d0-calibrated",
+    }  # fmt: skip
+    sweep(request)
+    found = judge(request.out).phases["prefill"].points
+    assert sorted((p.family, p.select) for p in found) == [
+        ("dynamic-nk", "calibrated"), ("static-m", "calibrated"), ("static-m", "greedy"),
+        ("static-nk-mlp", "calibrated"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [({"recover": {"steps": 0}}, "recover steps=0 cannot be"), ({"recover": 3}, "no training"),
+     ({"recover": "rank=3"}, "how many steps"), ({"select": ["calibrated", "best"]}, "'best'")],
+)  # fmt: skip
+def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str) -> None:
+    with pytest.raises(PrunescopeError, match=problem):
+        plan_of(asked("s", **keys))
+
+
+def test_the_other_text_is_another_one(asked: Any, reader: Path) -> None:
+    with pytest.raises(PrunescopeError, match="is the text that trains or chooses"):
+        plan_of(asked("s", other_text=str(reader / "words.txt")))
+
+
+def test_hours_are_told_with_and_without_training() -> None:
+    from rich.console import Console
+
+    plan = {"results": 4, "models": 2, "done": 0, "failed": 0, "pending": 4, "impossible": 0,
+            "seconds": 4 * 3600.0, "recovery_seconds": 3.5 * 3600, "trainings": 3,
+            "notes": []}  # fmt: skip
+    console = Console(record=True, width=120)
+    console.print(sweep_state({"plan": plan, "results": [], "out": "x"}))
+    assert "about 4.0 h on this machine, roughly; 30 min without recovery (3 trainings" in (
+        console.export_text()
+    )

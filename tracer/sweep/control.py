@@ -1,0 +1,55 @@
+"""The dense model after the training that the pruned ones had: what recovery is compared with.
+
+In: a dense Variant and the passages that judge. Out: nats [n] of each passage. Trained once a
+sweep, by whoever needs it first; the others wait, and read what is in the sweep's folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.quality.quality import Passage, nats_of
+from prunescope.tracer.recovery.place import alone
+from prunescope.tracer.recovery.recover import recover
+from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.sweep.state import read_json, write_json
+
+NAME = "dense control"
+
+
+def control_nats(  # noqa: PLR0913
+    folder: Path,
+    dense: Variant,
+    wanted: Recovery,
+    passages: Mapping[str, Passage],
+    *,
+    scoring: str,
+    mark: str,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one."""
+    said = [mark, wanted.plain(), seed, scoring, {n: _said(p) for n, p in passages.items()}]
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    path = folder / "quality" / f"control-{scoring}.json"
+    with alone(path):
+        found = read_json(path)
+        if found is None or found.get("of") != digest:
+            model = copy.deepcopy(dense.model)
+            record = recover(model, load_tokenizer(dense.loaded), wanted, name=NAME, seed=seed)
+            nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
+            found = {"of": digest, "recovery": record, "nats": nats}
+            write_json(path, found)
+    return {n: torch.tensor(v, dtype=torch.float64) for n, v in found["nats"].items()}
+
+
+def _said(passage: Passage) -> dict[str, Any]:
+    return {**passage.record, "context": passage.context, "stride": passage.stride}
