@@ -140,7 +140,8 @@ class Plan:
     shifted: bool = False  # what reads the stream has a bias, that of the norm before it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: most of the time of a forward is in making these, and that would double it.
+@dataclass(slots=True, kw_only=True)
 class Op:
     """One op of a forward, in one layer. `gemms` are whole numbers; `flop` and `bytes` are
     expectations. An attention has two GEMMs, of groups qk and pv. `parameters` counts numbers."""

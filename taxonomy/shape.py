@@ -7,7 +7,7 @@ with counts of parameters and of what is cached. Counts are numbers stored, not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from prunescope.taxonomy.config_mixers import read_mixer
@@ -263,7 +263,7 @@ class ModelShape:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""
-        return asdict(self)
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 _MLP_ROLES = ("gate", "up", "down")

@@ -59,7 +59,8 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
 def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     """Attention itself: projections, rope, attention, o."""
     shape = plan.shape
-    for role, (n, k) in shape.linears().items():
+    linears = shape.linears()
+    for role, (n, k) in linears.items():
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
     share = plan.rows.get("q", 1)
@@ -73,7 +74,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
             yield _attention(attends, window, layers * count / shape.attention_layers, name)
     if shape.query_gate:  # a gate read, its product with what attention puts out
         yield replace(_pointwise(plan, "activation", 3 * shape.q, layers, 0), name="attention.gate")
-    yield from _linear(plan, "o", *shape.linears()["o"], layers)
+    yield from _linear(plan, "o", *linears["o"], layers)
 
 
 def mlp_ops(plan: Plan) -> Iterable[Op]:
@@ -86,9 +87,10 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
     if plain:
+        linears = shape.linears()
         for role in ("gate", "up", "down"):
-            if role in shape.linears():
-                yield from _linear(plan, role, *shape.linears()[role], plain)
+            if role in linears:
+                yield from _linear(plan, role, *linears[role], plain)
         width = (2 + shape.gated) * shape.intermediate
         yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
@@ -104,7 +106,7 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * plan.read.get(role, 1)
-        bias = _bias(plan, role) if index == len(pieces) - 1 else 0
+        bias = _bias(plan, role, n) if index == len(pieces) - 1 else 0
         yield Op(
             name=role,
             role=role,
@@ -259,9 +261,8 @@ def _norm_numbers(shape: ModelShape) -> float:
     return count * shape.norm_parameters * shape.hidden
 
 
-def _bias(plan: Plan, role: str) -> int:
+def _bias(plan: Plan, role: str, n: int) -> int:
     shape = plan.shape
-    n = shape.linears()[role][0]
     if plan.shifted and role not in ("o", "down", "q_b", "kv_b"):
         return n
     if role in ("q", "k", "v"):

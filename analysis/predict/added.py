@@ -9,8 +9,9 @@ cache once more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from prunescope.analysis.predict.constants import KERNELS
+from prunescope.analysis.predict.constants import KERNELS, Constants
 from prunescope.analysis.predict.side import Side
 from prunescope.taxonomy.plan import Op
 
@@ -22,46 +23,62 @@ _ESTIMATE = 3  # pooled scores, softmax, top-k
 
 def added_kernels(side: Side) -> float:
     """Kernels a forward besides the ops themselves. Routers and residual GEMMs are ops."""
-    return sum(op.layers * _kernels(side, op) for op in side.bounded)
-
-
-def _kernels(side: Side, op: Op) -> int:
-    work = side.work
-    return (
-        _ROUTE * is_router(op)
-        + (_LAYOUT * _copies(side) + (work.rows % _ROW_MULTIPLE != 0)) * op.sparse
-        + _ESTIMATE * op.estimated
-        + (op.gathered and op.cls == "attention" and not work.prefill)
-    )
+    work, total = side.work, 0.0
+    sparse = _LAYOUT * _copies(side) + (work.rows % _ROW_MULTIPLE != 0)
+    for op in side.bounded:
+        if is_router(op):
+            total += op.layers * _ROUTE
+        elif op.sparse:
+            total += op.layers * sparse
+        elif op.cls == "attention":
+            again = op.rows < 1 and not work.prefill
+            total += op.layers * (_ESTIMATE * op.estimated + again)
+    return total
 
 
 def _copies(side: Side) -> bool:
     return KERNELS[side.setting.kernel]
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Bytes a forward that added kernels move: streamed, gathered by index, passed over a cache."""
+
+    streamed: float
+    gathered: float
+    cached: float
+
+    def ns(self, c: Constants, byte_per_s: float) -> float:
+        """Their time, at `byte_per_s` of a streaming kernel."""
+        total = self.streamed + self.gathered / c.gather_rate + self.cached * c.cache_passes
+        return total / byte_per_s * 1e9
+
+
 def added_ns(side: Side, *, byte_per_s: float) -> float:
     """ns to move what the added kernels read and write, at `byte_per_s` of a streaming kernel."""
-    return sum(added_op_ns(op, side, byte_per_s) for op in side.bounded)
+    return moved(side).ns(side.setting.constants, byte_per_s)
 
 
-def added_op_ns(op: Op, side: Side, byte_per_s: float) -> float:
-    """ns that the kernels added around one op move, over its layers."""
-    work, c, ops = side.work, side.setting.constants, side.bounded
-    moved = 0.0
-    if is_router(op):
-        # [T, h]: active rows read, written; then their outputs read, added to residual rows read
-        # and written.
-        width, rows = op.gemms[0].k, work.rows * _active(ops)
-        moved += 5 * rows * width * work.itemsize / c.gather_rate
-    if op.sparse and _copies(side):
-        gemm = op.gemms[0]
-        moved += 2 * gemm.batch * gemm.m * gemm.n * work.itemsize  # the output, read and written
-    if op.estimated and work.prefill:
-        heads = op.gemms[0].batch // work.batch
-        moved += work.rows * heads * op.gemms[0].k * work.itemsize  # queries pooled
-    if op.gathered and op.cls == "attention" and not work.prefill:
-        moved += c.cache_passes * _cache(op, ops)
-    return op.layers * moved / byte_per_s * 1e9
+def moved(side: Side) -> Moved:
+    """What the added kernels of a forward read and write."""
+    work, ops = side.work, side.bounded
+    copies, streamed, gathered, cached = _copies(side), 0.0, 0.0, 0.0
+    for op in ops:
+        if is_router(op):
+            # [T, h]: active rows read, written; then their outputs read, added to residual rows
+            # read and written.
+            rows = work.rows * _active(ops)
+            gathered += op.layers * 5 * rows * op.gemms[0].k * work.itemsize
+        elif op.sparse and copies:
+            gemm = op.gemms[0]  # the output, read and written
+            streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
+        elif op.cls == "attention":
+            if op.estimated and work.prefill:  # queries pooled
+                heads = op.gemms[0].batch // work.batch
+                streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
+            if op.rows < 1 and not work.prefill:
+                cached += op.layers * _cache(op, ops)
+    return Moved(streamed, gathered, cached)
 
 
 def is_router(op: Op) -> bool:

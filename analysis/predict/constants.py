@@ -7,7 +7,8 @@ rates of 2:4 kernels by device and library. `benchmarks/predict.md` prints all o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.silicon import same_silicon
@@ -31,9 +32,9 @@ class Constant:
     figure: str
     devices: tuple[str, ...] = ()
 
-    def ends(self, device: Device) -> tuple[float, float]:
+    def ends(self, *, seen: bool) -> tuple[float, float]:
         """Low and high: half as far from the value on silicon where it was seen."""
-        if not any(same_silicon(device, name) for name in self.devices):
+        if not seen:
             return self.low, self.high
         return (self.low + self.value) / 2, (self.high + self.value) / 2
 
@@ -167,14 +168,21 @@ def measured_on(device: Device) -> bool:
     return any(same_silicon(device, name) for name in MEASURED_ON)
 
 
-def ends(terms: frozenset[str], device: Device) -> list[tuple[str, Constants, Constants]]:
+def ends(terms: frozenset[str], device: Device) -> tuple[tuple[str, Constants, Constants], ...]:
     """(name, low, high) of every constant of `terms`, the others at their values."""
-    return [
-        (
-            field.name,
-            replace(DEFAULT, **{field.name: TABLE[field.name].ends(device)[0]}),
-            replace(DEFAULT, **{field.name: TABLE[field.name].ends(device)[1]}),
-        )
-        for field in fields(Constants)
-        if TABLE[field.name].term in terms
-    ]
+    seen = tuple(
+        name for name, row in TABLE.items() if any(same_silicon(device, d) for d in row.devices)
+    )
+    return _ends(terms, seen)
+
+
+@lru_cache(maxsize=256)
+def _ends(
+    terms: frozenset[str], seen: tuple[str, ...]
+) -> tuple[tuple[str, Constants, Constants], ...]:
+    found = []
+    for name, row in TABLE.items():
+        if row.term in terms:
+            low, high = row.ends(seen=name in seen)
+            found.append((name, replace(DEFAULT, **{name: low}), replace(DEFAULT, **{name: high})))
+    return tuple(found)

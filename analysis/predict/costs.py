@@ -8,12 +8,24 @@ family by name.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from prunescope.analysis.predict.added import added_kernels, added_ns
-from prunescope.analysis.predict.host import eager_bytes, eager_kernels, host_ns
-from prunescope.analysis.predict.kernels import kernels_of, op_ns, reductions, stream
+from prunescope.analysis.predict.added import Moved, added_kernels, moved
+from prunescope.analysis.predict.constants import TABLE, Constants
+from prunescope.analysis.predict.host import eager_bytes, host_ops
+from prunescope.analysis.predict.kernels import (
+    Price,
+    kernels_of,
+    price,
+    price_ns,
+    rates,
+    reductions,
+)
 from prunescope.analysis.predict.side import Side
+
+if TYPE_CHECKING:
+    from prunescope.analysis.predict.setting import Setting
 
 LAUNCHES = ("graph", "eager")
 
@@ -40,6 +52,89 @@ TERMS = (
 NAMES = tuple(term.name for term in TERMS)
 
 
+@dataclass(slots=True)
+class Bill:
+    """A forward priced once, for any constants and terms. Counts are kernels, bytes and host ops a
+    forward; `memo` keeps the totals that were asked for: a grid asks for its dense side again."""
+
+    setting: Setting
+    prices: tuple[Price, ...]
+    kernels: float
+    extra: float
+    reduced: float
+    moved: Moved
+    eager_bytes: float
+    host: tuple[float, float]  # ops that launch, and module calls with half of each view
+    memo: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
+
+    def total_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """ns a forward with the terms in `active`; the roofline where there are none."""
+        found = self.memo.get((c, active))
+        if found is None:
+            found = self.memo[c, active] = self._total_ns(c, active)
+        return found
+
+    def _total_ns(self, c: Constants, active: frozenset[str]) -> float:
+        setting, r = self.setting, rates(self.setting, c, active)
+        eager = setting.launch == "eager"
+        total = sum([one.layers * price_ns(one, r) for one in self.prices])
+        if "eager" in active and eager:
+            total += self.eager_bytes / r.stream_byte_per_s * 1e9
+        kernels = self.host[0] if eager and "eager" in active else self.kernels
+        if "tile_wave" in active:
+            kernels += self.reduced
+        if "added" in active:
+            total += self.moved.ns(c, r.stream_byte_per_s)
+            kernels += self.extra
+        if "kernel" in active:
+            total += kernels * c.ramp_ns(setting.device)
+        if "launch" not in active:
+            return total
+        total += kernels * c.launch_ns
+        if not eager:
+            return total
+        # Host and device run side by side: whichever is slower sets the pace.
+        ops = self.host[0] + c.module_share * self.host[1] + self.extra * ("added" in active)
+        return max(total, ops * c.dispatch_ns)
+
+    def moved_by(self) -> frozenset[str]:
+        """The constants that can change a total of this bill."""
+        checks = {
+            "dispatch_ns": self.setting.launch == "eager",
+            "module_share": self.setting.launch == "eager",
+            "gemm_share": self.setting.ceiling is None,
+            "sparse_rate": any(one.sparse for one in self.prices),
+            "gathered_kernel": any(one.gathered for one in self.prices),
+            "gather_rate": self.moved.gathered > 0,
+            "cache_passes": self.moved.cached > 0,
+        }
+        return frozenset(name for name in TABLE if checks.get(name, True))
+
+
+def bill(side: Side) -> Bill:
+    """The bill of a side; one for all constants."""
+    setting, kept = side.setting, side.forward.bills
+    device = setting.device
+    key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.kernel, setting.launch,
+           setting.ceiling, device.sm, device.boost_hz)  # fmt: skip
+    found = kept.get(key)
+    if not isinstance(found, Bill):
+        ops = side.bounded
+        prices = tuple([price(side, op) for op in ops])
+        eager = setting.launch == "eager"
+        found = kept[key] = Bill(
+            setting=setting,
+            prices=prices,
+            kernels=kernels_of(ops),
+            extra=added_kernels(side),
+            reduced=reductions(side, prices),
+            moved=moved(side),
+            eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
+            host=host_ops(side) if eager else (0.0, 0.0),
+        )
+    return found
+
+
 def speedup(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> float:
     """Dense over pruned with `terms`."""
     return total_ns(dense, terms) / total_ns(pruned, terms)
@@ -47,22 +142,4 @@ def speedup(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> float:
 
 def total_ns(side: Side, active: Collection[str]) -> float:
     """ns a forward with the terms in `active`; the roofline where there are none."""
-    setting, ops = side.setting, side.bounded
-    c, eager = setting.constants, setting.launch == "eager"
-    total = sum(op.layers * op_ns(side, op, active) for op in ops)
-    if "eager" in active and eager:
-        rate = stream(side, active)
-        total += sum(op.layers * eager_bytes(side, op) for op in ops) / rate * 1e9
-    extra = added_kernels(side) if "added" in active else 0.0
-    if "added" in active:
-        total += added_ns(side, byte_per_s=stream(side, active))
-    kernels = eager_kernels(side) if eager and "eager" in active else kernels_of(ops)
-    if "tile_wave" in active:
-        kernels += reductions(side)
-    if "kernel" in active:
-        total += (kernels + extra) * c.ramp_ns(setting.device)
-    if "launch" not in active:
-        return total
-    total += (kernels + extra) * c.launch_ns
-    # Host and device run side by side: whichever is slower sets the pace.
-    return max(total, host_ns(side, extra)) if eager else total
+    return bill(side).total_ns(side.setting.constants, frozenset(active))

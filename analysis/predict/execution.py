@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from prunescope.analysis.predict.constants import TABLE
-from prunescope.analysis.predict.costs import NAMES, TERMS, total_ns
+from prunescope.analysis.predict.costs import NAMES, TERMS, bill
 from prunescope.analysis.predict.ranges import Doubt, doubt
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import Execution, TermRow
 
+_FIGURES = {
+    name: "; ".join(c.figure for c in TABLE.values() if c.term == name) or "shapes and SMs alone"
+    for name in NAMES
+}
 _NARROW = 0.02
 _SLACK = 1.005  # above the bound by less is rounding
 
@@ -23,19 +27,20 @@ def execution(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Exec
     rows = []
     active: set[str] = set()
     before = (dense.ns, pruned.ns)
+    bills, c = (bill(dense), bill(pruned)), dense.setting.constants
     for term in TERMS:
         if term.name not in terms:
             continue
         active.add(term.name)
-        after = (total_ns(dense, active), total_ns(pruned, active))
+        now = frozenset(active)
+        after = (bills[0].total_ns(c, now), bills[1].total_ns(c, now))
         rows.append(
             TermRow(
                 name=term.name,
                 dense_ns=after[0] - before[0],
                 pruned_ns=after[1] - before[1],
                 mechanism=term.mechanism,
-                figure="; ".join(c.figure for c in TABLE.values() if c.term == term.name)
-                or "shapes and SMs alone",
+                figure=_FIGURES[term.name],
             )
         )
         before = after

@@ -1,7 +1,7 @@
 """Eager mode: the host dispatches op after op beside the device, and modules run unfused.
 
-In: a Side. Out: ns that the host takes for a forward, kernels that start, and what a layer's op
-moves beyond its fused kernel. Counted in transformers' Llama: module calls, ops that launch, views.
+In: a Side. Out: the ops that the host dispatches for a forward, and what a layer's op moves
+beyond its fused kernel. Counted in transformers' Llama: module calls, ops that launch, views.
 """
 
 from __future__ import annotations
@@ -38,22 +38,14 @@ _EAGER = {
 _LINEAR, _OTHER = Eager(1, 2, 1), Eager(1, 0, 0)
 
 
-def host_ns(side: Side, extra: float) -> float:
-    """ns of the host for a forward; `extra` are the kernels that only pruning needs."""
-    c = side.setting.constants
-    total = extra
+def host_ops(side: Side) -> tuple[float, float]:
+    """Ops of a forward that launch a kernel, and module calls with half of each view."""
+    launches = calls = 0.0
     for op in side.bounded:
-        one, repeats = eager_of(op), _repeats(side, op)
-        ops = one.launches + repeats + c.module_share * (one.modules + 0.5 * one.views)
-        total += op.layers * op.runs * ops
-    return total * c.dispatch_ns
-
-
-def eager_kernels(side: Side) -> float:
-    """Kernels that eager modules start in a forward."""
-    return sum(
-        op.layers * op.runs * (eager_of(op).launches + _repeats(side, op)) for op in side.bounded
-    )
+        one, times = eager_of(op), op.layers * op.runs
+        launches += times * (one.launches + _repeats(side, op))
+        calls += times * (one.modules + 0.5 * one.views)
+    return launches, calls
 
 
 def eager_bytes(side: Side, op: Op) -> float:

@@ -1,73 +1,127 @@
 """The time of one op on a device: achievable rates, tiles and waves, sparse and gathered kernels.
 
-In: a Side and an Op; the names of the terms that count. Out: ns of one layer of the op, without
-what a kernel's start costs, and how many kernels start. What a cost needs to know of a family it
+In: a Side and an Op; the names of the terms that count. Out: its Price, and ns of one layer without
+what a kernel's start costs; and how many kernels start. What a cost needs to know of a family it
 reads from the op (sparse, gathered, estimated, added): nothing here knows a family by name.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.predict.constants import SPARSE, SparseRate
+from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.predict.silicon import same_silicon
 from prunescope.analysis.predict.tiles import Choice, tile_choices
 from prunescope.taxonomy.plan import Op
 
+if TYPE_CHECKING:
+    from prunescope.analysis.predict.setting import Setting
+
 # Kernels of an op: a norm comes with its residual add, an attention with the cache's update.
 KERNELS = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 
 
-def op_ns(side: Side, op: Op, active: Collection[str]) -> float:
-    """ns of one layer of an op, without the costs of a kernel's start.
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What an op costs before constants: `cuts` are the ways to cut its GEMM, with K whole first,
+    and seconds at the peak; `plain` those without tiles, `memory` those at the bandwidth."""
 
-    Compute pays for whole tiles and waves before it meets memory: the slower of both sets the time.
-    """
+    layers: float
+    plain: float
+    memory: float
+    cuts: tuple[tuple[float, float, Choice], ...]  # seconds, bytes of partial sums
+    pointwise: bool
+    sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
+    gathered: bool
+
+
+def price(side: Side, op: Op) -> Price:
+    """The price of one layer of an op."""
     setting = side.setting
-    c = setting.constants
-    compute, memory = op.flop / setting.flop_per_s, op.bytes / setting.byte_per_s
-    if "tile_wave" in active and op.cls == "matmul":
-        compute = _best(side, op, active)[1]
-    if "achievable" in active:
-        compute /= gemm_share(side)
-        memory /= c.stream_share
-    if "elementwise" in active and op.cls == "pointwise":
-        memory *= c.unfused
-    if "sparse_kernel" in active and op.sparse:
-        compute *= sparse_rate(setting.device, setting.kernel).value * c.sparse_rate
-    slower = c.gathered_kernel if "gathered" in active and op.gathered else 1.0
-    return max(compute, memory) * slower * 1e9
+    plain = op.flop / setting.flop_per_s
+    cuts: tuple[tuple[float, float, Choice], ...] = ()
+    if op.cls == "matmul" and setting.device.sm:
+        gemm = op.gemms[0]
+        m, n, gathered = gemm.m, gemm.n, op.rows < 1
+        spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if gathered else 0.0
+        choices = tile_choices((m, n, gemm.k, gemm.batch), setting.device.sm, spread)
+        each = 8.0 * gemm.batch * m * n  # bytes of a part's float32 sums, written and read
+        cuts = tuple([(plain * c.factor, each * c.parts * (c.parts > 1), c) for c in choices])
+    return Price(
+        op.layers,
+        plain,
+        op.bytes / setting.byte_per_s,
+        cuts,
+        op.cls == "pointwise",
+        sparse_rate(setting.device, setting.kernel).value if op.sparse else 0.0,
+        op.rows < 1,
+    )
+
+
+def op_ns(side: Side, op: Op, active: Collection[str]) -> float:
+    """ns of one layer of an op, without the costs of a kernel's start."""
+    return price_ns(price(side, op), rates(side.setting, side.setting.constants, active))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Constants as the terms in use let them count. `share`: of the GEMM peak."""
+
+    tiles: bool
+    share: float
+    stream: float  # of the sheet's bandwidth
+    stream_byte_per_s: float
+    pointwise: float
+    sparse: float
+    gathered: float
+
+
+def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
+    """What multiplies the price of each op."""
+    reached = "achievable" in active
+    share = c.stream_share if reached else 1.0
+    return Rates(
+        "tile_wave" in active,
+        (setting.ceiling or c.gemm_share) if reached else 1.0,
+        share,
+        setting.byte_per_s * share,
+        c.unfused if "elementwise" in active else 1.0,
+        c.sparse_rate if "sparse_kernel" in active else 0.0,
+        c.gathered_kernel if "gathered" in active else 1.0,
+    )
+
+
+def price_ns(one: Price, r: Rates) -> float:
+    """ns of one layer. Compute pays for whole tiles and waves, and for the sums of a split K,
+    before it meets memory: the slower of both sets the time."""
+    if r.tiles and one.cuts:
+        compute = min([s / r.share + sums / r.stream_byte_per_s for s, sums, _ in one.cuts])
+    else:
+        compute = one.plain / r.share
+    memory = one.memory / r.stream
+    if one.pointwise:
+        memory *= r.pointwise
+    if one.sparse and r.sparse:
+        compute *= one.sparse * r.sparse
+    longest = compute if compute > memory else memory
+    return longest * (r.gathered if one.gathered else 1.0) * 1e9
 
 
 def tile(side: Side, op: Op) -> Choice | None:
     """How a GEMM is cut; None where the units of the device are not known."""
-    return _best(side, op, ("achievable",))[0] if op.cls == "matmul" else None
+    r = rates(side.setting, side.setting.constants, ("achievable",))
+    return _cut(price(side, op), r)
 
 
-def _best(side: Side, op: Op, active: Collection[str]) -> tuple[Choice | None, float]:
-    """The cut of a GEMM and the seconds that it computes at the peak.
-
-    The parts of a K write float32 sums and a last kernel reads them: memory that only pays where
-    it saves more waves.
-    """
-    setting, gemm, spread = side.setting, op.gemms[0], 0.0
-    seconds = op.flop / setting.flop_per_s
-    if not setting.device.sm:
-        return None, seconds
-    if op.gathered:
-        spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5
-    sizes = (gemm.m, gemm.n, gemm.k, gemm.batch)
-    share = gemm_share(side) if "achievable" in active else 1.0
-    best: tuple[Choice | None, float] = (None, math.inf)
-    for choice in tile_choices(sizes, setting.device.sm, spread):
-        sums = 8.0 * choice.parts * gemm.batch * gemm.m * gemm.n if choice.parts > 1 else 0.0
-        now = seconds * choice.factor + sums / stream(side, active) * share
-        if now < best[1]:
-            best = (choice, now)
-    return best
+def _cut(one: Price, r: Rates) -> Choice | None:
+    ways = [
+        (s / r.share + sums / r.stream_byte_per_s, i) for i, (s, sums, _) in enumerate(one.cuts)
+    ]
+    return one.cuts[min(ways)[1]][2] if ways else None
 
 
 def kernels_of(ops: Iterable[Op]) -> float:
@@ -75,20 +129,14 @@ def kernels_of(ops: Iterable[Op]) -> float:
     return sum(op.layers * op.runs * KERNELS.get(op.role, 1) for op in ops)
 
 
-def reductions(side: Side) -> float:
+def reductions(side: Side, prices: Sequence[Price]) -> float:
     """Kernels a forward that add up the parts of a K that was split, where compute binds."""
-    found = 0.0
-    for op in side.bounded:
-        if op.cls == "matmul" and side.is_compute(op):
-            choice = tile(side, op)
+    found, r = 0.0, rates(side.setting, DEFAULT, ("achievable",))
+    for op, one in zip(side.bounded, prices, strict=True):
+        if len(one.cuts) > 1 and one.plain >= one.memory:
+            choice = _cut(one, r)
             found += op.layers * op.runs * (choice is not None and choice.parts > 1)
     return found
-
-
-def gemm_share(side: Side) -> float:
-    """Share of the peak that the best published GEMM of this silicon reaches."""
-    setting = side.setting
-    return setting.ceiling or setting.constants.gemm_share
 
 
 def sparse_rate(device: Device, library: str) -> SparseRate:

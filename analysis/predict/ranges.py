@@ -22,8 +22,8 @@ from prunescope.analysis.predict.constants import (
     ends,
     measured_on,
 )
-from prunescope.analysis.predict.costs import speedup, total_ns
-from prunescope.analysis.predict.kernels import op_ns
+from prunescope.analysis.predict.costs import bill, total_ns
+from prunescope.analysis.predict.kernels import op_ns, price_ns, rates
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import Guess
 from prunescope.taxonomy.plan import Op
@@ -50,22 +50,34 @@ class Doubt:
 def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
     """How far the speed-up of these sides may be off."""
 
-    def gain(constants: Constants) -> float:
-        return speedup(dense.with_constants(constants), pruned.with_constants(constants), terms)
+    bills, active = (bill(dense), bill(pruned)), frozenset(terms)
 
-    other = reshaped(dense, pruned, terms)
-    return doubt_of(gain, pruned, terms, reshaped=other, drawn=drawn(pruned, terms))
+    def gain(constants: Constants) -> float:
+        return bills[0].total_ns(constants, active) / bills[1].total_ns(constants, active)
+
+    return doubt_of(
+        gain, pruned, terms, reshaped=reshaped(dense, pruned, terms), drawn=drawn(pruned, terms),
+        names=bills[0].moved_by() | bills[1].moved_by(),
+    )  # fmt: skip
 
 
 def doubt_of(
-    gain: Gain, side: Side, terms: Collection[str], *, reshaped: float, drawn: float = 0.0
+    gain: Gain,
+    side: Side,
+    terms: Collection[str],
+    *,
+    reshaped: float,
+    drawn: float = 0.0,
+    names: Collection[str] = tuple(TABLE),
 ) -> Doubt:
-    """The same of any speed-up on the device of `side`."""
+    """The same of any speed-up on the device of `side`. `names`: the constants that matter."""
     device = side.setting.device
     own = RESHAPED * reshaped * (1.0 if measured_on(device) else UNSEEN)
     value, rows = gain(side.setting.constants), []
     below = above = COMMON**2 + own**2 + drawn**2
     for name, low, high in ends(frozenset(terms), device):
+        if name not in names:
+            continue
         there = sorted((gain(low), gain(high)))
         if there[1] - there[0] <= 1e-9:
             continue
@@ -86,9 +98,13 @@ def doubt_of(
 def reshaped(dense: Side, pruned: Side, terms: Collection[str]) -> float:
     """Share of the pruned time, without starts, in kernels that the dense model does not run."""
     known = {_key(op) for op in dense.bounded}
-    times = [(op, op.layers * op_ns(pruned, op, terms)) for op in pruned.bounded]
-    total = sum(ns for _, ns in times)
-    return sum(ns for op, ns in times if _key(op) not in known) / total
+    r = rates(pruned.setting, pruned.setting.constants, terms)
+    every = other = 0.0
+    for op, one in zip(pruned.bounded, bill(pruned).prices, strict=True):
+        ns = one.layers * price_ns(one, r)
+        every += ns
+        other += 0.0 if _key(op) in known else ns
+    return other / every
 
 
 def drawn(pruned: Side, terms: Collection[str]) -> float:

@@ -7,7 +7,8 @@ FLOP/s, bandwidth in byte/s; the request has them in TFLOP/s and GB/s.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.family import Family, Point
 from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.shape import ModelShape
 
 
@@ -98,10 +100,19 @@ class Setting:
         if not pruned or self.family is None:
             return Side(setting=self, forward=dense_forward(self.shape, work))
         asked = self.sparsity if sparsity is None else sparsity
-        point = self.family.point(asked, self.knobs)
-        if asked == self.sparsity and self.removed:
-            point = replace(point, removed=self.removed)
+        removed = self.removed if asked == self.sparsity else {}
+        point = Point(sparsity=asked, knobs=self.knobs, removed=removed)  # knobs are filled in
         return Side(setting=self, forward=pruned_forward(self.shape, work, self.family, point))
+
+
+def _model(name: str) -> tuple[ModelShape, str, str | None]:
+    """The shape of a model; a preset's is read once."""
+    return _preset(name) if name.lower() in preset_names() else read_model(name)
+
+
+@lru_cache(maxsize=64)
+def _preset(name: str) -> tuple[ModelShape, str, str | None]:
+    return read_model(name)
 
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
@@ -132,7 +143,7 @@ def resolve(
             hint="`prunescope devices` lists those that are known",
         )
     chosen = _family(method)
-    shape, source, written = read_model(request.model)
+    shape, source, written = _model(request.model)
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, written, device, warnings)

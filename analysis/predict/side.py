@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.predict.constants import Constants
 from prunescope.taxonomy.family import Family, Point
@@ -33,6 +33,7 @@ class Forward:
     parameters: float
     weight_bytes: float
     kv_bytes: float
+    bills: dict[Any, Any] = field(default_factory=dict, compare=False)  # by device, see `costs`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
