@@ -24,7 +24,7 @@ from prunescope.taxonomy.shape import ModelShape
 # Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
 # an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
 _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
-_FIXED = 6_000  # of a kernel: the time that no size explains
+_FIXED = 2_000  # of a kernel: the time that no size explains
 _ABOVE_PEAK = 1.1
 _WIDTH = 0.05
 _HEAD_DIM = re.compile(
@@ -88,8 +88,18 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + _FIXED / min(a, b)
 
 
-def against_times(placed: Sequence[Placed]) -> list[str]:
-    """Two GEMMs whose times cannot both be those of their N·K."""
+def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
+    """A head of the model whose grid no M fits."""
+    for one in placed:
+        if one.slot.role == "lm_head" and allowed_rows(one, sm) == ():
+            grid = "×".join(map(str, one.item.grid or ()))
+            return [f"no M fits the grid of lm_head ({grid} blocks) with N = {one.slot.n:,}"]
+    return []
+
+
+def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
+    """Two GEMMs whose times cannot both be those of their N·K. `with_head`: the head has as many
+    rows as the linears."""
     times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         if one.slot.what == GEMM and one.slot.role != "router" and one.item.ns > 0:
@@ -98,8 +108,8 @@ def against_times(placed: Sequence[Placed]) -> list[str]:
     worst: tuple[float, str] = (1.0, "")
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
-        if "lm_head" in (slot_a.role, slot_b.role):
-            continue  # of other rows
+        if "lm_head" in (slot_a.role, slot_b.role) and not with_head:
+            continue
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
         rate_a, rate_b = slot_a.size / usual[a], slot_b.size / usual[b]
         off = max(rate_a, rate_b) / min(rate_a, rate_b)

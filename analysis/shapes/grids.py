@@ -15,6 +15,8 @@ from prunescope.analysis.device.tiles import Tile, tile_of
 
 Intervals = tuple[tuple[int, int], ...]  # both ends included, growing
 _SPLITS = re.compile(r"split_?k|stream_?k|GSU(?:[2-9]|\d\d)|_SK[1-9]", re.IGNORECASE)
+# Kernels that may share tiles out over fewer blocks by a scheduler of their own.
+_SCHEDULED = re.compile(r"cutlass3x|sm(?:90|100)_xmma|[Pp]ersistent|triton|_ws_|warpspecialized")
 _SWIZZLES = (1, 2, 4, 8, 16)
 _MOST = 1 << 22  # blocks; more are not looked at
 
@@ -25,8 +27,8 @@ def other_side(
 ) -> Intervals | None:
     """What M may be where N = `size`, or N where M = `size`.
 
-    None where the grid does not tell: no tile in the name, K that may be split, or so few blocks
-    that they may be workers (at most two a multiprocessor, and no whole number of tiles).
+    None where the grid does not tell: no tile in the name, K that may be split, or blocks that may
+    be workers.
     """
     tile, blocks = tile_of(kernel), math.prod(grid)
     depth = grid[2] if len(grid) > 2 else 1
@@ -39,7 +41,7 @@ def other_side(
         counted = -(-size // along)
         for other in _counts(counted, blocks, tile):
             found.add(((other - 1) * across + 1, other * across))
-    if not found and sm is not None and blocks <= 2 * sm:
+    if not found and _SCHEDULED.search(kernel) and (sm is None or blocks <= 2 * sm):
         return None
     return _joined(found)
 

@@ -136,12 +136,20 @@ def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placement
 
 
 def _passes(items: Sequence[Item], layers: int, before: int) -> list[Sequence[Item]]:
-    """A step in forward passes, where it holds a whole number of them."""
+    """A step in forward passes, where it holds a whole number of them: between two, more runs than
+    between two layers (the head, another embedding)."""
     at = [i for i, item in enumerate(items) if item.what == ATTENTION]
     if len(at) <= layers or len(at) % layers:
         return [items]
-    cuts = [max(0, at[i] - before) for i in range(layers, len(at), layers)]
+    ends = range(layers, len(at), layers)
+    if not all(_parts(items, at[i - 1], at[i]) > _parts(items, at[0], at[1]) for i in ends):
+        return [items]
+    cuts = [max(0, at[i] - before) for i in ends]
     return [items[a:b] for a, b in zip([0, *cuts], [*cuts, len(items)], strict=True)]
+
+
+def _parts(items: Sequence[Item], first: int, last: int) -> int:
+    return sum(item.what in (GEMM, GROUPED) for item in items[first:last])
 
 
 def _place_pass(

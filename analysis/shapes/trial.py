@@ -97,7 +97,8 @@ class Trial:
             *evidence.against_records(gemms),
             *evidence.against_heads(items, shape),
             *evidence.against_attention_grid(items, shape, self.ranks),
-            *evidence.against_times(gemms),
+            *evidence.against_head(gemms, self.sm),
+            *evidence.against_times(gemms, with_head=tokens.heads == (tokens.rows,)),
             *evidence.against_peaks(
                 gemms, self.rows[step],
                 flop_per_s=device.peak(inputs) if device is not None else None,

@@ -1,0 +1,130 @@
+"""Kernels of real traces dropped, merged and reordered at random: alignment gives the truth or null.
+
+Each kernel carries its number through the damage, which knows nothing of the aligner.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.inputs.subject import Options, open_side
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ops.kind import kernel_kind
+from tests.analysis.shapes.stripped import CASES, LINEARS, SHARED, Case, events, save
+
+PRODUCTS = ("gemm", "gemv", "batched_gemm", "grouped_gemm", "attention")
+# Where two of a layer are of one size and run on one kernel, nothing tells that they changed places.
+TWINS = {"k": "k or v", "v": "k or v", "gate": "gate or up", "up": "gate or up"}
+Event = dict[str, Any]
+Place = tuple[str, int | None, int, int]  # role, layer, N, K
+Damage = Callable[[list[Event], random.Random, int], list[Event]]
+
+
+def drop(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
+    gone = {id(e) for e in rng.sample(kernels, count)}
+    return [e for e in kernels if id(e) not in gone]
+
+
+def merge(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
+    """A kernel and the next one become one, with the name and grid of the first: a GEMM with what
+    follows it (an epilogue) is that GEMM, two products are neither of them."""
+    out = list(kernels)
+    for at in sorted(rng.sample(range(len(kernels) - 1), count), reverse=True):
+        first, second = out[at], out.pop(at + 1)
+        first["dur"] = second["ts"] + second["dur"] - first["ts"]
+        if kernel_kind(first["name"]) in PRODUCTS and kernel_kind(second["name"]) in PRODUCTS:
+            first["args"]["registers per thread"] = 100_000 + at
+    return out
+
+
+def reorder(kernels: list[Event], rng: random.Random, count: int) -> list[Event]:
+    """Two neighbours change places, on the host and on the device."""
+    out = list(kernels)
+    for at in rng.sample(range(len(kernels) - 1), count):
+        a, b = out[at], out[at + 1]
+        begin = a["ts"]
+        gap = b["ts"] - a["ts"] - a["dur"]
+        b["ts"], a["ts"] = begin, begin + b["dur"] + gap
+        both = a["args"], b["args"]
+        if "correlation" in both[0] and "correlation" in both[1]:
+            both[0]["correlation"], both[1]["correlation"] = (
+                both[1]["correlation"], both[0]["correlation"],
+            )  # fmt: skip
+        out[at], out[at + 1] = b, a
+    return out
+
+
+def kernels_of(path: Path, case: Case, *, eager: Path | None = None, **options: Any) -> Kernels:
+    side = open_side(
+        path, Options(device=case.device, **options), eager=eager, model=options.get("model")
+    )
+    return side.kernels(side.phases[0])
+
+
+def numbered(trace: dict[str, Any]) -> list[Event]:
+    """The kernels of a trace in time order, each with its number as its registers."""
+    kernels = [e for e in trace["traceEvents"] if e.get("cat") == "kernel"]
+    kernels.sort(key=lambda e: e["ts"])
+    for number, kernel in enumerate(kernels):
+        kernel["args"]["registers per thread"] = number
+    return kernels
+
+
+def placed(told: Kernels, case: Case) -> dict[int, Place]:
+    """Role, layer, N and K of each linear, by the number of its kernel."""
+    out = {}
+    for row in told.frame.filter("main").iter_rows(named=True):
+        work = None if row["call"] is None else told.works[row["call"]]
+        widths = None if row["call"] is None else told.known.get(row["call"])
+        if work is not None and len(work.gemms) == 1:
+            widths = work.gemms[0].n, work.gemms[0].k
+        if row["role"] in (*LINEARS, *case.same) and widths is not None:
+            role = case.same.get(row["role"], row["role"])
+            out[row["registers"]] = (role, row["layer"], *widths)
+    return out
+
+
+@cache
+def truths(case: Case) -> dict[int, Place]:
+    trace = json.loads(events(case.name))
+    numbered(trace)
+    eager = None if case.eager is None else SHARED / f"{case.eager}.json.gz"
+    with TemporaryDirectory() as folder:
+        path = save(trace, Path(folder) / "whole.json.gz")
+        return placed(kernels_of(path, case, eager=eager), case)
+
+
+def same(told: Place, true: Place | None) -> bool:
+    """Whether a kernel has the role, layer, N and K of the truth."""
+    if true is None:
+        return False
+    a, b = (TWINS.get(role, role) for role in (told[0], true[0]))
+    return (a, *told[1:]) == (b, *true[1:])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.split("/")[1])
+@pytest.mark.parametrize("damage", [drop, merge, reorder])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_truth_or_null(case: Case, damage: Damage, seed: int, tmp_path: Path) -> None:
+    assert case.path
+    rng = random.Random(f"{case.name} {damage.__name__} {seed}")
+    trace = json.loads(events(case.name))
+    kernels = numbered(trace)
+    left = damage(kernels, rng, (1, 2, 4, 10, 40)[seed])
+    gone = ("kernel", "python_function", "cpu_op")
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") not in gone] + left
+    path = save(trace, tmp_path / "damaged.json.gz")
+    got = placed(kernels_of(path, case, model=case.model, **case.workload), case)
+    true = truths(case)
+    wrong = {n: (one, true.get(n)) for n, one in got.items() if not same(one, true.get(n))}
+    assert not wrong, f"{len(wrong)} of {len(got)}: {list(wrong.items())[:3]}"
+    if seed == 0:
+        assert len(got) >= 0.9 * len(true), f"{len(got)} of {len(true)} are told"

@@ -1,0 +1,97 @@
+"""A config that the trace contradicts gives no shapes, and the warning names what contradicts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.taxonomy.presets import preset_config
+from tests.analysis.shapes.stripped import (
+    B200,
+    GRAPH,
+    H100,
+    MI300,
+    Case,
+    known,
+    report,
+    strip,
+    table,
+    truth,
+)
+
+WRONG: list[tuple[Case, dict[str, Any], str]] = [
+    (H100, {"num_hidden_layers": 23}, "24 layers in the trace, 23 in the config"),
+    (H100, {"num_hidden_layers": 28}, "24 layers in the trace, 28 in the config"),
+    (H100, {"num_hidden_layers": 12}, "layers"),
+    (H100, {"intermediate_size": 2112}, "their rates"),
+    (H100, {"intermediate_size": 3520}, "their rates"),
+    (H100, {"intermediate_size": 4864}, "their rates"),
+    (H100, {"num_key_value_heads": 4}, "their rates"),
+    (H100, {"num_key_value_heads": 8}, "their rates"),
+    (H100, {"num_attention_heads": 8, "num_key_value_heads": 8}, "heads"),
+    (H100, {"head_dim": 128}, "heads of 64"),
+    (H100, {"hidden_size": 1280, "head_dim": 64}, "residual adds"),
+    (H100, {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}, "heads"),
+    (MI300, {"num_hidden_layers": 32}, "36 layers in the trace, 32 in the config"),
+    (MI300, {"num_hidden_layers": 40}, "36 layers in the trace, 40 in the config"),
+    (MI300, {"intermediate_size": 9216}, "no M fits"),
+    (MI300, {"intermediate_size": 15360}, "no M fits"),
+    (MI300, {"num_key_value_heads": 16}, "no M fits"),
+    (MI300, {"num_key_value_heads": 32}, "no M fits"),
+    (MI300, {"hidden_size": 5120}, "no M fits"),
+    (MI300, {"head_dim": 64}, "no M fits"),
+    (MI300, {"vocab_size": 128256}, "lm_head"),
+    (GRAPH, {"num_hidden_layers": 35}, "36 layers in the trace, 35 in the config"),
+    (GRAPH, {"num_hidden_layers": 28}, "36 layers in the trace, 28 in the config"),
+    (GRAPH, {"head_dim": 64}, "heads of 128"),
+    (GRAPH, {"num_key_value_heads": 4}, "4 query heads a key, the config has 8"),
+    (GRAPH, {"num_attention_heads": 64}, "4 query heads a key, the config has 8"),
+    (GRAPH, {"intermediate_size": 49152}, "their rates"),
+    (GRAPH, {"vocab_size": 32000}, "their rates"),
+    (B200, {"num_hidden_layers": 24}, "36 layers in the trace, 24 in the config"),
+    (B200, {"hidden_size": 4096}, "no M fits"),
+    (B200, {"num_key_value_heads": 64}, "no shapes"),
+    (B200, {"num_attention_heads": 128}, "no M fits"),
+    (B200, {"head_dim": 128}, "no M fits"),
+    (B200, {"num_local_experts": 256}, "no M fits"),
+]
+
+
+def changed(case: Case, folder: Path, changes: dict[str, Any]) -> str:
+    """A config.json that differs from the case's."""
+    config = preset_config(case.model) | changes
+    if len(config.get("layer_types") or []) > config["num_hidden_layers"]:
+        config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
+    path = folder / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("case", "changes", "why"), WRONG, ids=lambda value: str(value)[:60])
+def test_no_row_has_a_wrong_width(
+    case: Case, changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    path = strip(case, tmp_path, modules=False)
+    model = changed(case, tmp_path, changes)
+    true = {(role, n, k) for role, _, n, k in truth(case)}
+    for workload in (case.workload, {}):
+        told = report(path, case, model=model, **workload)
+        wrong = {(role, n, k) for role, _, n, k in known(table(told, case))} - true
+        if not workload and "residual" in why:
+            continue  # widths that all scale together need M to be told
+        assert not wrong
+        said = " ".join(told.warnings)
+        assert why in said, said
+
+
+@pytest.mark.parametrize("width", [2792, 2800])
+def test_what_the_trace_cannot_decide_is_taken_and_said(width: int, tmp_path: Path) -> None:
+    path = strip(H100, tmp_path, modules=False)
+    model = changed(H100, tmp_path, {"intermediate_size": width})
+    told = report(path, H100, model=model, **H100.workload)
+    assert {row[2] for row in known(table(told, H100)) if row[0] == "gate"} == {width}
+    notes = " ".join(told.phases["trace"].notes)
+    assert "the trace fits N of" in notes and "gate 2," in notes
