@@ -79,14 +79,14 @@ def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
 def _filled(out: Filled, trial: Trial) -> Filled:
     """Give the rows their calls, layers and roles."""
     writer = Writer(trial, len(trial.traced.works))
-    for step, placement in trial.placed.items():
-        writer.add(step, placement)
+    for key, placement in trial.placed.items():
+        writer.add(key, placement)
     out.calls, out.works, out.known = writer.calls, writer.works, writer.known
     out.frame = writer.written(trial.traced.frame)
     out.warnings += list(dict.fromkeys(trial.warnings))
     out.source = "order" if trial.by_order else trial.traced.source
-    step = next(iter(trial.placed))
-    widths = fitting_widths(trial.placed[step].gemms, trial.rows[step], trial.sm)
+    first = next(iter(trial.placed))
+    widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm)
     out.notes += [_note(trial, writer), *widths]
     return out
 

@@ -1,7 +1,7 @@
 """The slot of every GEMM of a step: by the modules that hold them, or by the order of kernels.
 
-In: the items of a step, the config. Out: `Placement`: GEMMs with slots and layers, attentions with
-layers, and what contradicts the config or keeps the order from being told.
+In: the items of a step, the config. Out: a `Placement` a forward pass: GEMMs with slots and layers,
+attentions with layers, and what contradicts the config or keeps the order from being told.
 """
 
 from __future__ import annotations
@@ -40,11 +40,23 @@ class Placement:
     by_order: bool = False
 
 
-def place(items: Sequence[Item], shape: ModelShape, ranks: int, *, modules: bool) -> Placement:
-    """The placement of one step."""
-    if modules:
-        return _by_modules(items, shape, ranks)
-    return _by_order(items, shape, ranks)
+def place(
+    items: Sequence[Item], shape: ModelShape, ranks: int, *, modules: bool
+) -> list[Placement]:
+    """The placement of every forward pass of a step."""
+    if not modules:
+        return _by_order(items, shape, ranks)
+    return [_by_modules(part, shape, ranks) for part in _calls(items)]
+
+
+def _calls(items: Sequence[Item]) -> list[Sequence[Item]]:
+    """A step in calls of the model: each begins where the first layer follows another one."""
+    cuts, last = [0], 0
+    for i, item in enumerate(items):
+        if item.layer == 0 and last:
+            cuts.append(i)
+        last = last if item.layer is None else item.layer
+    return [items[a:b] for a, b in zip(cuts, [*cuts[1:], len(items)], strict=True)]
 
 
 def wrong_layers(seen: int, shape: ModelShape) -> str:
@@ -102,14 +114,14 @@ def _own(members: list[Item], passes: int) -> list[Item] | None:
     return out
 
 
-def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placement:
+def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Placement]:
     out = Placement(by_order=True)
     if shape.other_layers or shape.mixer_layers:
         out.problems.append(
             "layers of several kinds cannot be told by the order of kernels: the trace has no "
             "modules"
         )
-        return out
+        return [out]
     items = [item for item in items if item.what != BATCHED]
     cycle = find_cycle(items)
     if cycle is None:
@@ -118,7 +130,7 @@ def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placement
             f"no repetition of layers is found in the order of kernels ({seen} attentions, "
             f"{shape.layers} layers in the config)"
         )
-        return out
+        return [out]
     experts = shape.moe_layers > shape.layers // 2
     found = embed(cycle.sample, cycle.ns, layer_ways(shape, ranks, experts=experts))
     if isinstance(found, Refusal):
@@ -126,13 +138,14 @@ def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placement
         if cycle.damaged == 0 and seen % shape.layers:
             out.problems.append(wrong_layers(cycle.layers, shape))
         out.problems.append(found.why)
-        return out
+        return [out]
     before = found.layer.before
     first = next(i for i, slot in enumerate(found.slots) if slot is not None and slot in before)
-    out.explained = found.explained
+    made = []
     for part in _passes(items, shape.layers, len(found.slots) - first):
-        _place_pass(out, part, shape, ranks, found, first)
-    return out
+        made.append(Placement(by_order=True, explained=found.explained))
+        _place_pass(made[-1], part, shape, ranks, found, first)
+    return made
 
 
 def _passes(items: Sequence[Item], layers: int, before: int) -> list[Sequence[Item]]:

@@ -49,6 +49,18 @@ class Traced:
     source: str
 
 
+Pass = tuple[int, int]  # a step, and which of its forward passes
+_LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
+
+
+def _phases(passes: Sequence[Placement]) -> list[str | None]:
+    """The phases of several passes of one step, where some take much longer than others."""
+    times = [sum(one.item.ns for one in placement.gemms) for placement in passes]
+    if len(passes) < 2 or max(times) < _LONGER * min(times):
+        return [None] * len(passes)
+    return ["prefill" if ns >= _LONGER * min(times) else "decode" for ns in times]
+
+
 class Trial:
     """The config with one degree of tensor parallelism: placements, contradictions, M."""
 
@@ -58,39 +70,42 @@ class Trial:
     ) -> None:  # fmt: skip
         self.traced, self.model, self.device = traced, model, device
         self.ranks, self.sm = ranks, device.sm if device is not None else None
-        self.placed: dict[int, Placement] = {}
-        self.rows: dict[int, int | None] = {}
-        self.tokens: dict[int, Tokens] = {}
-        self.allowed: dict[int, Intervals | None] = {}
+        self.placed: dict[Pass, Placement] = {}
+        self.rows: dict[Pass, int | None] = {}
+        self.tokens: dict[Pass, Tokens] = {}
+        self.allowed: dict[Pass, Intervals | None] = {}
         self.problems: list[str] = []
         self.warnings: list[str] = []
         for step, items in steps.items():
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             held = sum(item.layer is not None for item in items)
             modules = traced.source not in ("none", "order") and 2 * held >= len(items)
-            placement = place(items, model.shape, ranks, modules=modules)
-            self.placed[step] = placement
-            problems = placement.problems or self._check(step, items, placement)
-            if problems:
-                self.problems = list(dict.fromkeys(problems))
-                return
+            passes = place(items, model.shape, ranks, modules=modules)
+            phases = _phases(passes)
+            for number, placement in enumerate(passes):
+                key = step, number
+                self.placed[key] = placement
+                problems = placement.problems or self._check(key, items, phases[number])
+                if problems:
+                    self.problems = list(dict.fromkeys(problems))
+                    return
 
-    def _check(self, step: int, items: list[Item], placement: Placement) -> list[str]:
-        """What a step says against the config; its tokens and M on the way."""
-        shape, gemms = self.model.shape, placement.gemms
+    def _check(self, key: Pass, items: list[Item], phase: str | None) -> list[str]:
+        """What a pass says against the config; its tokens and M on the way."""
+        shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
-        self.allowed[step] = allowed
-        tokens = self.tokens[step] = self._tokens(step)
+        self.allowed[key] = allowed
+        tokens = self.tokens[key] = self._tokens(key[0], phase)
         rows = tokens.rows if holds(allowed, tokens.rows or 0) else None
         if tokens.rows is not None and rows is None:
             self.warnings.append(
                 f"M = {tokens.rows:,} ({tokens.source}) does not fit the grids of the linears, "
                 f"which allow {written(allowed)}"
             )
-            self.tokens[step] = UNKNOWN
-        self.rows[step] = rows if rows is not None else only(allowed)
+            self.tokens[key] = UNKNOWN
+        self.rows[key] = rows if rows is not None else only(allowed)
         inputs = formats(gemms[0].item.name, self.model.dtype)[0] if gemms else None
         device = self.device
         return [
@@ -100,23 +115,25 @@ class Trial:
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=tokens.heads == (tokens.rows,)),
             *evidence.against_peaks(
-                gemms, self.rows[step],
+                gemms, self.rows[key],
                 flop_per_s=device.peak(inputs) if device is not None else None,
                 byte_per_s=device.byte_per_s if device is not None else None,
                 itemsize=itemsize(formats(gemms[0].item.name, self.model.dtype)[1]) or 0.5
                 if gemms else 0.5,
             ),
             *evidence.against_width(
-                self.traced.frame.filter(pl.col("step") == step), self.traced.trace, shape,
-                self.rows[step],
+                self.traced.frame.filter(pl.col("step") == key[0]), self.traced.trace, shape,
+                self.rows[key],
             ),
         ]  # fmt: skip
 
-    def _tokens(self, step: int) -> Tokens:
-        """The tokens of a step: as given, else as annotated."""
+    def _tokens(self, step: int, phase: str | None) -> Tokens:
+        """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several
+        passes of a step."""
         name = self.traced.windows.names[step]
-        phase = engine_step(name)
-        given = self.model.workload.tokens(phase if phase in ("prefill", "decode") else None)
+        told = engine_step(name)
+        phase = told if told in ("prefill", "decode") else phase
+        given = UNKNOWN if told == "mixed" else self.model.workload.tokens(phase)
         if given is not UNKNOWN:
             return given
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())

@@ -16,7 +16,7 @@ from prunescope.analysis.shapes.formats import expert_work, fused_attention, lin
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.place import Placement
 from prunescope.analysis.shapes.slots import GROUPED
-from prunescope.analysis.shapes.trial import Trial
+from prunescope.analysis.shapes.trial import Pass, Trial
 
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
 _OWN = -(1 << 50)  # instances of kernels that stand alone in their op
@@ -36,29 +36,29 @@ class Writer:
         self.alone: list[int] = []  # rows that are an instance of their own
         self.time = self.total = 0
 
-    def add(self, step: int, placement: Placement) -> None:
-        """The items of one step."""
+    def add(self, key: Pass, placement: Placement) -> None:
+        """The items of one forward pass."""
         for one in placement.gemms:
             self.total += one.item.ns
             if not one.item.has_work:
-                self._call(one.item, *self._gemm(step, one))
+                self._call(one.item, *self._gemm(key, one))
             self._place(one.item, one.layer, one.slot.role)
         for item, layer in placement.attentions:
             self.total += item.ns
             if not item.has_work:
-                self._call(item, *self._attention(step, item, layer))
+                self._call(item, *self._attention(key, item, layer))
             self._place(item, layer, "attention")
         for item in placement.unsure:
             self.total += item.ns
             if placement.by_order and not item.has_work:
                 self._place(item, None, "unknown")
 
-    def _gemm(self, step: int, one: Placed) -> tuple[object, Work | None, tuple[int, int] | None]:
+    def _gemm(self, at: Pass, one: Placed) -> tuple[object, Work | None, tuple[int, int] | None]:
         tried, slot, item = self.tried, one.slot, one.item
         model = tried.model
-        rows = tried.rows[step]
+        rows = tried.rows[at]
         if slot.role == "lm_head":
-            rows = evidence.head_rows(one, tried.tokens[step].heads, tried.sm)
+            rows = evidence.head_rows(one, tried.tokens[at].heads, tried.sm)
         if slot.what == GROUPED:
             shape = model.shape
             if rows is None or tried.ranks > 1:
@@ -72,9 +72,9 @@ class Writer:
         return key, linear_work(slot, rows, item.name, item.kind, model.dtype), None
 
     def _attention(
-        self, step: int, item: Item, layer: int
+        self, at: Pass, item: Item, layer: int
     ) -> tuple[object, Work | None, tuple[int, int] | None]:
-        tried, shape, tokens = self.tried, self.tried.model.shape, self.tried.tokens[step]
+        tried, shape, tokens = self.tried, self.tried.model.shape, self.tried.tokens[at]
         known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
         if not known or item.kind == "eager attention":
             return None, None, None

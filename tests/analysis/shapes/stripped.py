@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -106,7 +106,7 @@ def report(path: Path, case: Case, **options: Any) -> Report:
 
 def table(told: Report, case: Case) -> dict[Row, float]:
     """ns of each (role, M, N, K) of the linears."""
-    out: Counter[Row] = Counter()
+    out: dict[Row, float] = defaultdict(float)
     for phase in told.phases.values():
         for gemm in phase.gemms:
             role = case.same.get(gemm.role, gemm.role) if gemm.n else gemm.role

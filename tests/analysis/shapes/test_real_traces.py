@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from tests.analysis.shapes.stripped import (
     GRAPH,
     H100,
     Case,
+    events,
     known,
     report,
+    save,
     strip,
     table,
     truth,
@@ -81,3 +84,14 @@ def test_a_batch_that_no_grid_allows_is_said_and_not_believed(tmp_path: Path) ->
     told = report(path, B200, model=B200.model, batch=2, prompt_len=888)
     assert any("M = 1,776 (given) does not fit" in said for said in told.warnings)
     assert {row[1] for row in known(table(told, B200))} <= {None, 888}
+
+
+def test_a_step_may_hold_several_forward_passes(tmp_path: Path) -> None:
+    trace = json.loads(events(GRAPH.name))
+    kernels = [e for e in trace["traceEvents"] if e.get("cat") == "kernel"]
+    later = [e | {"ts": e["ts"] + 1_000_000, "args": dict(e["args"])} for e in kernels]
+    trace["traceEvents"] = kernels + later
+    path = save(trace, tmp_path / "twice.json.gz")
+    told = report(path, GRAPH, model=GRAPH.model, **GRAPH.workload)
+    assert set(known(table(told, GRAPH))) == set(truth(GRAPH))
+    assert {g.count for g in told.phases["trace"].gemms if g.role == "gate_up"} == {72.0}

@@ -1,4 +1,4 @@
-"""A config that the trace contradicts gives no shapes, and the warning names what contradicts it."""
+"""A config that the trace contradicts gives no shapes, and the warning says what contradicts it."""
 
 from __future__ import annotations
 
