@@ -14,7 +14,8 @@ import polars as pl
 # for the first (s1688, s16816, s64x128x8), and a bare sgemm or hgemm is on the second.
 _MATRIX = r"tensorop|tf32|_s(?:1688|16816|64x\d+x8)gemm"
 _PLAIN = re.compile(
-    r"_simt_|^(?:maxwell|volta|turing|ampere|hopper)_[hsd]gemm_|^(?:void )?magma_[hsd]gemm|gemmSN_"
+    r"_simt_|^(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_[hsd]gemm_"
+    r"|^(?:void )?magma_[hsd]gemm|gemmSN_"
 )
 
 

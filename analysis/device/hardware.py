@@ -53,6 +53,7 @@ class Device:
     max_blocks_per_sm: int | None = None
     warp: int | None = None
     sparse_24: bool | None = None  # has matrix units for 2:4 sparsity
+    tf32: bool | None = None  # has matrix units for TF32
 
     def peak(self, name: str | None) -> float | None:
         """Dense FLOP/s of one of our dtype names, or None."""
@@ -82,6 +83,7 @@ def _load() -> tuple[Device, ...]:
     table: dict[str, Any] = json.loads(text)
     assert table["format"] == _FORMAT
     limits: dict[str, dict[str, Any]] = table["architectures"]
+    _LIMITS.update(limits)
     return tuple(_device(row, limits[row["architecture"]]) for row in table["devices"])
 
 
@@ -93,7 +95,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         return {k: v * 1e12 for k, v in row.get(name, {}).items()}
 
     def mebibytes(name: str) -> int | None:
-        return None if name not in row else row[name] * 2**20
+        return None if name not in row else int(row[name] * 2**20)
 
     return Device(
         name=row["name"],
@@ -119,6 +121,12 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
     )
 
 
+_LIMITS: dict[str, dict[str, Any]] = {}  # of an architecture
+# Compute capabilities of CUDA: major, and where it matters minor.
+_CAPABILITIES = {
+    (7, 0): "volta", (7, 5): "turing", (8, 0): "ampere-100", (8, 6): "ampere-10x", (8, 9): "ada",
+    (9, 0): "hopper", (10, 0): "blackwell-100", (10, 3): "blackwell-100", (12, 0): "blackwell-12x",
+}  # fmt: skip
 DEVICES: tuple[Device, ...] = _load()
 
 
@@ -138,6 +146,28 @@ def find_device(name: str) -> Device:
 def device_in_trace(properties_name: str | None) -> Device | None:
     """The device that a trace's deviceProperties name, or None where the table has none."""
     return _BY_NAME.get(_key(properties_name)) if properties_name else None
+
+
+def device_of_capability(properties: Mapping[str, Any]) -> Device | None:
+    """A device that the table lacks, by the compute capability in a trace's deviceProperties: what
+    its architecture has, its SMs, and no peak. None where the capability is not known.
+
+    A warp of 64 threads is AMD's, whose versions are no compute capabilities.
+    """
+    version = properties.get("computeMajor"), properties.get("computeMinor")
+    architecture = _CAPABILITIES.get(version)  # type: ignore[arg-type]
+    if architecture is None or properties.get("warpSize") != _LIMITS[architecture]["warp"]:
+        return None
+    sm, name = properties.get("numSms"), properties.get("name")
+    return Device(
+        name=name if isinstance(name, str) and name else "unnamed",
+        vendor="nvidia",
+        dense_flop_per_s={},
+        byte_per_s=None,
+        sm=sm if isinstance(sm, int) and 0 < sm < 1 << 16 else None,
+        source="the compute capability in the trace",
+        **_LIMITS[architecture],
+    )
 
 
 def with_overrides(

@@ -84,7 +84,7 @@ _TILES = tuple(
         # cutlass_75_tensorop_bf16_s1688gemm_bf16_256x128_tn_align1
         rf"cutlass_\d+_\w*?gemm_(?:\w+?_)?{_XY}_[nt]{{2}}",
         # ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn, volta_sgemm_128x32_nn
-        rf"^(?:maxwell|volta|turing|ampere|hopper)_\w*?gemm_(?:\w+?_)?{_XY}"
+        rf"^(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_\w*?gemm_(?:\w+?_)?{_XY}"
         r"(?:_\w*?stages_(\d{1,4})x\d)?",
         # Cijk_Alik_Bljk_..._MT256x128x64_...
         rf"^Cijk_\w*?_MT{_XY}x(\d{{1,4}})",

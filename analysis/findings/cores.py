@@ -70,4 +70,4 @@ def _change(c: Context, formats: list[str | None]) -> str:
         return "run in a 16-bit format"
     fast = " or ".join(f for f in HALF if device.peak(f)) or "a 16-bit format"
     tf32 = ", or allow TF32 (torch.set_float32_matmul_precision('high'))"
-    return f"run in {fast}{tf32 if device.peak('tf32') else ''}"
+    return f"run in {fast}{tf32 if device.tf32 else ''}"

@@ -34,7 +34,7 @@ def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
 
 def device_of(side: Side) -> DeviceUsed:
     """The `device` object of a report."""
-    if side.peaks is not None:
+    if side.peaks is not None and (side.peaks.flop_per_s or side.peaks.byte_per_s):
         return side.peaks.as_json()
     name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
     return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)

@@ -7,7 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from prunescope.analysis.device.hardware import Device, device_in_trace, find_device
+from prunescope.analysis.device.hardware import (
+    Device,
+    device_in_trace,
+    device_of_capability,
+    find_device,
+)
 from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_of, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
@@ -139,14 +144,16 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Noticed]:
     known = device_in_trace(trace.device_name)
     if known is not None:
         return sheet_peaks(known), Noticed()
+    like = device_of_capability(trace.device_properties)
+    limits = None if like is None else sheet_peaks(like)  # without peaks
     if side.options.peaks:
-        return None, Noticed()
+        return limits, Noticed()
     name = trace.device_name or "a device that the trace does not name"
     said = (
         f"peaks of {name} are not known: bounds are null; name one with --device, or give "
         "--peak bf16=TFLOPS and --bandwidth GB/s"
     )
-    return None, Noticed((said,))
+    return limits, Noticed((said,))
 
 
 def _refuse_host_ops(side: Side, device: Device) -> None:

@@ -40,17 +40,20 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
     ("comm", r"deep_ep|internode(_ll)?::|intranode::"),
+    ("attention", r"sage_?att|qattn|qk_int\w*_sv_|_attn_inst_buf|_attn_int8"),
     ("attention", r"flash(?!_?infer)|fmha|attention|attn_fwd|attn_bwd|AttnFwd|\bmha_"
                   r"|aiter::f?mha|(?<![a-z])mla_(?!kv)|BatchPrefill|BatchDecode"
                   r"|SinglePrefill|SingleDecode|_attn_(stage|kernel)|decode_stage[12]"
                   r"|_fwd_(grouped_)?kernel_stage|MergeState|cascade|PagedKv"),
-    ("conv", r"implicit_(con|gemm)|fprop|dgrad|wgrad|conv[123]d|convolve|convolution|_conv_|^conv"
+    ("conv", r"scudnn|[ih]cudnn_|implicit_(con|gemm)|fprop|dgrad|wgrad|conv[123]d|convolve"
+             r"|convolution|_conv_|^conv"
              r"|igemm_(fwd|bwd|wrw)|winograd|im2col|col2im|miopenSp3|causal_conv|Conv_"
              r"|naive_conv"),
     ("sparse_gemm", r"sparse_gemm|spgemm|sptensor|cusparselt|semi_structured|sparse_?tensorop"
                     r"|SparseGemm|GemmSparse|Sparse.*Gemm|_sp_?gemm"),
     ("norm", r"layer_?norm|rms_?norm|group_?norm|batch_?norm|l2_?norm|GammaBeta|RowwiseMoments"
-             r"|norm_fwd|norm_bwd|rsqrt_mean|BatchNorm|InstanceNorm"),
+             r"|norm_fwd|norm_bwd|rsqrt_mean|BatchNorm|InstanceNorm"
+             r"|(?<![a-z])bn_(fw|bw|fwd|bwd|inf|add|relu)|bnorm"),
     ("routing", r"routing|moe_align|topk_gating|TopKGating|gating|topk_softmax|moe_topk"
                 r"|expert_(offset|count|map)|count_and_sort|moe_sort|MoeSorting|get_group_gemm_starts"),
     ("gather_scatter", r"moe.*(finalize|permute|sum)|(finalize|permute|sum).*moe|expandInputRows"
@@ -72,6 +75,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("scan", r"mamba|selective_scan|state_update|chunk_(scan|state|cumsum|fwd|gated)|ssd_|_ssm_"
              r"|delta_rule|gated_delta|wkv|fused_recurrent|DeviceScan|tensor_kernel_scan"
              r"|wrapped_scan|scan_(inner|outer|thrust)|cumsum|prefix_sum"),
+    ("gather_scatter", r"upsampl|downsampl|grid_?sampl|interpolat"),
     ("sampling", r"sampl|multinomial|TopKTopP|TopPRenorm|min_p|top_?p_|penalt|exponential_kernel"
                  r"|random_from_to"),
     ("embedding", r"embedding|_embs_|bounds_check_indices"),
@@ -88,6 +92,9 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
                     r"|_mul_kernel|index_hash"),
 )  # fmt: skip
 _TABLE = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
+# What a product may do besides: such a word beside "gemm" names its epilogue, and the op decides.
+_FUSED = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
+          "gather_scatter")  # fmt: skip
 # Libraries whose name says what others of their kernels do.
 _LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?", re.IGNORECASE)
 # Beyond this a name is template arguments; a bound keeps hostile names cheap.
@@ -105,7 +112,8 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:
-        return _matmul(by_op, by_name)
+        fused = by_name in _FUSED and kernel is not None and _names_a_product(kernel)
+        return _matmul(by_op, "unknown" if fused else by_name)
     if by_op in ("attention", "conv"):
         own = (by_op, "unknown", "softmax", *MATMUL_KINDS)
         return by_op if by_name in own else by_name
@@ -122,6 +130,13 @@ def op_kind(op: str | None, call: OpCall | None) -> str:
     if work is not None:
         return work.kind
     return USUAL_KINDS.get(op) or OP_KINDS.get(op) or "unknown"
+
+
+@lru_cache(maxsize=4096)
+def _names_a_product(kernel: str) -> bool:
+    """Whether a kernel's name tells a product, whatever else it names before."""
+    name = kernel[:_NAME_LIMIT]
+    return any(pattern.search(name) for kind, pattern in _TABLE if kind in MATMUL_KINDS)
 
 
 @lru_cache(maxsize=4096)

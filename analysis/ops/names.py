@@ -48,7 +48,10 @@ GAP_OPS = frozenset(
 
 # What ops without a model (their sizes are values, or a list's format is unknown) do.
 _KINDS_OF_NAMES: dict[str, str] = {
-    "gather_scatter": "index _index_put_impl_ index_put index_put_ masked_select masked_scatter "
+    "gather_scatter": "upsample_bilinear2d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d "
+    "index _index_put_impl_ index_put index_put_ masked_select masked_scatter "
     "masked_scatter_ take put_ repeat_interleave index_fill slice_scatter select_scatter "
     "_unsafe_index",
     "routing": "nonzero unique _unique2 unique_consecutive bincount histc bucketize searchsorted "
@@ -63,7 +66,12 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "pixel_shuffle",
     "sampling": "exponential_ bernoulli _sample_dirichlet",
     "softmax": "softmax log_softmax _softmax_backward_data",
-    "norm": "layer_norm rms_norm group_norm batch_norm renorm",
+    "conv": "convolution_backward cudnn_convolution_backward cudnn_convolution_backward_input "
+    "cudnn_convolution_backward_weight miopen_convolution_backward cudnn_convolution_transpose "
+    "miopen_convolution_transpose",
+    "norm": "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward "
+    "native_layer_norm_backward native_group_norm_backward _batch_norm_impl_index "
+    "layer_norm rms_norm group_norm batch_norm renorm",
     "reduction": "equal _amp_foreach_non_finite_check_and_unscale_ trace max_pool2d_with_indices "
     "adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d cross_entropy_loss nll_loss_forward "
     "nll_loss_nd mse_loss binary_cross_entropy_with_logits l1_loss",
@@ -71,7 +79,10 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "choose_qparams_optimized",
     "embedding": "embedding_bag _embedding_bag embedding_dense_backward",
     "scan": "cummax cummin _cummax_helper",
-    "attention": "multi_head_attention_forward _native_multi_head_attention "
+    "attention": "_efficient_attention_backward _flash_attention_backward "
+    "_scaled_dot_product_efficient_attention_backward "
+    "_scaled_dot_product_flash_attention_backward multi_head_attention_forward "
+    "_native_multi_head_attention "
     "_transformer_encoder_layer_fwd",
 }
 _OTHER_KINDS: dict[str, str] = {

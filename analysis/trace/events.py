@@ -58,6 +58,11 @@ class Trace:
         found = self._device()
         return None if found is None else str(found.get("name") or "") or None
 
+    @property
+    def device_properties(self) -> dict[str, Any]:
+        """What the profiler says of the device that most device events ran on; empty: nothing."""
+        return self._device() or {}
+
     def _properties(self) -> list[dict[str, Any]]:
         """What the profiler says of each device."""
         properties = self.source.meta.get("deviceProperties")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from prunescope.analysis.device.hardware import (
     DEVICES,
     Device,
     device_in_trace,
+    device_of_capability,
     devices_json,
     find_device,
     with_overrides,
@@ -37,6 +39,11 @@ SHEET = {
     "h200-sxm": ("bf16", 989, 4800, 132),
     "b200": ("bf16", 2250, 8000, 148),
     "gb200": ("bf16", 2500, 8000, 152),
+    "rtx-2080-ti": ("fp16", 53.8, 616, 68),
+    "rtx-3060": ("bf16", 25.5, 360, 28),
+    "rtx-4080": ("bf16", 97.5, 716.8, 76),
+    "gh200": ("bf16", 989, 4000, 132),
+    "gh200-144gb": ("bf16", 989, 4900, 132),
     "rtx-3090": ("bf16", 71, 936, 82),
     "rtx-4090": ("bf16", 165.2, 1008, 128),
     "rtx-5090": ("bf16", 209.5, 1792, 170),
@@ -52,6 +59,15 @@ IN_TRACES = {
     "NVIDIA H100 80GB HBM3": "h100-sxm",
     "NVIDIA A100-SXM4-80GB": "a100-80gb-sxm",
     "NVIDIA A100-PG509-200": "a100-40gb-sxm",
+    "NVIDIA PG509-210": "a100-80gb-sxm",
+    "Tesla V100-DGXS-32GB": "v100-sxm2",
+    "NVIDIA GH200 480GB": "gh200",
+    "NVIDIA GeForce RTX 2080 Ti": "rtx-2080-ti",
+    "NVIDIA GeForce RTX 3060": "rtx-3060",
+    "NVIDIA GeForce RTX 4080": "rtx-4080",
+    "NVIDIA GeForce RTX 4080 Laptop GPU": "rtx-4080-laptop",
+    "NVIDIA RTX 6000 Ada Generation": "rtx-6000-ada",
+    "AMD Instinct MI325X VF": "mi325x",
     "NVIDIA B200": "b200",
     "Tesla V100-SXM2-16GB": "v100-sxm2",
     "AMD Instinct MI300X": "mi300x",
@@ -88,6 +104,9 @@ def test_a_second_witness_gives_each_number(device: Device) -> None:
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 def test_peaks_stand_in_the_ratios_of_matrix_units(device: Device) -> None:
     rates = device.dense_flop_per_s
+    if not rates:
+        assert device.note and "no peak" in device.note
+        return
     assert rates.get("fp8", 2e30) >= 1.99 * rates["fp16"]
     assert rates.get("tf32", 0) <= 0.51 * rates["fp16"]
     assert rates.get("bf16", rates["fp16"]) == rates["fp16"]
@@ -148,3 +167,28 @@ def test_json() -> None:
             "source", "verified"}  # fmt: skip
     assert all(keys <= set(row) for row in table)
     assert len(table) == len(DEVICES)
+
+
+PROPERTIES = {"name": "NVIDIA X", "computeMajor": 8, "computeMinor": 6, "warpSize": 32, "numSms": 5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "tf32"),
+    [({}, True), ({"computeMajor": 7, "computeMinor": 5}, False),
+     ({"computeMajor": 9, "computeMinor": 0}, True)],
+)  # fmt: skip
+def test_a_compute_capability_tells_the_architecture_and_no_peak(
+    changed: dict[str, int], tf32: bool
+) -> None:
+    found = device_of_capability({**PROPERTIES, **changed})
+    assert found is not None
+    assert (found.name, found.sm, found.tf32) == ("NVIDIA X", 5, tf32)
+    assert (dict(found.dense_flop_per_s), found.byte_per_s) == ({}, None)
+    assert found.max_threads_per_sm
+
+
+@pytest.mark.parametrize(
+    "changed", [{"computeMajor": 99}, {"warpSize": 64}, {"computeMinor": None}, {"warpSize": "32"}]
+)
+def test_a_capability_that_is_not_known_tells_nothing(changed: dict[str, Any]) -> None:
+    assert device_of_capability({**PROPERTIES, **changed}) is None

@@ -94,3 +94,23 @@ def test_a_small_kernel_is_latency_bound_a_long_one_on_some_units_is_not(
     work = op("aten::mul", [1 << 20], [1 << 20], kernels=[k(us=us, grid=[blocks, 1, 1])])
     (frame,) = analyze(save(chrome(step(0, work)), tmp_path / "t.json")).frames.values()
     assert frame["bound"].to_list() == [bound]
+
+
+@pytest.mark.parametrize(
+    ("category", "call"),
+    [("mtia_ccp_events", "mtia_runtime"), ("kernel", "xpu_runtime"), ("hpu_op", "Runtime"),
+     ("kernel", "privateuse1_driver")],
+)  # fmt: skip
+def test_other_accelerators_are_devices_without_peaks(
+    category: str, call: str, tmp_path: Path
+) -> None:
+    trace = chrome(step(0, op("aten::mul", [8], [8], kernels=[k(us=5)])))
+    trace["deviceProperties"] = []
+    for event in trace["traceEvents"]:
+        event["cat"] = {"kernel": category, "cuda_runtime": call}.get(event["cat"], event["cat"])
+    found = analyze(save(trace, tmp_path / "t.json"))
+    (frame,) = found.frames.values()
+    assert frame["op"].to_list() == ["aten::mul"]
+    assert frame["busy"].to_list() == [5_000]
+    assert frame["bound"].to_list() == ["unknown"]
+    assert found.report.device["peaks"] is None

@@ -67,6 +67,17 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("void cub::DeviceRadixSortOnesweepKernel<cub::Policy800>", "routing"),
         ("void vllm::moe::topkGatingSoftmax<8, 128, 4, 16>", "routing"),
         ("void moe_align_block_size_kernel<long>", "routing"),
+        ("volta_scudnn_128x128_stridedB_splitK_small_nn_v1", "conv"),
+        ("void cudnn::detail::dgrad_engine<float, 512, 6, 5, 3, 3, 3, false>", "conv"),
+        ("void cudnn::cnn::wgrad_alg0_engine<float, 128, 6, 7, 3, 3, 5, false, 512>", "conv"),
+        ("void implicit_convolve_sgemm<float, float, 1024, 6, 7, 3, 3, 5, 1>", "conv"),
+        ("void cudnn::bn_bw_1C11_kernel_new<float, float, float2, 512, true, 1>", "norm"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<float, float, 512, true, 1>", "norm"),
+        ("maxwell_sgemm_128x64_nn", "gemm"),
+        ("pascal_sgemm_64x64_nt", "gemm"),
+        ("void qk_int_sv_f8_accum_f32_fuse_v_scale_attn_kernel<128, 64>", "attention"),
+        ("sageattn_qk_int8_pv_fp16_cuda", "attention"),
+        ("void at::native::upsample_bilinear2d_out_frame<c10::BFloat16, float>", "gather_scatter"),
         ("Memcpy DtoD (Device -> Device)", "memcpy"),
         ("__amd_rocclr_copyBuffer", "memcpy"),
         ("Memset (Device)", "memset"),
@@ -203,3 +214,21 @@ def test_a_llama_on_the_cpu_is_covered(attention: str, tmp_path: Path) -> None:
     assert (fused in kinds) == (attention == "sdpa")
     assert ("aten::_softmax" in kinds) == (attention == "eager")
     assert {"aten::linear", "aten::view", "aten::to"} <= gaps <= GAP_OPS
+
+
+@pytest.mark.parametrize(
+    ("op_name", "kernel", "kind"),
+    [
+        ("aten::mm", "gemm_a8w8_blockscale_quant_kernel", "gemm"),  # an epilogue that quantises
+        ("aten::mm", "cutlass_gemm_with_layernorm_epilogue", "gemm"),
+        ("aten::mm", "void cublasLt::splitKreduce_kernel<32, 16, int>", "reduction"),
+        ("aten::mm", "Cijk_Alik_Bljk_MT32x32x64_PostGSU4", "reduction"),
+        ("aten::mm", "per_token_group_quant_8bit_kernel", "quantise"),
+        ("aten::upsample_bilinear2d", None, "gather_scatter"),
+        ("aten::convolution_backward", "some_kernel", "conv"),
+    ],
+)
+def test_a_kernel_named_by_two_kinds_goes_by_its_op(
+    op_name: str, kernel: str | None, kind: str
+) -> None:
+    assert kind_of(op_name, kernel, None) == kind
