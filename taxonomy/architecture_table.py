@@ -6,41 +6,10 @@ sequential residuals and heads of one width. An entry says the rest, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from prunescope.taxonomy.architecture import Architecture, Unwritten
 
 _AFTER = {"post_attention_layernorm": "attn_norm"}  # a norm of what attention puts out
 _MARK = "post_feedforward_layernorm"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What one or more Hugging Face model types, `ids`, have beyond the common rules.
-
-    `roles`: end of a module path -> role, and `mark`: the name of a module by which those names
-    are known where the model type is not. `qkv`: how a fused q, k, v orders its rows, "parts" (all
-    queries, all keys, all values) or "groups" (a KV head's queries, its key, its value, and so on).
-    `gate_up`: gate and up are one matrix. `widths`: attributes of an attention module that hold
-    heads · head_dim. `mixer`: what stands beside or in place of attention in some layers.
-    `no_heads`: why heads cannot be cut. `no_maps`: why residuals cannot go through a map of their
-    own, so that the stream has one basis for all junctions.
-    `no_parts`: why its attention cannot be taken apart, for what is decided at run time.
-    `windowed_rope`: layers that see the whole context do not rotate.
-    """
-
-    ids: tuple[str, ...]
-    title: str
-    roles: Mapping[str, str] = field(default_factory=dict)
-    mark: str = ""
-    qkv: str = ""
-    gate_up: bool = False
-    widths: tuple[str, ...] = ()
-    mixer: str = ""
-    no_heads: str = ""
-    no_maps: str = ""
-    no_parts: str = ""
-    windowed_rope: bool = False
-
 
 ARCHITECTURES = (
     Architecture(ids=("llama",), title="Llama"),
@@ -50,42 +19,128 @@ ARCHITECTURES = (
         title="Ministral 3",
         no_parts="its queries are scaled by their position",
     ),
-    Architecture(ids=("qwen2",), title="Qwen2"),
-    Architecture(ids=("qwen3",), title="Qwen3"),
-    Architecture(ids=("gemma",), title="Gemma"),
-    Architecture(ids=("gemma2",), title="Gemma 2", roles=_AFTER, mark=_MARK),
-    Architecture(ids=("gemma3", "gemma3_text"), title="Gemma 3", roles=_AFTER, mark=_MARK),
+    Architecture(ids=("qwen2",), title="Qwen2", unwritten=Unwritten(qkv_bias=True)),
+    Architecture(ids=("qwen3",), title="Qwen3", unwritten=Unwritten(head_qk_norm=True)),
+    Architecture(ids=("gemma",), title="Gemma", unwritten=Unwritten(tied=True)),
+    Architecture(
+        ids=("gemma2",),
+        title="Gemma 2",
+        roles=_AFTER,
+        mark=_MARK,
+        unwritten=Unwritten(tied=True, norms=4, window_pattern=2),
+    ),
+    Architecture(
+        ids=("gemma3", "gemma3_text"),
+        title="Gemma 3",
+        roles=_AFTER,
+        mark=_MARK,
+        unwritten=Unwritten(head_qk_norm=True, tied=True, norms=4, window_pattern=6),
+    ),
     Architecture(ids=("phi3",), title="Phi-3", qkv="parts", gate_up=True),
-    Architecture(ids=("phi",), title="Phi"),
-    Architecture(ids=("gpt2",), title="GPT-2", qkv="parts", widths=("split_size", "embed_dim")),
-    Architecture(ids=("gpt_neox",), title="GPT-NeoX, Pythia", qkv="groups"),
-    Architecture(ids=("olmo",), title="OLMo"),
-    Architecture(ids=("olmo2", "olmo3"), title="OLMo 2", roles=_AFTER, mark=_MARK),
-    Architecture(ids=("olmoe",), title="OLMoE"),
+    Architecture(
+        ids=("phi",),
+        title="Phi",
+        unwritten=Unwritten(ungated=True, biased=True, head_bias=True, norms=1),
+    ),
+    Architecture(
+        ids=("gpt2",),
+        title="GPT-2",
+        qkv="parts",
+        widths=("split_size", "embed_dim"),
+        unwritten=Unwritten(
+            four_times=True, biased=True, tied=True, positions=("n_positions", 1024, 0)
+        ),
+    ),
+    Architecture(
+        ids=("gpt_neox",),
+        title="GPT-NeoX, Pythia",
+        qkv="groups",
+        unwritten=Unwritten(ungated=True, biased=True, parallel_residual=True),
+    ),
+    Architecture(ids=("olmo",), title="OLMo", unwritten=Unwritten(bare_norms=True)),
+    Architecture(
+        ids=("olmo2", "olmo3"),
+        title="OLMo 2",
+        roles=_AFTER,
+        mark=_MARK,
+        unwritten=Unwritten(wide_qk_norm=True),
+    ),
+    Architecture(ids=("olmoe",), title="OLMoE", unwritten=Unwritten(wide_qk_norm=True)),
     Architecture(ids=("granite",), title="Granite"),
     Architecture(ids=("granitemoe", "granitemoeshared"), title="Granite MoE"),
-    Architecture(ids=("stablelm",), title="StableLM"),
-    Architecture(ids=("smollm3",), title="SmolLM3"),
-    Architecture(ids=("starcoder2",), title="StarCoder2"),
-    Architecture(ids=("cohere",), title="Command R"),
-    Architecture(ids=("cohere2",), title="Command R7B", windowed_rope=True),
-    Architecture(ids=("falcon",), title="Falcon", qkv="groups"),
+    Architecture(
+        ids=("stablelm",),
+        title="StableLM",
+        unwritten=Unwritten(layer_norm=True, one_norm_if_parallel=True),
+    ),
+    Architecture(ids=("smollm3",), title="SmolLM3", unwritten=Unwritten(tied=True)),
+    Architecture(
+        ids=("starcoder2",),
+        title="StarCoder2",
+        unwritten=Unwritten(
+            ungated=True, mlp_bias=True, layer_norm=True, tied=True, bias_by_default=True
+        ),
+    ),
+    Architecture(
+        ids=("cohere",),
+        title="Command R",
+        unwritten=Unwritten(centred_norms=True, tied=True, norms=1),
+    ),
+    Architecture(
+        ids=("cohere2",),
+        title="Command R7B",
+        windowed_rope=True,
+        unwritten=Unwritten(centred_norms=True, tied=True, norms=1),
+    ),
+    Architecture(
+        ids=("falcon",),
+        title="Falcon",
+        qkv="groups",
+        unwritten=Unwritten(four_times=True, layer_norm=True, tied=True, falcon_blocks=True),
+    ),
     Architecture(
         ids=("bloom",),
         title="BLOOM",
         qkv="groups",
         no_heads="its positions are a slope for each head (ALiBi), counted from the first",
         no_maps="its sublayers add to the stream themselves",
+        unwritten=Unwritten(four_times=True, biased=True, tied=True, embedding_norm=True),
     ),
-    Architecture(ids=("opt",), title="OPT"),
+    Architecture(
+        ids=("opt",),
+        title="OPT",
+        unwritten=Unwritten(
+            ungated=True,
+            biased=True,
+            tied=True,
+            bias_key="enable_bias",
+            positions=("max_position_embeddings", 2048, 2),
+        ),
+    ),
     Architecture(ids=("mixtral",), title="Mixtral"),
-    Architecture(ids=("qwen2_moe", "qwen3_moe"), title="Qwen MoE"),
-    Architecture(ids=("gpt_oss",), title="gpt-oss"),
+    Architecture(
+        ids=("qwen2_moe",), title="Qwen MoE", unwritten=Unwritten(qkv_bias=True, shared_gate=True)
+    ),
+    Architecture(ids=("qwen3_moe",), title="Qwen MoE", unwritten=Unwritten(head_qk_norm=True)),
+    Architecture(
+        ids=("gpt_oss",),
+        title="gpt-oss",
+        unwritten=Unwritten(mlp_bias=True, router_bias=True, sinks=True, window_pattern=2),
+    ),
     Architecture(ids=("deepseek_v2", "deepseek_v3"), title="DeepSeek-V2, -V3"),
     Architecture(
-        ids=("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        ids=("qwen3_next", "qwen3_5_moe_text"),
         title="Qwen3-Next",
         mixer="linear attention",
+        unwritten=Unwritten(
+            head_qk_norm=True, query_gate=True, shared_gate=True, mixer_code="delta net"
+        ),
+    ),
+    Architecture(
+        ids=("qwen3_5_text",),
+        title="Qwen3-Next",
+        mixer="linear attention",
+        unwritten=Unwritten(head_qk_norm=True, query_gate=True, mixer_code="delta net"),
     ),
     Architecture(
         ids=("falcon_h1",),
@@ -93,10 +148,95 @@ ARCHITECTURES = (
         mixer="state space",
         no_maps="where its multipliers are not 1, its layers scale attention and mixer before they "
         "add them",
+        unwritten=Unwritten(beside=True, mixer_code="mamba-2"),
     ),
-    Architecture(ids=("granitemoehybrid", "bamba"), title="Granite 4 hybrid", mixer="state space"),
-    Architecture(ids=("lfm2", "lfm2_moe"), title="LFM2", mixer="short convolution"),
-    Architecture(ids=("mamba", "falcon_mamba", "mamba2"), title="Mamba", mixer="state space"),
+    Architecture(
+        ids=("granitemoehybrid",),
+        title="Granite 4 hybrid",
+        mixer="state space",
+        unwritten=Unwritten(shared_mlp=True, mixer_code="mamba-2"),
+    ),
+    Architecture(
+        ids=("bamba",),
+        title="Granite 4 hybrid",
+        mixer="state space",
+        unwritten=Unwritten(mixer_code="mamba-2"),
+    ),
+    Architecture(
+        ids=("lfm2",),
+        title="LFM2",
+        mixer="short convolution",
+        unwritten=Unwritten(
+            head_qk_norm=True, tied=True, adjusted_mlp=True, mixer_code="short convolution"
+        ),
+    ),
+    Architecture(
+        ids=("lfm2_moe",),
+        title="LFM2",
+        mixer="short convolution",
+        unwritten=Unwritten(head_qk_norm=True, tied=True, mixer_code="short convolution"),
+    ),
+    Architecture(
+        ids=("mamba", "falcon_mamba"),
+        title="Mamba",
+        mixer="state space",
+        unwritten=Unwritten(mixer_code="mamba-1 alone"),
+    ),
+    Architecture(
+        ids=("mamba2",),
+        title="Mamba",
+        mixer="state space",
+        unwritten=Unwritten(mixer_code="mamba-2 alone"),
+    ),
+)
+
+# Model types whose layers nobody read: what their configs leave unwritten is known, no more.
+OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
+    (
+        ("apertus", "arcee", "bart", "bert", "fuyu", "gpt_neox_japanese", "roberta", "vit"),
+        Unwritten(ungated=True),
+    ),
+    (
+        ("biogpt",),
+        Unwritten(
+            ungated=True, biased=True, tied=True, positions=("max_position_embeddings", 2048, 2)
+        ),
+    ),
+    (
+        ("codegen", "gptj"),
+        Unwritten(four_times=True, mlp_bias=True, layer_norm=True, head_bias=True, norms=1),
+    ),
+    (("exaone4", "qwen3_vl_text"), Unwritten(head_qk_norm=True)),
+    (("glm",), Unwritten(no_o_bias=True)),
+    (("glm4",), Unwritten(no_o_bias=True, norms=4)),
+    (
+        ("gpt_bigcode",),
+        Unwritten(four_times=True, biased=True, tied=True, positions=("n_positions", 1024, 0)),
+    ),
+    (
+        ("gpt_neo",),
+        Unwritten(
+            four_times=True,
+            mlp_bias=True,
+            layer_norm=True,
+            tied=True,
+            o_bias=True,
+            positions=("max_position_embeddings", 2048, 0),
+        ),
+    ),
+    (("mpt",), Unwritten(four_times=True, tied=True)),
+    (("nemotron",), Unwritten(ungated=True, layer_norm=True)),
+    (("openai-gpt",), Unwritten(ungated=True, positions=("n_positions", 1024, 0))),
+    (("persimmon",), Unwritten(ungated=True, biased=True)),
+    (("qwen2_5_vl", "qwen2_vl"), Unwritten(qkv_bias=True)),
+    (("xglm",), Unwritten(ungated=True, biased=True, tied=True)),
 )
 
 BY_ID = {name: entry for entry in ARCHITECTURES for name in entry.ids}
+_OTHERS = {name: rules for names, rules in OTHERS for name in names}
+
+
+def unwritten(model_type: str) -> Unwritten:
+    """What a config of this type leaves to its code; the common rules of a type nobody knows."""
+    entry = BY_ID.get(model_type)
+    return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())

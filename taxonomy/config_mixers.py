@@ -1,7 +1,7 @@
 """How Hugging Face configs spell a hybrid's mixers: linear attention, state space, convolution.
 
 In: a config dict and the fields of ModelShape that are known. Out: its fields of the mixer. Only
-model types whose code was read are listed; any other mixer stays unknown.
+mixers whose code was read, `mixer_code` of the table, are known.
 `linears_alone` is for models that have a mixer and no attention: no ModelShape describes them.
 """
 
@@ -11,27 +11,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunescope.taxonomy.config_names import BESIDE, size_in
-
-_LINEAR = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-_STATE_SPACE = ("falcon_h1", "granitemoehybrid", "bamba")
-_CONVOLUTION = ("lfm2", "lfm2_moe")
-_MAMBA_1 = ("mamba", "falcon_mamba")
-_MAMBA_2 = ("mamba2",)
+from prunescope.taxonomy.architecture_table import unwritten
+from prunescope.taxonomy.config_names import size_in
 
 Fields = dict[str, Any]
 
 
 def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
     """The fields of the mixer; none where its sizes or the code of the model type are not known."""
-    kind, hidden = known["model_type"], known["hidden"]
-    layers = known["layers"] if kind in BESIDE else known.get("other_layers", 0)
+    own, hidden = unwritten(known["model_type"]), known["hidden"]
+    layers = known["layers"] if own.beside else known.get("other_layers", 0)
     found: Fields | None = None
-    if kind in _LINEAR:
+    if own.mixer_code == "delta net":
         found = _linear(cfg)
-    elif kind in _STATE_SPACE:
-        found = _state_space(cfg, kind, hidden)
-    elif kind in _CONVOLUTION:
+    elif own.mixer_code == "mamba-2":
+        found = _state_space(cfg, hidden, beside=own.beside)
+    elif own.mixer_code == "short convolution":
         found = _convolution(cfg, hidden)
     return {"mixer_layers": layers, **found} if found and layers else {}
 
@@ -39,18 +34,18 @@ def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
 def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
     """(N, K) of the matrices of a mixer without attention, by role and part as
     `ModelShape.mixer_linears` has them; none where its sizes or its code are not known."""
-    kind = cfg.get("model_type")
+    code = unwritten(str(cfg.get("model_type"))).mixer_code
     width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
     if width is None or state is None:
         return {}
     out = {"mixer_out": (hidden, width)}
-    if kind in _MAMBA_1:
+    if code == "mamba-1 alone":
         auto = cfg.get("time_step_rank") in ("auto", None)
         rank = math.ceil(hidden / 16) if auto else size_in(cfg, ("time_step_rank",))
         assert rank is not None
         step = {"mixer_in.x": (rank + 2 * state, width), "mixer_in.dt": (width, rank)}
         return {"mixer_in": (2 * width, hidden), **step, **out}
-    sizes = _sizes(cfg, ("num_heads", "n_groups")) if kind in _MAMBA_2 else None
+    sizes = _sizes(cfg, ("num_heads", "n_groups")) if code == "mamba-2 alone" else None
     if sizes is None:
         return {}
     heads, groups = sizes
@@ -78,8 +73,9 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
     }
 
 
-def _state_space(cfg: Mapping[str, Any], kind: str, hidden: int) -> Fields | None:
-    """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm."""
+def _state_space(cfg: Mapping[str, Any], hidden: int, *, beside: bool) -> Fields | None:
+    """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm. `beside`
+    attention it has a bias switch of its own, and no norm unless the config says so."""
     sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
     width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
     if sizes is None or width is None:
@@ -87,11 +83,11 @@ def _state_space(cfg: Mapping[str, Any], kind: str, hidden: int) -> Fields | Non
     heads, groups, state, taps = sizes
     channels = width + 2 * groups * state
     into, out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
-    if kind == "falcon_h1":
+    if beside:
         out = bool(cfg.get("projectors_bias"))
     extras = 3 * heads + (width + channels + heads) * into + hidden * out
     extras += channels * bool(cfg.get("mamba_conv_bias", True))
-    extras += width * bool(cfg.get("mamba_rms_norm", kind != "falcon_h1"))
+    extras += width * bool(cfg.get("mamba_rms_norm", not beside))
     return {
         "mixer": "ssm",
         "mixer_width": width,

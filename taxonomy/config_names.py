@@ -1,7 +1,7 @@
 """How Hugging Face configs spell a decoder's dimensions, read into the fields of ModelShape.
 
 In: a config dict. Out: a dict of ModelShape fields. What a config leaves to the model's code
-(gates, biases, norms) is listed here by `model_type`; the rest comes from the config's own keys.
+(gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunescope.taxonomy.architecture import Unwritten
+from prunescope.taxonomy.architecture_table import unwritten
 from prunescope.taxonomy.config_keys import NESTED
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_schema import MAX_LAYERS
@@ -27,40 +29,8 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # layers before those with experts
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 
-# What an MLP without a key of its own has: four times the width.
-_FOUR_TIMES = {"gpt2", "gpt_neo", "gpt_bigcode", "gptj", "codegen", "bloom", "falcon", "mpt"}
-# Architectures whose MLP is up-activation-down; every other one is taken to be gated.
-_UNGATED = _FOUR_TIMES | {
-    "gpt_neox", "gpt_neox_japanese", "opt", "phi", "starcoder2", "nemotron", "persimmon", "xglm",
-    "biogpt", "bart", "arcee", "apertus", "openai-gpt", "fuyu", "bert", "roberta", "vit",
-}  # fmt: skip
-_BIASED = {"gpt2", "gpt_bigcode", "bloom", "opt", "phi", "gpt_neox", "persimmon", "biogpt", "xglm"}
-_MLP_BIAS = _BIASED | {"gptj", "codegen", "gpt_neo", "starcoder2"}
-_QKV_BIAS = {"qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl"}
-_NO_O_BIAS = _QKV_BIAS | {"glm", "glm4"}
-_LAYER_NORM = _BIASED | {
-    "gptj", "codegen", "gpt_neo", "starcoder2", "falcon", "nemotron", "stablelm",
-}  # fmt: skip
-_NO_NORM_WEIGHTS = {"olmo"}
-_CENTRED = _LAYER_NORM | _NO_NORM_WEIGHTS | {"cohere", "cohere2"}  # norms that subtract the mean
-_FOUR_NORMS = {"gemma2", "gemma3", "gemma3_text", "glm4"}
-_ONE_NORM = {"gptj", "codegen", "phi", "cohere", "cohere2"}  # attention and MLP in parallel
-_HEAD_QK_NORM = {
-    "qwen3", "qwen3_moe", "gemma3", "gemma3_text", "qwen3_vl_text", "exaone4", "qwen3_next",
-    "qwen3_5_text", "qwen3_5_moe_text", "lfm2", "lfm2_moe",
-}  # fmt: skip
-_QUERY_GATE = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}  # q holds a gate of each output
-_SHARED_GATE = {"qwen2_moe", "qwen3_next", "qwen3_5_moe_text"}
-BESIDE = {"falcon_h1"}  # a mixer beside attention, in every layer
-_WIDE_QK_NORM = {"olmo2", "olmo3", "olmoe"}
 _SLIDING = ("sliding_attention", "chunked_attention")
 _ATTENTION = (*_SLIDING, "full_attention", "attention")
-_HEAD_BIAS = {"phi", "gptj", "codegen"}
-_TIED_BY_DEFAULT = {
-    "gpt2", "gpt_neo", "gpt_bigcode", "bloom", "opt", "falcon", "mpt", "gemma", "gemma2",
-    "gemma3", "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "biogpt", "xglm",
-    "lfm2", "lfm2_moe",
-}  # fmt: skip
 
 
 def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +40,13 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     cfg = language_part(config)
     kind = str(cfg.get("model_type", ""))
+    own = unwritten(kind)
     size = {
         "hidden": size_in(cfg, _HIDDEN),
         "layers": size_in(cfg, _LAYERS),
         "heads": size_in(cfg, _HEADS),
         "vocab": size_in(cfg, _VOCAB),
-        "intermediate": _intermediate(cfg, kind),
+        "intermediate": _intermediate(cfg, own),
     }
     names = {
         "hidden": _HIDDEN, "layers": _LAYERS, "heads": _HEADS, "vocab": _VOCAB, "intermediate": _MLP
@@ -93,11 +64,11 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
             hint="check num_hidden_layers in its config.json",
         )
     fields: dict[str, Any] = {"model_type": kind, **known}
-    fields |= _heads(cfg, kind, known)
-    fields |= _switches(cfg, kind)
-    fields |= _layer_kinds(cfg, kind, known["layers"])
-    fields |= _experts(cfg, kind, fields)
-    fields |= _norms(cfg, kind, fields)
+    fields |= _heads(cfg, own, known)
+    fields |= _switches(cfg, own)
+    fields |= _layer_kinds(cfg, own, known["layers"])
+    fields |= _experts(cfg, own, fields)
+    fields |= _norms(cfg, own, fields)
     return fields
 
 
@@ -137,10 +108,10 @@ def _count(cfg: Mapping[str, Any], name: str) -> int | None:
     return 0 if cfg.get(name) == 0 else size_in(cfg, (name,))
 
 
-def _intermediate(cfg: Mapping[str, Any], kind: str) -> int | None:
-    if kind == "lfm2":
+def _intermediate(cfg: Mapping[str, Any], own: Unwritten) -> int | None:
+    if own.adjusted_mlp:
         return _adjusted(cfg)
-    if kind == "granitemoehybrid" and cfg.get("num_local_experts") == 0:
+    if own.shared_mlp and cfg.get("num_local_experts") == 0:
         return size_in(cfg, ("shared_intermediate_size",))
     found = size_in(cfg, _MLP)
     hidden = size_in(cfg, _HIDDEN)
@@ -149,7 +120,7 @@ def _intermediate(cfg: Mapping[str, Any], kind: str) -> int | None:
     ratio = size_in(cfg, ("expansion_ratio",))
     if ratio is not None:
         return ratio * hidden
-    if kind in _FOUR_TIMES or "n_embd" in cfg:
+    if own.four_times or "n_embd" in cfg:
         return 4 * hidden
     return size_in(cfg, ("moe_intermediate_size",))
 
@@ -171,12 +142,12 @@ def _adjusted(cfg: Mapping[str, Any]) -> int | None:
     return multiple * ((int(factor * width) + multiple - 1) // multiple)
 
 
-def _heads(cfg: Mapping[str, Any], kind: str, known: dict[str, int]) -> dict[str, Any]:
+def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> dict[str, Any]:
     heads = known["heads"]
     kv_heads = size_in(cfg, _KV_HEADS) or heads
     if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
         kv_heads = 1
-    elif kind == "falcon" and not cfg.get("new_decoder_architecture"):
+    elif own.falcon_blocks and not cfg.get("new_decoder_architecture"):
         kv_heads = heads
     latent = size_in(cfg, ("kv_lora_rank",))
     if latent is not None:
@@ -205,30 +176,30 @@ def _heads(cfg: Mapping[str, Any], kind: str, known: dict[str, int]) -> dict[str
     return {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": head_dim}
 
 
-def _switches(cfg: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    every = bool(cfg.get("bias") or cfg.get("use_bias", kind == "starcoder2"))
-    attention = bool(cfg.get("attention_bias", every or kind in _BIASED))
-    if kind == "opt":
-        attention = bool(cfg.get("enable_bias", True))
-    qkv = bool(cfg.get("use_qkv_bias", attention or kind in _QKV_BIAS))
-    gated = kind not in _UNGATED
+def _switches(cfg: Mapping[str, Any], own: Unwritten) -> dict[str, Any]:
+    every = bool(cfg.get("bias") or cfg.get("use_bias", own.bias_by_default))
+    attention = bool(cfg.get("attention_bias", every or own.biased))
+    if own.bias_key:
+        attention = bool(cfg.get(own.bias_key, True))
+    qkv = bool(cfg.get("use_qkv_bias", attention or own.qkv_bias))
+    gated = not (own.ungated or own.four_times)
     projection = str(cfg.get("feed_forward_proj", ""))
     if projection:
         gated = projection.startswith("gated")
     tied = cfg.get("tie_embedding", cfg.get("tie_word_embeddings"))
     return {
         "gated": gated,
-        "tied": kind in _TIED_BY_DEFAULT if tied is None else bool(tied),
+        "tied": own.tied if tied is None else bool(tied),
         "qkv_bias": qkv or bool(cfg.get("qkv_bias")),
-        "o_bias": (attention and kind not in _NO_O_BIAS) or kind == "gpt_neo",
-        "mlp_bias": bool(cfg.get("mlp_bias", every or kind in _MLP_BIAS or kind == "gpt_oss")),
-        "head_bias": kind in _HEAD_BIAS,
-        "query_gate": kind in _QUERY_GATE,
+        "o_bias": (attention and not (own.no_o_bias or own.qkv_bias)) or own.o_bias,
+        "mlp_bias": bool(cfg.get("mlp_bias", every or own.mlp_bias or own.biased)),
+        "head_bias": own.head_bias,
+        "query_gate": own.query_gate,
     }
 
 
-def _layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> dict[str, Any]:
-    if kind in BESIDE:
+def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> dict[str, Any]:
+    if own.beside:
         return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
     if cfg.get("use_sliding_window") is False:
@@ -252,10 +223,7 @@ def _layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> dict[str, An
     if window is None:
         return {"layout": "f" * layers}
     pattern = size_in(cfg, ("sliding_window_pattern", "_sliding_window_pattern"))
-    if pattern is None and cfg.get("model_type") in ("gemma3", "gemma3_text"):
-        pattern = 6
-    if pattern is None and cfg.get("model_type") in ("gemma2", "gpt_oss"):
-        pattern = 2
+    pattern = pattern or own.window_pattern
     first_sliding = size_in(cfg, ("max_window_layers",)) if "max_window_layers" in cfg else None
     if pattern:
         layout = "".join("s" if (i + 1) % pattern else "f" for i in range(layers))
@@ -279,7 +247,7 @@ def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
     return [] if full is None else ["attention" if i in full else "mixer" for i in range(layers)]
 
 
-def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str, Any]:
+def _experts(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, Any]) -> dict[str, Any]:
     if any(cfg.get(name) == 0 for name in _EXPERTS):
         return {}
     experts = size_in(cfg, _EXPERTS)
@@ -306,41 +274,38 @@ def _experts(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[s
         "moe_layers": sum(moe),
         "layout": "".join(kind.upper() if has else kind for kind, has in letters),
         "intermediate": 0 if all(moe) else known["intermediate"],
-        "router_bias": kind == "gpt_oss",
-        "shared_gate": kind in _SHARED_GATE,
+        "router_bias": own.router_bias,
+        "shared_gate": own.shared_gate,
     }
 
 
-def _norms(cfg: Mapping[str, Any], kind: str, known: dict[str, Any]) -> dict[str, Any]:
+def _norms(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, Any]) -> dict[str, Any]:
     q, c = known["heads"] * known["head_dim"], known["kv_heads"] * known["head_dim"]
-    qk = 2 * known["head_dim"] if kind in _HEAD_QK_NORM else 0
-    qk = q + c if kind in _WIDE_QK_NORM else qk
-    if cfg.get("qk_layernorm") and kind in _LAYER_NORM:
+    qk = 2 * known["head_dim"] if own.head_qk_norm else 0
+    qk = q + c if own.wide_qk_norm else qk
+    if cfg.get("qk_layernorm") and own.has_layer_norm:
         qk = 4 * known["head_dim"]
     if "kv_rank" in known:
         qk = known["kv_rank"] + (known["q_rank"] or 0)
-    norms = 4 if kind in _FOUR_NORMS else 1 if kind in _ONE_NORM else 2
-    if kind == "falcon" and not cfg.get("new_decoder_architecture"):
+    norms = own.norms
+    if own.falcon_blocks and not cfg.get("new_decoder_architecture"):
         norms = 1 if cfg.get("parallel_attn", True) else 2
-    if kind == "gpt_neox":
-        norms = 2
-    parallel = bool(cfg.get("use_parallel_residual", kind == "gpt_neox")) or kind in _ONE_NORM
-    if kind == "stablelm":
+    parallel = bool(cfg.get("use_parallel_residual", own.parallel_residual)) or own.norms == 1
+    if own.one_norm_if_parallel:
         norms = 2 - parallel
-    if kind == "falcon":
+    if own.falcon_blocks:
         parallel = bool(cfg.get("new_decoder_architecture") or cfg.get("parallel_attn", True))
     positions = 0
-    if kind in ("gpt2", "gpt_bigcode", "openai-gpt"):
-        positions = size_in(cfg, ("n_positions",)) or 1024
-    elif kind in ("opt", "gpt_neo", "biogpt"):
-        positions = (size_in(cfg, ("max_position_embeddings",)) or 2048) + 2 * (kind != "gpt_neo")
+    if own.positions is not None:
+        key, default, more = own.positions
+        positions = (size_in(cfg, (key,)) or default) + more
     return {
         "parallel": parallel,
-        "centred_norms": kind in _CENTRED,
+        "centred_norms": own.subtracts_mean,
         "qk_norm_parameters": qk,
         "norms": norms,
-        "norm_parameters": 0 if kind in _NO_NORM_WEIGHTS else 2 if kind in _LAYER_NORM else 1,
-        "sinks": kind == "gpt_oss",
+        "norm_parameters": 0 if own.bare_norms else 2 if own.has_layer_norm else 1,
+        "sinks": own.sinks,
         "positions": positions,
-        "embedding_norm": kind == "bloom",
+        "embedding_norm": own.embedding_norm,
     }

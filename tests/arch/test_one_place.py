@@ -1,4 +1,5 @@
-"""A family's id stands in the family's own files, and other code asks for its traits.
+"""What people add stands in one place: the id of a family in its own files, that of a model type in
+the table of architectures. Other code asks for traits.
 
 Data (JSON, YAML) and prose (Markdown) may name families, and so may the docstrings of the front
 door, which are its help: examples to copy. "dense" is also what the other side of every comparison
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.verdict.detectors import COARSE_TO_FINE, detectors
+from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.families import families, pruning_families
 from prunescope.taxonomy.family import UNITS
 from prunescope.tracer.pruners import family_ids
@@ -83,6 +85,24 @@ def test_no_other_source_imports_the_file_of_a_family() -> None:
 )  # fmt: skip
 def test_the_rule_sees_ids(code: str, seen: list[str]) -> None:
     assert [one for _, one in named_in(code, docstrings=False)] == seen
+
+
+def test_no_other_source_names_a_model_type() -> None:
+    """Its row in the table of architectures says all. "mamba" is also what a layer is called in
+    configs, and "gpt_neox" and "mamba" are modules, which a bundle need not hide."""
+    types = {name for entry in ARCHITECTURES for name in entry.ids}
+    types |= {name for names, _ in OTHERS for name in names}
+    assert len(types) > 50
+    apart = {("anonymise.py", "gpt_neox"), ("anonymise.py", "mamba"),
+             ("architecture_traits.py", "mamba")}  # fmt: skip
+    named = {
+        (path.name, node.value)
+        for path in SOURCES
+        if path.name != "architecture_table.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in types
+    }
+    assert named - apart == set()
 
 
 def test_every_family_has_its_three_files() -> None:

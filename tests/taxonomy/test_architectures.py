@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.architecture import Architecture, Unwritten
 from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
 from prunescope.taxonomy.architectures import describe, known_architectures, read_architecture
 from prunescope.taxonomy.errors import PrunescopeError
@@ -290,3 +291,29 @@ def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None
 
 def test_the_table_has_one_entry_a_model_type() -> None:
     assert sum(len(one["ids"]) for one in known_architectures()) == len(BY_ID)
+
+
+def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up one: what its config leaves unwritten, and what its layers have, is its row."""
+    config = {
+        "model_type": "zebra", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 100,
+    }  # fmt: skip
+    with pytest.raises(PrunescopeError, match="intermediate_size"):
+        describe(config)
+    own = Unwritten(four_times=True, biased=True, tied=True)
+    row = Architecture(
+        ids=("zebra",), title="Zebra", qkv="parts", no_maps="of stripes", unwritten=own
+    )
+    monkeypatch.setitem(BY_ID, "zebra", row)
+    found = describe(config)
+    assert (found["known"], found["title"]) == (True, "Zebra")
+    assert found["matrices"] == {
+        "qkv": [192, 64],
+        "o": [64, 64],
+        "up": [256, 64],
+        "down": [64, 256],
+    }
+    cross = next(one for one in found["families"] if one["id"] == "static-nk-cross")
+    assert cross["why"].endswith("with junctions=same alone: of stripes")
+    assert cross["why"].startswith("layer norms become RMS norms")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunescope.taxonomy import config_names
+from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.config_keys import READ
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,5 +46,8 @@ def read_in(module: str) -> Iterator[str]:
 def test_the_keys_are_those_that_are_read() -> None:
     seen = {word for module in MODULES for word in read_in(module)}
     seen |= {name for table in TABLES for name in getattr(config_names, table)}
+    rows = [*(entry.unwritten for entry in ARCHITECTURES), *(own for _, own in OTHERS)]
+    seen |= {own.bias_key for own in rows} | {own.positions[0] for own in rows if own.positions}
+    seen -= {""}
     assert all(re.fullmatch(r"\w+", word) for word in seen)
     assert seen == READ
