@@ -83,7 +83,8 @@ def trace(  # noqa: PLR0913 - the options of the command
     where it is None. `progress` hears of each stage; `argv` is kept in run.json.
     Raises PrunescopeError for a request that cannot be met.
 
-    >>> folder = prunescope.trace("tiny-llama", method="static-m", sparsity=0.5)
+    Examples:
+        >>> folder = prunescope.trace("tiny-llama", method="static-m", sparsity=0.5)
     """
     options = dict(locals())  # the parameters, nothing else
     from prunescope.taxonomy.arguments import run_name
@@ -126,9 +127,10 @@ def analyze(  # noqa: PLR0913 - the options of the command
     trace did not record, for steps of `batch`, `prompt_len`, `context` in `phase`. Writes nothing.
     Raises PrunescopeError where the input cannot be analysed.
 
-    >>> report = prunescope.analyze("traces/first")
-    >>> report.show()
-    >>> report.phases["prefill"].ladder.realised
+    Examples:
+        >>> report = prunescope.analyze("traces/first")
+        >>> report.show()
+        >>> report.phases["prefill"].ladder.realised
     """
     options = dict(locals())
     from prunescope.analysis.pipeline import analyze as run
@@ -156,7 +158,8 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     The options are those of `analyze`. A subject that cannot be analysed stands in `failed`;
     PrunescopeError is raised where none can.
 
-    >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
+    Examples:
+        >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
     options = dict(locals())
     from prunescope.analysis.compare import compare as run
@@ -202,9 +205,10 @@ def predict(  # noqa: PLR0913 - the options of the command
     `break_even`: also where a pruning starts to pay, which takes most of the time of a point.
     Returns the dict that `--json` writes.
 
-    >>> pruning = {"method": "static-nk", "sparsity": 0.5}
-    >>> found = prunescope.predict("llama-3.1-8b", device="h100-sxm", **pruning)
-    >>> found["phases"]["prefill"]["ladder"]["roofline"]
+    Examples:
+        >>> pruning = {"method": "static-nk", "sparsity": 0.5}
+        >>> found = prunescope.predict("llama-3.1-8b", device="h100-sxm", **pruning)
+        >>> found["phases"]["prefill"]["ladder"]["roofline"]
     """
     options = dict(locals())
     import msgspec
@@ -239,7 +243,8 @@ def sweep(  # noqa: PLR0913 - the options of the command
     The same call again does what is left. A result that fails is recorded in sweep.json.
     `shard`: "i/n", part i of n, from 0. Raises PrunescopeError on a bad request.
 
-    >>> prunescope.pareto(prunescope.sweep("sweep.yaml", out="traces/sweep")).show()
+    Examples:
+        >>> prunescope.pareto(prunescope.sweep("sweep.yaml", out="traces/sweep")).show()
     """
     from prunescope.tracer.sweep.sweep import SweepRequest
     from prunescope.tracer.sweep.sweep import sweep as run
@@ -257,7 +262,8 @@ def pareto(folder: Path | str) -> Pareto:
 
     Raises PrunescopeError where there is no sweep, or none of its results is done.
 
-    >>> prunescope.pareto("traces/sweep").points.to_polars()
+    Examples:
+        >>> prunescope.pareto("traces/sweep").points.to_polars()
     """
     from prunescope.analysis.pareto.pareto import judge
     from prunescope.public import Pareto
@@ -277,7 +283,8 @@ def check(
     A rule is `PATH OP VALUE`: "prefill.realised >= 1.2", "decode.ledger.added_work <= 5%",
     "family == static-nk". Raises PrunescopeError for a rule that names nothing.
 
-    >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
+    Examples:
+        >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.rules import check_report, parse_rules, report_of
 
@@ -293,8 +300,9 @@ def families(architecture: Path | str) -> dict[str, Any]: ...
 def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dict[str, Any]:
     """The pruning families; of an `architecture` (config.json, folder or preset), those that apply.
 
-    >>> [family.id for family in prunescope.families()]
-    >>> prunescope.families("llama-3.1-8b")["families"]
+    Examples:
+        >>> [family.id for family in prunescope.families()]
+        >>> prunescope.families("llama-3.1-8b")["families"]
     """
     if architecture is None:
         from prunescope.taxonomy.families import families as known
@@ -308,7 +316,8 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
 def devices() -> tuple[Device, ...]:
     """The devices whose dense peaks and bandwidth are known.
 
-    >>> {device.name: device.byte_per_s for device in prunescope.devices()}
+    Examples:
+        >>> {device.name: device.byte_per_s for device in prunescope.devices()}
     """
     from prunescope.analysis.device.hardware import DEVICES
 

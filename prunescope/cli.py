@@ -23,6 +23,7 @@ from prunescope.check_command import register_check
 from prunescope.command_options import (
     ANALYZE,
     DRY_RUN,
+    EXAMPLE,
     FORMATS,
     LABEL_PREFIX,
     OUT,
@@ -152,20 +153,26 @@ register_predict(app)
 @options_of(
     prunescope.sweep,
     SWEEP,
-    only_here=[option("dry_run", DRY_RUN, False), option("json_target", Json)],  # noqa: FBT003
+    only_here=[
+        option("dry_run", DRY_RUN, default=False),
+        option("example", EXAMPLE, default=False),
+        option("json_target", Json),
+    ],
     only_there=["progress", "argv"],
 )
-def _sweep(*, dry_run: bool, json_target: str | None, **options: Any) -> None:
+def _sweep(*, dry_run: bool, example: bool, json_target: str | None, **options: Any) -> None:
     """Trace and judge many prunings of a model; the same command again resumes.
 
     \b
-    prunescope sweep benchmarks/smollm2.yaml --out traces/sweep --dry-run
+    prunescope sweep --example > sweep.yaml
+    prunescope sweep sweep.yaml --out traces/sweep --dry-run
     """
     from prunescope.analysis.report.pareto_terminal import sweep_state
     from prunescope.output import check_target, tell
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
 
+    del example  # it was printed, and the command has ended
     check_target(json_target)
     request = SweepRequest(**options, argv=sys.argv[1:])
     if not dry_run:

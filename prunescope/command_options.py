@@ -8,6 +8,7 @@ command line itself, so that nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,13 @@ def _share(value: float | None) -> float | None:
     from prunescope.taxonomy.keep import check_sparsity
 
     return None if value is None else check_sparsity(value)
+
+
+def _example(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        text = Path(__file__).with_name("sweep_example.yaml").read_text(encoding="utf-8")
+        sys.stdout.write(text)
+        raise typer.Exit
 
 
 # fmt: off - one option a line reads as a table
@@ -124,6 +132,9 @@ OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]
 LABEL_PREFIX = Annotated[str, Option(metavar="WORD", help="Of every label in LaTeX.")]
 CURVES = Annotated[Path | None, Option(metavar="FOLDER", help="Curves as figures, CSV.")]
+EXAMPLE = Annotated[
+    bool, Option("--example", is_eager=True, callback=_example, help="Print a file with all keys.")
+]
 DRY_RUN = Annotated[bool, Option("--dry-run", help="Plan and time only.")]
 PREDICT = {
     "model": Annotated[str | None, Option(metavar="MODEL", help="Preset or config.json.")],

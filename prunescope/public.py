@@ -31,10 +31,11 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     """The report of `analyze`. `report.phases["prefill"]` holds everything that is known of a
     phase; `report.gemms` and the other tables span all phases and become data frames.
 
-    >>> report = prunescope.analyze("traces/first")
-    >>> report.show()
-    >>> report.ledger.to_polars()
-    >>> report.save("first", formats=["md", "tex", "pdf"])
+    Examples:
+        >>> report = prunescope.analyze("traces/first")
+        >>> report.show()
+        >>> report.ledger.to_polars()
+        >>> report.save("first", formats=["md", "tex", "pdf"])
     """
 
     @classmethod

@@ -66,7 +66,7 @@ def draw(report: Report, name: str, kind: str) -> Figure | None:
 
 
 def _page(height: float, what: str, of: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(figures.WIDTH, height), layout="constrained")
+    figure = figures.Drawn(figsize=(figures.WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -37,6 +37,13 @@ _METADATA: dict[str, dict[str, str | None]] = {
 }
 
 
+class Drawn(Figure):
+    """A figure that a notebook shows though pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        return saved(self, "png")
+
+
 def figure_files(report: Report, ending: str) -> dict[str, bytes]:
     """File name to bytes: a ladder and a ledger for every phase that has one."""
     files = {}
@@ -209,7 +216,7 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
 
 
 def _axes(num_rows: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
+    figure = Drawn(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -35,7 +35,8 @@ COMMANDS = {
         "--without", "--from-run", "--out", "--json",
     },
     "sweep": {
-        "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--json",
+        "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
+        "--json",
     },
     "pareto": {"folder", "--out", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},

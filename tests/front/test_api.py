@@ -144,6 +144,7 @@ def test_plots_are_figures(report: public.Report, kind: str) -> None:
 
     figure = getattr(report.plot, kind)("decode")
     assert isinstance(figure, Figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     assert any(
         "decode" in text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text"))
     )

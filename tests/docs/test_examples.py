@@ -1,0 +1,73 @@
+"""The scripts and the notebook of examples/, and the commands of the skill, run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+SKILL = ROOT / "skills" / "prunescope" / "SKILL.md"
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_an_example_runs(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "runs")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "×" in done.stdout
+
+
+def test_every_example_is_listed() -> None:
+    listed = re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
+    there = {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb")}
+    assert set(listed) == there
+
+
+def test_the_notebook_was_executed_and_its_code_still_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = json.loads((EXAMPLES / "report.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 5 and all(cell["outputs"] for cell in code)
+    kinds = {kind for cell in code for out in cell["outputs"] for kind in out.get("data", {})}
+    assert {"text/html", "image/png"} <= kinds
+    assert not any(out["output_type"] == "error" for cell in code for out in cell["outputs"])
+    monkeypatch.chdir(EXAMPLES)
+    names: dict[str, object] = {}
+    for cell in code:
+        exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
+
+
+def test_the_commands_of_the_skill_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "traces" / "tiny-static-m", tmp_path / "traces" / "first")
+    assert pages.run(SKILL, folder=tmp_path) == 2
+    text = SKILL.read_text(encoding="utf-8")
+    assert text.startswith("---\nname: prunescope\ndescription: ")
+
+
+def test_the_options_that_the_skill_names_exist() -> None:
+    import typer.main
+
+    from prunescope import cli
+
+    group = typer.main.get_command(cli.app)
+    named = re.findall(r"`prunescope (\w+)([^`]*)`", SKILL.read_text(encoding="utf-8"))
+    assert len(named) >= 8
+    for name, rest in named:
+        known = {word for p in group.commands[name].params for word in p.opts}
+        assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= known, f"{name}{rest}"

@@ -1,0 +1,158 @@
+"""Every snippet of the documentation runs, and says what is true of the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prunescope
+from tests.docs import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+TORCH = {"quickstart.md", "sweep.md", "python.md"}
+# Pages that belong to other rooms run their snippets there.
+HERE = sorted(
+    {"quickstart.md", "sweep.md", "paper.md", "python.md", "faq.md", "reading-a-report.md",
+     "architecture.md", "index.md"}
+)  # fmt: skip
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what a reader has: two model folders, runs, and traces of ranks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, run in (("first", "tiny-static-m"), ("second", "tiny-static-nk")):
+        shutil.copytree(ROOT / "traces" / run, tmp_path / "traces" / name)
+    for folder, side in (("ranks", "pruned"), ("ranks-dense", "dense")):
+        (tmp_path / folder).mkdir()
+        source = tmp_path / "traces" / "first" / side / "prefill.trace.json.gz"
+        shutil.copy(source, tmp_path / folder / "rank0.json.gz")
+    return tmp_path
+
+
+def models(folder: Path) -> None:
+    """./dense and ./pruned: a tiny Llama, and one with half of the MLP's channels."""
+    from tests.small_capture import saved_model
+
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "vocab_size": 128,
+             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    saved_model(folder / "dense", **shape, intermediate_size=256)
+    saved_model(folder / "pruned", **shape, intermediate_size=128)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TORCH))
+def test_every_snippet_runs(name: str, workplace: Path) -> None:
+    models(workplace)
+    if name != "python.md":  # python.md reads them; the others make their own
+        shutil.rmtree(workplace / "traces")
+    assert pages.run(DOCS / name, folder=workplace) >= 5
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if name not in TORCH])
+def test_every_snippet_without_torch_runs(name: str, workplace: Path) -> None:
+    pages.run(DOCS / name, folder=workplace)
+    if name == "paper.md" and shutil.which("pdflatex"):
+        for _ in range(2):
+            done = subprocess.run(
+                ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+                cwd=workplace / "paper", capture_output=True, text=True, check=False, timeout=120,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout[-1500:]
+        assert "Warning" not in done.stdout and "undefined" not in done.stdout
+
+
+def test_readme_commands_are_there() -> None:
+    """The commands of README.md take the options that it gives them."""
+    import typer.main
+
+    from prunescope import cli
+
+    group = typer.main.get_command(cli.app)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fenced = "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    lines = re.findall(r"^prunescope (\w+)(.*)$", fenced, flags=re.MULTILINE)
+    assert len(lines) >= 5
+    for name, rest in lines:
+        known = {word for p in group.commands[name].params for word in p.opts}
+        assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= known, f"{name}{rest}"
+
+
+def test_the_table_of_rooms_is_that_of_the_test() -> None:
+    from tests.arch.test_imports import ALLOWED
+
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    rows = hooks.rooms(ROOT).splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(ALLOWED)
+    assert "<!-- the table of rooms -->" in (DOCS / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_findings_that_the_questions_name_exist() -> None:
+    """An id in brackets is one that some file of analysis/ gives."""
+    text = (DOCS / "faq.md").read_text(encoding="utf-8")
+    named = {
+        one
+        for group in re.findall(r"\[(`[^\]]+)\]", text)
+        for one in re.findall(r"`([a-z-]+)`", group)
+    }
+    source = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "analysis").rglob("*.py"))
+    assert len(named) > 20
+    missing = {n for n in named if f'"{n}"' not in source and not n.startswith("added-")}
+    assert missing == set()
+
+
+def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
+    from prunescope.tracer.sweep.config import read_configs
+    from prunescope.tracer.sweep.plan import SweepConfig
+
+    text = (ROOT / "prunescope" / "sweep_example.yaml").read_text(encoding="utf-8")
+    (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
+    (config,) = read_configs(tmp_path / "sweep.yaml", None)
+    keys = {field.name for field in dataclasses.fields(SweepConfig)} - {"logits"}
+    shown = dict(re.findall(r"^#? ?([a-z_]+): +(.*?)(?:  #.*)?$", text, flags=re.MULTILINE))
+    assert set(shown) == keys
+    page = (DOCS / "sweep.md").read_text(encoding="utf-8")
+    assert keys <= set(re.findall(r"`([a-z_]+)`", page))
+    (tmp_path / "tasks").mkdir()
+    every = re.sub(r"^# (?=[a-z_]+: )", "", text, flags=re.MULTILINE)
+    (tmp_path / "every.yaml").write_text(every, encoding="utf-8")
+    (full,) = read_configs(tmp_path / "every.yaml", None)
+    # Shown with a value that is no default.
+    possible = {"text", "other_text", "recover", "threads", "tasks", "tasks_path"}
+    for field in dataclasses.fields(config):
+        if field.name not in possible:
+            assert getattr(full, field.name) == getattr(config, field.name), field.name
+
+
+def test_sweep_prints_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prunescope.main(["sweep", "--example"]) == 0
+    assert "families: [static-m, static-nk]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
+    assert "prunescope.api.analyze" in page and "phase_pattern" in page
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://(?!github)", home)
