@@ -25,8 +25,8 @@ def totals(one: SidePhase) -> Totals:
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(one.samples_ns)
-    took = unprofiled.median if unprofiled else wall if run else None
-    tokens = run.tokens_per_step if run else None
+    tokens = run.tokens_per_step if run else one.kernels.tokens
+    took = unprofiled.median if unprofiled else wall
     return Totals(
         steps=steps,
         wall_ns=wall,

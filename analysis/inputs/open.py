@@ -16,7 +16,7 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_of, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
-from prunescope.analysis.shapes.trial import ModelConfig
+from prunescope.analysis.shapes.trial import AutoModel, ModelConfig
 from prunescope.analysis.shapes.workload import Workload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
@@ -48,15 +48,17 @@ def open_side(
     return replace(side, noticed=side.noticed + Noticed((said,)))
 
 
-def named_config(name: str, options: Options) -> ModelConfig:
+def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
     """The config of --model, with the workload of the options."""
-    shape, _, dtype = read_model(name)
     workload = Workload(
         batch=options.batch,
         prompt_len=options.prompt_len,
         context=options.context,
         phase=options.phase,
     )
+    if name == "auto":
+        return AutoModel(workload=workload)
+    shape, _, dtype = read_model(name)
     return ModelConfig(
         shape=shape, name=model_name(name), dtype=our_dtype(dtype), workload=workload
     )

@@ -16,7 +16,7 @@ from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.kernels.frame import Kernels, build
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.shapes.trial import ModelConfig
+from prunescope.analysis.shapes.trial import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
@@ -122,7 +122,7 @@ class Side:
     ranks: Mapping[str, Part] = field(default_factory=dict)
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     peaks: Peaks | None = None
-    model: ModelConfig | None = None  # tells shapes that the trace did not record
+    model: ModelConfig | AutoModel | None = None  # tells shapes that the trace did not record
     noticed: Noticed = Noticed()
     _last: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
 

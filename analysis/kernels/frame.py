@@ -20,7 +20,7 @@ from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
 from prunescope.analysis.shapes.fill import Filled, fill
-from prunescope.analysis.shapes.trial import ModelConfig, Traced
+from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
@@ -51,6 +51,7 @@ class Kernels:
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
+    tokens: float | None = None  # a step, where a model's config and workload tell
 
     @property
     def num_steps(self) -> int:
@@ -94,7 +95,7 @@ def build(
     *,
     eager: Trace | None = None,
     phase: str | None = None,
-    model: ModelConfig | None = None,
+    model: ModelConfig | AutoModel | None = None,
 ) -> Kernels:
     """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, waits.
 
@@ -140,6 +141,7 @@ def build(
         ],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
         known=told.known,
+        tokens=told.tokens,
     )  # fmt: skip
 
 

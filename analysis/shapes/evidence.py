@@ -24,7 +24,8 @@ from prunescope.taxonomy.shape import ModelShape
 # Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
 # an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
 _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
-_FIXED = 2_000  # of a kernel: the time that no size explains
+# Of a kernel, ns: what no size explains, launch and tail; more of a short one.
+_FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDTH = 0.05
 _HEAD_DIM = re.compile(
@@ -85,7 +86,9 @@ def width_allowed(one: Placed, rows: int, sm: int | None) -> Intervals | None:
 
 def time_limit(a: float, b: float, *, same: bool) -> float:
     """Times by which N·K/time of two GEMMs may differ, of one kernel or not, that take so long."""
-    return (_SAME_KERNEL if same else _OTHER_KERNEL) + _FIXED / min(a, b)
+    shorter = min(a, b)
+    fixed = _FIXED if shorter >= _SHORT else _FIXED_SHORT
+    return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
 def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:

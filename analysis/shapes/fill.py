@@ -13,11 +13,12 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.shapes.auto import guess
 from prunescope.analysis.shapes.fitting import fitting_widths
 from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
-from prunescope.analysis.shapes.trial import ModelConfig, Traced, Trial
+from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
 from prunescope.analysis.shapes.writer import Writer
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
@@ -35,9 +36,10 @@ class Filled:
     known: dict[int, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tokens: float | None = None  # a step, where all steps are known
 
 
-def fill(traced: Traced, model: ModelConfig, device: Device | None) -> Filled:
+def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) -> Filled:
     """Shapes of the rows that have none. Nothing changes where the trace recorded them all, holds
     no kernels, or contradicts the config; what is said tells which."""
     out = Filled(traced.frame, traced.source)
@@ -51,6 +53,9 @@ def fill(traced: Traced, model: ModelConfig, device: Device | None) -> Filled:
     told = sum(item.ns for item in every if item.has_work)
     if not total or told >= _ENOUGH * total:
         out.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
+        return out
+    if isinstance(model, AutoModel):
+        out.warnings.append(guess(traced, model.workload, device, steps))
         return out
     tried = [
         Trial(traced, model, device, steps, ranks)
@@ -85,6 +90,10 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     out.frame = writer.written(trial.traced.frame)
     out.warnings += list(dict.fromkeys(trial.warnings))
     out.source = "order" if trial.by_order else trial.traced.source
+    rows = [trial.rows[key] for key in trial.placed]
+    known = [m for m in rows if m is not None]
+    steps = {step for step, _ in trial.placed}
+    out.tokens = sum(known) / len(steps) if len(known) == len(rows) else None
     first = next(iter(trial.placed))
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm)
     out.notes += [_note(trial, writer), *widths]

@@ -37,6 +37,14 @@ class ModelConfig:
     workload: Workload = field(default_factory=Workload)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoModel:
+    """No model: which of the presets it would be is to be said."""
+
+    workload: Workload = field(default_factory=Workload)
+    name: str = "auto"
+
+
 @dataclass(frozen=True)
 class Traced:
     """What is read of a phase. `source`: where the roles of the frame come from."""

@@ -1,7 +1,8 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
-Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
-`ProfilerStep#i`, else the trace is one step. Times are integer ns.
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
+the frames of its iterations, else `ProfilerStep#i`, else the trace is one step. Times are integer
+ns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from os.path import commonprefix
 import numpy as np
 
 from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.iterations import find_iterations
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
 from prunescope.taxonomy.errors import PrunescopeError
@@ -55,6 +57,8 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     for source, is_step in _candidates(phase_pattern):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
+        if source == "ProfilerStep" and (told := find_iterations(trace)) is not None:
+            return Windows(told.start, told.end, "engine", told.names)
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):

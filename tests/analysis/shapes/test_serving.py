@@ -1,0 +1,162 @@
+"""Traces of serving engines: iterations found and told apart, M from what annotates them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from prunescope.analysis.shapes.workload import DECODE, PREFILL, UNKNOWN, Workload, annotated
+from prunescope.analysis.timeline.engines import engine_step
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+from tests.analysis.shapes.stripped import save
+from tests.chrome import H100
+
+MODEL = "qwen3-0.6b"
+SHAPE = ModelShape.from_config(preset_config(MODEL))
+BLOCK = [128, 1, 1]
+
+
+class Engine:
+    """Writes iterations as vLLM's worker runs them: a frame, launches, kernels without ops."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.host = self.device = 1_000_000.0
+        self.correlation = 0
+
+    def iteration(self, rows: int, *, frame: str, cat: str, attention: str) -> None:
+        begin = self.host
+        for _ in range(SHAPE.layers):
+            self.gemm(SHAPE.q + 2 * SHAPE.c, SHAPE.hidden, rows)
+            self.kernel(attention, [1, rows, 8], 4.0 + rows / 50)
+            self.gemm(SHAPE.hidden, SHAPE.q, rows)
+            self.gemm(2 * SHAPE.intermediate, SHAPE.hidden, rows)
+            self.gemm(SHAPE.hidden, SHAPE.intermediate, rows)
+        self.gemm(SHAPE.vocab, SHAPE.hidden, 4)
+        self.host = max(self.host, self.device) + 20
+        self.add(frame, cat, begin, self.host - begin)
+        self.host += 50
+
+    def gemm(self, n: int, k: int, rows: int) -> None:
+        width = 128 if rows > 64 else 32
+        name = f"ampere_bf16_s16816gemm_bf16_128x{width}_ldg8_f2f_stages_64x3_tn"
+        grid = [math.ceil(n / 128), math.ceil(rows / width), 1]
+        self.kernel(name, grid, 1.5 + max(2 * rows * n * k / 5e8, 2 * n * k / 2.5e6))
+
+    def kernel(self, name: str, grid: list[int], us: float) -> None:
+        self.correlation += 1
+        at = {"correlation": self.correlation}
+        self.add("cudaLaunchKernel", "cuda_runtime", self.host, 2.0, at)
+        self.host += 3
+        self.device = max(self.device, self.host + 5)
+        told = {"grid": grid, "block": BLOCK, "registers per thread": 64, "shared memory": 0}
+        self.add(name, "kernel", self.device, us, at | told | {"device": 0, "stream": 7}, tid=7)
+        self.device += us + 1
+
+    def add(
+        self, name: str, cat: str, ts: float, dur: float, args: Any = None, tid: int = 1
+    ) -> None:
+        event = {"ph": "X", "name": name, "cat": cat, "ts": ts, "dur": dur, "pid": 0, "tid": tid}
+        self.events.append(event | {"args": args or {}})
+
+    def write(self, path: Path) -> Path:
+        return save({"deviceProperties": [H100], "traceEvents": self.events}, path)
+
+
+SPLIT = "void flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128, 64, 128, 4>>"
+FRAME = "vllm/v1/worker/gpu_model_runner.py(1234): execute_model"
+
+
+@pytest.mark.parametrize(
+    ("frame", "cat"), [(FRAME, "python_function"), ("execute_model", "user_annotation")]
+)
+def test_ten_iterations_are_one_prefill_and_nine_decodes(
+    frame: str, cat: str, tmp_path: Path
+) -> None:
+    engine = Engine()
+    for rows in (512, *[4] * 9):
+        engine.iteration(rows, frame=frame, cat=cat, attention=SPLIT)
+    told = prunescope.analyze(
+        engine.write(tmp_path / "vllm.json.gz"), model=MODEL, device="h100-sxm"
+    )
+    assert {name: phase.steps for name, phase in told.phases.items()} == {"prefill": 1, "decode": 9}
+    for phase in told.phases.values():
+        assert {g.shapes for g in phase.gemms if g.n} == {"model"}
+        assert {(g.n, g.k) for g in phase.gemms if g.role == "gate_up"} == {(6144, 1024)}
+
+
+def test_each_phase_has_its_rows_and_tokens(tmp_path: Path) -> None:
+    engine = Engine()
+    for rows in (512, *[4] * 9):
+        engine.iteration(rows, frame=FRAME, cat="python_function", attention=SPLIT)
+    path = engine.write(tmp_path / "vllm.json.gz")
+    told = prunescope.analyze(path, model=MODEL, device="h100-sxm", batch=4, prompt_len=128)
+    for name, rows in (("prefill", 512), ("decode", 4)):
+        phase = told.phases[name]
+        assert {g.m for g in phase.gemms if g.role == "qkv"} == {rows}
+        assert phase.tokens_per_s == pytest.approx(rows * 1e9 / phase.wall_ns)
+
+
+def test_attention_kernels_tell_phases_of_one_size(tmp_path: Path) -> None:
+    engine = Engine()
+    for kind in ("BatchPrefillWithPagedKVCacheKernel", *["BatchDecodeWithPagedKVCacheKernel"] * 3):
+        engine.iteration(64, frame=FRAME, cat="python_function", attention=f"flashinfer::{kind}")
+    told = prunescope.analyze(engine.write(tmp_path / "vllm.json.gz"), device="h100-sxm")
+    assert {name: phase.steps for name, phase in told.phases.items()} == {"prefill": 1, "decode": 3}
+
+
+def test_auto_names_the_preset_and_takes_nothing_from_it(tmp_path: Path) -> None:
+    engine = Engine()
+    for rows in (512, 4, 4):
+        engine.iteration(rows, frame=FRAME, cat="python_function", attention=SPLIT)
+    told = prunescope.analyze(
+        engine.write(tmp_path / "vllm.json.gz"), model="auto", device="h100-sxm"
+    )
+    assert any(f"would be of {MODEL}" in said and "28 layers" in said for said in told.warnings)
+    assert not any(g.n for phase in told.phases.values() for g in phase.gemms)
+
+
+SGLANG = "execute_15360_context_15(sq15360sk15360sqsq15728640sqsk15728640)_generation_0(sq0sk0)"
+GRAPH = "execute_32_context_0(sq0sk0sqsq0sqsk0)_generation_32(sq32sk32785sqsq32sqsk32785)"
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "rows", "heads", "queries"),
+    [
+        ("execute_context_1(888_788544)_generation_0(0)", PREFILL, 888, (1, 888), 888),
+        ("execute_context_2(900_500000)_generation_0(0)", PREFILL, 900, (2, 900), None),
+        ("execute_context_1(512_262144)_generation_3(3)", "mixed", 515, (4, 515), None),
+        (SGLANG, PREFILL, 15360, (15, 15360), 1024),
+        (GRAPH, DECODE, 32, (32,), 1),
+        ("step[DECODE bs=8 toks=8]", DECODE, 8, (8,), 1),
+        ("step[EXTEND bs=2 toks=300]", PREFILL, 300, (2,), None),
+        ("[Executor] _forward_step 7: 0 ctx reqs, 16 gen reqs", DECODE, 16, (16,), 1),
+        ("[Executor] _forward_step 7: 2 ctx reqs, 3 gen reqs", "mixed", None, (5,), None),
+    ],
+)  # fmt: skip
+def test_an_annotation_tells_rows(
+    name: str, phase: str, rows: int | None, heads: tuple[int, ...], queries: int | None
+) -> None:
+    told = annotated(name, replayed=False)
+    assert (told.phase, told.rows, told.heads, told.queries) == (phase, rows, heads, queries)
+    assert engine_step(name) == phase
+
+
+def test_a_replayed_batch_that_no_engine_captures_was_padded() -> None:
+    assert annotated("step[DECODE bs=13]", replayed=True).rows is None
+    assert annotated("step[DECODE bs=13]", replayed=False).rows == 13
+    assert annotated("step[DECODE bs=24]", replayed=True).rows == 24
+
+
+def test_a_workload_tells_each_phase() -> None:
+    told = Workload(batch=4, prompt_len=128, context=200)
+    assert told.tokens("prefill").rows == 512 and told.tokens("decode").rows == 4
+    assert told.tokens("decode").keys == 200 and told.tokens("decode").queries == 1
+    assert Workload(prompt_len=128).tokens(None).heads == (1, 128)
+    assert Workload(batch=4).tokens(None) is UNKNOWN
+    assert Workload(batch=4, phase="decode").tokens("prefill").rows == 4
