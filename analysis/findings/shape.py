@@ -6,38 +6,22 @@ ns a step, as recorded.
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass
 
 import polars as pl
 
-from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
+from prunescope.analysis.device.tiles import ALIGNED, HALF
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.what_if import tiling_of
 from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
 
 _SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
-_NEAR = 0.03  # how far a dimension may move to be the nearest good one
-_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class _Tiled:
-    """The tiles of a GEMM's kernel. `side`: of a tile along N, `each`: tiles for each such column;
-    `slots`: tiles in flight at a time, None where unknown."""
-
-    side: int
-    each: int
-    tiles: int
-    slots: float | None
-
-    def waves(self, tiles: float) -> float:
-        """Whole waves of so many tiles; the tiles themselves where the slots are unknown."""
-        return math.ceil(tiles / self.slots - _EPS) if self.slots else tiles
+_WORTH = 0.05  # of the time of a GEMM: a dimension worth a move
 
 
 @dataclass
@@ -62,18 +46,18 @@ def wave_step(c: Context) -> Finding | None:
     old_tiles, new_tiles = _tiled(c.dense), _tiled(c.pruned)
     for g in _groups(c, ("N", "M")):
         old, new = old_tiles.get((g.role, g.old)), new_tiles.get((g.role, g.new))
-        if old is None or new is None or not old.slots or not new.slots:
+        if old is None or new is None or not old.tiling.slots or not new.tiling.slots:
             continue
-        before, after = old.waves(old.tiles), new.waves(new.tiles)
+        before, after = old.tiling.waves(g.old.n), new.tiling.waves(g.new.n)
         if new.tiles >= old.tiles or after < before:
             continue
-        at = _crossing(new) if g.axis == "N" else None
+        at = new.tiling.widest(after - 1) if g.axis == "N" else None
         busy += g.busy
         gain += g.busy / after if at else 0.0
         lines.append(
             f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
             f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
-            f"{before:.0f} → {after:.0f} waves" + (f"; N = {at} saves one" if at else "")
+            f"{before} → {after} waves" + (f"; N = {at} saves one" if at else "")
         )
     if busy < _SHARE * c.phase.busy_ns or not lines:
         return None
@@ -90,18 +74,12 @@ def wave_step(c: Context) -> Finding | None:
     )
 
 
-def _crossing(tiled: _Tiled) -> int | None:
-    """The largest N that needs a wave less; None where there is none."""
-    left = (tiled.waves(tiled.tiles) - 1) * (tiled.slots or 0.0)
-    columns = int(left / tiled.each + _EPS)
-    return columns * tiled.side or None
-
-
 def nearest_dimension(c: Context) -> Finding | None:
     """A dimension close by at which the GEMM is predicted to be faster.
 
     The time at N' is that of the dense GEMM, whose kernel is aligned, times K'/K and the waves of
-    its own tile at N' over those at N (times N'/N where memory binds it).
+    its own tile at N' over those at N (times N'/N where memory binds it): an aligned dimension gets
+    the dense GEMM's kernel back, which `kernels.what_if` cannot know of a trace alone.
     """
     if c.dense is None or not c.pruned.on_device:
         return None
@@ -111,7 +89,7 @@ def nearest_dimension(c: Context) -> Finding | None:
         tiled = tiles.get((g.role, g.old))
         if tiled is None or g.pruned.dtype not in HALF:
             continue
-        found = _better(g, tiled)
+        found = _better(g, tiled.tiling)
         if found is not None:
             axis, now, best, saved = found
             gain += saved
@@ -131,13 +109,11 @@ def nearest_dimension(c: Context) -> Finding | None:
     )
 
 
-def _better(g: _Group, tiled: _Tiled) -> tuple[str, int, int, float] | None:
-    """(axis, now, best, ns saved); None where the dimension is as good as those around it."""
+def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
+    """(axis, now, nearest, ns saved); None where the dimension is as good as those around it."""
 
     def time(n: int, k: int) -> float:
-        tiles = math.ceil(n / tiled.side) * tiled.each
-        by_waves = tiled.waves(tiles) / tiled.waves(tiled.tiles)
-        wide = n / g.old.n if g.dense.bound == "memory" else by_waves
+        wide = n / g.old.n if g.dense.bound == "memory" else tiling.waves(n) / tiling.waves(g.old.n)
         return g.busy_dense * k / g.old.k * wide
 
     axis = "K" if g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n) else "N"
@@ -146,15 +122,21 @@ def _better(g: _Group, tiled: _Tiled) -> tuple[str, int, int, float] | None:
     if axis == "K" and aligned:
         return None
 
-    def at(value: int) -> float:
-        return time(g.new.n, value) if axis == "K" else time(value, g.new.k)
+    def saved(value: int) -> float:
+        at, here = (
+            time(g.new.n, one) if axis == "K" else time(one, g.new.k) for one in (value, now)
+        )
+        # A kernel that is aligned already differs from the prediction for other reasons.
+        return g.busy * (1 - at / here) if aligned else g.busy - at
 
-    low, high = math.ceil(now * (1 - _NEAR) / GOOD), int(now * (1 + _NEAR) / GOOD) + 1
-    near = [i * GOOD for i in range(max(1, low), high + 1)]
-    best = min(near, key=lambda value: (round(at(value), 3), abs(value - now)))
-    # A kernel that is aligned already differs from the prediction for other reasons.
-    saved = g.busy * (1 - at(best) / at(now)) if aligned else g.busy - at(best)
-    return (axis, now, best, saved) if saved > 0.05 * g.busy else None
+    near = good_neighbours(tiling, axis, now, reach=NEAR)
+    if near == (None, None) and not aligned:  # no wave ends here, but another kernel would do
+        near = aligned_neighbours(now)
+    worth = [one for one in near if one is not None and saved(one) > _WORTH * g.busy]
+    if not worth:
+        return None
+    best = min(worth, key=lambda value: (abs(value - now), -value))
+    return axis, now, best, saved(best)
 
 
 def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
@@ -172,23 +154,25 @@ def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
     return sorted(groups.values(), key=lambda g: -g.busy)
 
 
+@dataclass(frozen=True)
+class _Tiled:
+    """The tiles of a GEMM's kernel, and how they lie."""
+
+    tiling: Tiling
+    tiles: int
+
+
 def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
-    """The tiles of each (role, GEMM) whose kernel's name tells one."""
-    told = kernels.frame.filter(
+    """Of each (role, GEMM) the tiles of the kernel with the most time whose name tells one."""
+    known = kernels.frame.filter(
         pl.col("main") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
     )
-    totals: dict[tuple[str, Gemm], _Tiled] = {}
-    most: dict[tuple[str, Gemm], int] = defaultdict(int)
     keys = ["role", "call", "along_n", "tiles", "waves"]
-    sums = told.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
+    sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())
+    found: dict[tuple[str, Gemm], _Tiled] = {}
     for row in sums.sort("busy", "call").iter_rows(named=True):
         work = kernels.works[row["call"]]
-        if work is None or len(work.gemms) != 1:
-            continue
-        key = (row["role"], work.gemms[0])
-        slots = row["tiles"] / row["waves"] if row["waves"] else None
-        if row["busy"] >= most[key]:
-            most[key] = row["busy"]
-            across = math.ceil(key[1].n / row["along_n"])
-            totals[key] = _Tiled(row["along_n"], row["tiles"] // across, row["tiles"], slots)
-    return totals
+        if work is not None and len(work.gemms) == 1:
+            gemm = work.gemms[0]
+            found[row["role"], gemm] = _Tiled(tiling_of(gemm, row), row["tiles"])
+    return found

@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import polars as pl
 
+from prunescope.analysis.device.good import FAR, Tiling, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -24,21 +26,18 @@ from prunescope.taxonomy.gemm import Gemm
 
 _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
 _SMALL = 64  # a K below is no dimension of a model's
-_REACH = 0.125  # how far a good dimension is looked for
-_STEPS = 512  # tiles to either side; a forged shape has more
 _CURVES, _POINTS = 4, 96
 _Z = 1.96
-_EPS = 1e-9
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A distinct GEMM as it ran: means a call, ns. `side`: of a tile along N."""
+    """A distinct GEMM as it ran: means a call, ns."""
 
     role: str
     gemm: Gemm
     tile: str
-    side: int
+    tiling: Tiling
     tiles: int
     split_k: int
     slots: float  # tiles in flight at a time
@@ -48,17 +47,12 @@ class Seen:
     busy: float
     total: float  # of all calls
 
-    def waves(self, n: int) -> int:
-        """Whole waves with N = n."""
-        across = max(1, math.ceil(self.gemm.n / self.side))
-        return math.ceil(self.tiles / across * math.ceil(n / self.side) / self.slots - _EPS)
-
     def predicted(self, n: int, k: int) -> float:
         """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
         old = self.gemm
         rows, columns = (int(part) for part in self.tile.split("x"))
         # Every slot of a wave works on a tile, or idles for as long.
-        covered = self.waves(n) * self.slots * rows * columns * k
+        covered = self.tiling.waves(n) * self.slots * rows * columns * k
         compute = self.compute * covered / self.split_k / (old.batch * old.m * old.n * old.k)
         moved = (old.m * k + k * n + old.m * n) / (old.m * old.k + old.k * old.n + old.m * old.n)
         return max(compute, self.memory * moved)
@@ -117,12 +111,19 @@ def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
             continue
         # The kernel that took the most time comes last and stays.
         found[row["role"], gemm] = Seen(
-            role=row["role"], gemm=gemm, tile=row["tile"], side=row["along_n"],
+            role=row["role"], gemm=gemm, tile=row["tile"], tiling=tiling_of(gemm, row),
             tiles=row["tiles"], split_k=row["split_k"], slots=row["tiles"] / row["waves"],
             compute=row["compute_ns"], memory=row["memory_ns"], bound=row["bound"],
             busy=row["mean"], total=float(row["busy"]),
         )  # fmt: skip
     return found
+
+
+def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
+    """How the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
+    across = max(1, math.ceil(gemm.n / row["along_n"]))
+    slots = row["tiles"] / row["waves"] if row["waves"] else None
+    return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
 
 
 def fitted(seen: list[Seen]) -> Fit | None:
@@ -190,26 +191,10 @@ def _shape(
         shape.refused = "latency-bound: as short as any kernel, whatever its N"
         return shape
     shape.tile, shape.waves = one.tile, one.tiles / one.slots
-    below, above = _neighbours(one, axis, now)
+    below, above = good_neighbours(one.tiling, axis, now, reach=FAR)
     shape.below = None if below is None else _good(one, axis, below, row.busy_ns, fit)
     shape.above = None if above is None else _good(one, axis, above, row.busy_ns, fit)
     return shape
-
-
-def _neighbours(one: Seen, axis: str, now: int) -> tuple[int | None, int | None]:
-    """The nearest good dimension below and at or above: the last of its waves (N), or aligned."""
-    if axis == "K":
-        return now // GOOD * GOOD, -(-now // GOOD) * GOOD
-    side = math.lcm(one.side, GOOD)
-    first = now // side
-    steps = range(1 + min(_STEPS, int(now * _REACH) // side))
-
-    def last(n: int) -> bool:
-        return n > 0 and one.waves(n + 1) > one.waves(n)
-
-    under = (n for n in ((first - i) * side for i in steps) if n < now and last(n))
-    over = (n for n in ((-(-now // side) + i) * side for i in steps) if last(n))
-    return next(under, None), next(over, None)
 
 
 def _good(one: Seen, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
