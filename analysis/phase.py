@@ -136,7 +136,7 @@ def _comparison(
         baseline=totals(dense),
         sparsity=_realised(evidence, judged, books, is_known=known),
         predicted=add_miss(expected, ladder, ledger) if expected else None,
-        overhead=overhead(books, pruned.kernels, family),
+        overhead=overhead(books, dense.kernels, pruned.kernels, family),
     )
 
 

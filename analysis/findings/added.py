@@ -6,19 +6,27 @@ role, in an added unit or inside a matched one. Times are ns a step, as recorded
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.ledger.purpose import (
+    ESTIMATOR,
+    GATHER,
+    INDEX,
+    LAYOUT,
+    MASK,
+    ROUTER,
+    SCATTER,
+    NewWork,
+    is_fused,
+    purpose,
+)
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.families import known
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
-_MASK = re.compile(r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$")
-_SCORES = ("gemm", "batched_gemm", "softmax", "reduction", "routing")
 
 
 @dataclass(frozen=True)
@@ -32,35 +40,35 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class _Purpose:
-    """What new work is for: the words of its finding."""
+class _Words:
+    """The words of a finding on new work of one or several purposes."""
 
     id: str
     what: str
     change: str
 
 
-_ROUTING = _Purpose(
+_ROUTING = _Words(
     "added-routing",
     "routing (routers, top-k, sorts, index building)",
     "route once for several layers, or fuse router, top-k and index building into one kernel",
 )
-_GATHER = _Purpose(
+_GATHER = _Words(
     "added-gather-scatter",
     "gathering active rows or blocks and scattering results back",
     "fold the gather into the GEMM's or attention's own loads, or keep rows packed over layers",
 )
-_MASKS = _Purpose(
+_MASKS = _Words(
     "added-mask",
     "building and applying masks",
     "build masks once before the run, or remove what they hide instead of masking it",
 )
-_ESTIMATOR = _Purpose(
+_ESTIMATOR = _Words(
     "added-estimator",
-    "estimating which blocks of attention matter",
+    "estimating which keys or blocks of attention matter",
     "larger blocks, a cheaper pooling, or an estimate that several layers share",
 )
-_COPIES = _Purpose(
+_COPIES = _Words(
     "added-layout",
     "layout copies (casts, transposes, concatenations)",
     "store weights and activations in the layout that the kernels take",
@@ -118,18 +126,18 @@ def residual_map(c: Context) -> Finding | None:
     )
 
 
-def _finding(c: Context, purpose: _Purpose) -> Finding | None:
-    entries = sorted(_new_work(c).get(purpose.id, []), key=lambda e: -e.ns)
+def _finding(c: Context, words: _Words) -> Finding | None:
+    entries = sorted(_new_work(c).get(words.id, []), key=lambda e: -e.ns)
     total = sum(e.ns for e in entries)
     if not entries or total < _SHARE * c.phase.wall_ns:
         return None
     return Finding(
-        id=purpose.id,
+        id=words.id,
         severity="warning",
-        text=f"{purpose.what} takes {ms(total)} a step ({total / c.phase.wall_ns:.1%} of the "
+        text=f"{words.what} takes {ms(total)} a step ({total / c.phase.wall_ns:.1%} of the "
         "recorded wall); the dense model has none of it",
         evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
-        change=purpose.change,
+        change=words.change,
         predicted_ns=total,
     )
 
@@ -141,17 +149,18 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
     new = _sums(c.pruned.frame).join(
         _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
     )
-    fused = all(_fused(k.frame) for k in (c.dense, c.pruned))
+    fused = is_fused(c.dense, c.pruned)
     seen = known(c.phase.family.ids) if c.phase.family is not None else []
-    blocks = any(one.skips_blocks for one in seen)
+    scorers = {one.scorer for one in seen} - {""}
     found: dict[str, list[_Entry]] = {}
     for row in new.iter_rows(named=True):
         entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)
-        purpose = next((p for p, fits in _TESTS if fits(entry, fused)), None)
-        if blocks and purpose is _ROUTING:  # what routes blocks of attention is its estimator
-            purpose = _ESTIMATOR
-        if purpose is not None:
-            found.setdefault(purpose.id, []).append(entry)
+        work = NewWork(entry.role, entry.kind, entry.work)
+        words = _WORDS.get(purpose(work, scorers, fused=fused))
+        if words is _ROUTING and (scorers == {ESTIMATOR} or (fused and entry.role == "attention")):
+            words = _ESTIMATOR  # what sorts scores of attention belongs to its estimator
+        if words is not None:
+            found.setdefault(words.id, []).append(entry)
     return found
 
 
@@ -164,16 +173,12 @@ def _sums(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _fused(frame: pl.DataFrame) -> bool:
-    at = (frame["role"] == "attention") & (frame["kind"] == "attention")
-    return bool(at.any())
-
-
-# In this order: the first test that fits names the purpose.
-_TESTS: tuple[tuple[_Purpose, Callable[[_Entry, bool], bool]], ...] = (
-    (_ESTIMATOR, lambda e, fused: fused and e.role == "attention" and e.kind in _SCORES),
-    (_MASKS, lambda e, _: bool(_MASK.search(e.work)) and e.kind not in ("gemm", "attention")),
-    (_ROUTING, lambda e, _: e.kind == "routing" or e.role == "router"),
-    (_GATHER, lambda e, _: e.kind == "gather_scatter"),
-    (_COPIES, lambda e, _: e.kind == "layout"),
-)
+_WORDS = {
+    ROUTER: _ROUTING,
+    INDEX: _ROUTING,
+    MASK: _MASKS,
+    GATHER: _GATHER,
+    SCATTER: _GATHER,
+    ESTIMATOR: _ESTIMATOR,
+    LAYOUT: _COPIES,
+}

@@ -7,7 +7,6 @@ does; nothing is read of what the run says that it did.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +17,17 @@ from prunescope.analysis.ledger.books import Books
 from prunescope.analysis.ledger.ledger import Ratios
 from prunescope.analysis.ledger.noise import busy_factor
 from prunescope.analysis.ledger.pairing import Units, with_dense_layer
+from prunescope.analysis.ledger.purpose import (
+    ESTIMATOR,
+    GATHER,
+    INDEX,
+    MASK,
+    ROUTER,
+    SCATTER,
+    NewWork,
+    is_fused,
+    purpose,
+)
 from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family as Pruning
@@ -26,21 +36,16 @@ from prunescope.taxonomy.roles import MLP_ROLES
 _SAME = 1e-9
 _NOTHING = 1e-3  # ns: a rounding error of two equal ratios
 _ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
-_SCATTER = re.compile(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
-_INDEX = re.compile(
-    r"arange|tri[ul]|mask|where|logical_|bitwise_|nonzero|flip|one_hot|cumsum|zero_|"
-    r"(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$",
-    re.IGNORECASE,
-)
-_WHOLE_NUMBERS = ("long", "int", "short", "char", "byte", "bool")
 
 # Parts in the order in which they are shown.
-ADDED = ("router", "index building", "gather", "scatter", "estimator", "copies and other work")
+ADDED = (ROUTER, INDEX, GATHER, SCATTER, ESTIMATOR, "copies and other work")
 HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights read all the same"
-_WITH_KEPT = ("gather", "scatter")  # these fall with what is kept
+_WITH_KEPT = (GATHER, SCATTER)  # these fall with what is kept
 
 
-def overhead(books: Books, pruned: Kernels, family: Family | None) -> Overhead | None:
+def overhead(
+    books: Books, dense: Kernels, pruned: Kernels, family: Family | None
+) -> Overhead | None:
     """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
 
     None for every other phase: work that a static family adds is a row of its ledger.
@@ -50,8 +55,8 @@ def overhead(books: Books, pruned: Kernels, family: Family | None) -> Overhead |
     routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
     if not routed and not any(one.is_dynamic for one in seen):
         return None
-    dense = float(books.ledger.dense[0])
-    own = _added_parts(books, pruned, seen)
+    wall = float(books.ledger.dense[0])
+    own = _added_parts(books, pruned, seen, fused=is_fused(dense, pruned))
     parts = [
         *own.values(),
         _host_part(books),
@@ -59,9 +64,9 @@ def overhead(books: Books, pruned: Kernels, family: Family | None) -> Overhead |
         _weights_part(books, seen),
     ]
     for part in parts:
-        part.share = None if part.ns is None or dense <= 0 else part.ns / dense
+        part.share = None if part.ns is None or wall <= 0 else part.ns / wall
     added = sum(part.ns or 0.0 for part in parts if part.added)
-    saved = dense - float(books.ledger.pruned[0]) + added
+    saved = wall - float(books.ledger.pruned[0]) + added
     drawn = any(one.routes_layers for one in seen)
     sparsity = touched_sparsity(books.units, books.ratio, drawn=drawn)
     kept = sum(own[purpose].ns or 0.0 for purpose in _WITH_KEPT)
@@ -171,7 +176,9 @@ def _busy_factor(books: Books, pruned: Kernels) -> float:
     return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
 
 
-def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> dict[str, OverheadPart]:
+def _added_parts(
+    books: Books, pruned: Kernels, seen: list[Pruning], *, fused: bool
+) -> dict[str, OverheadPart]:
     """The parts of ADDED, by their purpose."""
     added = _keys(books.units, books.units.added)
     table = pl.DataFrame(
@@ -188,7 +195,8 @@ def _added_parts(books: Books, pruned: Kernels, seen: list[Pruning]) -> dict[str
     spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
     for row in sums.iter_rows(named=True):
         dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
-        part = _purpose(row, dtypes, {one.scorer for one in seen})
+        work = NewWork(row["role"], row["kind"], row["work"], dtypes)
+        part = _part_of(work, {one.scorer for one in seen}, fused=fused)
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
         entry[0] += row["busy"] * factor
         entry[1] += row["count"] / pruned.num_steps
@@ -208,27 +216,12 @@ def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPar
     )
 
 
-def _purpose(row: dict[str, str], dtypes: tuple[str, ...], scorers: set[str]) -> str:
-    """What an added op is for, by its kind, its name, its operands and its role. `scorers`: of the
-    families that were seen."""
-    kind, work = row["kind"], row["work"]
-    if kind == "gather_scatter":
-        return "scatter" if _SCATTER.search(work) else "gather"
-    if kind == "routing":
-        return "index building"
-    scores = row["role"] == "router" or (
-        row["role"] == "attention" and kind in ("gemm", "gemv", "batched_gemm", "softmax")
-    )
-    if not scores:
-        return "copies and other work"
-    if kind not in ("gemm", "gemv", "batched_gemm", "softmax", "reduction", "norm") and (
-        _INDEX.search(work) or any(n in t.lower() for t in dtypes[:1] for n in _WHOLE_NUMBERS)
-    ):
-        return "index building"
-    if {"estimator", "router"} <= scorers:
-        # Both kinds of router run: one that scores pairs of blocks multiplies in batches.
-        return "estimator" if kind in ("batched_gemm", "softmax") else "router"
-    return "estimator" if "estimator" in scorers else "router"
+def _part_of(one: NewWork, scorers: set[str], *, fused: bool) -> str:
+    """The part of ADDED: masks of what scores are indices, all else that moves no data is other."""
+    found = purpose(one, scorers, fused=fused)
+    if found == MASK and one.role == "router":
+        return INDEX
+    return found if found in ADDED else ADDED[-1]
 
 
 def _host_part(books: Books) -> OverheadPart:
