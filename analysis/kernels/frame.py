@@ -6,6 +6,7 @@ walls and tails of the steps, and what was left out. A pass adds columns and nev
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,7 @@ from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
+_DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 
@@ -50,6 +52,7 @@ class Kernels:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
+    decoder_modules: bool = False  # whether a module's class says that it decodes tokens
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     tokens: float | None = None  # a step, where a model's config and workload tell
 
@@ -140,6 +143,7 @@ def build(
             *told.warnings,
         ],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
+        decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=told.known,
         tokens=told.tokens,
     )  # fmt: skip
@@ -230,7 +234,9 @@ def _add_role(
     call_ids = frame["call"].to_list()
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in host]
     kinds = frame["kind"].to_list()
-    roles = find_roles(scopes, [kinds[i] for i in host], of_row, linked.step[host])
+    roles = find_roles(
+        scopes, [kinds[i] for i in host], of_row, linked.step[host], every=trace.calls
+    )
     layer = np.empty(len(host), np.int64)
     layer[host] = roles.layer
     role = np.empty(len(host), object)

@@ -1,11 +1,13 @@
 """Prefill or decode: which phase a trace of the user's own is, with what says so.
 
 In: the kernels of a bare trace. Out: {"kind", "evidence"}, and "doubt" where there is one; kind is
-prefill (many query tokens at once), decode (one a sequence), mixed, training or unknown.
+prefill (many query tokens at once), decode (one a sequence), mixed, training, forward (of a model
+that nothing says decodes tokens) or unknown.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -18,7 +20,17 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.timeline.engines import engine_step
 
 _MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
-_BACKWARD = "autograd::engine::evaluate_function"
+_BACKWARD = re.compile(
+    r"autograd::engine::evaluate_function|Backward\d*$|_backward(?:_input|_weight|_data)?$"
+    r"|^Optimizer\.step#"
+)
+# A forward transposed convolution runs a dgrad kernel, and fused kernels keep names of both.
+_BACKWARD_KERNEL = re.compile(r"^(?!triton_).*(?:backward|wgrad|(?<![a-z])bn_bw_)", re.IGNORECASE)
+# Ops of serving engines, and kernels, that read or write a cache of keys and values.
+_CACHE = re.compile(
+    r"paged_?attention|kv_?cache|reshape_and_cache|set_kv_buffer|BatchDecode|BatchPrefill"
+    r"|flash_fwd_splitkv|unified_attention|mha_batch_prefill", re.IGNORECASE,
+)  # fmt: skip
 _APART = 4  # times: rows of the linears that no two steps of one phase differ by
 _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
@@ -32,6 +44,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
         kind, evidence, doubt = found
     elif trained := _trained(kernels):
         kind, evidence, doubt = *trained, None
+    elif not _decodes_tokens(kernels):
+        kind, evidence, doubt = *_NO_DECODER, None
     else:
         kind, evidence, doubt = *_by_shape(kernels), _several(kernels)
     answer = PhaseKind(kind=kind, evidence=evidence)
@@ -55,8 +69,33 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 
 
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
-    backward = sum(call.name.startswith(_BACKWARD) for call in kernels.calls)
-    return ("training", "the trace holds backward passes") if backward else None
+    if any(_BACKWARD.search(call.name) for call in kernels.calls):
+        return "training", "the trace holds backward passes"
+    names = [] if kernels.calls else kernels.frame["name"].unique().drop_nulls().to_list()
+    if not any(_BACKWARD_KERNEL.search(name) for name in names):
+        return None
+    return "training", "the trace holds kernels of backward passes, and no ops"
+
+
+_NO_DECODER = (
+    "forward",
+    "no causal attention, no cache of keys and values and no lm_head: nothing says that it decodes "
+    "tokens",
+)
+
+
+def _decodes_tokens(kernels: Kernels) -> bool:
+    """Whether anything says that the model decodes tokens; not known (True) without host ops."""
+    if not kernels.calls:
+        return True
+    if any(work is not None and work.causal for work in kernels.works):
+        return True
+    roles = set(kernels.frame["role"].unique().to_list())
+    if roles & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
+        return True
+    names = [*kernels.frame["name"].unique().drop_nulls().to_list(),
+             *(call.name for call in kernels.calls)]  # fmt: skip
+    return any(_CACHE.search(name) for name in names)
 
 
 def _by_shape(kernels: Kernels) -> tuple[str, str]:

@@ -122,7 +122,7 @@ def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
 def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | None]) -> Roles:
     at = trace.launches["ts"][launch]
     scopes = find_scopes(trace, trace.launches["thread"][launch], at)
-    return find_roles(scopes, kinds, calls, find_windows(trace).step_of(at))
+    return find_roles(scopes, kinds, calls, find_windows(trace).step_of(at), every=trace.calls)
 
 
 def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:

@@ -6,11 +6,20 @@ roles come from the order of attention and GEMMs in each step, and `source` says
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.kernels.role_shapes import (
+    Size,
+    gated,
+    heads_only,
+    is_fused_qkv,
+    last_vocabulary,
+    sizes_of,
+    vocabularies,
+)
 from prunescope.analysis.ops.work import OpCall
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.analysis.trace.load import NONE, Ints
@@ -32,16 +41,28 @@ class Roles:
 
 
 def find_roles(
-    scopes: Scopes, kinds: list[str], calls: list[OpCall | None], step: Ints | None = None
+    scopes: Scopes,
+    kinds: list[str],
+    calls: list[OpCall | None],
+    step: Ints | None = None,
+    *,
+    every: Iterable[OpCall] = (),
 ) -> Roles:
     """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
-    the step that it is in (None: all are in one)."""
+    the step that it is in (None: all are in one), `every`: all calls of the trace, those that
+    launch nothing themselves too."""
+    sizes, vocabulary = sizes_of(kinds, calls), vocabularies([*every, *calls])
     if scopes.source == "none":
-        return _by_order(kinds, np.zeros(len(kinds), np.int64) if step is None else step)
+        steps = np.zeros(len(kinds), np.int64) if step is None else step
+        ordered = _by_order(kinds, steps, sizes, vocabulary)
+        gated(ordered.role, ordered.layer, sizes)
+        return ordered
     layer = np.full(len(kinds), NONE)
+    named = [False] * len(kinds)
     role: list[str] = []
     layered = any(place.layer is not None for place in scopes.places)
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
+    behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
     for i, kind in enumerate(kinds):
         place = scopes.places[scopes.place[i]] if scopes.place[i] >= 0 else None
         if place is None:
@@ -50,6 +71,7 @@ def find_roles(
         if place.layer is not None:
             layer[i] = place.layer
         found = place.role
+        named[i] = found == "lm_head"
         if found == "unknown":
             scope_call = int(scopes.call[i])
             if place.scope == "model":
@@ -58,8 +80,30 @@ def find_roles(
                 found = _in_scope(place, kind, calls[i], after=scope_call in attended)
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
+        if place.scope == "attention":
+            found = _beside_attention(found, kind, calls[i], sizes[i], behind, int(layer[i]))
         role.append(found)
+    heads_only(role, sizes, named, vocabulary)
+    gated(role, layer, sizes)
     return Roles(layer, role, scopes.source)
+
+
+def _beside_attention(
+    found: str, kind: str, call: OpCall | None, size: Size | None, behind: dict[int, bool],
+    layer: int,
+) -> str:  # fmt: skip
+    """A product by a weight in an attention module that is alone there, or without a module of its
+    own: a fused QKV before attention, `o` behind it."""
+    if _is_attention(kind, call):
+        behind[layer] = True
+        return found
+    if kind not in ("gemm", "gemv") or found not in ("o", "qkv", "unknown"):
+        return found
+    if behind.get(layer):
+        behind[layer] = False
+        return "o" if found == "unknown" else found
+    # Where attention runs outside of any op that was seen, the module's word stays.
+    return "qkv" if is_fused_qkv(size) else found
 
 
 def _is_attention(kind: str, call: OpCall | None) -> bool:
@@ -85,7 +129,7 @@ def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> s
 
 
 def _outside_layers(kind: str, *, layered: bool) -> str:
-    """A model with layers multiplies by one weight outside of them: its head."""
+    """A model with layers multiplies by one weight outside of them: its head, if it has one."""
     if layered and kind in ("gemm", "gemv"):
         return "lm_head"
     return kind if kind in ("embedding", "sampling", "rope") else "unknown"
@@ -130,7 +174,9 @@ class _Pass:
     before: Ints
 
 
-def _by_order(kinds: list[str], step: Ints) -> Roles:
+def _by_order(
+    kinds: list[str], step: Ints, sizes: list[Size | None], vocabulary: set[int]
+) -> Roles:
     """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
 
     Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
@@ -150,6 +196,9 @@ def _by_order(kinds: list[str], step: Ints) -> Roles:
         return Roles(layer, role, "none")
     for one in passes:
         _name_pass(one, names, layer, role)
+        head = last_vocabulary(one.gemms[one.before[-1] + len(names[1]) :], sizes, vocabulary)
+        if head is not None and role[head] == "unknown":
+            role[head] = "lm_head"
     return Roles(layer, role, "order")
 
 
@@ -165,9 +214,6 @@ def _name_pass(
         for rows, labels in ((left, projections), (right, after)):
             for j, label in zip(rows, labels, strict=False):
                 layer[j], role[j] = n, label
-    rest = [j for j in one.gemms[one.before[-1] + len(after) :] if role[j] == "unknown"]
-    if len(rest) == 1:
-        role[rest[0]] = "lm_head"
 
 
 def _pass(kinds: list[str], rows: Ints) -> _Pass:

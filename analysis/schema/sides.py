@@ -55,7 +55,8 @@ class DeviceUsed(TypedDict, total=False):
 
 
 class PhaseKind(TypedDict):
-    """Which phase a bare trace shows: prefill, decode, mixed, training or unknown; what says so,
+    """Which phase a bare trace shows: prefill, decode, mixed, training, forward (of a model
+    that nothing says decodes tokens) or unknown; what says so,
     and what speaks against taking it for a step of one phase."""
 
     kind: str

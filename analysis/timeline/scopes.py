@@ -22,6 +22,9 @@ _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
 _LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
 _ATTENTION_CLASS = re.compile(r"Attention|Attn")
 _MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN|MoE|Moe|SparseMoeBlock")
+_HEAD_CLASS = re.compile(r"LMHead|LmHead")
+_UP_CLASS = re.compile(r"Intermediate$")
+_DOWN_CLASS = re.compile(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
 _LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead")
 _UNKNOWN = "unknown"
 
@@ -121,8 +124,9 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
     out = [Place(layer[i], _UNKNOWN, scope[i]) for i in range(len(labels))]
-    for children in inside.values():
-        for i, role in _roles_of_children(children, classes, layer, scope).items():
+    for above, children in inside.items():
+        around = classes[above] if above >= 0 else ""
+        for i, role in _roles_of_children(children, classes, layer, scope, around).items():
             out[i] = Place(layer[i], role, scope[i])
     return _inherit(out, up)
 
@@ -146,13 +150,15 @@ def _scope_of_class(name: str) -> str:
         return "layer"
     if _ATTENTION_CLASS.search(name):
         return "attention"
+    if _UP_CLASS.search(name) or _DOWN_CLASS.search(name):
+        return "mlp"
     return "mlp" if _MLP_CLASS.search(name) else "layer"
 
 
 def _roles_of_children(
-    children: list[int], classes: list[str], layer: list[int | None], scope: list[str]
+    children: list[int], classes: list[str], layer: list[int | None], scope: list[str], around: str
 ) -> dict[int, str]:
-    """Roles of the modules called directly inside one call, by class and order."""
+    """Roles of the modules called directly inside one call of `around`, by class and order."""
     roles: dict[int, str] = {}
     linears = [i for i in children if _LINEAR_CLASS.search(classes[i])]
     norms = [i for i in children if "Norm" in classes[i]]
@@ -171,7 +177,7 @@ def _roles_of_children(
             roles[i] = "qk_norm"
         else:
             roles[i] = "attn_norm" if order < (len(norms) + 1) // 2 else "mlp_norm"
-    roles.update(_linear_roles(linears, classes, layer, scope))
+    roles.update(_linear_roles(linears, classes, layer, scope, around))
     return roles
 
 
@@ -193,13 +199,13 @@ _BY_COUNT = {
 
 
 def _linear_roles(
-    linears: list[int], classes: list[str], layer: list[int | None], scope: list[str]
+    linears: list[int], classes: list[str], layer: list[int | None], scope: list[str], around: str
 ) -> dict[int, str]:
     if not linears:
         return {}
     first = linears[0]
     if layer[first] is None:
-        return {i: "lm_head" for i in linears if scope[i] == "model" and len(linears) == 1}
+        return {i: "lm_head" for i in linears if _HEAD_CLASS.search(classes[i])}
     named: dict[int, str] = {}
     for i in linears:
         if "QKV" in classes[i]:
@@ -210,7 +216,15 @@ def _linear_roles(
             named[i] = "o" if scope[i] == "attention" else "down"
     if named:
         return named
-    known = _BY_COUNT.get((scope[first], len(linears)))
-    if known is None and scope[first] == "mlp" and len(linears) == 2:
-        known = ("up", "down")  # or a fused gate and up: role.py tells by the shapes
+    return _by_count(linears, scope[first], around)
+
+
+def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
+    """Roles of linears in one call of `around`, a part of a layer, by how many they are."""
+    known: tuple[str, ...] | None = _BY_COUNT.get((scope, len(linears)))
+    if scope == "mlp" and len(linears) == 1:
+        known = ("up",) if _UP_CLASS.search(around) else None
+        known = ("down",) if _DOWN_CLASS.search(around) else known
+    elif len(linears) == 2 and (scope == "mlp" or scope == "layer" and around == "Sequential"):
+        known = ("up", "down")  # or a fused gate and up: the shapes tell
     return dict(zip(linears, known, strict=True)) if known else {}

@@ -15,7 +15,7 @@ from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import analyze
 from tests.analysis.replays import replayed
 from tests.analysis.timeline.test_scopes import KV, F, H, Q, add, attention, mm
-from tests.chrome import chrome, k, module, op, save
+from tests.chrome import chrome, k, module, op, save, step
 
 SEPARATE = (*(mm(n, H) for n in (Q, KV, KV)), attention(), mm(H, Q), mm(F, H), mm(F, H), mm(H, F))
 FUSED = (mm(Q + 2 * KV, H), attention(), mm(H, Q), mm(2 * F, H), mm(H, F))
@@ -44,7 +44,7 @@ def test_layers_of_a_decoder(
     layer: tuple[Any, ...], names: list[str], tmp_path: Path, *, head: bool
 ) -> None:
     last = [mm(100, H)] if head else []
-    got = roles(tmp_path, *[x for _ in range(4) for x in (add(), *layer)], *last)
+    got = roles(tmp_path, EMBED, *[x for _ in range(4) for x in (add(), *layer)], *last)
     want: list[tuple[int | None, str]] = [(i, name) for i in range(4) for name in names]
     assert got == want + ([(None, "lm_head")] if head else [])
 
@@ -168,3 +168,26 @@ def test_as_many_layers_in_replays_as_in_passes_without_steps(
     assert phase.family is not None
     assert phase.family.evidence[0].startswith("no GEMM moved")
     assert any("2 layers, 3 times a step" in note for note in phase.notes)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize(("n", "head"), [(100, True), (99, False), (8 * F, True), (2 * F, False)])
+def test_a_head_has_a_vocabulary(n: int, tmp_path: Path, *, head: bool, embedded: bool) -> None:
+    """As many columns as the embedding has rows, or a width far beyond any other; no classifier."""
+    first = [EMBED] if embedded else [add()]
+    items = [x for i in range(4) for x in in_modules(i)]
+    outside = module("model.score", mm(n, H))
+    got = roles(tmp_path, step(0, *first, *items, outside))
+    assert got[-1] == (None, "lm_head" if head and embedded else "unknown")
+
+
+def in_modules(i: int) -> list[Any]:
+    """The linears of a layer in scopes of their own, and attention."""
+    layer = f"model.layers.{i}"
+    return [
+        module(layer, module(f"{layer}.self_attn",
+                             module(f"{layer}.self_attn.c_attn", mm(3 * H, H)), attention(),
+                             module(f"{layer}.self_attn.c_proj", mm(H, H))),
+               module(f"{layer}.mlp", module(f"{layer}.mlp.c_fc", mm(F, H)),
+                      module(f"{layer}.mlp.c_proj", mm(H, F))))
+    ]  # fmt: skip

@@ -49,12 +49,47 @@ def test_work_of_a_module_with_children(scope: str, kind: str, want: str) -> Non
     assert role(at(scope), kind) == want
 
 
-def test_a_gemm_outside_of_layers_is_a_head_where_there_are_layers() -> None:
+def test_a_gemm_outside_of_layers_is_a_head_where_tokens_are_embedded() -> None:
     """A plain MLP is two modules, `0` and `2`: neither is the head of a decoder."""
     outside = Place(None, "unknown", "model")
-    for places, want in (([outside], "unknown"), ([outside, at("mlp", "up")], "lm_head")):
+    head = OpCall("aten::mm", ((4, 8), (8, 100)), ("float", "float"))
+    table = OpCall("aten::embedding", ((100, 8), (4,)), ("float", "long int"))
+    for places, calls, want in (
+        ([outside], [table], "unknown"),
+        ([outside, at("mlp", "up")], [table], "lm_head"),
+        ([outside, at("mlp", "up")], [], "unknown"),
+    ):
         scopes = Scopes(np.zeros(2, np.int64), np.zeros(2, np.int64), places, "modules")
-        assert find_roles(scopes, ["gemm", "gemv"], [None, None]).role == [want, want]
+        found = find_roles(scopes, ["gemm", "gemm"], [head, head], every=calls)
+        assert found.role == [want, want]
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "behind", "want"),
+    [
+        (2304, 768, False, "qkv"), (6144, 4096, False, "qkv"),  # 4096 + 2 · 1024
+        (768, 768, True, "o"), (768, 768, False, "unknown"), (2304, 768, True, "o"),
+        (2305, 768, False, "unknown"),
+    ],
+)  # fmt: skip
+def test_a_product_alone_in_an_attention_module(n: int, k: int, want: str, *, behind: bool) -> None:
+    """A fused QKV by its shape and before attention; the projection behind it."""
+    call = OpCall("aten::addmm", ((n,), (32, k), (k, n)), ("float",) * 3)
+    before = ("attention",) if behind else ()
+    assert role(at("attention"), "gemm", call, before=before) == want
+
+
+@pytest.mark.parametrize(
+    ("n", "named", "want"),
+    [(3072, "up", "up"), (6144, "up", "gate_up"), (3072, "gate_up", "up"), (100, "up", "up")],
+)
+def test_an_ungated_up_is_no_fused_gate(n: int, named: str, want: str) -> None:
+    calls = [
+        OpCall("aten::mm", ((9, k), (k, m)), ("float",) * 2) for m, k in ((n, 768), (768, 3072))
+    ]
+    places = [at("mlp", named), at("mlp", "down")]
+    scopes = Scopes(np.arange(2), np.zeros(2, np.int64), places, "modules")
+    assert find_roles(scopes, ["gemm"] * 2, list(calls)).role == [want, "down"]
 
 
 def test_a_leaf_names_all_its_work() -> None:

@@ -132,10 +132,11 @@ def nn_layer(i: int) -> Any:
 
 def test_roles_by_class(tmp_path: Path) -> None:
     model = nn("LlamaModel_0", nn_layer(0), nn_layer(1), nn("LlamaRMSNorm_4", add()))
-    trace = pytorch(chrome(nn("LlamaForCausalLM_0", model, nn("Linear_14", mm(100, H)))))
+    embed = op("aten::embedding", [100, H], [T], kernels=[k(us=1, name="indexSelect")])
+    trace = pytorch(chrome(nn("LlamaForCausalLM_0", embed, model, nn("Linear_14", mm(100, H)))))
     rows = frame(trace, tmp_path)
-    assert rows["role"].to_list() == [*LAYER, *LAYER, "final_norm", "lm_head"]
-    assert rows["layer"].to_list() == [*[0] * len(LAYER), *[1] * len(LAYER), None, None]
+    assert rows["role"].to_list() == ["embedding", *LAYER, *LAYER, "final_norm", "lm_head"]
+    assert rows["layer"].to_list() == [None, *[0] * len(LAYER), *[1] * len(LAYER), None, None]
 
 
 @pytest.mark.parametrize("names", [("q_norm",), ("q_norm", "k_norm")])
@@ -169,3 +170,23 @@ def test_an_attention_of_separate_ops(tmp_path: Path) -> None:
     ops = (add(), bmm(T, 16), add(), soft, bmm(16, T), add())  # fmt: skip
     rows = frame(chrome(step(0, module(at, *ops))), tmp_path)
     assert rows["role"].to_list() == ["rope", *["attention"] * 5]
+
+
+@pytest.mark.parametrize(
+    ("around", "want"),
+    [
+        ([("TimesformerIntermediate_0", 1), ("TimesformerOutput_0", 1)], ["up", "down"]),
+        ([("FFN_0", 2)], ["up", "down"]),
+        ([("Sequential_0", 2)], ["up", "down"]),
+        ([("BertSelfOutput_0", 1)], ["unknown"]),
+    ],
+)
+def test_linears_by_the_class_of_their_parents(
+    around: list[tuple[str, int]], want: list[str], tmp_path: Path
+) -> None:
+    parts = [
+        nn(name, *(nn(f"Linear_{3 * i + j}", mm(64, H)) for j in range(count)))
+        for i, (name, count) in enumerate(around)
+    ]
+    rows = frame(pytorch(chrome(nn("Model_0", nn("TimesformerLayer_0", *parts)))), tmp_path)
+    assert rows["role"].to_list() == want

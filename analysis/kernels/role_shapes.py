@@ -1,0 +1,97 @@
+"""What shapes and order say of roles that modules leave open, or give without evidence.
+
+In: roles of rows in time order of their launch, kinds, and M, N, K of plain GEMMs (None: unknown).
+Out: the same roles, changed in place: lm_head only where N is a vocabulary, a fused QKV told from
+the projection behind attention, an ungated `up` from a fused gate and up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from prunescope.analysis.ops.call import NoModel, OpCall, tensor
+from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.trace.load import Ints
+
+Size = tuple[int, int, int]
+_PLAIN = ("gemm", "gemv", "sparse_gemm")
+_FAR = 4  # times: N of a vocabulary over that of any other linear
+_TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
+
+
+def sizes_of(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[Size | None]:
+    """M, N, K of each plain GEMM; None for every other row, and where no model knows them."""
+    known: dict[int, Size | None] = {}
+    out: list[Size | None] = []
+    for kind, call in zip(kinds, calls, strict=True):
+        if call is None or kind not in _PLAIN:
+            out.append(None)
+            continue
+        if id(call) not in known:
+            work = work_of(call)
+            one = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+            plain = one is not None and one.batch == 1
+            known[id(call)] = (one.m, one.n, one.k) if plain and one is not None else None
+        out.append(known[id(call)])
+    return out
+
+
+def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
+    """Rows of the tables that tokens are looked up in: the large ones, positions have fewer."""
+    found: set[int] = set()
+    for call in calls:
+        if call is not None and call.name in _TABLES:
+            try:
+                found.add(tensor(call, 0, rank=2).shape[0])
+            except NoModel:
+                continue
+    return {rows for rows in found if _FAR * rows >= max(found)}
+
+
+def heads_only(
+    role: list[str], sizes: Sequence[Size | None], named: Sequence[bool], vocabulary: set[int]
+) -> None:
+    """Take `lm_head` from every row whose module is not named so, unless its N is that of a token
+    embedding, or far larger than N of any other linear in a model that has such an embedding."""
+    others = [s[1] for r, s in zip(role, sizes, strict=True) if s is not None and r != "lm_head"]
+    far = _FAR * max(others, default=0)
+    for i, found in enumerate(role):
+        size = sizes[i]
+        if found != "lm_head" or named[i]:
+            continue
+        is_head = size is not None and vocabulary and (size[1] in vocabulary or size[1] >= far > 0)
+        role[i] = "lm_head" if is_head else "unknown"
+
+
+def last_vocabulary(rows: Ints, sizes: Sequence[Size | None], vocabulary: set[int]) -> int | None:
+    """The last of some rows whose N is a vocabulary; None without one."""
+    found = [i for i in rows.tolist() if (size := sizes[i]) is not None and size[1] in vocabulary]
+    return found[-1] if found else None
+
+
+def is_fused_qkv(size: Size | None) -> bool:
+    """N = (1 + 2/g)·K: queries of width K with keys and values that g heads share."""
+    if size is None or not size[2] or size[1] <= size[2]:
+        return False
+    shared, rest = divmod(2 * size[2], size[1] - size[2])
+    return rest == 0 and shared in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+
+
+def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
+    """`up` and `gate_up` by the shapes of a layer: N of an ungated `up` is K of `down`, that of a
+    fused gate and up is twice as large."""
+    widths: dict[int, set[int]] = defaultdict(set)
+    for i, found in enumerate(role):
+        size = sizes[i]
+        if found == "down" and size is not None:
+            widths[int(layer[i])].add(size[2])
+    beside = {int(layer[i]) for i, found in enumerate(role) if found == "gate"}
+    for i, found in enumerate(role):
+        size, of_layer = sizes[i], int(layer[i])
+        if found not in ("up", "gate_up") or size is None or of_layer in beside:
+            continue
+        if size[1] in widths[of_layer]:
+            role[i] = "up"
+        elif any(size[1] == 2 * width for width in widths[of_layer]):
+            role[i] = "gate_up"
