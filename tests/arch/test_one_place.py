@@ -121,3 +121,18 @@ def test_detectors_stand_in_their_order() -> None:
         "static-m", "static-k-24", "static-k-mask", "static-k-lowrank", "static-nk",
         "static-nk-heads", "static-nk-mlp", "static-nk-cross",
     ]  # fmt: skip
+
+
+def test_the_files_that_extending_names_are_there() -> None:
+    """docs/extending.md: every path in it, and every test and function to copy."""
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    paths = {
+        word for word in re.findall(r"`([\w./-]+/[\w./-]*)`", text) if "static_vocab" not in word
+    }
+    assert len(paths) > 15
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    made_up = {path.parent.name for path in (ROOT / "tests/together/made_up").rglob("*.py")}
+    assert made_up == {Path(place).name for place in PLACES}
+    tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests
