@@ -26,14 +26,14 @@ _PHASES = ("prefill", "decode", BARE)
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedRun:
     """A subject: its path, and its name in the comparison (never an absolute path)."""
 
     path: Path
     name: str
 
 
-def find_runs(subjects: Iterable[Path]) -> list[Found]:
+def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
     """Every run that is meant: a trace or run as it is, of any other folder all runs inside.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
@@ -45,7 +45,7 @@ def find_runs(subjects: Iterable[Path]) -> list[Found]:
     distinct = {_identity(path): path for path in reversed(paths)}
     kept = [path for path in paths if distinct.get(_identity(path)) is path]
     names = ends_apart([_identity(path) for path in kept])
-    return [Found(path, name) for path, name in zip(kept, names, strict=True)]
+    return [NamedRun(path, name) for path, name in zip(kept, names, strict=True)]
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
@@ -90,7 +90,7 @@ def _is_trace(path: Path) -> bool:
 
 
 def compare(
-    subjects: Sequence[Path | Found],
+    subjects: Sequence[Path | NamedRun],
     *,
     baseline: Path | None = None,
     options: Options | None = None,
@@ -99,7 +99,7 @@ def compare(
 
     A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
-    found = [s for s in subjects if isinstance(s, Found)]
+    found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
     reports: dict[str, Report] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunescope.analysis.compare import Found, compare, comparison_folder, find_runs, left_out
+from prunescope.analysis.compare import NamedRun, compare, comparison_folder, find_runs, left_out
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.write import check_formats
@@ -36,7 +36,7 @@ def deliver_all(
 
 def deliver_comparison(
     subjects: Sequence[Path],
-    found: Sequence[Found],
+    found: Sequence[NamedRun],
     to: Delivery,
     *,
     options: Options,

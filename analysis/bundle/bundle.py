@@ -22,7 +22,7 @@ from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.secrets import suspicious
 from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
-from prunescope.analysis.compare import Found, find_runs
+from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import analyze
@@ -93,12 +93,12 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _slug(i: int, found: Found, *, anonymous: bool) -> str:
+def _slug(i: int, found: NamedRun, *, anonymous: bool) -> str:
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", found.name).strip("-")[:80]
     return f"run-{i}" if anonymous or not plain else plain
 
 
-def _variants(found: Found) -> dict[str, Path]:
+def _variants(found: NamedRun) -> dict[str, Path]:
     """The folders of a run and its dense twin."""
     paths = resolve(found.path, None)
     if not paths.subject.is_dir():

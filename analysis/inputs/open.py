@@ -22,7 +22,7 @@ from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import Found, Part, find_parts
+from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, read_run
@@ -66,7 +66,7 @@ def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
 
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
-    parts = find_parts(path) if path.exists() else Found()
+    parts = find_parts(path) if path.exists() else FoundTraces()
     said = tuple(f"{name} is no Chrome trace: left out" for name in parts.left_out)
     first, trace, lost = _first_rank(path, parts.parts)
     noticed = Noticed(said, partial=parts.broken) + lost
@@ -91,10 +91,10 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     return Side(path, None, options, eager, bare=trace, ranks=ranks, mixed=mixed, noticed=noticed)
 
 
-def _first_rank(path: Path, parts: dict[str, Part]) -> tuple[Part, Trace, Noticed]:
+def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Noticed]:
     """The only trace, or that of the first rank that can be read; the ranks before it are lost."""
     lost = Noticed()
-    left = parts or {"": Part(path)}
+    left = parts or {"": TraceFile(path)}
     for number, (name, part) in enumerate(left.items(), 1):
         try:
             return part, load(part.path, part.member), lost
@@ -105,7 +105,7 @@ def _first_rank(path: Path, parts: dict[str, Part]) -> tuple[Part, Trace, Notice
     raise AssertionError("no part")
 
 
-def _phases_of_rank(part: Part, options: Options) -> list[str]:
+def _phases_of_rank(part: TraceFile, options: Options) -> list[str]:
     trace = load(part.path, part.member)
     return phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
 

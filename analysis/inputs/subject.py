@@ -22,7 +22,7 @@ from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.notes import host_instead, is_partial, trace_warnings
-from prunescope.analysis.trace.ranks import Part, Rank, missing, rank_of, twice
+from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
@@ -119,7 +119,7 @@ class Side:
     options: Options
     eager: Path | None = None
     bare: Trace | None = None
-    ranks: Mapping[str, Part] = field(default_factory=dict)
+    ranks: Mapping[str, TraceFile] = field(default_factory=dict)
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     peaks: Peaks | None = None
     model: ModelConfig | AutoModel | None = None  # tells shapes that the trace did not record

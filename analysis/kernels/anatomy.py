@@ -12,7 +12,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.waits import PARTS, cause_sums, is_dispatch
 from prunescope.analysis.kernels.what_if import what_if
-from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, Point
+from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
 from prunescope.analysis.schema.report import Gemm, clock
 
 _POINTS, _HOST, _BESIDE = 60, 20, 12
@@ -61,7 +61,7 @@ def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
     return list(out.values())[-_LAYERS:]
 
 
-def _points(frame: pl.DataFrame, steps: int) -> list[Point]:
+def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
     """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
     known = frame.filter(
         pl.col("own") & (pl.col("flop") > 0) & (pl.col("bytes") > 0) & (pl.col("busy") > 0)
@@ -75,7 +75,7 @@ def _points(frame: pl.DataFrame, steps: int) -> list[Point]:
     )
     sums = sums.sort(["busy", *keys], descending=[True, *[False] * len(keys)]).head(_POINTS)
     return [
-        Point(
+        RooflinePoint(
             name=row["name"] or "?", kind=row["kind"], role=row["role"], dtype=row["dtype"],
             count=row["count"] / steps, flop=row["flop"], bytes=row["bytes"],
             busy_ns=row["busy"] / steps, clock_ns=clock(row["busy"], row["ran"]) / steps,

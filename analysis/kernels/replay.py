@@ -18,10 +18,10 @@ import polars as pl
 from prunescope.analysis.kernels.replay_match import (
     UNNAMED,
     Found,
+    GraphPart,
     Grid,
     Launches,
     Order,
-    Part,
     Size,
 )
 from prunescope.analysis.kernels.role import GEMM_KINDS, Roles, find_roles
@@ -168,7 +168,7 @@ def map_replay(
         return [
             order.find(
                 [
-                    Part(
+                    GraphPart(
                         way, tuple(names[i] for i in way), tuple(grids[i] for i in way),
                         whole=len(launches) == 1,
                     )

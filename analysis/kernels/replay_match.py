@@ -50,7 +50,7 @@ class Launches:
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphPart:
     """The kernels of one graph launch in one order; `rows`: of the frame. `whole`: the only launch
     of its step."""
 
@@ -97,7 +97,7 @@ class Order:
         self.places: dict[tuple[str, ...], list[Ints]] = {}
         self.known: dict[tuple[Any, ...], _Best] = {}
 
-    def find(self, ways: list[Part]) -> Found:
+    def find(self, ways: list[GraphPart]) -> Found:
         """The best of several orders of one launch's kernels, and where they are."""
         if not self.launches.named:
             return self._counted(ways[-1])
@@ -109,12 +109,12 @@ class Order:
         at = np.where((found >= 0) & ~other, self.launches.at[np.maximum(found, 0)], NONE)
         return Found(way.rows, at, int((same | other).sum()), best.rivals)
 
-    def _counted(self, part: Part) -> Found:
+    def _counted(self, part: GraphPart) -> Found:
         count = len(self.launches.names)
         at = self.launches.at if len(part.rows) == count else np.full(len(part.rows), NONE)
         return Found(part.rows, at)
 
-    def _best(self, part: Part) -> _Best:
+    def _best(self, part: GraphPart) -> _Best:
         """The places that hold the most of a launch's kernels, with the grids of its GEMMs."""
         key = part.names, part.grids, part.whole
         if key not in self.known:
@@ -132,10 +132,10 @@ class Order:
             self.places[names] = list(_runs(wanted, there)) or _nearly(wanted, there)
         return self.places[names]
 
-    def _score(self, part: Part, place: Ints) -> int:
+    def _score(self, part: GraphPart, place: Ints) -> int:
         return int((place >= 0).sum()) - int(self._grids(part, place)[1].sum())
 
-    def _grids(self, part: Part, place: Ints) -> tuple[Mask, Mask]:
+    def _grids(self, part: GraphPart, place: Ints) -> tuple[Mask, Mask]:
         """Which kernels have the grid of the eager GEMM that they are found at, and which have
         another: one of another batch or length has kernels of the same names."""
         there = [self.launches.grids[i] if i >= 0 else None for i in place]
@@ -144,7 +144,7 @@ class Order:
         known = np.array([a is not None and b is not None for a, b in both], bool)
         return same, known & ~same
 
-    def _rivals(self, part: Part, places: list[Ints]) -> tuple[int, ...]:
+    def _rivals(self, part: GraphPart, places: list[Ints]) -> tuple[int, ...]:
         """M of each of several places, where their shapes differ. Only M is compared of a piece of
         a step, whose layers may differ in N and K, and where kernels were lost."""
         shapes: dict[object, int] = {}

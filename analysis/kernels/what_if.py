@@ -31,7 +31,7 @@ _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenGemm:
     """A distinct GEMM as it ran: means a call, ns."""
 
     role: str
@@ -90,7 +90,7 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
     return shapes, fit
 
 
-def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
+def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], SeenGemm]:
     """The GEMMs whose kernel's name tells a tile that explains its grid."""
     known = kernels.frame.filter(
         pl.col("main") & pl.col("kind").is_in(GEMM_KINDS) & pl.col("waves").is_not_null()
@@ -101,7 +101,7 @@ def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
         pl.col("busy").sum(), pl.col("busy").mean().alias("mean"),
         pl.col("compute_ns").first(), pl.col("memory_ns").first(),
     )  # fmt: skip
-    found: dict[tuple[str, Gemm], Seen] = {}
+    found: dict[tuple[str, Gemm], SeenGemm] = {}
     for row in sums.sort("busy", "call", "tile").iter_rows(named=True):
         work = kernels.works[row["call"]]
         if work is None or len(work.gemms) != 1 or not row["busy"]:
@@ -110,7 +110,7 @@ def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], Seen]:
         if not gemm.k:
             continue
         # The kernel that took the most time comes last and stays.
-        found[row["role"], gemm] = Seen(
+        found[row["role"], gemm] = SeenGemm(
             role=row["role"], gemm=gemm, tile=row["tile"], tiling=tiling_of(gemm, row),
             tiles=row["tiles"], split_k=row["split_k"], slots=row["tiles"] / row["waves"],
             compute=row["compute_ns"], memory=row["memory_ns"], bound=row["bound"],
@@ -126,7 +126,7 @@ def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
     return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
 
 
-def fitted(seen: list[Seen]) -> Fit | None:
+def fitted(seen: list[SeenGemm]) -> Fit | None:
     """How time ÷ prediction lies over the GEMMs seen, by time; None without any.
 
     A GEMM that waits for latency follows no roofline and is left out. The spread is that of
@@ -144,13 +144,13 @@ def fitted(seen: list[Seen]) -> Fit | None:
     )  # fmt: skip
 
 
-def _mean_log(seen: list[Seen]) -> float:
+def _mean_log(seen: list[SeenGemm]) -> float:
     """Mean of log(time ÷ prediction), weighted by time."""
     total = sum(s.total for s in seen)
     return sum(math.log(s.factor) * s.total / total for s in seen)
 
 
-def _spread(seen: list[Seen]) -> float | None:
+def _spread(seen: list[SeenGemm]) -> float | None:
     pairs = [(_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in _two(seen)]
     distance = sum(apart for apart, _ in pairs)
     if len({s.gemm for s in seen}) < _FEWEST or not distance:
@@ -158,7 +158,7 @@ def _spread(seen: list[Seen]) -> float | None:
     return math.sqrt(sum(off**2 for _, off in pairs) / distance)
 
 
-def _two(seen: list[Seen]) -> combinations[tuple[Seen, Seen]]:
+def _two(seen: list[SeenGemm]) -> combinations[tuple[SeenGemm, SeenGemm]]:
     return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
 
 
@@ -166,14 +166,14 @@ def _apart(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
 
-def _of(row: Row, seen: dict[tuple[str, Gemm], Seen]) -> Seen | None:
+def _of(row: Row, seen: dict[tuple[str, Gemm], SeenGemm]) -> SeenGemm | None:
     if row.m is None or row.n is None or row.k is None or row.batch is None:
         return None
     return seen.get((row.role, Gemm(row.m, row.n, row.k, row.batch)))
 
 
 def _shape(
-    row: Row, axis: str, seen: dict[tuple[str, Gemm], Seen], fit: Fit | None
+    row: Row, axis: str, seen: dict[tuple[str, Gemm], SeenGemm], fit: Fit | None
 ) -> Shape | None:
     """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
     now = row.n if axis == "N" else row.k
@@ -197,7 +197,7 @@ def _shape(
     return shape
 
 
-def _good(one: Seen, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
+def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
     """A dimension with the change that is predicted for it, and its interval."""
     n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
     if (n, k) == (one.gemm.n, one.gemm.k):
@@ -216,7 +216,7 @@ def _good(one: Seen, axis: str, value: int, busy_ns: float, fit: Fit | None) -> 
     return good
 
 
-def _curve(row: Row, one: Seen | None) -> list[list[float]]:
+def _curve(row: Row, one: SeenGemm | None) -> list[list[float]]:
     """[N, ns a step] up to a quarter beyond the wider of the two models."""
     if one is None or row.n is None:
         return []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
-from prunescope.analysis.ledger.pairing import Floats, Side, Units
+from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
         "added_work", "launch_idle", "pruned")  # fmt: skip
@@ -152,7 +152,7 @@ def split(units: Units, ratio: Ratios, t: Times) -> Split:
     return Split(dense, p * dense, pruned, stacked)
 
 
-def uniform(side: Side) -> Floats:
+def uniform(side: UnitSums) -> Floats:
     """Equal weights of all steps, [steps, 1]."""
     steps = side.busy.shape[1]
     return np.full((steps, 1), 1.0 / steps)

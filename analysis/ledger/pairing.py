@@ -20,7 +20,7 @@ Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 
 @dataclass(frozen=True)
-class Side:
+class UnitSums:
     """[units, steps] arrays: busy and gap ns (0 where absent), the rest NaN where unknown."""
 
     busy: Floats
@@ -53,8 +53,8 @@ class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model."""
 
     keys: list[Key]
-    dense: Side
-    pruned: Side
+    dense: UnitSums
+    pruned: UnitSums
     alignment: Alignment
 
     @property
@@ -186,7 +186,7 @@ def _keys(sums: pl.DataFrame) -> list[Key]:
     return list(sums.select(_UNIT).unique().iter_rows())
 
 
-def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> Side:
+def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> UnitSums:
     shape = (len(index), kernels.num_steps)
     unit = np.array([index[k] for k in sums.select(_UNIT).iter_rows()], int)
     step = sums["step"].to_numpy()
@@ -197,4 +197,4 @@ def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> Side:
         out[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True
-    return Side(**out, present=present, tail=kernels.linked.tail.astype(np.float64))
+    return UnitSums(**out, present=present, tail=kernels.linked.tail.astype(np.float64))

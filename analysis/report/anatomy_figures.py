@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from prunescope.analysis.report import figures, names, numbers
 from prunescope.analysis.report.names import figure_name, phase_slugs
-from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, Point, Shape
+from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.schema.sides import DeviceUsed
 
@@ -124,7 +124,9 @@ def _plain(value: float, _: int) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _ceilings(device: DeviceUsed, points: list[Point]) -> list[tuple[str, float, float, Any]]:
+def _ceilings(
+    device: DeviceUsed, points: list[RooflinePoint]
+) -> list[tuple[str, float, float, Any]]:
     """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
     ones, for the dtype that takes the most time."""
     time: dict[str, float] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.schema.anatomy import Point
+from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.report import Finding, Gemm, KernelRow, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -156,7 +156,7 @@ def findings(report: Report) -> Records:
 
 def roofline(report: Report) -> Records:
     """A row a point of the roofline plot, with `flop_per_byte` and `flop_per_s`."""
-    columns = _columns(Point) | {"flop_per_byte": float, "flop_per_s": float}
+    columns = _columns(RooflinePoint) | {"flop_per_byte": float, "flop_per_s": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
         for point in phase.anatomy.points if phase.anatomy else ():

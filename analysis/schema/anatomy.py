@@ -7,7 +7,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Point(msgspec.Struct, kw_only=True):
+class RooflinePoint(msgspec.Struct, kw_only=True):
     """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / clock_ns, the
     busy time or, of kernels that ran beside others, the time that they ran."""
 
@@ -94,7 +94,7 @@ class Anatomy(msgspec.Struct, kw_only=True):
 
     kind_bounds: dict[str, dict[str, float]]  # busy of a kind by bound
     layers: list[LayerTime]
-    points: list[Point]
+    points: list[RooflinePoint]
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
     gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
     # wall ÷ (wall − what of gaps[host] is dispatch, not loading data or other work of the host): at

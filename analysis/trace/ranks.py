@@ -26,7 +26,7 @@ _MOST = 1024
 
 
 @dataclass(frozen=True)
-class Part:
+class TraceFile:
     """One trace: a file, or a member of a zip."""
 
     path: Path
@@ -39,12 +39,12 @@ class Part:
 
 
 @dataclass
-class Found:
+class FoundTraces:
     """The traces of a folder or zip by the name of their phase, "" for one alone. `told`: what each
     of several says of its rank in front of its events; `left_out`: files that are no trace;
     `broken`: the name of one of them is that of a rank."""
 
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, TraceFile] = field(default_factory=dict)
     told: dict[str, Rank] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     broken: bool = False
@@ -63,26 +63,26 @@ def holds_traces(folder: Path) -> bool:
     return bool(_files(folder))
 
 
-def find_parts(path: Path) -> Found:
+def find_parts(path: Path) -> FoundTraces:
     """The traces in a folder or a zip.
 
     Raises PrunescopeError where there is none, or too many.
     """
     if path.is_dir():
-        parts = [Part(file) for file in _files(path)]
+        parts = [TraceFile(file) for file in _files(path)]
     else:
-        parts = [Part(path, member) for member in members(path)]
+        parts = [TraceFile(path, member) for member in members(path)]
     if len(parts) > _MOST:
         raise PrunescopeError(
             f"{path.name} holds {len(parts)} traces, more than {_MOST}",
             hint="give the folder of one run, with a trace a rank",
         )
     if len(parts) < 2:
-        return Found({"": parts[0]} if parts else {})
+        return FoundTraces({"": parts[0]} if parts else {})
     heads = [(part, _head(part)) for part in parts]
     kept = [part for part, meta in heads if meta is not None]
     left_out = [part.name for part, meta in heads if meta is None]
-    found = Found(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
+    found = FoundTraces(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
     if not kept:
         raise PrunescopeError(
             f"{path.name} holds no Chrome trace",
@@ -130,7 +130,7 @@ def _files(folder: Path) -> list[Path]:
     )  # fmt: skip
 
 
-def _head(part: Part) -> dict[str, Any] | None:
+def _head(part: TraceFile) -> dict[str, Any] | None:
     """The metadata in front of the events; None for what is no trace."""
     source = Source(part.path, part.member)
     try:
@@ -140,7 +140,7 @@ def _head(part: Part) -> dict[str, Any] | None:
     return source.meta
 
 
-def rank_of(part: Part, meta: dict[str, Any]) -> Rank:
+def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
     """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
     is of rank 0, and its metadata tells nothing."""
     world = _number(meta, "world_size")
@@ -162,7 +162,7 @@ def _number(meta: dict[str, Any], key: str) -> int | None:
     return value if type(value) is int and 0 <= value < 1_000_000 else None
 
 
-def _named(parts: list[Part], numbers: list[int | None]) -> dict[str, Part]:
+def _named(parts: list[TraceFile], numbers: list[int | None]) -> dict[str, TraceFile]:
     known = [n for n in numbers if n is not None]
     if len(set(known)) == len(parts):
         ordered = sorted(zip(known, parts, strict=True), key=lambda pair: pair[0])

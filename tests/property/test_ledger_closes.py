@@ -14,7 +14,7 @@ from prunescope.analysis.ledger import noise
 from prunescope.analysis.ledger.books import keep_books
 from prunescope.analysis.ledger.ledger import ROWS, Split, ratios, scale, split, times, uniform
 from prunescope.analysis.ledger.noise import bootstrap, choose_domain, halves, point
-from prunescope.analysis.ledger.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -27,7 +27,7 @@ MODELLED = ("flop", "bytes", "ideal", "predicted")
 
 
 @st.composite
-def sides(draw: st.DrawFn, num: int, present: list[bool]) -> Side:
+def sides(draw: st.DrawFn, num: int, present: list[bool]) -> UnitSums:
     steps = draw(st.integers(1, 4))
 
     def column(values: Any) -> np.ndarray:
@@ -36,7 +36,7 @@ def sides(draw: st.DrawFn, num: int, present: list[bool]) -> Side:
 
     work = {name: column(WORK) for name in MODELLED}
     tail = np.array([draw(NS) for _ in range(steps)])
-    return Side(column(NS), column(NS), **work, present=np.array(present, bool), tail=tail)
+    return UnitSums(column(NS), column(NS), **work, present=np.array(present, bool), tail=tail)
 
 
 @st.composite

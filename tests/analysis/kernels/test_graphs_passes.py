@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.inputs.subject import Options
-from prunescope.analysis.kernels.replay_match import Launches, Order, Part
+from prunescope.analysis.kernels.replay_match import GraphPart, Launches, Order
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.timeline.engines import decode_batch, names_batch
@@ -109,7 +109,7 @@ def test_a_lost_kernel_of_many_passes_is_not_looked_for_in_another() -> None:
     launches = Launches(one * 35, sizes, [None] * len(sizes), np.arange(len(sizes)))
     left = (*one[:100], *one[101:])
     found = Order(launches).find(
-        [Part(np.arange(len(left)), left, (None,) * len(left), whole=True)]
+        [GraphPart(np.arange(len(left)), left, (None,) * len(left), whole=True)]
     )
     assert (found.at >= 0).all()
     assert len({int(i) // len(one) for i in found.at}) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.analysis.ledger.books import keep_books
 from prunescope.analysis.ledger.ledger import Split, ratios, split, times, uniform
-from prunescope.analysis.ledger.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 NAN = float("nan")
@@ -28,13 +28,13 @@ def unit(t: float = 0, g: float = 0, *, flop: float = NAN, size: float = NAN, id
     }
 
 
-def side(rows: list[dict[str, float] | None], tail: float) -> Side:
+def side(rows: list[dict[str, float] | None], tail: float) -> UnitSums:
     """One step; None where a unit is absent."""
     columns = {
         name: np.array([[0.0 if row is None else row[name]] for row in rows]) for name in unit()
     }
     present = np.array([row is not None for row in rows])
-    return Side(**columns, present=present, tail=np.array([tail]))
+    return UnitSums(**columns, present=present, tail=np.array([tail]))
 
 
 def made(

@@ -22,20 +22,20 @@ from prunescope.analysis.ledger.noise import (
     realised_interval,
     speedup_interval,
 )
-from prunescope.analysis.ledger.pairing import Alignment, Side, Units
+from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
 
-def side(busy: list[list[float]], gap: list[list[float]], tail: list[float]) -> Side:
+def side(busy: list[list[float]], gap: list[list[float]], tail: list[float]) -> UnitSums:
     known = np.ones_like(np.array(busy))
-    return Side(
+    return UnitSums(
         np.array(busy, float), np.array(gap, float), known, known, known, known,
         present=np.array([True, True]), tail=np.array(tail, float),
     )  # fmt: skip
 
 
-def units(dense: Side, pruned: Side | None = None) -> Units:
+def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
     return Units(KEYS, dense, pruned or dense, Alignment({0: 0}, [], "identity", True, 1))
 
 

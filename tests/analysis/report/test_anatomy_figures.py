@@ -10,7 +10,15 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report import anatomy_figures
 from prunescope.analysis.report.anatomy_view import lines, tables
-from prunescope.analysis.schema.anatomy import Anatomy, Fit, Good, HostTime, LayerTime, Point, Shape
+from prunescope.analysis.schema.anatomy import (
+    Anatomy,
+    Fit,
+    Good,
+    HostTime,
+    LayerTime,
+    RooflinePoint,
+    Shape,
+)
 from prunescope.analysis.schema.report import Report
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
@@ -21,8 +29,8 @@ ROLES = ("attn_norm", "q", "k", "v", "rope", "attention", "o", "residual", "mlp_
          "activation", "down", "kv_update", "shared_expert", "mixer_out", "scan")  # fmt: skip
 
 
-def point(kind: str, flop: float, size: float, ns: float, dtype: str = "bf16") -> Point:
-    return Point(name="k", kind=kind, role="q", dtype=dtype, count=1, flop=flop, bytes=size,
+def point(kind: str, flop: float, size: float, ns: float, dtype: str = "bf16") -> RooflinePoint:
+    return RooflinePoint(name="k", kind=kind, role="q", dtype=dtype, count=1, flop=flop, bytes=size,
                  busy_ns=ns, clock_ns=ns, bound="compute")  # fmt: skip
 
 
