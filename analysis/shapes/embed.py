@@ -104,7 +104,7 @@ def _embedded(
     cost = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
     cost[0][0] = 0.0
     for i in range(rows):
-        skip = _SKIP + 4 * times[i] / total
+        skip = _skip(times[i], total)
         for j in range(columns + 1):
             cost[i + 1][j] = cost[i][j] + skip
             if j and (i, j - 1) != banned and _fits(sample[i], slots[j - 1]):
@@ -115,6 +115,11 @@ def _embedded(
     return cost[rows][columns], _back(sample, times, slots, cost, total)
 
 
+def _skip(time: float, total: float) -> float:
+    """The cost of a kernel that no slot explains."""
+    return _SKIP + 4 * time / total
+
+
 def _back(
     sample: Sequence[Item], times: Sequence[float], slots: Sequence[Slot],
     cost: list[list[float]], total: float,
@@ -122,7 +127,7 @@ def _back(
     j = len(slots)
     out: list[int | None] = []
     for i in range(len(sample) - 1, -1, -1):
-        if cost[i + 1][j] == cost[i][j] + _SKIP + 4 * times[i] / total:
+        if cost[i + 1][j] == cost[i][j] + _skip(times[i], total):
             out.append(None)
         else:
             j -= 1

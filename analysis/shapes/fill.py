@@ -7,6 +7,7 @@ their work, and what is to be said. Where the trace contradicts the config, noth
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -20,6 +21,7 @@ from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
 from prunescope.analysis.shapes.writer import Writer
+from prunescope.analysis.timeline.iterations import attention_phase
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
 
@@ -46,8 +48,7 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     if not traced.trace.on_device:
         out.warnings.append(f"--model {model.name} is not used: host ops without kernels")
         return out
-    amd = device is not None and device.vendor == "amd"
-    steps = items_of(traced.frame, traced.trace, traced.works, amd=amd)
+    steps = items_of(traced.frame, traced.trace, traced.works)
     every = [item for items in steps.values() for item in items]
     total = sum(item.ns for item in every)
     told = sum(item.ns for item in every if item.has_work)
@@ -96,8 +97,27 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     out.tokens = sum(known) / len(steps) if len(known) == len(rows) else None
     first = next(iter(trial.placed))
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm)
-    out.notes += [_note(trial, writer), *widths]
+    out.notes += [_note(trial, writer), *_mixed(trial), *widths]
     return out
+
+
+def _mixed(trial: Trial) -> list[str]:
+    """How the rows and the attention time of mixed steps are shared by prompts and single tokens,
+    where annotations and the names of attention kernels tell."""
+    mixed = [key for key, tokens in trial.tokens.items() if tokens.phase == "mixed"]
+    prompts = [trial.tokens[key].prompt or 0 for key in mixed]
+    rows = [trial.tokens[key].rows or 0 for key in mixed]
+    if not all(prompts) or not mixed:
+        return []
+    took: dict[str | None, int] = defaultdict(int)
+    inside = pl.col("step").is_in([step for step, _ in mixed]) & (pl.col("kind") == "attention")
+    for name, ns in trial.traced.frame.filter(inside).select("name", "duration").iter_rows():
+        took[attention_phase(name)] += ns
+    said = f"{sum(prompts):,} of {sum(rows):,} rows of mixed steps are of prompts"
+    if None not in took and took:
+        each = [f"{took[phase] / len(mixed) / 1e3:.0f} µs" for phase in ("prefill", "decode")]
+        said += f"; attention takes {each[0]} a step for prompts, {each[1]} for single tokens"
+    return [said]
 
 
 def _note(trial: Trial, writer: Writer) -> str:

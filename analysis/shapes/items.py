@@ -15,6 +15,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import in_blocks
 from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
 from prunescope.analysis.shapes.slots import GEMM, GROUPED
+from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
 from prunescope.analysis.trace.events import Trace
 
 ATTENTION, BATCHED = "attention", "batched"
@@ -24,7 +25,7 @@ _WHAT = {
     "batched_gemm": BATCHED, "attention": ATTENTION,
 }  # fmt: skip
 _READ = ("row", "step", "launched", "start", "kind", "name", "grid", "block", "duration",
-         "instance", "role", "layer", "call", "op")  # fmt: skip
+         "instance", "role", "layer", "call", "op", "event")  # fmt: skip
 Token = tuple[str, tuple[int, ...] | None]
 
 
@@ -53,26 +54,27 @@ class Item:
         return self.name, self.grid
 
 
-def items_of(
-    frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, amd: bool
-) -> dict[int, list[Item]]:
+def items_of(frame: pl.DataFrame, trace: Trace, works: Sequence[Any]) -> dict[int, list[Item]]:
     """The items of each step. Products of an eager attention become one item, and so do the kernels
     of one attention that no op holds together."""
     rows = frame.with_row_index("row").filter(
         pl.col("kind").is_in(_PRODUCTS) & (pl.col("category") == 0)
     )
     rows = rows.sort("step", "launched", "start").select(_READ)
+    units = grid_units(trace, rows["event"].to_numpy())
     out: dict[int, list[Item]] = {}
-    for record in rows.iter_rows(named=True):
-        out.setdefault(record["step"], []).append(_item(record, trace, works, amd=amd))
+    for record, unit in zip(rows.iter_rows(named=True), units, strict=True):
+        out.setdefault(record["step"], []).append(_item(record, trace, works, int(unit)))
     return {step: _folded(items) for step, items in out.items()}
 
 
-def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], *, amd: bool) -> Item:
+def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int) -> Item:
     grid = None if record["grid"] is None else trace.grids[record["grid"]]
     block = None if record["block"] is None else trace.grids[record["block"]]
-    if amd and grid is not None and block is not None:
-        grid = in_blocks(grid, block)
+    if unit == ITEMS and grid is not None:
+        grid = None if block is None else in_blocks(grid, block)
+    elif unit == UNTOLD:
+        grid = None
     work = None if record["call"] is None else works[record["call"]]
     gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
     return Item(

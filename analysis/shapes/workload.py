@@ -33,7 +33,8 @@ _TRT_TOKENS = re.compile(rf"{_NUMBER} ctx tokens")
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """`rows`: M of the linears; `heads`: what M of the head may be; `batch`, `queries`, `keys`: of
-    attention, where all sequences are equal; `source`: "given" or "annotation"."""
+    attention, where all sequences are equal; `prompt`: of the rows, those of prompts; `source`:
+    "given" or "annotation"."""
 
     rows: int | None = None
     heads: tuple[int, ...] = ()
@@ -41,6 +42,7 @@ class Tokens:
     queries: int | None = None
     keys: int | None = None
     phase: str | None = None
+    prompt: int | None = None
     source: str = "given"
 
 
@@ -115,7 +117,8 @@ def _counted(name: str) -> Tokens | None:
     fresh = equal and (keys is None or keys == tokens)
     return Tokens(
         rows=rows, heads=tuple(dict.fromkeys((heads, rows))), batch=heads if length else None,
-        queries=length, keys=length if fresh else None, phase=phase, source="annotation",
+        queries=length, keys=length if fresh else None, phase=phase, prompt=tokens,
+        source="annotation",
     )  # fmt: skip
 
 

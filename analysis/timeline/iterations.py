@@ -70,6 +70,13 @@ def find_iterations(trace: Trace) -> Iterations | None:
     return None
 
 
+def attention_phase(kernel: str) -> str | None:
+    """The phase that an attention kernel's name tells: prefill, decode, or None."""
+    if _PREFILL.search(kernel):
+        return "prefill"
+    return "decode" if _DECODE.search(kernel) else None
+
+
 def _outermost(start: Ints, length: Ints) -> tuple[Ints, Ints, Ints]:
     """Spans in time order without those inside another, and which they are."""
     end = start + length
@@ -143,10 +150,9 @@ def _phases(steps: list[_Step]) -> list[str]:
     out = []
     sizes: list[bool | None] = [None] * len(steps) if large is None else [*large]
     for step, is_large in zip(steps, sizes, strict=True):
-        prefill = any(_PREFILL.search(name) for name in step.attention)
-        decode = any(_DECODE.search(name) for name in step.attention)
-        if prefill or decode:
-            out.append("mixed" if prefill and decode else "prefill" if prefill else "decode")
+        seen = {attention_phase(name) for name in step.attention} - {None}
+        if seen:
+            out.append("mixed" if len(seen) > 1 else str(seen.pop()))
         elif is_large is not None:
             out.append("prefill" if is_large else "decode")
         else:

@@ -160,3 +160,16 @@ def test_a_workload_tells_each_phase() -> None:
     assert Workload(prompt_len=128).tokens(None).heads == (1, 128)
     assert Workload(batch=4).tokens(None) is UNKNOWN
     assert Workload(batch=4, phase="decode").tokens("prefill").rows == 4
+
+
+def test_a_mixed_step_says_whose_its_rows_are(tmp_path: Path) -> None:
+    engine = Engine()
+    name = "execute_context_1(508_258064)_generation_4(4)"
+    for _ in range(2):
+        engine.iteration(512, frame=name, cat="user_annotation", attention=SPLIT)
+    path = engine.write(tmp_path / "mixed.json.gz")
+    told = prunescope.analyze(path, model=MODEL, device="h100-sxm")
+    (phase,) = told.phases.values()
+    assert phase.phase_kind is not None and phase.phase_kind["kind"] == "mixed"
+    assert {g.m for g in phase.gemms if g.role == "qkv"} == {512}
+    assert any("1,016 of 1,024 rows of mixed steps are of prompts" in n for n in phase.notes)

@@ -1,0 +1,68 @@
+"""Pairs without shapes: a pruned config against a dense one, or one side that has its shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
+from tests.analysis.shapes.stripped import H100, events, save, strip
+from tests.analysis.shapes.test_wrong_configs import changed
+
+MLP = ("gate", "up", "down")
+
+
+def narrowed(folder: Path, factor: float) -> Path:
+    """The trace with its MLP's GEMMs faster by a factor, which are told by their times."""
+    trace = json.loads(events(H100.name))
+    for event in trace["traceEvents"]:
+        if event.get("cat") == "kernel" and event["name"].startswith("sm90") and event["dur"] > 60:
+            event["dur"] *= factor
+    gone = ("python_function", "cpu_op")
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e.get("cat") not in gone]
+    return save(trace, folder / "narrow.json.gz")
+
+
+def test_a_pruned_config_gives_axes_family_and_ledger(tmp_path: Path) -> None:
+    dense = strip(H100, tmp_path, modules=False, ops=False)
+    options = Options(
+        device=H100.device, model=changed(H100, tmp_path, {"intermediate_size": 2112}),
+        baseline_model=H100.model, sparsity=0.25, **H100.workload,
+    )  # fmt: skip
+    told = analyze(narrowed(tmp_path, 0.8), baseline=dense, options=options).report
+    phase = told.phases["trace"]
+    axes = {gemm.role: gemm.axis for gemm in phase.gemms if gemm.role in (*MLP, "q", "o")}
+    assert axes == {"gate": "N", "up": "N", "down": "K", "q": "none", "o": "none"}
+    assert phase.family is not None and phase.family.id in ("static-nk-mlp", "static-nk")
+    ledger = {row.row: row.ns for row in phase.ledger or []}
+    assert sum(ns for row, ns in ledger.items() if row not in ("dense", "pruned")) == pytest.approx(
+        ledger["pruned"]
+    )
+    assert phase.ladder is not None and phase.ladder.flop and phase.ladder.flop > 1.1
+    assert headline(phase).endswith("shapes from the model's config")
+
+
+def test_one_side_may_have_its_own_shapes(tmp_path: Path) -> None:
+    bare = strip(H100, tmp_path, modules=True)
+    options = Options(device=H100.device, model=H100.model, **H100.workload)
+    told = analyze(bare, baseline=H100.path, options=options).report
+    phase = told.phases["trace"]
+    linears = [gemm for gemm in phase.gemms if gemm.group in ("qkv", "o", "gate_up", "down")]
+    assert linears and {gemm.axis for gemm in linears} == {"none"}
+    assert {gemm.shapes for gemm in linears} == {"model"}
+    assert phase.baseline is not None and set(phase.baseline.shapes) == {"recorded"}
+
+
+def test_widths_that_moved_are_axes_without_m(tmp_path: Path) -> None:
+    dense = strip(H100, tmp_path, modules=False, ops=False)
+    options = Options(
+        device=H100.device, model=changed(H100, tmp_path, {"intermediate_size": 2112}),
+        baseline_model=H100.model,
+    )  # fmt: skip
+    told = analyze(narrowed(tmp_path, 0.8), baseline=dense, options=options).report
+    axes = {gemm.role: gemm.axis for gemm in told.phases["trace"].gemms if gemm.role in MLP}
+    assert axes == {"gate": "N", "up": "N", "down": "K"}
