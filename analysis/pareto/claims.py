@@ -1,25 +1,17 @@
 """What a sweep shows, in plain sentences that go no further than its intervals.
 
 In: a Pareto without its summary. Out: lines, unescaped: what was compared, the frontier of each
-cell, where pruning pays, the paper's two claims, and what does not generalise.
+cell, where pruning pays, the paper's claims, and what does not generalise.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from importlib import resources
-from statistics import median
 
-from prunescope.analysis.pareto.frontier import removed_nothing
+from prunescope.analysis.pareto.frontier import loss_ci95, loss_of, removed_nothing
+from prunescope.analysis.pareto.hypotheses import points_of, sentence
 from prunescope.analysis.report.numbers import percent, ratio
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point, Winner
-
-# What the paper claims of which families.
-_PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
-PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
-DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
-_MOSTLY = 0.5
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 
 
 def summary(found: Pareto) -> list[str]:
@@ -28,9 +20,7 @@ def summary(found: Pareto) -> list[str]:
     for name, phase in found.phases.items():
         lines += [_frontier_line(name, phase, cell) for cell in phase.cells]
         lines.append(_pays_line(name, phase))
-        lines += _depth_claim(name, phase)
-    if "prefill" in found.phases:
-        lines += _order_claim(found.phases["prefill"])
+    lines += [sentence(one) for one in found.hypotheses]
     lines += _limits(found)
     return lines
 
@@ -51,7 +41,19 @@ def _compared(found: Pareto) -> Iterator[str]:
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}."
     )
+    yield from _recovered(found)
     yield from _named_losses(points)
+
+
+def _recovered(found: Pareto) -> Iterator[str]:
+    """What was trained, and against which dense model losses are then given."""
+    wanted = (found.subject.get("config") or {}).get("recover")
+    if wanted:
+        yield (
+            f"Recovered: {wanted.get('steps')} steps of LoRA, rank {wanted.get('rank')}, on"
+            f" {wanted.get('batch')} × {wanted.get('length')} tokens each; the dense model got the"
+            " same, and the losses of frontier, winners and claims are against it."
+        )
 
 
 def _named_losses(points: list[Point]) -> Iterator[str]:
@@ -65,8 +67,8 @@ def _named_losses(points: list[Point]) -> Iterator[str]:
 
 def _frontier_line(name: str, phase: ParetoPhase, cell: Cell) -> str:
     where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
-    best = [p for p in _of(phase, cell) if p.on_frontier]
-    best.sort(key=lambda p: (p.loss or {})["perplexity_rel"])
+    best = [p for p in points_of(phase, cell) if p.on_frontier]
+    best.sort(key=lambda p: loss_of(p) or 0.0)
     if not best:
         return f"{where}: no point is faster than dense beyond noise."
     steps = " → ".join(
@@ -87,85 +89,6 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
         up_to = f"not faster beyond noise {where}, up to the largest s measured"
         parts.append(f"{up_to}: {', '.join(never)}")
     return f"{name}: {'; '.join(parts)}."
-
-
-def _depth_claim(name: str, phase: ParetoPhase) -> Iterator[str]:
-    """Whether static depth stays closest to its bound, where the dense model is memory-bound."""
-    for cell in phase.cells:
-        points = _of(phase, cell)
-        bound = [p.memory_bound for p in points if p.memory_bound is not None]
-        if not bound or median(bound) < _MOSTLY:
-            continue
-        reached = _shares(points)
-        if DEPTH not in reached or len(reached) < 2:
-            continue
-        ranked = sorted(reached, key=lambda family: abs(1 - reached[family][1]))
-        verdict = _verdict(reached, ranked)
-        words = ", ".join(f"{f} {percent(reached[f][1], decimals=0)}" for f in ranked)
-        yield (
-            f"Claim “static depth stays closest to its bound where memory-bound”: {name}, batch"
-            f" {cell.batch}, {cell.prompt_len} tokens is memory-bound in"
-            f" {percent(median(bound), decimals=0)} of dense busy time; {verdict}. Median share of"
-            f" the roofline bound reached, closest to 100 % first: {words}."
-        )
-
-
-def _shares(points: list[Point]) -> dict[str, tuple[float, float, float]]:
-    """By family, (low, middle, high) of realised / roofline bound: medians over its points."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for point in points:
-        bound = point.bounds.get("roofline")
-        if bound and point.realised_ci95 is not None:
-            low, high = point.realised_ci95
-            found.setdefault(point.family, []).append(
-                (low / bound, point.realised / bound, high / bound)
-            )
-    return {
-        family: (median(s[0] for s in own), median(s[1] for s in own), median(s[2] for s in own))
-        for family, own in found.items()
-    }
-
-
-def _verdict(reached: dict[str, tuple[float, float, float]], ranked: list[str]) -> str:
-    """Where static depth stands, and which families its interval cannot be told apart from."""
-    place = ranked.index(DEPTH) + 1
-    low, _, high = reached[DEPTH]
-    tied = [f for f in ranked if f != DEPTH and reached[f][0] <= high and reached[f][2] >= low]
-    within = f", within noise of {', '.join(tied)}" if tied else ""
-    if place == 1:
-        return f"{'holds here by the medians' if tied else 'holds here'}{within}"
-    if set(ranked[: place - 1]) <= set(tied):
-        return f"undecided here ({DEPTH} is number {place} by the medians{within})"
-    return f"does not hold here ({DEPTH} is number {place}{within})"
-
-
-def _order_claim(phase: ParetoPhase) -> Iterator[str]:
-    """Whether the families of the frontier follow each other as in the paper."""
-    there = {p.family for p in phase.points}
-    claim = f"Claim “prefill frontier {' → '.join(PAPER_ORDER)} by loss”"
-    missing = [family for family in PAPER_ORDER if family not in there]
-    if missing:
-        if len(missing) < len(PAPER_ORDER):
-            yield f"{claim}: cannot be judged here, {', '.join(missing)} was not measured."
-        return
-    orders = []
-    for cell in phase.cells:
-        steps = [_step(w) for w in cell.winners if w.family != "dense"]
-        orders.append(f"batch {cell.batch}, {cell.prompt_len}: {' → '.join(steps) or 'none'}")
-    seen = [[w.family for w in c.winners if w.family in PAPER_ORDER] for c in phase.cells]
-    holds = all(tuple(families) == PAPER_ORDER for families in seen)
-    yield (
-        f"{claim}: {'holds' if holds else 'does not hold'} here ({'; '.join(orders)}). The paper's"
-        " losses are mean changes over tasks after recovery training, these are perplexities before"
-        " any."
-    )
-
-
-def _step(winner: Winner) -> str:
-    """A family and the range of losses in which it is the fastest."""
-    low, high = winner.loss
-    end = "on" if high is None else f"to {percent(high, signed=True)}"
-    return f"{winner.family} from {percent(low, signed=True)} {end}"
 
 
 def control(points: list[Point]) -> Iterator[str]:
@@ -196,20 +119,18 @@ def _limits(found: Pareto) -> Iterator[str]:
             "Drift: the median of the dense model, measured anew with every result, spread by up to"
             f" {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
         )
-    yield (
-        "Does not generalise: no recovery training was done, so the losses are those before any"
-        " fine-tuning and the order by loss can change after it; times hold for this device,"
-        " software and these shapes."
-    )
-
-
-def _of(phase: ParetoPhase, cell: Cell) -> list[Point]:
-    where = (cell.batch, cell.prompt_len)
-    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
+    if (found.subject.get("config") or {}).get("recover"):
+        why = "losses are those after a short training, and a longer one can change their order"
+    else:
+        why = (
+            "no recovery training was done, so the losses are those before any fine-tuning and the"
+            " order by loss can change after it"
+        )
+    yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
 
 
 def _named(point: Point) -> str:
-    return point.family if point.sparsity is None else f"{point.family} {point.sparsity:g}"
+    return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
 
 
 def _interval(point: Point) -> str:
@@ -220,9 +141,8 @@ def _interval(point: Point) -> str:
 
 
 def _loss_text(point: Point) -> str:
-    loss = point.loss or {}
-    text = f"{percent(loss.get('perplexity_rel'), signed=True)}"
-    if loss.get("ci95"):
-        low, high = (percent(value, signed=True) for value in loss["ci95"])
+    text, spread = f"{percent(loss_of(point), signed=True)}", loss_ci95(point)
+    if spread:
+        low, high = (percent(value, signed=True) for value in spread)
         text += f" [{low}, {high}]"
     return f"{text} perplexity"

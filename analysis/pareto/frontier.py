@@ -40,7 +40,7 @@ def winners(on_frontier: Sequence[Point], *, batch: int, prompt_len: int) -> lis
     Neighbouring ranges of one family are one range, with the speedup at its end.
     """
     steps: list[tuple[float | None, str, float]] = [(None, DENSE, 1.0)]
-    steps += [(_rel(p), p.family, p.realised) for p in on_frontier]
+    steps += [(_rel(p), p.label, p.realised) for p in on_frontier]
     found: list[Winner] = []
     for (low, family, realised), after in zip(steps, [*steps[1:], None], strict=True):
         high = after[0] if after else None
@@ -108,7 +108,7 @@ def equal_sparsity(points: Iterable[Point]) -> list[dict[str, Any]]:
     rows: dict[float, dict[str, Any]] = {}
     for point in points:
         for share in point.sparsities:
-            rows.setdefault(share, {})[point.family] = {
+            rows.setdefault(share, {})[point.label] = {
                 "realised": point.realised,
                 "loss": _rel_or_none(point),
                 "flop_sparsity": point.flop_sparsity,
@@ -143,7 +143,7 @@ def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> A
 def _by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     for point in points:
-        found.setdefault(point.family, []).append(point)
+        found.setdefault(point.label, []).append(point)
     return found
 
 
@@ -152,11 +152,30 @@ def _speeds(point: Point) -> tuple[float, ...]:
 
 
 def _losses(point: Point) -> tuple[float, ...]:
-    return tuple((point.loss or {}).get("ci95") or ()) if _rel_or_none(point) is not None else ()
+    return tuple(loss_ci95(point) or ()) if _rel_or_none(point) is not None else ()
+
+
+def loss_of(point: Point) -> float | None:
+    """By which points are compared: the relative perplexity against the dense model that was
+    trained as the pruned one was, where it was, else against the plain one."""
+    value: float | None = (point.loss or {}).get(f"perplexity_rel{_after(point)}")
+    return value
+
+
+def loss_ci95(point: Point) -> list[float] | None:
+    """The interval of that loss."""
+    name = "recovered_ci95" if _after(point) else "ci95"
+    found: list[float] | None = (point.loss or {}).get(name)
+    return found
+
+
+def _after(point: Point) -> str:
+    recovered = (point.loss or {}).get("perplexity_rel_recovered") is not None
+    return "_recovered" if recovered else ""
 
 
 def _rel_or_none(point: Point) -> float | None:
-    return (point.loss or {}).get("perplexity_rel")
+    return loss_of(point)
 
 
 def _rel(point: Point) -> float:

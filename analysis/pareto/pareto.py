@@ -16,6 +16,8 @@ import msgspec
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.claims import summary
+from prunescope.analysis.pareto.draws import add_shares
+from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 from prunescope.analysis.schema.report import Phase
@@ -95,6 +97,7 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
         pending=sum(e.state == "pending" for e in sweep.results),
         notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
     )
+    found.hypotheses = hypotheses(found)
     found.summary = summary(found)
     return found
 
@@ -248,12 +251,14 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
         for point in best:
             point.on_frontier = True
         points += merged
+        wins = frontier.winners(best, batch=batch, prompt_len=prompt_len)
+        add_shares(wins, merged)
         found.append(
             Cell(
                 batch=batch,
                 prompt_len=prompt_len,
                 dense_ns=_spread([run.dense_ns for run in own if run.dense_ns is not None]),
-                winners=frontier.winners(best, batch=batch, prompt_len=prompt_len),
+                winners=wins,
                 break_even=frontier.break_even(merged),
                 equal_flops=frontier.equal_flops(merged),
                 equal_sparsity=frontier.equal_sparsity(merged),

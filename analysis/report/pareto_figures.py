@@ -1,17 +1,14 @@
 """Figures of a sweep: in, a Pareto; out, PNG, PDF or SVG bytes by file name.
 
-Speed against loss with intervals and frontier, realised against bound, and where the time goes in
-each family as stacked parts of the dense step. One panel for each batch and length.
+Realised against bound, and where the time goes in each family as stacked parts of the dense step.
+One panel for each batch and length. Speed against loss: `frontier_figure`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import matplotlib
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,12 +17,11 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.names import figure_name
+from prunescope.analysis.report.pareto_frontier import frontier_figure
+from prunescope.analysis.report.pareto_marks import dot, marks_of
 from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 
 _PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
-# Okabe-Ito; a marker too, for grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = "osD^vP*X<>hp"
 _ROWS = (
     ("coverage", "#D55E00", "/////"),
     ("roofline_shift", "#CC79A7", ""),
@@ -40,13 +36,12 @@ Panel = Callable[[Axes, list[Point], dict[str, tuple[str, str]]], None]
 
 
 def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
-    """File name to bytes: speed-quality, bound and ledger of every phase."""
+    """File name to bytes: speed-quality of all phases, bound and ledger of each."""
     panels: dict[str, Panel] = {
-        "speed-quality": _speed_quality,
         "bound": _bound,
         "ledger": _ledger,
     }
-    files = {}
+    files = {figure_name("speed-quality", "all", ending): frontier_figure(found, ending)}
     for name, phase in found.phases.items():
         for kind, panel in panels.items():
             files[figure_name(kind, name, ending)] = _figure(phase, name, panel, ending)
@@ -54,7 +49,7 @@ def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
 
 
 def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
-    marks = _marks(phase.points)
+    marks = marks_of(phase.points)
     columns = min(_COLUMNS, len(phase.cells))
     rows = -(-len(phase.cells) // columns)
     with matplotlib.rc_context(STYLE):
@@ -72,67 +67,16 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         return saved(figure, ending)
 
 
-def _speed_quality(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
-    """x: pruned over dense perplexity, y: speedup; the frontier as steps; open: not on it."""
-    best: list[tuple[float, float]] = []
-    for family, (colour, marker) in marks.items():
-        label: str | None = clean(family)
-        for point in (p for p in points if p.family == family):
-            loss = point.loss or {}
-            if loss.get("perplexity_rel") is None:
-                continue
-            x = 1 + loss["perplexity_rel"]
-            spread = None if loss.get("ci95") is None else [1 + bound for bound in loss["ci95"]]
-            _dot(axes, (x, point.realised), (spread, point.realised_ci95), colour, marker,
-                 full=point.on_frontier, label=label)  # fmt: skip
-            label = None
-            if point.on_frontier:
-                best.append((x, point.realised))
-                axes.annotate(_share(point), (x, point.realised), textcoords="offset points",
-                              xytext=(3, 4), fontsize=6)  # fmt: skip
-        if label is not None:
-            axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    best.sort()
-    if not best or best[0][0] > 1:
-        best.insert(0, (1.0, 1.0))  # the dense model itself
-    _perplexity_axis(axes)
-    left, right = axes.get_xlim()
-    axes.step([*(x for x, _ in best), right], [*(y for _, y in best), best[-1][1]], where="post",
-              color="black", linewidth=0.8, zorder=0,
-              label="frontier, full marks on it")  # fmt: skip
-    axes.set_xlim(left, right)
-    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
-    axes.set_xlabel("perplexity, pruned ÷ dense")
-    axes.set_ylabel("speedup, dense ÷ pruned")
-
-
-def _perplexity_axis(axes: Axes) -> None:
-    """Logarithmic where perplexities differ by factors; plain numbers, without mathtext."""
-    low, high = axes.get_xlim()
-    if low > 0 and high / low < 3:
-        axes.locator_params(axis="x", nbins=5)
-        return
-    axes.set_xscale("log")
-    subs = (1.0, 2.0, 5.0) if high < 100 else (1.0,)
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs, numticks=6))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: _times(x)))
-    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:g}×" if ratio < 1e4 else f"1e{math.log10(ratio):.0f}×"
-
-
 def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
     """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
     top = 1.0
     for family, (colour, marker) in marks.items():
         label: str | None = clean(family)
-        for point in (p for p in points if p.family == family):
+        for point in (p for p in points if p.label == family):
             bound = point.bounds.get("roofline")
             if bound is None:
                 continue
-            _dot(axes, (bound, point.realised), (None, point.realised_ci95), colour, marker,
+            dot(axes, (bound, point.realised), (None, point.realised_ci95), colour, marker,
                  full=True, label=label)  # fmt: skip
             label = None
             top = max(top, bound, point.realised)
@@ -162,43 +106,15 @@ def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) 
                   linewidth=1.6, label="pruned, measured" if i == 0 else None)  # fmt: skip
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.axhline(0.0, color="black", linewidth=0.6)
-    axes.set_xticks(range(len(bars)), [f"{clean(p.family)} {_share(p)}" for p in bars])
+    axes.set_xticks(range(len(bars)), [f"{clean(p.label)} {_share(p)}" for p in bars])
     axes.tick_params(axis="x", rotation=40, labelsize=6)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right")
     axes.set_ylabel("share of the dense step")
 
 
-def _dot(  # noqa: PLR0913
-    axes: Axes,
-    at: tuple[float, float],
-    spreads: tuple[Any, Any],
-    colour: str,
-    marker: str,
-    *,
-    full: bool,
-    label: str | None,
-) -> None:
-    (x, y), (across, up) = at, spreads
-    if across is not None:
-        axes.plot(across, [y, y], color=colour, linewidth=0.7)
-    if up is not None:
-        axes.plot([x, x], up, color=colour, linewidth=0.7)
-    axes.plot(x, y, color=colour, marker=marker, markersize=4, linestyle="none",
-              markerfacecolor=colour if full else "white", markeredgewidth=0.8,
-              label=label)  # fmt: skip
-
-
-def _marks(points: Iterable[Point]) -> dict[str, tuple[str, str]]:
-    families = dict.fromkeys(p.family for p in points)
-    return {
-        family: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
-        for i, family in enumerate(families)
-    }
-
-
 def _largest(points: list[Point], family: str) -> Point | None:
-    own = [p for p in points if p.family == family and p.ledger.get("dense")]
+    own = [p for p in points if p.label == family and p.ledger.get("dense")]
     return max(own, key=lambda p: p.sparsity or 0.0, default=None)
 
 

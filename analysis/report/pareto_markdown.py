@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prunescope.analysis.report.escape import markdown as text
@@ -10,6 +11,9 @@ from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
 from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 
+# Against the dense model that was trained as the pruned one was; and on a text that nothing read.
+_RECOVERED = ("against dense trained alike", "95 % of it")
+_OTHER = ("on the other text",)
 _TASKS = ("tasks, signed", "95 % of it", "tasks, absolute")
 
 
@@ -42,12 +46,15 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     yield ""
     yield from (f"- {text(line)}" for line in found.summary)
     yield ""
+    if figures:
+        name = figure_name("speed-quality", "all", "png")
+        yield f"![speedup against perplexity, with the frontier]({name})"
+        yield ""
     for name, phase in found.phases.items():
         yield f"## {text(name)}"
         yield ""
         if figures:
             for kind, words in (
-                ("speed-quality", "speedup against perplexity, with the frontier"),
                 ("bound", "realised against the roofline bound"),
                 ("ledger", "where the dense step's time went"),
             ):
@@ -87,24 +94,43 @@ def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
             f" {high}."
         )
         yield ""
-    tasks = any((p.loss or {}).get("tasks_signed") is not None for p in points)
+    losses = [p.loss or {} for p in points]
+    tasks = any(loss.get("tasks_signed") is not None for loss in losses)
+    recovered = any(loss.get("perplexity_rel_recovered") is not None for loss in losses)
+    other = any(loss.get("other_text") for loss in losses)
     head = ("family", "s", "FLOPs removed", "speedup", "95 %", "of FLOP bound", "of coverage",
-            "of roofline", "perplexity", "95 % of it", *(_TASKS if tasks else ()), "KL", "agrees",
+            "of roofline", "perplexity", "95 % of it", *(_RECOVERED if recovered else ()),
+            *(_OTHER if other else ()), *(_TASKS if tasks else ()), "KL", "agrees",
             "frontier")  # fmt: skip
-    yield from _table(head, (_row(point, tasks=tasks) for point in points))
+    shown = _Shown(tasks=tasks, recovered=recovered, other=other)
+    yield from _table(head, (_row(point, shown) for point in points))
     yield "#### Fastest by loss"
     yield ""
-    rows = [(_range(w.loss), w.family, ratio(w.realised)) for w in cell.winners]
-    yield from _table(("perplexity", "family", "speedup at its end"), rows)
+    rows = [
+        (_range(w.loss), w.family, ratio(w.realised), percent(w.share_of_draws, decimals=0))
+        for w in cell.winners
+    ]
+    yield from _table(("perplexity", "family", "speedup at its end", "of the draws"), rows)
     yield from _equal(cell)
     yield from _overhead(points)
 
 
-def _row(point: Point, *, tasks: bool) -> tuple[str, ...]:
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """Which losses have columns."""
+
+    tasks: bool
+    recovered: bool
+    other: bool
+
+
+def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
     loss: dict[str, Any] = point.loss or {}
     s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
+    other = loss.get("other_text") or {}
+    after = other.get("perplexity_rel_recovered")
     return (
-        point.family,
+        point.label,
         s,
         percent(point.flop_sparsity),
         ratio(point.realised),
@@ -114,11 +140,24 @@ def _row(point: Point, *, tasks: bool) -> tuple[str, ...]:
         _pair(loss.get("ci95"), "{:+.1%}"),
         *(
             (
+                percent(loss.get("perplexity_rel_recovered"), signed=True),
+                _pair(loss.get("recovered_ci95"), "{:+.1%}"),
+            )
+            if shown.recovered
+            else ()
+        ),
+        *(
+            (percent(other.get("perplexity_rel") if after is None else after, signed=True),)
+            if shown.other
+            else ()
+        ),
+        *(
+            (
                 percent(loss.get("tasks_signed"), signed=True),
                 _pair(loss.get("tasks_signed_ci95"), "{:+.1%}"),
                 percent(loss.get("tasks_absolute")),
             )
-            if tasks
+            if shown.tasks
             else ()
         ),
         _number(loss.get("kl")),
@@ -187,7 +226,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def _name(point: Point) -> str:
-    return point.family if point.sparsity is None else f"{point.family} {point.sparsity:g}"
+    return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
 
 
 def _range(loss: Sequence[float | None]) -> str:

@@ -49,6 +49,21 @@ class Winner(msgspec.Struct, kw_only=True):
     realised: float
     batch: int
     prompt_len: int
+    share_of_draws: float | None = None  # in which it is the fastest, over the range
+
+
+class Hypothesis(msgspec.Struct, kw_only=True):
+    """A claim of the paper, tested in one cell (batch and prompt_len null: in none)."""
+
+    claim: str
+    phase: str
+    batch: int | None = None
+    prompt_len: int | None = None
+    verdict: str  # "holds" | "does not hold" | "undecided" | "cannot be judged"
+    effect: float | None = None
+    effect_ci95: list[float] | None = None
+    share_of_draws: float | None = None  # in which the claim is true
+    text: str
 
 
 class Cell(msgspec.Struct, kw_only=True):
@@ -86,4 +101,5 @@ class Pareto(msgspec.Struct, kw_only=True):
     failed: list[dict[str, str]] = []  # {"id", "error"}
     pending: int = 0
     notes: list[str] = []
+    hypotheses: list[Hypothesis] = []
     summary: list[str] = []

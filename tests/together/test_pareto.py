@@ -12,10 +12,13 @@ import pytest
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.pareto import frontier, pareto
 from prunescope.analysis.pareto.claims import summary
+from prunescope.analysis.pareto.draws import add_shares
+from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.report.pareto_markdown import render_pareto
 from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
 from tests.analysis.pareto_points import MS, point
@@ -50,6 +53,7 @@ def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
             equal_flops=frontier.equal_flops(points),
             equal_sparsity=frontier.equal_sparsity(points),
         )  # fmt: skip
+        add_shares(cell.winners, points)
         phases[name] = ParetoPhase(
             points=points, winners=cell.winners, break_even=cell.break_even, cells=[cell]
         )
@@ -59,6 +63,7 @@ def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
                  "versions": {"torch": "2"}, "text": {"source": "a text", "tokens": 8192}},
         failed=[{"id": "static-k-24-s0.25", "error": "2:4 sparsity is 0.5 | not 0.25"}],
     )  # fmt: skip
+    found.hypotheses = hypotheses(found)
     found.summary = summary(found)
     return found
 
@@ -70,14 +75,16 @@ def test_the_summary_says_what_holds_and_what_does_not() -> None:
     decode = [point("static-m", 1.19, 0.03, **memory),
               point("static-nk", 1.0, 0.5, **memory, simulated="a stand-in")]  # fmt: skip
     lines = "\n".join(whole(prefill, decode).summary)
-    assert "static-m → dynamic-m → static-nk by loss”: holds here" in lines
-    assert "decode, batch 1, 512 tokens is memory-bound in 90 % of dense busy time; holds" in lines
+    assert "static-m → dynamic-m → static-nk by loss”: holds in prefill, batch 1, 512" in lines
+    assert "where memory-bound”: holds in decode, batch 1" in lines
+    assert "512 tokens (memory-bound in 90 % of dense busy time" in lines
     assert "static-m 99 %, static-nk 83 %" in lines
+    assert "static depth wins at low loss”: holds in prefill" in lines
     assert "Simulated: static-nk: a stand-in." in lines
     assert "spread by up to 3.0 %" in lines
     assert "no recovery training" in lines
     # Where compute is the bound, the claim about memory is not made.
-    assert "prefill, batch 1, 512 tokens is memory-bound" not in lines
+    assert "where memory-bound”: holds in prefill" not in lines
 
 
 def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
@@ -86,9 +93,10 @@ def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
                point("dynamic-m", 0.8, 0.2)]  # fmt: skip
     decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory)]
     lines = "\n".join(whole(prefill, decode).summary)
-    order = "by loss”: does not hold here (batch 1, 512: static-nk from +10.0 % on)"
-    assert order in lines
-    assert "does not hold here (static-m is number 2)" in lines
+    assert "by loss”: does not hold in prefill" in lines
+    assert "(seen: static-nk from +10.0 %; the weaker of its two steps" in lines
+    assert "where memory-bound”: does not hold in decode" in lines
+    assert "static depth wins at low loss”: does not hold in prefill" in lines
     assert "not faster beyond noise here, up to the largest s measured: dynamic-m" in lines
 
 
@@ -97,7 +105,7 @@ def test_a_claim_within_noise_is_said_to_be() -> None:
     memory = {"memory_bound": 0.9}
     decode = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.18, 0.5, **memory)]
     lines = "\n".join(whole([point("static-m", 1.1, 0.03)], decode).summary)
-    assert "holds here by the medians, within noise of static-nk" in lines
+    assert "where memory-bound”: undecided in decode" in lines
 
 
 def test_a_place_within_noise_decides_nothing() -> None:
@@ -105,13 +113,13 @@ def test_a_place_within_noise_decides_nothing() -> None:
     memory = {"memory_bound": 0.9}
     decode = [point("static-m", 1.18, 0.03, **memory), point("static-nk", 1.19, 0.5, **memory)]
     lines = "\n".join(whole([point("static-m", 1.1, 0.03)], decode).summary)
-    assert "undecided here (static-m is number 2 by the medians, within noise of" in lines
+    assert "where memory-bound”: undecided in decode" in lines
 
 
 def test_an_order_with_a_family_missing_is_not_judged() -> None:
     prefill = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2)]
     lines = "\n".join(whole(prefill).summary)
-    assert "by loss”: cannot be judged here, static-nk was not measured." in lines
+    assert "by loss”: cannot be judged (static-nk was not measured)." in lines
     assert "Claim “prefill" not in "\n".join(whole([point("static-k-24", 1.1, 0.03)]).summary)
 
 
@@ -154,10 +162,12 @@ def test_files(tmp_path: Path) -> None:
     paths = write_pareto(found, tmp_path / "p")
     assert {p.name for p in paths} == {"pareto.md", "pareto.json"} | {
         f"{kind}-{phase}.{ending}"
-        for kind in ("speed-quality", "bound", "ledger")
-        for phase in ("prefill", "decode")
+        for kind, phase in (
+            ("speed-quality", "all"), ("bound", "prefill"), ("bound", "decode"),
+            ("ledger", "prefill"), ("ledger", "decode"),
+        )
         for ending in ("png", "pdf")
-    }
+    }  # fmt: skip
     assert (tmp_path / "p" / "ledger-decode.png").read_bytes().startswith(b"\x89PNG")
     back = msgspec.json.decode((tmp_path / "p" / "pareto.json").read_bytes(), type=Pareto)
     assert back == found
@@ -214,13 +224,21 @@ def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Pat
     return folder
 
 
+def dense_side(unprofiled: Any) -> Totals:
+    """The dense twin of a phase: 70 % memory-bound."""
+    plain = example.phase()
+    same = {name: getattr(plain, name) for name in Totals.__struct_fields__ if hasattr(plain, name)}
+    bound = {"compute": 30.0, "memory": 70.0}
+    return Totals(**{**same, "unprofiled_ns": unprofiled, "bound": bound})
+
+
 @pytest.fixture
 def analysed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run gives the report built by hand: 1.157x [1.14, 1.17] of bounds 1.25, 1.23, 1.21."""
     report = example.two_phases()
     unprofiled = example.phase().unprofiled_ns
     for phase in report.phases.values():
-        phase.baseline = {"unprofiled_ns": unprofiled, "bound": {"compute": 30.0, "memory": 70.0}}
+        phase.baseline = dense_side(unprofiled)
     monkeypatch.setattr(pareto, "analyze", lambda _: Analysis(report))
 
 
@@ -286,7 +304,7 @@ def test_drift_of_the_dense_model_is_seen(tmp_path: Path, monkeypatch: pytest.Mo
         report = example.two_phases()
         unprofiled = msgspec.structs.replace(example.phase().unprofiled_ns, median=next(times) * MS)
         for phase in report.phases.values():
-            phase.baseline = {"unprofiled_ns": unprofiled}
+            phase.baseline = dense_side(unprofiled)
         return Analysis(report)
 
     monkeypatch.setattr(pareto, "analyze", analysed)

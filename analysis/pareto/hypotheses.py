@@ -1,0 +1,213 @@
+"""The paper's claims (arXiv 2606.09080) as hypotheses, tested on the points of a sweep.
+
+In: a Pareto with its points. Out: Hypotheses: an effect with its interval of 95 % over draws, and
+"holds" where it lies on the claim's side, "does not hold" where on the other, else "undecided".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+from statistics import median
+
+import numpy as np
+
+from prunescope.analysis.pareto.draws import COUNT, Array, Draws, draws_of, interval
+from prunescope.analysis.pareto.frontier import loss_of, removed_nothing
+from prunescope.analysis.report.numbers import percent
+from prunescope.analysis.schema.pareto import Cell, Hypothesis, Pareto, ParetoPhase, Point
+
+_PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
+PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
+DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
+_MOSTLY = 0.5
+_SURE = 0.975
+HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cannot be judged"
+
+
+def hypotheses(found: Pareto) -> list[Hypothesis]:
+    """The three claims, in every cell in which they can be tested."""
+    tested: list[Hypothesis] = []
+    for name, phase in found.phases.items():
+        for cell in phase.cells:
+            tested += _low_loss(name, phase, cell)
+            tested += _closest(name, phase, cell)
+    if "prefill" in found.phases:
+        tested += _order(found.phases["prefill"])
+    return tested
+
+
+def points_of(phase: ParetoPhase, cell: Cell) -> list[Point]:
+    """The points of a cell."""
+    where = (cell.batch, cell.prompt_len)
+    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
+
+
+def _low_loss(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
+    """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
+    points = points_of(phase, cell)
+    drawn = draws_of(points)
+    own = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
+    own = [p for p in own if not removed_nothing(p)]
+    if drawn is None or not own or not (~drawn.of(DEPTH)).any():
+        return
+    least = min(own, key=lambda p: loss_of(p) or 0.0)
+    at = [i for i in np.flatnonzero(drawn.of(DEPTH)) if drawn.labels[i] == least.label]
+    if not at:
+        return
+    i = min(at, key=lambda k: float(drawn.losses[:, k].mean()))
+    gain = drawn.speeds[:, i] - drawn.best(drawn.losses[:, i], ~drawn.of(DEPTH))
+    effect, ci95 = interval(np.exp(gain))
+    verdict = _by_interval(ci95, 1.0)
+    text = (
+        f"{least.label}{'' if least.sparsity is None else f' {least.sparsity:g}'}, its point of"
+        f" the lowest loss ({percent(loss_of(least), signed=True)}), is {effect:.2f}×"
+        f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest that loses no more"
+    )
+    yield _hypothesis(
+        "static depth wins at low loss", name, cell, verdict, text,
+        effect=effect, ci95=ci95, share=float((gain > 0).mean()),
+    )  # fmt: skip
+
+
+def _closest(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
+    """Static depth stays closest to its roofline bound, where the dense model is memory-bound: by
+    how much less of the bound it misses than the next family."""
+    points = points_of(phase, cell)
+    bound = [p.memory_bound for p in points if p.memory_bound is not None]
+    if not bound or median(bound) < _MOSTLY:
+        return
+    missed = _missed(points)
+    if DEPTH not in missed or len(missed) < 2:
+        return
+    rivals = np.min([v for family, v in missed.items() if family != DEPTH], axis=0)
+    gain = np.abs(rivals) - np.abs(missed[DEPTH])
+    effect, ci95 = interval(gain)
+    ranked = sorted(missed, key=lambda family: float(np.median(np.abs(missed[family]))))
+    words = ", ".join(
+        f"{family} {percent(1 + float(np.median(missed[family])), decimals=0)}" for family in ranked
+    )
+    text = (
+        f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
+        f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer by"
+        f" {100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+    )
+    yield _hypothesis(
+        "static depth stays closest to its bound where memory-bound", name, cell,
+        _by_interval(ci95, 0.0), text, effect=effect, ci95=ci95, share=float((gain > 0).mean()),
+    )  # fmt: skip
+
+
+def _missed(points: list[Point]) -> dict[str, Array]:
+    """By family, draws of (realised / bound − 1), the median over its points."""
+    random = np.random.default_rng(0)
+    found: dict[str, list[Array]] = {}
+    for point in points:
+        bound = point.bounds.get("roofline")
+        if bound and point.realised_ci95 is not None:
+            low, high = np.log(point.realised_ci95)
+            noise = (high - low) / 3.92 * random.standard_normal(COUNT)
+            share = np.exp(np.log(point.realised) + noise) / bound
+            found.setdefault(point.family, []).append(share - 1)
+    return {family: np.median(own, axis=0) for family, own in found.items()}
+
+
+def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
+    """Whether the families of the frontier follow each other as in the paper, as loss grows."""
+    claim = f"prefill frontier {' → '.join(PAPER_ORDER)} by loss"
+    there = {p.family for p in phase.points}
+    missing = [family for family in PAPER_ORDER if family not in there]
+    if missing:
+        if len(missing) < len(PAPER_ORDER):
+            text = f"{', '.join(missing)} was not measured"
+            yield Hypothesis(claim=claim, phase="prefill", verdict=UNTESTED, text=text)
+        return
+    for cell in phase.cells:
+        drawn = draws_of(points_of(phase, cell))
+        if drawn is None:
+            continue
+        share = _share_in_order(drawn)
+        effect, ci95 = interval(np.exp(_weaker_step(drawn)))
+        steps = " → ".join(
+            f"{w.family} from {percent(w.loss[0], signed=True)}"
+            for w in cell.winners
+            if w.family != "dense"
+        )
+        verdict = HOLDS if share >= _SURE else FAILS if share <= 1 - _SURE else UNDECIDED
+        text = (
+            f"seen: {steps or 'nothing faster than dense'}; the weaker of its two steps makes the"
+            f" fastest {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
+        )
+        yield _hypothesis(
+            claim, "prefill", cell, verdict, text, effect=effect, ci95=ci95, share=share
+        )
+
+
+def _share_in_order(drawn: Draws) -> float:
+    """The share of draws whose frontier has the three families, in that order."""
+    hits = 0
+    for speeds, losses in zip(drawn.speeds, drawn.losses, strict=True):
+        top = 0.0
+        seen: list[str] = []
+        for i in np.argsort(losses):
+            if speeds[i] > top:
+                top = speeds[i]
+                family = drawn.families[i]
+                if family in PAPER_ORDER and seen[-1:] != [family]:
+                    seen.append(family)
+        hits += tuple(seen) == PAPER_ORDER
+    return hits / len(drawn.speeds)
+
+
+def _weaker_step(drawn: Draws) -> Array:
+    """[draws]: of both steps the smaller log ratio by which a family beats the one before it, at
+    the loss at which it does so most."""
+    steps = []
+    for before, after in zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False):
+        gains = [
+            drawn.speeds[:, i] - drawn.best(drawn.losses[:, i], drawn.of(before))
+            for i in np.flatnonzero(drawn.of(after))
+        ]
+        steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
+    weaker: Array = np.min(steps, axis=0)
+    return weaker
+
+
+def _by_interval(ci95: list[float], none: float) -> str:
+    return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
+
+
+def _hypothesis(  # noqa: PLR0913
+    claim: str,
+    phase: str,
+    cell: Cell,
+    verdict: str,
+    text: str,
+    *,
+    effect: float,
+    ci95: list[float],
+    share: float,
+) -> Hypothesis:
+    return Hypothesis(
+        claim=claim,
+        phase=phase,
+        batch=cell.batch,
+        prompt_len=cell.prompt_len,
+        verdict=verdict,
+        effect=effect,
+        effect_ci95=ci95,
+        share_of_draws=share,
+        text=text,
+    )
+
+
+def sentence(one: Hypothesis) -> str:
+    """A hypothesis in one sentence."""
+    where = ""
+    if one.batch is not None:
+        where = f" in {one.phase}, batch {one.batch}, {one.prompt_len} tokens"
+    draws = ""
+    if one.share_of_draws is not None:
+        draws = f"; so in {percent(one.share_of_draws, decimals=0)} of the draws"
+    return f"Claim “{one.claim}”: {one.verdict}{where} ({one.text}{draws})."

@@ -1,0 +1,160 @@
+"""Speed against loss of a sweep as one figure: in, a Pareto; out, PNG, PDF or SVG bytes.
+
+A column for each phase, a row for each batch and length, one legend for all. Losses are perplexity
+ratios within a range that anyone would use; what lies beyond is counted in the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.lines
+import matplotlib.text
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.pareto_marks import Marks, dot, marks_of
+from prunescope.analysis.schema.pareto import Pareto, Point
+
+MOST = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
+_PANEL = 3.35  # inches
+# Where a label may stand, in points from its mark, the best place first.
+_PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
+           (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26))  # fmt: skip
+
+
+def frontier_figure(found: Pareto, ending: str, *, most: float = MOST) -> bytes:
+    """The figure as a file; `most`: the largest perplexity ratio that is shown."""
+    with matplotlib.rc_context(STYLE):
+        return saved(frontier_plot(found, most=most), ending)
+
+
+def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
+    """The figure."""
+    marks = marks_of(p for phase in found.phases.values() for p in phase.points)
+    where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
+    rows = sorted(set(where))
+    with matplotlib.rc_context(STYLE):
+        legend = 0.14 * -(-(len(marks) + 2) // 4) + 0.25
+        size = (_PANEL * max(1, len(found.phases)), 2.4 * len(rows) + legend)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), max(1, len(found.phases)), squeeze=False)
+        drawn: list[tuple[Axes, Any, Any]] = []
+        for column, (name, phase) in enumerate(found.phases.items()):
+            for row, cell in enumerate(rows):
+                axes = grid[row][column]
+                points = [p for p in phase.points if (p.batch, p.prompt_len) == cell]
+                title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
+                axes.set_title(title, loc="left")
+                drawn.append((axes, *_panel(axes, points, marks, most)))
+        _legend(figure, marks)
+        figure.draw_without_rendering()
+        for axes, wanted, seen in drawn:
+            _place(axes, wanted, seen)
+    return figure
+
+
+def shown_loss(point: Point) -> tuple[float | None, Any]:
+    """Perplexity ratio and its interval: against the dense model trained alike, where there is."""
+    loss = point.loss or {}
+    if loss.get("perplexity_rel_recovered") is not None:
+        return 1 + loss["perplexity_rel_recovered"], loss.get("recovered_ci95")
+    if loss.get("perplexity_rel") is None:
+        return None, None
+    return 1 + loss["perplexity_rel"], loss.get("ci95")
+
+
+def _panel(
+    axes: Axes, points: Sequence[Point], marks: Marks, most: float
+) -> tuple[list[tuple[float, float, str]], list[tuple[float, float]]]:
+    """Points and frontier of a cell; gives what is to be labelled where, and where marks are."""
+    best: list[tuple[float, float, str]] = []
+    seen: list[tuple[float, float]] = []
+    beyond = 0
+    for point in points:
+        x, spread = shown_loss(point)
+        if x is None:
+            continue
+        if x > most:
+            beyond += 1
+            continue
+        colour, marker = marks[point.label]
+        across = None if spread is None else [1 + bound for bound in spread]
+        dot(axes, (x, point.realised), (across, point.realised_ci95), colour, marker,
+            full=point.on_frontier, label=None)  # fmt: skip
+        seen.append((x, point.realised))
+        if point.on_frontier:
+            share = "" if point.sparsity is None else f"{point.sparsity:g}"
+            best.append((x, point.realised, share))
+    axes.spines[["top", "right"]].set_visible(False)
+    left, right = axes.get_xlim()
+    right = min(right, most) if best or points else most
+    steps = sorted((x, y) for x, y, _ in best)
+    if not steps or steps[0][0] > 1:
+        steps.insert(0, (1.0, 1.0))  # the dense model itself
+    axes.step([*(x for x, _ in steps), right], [*(y for _, y in steps), steps[-1][1]],
+              where="post", color="black", linewidth=0.8, zorder=0)  # fmt: skip
+    axes.set_xlim(min(left, 1.0), right)
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_xlabel("perplexity, pruned ÷ dense")
+    axes.set_ylabel("speedup, dense ÷ pruned")
+    if beyond:
+        axes.text(1.0, 1.01, f"{beyond} beyond {most:g}× →", transform=axes.transAxes, ha="right",
+                  va="bottom", fontsize=6)  # fmt: skip
+    return best, seen
+
+
+def _legend(figure: Figure, marks: Marks) -> None:
+    handles = [
+        matplotlib.lines.Line2D([], [], color=colour, marker=marker, linestyle="none",
+                                markersize=5, label=clean(label))
+        for label, (colour, marker) in marks.items()
+    ]  # fmt: skip
+    handles.append(
+        matplotlib.lines.Line2D([], [], color="black", linewidth=0.8,
+                                label="frontier: full marks, with their s")
+    )  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+
+
+def _place(
+    axes: Axes,
+    wanted: Sequence[tuple[float, float, str]],
+    marks: Sequence[tuple[float, float]],
+) -> None:
+    """Write each label where it hides no other label and no mark, as far as there is such a place;
+    a label that must stand further off has a line to its mark."""
+    figure = axes.figure
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    inside = axes.get_window_extent(renderer)
+    centres = [axes.transData.transform(at) for at in marks]
+    radius = 3.5 * figure.dpi / 72
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
+    for x, y, text in sorted(wanted):
+        found = None
+        for place in _PLACES:
+            label = axes.annotate(
+                text, (x, y), textcoords="offset points", xytext=place, fontsize=6,
+                ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+                if max(map(abs, place)) > 10 else None,
+            )  # fmt: skip
+            label.update_positions(renderer)
+            box = matplotlib.text.Text.get_window_extent(label, renderer)
+            free = not any(box.overlaps(other) for other in taken)
+            if free and box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1:
+                found = box
+                break
+            label.remove()
+        if found is None:
+            label = axes.annotate(text, (x, y), textcoords="offset points", xytext=_PLACES[0],
+                                  fontsize=6)  # fmt: skip
+            found = matplotlib.text.Text.get_window_extent(label, renderer)
+        taken.append(found)

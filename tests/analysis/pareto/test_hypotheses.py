@@ -1,0 +1,101 @@
+"""Draws of points from their intervals, and the paper's claims tested on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prunescope.analysis.pareto.draws import add_shares, draws_of
+from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
+from prunescope.analysis.pareto.hypotheses import hypotheses
+from prunescope.analysis.schema.pareto import Cell, Hypothesis, Pareto, ParetoPhase, Point
+from tests.analysis.pareto_points import point
+
+
+def claims_of(points: list[Point], phase: str = "prefill") -> dict[str, Hypothesis]:
+    cell = Cell(
+        batch=1, prompt_len=512, dense_ns={}, break_even={}, equal_flops=[], equal_sparsity=[],
+        winners=winners(frontier(points), batch=1, prompt_len=512),
+    )  # fmt: skip
+    one = ParetoPhase(points=points, winners=[], break_even={}, cells=[cell])
+    found = hypotheses(Pareto(tool="t", subject={}, phases={phase: one}))
+    return {h.claim.split(" ")[0] + " " + h.claim.split(" ")[2]: h for h in found}
+
+
+def test_draws_have_the_intervals_of_their_points() -> None:
+    drawn = draws_of([point("a", 1.2, 0.3), point("b", 1.5, None)])
+    assert drawn is not None
+    assert drawn.labels == ("a",)  # without a loss there is no place
+    low, high = np.exp(np.quantile(drawn.speeds[:, 0], (0.025, 0.975)))
+    assert (low, high) == pytest.approx((0.98 * 1.2, 1.02 * 1.2), rel=3e-3)
+    low, high = np.expm1(np.quantile(drawn.losses[:, 0], (0.025, 0.975)))
+    assert (low, high) == pytest.approx((0.29, 0.31), abs=2e-3)
+    assert draws_of([]) is None
+
+
+def test_a_winner_says_in_how_many_draws_it_wins() -> None:
+    """b is as fast as c within noise: neither wins in all; a is alone in its range."""
+    points = [point("a", 1.2, 0.1), point("b", 1.5, 0.5), point("c", 1.495, 0.5)]
+    found = winners(frontier(points), batch=1, prompt_len=512)
+    add_shares(found, points)
+    shares = {w.family: w.share_of_draws for w in found}
+    assert list(shares) == ["dense", "a", "b"]
+    assert shares["dense"] == pytest.approx(1.0, abs=0.02)
+    assert shares["a"] == pytest.approx(1.0, abs=0.02)
+    assert 0.5 < (shares["b"] or 0) < 0.75
+
+
+def test_the_loss_is_that_against_the_dense_model_trained_alike() -> None:
+    one = point("a", 1.2, 0.1)
+    assert loss_of(one) == 0.1
+    one.loss |= {"perplexity_rel_recovered": 0.4, "recovered_ci95": [0.3, 0.5]}  # type: ignore[operator]
+    assert loss_of(one) == 0.4
+    drawn = draws_of([one])
+    assert drawn is not None
+    assert float(np.expm1(np.median(drawn.losses))) == pytest.approx(0.4, abs=0.01)
+
+
+def test_low_loss_is_won_by_depth_or_not() -> None:
+    """1.2 / 1.1 = 1.09 at the same loss or less; what loses more is no rival."""
+    far = point("static-nk", 1.6, 0.5)
+    found = claims_of([point("static-m", 1.2, 0.1), point("b", 1.1, 0.05), far])["static wins"]
+    assert found.verdict == "holds"
+    assert found.effect == pytest.approx(1.2 / 1.1, rel=0.01)
+    low, high = found.effect_ci95 or [0.0, 0.0]
+    assert low == pytest.approx(1.2 / 1.1 * (1 - 0.028), rel=0.01)  # 2 % each, in quadrature
+    assert high == pytest.approx(1.2 / 1.1 * (1 + 0.028), rel=0.01)
+    assert found.share_of_draws == 1.0
+    lost = claims_of([point("static-m", 1.1, 0.1), point("b", 1.2, 0.05), far])["static wins"]
+    assert (lost.verdict, lost.share_of_draws) == ("does not hold", 0.0)
+    tied = claims_of([point("static-m", 1.2, 0.1), point("b", 1.199, 0.05), far])["static wins"]
+    assert tied.verdict == "undecided"
+    # Slower than dense wins nothing, whoever else there is.
+    slow = claims_of([point("static-m", 0.9, 0.1), point("b", 0.8, 0.05)])["static wins"]
+    assert slow.verdict == "does not hold"
+
+
+def test_the_order_by_loss() -> None:
+    right = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2),
+             point("static-nk", 1.6, 0.5)]  # fmt: skip
+    found = claims_of(right)["prefill static-m"]
+    assert (found.verdict, found.share_of_draws) == ("holds", 1.0)
+    assert found.effect == pytest.approx(1.3 / 1.1, rel=0.01)  # 1.6 / 1.3 is the larger step
+    close = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.101, 0.2),
+             point("static-nk", 1.6, 0.5)]  # fmt: skip
+    assert claims_of(close)["prefill static-m"].verdict == "undecided"
+    wrong = [point("static-nk", 1.6, 0.03), *right[:2]]
+    assert claims_of(wrong)["prefill static-m"].verdict == "does not hold"
+    missing = claims_of(right[:2])["prefill static-m"]
+    assert (missing.verdict, missing.effect) == ("cannot be judged", None)
+    assert claims_of([point("a", 1.1, 0.1)]) == {}
+
+
+def test_depth_is_closest_to_its_bound() -> None:
+    """Shares of the bound 1.2: 1.19 → 99 %, 1.0 → 83 %; closer by 16 points."""
+    memory = {"memory_bound": 0.9}
+    points = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.0, 0.5, **memory)]
+    found = claims_of(points, "decode")["static stays"]
+    assert found.verdict == "holds"
+    assert found.effect == pytest.approx(0.16, abs=0.01)
+    computed = [point("static-m", 1.19, 0.03), point("static-nk", 1.0, 0.5)]
+    assert "static stays" not in claims_of(computed, "decode")

@@ -1,0 +1,75 @@
+"""The figure of a sweep: what is shown, what is counted in the margin, and where labels stand."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.text
+from matplotlib.legend import Legend
+
+from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.report.pareto_frontier import frontier_figure, frontier_plot
+from prunescope.analysis.report.pareto_marks import marks_of
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from tests.analysis.pareto_points import point
+
+# Four on the frontier within a hair of each other, two that nobody would use.
+CLOSE = [
+    point("a", 1.10, 0.02, sparsity=0.125), point("b", 1.16, 0.05, sparsity=0.25),
+    point("a", 1.22, 0.08, sparsity=0.375), point("c", 1.29, 0.11, sparsity=0.5),
+    point("b", 1.0, 0.1), point("c", 2.0, 5.0), point("d", 2.5, 900.0), point("d", 1.4, 1.2),
+]  # fmt: skip
+
+
+def whole(phases: dict[str, list[Point]]) -> Pareto:
+    found = {}
+    for name, points in phases.items():
+        for one in frontier(points):
+            one.on_frontier = True
+        cell = Cell(
+            batch=1, prompt_len=512, dense_ns={}, winners=[], break_even={}, equal_flops=[],
+            equal_sparsity=[],
+        )  # fmt: skip
+        found[name] = ParetoPhase(points=points, winners=[], break_even={}, cells=[cell])
+    return Pareto(tool="t", subject={}, phases=found)
+
+
+def test_labels_of_the_frontier_do_not_overlap() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE[:5]}))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
+        texts = {label.get_text() for label in labels}
+        assert {"0.125", "0.25", "0.375", "0.5"} <= texts
+        boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
+        assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE}))
+    (axes,) = figure.axes
+    assert axes.get_xlim()[1] <= 4.0
+    assert "2 beyond 4× →" in {text.get_text() for text in axes.texts}
+    wide = frontier_plot(whole({"prefill": CLOSE}), most=10.0)
+    assert "1 beyond 10× →" in {text.get_text() for text in wide.axes[0].texts}
+
+
+def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE}))
+    legends = [child for child in figure.get_children() if isinstance(child, Legend)]
+    assert len(legends) == 1
+    assert [text.get_text() for text in legends[0].get_texts()][:4] == ["a", "b", "c", "d"]
+    many = marks_of(point(f"family {i}", 1.1, 0.1) for i in range(14))
+    assert len({marker for _, marker in many.values()}) == 14
+
+
+def test_a_cell_without_a_loss_is_drawn() -> None:
+    assert frontier_figure(whole({"prefill": [point("a", 1.1, None)]}), "svg").startswith(b"<?xml")
+
+
+def test_the_loss_shown_is_that_after_recovery() -> None:
+    one = point("a", 1.3, 0.9)
+    one.loss |= {"perplexity_rel_recovered": 0.2, "recovered_ci95": [0.1, 0.3]}  # type: ignore[operator]
+    figure = frontier_plot(whole({"prefill": [one]}))
+    dots = [line for line in figure.axes[0].lines if line.get_marker() not in (None, "None")]
+    assert [float(line.get_xdata()[0]) for line in dots] == [1.2]  # type: ignore[index]
