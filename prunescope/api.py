@@ -196,6 +196,11 @@ def predict(  # noqa: PLR0913 - the options of the command
     from_run: Path | str | None = None,
     curves: bool = False,
     break_even: bool = True,
+    new_tokens: int | None = None,
+    pruned_batch: int | None = None,
+    chunk: int | None = None,
+    rank: bool = False,
+    workload: str | None = None,
 ) -> Prediction:
     """What a pruning can give, from shapes and peaks, or scaled from one dense run (`from_run`).
 
@@ -203,6 +208,9 @@ def predict(  # noqa: PLR0913 - the options of the command
     (`"0.1:0.7:0.1"`, the stop included) give `points` and `curves`. `terms`: the costs of
     execution to add to the roofline, all of them where it is None; `without` takes some away.
     `break_even`: also where a pruning starts to pay, which takes most of the time of a point.
+    `new_tokens`: also a prompt with an answer of that length, in chunks of `chunk` tokens, and
+    memory; `pruned_batch`: sequences of the pruned side. `rank`: all families side by side, for a
+    `workload` (chat, rag, batch, long, agent) or these sizes.
     Returns the dict that `--json` writes.
 
     Examples:
@@ -222,6 +230,10 @@ def predict(  # noqa: PLR0913 - the options of the command
         from prunescope.analysis.predict_from import predict_from
 
         return Prediction(msgspec.to_builtins(predict_from(request)))
+    if rank:
+        from prunescope.analysis.predict.rank import rank as ranked
+
+        return Prediction(msgspec.to_builtins(ranked(request)))
     from prunescope.analysis.predict.predict import predict as run
 
     return Prediction(msgspec.to_builtins(run(request)))

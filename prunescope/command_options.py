@@ -131,15 +131,18 @@ ANALYZE = {
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]
 LABEL_PREFIX = Annotated[str, Option(metavar="WORD", help="Of every label in LaTeX.")]
+EXPLAIN = Annotated[bool, Option("--explain", help="The expected time of each GEMM.")]
 CURVES = Annotated[Path | None, Option(metavar="FOLDER", help="Curves as figures, CSV.")]
 EXAMPLE = Annotated[
     bool, Option("--example", is_eager=True, callback=_example, help="Print a file with all keys.")
 ]
 DRY_RUN = Annotated[bool, Option("--dry-run", help="Plan and time only.")]
 PREDICT = {
-    "model": Annotated[str | None, Option(metavar="MODEL", help="Preset or config.json.")],
-    "device": Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")],
-    "method": Annotated[Words, Option(metavar="FAMILY,...", help="One or several; repeatable.")],
+    "model": Annotated[str | None, Option(metavar="MODEL", help="Preset, hub id or config.json.")],
+    "device": Annotated[
+        str | None, Option(metavar="NAME", help="One of `devices`, or smi's name.")
+    ],
+    "method": Annotated[Words, Option(metavar="NAME,...", help="Families or published methods.")],
     "sparsity": Annotated[
         str | None, Option(metavar="S|A,B|A:B:STEP", help="One or several; B is included.")
     ],
@@ -158,6 +161,17 @@ PREDICT = {
     "without": Annotated[Words, Option(metavar="TERM", help="Cost of execution to leave out.")],
     "from_run": Annotated[
         Path | None, Option(metavar="RUN|TRACE", help="Scale the times of this dense one.")
+    ],
+    "new_tokens": Annotated[
+        int | None, Option(min=1, metavar="N", help="Also a prompt with an answer this long.")
+    ],
+    "pruned_batch": Annotated[
+        int | None, Option(min=1, metavar="N", help="Sequences of the pruned side.")
+    ],
+    "chunk": Annotated[int | None, Option(min=1, metavar="N", help="Prompt tokens a forward.")],
+    "rank": Annotated[bool, Option("--rank", help="All families side by side.")],
+    "workload": Annotated[
+        Literal["chat", "rag", "batch", "long", "agent"] | None, Option(help="What --rank asks.")
     ],
 }
 SWEEP = {

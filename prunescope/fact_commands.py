@@ -10,7 +10,15 @@ from typing import Any
 import typer
 
 import prunescope
-from prunescope.command_options import CURVES, PREDICT, Architecture, Json, option, options_of
+from prunescope.command_options import (
+    CURVES,
+    EXPLAIN,
+    PREDICT,
+    Architecture,
+    Json,
+    option,
+    options_of,
+)
 
 
 def register_predict(app: typer.Typer) -> None:
@@ -27,10 +35,11 @@ def register_facts(app: typer.Typer) -> None:
 @options_of(
     prunescope.predict,
     PREDICT,
-    only_here=[option("out", CURVES), option("json_target", Json)],
+    only_here=[option("explain", EXPLAIN, default=False), option("out", CURVES),
+               option("json_target", Json)],
     only_there=["terms", "curves", "break_even"],
-)
-def _predict(*, out: Path | None, json_target: str | None, **options: Any) -> None:
+)  # fmt: skip
+def _predict(*, explain: bool, out: Path | None, json_target: str | None, **options: Any) -> None:
     """Say what a pruning can give: no hardware, no weights, no run.
 
     \b
@@ -38,6 +47,7 @@ def _predict(*, out: Path | None, json_target: str | None, **options: Any) -> No
     prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk,dynamic-m \\
         --sparsity 0.1:0.7:0.1 --out curves
     prunescope predict --from-run traces/first --sparsity 0.5
+    prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
     from prunescope.analysis.report.predict_table import prediction
     from prunescope.output import check_target, tell
@@ -52,7 +62,7 @@ def _predict(*, out: Path | None, json_target: str | None, **options: Any) -> No
         from prunescope.analysis.report.write import write_files
 
         write_files(curve_files(result), out)
-    tell(result, json_target, people=prediction(result))
+    tell(result, json_target, people=prediction(result, explain=explain))
 
 
 def _families(*, architecture: Architecture = None, json_target: Json = None) -> None:

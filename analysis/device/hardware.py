@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -132,7 +133,7 @@ DEVICES: tuple[Device, ...] = _load()
 
 def find_device(name: str) -> Device:
     """The device of an id or alias, in any case. Raises PrunescopeError with the nearest ids."""
-    found = _BY_NAME.get(_key(name))
+    found = _BY_NAME.get(_key(name)) or _BY_WORDS.get(_words(name))
     if found is None:
         close = ", ".join(_nearest(_key(name)))
         raise PrunescopeError(
@@ -239,6 +240,18 @@ def _key(name: str) -> str:
     return " ".join(name.split()).lower()
 
 
+# What nvidia-smi and rocm-smi put around a name.
+_AROUND = frozenset(
+    ("nvidia", "amd", "instinct", "geforce", "tesla", "corporation", "inc", "graphics", "oam", "vf")
+)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """The words of a name that tell devices apart, in order."""
+    plain = re.sub(r"\((r|tm|c)\)|[^a-z0-9]+", " ", name.lower())
+    return tuple(word for word in plain.split() if word not in _AROUND)
+
+
 def _nearest(key: str) -> list[str]:
     """Ids of the devices whose id or alias is most like `key`."""
     close = difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)
@@ -265,3 +278,9 @@ def _index() -> dict[str, Device]:
 
 
 _BY_NAME = _index()
+# Names that these words alone do not tell apart (the MI250X and one half of it) are not among them.
+_BY_WORDS = {
+    words: device
+    for words, device in ((_words(name), device) for name, device in _BY_NAME.items())
+    if len({other.name for name, other in _BY_NAME.items() if _words(name) == words}) == 1
+}

@@ -135,6 +135,10 @@ MEASURED_ON = (PRO_6000, A100, ADA)
 # A routed step is drawn anew each time; papers give the mean of three draws (arXiv 2606.09080).
 DRAWS = 3
 
+# A CUDA context, the workspaces of its libraries and what an allocator loses: 0.5-1 GB on A100 and
+# H100 under PyTorch.
+OVERHEAD_BYTES = 1_000_000_000
+
 # Silicon whose boost clock is not in the device table: the middle of those that are.
 TYPICAL_HZ = 1.83e9
 

@@ -1,17 +1,21 @@
 """A prompt and its answer: time to the first token, time a token, tokens a second.
 
-In: a Setting, a prompt's workload and the number of new tokens. Out: Generation, ns. The prompt is
-one prefill, or chunks of it; each new token is a decode step whose context grows by one.
+In: a Setting, a prompt's workload and the number of new tokens. Out: Answer, whose forwards are
+priced with any constants; ns. The prompt is one prefill, or chunks of it; each new token is a
+decode step whose context grows by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
 
-from prunescope.analysis.predict.costs import total_ns
+from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.costs import Bill, bill
+from prunescope.analysis.predict.kernels import price_ns, rates
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import Side
+from prunescope.analysis.schema.prediction import Generation
 from prunescope.taxonomy.plan import Workload
 
 # Simpson's rule: a step's time is nearly linear in its context, but for windows.
@@ -19,48 +23,90 @@ _WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """`ttft_ns`: the prompt, whose last row gives the first token; `tpot_ns`: the mean of the
-    others; of all sequences of the batch together."""
+class Answer:
+    """The forwards of a prompt and `new_tokens` after it, priced once for any constants."""
 
-    batch: int
+    setting: Setting
+    work: Workload
     new_tokens: int
-    ttft_ns: float
-    tpot_ns: float
+    prompt: Side
+    steps: tuple[Side, ...]
+    chunks: int
+    chunk: Side | None  # one of the prompt's chunks; None: the prompt is one forward
 
-    @property
-    def total_ns(self) -> float:
+    def ttft_ns(self, c: Constants) -> float:
+        """Until the first token: a forward of the prompt. Of chunks: every chunk with all of its
+        kernels, and attention as over the whole prompt."""
+        terms = frozenset(self.setting.terms)
+        if self.chunk is None:
+            return bill(self.prompt).total_ns(c, terms)
+        one = bill(self.chunk)
+        rest = one.total_ns(c, terms) - _attention_ns(self.chunk, one, c, terms)
+        whole = _attention_ns(self.prompt, bill(self.prompt), c, terms)
+        return self.chunks * rest + max(
+            whole, self.chunks * _attention_ns(self.chunk, one, c, terms)
+        )
+
+    def tpot_ns(self, c: Constants) -> float:
+        """The mean of the steps after it."""
+        terms = frozenset(self.setting.terms)
+        return sum(
+            weight * bill(side).total_ns(c, terms)
+            for weight, side in zip(_WEIGHTS, self.steps, strict=True)
+        )
+
+    def total_ns(self, c: Constants) -> float:
         """Until the last token is there."""
-        return self.ttft_ns + (self.new_tokens - 1) * self.tpot_ns
+        return self.ttft_ns(c) + (self.new_tokens - 1) * self.tpot_ns(c)
 
-    @property
-    def tokens_per_s(self) -> float:
+    def tokens_per_s(self, c: Constants) -> float:
         """New tokens of all sequences a second."""
-        return self.batch * self.new_tokens / self.total_ns * 1e9
+        return self.work.batch * self.new_tokens / self.total_ns(c) * 1e9
+
+    def told(self) -> Generation:
+        """As a prediction holds it."""
+        c = self.setting.constants
+        return Generation(
+            batch=self.work.batch,
+            prompt_len=self.work.prompt_len,
+            new_tokens=self.new_tokens,
+            ttft_ns=self.ttft_ns(c),
+            tpot_ns=self.tpot_ns(c),
+            total_ns=self.total_ns(c),
+            tokens_per_s=self.tokens_per_s(c),
+        )
 
 
-def generation(
+def answer(
     setting: Setting,
     prompt: Workload,
     *,
     new_tokens: int,
+    chunk: int | None = None,
     pruned: bool = True,
-    cost: Callable[[Side], float] | None = None,
-) -> Generation:
-    """A prompt of `prompt.prompt_len` tokens and `new_tokens` after it.
+) -> Answer:
+    """A prompt of `prompt.prompt_len` tokens and `new_tokens` after it; `chunk`: tokens of the
+    prompt in one forward."""
 
-    `cost`: ns of a side; as expected with the setting's terms where it is None.
-    """
-    price = cost or (lambda side: total_ns(side, setting.terms))
-    first = price(setting.side(replace(prompt, phase="prefill", context=None), pruned=pruned))
-    last = prompt.prompt_len + max(0, new_tokens - 1)
+    def side(work: Workload) -> Side:
+        return setting.side(work, pruned=pruned)
+
+    first = replace(prompt, phase="prefill", context=None)
+    last = prompt.prompt_len + max(1, new_tokens - 1)
     contexts = (prompt.prompt_len + 1, (prompt.prompt_len + 1 + last) // 2, last)
-    step = sum(
-        weight * price(setting.side(_at(prompt, max(context, 1)), pruned=pruned))
-        for weight, context in zip(_WEIGHTS, contexts, strict=True)
+    parts = chunk is not None and chunk < prompt.prompt_len
+    return Answer(
+        setting=setting,
+        work=first,
+        new_tokens=new_tokens,
+        prompt=side(first),
+        steps=tuple(side(replace(prompt, phase="decode", context=one)) for one in contexts),
+        chunks=math.ceil(prompt.prompt_len / chunk) if parts and chunk else 1,
+        chunk=side(replace(first, prompt_len=chunk)) if parts and chunk else None,
     )
-    return Generation(batch=prompt.batch, new_tokens=new_tokens, ttft_ns=first, tpot_ns=step)
 
 
-def _at(work: Workload, context: int) -> Workload:
-    return replace(work, phase="decode", context=context)
+def _attention_ns(side: Side, one: Bill, c: Constants, terms: frozenset[str]) -> float:
+    r = rates(side.setting, c, terms)
+    pairs = zip(side.bounded, one.prices, strict=True)
+    return sum(price.layers * price_ns(price, r) for op, price in pairs if op.cls == "attention")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunescope.analysis.predict.answers import predicted_answer
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.phase import predict_phase
@@ -17,6 +18,7 @@ from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
+from prunescope.taxonomy.methods import family_of
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -26,7 +28,9 @@ def predict(request: PredictRequest) -> Prediction:
 
     In a grid, every method at every sparsity; a point that does not exist is left out and named.
     """
-    names, shares = methods(request.method), sparsities(request.sparsity)
+    warnings: list[str] = []
+    names = _each_family_once(methods(request.method), warnings)
+    shares = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     if len(names) > 1 or len(shares) > 1 or request.curves:
@@ -34,7 +38,6 @@ def predict(request: PredictRequest) -> Prediction:
     gains = Gains() if request.break_even else None
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
-    warnings: list[str] = []
     for name in names:
         for share in shares:
             try:
@@ -65,6 +68,7 @@ def _point(
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
         phases={w.phase: predict_phase(setting, w, gains) for w in workloads(request, setting)},
+        answer=predicted_answer(setting, request) if request.new_tokens else None,
     )
     return setting, source, point
 
@@ -95,7 +99,21 @@ def _prediction(
         phases=only.phases if only else None,
         curves=curves(points),
         warnings=warnings,
+        answer=only.answer if only else None,
     )
+
+
+def _each_family_once(names: list[str | None], warnings: list[str]) -> list[str | None]:
+    """Methods whose kernels are the same, with the same knobs, are one row; which is said."""
+    kept: dict[tuple[str | None, tuple[tuple[str, str], ...]], str | None] = {}
+    for name in names:
+        known = name is not None and not is_function(name)
+        one, knobs = family_of(name) if name is not None and known else (name, {})
+        key = one, tuple(sorted(knobs.items()))
+        if key in kept:
+            warnings.append(f"{name} and {kept[key]} are {one} here: their kernels are the same")
+        kept.setdefault(key, name)
+    return list(kept.values())
 
 
 def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
@@ -110,7 +128,8 @@ def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
 
 
 def _knobs(name: str) -> list[str]:
-    return [] if name == "dense" or is_function(name) else list(family(name).knobs)
+    plain = name == "dense" or is_function(name)
+    return [] if plain else list(family(family_of(name)[0]).knobs)
 
 
 def device_json(setting: Setting) -> dict[str, Any]:

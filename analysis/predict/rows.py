@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from prunescope.analysis.predict.kernels import kernels_of, op_ns, tile
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import PredictedGemm
 from prunescope.taxonomy.family import Family
@@ -73,8 +74,11 @@ def _axis(op: Op, part: int, twin: Op | None, mine: list[Op], family: Family | N
 def _row(
     side: Side, op: Op, part: int, twin: Op | None, axis: str | None, dtype: str
 ) -> PredictedGemm:
-    gemm, share = op.gemms[part], _share(op, part)
+    gemm, share, setting = op.gemms[part], _share(op, part), side.setting
     base = twin.gemms[part] if twin else None
+    cut = tile(side, op)
+    starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
+    expected = op.layers * op_ns(side, op, setting.terms) + starts * ("kernel" in setting.terms)
     return PredictedGemm(
         role=op.role,
         group=_group(op, part),
@@ -94,6 +98,10 @@ def _row(
         ideal_ns=side.op_ns(op) * share,
         bound="compute" if side.is_compute(op) else "memory",
         added=op.added,
+        expected_ns=expected * share,
+        tile=[cut.rows, cut.columns] if cut else None,
+        waves=cut.waves if cut else None,
+        parts=cut.parts if cut else None,
     )
 
 

@@ -23,8 +23,9 @@ from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family, Point
+from prunescope.taxonomy.methods import family_of
 from prunescope.taxonomy.plan import PHASES, Workload
-from prunescope.taxonomy.presets import preset_names
+from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
 
 
@@ -39,6 +40,8 @@ class PredictRequest:
     `predict_execution.NAMES` where it is None; `without` takes some away. `from_run`: a dense run
     or trace, whose measured times are scaled instead. `curves`: a grid, even of one point.
     `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
+    `new_tokens`: also a prompt with that long an answer, in chunks of `chunk` tokens, and memory;
+    `pruned_batch`: sequences of its pruned side. `rank`: families side by side for a `workload`.
     """
 
     model: str | None = None
@@ -60,6 +63,11 @@ class PredictRequest:
     from_run: Path | str | None = None
     curves: bool = False
     break_even: bool = True
+    new_tokens: int | None = None
+    pruned_batch: int | None = None
+    chunk: int | None = None
+    rank: bool = False
+    workload: str | None = None
 
     @property
     def many(self) -> bool:
@@ -107,7 +115,8 @@ class Setting:
 
 def _model(name: str) -> tuple[ModelShape, str, str | None]:
     """The shape of a model; a preset's is read once."""
-    return _preset(name) if name.lower() in preset_names() else read_model(name)
+    known = preset_named(name) and not Path(name).exists()
+    return _preset(name) if known else read_model(name)
 
 
 @lru_cache(maxsize=64)
@@ -142,7 +151,7 @@ def resolve(
             "predict needs --device, or --peak and --bandwidth",
             hint="`prunescope devices` lists those that are known",
         )
-    chosen = _family(method)
+    chosen, meant = _family(method)
     shape, source, written = _model(request.model)
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
@@ -158,7 +167,7 @@ def resolve(
     default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
     given = default if sparsity is None else sparsity
-    kernel, asked = take_kernel(request.knobs)
+    kernel, asked = take_kernel({**meant, **request.knobs})
     knobs = {k: v for k, v in asked.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
         knobs = asked  # an unknown one is an error
@@ -226,15 +235,17 @@ def _launch(name: str) -> str:
     return name
 
 
-def _family(method: str | None) -> Family | None:
+def _family(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
+    """The family of an id or of a published method, and the knobs that the method means."""
     if method is None or method == "dense":
-        return None
+        return None, {}
     if is_function(method):
         raise PrunescopeError(
             f"{Path(method).name} is a function: it has no theory",
             hint="predict takes one of `prunescope families`; trace measures a function",
         )
-    return family(method)
+    name, knobs = family_of(method)
+    return family(name), knobs
 
 
 def _dtype(asked: str | None, written: str | None, device: Device, warnings: list[str]) -> str:

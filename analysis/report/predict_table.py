@@ -15,19 +15,27 @@ from rich.text import Text
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.predict_answers import answer, gemms, ranking
 
 _LADDER = ("nominal", "flop", "coverage", "roofline")
 _MOST_ROLES = 6
 
 
-def prediction(result: dict[str, Any]) -> RenderableType:
-    """The tables of a point, of a grid, or of the families from a run; then the warnings."""
+def prediction(result: dict[str, Any], *, explain: bool = False) -> RenderableType:
+    """The tables of a point, of a grid, of a ranking, or of the families from a run; then the
+    warnings. `explain`: also the GEMMs of a point."""
     if "from-run" in result["tool"]:
         parts = _from_run(result)
+    elif "by" in result:
+        parts = ranking(result)
     elif result["phases"] is None:
         parts = _grid(result)
     else:
         parts = [part for name, phase in result["phases"].items() for part in _point(name, phase)]
+        if explain:
+            parts += [p for name, phase in result["phases"].items() for p in gemms(name, phase)]
+        if result["answer"] is not None:
+            parts += answer(result["answer"])
     notes = [Text(clean(f"! {text}"), "yellow") for text in result["warnings"]]
     ran = "only the dense side was run" if "from-run" in result["tool"] else "nothing was run"
     return Group(*parts, *notes, Text(f"speed-ups are dense ÷ pruned; {ran}", "dim"))
@@ -67,7 +75,7 @@ def _speedups(phase: dict[str, Any]) -> list[RenderableType]:
         _row(costs, term["name"], unit.text(term["dense_ns"], signed=True),
              unit.text(term["pruned_ns"], signed=True), term["mechanism"])  # fmt: skip
     _row(costs, "expected", unit.text(expected["dense_ns"]), unit.text(expected["pruned_ns"]), "")
-    return [table, even, costs]
+    return [table, *(Text(clean(text)) for text in expected["notes"]), even, costs]
 
 
 def _sides(phase: dict[str, Any]) -> Table:
@@ -98,7 +106,7 @@ def _grid(result: dict[str, Any]) -> list[RenderableType]:
     """A table a phase, a row a point; then where each method starts to pay."""
     parts: list[RenderableType] = []
     for name in dict.fromkeys(name for point in result["points"] for name in point["phases"]):
-        table = _table("method", "s", "flop", "coverage", "bound", "expected", "range", "memory")
+        table = _table("method", "s", "flop", "coverage", "roofline", "expected", "range", "memory")
         even: dict[str, str] = {}
         for point in result["points"]:
             phase = point["phases"][name]

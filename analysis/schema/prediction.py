@@ -51,6 +51,10 @@ class PredictedGemm(msgspec.Struct, kw_only=True):
     ideal_ns: float
     bound: str | None
     added: bool = False
+    expected_ns: float | None = None  # a forward, with its kernels' starts; null: gone
+    tile: list[int] | None = None  # rows and columns; null: no GEMM, or units not known
+    waves: float | None = None
+    parts: int | None = None  # of K
 
 
 class Sums(msgspec.Struct, kw_only=True):
@@ -119,6 +123,50 @@ class Expected(msgspec.Struct, kw_only=True):
     execution: Execution
 
 
+class Generation(msgspec.Struct, kw_only=True):
+    """A prompt and its answer, of all sequences of the batch together; ns."""
+
+    batch: int
+    prompt_len: int
+    new_tokens: int
+    ttft_ns: float  # the prompt, whose last row gives the first token
+    tpot_ns: float  # the mean of the others
+    total_ns: float
+    tokens_per_s: float  # new ones
+
+
+class Memory(msgspec.Struct, kw_only=True):
+    """Bytes that a workload needs on a device; null where the device's memory is not known."""
+
+    device_bytes: int | None
+    weight_bytes: int
+    kv_bytes: int  # at the end of the answer
+    step_bytes: int  # activations and logits of the prompt's forward
+    overhead_bytes: int  # driver, libraries, allocator
+    total_bytes: int
+    fits: bool | None
+    max_batch: int | None  # 0: not one sequence fits
+
+
+class Speed(msgspec.Struct, kw_only=True):
+    """Dense over pruned, and the range that holds 90 % of measurements."""
+
+    speedup: float
+    range: list[float]
+
+
+class PredictedAnswer(msgspec.Struct, kw_only=True):
+    """A whole workload on both sides; pruned fields are null without a method."""
+
+    dense: Generation
+    pruned: Generation | None
+    dense_memory: Memory
+    pruned_memory: Memory | None
+    time: Speed | None  # of the answer
+    throughput: Speed | None  # of tokens a second: batches may differ
+    at_max_batch: Speed | None  # of tokens a second, each side at the largest batch that fits
+
+
 class PredictedPhase(msgspec.Struct, kw_only=True):
     """One phase. Without a method it is of the dense model, and what compares is null."""
 
@@ -165,6 +213,7 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     sparsity: float | None
     knobs: dict[str, Any]
     phases: dict[str, PredictedPhase]
+    answer: PredictedAnswer | None = None  # with `new_tokens`
 
 
 class Prediction(msgspec.Struct, kw_only=True):
@@ -178,6 +227,38 @@ class Prediction(msgspec.Struct, kw_only=True):
     points: list[PredictedPoint]
     phases: dict[str, PredictedPhase] | None
     curves: dict[str, dict[str, dict[str, list[float]]]]  # phase -> method -> column -> values
+    warnings: list[str]
+    answer: PredictedAnswer | None = None  # that of the only point
+
+
+class Ranked(msgspec.Struct, kw_only=True):
+    """A family in a ranking. `removed`: shares of FLOPs, parameters and bytes at `sparsity`, its
+    own. `ties`: its range and that of the first overlap."""
+
+    family: str
+    extension: bool
+    sparsity: float
+    removed: dict[str, float]
+    speedup: float
+    range: list[float]
+    answer: Generation
+    weight_bytes: int
+    kv_bytes: int
+    ties: bool
+
+
+class Ranking(msgspec.Struct, kw_only=True):
+    """Which family, here? `by`: what all remove the same share of (flop, param) -> families, the
+    fastest first. `left_out`: family -> why."""
+
+    schema: int = 1
+    tool: str = "prunescope predict --rank"
+    subject: dict[str, Any]
+    workload: dict[str, Any]
+    share: float
+    dense: Generation
+    by: dict[str, list[Ranked]]
+    left_out: dict[str, str]
     warnings: list[str]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.presets import preset_config, preset_names, preset_source
+from prunescope.taxonomy.presets import preset_config, preset_named, preset_names, preset_source
 from prunescope.taxonomy.shape import ModelShape
 
 _LARGEST = 4 << 20
@@ -22,9 +22,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 def read_model(name: str) -> tuple[ModelShape, str, str | None]:
     """(shape, source, dtype as written). Raises PrunescopeError where there is no such model."""
-    if name.lower() in preset_names():
-        config = preset_config(name)
-        return ModelShape.from_config(config), preset_source(name), _written(config)
+    if (preset := preset_named(name)) and not Path(name).exists():
+        config = preset_config(preset)
+        return ModelShape.from_config(config), preset_source(preset), _written(config)
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.exists() and _HUB_ID.match(name):

@@ -7,11 +7,14 @@ holds {"source": where the shape was published, "config": the config}. Weights a
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+
+_HUB = "https://huggingface.co/"
 
 
 @cache
@@ -19,6 +22,31 @@ def preset_names() -> tuple[str, ...]:
     """Every preset, sorted."""
     files = resources.files(__name__).iterdir()
     return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
+
+
+# Words at the end of a Hub id that change the weights and not the shape.
+_TUNED = re.compile(r"(-(hf|instruct|it|pt|base|chat|2407|2501|v0\.3|4k|fp16|bf16))+$")
+
+
+def preset_named(name: str) -> str | None:
+    """The preset of a name: its own, or the Hub id of the model or of a tuned version of it."""
+    key = name.lower()
+    return key if key in preset_names() else _hub_ids().get(_plain(key))
+
+
+@cache
+def _hub_ids() -> dict[str, str]:
+    """Hub id without what tuning adds -> preset, of those whose source is the Hub."""
+    found = {}
+    for name in preset_names():
+        parts = preset_source(name).removeprefix(_HUB).split("/")
+        if preset_source(name).startswith(_HUB) and len(parts) > 1:
+            found[_plain("/".join(parts[:2]).lower())] = name
+    return found
+
+
+def _plain(hub_id: str) -> str:
+    return _TUNED.sub("", hub_id.replace("/meta-llama-", "/llama-"))
 
 
 def preset_config(name: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.methods import method_names, placed, slug
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]
@@ -61,3 +63,25 @@ def test_what_a_family_names_as_published_is_in_the_table() -> None:
 def test_every_family_has_a_method() -> None:
     placed = {family for row in rows() for family in re.findall(r"`([^`]+)`", row["placed"])}
     assert placed == {one.id for one in families() if one.id != "dense"} | {"outside"}
+
+
+def test_the_data_that_names_go_by_is_the_table() -> None:
+    text = (README.parent / "methods.json").read_text(encoding="utf-8")
+    data = json.loads(text)
+    table = {row["method"]: row for row in rows()}
+    assert list(data) == list(table)
+    known = {one.id: one for one in families()}
+    for name, row in data.items():
+        (placed_in,) = re.findall(r"`([^`]+)`", table[name]["placed"])
+        assert row["family"] == (None if placed_in == "outside" else placed_in)
+        assert row["because"] == re.sub(r"[*`]", "", table[name]["because"])
+        if row["family"]:
+            known[row["family"]].point(known[row["family"]].only or 0.5, row.get("knobs", {}))
+
+
+def test_names_in_any_spelling() -> None:
+    for name in ("ShortGPT", "shortgpt", "short-gpt", "Týr-the-Pruner", "tyr the pruner"):
+        found = placed(name)
+        assert (found is not None) == (name != "short-gpt"), name
+    assert slug("wanda-2:4") == "wanda-2-4"
+    assert len(method_names()) >= len(rows())

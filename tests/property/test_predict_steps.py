@@ -1,0 +1,106 @@
+"""Expected times change little from one batch, length or sparsity to the next, or say why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.predict.costs import total_ns
+from prunescope.analysis.predict.kernels import tile
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import Side
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from tests.property.test_predict_bounds import PLACED, devices, setting_of, shapes
+
+QUICK = settings(max_examples=60, deadline=None)
+methods = st.sampled_from((*PLACED, "static-k-24", "dynamic-nk"))
+JUMP = 0.05
+
+
+def steps_of(side: Side) -> list[object]:
+    """What changes by whole steps: tiles, waves and parts of each GEMM, and padded rows."""
+    cuts = []
+    for op in side.bounded:
+        cut = tile(side, op)
+        cuts.append(cut and (cut.rows, cut.columns, cut.tiles, cut.parts))
+    return [*cuts, side.work.rows % 8 == 0]
+
+
+def jumps(before: float, after: float) -> bool:
+    return abs(after / before - 1) > JUMP
+
+
+def check(setting: Setting, here: Workload, there: Workload, sparsity: float | None = None) -> None:
+    """No jump of the expected speed-up without a step of a GEMM, or one of the bound."""
+    gains = [setting.execution_gain(here), setting.execution_gain(there, sparsity)]
+    bounds = [setting.bound_gain(here), setting.bound_gain(there, sparsity)]
+    if not jumps(*gains):
+        return
+    named = any(
+        steps_of(setting.side(here, pruned=p))
+        != steps_of(setting.side(there, pruned=p, sparsity=s))
+        for p, s in ((False, None), (True, sparsity))
+    )
+    assert named or jumps(bounds[0] * (1 + JUMP / 2), bounds[1]) or jumps(*bounds), (gains, bounds)
+
+
+@QUICK
+@given(shape=shapes(), device=devices, method=methods, batch=st.integers(1, 600),
+       length=st.integers(64, 9000))  # fmt: skip
+def test_in_batch(shape: ModelShape, device: Device, method: str, batch: int, length: int) -> None:
+    assume(device.sm is not None)
+    work = Workload(phase="decode", batch=batch, prompt_len=length)
+    check(setting_of(shape, device, method), work, replace(work, batch=batch + 1))
+
+
+@QUICK
+@given(shape=shapes(), device=devices, method=methods, length=st.integers(64, 9000),
+       phase=st.sampled_from(("prefill", "decode")))  # fmt: skip
+def test_in_length(shape: ModelShape, device: Device, method: str, length: int, phase: str) -> None:
+    work = Workload(phase=phase, prompt_len=length)
+    check(setting_of(shape, device, method), work, replace(work, prompt_len=length + 1))
+
+
+@QUICK
+@given(shape=shapes(), device=devices, method=st.sampled_from(PLACED),
+       sparsity=st.floats(0.3, 0.9), batch=st.integers(1, 64))  # fmt: skip
+def test_in_sparsity(
+    shape: ModelShape, device: Device, method: str, sparsity: float, batch: int
+) -> None:
+    work = Workload(phase="decode", batch=batch, prompt_len=1024)
+    try:
+        check(setting_of(shape, device, method, sparsity), work, work, sparsity + 0.001)
+    except PrunescopeError:  # no rank that saves
+        assume(False)
+
+
+@QUICK
+@given(shape=shapes(), device=devices, method=methods, batch=st.integers(1, 500),
+       phase=st.sampled_from(("prefill", "decode")))  # fmt: skip
+def test_more_sequences_take_longer(
+    shape: ModelShape, device: Device, method: str, batch: int, phase: str
+) -> None:
+    """Three more may fill the rows of eight that a 2:4 kernel wants, and a split K needs fewer
+    sums where rows are more: nothing else is saved."""
+    work = Workload(phase=phase, batch=batch, prompt_len=256)
+    setting = setting_of(shape, device, method)
+    for pruned in (False, True):
+        few, many = (setting.side(replace(work, batch=b), pruned=pruned)
+                     for b in (batch, 2 * batch))  # fmt: skip
+        assert total_ns(many, setting.terms) >= total_ns(few, setting.terms) * 0.97
+
+
+@QUICK
+@given(shape=shapes(), device=devices, length=st.integers(64, 60_000))
+def test_longer_contexts_take_longer(shape: ModelShape, device: Device, length: int) -> None:
+    work = Workload(phase="decode", prompt_len=length)
+    setting = setting_of(shape, device, "static-nk")
+    for pruned in (False, True):
+        ns = [total_ns(setting.side(replace(work, prompt_len=n), pruned=pruned), setting.terms)
+              for n in (length, length + 500)]  # fmt: skip
+        assert ns[1] >= ns[0]
