@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.generation import generation
+from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.ranges import Doubt, doubt_of, drawn, reshaped
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
@@ -157,9 +157,11 @@ def _gemms(
 def _generate(
     setting: Setting, work: Workload, new_tokens: int
 ) -> Callable[[Constants | None], float]:
+    dense = answer(setting, work, new_tokens=new_tokens, pruned=False)
+    pruned = answer(setting, work, new_tokens=new_tokens)
+
     def gain(constants: Constants | None) -> float:
-        now = _with(setting, constants)
-        dense = generation(now, work, new_tokens=new_tokens, pruned=False)
-        return dense.total_ns / generation(now, work, new_tokens=new_tokens).total_ns
+        c = constants or setting.constants
+        return dense.total_ns(c) / pruned.total_ns(c)
 
     return gain

@@ -169,6 +169,7 @@ PREDICT = {
         int | None, Option(min=1, metavar="N", help="Sequences of the pruned side.")
     ],
     "chunk": Annotated[int | None, Option(min=1, metavar="N", help="Prompt tokens a forward.")],
+    "tp": Annotated[int, Option("--tp", min=1, metavar="N", help="Devices that share a layer.")],
     "rank": Annotated[bool, Option("--rank", help="All families side by side.")],
     "workload": Annotated[
         Literal["chat", "rag", "batch", "long", "agent"] | None, Option(help="What --rank asks.")

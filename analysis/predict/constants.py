@@ -94,6 +94,10 @@ TABLE: dict[str, Constant] = {
         "attention on rows chosen at run time prepares its cache in every layer, skipped or not",
         f"{_FIGURE_6}, decode, dynamic M: 597.93 and, skipped, 184.97 us: both about 100 us above "
         "their parts; one pass over 134 MB is 88 us", (PRO_6000,)),
+    "allreduce_ns": Constant(
+        10000, 5000, 30000, "ns a sublayer", "exchange",
+        "devices that share a layer meet before any byte has moved",
+        "a guess: nothing published is read for it", ()),
     "sparse_rate": Constant(
         1.0, 0.8, 1.25, "x the rate of SPARSE", "sparse_kernel",
         "a compute-bound 2:4 GEMM, beside the rate of its library and device",
@@ -135,6 +139,20 @@ MEASURED_ON = (PRO_6000, A100, ADA)
 # A routed step is drawn anew each time; papers give the mean of three draws (arXiv 2606.09080).
 DRAWS = 3
 
+# Byte/s between devices of a server, one way, as sold: NVLink, xGMI; PCIe 4 x16 elsewhere.
+LINKS = {
+    300e9: ("a100-40gb-sxm", "a100-80gb-sxm"), 200e9: ("a800-80gb-sxm", "h800-sxm"),
+    450e9: ("h100-sxm", "h200-sxm", "h20", "mi300x", "mi325x"), 150e9: ("v100-sxm2",),
+    900e9: ("b200", "gb200"), 540e9: ("mi355x",),
+}  # fmt: skip
+OTHER_LINK = 32e9
+
+
+def link_byte_per_s(device: Device) -> float:
+    """Byte/s from one device of a server to the others."""
+    return next((rate for rate, names in LINKS.items() if device.name in names), OTHER_LINK)
+
+
 # A CUDA context, the workspaces of its libraries and what an allocator loses: 0.5-1 GB on A100 and
 # H100 under PyTorch.
 OVERHEAD_BYTES = 1_000_000_000
@@ -157,6 +175,7 @@ class Constants:
     module_share: float = TABLE["module_share"].value
     gather_rate: float = TABLE["gather_rate"].value
     cache_passes: float = TABLE["cache_passes"].value
+    allreduce_ns: float = TABLE["allreduce_ns"].value
     sparse_rate: float = TABLE["sparse_rate"].value
 
     def ramp_ns(self, device: Device) -> float:

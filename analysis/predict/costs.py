@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prunescope.analysis.predict.added import Moved, added_kernels, moved
-from prunescope.analysis.predict.constants import TABLE, Constants
+from prunescope.analysis.predict.constants import TABLE, Constants, link_byte_per_s
 from prunescope.analysis.predict.host import eager_bytes, host_ops
 from prunescope.analysis.predict.kernels import (
     Price,
@@ -48,6 +48,7 @@ TERMS = (
     Term("kernel", "each kernel ramps up and down"),
     Term("launch", "the device idles between kernels"),
     Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
+    Term("exchange", "devices that share a layer add up what it puts out"),
 )
 NAMES = tuple(term.name for term in TERMS)
 
@@ -64,6 +65,7 @@ class Bill:
     reduced: float
     moved: Moved
     eager_bytes: float
+    exchanged: tuple[tuple[float, float], ...]
     host: tuple[float, float]  # ops that launch, and module calls with half of each view
     memo: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
 
@@ -88,6 +90,8 @@ class Bill:
             kernels += self.extra
         if "kernel" in active:
             total += kernels * c.ramp_ns(setting.device)
+        if "exchange" in active:
+            total += self.exchange_ns(c)
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
@@ -96,6 +100,14 @@ class Bill:
         # Host and device run side by side: whichever is slower sets the pace.
         ops = self.host[0] + c.module_share * self.host[1] + self.extra * ("added" in active)
         return max(total, ops * c.dispatch_ns)
+
+    def exchange_ns(self, c: Constants) -> float:
+        """A ring adds up B bytes in 2(n-1)/n · B at the rate of a link."""
+        n, link = self.setting.tp, link_byte_per_s(self.setting.device)
+        return sum(
+            times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)
+            for times, size in self.exchanged
+        )
 
     def moved_by(self) -> frozenset[str]:
         """The constants that can change a total of this bill."""
@@ -107,6 +119,7 @@ class Bill:
             "gathered_kernel": any(one.gathered for one in self.prices),
             "gather_rate": self.moved.gathered > 0,
             "cache_passes": self.moved.cached > 0,
+            "allreduce_ns": bool(self.exchanged),
         }
         return frozenset(name for name in TABLE if checks.get(name, True))
 
@@ -130,6 +143,7 @@ def bill(side: Side) -> Bill:
             reduced=reductions(side, prices),
             moved=moved(side),
             eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
+            exchanged=side.forward.exchanged,
             host=host_ops(side) if eager else (0.0, 0.0),
         )
     return found

@@ -15,7 +15,8 @@ from typing import Any
 from prunescope.analysis.device.hardware import Device, find_device, with_overrides
 from prunescope.analysis.predict.constants import DEFAULT, KERNELS, Constants
 from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
-from prunescope.analysis.predict.side import Side, dense_forward, pruned_forward
+from prunescope.analysis.predict.parallel import of_one
+from prunescope.analysis.predict.side import Forward, Side, dense_forward, pruned_forward
 from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
@@ -42,6 +43,7 @@ class PredictRequest:
     `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
     `new_tokens`: also a prompt with that long an answer, in chunks of `chunk` tokens, and memory;
     `pruned_batch`: sequences of its pruned side. `rank`: families side by side for a `workload`.
+    `tp`: devices that share each layer (tensor parallel); times and bytes are those of one.
     """
 
     model: str | None = None
@@ -68,6 +70,7 @@ class PredictRequest:
     chunk: int | None = None
     rank: bool = False
     workload: str | None = None
+    tp: int = 1
 
     @property
     def many(self) -> bool:
@@ -90,6 +93,7 @@ class Setting:
     terms: Collection[str]
     launch: str = "graph"
     kernel: str = "torch"  # the library of 2:4 GEMMs
+    tp: int = 1  # devices that share each layer; a Side is one of them
     ceiling: float | None = None  # of the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
@@ -106,11 +110,18 @@ class Setting:
     def side(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Side:
         """The forward of one side, with its times at this device's peaks."""
         if not pruned or self.family is None:
-            return Side(setting=self, forward=dense_forward(self.shape, work))
+            return self._one(dense_forward(self.shape, work))
         asked = self.sparsity if sparsity is None else sparsity
         removed = self.removed if asked == self.sparsity else {}
         point = Point(sparsity=asked, knobs=self.knobs, removed=removed)  # knobs are filled in
-        return Side(setting=self, forward=pruned_forward(self.shape, work, self.family, point))
+        return self._one(pruned_forward(self.shape, work, self.family, point))
+
+    def _one(self, forward: Forward) -> Side:
+        if self.tp > 1:
+            key = ("tp", self.tp)
+            forward.bills[key] = forward.bills.get(key) or of_one(forward, self.tp, self.shape)
+            forward = forward.bills[key]
+        return Side(setting=self, forward=forward)
 
 
 def _model(name: str) -> tuple[ModelShape, str, str | None]:
@@ -189,6 +200,7 @@ def resolve(
         terms=terms_of(request.terms, request.without),
         launch=_launch(request.launch),
         kernel=kernel,
+        tp=_devices(request.tp),
         ceiling=achievable(device, name),
     )
     return setting, source
@@ -225,6 +237,12 @@ def terms_of(asked: Collection[str] | None, without: Collection[str]) -> Collect
                 f"no cost of execution is called {name!r}", hint=f"one of {', '.join(NAMES)}"
             )
     return tuple(name for name in (NAMES if asked is None else asked) if name not in without)
+
+
+def _devices(tp: int) -> int:
+    if not 1 <= tp <= 64:
+        raise PrunescopeError(f"{tp} devices cannot share a layer", hint="--tp 1 to 64")
+    return tp
 
 
 def _launch(name: str) -> str:

@@ -33,6 +33,8 @@ class Forward:
     parameters: float
     weight_bytes: float
     kv_bytes: float
+    # Between devices: (sublayers, bytes that each adds up over all of them).
+    exchanged: tuple[tuple[float, float], ...] = ()
     bills: dict[Any, Any] = field(default_factory=dict, compare=False)  # by device, see `costs`
 
 

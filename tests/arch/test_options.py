@@ -32,8 +32,8 @@ COMMANDS = {
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
         "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
-        "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--rank",
-        "--workload", "--explain", "--out", "--json",
+        "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
+        "--rank", "--workload", "--explain", "--out", "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",

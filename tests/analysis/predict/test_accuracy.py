@@ -97,7 +97,7 @@ def test_constants_are_of_mechanisms_and_name_their_source() -> None:
         assert row.low <= row.value <= row.high
         assert name not in ids and row.figure
         assert "Fig. 5" not in row.figure  # it is for validation
-        assert row.devices
+        assert row.devices or row.figure.startswith("a guess")
 
 
 def test_no_module_of_the_model_knows_a_family_by_name() -> None:

@@ -1,0 +1,61 @@
+"""Tensor parallelism: one device's part of the work, and what the devices exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.predict.plain import predict
+
+
+def ask(tp: int, **options: Any) -> dict[str, Any]:
+    defaults = {"model": "llama-3.1-70b", "device": "h100-sxm", "method": "static-nk",
+                "sparsity": 0.5, "phase": "decode", "break_even": False}  # fmt: skip
+    return predict(PredictRequest(tp=tp, **{**defaults, **options}))
+
+
+def terms(told: dict[str, Any], phase: str = "decode") -> dict[str, float]:
+    rows = told["phases"][phase]["predicted"]["execution"]["terms"]
+    return {row["name"]: row["dense_ns"] for row in rows}
+
+
+def test_two_devices_do_half_of_the_gemms_each() -> None:
+    one, two = ask(1), ask(2)
+    sides = [told["phases"]["decode"]["baseline"] for told in (one, two)]
+    assert sides[1]["flop"] == pytest.approx(sides[0]["flop"] / 2)
+    assert sides[1]["kv_bytes"] == sides[0]["kv_bytes"] // 2
+    # all but norms and the table of the embedding
+    assert sides[1]["weight_bytes"] == pytest.approx(sides[0]["weight_bytes"] / 2, rel=0.02)
+    assert [row["n"] for row in two["phases"]["decode"]["gemms"] if row["role"] == "gate"] == [7168]
+    assert [row["k"] for row in two["phases"]["decode"]["gemms"] if row["role"] == "down"] == [7168]
+
+
+def test_what_is_exchanged_by_hand() -> None:
+    assert terms(ask(1))["exchange"] == 0
+    # 80 layers of two sublayers; one row of 8,192 in 16 bit, 2(n-1)/n of it at 450 GB/s
+    each = 10_000 + 2 * 3 / 4 * 8192 * 2 / 450e9 * 1e9
+    assert terms(ask(4))["exchange"] == pytest.approx(160 * each)
+
+
+def test_fewer_heads_than_devices_stand_on_several() -> None:
+    eight, sixteen = ask(8), ask(16)
+    cache = [told["phases"]["decode"]["baseline"]["kv_bytes"] for told in (eight, sixteen)]
+    assert cache[0] == cache[1]  # 8 key/value heads
+
+
+def test_it_fits_on_two() -> None:
+    fits = [ask(tp, new_tokens=16)["answer"]["dense_memory"]["fits"] for tp in (1, 2)]
+    assert fits == [False, True]
+
+
+def test_parallel_devices_do_not_gain_from_a_low_rank_as_one_does() -> None:
+    gains = [
+        ask(tp, method="static-k-lowrank")["phases"]["decode"]["predicted"]["execution"]["speedup"]
+        for tp in (1, 8)
+    ]
+    assert gains[0] > gains[1]
+    with pytest.raises(PrunescopeError, match="--tp"):
+        ask(0)
