@@ -201,9 +201,15 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
     phase = _PHASES.index(row.phase) if row.phase in _PHASES else len(_PHASES)
     nominal = row.sparsity.get("nominal")
     return (
-        row.model or "", phase, row.phase, row.batch or 0, row.prompt_len or 0,
-        row.method or row.family or "", nominal if nominal is not None else -1.0, row.run,
-    )  # fmt: skip
+        row.model or "",
+        phase,
+        row.phase,
+        row.batch or 0,
+        row.prompt_len or 0,
+        row.method or row.family or "",
+        nominal if nominal is not None else -1.0,
+        row.run,
+    )
 
 
 def comparison_folder(subjects: Sequence[Path]) -> Path | None:

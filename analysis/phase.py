@@ -6,7 +6,6 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,7 +33,7 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import Totals
+from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.doubts import apply_doubts, doubts
 from prunescope.analysis.verdict.evidence import Evidence
@@ -57,7 +56,7 @@ class _Comparison:
     ledger: list[Row] | None = None
     baseline: Totals | None = None
     sparsity: dict[str, float | None] = field(default_factory=dict)
-    predicted: dict[str, Any] | None = None
+    predicted: PredictedRun | None = None
     overhead: Overhead | None = None
 
 

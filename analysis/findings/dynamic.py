@@ -68,7 +68,7 @@ def _attention_ns(roles: dict[str, float]) -> float:
 
 
 def _break_even(c: Context) -> str:
-    context = ((c.phase.predicted or {}).get("break_even") or {}).get("context")
+    context = c.phase.predicted["break_even"].get("context") if c.phase.predicted else None
     if not context:
         return ""
     return f"the roofline alone gains from {context['from']} keys on, before the estimator's cost"
@@ -85,9 +85,11 @@ def masked_tokens(c: Context) -> Finding | None:
     routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
     if not routed or not all(_as_before(p) for p in routed):
         return None
-    said = f"the run counts {counted:.0%} of its tokens active" if counted is not None else (
-        f"the run's method is {_method(c)}"
-    )  # fmt: skip
+    said = (
+        f"the run counts {counted:.0%} of its tokens active"
+        if counted is not None
+        else (f"the run's method is {_method(c)}")
+    )
     return Finding(
         id="masked-tokens",
         severity="critical",

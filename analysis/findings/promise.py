@@ -29,11 +29,13 @@ def nominal_differs(c: Context) -> Finding | None:
         id="nominal-differs",
         severity="info",
         text=f"nominal sparsity is {nominal:.1%}; what went is {went}",
-        evidence=["what pruning leaves alone (embeddings, lm_head, attention) and whole heads, "
-                  "layers and multiples of 16 make the difference"],
+        evidence=[
+            "what pruning leaves alone (embeddings, lm_head, attention) and whole heads, "
+            "layers and multiples of 16 make the difference"
+        ],
         change="report both, and compare methods at equal FLOPs or parameters",
         predicted_ns=None,
-    )  # fmt: skip
+    )
 
 
 def clock_trouble(c: Context) -> Finding | None:

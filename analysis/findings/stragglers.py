@@ -107,15 +107,20 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
     )
     if mean > 0:
         text += f", which wait {ms(mean)} for it in communication"
-    lines = [f"{t.name}: wall {ms(t.wall)}, own {ms(t.own)}, communication {ms(t.comm)}"
-             for t in sorted(times, key=lambda t: -t.own)[:8]]  # fmt: skip
+    lines = [
+        f"{t.name}: wall {ms(t.wall)}, own {ms(t.own)}, communication {ms(t.comm)}"
+        for t in sorted(times, key=lambda t: -t.own)[:8]
+    ]
     if kernel is not None:
         lines.append(f"most time in communication: {kernel[:100]}")
     finding = Finding(
-        id="straggler", severity="warning", text=text, evidence=lines,
+        id="straggler",
+        severity="warning",
+        text=text,
+        evidence=lines,
         change="give all ranks the same work (shards, kept heads and layers), or check its clocks",
         predicted_ns=behind,
-    )  # fmt: skip
+    )
     return slow.name, finding
 
 

@@ -73,9 +73,14 @@ def overhead(
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
     ci95 = _interval(books, sparsity, kept / added if added else 0.0)
     return Overhead(
-        parts=parts, added_ns=added, saved_ns=saved, sparsity=sparsity, break_even=at,
-        break_even_ci95=None if at is None else ci95, why=why,
-    )  # fmt: skip
+        parts=parts,
+        added_ns=added,
+        saved_ns=saved,
+        sparsity=sparsity,
+        break_even=at,
+        break_even_ci95=None if at is None else ci95,
+        why=why,
+    )
 
 
 def break_even(

@@ -7,8 +7,6 @@ None where the shape, the family or a peak is not known. Ratios are dense over p
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from prunescope.analysis.device.hardware import Device
@@ -18,6 +16,7 @@ from prunescope.analysis.predict.break_even import break_even
 from prunescope.analysis.predict.phase import ladder as theory_ladder
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.schema.report import Ladder, Row
+from prunescope.analysis.schema.sides import Miss, MissTerm, PredictedRun
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families
@@ -44,7 +43,7 @@ _LIKE = {"fp16": "bf16", "bf16": "fp16"}
 
 def predicted_phase(
     dense: Side, pruned: Side, name: str, *, sparsity: float | None, family_id: str | None
-) -> dict[str, Any] | None:
+) -> PredictedRun | None:
     """{"family", "sparsity", "source", "ladder", "break_even"}, or None.
 
     The family is the run's method, else `family_id` (the verdict's).
@@ -64,27 +63,25 @@ def predicted_phase(
     except PrunescopeError:
         return None
     peaks = pruned.peaks
-    return {
-        "family": chosen.id,
-        "sparsity": sparsity,
-        "source": peaks.source if peaks else None,
-        "ladder": {
-            rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")
-        },
-        "break_even": msgspec.structs.asdict(even),
-    }
+    return PredictedRun(
+        family=chosen.id,
+        sparsity=sparsity,
+        source=peaks.source if peaks else None,
+        ladder={rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")},
+        break_even=msgspec.structs.asdict(even),
+    )
 
 
-def add_miss(predicted: dict[str, Any], ladder: Ladder, ledger: list[Row]) -> dict[str, Any]:
+def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> PredictedRun:
     """`predicted` with "miss": realised ÷ predicted roofline bound as a product of terms, and the
     largest that loses and is more than noise. A step that is unknown is in the next term."""
     theory = predicted["ladder"]
-    terms: list[dict[str, Any]] = []
+    terms: list[MissTerm] = []
     before = 1.0
     for rung, says in _RUNGS:
         here, there = getattr(ladder, rung), theory[rung]
         if here and there:
-            terms.append({"name": rung, "ratio": here / there / before, "says": says})
+            terms.append(MissTerm(name=rung, ratio=here / there / before, says=says))
             before = here / there
     rows = {row.row: row for row in ledger}
     level = rows["dense"].ns / (before * theory["roofline"])
@@ -93,15 +90,15 @@ def add_miss(predicted: dict[str, Any], ladder: Ladder, ledger: list[Row]) -> di
         if name == _ROWS[-1][0]:
             after = rows["pruned"].ns
         if after > 0 and level > 0:
-            terms.append({"name": name, "ratio": level / after, "says": says})
+            terms.append(MissTerm(name=name, ratio=level / after, says=says))
             level = after
     losing = [t for t in terms if t["ratio"] < _NOTABLE and not _in_noise(rows.get(t["name"]))]
     worst = min(losing, key=lambda t: float(t["ratio"]), default=None)
-    miss = {
-        "ratio": ladder.realised / theory["roofline"],
-        "terms": terms,
-        "largest": worst["name"] if worst else None,
-    }
+    miss = Miss(
+        ratio=ladder.realised / theory["roofline"],
+        terms=terms,
+        largest=worst["name"] if worst else None,
+    )
     return {**predicted, "miss": miss}
 
 

@@ -286,19 +286,19 @@ def finding(item: Finding) -> str:
 def predicted(phase: Phase) -> str:
     """The theory's ladder on the run's peaks, and where the realised one falls short of it."""
     said = phase.predicted
-    ladder = (said or {}).get("ladder")
-    if not said or not ladder:
+    if said is None:
         return ""
     names = {"flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
-    rungs = ", ".join(f"{label} {numbers.ratio(ladder.get(key))}" for key, label in names.items())
-    text = f"predicted for {said.get('family')} on these peaks: {rungs}"
-    miss = said.get("miss") or {}
-    if miss.get("ratio") is None:
+    rungs = ", ".join(
+        f"{label} {numbers.ratio(said['ladder'].get(key))}" for key, label in names.items()
+    )
+    text = f"predicted for {said['family']} on these peaks: {rungs}"
+    miss = said.get("miss")
+    if miss is None:
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
-    terms = {term["name"]: term for term in miss.get("terms") or []}
-    if miss["ratio"] < _NOTABLE and miss.get("largest") in terms:
-        worst = terms[miss["largest"]]
+    worst = next((term for term in miss["terms"] if term["name"] == miss["largest"]), None)
+    if miss["ratio"] < _NOTABLE and worst is not None:
         label = {"launch_idle": "launch and idle"}.get(worst["name"], worst["name"])
         text += f", mostly by {label.replace('_', ' ')} ×{worst['ratio']:.2f} ({worst['says']})"
     return text

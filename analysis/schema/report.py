@@ -5,13 +5,20 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
-from typing import Any, Required, TypedDict
+from typing import Required, TypedDict
 
 import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.encode import json_bytes
-from prunescope.analysis.schema.sides import DeviceUsed, PhaseKind, SubjectFacts, Totals, Unprofiled
+from prunescope.analysis.schema.sides import (
+    DeviceUsed,
+    PhaseKind,
+    PredictedRun,
+    SubjectFacts,
+    Totals,
+    Unprofiled,
+)
 
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99
@@ -230,7 +237,7 @@ class Phase(msgspec.Struct, kw_only=True):
     baseline: Totals | None = None  # the dense side
     sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
     notes: list[str] = []
-    predicted: dict[str, Any] | None = None
+    predicted: PredictedRun | None = None
     phase_kind: PhaseKind | None = None  # of a bare trace
     hta: SecondOpinion | None = None  # with --hta
     anatomy: Anatomy | None = None  # null: the report is older, or of a prediction

@@ -64,6 +64,34 @@ class PhaseKind(TypedDict):
     doubt: NotRequired[str]
 
 
+class MissTerm(TypedDict):
+    """A factor of realised ÷ predicted, and what it says."""
+
+    name: str
+    ratio: float
+    says: str
+
+
+class Miss(TypedDict):
+    """Realised ÷ predicted roofline bound, as a product; `largest`: the term that loses most."""
+
+    ratio: float
+    terms: list[MissTerm]
+    largest: str | None
+
+
+class PredictedRun(TypedDict):
+    """What theory expects of a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
+    `break_even`: from where on it gains, by what grows; `miss`: of the realised speedup."""
+
+    family: str
+    sparsity: float
+    source: str | None
+    ladder: dict[str, float]
+    break_even: dict[str, Any]
+    miss: NotRequired[Miss]
+
+
 class Unprofiled(msgspec.Struct, kw_only=True):
     """Raw samples without the profiler, ns."""
 
