@@ -22,6 +22,7 @@ from prunescope.analysis.ledger.noise import halves, observer_share, realised_in
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
+from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.predict.run import add_miss, predicted_phase
 from prunescope.analysis.schema.report import (
     Family,
@@ -84,7 +85,7 @@ def compare_phase(
     books = keep_books(
         units,
         nominal=nominal,
-        samples_ns=(dense.samples_ns, pruned.samples_ns),
+        samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
     )
     evidence = evidence_of(dense, pruned, pairs, units)
@@ -237,7 +238,7 @@ def _ladder(rows: list[Row], books: Books, *, is_known: bool) -> Ladder:
     roofline = ns["dense"] / bound if bound > 0 else None
     realised = ns["dense"] / ns["pruned"]
     if len(domain.dense) and len(domain.pruned):
-        realised = float(np.median(domain.dense) / np.median(domain.pruned))
+        realised = domain.dense.wall / domain.pruned.wall
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
     nominal = 1 / ratio.promised if ratio.promised > 0 else None

@@ -5,7 +5,6 @@ In: a phase of a side. Out: `Totals` and `KernelRow`s; times are ns a step.
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import msgspec
@@ -13,7 +12,8 @@ import polars as pl
 
 from prunescope.analysis.inputs.subject import SidePhase
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.noise import median_interval
+from prunescope.analysis.ledger.noise import wall_interval
+from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import Totals, Unprofiled
 
@@ -24,7 +24,7 @@ def totals(one: SidePhase) -> Totals:
     """The totals of a side; memory, tokens and samples are those of its manifest."""
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
-    unprofiled = _unprofiled(one.samples_ns)
+    unprofiled = _unprofiled(samples_of(run))
     tokens = run.tokens_per_step if run else one.kernels.tokens
     took = unprofiled.median if unprofiled else wall
     return Totals(
@@ -95,14 +95,15 @@ def _efficiency(row: dict[str, Any]) -> float | None:
     return row["ideal"] / known if known and not row["unclear"] else None
 
 
-def _unprofiled(samples: list[int]) -> Unprofiled | None:
-    if not samples:
+def _unprofiled(samples: Samples) -> Unprofiled | None:
+    if not len(samples):
         return None
     return Unprofiled(
-        median=float(statistics.median(samples)),
-        mean=statistics.fmean(samples),
-        ci95=median_interval(samples),
-        samples=samples,
+        median=samples.wall,
+        mean=float(samples.ns.mean()),
+        ci95=wall_interval(samples),
+        samples=samples.ns.tolist(),
+        seatings=list(samples.seats) if samples.drawn else msgspec.UNSET,
     )
 
 

@@ -22,7 +22,7 @@ from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.scopes import module_scopes
-from prunescope.tracer.capture.timing import interleaved_samples
+from prunescope.tracer.capture.timing import take_share
 from prunescope.tracer.capture.trace import TraceRequest, trace
 from prunescope.tracer.capture.variants import Prepared, Variant
 from prunescope.tracer.machine.peaks import measure_peaks
@@ -180,9 +180,10 @@ def _modes(bench: Bench, batch: int) -> dict[str, Any]:
 def _samples(
     bench: Bench, loops: Mapping[str, Loop], *, warmup: int, repeats: int
 ) -> dict[str, list[int]]:
-    return interleaved_samples(
+    share = take_share(
         loops, warmup=warmup, repeats=repeats, device=bench.device, advance=lambda: None
     )
+    return share.samples
 
 
 def _ids(bench: Bench, batch: int, *, phase: str) -> torch.Tensor:

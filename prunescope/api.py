@@ -65,6 +65,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     warmup: int = 3,
     repeats: int = 20,
     steps: int = 5,
+    seatings: int = 8,
     seed: int = 0,
     threads: int | None = None,
     baseline: Path | str | None = None,

@@ -102,6 +102,7 @@ TRACE = {
     "warmup": Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")],
     "repeats": Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")],
     "steps": Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")],
+    "seatings": Annotated[int, Option(min=1, metavar="R", help="Times weights move in memory.")],
     "seed": Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")],
     "threads": Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")],
     "baseline": Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")],

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ from prunescope.taxonomy.run_schema import first_wrong
 SCHEMA = 1
 MANIFEST = "run.json"
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
+
+
+@dataclass(kw_only=True)
+class Seating:
+    """One placement of the weights in memory: its share of a phase's samples and profiled steps."""
+
+    samples: int  # of samples_ns, in order
+    steps: int  # of the profiled steps, in order
+    cost_ns: int = 0  # to put the weights there and to warm up, beside the samples
+    retaken: int = 0  # samples that something disturbed, and that were taken again
+    disturbed: int = 0  # of `samples`, those that were disturbed all the same
+    reasons: list[str] = field(default_factory=list)  # what disturbed them
 
 
 @dataclass(kw_only=True)
@@ -43,6 +56,17 @@ class PhaseRun:
     eager_trace: str | None = None  # for graph and compile: where shapes and roles come from
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None
+    # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
+    seatings: list[Seating] = field(default_factory=list)
+
+    @property
+    def samples_by_seating(self) -> list[list[int]]:
+        """`samples_ns` by seating; one list where placement was not drawn."""
+        counts = [seating.samples for seating in self.seatings]
+        if len(counts) < 2 or sum(counts) != len(self.samples_ns):
+            return [self.samples_ns]
+        ends = list(accumulate(counts))
+        return [self.samples_ns[end - n : end] for end, n in zip(ends, counts, strict=True)]
 
 
 @dataclass(kw_only=True)
@@ -99,8 +123,7 @@ class Run:
         extra = {k: v for k, v in plain.items() if k not in known}
         try:
             phases = {
-                str(name): PhaseRun(**_known(PhaseRun, phase))
-                for name, phase in dict(fields.pop("phases")).items()
+                str(name): _phase_run(phase) for name, phase in dict(fields.pop("phases")).items()
             }
             return cls(phases=phases, extra=extra, **fields)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -132,6 +155,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _known(cls: type[PhaseRun], plain: dict[str, Any]) -> dict[str, Any]:
+def _phase_run(plain: dict[str, Any]) -> PhaseRun:
+    phase = PhaseRun(**_known(PhaseRun, plain))
+    seatings: list[Any] = phase.seatings
+    phase.seatings = [Seating(**_known(Seating, one)) for one in seatings]
+    return phase
+
+
+def _known(cls: type[PhaseRun | Seating], plain: dict[str, Any]) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(cls)}
     return {k: v for k, v in plain.items() if k in names}

@@ -135,6 +135,16 @@ _SHAPE = _Fields(
         ),
     }
 )  # fmt: skip
+_SEATING = _Fields(
+    {
+        "samples": _COUNT,
+        "steps": _COUNT,
+        "cost_ns": _COUNT,
+        "retaken": _COUNT,
+        "disturbed": _COUNT,
+        "reasons": _Each(_is_name, list, _MAX_SAMPLES),
+    }
+)
 _PHASE = _Fields(
     {
         "batch": _SIZE,
@@ -151,6 +161,7 @@ _PHASE = _Fields(
         "eager_trace": _Maybe(_is_file),
         "peak_memory_bytes": _Maybe(_COUNT),
         "kv_bytes": _Maybe(_COUNT),
+        "seatings": _Each(_SEATING, list, _MAX_SAMPLES),
     }
 )
 _RUN = _Fields(

@@ -69,7 +69,15 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
 )
 
 
+# Findings that rest on measured time alone; the others show in shapes, weights or kernels.
+TIMED = frozenset({"below-break-even", "launch-bound", "no-speedup", "sparse-without-gain"})
+
+
 def find(context: Context) -> list[Finding]:
     """All findings of a phase, most severe first."""
     found = [finding for check in CHECKS if (finding := check(context)) is not None]
+    if any(finding.id == "timing-not-valid" for finding in found):
+        for finding in found:  # nothing critical rests on a time that is not valid
+            if finding.id in TIMED and finding.severity == "critical":
+                finding.severity = "warning"
     return sorted(found, key=lambda f: (_ORDER.index(f.severity), -(f.predicted_ns or 0)))

@@ -6,9 +6,11 @@ import numpy as np
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.schema.report import Finding
+from prunescope.taxonomy.run import PhaseRun
 
 _OBSERVER = 1.3
 _FLAGGED = 1.05
+_DISTURBED = 0.1  # of the samples; a median bears as many
 
 
 def no_speedup(c: Context) -> Finding | None:
@@ -24,13 +26,20 @@ def no_speedup(c: Context) -> Finding | None:
         severity="critical",
         text=f"no speedup can be told from noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
         evidence=[
-            "95 % bootstrap interval of the medians of interleaved unprofiled samples"
+            _samples_interval(c)
             if c.phase.unprofiled_ns
             else f"95 % bootstrap interval of the walls of {c.phase.steps} profiled steps"
         ],
         change=None,
         predicted_ns=None,
     )
+
+
+def _samples_interval(c: Context) -> str:
+    timed = c.phase.unprofiled_ns
+    if timed is None or not timed.seatings:
+        return "95 % bootstrap interval of the medians of interleaved unprofiled samples"
+    return f"95 % bootstrap interval over {len(timed.seatings)} seatings"
 
 
 def wide_interval(c: Context) -> Finding | None:
@@ -46,7 +55,7 @@ def wide_interval(c: Context) -> Finding | None:
         severity="warning",
         text=f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
-        change="more --repeats on a quiet machine"
+        change="more --seatings and --repeats on a quiet machine"
         if c.phase.unprofiled_ns
         else "more profiled steps, or unprofiled samples (prunescope trace)",
         predicted_ns=None,
@@ -54,10 +63,14 @@ def wide_interval(c: Context) -> Finding | None:
 
 
 def timing_not_valid(c: Context) -> Finding | None:
-    """Samples that vary by half of their median: another process ran on the same cores."""
+    """Something else was seen to run beside the samples, even when they were taken again; or they
+    vary by half of their median, which nothing else does."""
     lines = []
     for what, run in (("dense", c.run_dense), ("pruned", c.run)):
-        if run is None or len(run.samples_ns) < 3:
+        if run is None:
+            continue
+        lines += [f"{what}: {said}" for said in _disturbed(run)]
+        if len(run.samples_ns) < 3:
             continue
         low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
         if high - low > 0.5 * mid:
@@ -69,11 +82,21 @@ def timing_not_valid(c: Context) -> Finding | None:
     return Finding(
         id="timing-not-valid",
         severity="critical",
-        text="timing not valid: the unprofiled samples are too wide for a speedup",
+        text="timing not valid: something else ran beside the unprofiled samples, or they are too "
+        "wide for a speedup",
         evidence=lines,
         change="stop what else runs on this machine, and trace again",
         predicted_ns=None,
     )
+
+
+def _disturbed(run: PhaseRun) -> list[str]:
+    """How many of the samples kept were disturbed, where it is more than a few, and by what."""
+    kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
+    if kept <= _DISTURBED * total:
+        return []
+    reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)
+    return [f"{kept} of {total} samples disturbed, though taken again: {', '.join(reasons)}"]
 
 
 def observer(c: Context) -> Finding | None:

@@ -255,11 +255,6 @@ class SidePhase:
         """What the manifest says of this phase, None for a bare trace."""
         return self.side.phase(self.name)
 
-    @property
-    def samples_ns(self) -> list[int]:
-        """Unprofiled samples, ns; empty where there are none."""
-        return [] if self.run is None else self.run.samples_ns
-
     @cached_property
     def kind(self) -> PhaseKind | None:
         """Prefill or decode as a bare trace shows it; None for a run, whose manifest says it."""

@@ -11,6 +11,7 @@ from prunescope.analysis.inputs.subject import SidePhase
 from prunescope.analysis.ledger.ledger import Ratios, Split, ratios
 from prunescope.analysis.ledger.noise import Domain, bootstrap, busy_factor, choose_domain, point
 from prunescope.analysis.ledger.pairing import Floats, Units
+from prunescope.analysis.ledger.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def keep_books(
     units: Units,
     *,
     nominal: float | None,
-    samples_ns: tuple[list[int], list[int]],
+    samples_ns: tuple[Samples | list[int], Samples | list[int]],
     on_device: bool,
 ) -> Books:
     """The books of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side."""

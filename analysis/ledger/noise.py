@@ -1,7 +1,8 @@
 """Intervals and noise of ledger rows, and the interval of a speedup.
 
-In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over steps and samples,
-and the noise of dense against dense over the ways to split the dense capture in halves.
+In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over seatings (over steps
+and samples in a run of one seating), and the noise of dense against dense over the ways to split
+the dense capture in halves: docs/ledger.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, scale, split, times, uniform
 from prunescope.analysis.ledger.pairing import Floats, Units
+from prunescope.analysis.ledger.samples import Samples, draw_seatings, of_steps, widened_weights
 
 REPLICATES = 1000
 HALVES = 50
@@ -23,41 +25,48 @@ SEED = 0  # of the resampling: the same capture always prints the same interval
 
 @dataclass(frozen=True)
 class Domain:
-    """Which wall the ledger closes to. `name`: "unprofiled" (medians of the samples) or
-    "profiled"; samples are ns, empty where the run has none."""
+    """Which wall the ledger closes to. `name`: "unprofiled" (W of the samples) or "profiled";
+    samples are empty where the run has none."""
 
     name: str
     on_device: bool
-    dense: NDArray[np.int64]
-    pruned: NDArray[np.int64]
+    dense: Samples
+    pruned: Samples
 
     @property
     def unprofiled(self) -> bool:
-        """Whether the ledger closes to the medians of the samples."""
+        """Whether the ledger closes to W of the samples."""
         return self.name == "unprofiled"
 
+    @property
+    def drawn(self) -> bool:
+        """Whether both sides drew their placement in memory."""
+        return self.dense.drawn and self.pruned.drawn
 
-def choose_domain(units: Units, dense: list[int], pruned: list[int], *, on_device: bool) -> Domain:
+
+def choose_domain(
+    units: Units, dense: Samples | list[int], pruned: Samples | list[int], *, on_device: bool
+) -> Domain:
     """Unprofiled where both sides have samples and recorded time that can be scaled to them: any
     on a CPU; on a device idle time, and busy < W."""
-    d, p = np.array(dense, np.int64), np.array(pruned, np.int64)
+    d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     scalable = len(d) > 0 and len(p) > 0
     for side, samples in ((units.dense, d), (units.pruned, p)):
         busy = side.busy.sum(axis=0).mean()
         idle = side.gap.sum(axis=0).mean() + side.tail.mean()
         if on_device:
-            scalable = scalable and bool(idle > 0 and busy < np.median(samples))
+            scalable = scalable and bool(idle > 0 and busy < samples.wall)
         else:
             scalable = scalable and bool(busy + idle > 0)
     return Domain("unprofiled" if scalable else "profiled", on_device, d, p)
 
 
 def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
-    """The ledger itself, one replicate: all steps, the medians of all samples."""
+    """The ledger itself, one replicate: all steps, W of all samples."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
     walls = None
     if domain.unprofiled:
-        walls = np.asarray(np.median(domain.dense)), np.asarray(np.median(domain.pruned))
+        walls = np.asarray(domain.dense.wall), np.asarray(domain.pruned.wall)
     return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
 
 
@@ -76,7 +85,7 @@ def observer_share(units: Units, domain: Domain) -> float | None:
     side = units.dense
     busy = float(side.busy.sum(axis=0).mean())
     wall = busy + float(side.gap.sum(axis=0).mean()) + float(side.tail.mean())
-    target = float(np.median(domain.dense))
+    target = domain.dense.wall
     if domain.on_device:
         return 1 - (target - busy) / (wall - busy) if wall > busy else None
     return 1 - target / wall if wall else None
@@ -85,17 +94,53 @@ def observer_share(units: Units, domain: Domain) -> float | None:
 def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Split | None:
     """Replicates of the ledger; None with one step, where nothing can be resampled.
 
-    Dense and pruned steps alternate in one session, and so do the samples: both are drawn as pairs
-    where their numbers agree.
+    Dense and pruned take turns, in steps, samples and seatings: they are drawn as pairs where their
+    numbers agree. Where placement was drawn a replicate draws seatings, and what was measured in
+    one goes with it; else steps and samples.
     """
     steps_d, steps_p = units.dense.busy.shape[1], units.pruned.busy.shape[1]
     if min(steps_d, steps_p) < 2:
         return None
     draw = np.random.default_rng(SEED)
-    weights_d, weights_p = _paired_weights(draw, steps_d, steps_p)
-    t = times(units, weights_d, weights_p)
-    walls = _paired_medians(draw, domain) if domain.unprofiled else None
+    seats = domain.dense.seat_of_step(steps_d), domain.pruned.seat_of_step(steps_p)
+    if seats[0] is not None and seats[1] is not None:
+        of_seats = _paired_seatings(draw, domain)
+        t = times(units, of_steps(of_seats[0], seats[0]), of_steps(of_seats[1], seats[1]))
+        walls = _walls(domain, of_seats) if domain.unprofiled else None
+    else:
+        t = times(units, *_paired_weights(draw, steps_d, steps_p))
+        walls = _sample_walls(draw, domain) if domain.unprofiled else None
     return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
+
+
+def _paired_seatings(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
+    """Weights of the seatings of both sides, [seatings, replicates]."""
+    dense, pruned = len(domain.dense.seats), len(domain.pruned.seats)
+    picks = draw_seatings(draw, dense, REPLICATES)
+    other = picks if dense == pruned else draw_seatings(draw, pruned, REPLICATES)
+    return widened_weights(picks), widened_weights(other)
+
+
+def _walls(domain: Domain, of_seats: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    return domain.dense.walls(of_seats[0]), domain.pruned.walls(of_seats[1])
+
+
+def _sample_walls(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
+    """Replicates of W of both sides: over seatings where both drew them, else over samples."""
+    if domain.drawn:
+        return _walls(domain, _paired_seatings(draw, domain))
+    if domain.dense.drawn or domain.pruned.drawn:  # each as it was taken
+        dense, pruned = (_alone(draw, side) for side in (domain.dense, domain.pruned))
+        return dense, pruned
+    return _paired_medians(draw, domain)
+
+
+def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
+    """Replicates of W of one side."""
+    if samples.drawn:
+        return samples.walls(widened_weights(draw_seatings(draw, len(samples.seats), REPLICATES)))
+    picks = draw.integers(0, len(samples), (REPLICATES, len(samples)))
+    return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
 def _scaled(t: Times, walls: tuple[Floats, Floats] | None, *, on_device: bool) -> Times:
@@ -120,7 +165,7 @@ def _weights(picks: NDArray[np.int64], size: int) -> Floats:
 
 
 def _paired_medians(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
-    d, p = domain.dense, domain.pruned
+    d, p = domain.dense.ns, domain.pruned.ns
     picks = draw.integers(0, len(d), (REPLICATES, len(d)))
     other = picks if len(d) == len(p) else draw.integers(0, len(p), (REPLICATES, len(p)))
     return np.median(d[picks], axis=1), np.median(p[other], axis=1)
@@ -130,16 +175,21 @@ def speedup_interval(dense: list[int], pruned: list[int]) -> list[float] | None:
     """95 % interval of median(dense) / median(pruned), by bootstrap of the pairs of samples."""
     if min(len(dense), len(pruned)) < 2:
         return None
-    domain = Domain("unprofiled", False, np.array(dense), np.array(pruned))  # noqa: FBT003
-    top, bottom = _paired_medians(np.random.default_rng(SEED), domain)
-    return _ratio_interval(top, bottom)
+    return _speedup(Samples.of([dense]), Samples.of([pruned]))
+
+
+def _speedup(dense: Samples, pruned: Samples) -> list[float] | None:
+    if min(len(dense), len(pruned)) < 2:
+        return None
+    domain = Domain("unprofiled", False, dense, pruned)  # noqa: FBT003
+    return _ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
 
 
 def realised_interval(domain: Domain, replicates: Split | None) -> list[float] | None:
-    """95 % interval of dense / pruned: of the medians of the samples, else of the profiled walls
-    over the steps; None with one sample or step, or with steps of 0 ns."""
+    """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
+    steps; None with one sample or step, or with steps of 0 ns."""
     if len(domain.dense) and len(domain.pruned):
-        return speedup_interval(domain.dense.tolist(), domain.pruned.tolist())
+        return _speedup(domain.dense, domain.pruned)
     if replicates is None:
         return None
     return _ratio_interval(replicates.dense, replicates.pruned)
@@ -150,12 +200,9 @@ def _ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
     return interval(top / bottom) if bool((bottom > 0).all()) else None
 
 
-def median_interval(samples: list[int]) -> list[float]:
-    """95 % bootstrap interval of the median of samples."""
-    values = np.array(samples)
-    draw = np.random.default_rng(SEED)
-    picks = draw.integers(0, len(values), (REPLICATES, len(values)))
-    return interval(np.median(values[picks], axis=1))
+def wall_interval(samples: Samples) -> list[float]:
+    """95 % bootstrap interval of W: over seatings, or over samples where none were drawn."""
+    return interval(_alone(np.random.default_rng(SEED), samples))
 
 
 def interval(replicates: Floats) -> list[float]:
@@ -165,23 +212,38 @@ def interval(replicates: Floats) -> list[float]:
 
 
 def halves(units: Units, domain: Domain) -> Split | None:
-    """Dense against dense, one replicate a way to split the dense steps in halves (all ways, or
-    50 at random); the samples are split with them. None with one step."""
+    """Dense against dense, one replicate a way to split the dense seatings in halves, or the steps
+    where placement was not drawn (all ways, or 50 at random); the samples are split with them. None
+    with one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
     draw = np.random.default_rng(SEED)
-    first = _half_picks(draw, steps)
-    weights_a = np.zeros((steps, len(first)))
-    for i, pick in enumerate(first):
-        weights_a[list(pick), i] = 1.0 / len(pick)
-    weights_b = (weights_a == 0) / (steps - np.count_nonzero(weights_a, axis=0))
+    seat = domain.dense.seat_of_step(steps)
+    weights = _half_weights(draw, steps if seat is None else len(domain.dense.seats))
+    walls = None
+    if seat is not None:
+        of_step = of_steps(weights[0], seat), of_steps(weights[1], seat)
+        if domain.unprofiled:
+            walls = domain.dense.walls(weights[0]), domain.dense.walls(weights[1])
+    else:
+        of_step = weights
+        if domain.unprofiled:
+            walls = _half_medians(draw, domain.dense.ns, weights[0].shape[1])
     twins = replace(units, pruned=units.dense)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
-    t = times(twins, weights_a, weights_b)
-    walls = _half_medians(draw, domain.dense, len(first)) if domain.unprofiled else None
+    t = times(twins, *of_step)
     return split(twins, same, _scaled(t, walls, on_device=domain.on_device))
+
+
+def _half_weights(draw: np.random.Generator, count: int) -> tuple[Floats, Floats]:
+    """Weights [count, ways] of one half and of the other."""
+    first = _half_picks(draw, count)
+    one = np.zeros((count, len(first)))
+    for i, pick in enumerate(first):
+        one[list(pick), i] = 1.0 / len(pick)
+    return one, np.asarray((one == 0) / (count - np.count_nonzero(one, axis=0)), np.float64)
 
 
 def _half_picks(draw: np.random.Generator, steps: int) -> list[tuple[int, ...]]:

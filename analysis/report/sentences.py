@@ -62,7 +62,9 @@ def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
     facts = [f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"]
     if phase.unprofiled_ns:
-        facts.append(f"{len(phase.unprofiled_ns.samples)} unprofiled samples")
+        timed = phase.unprofiled_ns
+        seats = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
+        facts.append(f"{len(timed.samples)} unprofiled samples{seats}")
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
     removed = [
         f"{names.get(key, key)} {numbers.percent(share)}"
@@ -75,10 +77,13 @@ def setup(phase: Phase) -> str:
 
 
 def headline(phase: Phase) -> str:
-    """What the phase comes to, and that shapes come from a config where some do."""
+    """What the phase comes to, and that shapes come from a config where some do; first of all, that
+    the timing is not valid where it is not."""
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
-    return _outcome(phase) + (", shapes from the model's config" if modelled else "")
+    is_valid = all(finding.id != "timing-not-valid" for finding in phase.findings)
+    text = "" if is_valid else "timing not valid: "
+    return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
 
 
 def _outcome(phase: Phase) -> str:
@@ -144,9 +149,14 @@ def statistic(phase: Phase) -> str:
         text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
         over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
         return text + (over if phase.ladder.realised_ci95 and not phase.unprofiled_ns else "")
-    num = len(phase.unprofiled_ns.samples)
-    text = f"ratio of the medians of {num} unprofiled samples"
-    return text + ("; 95 % bootstrap interval" if phase.ladder.realised_ci95 else "")
+    timed = phase.unprofiled_ns
+    if not timed.seatings:
+        text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
+        text += "; 95 % bootstrap interval" if phase.ladder.realised_ci95 else ""
+        return text + "; placement in memory was not drawn, which alone moves a model by 1 to 3 %"
+    text = f"ratio of means over {len(timed.seatings)} seatings, of the medians of "
+    text += f"{len(timed.samples)} unprofiled samples in all"
+    return text + ("; 95 % interval over seatings" if phase.ladder.realised_ci95 else "")
 
 
 def family(verdict: Family | None) -> str:

@@ -93,12 +93,15 @@ class PredictedRun(TypedDict):
 
 
 class Unprofiled(msgspec.Struct, kw_only=True):
-    """Raw samples without the profiler, ns."""
+    """Raw samples without the profiler, ns. `median` is W: exp of the mean over seatings of the log
+    of a seating's median; where placement in memory was not drawn, the median of all samples."""
 
     median: float
     mean: float
     ci95: list[float]
     samples: list[int]
+    # Samples of each seating, in order; absent where placement was not drawn.
+    seatings: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Totals(msgspec.Struct, kw_only=True):

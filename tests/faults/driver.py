@@ -36,7 +36,7 @@ def capture(variant: str) -> Capture:
     )  # fmt: skip
     run = Run(variant=variant, model={}, phases={"prefill": phase}, dtype="fp32", device={},
               versions={}, seeds={}, argv=[])  # fmt: skip
-    return Capture(run=run, traces={"prefill": {"traceEvents": events}})
+    return Capture(run=run, sessions={"prefill": [{"traceEvents": events}]})
 
 
 def write_both(out: Path) -> None:

@@ -34,7 +34,14 @@ def tiny() -> Any:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Capture tiny-llama with few samples and steps; options as in TraceRequest."""
     small = TraceRequest(
-        model="tiny-llama", out=Path(), prompt_len=16, decode_steps=3, warmup=1, repeats=2, steps=2
+        model="tiny-llama",
+        out=Path(),
+        prompt_len=16,
+        decode_steps=3,
+        warmup=1,
+        repeats=2,
+        steps=2,
+        seatings=1,
     )
 
     def run(**options: Any) -> Path:

@@ -64,6 +64,16 @@ def dynamic_stats(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def add_stats(counted: dict[str, Any], stats: Mapping[str, Any]) -> None:
+    """Add the counts of more steps to those of the steps before."""
+    for name, one in stats.items():
+        if name not in counted:
+            counted[name] = one
+            continue
+        for key in ("active", "total"):
+            counted[name][key] = [*counted[name][key], *one[key]]
+
+
 def skips_no_block(stats: Mapping[str, Any]) -> bool:
     """Whether, by `dynamic_stats`, there were blocks to choose from and all were seen."""
     blocks = [one for one in stats.values() if one["unit"] == "blocks"]

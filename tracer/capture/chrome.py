@@ -22,7 +22,7 @@ PHASE = "prunescope.phase"
 STEP = "prunescope.step#"
 WARMUP = "prunescope.step#warmup"
 
-_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
 _HOST = ("cpu_op", "user_annotation", *_RUNTIME)
 # Numbering of the profiler's own, paths, and (on a CPU) the link to launches that are not there.
@@ -146,7 +146,7 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
                 launches[event.get("args", {}).get("correlation")] = window
     stray = []
     for event in events:
-        if event.get("cat") in _DEVICE:
+        if event.get("cat") in DEVICE:
             key = event.get("args", {}).get("correlation")
             window = launches[key] if key in launches else _holding(windows, event["start_ns"])
             if window is None:

@@ -69,19 +69,21 @@ def profile_loops(
     loops: Mapping[str, Loop],
     models: Iterable[torch.nn.Module],
     *,
-    steps: int,
+    steps: range,
     device: torch.device,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, Any]]:
-    """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … steps−1 of each loop.
+    """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … n−1 of each loop,
+    which the trace numbers as `steps` says, forwards and backwards in turn.
 
     Returns one Chrome trace a variant.
     """
     with ProfiledSession(models, device) as session:
-        for index in range(-1, steps):
-            for name, loop in loops.items():
+        for index, number in enumerate((-1, *steps), -1):
+            order = list(loops.items())
+            for name, loop in order if number % 2 == 0 else order[::-1]:
                 loop.prepare_step(index)
-                with session.turn(name, label_of(index)):
+                with session.turn(name, label_of(number)):
                     output = loop.step(index)
                 del output
             advance()

@@ -31,6 +31,7 @@ _AT_LEAST = {
     "warmup": 0,
     "repeats": 1,
     "steps": 1,
+    "seatings": 1,
 }
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
@@ -65,6 +66,7 @@ class TraceRequest:
     warmup: int = 3
     repeats: int = 20
     steps: int = 5
+    seatings: int = 8
     seed: int = 0
     baseline: Path | None = None
     baseline_model: str | None = None

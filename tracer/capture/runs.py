@@ -15,17 +15,18 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
 from prunescope.tracer.capture.chrome import write_trace
 from prunescope.tracer.capture.folder import write_whole
+from prunescope.tracer.capture.joined import joined
 
 
 @dataclass(kw_only=True)
 class Capture:
-    """What one variant gave: its manifest without hashes, and a Chrome trace a phase.
+    """What one variant gave: its manifest without hashes, and by phase a Chrome trace a session.
 
     `eager`: in the modes compile and graph, the eager pass of the same step.
     """
 
     run: Run
-    traces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sessions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     eager: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -55,10 +56,10 @@ def _fill(folder: Path, out: Path, captures: Mapping[str, Capture], baseline: Pa
     for name, captured in captures.items():
         run_folder = folder / name
         run_folder.mkdir()
-        for phase, chrome in captured.traces.items():
+        for phase, sessions in captured.sessions.items():
             entry = captured.run.phases[phase]
             entry.trace = f"{phase}.trace.json.gz"
-            entry.sha256 = write_trace(chrome, run_folder / entry.trace)
+            entry.sha256 = write_trace(joined(sessions), run_folder / entry.trace)
             if phase in captured.eager:
                 entry.eager_trace = f"{phase}.eager.trace.json.gz"
                 write_trace(captured.eager[phase], run_folder / entry.eager_trace)

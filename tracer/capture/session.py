@@ -8,14 +8,16 @@ fit in memory, else in alternating blocks.
 from __future__ import annotations
 
 import gc
+import random
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from prunescope.taxonomy.run import PhaseRun, Run
-from prunescope.tracer.capture.census import dynamic_stats, skips_no_block
+from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.tracer.capture.census import add_stats, dynamic_stats, skips_no_block
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
@@ -25,8 +27,9 @@ from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
+from prunescope.tracer.capture.seatings import Part, parts_of, place, shares
 from prunescope.tracer.capture.surroundings import Surroundings
-from prunescope.tracer.capture.timing import collector_resting, interleaved_samples
+from prunescope.tracer.capture.timing import collector_resting, take_share
 from prunescope.tracer.capture.variants import (
     TwinDoesNotFit,
     Variant,
@@ -63,7 +66,7 @@ def capture(
         session.variants = variants
         names = variant_names(request)
         try:
-            session.sit(_Sitting(names=names, repeats=request.repeats, last=True))
+            session.sit(_Sitting(names=names, parts=parts_of(request), last=True))
         except (TwinDoesNotFit, torch.OutOfMemoryError):
             if len(names) == 1:
                 raise
@@ -79,8 +82,8 @@ class _Sitting:
     """Variants that are in memory together, and what is done with them."""
 
     names: tuple[str, ...]
-    repeats: int
-    last: bool  # of these variants: memory and profile too
+    parts: list[Part]
+    last: bool  # of these variants: count memory too
     interleaved: str | None = None  # None: by the number of variants
 
 
@@ -90,15 +93,20 @@ def _in_blocks(
     progress: Progress,
     around: Surroundings,
 ) -> _Session:
-    """Dense, pruned, dense, pruned, each loaded anew for its block of samples."""
+    """Dense, pruned, dense, pruned, each loaded anew for its block of seatings."""
     session = _Session(request, device, progress, around)
-    blocks = min(_BLOCKS, request.repeats)
-    for block in range(blocks):
-        repeats = request.repeats * (block + 1) // blocks - request.repeats * block // blocks
+    parts = parts_of(request)
+    if len(parts) == 1:  # placement is not drawn: the samples of the one seating in two blocks
+        whole, blocks = parts[0], min(_BLOCKS, request.repeats)
+        parts = [replace(whole, repeats=n, steps=0) for n in shares(whole.repeats, blocks)]
+        parts[-1] = replace(parts[-1], steps=whole.steps)
+    sizes = shares(len(parts), min(_BLOCKS, len(parts)))
+    for block, size in enumerate(sizes):
+        own, parts = parts[:size], parts[size:]
         for name in variant_names(request):
             _release(device)
-            last = block == blocks - 1
-            session.sit(_Sitting(names=(name,), repeats=repeats, last=last, interleaved="blocks"))
+            last = block == len(sizes) - 1
+            session.sit(_Sitting(names=(name,), parts=own, last=last, interleaved="blocks"))
     return session
 
 
@@ -121,10 +129,11 @@ class _Session:
         self.request, self.device, self.progress = request, device, progress
         self.captures: dict[str, Capture] = {}
         self._around = around
+        self._draw = random.Random()  # of no seed: two captures have placements of their own
         self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
 
     def sit(self, sitting: _Sitting) -> None:
-        """Load the sitting's variants, time every phase, and profile if it is their last."""
+        """Load the sitting's variants; in each seating time and profile every phase."""
         self.progress.stage(f"load {self.request.model}")
         variants = self.variants or make_variants(self.request, self.device, sitting.names)
         if not self._around.entry:
@@ -136,52 +145,112 @@ class _Session:
                 run = _run(self.request, variant, info)
                 run.extra["inputs"] = input_ids(self.request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
-        with torch.inference_mode():
-            for phase in self.request.phases:
-                loops = _loops(self.request, phase, variants, self.device)
-                self._time(phase, variants, loops, sitting)
-                if sitting.last:
-                    self._profile(phase, variants, loops)
+        kept: dict[str, dict[str, Loop]] = {}
+        for part in sitting.parts:
+            cost_ns = self._place(variants)
+            with torch.inference_mode():
+                for phase in self.request.phases:
+                    # Compiled code takes weights from anywhere; a graph is recorded where they lie.
+                    if self.request.mode != "compile" or phase not in kept:
+                        kept[phase] = _loops(self.request, phase, variants, self.device)
+                    self._time(phase, variants, kept[phase], (sitting, part, cost_ns))
+                    cost_ns = 0  # of the first phase of the seating
+                    if part.steps:
+                        self._profile(phase, variants, kept[phase], part)
+        if sitting.last:
+            with torch.inference_mode():
+                for phase in self.request.phases:
+                    self._finish(phase, variants, kept[phase])
+
+    def _place(self, variants: list[Variant]) -> int:
+        """A new seating; ns that it took. One seating alone is where the loader put the weights."""
+        if self.request.seatings == 1:
+            return 0
+        start = time.perf_counter_ns()
+        place((variant.model for variant in variants), self._draw)
+        return time.perf_counter_ns() - start
 
     def _time(
-        self, phase: str, variants: list[Variant], loops: dict[str, Loop], sitting: _Sitting
+        self,
+        phase: str,
+        variants: list[Variant],
+        loops: dict[str, Loop],
+        where: tuple[_Sitting, Part, int],
     ) -> None:
-        self.progress.stage(f"time {phase}", self.request.warmup + sitting.repeats)
-        samples = interleaved_samples(
+        sitting, part, cost_ns = where
+        # Code, caches of the libraries and clocks are warm after the first seating.
+        warmup = self.request.warmup if part is sitting.parts[0] else min(1, self.request.warmup)
+        self.progress.stage(f"time {phase}{self._seat(part)}", warmup + part.repeats)
+        start = time.perf_counter_ns()
+        share = take_share(
             loops,
-            warmup=self.request.warmup,
-            repeats=sitting.repeats,
+            warmup=warmup,
+            repeats=part.repeats,
             device=self.device,
             advance=self.progress.advance,
+            turn=part.number,
         )
+        spent = time.perf_counter_ns() - start
+        spent -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in share.samples.items())
         turns = sitting.interleaved or ("alternating" if len(loops) > 1 else "alone")
         for variant in variants:
-            phases = self.captures[variant.name].run.phases
-            entry = phases.setdefault(phase, _phase(self.request, phase, variant))
-            entry.samples_ns += samples[variant.name]
+            entry = self._entry(phase, variant)
+            samples = share.samples[variant.name]
+            entry.samples_ns += samples
             entry.interleaved = turns
+            entry.seatings.append(
+                Seating(
+                    samples=len(samples),
+                    steps=0,
+                    cost_ns=cost_ns + max(0, spent),
+                    retaken=share.retaken,
+                    disturbed=share.disturbed,
+                    reasons=share.reasons,
+                )
+            )
 
-    def _profile(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        for variant in variants:
-            entry = self.captures[variant.name].run.phases[phase]
-            peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
-            entry.peak_memory_bytes, entry.kv_bytes = peak, cache
+    def _entry(self, phase: str, variant: Variant) -> PhaseRun:
+        phases = self.captures[variant.name].run.phases
+        return phases.setdefault(phase, _phase(self.request, phase, variant))
+
+    def _seat(self, part: Part) -> str:
+        count = len(parts_of(self.request))
+        return f", seating {part.number + 1} of {count}" if count > 1 else ""
+
+    def _profile(
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: Part
+    ) -> None:
+        """This seating's steps: its share of forwards, or the loop of a decode once."""
         models = [v.model for v in variants]
-        steps = self.captures[variants[0].name].run.phases[phase].steps
-        self.progress.stage(f"profile {phase}", steps + 1)
+        count = part.steps if phase == "prefill" else self.request.decode_steps
+        before = self._entry(phase, variants[0]).steps
+        self.progress.stage(f"profile {phase}{self._seat(part)}", count + 1)
         advance = _Pass(models, self.progress).advance
-        recorded = self.request.mode != "eager"
-        hooked = [] if recorded else models
-        traces = _profiled(loops, hooked, steps=steps, device=self.device, advance=advance)
-        if recorded:
-            self._profile_eagerly(phase, variants)
+        traces = _profiled(
+            loops,
+            models if self.request.mode == "eager" else [],
+            steps=range(before, before + count),
+            device=self.device,
+            advance=advance,
+        )
         for variant in variants:
-            captured = self.captures[variant.name]
-            captured.traces[phase] = traces[variant.name]
+            captured, entry = self.captures[variant.name], self._entry(phase, variant)
+            captured.sessions.setdefault(phase, []).append(traces[variant.name])
+            entry.steps += count
+            entry.seatings[-1].steps = count
             # What the modules of a dynamic family counted in the profiled steps.
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
-                captured.run.census.setdefault("dynamic", {})[phase] = scrubbed(stats)
+                counted = captured.run.census.setdefault("dynamic", {}).setdefault(phase, {})
+                add_stats(counted, scrubbed(stats))
+
+    def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
+        """After the last seating: the memory of a step, and the eager pass of a recorded one."""
+        for variant in variants:
+            captured, entry = self.captures[variant.name], self._entry(phase, variant)
+            peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
+            entry.peak_memory_bytes, entry.kv_bytes = peak, cache
+            stats = ((captured.run.census or {}).get("dynamic") or {}).get(phase) or {}
             pruning = captured.run.pruning
             if pruning and pruning["sparsity"] != 0 and skips_no_block(stats):
                 note = (
@@ -189,6 +258,8 @@ class _Session:
                     "has too few of them at this sparsity"
                 )
                 pruning.setdefault("notes", []).append(note)
+        if self.request.mode != "eager":
+            self._profile_eagerly(phase, variants)
 
     def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
         """One step of the same loops with hooks and nothing recorded: it names the kernels."""
@@ -196,7 +267,7 @@ class _Session:
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(
-            loops, models, steps=1, device=self.device, advance=self.progress.advance
+            loops, models, steps=range(1), device=self.device, advance=self.progress.advance
         )
         for variant in variants:
             self.captures[variant.name].eager[phase] = traces[variant.name]
@@ -221,7 +292,7 @@ def _profiled(
     loops: dict[str, Loop],
     models: list[Any],
     *,
-    steps: int,
+    steps: range,
     device: torch.device,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, Any]]:
@@ -230,13 +301,15 @@ def _profiled(
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
+    """Without samples and steps: each seating adds its own."""
     config = variant.model.config
-    return phase_entry(
+    entry = phase_entry(
         request,
         phase,
         logits=compat.logits_policy(variant.model, request.logits),
         attention=str(getattr(config, "_attn_implementation", request.attn)),
     )
+    return replace(entry, steps=0)
 
 
 def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:

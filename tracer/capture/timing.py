@@ -10,35 +10,104 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
+from prunescope.tracer.machine.disturbance import between, device_troubles, read
+
+_SHORT_NS = 200_000_000  # a round below this ends within a few ticks of the system's counts
 
 
-def interleaved_samples(
+@dataclass
+class Share:
+    """Samples of every variant, ns a step, and how they were had: `taken` rounds of one each, of
+    which `retaken` were taken again and `disturbed` are among those kept all the same."""
+
+    samples: dict[str, list[int]]
+    retaken: int = 0
+    disturbed: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Round:
+    """A sample of each variant, and what disturbed them."""
+
+    samples: dict[str, int]
+    reasons: list[str]
+
+
+def take_share(  # noqa: PLR0913 - how often, of what, where, and who is told
     loops: Mapping[str, Loop],
     *,
     warmup: int,
     repeats: int,
     device: torch.device,
     advance: Callable[[], None],
-) -> dict[str, list[int]]:
-    """`repeats` samples a variant, in ns a step, after `warmup` samples that are dropped.
+    turn: int = 0,
+) -> Share:
+    """`repeats` samples a variant after `warmup` ones that are dropped.
 
-    One of every variant in turn: drifts of the machine meet all of them alike.
+    One of every variant in turn, first forwards then backwards (ABBA; `turn` counts on from the
+    share before), so that drifts of the machine meet all of them alike. What is disturbed is taken
+    again, up to twice as many in all; then the disturbed ones are kept, and counted.
     """
-    samples: dict[str, list[int]] = {name: [] for name in loops}
+    rounds: list[_Round] = []
     with collector_resting():
-        for repeat in range(warmup + repeats):
-            for name, loop in loops.items():
-                elapsed_ns = _sample(loop, device)
-                if repeat >= warmup:
-                    samples[name].append(max(1, round(elapsed_ns / loop.steps_per_sample)))
+        for number in range(warmup):
+            _take(loops, device, backwards=bool((turn + number) % 2))
             advance()
-    return samples
+        while (missing := repeats - sum(not r.reasons for r in rounds)) > 0:
+            count = min(missing, 2 * repeats - len(rounds))
+            if not count:
+                break
+            rounds += _rounds(loops, device, range(turn + len(rounds), turn + len(rounds) + count),
+                              advance if not rounds else _nobody)  # fmt: skip
+    quiet = [r for r in rounds if not r.reasons]
+    spare = repeats - len(quiet)
+    kept = [r for r in rounds if not r.reasons or (spare := spare - 1) >= 0]
+    return Share(
+        samples={name: [r.samples[name] for r in kept] for name in loops},
+        retaken=len(rounds) - repeats,
+        disturbed=sum(bool(r.reasons) for r in kept),
+        reasons=list(dict.fromkeys(why for r in rounds for why in r.reasons)),
+    )
+
+
+def _rounds(
+    loops: Mapping[str, Loop], device: torch.device, turns: range, advance: Callable[[], None]
+) -> list[_Round]:
+    """Rounds in a row. Short ones are watched together too: alone they end within a few ticks."""
+    begun = before = read()
+    rounds = []
+    for turn in turns:
+        samples = _take(loops, device, backwards=bool(turn % 2))
+        after = read()
+        rounds.append(_Round(samples, between(before, after).reasons))
+        advance()
+        before = read()
+    whole = between(begun, before)
+    if whole.elapsed_ns < _SHORT_NS * len(rounds):
+        for one in rounds:
+            one.reasons = one.reasons or whole.reasons
+    if troubles := device_troubles(device):
+        for one in rounds:
+            one.reasons = [*one.reasons, *troubles]
+    return rounds
+
+
+def _nobody() -> None:
+    """Told of rounds that nobody planned."""
+
+
+def _take(loops: Mapping[str, Loop], device: torch.device, *, backwards: bool) -> dict[str, int]:
+    """One sample of every variant, ns a step."""
+    names = list(loops)[::-1] if backwards else list(loops)
+    found = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
+    return {name: max(1, round(ns)) for name, ns in found.items()}
 
 
 @dataclass

@@ -91,7 +91,7 @@ def _check_same_inputs(run: Run, request: TraceRequest) -> None:
             "mode": request.mode,
         }
         if phase == "decode":
-            wanted["steps"] = request.decode_steps
+            wanted["positions"] = [request.prompt_len, request.prompt_len + request.decode_steps]
         for name, value in wanted.items():
             if getattr(entry, name) != value:
                 raise PrunescopeError(

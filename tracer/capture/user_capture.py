@@ -146,7 +146,7 @@ class UserCapture:
         assert self._session is not None
         traces = self._session.traces()
         run = self._run(variant, phase)
-        return Capture(run=run, traces={phase: traces[_VARIANT]})
+        return Capture(run=run, sessions={phase: [traces[_VARIANT]]})
 
     @contextmanager
     def _watched_inputs(self) -> Iterator[None]:

@@ -23,14 +23,23 @@ def read_clocks(device: torch.device) -> dict[str, float] | None:
 def nvidia_smi(fields: str, index: int | None = None) -> list[str] | None:
     """`fields` (a,b,...) without units, a line a GPU, of all GPUs or of one; None where the driver
     does not answer."""
+    return _asked(f"--query-gpu={fields}", index)
+
+
+def num_processes(index: int) -> int:
+    """Processes that compute on a GPU, ours among them; 0 where the driver does not say."""
+    return len(_asked("--query-compute-apps=pid", index) or ())
+
+
+def _asked(query: str, index: int | None) -> list[str] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    query += [] if index is None else [f"--id={index}"]
+    words = [query, "--format=csv,noheader,nounits"]
+    words += [] if index is None else [f"--id={index}"]
     try:
         done = subprocess.run(
-            [tool, *query], capture_output=True, text=True, timeout=20, check=False
+            [tool, *words], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None

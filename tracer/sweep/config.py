@@ -217,6 +217,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "recover": _training,
     "repeats": _count,
     "steps": _count,
+    "seatings": _count,
     "seed": _count,
     "threads": _count,
     "dtype": _word,

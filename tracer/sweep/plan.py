@@ -46,6 +46,7 @@ class SweepConfig:
     recover: Recovery | None = None
     repeats: int = 20
     steps: int = 5
+    seatings: int = 8
     seed: int = 0
     threads: int | None = None
     dtype: str = "auto"
@@ -61,8 +62,8 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """What makes results comparable, without local paths: a folder holds one of these."""
         names = (
-            "decode_steps", "draws", "select", "repeats", "steps", "seed", "threads", "dtype",
-            "logits",
+            "decode_steps", "draws", "select", "repeats", "steps", "seatings", "seed", "threads",
+            "dtype", "logits",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name != "draws"}
         text = None if self.text is None else self.text.name
@@ -201,6 +202,7 @@ def request_of(
         recover=recover,
         repeats=config.repeats,
         steps=config.steps,
+        seatings=config.seatings,
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),

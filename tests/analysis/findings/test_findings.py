@@ -215,7 +215,7 @@ def test_second_gemm(tmp_path: Path) -> None:
 
 
 def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
-    noisy = [900_000, 1_400_000, 1_000_000, 1_200_000, 800_000, 1_500_000]
+    noisy = [950_000, 1_150_000, 1_000_000, 1_100_000, 900_000, 1_200_000]
     phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=noisy,
                    samples_ns=noisy[::-1])  # fmt: skip
     present(phase, "no-speedup", "critical", "told from noise")
@@ -238,6 +238,30 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     present(phase, "timing-not-valid", "critical", "dense: ")
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), both_samples_ns=MANY)
     assert found(phase, "timing-not-valid") is None
+
+
+def _seatings(disturbed: int) -> list[dict[str, Any]]:
+    """Of MANY samples in two seatings, the first with some that something disturbed."""
+    half = len(MANY) // 2
+    first = {"samples": half, "steps": 1, "disturbed": disturbed, "reasons": ["other processes"]}
+    return [first, {"samples": len(MANY) - half, "steps": 1}]
+
+
+def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
+    """More than a tenth of them; what rests on time alone is not critical then."""
+    few = len(MANY) // 10
+    for disturbed, wanted in ((few, False), (few + 1, True)):
+        phase = of_run(
+            tmp_path / str(disturbed), model(FULL), model(NARROW), both_samples_ns=MANY,
+            both_seatings=_seatings(disturbed),
+        )  # fmt: skip
+        said = found(phase, "timing-not-valid")
+        assert (said is not None) == wanted
+        if said is not None:
+            assert f"{disturbed} of {len(MANY)} samples disturbed" in said.evidence[0]
+            assert "other processes" in said.evidence[0]
+        no_speedup = found(phase, "no-speedup")
+        assert no_speedup is None or (no_speedup.severity == "warning") == wanted
 
 
 @pytest.mark.parametrize(("times", "there"), [(0.5, True), (0.95, False)])

@@ -15,14 +15,15 @@ from prunescope.analysis.ledger.noise import (
     choose_domain,
     halves,
     interval,
-    median_interval,
     noise,
     observer_share,
     point,
     realised_interval,
     speedup_interval,
+    wall_interval,
 )
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.samples import Samples
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
@@ -42,7 +43,7 @@ def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
 EQUAL = side([[100, 100, 100, 100], [20, 20, 20, 20]], [[5] * 4, [3] * 4], [2] * 4)
 DRIFT = side([[100, 104, 98, 106], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
 FASTER = side([[50, 52, 49, 53], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
-PROFILED = Domain("profiled", True, np.array([], np.int64), np.array([], np.int64))  # noqa: FBT003
+PROFILED = Domain("profiled", True, Samples.of([]), Samples.of([]))  # noqa: FBT003
 
 
 def test_equal_steps_have_no_noise() -> None:
@@ -166,10 +167,11 @@ def test_samples_that_drift_together_give_a_narrow_speedup() -> None:
 
 def test_the_interval_of_a_median_holds_it() -> None:
     samples = [100, 101, 99, 103, 100, 97, 108]
-    low, high = median_interval(samples)
+    low, high = wall_interval(Samples.of([samples]))
     assert 97 <= low <= 100 <= high <= 108
-    assert median_interval(samples) == [low, high]  # the same capture, the same interval
-    assert median_interval([7]) == [7, 7]
+    again = wall_interval(Samples.of([samples]))
+    assert again == [low, high]  # the same capture, the same interval
+    assert wall_interval(Samples.of([[7]])) == [7, 7]
 
 
 def test_intervals_are_reproducible() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
-from prunescope.tracer.capture.timing import interleaved_samples
+from prunescope.tracer.capture.timing import take_share
+from prunescope.tracer.machine.disturbance import Disturbance
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
@@ -86,7 +87,8 @@ def test_a_cache_that_cannot_be_cropped_is_filled_anew(
 
 
 @torch.inference_mode()
-def test_samples_take_turns() -> None:
+def test_samples_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Disturbance, "reasons", [])
     order: list[str] = []
 
     class Spy:
@@ -108,15 +110,17 @@ def test_samples_take_turns() -> None:
         def step(self, index: int) -> None:
             raise AssertionError(index)
 
-    samples = interleaved_samples(
+    share = take_share(
         {"dense": Spy("d"), "pruned": Spy("p")},
         warmup=1,
         repeats=2,
         device=torch.device("cpu"),
         advance=lambda: None,
     )
-    assert order == ["prepare d", "d", "prepare p", "p"] * 3
-    assert {name: len(found) for name, found in samples.items()} == {"dense": 2, "pruned": 2}
+    dense, pruned = ["prepare d", "d"], ["prepare p", "p"]
+    # A warm-up and two samples, each but the first in the turn of ABBA.
+    assert order == [*dense, *pruned, *dense, *pruned, *pruned, *dense]
+    assert {name: len(found) for name, found in share.samples.items()} == {"dense": 2, "pruned": 2}
 
 
 @torch.inference_mode()

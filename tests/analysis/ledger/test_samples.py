@@ -1,0 +1,167 @@
+"""Seatings as the unit of W, of intervals and of noise: by hand, and by coverage in simulation."""
+
+from __future__ import annotations
+
+from math import exp, log, sqrt
+
+import numpy as np
+import pytest
+
+from prunescope.analysis.ledger.ledger import ROWS, ratios
+from prunescope.analysis.ledger.noise import (
+    Domain,
+    bootstrap,
+    choose_domain,
+    halves,
+    interval,
+    noise,
+    point,
+    realised_interval,
+    wall_interval,
+)
+from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.samples import Samples, of_steps, student, widened_weights
+
+KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
+
+
+def side(busy: list[list[float]]) -> UnitSums:
+    known = np.ones_like(np.array(busy))
+    return UnitSums(
+        np.array(busy, float), np.zeros_like(known), known, known, known, known,
+        present=np.array([True, True]), tail=np.zeros(known.shape[1]),
+    )  # fmt: skip
+
+
+def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
+    return Units(KEYS, dense, pruned or dense, Alignment({0: 0}, [], "identity", True, 1))
+
+
+def test_w_is_the_geometric_mean_of_the_medians_of_seatings() -> None:
+    samples = Samples.of([[100, 104, 900], [200, 202]], [1, 1])
+    assert samples.drawn
+    assert samples.wall == pytest.approx(sqrt(104 * 201))
+    one = Samples.of([[3, 1, 2, 9]])
+    assert not one.drawn
+    assert one.wall == 2.5
+
+
+def test_the_ledger_closes_to_w_and_realised_is_their_ratio() -> None:
+    dense = Samples.of([[130, 132], [140, 150], [90, 91]], [1, 1, 1])
+    pruned = Samples.of([[70, 72], [60, 61], [66, 60]], [1, 1, 1])
+    pair = units(side([[100, 110, 90], [20, 20, 20]]), side([[50, 52, 49], [20, 21, 19]]))
+    domain = choose_domain(pair, dense, pruned, on_device=False)
+    ratio = ratios(pair, 0.5)
+    ledger, boot = point(pair, ratio, domain), bootstrap(pair, ratio, domain)
+    assert boot is not None
+    assert ledger.dense[0] == pytest.approx(dense.wall)
+    assert ledger.pruned[0] == pytest.approx(pruned.wall)
+    for one in (ledger, boot):
+        assert sum(one.total(name) for name in ROWS[1:-1]) == pytest.approx(one.pruned)
+    low, high = realised_interval(domain, boot) or [0, 0]
+    assert low < dense.wall / pruned.wall < high
+
+
+def test_students_t() -> None:
+    table = {1: 12.706, 2: 4.303, 4: 2.776, 7: 2.365, 11: 2.201, 30: 2.042}
+    assert {n: round(student(n), 3) for n in table} == pytest.approx(table, abs=2e-3)
+
+
+def test_weights_are_stretched_about_equal_ones() -> None:
+    """4 seatings: t(3) / z · √(4/3) = 3.182 / 1.96 · 1.155 = 1.875."""
+    weights = widened_weights(np.array([[0, 0, 1, 2], [0, 1, 2, 3]]))
+    assert weights[:, 1] == pytest.approx([0.25] * 4)
+    assert weights[:, 0] == pytest.approx([0.25 + 1.875 * d for d in (0.25, 0, 0, -0.25)], abs=1e-3)
+    steps = of_steps(weights, np.array([0, 0, 1, 1, 2, 2, 3, 3]))
+    assert steps.sum(axis=0) == pytest.approx([1, 1])
+
+
+def test_noise_splits_seatings() -> None:
+    """Two seatings of two steps: 100 and 104 ns in the one, 110 and 114 in the other: the halves
+    differ by 10, however the steps of a seating do."""
+    pair = units(side([[100, 104, 110, 114], [20] * 4]))
+    domain = Domain("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)  # noqa: FBT003
+    twin = halves(pair, domain)
+    assert twin is not None
+    assert noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))
+
+
+def test_steps_of_no_known_seating_are_drawn_alone() -> None:
+    samples = Samples.of([[120, 122], [118, 121]], [1, 1])
+    pair = units(side([[100, 102, 98], [20] * 3]))  # three steps, and the manifest says two
+    domain = choose_domain(pair, samples, samples, on_device=False)
+    boot = bootstrap(pair, ratios(pair, None), domain)
+    assert boot is not None
+    assert boot.dense.std() > 0
+
+
+def test_one_side_with_seatings_and_one_without() -> None:
+    drawn, alone = Samples.of([[120, 122], [118, 121]], [2, 2]), Samples.of([[60, 61, 62]])
+    pair = units(side([[100, 102, 98, 99], [20] * 4]), side([[50, 51], [10, 10]]))
+    domain = choose_domain(pair, drawn, alone, on_device=False)
+    assert not domain.drawn
+    ledger = point(pair, ratios(pair, None), domain)
+    assert (ledger.dense[0], ledger.pruned[0]) == pytest.approx((drawn.wall, 61))
+    low, high = realised_interval(domain, None) or [0, 0]
+    assert low < drawn.wall / 61 < high
+
+
+def _capture(draw: np.random.Generator, seatings: int, each: int) -> Samples:
+    """Placement moves a seating by 1.8 %, samples vary by 1.5 %, and one in fifty takes longer."""
+    place = draw.normal(0, 0.018, (seatings, 1))
+    noise = draw.normal(0, 0.015, (seatings, each))
+    spikes = (draw.random((seatings, each)) < 0.02) * draw.exponential(0.3, (seatings, each))
+    return Samples.of((1e8 * np.exp(place + noise + spikes)).astype(int).tolist(), [1] * seatings)
+
+
+@pytest.mark.parametrize(("seatings", "each"), [(8, 2), (8, 3), (5, 4), (3, 7)])
+def test_intervals_of_a_model_against_itself_hold_1(seatings: int, each: int) -> None:
+    """400 captures: of 95 % intervals 94 to 96.5 % are expected; 91 to 99 passes."""
+    draw = np.random.default_rng(seatings)
+    held, captures = 0, 400
+    for _ in range(captures):
+        dense, pruned = (_capture(draw, seatings, each) for _ in range(2))
+        domain = Domain("unprofiled", False, dense, pruned)  # noqa: FBT003
+        low, high = realised_interval(domain, None) or [0, 0]
+        held += low <= 1 <= high
+    assert 0.91 <= held / captures <= 0.99
+
+
+def test_a_bootstrap_within_one_placement_would_not() -> None:
+    """What captures of one placement say of the model itself: far fewer than 95 in 100."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        flat = [Samples.of([_capture(draw, 1, 20).ns.tolist()]) for _ in range(2)]
+        low, high = realised_interval(Domain("unprofiled", False, *flat), None) or [0, 0]  # noqa: FBT003
+        held += low <= 1 <= high
+    assert held / 200 < 0.8
+
+
+def test_rows_of_a_model_against_itself_hold_0() -> None:
+    """Steps share the placement of their seating, as samples do."""
+    draw = np.random.default_rng(3)
+    held, captures = 0, 300
+    for _ in range(captures):
+        sides, samples = [], []
+        for _ in range(2):
+            place = np.exp(draw.normal(0, 0.018, 8))
+            busy = 1e8 * place * np.exp(draw.normal(0, 0.01, 8))
+            sides.append(side([busy.tolist(), (0.2 * busy).tolist()]))
+            ns = 1.2e8 * place[:, None] * np.exp(draw.normal(0, 0.01, (8, 2)))
+            samples.append(Samples.of(ns.astype(int).tolist(), [1] * 8))
+        pair = units(*sides)
+        domain = choose_domain(pair, *samples, on_device=False)
+        boot = bootstrap(pair, ratios(pair, None), domain)
+        assert boot is not None
+        low, high = interval(boot.total("kernel_efficiency"))
+        held += low <= 0 <= high
+    assert 0.9 <= held / captures <= 0.99
+
+
+def test_the_interval_of_w() -> None:
+    samples = Samples.of([[100, 102], [110, 112], [90, 95]])
+    low, high = wall_interval(samples)
+    mean = exp((log(101) + log(111) + log(92.5)) / 3)
+    assert low < mean < high
+    assert samples.wall == pytest.approx(mean)

@@ -1,0 +1,156 @@
+"""Weights in fresh memory: what moves, what stays as it was, and what a capture keeps of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.taxonomy.run import read_run
+from prunescope.tracer.capture import seatings
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.seatings import parts_of, place, shares
+from tests.tracer.tiny_models import tiny_model
+
+pytestmark = pytest.mark.torch
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor for name, tensor in named if tensor.numel()}
+
+
+def addresses(model: torch.nn.Module) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors(model).items()}
+
+
+@pytest.mark.parametrize("room", [1 << 40, 0], ids=["one block", "one by one"])
+def test_a_seating_moves_everything_and_changes_nothing(
+    tiny: Any, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seatings, "free_bytes", lambda _device: room)
+    tiny.model.norm.weight.requires_grad_(False)
+    before = {n: (t.clone(), t.stride(), t.requires_grad, t) for n, t in tensors(tiny).items()}
+    where = addresses(tiny)
+    place([tiny], random.Random(0))
+    for name, tensor in tensors(tiny).items():
+        value, stride, flag, same = before[name]
+        assert tensor is same, name
+        assert torch.equal(tensor, value), name
+        assert (tensor.stride(), tensor.requires_grad) == (stride, flag), name
+        assert tensor.data_ptr() % 64 == 0, name
+        assert not tensor.is_inference(), name
+    moved = addresses(tiny)
+    assert all(moved[name] != where[name] for name in where)
+    if room:
+        assert not set(moved.values()) & set(where.values()), "an old address was given again"
+
+
+def test_every_seating_draws_other_places() -> None:
+    """Places within a large page, and the order of tensors: both differ from seating to seating."""
+    model = tiny_model("llama")
+    draw, seen, orders = random.Random(0), set(), set()
+    for _ in range(4):
+        place([model], draw)
+        found = addresses(model)
+        seen.add(found["model.norm.weight"] % (1 << 21))
+        orders.add(tuple(sorted(found, key=found.__getitem__)))
+    assert len(seen) == len(orders) == 4
+
+
+def test_tied_weights_and_views_stay_tied() -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    whole = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
+    model.whole, model.turned = whole, torch.nn.Parameter(whole.data[1:].t())
+    place([model], random.Random(0))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.turned.untyped_storage().data_ptr() == model.whole.untyped_storage().data_ptr()
+    assert model.turned.stride() == (1, 4)
+    with torch.no_grad():
+        model.whole[2, 1] = 99.0
+    assert model.turned[1, 1] == 99.0
+
+
+@torch.inference_mode()
+def test_a_model_answers_as_before(tiny: Any) -> None:
+    ids = torch.arange(8).reshape(1, 8)
+    before = tiny(ids).logits
+    with torch.inference_mode(mode=False):
+        place([tiny], random.Random(0))
+    assert torch.equal(tiny(ids).logits, before)
+
+
+def test_packed_weights_move_with_their_parts() -> None:
+    class Packed(torch.nn.Module):
+        """As a 2:4 weight is: a tensor that holds plain ones."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            weight = torch.nn.Parameter(torch.ones(2, 2))
+            weight.packed = torch.arange(64.0)  # type: ignore[attr-defined]
+            self.weight = weight
+
+    model = Packed()
+    where = model.weight.packed.data_ptr()
+    place([model], random.Random(0))
+    assert model.weight.packed.data_ptr() != where
+    assert torch.equal(model.weight.packed, torch.arange(64.0))
+
+
+def test_shares_are_as_equal_as_can_be() -> None:
+    assert shares(20, 8) == [2, 3, 2, 3, 2, 3, 2, 3]
+    assert shares(5, 5) == [1] * 5
+    parts = parts_of(TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8))
+    assert sum(part.repeats for part in parts) == 20
+    assert [part.steps for part in parts] == [1] * 8  # one a seating at least
+    few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, seatings=8))
+    assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
+
+
+def test_a_capture_keeps_samples_and_steps_by_seating(quick: Callable[..., Path]) -> None:
+    out = quick(method="static-m", sparsity=0.5, seatings=3, repeats=7, steps=4)
+    for variant in ("dense", "pruned"):
+        run = read_run(out / variant)
+        for name, per_seating in (("prefill", [1, 1, 2]), ("decode", [3, 3, 3])):
+            phase = run.phases[name]
+            assert [seat.samples for seat in phase.seatings] == [2, 2, 3]
+            assert list(map(len, phase.samples_by_seating)) == [2, 2, 3]
+            assert [seat.steps for seat in phase.seatings] == per_seating
+            assert phase.steps == sum(per_seating)
+            assert all(seat.cost_ns > 0 for seat in phase.seatings)
+            raw = gzip.decompress((out / variant / f"{name}.trace.json.gz").read_bytes())
+            events = [e for e in json.loads(raw)["traceEvents"] if e["ph"] == "X"]
+            steps = [e for e in events if e["name"].startswith("prunescope.step#")]
+            labels = [e["name"].partition("#")[2] for e in steps]
+            assert labels == ["warmup", *map(str, range(phase.steps))]
+            ends = [e["ts"] + e["dur"] for e in steps]
+            assert all(e["ts"] > end for e, end in zip(steps[1:], ends, strict=False))
+            assert [e["name"] for e in events].count("prunescope.phase") == 1
+
+
+def test_one_seating_leaves_weights_where_they_are(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("placed")
+
+    monkeypatch.setattr("prunescope.tracer.capture.session.place", refuse)
+    phase = read_run(quick(phase="decode") / "dense").phases["decode"]
+    assert [seat.steps for seat in phase.seatings] == [3]
+    assert phase.samples_by_seating == [phase.samples_ns]
+
+
+def test_counts_of_dynamic_families_are_those_of_all_profiled_steps(
+    quick: Callable[..., Path],
+) -> None:
+    out = quick(method="dynamic-m", seatings=2, repeats=2, phase="decode")
+    census = read_run(out / "pruned").census
+    assert census is not None
+    for counted in census["dynamic"]["decode"].values():
+        assert len(counted["active"]) == len(counted["total"]) == 6

@@ -1,0 +1,143 @@
+"""Seatings: weights are put into fresh memory, so that where they lie is drawn and not a constant.
+
+A model and its own copy differ by up to 3 % for as long as both stay where they are (caches, pages,
+memory channels). In: models. Out: nothing; parameters and buffers lie elsewhere, with equal values,
+shapes, strides and flags; tied ones stay tied.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine.device import free_bytes
+from prunescope.tracer.model.stored import stored_tensors
+
+# As torch's allocators align: libraries choose kernels by it.
+_CPU_UNIT, _DEVICE_UNIT = 64, 512
+_SHIFT = 1 << 21  # a block's first tensor begins anywhere within a large page
+_ROOM = 1.2  # free memory that a second copy of a model asks for, in copies
+
+
+@dataclass
+class _Region:
+    """The bytes [start, end) of one storage that tensors of a model use, and those tensors."""
+
+    storage: torch.UntypedStorage
+    start: int
+    end: int
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` in `parts` whole numbers that differ by one at most."""
+    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A seating's part of the samples, and of the profiled steps of a prefill."""
+
+    number: int
+    repeats: int
+    steps: int
+
+
+def parts_of(request: TraceRequest) -> list[Part]:
+    """One a seating, each with a sample and a profiled step at least."""
+    count = min(request.seatings, request.repeats)
+    repeats = shares(request.repeats, count)
+    steps = shares(max(request.steps, count), count)
+    return [Part(number=i, repeats=repeats[i], steps=steps[i]) for i in range(count)]
+
+
+def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:
+    """Put the weights of every model into fresh memory, all by the same means, in random order.
+
+    A model is copied into one new block, its tensors in random order behind a random shift, while
+    its old memory is still held: nothing gets its old address back. Where there is no room for a
+    model twice, its storages move one by one, each held twice at a time.
+    """
+    models = list(models)
+    draw.shuffle(models)
+    for model in models:
+        regions = _regions(model)
+        draw.shuffle(regions)
+        for device in dict.fromkeys(region.storage.device for region in regions):
+            there = [region for region in regions if region.storage.device == device]
+            size = sum(region.end - region.start for region in there)
+            whole = free_bytes(device) > _ROOM * size + _SHIFT
+            for group in [there] if whole else [[region] for region in there]:
+                _move(group, device, draw)
+
+
+def _move(regions: list[_Region], device: torch.device, draw: random.Random) -> None:
+    """Copy regions into one new block, and let their tensors be views of it."""
+    unit = _unit(device)
+    rooms = [-(-(region.end - region.start) // unit) * unit for region in regions]
+    block = torch.empty(sum(rooms) + _SHIFT + unit, dtype=torch.uint8, device=device)
+    at = -block.data_ptr() % unit + unit * draw.randrange(_SHIFT // unit)
+    for region, room in zip(regions, rooms, strict=True):
+        count = region.end - region.start
+        block[at : at + count].copy_(_view(region.storage, torch.uint8, region.start, (count,)))
+        for tensor in region.tensors:
+            offset = (at - region.start) // tensor.element_size() + tensor.storage_offset()
+            tensor.data = _view(
+                block.untyped_storage(), tensor.dtype, offset, tensor.shape, tensor.stride()
+            )
+        at += room
+
+
+def _view(
+    storage: torch.UntypedStorage,
+    dtype: torch.dtype,
+    offset: Any,
+    shape: Iterable[Any],
+    stride: Iterable[Any] = (1,),
+) -> torch.Tensor:
+    empty = torch.empty(0, dtype=dtype, device=storage.device)
+    return empty.set_(storage, offset, tuple(shape), tuple(stride))
+
+
+def _regions(model: torch.nn.Module) -> list[_Region]:
+    """Disjoint ones: tensors that share bytes, as tied weights do, move together."""
+    found: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        for stored in filter(_moves, stored_tensors(tensor)):
+            size = stored.element_size()
+            begin = int(stored.storage_offset()) * size
+            own = found.setdefault(stored.untyped_storage()._cdata, [])
+            own.append((begin, begin + _span(stored) * size, stored))
+    regions: list[_Region] = []
+    for tensors in found.values():
+        last: _Region | None = None
+        for begin, end, stored in sorted(tensors, key=lambda one: one[:2]):
+            if last is None or begin >= last.end:
+                storage = stored.untyped_storage()
+                last = _Region(storage, begin - begin % _unit(storage.device), end)
+                regions.append(last)
+            last.end = max(last.end, end)
+            last.tensors.append(stored)
+    return regions
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """Elements of its storage from its first to its last, both counted."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((int(size) - 1) * int(step) for size, step in sides)
+
+
+def _moves(tensor: torch.Tensor) -> bool:
+    """Whether it is a plain tensor with bytes: others keep their place."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    strided = plain and tensor.layout == torch.strided and not tensor.is_quantized
+    return strided and tensor.device.type != "meta" and tensor.numel() > 0
+
+
+def _unit(device: torch.device) -> int:
+    return _CPU_UNIT if device.type == "cpu" else _DEVICE_UNIT

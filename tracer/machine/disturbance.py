@@ -1,0 +1,158 @@
+"""Whether something else ran beside what was timed: CPU time of others, steal, waits for a core.
+
+In: readings of the system before and after. Out: a Disturbance, ns. Ticks of the system are 10 ms:
+thresholds leave room for them, so that a quiet machine is not called disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from prunescope.tracer.machine.clocks import num_processes, nvidia_smi
+from prunescope.tracer.machine.device import num_cores
+
+# NVML: slowed down by hardware, by heat (software and hardware), by the power brake. A power cap is
+# how a GPU runs under load and disturbs nothing.
+_HELD_DOWN = 0x8 | 0x20 | 0x40 | 0x80
+_STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
+_TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
+_OTHERS_SHARE = 0.10  # of one core, by other processes
+_STEAL_SHARE = 0.02  # of our cores, by the machine around a virtual one
+_WAIT_SHARE = 0.05  # of the time, that our threads wait for a core
+_LEAST_WAIT_NS = 2_000_000
+_SLACK_TICKS = 3  # others and steal are differences of counts of ticks on several cores
+_FULL = 0.9  # of the cores; while fewer are in use, others have cores of their own
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters of the system, ns since its start; None where it does not say."""
+
+    at_ns: int
+    own_ns: int  # CPU time of this process
+    busy_ns: int | None  # CPU time of everybody on the cores that we may use
+    steal_ns: int | None
+    waited_ns: int | None  # our threads, for a core
+    switches: int  # of ours that were not voluntary
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What happened between two readings."""
+
+    elapsed_ns: int
+    others_ns: int | None
+    steal_ns: int | None
+    waited_ns: int | None
+    switches: int
+    threads: int
+    cores: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """Which of "other processes", "steal" and "waits" were beyond what a quiet machine has."""
+        found, slack = [], _SLACK_TICKS * _TICK_NS
+        others, steal, waited = self.others_ns or 0, self.steal_ns or 0, self.waited_ns or 0
+        in_use = others + self.threads * self.elapsed_ns
+        if (
+            others > _OTHERS_SHARE * self.elapsed_ns + slack
+            and in_use > _FULL * self.cores * self.elapsed_ns
+        ):
+            found.append("other processes")
+        if steal > _STEAL_SHARE * self.cores * self.elapsed_ns + slack:
+            found.append("steal")
+        if self.threads <= self.cores and waited > _WAIT_SHARE * self.elapsed_ns + _LEAST_WAIT_NS:
+            found.append("waits")
+        return found
+
+
+def read() -> Reading:
+    """The counters by now; a tenth of a millisecond."""
+    busy_ns, steal_ns = _of_all()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return Reading(
+        at_ns=time.perf_counter_ns(),
+        own_ns=time.process_time_ns(),
+        busy_ns=busy_ns,
+        steal_ns=steal_ns,
+        waited_ns=_waited_ns(),
+        switches=usage.ru_nivcsw,
+    )
+
+
+def device_troubles(device: torch.device) -> list[str]:
+    """Of a GPU by now, as far as its driver says: clocks held down, and other processes on it."""
+    if device.type == "cpu":
+        return []
+    found = []
+    held = nvidia_smi("clocks_throttle_reasons.active", device.index or 0)
+    with contextlib.suppress(TypeError, ValueError, IndexError):
+        if int((held or [])[0], 16) & _HELD_DOWN:
+            found.append("clocks held down")
+    if num_processes(device.index or 0) > 1:
+        found.append("other processes on the device")
+    return found
+
+
+def between(before: Reading, after: Reading) -> Disturbance:
+    """What happened from one reading to the next."""
+    own = after.own_ns - before.own_ns
+    busy = _change(before.busy_ns, after.busy_ns)
+    return Disturbance(
+        elapsed_ns=after.at_ns - before.at_ns,
+        others_ns=None if busy is None else max(0, busy - own),
+        steal_ns=_change(before.steal_ns, after.steal_ns),
+        waited_ns=_change(before.waited_ns, after.waited_ns),
+        switches=after.switches - before.switches,
+        threads=torch.get_num_threads(),
+        cores=num_cores(),
+    )
+
+
+def _change(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _of_all() -> tuple[int | None, int | None]:
+    """(busy, steal) of the cores that this process may use; steal is not in busy."""
+    try:
+        lines = _STAT.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return _by_psutil(), None
+    ours = os.sched_getaffinity(0)
+    busy = steal = 0
+    for line in lines:
+        name, *words = line.split()
+        if not name.startswith("cpu"):
+            break
+        if name[3:].isdecimal() and int(name[3:]) in ours:
+            user, nice, system, *_ = counts = [int(word) for word in words]
+            busy += user + nice + system
+            steal += counts[7] if len(counts) > 7 else 0
+    return busy * _TICK_NS, steal * _TICK_NS
+
+
+def _by_psutil() -> int | None:
+    if importlib.util.find_spec("psutil") is None:
+        return None
+    times = importlib.import_module("psutil").cpu_times()
+    return round((times.user + times.system + getattr(times, "nice", 0.0)) * 1e9)
+
+
+def _waited_ns() -> int | None:
+    """Sum over our threads of the time that they were ready to run and had no core."""
+    total = 0
+    try:
+        for task in _TASKS.iterdir():
+            total += int((task / "schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # a thread that ended, or a system without counts
+        return None
+    return total
