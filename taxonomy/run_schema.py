@@ -18,6 +18,7 @@ MAX_DEPTH = 64
 _MAX_NAME = 256
 _MAX_PHASES = 16
 _MAX_SAMPLES = 20_000
+_MAX_NAMES = 64
 
 Check = Callable[[Any], bool]
 
@@ -103,11 +104,18 @@ _MATRIX = _Fields(
 )
 _COUNTED = _Fields({"unit": _is_name, "active": _Each(_COUNT, list), "total": _Each(_COUNT, list)})
 _CENSUS = _Fields({"matrices": _Each(_MATRIX, list), "dynamic": _Each(_Each(_COUNTED, dict), dict)})
+_RATES = {
+    "dense_flop_per_s": _NUMBERS,
+    "byte_per_s": _Maybe(_is_number),
+    "disturbed": _Each(_is_name, list, _MAX_NAMES),
+}
 _PEAKS = _Fields(
     {
-        "dense_flop_per_s": _NUMBERS,
-        "byte_per_s": _Maybe(_is_number),
+        **_RATES,
         "kernel_floor_ns": _Maybe(_is_number),
+        "before": _Fields(_RATES),
+        "after": _Fields(_RATES),
+        "reached": _NUMBERS,
     }
 )
 _SHAPE = _Fields(
@@ -142,7 +150,7 @@ _SEATING = _Fields(
         "cost_ns": _COUNT,
         "retaken": _COUNT,
         "disturbed": _COUNT,
-        "reasons": _Each(_is_name, list, _MAX_SAMPLES),
+        "reasons": _Each(_is_name, list, _MAX_NAMES),
     }
 )
 _PHASE = _Fields(

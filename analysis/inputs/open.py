@@ -39,6 +39,7 @@ def open_side(
     else:
         side = _open_bare(path, options, eager)
     peaks, noticed = _peaks(side)
+    noticed += Noticed(() if peaks is None else tuple(peaks.doubts()))
     side = replace(side, peaks=peaks, noticed=side.noticed + noticed)
     if model is None:
         return side

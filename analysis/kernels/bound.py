@@ -6,16 +6,18 @@ unknown), predicted ns with tile and wave loss, and a bound: compute, memory, la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, Rates
+from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, PeakTaken, Rates
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 _LIKE = {"fp16": "bf16", "bf16": "fp16"}
+BANDWIDTH = "bandwidth"
+_APART = 1.2  # two measurements of one peak
 # A kernel on a few units that lasts longer than so many floors works, and does not wait.
 _FLOORS = 10
 _USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1.5 to 3 us
@@ -38,10 +40,12 @@ class Peaks:
     sm: int | None = None
     device: Device | None = None
     sheet: Rates | None = None
+    # By dtype and "bandwidth", where `trace` kept how they came about.
+    taken: dict[str, PeakTaken] = field(default_factory=dict)
 
     def as_json(self) -> DeviceUsed:
         """The `device` object of the report."""
-        return DeviceUsed(
+        used = DeviceUsed(
             name=self.name,
             peaks=PeakRates(
                 dense_flop_per_s=self.flop_per_s,
@@ -52,6 +56,18 @@ class Peaks:
             measured=self.measured,
             sheet=self.sheet,
         )
+        return {**used, "taken": self.taken} if self.taken else used
+
+    def doubts(self) -> list[str]:
+        """Peaks that two measurements give further apart than they may be."""
+        return [
+            f"the {name} peak was measured as {one:.3g} before the capture and {other:.3g} after it"
+            f" ({'byte' if name == BANDWIDTH else 'FLOP'}/s): something else ran meanwhile; bounds "
+            "use the better one"
+            for name, seen in self.taken.items()
+            if (one := seen["before"]) and (other := seen["after"])
+            if max(one, other) > _APART * min(one, other)
+        ]
 
 
 def sheet_peaks(device: Device) -> Peaks:
@@ -85,6 +101,11 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
     if not numbers and not _positive(rate):
         return None
     source = "measured on this device by `prunescope trace`"
+    taken = _taken(peaks)
+    raised = [d for d, seen in taken.items() if seen["used"] == "reached"]
+    numbers |= {dtype: taken[dtype]["reached"] or 0.0 for dtype in raised}
+    if raised:
+        source += f" ({', '.join(raised)} raised to what a product of this run reached)"
     calibrated = _calibrated(device.get("calibration"), peaks.get("threads"))
     if calibrated is not None:
         source += " and `prunescope calibrate`"
@@ -101,7 +122,35 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
         sm=sheet.sm if sheet else None,
         device=sheet,
         sheet=None if sheet is None else _of_sheet(sheet),
+        taken=taken,
     )
+
+
+def _taken(peaks: dict[str, Any]) -> dict[str, PeakTaken]:
+    """How each peak came about: measured before and after, and no compute peak below what a product
+    of that dtype reached in the run itself. Bandwidth is not raised so: caches are faster. Empty
+    for a run that was measured once and kept nothing of it."""
+    before, after = (_rates_of(peaks.get(when)) for when in ("before", "after"))
+    reached = {k: v for k, v in (peaks.get("reached") or {}).items() if _positive(v)}
+    known = _rates_of(peaks)
+    out: dict[str, PeakTaken] = {}
+    for name, best in known.items():
+        seen = before.get(name), after.get(name), reached.get(name)
+        if seen == (None, None, None):
+            continue
+        used = "before" if seen[0] == best else "after" if seen[1] == best else "given"
+        used = "reached" if (seen[2] or 0.0) > best else used
+        out[name] = PeakTaken(before=seen[0], after=seen[1], reached=seen[2], used=used)
+    return out
+
+
+def _rates_of(peaks: Any) -> dict[str, float]:
+    """Compute peaks by dtype and the bandwidth of one measurement."""
+    if not isinstance(peaks, dict):
+        return {}
+    rates = peaks.get("dense_flop_per_s") or {}
+    every = {**rates, BANDWIDTH: peaks.get("byte_per_s")}
+    return {name: float(rate) for name, rate in every.items() if _positive(rate)}
 
 
 def _calibrated(entry: Any, threads: Any) -> tuple[dict[str, float], Any] | None:
@@ -133,6 +182,7 @@ def override(
         sm=base.sm,
         device=base.device,
         sheet=base.sheet,
+        taken=base.taken,
     )
 
 

@@ -43,6 +43,16 @@ class PeakRates(Rates):
     kernel_floor_ns: NotRequired[float | None]
 
 
+class PeakTaken(TypedDict):
+    """How a peak came about: measured before and after a capture, reached by a product of the run
+    itself, and which of them is used ("given": neither)."""
+
+    before: float | None
+    after: float | None
+    reached: float | None
+    used: str
+
+
 class DeviceUsed(TypedDict, total=False):
     """The device whose peaks the bounds use. `measured`: on the device itself; `sheet`: what its
     data sheet says; all null where nothing is known."""
@@ -52,6 +62,7 @@ class DeviceUsed(TypedDict, total=False):
     source: str | None
     measured: bool
     sheet: Rates | None
+    taken: NotRequired[dict[str, PeakTaken]]  # by dtype and "bandwidth"; absent: not kept
 
 
 class PhaseKind(TypedDict):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,7 +71,8 @@ def capture(
             if len(names) == 1:
                 raise
             session = _in_blocks(request, device, progress, around)
-        timing = around.close()
+        progress.stage("measure the device's peaks again")
+        timing = around.close(_traces(session.captures.values()))
     for captured in session.captures.values():
         captured.run.extra["timing"] = timing
     return session.captures
@@ -108,6 +109,13 @@ def _in_blocks(
             last = block == len(sizes) - 1
             session.sit(_Sitting(names=(name,), parts=own, last=last, interleaved="blocks"))
     return session
+
+
+def _traces(captures: Iterable[Capture]) -> Iterator[dict[str, Any]]:
+    """Those of every session of every phase."""
+    for captured in captures:
+        for sessions in captured.sessions.values():
+            yield from sessions
 
 
 def _release(device: torch.device) -> None:

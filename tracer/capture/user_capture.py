@@ -145,8 +145,9 @@ class UserCapture:
             )
         assert self._session is not None
         traces = self._session.traces()
-        run = self._run(variant, phase)
-        return Capture(run=run, sessions={phase: [traces[_VARIANT]]})
+        captured = Capture(run=self._run(variant, phase), sessions={phase: [traces[_VARIANT]]})
+        captured.run.extra["timing"] = self._around.close(captured.sessions[phase])
+        return captured
 
     @contextmanager
     def _watched_inputs(self) -> Iterator[None]:
@@ -207,6 +208,4 @@ class UserCapture:
             interleaved="alone",
         )
         device = self._around.look(loaded.dtype)
-        run = manifest(variant, model, loaded, device, phases={phase: entry})
-        run.extra["timing"] = self._around.close()
-        return run
+        return manifest(variant, model, loaded, device, phases={phase: entry})

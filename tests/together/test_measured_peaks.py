@@ -1,0 +1,114 @@
+"""Peaks that cannot be too low: taken twice, disturbed ones again, never below what was reached."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.analysis.kernels.bound import run_peaks
+from prunescope.tracer.capture import surroundings
+from prunescope.tracer.capture.reached import reached_rates
+from prunescope.tracer.capture.surroundings import Surroundings
+from prunescope.tracer.machine import peaks
+
+pytestmark = pytest.mark.torch
+CPU = torch.device("cpu")
+
+
+def measured(bf16: float, byte: float = 30e9, floor: int = 900) -> dict[str, Any]:
+    rates = {"bf16": bf16, "fp32": bf16 / 2}
+    return {"dense_flop_per_s": rates, "byte_per_s": byte, "kernel_floor_ns": floor, "threads": 2}
+
+
+def test_the_better_of_two_counts() -> None:
+    best = peaks.better_peaks(measured(0.36e12, 31e9, 900), measured(2.2e12, 30e9, 800))
+    assert best["dense_flop_per_s"] == {"bf16": 2.2e12, "fp32": 1.1e12}
+    assert (best["byte_per_s"], best["kernel_floor_ns"]) == (31e9, 800)
+
+
+@pytest.mark.parametrize(
+    ("told", "calls", "said"),
+    [([[]], 1, None), ([["waits"], []], 2, None), ([["waits"], ["steal"]], 2, ["steal"])],
+)
+def test_a_disturbed_measurement_is_taken_again(
+    told: list[list[str]], calls: int, said: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def watched(*_: Any) -> tuple[dict[str, Any], list[str]]:
+        seen.append(1)
+        return measured(len(seen) * 1e12), told[len(seen) - 1]
+
+    monkeypatch.setattr(peaks, "_watched", watched)
+    found = peaks.measure_peaks(CPU, "bf16")
+    assert len(seen) == calls
+    assert found["dense_flop_per_s"]["bf16"] == calls * 1e12
+    assert found.get("disturbed") == said
+
+
+def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict[str, Any]:
+    args = {"Input Dims": dims, "Input type": ["c10::BFloat16"] * len(dims)}
+    return {"ph": "X", "cat": "cpu_op", "name": name, "ts": 0, "dur": us, "args": args}
+
+
+def test_what_products_reached_is_a_median() -> None:
+    """2·100·200·50 = 2 MFLOP in 1, 2 and 4 us: a median of 1 TFLOP/s, whatever the best was."""
+    mm = [product(us, dims=[[100, 50], [50, 200]]) for us in (1, 2, 4)]
+    bmm = [product(10, dims=[[3, 10, 20], [3, 20, 10]], name="aten::bmm")] * 3  # 12 kFLOP in 10 us
+    once = [product(0.001, dims=[[64, 64], [64, 64]])] * 2
+    add = [product(1, dims=[[7], [100, 50], [50, 200]], name="aten::addmm")] * 3  # 2 TFLOP/s
+    assert reached_rates([{"traceEvents": mm + bmm + once}]) == {"bf16": pytest.approx(1e12)}
+    assert reached_rates([{"traceEvents": mm}, {"traceEvents": add}])["bf16"] == pytest.approx(2e12)
+    assert reached_rates([{"traceEvents": [product(1, dims=[[], []])] * 5}]) == {}
+
+
+def test_on_a_device_the_kernels_of_an_op_are_its_time() -> None:
+    events = []
+    for i in range(3):
+        op = product(90, dims=[[100, 50], [50, 200]])
+        op["args"]["External id"] = i + 1
+        kernel = {"ph": "X", "cat": "kernel", "name": "k", "ts": 0, "dur": 1}
+        events += [op, kernel | {"args": {"External id": i + 1}}, kernel | {"args": {}}]
+    assert reached_rates([{"traceEvents": events}]) == {"bf16": pytest.approx(2e12)}
+
+
+def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([measured(0.36e12), measured(2.2e12)])
+    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
+    around = Surroundings(CPU)
+    around.look("bf16")
+    around.close([{"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3}])
+    kept = around.entry["peaks"]
+    assert kept["dense_flop_per_s"]["bf16"] == 2.2e12
+    assert kept["before"]["dense_flop_per_s"]["bf16"] == 0.36e12
+    assert kept["after"]["dense_flop_per_s"]["bf16"] == 2.2e12
+    assert kept["reached"] == {"bf16": pytest.approx(2e12)}
+    found = run_peaks({"name": "a CPU", "peaks": kept}, None)
+    assert found is not None
+    assert found.flop_per_s["bf16"] == 2.2e12
+    assert found.taken["bf16"]["used"] == "after"
+    assert len(found.doubts()) == 2  # bf16 and fp32 are six times apart, bandwidth is not
+    assert "0.36" in found.doubts()[0] or "3.6e+11" in found.doubts()[0]
+    assert found.as_json()["taken"]["bf16"]["before"] == 0.36e12
+
+
+def test_no_peak_is_below_what_a_product_reached() -> None:
+    low = measured(0.36e12)
+    device = {"name": "a CPU", "peaks": low | {"before": low, "after": low,
+                                              "reached": {"bf16": 1.6e12}}}  # fmt: skip
+    found = run_peaks(device, None)
+    assert found is not None
+    assert found.flop_per_s == {"bf16": 1.6e12, "fp32": 0.18e12}
+    assert found.byte_per_s == 30e9  # a cache is faster than memory: that is no evidence
+    assert found.taken["bf16"]["used"] == "reached"
+    assert "raised" in found.source
+    assert found.doubts() == []
+
+
+def test_an_older_run_says_nothing_of_it() -> None:
+    found = run_peaks({"name": "a CPU", "peaks": measured(1e12)}, None)
+    assert found is not None
+    assert found.taken == {}
+    assert "taken" not in found.as_json()

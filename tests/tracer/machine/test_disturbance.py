@@ -1,0 +1,167 @@
+"""When something else ran beside what was timed, and when a quiet machine is left in peace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.tracer.capture.timing import take_share
+from prunescope.tracer.machine import disturbance
+from prunescope.tracer.machine.disturbance import Disturbance, between, device_troubles, read
+
+pytestmark = pytest.mark.torch
+MS = 1_000_000
+
+
+def seen(**more: Any) -> Disturbance:
+    quiet: dict[str, Any] = {
+        "elapsed_ns": 300 * MS, "others_ns": 0, "steal_ns": 0, "waited_ns": 0, "switches": 3,
+        "threads": 2, "cores": 2,
+    }  # fmt: skip
+    return Disturbance(**quiet | more)
+
+
+@pytest.mark.parametrize(
+    ("what", "reasons"),
+    [
+        ({}, []),
+        # Three ticks of 10 ms are what counting in ticks may be off by, on two cores.
+        ({"elapsed_ns": 60 * MS, "others_ns": 30 * MS, "steal_ns": 20 * MS}, []),
+        ({"others_ns": 50 * MS, "waited_ns": 10 * MS}, []),
+        ({"others_ns": 300 * MS}, ["other processes"]),  # a busy loop on one of two cores
+        ({"elapsed_ns": 65 * MS, "others_ns": 65 * MS}, ["other processes"]),
+        ({"elapsed_ns": 20 * MS, "others_ns": 20 * MS}, []),  # too short to be told by ticks,
+        ({"elapsed_ns": 20 * MS, "waited_ns": 9 * MS}, ["waits"]),  # but not by waits
+        ({"steal_ns": 60 * MS}, ["steal"]),
+        # A large machine, of which others use a part that is free.
+        ({"cores": 64, "threads": 8, "others_ns": 20 * 300 * MS}, []),
+        ({"cores": 64, "threads": 48, "others_ns": 20 * 300 * MS}, ["other processes"]),
+        # More threads than cores wait for each other.
+        ({"threads": 8, "waited_ns": 900 * MS}, []),
+        ({"others_ns": None, "steal_ns": None, "waited_ns": None}, []),
+    ],
+)
+def test_what_is_a_disturbance(what: dict[str, Any], reasons: list[str]) -> None:
+    assert seen(**what).reasons == reasons
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_busy_loop_beside_us_is_seen() -> None:
+    """Its CPU time is counted as that of others, ours is not."""
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        before, end = read(), time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            pass
+        found = between(before, read())
+    finally:
+        loop.kill()
+        loop.wait()
+    assert found.others_ns is not None
+    assert found.others_ns > 0.1 * found.elapsed_ns
+    assert found.elapsed_ns >= 500 * MS
+    assert found.cores >= 1
+
+
+def test_a_system_that_says_nothing_disturbs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(disturbance, "_STAT", tmp_path / "none")
+    monkeypatch.setattr(disturbance, "_TASKS", tmp_path / "none")
+    monkeypatch.setattr(disturbance.importlib.util, "find_spec", lambda _name: None)
+    before = read()
+    assert (before.busy_ns, before.steal_ns, before.waited_ns) == (None, None, None)
+    assert between(before, read()).reasons == []
+
+
+def test_a_gpu_whose_clocks_are_held_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(disturbance, "num_processes", lambda _index: 1)
+    for answer, wanted in (
+        (["0x0000000000000004"], []),  # a power cap: how it runs under load
+        (["0x0000000000000040"], ["clocks held down"]),
+        (["[N/A]"], []), (None, []), ([], []),
+    ):  # fmt: skip
+        monkeypatch.setattr(disturbance, "nvidia_smi", lambda *_, answer=answer: answer)
+        assert device_troubles(device) == wanted
+    monkeypatch.setattr(disturbance, "num_processes", lambda _index: 2)
+    assert device_troubles(device) == ["other processes on the device"]
+
+
+class Counted:
+    """A loop whose rounds are disturbed or not, as a list says."""
+
+    steps_per_sample = 1
+    cache = None
+    run = None
+
+    def __init__(self) -> None:
+        self.samples = 0
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def sample(self) -> None:
+        """One more."""
+        self.samples += 1
+
+    def prepare_step(self, index: int) -> None:
+        """Nothing."""
+
+    def step(self, index: int) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "taken", "retaken", "kept"),
+    [
+        ([False] * 9, 4, 0, 0),
+        ([True, False, True, False, False, False], 6, 2, 0),  # both are taken again, quietly
+        ([True] * 4 + [False] * 4, 8, 4, 0),
+        ([True] * 9, 8, 4, 4),  # twice as many are the most
+        ([True, True, True, False, True, True, False, True], 8, 4, 2),
+    ],
+)
+def test_disturbed_samples_are_taken_again(
+    disturbed: list[bool], taken: int, retaken: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, told = Counted(), iter(disturbed)
+    long = 10**9  # a round of a second: its ticks tell by themselves
+
+    def watched(_before: Any, after: Any) -> Disturbance:
+        count = after - _before
+        is_round = count == 1
+        others = long if is_round and next(told, True) else 0
+        return seen(elapsed_ns=count * long, others_ns=others)
+
+    monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
+    monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
+    share = take_share(
+        {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
+    )
+    assert len(share.samples["dense"]) == 4
+    assert (loop.samples, share.retaken, share.disturbed) == (taken, retaken, kept)
+    assert share.reasons == (["other processes"] if retaken else [])
+
+
+def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 5 ms is too short for ticks; the four together are not."""
+    loop = Counted()
+
+    def watched(before: Any, after: Any) -> Disturbance:
+        count = after - before
+        return seen(elapsed_ns=count * 50 * MS, others_ns=count * 40 * MS)
+
+    monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
+    monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
+    share = take_share(
+        {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
+    )
+    assert share.disturbed == 4
