@@ -229,7 +229,13 @@ def _calibrate(
 
 
 @app.command("doctor")
-def _doctor(*, json_target: Json = None) -> None:
+def _doctor(
+    *,
+    timing: Annotated[
+        bool, Option("--timing", help="Time a model against its copy for a minute, too.")
+    ] = False,
+    json_target: Json = None,
+) -> None:
     """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if not."""
     from prunescope.analysis.report.listings import doctor
     from prunescope.output import check_target, tell
@@ -237,6 +243,10 @@ def _doctor(*, json_target: Json = None) -> None:
 
     check_target(json_target)
     checks = list(examine())
+    if timing and works(checks):
+        from prunescope.tracer.capture.timing_check import check_timing
+
+        checks.append(check_timing())
     found = {"works": works(checks), "checks": checks}
     tell(found, json_target, people=None if json_target == "-" else doctor(checks))
     if not found["works"]:

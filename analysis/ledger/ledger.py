@@ -1,4 +1,4 @@
-"""The ledger: the lost speedup of a pair, split into rows that sum exactly (DESIGN section 5).
+"""The ledger: the lost speedup of a pair, split into rows that sum exactly (docs/ledger.md).
 
 In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
 ns a step, in the profiled or the unprofiled domain. Σ rows = pruned, to the ns, by construction.
@@ -129,7 +129,7 @@ def scale(
 
 
 def split(units: Units, ratio: Ratios, t: Times) -> Split:
-    """The rows of the ledger; every formula is the one in DESIGN section 5."""
+    """The rows of the ledger; every formula is the one in docs/ledger.md."""
     p = ratio.promised
     matched, removed, added = (m[:, None] for m in (units.matched, units.removed, units.added))
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))

@@ -74,7 +74,7 @@ class Units:
 
 
 def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Alignment:
-    """Which dense layer each pruned layer is (DESIGN section 5)."""
+    """Which dense layer each pruned layer is (docs/ledger.md)."""
     d, p = _layers(dense.frame), _layers(pruned.frame)
     if layer_map is not None:
         mapped = {i: layer_map[i] for i in p if i < len(layer_map) and layer_map[i] in d}

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.pairing import Floats
 from prunescope.taxonomy.run import PhaseRun
-
-_NORMAL = 1.959963985  # 97.5th percentile
-_STUDENT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}  # of t with so many degrees of freedom
+from prunescope.taxonomy.student import NORMAL, student
 
 
 @dataclass(frozen=True)
@@ -94,21 +92,8 @@ def widened_weights(picks: NDArray[np.int64]) -> Floats:
     """
     seatings = picks.shape[1]
     hits = np.stack([np.bincount(row, minlength=seatings) for row in picks], axis=1) / seatings
-    stretch = student(seatings - 1) / _NORMAL * sqrt(seatings / (seatings - 1))
+    stretch = student(seatings - 1) / NORMAL * sqrt(seatings / (seatings - 1))
     return np.asarray(1 / seatings + stretch * (hits - 1 / seatings), np.float64)
-
-
-def student(freedom: int) -> float:
-    """97.5th percentile of Student's t: exact to 1e-3 (Abramowitz and Stegun 26.7.5)."""
-    if freedom in _STUDENT:
-        return _STUDENT[freedom]
-    z, n = _NORMAL, freedom
-    terms = (
-        (z**3 + z) / 4 / n,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96 / n**2,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / n**3,
-    )
-    return z + sum(terms)
 
 
 def of_steps(weights: Floats, seat: NDArray[np.int64]) -> Floats:

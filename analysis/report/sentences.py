@@ -4,12 +4,13 @@ with units, unescaped. Each percentage names its base, each statistic its name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prunescope.analysis.report import anatomy_view, numbers
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.schema.report import Family, Finding, Ladder, Phase, Report
-from prunescope.analysis.schema.sides import Rates
+from prunescope.analysis.schema.sides import DeviceUsed, Rates
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -331,7 +332,23 @@ def device(report: Report) -> str:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source not said").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
+    text += "".join(_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
+
+
+def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
+    """How each peak that is used came about: before, after, and what a product reached."""
+    for name, seen in device.get("taken", {}).items():
+        what = "B" if name == "bandwidth" else "FLOP"
+        said = [
+            f"{label} {numbers.per_second(rate, what)}"
+            for label, rate in (
+                ("before", seen["before"]), ("after", seen["after"]), ("reached", seen["reached"])
+            )
+            if rate is not None
+        ]  # fmt: skip
+        if name in names and said:
+            yield f"; {name} {', '.join(said)}"
 
 
 def _of_sheet(peaks: Rates, sheet: Rates) -> str:

@@ -1,7 +1,7 @@
 """Edits of a real trace with known truth: each lands in its ledger row, to the nanosecond.
 
 Every edit is read in both orders, (dense, edited) and (edited, dense). Truth is summed here, from
-the events, by the formulas of DESIGN section 5; rows that are not named must be zero.
+the events, by the formulas of docs/ledger.md; rows that are not named must be zero.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ COMMANDS = {
     "families": {"--architecture", "--json"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
-    "doctor": {"--json"},
+    "doctor": {"--timing", "--json"},
     "demo": {"--out"},
 }  # fmt: skip
 DEFAULTS = {

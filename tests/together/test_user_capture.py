@@ -58,6 +58,29 @@ def test_a_loop_becomes_a_run(tiny: Any, tmp_path: Path) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
 
 
+def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
+    """3 x (1 + 1) + 7 + 3 steps; the weights move twice, and stay parameters."""
+    where = tiny.model.norm.weight.data_ptr()
+    options = {"warmup": 1, "repeats": 7, "steps": 2, "seatings": 3}
+    with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
+        for _ in range(16):
+            with c.step():
+                tiny(IDS, logits_to_keep=1)
+    phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
+    assert [seat.samples for seat in phase.seatings] == [2, 2, 3]
+    assert [seat.steps for seat in phase.seatings] == [1, 1, 1]
+    assert phase.steps == 3
+    assert tiny.model.norm.weight.data_ptr() != where
+    assert not tiny.model.norm.weight.is_inference()
+    raw = gzip.decompress((tmp_path / "run/dense/prefill.trace.json.gz").read_bytes())
+    names = [e["name"] for e in json.loads(raw)["traceEvents"]]
+    labels = [n.partition("#")[2] for n in names if n.startswith("prunescope.step#")]
+    assert labels == ["warmup", "0", "1", "2"]
+    report = analyze(tmp_path / "run").report.phases["prefill"]
+    assert report.unprofiled_ns is not None
+    assert report.unprofiled_ns.seatings == [2, 2, 3]
+
+
 class _Image(torch.nn.Module):
     """Two convolutions, a pool and a classifier, as torchvision orders them."""
 

@@ -65,6 +65,12 @@ def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:
     """
     models = list(models)
     draw.shuffle(models)
+    # Whatever a user's loop is inside of, weights stay tensors that autograd knows.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        _place(models, draw)
+
+
+def _place(models: list[torch.nn.Module], draw: random.Random) -> None:
     for model in models:
         regions = _regions(model)
         draw.shuffle(regions)

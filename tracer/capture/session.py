@@ -155,6 +155,7 @@ class _Session:
                 self.captures[variant.name] = Capture(run=run)
         kept: dict[str, dict[str, Loop]] = {}
         for part in sitting.parts:
+            self._told_seating(part)
             cost_ns = self._place(variants)
             with torch.inference_mode():
                 for phase in self.request.phases:
@@ -188,7 +189,7 @@ class _Session:
         sitting, part, cost_ns = where
         # Code, caches of the libraries and clocks are warm after the first seating.
         warmup = self.request.warmup if part is sitting.parts[0] else min(1, self.request.warmup)
-        self.progress.stage(f"time {phase}{self._seat(part)}", warmup + part.repeats)
+        self._stage(f"time {phase}", warmup + part.repeats)
         start = time.perf_counter_ns()
         share = take_share(
             loops,
@@ -221,9 +222,20 @@ class _Session:
         phases = self.captures[variant.name].run.phases
         return phases.setdefault(phase, _phase(self.request, phase, variant))
 
-    def _seat(self, part: Part) -> str:
-        count = len(parts_of(self.request))
-        return f", seating {part.number + 1} of {count}" if count > 1 else ""
+    def _told_seating(self, part: Part) -> None:
+        """One stage a seating, of everything that is done in it."""
+        parts, phases = parts_of(self.request), self.request.phases
+        if len(parts) == 1:
+            return
+        steps = {"prefill": part.steps, "decode": self.request.decode_steps}
+        warmup = self.request.warmup if part.number == 0 else min(1, self.request.warmup)
+        total = sum(warmup + part.repeats + steps[phase] + 1 for phase in phases)
+        self.progress.stage(f"seating {part.number + 1} of {len(parts)}", total)
+
+    def _stage(self, name: str, total: int) -> None:
+        """A stage of its own where there is one seating."""
+        if len(parts_of(self.request)) == 1:
+            self.progress.stage(name, total)
 
     def _profile(
         self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: Part
@@ -232,7 +244,7 @@ class _Session:
         models = [v.model for v in variants]
         count = part.steps if phase == "prefill" else self.request.decode_steps
         before = self._entry(phase, variants[0]).steps
-        self.progress.stage(f"profile {phase}{self._seat(part)}", count + 1)
+        self._stage(f"profile {phase}", count + 1)
         advance = _Pass(models, self.progress).advance
         traces = _profiled(
             loops,

@@ -7,7 +7,9 @@ steps warm up, the next are unprofiled samples, one is thrown away, then come th
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,13 +19,15 @@ import torch
 
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run import PhaseRun, Run, Seating
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.manifest import manifest
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
+from prunescope.tracer.capture.seatings import place, shares
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import timed
+from prunescope.tracer.machine.disturbance import between, read
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
@@ -41,11 +45,16 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     warmup: int = 3,
     repeats: int = 20,
     steps: int = 5,
+    seatings: int = 1,
     overwrite: bool = False,
 ) -> Iterator[UserCapture]:
     """Capture the steps of a loop; writes `out` when the block ends without an exception.
 
-    The block must run warmup + repeats + 1 + steps steps at least; more run untouched. `phase` is
+    The block must run warmup + repeats + 1 + steps steps at least; more run untouched. With several
+    `seatings` the weights move to fresh memory before each (the model is the same object), which
+    warms up, samples and profiles its share: seatings x (warmup + 1) + repeats + steps steps, with
+    one profiled step a seating at least. Leave it at 1 for a model whose CUDA graphs or optimizer
+    know where its weights lie. `phase` is
     what the report calls them. None: "decode" where the first call has one token a sequence behind
     a filled cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
     module that takes none (an encoder, an MLP, a convolutional net). Raises PrunescopeError where
@@ -55,7 +64,7 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     _check_phase(phase)
     check_out(folder, overwrite=overwrite)
     twin = None if baseline is None else baseline_folder(Path(baseline))
-    plan = _Plan(warmup=warmup, repeats=repeats, steps=steps)
+    plan = _plan(warmup=warmup, repeats=repeats, steps=steps, seatings=seatings)
     with claimed(folder):
         with ExitStack() as stack:
             steps_seen = UserCapture(model, plan, stack)
@@ -75,27 +84,40 @@ def _check_phase(phase: str | None) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """How many steps of each kind, in this order."""
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What one step of the loop is for. `index`: of a profiled step, in its seating and in all; -1
+    is thrown away."""
 
-    warmup: int
-    repeats: int
-    steps: int
+    kind: str  # "warmup" | "sample" | "profile"
+    seating: int
+    begins: bool = False  # its seating
+    index: int = -1
+    ends: bool = False  # the profiled steps of its seating
 
-    @property
-    def unprofiled(self) -> int:
-        return self.warmup + self.repeats
 
-    @property
-    def total(self) -> int:
-        return self.unprofiled + 1 + self.steps
+def _plan(*, warmup: int, repeats: int, steps: int, seatings: int) -> list[_Step]:
+    """Every step in order."""
+    count = max(1, min(seatings, repeats))
+    plan: list[_Step] = []
+    profiled = 0
+    for i, (samples, share) in enumerate(
+        zip(shares(repeats, count), shares(max(steps, count), count), strict=True)
+    ):
+        own = [_Step("warmup", i)] * warmup + [_Step("sample", i)] * samples
+        own += [_Step("profile", i, index=-1)]
+        own += [_Step("profile", i, index=profiled + j) for j in range(share)]
+        own[0] = dataclasses.replace(own[0], begins=True)
+        own[-1] = dataclasses.replace(own[-1], ends=True)
+        profiled += share
+        plan += own
+    return plan
 
 
 class UserCapture:
     """The steps of one loop. `with c.step():` goes around each."""
 
-    def __init__(self, model: torch.nn.Module, plan: _Plan, stack: ExitStack) -> None:
+    def __init__(self, model: torch.nn.Module, plan: list[_Step], stack: ExitStack) -> None:
         self._model, self._plan, self._stack = model, plan, stack
         first = next(model.parameters(), None)
         if first is None:
@@ -106,28 +128,36 @@ class UserCapture:
         self._device = first.device
         self._count = 0
         self._samples_ns: list[int] = []
+        self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
+        self._traces: list[dict[str, Any]] = []
         self._around = Surroundings(self._device)
+        self._around.look(self._loaded().dtype)
+        self._draw = random.Random()
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """One step of the loop, of the kind whose turn it is."""
-        plan, index = self._plan, self._count - self._plan.unprofiled - 1
-        self._count += 1
-        if self._count == 1:
-            with self._watched_inputs():
-                yield
-        elif self._count <= plan.unprofiled:
-            with self._timed():
-                yield
-        elif self._count <= plan.total:
-            with self._profiled(index):
-                yield
-            if self._count == plan.total:
-                self._stack.close()
-        else:
+        number, self._count = self._count, self._count + 1
+        if number >= len(self._plan):
             yield
+            return
+        step = self._plan[number]
+        seating = self._seatings[step.seating]
+        if step.begins and len(self._seatings) > 1:
+            start = time.perf_counter_ns()
+            place([self._model], self._draw)
+            seating.cost_ns += time.perf_counter_ns() - start
+        if step.kind == "profile":
+            with self._profiled(step):
+                yield
+        elif number == 0:
+            with self._watched_inputs(step):
+                yield
+        else:
+            with self._timed(step):
+                yield
 
     def usual_phase(self) -> str:
         """What the first step was, by its cache."""
@@ -138,19 +168,17 @@ class UserCapture:
 
     def finish(self, variant: str, phase: str) -> Capture:
         """The capture of the whole loop. Raises PrunescopeError where steps are missing."""
-        if self._count < self._plan.total:
+        if self._count < len(self._plan):
             raise PrunescopeError(
-                f"the loop ran {self._count} steps, and {self._plan.total} are needed",
+                f"the loop ran {self._count} steps, and {len(self._plan)} are needed",
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
-        assert self._session is not None
-        traces = self._session.traces()
-        captured = Capture(run=self._run(variant, phase), sessions={phase: [traces[_VARIANT]]})
+        captured = Capture(run=self._run(variant, phase), sessions={phase: self._traces})
         captured.run.extra["timing"] = self._around.close(captured.sessions[phase])
         return captured
 
     @contextmanager
-    def _watched_inputs(self) -> Iterator[None]:
+    def _watched_inputs(self, step: _Step) -> Iterator[None]:
         """Shapes of the first step: tokens, cache and logits as the model was given them."""
         seen: list[dict[str, Any]] = []
 
@@ -161,7 +189,7 @@ class UserCapture:
 
         handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            with self._timed():
+            with self._timed(step):
                 yield
         finally:
             handle.remove()
@@ -173,25 +201,40 @@ class UserCapture:
         self._inputs = seen[0] | {"tokens": sum(call["batch"] * call["length"] for call in seen)}
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, step: _Step) -> Iterator[None]:
+        seating, before = self._seatings[step.seating], read()
         with timed(self._device) as found:
             yield
-        if self._count > self._plan.warmup:
-            self._samples_ns.append(found.ns)
+        if step.kind == "warmup":
+            seating.cost_ns += found.ns
+            return
+        self._samples_ns.append(found.ns)
+        seating.samples += 1
+        if reasons := between(before, read()).reasons:  # the user's step: it is not taken again
+            seating.disturbed += 1
+            seating.reasons = list(dict.fromkeys([*seating.reasons, *reasons]))
 
     @contextmanager
-    def _profiled(self, index: int) -> Iterator[None]:
+    def _profiled(self, step: _Step) -> Iterator[None]:
         if self._session is None:
-            self._session = ProfiledSession([self._model], self._device)
-            self._stack.enter_context(self._session)
-        with self._session.turn(_VARIANT, label_of(index)):
+            self._session = self._stack.enter_context(ProfiledSession([self._model], self._device))
+        with self._session.turn(_VARIANT, label_of(step.index)):
             yield
+        self._seatings[step.seating].steps += step.index >= 0
+        if step.ends:
+            self._stack.close()
+            self._traces.append(self._session.traces()[_VARIANT])
+            self._session = None
+
+    def _loaded(self) -> Loaded:
+        config: Any = getattr(self._model, "config", None)
+        name = str(getattr(config, "_name_or_path", "") or type(self._model).__name__)
+        return Loaded(model=self._model, id=Path(name).name, source="capture", notes=[])
 
     def _run(self, variant: str, phase: str) -> Run:
         model, inputs = self._model, self._inputs
         config: Any = getattr(model, "config", None)
-        name = Path(str(getattr(config, "_name_or_path", "") or type(model).__name__)).name
-        loaded = Loaded(model=model, id=name, source="capture", notes=[])
+        loaded = self._loaded()
         entry = PhaseRun(
             batch=inputs["batch"],
             prompt_len=inputs["length"],
@@ -201,11 +244,12 @@ class UserCapture:
             cache=inputs["cache"],
             attention=str(getattr(config, "_attn_implementation", "unknown")),
             mode="eager",
-            steps=self._plan.steps,
+            steps=sum(seating.steps for seating in self._seatings),
             tokens_per_step=inputs["tokens"],
-            warmup=self._plan.warmup,
+            warmup=sum(s.kind == "warmup" and s.seating == 0 for s in self._plan),
             samples_ns=self._samples_ns,
             interleaved="alone",
+            seatings=self._seatings,
         )
         device = self._around.look(loaded.dtype)
         return manifest(variant, model, loaded, device, phases={phase: entry})

@@ -20,7 +20,8 @@ from prunescope.analysis.ledger.noise import (
     wall_interval,
 )
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
-from prunescope.analysis.ledger.samples import Samples, of_steps, student, widened_weights
+from prunescope.analysis.ledger.samples import Samples, of_steps, widened_weights
+from prunescope.taxonomy.student import student
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
