@@ -109,6 +109,17 @@ class Bill:
             for times, size in self.exchanged
         )
 
+    def idle(self) -> frozenset[str]:
+        """The terms that add nothing here."""
+        checks = {
+            "sparse_kernel": any(one.sparse for one in self.prices),
+            "gathered": any(one.gathered for one in self.prices),
+            "eager": self.setting.launch == "eager",
+            "added": bool(self.extra or any((self.moved.streamed, self.moved.gathered))),
+            "exchange": bool(self.exchanged),
+        }
+        return frozenset(name for name, counts in checks.items() if not counts)
+
     def moved_by(self) -> frozenset[str]:
         """The constants that can change a total of this bill."""
         checks = {

@@ -28,12 +28,15 @@ def execution(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Exec
     active: set[str] = set()
     before = (dense.ns, pruned.ns)
     bills, c = (bill(dense), bill(pruned)), dense.setting.constants
+    idle = bills[0].idle() & bills[1].idle()
     for term in TERMS:
         if term.name not in terms:
             continue
         active.add(term.name)
         now = frozenset(active)
-        after = (bills[0].total_ns(c, now), bills[1].total_ns(c, now))
+        after = before
+        if term.name not in idle:
+            after = (bills[0].total_ns(c, now), bills[1].total_ns(c, now))
         rows.append(
             TermRow(
                 name=term.name,

@@ -114,10 +114,11 @@ def price_ns(one: Price, r: Rates) -> float:
 def tile(side: Side, op: Op) -> Choice | None:
     """How a GEMM is cut; None where the units of the device are not known."""
     r = rates(side.setting, side.setting.constants, ("achievable",))
-    return _cut(price(side, op), r)
+    return cut_of(price(side, op), r)
 
 
-def _cut(one: Price, r: Rates) -> Choice | None:
+def cut_of(one: Price, r: Rates) -> Choice | None:
+    """The cut of a GEMM that takes least time; None where there is none to choose."""
     ways = [
         (s / r.share + sums / r.stream_byte_per_s, i) for i, (s, sums, _) in enumerate(one.cuts)
     ]
@@ -134,7 +135,7 @@ def reductions(side: Side, prices: Sequence[Price]) -> float:
     found, r = 0.0, rates(side.setting, DEFAULT, ("achievable",))
     for op, one in zip(side.bounded, prices, strict=True):
         if len(one.cuts) > 1 and one.plain >= one.memory:
-            choice = _cut(one, r)
+            choice = cut_of(one, r)
             found += op.layers * op.runs * (choice is not None and choice.parts > 1)
     return found
 

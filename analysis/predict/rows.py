@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from prunescope.analysis.predict.kernels import kernels_of, op_ns, tile
+from prunescope.analysis.predict.costs import bill
+from prunescope.analysis.predict.kernels import (
+    Price,
+    Rates,
+    cut_of,
+    kernels_of,
+    price_ns,
+    rates,
+)
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import PredictedGemm
 from prunescope.taxonomy.family import Family
@@ -26,15 +34,17 @@ def gemm_rows(
     for op in dense.bounded:
         twins[op.name].append(op)
     seen: defaultdict[str, float] = defaultdict(float)
-    rows = []
-    for op in pruned.bounded:
+    rows, prices = [], bill(pruned).prices
+    r = rates(pruned.setting, pruned.setting.constants, pruned.setting.terms)
+    for op, one in zip(pruned.bounded, prices, strict=True):
         mine = [other for other in pruned.bounded if other.name == op.name]
         twin = twins[op.name][0] if twins[op.name] else None
         pieces = sum(other.layers == op.layers for other in mine)
         seen[op.name] += op.layers / (pieces if _is_pair(op, mine) else 1)
         for part in range(len(op.gemms)):
             axis = _axis(op, part, twin, mine, family)
-            rows.append(_row(pruned, op, part, twin if family else None, axis, dtype))
+            row = _row(pruned, op, part, twin if family else None, axis, dtype)
+            rows.append(_with_expectation(row, pruned, op, one, r, _share(op, part)))
     if family is None:
         return rows
     for name, ops in twins.items():
@@ -74,11 +84,8 @@ def _axis(op: Op, part: int, twin: Op | None, mine: list[Op], family: Family | N
 def _row(
     side: Side, op: Op, part: int, twin: Op | None, axis: str | None, dtype: str
 ) -> PredictedGemm:
-    gemm, share, setting = op.gemms[part], _share(op, part), side.setting
+    gemm, share = op.gemms[part], _share(op, part)
     base = twin.gemms[part] if twin else None
-    cut = tile(side, op)
-    starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
-    expected = op.layers * op_ns(side, op, setting.terms) + starts * ("kernel" in setting.terms)
     return PredictedGemm(
         role=op.role,
         group=_group(op, part),
@@ -98,11 +105,21 @@ def _row(
         ideal_ns=side.op_ns(op) * share,
         bound="compute" if side.is_compute(op) else "memory",
         added=op.added,
-        expected_ns=expected * share,
-        tile=[cut.rows, cut.columns] if cut else None,
-        waves=cut.waves if cut else None,
-        parts=cut.parts if cut else None,
     )
+
+
+def _with_expectation(
+    row: PredictedGemm, side: Side, op: Op, one: Price, r: Rates, share: float
+) -> PredictedGemm:
+    """The row with the expected time of its kernels, their starts included, and their cut."""
+    setting = side.setting
+    starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
+    ns = op.layers * price_ns(one, r) + starts * ("kernel" in setting.terms)
+    row.expected_ns = ns * share
+    cut = cut_of(one, r)
+    if cut is not None:
+        row.tile, row.waves, row.parts = [cut.rows, cut.columns], cut.waves, cut.parts
+    return row
 
 
 def _gone(twin: Op, part: int, dtype: str) -> PredictedGemm:
