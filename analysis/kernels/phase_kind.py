@@ -129,6 +129,23 @@ def rows_of_linears(kernels: Kernels) -> int | None:
     return max((m for m, _ in _rows(_linears(kernels))), default=None)
 
 
+def trained_tokens(kernels: Kernels) -> int | None:
+    """Tokens of a training step: the size that is M of forward GEMMs and K of the gradients of
+    their weights, with the most time; None where no size is both."""
+    sizes = {call: work.gemms[0] for call, work in enumerate(kernels.works)
+             if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1}  # fmt: skip
+    rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("main"))
+    rows = rows.filter(pl.col("call").is_in(list(sizes)))
+    m: Counter[int] = Counter()
+    k: Counter[int] = Counter()
+    for call, busy in rows.select("call", "busy").iter_rows():
+        m[sizes[call].m] += busy
+        k[sizes[call].k] += busy
+    # A width is M of one of three GEMMs of a layer, the tokens of the two others.
+    both = [(m[size], size) for size in m.keys() & k.keys()]
+    return max(both)[1] if both else None
+
+
 def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
     """The GEMMs and attentions with a work model that are meant, with the M of the first (`m`)."""
     table = pl.DataFrame(

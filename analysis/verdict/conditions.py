@@ -13,7 +13,7 @@ import polars as pl
 
 from prunescope.analysis.inputs.subject import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.phase_kind import rows_of_linears
+from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.verdict.evidence import Reason
 from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.run import PhaseRun
@@ -60,8 +60,16 @@ def _device(side: Side) -> str | None:
 
 
 def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Prefill against decode, as bare traces may be by mistake."""
+    """Prefill against decode, or training against a forward pass, as bare traces may be by mistake;
+    and training with another batch or length, in which K of the weights' gradients moves."""
     kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
+    if "training" in kinds:
+        if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:
+            yield Difference("phase", kinds[0], kinds[1], decides=True)
+        tokens = [trained_tokens(one.kernels) for one in (dense, pruned)]
+        if kinds[0] == kinds[1] and None not in tokens and tokens[0] != tokens[1]:
+            yield Difference("tokens a step", tokens[0], tokens[1], decides=True)
+        return
     if set(kinds) != {"prefill", "decode"}:
         return
     rows = [rows_of_linears(one.kernels) for one in (dense, pruned)]

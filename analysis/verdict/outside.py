@@ -36,6 +36,10 @@ def replaced(e: Evidence) -> Reason | None:
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
     if not linears or any(p.pruned is not None for p in linears):
         return None
+    # GEMMs whose place in the model is not known may be theirs: then nothing says they are gone.
+    elsewhere = [p.pruned for p in e.pairs if p.dense is None and p.key[1] == "unknown"]
+    if sum(c.count for c in elsewhere if c is not None and c.gemm is not None) >= len(linears):
+        return None
     here = {p.key[:2] for p in linears}
     kinds = Counter(
         f"{key[1]} ({key[2]})"

@@ -12,6 +12,8 @@ _MLP_ENDS = ("down", "experts")
 def detect(e: Evidence) -> Seen | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
     gone, here = e.gone_and_here()
+    if not here:  # no layer is known on the pruned side: none is known to be gone
+        return None
     layers = [i for i in gone if i not in here]
     attention = [i for i in gone if i in here and _lacks(_ATTENTION_ENDS, gone[i], here[i])]
     mlp = [i for i in gone if i in here and _lacks(_MLP_ENDS, gone[i], here[i])]
