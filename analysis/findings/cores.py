@@ -58,11 +58,13 @@ def _reason(gemm: Gemm, dtype: str) -> str:
     return f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
 
 
-def _change(c: Context, formats: list[str | None]) -> str:
+def _change(c: Context, formats: list[str | None]) -> str | None:
     """What would put them on matrix units, in formats that the device has units for."""
     known = [f for f in formats if f is not None]
     if not known:
-        return _NOT_ASKED
+        trace = c.side.bare
+        asked = trace is not None and trace.source.meta.get("record_shapes")
+        return None if asked else _NOT_ASKED
     if all(f in HALF for f in known):
         return f"give N and K that {ALIGNED} divides"
     device = c.side.peaks.device if c.side.peaks else None

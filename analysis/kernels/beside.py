@@ -21,6 +21,7 @@ _MOST = 100  # gaps that are looked at, the longest first
 _LEAST = 20_000  # ns: shorter gaps lie between two launches of one op
 _STEP = re.compile(r"ProfilerStep#\d+$")
 _FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
+_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 _ENOUGH = 0.5  # of the host's part of a gap
 
 
@@ -69,5 +70,5 @@ def _shown(name: str) -> str | None:
     """How a span is named; None for a step."""
     if _STEP.search(name) or name.startswith(OWN_MARK) or engine_step(name) is not None:
         return None
-    frame = _FRAME.match(name)
+    frame = _FRAME.match(name := _ADDRESS.sub("", name))
     return name if frame is None else f"{frame[1]}: {frame[3]}"

@@ -39,8 +39,8 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     waits for the device, in another runtime call (`launch`), in an op, in nothing that was
     recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
     long: the stream was made to wait. A launch that was made in time leaves the gap to the
-    `device`. Where no launch is known it is `unknown`, unless its op ended in time. On a host trace
-    every gap is dispatch (`op`).
+    `device`, or to `held` where it is that long. Where no launch is known it is `unknown`, unless
+    its op ended in time. On a host trace every gap is dispatch (`op`).
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
@@ -51,7 +51,9 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         untold = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
         parts = {**parts, **_of_threads(linked, trace, launch, late)}
         parts["unknown"] = np.where(untold, gap, 0)
-        parts["device"] = np.where(late | untold, 0, gap)
+        waits = ~(late | untold) & (gap > _LAUNCHED)
+        parts["held"] = parts["held"] + np.where(waits, gap, 0)
+        parts["device"] = np.where(late | untold | waits, 0, gap)
         host_ns = _host_time(linked, launch >= 0)
     else:
         parts["op"] = gap

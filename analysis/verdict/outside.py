@@ -31,6 +31,9 @@ def conditions(e: Evidence) -> Reason | None:
     return Reason(kind=one.kind, lines=(text,), numbers=numbers, comparable=False)
 
 
+_QUANTISED = ("int8", "fp8", "fp4")
+
+
 def replaced(e: Evidence) -> Reason | None:
     """No linear of the model is a GEMM any more, and other ops stand in their places."""
     linears = [p for p in e.pairs if p.key[1] in _LINEARS and p.dense is not None]
@@ -65,7 +68,8 @@ def other_dtype(e: Evidence) -> Reason | None:
     if not dtypes:
         return None
     old, new = sorted(dtypes)[0]
-    text = f"the GEMMs run in {new}, the dense ones in {old}: quantisation, not pruning"
+    what = "quantisation" if new in _QUANTISED else "another number format"
+    text = f"the GEMMs run in {new}, the dense ones in {old}: {what}, not pruning"
     return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
 
 

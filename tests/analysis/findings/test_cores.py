@@ -65,7 +65,7 @@ def test_named(name: str, n: int, dtype: str, reason: str, change: str, tmp_path
     [
         ("NVIDIA A100-SXM4-80GB", "run in bf16 or fp16, or allow TF32"),
         ("Tesla V100-SXM2-16GB", "run in fp16"),
-        ("A device of next year", "run in a 16-bit format"),
+        ("A device of next year", "run in a 16-bit format, or allow TF32"),
     ],
 )
 def test_no_format_is_advised_that_the_device_lacks(

@@ -211,7 +211,8 @@ def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]
     assert sum(one.gap_ns for one in anatomy.layers) == pytest.approx(phase.gap_ns)
     assert sum(anatomy.gaps.values()) == pytest.approx(phase.gap_ns + phase.tail_ns)
     late = sum(anatomy.gaps[cause] for cause in ("host", "sync", "memcpy", "held"))
-    assert late == pytest.approx(phase.bound["launch"])
+    assert late >= phase.bound["launch"] - 1e-6  # or held, though it was launched in time
+    assert late - anatomy.gaps["held"] <= phase.bound["launch"] + 1e-6
     timely = phase.wall_ns - anatomy.gaps["host"]  # what is no dispatch no graph can spare
     assert 1 <= (anatomy.graph_speedup or 0) <= phase.wall_ns / timely + 1e-9
     assert sum(one.ns for one in anatomy.idle) == pytest.approx(phase.gap_ns)

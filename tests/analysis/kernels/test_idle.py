@@ -167,6 +167,13 @@ def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
     assert "50.0" in held.evidence[0]
 
 
+@pytest.mark.parametrize(("us", "cause"), [(900, "device"), (1100, "held")])
+def test_a_launch_in_time_takes_no_millisecond(us: float, cause: str, tmp_path: Path) -> None:
+    phase = told(save(chrome(step(0, MM, gap(us=us), MM)), tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert phase.anatomy.gaps[cause] == us * 1e3
+
+
 def test_a_replay_is_not_told_to_capture_a_graph(tmp_path: Path) -> None:
     """Three replays with 100 us of a late host between them."""
     trace = replayed(chrome(*[MM] * 4), times=3)

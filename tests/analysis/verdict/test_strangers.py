@@ -74,3 +74,19 @@ def test_training_against_a_forward_pass_is_not_comparable(tmp_path: Path) -> No
     found = family(trained(1024), [mm(1024, F, H), mm(1024, H, F)], tmp_path)
     assert found.id == "outside"
     assert any("forward, the dense one training" in line for line in found.evidence)
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [("c10::Half", "another number format"), ("c10::Float8_e4m3fn", "quantisation")],
+)
+def test_another_number_format_is_not_always_quantisation(
+    new: str, said: str, tmp_path: Path
+) -> None:
+    def linear(dtype: str) -> Any:
+        kernels = [k(us=10, name="gemm_kernel")]
+        return op("aten::mm", [1024, H], [H, F], dtype=dtype, kernels=kernels)
+
+    found = family([linear("c10::BFloat16")], [linear(new)], tmp_path)
+    assert found.id == "outside"
+    assert said in " ".join(found.evidence)

@@ -1,0 +1,169 @@
+"""What the reports say of every real trace beside the checkout, computed again from its JSON alone.
+
+Shares no code with the analysis: `json` and `Decimal` for times, a linker by correlation id, spans
+walked one after the other, M, N, K from Input Dims.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator
+from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from prunescope.analysis.pipeline import Analysis, analyze
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+TRACES = sorted(p for folder in ("traces", "strangers") for p in (DATA / folder).glob("*.json.gz"))
+DEVICE = ("kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset")
+RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "Runtime")
+OPS = ("cpu_op", "Operator")
+GEMMS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::bmm": (0, 1)}
+Event = dict[str, Any]
+pytestmark = pytest.mark.skipif(not TRACES, reason="needs the traces beside the checkout")
+
+
+def ns(us: Any) -> int:
+    return int((Decimal(str(us)) * 1000).to_integral_value(ROUND_HALF_EVEN))
+
+
+@pytest.fixture(scope="module", params=TRACES, ids=lambda p: p.name.removesuffix(".json.gz"))
+def case(request: pytest.FixtureRequest) -> tuple[list[Event], Analysis]:
+    """The events of a trace, with whole ns, and the analysis of it."""
+    plain = json.loads(gzip.decompress(request.param.read_bytes()), parse_float=str)
+    events = [e for e in plain["traceEvents"] if e.get("ph") == "X" and "dur" in e]
+    for event in events:
+        event["begin"] = ns(event["ts"])
+        event["end"] = event["begin"] + ns(event["dur"])
+    return events, analyze(request.param)
+
+
+def union(spans: list[tuple[int, int]]) -> int:
+    total, reached = 0, min((a for a, _ in spans), default=0)
+    for a, b in sorted(spans):
+        total += max(0, b - max(a, reached))
+        reached = max(reached, b)
+    return total
+
+
+def of_device(events: list[Event], frame: pl.DataFrame) -> list[Event]:
+    """The device events of the kept steps, told by when they begin."""
+    kept = Counter(frame["start"].to_list())
+    found = [e for e in events if e.get("cat") in DEVICE and kept[e["begin"]] > 0]
+    return found if len(found) == len(frame) else []
+
+
+def test_the_union_of_busy_time(case: tuple[list[Event], Analysis]) -> None:
+    """In each step: what at least one kernel covers, from where the step before has ended."""
+    events, analysis = case
+    for frame in analysis.frames.values():
+        kernels = of_device(events, frame)
+        if not kernels:
+            pytest.skip("events that begin at one time are of several steps")
+        for (step,), rows in frame.group_by("step"):
+            first = rows.sort("start").row(0, named=True)
+            begin = max(first["start"], first["start"] + first["duration"] - first["busy"])
+            spans = list(zip(rows["start"], rows["start"] + rows["duration"], strict=True))
+            clipped = [(max(a, begin), b) for a, b in spans if b > begin]
+            assert rows["busy"].sum() == union(clipped), step
+        assert sum(e["end"] - e["begin"] for e in kernels) == frame["duration"].sum()
+
+
+class Timeline:
+    """What a thread was in at a time: a list of spans, in order of their begin."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = sorted(events, key=lambda e: (e["begin"], -e["end"]))
+        self.begins = [e["begin"] for e in self.events]
+        self.longest = max((e["end"] - e["begin"] for e in events), default=0)
+
+    def cut(self, a: int, b: int) -> Iterator[tuple[int, int]]:
+        """Its spans within [a, b)."""
+        for i in range(bisect_right(self.begins, b) - 1, -1, -1):
+            if self.begins[i] < a - self.longest:
+                return
+            begin, end = max(a, self.begins[i]), min(b, self.events[i]["end"])
+            if begin < end:
+                yield begin, end
+
+
+def layers_of(events: list[Event]) -> dict[Any, list[Timeline]]:
+    """By thread: copy calls; those and calls that wait; all calls; calls and ops."""
+    found: dict[Any, list[list[Event]]] = {}
+    for event in events:
+        is_call = event.get("cat") in RUNTIME
+        is_op = event.get("cat") in OPS and ("#" not in event["name"] or "::" in event["name"])
+        if not is_call and not is_op:
+            continue
+        layers = found.setdefault((event["pid"], event["tid"]), [[], [], [], []])
+        layers[3].append(event)
+        if is_call:
+            name = event["name"].lower()
+            copies = "memcpy" in name
+            for i, belongs in enumerate((copies, copies or "synchronize" in name, True)):
+                layers[i] += [event] * belongs
+    return {thread: [Timeline(one) for one in layers] for thread, layers in found.items()}
+
+
+def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysis]) -> None:
+    """The twenty longest gaps: copy call, waiting call, other call, op, nothing; and their sum."""
+    events, analysis = case
+    threads = layers_of(events)
+    calls = [e for e in events if e.get("cat") in RUNTIME and "correlation" in e.get("args", {})]
+    of_id = {e["args"]["correlation"]: e for e in reversed(calls)}
+    kernels = {(e["begin"], e["end"], e["name"]): e for e in events if e.get("cat") in DEVICE}
+    for frame in analysis.frames.values():
+        parts = [c for c in frame.columns if c.startswith("idle_")]
+        assert (frame.select(pl.sum_horizontal(parts)).to_series() == frame["gap"]).all()
+        for row in frame.sort("gap", descending=True).head(20).iter_rows(named=True):
+            kernel = kernels.get((row["start"], row["start"] + row["duration"], row["name"]))
+            call = of_id.get(kernel["args"].get("correlation")) if kernel is not None else None
+            dry = row["start"] - row["gap"]
+            if not row["gap"] or call is None or call["begin"] < dry:
+                continue
+            until = min(max(call["end"], dry), row["start"])
+            layers = threads[call["pid"], call["tid"]]
+            spent = [union(list(layer.cut(dry, until))) for layer in layers]
+            want = [b - a for a, b in zip([0, *spent], [*spent, until - dry], strict=True)]
+            rest = row["start"] - until
+            held = rest if rest > 1_000_000 else 0
+            want[2] += rest - held
+            got = [row[f"idle_{x}"] for x in ("memcpy", "sync", "launch", "op", "nothing")]
+            assert (got, row["idle_held"]) == (want, held), row["name"]
+
+
+def test_gemms_are_those_of_input_dims(case: tuple[list[Event], Analysis]) -> None:
+    """M, N, K and batch of every mm, addmm and bmm that launched a kernel of a kept step, and how
+    often each occurs."""
+    events, analysis = case
+    for name, frame in analysis.frames.items():
+        phase = analysis.report.phases[name]
+        if frame["event"].max() is None or (frame["instance"] < -(1 << 39)).any():
+            pytest.skip("no device events, or ops of another trace")
+        ids = frame.filter(pl.col("op").is_in([*GEMMS])).select("step", "instance", "op", "call")
+        rows = [g for g in phase.gemms if g.op in GEMMS and g.m is not None]
+        got = sum(g.count for g in rows) * phase.steps
+        known = {call for call in ids["call"].unique() if call is not None}
+        assert got <= ids.select("step", "instance").n_unique() + 1e-6
+        shapes = {s for e in events if (s := size_of(e)) is not None}
+        for row in rows:
+            if float(row.count * phase.steps).is_integer():
+                assert (row.batch, row.m, row.n, row.k) in shapes, row
+        assert bool(rows) <= bool(known)
+
+
+def size_of(event: Event) -> tuple[int, int, int, int] | None:
+    """Batch, M, N, K of an op by its Input Dims."""
+    at = GEMMS.get(event["name"])
+    dims = event.get("args", {}).get("Input Dims") or event.get("args", {}).get("Input dims")
+    if at is None or not dims:
+        return None
+    a, b = dims[at[0]], dims[at[1]]
+    return (a[0] if len(a) == 3 else 1, a[-2], b[-1], a[-1])
