@@ -5,6 +5,7 @@ Shapes: B batch, S prompt length, T decode steps. Token ids are fixed by the see
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +21,12 @@ def prefill(
 
 
 def decode(
-    model: torch.nn.Module, ids_BT: torch.Tensor, *, cache: Any, logits: str = "last"
+    model: torch.nn.Module, tokens: Iterable[torch.Tensor], *, cache: Any, logits: str = "last"
 ) -> Any:
-    """T forwards of one token a sequence on a filled cache, which grows by one token each."""
+    """A forward for each token [B, 1] on a filled cache, which grows by one token each."""
     output = None
-    for t in range(ids_BT.shape[1]):
-        output = compat.forward(model, ids_BT[:, t : t + 1], cache=cache, logits=logits)
+    for token_B1 in tokens:
+        output = compat.forward(model, token_B1, cache=cache, logits=logits)
     return output
 
 
@@ -88,6 +89,8 @@ class DecodeLoop:
         self.model, self.ids_BL, self.logits = model, ids_BL, logits
         self.prompt_len = prompt_len
         self.steps_per_sample = ids_BL.shape[1] - prompt_len
+        # Cut before anything is timed: a step holds the ops of the model and no others.
+        self._tokens = ids_BL.split(1, dim=1)
         self.cache: Any = None
         self.run: Any = None
         self._filled = 0
@@ -111,7 +114,7 @@ class DecodeLoop:
 
     def _decode(self, first: int, end: int) -> Any:
         self._filled = end
-        return decode(self.model, self.ids_BL[:, first:end], cache=self.cache, logits=self.logits)
+        return decode(self.model, self._tokens[first:end], cache=self.cache, logits=self.logits)
 
     def _fill(self, length: int) -> None:
         """Crop the cache to `length` tokens, or prefill anew where that cannot be."""
