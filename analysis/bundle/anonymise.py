@@ -29,7 +29,8 @@ _TEXT_FIELDS = frozenset({
     "mode", "interleaved", "trace", "sha256", "eager_trace", "selection", "rounding", "unit",
     "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
     "hidden_activation", "torch_dtype", "rope_type", "attn_implementation", "junctions", "blocks",
-    "policy", "layer_types",
+    "policy", "layer_types", "train_sha256", "eval_sha256", "weights_sha256",
+    "weights_fingerprint", "target", "scoring",
 })  # fmt: skip
 _DROPPED = frozenset({"notes", "note", "text", "texts", "path", "file", "error", "uuid", "serial"})
 _PLAIN = re.compile(r"[\w .,:+()@/-]{1,120}")

@@ -25,6 +25,7 @@ from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
@@ -33,7 +34,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 
 SCHEMA = 1
-SUMS, INDEX = "SHA256SUMS", "bundle.json"
+SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -168,6 +169,9 @@ def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict
         "environment.json": environment_json(runs),
         INDEX: _index(reports, version, anonymous=anonymous),
     }
+    table = frontier_csv(reports, runs)
+    if table is not None:
+        told[FRONTIER] = table
     return {name: text.encode() for name, text in told.items()}
 
 

@@ -29,7 +29,7 @@ _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
 _LARGEST = 1 << 30  # decompressed bytes of one trace
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_NUMBERS = ("samples.csv", "environment.json")  # whatever version wrote them
+_NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})

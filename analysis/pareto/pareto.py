@@ -151,7 +151,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         "command": " ".join(["prunescope", *run.argv]) if run.argv else None,
     }
     return _Measured(
-        point=_point(entry, run, phase),
+        point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
         busy=bool((run.extra.get("timing") or {}).get("notes")),
@@ -168,7 +168,8 @@ def _inside(folder: Path, entry: Entry) -> Path:
     return path
 
 
-def _point(entry: Entry, run: Run, phase: Phase) -> Point:
+def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
+    """The point that a result is, of its run and the report of its phase."""
     ladder = phase.ladder
     assert ladder is not None
     bounds = {"flop": ladder.flop, "coverage": ladder.coverage, "roofline": ladder.roofline}

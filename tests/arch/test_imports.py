@@ -36,7 +36,7 @@ ALLOWED: dict[str, str] = {
     "findings predict",
     "analysis/report": "taxonomy schema",
     "analysis/pareto": "taxonomy schema ledger analysis report",
-    "analysis/bundle": "taxonomy schema ops device trace inputs analysis report",
+    "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
     # From a model to a run folder.
     "tracer/machine": "taxonomy",
     "tracer/model": "taxonomy machine",

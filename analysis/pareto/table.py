@@ -1,0 +1,80 @@
+"""The frontier of any runs that were judged, as CSV: what a bundle carries and `verify` rebuilds.
+
+In: reports and manifests by the names of their runs. Out: a row for each run and phase, with its
+speedup, its losses before and after recovery, and whether it stands on the frontier; "" is null.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.pareto.pareto import Entry, point_of
+from prunescope.analysis.schema.pareto import Point
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.run import Run
+
+_HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speedup_low",
+         "speedup_high", "perplexity_rel", "low", "high", "perplexity_rel_recovered",
+         "recovered_low", "recovered_high", "other_text", "other_text_recovered", "steps",
+         "on_frontier")  # fmt: skip
+
+
+def frontier_csv(
+    reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
+) -> str | None:
+    """The table; None where no run was judged. Runs are compared within a phase, batch, length and
+    dense model alone."""
+    cells: dict[tuple[Any, ...], list[tuple[Point, Run]]] = {}
+    for point, run, cell in _points(reports, runs):
+        cells.setdefault(cell, []).append((point, run))
+    if not any(point.loss for own in cells.values() for point, _ in own):
+        return None
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_HEAD)
+    for cell, own in sorted(cells.items(), key=lambda item: str(item[0])):
+        best = {point.id for point in frontier(point for point, _ in own)}
+        for point, run in own:
+            writer.writerow(_row(str(cell[0]), point, run, on_frontier=point.id in best))
+    return out.getvalue()
+
+
+def _points(
+    reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
+) -> Iterator[tuple[Point, Run, tuple[Any, ...]]]:
+    for name, report in reports.items():
+        run = runs.get(name, {}).get("pruned")
+        for phase_name, phase in report.phases.items():
+            entered = None if run is None else run.phases.get(phase_name)
+            if run is None or entered is None or phase.ladder is None:
+                continue
+            if phase_name not in ("prefill", "decode"):
+                continue
+            pruning = run.pruning or {}
+            entry = Entry(
+                id=name, family=str(pruning.get("method") or "checkpoint"), state="done",
+                sparsity=pruning.get("sparsity"), phase=phase_name,  # type: ignore[arg-type]
+                batch=entered.batch, prompt_len=entered.prompt_len,
+            )  # fmt: skip
+            dense = runs[name].get("dense", run)
+            cell = (phase_name, entered.batch, entered.prompt_len, dense.parameters, dense.dtype)
+            yield point_of(entry, run, phase), run, cell
+
+
+def _row(phase: str, point: Point, run: Run, *, on_frontier: bool) -> list[Any]:
+    loss = point.loss or {}
+    other = loss.get("other_text") or {}
+    steps = ((run.pruning or {}).get("recovery") or {}).get("steps")
+    values = [
+        phase, point.id, point.family, point.sparsity, point.batch, point.prompt_len,
+        point.realised, *(point.realised_ci95 or (None, None)),
+        loss.get("perplexity_rel"), *(loss.get("ci95") or (None, None)),
+        loss.get("perplexity_rel_recovered"), *(loss.get("recovered_ci95") or (None, None)),
+        other.get("perplexity_rel"), other.get("perplexity_rel_recovered"), steps,
+        "yes" if on_frontier else "no",
+    ]  # fmt: skip
+    return ["" if value is None else value for value in values]

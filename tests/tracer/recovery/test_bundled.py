@@ -1,0 +1,57 @@
+"""A recovered run in a bundle: its record and losses, and the table that verify rebuilds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.bundle.archive import zip_bytes
+from prunescope.analysis.bundle.bundle import SUMS, bundle, sums_text
+from prunescope.analysis.bundle.verify import verify
+from prunescope.analysis.pareto.pareto import judge
+from prunescope.tracer.sweep.sweep import sweep
+from tests.tracer.recovery.test_recovered_sweep import asked
+
+__all__ = ["asked"]
+pytestmark = pytest.mark.torch
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_the_frontier_is_rebuilt_from_the_bundle(
+    asked: Any, tmp_path: Path, anonymous: bool
+) -> None:
+    request = asked("s", families=["static-m", "static-nk-mlp"], phases=["prefill"])
+    sweep(request)
+    out = bundle([request.out], tmp_path / "b.zip", anonymous=anonymous)
+    assert verify(out)["ok"]
+    files = members(out)
+    rows = list(csv.DictReader(io.StringIO(files["frontier.csv"].decode())))
+    points = {p.family: p for p in judge(request.out).phases["prefill"].points}
+    assert {row["family"] for row in rows} == set(points)
+    for row in rows:
+        loss = points[row["family"]].loss or {}
+        assert float(row["perplexity_rel_recovered"]) == loss["perplexity_rel_recovered"]
+        assert float(row["other_text"]) == loss["other_text"]["perplexity_rel"]
+        assert float(row["speedup"]) == pytest.approx(points[row["family"]].realised, rel=1e-6)
+        assert row["on_frontier"] == ("yes" if points[row["family"]].on_frontier else "no")
+        assert row["steps"] == "8"
+    manifests = [n for n in files if n.endswith("pruned/run.json")]
+    record = json.loads(files[manifests[0]])["pruning"]["recovery"]
+    assert len(record["weights_sha256"]) == len(record["train_sha256"]) == 64
+    assert record["losses"]["held_out"]["after"] < record["losses"]["held_out"]["before"]
+    # A number of the table that is changed, and the sums with it, is seen.
+    files["frontier.csv"] = files["frontier.csv"].replace(b",8,", b",9,")
+    files[SUMS] = sums_text(files).encode()
+    (tmp_path / "forged.zip").write_bytes(zip_bytes(files))
+    assert [f["file"] for f in verify(tmp_path / "forged.zip")["failed"]] == ["frontier.csv"]
