@@ -42,10 +42,21 @@ def open_side(
     noticed += Noticed(() if peaks is None else tuple(peaks.doubts()))
     side = replace(side, peaks=peaks, noticed=side.noticed + noticed)
     if model is None:
-        return side
+        return _without_model(side)
     if side.run is None:
         return replace(side, model=named_config(model, options))
     said = f"--model is not used: {path.name} is a run, with its own shapes"
+    return replace(side, noticed=side.noticed + Noticed((said,)))
+
+
+def _without_model(side: Side) -> Side:
+    """Says so where a workload is given for shapes that no config tells."""
+    given = [name for name in ("batch", "prompt_len", "context", "phase")
+             if getattr(side.options, name) is not None]  # fmt: skip
+    if not given:
+        return side
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    said = f"without --model nothing is taken from {options}"
     return replace(side, noticed=side.noticed + Noticed((said,)))
 
 

@@ -18,6 +18,7 @@ _SKIP = 0.5  # of a kernel that no slot explains, beside its share of the time
 _SURE = 0.25  # by which the best embedding must beat one that differs
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
 _NEVER = math.inf
+_MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def embed(sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer])
     Embedding | Refusal
 ):  # fmt: skip
     """The way that leaves out the fewest kernels; a Refusal where none fits, or it is not sure."""
+    if len(sample) > _MOST:
+        return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
     found = []
     for way in ways:
         best = _best(sample, times, way.cycle)

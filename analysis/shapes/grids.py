@@ -54,22 +54,17 @@ def _workers(kernel: str, blocks: int, sm: int | None) -> bool:
     return blocks in (sm, 2 * sm) or "cutlass3x" in kernel and 0.9 * sm <= blocks <= sm
 
 
-def _counts(counted: int, blocks: int, tile: Tile) -> Iterable[int]:
+def _counts(counted: int, blocks: int, tile: Tile) -> set[int]:
     """Tiles along the other side with which `counted` along this one make so many blocks: as they
-    are, or rounded up to whole clusters or for a swizzle."""
-    rows, columns = tile.cluster
-    most = max(16, rows, columns)
-    low = max(1, blocks // (counted + most) - most)
-    for other in range(low, blocks // counted + 1):
-        if blocks in _planes(counted, other, rows, columns):
-            yield other
-
-
-def _planes(x: int, y: int, rows: int, columns: int) -> set[int]:
-    sizes = {-(-x // a) * a * -(-y // b) * b for a, b in ((rows, columns), (columns, rows))}
-    for s in _SWIZZLES:
-        sizes |= {x * s * -(-y // s), y * s * -(-x // s)}
-    return {x * y, *sizes}
+    are, or rounded up to whole clusters or for a swizzle (x·s by ⌈y/s⌉ blocks)."""
+    out: set[int] = set()
+    padded = [(-(-counted // a) * a, b) for a, b in (tile.cluster, tile.cluster[::-1])]
+    folded = [(-(-counted // s) * s, 1) for s in _SWIZZLES]
+    for width, unit in [*padded, *folded, *((counted, s) for s in _SWIZZLES)]:
+        other, rest = divmod(blocks, width)
+        if not rest and other and other % unit == 0:
+            out.update(range(other - unit + 1, other + 1))
+    return out
 
 
 def _joined(parts: Iterable[tuple[int, int]]) -> Intervals:

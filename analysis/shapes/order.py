@@ -20,6 +20,7 @@ from prunescope.analysis.shapes.items import ATTENTION, Item, Token
 
 _APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
 _ALIKE = 0.5  # of the stretches: fewer are no cycle
+_LONGEST = 256  # GEMMs of a layer
 _CELLS = 250_000  # of one alignment
 
 
@@ -52,7 +53,7 @@ def find_cycle(items: Sequence[Item]) -> Cycle | None:
     spans = [range(a + 1, b) for a, b in zip(at, at[1:], strict=False)]
     made = [tuple(items[i].token for i in span) for span in spans]
     (tokens, count), *_ = Counter(made).most_common(1)
-    if count <= _ALIKE * len(made) or not tokens:
+    if count <= _ALIKE * len(made) or not 0 < len(tokens) <= _LONGEST:
         return None
     whole = [span for span, own in zip(spans, made, strict=True) if own == tokens]
     times = [[items[span[place]].ns for span in whole] for place in range(len(tokens))]

@@ -71,18 +71,11 @@ def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placeme
         out.problems.append(wrong_layers(len(layers), shape))
         return out
     slots, experts = role_slots(shape, ranks), expert_slots(shape, ranks)
-    groups: dict[tuple[int | None, str], list[Item]] = defaultdict(list)
     calls = Counter(item.layer for item in items if item.what == ATTENTION)
-    routed: set[int | None] = set()
-    for item in items:
-        role = item.role
-        if item.what == ATTENTION and item.layer is not None:
-            out.attentions.append((item, item.layer))
-        elif shape.experts and role == "unknown" and item.layer is not None and item.what == GEMM:
-            role = "router" if item.layer not in routed else role
-            routed.add(item.layer)
-        if item.what in (GEMM, GROUPED) and (item.layer is not None) != (role == "lm_head"):
-            groups[item.layer, role].append(item)
+    out.attentions = [
+        (item, item.layer) for item in items if item.what == ATTENTION and item.layer is not None
+    ]
+    groups = _by_role(items, shape)
     for (layer, role), members in groups.items():
         chosen = _own(members, max(1, calls[layer]))
         if role == "experts" and all(item.what == GROUPED for item in members):
@@ -95,6 +88,29 @@ def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placeme
             continue
         out.gemms += [Placed(item, slot, layer) for item in chosen if item.what == GEMM]
     return out
+
+
+def _by_role(items: Sequence[Item], shape: ModelShape) -> dict[tuple[int | None, str], list[Item]]:
+    """GEMMs by layer and role. Of a layer with experts the first one of no role is the router."""
+    groups: dict[tuple[int | None, str], list[Item]] = defaultdict(list)
+    routed: set[int | None] = set()
+    for item in items:
+        role = item.role
+        if shape.experts and role == "unknown" and item.layer is not None and item.what == GEMM:
+            role = "router" if item.layer not in routed else role
+            routed.add(item.layer)
+        if item.what in (GEMM, GROUPED) and (item.layer is not None) != (role == "lm_head"):
+            groups[item.layer, role].append(item)
+    if not groups.get((None, "lm_head")) and (head := _last(items)) is not None:
+        groups[None, "lm_head"] = [head]
+    return groups
+
+
+def _last(items: Sequence[Item]) -> Item | None:
+    """The only GEMM of no role after all layers: the head of the model."""
+    layered = [i for i, item in enumerate(items) if item.layer is not None]
+    after = [item for item in items[layered[-1] + 1 :] if item.what == GEMM]
+    return after[0] if len(after) == 1 and after[0].role == "unknown" else None
 
 
 def _own(members: list[Item], passes: int) -> list[Item] | None:

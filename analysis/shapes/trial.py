@@ -141,7 +141,11 @@ class Trial:
         name = self.traced.windows.names[step]
         told = engine_step(name)
         phase = told if told in ("prefill", "decode") else phase
-        given = UNKNOWN if told == "mixed" else self.model.workload.tokens(phase)
+        workload = self.model.workload
+        other = (
+            told == "mixed" or told in ("prefill", "decode") and workload.phase not in (None, told)
+        )
+        given = UNKNOWN if other else workload.tokens(phase)
         if given is not UNKNOWN:
             return given
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())

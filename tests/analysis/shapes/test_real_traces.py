@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunescope.analysis.report.sentences import headline
 from tests.analysis.shapes.stripped import (
     B200,
     CASES,
@@ -95,3 +96,22 @@ def test_a_step_may_hold_several_forward_passes(tmp_path: Path) -> None:
     told = report(path, GRAPH, model=GRAPH.model, **GRAPH.workload)
     assert set(known(table(told, GRAPH))) == set(truth(GRAPH))
     assert {g.count for g in told.phases["trace"].gemms if g.role == "gate_up"} == {72.0}
+
+
+@pytest.mark.parametrize("case", [H100, B200], ids=["h100", "b200"])
+def test_auto_names_the_preset_of_a_real_trace(case: Case, tmp_path: Path) -> None:
+    told = report(strip(case, tmp_path, modules=False), case, model="auto")
+    assert any(f"would be of {case.model} (" in said for said in told.warnings)
+    assert not known(table(told, case))
+
+
+def test_a_workload_without_a_model_is_said() -> None:
+    told = report(H100.path, H100, batch=16, prompt_len=559)
+    assert "without --model nothing is taken from --batch, --prompt-len" in told.warnings
+
+
+def test_the_headline_says_where_shapes_come_from(tmp_path: Path) -> None:
+    path = strip(H100, tmp_path, modules=False)
+    phase = report(path, H100, model=H100.model, **H100.workload).phases["trace"]
+    assert set(phase.shapes) == {"model"} and phase.shapes["model"] > 0.99
+    assert headline(phase).endswith("shapes from the model's config")
