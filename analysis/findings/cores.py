@@ -29,12 +29,14 @@ def cuda_cores(c: Context) -> Finding | None:
         .agg(pl.col("busy").sum() / c.pruned.num_steps)
         .sort("busy", *keys, descending=[True] + [False] * len(keys))
     )
+    lines = [_line(c, row) for row in shown.iter_rows(named=True)]
+    unaligned = any("is not aligned" in line for line in lines)
     return Finding(
         id="cuda-cores",
         severity="warning",
         text=f"GEMMs of {ms(busy)} run on CUDA cores, where tensor cores do several times as much",
-        evidence=[_line(c, row) for row in shown.head(4).iter_rows(named=True)],
-        change=_change(c, slow["dtype"].unique().to_list()),
+        evidence=lines[:4],
+        change=_change(c, slow["dtype"].unique().to_list(), unaligned=unaligned),
         predicted_ns=None,
     )
 
@@ -58,7 +60,7 @@ def _reason(gemm: Gemm, dtype: str) -> str:
     return f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
 
 
-def _change(c: Context, formats: list[str | None]) -> str | None:
+def _change(c: Context, formats: list[str | None], *, unaligned: bool) -> str | None:
     """What would put them on matrix units, in formats that the device has units for."""
     known = [f for f in formats if f is not None]
     if not known:
@@ -66,7 +68,7 @@ def _change(c: Context, formats: list[str | None]) -> str | None:
         asked = trace is not None and trace.source.meta.get("record_shapes")
         return None if asked else _NOT_ASKED
     if all(f in HALF for f in known):
-        return f"give N and K that {ALIGNED} divides"
+        return f"give N and K that {ALIGNED} divides" if unaligned else None
     device = c.side.peaks.device if c.side.peaks else None
     if device is None:
         return "run in a 16-bit format"
