@@ -122,7 +122,9 @@ def _comparison(
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     largest = LargestKernels(dense.kernels, pruned.kernels, books.busy_factors(dense, pruned))
     ledger = build_rows(books, halves(units, domain), largest)
-    ladder = _ladder(ledger, books, is_known=known)
+    has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
+    bounded = has_shapes or bool(units.removed.any())
+    ladder = _ladder(ledger, books, is_known=known, is_bounded=bounded)
     expected = predicted_phase(
         dense.side, pruned.side, pruned.name, sparsity=books.nominal, family_id=family.id
     )
@@ -230,12 +232,13 @@ def _pairing(units: Units) -> Pairing:
     )
 
 
-def _ladder(rows: list[Row], books: Books, *, is_known: bool) -> Ladder:
+def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -> Ladder:
+    """`is_bounded`: shapes, or kernels that are gone, say what could have got faster."""
     units, ratio, domain = books.units, books.ratio, books.domain
     ns = {row.row: row.ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]
-    roofline = ns["dense"] / bound if bound > 0 else None
+    roofline = ns["dense"] / bound if bound > 0 and is_bounded else None
     realised = ns["dense"] / ns["pruned"]
     if len(domain.dense) and len(domain.pruned):
         realised = domain.dense.wall / domain.pruned.wall
@@ -245,7 +248,7 @@ def _ladder(rows: list[Row], books: Books, *, is_known: bool) -> Ladder:
     return Ladder(
         nominal=nominal,
         flop=ratio.flop_ratio if is_known else None,
-        coverage=ns["dense"] / covered if covered > 0 else None,
+        coverage=ns["dense"] / covered if covered > 0 and is_bounded else None,
         roofline=roofline,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,

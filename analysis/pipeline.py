@@ -25,7 +25,7 @@ from pathlib import Path
 
 import polars as pl
 
-from prunescope.analysis.findings.headline_doubts import phase_warnings
+from prunescope.analysis.findings.headline_doubts import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
@@ -197,7 +197,8 @@ def _report(
         names = ends_apart([done.side.path.resolve() for done in sides])
         for subject, name in zip(described, names, strict=True):
             subject["name"] = name
-    own = [*given, *pruned.noticed.warnings]
+    own = [said for name, phase in phases.items() for said in missing_shapes(name, phase)]
+    own += [*given, *pruned.noticed.warnings]
     own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
     of_dense = dense.noticed.warnings if dense is not None else ()
     return Report(

@@ -30,6 +30,17 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     return said
 
 
+def missing_shapes(name: str, phase: Phase) -> list[str]:
+    """What a trace without shapes cannot say, where ops ran and none of their GEMMs has sizes."""
+    gemms = [g for g in phase.gemms if g.op is not None]
+    if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
+        return []
+    return [
+        f"{name}: no op has shapes, so what was pruned, FLOPs and bounds are unknown: capture "
+        "again with profile(..., record_shapes=True)"
+    ]
+
+
 def _apart(name: str, phase: Phase) -> list[str]:
     """Two captures of one model that differ by more than the interval of their ratio."""
     ladder, family = phase.ladder, phase.family

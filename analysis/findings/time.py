@@ -32,28 +32,53 @@ def coverage_limited(c: Context) -> Finding | None:
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was shrunk at all: another finding says so
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.ns][:4]
-    bound = c.phase.ladder.coverage if c.phase.ladder else None
     return Finding(
         id="coverage-limited",
         severity="warning",
         text=f"{ms(row.ns)} of the promised saving is in work that this pruning does not shrink"
-        + (f": the speedup cannot pass {bound:.2f}×" if bound else ""),
+        + _limit(c),
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c),
         predicted_ns=None,
     )
 
 
+def _limit(c: Context) -> str:
+    """What the coverage bound says, true of a run that passed it too."""
+    ladder = c.phase.ladder
+    if ladder is None or ladder.coverage is None:
+        return ""
+    text = f": with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
+    if ladder.realised > ladder.coverage:
+        return f"{text}; {ladder.realised:.2f}× was realised, for those that remain ran faster"
+    return text
+
+
 def _coverage_change(c: Context) -> str:
+    """The change that follows from the largest part."""
     row = c.row("coverage")
-    parts = row.parts if row else []
-    untouched = {p.role for p in parts if (p.role, p.cls) in c.untouched}
-    all_logits = c.run is not None and c.run.logits == "all" and "lm_head" in untouched
-    if all_logits:
+    parts = [p for p in row.parts if p.ns > 0] if row else []
+    if not parts:
+        return "prune what is untouched, or promise less"
+    largest = max(parts, key=lambda p: p.ns)
+    whole = (largest.role, largest.cls) in c.untouched
+    if largest.role is None:
+        return "fewer and larger ops: a larger batch, longer prompts, or a CUDA graph on a GPU"
+    if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
         return "ask for the logits of the last token only (--logits last)"
-    if "attention" in untouched:
+    if largest.role == "attention" and largest.cls == "attention" and whole:
         return "combine with a family that shrinks attention (heads, or fewer keys)"
-    return "combine with a family that touches the parts named, or prune more where it bites"
+    if whole:
+        return f"combine with a family that touches {largest.role}, or promise less"
+    return f"prune more of {largest.role}, of which less went than was promised"
+
+
+def _more_logits_than_needed(c: Context) -> bool:
+    """Whether `trace` ran it, which has the option, and a sequence has more tokens than one."""
+    run = c.run
+    if run is None or run.logits != "all" or run.interleaved == "alone":
+        return False
+    return run.positions[1] - run.positions[0] > 1
 
 
 def roofline_shift(c: Context) -> Finding | None:

@@ -260,6 +260,13 @@ def _axis(dense: Call | None, pruned: Call) -> str:
     return axis_moved(old, new)
 
 
+def _axis_shown(pair: Pair) -> str | None:
+    """The axis in a report: unknown where neither side says its sizes, not that none moved."""
+    calls = [call for call in (pair.dense, pair.pruned) if call is not None]
+    unread = all(call.m is None and call.n is None and call.k is None for call in calls)
+    return "unknown" if unread and pair.axis == "none" else pair.axis or None
+
+
 def _moved_width(dense: Call, pruned: Call) -> str | None:
     """The axis of two GEMMs whose M is not known on a side: N or K or both where these moved, else
     unknown, for M may have; None where N and K are not known either."""
@@ -332,7 +339,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         dense_k=_whole(dense.k) if dense else None,
         dense_batch=_whole(dense.batch) if dense else None,
         dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
-        axis=members[0].axis or None,
+        axis=_axis_shown(members[0]),
         keep=_keep(dense, None if gone else first) if dense else None,
         count=0.0 if gone else sum(c.count for c in shown),
         flop=first.flop, bytes=first.bytes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 from prunescope.analysis.verdict.evidence import Evidence, Touches, matrices
@@ -12,7 +14,7 @@ MANY_ZEROS = 0.02
 
 def fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
-    before = {m.get("name"): m.get("zeros", 0) for m in matrices(e.census_dense)}
+    before = _zeros_before(e)
     out = []
     for m in matrices(e.census_pruned):
         zeros = m.get("zeros")
@@ -20,9 +22,32 @@ def fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
             continue
         if m.get("role") == "residual":
             continue  # a map between two sets of hidden dimensions is zeros and ones
-        if zeros > before.get(m.get("name"), 0) + MANY_ZEROS:
+        if zeros > before(m) + MANY_ZEROS:
             out.append(m)
     return out
+
+
+def _zeros_before(e: Evidence) -> Callable[[dict[str, Any]], float]:
+    """The share of zeros that the dense run has in a matrix of the pruned one: of the layer that it
+    was before layers were renumbered, else at most what any matrix of its role has."""
+    dense, pruned = matrices(e.census_dense), matrices(e.census_pruned)
+    named = {m.get("name"): m.get("zeros") or 0.0 for m in dense}
+    most: dict[Any, float] = {}
+    for m in dense:
+        most[m.get("role")] = max(most.get(m.get("role"), 0.0), m.get("zeros") or 0.0)
+    layers = [{m.get("layer") for m in side} - {None} for side in (dense, pruned)]
+    renumbered = len(layers[0]) > len(layers[1])
+    was = e.units.alignment.dense_layer if renumbered else {}
+
+    def before(m: dict[str, Any]) -> float:
+        name, layer = str(m.get("name")), m.get("layer")
+        if renumbered and isinstance(layer, int):
+            if layer not in was:
+                return most.get(m.get("role"), 0.0)
+            name = re.sub(rf"(?<![^.]){layer}(?![^.])", str(was[layer]), name, count=1)
+        return float(named.get(name, most.get(m.get("role"), 0.0)))
+
+    return before
 
 
 def two_of_four(matrix: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from prunescope.taxonomy.roles import locate
 
@@ -21,10 +22,26 @@ def census(model: nn.Module) -> dict[str, Any]:
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
-                leaf = "" if parameter_name == "weight" else f".{parameter_name}"
-                weight = _as_output_by_input(module, parameter)
-                rows.append(matrix_row(f"{name}{leaf}", weight))
+                rows.append(_row(name, module, parameter_name, parameter))
     return {"matrices": rows}
+
+
+def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor
+         ) -> dict[str, Any]:  # fmt: skip
+    """The row of a parameter, as its module multiplies by it: `applied` names what makes the weight
+    anew at every call, a mask of torch.nn.utils.prune or a parametrisation."""
+    applied = None
+    if isinstance(module, ParametrizationList):
+        name, _, parameter_name = name.rpartition(".parametrizations.")
+        parameter, applied = module(), "torch.nn.utils.parametrize"
+    elif parameter_name.endswith("_orig"):
+        mask = getattr(module, f"{parameter_name.removesuffix('_orig')}_mask", None)
+        if isinstance(mask, torch.Tensor):
+            parameter_name = parameter_name.removesuffix("_orig")
+            parameter, applied = parameter * mask, "torch.nn.utils.prune"
+    leaf = "" if parameter_name == "weight" else f".{parameter_name}"
+    row = matrix_row(f"{name}{leaf}", _as_output_by_input(module, parameter))
+    return row if applied is None else {**row, "applied": applied}
 
 
 def matrix_row(name: str, weight: torch.Tensor) -> dict[str, Any]:

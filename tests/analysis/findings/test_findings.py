@@ -12,6 +12,7 @@ import pytest
 from prunescope.analysis.findings.checks import CHECKS
 from prunescope.analysis.findings.context import is_significant, ms
 from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Finding, Part, Phase, Row
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -176,14 +177,74 @@ def test_coverage_limited(tmp_path: Path) -> None:
     """A large head that nobody prunes, of all logits; against layers that are the whole model."""
     more = {"dense_logits": "all", "logits": "all", "pruning": {"method": "x", "sparsity": 0.5}}
     narrow = replace(NARROW, heads=8, kv_heads=4)
-    big = {"vocabulary": 16_384}
-    phase = of_run(tmp_path, model(FULL, **big), model(narrow, us=5, **big), **more)
+    big: dict[str, Any] = {"vocabulary": 16_384, "gap_us": 0.0}
+
+    def one(layer: Layer, *, us: float) -> dict[str, Any]:
+        trace: dict[str, Any] = decoder([layer], Setting(us=us, **big))
+        return trace
+
+    phase = of_run(tmp_path, one(FULL, us=60), one(narrow, us=40), **more)
     present(phase, "coverage-limited", "warning", "untouched: lm_head")
     assert "--logits last" in str((found(phase, "coverage-limited") or phase.findings[0]).change)
+    # Of a user's own loop, which has no such option, the part itself is named.
+    own = of_run(tmp_path / "own", one(FULL, us=60), one(narrow, us=40), **more,
+                 both_interleaved="alone")  # fmt: skip
+    assert "touches lm_head" in str((found(own, "coverage-limited") or own.findings[0]).change)
     phase = of_pair(
         tmp_path, model(FULL, head=False), decoder({0: FULL, 3: FULL}, Setting(head=False))
     )
     assert found(phase, "coverage-limited") is None
+
+
+def test_a_limit_that_was_passed_is_not_said_to_be_impassable(tmp_path: Path) -> None:
+    """Samples that fell to a quarter beside a bound below 2."""
+    more = {"dense_samples_ns": [4 * n for n in MANY], "samples_ns": MANY}
+    phase = of_run(
+        tmp_path, model(FULL, vocabulary=16_384), model(NARROW, vocabulary=16_384), **more
+    )
+    assert phase.ladder is not None and phase.ladder.coverage is not None
+    assert phase.ladder.realised > phase.ladder.coverage
+    for finding in phase.findings:
+        assert "cannot pass" not in finding.text
+    limited = found(phase, "coverage-limited")
+    assert limited is None or "4.00× was realised" in limited.text
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cpu: bool) -> None:
+    def bare(layer: Layer, us: float) -> dict[str, Any]:
+        trace = model(layer, cpu=cpu, us=us)
+        for event in trace["traceEvents"]:
+            for key in ("Input Dims", "Input Strides", "Concrete Inputs", "Input type"):
+                event.get("args", {}).pop(key, None)
+        return trace
+
+    d, p = save(bare(FULL, 10), tmp_path / "d.json"), save(bare(NARROW, 8), tmp_path / "p.json")
+    report = analyze(p, baseline=d).report
+    phase = report.phases["trace"]
+    assert "record_shapes=True" in report.warnings[0]
+    assert {g.axis for g in phase.gemms} <= {"unknown"}
+    assert phase.ladder is not None
+    assert (phase.ladder.roofline, phase.ladder.share_of_bound) == (None, None)
+    assert found(phase, "above-bound") is None
+    if phase.gemms:
+        assert "without shapes" in headline(phase)
+
+
+def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
+    """The mask of up, 256 x 256, multiplied anew in every layer."""
+    trace = model(FULL)
+    row = {**census(0.5)["matrices"][5], "shape": [512, 256], "applied": "torch.nn.utils.prune"}
+    mul = op("aten::mul", [512, 256], [512, 256], kernels=[k(us=40, name="vectorized_mul")])
+    extra = model(replace(FULL, added=(mul,)))
+    phase = of_run(tmp_path, trace, extra, census={"matrices": [row]}, dense_census=census(0.0))
+    mask = found(phase, "added-mask")
+    assert mask is not None and "prune.remove" in str(mask.change)
+    assert mask.predicted_ns == pytest.approx(4 * 40_000)  # one in each of four layers
+    row.pop("applied")
+    phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
+                   dense_census=census(0.0))  # fmt: skip
+    assert found(phase, "added-mask") is None
 
 
 def test_roofline_shift(tmp_path: Path) -> None:
@@ -236,6 +297,7 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     wild = [1_000_000, 2_000_000, 1_000_000, 2_000_000, 1_000_000, 2_000_000]
     phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=wild, samples_ns=MANY)
     present(phase, "timing-not-valid", "critical", "dense: ")
+    assert headline(phase).startswith("timing not valid: ") and "realised" not in headline(phase)
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), both_samples_ns=MANY)
     assert found(phase, "timing-not-valid") is None
 

@@ -197,3 +197,35 @@ def test_masked_weights_are_unknown_without_their_run(
     dense, pruned = (next((run / name).glob("*.trace.json*")) for name in ("dense", "pruned"))
     bare = analyze(pruned, baseline=dense).report.phases["trace"]
     assert told(bare).id == "unknown"
+
+
+def named_census(zeros: dict[int, float], layers: int) -> dict[str, Any]:
+    """A census with the names of modules, and a share of zeros in down of some layers."""
+    rows = census(0.0, layers=layers)["matrices"]
+    for row in rows:
+        row["name"] = f"model.layers.{row['layer']}.{row['role']}_proj"
+        if row["role"] == "down":
+            row["zeros"] = zeros.get(row["layer"], 0.0)
+    return {"matrices": rows}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "want"),
+    [
+        ({3: 0.05}, {1: 0.05}, "static-m"),  # layer 3 is layer 1 now: its zeros were there
+        ({}, {1: 0.05}, "static-k-mask+static-m"),
+        ({0: 0.05}, {1: 0.05}, "static-k-mask+static-m"),  # those were of another layer
+    ],
+)
+def test_zeros_that_were_there_before_are_no_pruning(
+    before: dict[int, float], after: dict[int, float], want: str, tmp_path: Path
+) -> None:
+    """Layers 0 and 3 of four stay and are renumbered; a weight's zeros go with its layer."""
+    folder = write_pair(
+        tmp_path / "r", decoder(FOUR), decoder([FULL] * 2),
+        dense_census=named_census(before, 4), census=named_census(after, 2),
+        layer_map=[0, 3],
+    )  # fmt: skip
+    phase = analyze(folder).report.phases["prefill"]
+    assert set(told(phase).id.split("+")) == set(want.split("+"))
+    assert any(f.id == "zeros-in-dense" for f in phase.findings) == ("mask" in want)

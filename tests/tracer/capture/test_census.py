@@ -68,3 +68,26 @@ def test_modules_that_count() -> None:
     model = nn.ModuleDict({"router": Router(), "other": nn.Linear(2, 2)})
     assert dynamic_stats(model) == {"router": {"unit": "rows", "active": [3], "total": [4]}}
     assert dynamic_stats(model)["router"]["active"] == [0]
+
+
+def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> None:
+    """torch.nn.utils.prune keeps the dense weight beside its mask, a parametrisation too."""
+    from torch.nn.utils import parametrize, prune
+
+    class Half(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * (torch.arange(weight.shape[1]) % 2)
+
+    model = nn.ModuleDict({name: nn.Linear(8, 4) for name in ("masked", "made", "plain")})
+    prune.l1_unstructured(model["masked"], "weight", amount=0.25)
+    parametrize.register_parametrization(model["made"], "weight", Half())
+    rows = {row["name"]: row for row in census(model)["matrices"]}
+    assert set(rows) == {"masked", "made", "plain"}
+    assert (rows["masked"]["zeros"], rows["masked"]["applied"]) == (0.25, "torch.nn.utils.prune")
+    assert (rows["made"]["zeros"], rows["made"]["applied"]) == (
+        0.5, "torch.nn.utils.parametrize",
+    )  # fmt: skip
+    assert rows["plain"]["zeros"] == 0 and "applied" not in rows["plain"]
+    prune.remove(model["masked"], "weight")
+    (row,) = [row for row in census(model)["matrices"] if row["name"] == "masked"]
+    assert row["zeros"] == 0.25 and "applied" not in row
