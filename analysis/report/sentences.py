@@ -9,6 +9,7 @@ from typing import Any
 
 from prunescope.analysis.report import anatomy_view, numbers
 from prunescope.analysis.report.second_opinion import second_opinion
+from prunescope.analysis.report.view import without_sizes
 from prunescope.analysis.schema.report import Family, Finding, Ladder, Phase, Report
 from prunescope.analysis.schema.sides import DeviceUsed, Rates
 
@@ -97,15 +98,11 @@ def _outcome(phase: Phase) -> str:
     if why := _not_comparable(phase):
         return f"{numbers.ratio(ladder.realised)}{_interval(ladder)} is no speedup: {why}"
     if any(one.id == "timing-not-valid" for one in phase.findings):
-        return (
-            f"timing not valid: {numbers.ratio(ladder.realised)}{_interval(ladder)} is no evidence "
-            "of a speedup, for the samples vary too much"
-        )
-    if _no_sizes(phase):
-        return (
-            f"{numbers.ratio(ladder.realised)}{_interval(ladder)} is the ratio of two traces "
-            "without shapes: what was pruned is unknown"
-        )
+        ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
+        return f"timing not valid: {ratio} is no evidence, for the samples vary too much"
+    if without_sizes(phase):
+        ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
+        return f"{ratio} is the ratio of two traces without shapes: what was pruned is unknown"
     if _nothing_moved(phase):
         return _noise(phase, ladder)
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
@@ -121,13 +118,6 @@ def _not_comparable(phase: Phase) -> str:
     """In what the two sides ran otherwise; empty where they ran alike."""
     found = next((one for one in phase.findings if one.id == "not-comparable"), None)
     return f"not comparable ({'; '.join(found.evidence[:3])})" if found is not None else ""
-
-
-def _no_sizes(phase: Phase) -> bool:
-    """Whether no GEMM says what it multiplies, and none is gone or new."""
-    return bool(phase.gemms) and all(
-        g.axis == "unknown" and g.m is None and g.n is None and g.k is None for g in phase.gemms
-    )
 
 
 def _nothing_moved(phase: Phase) -> bool:

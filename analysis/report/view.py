@@ -87,6 +87,13 @@ def _merged(stayed: Gemm, gone: Gemm) -> Gemm:
     )  # fmt: skip
 
 
+def without_sizes(phase: Phase) -> bool:
+    """Whether no GEMM says what it multiplies, and none is gone or new."""
+    return bool(phase.gemms) and all(
+        g.axis == "unknown" and g.m is None and g.n is None and g.k is None for g in phase.gemms
+    )
+
+
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
     """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
     the kernels that ran in place of the group."""
