@@ -378,14 +378,8 @@ def warnings(report: Report) -> list[str]:
 
 def opening(phase: Phase) -> list[str]:
     """The lines below the headline."""
-    lines = [
-        predicted(phase),
-        statistic(phase),
-        family(phase.family),
-        setup(phase),
-        coverage(phase),
-    ]
-    return [line for line in lines if line]
+    said = (predicted(phase), statistic(phase), family(phase.family), setup(phase), coverage(phase))
+    return [line for line in said if line]
 
 
 def measured(phase: Phase) -> list[str]:
