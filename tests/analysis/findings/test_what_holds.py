@@ -1,0 +1,66 @@
+"""Sentences that must be true of the run that says them: limits, missing shapes, masks left on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
+from tests.analysis.decoder import Layer, census
+from tests.analysis.findings.test_findings import FULL, MANY, NARROW, found, model, of_run
+from tests.chrome import k, op, save
+
+
+def test_a_limit_that_was_passed_is_not_said_to_be_impassable(tmp_path: Path) -> None:
+    """Samples that fell to a quarter beside a bound below 2."""
+    more = {"dense_samples_ns": [4 * n for n in MANY], "samples_ns": MANY}
+    phase = of_run(
+        tmp_path, model(FULL, vocabulary=16_384), model(NARROW, vocabulary=16_384), **more
+    )
+    assert phase.ladder is not None and phase.ladder.coverage is not None
+    assert phase.ladder.realised > phase.ladder.coverage
+    for finding in phase.findings:
+        assert "cannot pass" not in finding.text
+    limited = found(phase, "coverage-limited")
+    assert limited is None or "4.00× was realised" in limited.text
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cpu: bool) -> None:
+    def bare(layer: Layer, us: float) -> dict[str, Any]:
+        trace = model(layer, cpu=cpu, us=us)
+        for event in trace["traceEvents"]:
+            for key in ("Input Dims", "Input Strides", "Concrete Inputs", "Input type"):
+                event.get("args", {}).pop(key, None)
+        return trace
+
+    d, p = save(bare(FULL, 10), tmp_path / "d.json"), save(bare(NARROW, 8), tmp_path / "p.json")
+    report = analyze(p, baseline=d).report
+    phase = report.phases["trace"]
+    assert "record_shapes=True" in report.warnings[0]
+    assert {g.axis for g in phase.gemms} <= {"unknown"}
+    assert phase.ladder is not None
+    assert (phase.ladder.roofline, phase.ladder.share_of_bound) == (None, None)
+    assert found(phase, "above-bound") is None
+    if phase.gemms:
+        assert "without shapes" in headline(phase)
+
+
+def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
+    """The mask of up, 256 x 256, multiplied anew in every layer."""
+    trace = model(FULL)
+    row = {**census(0.5)["matrices"][5], "shape": [512, 256], "applied": "torch.nn.utils.prune"}
+    mul = op("aten::mul", [512, 256], [512, 256], kernels=[k(us=40, name="vectorized_mul")])
+    extra = model(replace(FULL, added=(mul,)))
+    phase = of_run(tmp_path, trace, extra, census={"matrices": [row]}, dense_census=census(0.0))
+    mask = found(phase, "added-mask")
+    assert mask is not None and "prune.remove" in str(mask.change)
+    assert mask.predicted_ns == pytest.approx(4 * 40_000)  # one in each of four layers
+    row.pop("applied")
+    phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
+                   dense_census=census(0.0))  # fmt: skip
+    assert found(phase, "added-mask") is None
