@@ -89,7 +89,7 @@ def known_ids() -> set[str]:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             words = [k.value for k in node.keywords if k.arg == "id"]
-            words += node.args[:1] if node.func.id == "_Purpose" else []
+            words += node.args[:1] if node.func.id == "_Words" else []
             found |= {w.value for w in words if isinstance(w, ast.Constant)}
     return {str(name) for name in found}
 
