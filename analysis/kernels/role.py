@@ -81,7 +81,10 @@ def find_roles(
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         if place.scope == "attention":
-            found = _beside_attention(found, kind, calls[i], sizes[i], behind, int(layer[i]))
+            seen = _beside_attention(found, kind, calls[i], sizes[i], behind, int(layer[i]))
+            # The name of a module says more than how many linears stand beside it.
+            by_name = scopes.source == "modules" and place.role != "unknown"
+            found = found if by_name else seen
         role.append(found)
     heads_only(role, sizes, named, vocabulary)
     gated(role, layer, sizes)

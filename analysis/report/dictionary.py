@@ -63,6 +63,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("dense_busy_ns", "ns", "device time of the dense GEMMs that it is paired with"),
         ("promised_ns", "ns", "(1 − sparsity) · dense_busy_ns"),
         ("loss_ns", "ns", "busy_ns − promised_ns"),
+        ("shapes", "", "whence: recorded, eager-trace or model (its config)"),
         ("simulated", "", "true: the device has no such kernel and a stand-in was timed"),
         ("split", "", "true: the time of a fused attention kernel, split by FLOPs"),
         ("kernels", "", "names of the kernels that ran"),

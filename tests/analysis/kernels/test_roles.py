@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from prunescope.analysis.kernels.role import find_roles
 from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.taxonomy.roles import ROLES, Place
+from tests.analysis.finding_cases import layers, mm
+from tests.chrome import save
 
 CAT = OpCall("aten::cat", (((1, 2, 31, 16), (1, 2, 1, 16)),), ("TensorList",))
 COPY = OpCall("aten::copy_", ((4, 4), (4, 4)), ("float", "float"))
@@ -111,3 +116,10 @@ def test_appends_and_copies() -> None:
 def test_no_scope() -> None:
     assert role(None, "gemm") == "unknown"
     assert role(None, "sampling") == "sampling"
+
+
+def test_the_name_of_a_module_is_not_overruled_by_its_shape(tmp_path: Path) -> None:
+    """o_proj from 64 features to 192, alone in its attention: N = 3·K is a fused QKV's too."""
+    path = save(layers(("self_attn.o_proj", mm(512, 192, 64))), tmp_path / "t.json.gz")
+    frame = next(iter(analyze(path).frames.values()))
+    assert set(frame["role"]) == {"o"}

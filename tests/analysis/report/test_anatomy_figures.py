@@ -157,7 +157,7 @@ def test_a_phase_without_layers_or_tiles_has_no_strip_and_no_waves() -> None:
 def test_the_words_and_tables() -> None:
     phase = report().phases["trace"]
     idle, tiles, fit = lines(phase)
-    assert idle.endswith("without a host that is late, as in a CUDA graph, at most 1.03×")
+    assert idle.endswith("without late dispatch, as in a CUDA graph, at most 1.03×")
     # 3 of the 4 ms that can be tested, which are half of all
     assert "explain the grids of 75.0 % of the GEMM time that can be tested" in tiles
     assert "50.0 % of all GEMM time" in tiles

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
-from prunescope.analysis.ledger.pairing import Alignment, Units
-from prunescope.analysis.ledger.pairing import Side as UnitSide
+from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import Family, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict as judged
@@ -75,8 +74,8 @@ def evidence(
     keys = [*{(k[0], k[1], "matmul") for k in dense}, *added]
     here = np.array([k not in added for k in keys])
     empty = np.zeros((len(keys), 1))
-    side = UnitSide(*[empty] * 6, present=here, tail=np.zeros(1))
-    other = UnitSide(*[empty] * 6, present=np.ones(len(keys), bool), tail=np.zeros(1))
+    side = UnitSums(*[empty] * 6, present=here, tail=np.zeros(1))
+    other = UnitSums(*[empty] * 6, present=np.ones(len(keys), bool), tail=np.zeros(1))
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)
