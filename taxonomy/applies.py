@@ -1,4 +1,5 @@
-"""To which architectures a family applies: yes, partly or no, and why. What several families share.
+"""To which architectures (MLA, mixers, ALiBi, …) a family applies: yes, partly or no, and why. What
+several families share.
 
 In: Traits. Out: Applies, or a sentence that says why the tool does not prune an architecture so; ""
 where it does. What a single family asks for stands in its own file.

@@ -1,4 +1,4 @@
 """Everything that runs a model: load, prune, time, profile, and write a run folder.
 
-In: a TraceRequest. Out: a folder with run.json and traces. Start reading at `trace.py`.
+In: a TraceRequest. Out: a folder with run.json and traces. Start reading at `capture/trace.py`.
 """

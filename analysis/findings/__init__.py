@@ -2,5 +2,5 @@
 
 In: a Context: phase, kernels, pairs, evidence. Out: findings with evidence, one change each, a
 predicted gain.
-Exports: `checks.find`, Context.
+Exports: `checks.find`, Context. Each check writes the words of its own finding.
 """

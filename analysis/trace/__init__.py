@@ -2,5 +2,5 @@
 
 In: a file, a member of a zip, a folder of ranks. Out: a Trace: int64 columns (ns), strings
 interned.
-Exports: Trace, `load.load`, ranks.
+Exports: Trace, `load.load`, ranks; `reader` bounds what a file may unpack to (bombs).
 """
