@@ -84,9 +84,14 @@ def _asked(link: Path, time_limit_s: float) -> dict[str, Any]:
     command = [sys.executable, "-P", "-m", "prunescope.analysis.hta", link.name]
     try:
         done = subprocess.run(
-            command, cwd=link.parent, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, timeout=time_limit_s, check=False,
-        )  # fmt: skip
+            command,
+            cwd=link.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=time_limit_s,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return {"failed": [f"HTA was stopped after {time_limit_s:g} s"]}
     answer = link.parent / _ANSWER
@@ -143,8 +148,12 @@ def _reason(error: BaseException) -> str:
 def _temporal(analysis: Any) -> dict[str, Any]:
     row = analysis.get_temporal_breakdown(visualize=False).iloc[0]
     total, idle = row["kernel_time(us)"] * _US, row["idle_time(us)"] * _US
-    return {"total_ns": float(total), "idle_ns": float(idle), "busy_ns": float(total - idle),
-            "compute_ns": float(row["compute_time(us)"] * _US)}  # fmt: skip
+    return {
+        "total_ns": float(total),
+        "idle_ns": float(idle),
+        "busy_ns": float(total - idle),
+        "compute_ns": float(row["compute_time(us)"] * _US),
+    }
 
 
 def _waits(analysis: Any) -> dict[str, Any]:
@@ -165,9 +174,12 @@ def _launches(analysis: Any) -> dict[str, Any]:
         return {}
     means = {
         f"{name}_ns": float(frame[column].mean() * _US)
-        for name, column in (("cpu", "cpu_duration"), ("gpu", "gpu_duration"),
-                             ("delay", "launch_delay"))
-    }  # fmt: skip
+        for name, column in (
+            ("cpu", "cpu_duration"),
+            ("gpu", "gpu_duration"),
+            ("delay", "launch_delay"),
+        )
+    }
     return {"launches": {"count": float(len(frame)), **means}}
 
 

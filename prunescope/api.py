@@ -265,9 +265,13 @@ def sweep(  # noqa: PLR0913 - the options of the command
     from prunescope.tracer.sweep.sweep import sweep as run
 
     request = SweepRequest(
-        config=_path(config), out=Path(out), preset=preset, engine=engine, shard=shard,
+        config=_path(config),
+        out=Path(out),
+        preset=preset,
+        engine=engine,
+        shard=shard,
         argv=list(argv),
-    )  # fmt: skip
+    )
     return run(request, progress)
 
 

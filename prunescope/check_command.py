@@ -78,14 +78,19 @@ def junit_xml(check: Check, *, strict: bool) -> bytes:
     failures = sum(v.state in bad for v in check.verdicts)
     skipped = sum(v.state == "undecided" for v in check.verdicts) if not strict else 0
     suite = ElementTree.Element(
-        "testsuite", name="prunescope check", tests=str(len(check.verdicts)),
-        failures=str(failures), skipped=str(skipped),
-    )  # fmt: skip
+        "testsuite",
+        name="prunescope check",
+        tests=str(len(check.verdicts)),
+        failures=str(failures),
+        skipped=str(skipped),
+    )
     for verdict in check.verdicts:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"prunescope.{clean(verdict.phase)}",
+            suite,
+            "testcase",
+            classname=f"prunescope.{clean(verdict.phase)}",
             name=clean(verdict.rule),
-        )  # fmt: skip
+        )
         said = clean(f"{verdict.state}: {verdict.seen}{' ' * bool(verdict.why)}{verdict.why}")
         if verdict.state in bad:
             ElementTree.SubElement(case, "failure", message=said)

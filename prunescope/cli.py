@@ -270,9 +270,17 @@ def _demo(
     for method, sparsity in methods:
         with Bar() as bar:
             folder = prunescope.trace(
-                model=model, method=method, sparsity=sparsity, warmup=1, repeats=7, steps=3,
-                out=out / method, overwrite=True, argv=["demo"], progress=bar,
-            )  # fmt: skip
+                model=model,
+                method=method,
+                sparsity=sparsity,
+                warmup=1,
+                repeats=7,
+                steps=3,
+                out=out / method,
+                overwrite=True,
+                argv=["demo"],
+                progress=bar,
+            )
         to = Delivery(quiet=True, formats="md,json,html,png")
         report = deliver(folder, to, options=Options())
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))

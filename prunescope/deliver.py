@@ -52,9 +52,13 @@ def deliver(
     if folder is not None:
         hosts = done.hosts() if shows_hosts(names) else None
         write_report(
-            done.report, folder, formats=names, frames=done.frames,
-            label_prefix=to.label_prefix, hosts=hosts,
-        )  # fmt: skip
+            done.report,
+            folder,
+            formats=names,
+            frames=done.frames,
+            label_prefix=to.label_prefix,
+            hosts=hosts,
+        )
     emit_json(to_json(done.report), to.json)
     if not to.quiet:
         console = console_for(to.json)

@@ -35,10 +35,13 @@ def register_facts(app: typer.Typer) -> None:
 @options_of(
     prunescope.predict,
     PREDICT,
-    only_here=[option("explain", EXPLAIN, default=False), option("out", CURVES),
-               option("json_target", Json)],
+    only_here=[
+        option("explain", EXPLAIN, default=False),
+        option("out", CURVES),
+        option("json_target", Json),
+    ],
     only_there=["terms", "curves", "break_even"],
-)  # fmt: skip
+)
 def _predict(*, explain: bool, out: Path | None, json_target: str | None, **options: Any) -> None:
     """Say what a pruning can give: no hardware, no weights, no run.
 

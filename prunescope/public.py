@@ -81,9 +81,13 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         hosts = done.hosts() if done is not None and shows_hosts(names) else None
         frames = None if done is None else done.frames
         return write_report(
-            self, Path(folder), formats=names, frames=frames, hosts=hosts,
+            self,
+            Path(folder),
+            formats=names,
+            frames=frames,
+            hosts=hosts,
             label_prefix=label_prefix,
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in report.json."""

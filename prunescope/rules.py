@@ -94,9 +94,11 @@ class Check:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""
         return {
-            "schema": 1, "passed": self.passed, "decided": self.decided,
+            "schema": 1,
+            "passed": self.passed,
+            "decided": self.decided,
             "verdicts": [asdict(v) for v in self.verdicts],
-        }  # fmt: skip
+        }
 
     def __bool__(self) -> bool:
         return self.passed
@@ -133,9 +135,14 @@ def _rule(text: str) -> Rule:
             hint=f"one of {', '.join(u or 'a plain number' for u in _units_of(metric))}",
         )
     return Rule(
-        text=" ".join(text.split()), phase=phase, metric=metric, op=op, unit=unit, word=value,
+        text=" ".join(text.split()),
+        phase=phase,
+        metric=metric,
+        op=op,
+        unit=unit,
+        word=value,
         number=float(number[1]) * _UNITS[unit] if number else None,
-    )  # fmt: skip
+    )
 
 
 def _split(path: str) -> tuple[str | None, str]:

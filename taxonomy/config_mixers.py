@@ -56,9 +56,14 @@ def _linear(cfg: Mapping[str, Any]) -> Fields | None:
     """Gated delta net. Beside its matrices: a step and a decay a head, a norm of one head."""
     sizes = _sizes(
         cfg,
-        ("linear_num_value_heads", "linear_value_head_dim", "linear_num_key_heads",
-         "linear_key_head_dim", "linear_conv_kernel_dim"),
-    )  # fmt: skip
+        (
+            "linear_num_value_heads",
+            "linear_value_head_dim",
+            "linear_num_key_heads",
+            "linear_key_head_dim",
+            "linear_conv_kernel_dim",
+        ),
+    )
     if sizes is None:
         return None
     heads, value_dim, key_heads, key_dim, taps = sizes

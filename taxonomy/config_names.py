@@ -49,8 +49,12 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate": _intermediate(cfg, own),
     }
     names = {
-        "hidden": _HIDDEN, "layers": _LAYERS, "heads": _HEADS, "vocab": _VOCAB, "intermediate": _MLP
-    }  # fmt: skip
+        "hidden": _HIDDEN,
+        "layers": _LAYERS,
+        "heads": _HEADS,
+        "vocab": _VOCAB,
+        "intermediate": _MLP,
+    }
     missing = [names[field][0] for field, value in size.items() if value is None]
     if missing:
         raise PrunescopeError(

@@ -127,11 +127,12 @@ class Scrubber:
         """The manifest with the fields of the allow-list. Twin and sha256 are the caller's."""
         plain = {f.name: getattr(run, f.name) for f in fields(run)}
         phases = {
-            name: PhaseRun(**{f.name: self.value(f.name, getattr(phase, f.name))
-                              for f in fields(phase)})
+            name: PhaseRun(
+                **{f.name: self.value(f.name, getattr(phase, f.name)) for f in fields(phase)}
+            )
             for name, phase in run.phases.items()
             if _KEY.fullmatch(name) and self.text(name) == name
-        }  # fmt: skip
+        }
         kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "census", "variant")
         return replace(
             run,
@@ -160,9 +161,10 @@ class Scrubber:
         return {
             self._key(k): v
             for k, old in value.items()
-            if isinstance(k, str) and self._allowed(k)
+            if isinstance(k, str)
+            and self._allowed(k)
             and ((v := self.value(k, old)) is not None or old is None)
-        }  # fmt: skip
+        }
 
     def _string(self, key: str, value: str) -> str | None:
         if key == "name":  # of a matrix of the census
@@ -182,9 +184,11 @@ class Scrubber:
         kept = {k: self.value(k, model.get(k)) for k in ("architecture", "config", "shape")}
         named = str(model.get("id") or "")
         owner, _, name = named.rpartition("/")
-        public = owner.lower() in _PUBLIC or not owner and (
-            named in preset_names() or bool(_KNOWN_MODEL.fullmatch(name))
-        )  # fmt: skip
+        public = (
+            owner.lower() in _PUBLIC
+            or not owner
+            and (named in preset_names() or bool(_KNOWN_MODEL.fullmatch(name)))
+        )
         if public and self.text(named) == named:
             return {"id": named, **kept}
         return {"id": kept["architecture"] or "model", **kept}
@@ -198,9 +202,10 @@ class Scrubber:
 
     def _versions(self, versions: dict[str, str]) -> dict[str, str]:
         kept = {
-            k: v for k, v in versions.items()
+            k: v
+            for k, v in versions.items()
             if k in _VERSIONS and isinstance(v, str) and _VERSION.fullmatch(v) and self.text(v) == v
-        }  # fmt: skip
+        }
         system = versions.get("system", "")
         return {**kept, "system": system} if _SYSTEM.fullmatch(system) else kept
 

@@ -66,12 +66,16 @@ def _claims(
     place, label = f"reports/{name}", f"{name}, {phase_name}"
     yield f"{label}: {sentences.headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
     if phase.ledger:
-        yield f"{label}: where the promised time went", (
-            f"{place}/ledger.csv, ledger-{slug}.svg", "csv,svg")  # fmt: skip
+        yield (
+            f"{label}: where the promised time went",
+            (f"{place}/ledger.csv, ledger-{slug}.svg", "csv,svg"),
+        )
     if phase.family:
         yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
-    yield f"{label}: {sentences.throughput(phase) or 'what was measured'}", (
-        f"{place}/report.md", "md")  # fmt: skip
+    yield (
+        f"{label}: {sentences.throughput(phase) or 'what was measured'}",
+        (f"{place}/report.md", "md"),
+    )
 
 
 def _contents(reports: Mapping[str, Report]) -> Iterator[str]:

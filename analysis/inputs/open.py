@@ -51,8 +51,11 @@ def open_side(
 
 def _without_model(side: Side) -> Side:
     """Says so where a workload is given for shapes that no config tells."""
-    given = [name for name in ("batch", "prompt_len", "context", "phase")
-             if getattr(side.options, name) is not None]  # fmt: skip
+    given = [
+        name
+        for name in ("batch", "prompt_len", "context", "phase")
+        if getattr(side.options, name) is not None
+    ]
     if not given:
         return side
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)

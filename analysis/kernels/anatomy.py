@@ -64,9 +64,13 @@ def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
 def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
     """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
     known = frame.filter(
-        pl.col("own") & (pl.col("flop") > 0) & (pl.col("bytes") > 0) & (pl.col("busy") > 0)
-        & pl.col("flop").is_finite() & pl.col("bytes").is_finite()
-    )  # fmt: skip
+        pl.col("own")
+        & (pl.col("flop") > 0)
+        & (pl.col("bytes") > 0)
+        & (pl.col("busy") > 0)
+        & pl.col("flop").is_finite()
+        & pl.col("bytes").is_finite()
+    )
     keys = ["name", "kind", "role", "dtype", "flop", "bytes", "bound"]
     sums = known.group_by(keys).agg(
         pl.col("busy").sum(),
@@ -76,13 +80,19 @@ def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
     sums = sums.sort(["busy", *keys], descending=[True, *[False] * len(keys)]).head(_POINTS)
     return [
         RooflinePoint(
-            name=row["name"] or "?", kind=row["kind"], role=row["role"], dtype=row["dtype"],
-            count=row["count"] / steps, flop=row["flop"], bytes=row["bytes"],
-            busy_ns=row["busy"] / steps, clock_ns=clock(row["busy"], row["ran"]) / steps,
+            name=row["name"] or "?",
+            kind=row["kind"],
+            role=row["role"],
+            dtype=row["dtype"],
+            count=row["count"] / steps,
+            flop=row["flop"],
+            bytes=row["bytes"],
+            busy_ns=row["busy"] / steps,
+            clock_ns=clock(row["busy"], row["ran"]) / steps,
             bound=row["bound"],
         )
         for row in sums.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
 
 
 def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
@@ -141,8 +151,11 @@ def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
     sums = sums.sort(order, descending=[True, True, False, False], nulls_last=True).head(_HOST)
     return [
         HostTime(
-            op=row["op"] or "?", role=row["role"], count=row["count"] / steps,
-            host_ns=row["host_ns"] / steps, wait_ns=row["wait"] / steps,
+            op=row["op"] or "?",
+            role=row["role"],
+            count=row["count"] / steps,
+            host_ns=row["host_ns"] / steps,
+            wait_ns=row["wait"] / steps,
         )
         for row in sums.iter_rows(named=True)
-    ]  # fmt: skip
+    ]

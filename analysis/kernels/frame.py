@@ -134,19 +134,26 @@ def build(
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)
     return Kernels(
-        frame, linked, windows, works, calls, trace.on_device, told.source,
+        frame,
+        linked,
+        windows,
+        works,
+        calls,
+        trace.on_device,
+        told.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
         notes=[*unlinked(trace, linked.event, linked.op), *told.notes],
         warnings=[
-            *_devices(trace, linked), *([] if replay is None else replay.warnings()),
+            *_devices(trace, linked),
+            *([] if replay is None else replay.warnings()),
             *told.warnings,
         ],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=told.known,
         tokens=told.tokens,
-    )  # fmt: skip
+    )
 
 
 def _devices(trace: Trace, linked: Linked) -> list[str]:
@@ -220,9 +227,12 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
         kind=pl.Series(kinds, dtype=pl.String)
     )
     return frame.join(
-        distinct, on=["category", "name_id", "call"], how="left", nulls_equal=True,
+        distinct,
+        on=["category", "name_id", "call"],
+        how="left",
+        nulls_equal=True,
         maintain_order="left",
-    )  # fmt: skip
+    )
 
 
 def _add_role(

@@ -93,8 +93,10 @@ def _decodes_tokens(kernels: Kernels) -> bool:
     roles = set(kernels.frame["role"].unique().to_list())
     if roles & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
         return True
-    names = [*kernels.frame["name"].unique().drop_nulls().to_list(),
-             *(call.name for call in kernels.calls)]  # fmt: skip
+    names = [
+        *kernels.frame["name"].unique().drop_nulls().to_list(),
+        *(call.name for call in kernels.calls),
+    ]
     return any(_CACHE.search(name) for name in names)
 
 
@@ -132,8 +134,11 @@ def rows_of_linears(kernels: Kernels) -> int | None:
 def trained_tokens(kernels: Kernels) -> int | None:
     """Tokens of a training step: the size that is M of forward GEMMs and K of the gradients of
     their weights, with the most time; None where no size is both."""
-    sizes = {call: work.gemms[0] for call, work in enumerate(kernels.works)
-             if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1}  # fmt: skip
+    sizes = {
+        call: work.gemms[0]
+        for call, work in enumerate(kernels.works)
+        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1
+    }
     rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("main"))
     rows = rows.filter(pl.col("call").is_in(list(sizes)))
     m: Counter[int] = Counter()
@@ -151,10 +156,12 @@ def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
     table = pl.DataFrame(
         [
             (call, work.gemms[0].m, work.gemms[0].batch)
-            for call, work in enumerate(kernels.works) if work is not None and work.gemms
+            for call, work in enumerate(kernels.works)
+            if work is not None and work.gemms
         ],
-        schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64}, orient="row",
-    )  # fmt: skip
+        schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64},
+        orient="row",
+    )
     main = pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
     frame = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
     return frame.filter(main & which).join(table, on="call", how="left", maintain_order="left")
@@ -185,9 +192,10 @@ def _several(kernels: Kernels) -> str | None:
         return None
     of_all, busy_of_all = sums.select(pl.col("count", "busy").sum()).row(0)
     seen = [
-        (m, count) for m, count, busy in sums.sort("m", descending=True).iter_rows()
+        (m, count)
+        for m, count, busy in sums.sort("m", descending=True).iter_rows()
         if count >= _SHARE * of_all or busy >= _SHARE * busy_of_all
-    ]  # fmt: skip
+    ]
     if len(seen) < 2 or seen[0][0] < _APART * seen[-1][0]:
         return None
     m = linears.filter(pl.col("m").is_in([m for m, _ in seen]))["m"].to_numpy()

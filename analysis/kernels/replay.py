@@ -105,9 +105,11 @@ def read_eager(trace: Trace) -> Eager:
         for o, name, c in zip(op, known, calls, strict=True)
     ]
     told = Launches(
-        known, _sizes(kinds, call, trace.calls), _grids_of_gemms(trace, event[keep], known),
+        known,
+        _sizes(kinds, call, trace.calls),
+        _grids_of_gemms(trace, event[keep], known),
         np.arange(len(launch)),
-    )  # fmt: skip
+    )
     return Eager(trace, launch, op, call, told, _roles(trace, launch, kinds, calls))
 
 
@@ -169,14 +171,16 @@ def map_replay(
             order.find(
                 [
                     GraphPart(
-                        way, tuple(names[i] for i in way), tuple(grids[i] for i in way),
+                        way,
+                        tuple(names[i] for i in way),
+                        tuple(grids[i] for i in way),
                         whole=len(launches) == 1,
                     )
                     for way in _ways(launch, nodes[launch])
                 ]
             )
             for launch in launches
-        ]  # fmt: skip
+        ]
 
     orders: dict[int | None, Order] = {None: Order(eager.launches)}  # by batch
     for step in np.unique(linked.step[linked.replayed]):

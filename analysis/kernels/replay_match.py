@@ -44,9 +44,11 @@ class Launches:
     def only(self, keep: Ints) -> Launches:
         """Some of the launches."""
         return Launches(
-            [self.names[i] for i in keep], [self.sizes[i] for i in keep],
-            [self.grids[i] for i in keep], self.at[keep],
-        )  # fmt: skip
+            [self.names[i] for i in keep],
+            [self.sizes[i] for i in keep],
+            [self.grids[i] for i in keep],
+            self.at[keep],
+        )
 
 
 @dataclass(frozen=True)

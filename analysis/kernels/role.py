@@ -92,9 +92,13 @@ def find_roles(
 
 
 def _beside_attention(
-    found: str, kind: str, call: OpCall | None, size: Size | None, behind: dict[int, bool],
+    found: str,
+    kind: str,
+    call: OpCall | None,
+    size: Size | None,
+    behind: dict[int, bool],
     layer: int,
-) -> str:  # fmt: skip
+) -> str:
     """A product by a weight in an attention module that is alone there, or without a module of its
     own: a fused QKV before attention, `o` behind it."""
     if _is_attention(kind, call):

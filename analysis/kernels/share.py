@@ -37,9 +37,11 @@ def add_work(
     )
     free = pl.col("kind").is_in(["memset", "memcpy"]).not_()
     rank = pl.struct(
-        pl.col("own").cast(pl.Int8).alias("own"), free.cast(pl.Int8).alias("work"),
-        pl.col("busy"), (-pl.col("start")).alias("start"),
-    )  # fmt: skip
+        pl.col("own").cast(pl.Int8).alias("own"),
+        free.cast(pl.Int8).alias("work"),
+        pl.col("busy"),
+        (-pl.col("start")).alias("start"),
+    )
     instance = ("step", "instance")
     first = rank.rank("ordinal", descending=True).over(instance) == 1
     frame = frame.with_columns(main=first & ~pl.col("_repeated"))
@@ -72,18 +74,24 @@ def _table(works: list[Work | None]) -> pl.DataFrame:
             "dtype": [None if w is None else w.dtype for w in works],
             "modelled": [w is not None and w.bytes is not None for w in works],
         },
-        schema={"call": pl.Int64, "flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String,
-                "modelled": pl.Boolean},
-    )  # fmt: skip
+        schema={
+            "call": pl.Int64,
+            "flop": pl.Float64,
+            "bytes": pl.Float64,
+            "dtype": pl.String,
+            "modelled": pl.Boolean,
+        },
+    )
 
 
 def _of_own_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
     """Rows whose kind is that of their op; none of an op whose kind is not known."""
     kinds = [
-        work.kind if work is not None and not call.name.startswith("triton_")
+        work.kind
+        if work is not None and not call.name.startswith("triton_")
         else op_kind(call.name, None)
         for call, work in zip(calls, works, strict=True)
-    ]  # fmt: skip
+    ]
     of_op = [None if i is None else kinds[i] for i in frame["call"].to_list()]
     same = [
         op is not None and op != "unknown" and _alike(op) == _alike(kind)

@@ -105,8 +105,10 @@ def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[
     end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
     until = np.clip(end, dry, linked.start)
     rest = linked.start - until
-    out = {name: np.zeros_like(linked.gap) for name in ("memcpy", "sync", "launch", "op", "nothing",
-                                                        "held")}  # fmt: skip
+    out = {
+        name: np.zeros_like(linked.gap)
+        for name in ("memcpy", "sync", "launch", "op", "nothing", "held")
+    }
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
         below = np.zeros(len(rows), np.int64)

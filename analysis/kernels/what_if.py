@@ -93,14 +93,19 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
 def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], SeenGemm]:
     """The GEMMs whose kernel's name tells a tile that explains its grid."""
     known = kernels.frame.filter(
-        pl.col("main") & pl.col("kind").is_in(GEMM_KINDS) & pl.col("waves").is_not_null()
-        & pl.col("ideal").is_not_null() & (pl.col("fit") != "unexplained")
-    )  # fmt: skip
+        pl.col("main")
+        & pl.col("kind").is_in(GEMM_KINDS)
+        & pl.col("waves").is_not_null()
+        & pl.col("ideal").is_not_null()
+        & (pl.col("fit") != "unexplained")
+    )
     keys = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound"]
     sums = known.group_by(keys).agg(
-        pl.col("busy").sum(), pl.col("busy").mean().alias("mean"),
-        pl.col("compute_ns").first(), pl.col("memory_ns").first(),
-    )  # fmt: skip
+        pl.col("busy").sum(),
+        pl.col("busy").mean().alias("mean"),
+        pl.col("compute_ns").first(),
+        pl.col("memory_ns").first(),
+    )
     found: dict[tuple[str, Gemm], SeenGemm] = {}
     for row in sums.sort("busy", "call", "tile").iter_rows(named=True):
         work = kernels.works[row["call"]]
@@ -111,11 +116,19 @@ def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], SeenGemm]:
             continue
         # The kernel that took the most time comes last and stays.
         found[row["role"], gemm] = SeenGemm(
-            role=row["role"], gemm=gemm, tile=row["tile"], tiling=tiling_of(gemm, row),
-            tiles=row["tiles"], split_k=row["split_k"], slots=row["tiles"] / row["waves"],
-            compute=row["compute_ns"], memory=row["memory_ns"], bound=row["bound"],
-            busy=row["mean"], total=float(row["busy"]),
-        )  # fmt: skip
+            role=row["role"],
+            gemm=gemm,
+            tile=row["tile"],
+            tiling=tiling_of(gemm, row),
+            tiles=row["tiles"],
+            split_k=row["split_k"],
+            slots=row["tiles"] / row["waves"],
+            compute=row["compute_ns"],
+            memory=row["memory_ns"],
+            bound=row["bound"],
+            busy=row["mean"],
+            total=float(row["busy"]),
+        )
     return found
 
 
@@ -139,9 +152,11 @@ def fitted(seen: list[SeenGemm]) -> Fit | None:
     groups = [[s for s in seen if s.aligned is aligned] for aligned in (True, False)]
     worth = math.exp(_mean_log(groups[1]) - _mean_log(groups[0])) if all(groups) else None
     return Fit(
-        gemms=len(seen), factor=math.exp(_mean_log(seen)), spread=_spread(groups[0]),
+        gemms=len(seen),
+        factor=math.exp(_mean_log(seen)),
+        spread=_spread(groups[0]),
         unaligned=worth,
-    )  # fmt: skip
+    )
 
 
 def _mean_log(seen: list[SeenGemm]) -> float:
@@ -181,9 +196,15 @@ def _shape(
         return None
     one = _of(row, seen)
     shape = Shape(
-        role=row.role, count=row.count, m=row.m, n=row.n, k=row.k, axis=axis,
-        busy_ns=row.busy_ns, dense=row.dense_n if axis == "N" else row.dense_k,
-    )  # fmt: skip
+        role=row.role,
+        count=row.count,
+        m=row.m,
+        n=row.n,
+        k=row.k,
+        axis=axis,
+        busy_ns=row.busy_ns,
+        dense=row.dense_n if axis == "N" else row.dense_k,
+    )
     if one is None or now is None:
         shape.refused = "no shapes" if now is None else "the kernel's name tells no tile that fits"
         return shape

@@ -105,9 +105,13 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
     """Mean times over steps; `*_steps` [steps, replicates] weigh the steps, columns sum to 1."""
     d, p = units.dense, units.pruned
     return Times(
-        d.busy @ dense_steps, d.gap @ dense_steps, d.tail @ dense_steps,
-        p.busy @ pruned_steps, p.gap @ pruned_steps, p.tail @ pruned_steps,
-    )  # fmt: skip
+        d.busy @ dense_steps,
+        d.gap @ dense_steps,
+        d.tail @ dense_steps,
+        p.busy @ pruned_steps,
+        p.gap @ pruned_steps,
+        p.tail @ pruned_steps,
+    )
 
 
 def scale(

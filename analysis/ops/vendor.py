@@ -10,9 +10,16 @@ from prunescope.analysis.ops.pointwise import bytes_only
 
 
 @op_model(
-    "_C::rms_norm", "sgl_kernel::rmsnorm", "sgl_kernel::gemma_rmsnorm", "aiter::rmsnorm",
-    "aiter::add_rmsnorm", "aiter::rmsnorm2d_fwd", "aiter::rmsnorm2d_fwd_with_add",
-    "aiter::layernorm2d_fwd", kind="norm")  # fmt: skip
+    "_C::rms_norm",
+    "sgl_kernel::rmsnorm",
+    "sgl_kernel::gemma_rmsnorm",
+    "aiter::rmsnorm",
+    "aiter::add_rmsnorm",
+    "aiter::rmsnorm2d_fwd",
+    "aiter::rmsnorm2d_fwd_with_add",
+    "aiter::layernorm2d_fwd",
+    kind="norm",
+)
 def norm(call: OpCall) -> Work:
     """Result, input, (residual in and out,) weight: once each."""
     return bytes_only([t.bytes for t in operands(call)], kind="norm")
@@ -31,9 +38,17 @@ def add_norm(call: OpCall) -> Work:
 
 
 @op_model(
-    "_C::silu_and_mul", "_C::gelu_and_mul", "_C::gelu_tanh_and_mul", "_C::mul_and_silu",
-    "sgl_kernel::silu_and_mul", "sgl_kernel::gelu_and_mul", "sgl_kernel::gelu_tanh_and_mul",
-    "aiter::silu_and_mul", "aiter::gelu_and_mul", kind="activation")  # fmt: skip
+    "_C::silu_and_mul",
+    "_C::gelu_and_mul",
+    "_C::gelu_tanh_and_mul",
+    "_C::mul_and_silu",
+    "sgl_kernel::silu_and_mul",
+    "sgl_kernel::gelu_and_mul",
+    "sgl_kernel::gelu_tanh_and_mul",
+    "aiter::silu_and_mul",
+    "aiter::gelu_and_mul",
+    kind="activation",
+)
 def gated_activation(call: OpCall) -> Work:
     """Result [.., f], input [.., 2·f]."""
     return bytes_only([t.bytes for t in operands(call)], kind="activation")
@@ -49,8 +64,12 @@ def rotary(call: OpCall) -> Work:
     return bytes_only([positions.bytes, q.bytes, q.bytes, k.bytes, k.bytes, rows], kind="rope")
 
 
-@op_model("_C_cache_ops::reshape_and_cache_flash", "_C_cache_ops::reshape_and_cache",
-          "sglang::store_cache", kind="gather_scatter")  # fmt: skip
+@op_model(
+    "_C_cache_ops::reshape_and_cache_flash",
+    "_C_cache_ops::reshape_and_cache",
+    "sglang::store_cache",
+    kind="gather_scatter",
+)
 def store_cache(call: OpCall) -> Work:
     """New k and v, the caches, the slots [T]: what is new is written in the cache's format."""
     k, v, k_cache, v_cache, slots = (tensor(call, i) for i in range(5))
@@ -59,10 +78,15 @@ def store_cache(call: OpCall) -> Work:
 
 
 @op_model(
-    "_C::static_scaled_fp8_quant", "_C::dynamic_scaled_fp8_quant",
-    "_C::dynamic_per_token_scaled_fp8_quant", "_C::static_scaled_int8_quant",
-    "_C::dynamic_scaled_int8_quant", "sgl_kernel::sgl_per_token_quant_fp8",
-    "sgl_kernel::sgl_per_tensor_quant_fp8", kind="quantise")  # fmt: skip
+    "_C::static_scaled_fp8_quant",
+    "_C::dynamic_scaled_fp8_quant",
+    "_C::dynamic_per_token_scaled_fp8_quant",
+    "_C::static_scaled_int8_quant",
+    "_C::dynamic_scaled_int8_quant",
+    "sgl_kernel::sgl_per_token_quant_fp8",
+    "sgl_kernel::sgl_per_tensor_quant_fp8",
+    kind="quantise",
+)
 def quantise(call: OpCall) -> Work:
     """Result, input, scales: once each."""
     return bytes_only([t.bytes for t in operands(call)], kind="quantise")

@@ -24,9 +24,11 @@ _TILE = 16  # rows and columns of a tile that Marlin packs
 
 
 @op_model(
-    "_C::cutlass_scaled_mm", "_C::cutlass_scaled_mm_azp", "sgl_kernel::cutlass_scaled_mm",
+    "_C::cutlass_scaled_mm",
+    "_C::cutlass_scaled_mm_azp",
+    "sgl_kernel::cutlass_scaled_mm",
     kind="gemm",
-)  # fmt: skip
+)
 def scaled_into(call: OpCall) -> Work:
     """Result [m, n], a [m, k], b [k, n], scales, bias: the result is an argument."""
     out, a, b = (tensor(call, i, rank=2) for i in range(3))
@@ -37,9 +39,11 @@ def scaled_into(call: OpCall) -> Work:
 
 
 @op_model(
-    "sgl_kernel::fp8_scaled_mm", "sgl_kernel::int8_scaled_mm",
-    "sgl_kernel::fp8_blockwise_scaled_mm", kind="gemm",
-)  # fmt: skip
+    "sgl_kernel::fp8_scaled_mm",
+    "sgl_kernel::int8_scaled_mm",
+    "sgl_kernel::fp8_blockwise_scaled_mm",
+    kind="gemm",
+)
 def scaled(call: OpCall) -> Work:
     """a [m, k], b [k, n], scales of both, out_dtype, bias."""
     a, b = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
@@ -47,10 +51,14 @@ def scaled(call: OpCall) -> Work:
 
 
 @op_model(
-    "vllm::rocm_aiter_gemm_w8a8_blockscale", "vllm::rocm_aiter_gemm_a8w8_blockscale",
-    "vllm::rocm_aiter_gemm_w8a8", "aiter::gemm_a8w8_blockscale", "aiter::gemm_a8w8",
-    "aiter::gemm_a8w8_bpreshuffle", kind="gemm",
-)  # fmt: skip
+    "vllm::rocm_aiter_gemm_w8a8_blockscale",
+    "vllm::rocm_aiter_gemm_a8w8_blockscale",
+    "vllm::rocm_aiter_gemm_w8a8",
+    "aiter::gemm_a8w8_blockscale",
+    "aiter::gemm_a8w8",
+    "aiter::gemm_a8w8_bpreshuffle",
+    kind="gemm",
+)
 def scaled_rows(call: OpCall) -> Work:
     """a [m, k], weight [n, k], scales of both, out_dtype."""
     a, weight = tensor(call, 0, rank=2), tensor(call, 1, rank=2)
@@ -64,9 +72,12 @@ def _scaled(call: OpCall, gemm: Gemm, a: Operand, weight: Operand) -> Work:
 
 
 @op_model(
-    "_C::marlin_gemm", "_C::gptq_marlin_gemm", "_C::gptq_marlin_24_gemm",
-    "sgl_kernel::gptq_marlin_gemm", kind="gemm",
-)  # fmt: skip
+    "_C::marlin_gemm",
+    "_C::gptq_marlin_gemm",
+    "_C::gptq_marlin_24_gemm",
+    "sgl_kernel::gptq_marlin_gemm",
+    kind="gemm",
+)
 def marlin(call: OpCall) -> Work:
     """a [m, k], weights of 4 or 8 bits packed in tiles of 16, [k/16, n·16·bits/32] int32, and
     scales [k/group, n], which tell N."""

@@ -66,9 +66,15 @@ def _low_loss(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]
         f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest that loses no more"
     )
     yield _hypothesis(
-        "static depth wins at low loss", name, cell, verdict, text,
-        effect=effect, ci95=ci95, share=float((gain > 0).mean()),
-    )  # fmt: skip
+        "static depth wins at low loss",
+        name,
+        cell,
+        verdict,
+        text,
+        effect=effect,
+        ci95=ci95,
+        share=float((gain > 0).mean()),
+    )
 
 
 def _closest(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
@@ -94,9 +100,15 @@ def _closest(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
         f" {100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
     )
     yield _hypothesis(
-        "static depth stays closest to its bound where memory-bound", name, cell,
-        _by_interval(ci95, 0.0), text, effect=effect, ci95=ci95, share=float((gain > 0).mean()),
-    )  # fmt: skip
+        "static depth stays closest to its bound where memory-bound",
+        name,
+        cell,
+        _by_interval(ci95, 0.0),
+        text,
+        effect=effect,
+        ci95=ci95,
+        share=float((gain > 0).mean()),
+    )
 
 
 def _missed(points: list[Point]) -> dict[str, Array]:

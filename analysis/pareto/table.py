@@ -56,10 +56,14 @@ def _points(
                 continue
             pruning = run.pruning or {}
             entry = Entry(
-                id=name, family=str(pruning.get("method") or "checkpoint"), state="done",
-                sparsity=pruning.get("sparsity"), phase=phase_name,  # type: ignore[arg-type]
-                batch=entered.batch, prompt_len=entered.prompt_len,
-            )  # fmt: skip
+                id=name,
+                family=str(pruning.get("method") or "checkpoint"),
+                state="done",
+                sparsity=pruning.get("sparsity"),
+                phase=phase_name,  # type: ignore[arg-type]
+                batch=entered.batch,
+                prompt_len=entered.prompt_len,
+            )
             dense = runs[name].get("dense", run)
             cell = (phase_name, entered.batch, entered.prompt_len, dense.parameters, dense.dtype)
             yield point_of(entry, run, phase), run, cell

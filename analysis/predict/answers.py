@@ -22,9 +22,12 @@ from prunescope.taxonomy.plan import Workload
 def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnswer:
     """Both sides of the workload, and what pruning changes of it."""
     work = Workload(
-        phase="prefill", batch=request.batch, prompt_len=request.prompt_len,
-        logits=request.logits, itemsize=itemsize(setting.dtype) or 2,
-    )  # fmt: skip
+        phase="prefill",
+        batch=request.batch,
+        prompt_len=request.prompt_len,
+        logits=request.logits,
+        itemsize=itemsize(setting.dtype) or 2,
+    )
     new_tokens = request.new_tokens or 1
     other = replace(work, batch=request.pruned_batch or work.batch)
     dense = answer(setting, work, new_tokens=new_tokens, chunk=request.chunk, pruned=False)
@@ -50,10 +53,16 @@ def _full(
     if not setting.family or not most[0] or not most[1]:
         return None
     new_tokens = request.new_tokens or 1
-    dense = answer(setting, replace(work, batch=most[0]), new_tokens=new_tokens,
-                   chunk=request.chunk, pruned=False)  # fmt: skip
-    pruned = answer(setting, replace(work, batch=most[1]), new_tokens=new_tokens,
-                    chunk=request.chunk)  # fmt: skip
+    dense = answer(
+        setting,
+        replace(work, batch=most[0]),
+        new_tokens=new_tokens,
+        chunk=request.chunk,
+        pruned=False,
+    )
+    pruned = answer(
+        setting, replace(work, batch=most[1]), new_tokens=new_tokens, chunk=request.chunk
+    )
     return _throughput(dense, pruned)
 
 

@@ -89,10 +89,13 @@ def _shrunk(op: Op, devices: int, cache: float) -> Op:
         for g in op.gemms
     )
     return replace(
-        op, gemms=gemms, flop=op.flop / devices,
+        op,
+        gemms=gemms,
+        flop=op.flop / devices,
         bytes=(op.bytes - op.kv_read) / devices + op.kv_read * cache,
-        kv_read=op.kv_read * cache, kv_write=op.kv_write * cache,
-    )  # fmt: skip
+        kv_read=op.kv_read * cache,
+        kv_write=op.kv_write * cache,
+    )
 
 
 def _exchanged(ops: tuple[Op, ...], itemsize: float) -> list[tuple[float, float]]:

@@ -56,9 +56,13 @@ def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
         return bills[0].total_ns(constants, active) / bills[1].total_ns(constants, active)
 
     return doubt_of(
-        gain, pruned, terms, reshaped=reshaped(dense, pruned, terms), drawn=drawn(pruned, terms),
+        gain,
+        pruned,
+        terms,
+        reshaped=reshaped(dense, pruned, terms),
+        drawn=drawn(pruned, terms),
         names=bills[0].moved_by() | bills[1].moved_by(),
-    )  # fmt: skip
+    )
 
 
 def doubt_of(
@@ -87,10 +91,15 @@ def doubt_of(
         row = TABLE[name]
         rows.append(
             Guess(
-                name=name, term=row.term, value=row.value, low=getattr(low, name),
-                high=getattr(high, name), unit=row.unit, speedup=there,
+                name=name,
+                term=row.term,
+                value=row.value,
+                low=getattr(low, name),
+                high=getattr(high, name),
+                unit=row.unit,
+                speedup=there,
             )
-        )  # fmt: skip
+        )
     rows.sort(key=lambda row: row.speedup[0] - row.speedup[1])
     return Doubt(below=below**0.5, above=above**0.5, reshaped=reshaped, guessed=tuple(rows))
 

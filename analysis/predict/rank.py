@@ -64,9 +64,12 @@ def rank(request: PredictRequest) -> Ranking:
     share = _share(request)
     base, _ = resolve(replace(request, knobs={}), None, None, warnings)
     work = Workload(
-        phase="prefill", batch=load.batch, prompt_len=load.prompt_len, logits=request.logits,
+        phase="prefill",
+        batch=load.batch,
+        prompt_len=load.prompt_len,
+        logits=request.logits,
         itemsize=itemsize(base.dtype) or 2,
-    )  # fmt: skip
+    )
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
     tables: dict[str, list[Ranked]] = {}
     left_out: dict[str, str] = {}
@@ -84,14 +87,19 @@ def rank(request: PredictRequest) -> Ranking:
         tables[by] = rows
     return Ranking(
         subject={"model": request.model, "dtype": base.dtype, "device": base.device.name},
-        workload={"name": request.workload, "batch": load.batch, "prompt_len": load.prompt_len,
-                  "new_tokens": load.new_tokens, "text": load.text},
+        workload={
+            "name": request.workload,
+            "batch": load.batch,
+            "prompt_len": load.prompt_len,
+            "new_tokens": load.new_tokens,
+            "text": load.text,
+        },
         share=share,
         dense=dense.told(),
         by=tables,
         left_out=left_out,
         warnings=list(dict.fromkeys(warnings)),
-    )  # fmt: skip
+    )
 
 
 def _share(request: PredictRequest) -> float:
@@ -112,9 +120,11 @@ def _row(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ra
     own = one.only or _own(chosen, share, by, base, at, knobs)
     setting = replace(base, family=chosen, sparsity=own, knobs=knobs)
     pruned = answer(
-        setting, dense.work, new_tokens=dense.new_tokens,
+        setting,
+        dense.work,
+        new_tokens=dense.new_tokens,
         chunk=dense.chunk.work.prompt_len if dense.chunk else None,
-    )  # fmt: skip
+    )
     speed = speed_of(dense, pruned)
     gone = removed_shares(chosen, own, shape=base.shape, work=at, knobs=knobs)
     if gone[by] <= 1e-5:

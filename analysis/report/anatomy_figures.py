@@ -95,13 +95,26 @@ def _roofline(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | None:
     unit, per = ("TFLOP/s", 1e12) if max(rates) >= _TERA else ("GFLOP/s", 1e9)
     y = [rate / per for rate in rates]
     area = [max(_SMALLEST, _LARGEST * p.busy_ns / most) for p in points]
-    axes.scatter(x, y, s=area, c=[colour[p.kind] for p in points], alpha=0.75,
-                 edgecolors="black", linewidths=0.3, zorder=3)  # fmt: skip
+    axes.scatter(
+        x,
+        y,
+        s=area,
+        c=[colour[p.kind] for p in points],
+        alpha=0.75,
+        edgecolors="black",
+        linewidths=0.3,
+        zorder=3,
+    )
     tops = [peak / per for _, peak, _, _ in ceilings]
     left, right = _decades([*x, *(peak / rate for _, peak, rate, _ in ceilings)])
     for (_, peak, rate, style), top in zip(ceilings, tops, strict=True):
-        axes.plot([left, peak / rate, right], [left * rate / per, top, top], color="black",
-                  linewidth=0.8, linestyle=style)  # fmt: skip
+        axes.plot(
+            [left, peak / rate, right],
+            [left * rate / per, top, top],
+            color="black",
+            linewidth=0.8,
+            linestyle=style,
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
@@ -111,10 +124,16 @@ def _roofline(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("FLOP per compulsory byte")
     axes.set_ylabel(unit)
-    handles = [Line2D([], [], marker="o", linestyle="", color=colour[k], markersize=4,
-                      label=names.short(k)) for k in kinds[: len(_COLOURS)]]  # fmt: skip
-    handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
-                for name, _, _, style in ceilings]  # fmt: skip
+    handles = [
+        Line2D(
+            [], [], marker="o", linestyle="", color=colour[k], markersize=4, label=names.short(k)
+        )
+        for k in kinds[: len(_COLOURS)]
+    ]
+    handles += [
+        Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
+        for name, _, _, style in ceilings
+    ]
     _legend(figure, handles, 3)
     return figure
 
@@ -168,8 +187,16 @@ def _bounds(anatomy: Anatomy, of: str) -> Figure | None:
         for bound, (colour, hatch) in _BOUNDS.items():
             width = parts.get(bound, 0.0) / unit.per
             if width:
-                axes.barh(i, width, 0.68, left=left, color=colour, hatch=hatch, edgecolor="black",
-                          linewidth=0.4)  # fmt: skip
+                axes.barh(
+                    i,
+                    width,
+                    0.68,
+                    left=left,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="black",
+                    linewidth=0.4,
+                )
             left += width
         axes.text(left + 0.02 * top, i, unit.text(total), va="center")
     figures.labels(axes, [names.short(kind) for kind, _ in kinds])
@@ -178,8 +205,11 @@ def _bounds(anatomy: Anatomy, of: str) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of a step ({unit.unit})")
     seen = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
-    handles = [Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
-               for bound, (c, h) in _BOUNDS.items() if bound in seen]  # fmt: skip
+    handles = [
+        Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
+        for bound, (c, h) in _BOUNDS.items()
+        if bound in seen
+    ]
     _legend(figure, handles, len(handles))
     return figure
 
@@ -226,14 +256,39 @@ def _waves(anatomy: Anatomy, of: str) -> Figure | None:
     for i, one in enumerate(shapes):
         n, ns = zip(*one.curve, strict=True)
         # Two GEMMs of one shape would lie on each other.
-        axes.plot(n, [y / unit.per for y in ns], color=_COLOURS[i], linewidth=0.9,
-                  drawstyle="steps-pre", alpha=0.85)  # fmt: skip
+        axes.plot(
+            n,
+            [y / unit.per for y in ns],
+            color=_COLOURS[i],
+            linewidth=0.9,
+            drawstyle="steps-pre",
+            alpha=0.85,
+        )
         _mark(axes, one, i, unit)
-        handles.append(Line2D([], [], color=_COLOURS[i], marker=_MARKERS[i], markersize=4,
-                              linewidth=0.9, label=names.short(one.role)))  # fmt: skip
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=_COLOURS[i],
+                marker=_MARKERS[i],
+                markersize=4,
+                linewidth=0.9,
+                label=names.short(one.role),
+            )
+        )
     if any(one.dense not in (None, one.n) for one in shapes):
-        handles.append(Line2D([], [], color="black", marker="o", markersize=4, linestyle="",
-                              markerfacecolor="white", label="dense N"))  # fmt: skip
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                marker="o",
+                markersize=4,
+                linestyle="",
+                markerfacecolor="white",
+                label="dense N",
+            )
+        )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N, output features")
@@ -246,8 +301,23 @@ def _mark(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
     """The N that ran, filled, and the dense one, hollow."""
     at = {int(n): ns for n, ns in one.curve}
     if one.n in at:
-        axes.plot([one.n], [at[one.n] / unit.per], marker=_MARKERS[i], color=_COLOURS[i],
-                  markersize=5, markeredgecolor="black", markeredgewidth=0.4, zorder=4)  # fmt: skip
+        axes.plot(
+            [one.n],
+            [at[one.n] / unit.per],
+            marker=_MARKERS[i],
+            color=_COLOURS[i],
+            markersize=5,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+            zorder=4,
+        )
     if one.dense in at and one.dense != one.n:
-        axes.plot([one.dense], [at[one.dense] / unit.per], marker=_MARKERS[i], markersize=5,
-                  markerfacecolor="white", markeredgecolor=_COLOURS[i], zorder=4)  # fmt: skip
+        axes.plot(
+            [one.dense],
+            [at[one.dense] / unit.per],
+            marker=_MARKERS[i],
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=_COLOURS[i],
+            zorder=4,
+        )

@@ -122,13 +122,17 @@ def _cells(row: ComparisonRow) -> list[Cell]:
         Cell(_both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s),
         Cell(_both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes),
         Cell(_both(row.dense_kv_bytes, row.kv_bytes, numbers.size), row.kv_bytes),
-        Cell(_both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
-             row.peak_memory_bytes),
+        Cell(
+            _both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
+            row.peak_memory_bytes,
+        ),
         *(Cell(numbers.ratio(value), value) for value in values.values()),
-        Cell(f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
-             ci95[0] if ci95 else None),
+        Cell(
+            f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
+            ci95[0] if ci95 else None,
+        ),
         *(_ledger(row, name) for name in ROWS),
-    ]  # fmt: skip
+    ]
 
 
 def _share(value: float | None) -> Cell:
@@ -176,8 +180,9 @@ def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
     prefix = check_prefix(label_prefix)
     lines = [head(comparison.tool)]
     for label, keep, note in (
-        ("measured", measured, table.notes[0]), ("explained", explained, table.notes[1]),
-    ):  # fmt: skip
+        ("measured", measured, table.notes[0]),
+        ("explained", explained, table.notes[1]),
+    ):
         text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")
         lines += [
             r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
@@ -217,8 +222,10 @@ def render_csv(comparison: Comparison) -> str:
 def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
     for key, value in msgspec.structs.asdict(row).items():
         if key == "sparsity":
-            yield from ((f"sparsity_{k}", row.sparsity.get(k))
-                        for k in ("nominal", "parameters", "flop", "bytes"))  # fmt: skip
+            yield from (
+                (f"sparsity_{k}", row.sparsity.get(k))
+                for k in ("nominal", "parameters", "flop", "bytes")
+            )
         elif key == "ladder":
             yield from ((f"speedup_{k}", getattr(value, k) if value else None) for k in LADDER)
             yield from _ends("speedup_realised", value.realised_ci95 if value else None)

@@ -81,8 +81,14 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
     grid = [ends[0] + (ends[-1] - ends[0]) * i / 40 for i in range(41)]
     grid = [x for x in grid if x < 0.95]
-    axes.plot(grid, [1 / (1 - x) for x in grid], color="black", linewidth=0.6,
-              linestyle=(0, (1, 1.5)), label="promised, 1/(1 − s)")  # fmt: skip
+    axes.plot(
+        grid,
+        [1 / (1 - x) for x in grid],
+        color="black",
+        linewidth=0.6,
+        linestyle=(0, (1, 1.5)),
+        label="promised, 1/(1 − s)",
+    )
     axes.set_xlim(ends[0] - 0.12 * span, ends[-1] + 0.12 * span)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     note = "; points of one s side by side" if len(shown) > 1 else ""
@@ -90,22 +96,37 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     axes.set_ylabel("speedup (dense ÷ pruned)")
     axes.locator_params(nbins=5)
     hidden = len(curves) - len(shown)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, fontsize=_SMALL,
-                frameon=False, labelspacing=0.25, title_fontsize=_SMALL,
-                title=f"{hidden} more curves left out" if hidden > 0 else None)  # fmt: skip
+    axes.legend(
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0,
+        fontsize=_SMALL,
+        frameon=False,
+        labelspacing=0.25,
+        title_fontsize=_SMALL,
+        title=f"{hidden} more curves left out" if hidden > 0 else None,
+    )
 
 
 def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
     points = sorted(points, key=lambda p: p[0])
     colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
     ladders = [(x, row.ladder) for x, row in points if row.ladder is not None]
-    axes.plot([x for x, _ in ladders], [ladder.realised for _, ladder in ladders], color=colour,
-              marker=marker, markersize=3, linewidth=0.9, label=label,
-              linestyle="-" if i < len(_COLOURS) else "--")  # fmt: skip
+    axes.plot(
+        [x for x, _ in ladders],
+        [ladder.realised for _, ladder in ladders],
+        color=colour,
+        marker=marker,
+        markersize=3,
+        linewidth=0.9,
+        label=label,
+        linestyle="-" if i < len(_COLOURS) else "--",
+    )
     for x, ladder in ladders:
         if ladder.realised_ci95:
-            axes.plot([x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_",
-                      markersize=3)  # fmt: skip
+            axes.plot(
+                [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
+            )
 
 
 def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
@@ -121,13 +142,23 @@ def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     note = f"; {left_out} more left out" if left_out > 0 else ""
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
     handles = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3,
-              label=LEDGER[name][0])
+        Patch(
+            facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
+        )
         for name, (colour, hatch) in _ROWS.items()
-    ]  # fmt: skip
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, handlelength=1,
-                fontsize=_SMALL, frameon=False, borderaxespad=0.2, columnspacing=0.9,
-                handletextpad=0.4)  # fmt: skip
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=6,
+        handlelength=1,
+        fontsize=_SMALL,
+        frameon=False,
+        borderaxespad=0.2,
+        columnspacing=0.9,
+        handletextpad=0.4,
+    )
 
 
 def _bar_of(axes: Axes, i: int, ledger: dict[str, float]) -> None:
@@ -136,8 +167,16 @@ def _bar_of(axes: Axes, i: int, ledger: dict[str, float]) -> None:
     axes.barh(i, promised, 0.62, color="#DDDDDD", edgecolor="none", zorder=0)
     for name, (colour, hatch) in _ROWS.items():
         share = ledger.get(name, 0.0) * per
-        axes.barh(i, share, 0.62, left=right if share > 0 else left, color=colour, hatch=hatch,
-                  edgecolor="black", linewidth=0.3)  # fmt: skip
+        axes.barh(
+            i,
+            share,
+            0.62,
+            left=right if share > 0 else left,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.3,
+        )
         right, left = (right + share, left) if share > 0 else (right, left + share)
     axes.plot([promised, promised], [i - 0.36, i + 0.36], color="black", linewidth=1.0)
     axes.plot([ledger["pruned"] * per], [i], marker="D", markersize=2.5, color="black", zorder=3)
@@ -161,6 +200,8 @@ def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
         labels.append(
             " ".join(filter(None, (name, "" if nominal is None else f"{nominal:g}", rest)))
         )
-    named = (f"{row.run} {row.phase}" if labels.count(label) > 1 else label
-             for row, label in zip(rows, labels, strict=True))  # fmt: skip
+    named = (
+        f"{row.run} {row.phase}" if labels.count(label) > 1 else label
+        for row, label in zip(rows, labels, strict=True)
+    )
     return [short(label, 44) for label in named]

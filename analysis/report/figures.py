@@ -87,13 +87,20 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
         for i, (label, value) in enumerate(rungs):
             realised = label == rungs[-1][0]
             if value is not None:
-                axes.barh(i, value, 0.68, color=_REALISED if i in measured else _RUNG,
-                          edgecolor="black", linewidth=0.4)  # fmt: skip
+                axes.barh(
+                    i,
+                    value,
+                    0.68,
+                    color=_REALISED if i in measured else _RUNG,
+                    edgecolor="black",
+                    linewidth=0.4,
+                )
             end = value or 0.0
             if realised and ladder.realised_ci95:
                 low, high = ladder.realised_ci95
-                axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|",
-                          markersize=4)  # fmt: skip
+                axes.plot(
+                    [low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4
+                )
                 end = max(end, high)
             axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
         axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -104,10 +111,20 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
             for colour, label in ((_RUNG, "bound"), (_REALISED, "measured"))
         ]
         if ladder.realised_ci95:
-            marks.append(Line2D([], [], color="black", linewidth=1.0, marker="|", markersize=4,
-                                label="95 % interval"))  # fmt: skip
-        marks.append(Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)),
-                            label="1× (dense)"))  # fmt: skip
+            marks.append(
+                Line2D(
+                    [],
+                    [],
+                    color="black",
+                    linewidth=1.0,
+                    marker="|",
+                    markersize=4,
+                    label="95 % interval",
+                )
+            )
+        marks.append(
+            Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="1× (dense)")
+        )
         _headed(axes, title, marks)
         axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
         return figure
@@ -130,8 +147,9 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
                 axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
             _amount(axes, i, row, unit)
         labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
-        axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center",
-                  ha="right")  # fmt: skip
+        axes.text(
+            1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right"
+        )
         _headed(axes, title, _legend(rows, bars))
         kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
         axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
@@ -143,10 +161,16 @@ def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D
     says = {"loss": "lost", "gain": "gained", "quiet": "in its noise"}
     seen = {bar.tone for bar in bars if bar.start != bar.end}
     marks: list[Patch | Line2D] = [
-        Patch(facecolor=_COLOURS[tone], hatch=_HATCHES[tone], edgecolor="black", linewidth=0.4,
-              label=label)
-        for tone, label in says.items() if tone in seen
-    ]  # fmt: skip
+        Patch(
+            facecolor=_COLOURS[tone],
+            hatch=_HATCHES[tone],
+            edgecolor="black",
+            linewidth=0.4,
+            label=label,
+        )
+        for tone, label in says.items()
+        if tone in seen
+    ]
     if any(row.ci95 for row in rows):
         marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
     return marks
@@ -164,19 +188,39 @@ def _headed(axes: Axes, title: str, marks: list[Any]) -> None:
 
 def legend(figure: Figure, marks: list[Any], columns: int) -> None:
     """A legend below the axes."""
-    figure.legend(handles=marks, loc="outside lower center", ncols=columns, fontsize=6,
-                  frameon=False, handlelength=1.4, columnspacing=1.2, borderpad=0.1,
-                  handletextpad=0.5)  # fmt: skip
+    figure.legend(
+        handles=marks,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=6,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderpad=0.1,
+        handletextpad=0.5,
+    )
 
 
 def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
     start, end = ends
     if tone in ("total", "promise"):
-        axes.plot([end, end], [i - 0.38, i + 0.38], color="black",
-                  linewidth=2.2 if tone == "total" else 1.2)  # fmt: skip
+        axes.plot(
+            [end, end],
+            [i - 0.38, i + 0.38],
+            color="black",
+            linewidth=2.2 if tone == "total" else 1.2,
+        )
         return
-    axes.barh(i, end - start, 0.62, left=start, color=_COLOURS[tone], hatch=_HATCHES[tone],
-              edgecolor="black", linewidth=0.4)  # fmt: skip
+    axes.barh(
+        i,
+        end - start,
+        0.62,
+        left=start,
+        color=_COLOURS[tone],
+        hatch=_HATCHES[tone],
+        edgecolor="black",
+        linewidth=0.4,
+    )
 
 
 def _whisker(axes: Axes, i: int, row: Row, end: float, unit: numbers.Scale) -> None:
@@ -193,9 +237,15 @@ def _whisker(axes: Axes, i: int, row: Row, end: float, unit: numbers.Scale) -> N
 def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
     """The number of a row in a column of its own at the right, where nothing can overlap it."""
     signed = row.row not in ledger_view.TOTALS and row.row != "promised"
-    axes.text(1.2, i, unit.text(row.ns, signed=signed), transform=axes.get_yaxis_transform(),
-              va="center", ha="right",
-              weight="bold" if row.row in ledger_view.TOTALS else "normal")  # fmt: skip
+    axes.text(
+        1.2,
+        i,
+        unit.text(row.ns, signed=signed),
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        ha="right",
+        weight="bold" if row.row in ledger_view.TOTALS else "normal",
+    )
 
 
 def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:

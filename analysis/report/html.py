@@ -58,9 +58,13 @@ def render_html(report: Report) -> str:
 def templates() -> jinja2.Environment:
     """The templates, which escape every string and refuse a name that is not there."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
-        undefined=jinja2.StrictUndefined, finalize=shown, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def shown(value: Any) -> Any:

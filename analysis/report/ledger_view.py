@@ -122,7 +122,7 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
         Cell(unit.interval(row.ci95), row.ci95[0] if row.ci95 else None),
         _noise(row, unit),
         Cell(part_text(part, unit) if part else ""),
-    ]  # fmt: skip
+    ]
 
 
 def _noise(row: Row, unit: numbers.Scale) -> Cell:
@@ -221,13 +221,15 @@ def ladder_table(phase: Phase) -> Table | None:
         [
             Cell(label),
             Cell(numbers.ratio(value), value),
-            Cell(numbers.percent(numbers.share_of(ladder.realised, value)),
-                 numbers.share_of(ladder.realised, value)),
+            Cell(
+                numbers.percent(numbers.share_of(ladder.realised, value)),
+                numbers.share_of(ladder.realised, value),
+            ),
             Cell(says),
         ]
         for name, (label, says) in LADDER.items()
         for value in [getattr(ladder, name)]
-    ]  # fmt: skip
+    ]
     columns = [
         Column("rung"),
         Column("speedup", numeric=True),

@@ -24,9 +24,11 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     rows = [_row(part, unit) for part in shown]
     dense = next((row.ns for row in phase.ledger or [] if row.row == "dense"), None)
     total = OverheadPart(
-        name="added in all", ns=found.added_ns, added=True,
+        name="added in all",
+        ns=found.added_ns,
+        added=True,
         share=numbers.share_of(found.added_ns, dense),
-    )  # fmt: skip
+    )
     rows.append(_row(total, unit))
     name = phase.family.id if phase.family else "the dynamic family"
     return Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])

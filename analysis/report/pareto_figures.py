@@ -76,14 +76,20 @@ def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -
             bound = point.bounds.get("roofline")
             if bound is None:
                 continue
-            dot(axes, (bound, point.realised), (None, point.realised_ci95), colour, marker,
-                 full=True, label=label)  # fmt: skip
+            dot(
+                axes,
+                (bound, point.realised),
+                (None, point.realised_ci95),
+                colour,
+                marker,
+                full=True,
+                label=label,
+            )
             label = None
             top = max(top, bound, point.realised)
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6,
-              linestyle=(0, (3, 2)))  # fmt: skip
+    axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("roofline bound (speedup)")
     axes.set_ylabel("realised (speedup)")
 
@@ -94,16 +100,37 @@ def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) 
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
         up, down = point.ledger["promised"] / dense, 0.0
-        axes.bar(i, up, 0.7, color=_PROMISED, edgecolor="black", linewidth=0.4,
-                 label="promised" if i == 0 else None)  # fmt: skip
+        axes.bar(
+            i,
+            up,
+            0.7,
+            color=_PROMISED,
+            edgecolor="black",
+            linewidth=0.4,
+            label="promised" if i == 0 else None,
+        )
         for row, colour, hatch in _ROWS:
             share = point.ledger.get(row, 0.0) / dense
             base = up if share >= 0 else down
-            axes.bar(i, share, 0.7, bottom=base, color=colour, hatch=hatch, edgecolor="black",
-                     linewidth=0.4, label=LEDGER[row][0] if i == 0 else None)  # fmt: skip
+            axes.bar(
+                i,
+                share,
+                0.7,
+                bottom=base,
+                color=colour,
+                hatch=hatch,
+                edgecolor="black",
+                linewidth=0.4,
+                label=LEDGER[row][0] if i == 0 else None,
+            )
             up, down = up + max(0.0, share), down + min(0.0, share)
-        axes.plot([i - 0.42, i + 0.42], [point.ledger["pruned"] / dense] * 2, color="black",
-                  linewidth=1.6, label="pruned, measured" if i == 0 else None)  # fmt: skip
+        axes.plot(
+            [i - 0.42, i + 0.42],
+            [point.ledger["pruned"] / dense] * 2,
+            color="black",
+            linewidth=1.6,
+            label="pruned, measured" if i == 0 else None,
+        )
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.axhline(0.0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(bars)), [f"{clean(p.label)} {_share(p)}" for p in bars])

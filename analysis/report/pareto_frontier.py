@@ -87,8 +87,15 @@ def _panel(
             continue
         colour, marker = marks[point.label]
         across = None if spread is None else [1 + bound for bound in spread]
-        dot(axes, (x, point.realised), (across, point.realised_ci95), colour, marker,
-            full=point.on_frontier, label=None)  # fmt: skip
+        dot(
+            axes,
+            (x, point.realised),
+            (across, point.realised_ci95),
+            colour,
+            marker,
+            full=point.on_frontier,
+            label=None,
+        )
         seen.append((x, point.realised))
         if point.on_frontier:
             share = "" if point.sparsity is None else f"{point.sparsity:g}"
@@ -99,28 +106,43 @@ def _panel(
     steps = sorted((x, y) for x, y, _ in best)
     if not steps or steps[0][0] > 1:
         steps.insert(0, (1.0, 1.0))  # the dense model itself
-    axes.step([*(x for x, _ in steps), right], [*(y for _, y in steps), steps[-1][1]],
-              where="post", color="black", linewidth=0.8, zorder=0)  # fmt: skip
+    axes.step(
+        [*(x for x, _ in steps), right],
+        [*(y for _, y in steps), steps[-1][1]],
+        where="post",
+        color="black",
+        linewidth=0.8,
+        zorder=0,
+    )
     axes.set_xlim(min(left, 1.0), right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("perplexity, pruned ÷ dense")
     axes.set_ylabel("speedup, dense ÷ pruned")
     if beyond:
-        axes.text(1.0, 1.01, f"{beyond} beyond {most:g}× →", transform=axes.transAxes, ha="right",
-                  va="bottom", fontsize=6)  # fmt: skip
+        axes.text(
+            1.0,
+            1.01,
+            f"{beyond} beyond {most:g}× →",
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=6,
+        )
     return best, seen
 
 
 def _legend(figure: Figure, marks: Marks) -> None:
     handles = [
-        matplotlib.lines.Line2D([], [], color=colour, marker=marker, linestyle="none",
-                                markersize=5, label=clean(label))
+        matplotlib.lines.Line2D(
+            [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
+        )
         for label, (colour, marker) in marks.items()
-    ]  # fmt: skip
+    ]
     handles.append(
-        matplotlib.lines.Line2D([], [], color="black", linewidth=0.8,
-                                label="frontier: full marks, with their s")
-    )  # fmt: skip
+        matplotlib.lines.Line2D(
+            [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
+        )
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
 
@@ -141,11 +163,16 @@ def _place(
         found = None
         for place in _PLACES:
             label = axes.annotate(
-                text, (x, y), textcoords="offset points", xytext=place, fontsize=6,
+                text,
+                (x, y),
+                textcoords="offset points",
+                xytext=place,
+                fontsize=6,
                 ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
                 arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
-                if max(map(abs, place)) > 10 else None,
-            )  # fmt: skip
+                if max(map(abs, place)) > 10
+                else None,
+            )
             label.update_positions(renderer)
             box = matplotlib.text.Text.get_window_extent(label, renderer)
             free = not any(box.overlaps(other) for other in taken)
@@ -154,7 +181,8 @@ def _place(
                 break
             label.remove()
         if found is None:
-            label = axes.annotate(text, (x, y), textcoords="offset points", xytext=_PLACES[0],
-                                  fontsize=6)  # fmt: skip
+            label = axes.annotate(
+                text, (x, y), textcoords="offset points", xytext=_PLACES[0], fontsize=6
+            )
             found = matplotlib.text.Text.get_window_extent(label, renderer)
         taken.append(found)

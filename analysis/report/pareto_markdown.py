@@ -171,10 +171,13 @@ def _equal(cell: Cell) -> Iterator[str]:
         family for row in (*cell.equal_flops, *cell.equal_sparsity) for family in row["families"]
     )
     for title, key, rows in (
-        ("At equal FLOPs (straight lines between measured points; dense is one)", "flop_sparsity",
-         cell.equal_flops),
+        (
+            "At equal FLOPs (straight lines between measured points; dense is one)",
+            "flop_sparsity",
+            cell.equal_flops,
+        ),
         ("At equal s (as measured)", "sparsity", cell.equal_sparsity),
-    ):  # fmt: skip
+    ):
         if not rows:
             continue
         yield f"#### {title}"

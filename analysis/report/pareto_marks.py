@@ -44,6 +44,14 @@ def dot(  # noqa: PLR0913
         axes.plot(across, [y, y], color=colour, linewidth=0.7)
     if up is not None:
         axes.plot([x, x], up, color=colour, linewidth=0.7)
-    axes.plot(x, y, color=colour, marker=marker, markersize=5, linestyle="none",
-              markerfacecolor=colour if full else "white", markeredgewidth=0.8,
-              label=label)  # fmt: skip
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linestyle="none",
+        markerfacecolor=colour if full else "white",
+        markeredgewidth=0.8,
+        label=label,
+    )

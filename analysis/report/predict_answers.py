@@ -39,10 +39,13 @@ def answer(told: dict[str, Any]) -> list[RenderableType]:
     row("largest batch", *(_batch(one) for one in memory))
     lines = [
         f"{label} {one['speedup']:.2f} ({one['range'][0]:.2f}–{one['range'][1]:.2f})"
-        for label, one in (("time", told["time"]), ("tokens/s", told["throughput"]),
-                           ("tokens/s, each side at its largest batch", told["at_max_batch"]))
+        for label, one in (
+            ("time", told["time"]),
+            ("tokens/s", told["throughput"]),
+            ("tokens/s, each side at its largest batch", told["at_max_batch"]),
+        )
         if one is not None
-    ]  # fmt: skip
+    ]
     said = [Text(clean("speed-up: " + ", ".join(lines)))] if lines else []
     return [Text(clean(head), "bold"), table, *said]
 

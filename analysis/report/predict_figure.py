@@ -48,8 +48,13 @@ def draw_curves(result: dict[str, Any], ending: str) -> bytes:
             axes.set_title(_title(result, phase), fontsize=7)
             if i == 0:
                 axes.set_ylabel("speedup (dense ÷ pruned)")
-        figure.legend(handles=_handles(known), loc="upper left", frameon=False, fontsize=6,
-                      bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88))  # fmt: skip
+        figure.legend(
+            handles=_handles(known),
+            loc="upper left",
+            frameon=False,
+            fontsize=6,
+            bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88),
+        )
         return saved(figure, ending)
 
 
@@ -59,12 +64,21 @@ def _panel(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[s
         colour, marker = _look(known.index(name))
         shares = curve["sparsity"]
         if len(methods) == 1:
-            axes.fill_between(shares, curve["low"], curve["high"], color=colour, alpha=0.18,
-                              linewidth=0)  # fmt: skip
-        axes.plot(shares, curve["roofline"], color=colour, linewidth=0.7, markersize=2,
-                  linestyle=(0, (1, 1.5)), marker="" if len(shares) > 1 else ".")  # fmt: skip
-        axes.plot(shares, curve["expected"], color=colour, linewidth=0.9, marker=marker,
-                  markersize=3)  # fmt: skip
+            axes.fill_between(
+                shares, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0
+            )
+        axes.plot(
+            shares,
+            curve["roofline"],
+            color=colour,
+            linewidth=0.7,
+            markersize=2,
+            linestyle=(0, (1, 1.5)),
+            marker="" if len(shares) > 1 else ".",
+        )
+        axes.plot(
+            shares, curve["expected"], color=colour, linewidth=0.9, marker=marker, markersize=3
+        )
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("sparsity s")
@@ -75,12 +89,16 @@ def _handles(known: list[str]) -> list[Line2D]:
     handles = []
     for i, name in enumerate(known):
         colour, marker = _look(i)
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=3, linewidth=0.9,
-                              label=clean(name)))  # fmt: skip
+        handles.append(
+            Line2D(
+                [], [], color=colour, marker=marker, markersize=3, linewidth=0.9, label=clean(name)
+            )
+        )
     grey = "#555555"
     handles.append(Line2D([], [], color=grey, linewidth=0.9, label="expected"))
-    handles.append(Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)),
-                          label="roofline bound"))  # fmt: skip
+    handles.append(
+        Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)), label="roofline bound")
+    )
     return handles
 
 

@@ -55,25 +55,44 @@ def _point(name: str, phase: dict[str, Any]) -> list[RenderableType]:
 def _speedups(phase: dict[str, Any]) -> list[RenderableType]:
     table = _table(*_LADDER, "expected", "range")
     expected, ladder = phase["predicted"]["execution"], phase["ladder"]
-    _row(table, *(numbers.ratio(ladder[rung]) for rung in _LADDER),
-         numbers.ratio(expected["speedup"]), _between(expected["range"]))  # fmt: skip
+    _row(
+        table,
+        *(numbers.ratio(ladder[rung]) for rung in _LADDER),
+        numbers.ratio(expected["speedup"]),
+        _between(expected["range"]),
+    )
     even = _table("faster than dense", "sparsity", "batch", "context")
     for label, gain, found in (
         ("at the roofline", ladder["roofline"], phase["predicted"]["break_even"]),
         ("expected", expected["speedup"], expected["break_even"]),
     ):
         share, same = found["sparsity"], "always" if gain > 1 + 1e-6 else "never"
-        _row(even, label, "never" if share is None else f"from {share:.3f}",
-             _span(found["batch"]) or same, _span(found["context"]) or same)  # fmt: skip
+        _row(
+            even,
+            label,
+            "never" if share is None else f"from {share:.3f}",
+            _span(found["batch"]) or same,
+            _span(found["context"]) or same,
+        )
     costs = _table("cost of execution", "dense", "pruned", "because")
     unit = numbers.scale([expected["dense_ns"]])
-    _row(costs, "roofline", unit.text(phase["baseline"]["ideal_ns"]),
-         unit.text(phase["ideal_ns"]), f"{unit.unit} a forward")  # fmt: skip
+    _row(
+        costs,
+        "roofline",
+        unit.text(phase["baseline"]["ideal_ns"]),
+        unit.text(phase["ideal_ns"]),
+        f"{unit.unit} a forward",
+    )
     for term in expected["terms"]:
         if max(term["dense_ns"], term["pruned_ns"]) < unit.per * 10**-unit.decimals / 2:
             continue
-        _row(costs, term["name"], unit.text(term["dense_ns"], signed=True),
-             unit.text(term["pruned_ns"], signed=True), term["mechanism"])  # fmt: skip
+        _row(
+            costs,
+            term["name"],
+            unit.text(term["dense_ns"], signed=True),
+            unit.text(term["pruned_ns"], signed=True),
+            term["mechanism"],
+        )
     _row(costs, "expected", unit.text(expected["dense_ns"]), unit.text(expected["pruned_ns"]), "")
     return [table, *(Text(clean(text)) for text in expected["notes"]), even, costs]
 
@@ -115,10 +134,15 @@ def _grid(result: dict[str, Any]) -> list[RenderableType]:
             expected = phase["predicted"]["execution"]
             share = expected["break_even"]["sparsity"]
             even[point["method"]] = "never" if share is None else f"from {share:.2f}"
-            _row(table, point["method"], f"{point['sparsity']:g}",
-                 *(f"{phase['ladder'][rung]:.2f}" for rung in _LADDER[1:]),
-                 f"{expected['speedup']:.2f}", _between(expected["range"]),
-                 numbers.size(phase["memory_bytes"]))  # fmt: skip
+            _row(
+                table,
+                point["method"],
+                f"{point['sparsity']:g}",
+                *(f"{phase['ladder'][rung]:.2f}" for rung in _LADDER[1:]),
+                f"{expected['speedup']:.2f}",
+                _between(expected["range"]),
+                numbers.size(phase["memory_bytes"]),
+            )
         pays = ", ".join(f"{method} {text}" for method, text in even.items())
         parts += [Text(name, "bold"), table, Text(clean(f"expected to pay at s: {pays}"))]
     return parts
@@ -136,10 +160,17 @@ def _from_run(result: dict[str, Any]) -> list[RenderableType]:
         unit = numbers.scale([phase["wall_ns"]])
         table = _table("family", "s", "bound", "expected", "range", unit.unit, "added", "memory")
         for row in phase["families"]:
-            _row(table, f"{row['id']} *" if row["extension"] else row["id"],
-                 f"{row['sparsity']:g}", f"{row['bound']:.2f}", f"{row['expected']:.2f}",
-                 _between(row["range"]), unit.text(row["wall_ns"]), unit.text(row["added_ns"]),
-                 numbers.size(row["memory_bytes"]))  # fmt: skip
+            _row(
+                table,
+                f"{row['id']} *" if row["extension"] else row["id"],
+                f"{row['sparsity']:g}",
+                f"{row['bound']:.2f}",
+                f"{row['expected']:.2f}",
+                _between(row["range"]),
+                unit.text(row["wall_ns"]),
+                unit.text(row["added_ns"]),
+                numbers.size(row["memory_bytes"]),
+            )
         parts += [table, *(Text(clean(note), "dim") for note in phase["notes"])]
     return [*parts, Text("* by extension: kernels that it adds are not in the model", "dim")]
 

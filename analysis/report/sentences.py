@@ -350,10 +350,12 @@ def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
         said = [
             f"{label} {numbers.per_second(rate, what)}"
             for label, rate in (
-                ("before", seen["before"]), ("after", seen["after"]), ("reached", seen["reached"])
+                ("before", seen["before"]),
+                ("after", seen["after"]),
+                ("reached", seen["reached"]),
             )
             if rate is not None
-        ]  # fmt: skip
+        ]
         if name in names and said:
             yield f"; {name} {', '.join(said)}"
 

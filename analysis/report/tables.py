@@ -36,8 +36,17 @@ def _ledger(report: Report) -> Iterable[list[Value]]:
         for row in phase.ledger or []:
             yield [name, row.row, "", "", "", row.ns, *_ends(row.ci95), row.noise_ns, ""]
             for part in row.parts:
-                yield [name, row.row, part.name, part.role, part.cls, part.ns, *_ends(part.ci95),
-                       part.noise_ns, "; ".join(part.evidence)]  # fmt: skip
+                yield [
+                    name,
+                    row.row,
+                    part.name,
+                    part.role,
+                    part.cls,
+                    part.ns,
+                    *_ends(part.ci95),
+                    part.noise_ns,
+                    "; ".join(part.evidence),
+                ]
 
 
 def _ends(ci95: list[float] | None) -> tuple[float | None, float | None]:
@@ -88,8 +97,9 @@ def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
     return _text(["file", "column", "unit", "meaning"], rows)
 
 
-def frame_tables(report: Report, frames: Mapping[str, pl.DataFrame], ending: str
-                 ) -> dict[str, bytes]:  # fmt: skip
+def frame_tables(
+    report: Report, frames: Mapping[str, pl.DataFrame], ending: str
+) -> dict[str, bytes]:
     """File name to bytes of the kernels frame of each phase, `ending` "csv" or "parquet"."""
     slugs = phase_slugs(report)
     out = {}

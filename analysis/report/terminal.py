@@ -169,9 +169,11 @@ class _Page:
             bar = "█" * round(room * (numbers.share_of(ns.value, busy_ns) or 0.0))
             text = f"{ns.text} {table.columns[1].unit}"
             grid.add_row(
-                self.ink(f" {name.text}"), self.ink(text), self.ink(bar, "cyan"),
+                self.ink(f" {name.text}"),
+                self.ink(text),
+                self.ink(bar, "cyan"),
                 self.ink(share.text),
-            )  # fmt: skip
+            )
         return grid
 
     def _table(self, table: view.Table) -> Iterator[RenderableType]:

@@ -81,10 +81,14 @@ def _merged(stayed: Gemm, gone: Gemm) -> Gemm:
 
     before = both("dense_count")
     return msgspec.structs.replace(
-        stayed, axis="gone", keep={"calls": stayed.count / before} if before else None,
-        dense_count=before, dense_busy_ns=both("dense_busy_ns"),
-        promised_ns=both("promised_ns"), loss_ns=both("loss_ns"),
-    )  # fmt: skip
+        stayed,
+        axis="gone",
+        keep={"calls": stayed.count / before} if before else None,
+        dense_count=before,
+        dense_busy_ns=both("dense_busy_ns"),
+        promised_ns=both("promised_ns"),
+        loss_ns=both("loss_ns"),
+    )
 
 
 def without_sizes(phase: Phase) -> bool:
@@ -239,8 +243,9 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
     return Table("kernels", "Kernels by name", columns, rows, notes)
 
 
-def split_table(title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
-                ) -> Table:  # fmt: skip
+def split_table(
+    title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
+) -> Table:
     """Busy time by kind, role or bound, largest first."""
     ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
     unit = numbers.scale(parts.values())

@@ -55,9 +55,12 @@ def guess(
 
 
 def _fits(
-    name: str, traced: Traced, workload: Workload, device: Device | None,
+    name: str,
+    traced: Traced,
+    workload: Workload,
+    device: Device | None,
     steps: dict[int, list[Item]],
-) -> Trial | None:  # fmt: skip
+) -> Trial | None:
     config = preset_config(name)
     shape = ModelShape.from_config(config)
     model = ModelConfig(

@@ -37,9 +37,9 @@ class Refusal:
     why: str
 
 
-def embed(sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]) -> (
-    Embedding | Refusal
-):  # fmt: skip
+def embed(
+    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
+) -> Embedding | Refusal:
     """The way that leaves out the fewest kernels; a Refusal where none fits, or it is not sure."""
     if len(sample) > _MOST:
         return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
@@ -80,9 +80,11 @@ def _fits(item: Item, slot: Slot) -> bool:
 
 
 def _best(
-    sample: Sequence[Item], times: Sequence[float], slots: Sequence[Slot],
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
     banned: tuple[int, int] | None = None,
-) -> tuple[float, list[int | None]] | None:  # fmt: skip
+) -> tuple[float, list[int | None]] | None:
     """The cheapest embedding and its cost: the slot index of each kernel. One kernel too few: none.
 
     The rate that N·K and times should share is not known: every pair that may match is tried."""
@@ -92,17 +94,24 @@ def _best(
         if banned is None and all(map(_fits, sample, slots)):
             return 0.0, list(range(len(slots)))
         return None
-    pairs = [(i, j) for i, item in enumerate(sample) for j, slot in enumerate(slots)
-             if _fits(item, slot) and times[i] > 0]  # fmt: skip
+    pairs = [
+        (i, j)
+        for i, item in enumerate(sample)
+        for j, slot in enumerate(slots)
+        if _fits(item, slot) and times[i] > 0
+    ]
     rates = sorted({slots[j].size / times[i] for i, j in pairs})
     tried = (_embedded(sample, times, slots, rate, banned) for rate in rates)
     return min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
 
 
 def _embedded(
-    sample: Sequence[Item], times: Sequence[float], slots: Sequence[Slot], rate: float,
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
+    rate: float,
     banned: tuple[int, int] | None,
-) -> tuple[float, list[int | None]] | None:  # fmt: skip
+) -> tuple[float, list[int | None]] | None:
     rows, columns, total = len(sample), len(slots), sum(times) or 1.0
     cost = [[_NEVER] * (columns + 1) for _ in range(rows + 1)]
     cost[0][0] = 0.0
@@ -124,9 +133,12 @@ def _skip(time: float, total: float) -> float:
 
 
 def _back(
-    sample: Sequence[Item], times: Sequence[float], slots: Sequence[Slot],
-    cost: list[list[float]], total: float,
-) -> list[int | None]:  # fmt: skip
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
+    cost: list[list[float]],
+    total: float,
+) -> list[int | None]:
     j = len(slots)
     out: list[int | None] = []
     for i in range(len(sample) - 1, -1, -1):
@@ -139,9 +151,11 @@ def _back(
 
 
 def _is_sure(
-    sample: Sequence[Item], times: Sequence[float], slots: Sequence[Slot],
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
     chosen: Sequence[int | None],
-) -> bool:  # fmt: skip
+) -> bool:
     best = _best(sample, times, slots)
     assert best is not None
     for i, j in enumerate(chosen):

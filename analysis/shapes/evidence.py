@@ -131,9 +131,13 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
 
 
 def against_peaks(
-    placed: Iterable[Placed], rows: int | None, *, flop_per_s: float | None,
-    byte_per_s: float | None, itemsize: float,
-) -> list[str]:  # fmt: skip
+    placed: Iterable[Placed],
+    rows: int | None,
+    *,
+    flop_per_s: float | None,
+    byte_per_s: float | None,
+    itemsize: float,
+) -> list[str]:
     """A GEMM that would be faster than the device: by FLOPs where M is known, else by the bytes of
     weights that no cache holds (64 MiB and more)."""
     times: dict[Slot, list[int]] = defaultdict(list)

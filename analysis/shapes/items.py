@@ -78,13 +78,21 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     work = None if record["call"] is None else works[record["call"]]
     gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
     return Item(
-        row=record["row"], step=record["step"], what=_WHAT[record["kind"]],
-        name=record["name"] or "", grid=grid, ns=record["duration"], role=record["role"],
-        layer=record["layer"], instance=record["instance"], kind=record["kind"],
-        nk=None if gemm is None else (gemm.n, gemm.k), rows=None if gemm is None else gemm.m,
+        row=record["row"],
+        step=record["step"],
+        what=_WHAT[record["kind"]],
+        name=record["name"] or "",
+        grid=grid,
+        ns=record["duration"],
+        role=record["role"],
+        layer=record["layer"],
+        instance=record["instance"],
+        kind=record["kind"],
+        nk=None if gemm is None else (gemm.n, gemm.k),
+        rows=None if gemm is None else gemm.m,
         has_work=work is not None and bool(work.gemms),
         alone=record["op"] is not None and op_kind(record["op"], None) not in _PRODUCTS,
-    )  # fmt: skip
+    )
 
 
 def _folded(items: list[Item]) -> list[Item]:

@@ -142,9 +142,10 @@ def sure_pairs(items: list[Item], places: list[int], cycle: Cycle) -> dict[int, 
     best, out = ahead[rows][columns], {}
     for i in range(rows):
         seen = [
-            j for j in range(columns)
+            j
+            for j in range(columns)
             if can[i][j] and ahead[i][j] + 1 + behind[rows - 1 - i][columns - 1 - j] == best
-        ]  # fmt: skip
+        ]
         if len(seen) != 1:
             continue
         # Left out by an alignment that is as good: then it may be another kernel.

@@ -182,9 +182,13 @@ def _parts(items: Sequence[Item], first: int, last: int) -> int:
 
 
 def _place_pass(
-    out: Placement, items: Sequence[Item], shape: ModelShape, ranks: int, found: Embedding,
+    out: Placement,
+    items: Sequence[Item],
+    shape: ModelShape,
+    ranks: int,
+    found: Embedding,
     first: int,
-) -> None:  # fmt: skip
+) -> None:
     cycle = find_cycle(items)
     if cycle is None or len(cycle.tokens) != len(found.slots):
         out.problems.append("the passes of a step differ in their kernels")

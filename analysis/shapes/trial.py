@@ -73,9 +73,13 @@ class Trial:
     """The config with one degree of tensor parallelism: placements, contradictions, M."""
 
     def __init__(
-        self, traced: Traced, model: ModelConfig, device: Device | None,
-        steps: dict[int, list[Item]], ranks: int,
-    ) -> None:  # fmt: skip
+        self,
+        traced: Traced,
+        model: ModelConfig,
+        device: Device | None,
+        steps: dict[int, list[Item]],
+        ranks: int,
+    ) -> None:
         self.traced, self.model, self.device = traced, model, device
         self.ranks, self.sm = ranks, device.sm if device is not None else None
         self.placed: dict[Pass, Placement] = {}
@@ -123,17 +127,21 @@ class Trial:
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=tokens.heads == (tokens.rows,)),
             *evidence.against_peaks(
-                gemms, self.rows[key],
+                gemms,
+                self.rows[key],
                 flop_per_s=device.peak(inputs) if device is not None else None,
                 byte_per_s=device.byte_per_s if device is not None else None,
                 itemsize=itemsize(formats(gemms[0].item.name, self.model.dtype)[1]) or 0.5
-                if gemms else 0.5,
+                if gemms
+                else 0.5,
             ),
             *evidence.against_width(
-                self.traced.frame.filter(pl.col("step") == key[0]), self.traced.trace, shape,
+                self.traced.frame.filter(pl.col("step") == key[0]),
+                self.traced.trace,
+                shape,
                 self.rows[key],
             ),
-        ]  # fmt: skip
+        ]
 
     def _tokens(self, step: int, phase: str | None) -> Tokens:
         """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several

@@ -71,17 +71,25 @@ class Workload:
         batch, length = self.batch or 1, self.prompt_len
         rows = batch * length
         return Tokens(
-            rows=rows, heads=tuple(dict.fromkeys((batch, rows))), batch=batch, queries=length,
-            keys=self.context or length, phase=PREFILL,
-        )  # fmt: skip
+            rows=rows,
+            heads=tuple(dict.fromkeys((batch, rows))),
+            batch=batch,
+            queries=length,
+            keys=self.context or length,
+            phase=PREFILL,
+        )
 
     def _decode(self) -> Tokens:
         if self.batch is None:
             return UNKNOWN
         return Tokens(
-            rows=self.batch, heads=(self.batch,), batch=self.batch, queries=1, keys=self.context,
+            rows=self.batch,
+            heads=(self.batch,),
+            batch=self.batch,
+            queries=1,
+            keys=self.context,
             phase=DECODE,
-        )  # fmt: skip
+        )
 
 
 def annotated(name: str, *, replayed: bool) -> Tokens:
@@ -116,10 +124,15 @@ def _counted(name: str) -> Tokens | None:
     length = tokens // requests if equal else 1 if phase == DECODE else None
     fresh = equal and (keys is None or keys == tokens)
     return Tokens(
-        rows=rows, heads=tuple(dict.fromkeys((heads, rows))), batch=heads if length else None,
-        queries=length, keys=length if fresh else None, phase=phase, prompt=tokens,
+        rows=rows,
+        heads=tuple(dict.fromkeys((heads, rows))),
+        batch=heads if length else None,
+        queries=length,
+        keys=length if fresh else None,
+        phase=phase,
+        prompt=tokens,
         source="annotation",
-    )  # fmt: skip
+    )
 
 
 def _of_mode(name: str) -> Tokens | None:
@@ -136,9 +149,11 @@ def _of_mode(name: str) -> Tokens | None:
         if found[1] == "DECODE":
             return _one_token(int(batch[1])) if batch else None
         return Tokens(
-            rows=int(tokens[1]) if tokens else None, heads=(int(batch[1]),) if batch else (),
-            phase=PREFILL, source="annotation",
-        )  # fmt: skip
+            rows=int(tokens[1]) if tokens else None,
+            heads=(int(batch[1]),) if batch else (),
+            phase=PREFILL,
+            source="annotation",
+        )
     return None
 
 

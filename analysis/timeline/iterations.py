@@ -176,7 +176,13 @@ def _large(steps: list[_Step]) -> list[bool] | None:
         ordered = sorted(known)
         jump, edge = max((b / a, b) for a, b in zip(ordered, ordered[1:], strict=False))
         above = [value >= edge for value in known]
-        times = [median(s.gemm for s, up in zip(steps, above, strict=True) if up is one)
-                 for one in (True, False)] if jump >= apart else [0, 1]  # fmt: skip
+        times = (
+            [
+                median(s.gemm for s, up in zip(steps, above, strict=True) if up is one)
+                for one in (True, False)
+            ]
+            if jump >= apart
+            else [0, 1]
+        )
         return above if times[0] >= _SLOWER * times[1] else None
     return None

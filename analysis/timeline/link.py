@@ -81,12 +81,21 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     linked = (launch >= 0) | (by_op >= 0)
     placed = place(trace, order, launched, linked, windows)
     out = Linked(
-        step=placed.step, start=start, duration=device["dur"][order], busy=np.zeros_like(start),
-        gap=np.zeros_like(start), dry=np.zeros(len(start), bool), op=np.full(len(start), NONE),
-        event=order, launched=launched, thread=np.full(len(start), NONE),
-        wall=np.zeros(len(windows), np.int64), tail=np.zeros(len(windows), np.int64),
-        replayed=_by_graph(trace, launch), above=np.full(len(start), NONE),
-    )  # fmt: skip
+        step=placed.step,
+        start=start,
+        duration=device["dur"][order],
+        busy=np.zeros_like(start),
+        gap=np.zeros_like(start),
+        dry=np.zeros(len(start), bool),
+        op=np.full(len(start), NONE),
+        event=order,
+        launched=launched,
+        thread=np.full(len(start), NONE),
+        wall=np.zeros(len(windows), np.int64),
+        tail=np.zeros(len(windows), np.int64),
+        replayed=_by_graph(trace, launch),
+        above=np.full(len(start), NONE),
+    )
     _name_the_rest(out, placed, windows)
     out.launches = lost_launches(trace, windows)
     of_launch = op_of_launch(trace, launch, device["external"][order])
@@ -208,8 +217,20 @@ def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
 
 def _only_steps(out: Linked) -> Linked:
     keep = out.step >= 0
-    for name in ("step", "start", "duration", "busy", "gap", "dry", "op", "event", "launched",
-                 "thread", "replayed", "above"):  # fmt: skip
+    for name in (
+        "step",
+        "start",
+        "duration",
+        "busy",
+        "gap",
+        "dry",
+        "op",
+        "event",
+        "launched",
+        "thread",
+        "replayed",
+        "above",
+    ):
         setattr(out, name, getattr(out, name)[keep])
     return out
 
@@ -311,10 +332,22 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         busy[rows], gap[rows], tail[i] = _host_step(up, start[rows], end[rows], windows, i)
         above[rows] = np.where(up >= 0, rows[np.maximum(up, 0)], NONE)
     return Linked(
-        step=step, start=start, duration=end - start, busy=busy, gap=gap, dry=gap > 0, op=work,
-        event=np.full(len(work), NONE), launched=start, thread=ops["thread"][work], wall=wall,
-        tail=tail, left_out=left_out, replayed=np.zeros(len(work), bool), above=above,
-    )  # fmt: skip
+        step=step,
+        start=start,
+        duration=end - start,
+        busy=busy,
+        gap=gap,
+        dry=gap > 0,
+        op=work,
+        event=np.full(len(work), NONE),
+        launched=start,
+        thread=ops["thread"][work],
+        wall=wall,
+        tail=tail,
+        left_out=left_out,
+        replayed=np.zeros(len(work), bool),
+        above=above,
+    )
 
 
 def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:

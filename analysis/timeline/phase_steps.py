@@ -56,16 +56,30 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
     moved = np.cumsum(keep) - 1
     columns = {
         name: getattr(linked, name)[keep]
-        for name in ("start", "duration", "busy", "gap", "dry", "op", "event", "launched",
-                     "thread", "replayed")
-    }  # fmt: skip
+        for name in (
+            "start",
+            "duration",
+            "busy",
+            "gap",
+            "dry",
+            "op",
+            "event",
+            "launched",
+            "thread",
+            "replayed",
+        )
+    }
     above = linked.above[keep]
     names = [windows.names[i] for i in steps]
     kept = Windows(windows.start[steps], windows.end[steps], windows.source, names)
     chosen = dataclasses.replace(
-        linked, **columns, step=number[linked.step[keep]], wall=linked.wall[steps],
-        above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE), tail=linked.tail[steps],
+        linked,
+        **columns,
+        step=number[linked.step[keep]],
+        wall=linked.wall[steps],
+        above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE),
+        tail=linked.tail[steps],
         lead_ns=linked.lead_ns if len(steps) and steps[0] == 0 else None,
         launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
-    )  # fmt: skip
+    )
     return chosen, kept

@@ -110,8 +110,13 @@ class Collector:
         groups[_MARK] += [
             e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
         ]
-        take = {_DEVICE: self._device, _LAUNCH: self._launch, _OP: self._op, _MARK: self._mark,
-                _FRAME: self._frame}  # fmt: skip
+        take = {
+            _DEVICE: self._device,
+            _LAUNCH: self._launch,
+            _OP: self._op,
+            _MARK: self._mark,
+            _FRAME: self._frame,
+        }
         for group, found in groups.items():
             timed, ts, dur = self._timed(group, found)
             if timed:
@@ -142,12 +147,16 @@ class Collector:
     def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         return [
             [DEVICE_CATEGORIES[e.cat or ""] for e in events],
-            ids_of([a.correlation for a in args]), _external(args),
+            ids_of([a.correlation for a in args]),
+            _external(args),
             *self._places(events, args),
-            self._sizes([a.grid for a in args]), self._sizes([a.block for a in args]),
-            ids_of([a.registers for a in args]), ids_of([a.shared_memory for a in args]),
-            ids_of([a.bytes for a in args]), ids_of([a.graph_node for a in args]),
-        ]  # fmt: skip
+            self._sizes([a.grid for a in args]),
+            self._sizes([a.block for a in args]),
+            ids_of([a.registers for a in args]),
+            ids_of([a.shared_memory for a in args]),
+            ids_of([a.bytes for a in args]),
+            ids_of([a.graph_node for a in args]),
+        ]
 
     def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
         """Streams and devices: those of the arguments, else the rows the events are drawn on."""
@@ -162,16 +171,23 @@ class Collector:
         kernel = [a.kernel if isinstance(a.kernel, str) else None for a in args]
         ids = iter(interned(self.names, _short([name for name in kernel if name is not None])))
         return [
-            ids_of([a.correlation for a in args]), _external(args), self._on_threads(events),
+            ids_of([a.correlation for a in args]),
+            _external(args),
+            self._on_threads(events),
             [NONE if name is None else next(ids) for name in kernel],
-        ]  # fmt: skip
+        ]
 
     def _op(self, events: list[Event], args: list[Args], names: list[str]) -> list[Iterable[int]]:
         calls = [
-            (name, bytes(a.dims) or bytes(a.dims_legacy), bytes(a.types), bytes(a.strides),
-             bytes(a.concrete))
+            (
+                name,
+                bytes(a.dims) or bytes(a.dims_legacy),
+                bytes(a.types),
+                bytes(a.strides),
+                bytes(a.concrete),
+            )
             for name, a in zip(names, args, strict=True)
-        ]  # fmt: skip
+        ]
         return [_external(args), self._on_threads(events), interned(self.calls, calls)]
 
     def _mark(

@@ -20,8 +20,10 @@ def trace_warnings(trace: Trace) -> list[str]:
                 "their times are those of a CPU"
             )
     if source.behind:
-        said.append(f"{name}: something stands behind the end of the trace ({source.behind:,} "
-                    "bytes), and was not read")  # fmt: skip
+        said.append(
+            f"{name}: something stands behind the end of the trace ({source.behind:,} "
+            "bytes), and was not read"
+        )
     if trace.kernels_dropped:
         whole = trace.kernels_dropped + len(trace.device["ts"])
         said.append(

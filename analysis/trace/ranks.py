@@ -125,9 +125,10 @@ def _listed(numbers: list[int]) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(
-        p for p in folder.iterdir()
+        p
+        for p in folder.iterdir()
         if p.name.endswith(_SUFFIXES) and not p.name.startswith(".") and p.is_file()
-    )  # fmt: skip
+    )
 
 
 def _head(part: TraceFile) -> dict[str, Any] | None:

@@ -148,9 +148,10 @@ def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
 
 def _traces_in(path: Path, archive: zipfile.ZipFile) -> list[str]:
     names = sorted(
-        n for n in archive.namelist()
+        n
+        for n in archive.namelist()
         if n.endswith((".json", ".json.gz")) and not n.startswith("__MACOSX/")
-    )  # fmt: skip
+    )
     if not names:
         raise PrunescopeError(f"{path.name} holds no trace", hint=_HINT)
     return names

@@ -108,10 +108,13 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
 def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
     """The ops that stand in the place of the activation, where they are others."""
     old, new = (
-        {str(op).rstrip("_") for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
-         if op is not None}
+        {
+            str(op).rstrip("_")
+            for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
+            if op is not None
+        }
         for kernels in (dense, pruned)
-    )  # fmt: skip
+    )
     gone, fresh = sorted(old - new), sorted(new - old)
     if not gone or not fresh:
         return None

@@ -103,8 +103,10 @@ def narrower_heads(e: Evidence) -> str | None:
     arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
     what = "the head dimension" if scores else "the head dimension of the values"
     narrow, down = count(e, _PRODUCERS, "N"), count(e, ("o",), "K")
-    return (f"{what} fell from {arrow.replace(' → ', ' to ')}: N of {narrow} projections and K of "
-            f"{down} o fell with it; narrower heads are of no family")  # fmt: skip
+    return (
+        f"{what} fell from {arrow.replace(' → ', ' to ')}: N of {narrow} projections and K of "
+        f"{down} o fell with it; narrower heads are of no family"
+    )
 
 
 def channels(e: Evidence) -> Fallen | None:

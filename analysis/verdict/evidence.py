@@ -149,8 +149,12 @@ def fell(pair: Pair) -> dict[str, float]:
     new = pair.pruned.gemm if pair.pruned is not None else None
     if old is None or new is None:
         return {}
-    sizes = {"heads": (old.batch, new.batch), "M": (old.m, new.m),
-             "N": (old.n, new.n), "K": (old.k, new.k)}  # fmt: skip
+    sizes = {
+        "heads": (old.batch, new.batch),
+        "M": (old.m, new.m),
+        "N": (old.n, new.n),
+        "K": (old.k, new.k),
+    }
     return {axis: math.log(a / b) for axis, (a, b) in sizes.items() if 0 < b < a}
 
 

@@ -13,12 +13,16 @@ def detect(e: Evidence) -> Seen | None:
     sparse = [p for p in e.pairs if p.axis == "2:4"]
     if sparse:
         roles = Counter(p.key[1] for p in sparse)
-        return Seen([f"{len(sparse)} GEMMs run as 2:4 sparse ones: {most_common(roles)}"],
-                    lambda p: float(p.axis == "2:4"))  # fmt: skip
+        return Seen(
+            [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {most_common(roles)}"],
+            lambda p: float(p.axis == "2:4"),
+        )
     fresh = fresh_zeros(e)
     half = [m for m in fresh if two_of_four(m)]
     if fresh and len(half) == len(fresh):
-        line = (f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
-                "zeros are in dense tensors, nothing was removed")  # fmt: skip
+        line = (
+            f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
+            "zeros are in dense tensors, nothing was removed"
+        )
         return Seen([line], of_roles(half))
     return None

@@ -56,8 +56,10 @@ def _touches(lacks: set[Size], halves: set[Size]) -> Callable[[Pair], float]:
         old = pair.dense.gemm if pair.dense is not None else None
         new = pair.pruned.gemm if pair.pruned is not None else None
         return float(
-            old is not None and (old.m, old.n, old.k) in lacks
-            or new is not None and (new.m, new.n, new.k) in halves
-        )  # fmt: skip
+            old is not None
+            and (old.m, old.n, old.k) in lacks
+            or new is not None
+            and (new.m, new.n, new.k) in halves
+        )
 
     return share

@@ -12,6 +12,8 @@ def detect(e: Evidence) -> Seen | None:
     if not fresh or all(two_of_four(m) for m in fresh):
         return None
     share = sum(m["zeros"] for m in fresh) / len(fresh)
-    line = (f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
-            "no dimension moved, nothing was removed")  # fmt: skip
+    line = (
+        f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
+        "no dimension moved, nothing was removed"
+    )
     return Seen([line], of_roles(fresh))

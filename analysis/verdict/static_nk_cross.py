@@ -20,8 +20,9 @@ def detect(e: Evidence) -> Seen | None:
     readers = [p for p in e.pairs if p.key[1] in ENTERED and p.dense is not None]
     entered, left, stream = count(e, ENTERED, "K"), count(e, WRITERS, "N"), stream_widths(e)
     maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
-    line = (f"the residual width fell: K of {entered} and N of {left} GEMMs"
-            + (f"; {maps} residual maps were added" if maps else ""))  # fmt: skip
+    line = f"the residual width fell: K of {entered} and N of {left} GEMMs" + (
+        f"; {maps} residual maps were added" if maps else ""
+    )
     here = sum(1 for p in readers if p.pruned is not None) or 1
     confidence = 0.9 if entered / here > 0.5 else 0.5
     return Seen([line], lambda p: of_stream(p, stream), confidence)

@@ -85,10 +85,14 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
     touched = sum(dense for dense, _ in times.values()) or 1.0
     moved = sum(map(abs, saved.values())) or 1.0
     parts = [
-        FamilyPart(id=name, share=times[name][0] / touched, saved_ns=saved[name],
-                   saved_share=saved[name] / moved)
+        FamilyPart(
+            id=name,
+            share=times[name][0] / touched,
+            saved_ns=saved[name],
+            saved_share=saved[name] / moved,
+        )
         for name in order
-    ]  # fmt: skip
+    ]
     return Family(
         id="+".join(order),
         confidence=min(one.confidence for one in seen.values()),

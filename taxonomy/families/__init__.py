@@ -44,8 +44,10 @@ def register(one: Family, found: dict[str, Family]) -> None:
     if one.calibration not in (None, *CALIBRATIONS):
         raise RuntimeError(f"family {one.id}: bad calibration {one.calibration!r}")
     for given, known_ones in (
-        (one.scorer, SCORERS), (one.scored_in, PHASES), (one.mixers, MIXERS),
-    ):  # fmt: skip
+        (one.scorer, SCORERS),
+        (one.scored_in, PHASES),
+        (one.mixers, MIXERS),
+    ):
         if given not in known_ones:
             raise RuntimeError(f"family {one.id}: {given!r} is none of {known_ones}")
     found[one.id] = one

@@ -78,9 +78,14 @@ def attend(
     size = mask.BLOCK_SIZE[0]
     options = {"BLOCK_M": size, "BLOCK_N": size} if size <= _TILE else None
     out: torch.Tensor = _kernel()(
-        q, k, v, block_mask=mask, scale=scaling, enable_gqa=q.shape[1] != k.shape[1],
+        q,
+        k,
+        v,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
         kernel_options=options,
-    )  # fmt: skip
+    )
     return out
 
 

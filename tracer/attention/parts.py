@@ -166,15 +166,25 @@ def _parts(
     if heads.entry and heads.entry.windowed_rope and window is None:
         pairs = None
     parts = AttentionParts(
-        layer=layer, module=module, path=heads.path, names=names, norms=norms, spans=spans,
-        order=heads.entry.qkv if heads.entry else "", turns=pairs, short=short,
-        heads=heads.heads, kv_heads=kv_heads, head_dim=head_dim, hidden=out.n,
+        layer=layer,
+        module=module,
+        path=heads.path,
+        names=names,
+        norms=norms,
+        spans=spans,
+        order=heads.entry.qkv if heads.entry else "",
+        turns=pairs,
+        short=short,
+        heads=heads.heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        hidden=out.n,
         scaling=float(getattr(module, "scaling", head_dim**-0.5)),
         repeats=max(1, cached.get(index, kv_heads) // kv_heads),
         window=window,
         gated="q" in names and heads.weights["q"].n == 2 * out.k,
         key_scale=float(getattr(module, "key_multiplier", 1.0)),
-    )  # fmt: skip
+    )
     return _with_latents(parts, heads) if "kv_b" in names else parts
 
 
@@ -184,9 +194,15 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
     stored = parts.module.get_submodule(names["kv_a"]).out_features
     query = heads.weights["q_b" if "q_b" in names else "q"]
     return replace(
-        parts, names=names, spans="latent", turns=latent_turns(parts.module), short=False,
-        head_dim=query.n // heads.heads, rope_dim=stored - heads.weights["kv_b"].k, gated=False,
-    )  # fmt: skip
+        parts,
+        names=names,
+        spans="latent",
+        turns=latent_turns(parts.module),
+        short=False,
+        head_dim=query.n // heads.heads,
+        rope_dim=stored - heads.weights["kv_b"].k,
+        gated=False,
+    )
 
 
 def _latent_names(heads: Heads) -> dict[str, str]:

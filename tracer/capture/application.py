@@ -148,9 +148,13 @@ def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Ma
     for phase in phases:
         try:
             return solve(
-                chosen, part.sparsity, by=part.match, shape=_shape(model),
-                work=_work(request, phase, model), knobs=part.knobs,
-            )  # fmt: skip
+                chosen,
+                part.sparsity,
+                by=part.match,
+                shape=_shape(model),
+                work=_work(request, phase, model),
+                knobs=part.knobs,
+            )
         except RemovesNothing:
             if phase == phases[-1]:
                 raise

@@ -26,8 +26,9 @@ def census(model: nn.Module) -> dict[str, Any]:
     return {"matrices": rows}
 
 
-def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor
-         ) -> dict[str, Any]:  # fmt: skip
+def _row(
+    name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor
+) -> dict[str, Any]:
     """The row of a parameter, as its module multiplies by it: `applied` names what makes the weight
     anew at every call, a mask of torch.nn.utils.prune or a parametrisation."""
     applied = None

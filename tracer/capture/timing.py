@@ -64,8 +64,12 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who is told
             count = min(missing, 2 * repeats - len(rounds))
             if not count:
                 break
-            rounds += _rounds(loops, device, range(turn + len(rounds), turn + len(rounds) + count),
-                              advance if not rounds else _nobody)  # fmt: skip
+            rounds += _rounds(
+                loops,
+                device,
+                range(turn + len(rounds), turn + len(rounds) + count),
+                advance if not rounds else _nobody,
+            )
     quiet = [r for r in rounds if not r.reasons]
     spare = repeats - len(quiet)
     kept = [r for r in rounds if not r.reasons or (spare := spare - 1) >= 0]

@@ -147,9 +147,16 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
             else:
                 single.append((name, norm))
     found = Heads(
-        path=root, module=module, heads=heads, kv_heads=kv_heads, weights=weights, gates=gates,
-        wide_norms=wide, head_norms=single, entry=entry,
-    )  # fmt: skip
+        path=root,
+        module=module,
+        heads=heads,
+        kv_heads=kv_heads,
+        weights=weights,
+        gates=gates,
+        wide_norms=wide,
+        head_norms=single,
+        entry=entry,
+    )
     _check(found)
     return found
 

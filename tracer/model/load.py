@@ -246,9 +246,12 @@ def _check_weights(seen: dict[str, Any] | None, model_id: str) -> None:
 def _check_index(where: str, options: dict[str, Any]) -> None:
     """An index may name files of any kind, and transformers would open pickled ones."""
     found = cached_file(
-        where, SAFE_WEIGHTS_INDEX_NAME, local_files_only=options.get("local_files_only", False),
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+        where,
+        SAFE_WEIGHTS_INDEX_NAME,
+        local_files_only=options.get("local_files_only", False),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     if found is None:
         return
     names = set(dict(json.loads(Path(found).read_bytes())["weight_map"]).values())

@@ -222,9 +222,12 @@ class FlexRouter(BlockRouter):
         if like.shape[2] == 1:
             return super().decided(scores, block=block, length=length, like=like)
         return flex.block_mask(
-            self.draws.instead_of(scores), block=block, length=length, sparsity=self.sparsity,
+            self.draws.instead_of(scores),
+            block=block,
+            length=length,
+            sparsity=self.sparsity,
             groups=like.shape[1] // scores.shape[1],
-        )  # fmt: skip
+        )
 
 
 class _FlexAttention(_BlockAttention):

@@ -122,8 +122,10 @@ def _check(part: Part) -> None:
             hint=f"it is for {', '.join(f.id for f in families() if f.greedy)}",
         )
     if part.select == "calibrated" and chosen.calibration is None:
-        by = {kind: ", ".join(f.id for f in families() if f.calibration == kind)
-              for kind in CALIBRATIONS}  # fmt: skip
+        by = {
+            kind: ", ".join(f.id for f in families() if f.calibration == kind)
+            for kind in CALIBRATIONS
+        }
         raise PrunescopeError(
             f"--select calibrated is not available for {part.family}",
             hint=f"use --select random; by a text: {by['text']}; by the attention of the input "

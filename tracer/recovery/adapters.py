@@ -116,9 +116,14 @@ def attach(model: nn.Module, wanted: Recovery, *, seed: int, masks: bool) -> Ada
             extend(module, _Masked)
     model.requires_grad_(requires_grad=False)
     return Adapters(
-        model=model, modules=modules, masked=masked, packed=packed, left_out=left_out,
-        shapes=shapes, flags=flags,
-    )  # fmt: skip
+        model=model,
+        modules=modules,
+        masked=masked,
+        packed=packed,
+        left_out=left_out,
+        shapes=shapes,
+        flags=flags,
+    )
 
 
 def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[str, ...]]:

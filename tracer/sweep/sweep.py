@@ -161,7 +161,7 @@ def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Jo
             results=tuple(group),
             argv=tuple(request.argv),
             call=call,
-        )  # fmt: skip
+        )
         for group in groups
     ]
 
