@@ -20,11 +20,12 @@ from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run import PhaseRun, Run, Seating
 
 _BLOCK, _OVERLAP = 4 << 20, 4096
 # Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
 _TEXT_FIELDS = frozenset({
+    "reasons",
     "variant", "dtype", "kind", "isa", "vendor", "gcnArchName", "logits", "cache", "attention",
     "mode", "interleaved", "trace", "sha256", "eager_trace", "selection", "rounding", "unit",
     "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
@@ -156,6 +157,8 @@ class Scrubber:
         if isinstance(value, list):
             kept = [self.value(key, v) for v in value]
             return [v for v, old in zip(kept, value, strict=True) if v is not None or old is None]
+        if isinstance(value, Seating):
+            return replace(value, reasons=self.value("reasons", value.reasons))
         if not isinstance(value, dict):
             return None
         return {

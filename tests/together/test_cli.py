@@ -50,8 +50,8 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(given, subject=subject)
         return Analysis(report=seen["report"], frames={})
 
-    def write_report(_report: Report, folder: Path, *, formats: list[str], frames: object) -> None:
-        seen.update(folder=folder, formats=formats, frames=frames)
+    def write_report(_report: Report, folder: Path, **given: Any) -> None:
+        seen.update(given, folder=folder)
 
     monkeypatch.setattr(deliver, "analyze", analyze)
     monkeypatch.setattr(deliver, "write_report", write_report)
