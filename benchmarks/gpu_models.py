@@ -87,7 +87,9 @@ def dense_model(bench: Bench) -> Loaded:
     """The dense model, once for all cells."""
     if "dense" not in bench.kept:
         name = "tiny-llama" if bench.tiny else "llama-3.2-1b"
-        bench.kept["dense"] = load_model(name, dtype="auto", device=bench.device, attn="sdpa")
+        # A loop may hold inference mode: weights made in it are none that autograd knows.
+        with torch.inference_mode(mode=False):
+            bench.kept["dense"] = load_model(name, dtype="auto", device=bench.device, attn="sdpa")
     return bench.kept["dense"]
 
 

@@ -65,21 +65,23 @@ def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:
     """
     models = list(models)
     draw.shuffle(models)
-    # Whatever a user's loop is inside of, weights stay tensors that autograd knows.
-    with torch.inference_mode(mode=False), torch.no_grad():
-        _place(models, draw)
-
-
-def _place(models: list[torch.nn.Module], draw: random.Random) -> None:
     for model in models:
-        regions = _regions(model)
-        draw.shuffle(regions)
-        for device in dict.fromkeys(region.storage.device for region in regions):
-            there = [region for region in regions if region.storage.device == device]
-            size = sum(region.end - region.start for region in there)
-            whole = free_bytes(device) > _ROOM * size + _SHIFT
-            for group in [there] if whole else [[region] for region in there]:
-                _move(group, device, draw)
+        # Whatever a user's loop is inside of, weights stay what they are: tensors that autograd
+        # knows, or those that were made in inference mode.
+        inference = any(weight.is_inference() for weight in model.parameters())
+        with torch.inference_mode(mode=inference), torch.no_grad():
+            _place(model, draw)
+
+
+def _place(model: torch.nn.Module, draw: random.Random) -> None:
+    regions = _regions(model)
+    draw.shuffle(regions)
+    for device in dict.fromkeys(region.storage.device for region in regions):
+        there = [region for region in regions if region.storage.device == device]
+        size = sum(region.end - region.start for region in there)
+        whole = free_bytes(device) > _ROOM * size + _SHIFT
+        for group in [there] if whole else [[region] for region in there]:
+            _move(group, device, draw)
 
 
 def _move(regions: list[_Region], device: torch.device, draw: random.Random) -> None:
@@ -139,8 +141,10 @@ def _span(tensor: torch.Tensor) -> int:
 
 
 def _moves(tensor: torch.Tensor) -> bool:
-    """Whether it is a plain tensor with bytes: others keep their place."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    """Whether it is a plain tensor with bytes, made in the mode that holds: others keep their
+    place (a rotation that a forward in inference mode wrote anew cannot move outside of it)."""
+    alike = tensor.is_inference() == torch.is_inference_mode_enabled()
+    plain = alike and type(tensor) in (torch.Tensor, torch.nn.Parameter)
     strided = plain and tensor.layout == torch.strided and not tensor.is_quantized
     return strided and tensor.device.type != "meta" and tensor.numel() > 0
 

@@ -154,3 +154,22 @@ def test_counts_of_dynamic_families_are_those_of_all_profiled_steps(
     assert census is not None
     for counted in census["dynamic"]["decode"].values():
         assert len(counted["active"]) == len(counted["total"]) == 6
+
+
+def test_weights_that_were_made_in_inference_mode_move_too() -> None:
+    with torch.inference_mode():
+        model = torch.nn.Linear(8, 8)
+        before, wanted = model.weight.data_ptr(), model(torch.ones(8)).clone()
+    place([model], random.Random(0))
+    with torch.inference_mode():
+        assert torch.equal(model(torch.ones(8)), wanted)
+    assert model.weight.data_ptr() != before
+
+
+def test_a_buffer_that_a_forward_wrote_anew_keeps_its_place() -> None:
+    model = torch.nn.Linear(8, 8)
+    with torch.inference_mode():
+        model.register_buffer("angles", torch.ones(4))
+    before, kept = model.weight.data_ptr(), model.angles.data_ptr()
+    place([model], random.Random(0))
+    assert (model.weight.data_ptr() == before, model.angles.data_ptr() == kept) == (False, True)
