@@ -303,7 +303,12 @@ def test_a_trimmed_trace_gives_the_same_report(
     path = real_trace(name)
     (tmp_path / name).write_bytes(trim(path))
     assert (tmp_path / name).stat().st_size < path.stat().st_size
-    assert to_json(analyze(tmp_path / name).report) == to_json(analyze(path).report)
+    left, whole = analyze(tmp_path / name).report, analyze(path).report
+    for report in (left, whole):
+        for phase in report.phases.values():
+            assert phase.anatomy is not None
+            phase.anatomy.idle = []  # names Python frames, which are a user's files: not carried
+    assert to_json(left) == to_json(whole)
 
 
 def test_a_cut_trace_is_no_evidence(tmp_path: Path) -> None:
