@@ -71,6 +71,8 @@ def capture(
             if len(names) == 1:
                 raise
             session = _in_blocks(request, device, progress, around)
+        finally:
+            gc.unfreeze()
         progress.stage("measure the device's peaks again")
         timing = around.close(_traces(session.captures.values()))
     for captured in session.captures.values():
@@ -253,6 +255,8 @@ class _Session:
             device=self.device,
             advance=advance,
         )
+        # Millions of small dicts that stay: each look for cycles before a sample would scan them.
+        gc.freeze()
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             captured.sessions.setdefault(phase, []).append(traces[variant.name])
