@@ -39,7 +39,8 @@ _LATEX = {
 # Typewriter type holds these itself; the commands take them from a font that it has no shape of.
 _TYPEWRITER = {
     r"\textless{}": r"{\char60}", r"\textgreater{}": r"{\char62}", r"\textbar{}": r"{\char124}",
-    r"\textbackslash{}": r"{\char92}", r"\{": r"{\char123}", r"\}": r"{\char125}",
+    r"\textbackslash{}": r"{\def\textbackslash{\char92}\textbackslash}", r"\{": r"{\char123}",
+    r"\}": r"{\char125}",
 }  # fmt: skip
 _DASHES = re.compile(r"-(?=-)")
 
