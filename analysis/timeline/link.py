@@ -22,6 +22,12 @@ __all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_devi
            "lookup", "op_of_launch", "parents", "taken"]  # fmt: skip
 
 
+# Columns of Linked that hold a value a row and no number of another row or step.
+PER_ROW = (
+    "start", "duration", "busy", "gap", "dry", "op", "event", "launched", "thread", "replayed",
+)  # fmt: skip
+
+
 @dataclass
 class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
@@ -217,20 +223,7 @@ def _by_graph(trace: Trace, launch: Ints) -> NDArray[np.bool_]:
 
 def _only_steps(out: Linked) -> Linked:
     keep = out.step >= 0
-    for name in (
-        "step",
-        "start",
-        "duration",
-        "busy",
-        "gap",
-        "dry",
-        "op",
-        "event",
-        "launched",
-        "thread",
-        "replayed",
-        "above",
-    ):
+    for name in ("step", *PER_ROW, "above"):
         setattr(out, name, getattr(out, name)[keep])
     return out
 

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from prunescope.analysis.timeline.engines import PHASES, engine_step
-from prunescope.analysis.timeline.link import Linked, lost_launches
+from prunescope.analysis.timeline.link import PER_ROW, Linked, lost_launches
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
@@ -54,21 +54,7 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
     number[steps] = np.arange(len(steps))
     keep = number[linked.step] >= 0
     moved = np.cumsum(keep) - 1
-    columns = {
-        name: getattr(linked, name)[keep]
-        for name in (
-            "start",
-            "duration",
-            "busy",
-            "gap",
-            "dry",
-            "op",
-            "event",
-            "launched",
-            "thread",
-            "replayed",
-        )
-    }
+    columns = {name: getattr(linked, name)[keep] for name in PER_ROW}
     above = linked.above[keep]
     names = [windows.names[i] for i in steps]
     kept = Windows(windows.start[steps], windows.end[steps], windows.source, names)
