@@ -14,7 +14,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import Census
 from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
@@ -85,7 +87,7 @@ class Run:
     parameters: int | None = None
     layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
     pruning: dict[str, Any] | None = None
-    census: dict[str, Any] | None = None
+    census: Census | None = None
     twin: dict[str, str] | None = None  # {"path": relative path of the dense run.json, "sha256"}
     schema: int = SCHEMA
     tool: str = ""
@@ -93,10 +95,10 @@ class Run:
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""
-        plain = dataclasses.asdict(self)
-        plain.update(plain.pop("extra"))
-        head = {"schema": plain.pop("schema"), "tool": plain.pop("tool")}
-        return json.dumps({**head, **plain}, indent=1, allow_nan=False) + "\n"
+        written = json_fields.plain(self)
+        written.update(written.pop("extra"))
+        head = {"schema": written.pop("schema"), "tool": written.pop("tool")}
+        return json.dumps({**head, **written}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
@@ -119,13 +121,10 @@ class Run:
                 hint="trace the model again, or restore the file",
             )
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        fields = {k: v for k, v in plain.items() if k in known}
         extra = {k: v for k, v in plain.items() if k not in known}
         try:
-            phases = {
-                str(name): _phase_run(phase) for name, phase in dict(fields.pop("phases")).items()
-            }
-            return cls(phases=phases, extra=extra, **fields)
+            own = {k: v for k, v in plain.items() if k in known}
+            return json_fields.read(cls, {**own, "extra": extra})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise PrunescopeError(
                 f"{where} lacks a field of a run manifest ({error})",
@@ -153,15 +152,3 @@ def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _phase_run(plain: dict[str, Any]) -> PhaseRun:
-    phase = PhaseRun(**_known(PhaseRun, plain))
-    seatings: list[Any] = phase.seatings
-    phase.seatings = [Seating(**_known(Seating, one)) for one in seatings]
-    return phase
-
-
-def _known(cls: type[PhaseRun | Seating], plain: dict[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in plain.items() if k in names}

@@ -16,11 +16,13 @@ import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.trace.unpack import unpacked
+from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run_blocks import Census
 
 _BLOCK, _OVERLAP = 4 << 20, 4096
 # Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
@@ -134,7 +136,7 @@ class Scrubber:
             for name, phase in run.phases.items()
             if _KEY.fullmatch(name) and self.text(name) == name
         }
-        kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "census", "variant")
+        kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "variant")
         return replace(
             run,
             **{name: self.value(name, plain[name]) for name in kept},
@@ -144,6 +146,7 @@ class Scrubber:
             versions=self._versions(run.versions),
             argv=[word if self._is_option(word) else "<removed>" for word in run.argv],
             pruning=self._pruning(run.pruning),
+            census=self._census(run.census),
             tool=self.text(run.tool),
             extra=self.value("extra", run.extra),
         )
@@ -218,6 +221,9 @@ class Scrubber:
         method = pruning.get("method")
         kept: dict[str, Any] = self.value("pruning", pruning)
         return {"method": method if _of_families(method) else "custom", **kept}
+
+    def _census(self, census: Census | None) -> Census | None:
+        return census and json_fields.read(Census, self.value("census", json_fields.plain(census)))
 
     def _is_option(self, word: str) -> bool:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -104,8 +104,8 @@ def _left_on(c: Context) -> Finding | None:
     of the weight's size before every GEMM. The census names the matrices, the trace products."""
     if c.side.run is None or c.dense is None:
         return None
-    held = [m for m in matrices(c.side.run.census) if m.get("applied")]
-    sizes = {tuple(m["shape"]) for m in held if isinstance(m.get("shape"), list)}
+    held = [m for m in matrices(c.side.run.census) if m.applied]
+    sizes = {tuple(m.shape) for m in held if m.shape is not None}
     if not sizes:
         return None
     calls = [
@@ -117,14 +117,14 @@ def _left_on(c: Context) -> Finding | None:
     total = float(frame["busy"].sum()) / c.pruned.num_steps
     if not total:
         return None
-    by = ", ".join(sorted({str(m["applied"]) for m in held}))
+    by = ", ".join(sorted({str(m.applied) for m in held}))
     share = total / c.phase.busy_ns if c.phase.busy_ns else 0.0
     return Finding(
         id="added-mask",
         severity="critical" if share > _MUCH else "warning",
         text=f"{len(held)} weights are made anew at every call ({by}): {ms(total)} a step, "
         f"{share:.1%} of the busy time",
-        evidence=[f"{m['name']}: {m['zeros']:.0%} zeros" for m in held[:3]],
+        evidence=[f"{m.name}: {m.zeros or 0:.0%} zeros" for m in held[:3]],
         change="call torch.nn.utils.prune.remove(module, 'weight') on each, or "
         "parametrize.remove_parametrizations(module, 'weight'), before the model is timed",
         predicted_ns=total,

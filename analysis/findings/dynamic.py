@@ -6,8 +6,6 @@ census; what it did is M, and the calls, of its GEMMs.
 
 from __future__ import annotations
 
-from typing import Any
-
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Finding
@@ -15,6 +13,7 @@ from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
+from prunescope.taxonomy.run_blocks import Census
 
 _ALL = 0.999  # a share from which on everything was active
 _ROUTED = ("q", "o", *MLP_ROLES)
@@ -175,13 +174,11 @@ def _counted(c: Context, unit: str) -> float | None:
 def _zeroed_layers(c: Context) -> list[int]:
     """Layers whose o or down weight is all zero in the pruned run and was not in the dense one."""
 
-    def zero(census: dict[str, Any] | None) -> set[tuple[int, str]]:
+    def zero(census: Census | None) -> set[tuple[int, str]]:
         return {
-            (m["layer"], m["role"])
+            (m.layer, m.role)
             for m in matrices(census)
-            if m.get("role") in ("o", "down")
-            and m.get("layer") is not None
-            and m.get("zeros", 0) > 0.9999
+            if m.role in ("o", "down") and m.layer is not None and (m.zeros or 0) > 0.9999
         }
 
     e = c.evidence

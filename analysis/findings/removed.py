@@ -24,7 +24,7 @@ def zeros_in_dense(c: Context) -> Finding | None:
     total = sum(1 for p in c.pairs if p.pruned is not None)
     wasted = [p for p in c.pairs if p.axis == "none" and p.pruned is not None]
     census = matrices(c.side.run.census)
-    zeros = {m.get("role"): m["zeros"] for m in census if m.get("zeros", 0) > MANY_ZEROS}
+    zeros = {m.role: m.zeros for m in census if m.zeros is not None and m.zeros > MANY_ZEROS}
     gain = sum(p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros)
     return Finding(
         id="zeros-in-dense",

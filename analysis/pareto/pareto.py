@@ -235,7 +235,7 @@ def _simulated(run: Run) -> str | None:
     routers = (pruning.get("recovery") or {}).get("routers") or ()
     taught = any(one.get("trained") for one in routers)  # then their scores decide
     drawn = pruning.get("selection") == "random" and not taught
-    if (run.census or {}).get("dynamic") and drawn and not ruled:
+    if run.census and run.census.dynamic and drawn and not ruled:
         return "decisions drawn at random, at the full cost of making them"
     return None
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prunescope.analysis.verdict.evidence import Evidence, Seen, matrices
 from prunescope.analysis.verdict.layer_shares import counted_in_words
 from prunescope.taxonomy.roles import MLP_ROLES
+from prunescope.taxonomy.run_blocks import Census
 
 
 def detect(e: Evidence) -> Seen | None:
@@ -32,7 +31,7 @@ def detect(e: Evidence) -> Seen | None:
 def _weights_are_whole(e: Evidence) -> bool:
     """Whether the pruned run stores MLP matrices of the dense shapes; so too where it is silent."""
 
-    def shapes(census: dict[str, Any] | None) -> list[list[int] | None]:
-        return [m.get("shape") for m in matrices(census) if m.get("role") in MLP_ROLES]
+    def shapes(census: Census | None) -> list[list[int] | None]:
+        return [m.shape for m in matrices(census) if m.role in MLP_ROLES]
 
     return e.census_pruned is None or shapes(e.census_pruned) == shapes(e.census_dense)

@@ -16,6 +16,7 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Family
 from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class Evidence:
 
     pairs: list[Pair]
     units: Units
-    census_dense: dict[str, Any] | None
-    census_pruned: dict[str, Any] | None
+    census_dense: Census | None
+    census_pruned: Census | None
     phase: str | None = None  # its name in the census; None: not known
     differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
@@ -108,13 +109,11 @@ class Evidence:
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
 
-    def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, ModuleCounts]]:
         """Modules that counted a unit, by name."""
-        dynamic = (self.census_pruned or {}).get("dynamic")
-        for phase, modules in dynamic.items() if isinstance(dynamic, dict) else ():
-            if (any_phase or self.phase in (None, phase)) and isinstance(modules, dict):
-                rows = ((name, row) for name, row in modules.items() if isinstance(row, dict))
-                yield from ((name, row) for name, row in rows if row.get("unit") == unit)
+        for phase, modules in self.census_pruned.dynamic.items() if self.census_pruned else ():
+            if any_phase or self.phase in (None, phase):
+                yield from ((name, row) for name, row in modules.items() if row.unit == unit)
 
 
 Touches = Callable[[Pair], float]
@@ -163,33 +162,25 @@ def most_common(counter: Counter[str]) -> str:
     return ", ".join(f"{name} × {count}" for name, count in counter.most_common(4))
 
 
-def matrices(census: dict[str, Any] | None) -> list[dict[str, Any]]:
+def matrices(census: Census | None) -> list[Matrix]:
     """The matrices that a run lists."""
-    listed = (census or {}).get("matrices")
-    return [m for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
+    return [] if census is None else census.matrices
 
 
-def stored_shapes(census: dict[str, Any] | None) -> Counter[tuple[str, ...]]:
+def stored_shapes(census: Census | None) -> Counter[tuple[str, ...]]:
     """How many matrices of each role and shape a run lists."""
-    return Counter((str(m.get("role")), str(m.get("shape"))) for m in matrices(census))
+    return Counter((str(m.role), str(m.shape)) for m in matrices(census))
 
 
-def _places(census: dict[str, Any] | None) -> dict[tuple[int, str], int]:
+def _places(census: Census | None) -> dict[tuple[int, str], int]:
     """Numbers in the matrices of a run by (layer, role)."""
     found: Counter[tuple[int, str]] = Counter()
-    for row in matrices(census):
-        layer, role, shape = (row.get(key) for key in ("layer", "role", "shape"))
-        if isinstance(layer, int) and isinstance(role, str) and isinstance(shape, list):
-            found[layer, role] += math.prod(shape)
+    for m in matrices(census):
+        if m.layer is not None and m.role is not None and m.shape is not None:
+            found[m.layer, m.role] += math.prod(m.shape)
     return dict(found)
 
 
-def _done(row: dict[str, Any]) -> tuple[int, int]:
+def _done(row: ModuleCounts) -> tuple[int, int]:
     """(active, total) of what a module counted, over all steps."""
-    return _sum(row.get("active")), _sum(row.get("total"))
-
-
-def _sum(values: Any) -> int:
-    """The sum of a list of whole numbers of a manifest; whatever else is there counts nothing."""
-    listed = values if isinstance(values, list) else []
-    return sum(v for v in listed if isinstance(v, int) and not isinstance(v, bool))
+    return sum(row.active), sum(row.total)

@@ -11,7 +11,7 @@ def detect(e: Evidence) -> Seen | None:
     fresh = fresh_zeros(e)
     if not fresh or all(two_of_four(m) for m in fresh):
         return None
-    share = sum(m["zeros"] for m in fresh) / len(fresh)
+    share = sum(m.zeros or 0.0 for m in fresh) / len(fresh)
     line = (
         f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
         "no dimension moved, nothing was removed"

@@ -4,58 +4,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from prunescope.analysis.verdict.evidence import Evidence, Touches, matrices
+from prunescope.taxonomy.run_blocks import Matrix
 
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
 
 
-def fresh_zeros(e: Evidence) -> list[dict[str, Any]]:
+def fresh_zeros(e: Evidence) -> list[Matrix]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
     before = _zeros_before(e)
     out = []
     for m in matrices(e.census_pruned):
-        zeros = m.get("zeros")
-        if not isinstance(zeros, int | float) or zeros < MANY_ZEROS:
+        if m.zeros is None or m.zeros < MANY_ZEROS:
             continue
-        if m.get("role") == "residual":
+        if m.role == "residual":
             continue  # a map between two sets of hidden dimensions is zeros and ones
-        if zeros > before(m) + MANY_ZEROS:
+        if m.zeros > before(m) + MANY_ZEROS:
             out.append(m)
     return out
 
 
-def _zeros_before(e: Evidence) -> Callable[[dict[str, Any]], float]:
+def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:
     """The share of zeros that the dense run has in a matrix of the pruned one: of the layer that it
     was before layers were renumbered, else at most what any matrix of its role has."""
     dense, pruned = matrices(e.census_dense), matrices(e.census_pruned)
-    named = {m.get("name"): m.get("zeros") or 0.0 for m in dense}
-    most: dict[Any, float] = {}
+    named = {m.name: m.zeros or 0.0 for m in dense}
+    most: dict[str | None, float] = {}
     for m in dense:
-        most[m.get("role")] = max(most.get(m.get("role"), 0.0), m.get("zeros") or 0.0)
-    layers = [{m.get("layer") for m in side} - {None} for side in (dense, pruned)]
+        most[m.role] = max(most.get(m.role, 0.0), m.zeros or 0.0)
+    layers = [{m.layer for m in side} - {None} for side in (dense, pruned)]
     renumbered = len(layers[0]) > len(layers[1])
     was = e.units.alignment.dense_layer if renumbered else {}
 
-    def before(m: dict[str, Any]) -> float:
-        name, layer = str(m.get("name")), m.get("layer")
-        if renumbered and isinstance(layer, int):
+    def before(m: Matrix) -> float:
+        name, layer = str(m.name), m.layer
+        if renumbered and layer is not None:
             if layer not in was:
-                return most.get(m.get("role"), 0.0)
+                return most.get(m.role, 0.0)
             name = re.sub(rf"(?<![^.]){layer}(?![^.])", str(was[layer]), name, count=1)
-        return float(named.get(name, most.get(m.get("role"), 0.0)))
+        return float(named.get(name, most.get(m.role, 0.0)))
 
     return before
 
 
-def two_of_four(matrix: dict[str, Any]) -> bool:
+def two_of_four(matrix: Matrix) -> bool:
     """Whether two of every four weights along K are zero."""
-    return (matrix.get("groups_2_of_4") or 0) > 0.99 and matrix.get("zeros", 1) < 0.55
+    zeros = 1 if matrix.zeros is None else matrix.zeros
+    return (matrix.groups_2_of_4 or 0) > 0.99 and zeros < 0.55
 
 
-def of_roles(touched: list[dict[str, Any]]) -> Touches:
+def of_roles(touched: list[Matrix]) -> Touches:
     """The pairs whose role is that of one of the matrices."""
-    roles = {m.get("role") for m in touched}
+    roles = {m.role for m in touched}
     return lambda p: float(p.key[1] in roles)

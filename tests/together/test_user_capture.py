@@ -241,9 +241,9 @@ def test_a_method_of_ones_own(
     assert run.pruning is not None
     assert run.pruning["method"] == "mymethods:zero"
     assert run.census is not None
-    rows = {row["name"]: row for row in run.census["matrices"]}
-    assert rows["model.layers.7.mlp.up_proj"]["zero_rows"] == 0.5
-    assert rows["model.layers.7.mlp.down_proj"]["zeros"] == 0
+    rows = {row.name: row for row in run.census.matrices}
+    assert rows["model.layers.7.mlp.up_proj"].zero_rows == 0.5
+    assert rows["model.layers.7.mlp.down_proj"].zeros == 0
     with pytest.raises(PrunescopeError, match="returned NoneType"):
         quick(method="mymethods:forget", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()

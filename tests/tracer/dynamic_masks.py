@@ -21,7 +21,7 @@ def assert_skipped(dense: Any, leave: str) -> None:
     ids = tokens(2, ALL)
     model = prune("dynamic-depth", dense, 0.5, exit=leave).model
     found, _ = steps(model, ids, PROMPT)
-    ran = {locate(path).layer: row["active"] for path, row in dynamic_stats(model).items()}
+    ran = {locate(path).layer: row.active for path, row in dynamic_stats(model).items()}
     counts = {sum(row[t] for row in ran.values()) for t in range(ALL - PROMPT + 1)}
     assert counts <= set(range(len(ran) + 1))
 

@@ -19,6 +19,7 @@ from prunescope.taxonomy.families.token_drop import ranked
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.taxonomy.shape import ModelShape
 
 PROMPT, STEPS = 16, 2
@@ -34,7 +35,7 @@ _ROUTED = {  # of dynamic-m
 }
 BLOCK = 2  # of dynamic-nk
 
-Counts = dict[str, Any]
+Counts = dict[str, ModuleCounts]
 Layers = Collection[int] | None
 
 
@@ -54,7 +55,7 @@ class Work:
 
 def compared(config: dict[str, Any], name: str, phase: str, kernels: Kernels, run: Run) -> Work:
     """A family's work in a phase."""
-    counts: Counts = ((run.census or {}).get("dynamic") or {}).get(phase) or {}
+    counts: Counts = run.census.dynamic.get(phase, {}) if run.census else {}
     shape = ModelShape.from_config(config)
     if run.layer_map is not None:
         shape, name = _left(shape, config, run.layer_map), "dense"
@@ -92,7 +93,7 @@ def _share(counts: Counts, step: int, *, scope: str = "", layers: Layers = None)
         for name, place in places.items()
         if scope in ("", place.scope) and (layers is None or place.layer in layers)
     ]
-    return sum(row["active"][step] for row in rows) / sum(row["total"][step] for row in rows)
+    return sum(row.active[step] for row in rows) / sum(row.total[step] for row in rows)
 
 
 def _parts(shape: ModelShape, name: str, phase: str) -> tuple[str, ...]:
@@ -141,7 +142,7 @@ def _attention(
     """`case`: family and phase."""
     name, phase = case
     each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
-    active = [row["active"][step] for row in counts.values()]
+    active = [row.active[step] for row in counts.values()]
     keys = PROMPT + 1 + step
     works: dict[str, float] = defaultdict(float)
     for op in ops:

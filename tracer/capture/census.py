@@ -1,34 +1,32 @@
 """What the weights are: zeros and their pattern, matrix by matrix, whoever put them there.
 
-In: a model. Out: plain JSON values. K is the axis that a GEMM sums over (input features).
+In: a model. Out: the `census` of run.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
 
 
 @torch.no_grad()
-def census(model: nn.Module) -> dict[str, Any]:
-    """{"matrices": [a row for each weight of two or more dimensions]}; see `matrix_row`."""
+def census(model: nn.Module) -> Census:
+    """A Matrix for each weight of two or more dimensions."""
     rows = []
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
                 rows.append(_row(name, module, parameter_name, parameter))
-    return {"matrices": rows}
+    return Census(matrices=rows)
 
 
-def _row(
-    name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor
-) -> dict[str, Any]:
+def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor) -> Matrix:
     """The row of a parameter, as its module multiplies by it: `applied` names what makes the weight
     anew at every call, a mask of torch.nn.utils.prune or a parametrisation."""
     applied = None
@@ -41,30 +39,26 @@ def _row(
             parameter_name = parameter_name.removesuffix("_orig")
             parameter, applied = parameter * mask, "torch.nn.utils.prune"
     leaf = "" if parameter_name == "weight" else f".{parameter_name}"
-    row = matrix_row(f"{name}{leaf}", _as_output_by_input(module, parameter))
-    return row if applied is None else {**row, "applied": applied}
+    return matrix_row(f"{name}{leaf}", _as_output_by_input(module, parameter), applied=applied)
 
 
-def matrix_row(name: str, weight: torch.Tensor) -> dict[str, Any]:
-    """The row of one weight [..., N, K]: shares are 0 … 1.
-
-    `zeros` of all entries; `groups_2_of_4` of the groups of four along K that have two zeros or
-    more (2:4 sparse where it is 1); `zero_rows` of the N rows and `zero_columns` of the K columns.
-    """
+def matrix_row(name: str, weight: torch.Tensor, *, applied: str | None = None) -> Matrix:
+    """The row of one weight [..., N, K]."""
     place = locate(name)
     zero = (weight == 0).contiguous()
     whole = zero.shape[-1] // 4 * 4
     flags = zero.view(torch.uint8)  # its minimum is six times as fast as `all`
-    return {
-        "name": name,
-        "layer": place.layer,
-        "role": place.role,
-        "shape": list(weight.shape),
-        "zeros": _share(zero),
-        "groups_2_of_4": _share(_two_of_four(zero[..., :whole])) if whole else None,
-        "zero_rows": _share(flags.amin(-1)),
-        "zero_columns": _share(flags.amin(-2)),
-    }
+    return Matrix(
+        name=name,
+        layer=place.layer,
+        role=place.role,
+        shape=list(weight.shape),
+        zeros=_share(zero),
+        groups_2_of_4=_share(_two_of_four(zero[..., :whole])) if whole else None,
+        zero_rows=_share(flags.amin(-1)),
+        zero_columns=_share(flags.amin(-2)),
+        applied=applied,
+    )
 
 
 def _two_of_four(zero: torch.Tensor) -> torch.Tensor:
@@ -73,8 +67,8 @@ def _two_of_four(zero: torch.Tensor) -> torch.Tensor:
     return (words & (words - 1)) != 0
 
 
-def dynamic_stats(model: nn.Module) -> dict[str, Any]:
-    """{module name: what it counted since the last call}; see `tracer.pruners.Counting`."""
+def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
+    """By module name, what was counted since the last call; see `tracer.pruners.Counting`."""
     return {
         name: module.prunescope_stats()
         for name, module in model.named_modules()
@@ -82,20 +76,18 @@ def dynamic_stats(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def add_stats(counted: dict[str, Any], stats: Mapping[str, Any]) -> None:
+def add_stats(counted: dict[str, ModuleCounts], stats: Mapping[str, ModuleCounts]) -> None:
     """Add the counts of more steps to those of the steps before."""
     for name, one in stats.items():
-        if name not in counted:
-            counted[name] = one
-            continue
-        for key in ("active", "total"):
-            counted[name][key] = [*counted[name][key], *one[key]]
+        so_far = counted.setdefault(name, ModuleCounts(unit=one.unit))
+        so_far.active += one.active
+        so_far.total += one.total
 
 
-def skips_no_block(stats: Mapping[str, Any]) -> bool:
+def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
     """Whether, by `dynamic_stats`, there were blocks to choose from and all were seen."""
-    blocks = [one for one in stats.values() if one["unit"] == "blocks"]
-    return bool(blocks) and all(one["active"] == one["total"] for one in blocks)
+    blocks = [one for one in stats.values() if one.unit == "blocks"]
+    return bool(blocks) and all(one.active == one.total for one in blocks)
 
 
 def _share(flags: torch.Tensor) -> float:

@@ -265,8 +265,7 @@ class _Session:
             # What the modules of a dynamic family counted in the profiled steps.
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
-                counted = captured.run.census.setdefault("dynamic", {}).setdefault(phase, {})
-                add_stats(counted, scrubbed(stats))
+                add_stats(captured.run.census.dynamic.setdefault(phase, {}), stats)
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """After the last seating: the memory of a step, and the eager pass of a recorded one."""
@@ -274,7 +273,7 @@ class _Session:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-            stats = ((captured.run.census or {}).get("dynamic") or {}).get(phase) or {}
+            stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
             if pruning and pruning["sparsity"] != 0 and skips_no_block(stats):
                 note = (

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
+from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
 
 if TYPE_CHECKING:
@@ -65,12 +66,11 @@ class Pruner(Protocol):
 class Counting(Protocol):
     """A module of a dynamic family. The census calls this before and after the profiled steps."""
 
-    def prunescope_stats(self) -> dict[str, Any]:
-        """What was active since the last call, and start anew, as plain JSON values.
+    def prunescope_stats(self) -> ModuleCounts:
+        """What was active since the last call, and start anew.
 
-        {"unit": "rows" | "blocks" | "layers" | "channels" | "keys", "active": [a number a step],
-        "total": [a number a step]}; a step is one forward. Keep counts as tensors until then:
-        reading one in `forward` would stop the device.
+        An entry of `active` and of `total` a forward. Keep counts as tensors until then: reading
+        one in `forward` would stop the device.
         """
         ...
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
+from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
 
 _TABLE = 1 << 16
@@ -81,9 +81,9 @@ class Tally:
         self.active.append(active)
         self.total.append(total)
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> ModuleCounts:
         """As `tracer.pruners.Counting` says, and start anew."""
-        taken = {"unit": self.unit, "active": self.active, "total": self.total}
+        taken = ModuleCounts(unit=self.unit, active=self.active, total=self.total)
         self.active, self.total = [], []
         return taken
 
@@ -93,7 +93,7 @@ class Counted:
 
     tally: Tally
 
-    def prunescope_stats(self) -> dict[str, Any]:
+    def prunescope_stats(self) -> ModuleCounts:
         """The counts since they were last taken."""
         return self.tally.take()
 

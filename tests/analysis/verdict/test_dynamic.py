@@ -14,6 +14,8 @@ from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import Family, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict as judged
+from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
+from prunescope.taxonomy.run_schema import first_wrong
 from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -67,7 +69,7 @@ def evidence(
     pruned: dict[Any, Call],
     *,
     added: tuple[tuple[int, str, str], ...] = (),
-    census: dict[str, Any] | None = None,
+    census: Census | None = None,
     phase: str | None = None,
 ) -> Evidence:
     pairs: list[Pair] = pair_calls(dense, pruned)
@@ -79,12 +81,12 @@ def evidence(
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)
-    return Evidence(pairs, units, {"matrices": []} if census else None, census, phase)
+    return Evidence(pairs, units, Census() if census else None, census, phase)
 
 
-def counts(unit: str, active: int, total: int, phase: str = "decode") -> dict[str, Any]:
-    row = {"unit": unit, "active": [active], "total": [total]}
-    return {"matrices": [], "dynamic": {phase: {"model.layers.0.self_attn": row}}}
+def counts(unit: str, active: int, total: int, phase: str = "decode") -> Census:
+    row = ModuleCounts(unit=unit, active=[active], total=[total])
+    return Census(dynamic={phase: {"model.layers.0.self_attn": row}})
 
 
 ROUTER = ((0, "router", "matmul"),)
@@ -98,7 +100,7 @@ def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, 
 
 
 def test_nothing_changed_is_dense() -> None:
-    known = evidence(model(64), model(64), census={"matrices": []})
+    known = evidence(model(64), model(64), census=Census())
     assert verdict(known).id == "dense"
     assert verdict(evidence(model(64), model(64))).id == "unknown"
 
@@ -164,13 +166,13 @@ def narrower(dim: int) -> dict[Any, Call]:
 def test_a_narrower_head_is_of_no_family() -> None:
     """The linears listed smaller, as a run has them: attention's work fell with theirs."""
     stored = [
-        {"layer": i, "role": role, "shape": shape}
+        Matrix(layer=i, role=role, shape=shape)
         for i in ALL
         for role, shape in (("q", [H, H]), ("k", [C, H]), ("v", [C, H]), ("o", [H, H]))
     ]
-    halved = [{**m, "shape": [x // 2 for x in m["shape"]]} for m in stored]
-    e = evidence(model(64), narrower(8), census={"matrices": halved})
-    e = replace(e, census_dense={"matrices": stored})
+    halved = [replace(m, shape=[x // 2 for x in m.shape or ()]) for m in stored]
+    e = evidence(model(64), narrower(8), census=Census(matrices=halved))
+    e = replace(e, census_dense=Census(matrices=stored))
     found = verdict(e)
     assert found.id == "unknown"
     assert "the head dimension fell from 16 to 8" in found.evidence[0]
@@ -194,13 +196,13 @@ def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
 
 
 def test_dense_needs_the_same_parameters_and_matrices() -> None:
-    dense = {"matrices": [{"layer": 0, "role": "conv", "shape": [64, 3]}]}
+    dense = Census(matrices=[Matrix(layer=0, role="conv", shape=[64, 3])])
     same = replace(evidence(model(64), model(64), census=dense), census_dense=dense)
     assert verdict(replace(same, parameters=(1000, 1000))).id == "dense"
     fewer = verdict(replace(same, parameters=(1000, 502)))
     assert fewer.id == "unknown"
     assert "parameters fell by 49.8%" in fewer.evidence[0]
-    other = {"matrices": [{"layer": 0, "role": "conv", "shape": [32, 3]}]}
+    other = Census(matrices=[Matrix(layer=0, role="conv", shape=[32, 3])])
     assert verdict(replace(same, census_pruned=other)).id == "unknown"
 
 
@@ -209,21 +211,19 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
     narrow = changed(dense, {**on(("gate", "up"), n=64), **on(("down",), k=64)})
     assert verdict(evidence(dense, narrow)).id == "static-nk-mlp"
     assert verdict(evidence(dense, narrow, added=WEIGHTS)).id == "dynamic-width"
-    whole = {"name": "down", "role": "down", "shape": [H, F]}
-    cut = {**whole, "shape": [H, 64]}
+    whole = Matrix(name="down", role="down", shape=[H, F])
+    cut = replace(whole, shape=[H, 64])
     for matrix, wanted in ((whole, "dynamic-width"), (cut, "static-nk-mlp")):
-        e = evidence(dense, narrow, added=WEIGHTS, census={"matrices": [matrix]})
-        e = Evidence(e.pairs, e.units, {"matrices": [whole]}, e.census_pruned)
+        e = evidence(dense, narrow, added=WEIGHTS, census=Census(matrices=[matrix]))
+        e = Evidence(e.pairs, e.units, Census(matrices=[whole]), e.census_pruned)
         assert verdict(e).id == wanted
 
 
-def test_a_hostile_census_is_no_evidence() -> None:
-    dense = model(1)
-    shorter = changed(dense, on(("attention",), keys=8))
+def test_a_hostile_census_is_refused_when_it_is_read() -> None:
     row = {"unit": "keys", "active": ["x", None, True], "total": "many"}
     for dynamic in ([], {"decode": 3}, {"decode": {"a": 1}}, {"decode": {"a": row}}):
-        census = {"matrices": [], "dynamic": dynamic}
-        assert verdict(evidence(dense, shorter, census=census)).id == "unknown"
+        wrong = first_wrong({"census": {"matrices": [], "dynamic": dynamic}})
+        assert wrong is not None and wrong.startswith("census.dynamic")
 
 
 DYNAMIC = [

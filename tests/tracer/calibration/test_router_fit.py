@@ -68,7 +68,7 @@ def test_what_changes_nothing_is_skipped_first(name: str, unit: str) -> None:
     decode = len(found) - 1
     # Of each sequence of the prompt one row of one layer in n is left, of its decode none.
     active = 2 * (len(layers) - 1) * 2 * (PROMPT + decode) + 2 * 2
-    assert sum(sum(row["active"]) for row in rows) == active
+    assert sum(sum(row.active) for row in rows) == active
 
 
 def test_an_mlp_of_two_modules_is_judged_by_their_sum() -> None:
@@ -119,7 +119,7 @@ def test_a_route_past_a_layer_is_one_for_both_of_its_sublayers(name: str, select
     steps(model, ids, PROMPT)
     stats = dynamic_stats(model)
     for index in range(len(routed)):
-        of_layer = [row["active"] for path, row in stats.items() if f".{index}." in path]
+        of_layer = [row.active for path, row in stats.items() if f".{index}." in path]
         assert len(of_layer) == 2
         assert of_layer[0] == of_layer[1]
 

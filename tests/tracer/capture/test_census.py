@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.capture.census import census, dynamic_stats, matrix_row
 
 pytestmark = pytest.mark.torch
@@ -20,18 +21,18 @@ def test_a_matrix_counted_by_hand() -> None:
         ]
     )
     row = matrix_row("model.layers.2.mlp.up_proj", weight)
-    assert row["shape"] == [3, 8]
-    assert (row["layer"], row["role"]) == (2, "up")
-    assert row["zeros"] == (3 + 8 + 1) / 24
-    assert row["groups_2_of_4"] == 3 / 6
-    assert row["zero_rows"] == 1 / 3
-    assert row["zero_columns"] == 1 / 8
+    assert row.shape == [3, 8]
+    assert (row.layer, row.role) == (2, "up")
+    assert row.zeros == (3 + 8 + 1) / 24
+    assert row.groups_2_of_4 == 3 / 6
+    assert row.zero_rows == 1 / 3
+    assert row.zero_columns == 1 / 8
 
 
 def test_a_tail_of_k_is_no_group() -> None:
     row = matrix_row("lm_head", torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]))
-    assert row["groups_2_of_4"] == 1
-    assert matrix_row("lm_head", torch.ones(2, 3))["groups_2_of_4"] is None
+    assert row.groups_2_of_4 == 1
+    assert matrix_row("lm_head", torch.ones(2, 3)).groups_2_of_4 is None
 
 
 def test_conv1d_is_stored_the_other_way_round() -> None:
@@ -42,10 +43,10 @@ def test_conv1d_is_stored_the_other_way_round() -> None:
             self.weight.data[1] = 0
 
     model = nn.ModuleDict({"c_fc": Conv1D()})
-    (row,) = census(model)["matrices"]
-    assert row["shape"] == [6, 4]
-    assert row["zero_columns"] == 1 / 4
-    assert row["zero_rows"] == 0
+    (row,) = census(model).matrices
+    assert row.shape == [6, 4]
+    assert row.zero_columns == 1 / 4
+    assert row.zero_rows == 0
 
 
 def test_fused_experts_and_vectors() -> None:
@@ -53,21 +54,21 @@ def test_fused_experts_and_vectors() -> None:
     model.experts = nn.Module()
     model.experts.down_proj = nn.Parameter(torch.zeros(2, 3, 4))
     model.norm = nn.LayerNorm(4)
-    (row,) = census(model)["matrices"]
-    assert (row["name"], row["shape"], row["zeros"]) == ("experts.down_proj", [2, 3, 4], 1)
+    (row,) = census(model).matrices
+    assert (row.name, row.shape, row.zeros) == ("experts.down_proj", [2, 3, 4], 1)
 
 
 def test_modules_that_count() -> None:
     class Router(nn.Module):
         seen = 3
 
-        def prunescope_stats(self) -> dict[str, object]:
+        def prunescope_stats(self) -> ModuleCounts:
             seen, self.seen = self.seen, 0
-            return {"unit": "rows", "active": [seen], "total": [4]}
+            return ModuleCounts(unit="rows", active=[seen], total=[4])
 
     model = nn.ModuleDict({"router": Router(), "other": nn.Linear(2, 2)})
-    assert dynamic_stats(model) == {"router": {"unit": "rows", "active": [3], "total": [4]}}
-    assert dynamic_stats(model)["router"]["active"] == [0]
+    assert dynamic_stats(model) == {"router": ModuleCounts(unit="rows", active=[3], total=[4])}
+    assert dynamic_stats(model)["router"].active == [0]
 
 
 def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> None:
@@ -81,13 +82,13 @@ def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> No
     model = nn.ModuleDict({name: nn.Linear(8, 4) for name in ("masked", "made", "plain")})
     prune.l1_unstructured(model["masked"], "weight", amount=0.25)
     parametrize.register_parametrization(model["made"], "weight", Half())
-    rows = {row["name"]: row for row in census(model)["matrices"]}
+    rows = {row.name: row for row in census(model).matrices}
     assert set(rows) == {"masked", "made", "plain"}
-    assert (rows["masked"]["zeros"], rows["masked"]["applied"]) == (0.25, "torch.nn.utils.prune")
-    assert (rows["made"]["zeros"], rows["made"]["applied"]) == (
+    assert (rows["masked"].zeros, rows["masked"].applied) == (0.25, "torch.nn.utils.prune")
+    assert (rows["made"].zeros, rows["made"].applied) == (
         0.5, "torch.nn.utils.parametrize",
     )  # fmt: skip
-    assert rows["plain"]["zeros"] == 0 and "applied" not in rows["plain"]
+    assert rows["plain"].zeros == 0 and rows["plain"].applied is None
     prune.remove(model["masked"], "weight")
-    (row,) = [row for row in census(model)["matrices"] if row["name"] == "masked"]
-    assert row["zeros"] == 0.25 and "applied" not in row
+    (row,) = [row for row in census(model).matrices if row.name == "masked"]
+    assert row.zeros == 0.25 and row.applied is None

@@ -152,8 +152,8 @@ def test_counts_of_dynamic_families_are_those_of_all_profiled_steps(
     out = quick(method="dynamic-m", seatings=2, repeats=2, phase="decode")
     census = read_run(out / "pruned").census
     assert census is not None
-    for counted in census["dynamic"]["decode"].values():
-        assert len(counted["active"]) == len(counted["total"]) == 6
+    for counted in census.dynamic["decode"].values():
+        assert len(counted.active) == len(counted.total) == 6
 
 
 def test_weights_that_were_made_in_inference_mode_move_too() -> None:

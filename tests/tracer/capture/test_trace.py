@@ -183,9 +183,9 @@ def test_no_baseline(quick: Callable[..., Path]) -> None:
     run = read_run(folder / "pruned")
     assert run.twin is None
     assert run.census is not None
-    rows = {row["name"]: row for row in run.census["matrices"]}
-    assert rows["model.layers.0.mlp.down_proj"]["zeros"] == 0.25
-    assert rows["lm_head"]["zeros"] == 0
+    rows = {row.name: row for row in run.census.matrices}
+    assert rows["model.layers.0.mlp.down_proj"].zeros == 0.25
+    assert rows["lm_head"].zeros == 0
 
 
 def test_two_models_are_dense_and_pruned(quick: Callable[..., Path]) -> None:

@@ -66,6 +66,6 @@ def test_a_fingerprint_tells_packed_weights_apart(packed: Any) -> None:
 
 
 def test_a_census_sees_the_zeros_of_a_packed_weight() -> None:
-    (row,) = census(cutlass(0))["matrices"]
-    assert row["shape"] == [64, 64]
-    assert (row["zeros"], row["groups_2_of_4"]) == (0.5, 1.0)
+    (row,) = census(cutlass(0)).matrices
+    assert row.shape == [64, 64]
+    assert (row.zeros, row.groups_2_of_4) == (0.5, 1.0)

@@ -93,7 +93,7 @@ def test_at_half_it_does_less_and_says_so(name: str, family: str) -> None:
     found, _ = steps(model, ids, PROMPT)
     assert all(bool(out.isfinite().all()) for out in found)
     rows = dynamic_stats(model).values()
-    assert sum(sum(row["active"]) for row in rows) < sum(sum(row["total"]) for row in rows)
+    assert sum(sum(row.active) for row in rows) < sum(sum(row.total) for row in rows)
     added = model.state_dict().keys() - dense.state_dict().keys()
     assert not dense.state_dict().keys() - model.state_dict().keys()
     assert all(".router." in name for name in added)

@@ -105,14 +105,14 @@ def test_counts_are_per_forward_and_start_anew(name: str, knobs: dict[str, Any])
     model = prune(name, small("llama"), 0.5, **knobs).model
     steps(model, tokens(1, 20), 16)
     stats = dynamic_stats(model)
-    assert {row["unit"] for row in stats.values()} == {UNITS[name]}
+    assert {row.unit for row in stats.values()} == {UNITS[name]}
     for row in stats.values():
-        assert len(row["active"]) == len(row["total"]) == 5
-        assert all(0 <= a <= t for a, t in zip(row["active"], row["total"], strict=True))
-    assert sum(sum(row["active"]) for row in stats.values()) < sum(
-        sum(row["total"]) for row in stats.values()
+        assert len(row.active) == len(row.total) == 5
+        assert all(0 <= a <= t for a, t in zip(row.active, row.total, strict=True))
+    assert sum(sum(row.active) for row in stats.values()) < sum(
+        sum(row.total) for row in stats.values()
     )
-    assert all(row["active"] == [] for row in dynamic_stats(model).values())
+    assert all(row.active == [] for row in dynamic_stats(model).values())
 
 
 @each_variant
@@ -303,24 +303,24 @@ def linear_theory(
     ops = family(name).theory(ModelShape.from_config(dense.config.to_dict()), work, point)
     total = sum(op.layers * op.flop for op in ops if op.cls == "matmul" and not op.added)
     if name == "dynamic-depth":  # 2 of 4 layers in theory
-        head, ran = 2 * 64 * 512, sum(row["active"][0] for row in stats.values())
+        head, ran = 2 * 64 * 512, sum(row.active[0] for row in stats.values())
         return (total - head) / 2 * ran + head
     return total
 
 
 def routed_decode_flops(stats: dict[str, Any]) -> int:
     """2·N·K: k and v [32, 64] always, q and o [64, 64] and the MLP [128, 64] where they ran."""
-    attention = sum(r["active"][0] for n, r in stats.items() if n.endswith("self_attn"))
-    mlp = sum(r["active"][0] for n, r in stats.items() if n.endswith("mlp"))
+    attention = sum(r.active[0] for n, r in stats.items() if n.endswith("self_attn"))
+    mlp = sum(r.active[0] for n, r in stats.items() if n.endswith("mlp"))
     each = 4 * 2 * 64 * 32 + attention * 2 * 64 * 64 + mlp * 3 * 64 * 128
     return 2 * (each + 64 * 512)
 
 
 def prefill_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any]) -> float:
     """Query-key pairs of one head, all 4 layers, masked ones too."""
-    active = [row["active"][0] for row in stats.values()]
+    active = [row.active[0] for row in stats.values()]
     if name == "dynamic-m":
-        return float(S * sum(r["active"][0] for n, r in stats.items() if "attn" in n))
+        return float(S * sum(r.active[0] for n, r in stats.items() if "attn" in n))
     if name == "dynamic-nk":
         block = knobs.get("block", 8)
         if not S % block:
@@ -336,9 +336,9 @@ def prefill_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any]) -> fl
 
 def decode_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any], held: list[int]) -> float:
     """Keys that the one query of each layer saw."""
-    active = [row["active"][0] for row in stats.values()]
+    active = [row.active[0] for row in stats.values()]
     if name == "dynamic-m":
-        ran = [r["active"][0] for n, r in stats.items() if "attn" in n]
+        ran = [r.active[0] for n, r in stats.items() if "attn" in n]
         return float(sum(r * (S + 1) for r in ran))
     if name == "dynamic-nk":
         block = knobs.get("block", 8)

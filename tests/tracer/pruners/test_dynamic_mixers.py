@@ -96,7 +96,7 @@ def test_an_attention_that_layers_share_is_not_taken_apart() -> None:
 def test_experts_and_an_mlp_beside_them_take_the_same_rows() -> None:
     model = prune("dynamic-m", tiny_model("granite4"), 0.5).model
     steps(model, tokens(2, ALL), PROMPT)
-    rows = {path: row["active"] for path, row in dynamic_stats(model).items() if "attn" not in path}
+    rows = {path: row.active for path, row in dynamic_stats(model).items() if "attn" not in path}
     of_layer = [[row for path, row in rows.items() if locate(path).layer == i] for i in range(3)]
     assert all(len(both) == 2 and both[0] == both[1] for both in of_layer)
 

@@ -78,11 +78,11 @@ def test_dynamic_nk_given_its_blocks(
     assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
     counts = next(iter(dynamic_stats(model).values()))
     num = math.ceil(PROMPT / block)
-    assert counts["total"][:2] == [num * (num + 1) // 2, math.ceil((PROMPT + 1) / block)]
-    assert counts["active"][0] == sum(max(1, round((i + 1) / 2)) for i in range(num))
+    assert counts.total[:2] == [num * (num + 1) // 2, math.ceil((PROMPT + 1) / block)]
+    assert counts.active[0] == sum(max(1, round((i + 1) / 2)) for i in range(num))
     if num > 2:
         assert not torch.equal(seen(0), seen(1))
-        assert counts["active"][1] == max(1, round(counts["total"][1] / 2))
+        assert counts.active[1] == max(1, round(counts.total[1] / 2))
 
 
 def test_dynamic_nk_of_values_given_its_blocks() -> None:
@@ -154,7 +154,7 @@ def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
     dense, ids = small("llama"), tokens(batch, ALL)
     model = prune("dynamic-depth", dense, 0.5, exit=leave).model
     found, cache = steps(model, ids, PROMPT)
-    ran = {name: row["active"] for name, row in dynamic_stats(model).items()}
+    ran = {name: row.active for name, row in dynamic_stats(model).items()}
 
     def rows(layer: int, _part: str) -> torch.Tensor:
         active = ran[f"model.layers.{layer}"]

@@ -205,18 +205,18 @@ def test_layer_types_follow_their_layers() -> None:
 
 
 def test_static_k_mask(tiny: Any) -> None:
-    rows = census(apply("static-k-mask", tiny, 0.5).model)["matrices"]
-    layers = [row for row in rows if row["layer"] is not None]
+    rows = census(apply("static-k-mask", tiny, 0.5).model).matrices
+    layers = [row for row in rows if row.layer is not None]
     assert len(layers) == 8 * 7
-    assert {row["zeros"] for row in layers} == {0.5}
-    assert {row["zeros"] for row in rows if row["layer"] is None} == {0.0}
+    assert {row.zeros for row in layers} == {0.5}
+    assert {row.zeros for row in rows if row.layer is None} == {0.0}
     model = apply("static-k-mask", tiny, 0.5).model
     old, new = (m.model.layers[0].mlp.up_proj.weight for m in (tiny, model))
     smallest_kept = torch.where(new != 0, old.abs(), torch.inf).min(1).values
     largest_gone = torch.where(new == 0, old.abs(), 0).max(1).values
     assert bool((largest_gone <= smallest_kept).all())
-    random = census(apply("static-k-mask", tiny, 0.5, score="random").model)["matrices"]
-    share = next(r["zeros"] for r in random if r["role"] == "down")
+    random = census(apply("static-k-mask", tiny, 0.5, score="random").model).matrices
+    share = next(r.zeros for r in random if r.role == "down")
     assert 0.48 < share < 0.52
     assert share != 0.5
 

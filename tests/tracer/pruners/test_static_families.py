@@ -116,11 +116,11 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
 def test_two_of_four(model_type: str, select: str) -> None:
     dense = build(model_type)
     applied = apply("static-k-24", dense, 0.5, select=select)
-    rows = census(applied.model)["matrices"]
-    inside = [row for row in rows if row["layer"] is not None]
-    assert {row["zeros"] for row in inside} == {0.5}
-    assert {row["groups_2_of_4"] for row in inside} == {1.0}
-    assert {row["zeros"] for row in rows if row["layer"] is None} == {0.0}
+    rows = census(applied.model).matrices
+    inside = [row for row in rows if row.layer is not None]
+    assert {row.zeros for row in inside} == {0.5}
+    assert {row.groups_2_of_4 for row in inside} == {1.0}
+    assert {row.zeros for row in rows if row.layer is None} == {0.0}
     assert applied.record["backend"] == "masked"
     assert "dense kernels" in applied.record["notes"][-1]
     for name, module in applied.model.named_modules():

@@ -213,7 +213,7 @@ def test_blocks_of_which_none_can_be_skipped(block: int, sparsity: float, neares
     steps(model, tokens(1, 16), 16)
     counts = dynamic_stats(model)
     assert counts
-    assert all(sum(one["active"]) < sum(one["total"]) for one in counts.values())
+    assert all(sum(one.active) < sum(one.total) for one in counts.values())
     steps(prune("dynamic-nk", tiny(), 0.0, **asked).model, tokens(1, 16), 16)  # none is asked for
 
 

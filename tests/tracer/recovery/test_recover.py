@@ -50,10 +50,10 @@ def test_zeros_stay_where_they_are(recovered: Any, method: str, select: str) -> 
         plain.named_parameters(), model.named_parameters(), strict=True
     ):
         assert torch.equal(one == 0, other == 0), name
-    rows = {r["name"]: r for r in census(model)["matrices"] if r["zeros"]}
+    rows = {r.name: r for r in census(model).matrices if r.zeros}
     assert len(rows) == 56
     if method == "static-k-24":
-        assert {r["groups_2_of_4"] for r in rows.values()} == {1.0}
+        assert {r.groups_2_of_4 for r in rows.values()} == {1.0}
     assert "the zeros of 56 matrices stayed zeros" in pruning["recovery"]["notes"]
     assert pruning["recovery"]["losses"]["held_out"]["after"] < 6.5
 
@@ -199,7 +199,7 @@ def test_a_composite_and_a_method_of_the_users_own(recovered: Any) -> None:
     for method in ("static-m:0.25+static-k-24:0.5", "tests.tracer.recovery.own:halved"):
         model, pruning = recovered(method)
         assert pruning["recovery"]["losses"]["held_out"]["after"] < 6.5
-        zeros = [r for r in census(model)["matrices"] if r["zeros"] > 0.4]
+        zeros = [r for r in census(model).matrices if r.zeros > 0.4]
         assert len(zeros) == (42 if "static" in method else 8)
 
 

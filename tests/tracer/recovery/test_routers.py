@@ -34,7 +34,7 @@ def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], lis
     for at in range(prompt, ids.shape[1]):
         compat.forward(model, ids[:, at : at + 1], cache=cache, logits="last")
     after = dynamic_stats(model)
-    return tuple([sum(s["active"]) / sum(s["total"]) for s in stats.values()]  # type: ignore[return-value]
+    return tuple([sum(s.active) / sum(s.total) for s in stats.values()]  # type: ignore[return-value]
                  for stats in (first, after))  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_depth_skips_as_many_layers_of_every_forward(recovered: Any, reader: Pat
             for part in (ids[:, :40], *ids[:, 40:].split(1, 1)):
                 compat.forward(model, part, cache=cache, logits="last")
                 stats = dynamic_stats(model)
-                assert sum(sum(s["active"]) for s in stats.values()) == 6  # of 8
+                assert sum(sum(s.active) for s in stats.values()) == 6  # of 8
 
 
 def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
@@ -85,7 +85,7 @@ def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
     for _ in range(3):
         with torch.no_grad():
             compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
-        seen.add(str([s["active"] for s in dynamic_stats(model).values()]))
+        seen.add(str([s.active for s in dynamic_stats(model).values()]))
     assert len(seen) == 1
 
 
