@@ -197,7 +197,10 @@ def _report(
         names = ends_apart([done.side.path.resolve() for done in sides])
         for subject, name in zip(described, names, strict=True):
             subject["name"] = name
-    own = [said for name, phase in phases.items() for said in missing_shapes(name, phase)]
+    asked = pruned.side.asked_for_shapes
+    own = [
+        said for name, phase in phases.items() for said in missing_shapes(name, phase, asked=asked)
+    ]
     own += [*given, *pruned.noticed.warnings]
     own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
     of_dense = dense.noticed.warnings if dense is not None else ()

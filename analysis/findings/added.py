@@ -115,7 +115,7 @@ def _left_on(c: Context) -> Finding | None:
     ]
     frame = c.pruned.frame.filter(pl.col("call").is_in(calls))
     total = float(frame["busy"].sum()) / c.pruned.num_steps
-    if not total:
+    if not total or c.is_little(total):
         return None
     by = ", ".join(sorted({str(m.applied) for m in held}))
     share = total / c.phase.busy_ns if c.phase.busy_ns else 0.0

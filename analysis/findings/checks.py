@@ -49,6 +49,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     time.coverage_limited,
     time.roofline_shift,
     time.slower_kernels,
+    time.longer_communication,
     time.second_gemm,
     time.added_work,
     added.routing,
@@ -72,10 +73,21 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
 # Findings that rest on measured time alone; the others show in shapes, weights or kernels.
 TIMED = frozenset({"below-break-even", "launch-bound", "no-speedup", "sparse-without-gain"})
 
+# Findings on what pruning did to the dense step: nothing where the sides ran something else.
+COMPARES = frozenset({
+    "nothing-removed", "sparse-without-gain", "below-break-even", "unaligned", "wave-step",
+    "nearest-dimension", "coverage-limited", "roofline-shift", "slower-kernels",
+    "longer-communication", "second-gemm", "added-work", "added-routing", "added-gather-scatter",
+    "added-mask", "added-estimator", "added-layout", "residual-map", "no-speedup", "wide-interval",
+    "above-bound", "nominal-differs",
+})  # fmt: skip
+
 
 def find(context: Context) -> list[Finding]:
     """All findings of a phase, most severe first."""
     found = [finding for check in CHECKS if (finding := check(context)) is not None]
+    if removed.no_comparison(context):
+        found = [one for one in found if one.id not in COMPARES]
     if any(finding.id == "timing-not-valid" for finding in found):
         for finding in found:  # nothing critical rests on a time that is not valid
             if finding.id in TIMED and finding.severity == "critical":

@@ -13,6 +13,7 @@ from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.reasons import Doubt
 from prunescope.taxonomy.run import PhaseRun
 
+LITTLE = 0.001  # of the recorded wall: nothing to warn of
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
@@ -58,6 +59,10 @@ class Context:
         """The baseline."""
         return self.twin.side if self.twin else None
 
+    def is_little(self, ns: float) -> bool:
+        """Whether a time is too small a part of the recorded step for a warning."""
+        return ns < LITTLE * self.phase.wall_ns
+
     def row(self, name: str) -> Row | None:
         """A ledger row by name, None without a ledger."""
         return next((r for r in self.phase.ledger or [] if r.row == name), None)
@@ -86,6 +91,11 @@ def is_significant(row: Row | Part | None, *, of: float | None, share: float) ->
     if row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
     return row.ci95 is None or not row.ci95[0] <= 0 <= row.ci95[1]
+
+
+def communication(row: Row | None) -> float:
+    """The part of a ledger row that is communication, ns: of waiting for other ranks too."""
+    return sum(part.ns for part in row.parts if part.cls == "comm") if row is not None else 0.0
 
 
 def ms(ns: float) -> str:

@@ -18,7 +18,8 @@ def kernels_missing(c: Context) -> Finding | None:
     return Finding(
         id="kernels-missing",
         severity="warning",
-        text="the trace does not hold all of its kernels: what seems pruned may be lost",
+        text="the trace does not hold all of its kernels: "
+        + ("what seems pruned may be lost" if c.dense else "times and counts are of the others"),
         evidence=found,
         change="capture again, fewer steps after a warm-up step; kernels that were recorded into a "
         "graph are seen when the graph is replayed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.beside import LOADER
 from prunescope.analysis.kernels.waits import cause_sums, is_dispatch
 from prunescope.analysis.schema.report import Finding
@@ -19,21 +19,42 @@ def launch_bound(c: Context) -> Finding | None:
     share = _much(c, host)
     if share is None:
         return None
+    stacks = c.pruned.stacks
     return Finding(
         id="launch-bound",
-        severity="critical" if share > _MOST else "warning",
+        severity="critical" if share > _MOST and not stacks else "warning",
         text=f"launch-bound: the device waits for a late host for {share:.0%} of the step (it "
         f"idles for {phase.gap_ns / phase.wall_ns:.0%}); smaller kernels cannot make that faster",
         evidence=[
             f"in {ms(host)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
-            "little of either, before a launch that began after the device ran dry"
+            "little of either, before a launch that began after the device ran dry",
+            *[_stacks(stacks)] * bool(stacks),
         ],
-        change="shorten what the host does between two replays (the step is a graph already), or "
-        "batch more"
-        if _is_replay(c)
-        else "capture the step in a CUDA graph (trace --mode graph), or batch more",
+        change=_fewer_launches(c),
         predicted_ns=host,
     )
+
+
+def _stacks(calls: int) -> str:
+    return (
+        f"the profiler recorded {calls:,} calls of Python (with_stack), each at a cost to the "
+        "host: without stacks the device waits less"
+    )
+
+
+def _fewer_launches(c: Context) -> str:
+    if c.pruned.is_replay:
+        return (
+            "shorten what the host does between two replays (the step is a graph already), or "
+            "batch more"
+        )
+    ours = c.side.run is not None
+    way = (
+        "trace --mode graph"
+        if ours
+        else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
+    )
+    return f"capture the step in a CUDA graph ({way}), or batch more"
 
 
 def host_work(c: Context) -> Finding | None:
@@ -94,9 +115,11 @@ def held_back(c: Context) -> Finding | None:
         id="held-back",
         severity="warning",
         text=f"the device idles for {share:.0%} of the step although the next kernel had been "
-        "launched: its stream waits for another one, or for an event",
+        "launched long before: its stream waits for another one or for an event, or the trace "
+        "lacks what ran meanwhile",
         evidence=_largest(c, "held"),
-        change="compare steps without that wait: it is no work of the model",
+        change="find what is waited for (a stream, a copy, another rank), and compare steps "
+        "without it",
         predicted_ns=None,
     )
 
@@ -111,12 +134,6 @@ def _gaps(c: Context, cause: str) -> float:
     return cause_sums(c.pruned.frame)[cause] / c.pruned.num_steps
 
 
-def _is_replay(c: Context) -> bool:
-    """Whether graph replays make most of the busy time."""
-    linked = c.pruned.linked
-    return bool(2 * linked.busy[linked.replayed].sum() > linked.busy.sum())
-
-
 def _largest(c: Context, *causes: str) -> list[str]:
     """The longest gaps of these causes, by what ended them."""
     rows = c.pruned.frame.filter(pl.col("cause").is_in(causes))
@@ -124,6 +141,7 @@ def _largest(c: Context, *causes: str) -> list[str]:
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
     steps = c.pruned.num_steps
     return [
-        f"{ms(gap / steps)} in {count / steps:g} gaps before {(name or '?')[:60]}"
+        f"{ms(gap / steps)} in {count / steps:g} gap{'s' * (count != steps)} before "
+        f"{shortened(name or '?')}"
         for name, gap, count in sums.iter_rows()
     ]

@@ -7,6 +7,7 @@ from prunescope.analysis.findings.context import Context, ms, sized
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.verdict.outside import other_inputs
 from prunescope.analysis.verdict.reasons import difference_text
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
@@ -60,7 +61,7 @@ def sparse_without_gain(c: Context) -> Finding | None:
     rows = [g for g in c.phase.gemms if g.axis == "2:4" and g.dense_busy_ns]
     dense = sum(g.dense_busy_ns or 0 for g in rows)
     busy = sum(g.busy_ns for g in rows)
-    if not rows or busy < 0.95 * dense:
+    if not rows or busy < 0.95 * dense or c.is_little(busy):
         return None
     shapes = [f"{sized(g)}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
     return Finding(
@@ -87,9 +88,9 @@ def unaligned(c: Context) -> Finding | None:
                 up = -(-new // GOOD) * GOOD
                 more = f"{up} is (+{up / new - 1:.1%})"
                 bad.append((g, f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"))
-    if not bad:
-        return None
     busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
+    if not bad or c.is_little(busy):
+        return None
     return Finding(
         id="unaligned",
         severity="warning",
@@ -135,6 +136,7 @@ def outside(c: Context) -> Finding | None:
 def not_comparable(c: Context) -> Finding | None:
     """The dense twin ran with other inputs or settings."""
     lines = [difference_text(one) for one in c.evidence.differences] if c.evidence else []
+    lines += _other_inputs(c)
     if not lines:
         return None
     return Finding(
@@ -145,6 +147,20 @@ def not_comparable(c: Context) -> Finding | None:
         change="trace the dense model again with the settings of the pruned one",
         predicted_ns=None,
     )
+
+
+def no_comparison(c: Context) -> bool:
+    """Whether the sides ran under conditions beside which no difference tells of pruning."""
+    differences = c.evidence.differences if c.evidence else ()
+    return any(one.decides for one in differences) or bool(_other_inputs(c))
+
+
+def _other_inputs(c: Context) -> list[str]:
+    """That all linears see more or fewer rows, where that is the verdict."""
+    if c.evidence is None or c.phase.family is None or c.phase.family.id != "outside":
+        return []
+    why = other_inputs(c.evidence)
+    return [] if why is None else [*why.lines]
 
 
 def unequal_steps(c: Context) -> Finding | None:

@@ -59,7 +59,7 @@ def wave_step(c: Context) -> Finding | None:
             f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
             f"{before} → {after} waves" + (f"; N = {at} saves one" if at else "")
         )
-    if busy < _SHARE * c.phase.busy_ns or not lines:
+    if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
     return Finding(
         id="wave-step",
@@ -97,7 +97,7 @@ def nearest_dimension(c: Context) -> Finding | None:
                 f"{g.role} {axis} = {now}: {best} ({best / now - 1:+.1%}) is predicted to save "
                 f"{ms(saved)} of {ms(g.busy)}"
             )
-    if gain < _SHARE * c.phase.busy_ns or not lines:
+    if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
         return None
     return Finding(
         id="nearest-dimension",

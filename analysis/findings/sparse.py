@@ -26,7 +26,7 @@ _MASKING = ("elementwise", "gather_scatter", "layout", "quantise", "unknown")
 
 def sparse_padded(c: Context) -> Finding | None:
     """A 2:4 GEMM multiplies more rows or columns than the dense one: padding."""
-    lines, lost, wasted = [], 0.0, 0.0
+    lines, lost, wasted, busy = [], 0.0, 0.0, 0.0
     for pair in c.pairs or []:
         old, new = (pair.dense, pair.pruned) if pair.axis == "2:4" else (None, None)
         if old is None or new is None or old.gemm is None or new.gemm is None:
@@ -39,8 +39,9 @@ def sparse_padded(c: Context) -> Finding | None:
         if grown:
             lines.append(f"{new.role}: {', '.join(grown)}")
             lost += max(0.0, new.busy - old.busy)
+            busy += new.busy
             wasted = max(wasted, 1 - old.gemm.flop / new.gemm.flop)
-    if not lines:
+    if not lines or c.is_little(busy):
         return None
     return Finding(
         id="sparse-padded",
@@ -66,6 +67,8 @@ def decompressed(c: Context) -> Finding | None:
         return None
     steps = c.pruned.num_steps
     total = float(rows["busy"].sum()) / steps
+    if c.is_little(total):
+        return None
     shown = (
         rows.group_by("role", "work")
         .agg(pl.col("busy").sum())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.findings.context import Context, is_significant, ms, sized
-from prunescope.analysis.schema.report import Finding
+import msgspec
+
+from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
+from prunescope.analysis.kernels.waits import cause_sums
+from prunescope.analysis.schema.report import Finding, Row
 
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
 
@@ -63,7 +66,9 @@ def _coverage_change(c: Context) -> str:
     largest = max(parts, key=lambda p: p.ns)
     whole = (largest.role, largest.cls) in c.untouched
     if largest.role is None:
-        return "fewer and larger ops: a larger batch, longer prompts, or a CUDA graph on a GPU"
+        return _gap_change(c)
+    if largest.role == "unknown":
+        return "prune what is untouched, or promise less"
     if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
         return "ask for the logits of the last token only (--logits last)"
     if largest.role == "attention" and largest.cls == "attention" and whole:
@@ -71,6 +76,19 @@ def _coverage_change(c: Context) -> str:
     if whole:
         return f"combine with a family that touches {largest.role}, or promise less"
     return f"prune more of {largest.role}, of which less went than was promised"
+
+
+def _gap_change(c: Context) -> str:
+    """What shortens gaps, by what most of them wait for."""
+    causes = cause_sums(c.pruned.frame) if c.pruned.on_device else {"host": 1}
+    most = max(causes, key=lambda cause: causes[cause])
+    graph = ", or a CUDA graph" if c.pruned.on_device and not c.pruned.is_replay else ""
+    return {
+        "host": f"fewer and larger ops: a larger batch, longer prompts{graph}",
+        "sync": "wait for the device less often in a step",
+        "memcpy": "copy between host and device less often in a step",
+        "held": "compare steps without what their streams wait for",
+    }.get(most, "longer kernels: a larger batch, or longer prompts")
 
 
 def _more_logits_than_needed(c: Context) -> bool:
@@ -97,8 +115,9 @@ def roofline_shift(c: Context) -> Finding | None:
 
 
 def slower_kernels(c: Context) -> Finding | None:
-    """The kernels that remain are less efficient than the dense ones."""
-    row = c.row("kernel_efficiency")
+    """The kernels that remain are less efficient than the dense ones. Not communication, which is
+    as long as the other ranks make it."""
+    row = _without_communication(c.row("kernel_efficiency"))
     if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     parts = [p for p in row.parts if p.ns > 0][:4]
@@ -109,6 +128,34 @@ def slower_kernels(c: Context) -> Finding | None:
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
         change="look at the kernels named: another tile, an aligned dimension or a larger batch",
         predicted_ns=row.ns,
+    )
+
+
+def _without_communication(row: Row | None) -> Row | None:
+    comm = communication(row)
+    if row is None or not comm:
+        return row
+    ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
+    parts = [part for part in row.parts if part.cls != "comm"]
+    return msgspec.structs.replace(row, ns=row.ns - comm, ci95=ci95, parts=parts)
+
+
+def longer_communication(c: Context) -> Finding | None:
+    """Communication takes longer than in the dense run, which is no matter of kernels."""
+    row = c.row("kernel_efficiency")
+    comm = communication(row)
+    parts = [p for p in row.parts if p.cls == "comm"] if row is not None else []
+    whole = Row(row="communication", ns=comm, noise_ns=row.noise_ns if row is not None else None)
+    if comm <= 0 or not is_significant(whole, of=c.dense_ns, share=_MUCH):
+        return None
+    return Finding(
+        id="longer-communication",
+        severity="info",
+        text=f"communication takes {ms(comm)} longer than in the dense run: its kernels run until "
+        "the last rank has come, so that is time of the links or of waiting, not of pruned kernels",
+        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts[:4]],
+        change="compare the traces of all ranks, which tell the slowest one",
+        predicted_ns=None,
     )
 
 
@@ -132,7 +179,7 @@ def second_gemm(c: Context) -> Finding | None:
     rows = [g for g in c.phase.gemms if g.axis == "rank"]
     dense = sum(g.dense_busy_ns or 0 for g in rows)
     busy = sum(g.busy_ns for g in rows)
-    if not rows or busy < 0.9 * dense:
+    if not rows or busy < 0.9 * dense or c.is_little(busy):
         return None
     return Finding(
         id="second-gemm",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.context import Context, communication, ms, shortened
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.run import PhaseRun
 
 _OBSERVER = 1.3
 _FLAGGED = 1.05
+_BLAMED = 0.1  # of what a run gained beyond its bound: a reason worth naming
 _DISTURBED = 0.1  # of the samples; a median bears as many
 
 
@@ -162,17 +163,40 @@ def spill(c: Context) -> Finding | None:
 
 
 def above_bound(c: Context) -> Finding | None:
-    """A speedup above the roofline bound is shown, and said."""
+    """A speedup above the roofline bound is shown, with the rows of the ledger that gave it."""
     ladder = c.phase.ladder
     if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= 1.05:
         return None
+    gains = sorted((ns, why, line) for ns, why, line in _beyond(c) if ns < 0)
+    total = sum(ns for ns, _, _ in gains)
+    blamed = [(why, line) for ns, why, line in gains if ns <= _BLAMED * total]
+    why = "; ".join(why for why, _ in blamed) or "no row of the ledger explains it"
+    bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""
     return Finding(
         id="above-bound",
         severity="info",
         text=f"realised {ladder.realised:.2f}× is {ladder.share_of_bound:.0%} of the roofline "
-        "bound: the pruned kernels are more efficient than the dense ones, or the data moved into "
-        "a cache",
-        evidence=[f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""],
+        f"bound: {why}",
+        evidence=[bound, *(line for _, line in blamed)],
         change=None,
         predicted_ns=None,
     )
+
+
+def _beyond(c: Context) -> list[tuple[float, str, str]]:
+    """What the bound leaves as it was in the dense run: ns, in words, and as a line of evidence."""
+    rows = {name: c.row(name) for name in ("shape", "kernel_efficiency", "launch_idle")}
+    shape, kernels, idle = (row.ns if row else 0.0 for row in rows.values())
+    comm = communication(rows["kernel_efficiency"])
+    kernels -= comm
+    return [
+        (
+            kernels,
+            "the pruned kernels are more efficient than the dense ones, or their data moved into a "
+            "cache",
+            f"kernel efficiency without communication {ms(kernels)}",
+        ),
+        (comm, "communication took less time, and waits less", f"communication {ms(comm)}"),
+        (shape, "tiles and waves fit the pruned shapes better", f"shape {ms(shape)}"),
+        (idle, "the device idles less than in the dense run", f"launch and idle {ms(idle)}"),
+    ]

@@ -137,6 +137,11 @@ class Side:
         """What the manifest says of a phase."""
         return None if self.run is None else self.run.phases.get(name)
 
+    @property
+    def asked_for_shapes(self) -> bool:
+        """Whether a bare trace says that shapes were recorded."""
+        return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))
+
     def rank_of(self, name: str) -> str | None:
         """The rank whose trace a phase is in; None where there is one trace."""
         rank, _ = self.mixed.get(name, (name, ""))

@@ -54,6 +54,7 @@ class Kernels:
     compiled: bool = False  # whether torch.compile made a part of what ran
     decoder_modules: bool = False  # whether a module's class says that it decodes tokens
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
+    stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     tokens: float | None = None  # a step, where a model's config and workload tell
 
     @property
@@ -73,6 +74,12 @@ class Kernels:
         rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
         total = int(rows["busy"].sum())
         return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether graph replays make most of the busy time."""
+        busy = self.linked.busy
+        return bool(2 * busy[self.linked.replayed].sum() > busy.sum())
 
     @property
     def lacks_kernels(self) -> bool:
@@ -152,6 +159,7 @@ def build(
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=told.known,
+        stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         tokens=told.tokens,
     )
 

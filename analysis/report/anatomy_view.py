@@ -15,7 +15,7 @@ from prunescope.analysis.schema.report import Phase
 _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
          "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
 _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits for the device",
-           "memcpy": "the host in a copy call", "held": "held back by another stream",
+           "memcpy": "the host in a copy call", "held": "held back after its launch",
            "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12

@@ -93,6 +93,7 @@ class Collector:
         self.calls: dict[Call, int] = {}
         self.grids: dict[tuple[int, ...], int] = {}
         self.dropped = dict.fromkeys(COLUMNS, 0)
+        self.stacks = 0  # calls of Python functions
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
@@ -106,6 +107,7 @@ class Collector:
             e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
         ]
         groups[_FRAME] = [e for e in marks if e.cat == "python_function" and _is_long(e.dur)]
+        self.stacks += sum(e.cat == "python_function" for e in marks)
         # Those profilers wrote annotations among the ops.
         groups[_MARK] += [
             e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")

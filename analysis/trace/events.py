@@ -28,7 +28,8 @@ class Trace:
     `frames`: frames of Python of 0.1 ms or more; `other_calls`: runtime
     calls without a correlation id.
     `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
-    device events (of a CPU trace: ops) that stood in the file more than once; `doubts`: what else
+    device events (of a CPU trace: ops) that stood in the file more than once; `stacks`: calls of
+    Python functions that were recorded, short ones too; `doubts`: what else
     is odd about its times.
     """
 
@@ -43,6 +44,7 @@ class Trace:
     dropped: int = 0
     kernels_dropped: int = 0
     twice: int = 0
+    stacks: int = 0
     doubts: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)

@@ -106,6 +106,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         grids=list(found.grids),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
+        stacks=found.stacks,
     )
 
 

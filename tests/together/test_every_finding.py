@@ -47,6 +47,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "kernels-missing": ("test_every_twentieth_kernel_lost",
                         "test_a_real_pruning_of_layers_is_not_doubted"),
     "launch-bound": ("test_launch_bound",),
+    "longer-communication": ("test_communication_that_waits_is_no_slow_kernel",),
     "masked-tokens": ("test_tokens_that_are_masked_and_computed",
                       "test_tokens_that_were_removed_or_never_meant_to_be"),
     "nearest-dimension": ("test_an_odd_dimension_and_the_aligned_one_beside_it",

@@ -37,19 +37,24 @@ def mm(name: str, n: int = 64, dtype: str = "float") -> Op:
     return op("aten::mm", [512, 64], [64, n], dtype=dtype, kernels=[k(us=5, name=name)])
 
 
+def large(name: str, n: int = 1024, dtype: str = "float", m: int = 2048) -> Op:
+    """8.6 GFLOP: 128 us at the 67 TFLOP/s of an H100's CUDA cores."""
+    return op("aten::mm", [m, 2048], [2048, n], dtype=dtype, kernels=[k(us=150, name=name)])
+
+
 def told(
-    tmp_path: Path, name: str, n: int = 64, dtype: str = "float", device: str | None = None
+    tmp_path: Path, name: str, n: int = 1024, dtype: str = "float", device: str | None = None
 ) -> Finding | None:
-    return about_cores(phase_of(tmp_path, mm(name, n, dtype), device=device))
+    return about_cores(phase_of(tmp_path, large(name, n, dtype), device=device))
 
 
 @pytest.mark.parametrize(
     ("name", "n", "dtype", "reason", "change"),
     [
-        ("volta_sgemm_128x32_nt", 64, "float", "not a 16-bit format", "TF32"),
-        (SIMT, 64, "float", "not a 16-bit format", "TF32"),
-        ("volta_hgemm_128x32_nt", 67, "c10::Half", "N = 67 is not aligned", "8 divides"),
-        ("volta_hgemm_128x32_nt", 64, "c10::Half", "chosen by the library", None),
+        ("volta_sgemm_128x32_nt", 1024, "float", "not a 16-bit format", "TF32"),
+        (SIMT, 1024, "float", "not a 16-bit format", "TF32"),
+        ("volta_hgemm_128x32_nt", 1027, "c10::Half", "N = 1027 is not aligned", "8 divides"),
+        ("volta_hgemm_128x32_nt", 1024, "c10::Half", "chosen by the library", None),
     ],
 )
 def test_named(
@@ -57,7 +62,7 @@ def test_named(
 ) -> None:
     finding = told(tmp_path, name, n, dtype)
     assert finding is not None
-    assert "5.0 µs run on CUDA cores" in finding.text
+    assert "150.0 µs run on CUDA cores" in finding.text
     assert reason in finding.evidence[0]
     assert finding.change is None if change is None else change in (finding.change or "")
 
@@ -77,6 +82,28 @@ def test_no_format_is_advised_that_the_device_lacks(
     assert finding is not None
     assert finding.id == "cuda-cores"
     assert (finding.change or "").split(" (")[0] == formats
+
+
+@pytest.mark.parametrize(
+    ("device", "rates"),
+    [
+        ("NVIDIA GeForce RTX 3060", "2 times as fast in bf16 and fp16"),  # 25.5 / 12.7
+        ("NVIDIA A100-SXM4-40GB", "16 times as fast in bf16 and fp16, 8 times as fast in tf32"),
+    ],
+)
+def test_how_much_faster_matrix_units_are_is_that_of_the_device(
+    device: str, rates: str, tmp_path: Path
+) -> None:
+    finding = told(tmp_path, "ampere_sgemm_128x64_tn", device=device)
+    assert finding is not None
+    assert finding.text.endswith(f"; this device's tensor cores multiply {rates}")
+    assert ("TF32" in (finding.change or "")) == ("tf32" in rates)
+
+
+def test_what_waits_for_memory_loses_nothing_on_cuda_cores(tmp_path: Path) -> None:
+    """16 rows of 2048 × 1024: 8.4 MB and 67 MFLOP, 5.4 µs and 3.4 µs of an A100."""
+    phase = phase_of(tmp_path, large("ampere_sgemm_32x32_tn", m=16), device="NVIDIA A100-SXM4-40GB")
+    assert about_cores(phase) is None
 
 
 def test_of_an_op_without_shapes_only_the_kernel_on_plain_cores_is_named(tmp_path: Path) -> None:

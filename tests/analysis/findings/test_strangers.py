@@ -1,0 +1,150 @@
+"""Advice that fits its evidence: what findings may not say of traces that others captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.findings.checks import COMPARES
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
+from tests.analysis.findings.test_findings import (
+    FULL,
+    NARROW,
+    ROLES,
+    alone,
+    found,
+    model,
+    of_pair,
+    present,
+)
+from tests.chrome import chrome, gap, k, op, save, step
+
+NCCL = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*, unsigned long, ncclWork*)"
+
+
+def steps_of(*items: Any, count: int = 3) -> dict[str, Any]:
+    return chrome(*(step(i, *items) for i in range(count)))
+
+
+def mm(us: float) -> Any:
+    return op("aten::mm", [512, 2048], [2048, 2048], dtype="c10::BFloat16",
+              kernels=[k(us=us, name="a_gemm_kernel")])  # fmt: skip
+
+
+def reduced(us: float) -> Any:
+    return op("c10d::allreduce_", [[2048]], [], kernels=[k(us=us, name=NCCL)])
+
+
+def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
+    """100 us of 300 more in an all-reduce, whose other ranks came later; GEMMs as before."""
+    dense, pruned = steps_of(mm(100), reduced(100)), steps_of(mm(100), reduced(200))
+    phase = of_pair(tmp_path, dense, pruned)
+    assert found(phase, "slower-kernels") is None
+    present(phase, "longer-communication", "info", "100.0 µs longer", "waiting")
+    slow = of_pair(tmp_path, dense, steps_of(mm(150), reduced(110)))
+    present(slow, "slower-kernels", "warning", "lose 50.0 µs")
+    assert found(slow, "longer-communication") is not None
+    assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
+
+
+def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
+    """Equal kernels and less idle time are no more efficient kernels; faster ones are."""
+    idle = steps_of(mm(100), gap(us=100, launch=True), mm(100))
+    present(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound", "info",
+            "the device idles less", "launch and idle -100.0 µs")  # fmt: skip
+    said = found(of_pair(tmp_path, idle, steps_of(mm(100), mm(100))), "above-bound")
+    assert said is not None and "efficient" not in said.text
+    fast = found(of_pair(tmp_path, steps_of(mm(100)), steps_of(mm(50))), "above-bound")
+    assert fast is not None and "more efficient" in fast.text and "idles" not in fast.text
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned"),
+    [
+        (FULL, replace(FULL, f=257)),
+        (FULL, replace(FULL, rank=dict.fromkeys(ROLES, 64))),
+        (FULL, replace(FULL, sparse=ROLES)),
+    ],
+    ids=["unaligned", "second-gemm", "sparse"],
+)
+def test_nothing_is_warned_of_for_a_ten_thousandth_of_a_step(
+    dense: Any, pruned: Any, tmp_path: Path
+) -> None:
+    """The same pairs whose warnings other tests look for, beside 10 s of convolution."""
+    sides = []
+    for layer in (dense, pruned):
+        trace = model(layer, us=10)
+        trace["traceEvents"] += _later(trace, 10_000_000)
+        sides.append(trace)
+    phase = of_pair(tmp_path, *sides)
+    # What is left is of the whole step: no speedup, and what held the promise back.
+    whole = {"no-speedup", "wide-interval", "coverage-limited", "unequal-steps"}
+    assert {f.id for f in phase.findings if f.severity != "info"} <= whole
+
+
+def _later(trace: dict[str, Any], us: float) -> list[dict[str, Any]]:
+    """A convolution of so many us at the end of each step."""
+    events = trace["traceEvents"]
+    last = max((e for e in events if e.get("cat") == "kernel"), key=lambda e: e["ts"])
+    at = next(e for e in events if e.get("cat") == "cuda_runtime"
+              and e["args"]["correlation"] == last["args"]["correlation"])  # fmt: skip
+    link = {"External id": 999_001, "correlation": 999_001}
+    started = at["ts"] + at["dur"] / 2
+    own = {"External id": 999_001, "Input Dims": []}
+    return [
+        {**at, "cat": "cpu_op", "name": "aten::convolution_backward", "ts": started - 0.001,
+         "dur": 0.01, "args": own},
+        {**at, "ts": started, "dur": 0.005, "args": link},
+        {**last, "name": "implicit_convolve_sgemm", "ts": last["ts"] + last["dur"], "dur": us,
+         "args": {**last["args"], **link}},
+    ]  # fmt: skip
+
+
+def test_sides_that_ran_something_else_are_not_compared(tmp_path: Path) -> None:
+    """Eight times the rows of every linear: no speedup, and no finding on one."""
+    phase = of_pair(tmp_path, model(FULL, rows=256), model(NARROW, rows=32), 0.5)
+    present(phase, "not-comparable", "critical", "other inputs")
+    assert "is no speedup" in headline(phase)
+    assert not {f.id for f in phase.findings} & COMPARES
+
+
+def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> None:
+    """Neither of a trace without shapes in its warning nor of kernels on CUDA cores."""
+    compiled = op("CompiledFunction", kernels=[k(us=50, name="ampere_sgemm_128x64_nn")])
+    trace = steps_of(compiled)
+    for event in trace["traceEvents"]:
+        for key in ("Input Dims", "Input Strides", "Concrete Inputs", "Input type"):
+            event.get("args", {}).pop(key, None)
+    for asked in (False, True):
+        trace["record_shapes"] = int(asked)
+        report = analyze(save(trace, tmp_path / "t.json")).report
+        said = [*report.warnings, *(str(f.change) for f in report.phases["trace"].findings)]
+        assert any("record_shapes=True" in one for one in said) is not asked, said
+
+
+def test_stacks_raise_doubt_about_host_time(tmp_path: Path) -> None:
+    """Half of the step idle; recorded with ten calls of Python a launch, that is doubtful."""
+    trace = steps_of(mm(100), gap(us=200, launch=True), mm(100))
+    present(alone(tmp_path, trace), "launch-bound", "critical", "late host")
+    assert "with_stack" not in str(found(alone(tmp_path, trace), "launch-bound"))
+    frame = {"ph": "X", "cat": "python_function", "name": "model.py(1): forward", "pid": 1,
+             "tid": 1, "ts": 1_000_000.0, "dur": 1.0, "args": {}}  # fmt: skip
+    trace["traceEvents"] += [frame] * 60
+    present(alone(tmp_path, trace), "launch-bound", "warning", "60 calls of Python (with_stack)")
+
+
+def test_a_graph_is_advised_by_the_means_at_hand(tmp_path: Path) -> None:
+    """A bare trace was not made by `trace`, whose option it cannot be given."""
+    late = found(alone(tmp_path, steps_of(mm(10), gap(us=90, launch=True))), "launch-bound")
+    assert late is None or "--mode" not in str(late.change)
+
+
+def test_real_traces_that_were_wrongly_advised(real_trace: Callable[[str], Path]) -> None:
+    """16 rows of DLRM on CUDA cores wait for memory; half of the A100's batched products too."""
+    phase = analyze(real_trace("../strangers/param_v100_dlrm_rank0.json.gz")).report.phases["trace"]
+    assert {f.id for f in phase.findings} == {"launch-bound"}
