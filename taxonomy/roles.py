@@ -33,6 +33,9 @@ GROUPS = {
     "down": "down", "lm_head": "lm_head", "router": "router",
 }  # fmt: skip
 
+# Where a matrix is a weight: attention and routers multiply activations too.
+WEIGHT_ROLES = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out")
+
 # The name of a module's last path component, over the architectures of transformers.
 _LEAVES: tuple[tuple[str, str], ...] = (
     (r"embed_tokens|wte|wpe|word_embeddings|embed_in|embed_positions|tok_embeddings|embeddings"

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from prunescope.analysis.findings import (
     added,
+    copied,
     cores,
     damage,
     dynamic,
     idle,
+    largest,
     promise,
     removed,
     shape,
@@ -30,6 +32,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.sparse_without_gain,
     sparse.sparse_padded,
     sparse.decompressed,
+    copied.weight_copied,
     dynamic.masked_tokens,
     dynamic.skipped_executed,
     dynamic.reads_all_weights,
@@ -88,6 +91,8 @@ def find(context: Context) -> list[Finding]:
     found = [finding for check in CHECKS if (finding := check(context)) is not None]
     if removed.no_comparison(context):
         found = [one for one in found if one.id not in COMPARES]
+    if (unnamed := largest.unnamed_cost(context, found)) is not None:
+        found.append(unnamed)
     if any(finding.id == "timing-not-valid" for finding in found):
         for finding in found:  # nothing critical rests on a time that is not valid
             if finding.id in TIMED and finding.severity == "critical":

@@ -13,14 +13,12 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Finding
-from prunescope.taxonomy.roles import GROUPS
+from prunescope.taxonomy.roles import WEIGHT_ROLES
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
     re.IGNORECASE,
 )
-# Where a matrix is a weight: attention and routers multiply activations too.
-_WEIGHTS = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out")
 _MASKING = ("elementwise", "gather_scatter", "layout", "quantise", "unknown")
 
 
@@ -100,7 +98,7 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
         work = kernels.works[call]
         for gemm in work.gemms if work is not None else ():
             weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
-    in_weights = pl.col("role").is_in(_WEIGHTS) & pl.col("kind").is_in(_MASKING)
+    in_weights = pl.col("role").is_in(WEIGHT_ROLES) & pl.col("kind").is_in(_MASKING)
     other = frame.filter(in_weights & (pl.col("busy") > 0))
     keys = other.select("layer", "role", "call", "work").unique()
     hits = [

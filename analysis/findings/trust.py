@@ -67,17 +67,16 @@ def timing_not_valid(c: Context) -> Finding | None:
     """Something else was seen to run beside the samples, even when they were taken again; or they
     vary by half of their median, which nothing else does."""
     lines = []
-    for what, run in (("dense", c.run_dense), ("pruned", c.run)):
+    for name, run in (("dense", c.run_dense), ("pruned", c.run)):
         if run is None:
             continue
-        lines += [f"{what}: {said}" for said in _disturbed(run)]
+        what = f"{name}: " if c.twin is not None else ""
+        lines += [f"{what}{said}" for said in _disturbed(run)]
         if len(run.samples_ns) < 3:
             continue
         low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
         if high - low > 0.5 * mid:
-            lines.append(
-                f"{what}: 10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}"
-            )
+            lines.append(f"{what}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
     if not lines:
         return None
     return Finding(
@@ -97,7 +96,9 @@ def _disturbed(run: PhaseRun) -> list[str]:
     if kept <= _DISTURBED * total:
         return []
     reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)
-    return [f"{kept} of {total} samples disturbed, though taken again: {', '.join(reasons)}"]
+    # The steps of a user's loop are not run again.
+    again = "" if run.interleaved == "alone" else ", though taken again"
+    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}"]
 
 
 def observer(c: Context) -> Finding | None:

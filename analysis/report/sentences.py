@@ -99,7 +99,7 @@ def _outcome(phase: Phase) -> str:
         return f"{numbers.ratio(ladder.realised)}{_interval(ladder)} is no speedup: {why}"
     if any(one.id == "timing-not-valid" for one in phase.findings):
         ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
-        return f"timing not valid: {ratio} is no evidence, for the samples vary too much"
+        return f"{ratio} is no evidence, for the samples vary too much or were disturbed"
     if without_sizes(phase):
         ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
         return f"{ratio} is the ratio of two traces without shapes: what was pruned is unknown"

@@ -46,6 +46,7 @@ COVERED: dict[str, tuple[str, ...]] = {
                   "test_a_late_host_is_no_wait"),
     "kernels-missing": ("test_every_twentieth_kernel_lost",
                         "test_a_real_pruning_of_layers_is_not_doubted"),
+    "largest-cost": ("test_a_role_far_from_its_bound_is_named",),
     "launch-bound": ("test_launch_bound",),
     "longer-communication": ("test_communication_that_waits_is_no_slow_kernel",),
     "masked-tokens": ("test_tokens_that_are_masked_and_computed",
@@ -77,6 +78,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "unaligned": ("test_unaligned",),
     "unequal-steps": ("test_unequal_steps",),
     "wave-step": ("test_fewer_tiles_in_as_many_waves", "test_a_wave_that_was_saved"),
+    "weight-copied": ("test_a_weight_that_is_copied_at_every_call",
+                      "test_a_copy_of_activations_or_of_no_time_is_none"),
     "wide-interval": ("test_no_speedup_and_wide_interval",),
     "zeros-in-dense": ("test_zeros_in_dense",),
 }  # fmt: skip

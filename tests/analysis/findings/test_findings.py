@@ -14,7 +14,7 @@ from prunescope.analysis.findings.context import is_significant, ms
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Finding, Part, Phase, Row
-from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
+from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair, write_run
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 FULL, NARROW = Layer(h=256, heads=16, kv_heads=8, f=512), Layer(h=256, heads=16, kv_heads=8, f=256)
@@ -247,6 +247,7 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     phase = of_run(tmp_path, model(FULL), model(NARROW), dense_samples_ns=wild, samples_ns=MANY)
     present(phase, "timing-not-valid", "critical", "dense: ")
     assert headline(phase).startswith("timing not valid: ") and "realised" not in headline(phase)
+    assert headline(phase).count("not valid") == 1
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), both_samples_ns=MANY)
     assert found(phase, "timing-not-valid") is None
 
@@ -273,6 +274,11 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
             assert "other processes" in said.evidence[0]
         no_speedup = found(phase, "no-speedup")
         assert no_speedup is None or (no_speedup.severity == "warning") == wanted
+    run = write_run(tmp_path / "dense", model(FULL), samples_ns=MANY, interleaved="alone",
+                    seatings=_seatings(few + 1))  # fmt: skip
+    said = found(analyze(run).report.phases["prefill"], "timing-not-valid")
+    assert said is not None
+    assert said.evidence == [f"{few + 1} of {len(MANY)} samples disturbed: other processes"]
 
 
 @pytest.mark.parametrize(("times", "there"), [(0.5, True), (0.95, False)])

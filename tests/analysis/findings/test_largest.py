@@ -1,0 +1,89 @@
+"""Large costs that no other finding names: a weight that is copied, a role far from its bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
+from tests.analysis.finding_cases import BF16, K, M, N, mm, report
+from tests.analysis.findings.test_findings import found
+from tests.chrome import Op, chrome, k, module, op, save, step
+
+H, V = 256, 4096
+
+
+def copy_(*shape: int, us: float = 50, source: str = BF16) -> Op:
+    """A copy of a tensor into bf16."""
+    dims, kernels = list(shape), [k(us=us, name="copy_kernel")]
+    return op("aten::copy_", dims, dims, [], dtypes=[BF16, source, "Scalar"], kernels=kernels)
+
+
+def head(tmp_path: Path, *ops: Op, rows: int = 1) -> Phase:
+    """An MLP's product, and these ops before that of lm_head."""
+    parts = (module("model.layers.0.mlp.up_proj", mm(us=20)),
+             module("lm_head", *ops, mm(rows, V, H, us=10)))  # fmt: skip
+    trace = chrome(step(0, *parts), step(1, *parts))
+    return analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+
+
+def test_a_weight_that_is_copied_at_every_call(tmp_path: Path) -> None:
+    copied = found(head(tmp_path, copy_(1, H, V)), "weight-copied")
+    assert copied is not None and copied.severity == "critical"
+    # Read and written: 2 * 256 * 4096 * 2 bytes; 50 us of 80.
+    assert "weight of lm_head is copied at every call: 4.2 MB moved, 50.0 µs a step" in copied.text
+    assert "62% of it" in copied.text
+    assert "logits_to_keep" in str(copied.change)
+    assert copied.predicted_ns == 50_000
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [(copy_(V, H, source="float"), "format of the product"), (copy_(V, H), "layout")],
+)
+def test_what_would_end_the_copy(made: Op, says: str, tmp_path: Path) -> None:
+    copied = found(head(tmp_path, made), "weight-copied")
+    assert copied is not None and says in str(copied.change)
+
+
+@pytest.mark.parametrize(
+    ("made", "rows"), [(copy_(1, H), 1), (copy_(H, V), H), (copy_(V, H, us=0.1), 1)]
+)
+def test_a_copy_of_activations_or_of_no_time_is_none(made: Op, rows: int, tmp_path: Path) -> None:
+    """Of a row; of the outputs, where as many rows as columns are multiplied; of 0.1 us."""
+    assert found(head(tmp_path, made, rows=rows), "weight-copied") is None
+
+
+@pytest.mark.parametrize(("us", "is_slow"), [(5, False), (40, True)])
+def test_a_role_far_from_its_bound_is_named(us: float, tmp_path: Path, *, is_slow: bool) -> None:
+    """256 x 4096 x 256 in bf16 need 1.3 us on an H100, and up 8.7 of its 20."""
+    parts = (module("lm_head", mm(H, V, H, us=us)), module("model.layers.0.mlp.up_proj", mm(us=20)))
+    phase = analyze(save(chrome(step(0, *parts)), tmp_path / "t.json")).report.phases["trace"]
+    slow = found(phase, "largest-cost")
+    assert (slow is not None) == is_slow
+    if slow is not None:
+        assert slow.text == "lm_head takes 67% of the step (40.0 µs), at 3% of its bound"
+        assert "the peaks allow 1.3 µs" in str(slow.change)
+
+
+@pytest.mark.parametrize(("sparsity", "named"), [(0.5, "coverage-limited"), (0.1, "largest-cost")])
+def test_a_role_that_is_untouched_is_named_once(
+    sparsity: float, named: str, tmp_path: Path
+) -> None:
+    """lm_head takes half of the pruned step: 20 of 40 us. Where the promise was kept, the coverage
+    says nothing of it."""
+    head = module("lm_head", mm(M, N, K, us=20))
+    dense, pruned = (
+        chrome(step(0, module("model.layers.0.mlp.up_proj", mm(M, n, K, us=us)), head))
+        for n, us in ((N, 40), (N // 2, 20))
+    )
+    (phase,) = report(tmp_path, dense, pruned, sparsity).phases.values()
+    both = {"coverage-limited", "largest-cost"}
+    assert {f.id for f in phase.findings} & both == {named}
+    finding = found(phase, named)
+    assert finding is not None and "lm_head" in " ".join([finding.text, *finding.evidence])
+    if named == "largest-cost":
+        assert finding.severity == "info"
+        assert "which this pruning does not shrink" in finding.text
