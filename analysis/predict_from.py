@@ -269,5 +269,5 @@ def _device(
 
 def _on_host(run: Run | None, report: Report) -> bool:
     """Whether the ops of the CPU are what was timed."""
-    kind = (run.device or {}).get("kind") if run else None
+    kind = run.device.kind if run else None
     return kind == "cpu" or report.device.get("name") == "cpu"

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import prunescope  # noqa: E402
 from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
 from prunescope.analysis.schema.report import Gemm, Report  # noqa: E402
+from prunescope.taxonomy.json_fields import plain  # noqa: E402
 from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
 from prunescope.tracer.model.load import DEMO  # noqa: E402
 
@@ -45,7 +46,7 @@ class Claim:
 
 def main() -> int:
     """Measure, check, write."""
-    entry = calibrate("cpu")
+    entry = plain(calibrate("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         run = prunescope.trace(
             model=DEMO, phase="both", prompt_len=TOKENS, decode_steps=DECODED, repeats=REPEATS,

@@ -21,6 +21,7 @@ from torch.sparse import (
 )
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.machine.calibrate import calibrate
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 
@@ -251,6 +252,6 @@ def _tool(bench: Bench) -> dict[str, Any]:
     """What the tool itself measures, to hold against the samples of the other cells."""
     name = bench.device.type
     try:
-        return {"entry": calibrate(name, budget_s=0.05 if bench.tiny else 3.0)}
+        return {"entry": plain(calibrate(name, budget_s=0.05 if bench.tiny else 3.0))}
     except PrunescopeError as error:
         raise CannotHere(str(error)) from error

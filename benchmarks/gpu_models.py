@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.scopes import module_scopes
@@ -93,7 +94,7 @@ def dense_model(bench: Bench) -> Loaded:
     return bench.kept["dense"]
 
 
-def peaks(bench: Bench) -> dict[str, Any]:
+def peaks(bench: Bench) -> MeasuredPeaks:
     """The device's peaks, once for all cells."""
     if "peaks" not in bench.kept:
         budget_s = 0.1 if bench.tiny else 3.5

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.variants import TwinDoesNotFit
 from prunescope.tracer.machine.clocks import nvidia_smi, read_clocks
 from prunescope.tracer.machine.device import device_info, synchronize, versions
@@ -134,7 +135,7 @@ def environment(bench: Bench) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(bench.command),
-        "device": device_info(bench.device),
+        "device": plain(device_info(bench.device)),
         "versions": found,
         "before": _gpu_state(bench.device),
     }

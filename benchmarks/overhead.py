@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunescope.taxonomy.run_blocks import DeviceEntry
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -60,7 +62,7 @@ def main() -> None:
     sys.stderr.write(f"wrote {options.out.name}\n")
 
 
-def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], bool]:
+def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
     """The phases of every family, sparsity and batch, the device, and whether it was busy."""
     import torch
 
@@ -74,7 +76,7 @@ def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], boo
     loaded = load_model(options.model, dtype="auto", device=torch.device("cpu"), attn="sdpa")
     points = [(family, s) for family in FAMILIES for s in SPARSITIES]
     found: Measured = {}
-    peaks, busy, device = None, False, {}
+    peaks, busy, device = None, False, DeviceEntry()
     for batch in options.batches:
         request = TraceRequest(
             model=options.model, out=Path(), method="dynamic-m", prompt_len=options.prompt_len,
@@ -85,8 +87,8 @@ def measured(options: argparse.Namespace) -> tuple[Measured, dict[str, Any], boo
         variants += [_variant(request, family, s, loaded) for family, s in points]
         captures = capture(request, Silent(), peaks=peaks, variants=variants)
         device = captures["dense"].run.device
-        peaks = device.get("peaks")
-        busy |= bool((captures["dense"].run.extra.get("timing") or {}).get("notes"))
+        peaks = device.peaks
+        busy |= bool((note := captures["dense"].run.timing) and note.notes)
         for family, s in points:
             pair = captures["dense"], captures[_name(family, s)]
             for name, phase in _analysed(*pair).items():
@@ -127,7 +129,7 @@ def _analysed(dense: Capture, pruned: Capture) -> dict[str, Phase]:
 def page(
     options: argparse.Namespace,
     found: Measured,
-    device: dict[str, Any],
+    device: DeviceEntry,
     *,
     seconds: float,
     busy: bool,
@@ -153,7 +155,7 @@ def page(
     for (phase, batch), rows in found.items():
         lines += [f"## {phase}, batch {batch}", "", *table(rows), ""]
     lines.append(
-        f"Made by `python {' '.join(sys.argv)}` in {seconds:.0f} s: {device.get('name')}, "
+        f"Made by `python {' '.join(sys.argv)}` in {seconds:.0f} s: {device.name}, "
         f"{THREADS} threads, {options.repeats} samples and {STEPS} profiled forwards of prefill, "
         f"{DECODE_STEPS} tokens of decode. Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}."

@@ -219,11 +219,12 @@ def _calibrate(
     """Measure the peaks of this machine, in a few seconds; later traces keep the newest."""
     from prunescope.analysis.report.listings import devices
     from prunescope.output import check_target, emit_json, tell
+    from prunescope.taxonomy.json_fields import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
     check_target(json_target)
     check_target(out)
-    measured = calibrate(device)
+    measured = plain(calibrate(device))
     emit_json(measured, out)
     tell(measured, json_target, people=devices({"devices": [measured]}))
 

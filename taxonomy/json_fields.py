@@ -24,10 +24,9 @@ def as_read() -> Any:
 
 
 def left_out(default: Any = None) -> Any:
-    """A field that is written only where it says something: not where it is null or empty."""
-    if default is None:
-        return dataclasses.field(default=None, metadata={"left_out": True})
-    return dataclasses.field(default_factory=default, metadata={"left_out": True})
+    """A field of a new block that is written only where it is not null, or what `default` makes."""
+    made = default if default is not None else lambda: None
+    return dataclasses.field(default_factory=made, metadata={"left_out": True})
 
 
 def read(kind: type[T], plain: Mapping[str, Any]) -> T:
@@ -54,9 +53,14 @@ def plain(value: Any) -> Any:
     for name, field in fields.items():
         own = getattr(value, name)
         optional = was is not None or field.metadata.get("left_out")
-        if name not in written and not (optional and own in (None, {}, [])):
+        if name not in written and not (optional and own == _default(field)):
             written[name] = own
     return {key: plain(inner) for key, inner in written.items()}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def _readers(kind: type[Any]) -> dict[str, Callable[[Any], Any]]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import Census
+from prunescope.taxonomy.json_fields import left_out
+from prunescope.taxonomy.run_blocks import Census, DeviceEntry, InputText, TimingNote
 from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
@@ -79,7 +80,7 @@ class Run:
     model: dict[str, Any]  # id, architecture, config, shape
     phases: dict[str, PhaseRun]
     dtype: str
-    device: dict[str, Any]  # kind, name, threads, clocks, properties, peaks
+    device: DeviceEntry
     versions: dict[str, str]
     seeds: dict[str, int]
     argv: list[str]
@@ -91,6 +92,8 @@ class Run:
     twin: dict[str, str] | None = None  # {"path": relative path of the dense run.json, "sha256"}
     schema: int = SCHEMA
     tool: str = ""
+    inputs: InputText | None = left_out()
+    timing: TimingNote | None = left_out()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

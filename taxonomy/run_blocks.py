@@ -46,3 +46,139 @@ class Census:
     # By phase and module name.
     dynamic: dict[str, dict[str, ModuleCounts]] = left_out(dict)
     as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class GemmTime:
+    """A product [M, K] x [K, N] on the device: the median of its repeats."""
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    median_ns: int
+    repeats: int
+    flop_per_s: float
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class MeasuredRates:
+    """FLOP/s by dtype and byte/s of one measurement; `disturbed`: by what."""
+
+    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
+    byte_per_s: float | None = None
+    disturbed: list[str] = left_out(list)
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class MeasuredPeaks:
+    """Peaks of a device, measured: FLOP/s by dtype, byte/s, and the shortest time of a kernel."""
+
+    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
+    byte_per_s: float | None = None
+    kernel_floor_ns: float | None = None
+    gemm_sweep: list[GemmTime] = left_out(list)
+    statistic: str | None = left_out()
+    repeats: int | None = left_out()
+    threads: int | None = left_out()
+    seconds: float | None = left_out()
+    disturbed: list[str] = left_out(list)
+    # Before and after a capture, and what a product of the capture reached: FLOP/s by dtype.
+    before: MeasuredRates | None = left_out()
+    after: MeasuredRates | None = left_out()
+    reached: dict[str, float] | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Spread:
+    """(largest − smallest) ÷ median over the passes, of each rate."""
+
+    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
+    byte_per_s: float = 0.0
+    copy_byte_per_s: float = 0.0
+    cache_byte_per_s: float = 0.0
+    dispatch_ns: float = 0.0
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Passes:
+    """How `calibrate` measured, and what beside the peaks: medians over its passes."""
+
+    statistic: str = ""
+    passes: int = 0
+    repeats: int | None = None
+    threads: int | None = None
+    kernel_floor_ns: int | None = None
+    spread: Spread | None = None
+    agree: bool = False
+    copy_byte_per_s: int | None = None
+    cache_byte_per_s: int | None = None
+    dispatch_ns: int | None = None  # of the host, from call to call
+    gemm_sweep: list[GemmTime] = field(default_factory=list)
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class CalibratedDevice:
+    """A row of the device table that `calibrate` measured."""
+
+    name: str
+    aliases: list[str] = field(default_factory=list)
+    vendor: str = ""
+    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
+    byte_per_s: float | None = None
+    sm: int | None = None
+    l2_bytes: int | None = None
+    source: str = ""
+    verified: bool = False
+    measured: Passes | None = None
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Clocks:
+    """Hz before and after a capture, by part; null where they cannot be read."""
+
+    before: dict[str, float] | None = None
+    after: dict[str, float] | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class DeviceEntry:
+    """The device of a run."""
+
+    kind: str | None = None  # "cpu" | "cuda" | "rocm"
+    name: str | None = None  # as torch gives it
+    threads: int | None = None  # of torch on the host
+    properties: dict[str, Any] = field(default_factory=dict)  # torch's, or those of a CPU
+    tf32: bool | None = left_out()
+    peaks: MeasuredPeaks | None = left_out()
+    calibration: CalibratedDevice | None = None  # the newest, None where there was none
+    clocks: Clocks | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class TimingNote:
+    """How busy the machine was around a capture; `notes`: why its times are not valid."""
+
+    load_average: dict[str, float | None] = field(default_factory=dict)  # before, after
+    cores: int | None = None
+    notes: list[str] | None = None
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class InputText:
+    """Where the token ids of the phases came from."""
+
+    source: str | None = None  # the name of a text, or "random token ids"
+    sha256: str | None = left_out()  # of the text
+    part: str | None = left_out()
+    seed: int | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()

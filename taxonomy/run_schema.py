@@ -118,6 +118,14 @@ _PEAKS = _Fields(
         "reached": _NUMBERS,
     }
 )
+_CALIBRATION = _Fields(
+    {
+        "name": _is_text,
+        "dense_flop_per_s": _NUMBERS,
+        "byte_per_s": _Maybe(_is_number),
+        "measured": _Maybe(_Fields({"threads": _Maybe(_COUNT), "spread": _Maybe(_is_object)})),
+    }
+)
 _SHAPE = _Fields(
     {
         "model_type": _is_name,
@@ -196,7 +204,7 @@ _RUN = _Fields(
                 "properties": _Maybe(_is_object),
                 "peaks": _Maybe(_PEAKS),
                 "clocks": _Maybe(_CLOCKS),
-                "calibration": _Maybe(_is_object),
+                "calibration": _Maybe(_CALIBRATION),
             }
         ),
         "versions": _Each(_is_text, dict),
@@ -220,6 +228,7 @@ _RUN = _Fields(
         "census": _Maybe(_CENSUS),
         "twin": _Maybe(_Fields({"path": _is_text, "sha256": _is_name})),
         "quality": _Maybe(_is_object),
+        "inputs": _Maybe(_Fields({"source": _Maybe(_is_text)})),
         "timing": _Maybe(_Fields({"notes": _Maybe(_Each(_is_text, list))})),
     }
 )

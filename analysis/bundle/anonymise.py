@@ -10,20 +10,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.trace.unpack import unpacked
-from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
-from prunescope.taxonomy.run_blocks import Census
+from prunescope.taxonomy.run_blocks import DeviceEntry
 
+T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096
 # Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
 _TEXT_FIELDS = frozenset({
@@ -128,7 +129,6 @@ class Scrubber:
 
     def run(self, run: Run) -> Run:
         """The manifest with the fields of the allow-list. Twin and sha256 are the caller's."""
-        plain = {f.name: getattr(run, f.name) for f in fields(run)}
         phases = {
             name: PhaseRun(
                 **{f.name: self.value(f.name, getattr(phase, f.name)) for f in fields(phase)}
@@ -139,14 +139,16 @@ class Scrubber:
         kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "variant")
         return replace(
             run,
-            **{name: self.value(name, plain[name]) for name in kept},
+            **{name: self.value(name, getattr(run, name)) for name in kept},
             phases=phases,
             model=self._model(run.model),
-            device=self._device(run.device),
+            device=read(DeviceEntry, self._device(plain(run.device))),
+            inputs=self._block("inputs", run.inputs),
+            timing=self._block("timing", run.timing),
             versions=self._versions(run.versions),
             argv=[word if self._is_option(word) else "<removed>" for word in run.argv],
             pruning=self._pruning(run.pruning),
-            census=self._census(run.census),
+            census=self._block("census", run.census),
             tool=self.text(run.tool),
             extra=self.value("extra", run.extra),
         )
@@ -222,8 +224,8 @@ class Scrubber:
         kept: dict[str, Any] = self.value("pruning", pruning)
         return {"method": method if _of_families(method) else "custom", **kept}
 
-    def _census(self, census: Census | None) -> Census | None:
-        return census and json_fields.read(Census, self.value("census", json_fields.plain(census)))
+    def _block(self, key: str, block: T | None) -> T | None:
+        return block and read(type(block), self.value(key, plain(block)))
 
     def _is_option(self, word: str) -> bool:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -14,6 +14,7 @@ from prunescope.analysis.report import sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.names import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import Run
 
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest
@@ -146,11 +147,11 @@ def environment_json(runs: Runs) -> str:
     found = {
         name: {
             variant: {
-                "device": run.device,
+                "device": plain(run.device),
                 "versions": run.versions,
                 "dtype": run.dtype,
                 "seeds": run.seeds,
-                "timing": run.extra.get("timing"),
+                "timing": plain(run.timing),
             }
             for variant, run in variants.items()
         }

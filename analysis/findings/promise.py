@@ -78,11 +78,8 @@ def clock_trouble(c: Context) -> Finding | None:
 
 
 def _clocks(side: Any) -> tuple[dict[str, float], dict[str, float]]:
-    found = (side.run.device.get("clocks") if side is not None and side.run else None) or {}
-    if not isinstance(found, dict):
-        return {}, {}
-    before, after = (found.get(when) or {} for when in ("before", "after"))
-    return _numbers(before), _numbers(after)
+    found = side.run.device.clocks if side is not None and side.run else None
+    return ({}, {}) if found is None else (_numbers(found.before), _numbers(found.after))
 
 
 def _numbers(clocks: Any) -> dict[str, float]:

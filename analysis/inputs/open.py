@@ -143,7 +143,7 @@ def _peaks(side: Side) -> tuple[Peaks | None, Noticed]:
         _refuse_host_ops(side, given)
     peaks = sheet_peaks(given) if given else None
     if peaks is None and side.run is not None:
-        sheet = device_in_trace(str(side.run.device.get("name") or ""))
+        sheet = device_in_trace(side.run.device.name or "")
         peaks = run_peaks(side.run.device, sheet) or (sheet_peaks(sheet) if sheet else None)
     if peaks is None and side.bare is not None:
         peaks, noticed = _trace_peaks(side, side.bare)

@@ -7,12 +7,17 @@ unknown), predicted ns with tile and wave loss, and a bound: compute, memory, la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, PeakTaken, Rates
+from prunescope.taxonomy.run_blocks import (
+    CalibratedDevice,
+    DeviceEntry,
+    MeasuredPeaks,
+    MeasuredRates,
+)
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 _LIKE = {"fp16": "bf16", "bf16": "fp16"}
@@ -87,17 +92,17 @@ def _of_sheet(device: Device) -> Rates:
     return Rates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
-def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
+def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     """Peaks that `trace` measured and kept in run.json, or where they are higher those that
     `calibrate` did with as many threads; None where `trace` measured none.
 
     A peak is a ceiling: what disturbs a measurement lowers it.
     """
-    peaks = device.get("peaks")
-    if not isinstance(peaks, dict) or not isinstance(peaks.get("dense_flop_per_s"), dict):
+    peaks = device.peaks
+    if peaks is None:
         return None
-    numbers = {k: v for k, v in peaks["dense_flop_per_s"].items() if _positive(v)}
-    rate, floor = peaks.get("byte_per_s"), peaks.get("kernel_floor_ns")
+    numbers = {k: v for k, v in peaks.dense_flop_per_s.items() if _positive(v)}
+    rate, floor = peaks.byte_per_s, peaks.kernel_floor_ns
     if not numbers and not _positive(rate):
         return None
     source = "measured on this device by `prunescope trace`"
@@ -106,14 +111,14 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
     numbers |= {dtype: taken[dtype]["reached"] or 0.0 for dtype in raised}
     if raised:
         source += f" ({', '.join(raised)} raised to what a product of this run reached)"
-    calibrated = _calibrated(device.get("calibration"), peaks.get("threads"))
+    calibrated = _calibrated(device.calibration, peaks.threads)
     if calibrated is not None:
         source += " and `prunescope calibrate`"
         best, fastest = calibrated
         numbers = {k: max(v, best.get(k, 0.0)) for k, v in {**best, **numbers}.items()}
         rate = max((r for r in (rate, fastest) if r is not None and _positive(r)), default=None)
     return Peaks(
-        name=sheet.name if sheet else str(device.get("name") or "unnamed"),
+        name=sheet.name if sheet else device.name or "unnamed",
         flop_per_s=numbers,
         byte_per_s=rate if _positive(rate) else None,
         source=source,
@@ -126,12 +131,12 @@ def run_peaks(device: dict[str, Any], sheet: Device | None) -> Peaks | None:
     )
 
 
-def _taken(peaks: dict[str, Any]) -> dict[str, PeakTaken]:
+def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
     """How each peak came about: measured before and after, and no compute peak below what a product
     of that dtype reached in the run itself. Bandwidth is not raised so: caches are faster. Empty
     for a run that was measured once and kept nothing of it."""
-    before, after = (_rates_of(peaks.get(when)) for when in ("before", "after"))
-    reached = {k: v for k, v in (peaks.get("reached") or {}).items() if _positive(v)}
+    before, after = _rates_of(peaks.before), _rates_of(peaks.after)
+    reached = {k: v for k, v in (peaks.reached or {}).items() if _positive(v)}
     known = _rates_of(peaks)
     out: dict[str, PeakTaken] = {}
     for name, best in known.items():
@@ -144,24 +149,23 @@ def _taken(peaks: dict[str, Any]) -> dict[str, PeakTaken]:
     return out
 
 
-def _rates_of(peaks: Any) -> dict[str, float]:
+def _rates_of(peaks: MeasuredPeaks | MeasuredRates | None) -> dict[str, float]:
     """Compute peaks by dtype and the bandwidth of one measurement."""
-    if not isinstance(peaks, dict):
+    if peaks is None:
         return {}
-    rates = peaks.get("dense_flop_per_s") or {}
-    every = {**rates, BANDWIDTH: peaks.get("byte_per_s")}
-    return {name: float(rate) for name, rate in every.items() if _positive(rate)}
+    every = {**peaks.dense_flop_per_s, BANDWIDTH: peaks.byte_per_s}
+    return {
+        name: float(rate) for name, rate in every.items() if rate is not None and _positive(rate)
+    }
 
 
-def _calibrated(entry: Any, threads: Any) -> tuple[dict[str, float], Any] | None:
+def _calibrated(
+    entry: CalibratedDevice | None, threads: int | None
+) -> tuple[dict[str, float], float | None] | None:
     """FLOP/s and byte/s that `calibrate` found with as many threads; None where it did not."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("dense_flop_per_s"), dict):
+    if entry is None or entry.measured is None or entry.measured.threads != threads:
         return None
-    measured = entry.get("measured")
-    if not isinstance(measured, dict) or measured.get("threads") != threads:
-        return None
-    rates = {k: v for k, v in entry["dense_flop_per_s"].items() if _positive(v)}
-    return rates, entry.get("byte_per_s")
+    return {k: v for k, v in entry.dense_flop_per_s.items() if _positive(v)}, entry.byte_per_s
 
 
 def override(
@@ -186,8 +190,8 @@ def override(
     )
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+def _positive(value: float | None) -> bool:
+    return value is not None and 0 < value < 1e30
 
 
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:

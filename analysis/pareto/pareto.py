@@ -145,7 +145,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         "model": run.model.get("id"),
         "device": report.device.get("name"),
         "dtype": run.dtype,
-        "threads": run.device.get("threads"),
+        "threads": run.device.threads,
         "versions": run.versions,
         "text": (run.extra.get("quality") or {}).get("text"),
         "command": " ".join(["prunescope", *run.argv]) if run.argv else None,
@@ -154,7 +154,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=bool((run.extra.get("timing") or {}).get("notes")),
+        busy=bool(run.timing and run.timing.notes),
     )
 
 

@@ -54,8 +54,7 @@ def _differences(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 def _device(side: Side) -> str | None:
     """The device that a side ran on, as the profiler names it."""
     if side.run is not None:
-        name = side.run.device.get("name")
-        return str(name) if name else None
+        return side.run.device.name or None
     return side.bare.device_name if side.bare is not None else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import prunescope
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.sweep import job as sweep_job
 from prunescope.tracer.sweep import watch as watch
 from prunescope.tracer.sweep.engines import ray
@@ -56,7 +57,7 @@ def arm(way: str) -> None:
 
     sweep_job.trace = traced
     sweep_job.TOKENS = 64
-    sweep_job.measure_peaks = lambda *_: {"byte_per_s": 1.0}  # type: ignore[assignment]
+    sweep_job.measure_peaks = lambda *_: MeasuredPeaks(byte_per_s=1.0)  # type: ignore[assignment]
     watch.IDLE_S, watch.SILENT_S, watch.GRACE_S, watch.POLL_S = 3.0, 300.0, 0.5, 0.1
 
 

@@ -21,6 +21,7 @@ import prunescope
 from prunescope import deliver as delivery
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.pipeline import analyze
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both
 from tests.hostile.material import write_pair
@@ -283,7 +284,7 @@ def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     fail, code = FAULTS[fault]
     monkeypatch.setattr(sweep_job, "TOKENS", 64)
-    monkeypatch.setattr(sweep_job, "measure_peaks", lambda *_: {"byte_per_s": 1.0})
+    monkeypatch.setattr(sweep_job, "measure_peaks", lambda *_: MeasuredPeaks(byte_per_s=1.0))
     calls: list[str] = []
 
     def traced(request: Any, **_more: Any) -> Path:

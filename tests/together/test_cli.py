@@ -16,6 +16,9 @@ import prunescope
 from prunescope import cli
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.tracer.machine.memory_rates import MemoryRates
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -298,14 +301,19 @@ def test_calibrate_writes_a_device_with_its_spread(
 
     rates = iter((1e12, 3e12, 2e12))
 
-    def measure(_device: object, _dtype: str, **_options: object) -> dict[str, Any]:
-        return {
-            "dense_flop_per_s": {"bf16": next(rates)}, "byte_per_s": 4e10, "kernel_floor_ns": 900,
-            "gemm_sweep": [], "repeats": 7, "threads": 2,
-        }  # fmt: skip
+    def measure(_device: object, _dtype: str, **_options: object) -> MeasuredPeaks:
+        return MeasuredPeaks(
+            dense_flop_per_s={"bf16": next(rates)},
+            byte_per_s=4e10,
+            kernel_floor_ns=900,
+            repeats=7,
+            threads=2,
+        )
 
-    memory = iter({"copy_byte_per_s": c, "cache_byte_per_s": 9e10, "dispatch_ns": 800}
-                   for c in (2e10, 3e10, 4e10))  # fmt: skip
+    memory = (
+        MemoryRates(copy_byte_per_s=c, cache_byte_per_s=9e10, dispatch_ns=800)
+        for c in (2e10, 3e10, 4e10)
+    )
     monkeypatch.setattr(calibrate, "measure_peaks", measure)
     monkeypatch.setattr(calibrate, "measure_memory", lambda _device: next(memory))
     code, out, err = run(
@@ -321,7 +329,7 @@ def test_calibrate_writes_a_device_with_its_spread(
     assert entry["measured"]["spread"]["copy_byte_per_s"] == pytest.approx(2 / 3)
     assert entry["measured"]["agree"] is False  # passes that are 100 % apart
     assert "do not agree" in err
-    assert calibrate.newest(entry["aliases"][0]) == entry
+    assert plain(calibrate.newest(entry["aliases"][0])) == entry
     assert calibrate.newest("another device") is None
     known = json.loads(run("devices", "--json")[1])["devices"][0]
     assert set(entry) - {"measured"} <= set(known)

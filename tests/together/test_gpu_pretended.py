@@ -189,9 +189,9 @@ def test_both_ways_of_timing_rotate_over_copies(gpu: Any) -> None:
 
 def test_peaks_of_a_gpu_come_from_events_and_a_graph(gpu: Any) -> None:
     found = peaks.measure_peaks(gpu, "bf16", budget_s=1.0)
-    assert {row["dtype"] for row in found["gemm_sweep"]} == {"bf16", "fp32"}
-    assert found["kernel_floor_ns"] > 0
-    assert found["byte_per_s"] > 0
+    assert {row.dtype for row in found.gemm_sweep} == {"bf16", "fp32"}
+    assert found.kernel_floor_ns is not None and found.kernel_floor_ns > 0
+    assert found.byte_per_s is not None and found.byte_per_s > 0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from prunescope.analysis.kernels.bound import run_peaks
+from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.capture import surroundings
 from prunescope.tracer.capture.reached import reached_rates
 from prunescope.tracer.capture.surroundings import Surroundings
@@ -17,15 +19,15 @@ pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
 
 
-def measured(bf16: float, byte: float = 30e9, floor: int = 900) -> dict[str, Any]:
+def measured(bf16: float, byte: float = 30e9, floor: int = 900) -> MeasuredPeaks:
     rates = {"bf16": bf16, "fp32": bf16 / 2}
-    return {"dense_flop_per_s": rates, "byte_per_s": byte, "kernel_floor_ns": floor, "threads": 2}
+    return MeasuredPeaks(dense_flop_per_s=rates, byte_per_s=byte, kernel_floor_ns=floor, threads=2)
 
 
 def test_the_better_of_two_counts() -> None:
     best = peaks.better_peaks(measured(0.36e12, 31e9, 900), measured(2.2e12, 30e9, 800))
-    assert best["dense_flop_per_s"] == {"bf16": 2.2e12, "fp32": 1.1e12}
-    assert (best["byte_per_s"], best["kernel_floor_ns"]) == (31e9, 800)
+    assert best.dense_flop_per_s == {"bf16": 2.2e12, "fp32": 1.1e12}
+    assert (best.byte_per_s, best.kernel_floor_ns) == (31e9, 800)
 
 
 @pytest.mark.parametrize(
@@ -37,15 +39,15 @@ def test_a_disturbed_measurement_is_taken_again(
 ) -> None:
     seen = []
 
-    def watched(*_: Any) -> tuple[dict[str, Any], list[str]]:
+    def watched(*_: Any) -> tuple[MeasuredPeaks, list[str]]:
         seen.append(1)
         return measured(len(seen) * 1e12), told[len(seen) - 1]
 
     monkeypatch.setattr(peaks, "_watched", watched)
     found = peaks.measure_peaks(CPU, "bf16")
     assert len(seen) == calls
-    assert found["dense_flop_per_s"]["bf16"] == calls * 1e12
-    assert found.get("disturbed") == said
+    assert found.dense_flop_per_s["bf16"] == calls * 1e12
+    assert (found.disturbed or None) == said
 
 
 def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict[str, Any]:
@@ -80,12 +82,14 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
     around = Surroundings(CPU)
     around.look("bf16")
     around.close([{"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3}])
-    kept = around.entry["peaks"]
-    assert kept["dense_flop_per_s"]["bf16"] == 2.2e12
-    assert kept["before"]["dense_flop_per_s"]["bf16"] == 0.36e12
-    assert kept["after"]["dense_flop_per_s"]["bf16"] == 2.2e12
-    assert kept["reached"] == {"bf16": pytest.approx(2e12)}
-    found = run_peaks({"name": "a CPU", "peaks": kept}, None)
+    assert around.entry is not None
+    kept = around.entry.peaks
+    assert kept is not None and kept.before is not None and kept.after is not None
+    assert kept.dense_flop_per_s["bf16"] == 2.2e12
+    assert kept.before.dense_flop_per_s["bf16"] == 0.36e12
+    assert kept.after.dense_flop_per_s["bf16"] == 2.2e12
+    assert kept.reached == {"bf16": pytest.approx(2e12)}
+    found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)
     assert found is not None
     assert found.flop_per_s["bf16"] == 2.2e12
     assert found.taken["bf16"]["used"] == "after"
@@ -96,9 +100,9 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
 
 def test_no_peak_is_below_what_a_product_reached() -> None:
     low = measured(0.36e12)
-    device = {"name": "a CPU", "peaks": low | {"before": low, "after": low,
-                                              "reached": {"bf16": 1.6e12}}}  # fmt: skip
-    found = run_peaks(device, None)
+    once = MeasuredRates(dense_flop_per_s=low.dense_flop_per_s, byte_per_s=low.byte_per_s)
+    peaks = replace(low, before=once, after=once, reached={"bf16": 1.6e12})
+    found = run_peaks(DeviceEntry(name="a CPU", peaks=peaks), None)
     assert found is not None
     assert found.flop_per_s == {"bf16": 1.6e12, "fp32": 0.18e12}
     assert found.byte_per_s == 30e9  # a cache is faster than memory: that is no evidence
@@ -108,7 +112,7 @@ def test_no_peak_is_below_what_a_product_reached() -> None:
 
 
 def test_an_older_run_says_nothing_of_it() -> None:
-    found = run_peaks({"name": "a CPU", "peaks": measured(1e12)}, None)
+    found = run_peaks(DeviceEntry(name="a CPU", peaks=measured(1e12)), None)
     assert found is not None
     assert found.taken == {}
     assert "taken" not in found.as_json()

@@ -33,7 +33,8 @@ _DROPPED_ARGS = {
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
-Event = dict[str, Any]
+Event = dict[str, Any]  # of Chrome's format, as kineto writes it
+ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class _Window:
         return max((e["end_ns"] for e in self.device), default=None)
 
 
-def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
+def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     """One trace a variant. Raises ValueError where the steps are not those of `turns`."""
     was_on = gc.isenabled()
     gc.disable()  # a million small dicts and no cycle: looking for some takes longer than the rest
@@ -70,7 +71,7 @@ def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
             gc.enable()
 
 
-def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, dict[str, Any]]:
+def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     trace = json.loads(raw, parse_float=_Exact)
     events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))

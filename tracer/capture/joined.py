@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
-from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, Event
+from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace, Event
 
 _APART_NS = 1000  # between the last step of a session and the first of the next
 _NUMBERED = ("External id", "correlation")  # a session's own numbers, that the next gives again
 
 
-def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined(parts: Sequence[ChromeTrace]) -> ChromeTrace:
     """All steps of `parts` under one phase annotation; a single part as it is.
 
     The wall of a device step begins where the device work before it ended: the first step of a
@@ -74,7 +73,7 @@ def _is_device(event: Event) -> bool:
     return event["cat"] in DEVICE
 
 
-def _events(trace: dict[str, Any], kind: str) -> list[Event]:
+def _events(trace: ChromeTrace, kind: str) -> list[Event]:
     return [event for event in trace["traceEvents"] if event["ph"] == kind]
 
 

@@ -14,6 +14,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run_blocks import DeviceEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.census import census
 from prunescope.tracer.capture.memory import weight_bytes
@@ -24,7 +25,7 @@ from prunescope.tracer.model.load import Loaded
 
 
 def manifest(
-    variant: str, model: torch.nn.Module, loaded: Loaded, device: dict[str, Any], **more: Any
+    variant: str, model: torch.nn.Module, loaded: Loaded, device: DeviceEntry, **more: Any
 ) -> Run:
     """The manifest of a variant before any phase is run; `more`: fields of Run that it has."""
     fields: dict[str, Any] = {"phases": {}, "seeds": {}, "argv": [], **more}

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from prunescope.taxonomy.atomic_write import scratch_folder
-from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
+from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, ChromeTrace, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.machine.device import synchronize
@@ -52,7 +52,7 @@ class ProfiledSession:
             synchronize(self._device)
         self._turns.append(Turn(variant=variant, label=label))
 
-    def traces(self) -> dict[str, dict[str, Any]]:
+    def traces(self) -> dict[str, ChromeTrace]:
         """One Chrome trace a variant, of a session that is closed."""
         with scratch_folder() as folder:
             raw = folder / "session.json"
@@ -72,7 +72,7 @@ def profile_loops(
     steps: range,
     device: torch.device,
     advance: Callable[[], None],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ChromeTrace]:
     """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … n−1 of each loop,
     which the trace numbers as `steps` says, forwards and backwards in turn.
 

@@ -13,14 +13,14 @@ from math import prod
 from typing import Any
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
-from prunescope.tracer.capture.chrome import DEVICE
+from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
 
 _CALLS = 3  # fewer have no median
 # Which two of an op's inputs are multiplied: [..., M, K] and [..., K, N].
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 
 
-def reached_rates(traces: Iterable[dict[str, Any]]) -> dict[str, float]:
+def reached_rates(traces: Iterable[ChromeTrace]) -> dict[str, float]:
     """{dtype: FLOP/s} of all traces together; a dtype without enough calls is left out."""
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for trace in traces:
@@ -42,7 +42,7 @@ def reached_rates(traces: Iterable[dict[str, Any]]) -> dict[str, float]:
     return rates
 
 
-def _device_us(events: list[dict[str, Any]]) -> dict[Any, float] | None:
+def _device_us(events: list[Event]) -> dict[Any, float] | None:
     """Microseconds of kernels by the op that launched them; None where no device ran any."""
     found: dict[Any, float] = defaultdict(float)
     kernels = [event for event in events if event.get("cat") in DEVICE]
@@ -52,7 +52,7 @@ def _device_us(events: list[dict[str, Any]]) -> dict[Any, float] | None:
     return found if kernels else None
 
 
-def _work(event: dict[str, Any]) -> tuple[str, int] | None:
+def _work(event: Event) -> tuple[str, int] | None:
     """(dtype, FLOP) of a product; None for every other op."""
     at = _PRODUCTS.get(event["name"])
     args = event.get("args", {})

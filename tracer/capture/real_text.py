@@ -7,11 +7,11 @@ A router that a text taught sees nothing it knows in random ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from prunescope.taxonomy.families import family
+from prunescope.taxonomy.run_blocks import InputText
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
@@ -21,7 +21,7 @@ from prunescope.tracer.model.load import load_tokenizer
 
 def input_ids(
     request: TraceRequest, variants: Sequence[Variant], *, length: int
-) -> tuple[torch.Tensor, dict[str, Any]]:
+) -> tuple[torch.Tensor, InputText]:
     """Ids [batch, length] of the half of the text that judges, for families that decide at run
     time where there is a tokenizer; random ones otherwise. And their record for run.json."""
     vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
@@ -31,10 +31,10 @@ def input_ids(
         ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
         if len(ids) > 1 and max(ids) < vocabulary:
             whole = torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
-            record = {"source": source.name, "sha256": source.sha256, "part": "evaluation half"}
+            record = InputText(source=source.name, sha256=source.sha256, part="evaluation half")
             return whole.view(request.batch, length), record
     ids_BL = token_ids(vocabulary, batch=request.batch, length=length, seed=request.seed)
-    return ids_BL, {"source": "random token ids", "seed": request.seed}
+    return ids_BL, InputText(source="random token ids", seed=request.seed)
 
 
 def _decides(request: TraceRequest) -> bool:

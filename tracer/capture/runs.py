@@ -9,11 +9,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
-from prunescope.tracer.capture.chrome import write_trace
+from prunescope.tracer.capture.chrome import ChromeTrace, write_trace
 from prunescope.tracer.capture.folder import write_whole
 from prunescope.tracer.capture.joined import joined
 
@@ -26,8 +25,8 @@ class Capture:
     """
 
     run: Run
-    sessions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    eager: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sessions: dict[str, list[ChromeTrace]] = field(default_factory=dict)
+    eager: dict[str, ChromeTrace] = field(default_factory=dict)
 
 
 def write_runs(out: Path, captures: Mapping[str, Capture], baseline: Path | None) -> None:

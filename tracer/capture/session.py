@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks
 from prunescope.tracer.capture.census import add_stats, dynamic_stats, skips_no_block
+from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
@@ -50,7 +52,7 @@ def capture(
     request: TraceRequest,
     progress: Progress,
     *,
-    peaks: dict[str, Any] | None,
+    peaks: MeasuredPeaks | None,
     variants: list[Variant] | None = None,
 ) -> dict[str, Capture]:
     """Run everything. Raises PrunescopeError on what this machine or model cannot do.
@@ -76,7 +78,7 @@ def capture(
         progress.stage("measure the device's peaks again")
         timing = around.close(_traces(session.captures.values()))
     for captured in session.captures.values():
-        captured.run.extra["timing"] = timing
+        captured.run.timing = timing
     return session.captures
 
 
@@ -113,7 +115,7 @@ def _in_blocks(
     return session
 
 
-def _traces(captures: Iterable[Capture]) -> Iterator[dict[str, Any]]:
+def _traces(captures: Iterable[Capture]) -> Iterator[ChromeTrace]:
     """Those of every session of every phase."""
     for captured in captures:
         for sessions in captured.sessions.values():
@@ -146,14 +148,14 @@ class _Session:
         """Load the sitting's variants; in each seating time and profile every phase."""
         self.progress.stage(f"load {self.request.model}")
         variants = self.variants or make_variants(self.request, self.device, sitting.names)
-        if not self._around.entry:
+        if self._around.entry is None:
             self.progress.stage("measure the device's peaks")
         info = self._around.look(variants[0].loaded.dtype)
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
                 run = _run(self.request, variant, info)
-                run.extra["inputs"] = input_ids(self.request, variants, length=1)[1]
+                run.inputs = input_ids(self.request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
         kept: dict[str, dict[str, Loop]] = {}
         for part in sitting.parts:
@@ -318,7 +320,7 @@ def _profiled(
     steps: range,
     device: torch.device,
     advance: Callable[[], None],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ChromeTrace]:
     with collector_resting():
         return profile_loops(loops, models, steps=steps, device=device, advance=advance)
 
@@ -335,7 +337,7 @@ def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
     return replace(entry, steps=0)
 
 
-def _run(request: TraceRequest, variant: Variant, info: dict[str, Any]) -> Run:
+def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
     seeds = {"inputs": request.seed, "selection": request.seed}
     if variant.loaded.source == "preset":
         seeds["weights"] = WEIGHT_SEED

@@ -6,11 +6,19 @@ Every capture is taken between `Surroundings.look` and `close`, ours and a user'
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.run_blocks import (
+    Clocks,
+    DeviceEntry,
+    MeasuredPeaks,
+    MeasuredRates,
+    TimingNote,
+)
+from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.reached import reached_rates
 from prunescope.tracer.machine.calibrate import newest
 from prunescope.tracer.machine.clocks import read_clocks
@@ -18,45 +26,48 @@ from prunescope.tracer.machine.conditions import timing_note
 from prunescope.tracer.machine.device import device_info, load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks
 
-_KEPT = ("dense_flop_per_s", "byte_per_s", "disturbed")  # of each measurement
-
 
 class Surroundings:
-    """`entry` fills with the manifest's `device`; all runs of a capture share it."""
+    """`entry`: the manifest's `device`, None before `look`; all runs of a capture share it."""
 
-    def __init__(self, device: torch.device, peaks: dict[str, Any] | None = None) -> None:
+    def __init__(self, device: torch.device, peaks: MeasuredPeaks | None = None) -> None:
         self._device = device
         self._load_before = load_average()
         self._given = peaks
         self._dtype = ""
-        self.entry: dict[str, Any] = {}
+        self.entry: DeviceEntry | None = None
 
-    def look(self, dtype: str) -> dict[str, Any]:
+    def look(self, dtype: str) -> DeviceEntry:
         """The entry of the device; its peaks are measured where none were given."""
-        if not self.entry:
-            self.entry |= device_info(self._device)
+        if self.entry is None:
             self._dtype = dtype_name(dtype) or "fp32"
-            given = self._given
-            self.entry["peaks"] = given or measure_peaks(self._device, self._dtype)
-            self.entry["calibration"] = newest(self.entry["name"])
-            self.entry["clocks"] = {"before": read_clocks(self._device)}
+            entry = self.entry = device_info(self._device)
+            entry.peaks = self._given or measure_peaks(self._device, self._dtype)
+            entry.calibration = newest(str(entry.name))
+            entry.clocks = Clocks(before=read_clocks(self._device))
         return self.entry
 
-    def close(self, traces: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    def close(self, traces: Iterable[ChromeTrace]) -> TimingNote:
         """Peaks and clocks after the capture go into the entry; returns the note on how busy it
         was. What measured a peak before and after is measured too low where something else ran:
         the better counts, and what a product of `traces` reached is kept beside it."""
-        self.entry["clocks"]["after"] = read_clocks(self._device)
+        entry = self.look(self._dtype)
+        assert entry.clocks is not None
+        assert entry.peaks is not None
+        entry.clocks = replace(entry.clocks, after=read_clocks(self._device))
         note = timing_note(self._load_before)
-        before = self.entry["peaks"]
-        peaks = dict(before)
+        before = peaks = entry.peaks
         if self._given is None:
             after = measure_peaks(self._device, self._dtype)
-            peaks = better_peaks(before, after) | {"before": _kept(before), "after": _kept(after)}
-        peaks["reached"] = reached_rates(traces)
-        self.entry["peaks"] = peaks
+            peaks = better_peaks(before, after)
+            peaks = replace(peaks, before=_rates_of(before), after=_rates_of(after))
+        entry.peaks = replace(peaks, reached=reached_rates(traces))
         return note
 
 
-def _kept(peaks: dict[str, Any]) -> dict[str, Any]:
-    return {name: peaks[name] for name in _KEPT if name in peaks}
+def _rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
+    return MeasuredRates(
+        dense_flop_per_s=peaks.dense_flop_per_s,
+        byte_per_s=peaks.byte_per_s,
+        disturbed=peaks.disturbed,
+    )

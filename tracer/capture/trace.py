@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run, read_run
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
@@ -29,7 +30,7 @@ def trace(
     request: TraceRequest,
     progress: Progress | None = None,
     *,
-    peaks: dict[str, Any] | None = None,
+    peaks: MeasuredPeaks | None = None,
     prepared: Prepared | None = None,
 ) -> Path:
     """Capture what `request` asks for and return its folder, whole or not at all.
@@ -48,7 +49,7 @@ def trace(
 def _trace(
     request: TraceRequest,
     progress: Progress,
-    peaks: dict[str, Any] | None,
+    peaks: MeasuredPeaks | None,
     prepared: Prepared | None,
 ) -> Path:
     baseline = None if request.baseline is None else baseline_folder(request.baseline)

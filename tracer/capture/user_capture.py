@@ -20,6 +20,7 @@ import torch
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.manifest import manifest
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
@@ -131,7 +132,7 @@ class UserCapture:
         self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
-        self._traces: list[dict[str, Any]] = []
+        self._traces: list[ChromeTrace] = []
         self._around = Surroundings(self._device)
         self._around.look(self._loaded().dtype)
         self._draw = random.Random()
@@ -174,7 +175,7 @@ class UserCapture:
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
         captured = Capture(run=self._run(variant, phase), sessions={phase: self._traces})
-        captured.run.extra["timing"] = self._around.close(captured.sessions[phase])
+        captured.run.timing = self._around.close(captured.sessions[phase])
         return captured
 
     @contextmanager

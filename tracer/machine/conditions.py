@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import TimingNote
 from prunescope.tracer.machine.device import load_average, num_cores
 
 # In the words of torch: memory of the CPU, and sizes beyond 64 bits.
@@ -22,7 +22,7 @@ _TOO_LARGE = re.compile(
 )
 
 
-def timing_note(load_before: float | None) -> dict[str, Any]:
+def timing_note(load_before: float | None) -> TimingNote:
     """How busy the machine was. A minute's average includes this process, at most its threads."""
     load_after, cores = load_average(), num_cores()
     notes = []
@@ -34,11 +34,9 @@ def timing_note(load_before: float | None) -> dict[str, Any]:
         notes.append(
             f"load average {load_after:.1f} on {cores} cores in the capture: timing not valid"
         )
-    return {
-        "load_average": {"before": load_before, "after": load_after},
-        "cores": cores,
-        "notes": notes,
-    }
+    return TimingNote(
+        load_average={"before": load_before, "after": load_after}, cores=cores, notes=notes
+    )
 
 
 @contextmanager

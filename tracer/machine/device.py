@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import DeviceEntry
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _MEMORY = Path("/proc/meminfo")  # Linux alone has it; its "kB" are KiB
@@ -51,8 +52,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def device_info(device: torch.device) -> dict[str, Any]:
-    """Kind, name, threads and properties, for `run.json`."""
+def device_info(device: torch.device) -> DeviceEntry:
+    """Kind, name, threads and properties; the rest of the entry is filled in as it is measured."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         properties: dict[str, Any] = {
@@ -61,7 +62,7 @@ def device_info(device: torch.device) -> dict[str, Any]:
             "cache_bytes": _cpu_caches(),
             "memory_bytes": _memory_bytes(),
         }
-        return {"kind": "cpu", "name": _cpu_name(), "threads": threads, "properties": properties}
+        return DeviceEntry(kind="cpu", name=_cpu_name(), threads=threads, properties=properties)
     found = torch.cuda.get_device_properties(device)
     names = (
         "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
@@ -69,13 +70,13 @@ def device_info(device: torch.device) -> dict[str, Any]:
         "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "gcnArchName",
         "clock_rate", "memory_clock_rate", "memory_bus_width",
     )  # fmt: skip
-    return {
-        "kind": "rocm" if torch.version.hip else "cuda",
-        "name": found.name,
-        "threads": threads,
-        "properties": {name: getattr(found, name) for name in names if hasattr(found, name)},
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-    }
+    return DeviceEntry(
+        kind="rocm" if torch.version.hip else "cuda",
+        name=found.name,
+        threads=threads,
+        properties={name: getattr(found, name) for name in names if hasattr(found, name)},
+        tf32=torch.backends.cuda.matmul.allow_tf32,
+    )
 
 
 def versions() -> dict[str, str]:

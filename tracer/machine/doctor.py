@@ -94,7 +94,7 @@ def _device() -> Check:
     info = device_info(device)
     toolkit = torch.version.cuda or torch.version.hip
     build = f"torch for {'CUDA' if torch.version.cuda else 'ROCm'} {toolkit}"
-    says = f"{info['kind']}: {info['name']}, {info['threads']} threads"
+    says = f"{info.kind}: {info.name}, {info.threads} threads"
     says = f"{says} ({build if toolkit else 'torch built for CPUs'})"
     cards = nvidia_smi("name")
     if device.type != "cpu" or not cards:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,15 +26,24 @@ _TRIPS = 32  # reads between two clocks: one alone is as short as a clock's step
 _DISPATCHES = 500
 
 
-def measure_memory(device: torch.device) -> dict[str, float]:
-    """{"copy_byte_per_s", "cache_byte_per_s", "dispatch_ns"} of a device, by now."""
+@dataclass(frozen=True)
+class MemoryRates:
+    """byte/s of a copy and of a read in the last cache; ns of the host from call to call."""
+
+    copy_byte_per_s: float
+    cache_byte_per_s: float
+    dispatch_ns: float
+
+
+def measure_memory(device: torch.device) -> MemoryRates:
+    """Of a device, by now."""
     cache = last_cache_bytes(device) or _LEAST_COPY // _BEYOND
     with torch.inference_mode():
-        return {
-            "copy_byte_per_s": _copy(device, max(_LEAST_COPY, _BEYOND * cache)),
-            "cache_byte_per_s": _read(device, max(_LEAST_CACHE, cache // _INSIDE)),
-            "dispatch_ns": _dispatch(device),
-        }
+        return MemoryRates(
+            copy_byte_per_s=_copy(device, max(_LEAST_COPY, _BEYOND * cache)),
+            cache_byte_per_s=_read(device, max(_LEAST_CACHE, cache // _INSIDE)),
+            dispatch_ns=_dispatch(device),
+        )
 
 
 def _copy(device: torch.device, size: int) -> float:

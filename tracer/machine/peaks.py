@@ -10,11 +10,12 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import between, device_troubles, read
 
@@ -37,7 +38,7 @@ _WAKE_S = 0.2
 _LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
-def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> dict[str, Any]:
+def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> MeasuredPeaks:
     """Measure within about `budget_s` seconds; a shape that there was no time for is left out.
 
     `dtype` is one of our names; fp32 is measured too. Where something else ran meanwhile it is
@@ -48,53 +49,56 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
         return found
     again, still = _watched(device, dtype, budget_s)
     best = better_peaks(found, again)
-    return {**best, "disturbed": still} if still else best
+    return replace(best, disturbed=still)
 
 
-def better_peaks(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def better_peaks(one: MeasuredPeaks, other: MeasuredPeaks) -> MeasuredPeaks:
     """The higher rate of each kind and the lower floor of two measurements of one device."""
-    rates = {**one["dense_flop_per_s"]}
-    for dtype, rate in other["dense_flop_per_s"].items():
+    rates = {**one.dense_flop_per_s}
+    for dtype, rate in other.dense_flop_per_s.items():
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
-    return {
-        **one,
-        "dense_flop_per_s": rates,
-        "byte_per_s": max(one["byte_per_s"], other["byte_per_s"]),
-        "kernel_floor_ns": min(one["kernel_floor_ns"], other["kernel_floor_ns"]),
-        "gemm_sweep": [*one.get("gemm_sweep", ()), *other.get("gemm_sweep", ())],
-        "seconds": round(one.get("seconds", 0.0) + other.get("seconds", 0.0), 3),
-    }
+    return replace(
+        one,
+        dense_flop_per_s=rates,
+        byte_per_s=max(_known(one.byte_per_s, other.byte_per_s)),
+        kernel_floor_ns=min(_known(one.kernel_floor_ns, other.kernel_floor_ns)),
+        gemm_sweep=[*one.gemm_sweep, *other.gemm_sweep],
+        seconds=round(sum(_known(one.seconds, other.seconds)), 3),
+    )
 
 
-def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[dict[str, Any], list[str]]:
+def _known(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
     """Peaks, and what else ran while they were measured."""
     before = read()
     found = _measured(device, dtype, budget_s)
     return found, [*between(before, read()).reasons, *device_troubles(device)]
 
 
-def _measured(device: torch.device, dtype: str, budget_s: float) -> dict[str, Any]:
+def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in _TORCH_DTYPES]
     with torch.inference_mode(), _current(device):
         _wake(device)
         floor_ns = _kernel_floor_ns(device)
         bandwidth = _read_byte_per_s(device, deadline=start + budget_s / 3)
-        sweep: list[dict[str, Any]] = []
+        sweep: list[GemmTime] = []
         for number, name in enumerate(dtypes, start=1):
             share = budget_s * (1 / 3 + 2 / 3 * number / len(dtypes))
             sweep += _gemm_sweep(device, name, deadline=start + share)
-    peaks = {d: max(r["flop_per_s"] for r in sweep if r["dtype"] == d) for d in dtypes}
-    return {
-        "dense_flop_per_s": peaks,
-        "byte_per_s": bandwidth,
-        "kernel_floor_ns": floor_ns,
-        "gemm_sweep": sweep,
-        "statistic": STATISTIC,
-        "repeats": _REPEATS,
-        "threads": torch.get_num_threads(),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
+    return MeasuredPeaks(
+        dense_flop_per_s={d: max(r.flop_per_s for r in sweep if r.dtype == d) for d in dtypes},
+        byte_per_s=bandwidth,
+        kernel_floor_ns=floor_ns,
+        gemm_sweep=sweep,
+        statistic=STATISTIC,
+        repeats=_REPEATS,
+        threads=torch.get_num_threads(),
+        seconds=round(time.perf_counter() - start, 3),
+    )
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
@@ -112,8 +116,8 @@ def _wake(device: torch.device) -> None:
         synchronize(device)
 
 
-def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[GemmTime]:
+    rows: list[GemmTime] = []
     for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
         if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
             break
@@ -122,22 +126,22 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[di
         times = _times_ns(lambda a=a, w=w: a @ w.T, device, deadline=deadline)  # type: ignore[misc]
         median = statistics.median(times)
         rows.append(
-            {
-                "dtype": dtype,
-                "m": m,
-                "n": n,
-                "k": k,
-                "median_ns": round(median),
-                "repeats": len(times),
-                "flop_per_s": 2 * m * n * k / median * 1e9,
-            }
+            GemmTime(
+                dtype=dtype,
+                m=m,
+                n=n,
+                k=k,
+                median_ns=round(median),
+                repeats=len(times),
+                flop_per_s=2 * m * n * k / median * 1e9,
+            )
         )
     return rows
 
 
-def _seconds_for(work: int, rows: list[dict[str, Any]]) -> float:
+def _seconds_for(work: int, rows: list[GemmTime]) -> float:
     """A warm-up and two repeats of a product of `work` multiplications, at the rate of the last."""
-    return 3 * 2 * work / float(rows[-1]["flop_per_s"])
+    return 3 * 2 * work / rows[-1].flop_per_s
 
 
 def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:

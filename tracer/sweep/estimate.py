@@ -7,11 +7,11 @@ alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.quality.quality import CONTEXT, TOKENS
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
@@ -30,12 +30,11 @@ def estimate_s(
     config: SweepConfig,
     shape: ModelShape,
     *,
-    peaks: Mapping[str, Any],
+    peaks: MeasuredPeaks,
     itemsize: float,
 ) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
-    rate = max(peaks["dense_flop_per_s"].values())
-    forward = _Forward(shape, rate, peaks["byte_per_s"], itemsize)
+    forward = _Forward(shape, peaks, itemsize)
     total = 0.0
     for result in results:
         sampled = WARMUP + config.repeats + 2  # two more count memory
@@ -66,23 +65,24 @@ def training_s(
     config: SweepConfig,
     shape: ModelShape,
     *,
-    peaks: Mapping[str, Any],
+    peaks: MeasuredPeaks,
     itemsize: float,
 ) -> float:
     """Seconds for the trainings that `results` need, by dense steps; pruned ones are shorter."""
     wanted = config.recover
     if wanted is None:
         return 0.0
-    rate = max(peaks["dense_flop_per_s"].values())
-    forward = _Forward(shape, rate, peaks["byte_per_s"], itemsize)
+    forward = _Forward(shape, peaks, itemsize)
     step = forward.seconds("prefill", wanted.batch, wanted.length, logits="all")
     return num_trainings(results, config) * wanted.steps * step * _STEP_FORWARDS
 
 
 class _Forward:
-    def __init__(self, shape: ModelShape, flop_per_s: float, byte_per_s: float, itemsize: float):
+    def __init__(self, shape: ModelShape, peaks: MeasuredPeaks, itemsize: float) -> None:
+        assert peaks.byte_per_s is not None
         self.shape, self.itemsize = shape, itemsize
-        self.flop_per_s, self.byte_per_s = flop_per_s * ATTAINED, byte_per_s * ATTAINED
+        self.flop_per_s = max(peaks.dense_flop_per_s.values()) * ATTAINED
+        self.byte_per_s = peaks.byte_per_s * ATTAINED
 
     def seconds(self, phase: str, batch: int, length: int, *, logits: str = "last") -> float:
         """Of one dense forward."""

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.calibration.collect import Statistics, remembering
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
@@ -92,7 +94,7 @@ class Worker:
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
         self._dense_tasks: dict[str, dict[str, Any]] = {}
-        self._peaks: dict[str, Any] | None = None
+        self._peaks: MeasuredPeaks | None = None
         self.watch: Watch
 
     def run(self, job: Job) -> None:
@@ -242,17 +244,18 @@ class Worker:
             self._dense[key].model = dense.model
         return self._dense[key]
 
-    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> dict[str, Any]:
+    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> MeasuredPeaks:
         """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones."""
         if self._peaks is None:
             dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
             with thread_count(job.config.threads):
                 info = device_info(device)
-                name = f"peaks-{slug(info['name'])}-{dtype}-{info['threads']}.json"
-                self._peaks = read_json(job.folder / name)
-                if self._peaks is None:
+                name = f"peaks-{slug(str(info.name))}-{dtype}-{info.threads}.json"
+                if (kept := read_json(job.folder / name)) is not None:
+                    self._peaks = json_fields.read(MeasuredPeaks, kept)
+                else:
                     self._peaks = measure_peaks(device, dtype)
-                    write_json(job.folder / name, self._peaks)
+                    write_json(job.folder / name, json_fields.plain(self._peaks))
         return self._peaks
 
 

@@ -8,17 +8,28 @@ import pytest
 
 from prunescope.analysis.device.hardware import find_device
 from prunescope.analysis.kernels.bound import override, run_peaks
+from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.run_schema import first_wrong
 
 
-def device(calibration: Any = None, **peaks: Any) -> dict[str, Any]:
+def device(calibration: Any = None, **peaks: Any) -> DeviceEntry:
     looked = {"dense_flop_per_s": {"bf16": 2e12, "fp32": 3e11}, "byte_per_s": 2e10,
               "kernel_floor_ns": 900, "threads": 2}  # fmt: skip
-    return {"name": "cpu", "peaks": {**looked, **peaks}, "calibration": calibration}
+    return read(
+        DeviceEntry, {"name": "cpu", "peaks": {**looked, **peaks}, "calibration": calibration}
+    )
 
 
 def calibrated(threads: int = 2, **more: Any) -> dict[str, Any]:
-    return {"dense_flop_per_s": {"bf16": 1.5e12, "fp32": 4e11, "fp16": 1e12}, "byte_per_s": 3e10,
-            "measured": {"threads": threads}, **more}  # fmt: skip
+    rates = {"bf16": 1.5e12, "fp32": 4e11, "fp16": 1e12}
+    measured = {"threads": threads}
+    return {
+        "name": "cpu",
+        "dense_flop_per_s": rates,
+        "byte_per_s": 3e10,
+        "measured": measured,
+    } | more
 
 
 def test_each_peak_is_the_higher_of_the_two_measurements() -> None:
@@ -31,9 +42,8 @@ def test_each_peak_is_the_higher_of_the_two_measurements() -> None:
 
 @pytest.mark.parametrize(
     "calibration",
-    [None, [], "x", {}, calibrated(threads=1), calibrated(measured=None),
-     calibrated(dense_flop_per_s=7)],
-)  # fmt: skip
+    [None, {"name": "cpu"}, calibrated(threads=1), calibrated(measured=None)],
+)
 def test_a_calibration_that_is_none_or_of_other_threads_is_not_used(calibration: Any) -> None:
     found = run_peaks(device(calibration), None)
     assert found is not None
@@ -43,11 +53,19 @@ def test_a_calibration_that_is_none_or_of_other_threads_is_not_used(calibration:
 
 
 def test_numbers_of_a_calibration_that_are_none_are_left_out() -> None:
-    bad = calibrated(dense_flop_per_s={"bf16": "fast", "fp32": -1}, byte_per_s=float("nan"))
+    bad = calibrated(dense_flop_per_s={"bf16": 0, "fp32": -1}, byte_per_s=-1)
     found = run_peaks(device(bad), None)
     assert found is not None
     assert found.flop_per_s == {"bf16": 2e12, "fp32": 3e11}
     assert found.byte_per_s == 2e10
+
+
+@pytest.mark.parametrize(
+    "calibration", [[], "x", {"dense_flop_per_s": 7}, {"dense_flop_per_s": {"bf16": "fast"}}]
+)
+def test_a_calibration_that_is_none_is_refused_when_the_run_is_read(calibration: Any) -> None:
+    wrong = first_wrong({"device": {"calibration": calibration}})
+    assert wrong is not None and wrong.startswith("device.calibration")
 
 
 def test_the_command_line_goes_before_both() -> None:

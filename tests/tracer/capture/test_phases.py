@@ -135,8 +135,8 @@ def test_prefill_loop_is_on_an_empty_cache(tiny: Any) -> None:
 
 def test_peaks_have_what_a_run_keeps() -> None:
     peaks = measure_peaks(torch.device("cpu"), "bf16", budget_s=0.2)
-    assert set(peaks["dense_flop_per_s"]) == {"bf16", "fp32"}
-    assert peaks["byte_per_s"] > 0
-    assert peaks["kernel_floor_ns"] > 0
-    for dtype, peak in peaks["dense_flop_per_s"].items():
-        assert peak == max(r["flop_per_s"] for r in peaks["gemm_sweep"] if r["dtype"] == dtype)
+    assert set(peaks.dense_flop_per_s) == {"bf16", "fp32"}
+    assert peaks.byte_per_s is not None and peaks.byte_per_s > 0
+    assert peaks.kernel_floor_ns is not None and peaks.kernel_floor_ns > 0
+    for dtype, peak in peaks.dense_flop_per_s.items():
+        assert peak == max(r.flop_per_s for r in peaks.gemm_sweep if r.dtype == dtype)

@@ -99,17 +99,17 @@ def test_a_kill_leaves_nothing(
 def test_threads_are_recorded_and_given_back(quick: Callable[..., Path]) -> None:
     before = torch.get_num_threads()
     run = read_run(quick(threads=2, phase="decode") / "dense")
-    assert run.device["threads"] == 2
+    assert run.device.threads == 2
     assert torch.get_num_threads() == before
 
 
 def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunescope.tracer.machine.conditions.num_cores", lambda: 2)
     monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 1.5)
-    assert timing_note(0.5)["notes"] == []
-    assert "timing not valid" in timing_note(4.0)["notes"][0]
+    assert timing_note(0.5).notes == []
+    assert "timing not valid" in (timing_note(4.0).notes or [])[0]
     monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 9.0)
-    assert "in the capture" in timing_note(0.5)["notes"][0]
+    assert "in the capture" in (timing_note(0.5).notes or [])[0]
 
 
 def test_the_bar_writes_to_standard_error_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.torch
 def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The request of a small sweep on the model that reads bytes."""
     monkeypatch.setattr(job, "TOKENS", 256)
-    monkeypatch.setattr(job, "measure_peaks", lambda *_: dict(PEAKS))
+    monkeypatch.setattr(job, "measure_peaks", lambda *_: PEAKS)
 
     def make(name: str, **keys: Any) -> SweepRequest:
         plain = {
