@@ -6,20 +6,16 @@ that name each contradiction; none where the trace cannot decide. Times in ns, N
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-import polars as pl
-
-from prunescope.analysis.shapes.grids import Intervals, holds, meet, other_side, written
-from prunescope.analysis.shapes.items import ATTENTION, Item
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
+from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.slots import GEMM, Slot
-from prunescope.analysis.trace.events import Trace
-from prunescope.taxonomy.shape import ModelShape
 
 # Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
 # an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
@@ -27,16 +23,7 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 # Of a kernel, ns: what no size explains, launch and tail; more of a short one.
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
-_WIDTH = 0.05
-_HEAD_DIM = re.compile(
-    r"Flash_fwd_kernel_traits<(\d+)|fmhaSm\d+\w*?H(\d+)(?:Paged|Hv|Q|V|Causal|_)|[_<,]HDim(\d+)"
-    r"|paged_attention_v\d_kernel<[\w: ]+,[\w: ]+, *(\d+),"
-    r"|paged_attention_ll4mi_QKV\w*<[^>]{0,200}, (\d+), 256, (?:false|true),"
-    r"|fmha_fwd_d(\d+)_|flash_fwd_hdim(\d+)_"
-)
-_GROUP = re.compile(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
-_ADD = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
-_NAME_LIMIT = 400
+_MLP = ("gate", "up", "gate_up", "down")
 
 
 @dataclass(frozen=True)
@@ -75,13 +62,13 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
 def allowed_rows(one: Placed, sm: int | None) -> Intervals | None:
     """What M may be by the grid of one GEMM."""
     grid = one.item.grid
-    return None if grid is None else other_side(one.slot.n, one.item.name, grid, sm=sm)
+    return None if grid is None else rows_of(one.slot.n, one.item.name, grid, sm=sm)
 
 
 def width_allowed(one: Placed, rows: int, sm: int | None) -> Intervals | None:
     """What N may be by the grid of one GEMM of `rows` rows."""
     grid = one.item.grid
-    return None if grid is None else other_side(rows, one.item.name, grid, sm=sm)
+    return None if grid is None else widths_of(rows, one.item.name, grid, sm=sm)
 
 
 def time_limit(a: float, b: float, *, same: bool) -> float:
@@ -130,6 +117,30 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     return [worst[1]] if worst[1] else []
 
 
+def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
+    """A sentence where the activations have another width than the config's MLP, and the times of
+    its GEMMs, beside others on the same kernels, are those of the activations' width too."""
+    usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
+    for one in placed:
+        if one.slot.what == GEMM and one.slot.role not in ("router", "lm_head") and one.item.ns > 0:
+            usual[one.slot, one.item.name].append(one.item.ns)
+    rates = {key: key[0].size / median(ns) for key, ns in usual.items()}
+    pairs = [
+        rates[a] / rates[b]
+        for a in rates
+        for b in rates
+        if a[1] == b[1] and a[0].role in _MLP and b[0].role not in _MLP
+    ]
+    ours = sum(abs(math.log(rate)) for rate in pairs)
+    theirs = sum(abs(math.log(rate * seen / width)) for rate in pairs)
+    if ours <= theirs:
+        return []
+    return [
+        f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
+        "which the times of its GEMMs fit better"
+    ]
+
+
 def against_peaks(
     placed: Iterable[Placed],
     rows: int | None,
@@ -160,62 +171,6 @@ def against_peaks(
                 f"be {size / usual:.0f} GB/s, of a peak of {byte_per_s / 1e9:.0f}"
             ]
     return []
-
-
-def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
-    """A head dimension in the name of an attention kernel that the config does not have (kernels
-    are made for some sizes: a smaller head runs on the next one), or a number of queries a key."""
-    for name in {item.name for item in items if item.what == ATTENTION}:
-        group = _GROUP.search(name)
-        if group is not None and int(group[1]) != shape.group:
-            return [
-                f"the attention kernel is made for {group[1]} query heads a key, the config has "
-                f"{shape.group}"
-            ]
-        found = _HEAD_DIM.search(name)
-        told = next((int(group) for group in found.groups() if group), None) if found else None
-        ours = max(shape.head_dim, shape.value_dim)
-        if told is not None and (ours > told or ours <= told // 2 and told > 32):
-            return [
-                f"the attention kernel is made for heads of {told}, the config has {shape.head_dim}"
-            ]
-    return []
-
-
-def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
-    """The grid of FlashAttention 2 in prefill counts query tiles, sequences and query heads."""
-    for item in items:
-        if item.what != ATTENTION or "flash_fwd_kernel" not in item.name or item.grid is None:
-            continue
-        if len(item.grid) == 3 and item.grid[2] != shape.heads // ranks:
-            return [
-                f"the grid of attention has {item.grid[2]} query heads, the config "
-                f"{shape.heads // ranks} a rank"
-            ]
-    return []
-
-
-def against_width(
-    frame: pl.DataFrame, trace: Trace, shape: ModelShape, rows: int | None
-) -> list[str]:
-    """Elements of the residual adds (M·h), which their grids count, where M is known."""
-    if rows is None:
-        return []
-    counts: Counter[int] = Counter()
-    made = frame.filter(pl.col("grid").is_not_null()).group_by("name", "grid", "block").len()
-    for name, grid, block, count in made.iter_rows():
-        found = _ADD.search(name[:_NAME_LIMIT]) if name else None
-        if found is not None and block is not None:
-            blocks, threads = trace.grids[grid][0], trace.grids[block][0]
-            counts[blocks * threads * max(4, int(found[1]))] += count
-    layers = shape.layers
-    adds = [n for n, c in counts.items() if c >= 2 * layers - 2 and c % layers < 3]
-    if len(adds) != 1 or abs(adds[0] / rows / shape.hidden - 1) <= _WIDTH:
-        return []
-    return [
-        f"residual adds have {adds[0]:,} elements, by their grids; {rows:,} rows of "
-        f"{shape.hidden:,} have {rows * shape.hidden:,}"
-    ]
 
 
 def against_records(placed: Iterable[Placed]) -> list[str]:

@@ -6,7 +6,6 @@ other side; None where the grid says nothing (no tile, or blocks that are worker
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -17,33 +16,56 @@ Intervals = tuple[tuple[int, int], ...]  # both ends included, growing
 _SPLITS = re.compile(r"split_?k|stream_?k|GSU(?:[2-9]|\d\d)|_SK[1-9]", re.IGNORECASE)
 # Kernels that may share tiles out over fewer blocks by a scheduler of their own.
 _SCHEDULED = re.compile(r"cutlass3x|sm(?:90|100)_xmma|[Pp]ersistent|triton|_ws_|warpspecialized")
+# How grids are laid out, by 314 GEMMs of public traces whose shapes were recorded. In all of them
+# a tile's rows lie along N: BLAS is column-major, PyTorch row-major. cuBLAS's own kernels: tiles
+# along N by tiles along M, then the parts of K. CUTLASS 2: the same, s of one side folded into the
+# other. Tensile and nvjet: one number, without a swizzle.
+_PLANE = re.compile(r"(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_\w*?gemm")
+_SWIZZLED = re.compile(r"cutlass_\d\d_")
+_EXACT = re.compile(r"Cijk_|nvjet_")
 _SWIZZLES = (1, 2, 4, 8, 16)
+_NAME_LIMIT = 512
 _MOST = 1 << 22  # blocks; more are not looked at
 
 
-@lru_cache(maxsize=8192)
-def other_side(
-    size: int, kernel: str, grid: tuple[int, ...], *, sm: int | None
-) -> Intervals | None:
-    """What M may be where N = `size`, or N where M = `size`.
+def rows_of(n: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
+    """What M may be where N is known; None where the grid does not tell: no tile in the name, K
+    that may be split, or blocks that may be workers."""
+    return _other_side(n, kernel, grid, sm=sm, wide=True)
 
-    None where the grid does not tell: no tile in the name, K that may be split, or blocks that may
-    be workers.
-    """
-    tile, blocks = tile_of(kernel), math.prod(grid)
-    depth = grid[2] if len(grid) > 2 else 1
-    if tile is None or tile.persistent or _SPLITS.search(kernel) or depth > 1:
+
+def widths_of(m: int, kernel: str, grid: tuple[int, ...], *, sm: int | None) -> Intervals | None:
+    """What N may be where M is known; None as above."""
+    return _other_side(m, kernel, grid, sm=sm, wide=False)
+
+
+@lru_cache(maxsize=8192)
+def _other_side(
+    size: int, kernel: str, grid: tuple[int, ...], *, sm: int | None, wide: bool
+) -> Intervals | None:
+    """`wide`: the size is N, along which the tile's rows lie."""
+    tile, (x, y, depth) = tile_of(kernel), (*grid, 1, 1, 1)[:3]
+    if tile is None or tile.persistent or _SPLITS.search(kernel) or size <= 0:
         return None
-    if not 0 < blocks <= _MOST or size <= 0 or _workers(kernel, blocks, sm):
+    plane = _PLANE.match(kernel) is not None
+    swizzled = _SWIZZLED.search(kernel[:_NAME_LIMIT]) is not None
+    blocks = x * y * depth
+    if not 0 < blocks <= _MOST or (depth > 1 and not plane and not swizzled):
         return None
-    found = set()
-    for along, across in ((tile.rows, tile.columns), (tile.columns, tile.rows)):
-        counted = -(-size // along)
-        for other in _counts(counted, blocks, tile):
-            found.add(((other - 1) * across + 1, other * across))
-    if not found and _SCHEDULED.search(kernel) and (sm is None or blocks <= 2 * sm):
+    if not plane and not swizzled and _workers(kernel, blocks, sm):
         return None
-    return _joined(found)
+    along, across = (tile.rows, tile.columns) if wide else (tile.columns, tile.rows)
+    counted = -(-size // along)
+    if plane:
+        mine, theirs = (x, y) if wide else (y, x)
+        others = {theirs} if counted == mine else set()
+    elif swizzled:
+        others = _folded(counted, x, y)
+    else:
+        others = _counts(counted, blocks, tile, exact=_EXACT.match(kernel) is not None)
+    if not others and _SCHEDULED.search(kernel) and (sm is None or blocks <= 2 * sm):
+        return None
+    return _joined(((other - 1) * across + 1, other * across) for other in others)
 
 
 def _workers(kernel: str, blocks: int, sm: int | None) -> bool:
@@ -54,13 +76,27 @@ def _workers(kernel: str, blocks: int, sm: int | None) -> bool:
     return blocks in (sm, 2 * sm) or "cutlass3x" in kernel and 0.9 * sm <= blocks <= sm
 
 
-def _counts(counted: int, blocks: int, tile: Tile) -> set[int]:
-    """Tiles along the other side with which `counted` along this one make so many blocks: as they
-    are, or rounded up to whole clusters or for a swizzle (x·s by ⌈y/s⌉ blocks)."""
+def _folded(counted: int, x: int, y: int) -> set[int]:
+    """Tiles along the other side of a grid with s of one folded into the other: x·s by ⌈y/s⌉."""
     out: set[int] = set()
-    padded = [(-(-counted // a) * a, b) for a, b in (tile.cluster, tile.cluster[::-1])]
-    folded = [(-(-counted // s) * s, 1) for s in _SWIZZLES]
-    for width, unit in [*padded, *folded, *((counted, s) for s in _SWIZZLES)]:
+    for s in _SWIZZLES:
+        if x == counted * s:
+            out.update(range((y - 1) * s + 1, y * s + 1))
+        if x % s == 0 and y == -(-counted // s):
+            out.add(x // s)
+    return out
+
+
+def _counts(counted: int, blocks: int, tile: Tile, *, exact: bool) -> set[int]:
+    """Tiles along the other side with which `counted` along this one make so many blocks: as they
+    are, rounded up to whole clusters, or, unless `exact`, for a swizzle."""
+    out: set[int] = set()
+    widths = [(counted, 1)]
+    widths += [(-(-counted // a) * a, b) for a, b in (tile.cluster, tile.cluster[::-1])]
+    if not exact:
+        widths += [(-(-counted // s) * s, 1) for s in _SWIZZLES]
+        widths += [(counted, s) for s in _SWIZZLES]
+    for width, unit in widths:
         other, rest = divmod(blocks, width)
         if not rest and other and other % unit == 0:
             out.update(range(other - unit + 1, other + 1))

@@ -7,7 +7,7 @@ attentions with layers, and what contradicts the config or keeps the order from 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
@@ -38,6 +38,12 @@ class Placement:
     unsure: list[Item] = field(default_factory=list)
     explained: float = 1.0
     by_order: bool = False
+
+    def rows(self) -> Iterator[int]:
+        """The rows of the frame that its GEMMs and attentions are."""
+        yield from (one.item.row for one in self.gemms)
+        yield from (item.row for item, _ in self.attentions)
+        yield from (item.row for item in self.unsure)
 
 
 def place(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes import evidence, names
+from prunescope.analysis.shapes.counts import Beside, Mark, Seen
+from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.formats import formats
-from prunescope.analysis.shapes.grids import Intervals, holds, only, written
+from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.place import Placement, place
 from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, Workload, annotated
@@ -56,6 +59,11 @@ class Traced:
     works: Sequence[Work | None]
     source: str
 
+    @cached_property
+    def beside(self) -> Beside:
+        """The kernels that count rows."""
+        return Beside(self.frame, self.trace)
+
 
 Pass = tuple[int, int]  # a step, and which of its forward passes
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
@@ -94,54 +102,84 @@ class Trial:
             modules = traced.source not in ("none", "order") and 2 * held >= len(items)
             passes = place(items, model.shape, ranks, modules=modules)
             phases = _phases(passes)
+            marks = traced.beside.of_passes(step, [list(one.rows()) for one in passes])
             for number, placement in enumerate(passes):
                 key = step, number
                 self.placed[key] = placement
-                problems = placement.problems or self._check(key, items, phases[number])
+                problems = placement.problems or self._check(
+                    key, items, phases[number], marks[number]
+                )
                 if problems:
                     self.problems = list(dict.fromkeys(problems))
                     return
 
-    def _check(self, key: Pass, items: list[Item], phase: str | None) -> list[str]:
+    def _check(
+        self, key: Pass, items: list[Item], phase: str | None, marks: list[Mark]
+    ) -> list[str]:
         """What a pass says against the config; its tokens and M on the way."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
+        seen = Seen(marks, shape, self.ranks)
+        if not holds(allowed, seen.tokens or 0) and seen.tokens is not None:
+            return [
+                f"kernels that run one block a token count {seen.tokens:,} rows, and the grids of "
+                f"the linears allow {written(allowed)}"
+            ]
         self.allowed[key] = allowed
-        tokens = self.tokens[key] = self._tokens(key[0], phase)
-        rows = tokens.rows if holds(allowed, tokens.rows or 0) else None
-        if tokens.rows is not None and rows is None:
-            self.warnings.append(
-                f"M = {tokens.rows:,} ({tokens.source}) does not fit the grids of the linears, "
-                f"which allow {written(allowed)}"
-            )
-            self.tokens[key] = UNKNOWN
-        self.rows[key] = rows if rows is not None else only(allowed)
-        inputs = formats(gemms[0].item.name, self.model.dtype)[0] if gemms else None
-        device = self.device
+        tokens = self.tokens[key] = self._believed(self._tokens(key[0], phase), allowed, seen)
+        self.rows[key] = tokens.rows or only(meet(allowed, seen.allowed))
         return [
             *evidence.against_records(gemms),
-            *evidence.against_heads(items, shape),
-            *evidence.against_attention_grid(items, shape, self.ranks),
+            *names.against_heads(items, shape),
+            *names.against_attention_grid(items, shape, self.ranks),
+            *names.against_names(self.traced.beside.named, shape, self.ranks),
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=tokens.heads == (tokens.rows,)),
-            *evidence.against_peaks(
-                gemms,
-                self.rows[key],
-                flop_per_s=device.peak(inputs) if device is not None else None,
-                byte_per_s=device.byte_per_s if device is not None else None,
-                itemsize=itemsize(formats(gemms[0].item.name, self.model.dtype)[1]) or 0.5
-                if gemms
-                else 0.5,
-            ),
-            *evidence.against_width(
-                self.traced.frame.filter(pl.col("step") == key[0]),
-                self.traced.trace,
-                shape,
-                self.rows[key],
-            ),
+            *self._against_peaks(gemms, self.rows[key]),
+            *seen.against(self.rows[key]),
+            *self._against_width(gemms, seen.width(self.rows[key])),
         ]
+
+    def _against_width(self, gemms: Sequence[Placed], seen: int | None) -> list[str]:
+        """Activations of another width; only said where the times of the GEMMs do not bear it
+        out."""
+        width = self.model.shape.intermediate // self.ranks
+        if seen is None:
+            return []
+        found = evidence.against_width(gemms, width, seen)
+        if not found:
+            self.warnings.append(
+                f"activations have a width of {seen:,}, by their grids, the MLP {width:,} in the "
+                f"config {self.model.name}, which the times of its GEMMs do not contradict"
+            )
+        return found
+
+    def _believed(self, tokens: Tokens, allowed: Intervals | None, seen: Seen) -> Tokens:
+        """What is told of a pass, unless its kernels contradict it."""
+        rows = tokens.rows
+        if rows is None or (holds(allowed, rows) and seen.tokens in (None, rows)):
+            return tokens
+        what = (
+            f"the grids of the linears, which allow {written(allowed)}"
+            if not holds(allowed, rows)
+            else f"the kernels that run one block a token, which have {seen.tokens:,}"
+        )
+        self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
+        return UNKNOWN
+
+    def _against_peaks(self, gemms: Sequence[Placed], rows: int | None) -> list[str]:
+        if self.device is None or not gemms:
+            return []
+        inputs, weights = formats(gemms[0].item.name, self.model.dtype)
+        return evidence.against_peaks(
+            gemms,
+            rows,
+            flop_per_s=self.device.peak(inputs),
+            byte_per_s=self.device.byte_per_s,
+            itemsize=itemsize(weights) or 0.5,
+        )
 
     def _tokens(self, step: int, phase: str | None) -> Tokens:
         """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several

@@ -6,7 +6,6 @@ import pytest
 
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
 from prunescope.analysis.shapes.formats import formats
-from prunescope.analysis.shapes.grids import holds, meet, only, other_side
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.slots import (
     GEMM,
@@ -98,27 +97,6 @@ def test_experts_are_grouped_kernels() -> None:
     assert isinstance(told, Embedding)
     roles = [slot.role for slot in told.slots if slot is not None]
     assert roles == ["o", "router", "experts", "experts", "qkv"]
-
-
-def test_a_grid_bounds_the_other_side() -> None:
-    kernel = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn"
-    allowed = other_side(4096, kernel, (32, 8, 1), sm=132)  # 32 tiles of 128 along N, 8 of 64
-    assert holds(allowed, 512) and not holds(allowed, 2048)
-    assert other_side(4096, "some_gemm", (32, 8, 1), sm=132) is None
-    assert other_side(4096, kernel, (32, 8, 2), sm=132) is None  # K may be split
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "both"),
-    [
-        (((1, 64),), ((33, 96),), ((33, 64),)),
-        (None, ((1, 2),), ((1, 2),)),
-        (((1, 2),), ((3, 4),), ()),
-    ],
-)  # fmt: skip
-def test_grids_meet(a: object, b: object, both: object) -> None:
-    assert meet(a, b) == both  # type: ignore[arg-type]
-    assert only(((7, 7),)) == 7 and only(((7, 8),)) is None and only(None) is None
 
 
 @pytest.mark.parametrize(

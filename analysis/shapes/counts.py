@@ -1,0 +1,203 @@
+"""How many rows a pass runs, by the kernels beside its GEMMs.
+
+In: the kernels of a phase with their grids, the config. Out: M where two kinds of kernels agree on
+it: kernels that run one block a token, or element-wise ones whose blocks count M·hidden and
+M·intermediate; a sentence, or another width, where they contradict the config.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.shapes.grids import Intervals, meet
+from prunescope.analysis.shapes.names import named_in
+from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units
+from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.shape import ModelShape
+
+# Kernels of serving engines that run one block a token.
+_TOKENS = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("activation", r"act_and_mul_kernel"),
+        ("rope", r"rotary_embedding_kernel"),
+        ("norm", r"fused_add_rms_norm_kernel|rms_norm_kernel|add_rmsnorm_quant_kernel"
+                 r"|AddRMSNormKernel|vectorized_layer_norm_kernel"),
+        ("cache", r"reshape_and_cache|store_kvcache"),
+        ("quantise", r"scaled_fp8_quant_kernel_strided|per_token_scaled_fp8_quant"
+                     r"|scaled_int8_quant_kernel"),
+    )
+)  # fmt: skip
+# PyTorch's vectorised kernels: threads times elements a thread, of which a block does whole ones.
+_ADDED = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
+_ACTIVE = re.compile(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg]eluCUDAKernel)")
+_PER_THREAD = 4
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+_NAME_LIMIT = 400
+_MOST = 1 << 31  # elements
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A kernel that counts: of what, where in launch order, blocks, and elements a block (1: it
+    runs one block a token)."""
+
+    kind: str
+    at: int
+    blocks: int
+    elements: int = 1
+
+
+class Beside:
+    """The kernels of a phase that count, and the place of each row of its frame in launch order."""
+
+    def __init__(self, frame: pl.DataFrame, trace: Trace) -> None:
+        order = frame.with_row_index("row").sort("step", "launched", "start")["row"].to_numpy()
+        self.place = np.empty(len(order), np.int64)
+        self.place[order] = np.arange(len(order))
+        self.named = named_in(frame["name"].unique().drop_nulls())
+        self._steps = frame["step"].to_numpy()[order]
+        self.marks = sorted(_marks(frame, trace, self.place), key=lambda mark: mark.at)
+        self._at = [mark.at for mark in self.marks]
+
+    def of_passes(self, step: int, passes: Sequence[Iterable[int]]) -> list[list[Mark]]:
+        """The marks of each forward pass of a step; `passes`: the rows of their GEMMs."""
+        first, last = (int(np.searchsorted(self._steps, step, side)) for side in _SIDES)
+        cuts = [min((int(self.place[row]) for row in rows), default=last) for rows in passes[1:]]
+        ends = [first, *cuts, last]
+        return [self._between(a, b) for a, b in pairwise(ends)]
+
+    def _between(self, first: int, last: int) -> list[Mark]:
+        return self.marks[bisect_left(self._at, first) : bisect_left(self._at, last)]
+
+
+def _marks(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Mark]:
+    names = [name for name in frame["name"].unique().drop_nulls() if _what(name) is not None]
+    kept = frame.with_row_index("row").filter(
+        pl.col("name").is_in(names) & pl.col("grid").is_not_null()
+    )
+    units = grid_units(trace, kept["event"].to_numpy())
+    told = {name: found for name in names if (found := _what(name)) is not None}
+    out = []
+    columns = kept.select("row", "name", "grid", "block").iter_rows()
+    for (row, name, grid, block), unit in zip(columns, units, strict=True):
+        kind, each = told[name]
+        threads = None if block is None else trace.grids[block]
+        elements = each * math.prod(threads or ()) if each else 1
+        if each and (threads is None or unit == UNTOLD):
+            continue
+        out += [
+            Mark(kind, int(place[row]), blocks, elements)
+            for blocks in _blocks(trace.grids[grid], threads, int(unit))
+            if 0 < blocks * elements <= _MOST
+        ]
+    return out
+
+
+def _blocks(grid: tuple[int, ...], threads: tuple[int, ...] | None, unit: int) -> set[int]:
+    """How many blocks a kernel has; both where its grid may count blocks or work-items: kinds of
+    kernels, whose blocks differ, agree on one of them only."""
+    out = set() if unit == ITEMS else {math.prod(grid)}
+    if unit != BLOCKS and threads is not None:
+        out.add(math.prod(in_blocks(grid, threads)))
+    return out
+
+
+def _what(name: str) -> tuple[str, int] | None:
+    """What a kernel counts, and of an element-wise one the elements a thread."""
+    name = name[:_NAME_LIMIT]
+    for kind, pattern in (("adds", _ADDED), ("activations", _ACTIVE)):
+        if (found := pattern.search(name)) is not None:
+            return kind, max(_PER_THREAD, int(found[1]))
+    return next(((kind, 0) for kind, pattern in _TOKENS if pattern.search(name)), None)
+
+
+def rows_by_tokens(marks: list[Mark], layers: int) -> int | None:
+    """M by kernels that run one block a token: what two kinds of them count, in half of the layers
+    at least; None where no two do, or more than one number is agreed upon."""
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for mark in marks:
+        if mark.elements == 1:
+            counts[mark.kind][mark.blocks] += 1
+    usual = [{n for n, times in one.items() if 2 * times >= layers} for one in counts.values()]
+    agreed = {n for one in usual for n in one if sum(n in other for other in usual) > 1}
+    return agreed.pop() if len(agreed) == 1 else None
+
+
+class Seen:
+    """What the marks of a pass say. `tokens`: M by kernels that run one block a token; `adds` and
+    `activations`: least and most of their elements; `allowed`: what M may be by all of them."""
+
+    def __init__(self, marks: list[Mark], shape: ModelShape, ranks: int) -> None:
+        layers = shape.layers
+        self.tokens = rows_by_tokens(marks, layers)
+        self.adds = _elements(marks, "adds", 2 * layers, layers)
+        self.activations: tuple[int, int] | None = None
+        if shape.intermediate and not shape.moe_layers:
+            self.activations = _elements(marks, "activations", layers, layers)
+        self._widths = shape.hidden, shape.intermediate // ranks
+
+    @property
+    def allowed(self) -> Intervals | None:
+        """None: everything. Adds or activations alone tell nothing: others may have their size."""
+        tokens = None if self.tokens is None else ((self.tokens, self.tokens),)
+        return meet(tokens, self._by_elements())
+
+    def _by_elements(self) -> Intervals | None:
+        if self.adds is None or self.activations is None:
+            return None
+        hidden, width = self._widths
+        return meet(_rows(self.adds, hidden), _rows(self.activations, width))
+
+    def against(self, rows: int | None) -> list[str]:
+        """A sentence where the residual adds are not those of M rows of the hidden size."""
+        hidden, _ = self._widths
+        if rows is None or self.adds is None or self.adds[0] <= rows * hidden <= self.adds[1]:
+            return []
+        return [
+            f"residual adds have {self.adds[1]:,} elements, by their grids; {rows:,} rows of "
+            f"{hidden:,} have {rows * hidden:,}"
+        ]
+
+    def width(self, rows: int | None) -> int | None:
+        """The MLP's channels on a rank by the activations' elements, of M rows, or of as many as
+        the residual adds have; None where these are the config's, or not known."""
+        hidden, width = self._widths
+        if self.activations is None or (rows is None and self.adds is None):
+            return None
+        if rows is not None:
+            fits = self.activations[0] <= rows * width <= self.activations[1]
+            found = self.activations[1] // rows
+        else:
+            assert self.adds is not None
+            fits = self._by_elements() != ()
+            found = round(self.activations[1] / self.adds[1] * hidden)
+        return None if fits else found
+
+
+def _elements(marks: list[Mark], kind: str, count: int, layers: int) -> tuple[int, int] | None:
+    """The elements of kernels of one size that run so often, give or take two; None where several
+    sizes do: residual adds are two a layer, activations of a plain MLP one."""
+    sizes = Counter((m.blocks, m.elements) for m in marks if m.kind == kind)
+    usual = [size for size, n in sizes.items() if n >= count - 2 and n % layers < 3]
+    if len(usual) != 1:
+        return None
+    blocks, each = usual[0]
+    return (blocks - 1) * each + 1, blocks * each
+
+
+def _rows(elements: tuple[int, int], width: int) -> Intervals:
+    """What M may be where M·width is between two numbers."""
+    low, high = -(-elements[0] // width), elements[1] // width
+    return ((low, high),) if low <= high else ()

@@ -1,0 +1,147 @@
+"""What grids and names of kernels say of M, of N and of heads."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunescope.analysis.shapes.counts import Mark, Seen, rows_by_tokens
+from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
+from prunescope.analysis.shapes.items import ATTENTION, Item
+from prunescope.analysis.shapes.names import (
+    Named,
+    against_attention_grid,
+    against_heads,
+    against_names,
+    named_in,
+)
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+
+QWEN = ModelShape.from_config(preset_config("qwen1.5-0.5b"))  # 24 layers, 1024, 2816, 16 heads
+QWEN3 = ModelShape.from_config(preset_config("qwen3-8b"))  # 36 layers, 8 of 32 heads are keys
+SGEMM = "ampere_sgemm_128x64_tn"
+FOLDED = (
+    "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x1_tn_align8>"
+)
+NVJET = "nvjet_tst_64x64_64x16_2x1_2cta_v_bz_bias_TNT"
+TENSILE = "Cijk_Alik_Bljk_BBS_BH_Bias_HA_S_SAV_UserArgs_MT320x224x64_MI16x16x1_SN"
+
+
+# Kernel, grid, N and M as public traces have them.
+@pytest.mark.parametrize(
+    ("kernel", "grid", "n", "m", "rows", "widths"),
+    [
+        (SGEMM, (64, 16, 1), 8192, 1024, ((961, 1024),), ((8065, 8192),)),
+        (SGEMM, (16, 16, 2), 2048, 1024, ((961, 1024),), ((1921, 2048),)),  # K in two parts
+        (FOLDED, (8, 48, 1), 6144, 3, ((1, 16),), ((6017, 6144),)),  # 384 tiles by 8, one by ⌈1/8⌉
+        (NVJET, (140, 1, 1), 640, 888, ((769, 896),), ((513, 640),)),  # whole clusters of two
+        (TENSILE, (897, 1, 1), 4096, 15360, ((15233, 15456),), ((3841, 4160),)),
+    ],
+)  # fmt: skip
+def test_a_grid_bounds_the_other_side(
+    kernel: str, grid: tuple[int, ...], n: int, m: int, rows: object, widths: object
+) -> None:
+    found = rows_of(n, kernel, grid, sm=132)
+    assert holds(found, m) and found == rows
+    assert widths_of(m, kernel, grid, sm=132) == widths
+
+
+def test_a_grid_that_tells_nothing_and_one_that_no_m_fits() -> None:
+    assert rows_of(4096, "some_gemm", (32, 8, 1), sm=132) is None
+    assert rows_of(640, NVJET, (140, 1, 2), sm=132) is None  # K may be split
+    assert rows_of(640, NVJET, (132, 1, 1), sm=132) is None  # workers
+    assert rows_of(4096, SGEMM, (64, 16, 1), sm=132) == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "both"),
+    [
+        (((1, 64),), ((33, 96),), ((33, 64),)),
+        (None, ((1, 2),), ((1, 2),)),
+        (((1, 2),), ((3, 4),), ()),
+    ],
+)  # fmt: skip
+def test_grids_meet(a: object, b: object, both: object) -> None:
+    assert meet(a, b) == both  # type: ignore[arg-type]
+    assert only(((7, 7),)) == 7 and only(((7, 8),)) is None and only(None) is None
+
+
+def tokens(kind: str, blocks: int, times: int) -> list[Mark]:
+    return [Mark(kind, at, blocks) for at in range(times)]
+
+
+def test_two_kinds_of_kernels_that_run_a_block_a_token_tell_m() -> None:
+    norms = tokens("norm", 888, 72) + tokens("norm", 888 * 32, 36)  # of queries too
+    assert rows_by_tokens(norms, 36) is None
+    assert rows_by_tokens(norms + tokens("rope", 888, 36), 36) == 888
+    assert rows_by_tokens(norms + tokens("rope", 888, 5), 36) is None
+    ambiguous = tokens("rope", 888, 36) + tokens("cache", 888 * 32, 36)
+    assert rows_by_tokens(norms + ambiguous, 36) is None
+
+
+def elementwise(kind: str, elements: int, times: int) -> list[Mark]:
+    return [Mark(kind, at, -(-elements // 512), 512) for at in range(times)]
+
+
+def test_residual_adds_and_activations_tell_m_together() -> None:
+    adds, active = elementwise("adds", 8944 * 1024, 48), elementwise("activations", 8944 * 2816, 24)
+    assert only(Seen(adds + active, QWEN, 1).allowed) == 8944
+    assert Seen(adds, QWEN, 1).allowed is None
+    assert Seen(adds + active, QWEN, 1).against(8944) == []
+    (said,) = Seen(adds + active, QWEN, 1).against(8000)
+    assert "residual adds have 9,158,656 elements" in said
+    assert Seen(adds + active, QWEN, 1).width(8944) is None
+    narrow = elementwise("activations", 8944 * 2048, 24)
+    assert Seen(adds + narrow, QWEN, 1).width(None) == 2048
+    assert Seen(narrow, QWEN, 1).width(8944) == 2048
+    rotated = elementwise("adds", 8944 * 2048, 48)  # adds of two sizes: which are the residual's?
+    assert Seen(adds + rotated + active, QWEN, 1).allowed is None
+
+
+def attention(name: str, grid: tuple[int, ...] | None = None) -> Item:
+    return Item(row=0, step=0, what=ATTENTION, name=name, grid=grid, ns=1, role="attention",
+                layer=None, instance=0, kind="attention")  # fmt: skip
+
+
+LL4MI = (
+    "void paged_attention_ll4mi_QKV_mfma16_kernel<0, __hip_bfloat16, __hip_bfloat16, (vllm::Fp8KV"
+    "CacheDataType)0, 1, {}, 256, false, {}, 1, ck_tile::ComposedAttention<0u, false> >"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (LL4MI.format(128, 4), None),
+        (LL4MI.format(64, 4), "heads of 64"),
+        (LL4MI.format(128, 8), "8 query heads a key"),
+        ("flash_fwd_kernel<Flash_fwd_kernel_traits<128, 64, 64, 4>", None),
+        ("flash_fwd_kernel<Flash_fwd_kernel_traits<192, 64, 64, 4>", None),  # 128 is above its half
+        ("flash_fwd_kernel<Flash_fwd_kernel_traits<96, 64, 64, 4>", "heads of 96"),
+        ("fmhaSm100aKernel_QkvE4m3OBfloat16H192PagedKvCausalP16", "heads of 192"),
+    ],
+)
+def test_the_name_of_an_attention_kernel_tells_heads(name: str, said: str | None) -> None:
+    found = against_heads([attention(name)], QWEN3)
+    assert found == [] if said is None else said in found[0]
+
+
+def test_the_grid_of_an_attention_counts_heads() -> None:
+    flash, efficient = (
+        "pytorch_flash::flash_fwd_kernel<",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80",
+    )
+    assert against_attention_grid([attention(flash, (5, 16, 32))], QWEN3, 1) == []
+    assert against_attention_grid([attention(flash, (5, 16, 32))], QWEN3, 2) != []
+    assert against_attention_grid([attention(efficient, (4, 32, 4))], QWEN3, 1) == []
+    assert against_attention_grid([attention(efficient, (4, 8, 4))], QWEN3, 1) != []
+
+
+def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
+    named = named_in(["void (anonymous namespace)::store_kvcache<2048l, 4, false, long>",
+                      "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi256ELi16ELb1ELb0E",
+                      "_ZN5aiter24add_rmsnorm_quant_kernelIDF16bDF16bLi64ELi8ELb0E"])  # fmt: skip
+    assert named == Named(cached=2048, norm=4096)
+    assert against_names(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
+    assert against_names(named, QWEN3, 8) != []
+    assert against_names(Named(norm=2048), QWEN3, 1) != []
