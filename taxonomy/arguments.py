@@ -90,12 +90,11 @@ def refuse_empty(args: Iterable[str]) -> None:
 
 
 def bare_json(args: list[str]) -> list[str]:
-    """`trace ... --json` without a target means standard output, as of all that take no words."""
-    if args[:1] not in (["trace"], ["doctor"], ["families"], ["devices"]):
-        return args
+    """`--json` without a target means standard output, in every command that has it."""
     full: list[str] = []
     for arg, following in zip(args, [*args[1:], "--"], strict=True):
-        full += [arg, "-"] if arg == "--json" and following.startswith("--") else [arg]
+        bare = arg == "--json" and following.startswith("-") and following != "-"
+        full += [arg, "-"] if bare else [arg]
     return full
 
 

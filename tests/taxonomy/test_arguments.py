@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.arguments import is_function, method_parts, pairs, peaks, run_name
+from prunescope.taxonomy.arguments import (
+    bare_json,
+    is_function,
+    method_parts,
+    pairs,
+    peaks,
+    run_name,
+)
 from prunescope.taxonomy.errors import PrunescopeError
 
 
@@ -71,3 +78,21 @@ def test_a_name_never_leaves_its_folder(model: str, method: str | None, sparsity
     name = run_name(model, method, sparsity)
     assert name not in ("", ".", "..")
     assert not set(name) & set('/\\:*?"<>| \n\0')
+
+
+@pytest.mark.parametrize("command", ["predict", "analyze", "trace", "pareto", "verify", "doctor"])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--json"], ["--json", "-"]),
+        (["--json", "--batch", "2"], ["--json", "-", "--batch", "2"]),
+        (["--json", "-o", "x"], ["--json", "-", "-o", "x"]),
+        (["--json", "-"], ["--json", "-"]),
+        (["--json", "x.json"], ["--json", "x.json"]),
+        (["--json=x.json"], ["--json=x.json"]),
+    ],
+)
+def test_json_without_a_target_is_standard_output(
+    command: str, typed: list[str], meant: list[str]
+) -> None:
+    assert bare_json([command, *typed]) == [command, *meant]
