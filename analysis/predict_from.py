@@ -15,7 +15,7 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.ranges import doubt_of, drawn, reshaped
+from prunescope.analysis.predict.ranges import doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, part_of, scaled
 from prunescope.analysis.predict.side import Side
@@ -168,8 +168,7 @@ def _range(
         sides = (dense.with_constants(constants), pruned.with_constants(constants))
         return scaled(measured, *sides, terms).expected
 
-    other = reshaped(dense, pruned, terms)
-    found = doubt_of(at, pruned, terms, reshaped=other, drawn=drawn(pruned, terms))
+    found = doubt_of(at, pruned, terms, unlike=unlike(dense, pruned, terms))
     return found.around(value)
 
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from predict_cells import PAPER, Cell, cells, setting_of  # noqa: E402
+from predict_ranges import ranges, uncovered, worst  # noqa: E402
 
-from prunescope.analysis.predict import constants as numbers  # noqa: E402
 from prunescope.analysis.predict.constants import SPARSE, TABLE, Constants  # noqa: E402
 from prunescope.analysis.predict.costs import NAMES, total_ns  # noqa: E402
 from prunescope.analysis.predict.setting import Setting  # noqa: E402
@@ -40,10 +40,7 @@ NEUTRAL = Constants(
     sparse_rate=0.6,
 )  # fmt: skip
 GOALS = {"static": 0.03, "dynamic": 0.08}
-COVERED, LEVEL, LARGE = 0.85, 0.90, 10
 NEAR = 0.15
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-
 MODELS = (
     ("llama-2-7b", "MHA"), ("llama-3.2-1b", "GQA"), ("llama-3.1-8b", "GQA"),
     ("llama-3.1-70b", "GQA"), ("gemma-2b", "MQA"), ("deepseek-v2-lite", "MLA, experts"),
@@ -106,40 +103,6 @@ def of_kind(found: dict[tuple[str, str], list[float]], kind: str) -> list[float]
             if source == "seed paper" and family(name).dynamics == kind]  # fmt: skip
 
 
-@cache
-def scores() -> tuple[tuple[Cell, float], ...]:
-    """Each cell and the size of its error in units of its spread; those apart are left out."""
-    found = []
-    for cell in known():
-        if not cell.apart:
-            off, doubt = math.log(cell.measured / cell.gain(None)), cell.doubt()
-            found.append((cell, abs(off) / (doubt.below if off < 0 else doubt.above)))
-    return tuple(found)
-
-
-def quantile(values: Iterable[float], level: float) -> float:
-    """The value below which `level` of them lie (nearest rank)."""
-    ranked = sorted(values)
-    return ranked[min(len(ranked), math.ceil(level * len(ranked))) - 1]
-
-
-def held(level: float) -> dict[Cell, bool]:
-    """Whether each cell lies in the range that the cells of the other groups calibrate."""
-    found: dict[Cell, bool] = {}
-    for group in dict.fromkeys(cell.group for cell, _ in scores()):
-        scale = quantile((score for cell, score in scores() if cell.group != group), level)
-        found.update({c: score <= scale for c, score in scores() if c.group == group})
-    return found
-
-
-def coverage() -> dict[str, tuple[int, float]]:
-    """Cells and share held, by group, each left out of its own calibration."""
-    by: defaultdict[str, list[bool]] = defaultdict(list)
-    for cell, inside in held(LEVEL).items():
-        by[cell.group].append(inside)
-    return {group: (len(found), sum(found) / len(found)) for group, found in by.items()}
-
-
 def layer_ns(method: str | None, phase: str) -> float:
     """One layer of the model at batch 1 and 32k: a model of n layers less one of n - 1."""
     setting, work = point(method, phase)
@@ -151,8 +114,8 @@ def layer_ns(method: str | None, phase: str) -> float:
 
 def main() -> int:
     """Write the page; 1 where a goal is missed."""
-    text = [_head(), _accuracy(), _worst(), _coverage(), _constants(), _layer(), _derived(),
-            _winners()]  # fmt: skip
+    text = [_head(), _accuracy(), worst(known()), ranges(known()), _constants(), _layer(),
+            _derived(), _winners()]  # fmt: skip
     out = Path(__file__).with_suffix(".md")
     out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 1 if _missed() else 0
@@ -161,7 +124,7 @@ def main() -> int:
 def _missed() -> bool:
     found = errors(None)
     far = any(summary(of_kind(found, kind))[0] > goal for kind, goal in GOALS.items())
-    return far or any(n >= LARGE and share < COVERED for n, share in coverage().values())
+    return far or bool(uncovered(known()))
 
 
 def _head() -> str:
@@ -199,62 +162,6 @@ def _line(source: str, name: str, values: list[list[float]]) -> str:
     told = " | ".join("{:.1%}, {:.1%}, {:.0%}".format(*summary(v)) for v in values)
     worst = max(values[0], key=abs)
     return f"| {source} | {name} | {len(values[0])} | {told} | {worst:+.1%} |"
-
-
-# Why a cell is far off, as far as it is known: (word of its label, phase, reason).
-REASONS = (
-    ("llama-2-70b static-k-24 s=0.5 batch", "the dense side ran on more GPUs than the sparse one "
-     "in the larger batches, and contexts are not printed"),
-    ("decode 32x1024", "at batch 32 nearly every family gains more than at 16: the dense GEMMs of "
-     "32 rows seem to be slow there; Figs. 2 and 6 say nothing of it"),
-    ("static-nk-cross decode 8x1024", "the figure itself falls from 1.56 to 1.26 and rises to 1.39 "
-     "at batch 16; no size of the shapes does"),
-    ("dynamic-m decode 1x", "three random draws of 32 layers: the mean of a draw moves by 5 %"),
-    ("prefill 1x1024", "1,024 rows are few tiles: which kernel the library takes decides"),
-    ("static-k-24", "the two papers on the A100 differ by a quarter for one library; one rate "
-     "stands for both, and for all sizes"),
-)  # fmt: skip
-
-
-def _worst() -> str:
-    ranked = sorted(known(), key=lambda cell: -abs(math.log(1 + cell.error)))[:10]
-    rows = ["## The worst ten cells\n", "| cell | expected | measured | off | why |",
-            "|---|---|---|---|---|"]  # fmt: skip
-    for cell in ranked:
-        why = next((text for word, text in REASONS if word in cell.label), "not known")
-        rows.append(f"| {cell.label} ({cell.group}) | {cell.gain(None):.2f} | {cell.measured:.2f} "
-                    f"| {cell.error:+.0%} | {why} |")  # fmt: skip
-    return "\n".join(rows)
-
-
-def _coverage() -> str:
-    rows = [
-        "## Do the ranges hold?\n",
-        f"The range is meant to hold {LEVEL:.0%} of measurements. Its scale is calibrated on the "
-        "cells of all other groups, and each group is looked at with the scale that it had no part "
-        "in; a group is a phase of the figure or a paper. The constants are not read anew for each "
-        "group: the 2:4 rate of the A100 is the middle of both of its papers. The common "
-        "error, the error of reshaped kernels and the grouping were chosen with all cells in "
-        "sight: only the scale is left out, so the coverage is optimistic. Cells whose sides "
-        "differ in more than the pruning (TensorRT) are left out. In use: common error "
-        f"{numbers.COMMON:g}, reshaped kernels {numbers.RESHAPED:g}, × {numbers.UNSEEN:g} where no "
-        f"cell was measured on the silicon, scale {numbers.SCALE:g} (of the logarithm).\n",
-        "| group | cells | held |", "|---|---|---|",
-    ]  # fmt: skip
-    rows += [f"| {group} | {n} | {share:.0%} |" for group, (n, share) in coverage().items()]
-    rows += ["", "| family | device | cells | held | median width |", "|---|---|---|---|---|"]
-    inside = held(LEVEL)
-    by: defaultdict[tuple[str, str], list[Cell]] = defaultdict(list)
-    for cell in inside:
-        by[cell.family, cell.setting.device.name].append(cell)
-    for (name, device), found in by.items():
-        widths = [high - low for low, high in (c.doubt().around(c.gain(None)) for c in found)]
-        share = sum(inside[c] for c in found) / len(found)
-        rows.append(f"| {name} | {device} | {len(found)} | {share:.0%} "
-                    f"| {statistics.median(widths):.2f} |")  # fmt: skip
-    curve = [f"{level:.0%} → {statistics.mean(held(level).values()):.0%}" for level in LEVELS]
-    rows += ["", f"Reliability, meant → held, each group left out in turn: {', '.join(curve)}."]
-    return "\n".join(rows)
 
 
 def _constants() -> str:

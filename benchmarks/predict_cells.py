@@ -16,7 +16,7 @@ from typing import Any
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
-from prunescope.analysis.predict.ranges import Doubt, doubt_of, drawn, reshaped
+from prunescope.analysis.predict.ranges import Doubt, doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
 from prunescope.analysis.predict.side import Side
 from prunescope.taxonomy.plan import Workload
@@ -46,13 +46,13 @@ class Cell:
     apart: bool = False  # its set-up differs in more than the pruning
 
     def doubt(self) -> Doubt:
-        """Its spread, without the calibrated scale."""
+        """What constants and chance spread of it; GEMMs alone have no other kernels with them."""
         now = self.setting
         dense, pruned = now.side(self.work, pruned=False), now.side(self.work)
-        return doubt_of(
-            self.gain, pruned, now.terms, reshaped=reshaped(dense, pruned, now.terms),
-            drawn=drawn(pruned, now.terms) if self.what == "forward" else 0.0,
-        )  # fmt: skip
+        other = unlike(dense, pruned, now.terms)
+        if self.what != "forward":
+            other = replace(other, added=0.0, drawn=0.0)
+        return doubt_of(self.gain, pruned, now.terms, unlike=other)
 
     @property
     def error(self) -> float:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.memory import memory
-from prunescope.analysis.predict.ranges import Doubt, doubt_of, drawn, reshaped
+from prunescope.analysis.predict.ranges import Doubt, Unlike, doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting
 from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize
@@ -91,10 +91,15 @@ def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) ->
         (pruned.ttft_ns(c), dense.prompt, pruned.prompt),
         ((pruned.new_tokens - 1) * pruned.tpot_ns(c), dense.steps[1], pruned.steps[1]),
     )
-    total = sum(ns for ns, _, _ in shares)
-    other = sum(ns * reshaped(d, p, terms) for ns, d, p in shares) / total
-    chance = drawn(pruned.steps[1], terms) / max(1, pruned.new_tokens) ** 0.5
-    return doubt_of(gain, pruned.prompt, terms, reshaped=other, drawn=chance)
+    parts = [(ns, unlike(d, p, terms)) for ns, d, p in shares]
+    total = sum(ns for ns, _ in parts)
+    whole = Unlike(
+        reshaped=sum(ns * one.reshaped for ns, one in parts) / total,
+        waves=sum(ns * one.waves for ns, one in parts) / total,
+        added=sum(ns * one.added for ns, one in parts) / total,
+        drawn=parts[1][1].drawn / max(1, pruned.new_tokens) ** 0.5,
+    )
+    return doubt_of(gain, pruned.prompt, terms, unlike=whole)
 
 
 def _memory(setting: Setting, work: Workload, new_tokens: int, *, pruned: bool) -> Memory:

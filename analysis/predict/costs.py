@@ -20,7 +20,6 @@ from prunescope.analysis.predict.kernels import (
     price,
     price_ns,
     rates,
-    reductions,
 )
 from prunescope.analysis.predict.side import Side
 
@@ -62,7 +61,6 @@ class Bill:
     prices: tuple[Price, ...]
     kernels: float
     extra: float
-    reduced: float
     moved: Moved
     eager_bytes: float
     exchanged: tuple[tuple[float, float], ...]
@@ -83,8 +81,6 @@ class Bill:
         if "eager" in active and eager:
             total += self.eager_bytes / r.stream_byte_per_s * 1e9
         kernels = self.host[0] if eager and "eager" in active else self.kernels
-        if "tile_wave" in active:
-            kernels += self.reduced
         if "added" in active:
             total += self.moved.ns(c, r.stream_byte_per_s)
             kernels += self.extra
@@ -100,6 +96,13 @@ class Bill:
         # Host and device run side by side: whichever is slower sets the pace.
         ops = self.host[0] + c.module_share * self.host[1] + self.extra * ("added" in active)
         return max(total, ops * c.dispatch_ns)
+
+    def added_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """The part of a total that the added kernels make."""
+        if "added" not in active:
+            return 0.0
+        r = rates(self.setting, c, active)
+        return self.moved.ns(c, r.stream_byte_per_s) + self.extra * r.start * 1e9
 
     def exchange_ns(self, c: Constants) -> float:
         """A ring adds up B bytes in 2(n-1)/n · B at the rate of a link."""
@@ -151,7 +154,6 @@ def bill(side: Side) -> Bill:
             prices=prices,
             kernels=kernels_of(ops),
             extra=added_kernels(side),
-            reduced=reductions(side, prices),
             moved=moved(side),
             eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
             exchanged=side.forward.exchanged,

@@ -72,7 +72,7 @@ def _notes(dense: Side, pruned: Side, ns: tuple[float, float], found: Doubt) -> 
         )
     low, high = found.around(value)
     if high / value - 1 < _NARROW or 1 - low / value < _NARROW:
-        same = 1 - found.reshaped
+        same = 1 - found.unlike.reshaped
         notes.append(
             f"the range is narrow because {same:.0%} of the time left is in kernels that run as "
             "they do in the dense model: what is not known of them is so on both sides"

@@ -7,7 +7,7 @@ reads from the op (sparse, gathered, estimated, added): nothing here knows a fam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.predict.silicon import same_silicon
-from prunescope.analysis.predict.tiles import Choice, tile_choices
+from prunescope.analysis.predict.tiles import Choice, Pace, tile_choices
 from prunescope.taxonomy.plan import Op
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Price:
     layers: float
     plain: float
     memory: float
-    cuts: tuple[tuple[float, float, Choice], ...]  # seconds, bytes of partial sums
+    cuts: tuple[tuple[float, float, Choice], ...]  # seconds, bytes of all partial sums
     pointwise: bool
     sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
     gathered: bool
@@ -48,9 +48,14 @@ def price(side: Side, op: Op) -> Price:
         gemm = op.gemms[0]
         m, n, gathered = gemm.m, gemm.n, op.rows < 1
         spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if gathered else 0.0
-        choices = tile_choices((m, n, gemm.k, gemm.batch), setting.device.sm, spread)
-        each = 8.0 * gemm.batch * m * n  # bytes of a part's float32 sums, written and read
-        cuts = tuple([(plain * c.factor, each * c.parts * (c.parts > 1), c) for c in choices])
+        sums = 8.0 * gemm.batch * m * n  # bytes of a part's float32 sums, written and read
+        pace = Pace(
+            plain / (setting.ceiling or DEFAULT.gemm_share),
+            sums / (setting.byte_per_s * DEFAULT.stream_share),
+            (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
+        )
+        choices = tile_choices((m, n, gemm.k, gemm.batch), setting.device.sm, pace, spread)
+        cuts = tuple([(plain * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
     return Price(
         op.layers,
         plain,
@@ -78,12 +83,15 @@ class Rates:
     pointwise: float
     sparse: float
     gathered: float
+    start: float  # seconds that one more kernel takes
 
 
 def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
     """What multiplies the price of each op."""
     reached = "achievable" in active
     share = c.stream_share if reached else 1.0
+    ramp = c.ramp_ns(setting.device) if "kernel" in active else 0.0
+    start = ramp + (c.launch_ns if "launch" in active else 0.0)
     return Rates(
         "tile_wave" in active,
         (setting.ceiling or c.gemm_share) if reached else 1.0,
@@ -92,52 +100,47 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
         c.unfused if "elementwise" in active else 1.0,
         c.sparse_rate if "sparse_kernel" in active else 0.0,
         c.gathered_kernel if "gathered" in active else 1.0,
+        start / 1e9,
     )
 
 
 def price_ns(one: Price, r: Rates) -> float:
     """ns of one layer. Compute pays for whole tiles and waves, and for the sums of a split K,
-    before it meets memory: the slower of both sets the time."""
-    if r.tiles and one.cuts:
-        compute = min([s / r.share + sums / r.stream_byte_per_s for s, sums, _ in one.cuts])
-    else:
-        compute = one.plain / r.share
+    before it meets memory: the slower of both sets the time. The kernel that adds up comes after.
+    """
     memory = one.memory / r.stream
     if one.pointwise:
         memory *= r.pointwise
-    if one.sparse and r.sparse:
-        compute *= one.sparse * r.sparse
-    longest = compute if compute > memory else memory
+    slower = one.sparse * r.sparse or 1.0
+    if r.tiles and one.cuts:
+        longest = min([_cut_s(cut, memory, slower, r) for cut in one.cuts])
+    else:
+        longest = max(one.plain / r.share * slower, memory)
     return longest * (r.gathered if one.gathered else 1.0) * 1e9
+
+
+def _cut_s(cut: tuple[float, float, Choice], memory: float, slower: float, r: Rates) -> float:
+    seconds, sums, choice = cut
+    compute = seconds / r.share * slower + sums / r.stream_byte_per_s
+    return (compute if compute > memory else memory) + r.start * choice.adds_up
 
 
 def tile(side: Side, op: Op) -> Choice | None:
     """How a GEMM is cut; None where the units of the device are not known."""
-    r = rates(side.setting, side.setting.constants, ("achievable",))
+    r = rates(side.setting, side.setting.constants, ("achievable", "kernel", "launch"))
     return cut_of(price(side, op), r)
 
 
 def cut_of(one: Price, r: Rates) -> Choice | None:
     """The cut of a GEMM that takes least time; None where there is none to choose."""
-    ways = [
-        (s / r.share + sums / r.stream_byte_per_s, i) for i, (s, sums, _) in enumerate(one.cuts)
-    ]
+    memory, slower = one.memory / r.stream, one.sparse * r.sparse or 1.0
+    ways = [(_cut_s(cut, memory, slower, r), i) for i, cut in enumerate(one.cuts)]
     return one.cuts[min(ways)[1]][2] if ways else None
 
 
 def kernels_of(ops: Iterable[Op]) -> float:
     """Kernels that the ops start in a forward, over their layers."""
     return sum(op.layers * op.runs * KERNELS.get(op.role, 1) for op in ops)
-
-
-def reductions(side: Side, prices: Sequence[Price]) -> float:
-    """Kernels a forward that add up the parts of a K that was split, where compute binds."""
-    found, r = 0.0, rates(side.setting, DEFAULT, ("achievable",))
-    for op, one in zip(side.bounded, prices, strict=True):
-        if len(one.cuts) > 1 and one.plain >= one.memory:
-            choice = cut_of(one, r)
-            found += op.layers * op.runs * (choice is not None and choice.parts > 1)
-    return found
 
 
 def sparse_rate(device: Device, library: str) -> SparseRate:

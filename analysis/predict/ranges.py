@@ -12,18 +12,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from prunescope.analysis.predict.constants import (
-    COMMON,
     DRAWS,
-    RESHAPED,
-    SCALE,
+    ERROR,
     TABLE,
-    UNSEEN,
     Constants,
+    ModelError,
     ends,
     measured_on,
 )
 from prunescope.analysis.predict.costs import bill, total_ns
-from prunescope.analysis.predict.kernels import op_ns, price_ns, rates
+from prunescope.analysis.predict.kernels import cut_of, op_ns, price_ns, rates
 from prunescope.analysis.predict.side import Side
 from prunescope.analysis.schema.prediction import Guess
 from prunescope.taxonomy.plan import Op
@@ -32,19 +30,66 @@ Gain = Callable[[Constants], float]
 _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "shared_expert"})
 
 
+@dataclass(frozen=True, slots=True)
+class Unlike:
+    """What of a pruned forward the dense model says nothing about: shares of its time in kernels
+    that the dense model does not run, at other shapes (without their starts) and of other kinds;
+    and the spread of what is drawn at run time. `waves`: of the first, what one wave more or less
+    would be of it."""
+
+    reshaped: float
+    waves: float
+    added: float
+    drawn: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doubt:
-    """Spreads of the logarithm of a speed-up, downwards and upwards. `reshaped`: the share of the
-    pruned time in kernels that the dense model does not run."""
+    """Spreads of the logarithm of a speed-up, downwards and upwards, that constants and chance
+    make; and what the dense model says nothing about. `measured`: whether cells of this silicon
+    were."""
 
     below: float
     above: float
-    reshaped: float
+    unlike: Unlike
+    measured: bool
     guessed: tuple[Guess, ...] = ()
+
+    def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
+        """Both spreads with the model's own error, before its scale."""
+        own = math.hypot(
+            error.common,
+            error.reshaped * self.unlike.reshaped,
+            error.waves * self.unlike.waves,
+            error.added * self.unlike.added,
+        )
+        own *= 1.0 if measured else error.unseen
+        return math.hypot(self.below, own), math.hypot(self.above, own)
 
     def around(self, value: float) -> list[float]:
         """The ends around a speed-up."""
-        return [value * math.exp(-SCALE * self.below), value * math.exp(SCALE * self.above)]
+        below, above = self.spreads(measured=self.measured)
+        return [value * math.exp(-ERROR.scale * below), value * math.exp(ERROR.scale * above)]
+
+
+def unlike(dense: Side, pruned: Side, terms: Collection[str]) -> Unlike:
+    """The same of one forward."""
+    known = {_key(op) for op in dense.bounded}
+    mine, c, active = bill(pruned), pruned.setting.constants, frozenset(terms)
+    r, every, other, waves = rates(pruned.setting, c, terms), 0.0, 0.0, 0.0
+    for op, one in zip(pruned.bounded, mine.prices, strict=True):
+        ns = one.layers * price_ns(one, r)
+        every += ns
+        if _key(op) not in known:
+            cut = cut_of(one, r)
+            other += ns
+            waves += ns / max(1.0, cut.waves) if cut else 0.0
+    return Unlike(
+        reshaped=other / every,
+        waves=waves / every,
+        added=mine.added_ns(c, active) / mine.total_ns(c, active),
+        drawn=_drawn(pruned, terms),
+    )
 
 
 def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
@@ -55,14 +100,8 @@ def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
     def gain(constants: Constants) -> float:
         return bills[0].total_ns(constants, active) / bills[1].total_ns(constants, active)
 
-    return doubt_of(
-        gain,
-        pruned,
-        terms,
-        reshaped=reshaped(dense, pruned, terms),
-        drawn=drawn(pruned, terms),
-        names=bills[0].moved_by() | bills[1].moved_by(),
-    )
+    names = bills[0].moved_by() | bills[1].moved_by()
+    return doubt_of(gain, pruned, terms, unlike=unlike(dense, pruned, terms), names=names)
 
 
 def doubt_of(
@@ -70,15 +109,13 @@ def doubt_of(
     side: Side,
     terms: Collection[str],
     *,
-    reshaped: float,
-    drawn: float = 0.0,
+    unlike: Unlike,
     names: Collection[str] = tuple(TABLE),
 ) -> Doubt:
     """The same of any speed-up on the device of `side`. `names`: the constants that matter."""
     device = side.setting.device
-    own = RESHAPED * reshaped * (1.0 if measured_on(device) else UNSEEN)
     value, rows = gain(side.setting.constants), []
-    below = above = COMMON**2 + own**2 + drawn**2
+    below = above = unlike.drawn**2
     for name, low, high in ends(frozenset(terms), device):
         if name not in names:
             continue
@@ -101,22 +138,16 @@ def doubt_of(
             )
         )
     rows.sort(key=lambda row: row.speedup[0] - row.speedup[1])
-    return Doubt(below=below**0.5, above=above**0.5, reshaped=reshaped, guessed=tuple(rows))
+    return Doubt(
+        below=below**0.5,
+        above=above**0.5,
+        unlike=unlike,
+        measured=measured_on(device),
+        guessed=tuple(rows),
+    )
 
 
-def reshaped(dense: Side, pruned: Side, terms: Collection[str]) -> float:
-    """Share of the pruned time, without starts, in kernels that the dense model does not run."""
-    known = {_key(op) for op in dense.bounded}
-    r = rates(pruned.setting, pruned.setting.constants, terms)
-    every = other = 0.0
-    for op, one in zip(pruned.bounded, bill(pruned).prices, strict=True):
-        ns = one.layers * price_ns(one, r)
-        every += ns
-        other += 0.0 if _key(op) in known else ns
-    return other / every
-
-
-def drawn(pruned: Side, terms: Collection[str]) -> float:
+def _drawn(pruned: Side, terms: Collection[str]) -> float:
     """Spread of the mean of a few forwards in which each sublayer runs by chance: of one sequence
     in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers, two kinds apart."""
     variance = 0.0

@@ -1,13 +1,12 @@
 """What a GEMM computes: whole tiles in whole waves, with the best of a few tiles.
 
-In: a GEMM's sizes, the number of units (SMs), and how far its rows vary. Out: a Choice, whose
-`factor` is computed over useful work, in units of the largest tile's rate.
+In: a GEMM's sizes, the number of units (SMs), how far its rows vary, and what a split of K costs.
+Out: Choices, whose `factor` is computed over useful work, in units of the largest tile's rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,7 +25,8 @@ _MOST_PARTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A tile and how often it runs. `waves` counts full or partial ones, `parts` those of K."""
+    """A tile and how often it runs. `waves` counts full or partial ones, `parts` those of K;
+    `adds_up`: one more kernel sums them up."""
 
     rows: int
     columns: int
@@ -34,44 +34,68 @@ class Choice:
     parts: int
     waves: float
     factor: float
+    adds_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What weighs a split of K, in any one unit of time: the useful work at the largest tile's
+    rate, the sums of one part in memory, and the start of the kernel that adds them up."""
+
+    work: float
+    sums: float
+    start: float
 
 
 @lru_cache(maxsize=1 << 16)
 def tile_choices(
-    gemm: tuple[int, int, int, int], sm: int, spread: float = 0.0
+    gemm: tuple[int, int, int, int], sm: int, pace: Pace, spread: float = 0.0
 ) -> tuple[Choice, ...]:
     """The tile that takes least time with K whole, and, where that is less, with K in parts.
 
     `gemm`: rows, N, K and their number. `spread`: the standard deviation of the rows, 0 where they
     are fixed. Rows chosen at run time fill their last tile by chance, and K is not split: no
-    library plans for them.
+    library plans for them. What a GEMM of more rows may take, one of fewer may too, at no more:
+    so its time never falls with its rows.
     """
-    every = [c for one in TILES for c in _choices(one, gemm, sm, spread)]
-    whole = min((c for c in every if c.parts == 1), key=lambda c: c.factor)
-    best = min(every, key=lambda c: c.factor)
-    return (whole,) if best.factor >= whole.factor else (whole, best)
+    wholes = [_whole(one, gemm, sm, spread) for one in TILES]
+    best = min(wholes, key=lambda choice: choice.factor)
+    if spread or best.waves * sm <= best.tiles:  # full waves: nothing to even out
+        return (best,)
+    least, found = pace.work * best.factor, None
+    for whole in wholes:
+        each = whole.factor / whole.waves / sm
+        if pace.work * each * whole.tiles + 2 * pace.sums >= least:
+            continue  # slower than `least` with every unit busy
+        for parts in _parts(whole, gemm[2], gemm[0], sm):
+            waves = math.ceil(whole.tiles * parts / sm)
+            factor, adds_up = waves * sm / parts * each, gemm[0] > whole.rows
+            took = pace.work * factor + pace.sums * parts + pace.start * adds_up
+            if took < least:
+                least = took
+                found = Choice(
+                    whole.rows, whole.columns, whole.tiles, parts, waves, factor, adds_up
+                )
+    return (best,) if found is None else (best, found)
 
 
-def _choices(
+def _whole(
     tile: tuple[int, int, float], gemm: tuple[int, int, int, int], sm: int, spread: float
-) -> Iterator[Choice]:
+) -> Choice:
     (rows, columns, rate), (m, n, k, batch) = tile, gemm
-    down = expected_tiles(m, spread, rows) if spread else math.ceil(m / rows)
-    tiles = down * math.ceil(n / columns) * batch
-    depth = math.ceil(k / _MMA_K) * _MMA_K
+    down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
+    tiles = down * -(-n // columns) * batch
+    waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
+    depth = -(-k // _MMA_K) * _MMA_K
     each = rows * columns * depth / rate / (m * n * k * batch)
-    for parts in (1,) if spread else _parts(tiles, down, k, sm):
-        waves = max(1.0, tiles / sm) if spread else math.ceil(tiles * parts / sm)
-        yield Choice(rows, columns, tiles, parts, waves, waves * sm / parts * each)
+    return Choice(rows, columns, tiles, 1, waves, waves * sm * each)
 
 
-def _parts(tiles: float, down: float, k: int, sm: int) -> tuple[int, ...]:
+def _parts(whole: Choice, k: int, m: int, sm: int) -> range:
     """Into how many parts K may go: below one wave until the units are full; any number for a
     single row of tiles, where kernels for few tokens even the load out."""
-    most = min(_MOST_PARTS, max(1, k // _LEAST_K))
-    if down == 1:
-        return tuple(range(1, most + 1))
-    return (1, max(1, min(most, int(sm / tiles))))
+    most = min(_MOST_PARTS, k // _LEAST_K)
+    return range(2, most + 1 if m <= whole.rows else min(most, int(sm / whole.tiles)) + 1)
 
 
 def expected_tiles(mean: float, spread: float, rows: int) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.constants import DEFAULT, TABLE, Constants
+from prunescope.analysis.predict.constants import DEFAULT, ERROR, TABLE, Constants
 from prunescope.analysis.predict.costs import NAMES, TERMS
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.analysis.predict.shares import Measured, Scaled, scaled
@@ -24,10 +25,8 @@ PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="
 def benchmark() -> Any:
     """benchmarks/predict.py as a module: the page and this test count the same cells."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import predict
-    finally:
-        sys.path.pop(0)
+    import predict
+
     return predict
 
 
@@ -43,13 +42,20 @@ def test_the_goals_of_accuracy_are_met_on_cells_that_set_no_constant() -> None:
     assert page.summary(papers)[0] <= 0.06
 
 
-def test_the_ranges_hold_where_a_group_is_left_out_of_their_calibration() -> None:
-    page = benchmark()
-    for group, (count, share) in page.coverage().items():
-        assert count < page.LARGE or share >= page.COVERED, group
-    # the scale in use is the one that holds 90 % of all cells
-    scale = page.quantile((score for _, score in page.scores()), page.LEVEL)
-    assert scale == pytest.approx(page.numbers.SCALE, abs=0.005)
+def test_the_ranges_hold_where_a_group_is_left_out_of_their_choice() -> None:
+    from predict_calibration import LEVEL, Judged, choose, held
+    from predict_ranges import COVERED, LARGE, coverage, group, outside
+
+    known = benchmark().known()
+    for name, (count, share) in coverage(known).items():
+        assert count < LARGE or share >= COVERED, name
+    for by in ("group", "family"):
+        for level, cells in outside(known, by).items():
+            assert held(cells) == pytest.approx(level, abs=0.06)
+    # the settings in use are those that all cells choose
+    chosen = choose([Judged(cell) for cell in known if not cell.apart], group)
+    assert astuple(chosen) == pytest.approx(astuple(ERROR), abs=0.005)
+    assert LEVEL == 0.90
 
 
 def test_24_on_the_a100_is_within_15_percent_in_the_middle_of_its_papers() -> None:
@@ -84,8 +90,8 @@ def test_one_layer_is_near_the_figure_that_the_constants_are_read_from(phase: st
 def test_the_page_is_what_the_benchmark_writes() -> None:
     page = benchmark()
     text = (ROOT / "benchmarks/predict.md").read_text(encoding="utf-8")
-    for part in (page._accuracy(), page._worst(), page._coverage(), page._constants(),
-                 page._layer(), page._derived(), page._winners()):  # fmt: skip
+    for part in (page._accuracy(), page.worst(page.known()), page.ranges(page.known()),
+                 page._constants(), page._layer(), page._derived(), page._winners()):  # fmt: skip
         assert part in text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.predict import PredictRequest
-from prunescope.analysis.predict.tiles import expected_tiles, tile_choices
+from prunescope.analysis.predict.tiles import Pace, expected_tiles, tile_choices
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
@@ -156,11 +156,15 @@ def test_tiles_and_waves_by_hand() -> None:
 
 def test_the_best_tile_by_hand() -> None:
     # 384 tiles of 128 x 256 are three waves of 188; 736 of 128 x 128 four, at 0.66 of the rate
-    (best,) = tile_choices((4096, 2867, 4096, 1), 188)
+    free = Pace(work=1.0, sums=0.0, start=0.0)
+    (best,) = tile_choices((4096, 2867, 4096, 1), 188, free)
     assert (best.rows, best.columns, best.waves) == (128, 256, 3)
     # 40 tiles: K in four parts of 1,024 fills 160 of 188
-    whole, parts = tile_choices((1024, 1280, 4096, 1), 188)
-    assert (whole.parts, parts.parts, parts.waves) == (1, 4, 1)
+    whole, parts = tile_choices((1024, 1280, 4096, 1), 188, free)
+    assert (whole.parts, parts.parts, parts.waves, parts.adds_up) == (1, 4, 1, True)
+    # a start that is longer than what the split saves: K stays whole
+    dear = Pace(work=1.0, sums=0.0, start=whole.factor - parts.factor)
+    assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)
     # 512 rows that vary by 16 fill four tiles or five
     assert expected_tiles(512, 16, 128) == pytest.approx(4.5)
     assert expected_tiles(500, 1, 128) == pytest.approx(4)
