@@ -6,8 +6,6 @@ Every string goes in as Text, never as markup.
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,34 +13,35 @@ from rich.text import Text
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, PredictedPhase, Ranking
 
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters"}
 
 
-def answer(told: dict[str, Any]) -> list[RenderableType]:
+def answer(told: PredictedAnswer) -> list[RenderableType]:
     """A prompt and its answer on both sides."""
-    sides = [told["dense"], *([told["pruned"]] if told["pruned"] else [])]
-    memory = [told["dense_memory"], *([told["pruned_memory"]] if told["pruned_memory"] else [])]
-    head = f"{sides[0]['prompt_len']} tokens and {sides[0]['new_tokens']} new ones"
-    table = _table("expected", "dense", *(["pruned"] if told["pruned"] else []))
+    sides = [told.dense, *([told.pruned] if told.pruned else [])]
+    memory = [told.dense_memory, *([told.pruned_memory] if told.pruned_memory else [])]
+    head = f"{sides[0].prompt_len} tokens and {sides[0].new_tokens} new ones"
+    table = _table("expected", "dense", *(["pruned"] if told.pruned else []))
 
     def row(label: str, *cells: str) -> None:
         table.add_row(*(Text(clean(cell)) for cell in (label, *cells)))
 
-    row("batch", *(f"{one['batch']}" for one in sides))
-    row("time to first token", *(numbers.time(one["ttft_ns"]) for one in sides))
-    row("time a token", *(numbers.time(one["tpot_ns"]) for one in sides))
-    row("all of it", *(numbers.time(one["total_ns"]) for one in sides))
-    row("new tokens/s", *(f"{one['tokens_per_s']:.0f}" for one in sides))
-    row("memory", *(numbers.size(one["total_bytes"]) for one in memory))
+    row("batch", *(f"{one.batch}" for one in sides))
+    row("time to first token", *(numbers.time(one.ttft_ns) for one in sides))
+    row("time a token", *(numbers.time(one.tpot_ns) for one in sides))
+    row("all of it", *(numbers.time(one.total_ns) for one in sides))
+    row("new tokens/s", *(f"{one.tokens_per_s:.0f}" for one in sides))
+    row("memory", *(numbers.size(one.total_bytes) for one in memory))
     row("fits", *(_fits(one) for one in memory))
     row("largest batch", *(_batch(one) for one in memory))
     lines = [
-        f"{label} {one['speedup']:.2f} ({one['range'][0]:.2f}–{one['range'][1]:.2f})"
+        f"{label} {one.speedup:.2f} ({one.range[0]:.2f}–{one.range[1]:.2f})"
         for label, one in (
-            ("time", told["time"]),
-            ("tokens/s", told["throughput"]),
-            ("tokens/s, each side at its largest batch", told["at_max_batch"]),
+            ("time", told.time),
+            ("tokens/s", told.throughput),
+            ("tokens/s, each side at its largest batch", told.at_max_batch),
         )
         if one is not None
     ]
@@ -50,55 +49,54 @@ def answer(told: dict[str, Any]) -> list[RenderableType]:
     return [Text(clean(head), "bold"), table, *said]
 
 
-def gemms(name: str, phase: dict[str, Any]) -> list[RenderableType]:
+def gemms(name: str, phase: PredictedPhase) -> list[RenderableType]:
     """The expected time of each GEMM of a phase, and how it is cut."""
-    rows = [row for row in phase["gemms"] if row["count"]]
-    unit = numbers.scale([row["expected_ns"] for row in rows])
+    rows = [row for row in phase.gemms if row.count]
+    unit = numbers.scale([row.expected_ns for row in rows])
     table = _table("role", "×", "M", "N", "K", "axis", "bound", "tile", "waves", unit.unit)
     for row in rows:
-        tile = "×".join(map(str, row["tile"])) if row["tile"] else "-"
-        parts = f"{row['waves']:.3g} of 1/{row['parts']}" if (row["parts"] or 1) > 1 else ""
-        waves = parts or ("-" if row["waves"] is None else f"{row['waves']:.3g}")
-        sizes = [f"{row[k]}" for k in "mnk"]
-        sizes = [f"{row[k]}" for k in "mnk"]
-        cells = (row["role"], f"{row['count']:g}", *sizes, row["axis"] or "-", row["bound"], tile,
-                 waves, unit.text(row["expected_ns"]))  # fmt: skip
+        tile = "×".join(map(str, row.tile)) if row.tile else "-"
+        parts = f"{row.waves:.3g} of 1/{row.parts}" if (row.parts or 1) > 1 else ""
+        waves = parts or ("-" if row.waves is None else f"{row.waves:.3g}")
+        sizes = [f"{size}" for size in (row.m, row.n, row.k)]
+        cells = (row.role, f"{row.count:g}", *sizes, row.axis or "-", row.bound, tile,
+                 waves, unit.text(row.expected_ns))  # fmt: skip
         table.add_row(*(Text(clean(cell)) for cell in cells))
     return [Text(clean(f"{name}: expected time of each GEMM"), "bold"), table]
 
 
-def ranking(result: dict[str, Any]) -> list[RenderableType]:
+def ranking(result: Ranking) -> list[RenderableType]:
     """Families by expected speed-up; those that tie with the first are marked."""
-    load = result["workload"]
+    load = result.workload
     name = f"{load['name']}: " if load["name"] else ""
     head = (
         f"{name}batch {load['batch']}, {load['prompt_len']} tokens and {load['new_tokens']} new "
-        f"ones; dense {numbers.time(result['dense']['total_ns'])}"
+        f"ones; dense {numbers.time(result.dense.total_ns)}"
     )
     parts: list[RenderableType] = [Text(clean(head), "bold")]
-    for by, rows in result["by"].items():
+    for by, rows in result.by.items():
         table = _table("family", "s", "removed", "speed-up", "range", "tokens/s", "weights", "")
         for row in rows:
-            cells = (f"{row['family']} *" if row["extension"] else row["family"],
-                     f"{row['sparsity']:.3f}", f"{row['removed'][by]:.0%}", f"{row['speedup']:.2f}",
-                     f"{row['range'][0]:.2f}–{row['range'][1]:.2f}",
-                     f"{row['answer']['tokens_per_s']:.0f}", numbers.size(row["weight_bytes"]),
-                     "ties" if row["ties"] else "")  # fmt: skip
+            cells = (f"{row.family} *" if row.extension else row.family,
+                     f"{row.sparsity:.3f}", f"{row.removed[by]:.0%}", f"{row.speedup:.2f}",
+                     f"{row.range[0]:.2f}–{row.range[1]:.2f}",
+                     f"{row.answer.tokens_per_s:.0f}", numbers.size(row.weight_bytes),
+                     "ties" if row.ties else "")  # fmt: skip
             table.add_row(*(Text(clean(cell)) for cell in cells))
-        parts += [Text(f"at {_EQUAL[by]}: {result['share']:.0%} removed"), table]
-    left = "; ".join(result["left_out"].values())
+        parts += [Text(f"at {_EQUAL[by]}: {result.share:.0%} removed"), table]
+    left = "; ".join(result.left_out.values())
     note = "* by extension. Equal FLOPs or parameters are not equal quality: `sweep` measures that."
     return [*parts, Text(clean(f"left out: {left}"), "dim"), Text(note, "dim")]
 
 
-def _fits(memory: dict[str, Any]) -> str:
-    if memory["fits"] is None:
+def _fits(memory: Memory) -> str:
+    if memory.fits is None:
         return "not known"
-    return "yes" if memory["fits"] else f"no: {numbers.size(memory['device_bytes'])} there"
+    return "yes" if memory.fits else f"no: {numbers.size(memory.device_bytes)} there"
 
 
-def _batch(memory: dict[str, Any]) -> str:
-    most = memory["max_batch"]
+def _batch(memory: Memory) -> str:
+    most = memory.max_batch
     return "not known" if most is None else str(most or "none")
 
 

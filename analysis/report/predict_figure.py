@@ -11,6 +11,7 @@ import io
 from typing import Any
 
 import matplotlib
+import msgspec
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report.escape import cell, clean
 from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.schema.prediction import Prediction
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
 _WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
@@ -25,16 +27,17 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vP*"
 
 
-def curve_files(result: dict[str, Any]) -> dict[str, bytes]:
-    """File name to bytes: curves.png, .pdf, .svg and .csv."""
-    curves: Curves = result["curves"]
+def curve_files(told: dict[str, Any]) -> dict[str, bytes]:
+    """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
+    result = msgspec.convert(told, Prediction)
+    curves = result.curves
     files = {f"curves.{ending}": draw_curves(result, ending) for ending in ("png", "pdf", "svg")}
     return {**files, "curves.csv": curves_csv(curves)}
 
 
-def draw_curves(result: dict[str, Any], ending: str) -> bytes:
+def draw_curves(result: Prediction, ending: str) -> bytes:
     """The figure. Everything is placed in inches, so that no label is cut."""
-    curves: Curves = result["curves"]
+    curves: Curves = result.curves
     with matplotlib.rc_context(STYLE):
         width = _WIDTH * len(curves) + _LEGEND
         figure = Figure(figsize=(width, _HEIGHT))
@@ -106,12 +109,12 @@ def _look(i: int) -> tuple[str, str]:
     return _COLOURS[i % len(_COLOURS)], _MARKERS[(i + i // len(_COLOURS)) % len(_MARKERS)]
 
 
-def _title(result: dict[str, Any], phase: str) -> str:
-    subject, point = result["subject"], result["points"][0]["phases"][phase]
-    tokens = point["context"] if phase == "decode" else point["prompt_len"]
+def _title(result: Prediction, phase: str) -> str:
+    subject, point = result.subject, result.points[0].phases[phase]
+    tokens = point.context if phase == "decode" else point.prompt_len
     unit = "keys" if phase == "decode" else "tokens"
-    where = f"{phase}, B={point['batch']}, {tokens} {unit}"
-    return f"{clean(str(subject['name'])[-20:])}, {clean(subject['device'])}\n{where}"
+    where = f"{phase}, B={point.batch}, {tokens} {unit}"
+    return f"{clean(str(subject.name)[-20:])}, {clean(subject.device)}\n{where}"
 
 
 def curves_csv(curves: Curves) -> bytes:
