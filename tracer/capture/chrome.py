@@ -30,8 +30,11 @@ _DROPPED_ARGS = {
     "Ev Idx", "Record function id", "Fwd thread id", "Sequence number", "kernel_file", "stack",
     "kernel_hash", "kernel_backend",
 }  # fmt: skip
+_DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
+
+_DECIMALS = 3  # of microseconds, as kineto writes them
 
 Event = dict[str, Any]  # of Chrome's format, as kineto writes it
 ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
@@ -72,12 +75,12 @@ def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
 
 
 def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
-    trace = json.loads(raw, parse_float=_Exact)
+    trace = json.loads(raw, parse_float=_Decimal)
     events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))
     stray_ends = _assign(events, windows)
     phase = next(e for e in events if e["name"] == PHASE)
-    head = {key: trace[key] for key in _TOP_LEVEL if key in trace}
+    head = {key: _floats(trace[key]) for key in _TOP_LEVEL if key in trace}
     metadata = _metadata(trace["traceEvents"])
     split_traces = {}
     for variant in dict.fromkeys(w.turn.variant for w in windows):
@@ -96,31 +99,43 @@ def write_trace(trace: Mapping[str, Any], path: Path) -> str:
     """Write a gzipped Chrome trace, bytes depending on the content alone; returns its sha256."""
     text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
     buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=9, mtime=0) as file:
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=6, mtime=0) as file:
         file.write(text.encode())
     path.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-class _Exact(float):
-    """A float that knows its decimal text: microseconds of days lose ns in a float."""
+class _Decimal(str):
+    """A number with a point, as it is written: microseconds of days lose ns in a float."""
 
-    __slots__ = ("text",)
-    text: str
+    __slots__ = ()
 
-    def __new__(cls, text: str) -> _Exact:
-        self = super().__new__(cls, text)
-        self.text = text
-        return self
+
+def _floats(value: Any) -> Any:
+    """`value` with floats for its decimals."""
+    if isinstance(value, _Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    return value
 
 
 def _timed(event: Event) -> Event:
-    start = _ns(event["ts"])
-    return {**event, "start_ns": start, "end_ns": start + _ns(event["dur"])}
+    """The event itself, which nobody else holds, with its ns."""
+    event["start_ns"] = start = _ns(event["ts"])
+    event["end_ns"] = start + _ns(event["dur"])
+    return event
 
 
-def _ns(us: _Exact | int) -> int:
-    return round(Decimal(us.text if isinstance(us, _Exact) else us) * 1000)
+def _ns(us: _Decimal | int) -> int:
+    if isinstance(us, int):
+        return us * 1000
+    whole, _, part = us.partition(".")
+    if len(part) == _DECIMALS and part.isdecimal() and whole.isdecimal():
+        return int(whole + part)
+    return round(Decimal(us) * 1000)
 
 
 def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
@@ -217,7 +232,7 @@ def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
 
 
 def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
-    dropped = _DROPPED_ARGS if on_device else _DROPPED_ARGS | {"External id"}
+    dropped = _DROPPED_ARGS if on_device else _DROPPED_OF_CPU
     args = {
         key: value
         for key, value in event.get("args", {}).items()
@@ -232,7 +247,10 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
         "ts": (event["start_ns"] - event["shift_ns"] - origin_ns) / 1000,
         "dur": (event["end_ns"] - event["start_ns"]) / 1000,
     }
-    return {**plain, "args": args} if args else plain
+    if not args:
+        return plain
+    # Shapes, most of the values, hold integers alone.
+    return {**plain, "args": args if event["cat"] == "cpu_op" else _floats(args)}
 
 
 def _metadata(events: list[Event]) -> list[Event]:

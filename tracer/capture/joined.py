@@ -7,7 +7,7 @@ the first session's step −1; ns inside, microseconds with three decimals in th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace, Event
 
@@ -16,7 +16,8 @@ _NUMBERED = ("External id", "correlation")  # a session's own numbers, that the 
 
 
 def joined(parts: Sequence[ChromeTrace]) -> ChromeTrace:
-    """All steps of `parts` under one phase annotation; a single part as it is.
+    """All steps of `parts` under one phase annotation; a single part as it is. The events are those
+    of `parts`, moved and numbered on.
 
     The wall of a device step begins where the device work before it ended: the first step of a
     later session moves to where its own step −1 would have ended with the session before it.
@@ -25,64 +26,65 @@ def joined(parts: Sequence[ChromeTrace]) -> ChromeTrace:
     if not others:
         return first
     metadata = {json.dumps(e, sort_keys=True): e for p in parts for e in _events(p, "M")}
-    body = [_timed(event) for event in _events(first, "X")]
-    phase = next(event for event in body if event["name"] == PHASE)
-    steps = [event for event in body if event is not phase]
+    phase, *steps = _events(first, "X")
+    assert phase["name"] == PHASE
+    before = steps
+    used = dict.fromkeys(_NUMBERED, 0)
     for part in others:
-        steps += _next(steps, [_timed(event) for event in _events(part, "X")])
-    phase["end_ns"] = max(event["end_ns"] for event in steps)
+        for key in _NUMBERED:
+            used[key] = max(used[key], *_numbers(before, key), 0)
+        before = _next(before, _events(part, "X"), used)
+        steps += before
+    end = max(_end_ns(event) for event in steps)
+    phase = {**phase, "dur": (end - _start_ns(phase)) / 1000}
     cuts = [cut for part in parts for cut in part["prunescope"]["cut_ns"]]
     return {
         **first,
         "prunescope": {**first["prunescope"], "cut_ns": cuts},
-        "traceEvents": [*metadata.values(), *(_plain(event) for event in (phase, *steps))],
+        "traceEvents": [*metadata.values(), phase, *steps],
     }
 
 
-def _next(before: list[Event], part: list[Event]) -> list[Event]:
-    """The kept steps of a later session, moved to follow those before."""
-    thrown = next(event for event in part if event["name"] == WARMUP)
-    is_kept = [e["name"] != PHASE and e["start_ns"] > thrown["end_ns"] for e in part]
-    kept = [event for event, keep in zip(part, is_kept, strict=True) if keep]
-    host = min(event["start_ns"] for event in kept)
-    after = max(event["end_ns"] for event in before if event["cat"] not in DEVICE) + _APART_NS
-    shift = after - host
-    own = [e["end_ns"] for e, keep in zip(part, is_kept, strict=True) if not keep and _is_device(e)]
-    theirs = [event["end_ns"] for event in before if _is_device(event)]
+def _next(before: list[Event], part: list[Event], used: dict[str, int]) -> list[Event]:
+    """The kept steps of a later session, moved to follow those of the session before it."""
+    thrown_end = _end_ns(next(event for event in part if event["name"] == WARMUP))
+    kept, thrown = [], []
+    for event in part:
+        of_kept = event["name"] != PHASE and _start_ns(event) > thrown_end
+        (kept if of_kept else thrown).append(event)
+    host_end = max(_end_ns(event) for event in before if event["cat"] not in DEVICE)
+    shift = host_end + _APART_NS - min(_start_ns(event) for event in kept)
+    own = [_end_ns(event) for event in thrown if event["cat"] in DEVICE]
+    theirs = [_end_ns(event) for event in before if event["cat"] in DEVICE]
     if own and theirs:
         shift = max(shift, max(theirs) - max(own))
     for event in kept:
-        event["start_ns"] += shift
-        event["end_ns"] += shift
+        event["ts"] = (_start_ns(event) + shift) / 1000
     for key in _NUMBERED:
-        _number_on(before, kept, key)
+        _number_on(kept, key, used[key])
     return kept
 
 
-def _number_on(before: list[Event], after: list[Event], key: str) -> None:
-    """Numbers of a later session above all before; 0 is no number."""
-    used = [event["args"][key] for event in before if event.get("args", {}).get(key)]
-    own = [event for event in after if event.get("args", {}).get(key)]
-    first = max(used, default=0) + 1
-    new = {old: first + i for i, old in enumerate(sorted({e["args"][key] for e in own}))}
-    for event in own:
-        event["args"] = {**event["args"], key: new[event["args"][key]]}
+def _numbers(events: Iterable[Event], key: str) -> list[int]:
+    """The session's own numbers of the kind; 0 is no number."""
+    return [event["args"][key] for event in events if event.get("args", {}).get(key)]
 
 
-def _is_device(event: Event) -> bool:
-    return event["cat"] in DEVICE
+def _number_on(events: list[Event], key: str, used: int) -> None:
+    """Numbers of the kind begin above `used`."""
+    new = {old: used + 1 + i for i, old in enumerate(sorted(set(_numbers(events, key))))}
+    for event in events:
+        if event.get("args", {}).get(key):
+            event["args"] = {**event["args"], key: new[event["args"][key]]}
 
 
 def _events(trace: ChromeTrace, kind: str) -> list[Event]:
     return [event for event in trace["traceEvents"] if event["ph"] == kind]
 
 
-def _timed(event: Event) -> Event:
-    start = round(event["ts"] * 1000)
-    return {**event, "start_ns": start, "end_ns": start + round(event["dur"] * 1000)}
+def _start_ns(event: Event) -> int:
+    return round(event["ts"] * 1000)
 
 
-def _plain(event: Event) -> Event:
-    start, end = event["start_ns"], event["end_ns"]
-    plain = {k: v for k, v in event.items() if k not in ("start_ns", "end_ns")}
-    return {**plain, "ts": start / 1000, "dur": (end - start) / 1000}
+def _end_ns(event: Event) -> int:
+    return _start_ns(event) + round(event["dur"] * 1000)
