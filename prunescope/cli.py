@@ -274,6 +274,8 @@ def _demo(
                 model=model,
                 method=method,
                 sparsity=sparsity,
+                prompt_len=256,
+                decode_steps=4,
                 warmup=1,
                 repeats=10,
                 steps=5,
@@ -283,7 +285,7 @@ def _demo(
                 argv=["demo"],
                 progress=bar,
             )
-        to = Delivery(quiet=True, formats="md,json,html,png")
+        to = Delivery(quiet=True, formats="md,json,html")
         report = deliver(folder, to, options=Options())
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
 
