@@ -67,8 +67,8 @@ class Peaks:
         """Peaks that two measurements give further apart than they may be."""
         return [
             f"the {name} peak was measured as {one:.3g} before the capture and {other:.3g} after it"
-            f" ({'byte' if name == BANDWIDTH else 'FLOP'}/s): something else ran meanwhile; bounds "
-            "use the better one"
+            f" ({'byte' if name == BANDWIDTH else 'FLOP'}/s): something else ran, or the clock "
+            f"fell; bounds use {_USED[seen['used']]}"
             for name, seen in self.taken.items()
             if (one := seen["before"]) and (other := seen["after"])
             if max(one, other) > _APART * min(one, other)
@@ -88,6 +88,15 @@ def sheet_peaks(device: Device) -> Peaks:
     )
 
 
+_USED = {
+    "before": "the higher one",
+    "after": "the higher one",
+    "reached": "what a product of the run reached",
+    "calibrated": "what `prunescope calibrate` measured",
+    "given": "the higher ones of several shapes",
+}
+
+
 def _of_sheet(device: Device) -> Rates:
     return Rates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
@@ -101,26 +110,26 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     peaks = device.peaks
     if peaks is None:
         return None
-    numbers = {k: v for k, v in peaks.dense_flop_per_s.items() if _positive(v)}
-    rate, floor = peaks.byte_per_s, peaks.kernel_floor_ns
-    if not numbers and not _positive(rate):
+    rates, floor = _rates_of(peaks), peaks.kernel_floor_ns
+    if not rates:
         return None
     source = "measured on this device by `prunescope trace`"
     taken = _taken(peaks)
-    raised = [d for d, seen in taken.items() if seen["used"] == "reached"]
-    numbers |= {dtype: taken[dtype]["reached"] or 0.0 for dtype in raised}
+    raised = [name for name, seen in taken.items() if seen["used"] == "reached"]
+    rates |= {name: taken[name]["reached"] or 0.0 for name in raised}
     if raised:
         source += f" ({', '.join(raised)} raised to what a product of this run reached)"
     calibrated = _calibrated(device.calibration, peaks.threads)
-    if calibrated is not None:
+    if calibrated:
         source += " and `prunescope calibrate`"
-        best, fastest = calibrated
-        numbers = {k: max(v, best.get(k, 0.0)) for k, v in {**best, **numbers}.items()}
-        rate = max((r for r in (rate, fastest) if r is not None and _positive(r)), default=None)
+        higher = {name for name, rate in calibrated.items() if rate > rates.get(name, 0.0)}
+        rates |= {name: calibrated[name] for name in higher}
+        taken |= {name: {**taken[name], "used": "calibrated"} for name in higher & set(taken)}
+    byte_per_s = rates.pop(BANDWIDTH, None)
     return Peaks(
         name=sheet.name if sheet else device.name or "unnamed",
-        flop_per_s=numbers,
-        byte_per_s=rate if _positive(rate) else None,
+        flop_per_s=rates,
+        byte_per_s=byte_per_s,
         source=source,
         measured=True,
         floor_ns=floor if _positive(floor) else None,
@@ -149,7 +158,7 @@ def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
     return out
 
 
-def _rates_of(peaks: MeasuredPeaks | MeasuredRates | None) -> dict[str, float]:
+def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) -> dict[str, float]:
     """Compute peaks by dtype and the bandwidth of one measurement."""
     if peaks is None:
         return {}
@@ -159,13 +168,11 @@ def _rates_of(peaks: MeasuredPeaks | MeasuredRates | None) -> dict[str, float]:
     }
 
 
-def _calibrated(
-    entry: CalibratedDevice | None, threads: int | None
-) -> tuple[dict[str, float], float | None] | None:
-    """FLOP/s and byte/s that `calibrate` found with as many threads; None where it did not."""
+def _calibrated(entry: CalibratedDevice | None, threads: int | None) -> dict[str, float]:
+    """Rates that `calibrate` found with as many threads; none where it did not."""
     if entry is None or entry.measured is None or entry.measured.threads != threads:
-        return None
-    return {k: v for k, v in entry.dense_flop_per_s.items() if _positive(v)}, entry.byte_per_s
+        return {}
+    return _rates_of(entry)
 
 
 def override(

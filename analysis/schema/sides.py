@@ -45,7 +45,8 @@ class PeakRates(Rates):
 
 class PeakTaken(TypedDict):
     """How a peak came about: measured before and after a capture, reached by a product of the run
-    itself, and which of them is used ("given": neither)."""
+    itself, and which of them is used ("calibrated": what `calibrate` measured before, which is
+    higher; "given": none of these)."""
 
     before: float | None
     after: float | None

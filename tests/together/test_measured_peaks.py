@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from prunescope.analysis.kernels.bound import run_peaks
-from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, MeasuredRates
+from prunescope.taxonomy.run_blocks import (
+    CalibratedDevice,
+    DeviceEntry,
+    MeasuredPeaks,
+    MeasuredRates,
+    Passes,
+)
 from prunescope.tracer.capture import surroundings
 from prunescope.tracer.capture.reached import reached_rates
 from prunescope.tracer.capture.surroundings import Surroundings
@@ -116,3 +122,26 @@ def test_an_older_run_says_nothing_of_it() -> None:
     assert found is not None
     assert found.taken == {}
     assert "taken" not in found.as_json()
+
+
+def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
+    low, later = measured(1e12), measured(1.5e12)
+    before, after = (
+        MeasuredRates(dense_flop_per_s=one.dense_flop_per_s, byte_per_s=one.byte_per_s)
+        for one in (low, later)
+    )
+    calibrated = CalibratedDevice(
+        name="a CPU",
+        dense_flop_per_s={"bf16": 2e12, "fp32": 0.1e12},
+        byte_per_s=31e9,
+        measured=Passes(threads=2),
+    )
+    taken = replace(later, before=before, after=after)
+    device = DeviceEntry(name="a CPU", peaks=taken, calibration=calibrated)
+    found = run_peaks(device, None)
+    assert found is not None
+    assert found.flop_per_s == {"bf16": 2e12, "fp32": 0.75e12}
+    assert found.byte_per_s == 31e9
+    used = {name: seen["used"] for name, seen in found.taken.items()}
+    assert used == {"bf16": "calibrated", "fp32": "after", "bandwidth": "calibrated"}
+    assert "calibrate" in found.doubts()[0] and "the higher one" in found.doubts()[1]

@@ -48,7 +48,8 @@ def joined(parts: Sequence[ChromeTrace]) -> ChromeTrace:
 def _next(before: list[Event], part: list[Event], used: dict[str, int]) -> list[Event]:
     """The kept steps of a later session, moved to follow those of the session before it."""
     thrown_end = _end_ns(next(event for event in part if event["name"] == WARMUP))
-    kept, thrown = [], []
+    kept: list[Event] = []
+    thrown: list[Event] = []
     for event in part:
         of_kept = event["name"] != PHASE and _start_ns(event) > thrown_end
         (kept if of_kept else thrown).append(event)
