@@ -277,10 +277,14 @@ def _index() -> dict[str, Device]:
     return by_name
 
 
+def _index_of_words() -> dict[tuple[str, ...], Device]:
+    """Devices by the words of their names, where these tell them apart: the MI250X and one half of
+    it they do not."""
+    found: dict[tuple[str, ...], list[Device]] = {}
+    for name, device in _BY_NAME.items():
+        found.setdefault(_words(name), []).append(device)
+    return {words: one[0] for words, one in found.items() if len({d.name for d in one}) == 1}
+
+
 _BY_NAME = _index()
-# Names that these words alone do not tell apart (the MI250X and one half of it) are not among them.
-_BY_WORDS = {
-    words: device
-    for words, device in ((_words(name), device) for name, device in _BY_NAME.items())
-    if len({other.name for name, other in _BY_NAME.items() if _words(name) == words}) == 1
-}
+_BY_WORDS = _index_of_words()
