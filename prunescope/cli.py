@@ -135,6 +135,9 @@ def _analyze(
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
+    from prunescope.analysis.trace.workers import begin_early
+
+    begin_early([*subjects, *([baseline] if baseline else [])])
     from prunescope.analysis.pipeline import Options
     from prunescope.deliver import Delivery
     from prunescope.deliver_comparison import deliver_all

@@ -75,11 +75,14 @@ class Columns:
                 hint="capture fewer steps: three say as much as a thousand",
             )
 
+    def together(self) -> Ints:
+        """The rows of all blocks in the order of the file: a row of the array is a column."""
+        empty = np.empty((len(self.names), 0), np.int64)
+        return np.concatenate([empty, *self.blocks], axis=1)
+
     def frozen(self) -> dict[str, Ints]:
         """The columns as numpy arrays, in the order of the file."""
-        empty = np.empty((len(self.names), 0), np.int64)
-        table = np.concatenate([empty, *self.blocks], axis=1)
-        return dict(zip(self.names, table, strict=True))
+        return dict(zip(self.names, self.together(), strict=True))
 
 
 class Collector:

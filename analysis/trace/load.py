@@ -27,6 +27,8 @@ from prunescope.analysis.trace.collect import (
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
+from prunescope.analysis.trace.shares import join_shares
+from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -56,8 +58,22 @@ def load(path: Path, member: str | None = None) -> Trace:
             f"{path.name} is neither a trace nor a run folder",
             hint="give a Chrome trace (.json, .json.gz) or what `prunescope trace --out` wrote",
         )
-    source = Source(path, member)
-    collect = Collector()
+    source, collect = _together(path, member) or _alone(path, member)
+    trace = _trace(source, collect)
+    correlate(trace, collect.threads)
+    clean(trace)
+    _refuse_unusable(trace)
+    return trace
+
+
+def _together(path: Path, member: str | None) -> tuple[Source, Collector] | None:
+    """What several processes read, of a large file; None where it is for one of them."""
+    shares = shares_of(path, member)
+    return None if shares is None else join_shares(path, member, shares)
+
+
+def _alone(path: Path, member: str | None) -> tuple[Source, Collector]:
+    source, collect = Source(path, member), Collector()
     try:
         for events in source.blocks():
             collect.add(events)
@@ -66,11 +82,7 @@ def load(path: Path, member: str | None = None) -> Trace:
             f"{path.name} cannot be read ({error.strerror or type(error).__name__})",
             hint="check the file and its permissions",
         ) from None
-    trace = _trace(source, collect)
-    correlate(trace, collect.threads)
-    clean(trace)
-    _refuse_unusable(trace)
-    return trace
+    return source, collect
 
 
 def _refuse_unusable(trace: Trace) -> None:

@@ -3,6 +3,7 @@
 In: a .json, .json.gz or .zip file (told apart by its first bytes, not its name), an object with
 `traceEvents` or a bare list of events. Out: `Event` structs and the metadata around them.
 Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked.
+Several processes may read one file, every n-th block each: see shares.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from typing import Any
 
 import msgspec
 
+from prunescope.analysis.trace.json_text import (
+    BOUNDARY,
+    STEP,
+    UNREADABLE,
+    end_of_object,
+    mended,
+    place_of_events,
+    plain_object,
+)
 from prunescope.analysis.trace.unpack import Ahead, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -28,16 +38,10 @@ MAX_RATIO = 200
 _TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _MAX_DEPTH = 100_000  # brackets around one another
 
-_HEAD = re.compile(rb'"traceEvents"\s*:\s*')
-_BOUNDARY = re.compile(rb"\}\s*,\s*\{")
 # Where the last boundary of a block is looked for: near its end, then farther off.
 _WINDOWS = (8 << 10, 256 << 10)
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-# Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
-_STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
-_NOT_A_NUMBER = re.compile(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
+_TRIES = 3
 _PADDING = b" \t\r\n\0"
-_CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
 # From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
 _EXACT_FROM_US = float(1 << 42)
 
@@ -98,7 +102,6 @@ _EVENTS = msgspec.json.Decoder(list[Event], strict=True)
 _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
 _ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass
@@ -106,18 +109,24 @@ class Source:
     """A trace being read. `cut`: the file ends before the trace does. `behind`: bytes behind its
     end. `malformed`: events dropped because they cannot be read, or a field has a type that no
     profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
-    `member`: the trace that is meant where the file is a zip of several."""
+    `member`: the trace that is meant where the file is a zip of several. `share`: (i, n) reads only
+    every n-th block, from the i-th on; `has_end`: the last block was one of them."""
 
     path: Path
     member: str | None = None
+    share: tuple[int, int] = (0, 1)
     meta: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
+    has_end: bool = False
     behind: int = 0
     malformed: int = 0
     repaired: bool = False
 
     def blocks(self) -> Iterator[list[Event]]:
-        """The events in the order of the file, a list per block."""
+        """The events in the order of the file, a list per block.
+
+        Raises NotSharedError where a share cannot be read without the blocks between.
+        """
         with self.path.open("rb") as file:
             stream = unpacked(self.path, file, self.member)
             with ThreadPoolExecutor(1) as pool:
@@ -134,6 +143,11 @@ class Source:
         return f"{self.path.name}: {self.member}" if self.member else self.path.name
 
 
+class NotSharedError(Exception):
+    """A file that only one process can read: what a block holds is known once the blocks before it
+    are decoded."""
+
+
 class _Splitter:
     """Cuts the bytes at boundaries between events. A boundary is right exactly when the bytes
     before it decode as a list: inside a string or a nested object they would not. Where the last
@@ -147,6 +161,8 @@ class _Splitter:
         self.total = 0
         self.in_object = False  # the events stand in an object, with metadata around them
         self.closed = False  # the list of events has ended
+        self.ended = False  # the file has
+        self.number = 0  # blocks before this one
 
     def read(self) -> bool:
         """One more block into the buffer; False at the end of the file."""
@@ -164,7 +180,14 @@ class _Splitter:
                 "give the file that torch.profiler exported; unpack it first if it is one",
             )
         self.buffer += block
+        self.ended = not block
         return bool(block)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this block is one of the share that is read."""
+        index, count = self.source.share
+        return self.number % count == index
 
     def blocks(self) -> Iterator[list[Event]]:
         self.head()
@@ -172,15 +195,22 @@ class _Splitter:
         while self.read():
             if len(self.buffer) < enough:
                 continue
+            if not self.is_ours:
+                self.skip()
+                continue
             events = self.cut_quickly()
             if events is None:
                 events = self.cut_exactly()
             if events:
                 yield events
+            self.number += 1
             if self.closed:
                 break
             # Nothing was cut: twice as much before the next try keeps the work linear.
             enough = BLOCK if events else 2 * len(self.buffer)
+        self.source.has_end = self.is_ours or self.closed
+        if not self.source.has_end:
+            return
         if not self.closed:
             yield self.cut_quickly() or []  # counting brackets takes five times as long
             yield self.cut_exactly()
@@ -206,13 +236,13 @@ class _Splitter:
                 return
             if text[:1] not in (b"{", b""):
                 raise not_a_trace
-            found = _place_of_events(text)
+            found = place_of_events(text)
             if found is not None and found < len(text):
                 if text[found : found + 1] != b"[":
                     raise source.error(
                         "traceEvents is not a list", "the file is damaged: export it again"
                     )
-                source.meta.update(_plain(text[:found] + b"[]}") or {})
+                source.meta.update(plain_object(text[:found] + b"[]}") or {})
                 source.meta.pop("traceEvents", None)
                 self.buffer, self.in_object = text[found + 1 :], True
                 return
@@ -220,24 +250,44 @@ class _Splitter:
             raise source.error("the file is empty", "export the trace again")
         raise not_a_trace
 
+    def boundaries(self) -> list[re.Match[bytes]]:
+        """The last places of the buffer that may be between two events, the last one first."""
+        for window in _WINDOWS:
+            found = list(BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
+            if found:
+                return found[: -_TRIES - 1 : -1]
+        return []
+
+    def skip(self) -> None:
+        """Leave a block to whoever reads its share, who cuts it at its last boundary."""
+        found = self.boundaries()
+        if not found:
+            raise NotSharedError
+        self.buffer = self.buffer[found[0].end() - 1 :]
+        self.number += 1
+
     def cut_quickly(self) -> list[Event] | None:
         """The events up to one of the last boundaries, which stays in the buffer."""
-        for window in _WINDOWS:
-            found = list(_BOUNDARY.finditer(self.buffer, max(0, len(self.buffer) - window)))
-            for match in reversed(found[-3:]):
-                events = self.decode(memoryview(self.buffer)[: match.start() + 1])
-                if events is not None:
-                    self.buffer = self.buffer[match.end() - 1 :]
-                    return events
-            if found:  # all of them inside a string or an object: counting brackets is sure
-                break
-        return None
+        for match in self.boundaries():
+            events = self.decode(memoryview(self.buffer)[: match.start() + 1])
+            if events is not None:
+                self.buffer = self.buffer[match.end() - 1 :]
+                return events
+            self.needs_all()
+        return None  # all of them inside a string or an object: counting brackets is sure
+
+    def needs_all(self) -> None:
+        """Where the next block begins depends on what this one holds: readers of other shares
+        cannot know. After the last block none begins."""
+        if self.source.share[1] > 1 and not self.ended:
+            raise NotSharedError
 
     def cut_exactly(self) -> list[Event]:
         """The whole events of the buffer, by counting brackets; what cannot be read is dropped."""
+        self.needs_all()
         spans: list[tuple[int, int]] = []
         depth = start = end = 0
-        for match in _STEP.finditer(self.buffer):
+        for match in STEP.finditer(self.buffer):
             bracket = match.group(1)
             if bracket in (b"{", b"["):
                 start = match.end() - 1 if depth == 0 else start
@@ -267,12 +317,12 @@ class _Splitter:
             more = self.read()
             if more and len(self.buffer) < enough:
                 continue
-            end = _end_of_object(self.buffer)
+            end = end_of_object(self.buffer)
             if not more and end is None:
                 end = len(self.buffer)
             enough = 2 * len(self.buffer)
         if self.in_object:
-            meta = _plain(b'{"traceEvents":[]' + self.buffer[:end])
+            meta = plain_object(b'{"traceEvents":[]' + self.buffer[:end])
             self.source.cut = self.source.cut or meta is None
             self.source.meta.update({k: v for k, v in (meta or {}).items() if k != "traceEvents"})
         self.buffer = self.buffer[end:]
@@ -291,14 +341,14 @@ class _Splitter:
         listed = b"".join((b"[", text[start:], b"]"))  # one copy
         try:
             return self.typed(listed)
-        except _UNREADABLE:
+        except UNREADABLE:
             pass
-        mended = _mended(listed)
-        if mended == listed:
+        repaired = mended(listed)
+        if repaired == listed:
             return None
         try:
-            events = self.typed(mended)
-        except _UNREADABLE:
+            events = self.typed(repaired)
+        except UNREADABLE:
             return None
         self.source.repaired = True
         return events
@@ -320,52 +370,10 @@ class _Splitter:
         for text in texts:
             try:
                 events.append(_ONE.decode(text))
-            except _UNREADABLE:
+            except UNREADABLE:
                 try:
-                    events.append(_ONE.decode(_mended(text)))
+                    events.append(_ONE.decode(mended(text)))
                     self.source.repaired = True
-                except _UNREADABLE:
+                except UNREADABLE:
                     self.source.malformed += 1
         return events
-
-
-def _place_of_events(text: bytes) -> int | None:
-    """Where the value of the outermost object's `traceEvents` begins; None where it has none."""
-    depth, end = 0, 0
-    for match in _STEP.finditer(text):
-        if depth == 1 and (found := _HEAD.search(text, end, match.end())):
-            return found.end()
-        if match.group(1) == b'"':  # a string that goes on in the next block
-            return None
-        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
-        end = match.end()
-    return None
-
-
-def _end_of_object(text: bytes) -> int | None:
-    """Where the object ends whose events have been read; None where it does not."""
-    depth = 1
-    for match in _STEP.finditer(text):
-        if match.group(1) == b'"':  # a string that goes on in the next block
-            return None
-        depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(match.group(1), 0)
-        if depth == 0:
-            return match.end()
-    return None
-
-
-def _mended(text: bytes) -> bytes:
-    """The text without control characters, NaN, infinities and bytes that are no UTF-8."""
-    plain = text.translate(_CONTROL)
-    if b"NaN" in plain or b"Infinity" in plain:
-        plain = _NOT_A_NUMBER.sub(lambda m: m[0] if m[0][:1] == b'"' else b"null", plain)
-    return plain.decode("utf-8", "replace").encode()
-
-
-def _plain(text: bytes) -> dict[str, Any] | None:
-    """Metadata as plain values; None where it cannot be read."""
-    try:
-        plain = msgspec.json.decode(_mended(text))
-    except _UNREADABLE:
-        return None
-    return plain if isinstance(plain, dict) else None

@@ -1,0 +1,141 @@
+"""A trace read by several processes, every n-th block each, and put together as one would read it.
+
+In: a file and a share of its blocks. Out: the columns of that share as bytes (msgpack), and of all
+shares a Source and a Collector, whose ids are those that one process reading all would have given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Columns, Ints
+from prunescope.analysis.trace.reader import Source
+
+# Columns that hold ids, and the table that tells what of.
+_IDS = {"name": "names", "kernel": "names", "thread": "threads", "call": "calls",
+        "grid": "grids", "block": "grids"}  # fmt: skip
+_TABLES = ("names", "threads", "calls", "grids")
+
+
+class Share(msgspec.Struct, array_like=True):
+    """What one process read. `known`: of each table (_TABLES), how many entries it had after each
+    block; `rows`: of each table of events, how many rows came from each block, and its columns
+    (int64, one after the other)."""
+
+    has_end: bool
+    meta: dict[str, Any]
+    cut: bool
+    behind: int
+    malformed: int
+    repaired: bool
+    dropped: dict[str, int]
+    names: list[str]
+    threads: list[tuple[Any, Any]]
+    calls: list[tuple[str, bytes, bytes, bytes, bytes]]
+    grids: list[tuple[int, ...]]
+    known: list[tuple[int, int, int, int]]
+    rows: dict[str, tuple[list[int], bytes]]
+
+
+_DECODER = msgspec.msgpack.Decoder(Share)
+
+
+def read_share(path: Path, member: str | None, *, index: int, count: int) -> bytes:
+    """The `index`-th of `count` shares of a trace.
+
+    Raises NotSharedError where the blocks cannot be told apart without decoding all of them, and
+    what the reading of a trace raises.
+    """
+    source, collect = Source(path, member, share=(index, count)), Collector()
+    known: list[tuple[int, int, int, int]] = []
+    counts: dict[str, list[int]] = {group: [] for group in COLUMNS}
+    for events in source.blocks():
+        before = {group: table.count for group, table in collect.tables.items()}
+        collect.add(events)
+        known.append(tuple(len(getattr(collect, name)) for name in _TABLES))  # type: ignore[arg-type]
+        for group, table in collect.tables.items():
+            counts[group].append(table.count - before[group])
+    share = Share(
+        has_end=source.has_end,
+        meta=source.meta,
+        cut=source.cut,
+        behind=source.behind,
+        malformed=source.malformed,
+        repaired=source.repaired,
+        dropped=collect.dropped,
+        names=list(collect.names),
+        threads=list(collect.threads),
+        calls=list(collect.calls),
+        grids=list(collect.grids),
+        known=known,
+        rows={
+            group: (counts[group], table.together().tobytes())
+            for group, table in collect.tables.items()
+        },
+    )
+    return msgspec.msgpack.encode(share)
+
+
+def join_shares(
+    path: Path, member: str | None, parts: Sequence[bytes]
+) -> tuple[Source, Collector] | None:
+    """What one process would have read; None where the parts are not the shares of one file."""
+    try:
+        shares = [_DECODER.decode(part) for part in parts]
+    except msgspec.DecodeError:
+        return None
+    last = [share for share in shares if share.has_end]
+    if len(last) != 1:
+        return None
+    source, collect = Source(path, member), Collector()
+    source.meta, source.cut, source.behind = last[0].meta, last[0].cut, last[0].behind
+    source.malformed = sum(share.malformed for share in shares)
+    source.repaired = any(share.repaired for share in shares)
+    for name in _TABLES:
+        table = getattr(collect, name)
+        for key in _in_order(shares, name):
+            table.setdefault(key, len(table))
+    for group in COLUMNS:
+        collect.dropped[group] = sum(share.dropped[group] for share in shares)
+        collect.tables[group] = _joined(shares, group, collect)
+    return source, collect
+
+
+def _in_order(shares: Sequence[Share], name: str) -> Iterator[Any]:
+    """The entries of a table, in the order in which the blocks of all shares brought them."""
+    which = _TABLES.index(name)
+    entries = [getattr(share, name) for share in shares]
+    for number in range(max(len(share.known) for share in shares)):
+        for share, own in zip(shares, entries, strict=True):
+            if number < len(share.known):
+                begin = share.known[number - 1][which] if number else 0
+                yield from own[begin : share.known[number][which]]
+
+
+def _joined(shares: Sequence[Share], group: str, collect: Collector) -> Columns:
+    """The rows of one table of events in the order of the file, with the ids of all shares."""
+    names = COLUMNS[group]
+    tables, blocks = [], []
+    for index, share in enumerate(shares):
+        counts, data = share.rows[group]
+        table = np.frombuffer(data, np.int64).reshape(len(names), -1).copy()
+        for name, kind in _IDS.items():
+            if name in names:
+                row = names.index(name)
+                table[row] = _ids(getattr(share, kind), getattr(collect, kind))[table[row]]
+        tables.append(table)
+        blocks.append(np.repeat(np.arange(len(counts)) * len(shares) + index, counts))
+    order = np.argsort(np.concatenate(blocks), kind="stable")
+    out = Columns(names)
+    out.add(*np.concatenate(tables, axis=1)[:, order])
+    return out
+
+
+def _ids(keys: Sequence[Any], table: dict[Any, int]) -> Ints:
+    """The id of each key in the table of all; the last one stands for an absent one (-1)."""
+    return np.array([*(table[key] for key in keys), NONE], np.int64)
