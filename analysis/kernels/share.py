@@ -92,12 +92,10 @@ def _of_own_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | No
         else op_kind(call.name, None)
         for call, work in zip(calls, works, strict=True)
     ]
-    of_op = [None if i is None else kinds[i] for i in frame["call"].to_list()]
-    same = [
-        op is not None and op != "unknown" and _alike(op) == _alike(kind)
-        for op, kind in zip(of_op, frame["kind"].to_list(), strict=True)
-    ]
-    return pl.Series(same, dtype=pl.Boolean)
+    of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
+    distinct = frame["kind"].unique().to_list()
+    own = frame["kind"].replace_strict(distinct, [_alike(kind) for kind in distinct])
+    return (of_call.gather(frame["call"]) == own).fill_null(value=False)
 
 
 def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:

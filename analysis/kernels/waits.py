@@ -123,15 +123,21 @@ def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[
     return out
 
 
+def _named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
+    """Which of the names match, each looked at once."""
+    distinct, which = np.unique(names, return_inverse=True)
+    found = [pattern.search(trace.names[i]) is not None for i in distinct.tolist()]
+    return np.array(found, bool)[which]
+
+
 def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:
     """What a thread was in, each with all that goes before it: an instant inside of several counts
     for the first."""
     ops = trace.ops
     calls = {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
     own = np.flatnonzero(calls["thread"] == thread)
-    names = [trace.names[i] for i in calls["name"][own].tolist()]
-    copy = np.array([_COPY.search(name) is not None for name in names], bool)
-    sync = np.array([_SYNC.search(name) is not None for name in names], bool)
+    called = calls["name"][own]
+    copy, sync = (_named(trace, called, pattern) for pattern in (_COPY, _SYNC))
     begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     every = (

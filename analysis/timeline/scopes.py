@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
     for i, name in enumerate(classes):
         above = up[i]
         layer[i], scope[i] = (layer[above], scope[above]) if above >= 0 else (None, "model")
-        if _LAYER_CLASS.search(name) and layer[i] is None:
+        if layer[i] is None and _is_layer(name):
             layer[i], scope[i] = numbers[i], "layer"
         elif layer[i] is not None and scope[i] == "layer":
             scope[i] = _scope_of_class(name)
@@ -145,6 +146,22 @@ def _number(label: str) -> int | None:
     return int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 9 else None
 
 
+@lru_cache(maxsize=4096)
+def _is_layer(name: str) -> bool:
+    return _LAYER_CLASS.search(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _role_of_class(name: str) -> str | None:
+    return next((role for role, pattern in _BY_CLASS if pattern.search(name)), None)
+
+
+@lru_cache(maxsize=4096)
+def _is_linear(name: str) -> bool:
+    return _LINEAR_CLASS.search(name) is not None
+
+
+@lru_cache(maxsize=4096)
 def _scope_of_class(name: str) -> str:
     if "Norm" in name:
         return "layer"
@@ -160,10 +177,10 @@ def _roles_of_children(
 ) -> dict[int, str]:
     """Roles of the modules called directly inside one call of `around`, by class and order."""
     roles: dict[int, str] = {}
-    linears = [i for i in children if _LINEAR_CLASS.search(classes[i])]
+    linears = [i for i in children if _is_linear(classes[i])]
     norms = [i for i in children if "Norm" in classes[i]]
     for i in children:
-        role = next((role for role, pattern in _BY_CLASS if pattern.search(classes[i])), None)
+        role = _role_of_class(classes[i])
         if role == "embedding" and layer[i] is not None:
             role = None
         if classes[i] == "RadixAttention" or classes[i] == "Attention" and not linears:

@@ -7,7 +7,7 @@ of a block, for one event after the other costs more than decoding it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -101,15 +101,24 @@ class Collector:
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
         groups: dict[str, list[Event]] = {group: [] for group in COLUMNS}
+        append: dict[str | None, Callable[[Event], None]] = {
+            cat: groups[group].append for cat, group in _GROUPS.items()
+        }
         for event in events:
-            group = _GROUPS.get(event.cat or "")
-            if group is not None and event.ph == "X":
-                groups[group].append(event)
+            take_it = append.get(event.cat)
+            if take_it is not None and event.ph == "X":
+                take_it(event)
         marks = groups[_MARK]
         groups[_MARK] = [
-            e for e in marks if e.cat != "python_function" or e.name.startswith(MODULE)
+            e for e in marks if e.name.startswith(MODULE) or e.cat != "python_function"
         ]
-        groups[_FRAME] = [e for e in marks if e.cat == "python_function" and _is_long(e.dur)]
+        groups[_FRAME] = [
+            e
+            for e in marks
+            if (us := e.dur) is not None
+            and (us >= _LONG_FRAME if type(us) is float else _is_long(us))
+            and e.cat == "python_function"
+        ]
         self.stacks += sum(e.cat == "python_function" for e in marks)
         # Those profilers wrote annotations among the ops.
         groups[_MARK] += [
@@ -234,6 +243,8 @@ def _short(names: list[str]) -> list[str]:
 def ids_of(values: list[Any]) -> list[int]:
     """Ids as they are, NONE for what is none; a text of digits is one."""
     types = set(map(type, values))
+    if types == {type(None)}:
+        return [NONE] * len(values)
     if types == {int, type(None)}:
         values = [NONE if value is None else value for value in values]
         types = {int}
