@@ -34,6 +34,7 @@ class Share(msgspec.Struct, array_like=True):
     malformed: int
     repaired: bool
     dropped: dict[str, int]
+    stacks: int
     names: list[str]
     threads: list[tuple[Any, Any]]
     calls: list[tuple[str, bytes, bytes, bytes, bytes]]
@@ -68,6 +69,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         malformed=source.malformed,
         repaired=source.repaired,
         dropped=collect.dropped,
+        stacks=collect.stacks,
         names=list(collect.names),
         threads=list(collect.threads),
         calls=list(collect.calls),
@@ -96,6 +98,7 @@ def join_shares(
     source.meta, source.cut, source.behind = last[0].meta, last[0].cut, last[0].behind
     source.malformed = sum(share.malformed for share in shares)
     source.repaired = any(share.repaired for share in shares)
+    collect.stacks = sum(share.stacks for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
         for key in _in_order(shares, name):

@@ -45,6 +45,7 @@ def same(path: Path, found: Any) -> None:
     for group, table in alone[1].tables.items():
         assert np.array_equal(found[1].tables[group].together(), table.together()), group
     assert found[1].dropped == alone[1].dropped
+    assert found[1].stacks == alone[1].stacks
     assert found[0] == alone[0]
 
 
@@ -55,10 +56,12 @@ def test_shares_together_are_the_whole(
 ) -> None:
     monkeypatch.setattr(reader, "BLOCK", 2048)
     events = [event(i, **({"name": 5} if i == 50 else {})) for i in range(200)]
+    events += [event(i, cat="python_function", dur=90.0 + i) for i in range(20)]
     path = write(tmp_path / f"t.{suffix}", events, deviceProperties=[{"id": 0}])
     found = together(path, count)
     same(path, found)
     assert found[0].malformed == 1
+    assert found[1].stacks == 20
     assert found[0].meta == {"schemaVersion": 1, "deviceProperties": [{"id": 0}]}
 
 
