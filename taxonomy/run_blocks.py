@@ -52,13 +52,13 @@ class Census:
 class GemmTime:
     """A product [M, K] x [K, N] on the device: the median of its repeats."""
 
-    dtype: str
-    m: int
-    n: int
-    k: int
-    median_ns: int
-    repeats: int
-    flop_per_s: float
+    dtype: str = ""
+    m: int = 0
+    n: int = 0
+    k: int = 0
+    median_ns: int = 0
+    repeats: int = 0
+    flop_per_s: float = 0.0
     as_read: Mapping[str, Any] | None = as_read()
 
 
@@ -126,7 +126,7 @@ class Passes:
 class CalibratedDevice:
     """A row of the device table that `calibrate` measured."""
 
-    name: str
+    name: str = ""  # not in an anonymous bundle
     aliases: list[str] = field(default_factory=list)
     vendor: str = ""
     dense_flop_per_s: dict[str, float] = field(default_factory=dict)

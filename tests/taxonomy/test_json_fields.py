@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import Any
 
 import pytest
 
+from prunescope.taxonomy import run_blocks
 from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
 
@@ -44,3 +46,12 @@ def test_what_is_changed_after_reading_is_written() -> None:
     census = read(Census, {"matrices": [ROW]})
     census.matrices[0].layer = 3
     assert plain(census) == {"matrices": [{**ROW, "layer": 3}]}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [kind for kind in vars(run_blocks).values() if is_dataclass(kind)],
+    ids=lambda kind: kind.__name__,
+)
+def test_what_an_older_or_anonymous_run_lacks_has_a_default(block: type[Any]) -> None:
+    assert plain(read(block, {})) == {}
