@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from prunescope.taxonomy.dtypes import ITEMSIZE, dtype
@@ -92,7 +93,7 @@ def refuse_empty(args: Iterable[str]) -> None:
 def bare_json(args: list[str]) -> list[str]:
     """`--json` without a target means standard output, in every command that has it."""
     full: list[str] = []
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in pairwise([*args, "--"]):
         bare = arg == "--json" and following.startswith("-") and following != "-"
         full += [arg, "-"] if bare else [arg]
     return full

@@ -96,3 +96,7 @@ def test_json_without_a_target_is_standard_output(
     command: str, typed: list[str], meant: list[str]
 ) -> None:
     assert bare_json([command, *typed]) == [command, *meant]
+
+
+def test_a_command_line_of_nothing_stays_so() -> None:
+    assert bare_json([]) == []
