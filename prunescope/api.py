@@ -328,8 +328,10 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
 
         return known()
     from prunescope.taxonomy.architectures import read_architecture
+    from prunescope.taxonomy.json_fields import plain
 
-    return read_architecture(str(architecture))
+    found: dict[str, Any] = plain(read_architecture(str(architecture)))
+    return found
 
 
 def devices() -> tuple[Device, ...]:

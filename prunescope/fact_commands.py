@@ -79,11 +79,12 @@ def _families(*, architecture: Architecture = None, json_target: Json = None) ->
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families
+    from prunescope.taxonomy.json_fields import plain
 
     check_target(json_target)
     if architecture is not None:
-        found = read_architecture(architecture)
-        view = applicable(found)
+        described = read_architecture(architecture)
+        found, view = plain(described), applicable(described)
     else:
         found = {"families": [family.to_dict() for family in families()]}
         view = listings.families(found)

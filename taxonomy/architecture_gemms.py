@@ -1,11 +1,11 @@
 """The GEMMs of an architecture's layer, and which of them a family moves.
 
-In: Traits. Out: plain JSON values. (N, K) are output and input features; None is not known.
+In: Traits. Out: LayerGemm, Moved. (N, K) are output and input features; None is not known.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 from prunescope.taxonomy.applies import no_heads
 from prunescope.taxonomy.architecture_traits import Traits
@@ -13,6 +13,27 @@ from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import GROUPS
 
 _HEADS = ("qkv", "qk", "pv", "o")
+Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGemm:
+    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys."""
+
+    role: str
+    group: str
+    m: Size
+    n: Size
+    k: Size
+    count: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The axis of a group that a family shrinks, and in which matrices, [N, K] by role."""
+
+    axis: str
+    matrices: dict[str, list[int | None]]
 
 
 def matrices(traits: Traits) -> dict[str, tuple[int | None, int | None]]:
@@ -40,36 +61,35 @@ def _attention_and_mlp(traits: Traits) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def products(traits: Traits) -> list[dict[str, Any]]:
+def products(traits: Traits) -> list[LayerGemm]:
     """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head. What a
     mixer does between its projections, a convolution and a recurrence, is no GEMM."""
     shape = traits.shape
     experts = shape.experts if shape else 0
-    rows: list[dict[str, Any]] = [
-        {
-            "role": role,
-            "group": _group(role),
-            "m": "expert rows" if role.startswith("experts ") else "T",
-            "n": n,
-            "k": k,
-            "count": experts if role.startswith("experts ") else 1,
-        }
+    rows = [
+        LayerGemm(
+            role=role,
+            group=_group(role),
+            m="expert rows" if role.startswith("experts ") else "T",
+            n=n,
+            k=k,
+            count=experts if role.startswith("experts ") else 1,
+        )
         for role, (n, k) in matrices(traits).items()
     ]
     if shape is None:
         return rows
-    heads = {"role": "attention", "m": "S", "count": shape.heads}
-    products = [
-        {**heads, "group": "qk", "n": "L", "k": shape.head_dim},
-        {**heads, "group": "pv", "n": shape.value_dim, "k": "L"},
-    ]
-    place = next((i for i, row in enumerate(rows) if row["group"] == "o"), len(rows))
+    head = LayerGemm(
+        role="attention", group="qk", m="S", n="L", k=shape.head_dim, count=shape.heads
+    )
+    products = [head, replace(head, group="pv", n=shape.value_dim, k="L")]
+    place = next((i for i, row in enumerate(rows) if row.group == "o"), len(rows))
     return [*rows[:place], *products, *rows[place:]]
 
 
-def moved_gemms(one: Family, traits: Traits) -> dict[str, Any]:
-    """GEMM group -> {"axis", "matrices": {role: [N, K]}} of the groups that the family moves."""
-    moved: dict[str, Any] = {}
+def moved_gemms(one: Family, traits: Traits) -> dict[str, Moved]:
+    """By GEMM group, those that the family moves."""
+    moved: dict[str, Moved] = {}
     sizes = matrices(traits)
     heads = one.cuts_heads and not no_heads(traits)
     for group, axis in one.axes.items():
@@ -82,13 +102,13 @@ def moved_gemms(one: Family, traits: Traits) -> dict[str, Any]:
         if heads and products:
             axis = "heads"  # M, N and K of one head stay: there are fewer of them
         if products or inside:
-            moved[group] = {"axis": axis, "matrices": inside}
+            moved[group] = Moved(axis, inside)
     mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
     if mixers and one.mixers == "rows":
-        moved["other"] = {"axis": "M", "matrices": mixers}
+        moved["other"] = Moved("M", mixers)
     elif mixers and one.mixers == "stream":
         stream = {r: s for r, s in mixers.items() if s[r.startswith("mixer_in")] == traits.hidden}
-        moved["other"] = {"axis": "NK", "matrices": stream}  # K of what reads, N of what writes
+        moved["other"] = Moved("NK", stream)  # K of what reads, N of what writes
     return moved
 
 

@@ -1,19 +1,20 @@
 """Which families apply to an architecture, to which of its GEMMs, and why the others do not.
 
-In: a model's config (a dict, a config.json, a folder or a preset). Out: plain JSON values, as
-`prunescope families --architecture CONFIG` prints them. (N, K) are output and input features.
+In: a model's config (a dict, a config.json, a folder or a preset). Out: Described; its plain values
+are what `prunescope families --architecture CONFIG` prints. (N, K) are output and input features.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.applies import NO
-from prunescope.taxonomy.architecture_gemms import matrices, moved_gemms, products
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from prunescope.taxonomy.architecture_gemms import LayerGemm, Moved, matrices, moved_gemms, products
+from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits, read_traits
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import pruning_families
@@ -24,18 +25,51 @@ from prunescope.taxonomy.shape import ModelShape
 _MAX_BYTES = 1 << 24
 
 
-def known_architectures() -> list[dict[str, Any]]:
-    """Every entry of the table: {"title", "ids"}."""
-    return [{"title": entry.title, "ids": list(entry.ids)} for entry in ARCHITECTURES]
+@dataclass(frozen=True)
+class Mechanism:
+    """A kind of attention or mixer, or what goes with one, and in how many layers."""
+
+    id: str
+    layers: int
+    text: str
 
 
-def read_architecture(name: str) -> dict[str, Any]:
-    """`describe` of a config.json, a folder that holds one, or a preset.
+@dataclass(frozen=True, kw_only=True)
+class Applicable:
+    """Whether a family applies to an architecture ("yes", "partly", "no"), what it moves by GEMM
+    group, and why not all. `realised`: whether the tool can prune it so; None for an architecture
+    without an entry, which is checked as it is pruned."""
+
+    id: str
+    applies: str
+    realised: bool | None
+    gemms: dict[str, Moved]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """An architecture; `title` is None, and `known` false, without an entry in the table.
+
+    `matrices`: [N, K] by role; `gemms`: those of a layer.
+    """
+
+    model_type: str
+    title: str | None
+    known: bool
+    mechanisms: list[Mechanism]
+    matrices: dict[str, list[int | None]]
+    gemms: list[LayerGemm]
+    families: list[Applicable]
+
+
+def read_architecture(name: str) -> Described:
+    """`described` of a config.json, a folder that holds one, or a preset.
 
     Raises PrunescopeError where there is none, with the nearest names.
     """
     if name.lower() in preset_names():
-        return describe(preset_config(name))
+        return described(preset_config(name))
     path = Path(name).expanduser()
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
@@ -51,49 +85,42 @@ def read_architecture(name: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PrunescopeError(f"{name} is no JSON", hint="give a model's config.json") from error
-    return describe(config)
+    return described(config)
 
 
-def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model_type", "title", "known", "mechanisms", "matrices", "gemms", "families"} of a config.
-
-    `gemms`: {"role", "group", "m", "n", "k", "count"} of each GEMM of a layer; a dimension is a
-    number, "T" (tokens), "S" (queries), "L" (keys), "expert rows", or null (not known). A family
-    has "applies" (yes, partly, no), "realised" (whether the tool can prune it so; null for an
-    architecture without an entry, which is checked as it is pruned), "gemms" (group -> axis and
-    matrices), "why". Raises PrunescopeError on a config that is no decoder's.
-    """
+def described(config: Mapping[str, Any]) -> Described:
+    """What a config says. Raises PrunescopeError on one that is no decoder's."""
     traits = read_traits(config)
-    return {
-        "model_type": traits.model_type,
-        "title": traits.entry.title if traits.entry else None,
-        "known": traits.entry is not None,
-        "mechanisms": _mechanisms(traits),
-        "matrices": {role: list(size) for role, size in matrices(traits).items()},
-        "gemms": products(traits),
-        "families": [_verdict(one, traits) for one in pruning_families()],
-    }
+    return Described(
+        model_type=traits.model_type,
+        title=traits.entry.title if traits.entry else None,
+        known=traits.entry is not None,
+        mechanisms=_mechanisms(traits),
+        matrices={role: list(size) for role, size in matrices(traits).items()},
+        gemms=products(traits),
+        families=[_verdict(one, traits) for one in pruning_families()],
+    )
 
 
-def _mechanisms(traits: Traits) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _mechanisms(traits: Traits) -> list[Mechanism]:
+    found: list[Mechanism] = []
     shape = traits.shape
     if shape is not None:
         layers = shape.layers - shape.other_layers
         kv = f"{shape.kv_heads} KV head{'s' * (shape.kv_heads != 1)}"
         heads = f"{shape.heads} query heads, {kv} of {shape.head_dim}"
-        found.append({"id": _attention(shape), "layers": layers, "text": heads})
+        found.append(Mechanism(_attention(shape), layers, heads))
         if shape.window and shape.sliding_layers:
             text = f"a query sees {shape.window} keys"
-            found.append({"id": "sliding", "layers": shape.sliding_layers, "text": text})
+            found.append(Mechanism("sliding", shape.sliding_layers, text))
         if shape.sinks:
-            found.append({"id": "sinks", "layers": layers, "text": "a learnt logit for each head"})
+            found.append(Mechanism("sinks", layers, "a learnt logit for each head"))
         if shape.experts:
             text = f"{shape.experts_per_token} of {shape.experts} experts a token"
-            found.append({"id": "experts", "layers": shape.moe_layers, "text": text})
+            found.append(Mechanism("experts", shape.moe_layers, text))
     if traits.mixer:
         text = f"{traits.mixer}{', beside attention' if traits.beside else ''}"
-        found.append({"id": _mixer_id(traits.mixer), "layers": traits.mixer_layers, "text": text})
+        found.append(Mechanism(_mixer_id(traits.mixer), traits.mixer_layers, text))
     return found
 
 
@@ -109,16 +136,16 @@ def _mixer_id(mixer: str) -> str:
     return {"state space": "SSM", "short convolution": "convolution"}.get(mixer, "linear")
 
 
-def _verdict(one: Family, traits: Traits) -> dict[str, Any]:
+def _verdict(one: Family, traits: Traits) -> Applicable:
     applies, why = one.applies(traits)
     realised, reason = _realised(one, traits) if applies != NO else (False, "")
-    return {
-        "id": one.id,
-        "applies": applies,
-        "realised": realised,
-        "gemms": {} if applies == NO else moved_gemms(one, traits),
-        "why": "; ".join(part for part in (why, reason) if part),
-    }
+    return Applicable(
+        id=one.id,
+        applies=applies,
+        realised=realised,
+        gemms={} if applies == NO else moved_gemms(one, traits),
+        why="; ".join(part for part in (why, reason) if part),
+    )
 
 
 def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:

@@ -10,9 +10,9 @@ import pytest
 
 from prunescope.taxonomy.architecture import Architecture, Unwritten
 from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
-from prunescope.taxonomy.architectures import describe, known_architectures, read_architecture
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from tests.described import describe, read_architecture
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -290,7 +290,7 @@ def test_configs_are_read_from_files_folders_and_presets(tmp_path: Path) -> None
 
 
 def test_the_table_has_one_entry_a_model_type() -> None:
-    assert sum(len(one["ids"]) for one in known_architectures()) == len(BY_ID)
+    assert sum(len(one.ids) for one in ARCHITECTURES) == len(BY_ID)
 
 
 def test_a_row_of_the_table_is_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.gemm import Gemm
@@ -17,6 +16,7 @@ from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_schema import first_wrong
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
+from tests.described import describe
 
 PLAIN: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,

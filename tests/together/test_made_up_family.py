@@ -13,10 +13,10 @@ import prunescope
 from prunescope.analysis import verdict
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.taxonomy import families as folder
-from prunescope.taxonomy.architectures import read_architecture
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.tracer import pruners
+from tests.described import read_architecture
 from tests.small_capture import phases_unrecorded, small_trace
 
 pytestmark = pytest.mark.torch

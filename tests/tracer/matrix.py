@@ -19,7 +19,6 @@ from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.families.token_drop import ranked
@@ -32,6 +31,7 @@ from prunescope.tracer.capture.session import capture
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import Loaded
 from prunescope.tracer.pruners import family_point, pruner
+from tests.described import describe
 from tests.small_capture import PEAKS
 from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model

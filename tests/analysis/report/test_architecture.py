@@ -11,7 +11,7 @@ from rich.console import Console
 
 import prunescope
 from prunescope.analysis.report.architecture import applicable
-from prunescope.taxonomy.architectures import describe
+from prunescope.taxonomy.architectures import described
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_next", "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 
 def shown(config: dict[str, Any], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(applicable(describe(config)))
+    console.print(applicable(described(config)))
     out: str = console.file.getvalue()  # type: ignore[attr-defined]
     return out
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from prunescope.taxonomy.architecture_table import ARCHITECTURES
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied, family_point, pruner
+from tests.described import describe
 from tests.tracer.tiny_models import TINY, tiny_model
 
 pytestmark = pytest.mark.torch

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.routing.row_router import Rows
+from tests.described import describe
 from tests.tracer.dynamic_masks import ALL, PROMPT, assert_dropped, assert_skipped, masked
 from tests.tracer.dynamic_reference import (
     assert_logits,

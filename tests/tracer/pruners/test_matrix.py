@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import family_point, pruner
+from tests.described import describe
 from tests.tracer.matrix import FAMILIES, FROM_TRACES, Cell, matrix_row
 from tests.tracer.tiny_models import TINY
 

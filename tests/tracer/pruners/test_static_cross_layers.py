@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from prunescope.taxonomy.architectures import describe
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
@@ -21,6 +20,7 @@ from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners import static_nk_cross as cross
 from prunescope.tracer.residual.stream import read_stream
 from prunescope.tracer.residual.sublayers import remove_sublayers
+from tests.described import describe
 from tests.tracer.architectures import FEW, distance
 from tests.tracer.tiny_models import TINY, tiny_config, tiny_model
 
