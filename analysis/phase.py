@@ -215,9 +215,8 @@ def _check(dense: SidePhase, pruned: SidePhase) -> None:
 def _nominal(pruned: SidePhase) -> float | None:
     """Nominal sparsity of a run that the tool pruned."""
     pruning = pruned.side.run.pruning if pruned.side.run else None
-    value = (pruning or {}).get("sparsity")
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
-    return float(value) if usable else None  # type: ignore[arg-type]
+    value = pruning.sparsity if pruning else None
+    return float(value) if value is not None and 0 <= value < 1 else None
 
 
 def _pairing(units: Units) -> Pairing:

@@ -240,7 +240,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
 def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
     if request.model is not None:
         return read_model(request.model)[0]
-    written = run.model.get("shape") if run else None
+    written = run.model.shape if run else None
     try:
         return ModelShape(**written)  # type: ignore[arg-type]
     except TypeError:  # none, or fields of another version

@@ -17,7 +17,15 @@ from typing import Any
 from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import left_out
-from prunescope.taxonomy.run_blocks import Census, DeviceEntry, InputText, TimingNote
+from prunescope.taxonomy.run_blocks import (
+    Census,
+    DeviceEntry,
+    InputText,
+    ModelEntry,
+    Pruning,
+    TimingNote,
+    Twin,
+)
 from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
@@ -77,7 +85,7 @@ class Run:
     """The manifest of one variant. Unknown keys of a newer minor version are kept in `extra`."""
 
     variant: str  # "dense" | "pruned"
-    model: dict[str, Any]  # id, architecture, config, shape
+    model: ModelEntry
     phases: dict[str, PhaseRun]
     dtype: str
     device: DeviceEntry
@@ -87,9 +95,9 @@ class Run:
     weight_bytes: int | None = None
     parameters: int | None = None
     layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
-    pruning: dict[str, Any] | None = None
+    pruning: Pruning | None = None
     census: Census | None = None
-    twin: dict[str, str] | None = None  # {"path": relative path of the dense run.json, "sha256"}
+    twin: Twin | None = None
     schema: int = SCHEMA
     tool: str = ""
     inputs: InputText | None = left_out()

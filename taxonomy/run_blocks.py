@@ -11,6 +11,9 @@ from typing import Any
 
 from prunescope.taxonomy.json_fields import as_read, left_out
 
+# What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
+Record = dict[str, Any]
+
 
 @dataclass(kw_only=True)
 class Matrix:
@@ -181,4 +184,61 @@ class InputText:
     sha256: str | None = left_out()  # of the text
     part: str | None = left_out()
     seed: int | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class ModelEntry:
+    """The model of a run, as it is run. `config`: that of transformers, without paths."""
+
+    id: str | None = None
+    source: str | None = left_out()  # "folder" | "hub" | "gguf" | "preset" | "capture"
+    architecture: str | None = None  # its class
+    config: dict[str, Any] | None = None
+    shape: dict[str, Any] | None = None  # the fields of ModelShape; null: it has none
+    notes: list[str] | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Matched:
+    """What a sparsity was solved for: a share of FLOPs, parameters or bytes."""
+
+    by: str | None = None
+    asked: float | None = None
+    own: float | None = None  # of the family's own unit
+    phase: str | None = None
+    removed: dict[str, float] | None = None  # shares, by what is counted
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Pruning:
+    """What the tool did. What a family or a function records beside this stays in `as_read`."""
+
+    method: str | None = None
+    sparsity: float | None = None  # nominal; null for a composite
+    selection: str | None = left_out()  # "random" | "calibrated" | "greedy"
+    knobs: dict[str, Any] | None = left_out()
+    # Shares of FLOPs, parameters and bytes that go, by phase; null where there is no theory.
+    theory: dict[str, dict[str, float]] | None = left_out()
+    kept: dict[str, Any] | None = left_out()  # dimensions, as the family names them
+    removed: dict[str, list[int]] | None = left_out()  # layers of the dense model, by what went
+    backend: str | None = left_out()  # how zeros are stored, or blocks skipped
+    calibration: dict[str, Any] | None = left_out()
+    match: Matched | None = left_out()
+    notes: list[str] | None = left_out()
+    parts: list[Pruning] = left_out(list)  # of a composite, in turn
+    recovery: dict[str, Any] | None = left_out()
+    seed: int | None = left_out()
+    realised: dict[str, float] | None = left_out()
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Twin:
+    """The dense run.json of a pruned run: its path from the pruned run's folder."""
+
+    path: str | None = None
+    sha256: str | None = None
     as_read: Mapping[str, Any] | None = as_read()

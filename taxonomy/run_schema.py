@@ -222,6 +222,13 @@ _RUN = _Fields(
                     "selection": _Maybe(_is_name),
                     "removed": _Maybe(_Each(_Each(_LAYER, list, MAX_LAYERS), dict)),
                     "notes": _Maybe(_Each(_is_text, list)),
+                    "theory": _Maybe(_Each(_is_object, dict)),
+                    "kept": _Maybe(_is_object),
+                    "backend": _Maybe(_is_name),
+                    "calibration": _Maybe(_is_object),
+                    "match": _Maybe(_Fields({"by": _Maybe(_is_name), "own": _Maybe(_is_number)})),
+                    "parts": _Each(_is_object, list),
+                    "recovery": _Maybe(_is_object),
                 }
             )
         ),

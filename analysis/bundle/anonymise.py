@@ -22,7 +22,7 @@ from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
-from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
 
 T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096
@@ -141,7 +141,7 @@ class Scrubber:
             run,
             **{name: self.value(name, getattr(run, name)) for name in kept},
             phases=phases,
-            model=self._model(run.model),
+            model=read(ModelEntry, self._model(plain(run.model))),
             device=read(DeviceEntry, self._device(plain(run.device))),
             inputs=self._block("inputs", run.inputs),
             timing=self._block("timing", run.timing),
@@ -217,12 +217,12 @@ class Scrubber:
         system = versions.get("system", "")
         return {**kept, "system": system} if _SYSTEM.fullmatch(system) else kept
 
-    def _pruning(self, pruning: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _pruning(self, pruning: Pruning | None) -> Pruning | None:
         if pruning is None:
             return None
-        method = pruning.get("method")
-        kept: dict[str, Any] = self.value("pruning", pruning)
-        return {"method": method if _of_families(method) else "custom", **kept}
+        kept = self.value("pruning", plain(pruning))
+        method = pruning.method if _of_families(pruning.method) else "custom"
+        return read(Pruning, {"method": method, **kept})
 
     def _block(self, key: str, block: T | None) -> T | None:
         return block and read(type(block), self.value(key, plain(block)))

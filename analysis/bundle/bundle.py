@@ -32,6 +32,7 @@ from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
+from prunescope.taxonomy.run_blocks import Twin
 
 SCHEMA = 1
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
@@ -200,7 +201,7 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
             name: _phase(phase, original[name], folder, place, scrub)
             for name, phase in run.phases.items()
         }
-        twin = {"path": f"../dense/{MANIFEST}", "sha256": digest} if digest else None
+        twin = Twin(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
         run = replace(run, phases=phases, twin=twin)
         text = run.to_json().encode()
         (place / MANIFEST).write_bytes(text)

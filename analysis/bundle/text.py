@@ -102,7 +102,7 @@ def _limits(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
     yield ""
     for name, report in reports.items():
         pruned = runs[name].get("pruned")
-        how = (pruned.pruning or {}).get("selection") if pruned else None
+        how = pruned.pruning.selection if pruned and pruned.pruning else None
         facts = [
             f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
         ]

@@ -132,8 +132,7 @@ def skipped_executed(c: Context) -> Finding | None:
 
 def _method(c: Context) -> str | None:
     pruning = c.side.run.pruning if c.side.run else None
-    method = (pruning or {}).get("method")
-    return method if isinstance(method, str) else None
+    return pruning.method if pruning else None
 
 
 def _families(c: Context) -> list[Family]:

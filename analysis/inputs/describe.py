@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prunescope.analysis.inputs.subject import Noticed, Side
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+from prunescope.taxonomy.run_blocks import Pruning
 
 
 def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
@@ -14,15 +15,15 @@ def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
         if side.ranks:
             bare["ranks"] = [rank for rank in side.ranks if rank not in noticed.left_out]
         return bare
-    run, pruning = side.run, side.run.pruning or {}
+    run, pruning = side.run, side.run.pruning or Pruning()
     return SubjectFacts(
         name=f"{side.path.parent.name}/{side.path.name}",
         variant=run.variant,
-        model=run.model.get("id"),
-        architecture=run.model.get("architecture"),
-        method=pruning.get("method"),
-        sparsity=pruning.get("sparsity"),
-        selection=pruning.get("selection"),
+        model=run.model.id,
+        architecture=run.model.architecture,
+        method=pruning.method,
+        sparsity=pruning.sparsity,
+        selection=pruning.selection,
         dtype=run.dtype,
         versions=run.versions,
         argv=run.argv,

@@ -45,7 +45,7 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
     run = read_run(chosen)
     if run.twin is None:
         return Paths(chosen, None, warnings)
-    twin = (chosen / str(run.twin.get("path", ""))).parent.resolve()
+    twin = (chosen / (run.twin.path or "")).parent.resolve()
     inside = chosen.resolve().parent.parent
     if not twin.is_relative_to(inside) and not twin.is_relative_to(inside.parent):
         raise PrunescopeError(
@@ -54,10 +54,10 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
         )
     if not is_there(twin) or not (twin / MANIFEST).is_file():
         raise PrunescopeError(
-            f"the dense twin of {chosen.name}/ is missing ({str(run.twin.get('path'))[:200]})",
+            f"the dense twin of {chosen.name}/ is missing ({str(run.twin.path)[:200]})",
             hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
         )
-    if run.twin.get("sha256") != sha256_of(twin / MANIFEST):
+    if run.twin.sha256 != sha256_of(twin / MANIFEST):
         warnings.append("the dense run.json is not the one that this run was traced with")
     return Paths(chosen, twin, warnings)
 

@@ -23,6 +23,7 @@ from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run, read_run
+from prunescope.taxonomy.run_blocks import Pruning
 
 SWEEP = "sweep.json"
 _LOSS = ("kl", "kl_ci95", "agreement", "agreement_ci95", "bits_per_byte", "perplexity",
@@ -142,7 +143,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         )
     dense = phase.baseline.unprofiled_ns if phase.baseline else None
     subject = {
-        "model": run.model.get("id"),
+        "model": run.model.id,
         "device": report.device.get("name"),
         "dtype": run.dtype,
         "threads": run.device.threads,
@@ -227,14 +228,14 @@ def _relative(quality: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simulated(run: Run) -> str | None:
-    pruning = run.pruning or {}
-    if pruning.get("backend") == "masked":
+    pruning = run.pruning or Pruning()
+    if pruning.backend == "masked":
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
     # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
-    ruled = (pruning.get("knobs") or {}).get("keep") == "recent"
-    routers = (pruning.get("recovery") or {}).get("routers") or ()
+    ruled = (pruning.knobs or {}).get("keep") == "recent"
+    routers = (pruning.recovery or {}).get("routers") or ()
     taught = any(one.get("trained") for one in routers)  # then their scores decide
-    drawn = pruning.get("selection") == "random" and not taught
+    drawn = pruning.selection == "random" and not taught
     if run.census and run.census.dynamic and drawn and not ruled:
         return "decisions drawn at random, at the full cost of making them"
     return None

@@ -16,6 +16,7 @@ from prunescope.analysis.pareto.pareto import Entry, point_of
 from prunescope.analysis.schema.pareto import Point
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.run_blocks import Pruning
 
 _HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speedup_low",
          "speedup_high", "perplexity_rel", "low", "high", "perplexity_rel_recovered",
@@ -54,12 +55,12 @@ def _points(
                 continue
             if phase_name not in ("prefill", "decode"):
                 continue
-            pruning = run.pruning or {}
+            pruning = run.pruning or Pruning()
             entry = Entry(
                 id=name,
-                family=str(pruning.get("method") or "checkpoint"),
+                family=str(pruning.method or "checkpoint"),
                 state="done",
-                sparsity=pruning.get("sparsity"),
+                sparsity=pruning.sparsity,
                 phase=phase_name,  # type: ignore[arg-type]
                 batch=entered.batch,
                 prompt_len=entered.prompt_len,
@@ -72,7 +73,7 @@ def _points(
 def _row(phase: str, point: Point, run: Run, *, on_frontier: bool) -> list[Any]:
     loss = point.loss or {}
     other = loss.get("other_text") or {}
-    steps = ((run.pruning or {}).get("recovery") or {}).get("steps")
+    steps = ((run.pruning and run.pruning.recovery) or {}).get("steps")
     values = [
         phase, point.id, point.family, point.sparsity, point.batch, point.prompt_len,
         point.realised, *(point.realised_ci95 or (None, None)),

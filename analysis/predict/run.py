@@ -22,6 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.shape import ModelShape
 
 # Steps of the realised ladder over the same steps of the predicted one, then the ledger's rows from
@@ -108,7 +109,7 @@ def _in_noise(row: Row | None) -> bool:
 
 def _family(side: Side, verdict: str | None) -> Family | None:
     by_id = {f.id: f for f in pruning_families()}
-    method = ((side.run.pruning if side.run else None) or {}).get("method")
+    method = side.run.pruning.method if side.run and side.run.pruning else None
     found = next((by_id[name] for name in (method, verdict) if name in by_id), None)
     if found and found.without_sparse_units and not _has_sparse_units(side.peaks):
         return family(found.without_sparse_units)
@@ -117,11 +118,9 @@ def _family(side: Side, verdict: str | None) -> Family | None:
 
 def _own_sparsity(side: Side, nominal: float | None) -> float | None:
     """That of the family's own unit, where the run was matched by FLOPs, parameters or bytes."""
-    match = ((side.run.pruning if side.run else None) or {}).get("match")
-    own = match.get("own") if isinstance(match, dict) else None
-    if isinstance(own, int | float) and not isinstance(own, bool) and 0 < own < 1:
-        return float(own)
-    return nominal
+    match = side.run.pruning.match if side.run and side.run.pruning else None
+    own = match.own if match else None
+    return float(own) if own is not None and 0 < own < 1 else nominal
 
 
 def _has_sparse_units(peaks: Peaks | None) -> bool:
@@ -129,15 +128,15 @@ def _has_sparse_units(peaks: Peaks | None) -> bool:
 
 
 def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
-    shape = (dense.run.model.get("shape") if dense.run else None) or None
+    shape = dense.run.model.shape if dense.run else None
     peaks, run = pruned.peaks, pruned.run
-    if not isinstance(shape, dict) or peaks is None or run is None or not peaks.byte_per_s:
+    if not shape or peaks is None or run is None or not peaks.byte_per_s:
         return None
     rate = peaks.flop_per_s.get(run.dtype) or peaks.flop_per_s.get(_LIKE.get(run.dtype, ""))
     if not rate:
         return None
-    knobs = (run.pruning or {}).get("knobs")
-    known = {k: v for k, v in (knobs or {}).items() if k in chosen.knobs}
+    pruning = run.pruning or Pruning()
+    known = {k: v for k, v in (pruning.knobs or {}).items() if k in chosen.knobs}
     try:
         model = ModelShape(**shape)
     except TypeError:  # fields of another version
@@ -152,7 +151,7 @@ def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Sett
         sparsity=sparsity,
         knobs=chosen.point(sparsity, known).knobs,
         terms=(),
-        removed=(run.pruning or {}).get("removed") or {},
+        removed=pruning.removed or {},
     )
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 from prunescope.analysis.report import numbers, sentences
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.match import KNOB, MATCHES
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.run import MANIFEST, read_run
@@ -109,7 +110,7 @@ def run_summary(folder: Path) -> dict[str, Any]:
             samples = {name: {"samples_ns": p.samples_ns} for name, p in run.phases.items()}
             runs[variant] = {"run": str(folder / variant), "phases": samples}
             if run.pruning:
-                runs[variant]["pruning"] = run.pruning
+                runs[variant]["pruning"] = plain(run.pruning)
     return {"schema": 1, "out": str(folder), "runs": runs}
 
 

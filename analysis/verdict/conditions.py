@@ -86,8 +86,7 @@ def _settings(dense: PhaseRun, pruned: PhaseRun) -> Iterator[Difference]:
 
 def _shape(side: Side) -> dict[str, Any]:
     """What the manifest says of the model's shape; empty where it says nothing."""
-    shape = side.run.model.get("shape") if side.run is not None else None
-    return shape if isinstance(shape, dict) else {}
+    return (side.run.model.shape if side.run is not None else None) or {}
 
 
 def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> Iterator[Difference]:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
@@ -91,7 +92,7 @@ def pruned(**options: Any) -> tuple[Any, dict[str, Any], list[int] | None]:
     applied, pruning = apply_request(
         TraceRequest(**{"model": "tiny-llama", "out": Path("x"), **options}), loaded()
     )
-    return applied.model, pruning, applied.layer_map
+    return applied.model, plain(pruning), applied.layer_map
 
 
 @pytest.mark.torch
@@ -228,17 +229,19 @@ def test_shares_that_a_family_cannot_remove(name: str, by: str, asked: float, pr
 def test_a_matched_run_says_what_was_removed(quick: Callable[..., Path]) -> None:
     out = quick(method="static-nk-mlp", sparsity=0.3, knobs={"match": "flop"}, phase="prefill")
     pruning = read_run(out / "pruned").pruning
-    assert pruning is not None
-    assert pruning["match"]["own"] > pruning["sparsity"] == 0.3
+    assert pruning is not None and pruning.match is not None
+    own, removed = pruning.match.own, pruning.match.removed
+    assert own is not None and removed is not None
+    assert own > 0.3 == pruning.sparsity
 
     from prunescope.analysis.pipeline import analyze
     from prunescope.analysis.report.listings import run_summary, traced
 
     phase = analyze(out).report.phases["prefill"]
     assert phase.predicted is not None
-    assert phase.predicted["sparsity"] == pruning["match"]["own"]
+    assert phase.predicted["sparsity"] == own
     assert phase.predicted["ladder"]["flop"] == pytest.approx(phase.ladder.flop, rel=0.01)
-    assert phase.sparsity["flop"] == pytest.approx(pruning["match"]["removed"]["flop"], abs=0.01)
+    assert phase.sparsity["flop"] == pytest.approx(removed["flop"], abs=0.01)
     console = Console(file=StringIO(), width=200, record=True)
     console.print(traced(run_summary(out)))
     assert "match=flop: s = " in console.export_text()

@@ -99,7 +99,7 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
     for result in results(out):
         run = read_run(out / result["run"])
         assert run.pruning is not None
-        assert (run.pruning["method"], run.pruning["sparsity"]) == (
+        assert (run.pruning.method, run.pruning.sparsity) == (
             result["family"],
             result["sparsity"],
         )

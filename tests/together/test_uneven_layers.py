@@ -37,10 +37,11 @@ def test_executed_is_theory(
     )  # fmt: skip
     run = read_run(out / "pruned")
     assert run.pruning is not None
-    assert run.pruning["removed"] == removed
-    assert run.model["shape"]["layout"] == layout
-    theory = run.pruning["theory"]["prefill"]
-    assert theory["param"] == pytest.approx(run.pruning["realised"]["parameters"], abs=1e-6)
+    assert run.pruning.removed == removed
+    assert run.model.shape is not None and run.model.shape["layout"] == layout
+    assert run.pruning.theory is not None and run.pruning.realised is not None
+    theory = run.pruning.theory["prefill"]
+    assert theory["param"] == pytest.approx(run.pruning.realised["parameters"], abs=1e-6)
     phase = analyze(out).report.phases["prefill"]
     assert phase.predicted is not None
     assert phase.sparsity["flop"] == pytest.approx(theory["flop"], rel=0.01)

@@ -135,7 +135,7 @@ def test_any_module_is_captured_in_the_users_own_loop(name: str, tmp_path: Path)
     phase = run.phases["forward"]
     assert (phase.batch, phase.prompt_len, phase.tokens_per_step) == (batch, length, batch * length)
     assert (phase.positions, phase.cache) == ([0, length], "none")
-    assert run.model["architecture"] == type(model).__name__
+    assert run.model.architecture == type(model).__name__
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert [module.training for module in model.modules()] == modes
     if name != "images":  # a batch norm counts what it saw in the user's own loop
@@ -201,7 +201,7 @@ def test_a_second_loop_against_the_first(tiny: Any, tmp_path: Path) -> None:
     loop(tiny, 6, out=tmp_path / "b", baseline=tmp_path / "a", phase="prefill")
     run = read_run(tmp_path / "b" / "pruned")
     assert run.twin is not None
-    assert run.twin["path"] == "../../a/dense/run.json"
+    assert run.twin.path == "../../a/dense/run.json"
 
 
 def test_too_few_steps_write_nothing(tiny: Any, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_method_of_ones_own(
     out = quick(method="mymethods:zero", sparsity=0.5, phase="prefill", out=tmp_path / "run")
     run = read_run(out / "pruned")
     assert run.pruning is not None
-    assert run.pruning["method"] == "mymethods:zero"
+    assert run.pruning.method == "mymethods:zero"
     assert run.census is not None
     rows = {row.name: row for row in run.census.matrices}
     assert rows["model.layers.7.mlp.up_proj"].zero_rows == 0.5

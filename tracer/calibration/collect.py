@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.texts import read_text, token_rows
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import first_tensor, token_ids
@@ -32,7 +33,7 @@ class Calibration:
     """Token ids [1, L] each, and where they came from, as plain JSON values for run.json."""
 
     batches: tuple[torch.Tensor, ...]
-    record: dict[str, Any]
+    record: Record
 
 
 @dataclass(kw_only=True)

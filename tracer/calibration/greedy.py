@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
@@ -27,7 +28,7 @@ def greedy_removal(
     calibration: Calibration,
     kinds: Sequence[str],
     count: int,
-    record: dict[str, Any],
+    record: Record,
 ) -> dict[str, list[int]]:
     """{"layer": the layers to remove}; how they were chosen goes into `record`.
 

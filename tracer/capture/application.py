@@ -15,8 +15,10 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.run_blocks import Pruning, Record
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.collect import Calibration, text_calibration
 from prunescope.tracer.calibration.point import Point
@@ -31,12 +33,12 @@ from prunescope.tracer.recovery.settings import training_name
 from prunescope.tracer.routing.learning import Learner
 
 
-def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruning]:
     """Prune as `request` says. Raises PrunescopeError on what this model cannot be."""
     assert request.method is not None
     parts = request.parts
     before = _numbers(loaded.model)
-    pruning: dict[str, Any] = {"method": request.method, "sparsity": request.sparsity}
+    pruning: Record = {"method": request.method, "sparsity": request.sparsity}
     if parts is None:
         asked = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
         applied = apply_method(request.method, loaded.model, asked)
@@ -62,7 +64,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[
         )
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
-    return applied, pruning
+    return applied, read(Pruning, pruning)
 
 
 def _numbers(model: torch.nn.Module) -> int:
@@ -71,9 +73,9 @@ def _numbers(model: torch.nn.Module) -> int:
 
 def _in_turn(
     parts: list[Part], request: TraceRequest, loaded: Loaded
-) -> tuple[Applied, list[dict[str, Any]]]:
+) -> tuple[Applied, list[Record]]:
     """Each family on what the ones before it left."""
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     learners: list[Learner] = []
     layer_map: list[int] | None = None
     applied = Applied(model=loaded.model, record={})
@@ -98,7 +100,7 @@ def _in_turn(
     return applied, records
 
 
-def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied, dict[str, Any]]:
+def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
     """One family, and its record: {"method", "sparsity", "knobs", "selection", ...}."""
     chosen, match = family(part.family), None
     own = part.sparsity
@@ -114,7 +116,7 @@ def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied,
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=chooses))
     removed = applied.record.get("removed", {})
     theory = _theory(chosen, point, config, works, removed)
-    record: dict[str, Any] = {
+    record: Record = {
         "method": part.family,
         "sparsity": part.sparsity,
         "knobs": dict(point.knobs),

@@ -14,7 +14,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
-from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.census import census
 from prunescope.tracer.capture.memory import weight_bytes
@@ -43,21 +43,21 @@ def manifest(
     )
 
 
-def model_entry(loaded: Loaded, model: torch.nn.Module) -> dict[str, Any]:
+def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
     """`model` of run.json: id, source, architecture, config and shape of the model as it is run."""
     config = kept_config(getattr(model, "config", None))
     try:
         shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
     except PrunescopeError:
         shape = None
-    return {
-        "id": loaded.id,
-        "source": loaded.source,
-        "architecture": type(model).__name__,
-        "config": config,
-        "shape": shape,
-        "notes": loaded.notes,
-    }
+    return ModelEntry(
+        id=loaded.id,
+        source=loaded.source,
+        architecture=type(model).__name__,
+        config=config,
+        shape=shape,
+        notes=loaded.notes,
+    )
 
 
 def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: str) -> PhaseRun:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
+from prunescope.taxonomy.run_blocks import Twin
 from prunescope.tracer.capture.chrome import ChromeTrace, write_trace
 from prunescope.tracer.capture.folder import write_whole
 from prunescope.tracer.capture.joined import joined
@@ -71,5 +72,5 @@ def _fill(folder: Path, out: Path, captures: Mapping[str, Capture], baseline: Pa
         (run_folder / MANIFEST).write_text(captured.run.to_json(), encoding="utf-8")
 
 
-def _twin(manifest: Path, path: str) -> dict[str, str]:
-    return {"path": path, "sha256": sha256_of(manifest)}
+def _twin(manifest: Path, path: str) -> Twin:
+    return Twin(path=path, sha256=sha256_of(manifest))

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
-from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks
+from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.census import add_stats, dynamic_stats, skips_no_block
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, check_mode, plainly, static_loop
@@ -277,12 +278,12 @@ class _Session:
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
             stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
-            if pruning and pruning["sparsity"] != 0 and skips_no_block(stats):
+            if pruning and pruning.sparsity != 0 and skips_no_block(stats):
                 note = (
                     f"{phase}: no block is skipped: a prompt of {self.request.prompt_len} tokens "
                     "has too few of them at this sparsity"
                 )
-                pruning.setdefault("notes", []).append(note)
+                pruning.notes = [*(pruning.notes or ()), note]
         if self.request.mode != "eager":
             self._profile_eagerly(phase, variants)
 
@@ -349,7 +350,7 @@ def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
         seeds=seeds,
         argv=scrubbed_argv(request.argv, variant.loaded),
         layer_map=variant.layer_map,
-        pruning=None if variant.pruning is None else scrubbed(variant.pruning),
+        pruning=variant.pruning and read(Pruning, scrubbed(plain(variant.pruning))),
     )
 
 

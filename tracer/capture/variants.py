@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
@@ -38,7 +39,7 @@ class Variant:
     name: str  # "dense" | "pruned"
     model: Any
     loaded: Loaded
-    pruning: dict[str, Any] | None = None
+    pruning: Pruning | None = None
     layer_map: list[int] | None = None
 
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
-from prunescope.taxonomy.run_blocks import ModuleCounts
+from prunescope.taxonomy.run_blocks import ModuleCounts, Record
 from prunescope.tracer.calibration.point import Point
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Applied:
     model: torch.nn.Module
     # Into run.json as `pruning`: "kept": {...} dimensions per layer, "notes": [...], and "sparsity"
     # (nominal) where it is not the point's. Plain JSON values.
-    record: dict[str, Any]
+    record: Record
     layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
     # Which indices were kept, by module name: for checks, not written to run.json.
     kept: dict[str, list[int]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.attention.counted_cache import past_length
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, refuse_padding
@@ -49,7 +50,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record, learners=[learner])
 
 
-def _drawn(point: Point) -> dict[str, Any]:
+def _drawn(point: Point) -> Record:
     note = (
         "prefill: the int(p·S) best rows of each sequence; decode: a drawn number of the B rows, "
         "each with probability p, the best ones by the router's score"
@@ -57,7 +58,7 @@ def _drawn(point: Point) -> dict[str, Any]:
     return {"kept": {"rows": 1 - point.sparsity}, "notes": [note]}
 
 
-def _fitted(model: Any, sites: list[Site], point: Point) -> dict[str, Any]:
+def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
     """Fit the routers to the text, and say how."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)

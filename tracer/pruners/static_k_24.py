@@ -7,7 +7,6 @@ kernels; elsewhere they are zeros in dense tensors on dense kernels, and the rec
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_k_24 import checked
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
@@ -30,7 +30,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Zero the two lowest scores of each four along K; pack the weights where the device can."""
     checked(point.sparsity)
     matrices = layer_matrices(model)
-    record: dict[str, Any] = {"matrices": len(matrices), "notes": expert_notes(model)}
+    record: Record = {"matrices": len(matrices), "notes": expert_notes(model)}
     packed = _wants_packed(str(point.knobs["backend"]), next(iter(matrices.values())), record)
     squares: dict[str, torch.Tensor] = {}
     if point.calibrated:
@@ -67,7 +67,7 @@ def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def _wants_packed(backend: str, module: nn.Module, record: dict[str, Any]) -> bool:
+def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
     """Whether to pack. Raises PrunescopeError where that was asked for and cannot be."""
     if backend == "masked":
         reason = "backend=masked was asked for"
@@ -99,7 +99,7 @@ def _device(weight: torch.Tensor) -> str:
     return "an AMD GPU" if torch.version.hip else f"the device {weight.device.type}"
 
 
-def _pack(matrices: dict[str, nn.Module], record: dict[str, Any], *, strict: bool) -> None:
+def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> None:
     """Store each masked weight as half its values and their indices, where its shape allows."""
     left = []
     for path, module in matrices.items():

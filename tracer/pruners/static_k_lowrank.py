@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.layers import probe
@@ -57,7 +58,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
                 point.sparsity,
             ),
         )
-    record: dict[str, Any] = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
+    record: Record = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
     record["notes"] += _rounded(matrices, chosen, point.sparsity)
     if len(chosen) < len(ranks):
         roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})

@@ -6,8 +6,6 @@ ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import floor_of
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
@@ -42,7 +41,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             f"no linear modules were found in the layers of {type(model).__name__}",
             hint="this family masks the weights of nn.Linear and Conv1D modules",
         )
-    record: dict[str, Any] = {"score": score, "matrices": len(linears)}
+    record: Record = {"score": score, "matrices": len(linears)}
     squares: dict[str, torch.Tensor] = {}
     if point.calibrated:
         calibration = calibration_of(model, point.calibration, seed=point.seed)

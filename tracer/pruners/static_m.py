@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.config_names import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, removed_layers, rounding
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
@@ -37,7 +38,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     unit = str(point.knobs["unit"])
     name, layers = decoder_layers(model)
     kinds = ("attention", "mlp") if unit == "sublayers" else (unit,)
-    record: dict[str, Any] = {"unit": unit}
+    record: Record = {"unit": unit}
     influence = _influence(model, name, point, record)
     if point.select == "greedy" and not point.knobs["layers"]:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
@@ -78,7 +79,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _influence(
-    model: PreTrainedModel, name: str, point: Point, record: dict[str, Any]
+    model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
     """1 − cosine over each layer and sublayer, by kind; empty where nothing is calibrated."""
     if not point.calibrated or point.knobs["layers"]:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import kept_hidden, rounding
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, seeded
@@ -32,7 +33,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     stream = read_stream(model)
     kept = kept_hidden(stream.hidden, point.sparsity)
     same = point.knobs["junctions"] == "same"
-    record: dict[str, Any] = {"kept": {"hidden": kept}, "junctions": point.knobs["junctions"]}
+    record: Record = {"kept": {"hidden": kept}, "junctions": point.knobs["junctions"]}
     converted = convert_norms(model, stream)
     record["notes"] = [CONVERTED] if converted else []
     _check_all_is_read(model, stream)
@@ -68,9 +69,7 @@ def _check_all_is_read(model: Any, stream: Stream) -> None:
     _narrow(model, stream, [Basis(dimensions=back, signs=signs[back])] * count, folded=False)
 
 
-def _bases(
-    model: Any, stream: Stream, point: Point, kept: int, record: dict[str, Any]
-) -> list[Basis]:
+def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) -> list[Basis]:
     """A basis for each junction; the same object for all where junctions are the same."""
     same, count = point.knobs["junctions"] == "same", len(stream.blocks) + 1
     if not stream.rotatable:

@@ -15,6 +15,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores
@@ -52,7 +53,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     Raises PrunescopeError where the layers do not show what belongs to a head or a channel.
     """
     name, layers = decoder_layers(model)
-    record: dict[str, Any] = {"kept": {}}
+    record: Record = {"kept": {}}
     applied = Applied(model=model, record=record)
     scores = _scores(model, name, point, record)
     # Everything is chosen before anything is cut: an error leaves no half-cut model.
@@ -81,7 +82,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     return applied
 
 
-def _scores(model: Any, name: str, point: Point, record: dict[str, Any]) -> Scores:
+def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
     if not point.calibrated:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
@@ -174,7 +175,7 @@ def _by_expert(weight: Weight) -> torch.Tensor:
     return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
 
 
-def _tell_rounding(record: dict[str, Any], kept: int, total: int, point: Point, what: str) -> None:
+def _tell_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
     record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, settle_thresholds
 
@@ -30,7 +31,7 @@ class Learner(Protocol):
     def settle(self, calibration: Calibration) -> None:
         """The weights are trained: bring them to the model's dtype, and set the thresholds."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """For run.json."""
 
 
@@ -75,7 +76,7 @@ class AsItIs:
         for part, sparsity in zip(self.parts, self.before, strict=True):
             part.sparsity = sparsity
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """That nothing was trained."""
         return {"trained": 0}
 
@@ -119,7 +120,7 @@ class RowLearner:
         for site in self.sites:
             site.router.tracks = True
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """The share of the rows that each router lets through, by kind."""
         kinds = dict.fromkeys(site.kind for site in self.sites)
         shares = {

@@ -188,7 +188,7 @@ class Worker:
         if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
             passages["other"] = self._text(job, dense, other=True)
         control: dict[str, torch.Tensor] = {}
-        if (pruned.pruning or {}).get("recovery") is not None:
+        if pruned.pruning is not None and pruned.pruning.recovery is not None:
             wanted = job.request(job.results[0]).recovery
             assert wanted is not None
             control = control_nats(

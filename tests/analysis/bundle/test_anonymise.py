@@ -17,6 +17,7 @@ from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.run_blocks import Pruning
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, module, op, step
 
@@ -163,10 +164,11 @@ def test_the_manifest_keeps_the_allow_list_only(files: dict[str, bytes]) -> None
 def test_families_are_no_secret_joined_or_not(method: str, kept: str) -> None:
     run = Run(
         variant="pruned", model={}, phases={}, dtype="bf16", device={}, versions={}, seeds={},
-        argv=["--method", method], pruning={"method": method},
+        argv=["--method", method], pruning=Pruning(method=method),
     )  # fmt: skip
     told = Scrubber([NAME]).run(run)
-    assert told.pruning == {"method": kept}
+    assert told.pruning is not None
+    assert told.pruning.method == kept
     assert told.argv == ["--method", "<removed>" if kept == "custom" else kept]
 
 

@@ -304,8 +304,8 @@ def test_the_command_calibrates_and_says_so(quick: Callable[..., Path], tmp_path
     out = quick(method="static-nk-mlp", sparsity=0.5, select="calibrated", phase="decode")
     pruning = read_run(out / "pruned").pruning
     assert pruning is not None
-    assert pruning["selection"] == "calibrated"
-    assert pruning["calibration"]["note"] == "random token ids of seed 0"
+    assert pruning.selection == "calibrated"
+    assert (pruning.calibration or {})["note"] == "random token ids of seed 0"
     with pytest.raises(PrunescopeError, match="no tokenizer"):
         quick(method="static-m", select="calibrated", text=path_of(tmp_path, "words"))
     with pytest.raises(PrunescopeError, match="without --select calibrated"):

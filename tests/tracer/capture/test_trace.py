@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import read_run, sha256_of
 
 pytestmark = pytest.mark.torch
@@ -49,16 +50,14 @@ def test_positions_and_context(static_m: Path) -> None:
 
 def test_pruned_run_names_its_twin(static_m: Path) -> None:
     run = read_run(static_m / "pruned")
-    assert run.twin == {
-        "path": "../dense/run.json",
-        "sha256": sha256_of(static_m / "dense" / "run.json"),
-    }
+    digest = sha256_of(static_m / "dense" / "run.json")
+    assert plain(run.twin) == {"path": "../dense/run.json", "sha256": digest}
     dense = read_run(static_m / "dense")
     assert dense.twin is None
     assert dense.pruning is None
     assert run.pruning is not None
-    assert run.pruning["method"] == "static-m"
-    assert run.layer_map == run.pruning["kept"]["layers"]
+    assert run.pruning.method == "static-m"
+    assert run.layer_map == (run.pruning.kept or {})["layers"]
     assert len(run.layer_map) == 4  # 8 - int(8 * .5)
 
 
@@ -69,7 +68,7 @@ def test_too_few_blocks_to_skip_one_are_noted(quick: Callable[..., Path]) -> Non
         pruning = read_run(out / "pruned").pruning
         assert pruning is not None
         said = "prefill: no block is skipped: a prompt of 16 tokens has too few of them"
-        assert any(said in note for note in pruning["notes"]) == noted
+        assert any(said in note for note in pruning.notes or ()) == noted
 
 
 def test_memory_shrinks_with_the_layers(static_m: Path) -> None:
@@ -163,9 +162,9 @@ def test_baseline_is_a_run_of_before(quick: Callable[..., Path], tmp_path: Path)
     assert [p.name for p in out.iterdir()] == ["pruned"]
     run = read_run(out / "pruned")
     assert run.twin is not None
-    assert run.twin["path"] == "../../../a/dense-only/dense/run.json"
-    assert (out / "pruned" / run.twin["path"]).resolve() == (dense / "dense/run.json").resolve()
-    assert run.twin["sha256"] == sha256_of(dense / "dense" / "run.json")
+    assert run.twin.path == "../../../a/dense-only/dense/run.json"
+    assert (out / "pruned" / run.twin.path).resolve() == (dense / "dense/run.json").resolve()
+    assert run.twin.sha256 == sha256_of(dense / "dense" / "run.json")
 
 
 def test_baseline_of_other_inputs_is_refused(quick: Callable[..., Path], tmp_path: Path) -> None:

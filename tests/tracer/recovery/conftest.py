@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.arguments import pairs
+from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import load_model
@@ -52,6 +53,6 @@ def recovered(reader: Path) -> Any:
         request.check()
         loaded = load_model(request.model, dtype="auto", device=torch.device("cpu"), attn="sdpa")
         applied, pruning = apply_request(request, loaded)
-        return applied.model, pruning
+        return applied.model, plain(pruning)
 
     return run

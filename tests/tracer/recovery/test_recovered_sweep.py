@@ -42,9 +42,8 @@ def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    return [
-        (read_run(path).pruning or {})["recovery"] for path in sorted(out.glob("runs/*/pruned"))
-    ]
+    runs = [read_run(path) for path in sorted(out.glob("runs/*/pruned"))]
+    return [run.pruning.recovery or {} for run in runs if run.pruning is not None]
 
 
 def test_one_training_a_model_and_one_of_the_dense_control(
