@@ -18,7 +18,7 @@ from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.ranges import doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, part_of, scaled
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
@@ -160,7 +160,11 @@ def _row(
 
 
 def _range(
-    value: float, measured: Measured, dense: Side, pruned: Side, terms: Collection[str]
+    value: float,
+    measured: Measured,
+    dense: PredictedSide,
+    pruned: PredictedSide,
+    terms: Collection[str],
 ) -> list[float]:
     """The range of the model, around measured times instead of its own."""
 

@@ -6,6 +6,7 @@ from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict import doubts
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.outside import other_inputs
 from prunescope.analysis.verdict.reasons import difference_text
@@ -167,11 +168,8 @@ def unequal_steps(c: Context) -> Finding | None:
     """Steps of one static model launched different numbers of kernels."""
     lines = []
     for what, kernels in (("dense", c.dense), ("pruned", c.pruned)):
-        if kernels is None or kernels.num_steps < 2:
-            continue
-        counts = kernels.kernels_per_step
-        if len(set(counts)) > 1:
-            shown = ", ".join(map(str, counts))
+        if kernels is not None and doubts.unequal_steps(kernels) is not None:
+            shown = ", ".join(map(str, kernels.kernels_per_step))
             side = f"{what}: " if c.dense is not None else ""
             lines.append(f"{side}{shown} kernels in steps 0 to {kernels.num_steps - 1}")
     if not lines:

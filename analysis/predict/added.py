@@ -1,6 +1,6 @@
 """The kernels that only a pruned model runs, counted from the structure of its ops.
 
-In: the pruned Side. Out: kernels a forward, and ns of the bytes that they move. A routed sublayer
+In: the pruned side. Out: kernels a forward, and ns of the bytes that they move. A routed sublayer
 gathers its rows and scatters them back; a 2:4 GEMM converts layouts where its library makes its
 caller do so; an estimated attention pools, scores and picks; attention on gathered rows passes its
 cache once more.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunescope.analysis.predict.constants import KERNELS, Constants
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
 
 _ROUTE = 2  # gather and scatter
@@ -21,7 +21,7 @@ _ROW_MULTIPLE = 8  # rows of a 2:4 GEMM; one more kernel pads the others
 _ESTIMATE = 3  # pooled scores, softmax, top-k
 
 
-def added_kernels(side: Side) -> float:
+def added_kernels(side: PredictedSide) -> float:
     """Kernels a forward besides the ops themselves. Routers and residual GEMMs are ops."""
     work, total = side.work, 0.0
     sparse = _LAYOUT * _copies(side) + (work.rows % _ROW_MULTIPLE != 0)
@@ -36,7 +36,7 @@ def added_kernels(side: Side) -> float:
     return total
 
 
-def _copies(side: Side) -> bool:
+def _copies(side: PredictedSide) -> bool:
     return KERNELS[side.setting.kernel]
 
 
@@ -54,12 +54,12 @@ class Moved:
         return total / byte_per_s * 1e9
 
 
-def added_ns(side: Side, *, byte_per_s: float) -> float:
+def added_ns(side: PredictedSide, *, byte_per_s: float) -> float:
     """ns to move what the added kernels read and write, at `byte_per_s` of a streaming kernel."""
     return moved(side).ns(side.setting.constants, byte_per_s)
 
 
-def moved(side: Side) -> Moved:
+def moved(side: PredictedSide) -> Moved:
     """What the added kernels of a forward read and write."""
     work, ops = side.work, side.bounded
     copies, streamed, gathered, cached = _copies(side), 0.0, 0.0, 0.0

@@ -1,6 +1,6 @@
 """The time of a forward: its roofline, and named costs of execution added one after the other.
 
-In: a Side and the names of the terms that count. Out: ns a forward. What a cost needs to know of a
+In: a side and the names of the terms that count. Out: ns a forward. What a cost needs to know of a
 family it reads from the ops of the theory (sparse, gathered, estimated, added): no term knows a
 family by name.
 """
@@ -21,7 +21,7 @@ from prunescope.analysis.predict.kernels import (
     price_ns,
     rates,
 )
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 
 if TYPE_CHECKING:
     from prunescope.analysis.predict.setting import Setting
@@ -138,7 +138,7 @@ class Bill:
         return frozenset(name for name in TABLE if checks.get(name, True))
 
 
-def bill(side: Side) -> Bill:
+def bill(side: PredictedSide) -> Bill:
     """The bill of a side; one for all constants."""
     setting, kept = side.setting, side.forward.bills
     device = setting.device
@@ -162,11 +162,11 @@ def bill(side: Side) -> Bill:
     return found
 
 
-def speedup(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> float:
+def speedup(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES) -> float:
     """Dense over pruned with `terms`."""
     return total_ns(dense, terms) / total_ns(pruned, terms)
 
 
-def total_ns(side: Side, active: Collection[str]) -> float:
+def total_ns(side: PredictedSide, active: Collection[str]) -> float:
     """ns a forward with the terms in `active`; the roofline where there are none."""
     return bill(side).total_ns(side.setting.constants, frozenset(active))

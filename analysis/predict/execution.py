@@ -1,6 +1,6 @@
 """Why no run reaches the roofline: the expected time term by term, and how sure it is.
 
-In: the dense and the pruned Side. Out: an Execution: ns a forward that each term adds on both
+In: the dense and the pruned side. Out: an Execution: ns a forward that each term adds on both
 sides, the speed-up with all of them, its range, and what needs an explanation.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Collection
 from prunescope.analysis.predict.constants import TABLE
 from prunescope.analysis.predict.costs import NAMES, TERMS, bill
 from prunescope.analysis.predict.ranges import Doubt, doubt
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Execution, TermRow
 
 _FIGURES = {
@@ -22,7 +22,9 @@ _NARROW = 0.02
 _SLACK = 1.005  # above the bound by less is rounding
 
 
-def execution(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Execution:
+def execution(
+    dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
+) -> Execution:
     """The expected time of both sides, term by term, and the speed-up with its range."""
     rows = []
     active: set[str] = set()
@@ -61,7 +63,9 @@ def execution(dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Exec
     )
 
 
-def _notes(dense: Side, pruned: Side, ns: tuple[float, float], found: Doubt) -> list[str]:
+def _notes(
+    dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float], found: Doubt
+) -> list[str]:
     """What a reader would doubt: more than the bound, and a range that looks too good."""
     notes = []
     bound, value = dense.ns / pruned.ns, ns[0] / ns[1]

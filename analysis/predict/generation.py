@@ -14,7 +14,7 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import Bill, bill
 from prunescope.analysis.predict.kernels import price_ns, rates
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Generation
 from prunescope.taxonomy.plan import Workload
 
@@ -29,10 +29,10 @@ class Answer:
     setting: Setting
     work: Workload
     new_tokens: int
-    prompt: Side
-    steps: tuple[Side, ...]
+    prompt: PredictedSide
+    steps: tuple[PredictedSide, ...]
     chunks: int
-    chunk: Side | None  # one of the prompt's chunks; None: the prompt is one forward
+    chunk: PredictedSide | None  # one of the prompt's chunks; None: the prompt is one forward
 
     def ttft_ns(self, c: Constants) -> float:
         """Until the first token: a forward of the prompt. Of chunks: every chunk with all of its
@@ -88,7 +88,7 @@ def answer(
     """A prompt of `prompt.prompt_len` tokens and `new_tokens` after it; `chunk`: tokens of the
     prompt in one forward."""
 
-    def side(work: Workload) -> Side:
+    def side(work: Workload) -> PredictedSide:
         return setting.side(work, pruned=pruned)
 
     first = replace(prompt, phase="prefill", context=None)
@@ -106,7 +106,7 @@ def answer(
     )
 
 
-def _attention_ns(side: Side, one: Bill, c: Constants, terms: frozenset[str]) -> float:
+def _attention_ns(side: PredictedSide, one: Bill, c: Constants, terms: frozenset[str]) -> float:
     r = rates(side.setting, c, terms)
     pairs = zip(side.bounded, one.prices, strict=True)
     return sum(price.layers * price_ns(price, r) for op, price in pairs if op.cls == "attention")

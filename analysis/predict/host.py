@@ -1,6 +1,6 @@
 """Eager mode: the host dispatches op after op beside the device, and modules run unfused.
 
-In: a Side. Out: the ops that the host dispatches for a forward, and what a layer's op moves
+In: a side. Out: the ops that the host dispatches for a forward, and what a layer's op moves
 beyond its fused kernel. Counted in transformers' Llama: module calls, ops that launch, views.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
 
 
@@ -38,7 +38,7 @@ _EAGER = {
 _LINEAR, _OTHER = Eager(1, 2, 1), Eager(1, 0, 0)
 
 
-def host_ops(side: Side) -> tuple[float, float]:
+def host_ops(side: PredictedSide) -> tuple[float, float]:
     """Ops of a forward that launch a kernel, and module calls with half of each view."""
     launches = calls = 0.0
     for op in side.bounded:
@@ -48,7 +48,7 @@ def host_ops(side: Side) -> tuple[float, float]:
     return launches, calls
 
 
-def eager_bytes(side: Side, op: Op) -> float:
+def eager_bytes(side: PredictedSide, op: Op) -> float:
     """Bytes that one layer of an op moves beyond its fused kernel.
 
     Attention in decode copies the cache to append to it, and expands the keys and values of grouped
@@ -73,6 +73,6 @@ def eager_of(op: Op) -> Eager:
     return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
 
 
-def _repeats(side: Side, op: Op) -> int:
+def _repeats(side: PredictedSide, op: Op) -> int:
     """Copies of keys and values for the queries that share them."""
     return 2 * (op.cls == "attention" and side.setting.shape.group > 1)

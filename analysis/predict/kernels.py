@@ -1,6 +1,6 @@
 """The time of one op on a device: achievable rates, tiles and waves, sparse and gathered kernels.
 
-In: a Side and an Op; the names of the terms that count. Out: its Price, and ns of one layer without
+In: a side and an Op; the names of the terms that count. Out: its Price, and ns of one layer without
 what a kernel's start costs; and how many kernels start. What a cost needs to know of a family it
 reads from the op (sparse, gathered, estimated, added): nothing here knows a family by name.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.predict.silicon import same_silicon
 from prunescope.analysis.predict.tiles import Choice, Pace, tile_choices
 from prunescope.taxonomy.plan import Op
@@ -39,7 +39,7 @@ class Price:
     gathered: bool
 
 
-def price(side: Side, op: Op) -> Price:
+def price(side: PredictedSide, op: Op) -> Price:
     """The price of one layer of an op."""
     setting = side.setting
     plain = op.flop / setting.flop_per_s
@@ -67,7 +67,7 @@ def price(side: Side, op: Op) -> Price:
     )
 
 
-def op_ns(side: Side, op: Op, active: Collection[str]) -> float:
+def op_ns(side: PredictedSide, op: Op, active: Collection[str]) -> float:
     """ns of one layer of an op, without the costs of a kernel's start."""
     return price_ns(price(side, op), rates(side.setting, side.setting.constants, active))
 
@@ -125,7 +125,7 @@ def _cut_s(cut: tuple[float, float, Choice], memory: float, slower: float, r: Ra
     return (compute if compute > memory else memory) + r.start * choice.adds_up
 
 
-def tile(side: Side, op: Op) -> Choice | None:
+def tile(side: PredictedSide, op: Op) -> Choice | None:
     """How a GEMM is cut; None where the units of the device are not known."""
     r = rates(side.setting, side.setting.constants, ("achievable", "kernel", "launch"))
     return cut_of(price(side, op), r)
@@ -152,7 +152,7 @@ def sparse_rate(device: Device, library: str) -> SparseRate:
     return SPARSE[-1]
 
 
-def stream(side: Side, active: Collection[str]) -> float:
+def stream(side: PredictedSide, active: Collection[str]) -> float:
     """Byte/s of a kernel that streams."""
     share = side.setting.constants.stream_share if "achievable" in active else 1.0
     return side.setting.byte_per_s * share

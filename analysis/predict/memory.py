@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Memory
 from prunescope.taxonomy.plan import Workload
 
@@ -35,7 +35,7 @@ def memory(setting: Setting, last: Workload, *, prompt: Workload, pruned: bool) 
     )
 
 
-def step_bytes(side: Side) -> float:
+def step_bytes(side: PredictedSide) -> float:
     """What a step allocates: [T, h] twice, the widest GEMM's input and output, [T_o, V] logits."""
     work, shape = side.work, side.setting.shape
     gemms = [op.gemms[0] for op in side.bounded if op.cls == "matmul" and op.role != "lm_head"]

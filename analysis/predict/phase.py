@@ -13,7 +13,7 @@ from prunescope.analysis.predict.execution import execution
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.rows import gemm_rows
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import (
     Expected,
     PredictedLadder,
@@ -55,7 +55,7 @@ def predict_phase(setting: Setting, work: Workload, gains: Gains | None = None) 
     return result
 
 
-def ladder(setting: Setting, dense: Side, pruned: Side) -> PredictedLadder:
+def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
     """Rungs that need a run are null."""
     return PredictedLadder(
         nominal=1 / (1 - setting.sparsity),
@@ -65,7 +65,7 @@ def ladder(setting: Setting, dense: Side, pruned: Side) -> PredictedLadder:
     )
 
 
-def sums(one: Side) -> Sums:
+def sums(one: PredictedSide) -> Sums:
     """Work at the roofline, and memory."""
     forward = one.forward
     return Sums(

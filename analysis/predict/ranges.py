@@ -1,6 +1,6 @@
 """How sure an expected speed-up is: a range that holds 90 of 100 measurements.
 
-In: the dense and the pruned Side. Out: Doubt: the ends, and what makes them: constants at their
+In: the dense and the pruned side. Out: Doubt: the ends, and what makes them: constants at their
 ends, what is drawn at run time, and the model's own error. Errors are of the logarithm of the
 speed-up and independent: squares add. `benchmarks/predict.md` shows the calibration.
 """
@@ -22,7 +22,7 @@ from prunescope.analysis.predict.constants import (
 )
 from prunescope.analysis.predict.costs import bill, total_ns
 from prunescope.analysis.predict.kernels import cut_of, op_ns, price_ns, rates
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Guess
 from prunescope.taxonomy.plan import Op
 
@@ -72,7 +72,7 @@ class Doubt:
         return [value * math.exp(-ERROR.scale * below), value * math.exp(ERROR.scale * above)]
 
 
-def unlike(dense: Side, pruned: Side, terms: Collection[str]) -> Unlike:
+def unlike(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Unlike:
     """The same of one forward."""
     known = {_key(op) for op in dense.bounded}
     mine, c, active = bill(pruned), pruned.setting.constants, frozenset(terms)
@@ -92,7 +92,7 @@ def unlike(dense: Side, pruned: Side, terms: Collection[str]) -> Unlike:
     )
 
 
-def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
+def doubt(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Doubt:
     """How far the speed-up of these sides may be off."""
 
     bills, active = (bill(dense), bill(pruned)), frozenset(terms)
@@ -106,7 +106,7 @@ def doubt(dense: Side, pruned: Side, terms: Collection[str]) -> Doubt:
 
 def doubt_of(
     gain: Gain,
-    side: Side,
+    side: PredictedSide,
     terms: Collection[str],
     *,
     unlike: Unlike,
@@ -147,7 +147,7 @@ def doubt_of(
     )
 
 
-def _drawn(pruned: Side, terms: Collection[str]) -> float:
+def _drawn(pruned: PredictedSide, terms: Collection[str]) -> float:
     """Spread of the mean of a few forwards in which each sublayer runs by chance: of one sequence
     in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers, two kinds apart."""
     variance = 0.0

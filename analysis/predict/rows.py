@@ -1,6 +1,6 @@
 """The GEMM table of a prediction, in the columns of the report's `gemms`.
 
-In: the dense and the pruned Side. Out: a row a GEMM; FLOPs and bytes a call, `count` and
+In: the dense and the pruned PredictedSide. Out: a row a GEMM; FLOPs and bytes a call, `count` and
 `ideal_ns` a forward. A GEMM that is gone has count 0. An attention gives a row each for qk and pv.
 """
 
@@ -17,7 +17,7 @@ from prunescope.analysis.predict.kernels import (
     price_ns,
     rates,
 )
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import PredictedGemm
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import Gemm, axis_moved
@@ -27,7 +27,7 @@ _SPLIT = ("qk", "pv")
 
 
 def gemm_rows(
-    dense: Side, pruned: Side, family: Family | None, *, dtype: str
+    dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
 ) -> list[PredictedGemm]:
     """Rows of what runs, then of what is gone."""
     twins: defaultdict[str, list[Op]] = defaultdict(list)
@@ -82,7 +82,7 @@ def _axis(op: Op, part: int, twin: Op | None, mine: list[Op], family: Family | N
 
 
 def _row(
-    side: Side, op: Op, part: int, twin: Op | None, axis: str | None, dtype: str
+    side: PredictedSide, op: Op, part: int, twin: Op | None, axis: str | None, dtype: str
 ) -> PredictedGemm:
     gemm, share = op.gemms[part], _share(op, part)
     base = twin.gemms[part] if twin else None
@@ -109,7 +109,7 @@ def _row(
 
 
 def _with_expectation(
-    row: PredictedGemm, side: Side, op: Op, one: Price, r: Rates, share: float
+    row: PredictedGemm, side: PredictedSide, op: Op, one: Price, r: Rates, share: float
 ) -> PredictedGemm:
     """The row with the expected time of its kernels, their starts included, and their cut."""
     setting = side.setting

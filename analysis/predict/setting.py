@@ -16,7 +16,7 @@ from prunescope.analysis.device.hardware import Device, find_device, with_overri
 from prunescope.analysis.predict.constants import DEFAULT, KERNELS, Constants
 from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
 from prunescope.analysis.predict.parallel import of_one
-from prunescope.analysis.predict.side import Forward, Side, dense_forward, pruned_forward
+from prunescope.analysis.predict.side import Forward, PredictedSide, dense_forward, pruned_forward
 from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
@@ -93,7 +93,7 @@ class Setting:
     terms: Collection[str]
     launch: str = "graph"
     kernel: str = "torch"  # the library of 2:4 GEMMs
-    tp: int = 1  # devices that share each layer; a Side is one of them
+    tp: int = 1  # devices that share each layer; a PredictedSide is one of them
     ceiling: float | None = None  # of the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
@@ -107,7 +107,9 @@ class Setting:
         dense = self.side(work, pruned=False)
         return speedup(dense, self.side(work, sparsity=sparsity), self.terms)
 
-    def side(self, work: Workload, *, sparsity: float | None = None, pruned: bool = True) -> Side:
+    def side(
+        self, work: Workload, *, sparsity: float | None = None, pruned: bool = True
+    ) -> PredictedSide:
         """The forward of one side, with its times at this device's peaks."""
         if not pruned or self.family is None:
             return self._one(dense_forward(self.shape, work))
@@ -116,12 +118,12 @@ class Setting:
         point = Point(sparsity=asked, knobs=self.knobs, removed=removed)  # knobs are filled in
         return self._one(pruned_forward(self.shape, work, self.family, point))
 
-    def _one(self, forward: Forward) -> Side:
+    def _one(self, forward: Forward) -> PredictedSide:
         if self.tp > 1:
             key = ("tp", self.tp)
             forward.bills[key] = forward.bills.get(key) or of_one(forward, self.tp, self.shape)
             forward = forward.bills[key]
-        return Side(setting=self, forward=forward)
+        return PredictedSide(setting=self, forward=forward)
 
 
 def _model(name: str) -> tuple[ModelShape, str, str | None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from prunescope.analysis.predict.added import added_kernels, added_ns
 from prunescope.analysis.predict.costs import NAMES
 from prunescope.analysis.predict.kernels import kernels_of, op_ns, stream
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
 from prunescope.taxonomy.roles import GROUPS
 
@@ -80,7 +80,9 @@ def part_of(role: str) -> str:
     return _OF_ROLE.get(role, role)
 
 
-def scaled(measured: Measured, dense: Side, pruned: Side, terms: Collection[str] = NAMES) -> Scaled:
+def scaled(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
+) -> Scaled:
     """The times of one family.
 
     `terms`: the costs of execution to count; without "launch" gaps go with their layers alone.
@@ -109,7 +111,9 @@ def scaled(measured: Measured, dense: Side, pruned: Side, terms: Collection[str]
     )
 
 
-def _bound_left(part: str, roles: tuple[str, ...], dense: Side, pruned: Side) -> float:
+def _bound_left(
+    part: str, roles: tuple[str, ...], dense: PredictedSide, pruned: PredictedSide
+) -> float:
     """Share of a part that stays at the roofline. Element-wise time that is not told apart counts
     as touched by the whole sparsity where any of it is: a bound."""
     full, left = dense.bounded, [op for op in pruned.bounded if not op.added]
@@ -133,7 +137,7 @@ def _left(
     return after / before if before else 1.0
 
 
-def _with_costs(side: Side, terms: Collection[str]) -> Callable[[Op], float]:
+def _with_costs(side: PredictedSide, terms: Collection[str]) -> Callable[[Op], float]:
     """ns of an op over its layers: its work and the ramps of its kernels."""
 
     def cost(op: Op) -> float:
@@ -147,7 +151,7 @@ def _with_costs(side: Side, terms: Collection[str]) -> Callable[[Op], float]:
     return cost
 
 
-def _added(pruned: Side, terms: Collection[str]) -> float:
+def _added(pruned: PredictedSide, terms: Collection[str]) -> float:
     """ns of what only pruning needs: its own ops, and the kernels around others."""
     ops, cost, c = pruned.bounded, _with_costs(pruned, terms), pruned.setting.constants
     own = sum(cost(op) for op in ops if op.added)
@@ -158,7 +162,7 @@ def _added(pruned: Side, terms: Collection[str]) -> float:
     return own + moved + ramps
 
 
-def _gaps_left(measured: Measured, dense: Side, pruned: Side) -> float:
+def _gaps_left(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> float:
     """Gaps over those of the dense model: kernels go with their layers, and others come."""
     full, ops = dense.bounded, pruned.bounded
     left = _layers_left(full, [op for op in ops if not op.added])

@@ -1,6 +1,6 @@
 """One side of a prediction: a forward's ops, and their roofline times on a device.
 
-In: a Setting and a Workload. Out: Side, with sums over the ops that the roofline bound holds.
+In: a Setting and a Workload. Out: PredictedSide, with sums over the ops that the bound holds.
 Times are ns a forward.
 """
 
@@ -39,7 +39,7 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
+class PredictedSide:
     """A forward in a setting: everything that its costs depend on."""
 
     setting: Setting
@@ -55,7 +55,7 @@ class Side:
         """The ops of the roofline bound."""
         return self.forward.bounded
 
-    def with_constants(self, constants: Constants) -> Side:
+    def with_constants(self, constants: Constants) -> PredictedSide:
         """The same forward with other constants."""
         return replace(self, setting=replace(self.setting, constants=constants))
 
@@ -98,7 +98,7 @@ class Side:
             roles[op.role] += self.op_ns(op)
         return dict(sorted(roles.items(), key=lambda item: -item[1]))
 
-    def covered_ns(self, dense: Side) -> float:
+    def covered_ns(self, dense: PredictedSide) -> float:
         """Σ t_d·r_F: dense time scaled by what is left of each op's FLOPs (bytes, where it has
         none). Added ops cost nothing here: the bound is of what pruning covers."""
         left = _by_name(self.bounded)

@@ -106,7 +106,12 @@ def _known_roles(kernels: Kernels) -> float | None:
 
 
 def _unequal(name: str, kernels: Kernels) -> Doubt | None:
+    ends = unequal_steps(kernels, spread=_SPREAD)
+    return None if ends is None else Doubt("unequal-steps", name, ends)
+
+
+def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:
+    """The fewest and the most kernels of a step, where they are more than `spread` of the most
+    apart. A finding names every difference; a verdict is doubted by one that moves its means."""
     low, high = min(kernels.kernels_per_step), max(kernels.kernels_per_step)
-    if high - low <= _SPREAD * high:
-        return None
-    return Doubt("unequal-steps", name, (low, high))
+    return (low, high) if high - low > spread * high else None

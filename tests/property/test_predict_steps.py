@@ -11,7 +11,7 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.costs import total_ns
 from prunescope.analysis.predict.kernels import tile
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -23,7 +23,7 @@ methods = st.sampled_from((*PLACED, "static-k-24", "dynamic-nk"))
 JUMP = 0.05
 
 
-def steps_of(side: Side) -> list[object]:
+def steps_of(side: PredictedSide) -> list[object]:
     """What changes by whole steps: tiles, waves and parts of each GEMM, and padded rows."""
     cuts = []
     for op in side.bounded:

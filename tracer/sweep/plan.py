@@ -131,7 +131,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
         _check_names(config.families)
         for family in config.families:
             points, said = _points(family, config.sparsities, shape)
-            ways = _selections(config, family)
+            ways = _ways(config, family).names
             if ways == ("random",) and "random" not in config.selections:
                 wanted = " or ".join(config.selections)
                 said.append(f"{family}: chosen at random, not {wanted}")
@@ -179,12 +179,12 @@ def request_of(
 ) -> TraceRequest:
     """The capture that a result is, into the folder `out`."""
     checkpoint = is_checkpoint(result.family)
-    calibrations = _calibrations(result.family)
-    select = result.select or _selections(config, result.family)[0]
+    ways = _ways(config, result.family)
+    select = result.select or ways.names[0]
     recover = None if checkpoint else config.recover
     if recover is not None and recover.text is None:
         recover = dataclasses.replace(recover, text=config.text)
-    reads = select == "greedy" or (select == "calibrated" and "text" in calibrations)
+    reads = select == "greedy" or (select == "calibrated" and "text" in ways.calibrations)
     return TraceRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
@@ -225,28 +225,30 @@ def is_checkpoint(family: str) -> bool:
     return "/" in family or family.endswith(".gguf")
 
 
-def _selections(config: SweepConfig, method: str) -> tuple[str, ...]:
-    """Those of the sweep's ways to choose that a method has; random where it has none of them."""
-    greedy = {one.id for one in families() if one.greedy}
-    parts = [] if is_checkpoint(method) else [name for name, _ in method_parts(method)]
+@dataclass(frozen=True)
+class _Ways:
+    """Those of a sweep's ways to choose that a method has; random where it has none of them.
+    `calibrations`: what a calibrated choice rests on; empty where a part has no such choice, and
+    for a checkpoint or a function."""
+
+    names: tuple[str, ...]
+    calibrations: frozenset[str]
+
+
+def _ways(config: SweepConfig, method: str) -> _Ways:
+    by_id = {one.id: one for one in families()}
+    parts = [] if is_checkpoint(method) else [by_id.get(name) for name, _ in method_parts(method)]
+    rests = [one.calibration if one else None for one in parts]
+    calibrations = frozenset(by for by in rests if by) if None not in rests else frozenset()
     able = {
         "random": True,
-        "calibrated": bool(_calibrations(method)),
-        "greedy": bool(parts) and set(parts) <= greedy,
+        "calibrated": bool(calibrations),
+        "greedy": bool(parts) and all(one is not None and one.greedy for one in parts),
     }
     found = [way for way in config.selections if able[way]]
     if not found and able["calibrated"] and "greedy" in config.selections:
         found = ["calibrated"]  # the nearest to it
-    return tuple(found) or ("random",)
-
-
-def _calibrations(method: str) -> set[str]:
-    """What a calibrated choice of the families of a method rests on; empty where one of them has no
-    such choice, and for a checkpoint or a function."""
-    parts = [] if is_checkpoint(method) else method_parts(method)
-    by_id = {one.id: one.calibration for one in families()}
-    found = [by_id.get(name) for name, _ in parts]
-    return {by for by in found if by} if None not in found else set()
+    return _Ways(tuple(found) or ("random",), calibrations)
 
 
 @dataclass(frozen=True)
