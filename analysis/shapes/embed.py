@@ -18,6 +18,7 @@ _SKIP = 0.5  # of a kernel that no slot explains, beside its share of the time
 _SURE = 0.25  # by which the best embedding must beat one that differs
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
 _NEVER = math.inf
+_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 
 
@@ -43,14 +44,19 @@ def embed(
     """The way that leaves out the fewest kernels; a Refusal where none fits, or it is not sure."""
     if len(sample) > _MOST:
         return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
+    exact = _in_order(sample, times, ways)
+    if isinstance(exact, Refusal):
+        return exact
+    if exact is not None:
+        return Embedding(exact, exact.cycle, 1.0)
     found = []
     for way in ways:
-        best = _best(sample, times, way.cycle)
-        if best is not None:
-            found.append((sum(j is None for j in best[1]), best[0], way, best[1]))
+        own = _best(sample, times, way.cycle)
+        if own is not None:
+            found.append((sum(j is None for j in own[1]), own[0], way, own[1]))
     if not found:
         return Refusal(_no_way(sample, ways))
-    left, _, way, chosen = min(found, key=lambda one: (one[0], one[1]))
+    left, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))
     slots = tuple(None if j is None else way.cycle[j] for j in chosen)
     total = sum(times)
     explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
@@ -59,12 +65,39 @@ def embed(
             f"{explained:.0%} of the GEMM time of a layer is explained by the config, less than "
             f"{_LEAST:.0%}"
         )
-    if left and not _is_sure(sample, times, way.cycle, chosen):
+    rivals = [o for o in found if o[0] == left and o[2] is not way]
+    tied = any(cost < best + _SURE for _, cost, *_ in rivals)
+    if left and (tied or not _is_sure(sample, times, way.cycle, chosen)):
         return Refusal(
             f"a layer runs {len(sample)} GEMMs, the config predicts {len(way.cycle)}, and more "
             "than one choice of them fits"
         )
     return Embedding(way, slots, explained)
+
+
+def _in_order(
+    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
+) -> Layer | Refusal | None:
+    """The way with as many GEMMs as there are kernels, of the same kinds; of several, the one that
+    the times fit. None where there is none."""
+    fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(_fits, sample, w.cycle))]
+    if len(fit) < 2:
+        return fit[0] if fit else None
+    costs = sorted((_misfit(times, way.cycle), n) for n, way in enumerate(fit))
+    if costs[1][0] < costs[0][0] + _SURE:
+        return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
+    return fit[costs[0][1]]
+
+
+def _misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
+    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
+    own."""
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
+    return min(
+        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
+        default=0.0,
+    )
 
 
 def _no_way(sample: Sequence[Item], ways: Sequence[Layer]) -> str:
@@ -91,8 +124,6 @@ def _best(
     if len(sample) < len(slots):
         return None
     if len(sample) == len(slots):
-        if banned is None and all(map(_fits, sample, slots)):
-            return 0.0, list(range(len(slots)))
         return None
     pairs = [
         (i, j)

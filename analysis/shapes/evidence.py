@@ -15,7 +15,7 @@ from statistics import median
 
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
 from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.slots import GEMM, Slot
+from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 
 # Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
 # an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
@@ -24,6 +24,7 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _MLP = ("gate", "up", "gate_up", "down")
+_WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
     """What M may be by all grids of the linears of a pass; a sentence where nothing is left."""
     seen: dict[tuple[Slot, object], Placed] = {}
     for one in placed:
-        if one.slot.what == GEMM and one.slot.role != "lm_head" and one.item.grid is not None:
+        wanted = one.slot.what in (GEMM, EXPERT) and one.slot.role != "lm_head"
+        if wanted and one.item.grid is not None:
             seen.setdefault((one.slot, one.item.token), one)
     allowed: Intervals | None = None
     for one in seen.values():
@@ -49,6 +51,8 @@ def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | 
             return None, [
                 f"no M fits the grid of {one.slot.role} ({grid} blocks) with N = {one.slot.n:,}"
             ]
+        if one.slot.what == EXPERT:
+            continue  # its rows are those that were routed to it
         both = meet(allowed, own)
         if both == ():
             return None, [
@@ -92,7 +96,7 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     rows as the linears."""
     times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
-        if one.slot.what == GEMM and one.slot.role != "router" and one.item.ns > 0:
+        if one.slot.what == GEMM and not one.slot.narrow and one.item.ns > 0:
             times[one.slot, one.item.name].append(one.item.ns)
     usual = {key: median(ns) for key, ns in times.items()}
     worst: tuple[float, str] = (1.0, "")
@@ -122,7 +126,7 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     its GEMMs, beside others on the same kernels, are those of the activations' width too."""
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
-        if one.slot.what == GEMM and one.slot.role not in ("router", "lm_head") and one.item.ns > 0:
+        if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
             usual[one.slot, one.item.name].append(one.item.ns)
     rates = {key: key[0].size / median(ns) for key, ns in usual.items()}
     pairs = [

@@ -58,6 +58,8 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     if isinstance(model, AutoModel):
         out.warnings.append(guess(traced, model.workload, device, steps))
         return out
+    if model.shape.mixer:
+        steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
     tried = [
         Trial(traced, model, device, steps, ranks)
         for ranks in degrees(traced.trace, every, model.shape)
@@ -79,7 +81,7 @@ def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
     if not tried:
         return f"{begin}: its dimensions cannot be shared out over the ranks of the trace"
     closest = min(tried, key=lambda one: (len(one.problems), one.ranks))
-    return f"{begin}, which the trace contradicts: {'; '.join(closest.problems)}"
+    return f"{begin}: {'; '.join(closest.problems)}"
 
 
 def _filled(out: Filled, trial: Trial) -> Filled:

@@ -6,6 +6,7 @@ step; what an op launches beside its main kernel is no item of its own. Times in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,14 +19,20 @@ from prunescope.analysis.shapes.slots import GEMM, GROUPED
 from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
 from prunescope.analysis.trace.events import Trace
 
-ATTENTION, BATCHED = "attention", "batched"
+ATTENTION, BATCHED, MIXER = "attention", "batched", "mixer"
 _PRODUCTS = (*MATMUL_KINDS, "attention")
 _WHAT = {
     "gemm": GEMM, "gemv": GEMM, "sparse_gemm": GEMM, "grouped_gemm": GROUPED,
-    "batched_gemm": BATCHED, "attention": ATTENTION,
+    "batched_gemm": BATCHED, "attention": ATTENTION, "conv": MIXER, "scan": MIXER,
 }  # fmt: skip
 _READ = ("row", "step", "launched", "start", "kind", "name", "grid", "block", "duration",
          "instance", "role", "layer", "call", "op", "event")  # fmt: skip
+# Scans and convolutions of mixers; others count tokens of experts, or sample.
+_MIXES = re.compile(
+    r"mamba|selective_scan|state_update|chunk_(?:scan|state|fwd|gated|scaled|local)|ssd_|_ssm_"
+    r"|delta_rule|fused_recurrent|causal_conv|conv_depthwise|conv1d|ShortConv"
+)
+_NAME_LIMIT = 400
 Token = tuple[str, tuple[int, ...] | None]
 
 
@@ -54,16 +61,21 @@ class Item:
         return self.name, self.grid
 
 
-def items_of(frame: pl.DataFrame, trace: Trace, works: Sequence[Any]) -> dict[int, list[Item]]:
-    """The items of each step. Products of an eager attention become one item, and so do the kernels
-    of one attention that no op holds together."""
+def items_of(
+    frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, mixers: bool = False
+) -> dict[int, list[Item]]:
+    """The items of each step, those of mixers only where asked for. Products of an eager attention
+    become one item, and so do the kernels of one attention that no op holds together."""
+    kinds = (*_PRODUCTS, "conv", "scan") if mixers else _PRODUCTS
     rows = frame.with_row_index("row").filter(
-        pl.col("kind").is_in(_PRODUCTS) & (pl.col("category") == 0)
+        pl.col("kind").is_in(kinds) & (pl.col("category") == 0)
     )
     rows = rows.sort("step", "launched", "start").select(_READ)
     units = grid_units(trace, rows["event"].to_numpy())
     out: dict[int, list[Item]] = {}
     for record, unit in zip(rows.iter_rows(named=True), units, strict=True):
+        if record["kind"] == "scan" and not _MIXES.search((record["name"] or "")[:_NAME_LIMIT]):
+            continue
         out.setdefault(record["step"], []).append(_item(record, trace, works, int(unit)))
     return {step: _folded(items) for step, items in out.items()}
 
@@ -99,12 +111,14 @@ def _folded(items: list[Item]) -> list[Item]:
     """One item an op instance, the longest of its kernels; one a run of attention kernels."""
     longest: dict[int, Item] = {}
     for item in items:
-        if item.alone:
+        if item.alone or item.what == MIXER:
             continue
         known = longest.get(item.instance)
         if known is None or item.ns > known.ns:
             longest[item.instance] = item
-    kept = [item for item in items if item.alone or longest[item.instance] is item]
+    kept = [
+        item for item in items if item.alone or item.what == MIXER or longest[item.instance] is item
+    ]
     if not any(item.what == ATTENTION for item in kept):
         kept = list(_eager(kept))
     else:

@@ -51,6 +51,15 @@ def find_cycle(items: Sequence[Item]) -> Cycle | None:
     if len(at) < 2:
         return None
     spans = [range(a + 1, b) for a, b in zip(at, at[1:], strict=False)]
+    cycle = usual_cycle(items, spans)
+    if cycle is None:
+        return None
+    _place(cycle, items, at)
+    return cycle
+
+
+def usual_cycle(items: Sequence[Item], spans: Sequence[range]) -> Cycle | None:
+    """What most of several stretches run; None where no more than half of them are alike."""
     made = [tuple(items[i].token for i in span) for span in spans]
     (tokens, count), *_ = Counter(made).most_common(1)
     if count <= _ALIKE * len(made) or not 0 < len(tokens) <= _LONGEST:
@@ -60,9 +69,7 @@ def find_cycle(items: Sequence[Item]) -> Cycle | None:
     low, high = zip(*(_range(one) for one in times), strict=True)
     sample = [items[i] for i in whole[0]]
     usual = [median(one) for one in times]
-    cycle = Cycle(sample, list(tokens), usual, list(low), list(high))
-    _place(cycle, items, at)
-    return cycle
+    return Cycle(sample, list(tokens), usual, list(low), list(high))
 
 
 def _range(times: list[int]) -> tuple[float, float]:

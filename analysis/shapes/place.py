@@ -7,19 +7,24 @@ attentions with layers, and what contradicts the config or keeps the order from 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
+from prunescope.analysis.shapes.alternate import by_kinds
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
 from prunescope.analysis.shapes.evidence import Placed
-from prunescope.analysis.shapes.items import ATTENTION, BATCHED, Item
+from prunescope.analysis.shapes.items import ATTENTION, BATCHED, MIXER, Item
+from prunescope.analysis.shapes.loops import by_loop, is_loop, one_expert, placed_turns
 from prunescope.analysis.shapes.order import Cycle, aligned, find_cycle
+from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import (
     GEMM,
     GROUPED,
+    Layer,
+    Slot,
     expert_slots,
     layer_ways,
     role_slots,
+    shared_ways,
 )
 from prunescope.taxonomy.shape import ModelShape
 
@@ -27,29 +32,13 @@ _ADAPTED = 3  # GEMMs of a linear with an adapter: its own and two of a low rank
 _SMALL = 0.5  # of its own time, that each of those takes at most
 
 
-@dataclass
-class Placement:
-    """`gemms` and `attentions` (item, layer) that are sure; `problems`: contradictions; `unsure`:
-    items that more than one place would fit; `explained`: share of a layer's GEMM time."""
-
-    gemms: list[Placed] = field(default_factory=list)
-    attentions: list[tuple[Item, int]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    unsure: list[Item] = field(default_factory=list)
-    explained: float = 1.0
-    by_order: bool = False
-
-    def rows(self) -> Iterator[int]:
-        """The rows of the frame that its GEMMs and attentions are."""
-        yield from (one.item.row for one in self.gemms)
-        yield from (item.row for item, _ in self.attentions)
-        yield from (item.row for item in self.unsure)
-
-
 def place(
     items: Sequence[Item], shape: ModelShape, ranks: int, *, modules: bool
 ) -> list[Placement]:
     """The placement of every forward pass of a step."""
+    if not modules and shape.mixer and ranks == 1:
+        return by_kinds(items, shape)
+    items = [item for item in items if item.what != MIXER]
     if not modules:
         return _by_order(items, shape, ranks)
     return [_by_modules(part, shape, ranks) for part in _calls(items)]
@@ -82,8 +71,16 @@ def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placeme
         (item, item.layer) for item in items if item.what == ATTENTION and item.layer is not None
     ]
     groups = _by_role(items, shape)
+    counts = [len(members) for (_, role), members in groups.items() if role == "experts"]
+    turns = one_expert(shape, counts) if ranks == 1 and counts else None
     for (layer, role), members in groups.items():
         chosen = _own(members, max(1, calls[layer]))
+        if role in ("experts", "shared_expert") and all(item.what == GEMM for item in members):
+            found = turns if role == "experts" else _shared(members, shape, ranks)
+            taken = [] if found is None else placed_turns(members, found, layer)
+            out.gemms += taken
+            out.unsure += [] if taken else members
+            continue
         if role == "experts" and all(item.what == GROUPED for item in members):
             if len(members) == len(experts) * max(1, calls[layer]):
                 out.gemms += [Placed(m, experts[i % 2], layer) for i, m in enumerate(members)]
@@ -94,6 +91,16 @@ def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placeme
             continue
         out.gemms += [Placed(item, slot, layer) for item in chosen if item.what == GEMM]
     return out
+
+
+def _shared(members: Sequence[Item], shape: ModelShape, ranks: int) -> tuple[Slot, ...] | None:
+    """The GEMMs of the shared experts, their gate perhaps among them; None where not sure."""
+    gate = [(Slot("shared_expert", 1, shape.hidden),)] if shape.shared_gate else []
+    ways = [Layer((), own) for own in shared_ways(shape, ranks)]
+    ways += [Layer((), (*own.after, *one)) for own in ways[:] for one in gate]
+    ways += [Layer((), (*one, *own)) for own in shared_ways(shape, ranks) for one in gate]
+    found = embed(members, [item.ns for item in members], ways) if ways else None
+    return found.layer.after if isinstance(found, Embedding) else None
 
 
 def _by_role(items: Sequence[Item], shape: ModelShape) -> dict[tuple[int | None, str], list[Item]]:
@@ -145,6 +152,8 @@ def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Plac
         )
         return [out]
     items = [item for item in items if item.what != BATCHED]
+    if is_loop(items, shape) and ranks == 1:
+        return [by_loop(items, shape)]
     cycle = find_cycle(items)
     if cycle is None:
         seen = sum(item.what == ATTENTION for item in items)

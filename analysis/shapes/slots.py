@@ -11,7 +11,8 @@ from itertools import product
 
 from prunescope.taxonomy.shape import ModelShape
 
-GEMM, GROUPED = "gemm", "grouped"
+GEMM, GROUPED, EXPERT = "gemm", "grouped", "expert"  # the last: one expert's, by itself
+_NARROW = 128
 _PADDED_VOCAB = 64  # serving engines round a vocabulary up that they share out
 
 
@@ -24,6 +25,11 @@ class Slot:
     n: int
     k: int
     what: str = GEMM
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its time is that of a launch: routers and gates."""
+        return self.role == "router" or self.n < _NARROW
 
     @property
     def size(self) -> int:
@@ -82,20 +88,69 @@ def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
 def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> list[Layer]:
     """The ways in which a layer with attention may run, the most common first."""
     told = role_slots(shape, ranks)
+    tails = _mlp_ways(shape, ranks, experts=experts)
+    return [
+        Layer(before, (told["o"], *tail))
+        for before, tail in product(attention_ways(shape, told), tails)
+    ]
+
+
+def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
+    """The ways in which a hybrid runs what follows a mark and precedes the next one; f: attention,
+    m: mixer. Where both are in every layer, the MLP follows the second."""
+    told = role_slots(shape)
+    mixer = shape.mixer_linears()
+    into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]
+    befores = {"f": attention_ways(shape, told), "m": [tuple(into), tuple(into[::-1])]}
+    after = told["o"] if left == "f" else Slot("mixer_out", *mixer["mixer_out"])
+    tails = _mlp_ways(shape, 1, experts=shape.moe_layers > shape.layers // 2)
+    inside = not shape.other_layers and left != right
+    bare = [Layer(before, (after,)) for before in befores[right]]
+    whole = [Layer(b, (after, *tail)) for b, tail in product(dict.fromkeys(befores[right]), tails)]
+    return [*whole, *bare] if inside else whole
+
+
+def attention_ways(shape: ModelShape, told: dict[str, Slot]) -> list[tuple[Slot, ...]]:
+    """What runs before an attention, fused or not. `told`: of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
     if shape.kv_rank is not None:
         query = ("q_a", "q_b") if shape.q_rank else ("q",)
         befores = [(*query, "kv_a", "kv_b")]
         if shape.q_rank:
             befores.append(("q_a", "kv_a", "q_b", "kv_b"))
-    plain = [("gate", "up", "down"), ("gate_up", "down")] if shape.gated else [("up", "down")]
+    return [tuple(told[role] for role in roles) for roles in befores]
+
+
+def _mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
+    """What follows the output projection: a plain MLP, or router, experts and what they share."""
+    told = role_slots(shape, ranks)
+    if not experts:
+        return [tuple(told[role] for role in roles) for roles in _plain(shape)]
+    routed = (told["router"], *expert_slots(shape, ranks))
+    shared = shared_ways(shape, ranks)
+    if not shared:
+        return [routed]
+    gate = (Slot("shared_expert", 1, shape.hidden),) if shape.shared_gate else ()
     ways = []
-    for before, after in product(befores, plain if not experts else [()]):
-        tail = [told["o"], *(told[role] for role in after)]
-        if experts:
-            tail += [told["router"], *expert_slots(shape, ranks)]
-        ways.append(Layer(tuple(told[role] for role in before), tuple(tail)))
-    return ways
+    for own in shared:
+        ways += [(*routed, *own, *gate), (*own, *gate, *routed), (*own, *routed, *gate)]
+        if gate:
+            ways += [(*gate, *routed, *own), (*routed, *gate, *own)]
+    return list(dict.fromkeys(ways))
+
+
+def shared_ways(shape: ModelShape, ranks: int = 1) -> list[tuple[Slot, ...]]:
+    """The MLP of the shared experts, fused or not; none where a model has none."""
+    width, hidden = shape.shared_intermediate // ranks, shape.hidden
+    if not width:
+        return []
+    up, down = Slot("shared_expert", width, hidden), Slot("shared_expert", hidden, width)
+    fused = Slot("shared_expert", 2 * width, hidden)
+    return [(up, up, down), (fused, down)] if shape.gated else [(up, down)]
+
+
+def _plain(shape: ModelShape) -> list[tuple[str, ...]]:
+    return [("gate", "up", "down"), ("gate_up", "down")] if shape.gated else [("up", "down")]
 
 
 def _shard(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> Slot:

@@ -20,7 +20,8 @@ from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.formats import formats
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.place import Placement, place
+from prunescope.analysis.shapes.place import place
+from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, Workload, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked

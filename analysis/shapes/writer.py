@@ -14,8 +14,8 @@ from prunescope.analysis.shapes import evidence
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.formats import expert_work, fused_attention, linear_work
 from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.place import Placement
-from prunescope.analysis.shapes.slots import GROUPED
+from prunescope.analysis.shapes.placement import Placement
+from prunescope.analysis.shapes.slots import EXPERT, GROUPED
 from prunescope.analysis.shapes.trial import Pass, Trial
 
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
@@ -66,7 +66,7 @@ class Writer:
             pairs = rows * shape.experts_per_token
             key: object = (slot, pairs, item.name)
             return key, expert_work(slot, pairs, shape.experts, item.name, model.dtype), None
-        if rows is None:
+        if rows is None or slot.what == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
         key = (slot, rows, item.name, item.kind)
         return key, linear_work(slot, rows, item.name, item.kind, model.dtype), None
