@@ -34,6 +34,8 @@ class Device:
     vendor: str
     dense_flop_per_s: Mapping[str, float]
     byte_per_s: float | None
+    link: str | None = None  # to the host: pcie-4.0 (16 lanes), nvlink-c2c
+    link_byte_per_s: float | None = None  # in one direction
     sm: int | None = None
     memory_bytes: int | None = None  # as sold, 10^9 a GB; what a process gets is less
     l2_bytes: int | None = None
@@ -85,6 +87,7 @@ def _load() -> tuple[Device, ...]:
     assert table["format"] == _FORMAT
     limits: dict[str, dict[str, Any]] = table["architectures"]
     _LIMITS.update(limits)
+    _LINKS.update({name: one["gb_per_s"] * 1e9 for name, one in table["links"].items()})
     return tuple(_device(row, limits[row["architecture"]]) for row in table["devices"])
 
 
@@ -104,6 +107,8 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         vendor=row["vendor"],
         dense_flop_per_s=rates("dense_tflop_per_s"),
         byte_per_s=row["gb_per_s"] * 1e9,
+        link=row.get("link"),
+        link_byte_per_s=_LINKS.get(row.get("link")),
         sm=row["sm"],
         memory_bytes=row["memory_gb"] * 10**9,
         l2_bytes=mebibytes("l2_mib"),
@@ -122,6 +127,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
     )
 
 
+_LINKS: dict[str | None, float] = {}  # byte/s of a link in one direction
 _LIMITS: dict[str, dict[str, Any]] = {}  # of an architecture
 # Compute capabilities of CUDA: major, and where it matters minor.
 _CAPABILITIES = {
@@ -224,6 +230,8 @@ def device_json(device: Device) -> dict[str, Any]:
         "vendor": device.vendor,
         "dense_flop_per_s": dict(device.dense_flop_per_s),
         "byte_per_s": device.byte_per_s,
+        "link": device.link,
+        "link_byte_per_s": device.link_byte_per_s,
         "sm": device.sm,
         "memory_bytes": device.memory_bytes,
         "l2_bytes": device.l2_bytes,

@@ -48,6 +48,11 @@ class Peaks:
     # By dtype and "bandwidth", where `trace` kept how they came about.
     taken: dict[str, PeakTaken] = field(default_factory=dict)
 
+    @property
+    def link_byte_per_s(self) -> float | None:
+        """Bandwidth between host and device, in one direction."""
+        return self.device.link_byte_per_s if self.device else None
+
     def as_json(self) -> DeviceUsed:
         """The `device` object of the report."""
         used = DeviceUsed(
@@ -204,15 +209,19 @@ def _positive(value: float | None) -> bool:
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
 
-    Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU) and `shape_loss`
-    (>= 1, null where the tile is unknown). ideal = max(FLOP/peak, bytes/bandwidth); an op without
-    FLOPs has none to wait for. A row without bytes, or with FLOPs of a dtype without a peak, has no
-    ideal. Latency-bound: an ideal below the measured floor, or blocks on fewer than half of the
-    units and a duration below ten floors. A partial wave of a long kernel is a loss of its shape.
+    Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU), `shape_loss`
+    (>= 1, null where the tile is unknown), `category` and `crosses` (a copy between host and
+    device, which goes at the rate of their link). ideal = max(FLOP/peak, bytes/bandwidth); an op
+    without FLOPs has none to wait for. A row without bytes, or with FLOPs of a dtype without a
+    peak, has no ideal. Latency-bound: an ideal below the measured floor; or a duration below ten
+    floors, and blocks on fewer than half of the units, or the ideal of a copy or fill below the
+    usual floor. A partial wave of a long kernel is a loss of its shape.
     """
     rates = _rates(frame, peaks)
     byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
-    memory = pl.col("bytes") * pl.lit(byte_ns, pl.Float64)
+    link_ns = 1e9 / peaks.link_byte_per_s if peaks and peaks.link_byte_per_s else None
+    per_byte = pl.when("crosses").then(pl.lit(link_ns)).otherwise(pl.lit(byte_ns, pl.Float64))
+    memory = pl.col("bytes") * per_byte
     compute = pl.when(pl.col("flop") > 0).then(pl.col("flop") * 1e9 / rates).otherwise(0.0)
     frame = frame.with_columns(compute_ns=compute, memory_ns=memory)
     frame = frame.with_columns(
@@ -224,12 +233,14 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     frame = frame.with_columns(predicted=pl.when(~untold).then("predicted"))
     floor = peaks.floor_ns if peaks else None
     small = pl.lit(False)  # noqa: FBT003  (an expression, not a flag)
+    short = pl.col("duration") < _FLOORS * (floor or _USUAL_FLOOR_NS)
     if floor is not None:
         small = pl.col("ideal") < floor
     if peaks and peaks.sm:
         few = 2 * pl.max_horizontal("blocks", "tiles") < peaks.sm
-        short = pl.col("duration") < _FLOORS * (floor or _USUAL_FLOOR_NS)
         small = small | (few & short).fill_null(value=False)
+    moves = pl.col("category").is_in([1, 2]) & (pl.col("ideal") < (floor or _USUAL_FLOOR_NS))
+    small = small | (moves & short).fill_null(value=False)
     bound = (
         pl.when(pl.col("ideal").is_null())
         .then(pl.lit("unknown"))

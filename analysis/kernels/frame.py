@@ -136,7 +136,8 @@ def build(
         device = peaks.device if peaks is not None else None
         told = fill(Traced(frame, trace, linked, windows, works, source), model, device)
     recorded, calls, works = len(works), calls + told.calls, works + told.works
-    frame = add_work(told.frame, linked, calls, works)
+    copied = taken(trace.device["bytes"], linked.event)
+    frame = add_work(told.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, recorded, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)

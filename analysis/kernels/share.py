@@ -20,6 +20,9 @@ from prunescope.taxonomy.dtypes import dtype, itemsize
 
 # A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
 _OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
+_MOVES = {1: "copy", 2: "fill"}  # categories of device events
+_CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost"
+_BETWEEN = r"PtoP|Peer"
 _WIDTH = re.compile(
     r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"
     r"(?:OpaqueType<(\d{1,2})|([\w:]+(?: \w+)?)[,>])"
@@ -27,9 +30,15 @@ _WIDTH = re.compile(
 
 
 def add_work(
-    frame: pl.DataFrame, linked: Linked, calls: list[OpCall], works: list[Work | None]
+    frame: pl.DataFrame,
+    linked: Linked,
+    calls: list[OpCall],
+    works: list[Work | None],
+    *,
+    copied: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """The columns above. The work of an op stands on its kernels of its own kind (`own`: one GEMM
+    """The columns above. `copied`: bytes of each row's copy or fill as the profiler recorded them,
+    -1 for none. The work of an op stands on its kernels of its own kind (`own`: one GEMM
     may be several kernels, each with its share by duration), else on its longest one; `main` is the
     longest of them, `parts` how many they are. Helpers have time and no work."""
     frame = frame.with_columns(
@@ -57,12 +66,38 @@ def add_work(
         .otherwise(1.0 / pl.col("parts"))
     )
     tf32 = in_tf32(pl.col("name")) & (pl.col("dtype") == "fp32")
+    return (
+        frame.with_columns(
+            pl.when("own").then(pl.col("flop") * share).alias("flop"),
+            pl.when("own").then(pl.col("bytes") * share * _width(frame, calls)).alias("bytes"),
+            dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
+            modelled=pl.col("modelled").fill_null(value=False),
+        )
+        .pipe(_add_copies, copied)
+        .drop("_repeated")
+    )
+
+
+def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
+    """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
+    link between host and device. One inside the device reads and writes its memory; one between
+    devices goes over links of which a trace says nothing."""
+    kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)
+    name = pl.col("name").fill_null("")
+    crosses = ((kind == "copy") & name.str.contains(_CROSSES)).fill_null(value=False)
+    if copied is None:
+        return frame.with_columns(crosses=crosses)
+    size = pl.Series("_size", copied)
+    told = ((size >= 0) & kind.is_not_null() & pl.col("own")).fill_null(value=False)
+    between = (kind == "copy") & name.str.contains(_BETWEEN)
+    times = pl.when(crosses | (kind == "fill")).then(1).otherwise(2)
+    moved = pl.when(between.not_()).then(size * times).cast(pl.Float64)
     return frame.with_columns(
-        pl.when("own").then(pl.col("flop") * share).alias("flop"),
-        pl.when("own").then(pl.col("bytes") * share * _width(frame, calls)).alias("bytes"),
-        dtype=pl.when(tf32).then(pl.lit("tf32")).otherwise("dtype"),
-        modelled=pl.col("modelled").fill_null(value=False),
-    ).drop("_repeated")
+        crosses=crosses,
+        flop=pl.when(told).then(0.0).otherwise("flop"),
+        bytes=pl.when(told).then(moved).otherwise("bytes"),
+        modelled=pl.when(told).then(between.not_()).otherwise("modelled"),
+    )
 
 
 def _table(works: list[Work | None]) -> pl.DataFrame:

@@ -97,6 +97,8 @@ OCCUPANCY = {
     "blackwell-100": (64, 32, 228, 64), "blackwell-12x": (48, 24, 100, 64),
     "cdna2": (32, None, 64, 128), "cdna3": (32, None, 64, 128), "cdna4": (32, None, 160, 128),
 }  # fmt: skip
+# GB/s in one direction: 16 lanes of so many GT/s, 128 of 130 bits data; half of 900 in both.
+LINKS = {**{f"pcie-{i}.0": 16 * 2**i * 128 / 130 / 8 for i in (3, 4, 5)}, "nvlink-c2c": 450}
 LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi355x": 256}  # MiB behind L2
 
 
@@ -128,6 +130,9 @@ def wrong(found: dict[str, Any]) -> list[str]:
     out = [f"{name}: limits" for name, row in found["architectures"].items()
            if occupancy(row) != OCCUPANCY[name]]  # fmt: skip
     sheets = {line.split()[0]: line.split()[1:] for line in SHEETS.strip().splitlines()}
+    rates = {name: one["gb_per_s"] for name, one in found["links"].items()}
+    if rates != pytest.approx(LINKS, rel=1e-3):
+        out.append("links")
     if [row["name"] for row in found["devices"] if row["name"] not in sheets]:
         out.append("a device without a sheet")
     for row in found["devices"]:

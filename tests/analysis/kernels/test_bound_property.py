@@ -19,7 +19,7 @@ DTYPES = ("bf16", "fp32", "int8", None)
 BOUNDS = ("compute", "memory", "latency", "unknown")
 SCHEMA = {"flop": pl.Float64, "bytes": pl.Float64, "dtype": pl.String, "busy": pl.Int64,
           "duration": pl.Int64, "blocks": pl.Int64, "tiles": pl.Int64, "shape_loss": pl.Float64,
-          "class": pl.String}  # fmt: skip
+          "class": pl.String, "category": pl.Int64, "crosses": pl.Boolean}  # fmt: skip
 positive = st.floats(1.0, 1e18)
 row = st.fixed_dictionaries({
     "flop": st.none() | st.just(0.0) | positive,
@@ -31,6 +31,8 @@ row = st.fixed_dictionaries({
     "tiles": st.none() | st.integers(1, 10**6),
     "shape_loss": st.none() | st.floats(1.0, 100.0),
     "class": st.sampled_from(["matmul", "attention", "pointwise"]),
+    "category": st.sampled_from([0, None]),
+    "crosses": st.just(False),
 })  # fmt: skip
 rows = st.lists(row, min_size=1, max_size=8)
 peaks = st.builds(

@@ -86,3 +86,40 @@ def test_elements_have_the_size_of_their_format(dtype: str, width: int, tmp_path
     copy = op("aten::copy_", [1000], [1000], dtype=dtype, kernels=[k(us=10)])
     (frame,) = analyze(save(chrome(step(0, copy)), tmp_path / "t.json")).frames.values()
     assert frame["bytes"].to_list() == [2000 * width]
+
+
+def _copy(name: str, size: int, us: float) -> Op:
+    moved = k(us=us, name=name, cat="gpu_memcpy")
+    moved.args["bytes"] = size
+    return op("aten::copy_", [size], [size], dtype="unsigned char", kernels=[moved])
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "ideal_us"),
+    [
+        # 16 lanes of 32 and of 16 GT/s; 450 GB/s; and 3,350 GB/s, read and written.
+        ("Memcpy HtoD (Pageable -> Device)", "NVIDIA H100 80GB HBM3", 10**8 / 63.015e3),
+        ("Memcpy DtoH (Device -> Pinned)", "NVIDIA A100-SXM4-80GB", 10**8 / 31.508e3),
+        ("Memcpy HtoD (Host -> Device)", "AMD Instinct MI300X", 10**8 / 63.015e3),
+        ("Memcpy HtoD (Pinned -> Device)", "NVIDIA GH200 480GB", 10**8 / 450e3),
+        ("Memcpy DtoD (Device -> Device)", "NVIDIA H100 80GB HBM3", 2 * 10**8 / 3350e3),
+        ("Memcpy PtoP (Device -> Device)", "NVIDIA H100 80GB HBM3", None),
+        ("Memcpy HtoD (Pinned -> Device)", "NVIDIA GeForce RTX 4080 Laptop GPU", None),
+    ],
+)
+def test_copies_are_judged_by_what_they_go_over(
+    name: str, device: str, ideal_us: float | None, tmp_path: Path
+) -> None:
+    trace = chrome(step(0, _copy(name, 10**8, 9000)))
+    trace["deviceProperties"][0]["name"] = device
+    (row,) = analyze(save(trace, tmp_path / "t.json")).frames["trace"].iter_rows(named=True)
+    if ideal_us is None:
+        assert (row["ideal"], row["bound"]) == (None, "unknown")
+    else:
+        assert (row["ideal"], row["bound"]) == (pytest.approx(ideal_us * 1e3), "memory")
+
+
+def test_a_copy_of_a_few_bytes_waits_for_no_bandwidth(tmp_path: Path) -> None:
+    trace = chrome(step(0, _copy("Memcpy DtoH (Device -> Pinned)", 256, 4)))
+    (row,) = analyze(save(trace, tmp_path / "t.json")).frames["trace"].iter_rows(named=True)
+    assert (row["bytes"], row["bound"]) == (256, "latency")
