@@ -263,7 +263,11 @@ def _add_role(
     lost = linked.replayed
     if len(scopes.place) and scopes.source != "none":
         lost = lost | (linked.thread < 0)
-    role[lost], layer[lost] = "unknown", NONE
+    layer[lost] = NONE
+    # Of a kernel without an op its kind alone tells a role.
+    role[lost] = [
+        "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
+    ]
     frame = frame.with_columns(
         layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
     )

@@ -79,8 +79,8 @@ def _trained(kernels: Kernels) -> tuple[str, str] | None:
 
 _NO_DECODER = (
     "forward",
-    "no causal attention, no cache of keys and values and no lm_head: nothing says that it decodes "
-    "tokens",
+    "nothing says that it decodes tokens (no attention known to be causal, no cache of keys and "
+    "values, no lm_head)",
 )
 
 

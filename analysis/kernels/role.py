@@ -16,6 +16,7 @@ from prunescope.analysis.kernels.role_shapes import (
     gated,
     heads_only,
     is_fused_qkv,
+    is_through_rank,
     last_vocabulary,
     sizes_of,
     vocabularies,
@@ -174,11 +175,13 @@ def _copies(call: OpCall | None) -> bool:
 @dataclass(frozen=True)
 class _Pass:
     """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
-    stand before each attention."""
+    stand before each attention. Two GEMMs through a rank are one: `seconds` has the row of the
+    second one by that of the first."""
 
     attention: Ints
     gemms: Ints
     before: Ints
+    seconds: dict[int, int]
 
 
 def _by_order(
@@ -192,7 +195,8 @@ def _by_order(
     """
     layer = np.full(len(kinds), NONE)
     role = [k if k in ("attention", "embedding", "sampling") else "unknown" for k in kinds]
-    passes = [one for rows in _passes(kinds, step) if len((one := _pass(kinds, rows)).attention)]
+    found = (_pass(kinds, rows, sizes) for rows in _passes(kinds, step))
+    passes = [one for one in found if len(one.attention)]
     inner = np.concatenate([np.diff(one.before) for one in passes]) if passes else np.zeros(0, int)
     if not len(inner):
         return Roles(layer, role, "none")
@@ -219,14 +223,37 @@ def _name_pass(
         left = one.gemms[max(0, at - len(projections)) : at]
         right = one.gemms[at : at + len(after)]
         for rows, labels in ((left, projections), (right, after)):
-            for j, label in zip(rows, labels, strict=False):
-                layer[j], role[j] = n, label
+            for first, label in zip(rows.tolist(), labels, strict=False):
+                for j in (first, one.seconds.get(first, first)):
+                    layer[j], role[j] = n, label
 
 
-def _pass(kinds: list[str], rows: Ints) -> _Pass:
+def _pass(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> _Pass:
     attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
-    gemms = np.array([i for i in rows if kinds[i] in ("gemm", "gemv", "sparse_gemm")], np.int64)
-    return _Pass(attention, gemms, np.searchsorted(gemms, attention))
+    every = [i for i in rows.tolist() if kinds[i] in _WEIGHED]
+    seconds = _through_ranks(kinds, rows, sizes)
+    gemms = np.array([i for i in every if i not in {*seconds.values()}], np.int64)
+    return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds)
+
+
+def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:
+    """Pairs of GEMMs, one right behind the other, through a rank that is no width of others."""
+    found: dict[int, int] = {}
+    last = NONE  # the GEMM right before, with nothing but helpers between
+    for i in rows.tolist():
+        if kinds[i] not in _WEIGHED:
+            last = last if kinds[i] in _HELPERS else NONE
+        elif last != NONE and is_through_rank(sizes[last], sizes[i]):
+            found[last], last = i, NONE
+        else:
+            last = i
+    if not found:
+        return found
+    inner = {*found.values()}
+    known = {i: size for i in rows.tolist() if (size := sizes[i]) is not None}
+    widths = {n for i, (_, n, _) in known.items() if i not in found}
+    widths |= {k for i, (_, _, k) in known.items() if i not in inner}
+    return {i: j for i, j in found.items() if known[i][1] not in widths}
 
 
 def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
@@ -258,6 +285,8 @@ def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
     return begins, layers
 
 
+_WEIGHED = ("gemm", "gemv", "sparse_gemm")
+_HELPERS = ("memset", "memcpy", "reduction")  # that a GEMM's op launches beside it
 _ALIKE = 0.9  # of the segments between two attentions
 # (GEMMs between two attentions, GEMMs before the first) -> projections, and what follows attention.
 _SEGMENTS = {

@@ -7,16 +7,19 @@ the projection behind attention, an ungated `up` from a fused gate and up.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from prunescope.analysis.ops.call import NoModel, OpCall, tensor
+from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.trace.load import Ints
 
 Size = tuple[int, int, int]
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
+_TABLE = 2  # times: elements of a table over what a generated kernel reads besides
 _FAR = 4  # times: N of a vocabulary over that of any other linear
+_GENERATED = re.compile(r"triton_\w*embedding")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
 
@@ -38,15 +41,28 @@ def sizes_of(kinds: Sequence[str], calls: Sequence[OpCall | None]) -> list[Size 
 
 
 def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
-    """Rows of the tables that tokens are looked up in: the large ones, positions have fewer."""
+    """Rows of the tables that tokens are looked up in: the large ones, positions have fewer. A
+    generated kernel's table is a matrix that is larger than all else that it reads."""
     found: set[int] = set()
     for call in calls:
-        if call is not None and call.name in _TABLES:
+        if call is not None and _GENERATED.match(call.name):
+            found |= _table_of(call)
+        elif call is not None and call.name in _TABLES:
             try:
                 found.add(tensor(call, 0, rank=2).shape[0])
             except NoModel:
                 continue
     return {rows for rows in found if _FAR * rows >= max(found)}
+
+
+def _table_of(call: OpCall) -> set[int]:
+    try:
+        tensors = sorted(operands(call), key=lambda t: t.numel)
+    except NoModel:
+        return set()
+    *others, table = tensors
+    alone = not others or table.numel > _TABLE * others[-1].numel
+    return {table.shape[0]} if alone and len(table.shape) == 2 else set()
 
 
 def heads_only(
@@ -76,6 +92,14 @@ def is_fused_qkv(size: Size | None) -> bool:
         return False
     shared, rest = divmod(2 * size[2], size[1] - size[2])
     return rest == 0 and shared in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
+
+
+def is_through_rank(first: Size | None, second: Size | None) -> bool:
+    """Whether two GEMMs in a row are [T,K]→[T,r]→[T,N] with a rank r below K and N."""
+    if first is None or second is None:
+        return False
+    (rows, rank, k), (m, n, inner) = first, second
+    return rows == m and rank == inner and rank < min(k, n)
 
 
 def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:

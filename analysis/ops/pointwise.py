@@ -7,6 +7,7 @@ read once at its size in memory (a broadcast dimension once), the result is writ
 from __future__ import annotations
 
 import math
+import re
 
 from prunescope.analysis.ops.call import (
     Model,
@@ -39,9 +40,9 @@ _UNARY = """
 _BINARY = """
     add sub rsub mul div pow remainder fmod floor_divide maximum minimum fmax fmin atan2
     bitwise_and bitwise_or bitwise_xor __lshift__ __rshift__ bitwise_left_shift
-    bitwise_right_shift xlogy hypot copysign
+    bitwise_right_shift xlogy hypot copysign clamp_min clamp_max
 """
-_TERNARY = "clamp clamp_min clamp_max lerp addcmul addcdiv masked_fill"
+_TERNARY = "clamp lerp addcmul addcdiv masked_fill"
 _ACTIVATIONS = """
     silu gelu relu relu6 leaky_relu elu selu celu mish softplus hardswish hardsigmoid hardtanh
     threshold
@@ -224,6 +225,7 @@ def prefix(call: OpCall) -> Work:
     return bytes_only([x.bytes, size(x.numel, out)], kind="scan")
 
 
+_TAKES = re.compile(r"embedding|index|gather|select|slice|split")
 _GENERATED = {
     "triton_poi_fused": "elementwise",
     "triton_red_fused": "reduction",
@@ -232,13 +234,29 @@ _GENERATED = {
 
 
 def generated(name: str) -> Model | None:
-    """The model of a kernel that Inductor generated: its arguments once each, results included."""
+    """The model of a kernel that Inductor generated: its arguments once each, results included.
+    None is known of one that reads an argument in part."""
     kind = _GENERATED.get(name[:16])
     if kind is None:
         return None
     fused = "norm" if "rsqrt" in name or "_norm" in name else kind
 
     def model(call: OpCall) -> Work:
-        return bytes_only([t.bytes for t in operands(call)], kind=fused)
+        tensors = operands(call)
+        if _looks_up(name, [t.numel for t in tensors]):
+            raise NoModel
+        return bytes_only([t.bytes for t in tensors], kind=fused)
 
     return model
+
+
+def _looks_up(name: str, sizes: list[int]) -> bool:
+    """Whether a generated kernel reads a part of an argument, of as many elements as it has
+    threads: an embedding's table, a cache of cosines, a slice. A pointwise one has an element of
+    its result a thread, and may read two (a gated activation)."""
+    takes = _TAKES.search(name) is not None
+    if not name.startswith("triton_poi"):  # a reduction reads more than it writes
+        second, first = (0, *sorted(sizes))[-2:]
+        return takes and len(sizes) > 1 and first > 2 * second
+    threads = sizes[-1] if takes else max(sizes[0], sizes[-1])
+    return max(sizes) > threads * (1 if takes else 2)

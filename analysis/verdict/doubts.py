@@ -94,8 +94,14 @@ def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
 
 def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
     before, now = _known_roles(dense), _known_roles(pruned)
-    if before is not None and now is not None and now < before - _FALL:
+    if before is None or now is None or now >= before - _FALL:
+        return
+    # Replays without an eager trace, and a trace without modules, know of fewer roles.
+    alike = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
+    if alike:
         yield Doubt("fewer-roles", numbers=(now, before))
+    else:
+        yield Doubt("other-roles", numbers=(now, before))
 
 
 def _known_roles(kernels: Kernels) -> float | None:

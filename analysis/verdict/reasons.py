@@ -15,6 +15,7 @@ WEIGHT = {
     "torn-sublayers": (0.3, True),
     "hollow-sublayers": (0.3, True),
     "fewer-roles": (0.5, True),
+    "other-roles": (0.5, False),
     "unequal-steps": (0.6, False),
 }
 
@@ -65,6 +66,10 @@ DOUBTS: dict[str, Callable[..., str]] = {
     ),
     "fewer-roles": lambda now, before: (
         f"{now:.0%} of busy time has a role, {before:.0%} in the dense trace"
+    ),
+    "other-roles": lambda now, before: (
+        f"the two traces do not tell roles in the same way (of {now:.0%} of busy time, in the "
+        f"dense trace of {before:.0%}): GEMMs without a role pair by their order alone"
     ),
     "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
 }

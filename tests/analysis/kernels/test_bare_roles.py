@@ -191,3 +191,27 @@ def in_modules(i: int) -> list[Any]:
                module(f"{layer}.mlp", module(f"{layer}.mlp.c_fc", mm(F, H)),
                       module(f"{layer}.mlp.c_proj", mm(H, F))))
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["all", "mlp"])
+def test_two_gemms_through_a_rank_have_the_role_of_one(which: str, tmp_path: Path) -> None:
+    """Rank 24, of all linears or of the MLP's alone: as many layers and roles as without."""
+
+    def low(n: int, k_: int) -> tuple[Any, ...]:
+        return mm(24, k_), mm(n, 24)
+
+    o = low(H, Q) if which == "all" else (mm(H, Q),)
+    qkv = low(Q + 2 * KV, H) if which == "all" else (mm(Q + 2 * KV, H),)
+    layer = (add(), *qkv, attention(), *o, add(), *low(F, H), add(), *low(H, F))
+    got = roles(tmp_path, EMBED, *[x for _ in range(4) for x in layer])
+    twice = 2 if which == "all" else 1
+    one = ["qkv"] * twice + ["attention"] + ["o"] * twice + ["up"] * 2 + ["down"] * 2
+    assert got == [(i, name) for i in range(4) for name in one]
+
+
+def test_a_vocabulary_that_a_generated_kernel_looks_up(tmp_path: Path) -> None:
+    """The head of a compiled model, whose embedding is fused into a Triton kernel."""
+    table = op("triton_per_fused_add_embedding_native_layer_norm_2", [4, 8], [1000, H], [H],
+               [32, H], kernels=[k(us=1, name="triton_per_fused_add_embedding")])  # fmt: skip
+    got = roles(tmp_path, table, *[x for _ in range(4) for x in (add(), *PLAIN)], mm(1000, H))
+    assert got[-1] == (None, "lm_head")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from prunescope.analysis.ops.work import OpCall, work_of
 from prunescope.analysis.pipeline import analyze
 from tests.chrome import Op, chrome, k, op, save, step
 
@@ -123,3 +124,30 @@ def test_a_copy_of_a_few_bytes_waits_for_no_bandwidth(tmp_path: Path) -> None:
     trace = chrome(step(0, _copy("Memcpy DtoH (Device -> Pinned)", 256, 4)))
     (row,) = analyze(save(trace, tmp_path / "t.json")).frames["trace"].iter_rows(named=True)
     assert (row["bytes"], row["bound"]) == (256, "latency")
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "size"),
+    [
+        # 12 + 6 elements; a gated activation reads two of its input for one of its result.
+        ("triton_poi_fused_mul_silu_0", [[3, 4], [3, 2]], 18 * 4),
+        ("triton_poi_fused_add_0", [[3, 4], [4]], 16 * 4),  # in place, then a bias
+        ("triton_red_fused_sum_0", [[64, 64], [1]], 4097 * 4),
+        # A table of cosines, of a vocabulary, and one of three slices: read in part.
+        ("triton_poi_fused__to_copy_cat_0", [[3, 8], [3], [4096, 8], [3, 8]], None),
+        ("triton_per_fused_embedding_native_layer_norm_2", [[4], [999, 8], [4, 8]], None),
+        ("triton_poi_fused_select_view_4", [[3, 16], [16]], None),
+        ("triton_poi_fused_embedding_1", [[4, 8], [4, 8]], 64 * 4),
+    ],
+)
+def test_what_a_generated_kernel_reads_in_part_has_no_bytes(
+    name: str, shapes: list[list[int]], size: int | None
+) -> None:
+    found = work_of(OpCall(name, tuple(map(tuple, shapes)), ("float",) * len(shapes)))
+    assert (None if found is None else found.bytes) == size
+
+
+def test_the_result_that_an_op_is_given_is_read_by_none() -> None:
+    """relu_ calls clamp_min with its input as its result: read once, written once."""
+    found = work_of(OpCall("aten::clamp_min", ((100,), (), (100,)), ("float", "Scalar", "float")))
+    assert found is not None and found.bytes == 800
