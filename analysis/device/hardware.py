@@ -150,9 +150,26 @@ def find_device(name: str) -> Device:
     return found
 
 
-def device_in_trace(properties_name: str | None) -> Device | None:
-    """The device that a trace's deviceProperties name, or None where the table has none."""
-    return _BY_NAME.get(_key(properties_name)) if properties_name else None
+def device_in_trace(properties_name: str | None, memory: Any = None) -> Device | None:
+    """The device that a trace's deviceProperties name, or None where the table has none. `memory`:
+    its bytes, which tell boards of one name and chip apart."""
+    found = _BY_NAME.get(_key(properties_name)) if properties_name else None
+    if found is None or type(memory) is not int or _holds(found, memory):
+        return found
+    chip = (found.sm, found.dense_flop_per_s, found.link, found.vendor)
+    others = [d for d in DEVICES if (d.sm, d.dense_flop_per_s, d.link, d.vendor) == chip]
+    fitting = [d for d in others if _holds(d, memory) and d.name.endswith(_form(found))]
+    return next(iter(fitting), found)
+
+
+def _holds(device: Device, memory: int) -> bool:
+    """Whether a process may see so many bytes of a board's memory: less than it is sold with, or
+    a little more, for a GB is 2^30 bytes to some."""
+    return device.memory_bytes is not None and 0.85 < memory / device.memory_bytes < 1.1
+
+
+def _form(device: Device) -> str:
+    return device.name.rpartition("-")[2]
 
 
 def device_of_capability(properties: Mapping[str, Any]) -> Device | None:

@@ -187,8 +187,12 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
     """New work by the id of its purpose."""
     if c.dense is None:
         return {}
-    new = _sums(c.pruned.frame).join(
-        _sums(c.dense.frame), on=["role", "kind", "work"], how="anti", nulls_equal=True
+    by_name = c.pruned.is_replay != c.dense.is_replay  # replays have no ops
+    new = _sums(c.pruned.frame, by_name=by_name).join(
+        _sums(c.dense.frame, by_name=by_name),
+        on=["role", "kind", "work"],
+        how="anti",
+        nulls_equal=True,
     )
     fused = is_fused(c.dense, c.pruned)
     seen = known(c.phase.family.ids) if c.phase.family is not None else []
@@ -205,8 +209,8 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
     return found
 
 
-def _sums(frame: pl.DataFrame) -> pl.DataFrame:
-    work = pl.coalesce("op", "name").fill_null("?")
+def _sums(frame: pl.DataFrame, *, by_name: bool) -> pl.DataFrame:
+    work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
     return (
         frame.with_columns(work=work)
         .group_by("role", "kind", "work", maintain_order=True)

@@ -158,7 +158,8 @@ def _peaks(side: Side) -> tuple[Peaks | None, Noticed]:
 def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Noticed]:
     if not trace.on_device and trace.device_name:
         return None, Noticed()  # host ops: not the device's work
-    known = device_in_trace(trace.device_name)
+    properties = trace.device_properties
+    known = device_in_trace(trace.device_name, properties.get("totalGlobalMem"))
     if known is not None:
         return sheet_peaks(known), Noticed()
     like = device_of_capability(trace.device_properties)

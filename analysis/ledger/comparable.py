@@ -14,14 +14,21 @@ import polars as pl
 
 from prunescope.analysis.inputs.subject import Noticed, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.renamed import with_roles_of
 
 OF_BASELINE, OF_SUBJECT = "--baseline-eager-trace", "--eager-trace"
 
 
 def comparable(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    """Both sides; without the ops of their replays where only one has them, and with one numbering
-    of their layers."""
-    return fold_layers(*_of_equal_shapes(dense, pruned))
+    """Both sides; without the ops of their replays where only one has them, with one numbering
+    of their layers and the roles that either side's modules tell."""
+    dense, pruned = fold_layers(*_of_equal_shapes(dense, pruned))
+    if dense.side.run is not None or pruned.side.run is not None:
+        return dense, pruned  # whose modules the tracer named
+    return (
+        replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
+    )
 
 
 def _of_equal_shapes(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:

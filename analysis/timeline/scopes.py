@@ -28,6 +28,7 @@ _UP_CLASS = re.compile(r"Intermediate$")
 _DOWN_CLASS = re.compile(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
 _LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead")
 _UNKNOWN = "unknown"
+_BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
     out = [Place(layer[i], _UNKNOWN, scope[i]) for i in range(len(labels))]
     for above, children in inside.items():
         around = classes[above] if above >= 0 else ""
+        if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
+            around = _BESIDE_ATTENTION
         for i, role in _roles_of_children(children, classes, layer, scope, around).items():
             out[i] = Place(layer[i], role, scope[i])
     return _inherit(out, up)
@@ -242,6 +245,8 @@ def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
     if scope == "mlp" and len(linears) == 1:
         known = ("up",) if _UP_CLASS.search(around) else None
         known = ("down",) if _DOWN_CLASS.search(around) else known
-    elif len(linears) == 2 and (scope == "mlp" or scope == "layer" and around == "Sequential"):
+    elif len(linears) == 2 and (
+        scope == "mlp" or scope == "layer" and around in ("Sequential", _BESIDE_ATTENTION)
+    ):
         known = ("up", "down")  # or a fused gate and up: the shapes tell
     return dict(zip(linears, known, strict=True)) if known else {}

@@ -32,6 +32,9 @@ def _differences(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     old, new = _device(dense.side), _device(pruned.side)
     if old and new and old != new:
         yield Difference("device", old, new)
+    ranks = [_rank(one.side) for one in (dense, pruned)]
+    if None not in ranks and ranks[0] != ranks[1]:
+        yield Difference("rank", ranks[0], ranks[1])
     if dense.kernels.compiled != pruned.kernels.compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
@@ -56,6 +59,13 @@ def _device(side: Side) -> str | None:
     if side.run is not None:
         return side.run.device.name or None
     return side.bare.device_name if side.bare is not None else None
+
+
+def _rank(side: Side) -> int | None:
+    """The rank whose trace a bare side is, as the profiler writes it."""
+    info = side.bare.source.meta.get("distributedInfo") if side.bare and not side.ranks else None
+    rank = info.get("rank") if isinstance(info, dict) else None
+    return rank if isinstance(rank, int) else None
 
 
 def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:

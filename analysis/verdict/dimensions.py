@@ -79,10 +79,12 @@ def heads(e: Evidence) -> Fallen | None:
     example = _example(e, ("v", "qkv"), "N")
     dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
     if _shares_keys(e):
-        return Fallen(f"KV heads fell, all query heads stay: N of {narrow} projections{dims}")
+        what = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
+        return Fallen(f"KV heads fell, all query heads stay: {what}{dims}")
     is_whole = bool(down and fewer)
     broken = "" if is_whole else " (propagation broken: o or the heads did not follow)"
-    line = f"heads fell: N of {narrow} projections and K of {down} o{dims}{broken}"
+    what = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
+    line = f"heads fell: {what}{dims}{broken}"
     return Fallen(line, is_whole=is_whole)
 
 
@@ -103,10 +105,19 @@ def narrower_heads(e: Evidence) -> str | None:
     arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
     what = "the head dimension" if scores else "the head dimension of the values"
     narrow, down = count(e, _PRODUCERS, "N"), count(e, ("o",), "K")
+    with_it = _both(narrow, "projections", down, "o")
+    rest = f"{with_it} fell with it" if with_it else "no projection did"
     return (
-        f"{what} fell from {arrow.replace(' → ', ' to ')}: N of {narrow} projections and K of "
-        f"{down} o fell with it; narrower heads are of no family"
+        f"{what} fell from {arrow.replace(' → ', ' to ')}: {rest}; narrower heads are of no family"
     )
+
+
+def _both(narrow: int, producers: str, down: int, consumers: str) -> str:
+    """What fell of producers and consumers; of what did not, nothing is said."""
+    parts = [f"N of {narrow} {producers}"] * bool(narrow) + [f"K of {down} {consumers}"] * bool(
+        down
+    )
+    return " and ".join(parts)
 
 
 def channels(e: Evidence) -> Fallen | None:
@@ -119,7 +130,7 @@ def channels(e: Evidence) -> Fallen | None:
     broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
     example = _example(e, ("down",), "K")
     dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
-    line = f"MLP channels fell: N of {narrow} gate/up and K of {down} down{dims}{broken}"
+    line = f"MLP channels fell: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
     return Fallen(line, is_whole=is_whole)
 
 

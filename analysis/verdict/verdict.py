@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import polars as pl
+
 from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Family, FamilyPart
@@ -38,6 +42,7 @@ def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: U
         differences=differences(dense, pruned),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense.kernels, pruned.kernels),
+        other_grids=_other_grids(dense.kernels, pruned.kernels),
     )
 
 
@@ -102,7 +107,10 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
 
 
 def _unmoved(e: Evidence) -> Family:
-    """No M, N or K moved: nothing changed, something else did, or the weights are not known."""
+    """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
+    GEMM has any to move."""
+    if e.pairs and all(_is_unread(p) for p in e.pairs):
+        return Family(id="unknown", confidence=0.1, evidence=[_unread(e)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
@@ -123,6 +131,35 @@ def _unmoved(e: Evidence) -> Family:
     if (moved := _stored_otherwise(e)) is not None:
         return Family(id="unknown", confidence=0.5, evidence=[moved])
     return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
+
+
+def _is_unread(pair: Pair) -> bool:
+    """Whether both sides run a GEMM, and neither says what it multiplies."""
+    both = pair.dense is not None and pair.pruned is not None
+    return both and pair.axis == "none" and pair.dense.n is pair.pruned.n is None  # type: ignore[union-attr]
+
+
+def _unread(e: Evidence) -> str:
+    text = "no GEMM says what it multiplies on either side, so no axis can be seen to move"
+    if e.other_grids is None:
+        return text
+    if e.other_grids:
+        return f"{text}; {e.other_grids:.0%} of the time of the GEMMs is in other kernels or grids"
+    return f"{text}; the GEMMs run the same kernels in the same grids"
+
+
+def _other_grids(dense: Kernels, pruned: Kernels) -> float | None:
+    """The share of the pruned side's GEMM time in kernels or grids that the dense side does not
+    run; None where no grid is known."""
+    keys = ["name", "blocks"]
+    sides = [
+        kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("blocks").is_not_null())
+        for kernels in (dense, pruned)
+    ]
+    total = int(sides[1]["busy"].sum())
+    if not total or sides[0].is_empty():
+        return None
+    return int(sides[1].join(sides[0], on=keys, how="anti")["busy"].sum()) / total
 
 
 def _stored_otherwise(e: Evidence) -> str | None:

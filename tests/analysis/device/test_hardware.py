@@ -31,6 +31,7 @@ SHEET = {
     "a100-80gb-pcie": ("bf16", 312, 1935, 108),
     "a800-80gb-sxm": ("bf16", 312, 2039, 108),
     "h800-sxm": ("bf16", 989, 3350, 132),
+    "a40": ("bf16", 149.7, 696, 84),
     "rtx-a6000": ("bf16", 154.8, 768, 84),
     "h20": ("bf16", 148, 4000, 78),
     "h100-pcie": ("bf16", 756, 2000, 114),
@@ -124,6 +125,24 @@ def test_names_of_traces(name: str) -> None:
     assert device is not None
     assert device.name == IN_TRACES[name]
     assert find_device(name.upper()) is device
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "device"),
+    [
+        ("NVIDIA PG509-210", 85_198_045_184, "a100-80gb-sxm"),
+        ("NVIDIA PG509-210", 42_505_273_344, "a100-40gb-sxm"),
+        ("NVIDIA A100-PG509-200", 42_505_273_344, "a100-40gb-sxm"),
+        ("NVIDIA A100-PG509-200", 85_198_045_184, "a100-80gb-sxm"),
+        ("Tesla V100-SXM2-16GB", 16_945_512_448, "v100-sxm2"),
+        ("NVIDIA H100 80GB HBM3", "80 GB", "h100-sxm"),
+    ],
+)
+def test_boards_of_one_name_are_told_apart_by_their_memory(
+    name: str, memory: Any, device: str
+) -> None:
+    found = device_in_trace(name, memory)
+    assert found is not None and found.name == device
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H1000", "NVIDIA H100", "", None, "cpu"])

@@ -139,6 +139,56 @@ def test_roles_by_class(tmp_path: Path) -> None:
     assert rows["layer"].to_list() == [None, *[0] * len(LAYER), *[1] * len(LAYER), None, None]
 
 
+def _torch_layer() -> Any:
+    """torch.nn.TransformerEncoderLayer: its attention multiplies by in_proj and out_proj itself,
+    and the layer calls linear1 and linear2."""
+    return nn(
+        "TransformerEncoderLayer_0",
+        nn("LayerNorm_0", add()),
+        nn("MultiheadAttention_0", mm(3 * H, H), attention(), mm(H, H)),
+        nn("LayerNorm_1", add()),
+        nn("Linear_0", mm(F, H)),
+        nn("Linear_1", mm(H, F)),
+    )
+
+
+def _clip_layer() -> Any:
+    """A block whose MLP is a Sequential of Linear, GELU, Linear."""
+    return nn("ResidualAttentionBlock_0", nn("LayerNorm_0", add()),
+              nn("MultiheadAttention_0", mm(3 * H, H), attention(), mm(H, H)),
+              nn("LayerNorm_1", add()),
+              nn("Sequential_0", nn("Linear_0", mm(F, H)), nn("Linear_1", mm(H, F))))  # fmt: skip
+
+
+def _packed_layer() -> Any:
+    """An attention with a linear for q, k and v, and one in a Sequential behind it."""
+    return nn(
+        "Block_0",
+        nn(
+            "Attention_0",
+            nn("Linear_0", mm(3 * H, H)),
+            attention(),
+            nn("Sequential_0", nn("Linear_1", mm(H, H))),
+        ),
+        nn(
+            "FeedForward_0",
+            nn(
+                "Sequential_1",
+                nn("LayerNorm_0", add()),
+                nn("Linear_2", mm(F, H)),
+                nn("Linear_3", mm(H, F)),
+            ),
+        ),
+    )
+
+
+@pytest.mark.parametrize("layer", [_torch_layer, _clip_layer, _packed_layer])
+def test_roles_of_modules_that_only_have_a_class(layer: Any, tmp_path: Path) -> None:
+    rows = frame(pytorch(chrome(layer())), tmp_path).filter(pl.col("kind") == "gemm")
+    assert rows["role"].to_list() == ["qkv", "o", "up", "down"]
+    assert rows["layer"].to_list() == [0] * 4
+
+
 @pytest.mark.parametrize("names", [("q_norm",), ("q_norm", "k_norm")])
 def test_norms_inside_attention_are_of_q_and_k(names: tuple[str, ...], tmp_path: Path) -> None:
     at = "model.layers.0.self_attn"

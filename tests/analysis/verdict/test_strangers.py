@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Family
+from tests.analysis.findings.test_findings import FULL, NARROW, model
 from tests.chrome import chrome, k, op, save
 
 H, F = 512, 2048
@@ -90,3 +92,52 @@ def test_another_number_format_is_not_always_quantisation(
     found = family([linear("c10::BFloat16")], [linear(new)], tmp_path)
     assert found.id == "outside"
     assert said in " ".join(found.evidence)
+
+
+def renamed(trace: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The trace with other words in its module scopes."""
+    text = json.dumps(trace)
+    for old, new in names.items():
+        text = text.replace(f".{old}", f".{new}")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+@pytest.mark.parametrize("side", ["dense", "pruned"])
+def test_linears_that_one_side_calls_otherwise_pair_by_order_and_shape(
+    side: str, tmp_path: Path
+) -> None:
+    """The MLP's linears are called alpha, beta and gamma on one side: the family is the same."""
+    words = {"gate_proj": "alpha", "up_proj": "beta", "down_proj": "gamma"}
+    traces = {"dense": model(FULL), "pruned": model(NARROW)}
+    traces[side] = renamed(traces[side], words)
+    paths = [save(traces[name], tmp_path / f"{name}.json") for name in ("dense", "pruned")]
+    phase = analyze(paths[1], baseline=paths[0]).report.phases["trace"]
+    assert phase.family is not None and phase.family.id == "static-nk-mlp", phase.family
+    assert phase.pairing is not None
+    assert (phase.pairing.added, phase.pairing.removed) == (0, 0)
+
+
+def test_two_traces_without_shapes_and_with_other_grids_are_not_the_same(tmp_path: Path) -> None:
+    def bare(grid: int, us: float = 10) -> list[Any]:
+        kernels = [k(us=us, name="ampere_sgemm_64x64_nt", grid=(grid, 4, 1))]
+        return [op("aten::mm", kernels=kernels) for _ in range(3)]
+
+    other, same = (family(bare(16), bare(n), tmp_path) for n in (12, 16))
+    assert other.id == same.id == "unknown"
+    assert "100% of the time of the GEMMs is in other kernels or grids" in other.evidence[0]
+    assert "same kernels in the same grids" in same.evidence[0]
+    assert not any("nothing was pruned" in line for line in (*other.evidence, *same.evidence))
+
+
+def test_what_did_not_fall_is_not_counted(tmp_path: Path) -> None:
+    """Heads of half the width in attention alone: no sentence with N of 0 projections."""
+
+    def attention(width: int) -> Any:
+        q = [1, 16, 512, width]
+        return op("aten::_scaled_dot_product_flash_attention", q, q, q, [], [],
+                  dtype="c10::BFloat16", kernels=[k(us=10, name="flash_fwd_kernel")])  # fmt: skip
+
+    found = family([attention(64), mm(512, F, H)], [attention(32), mm(512, F, H)], tmp_path)
+    assert " 0 " not in " ".join(found.evidence), found.evidence
+    assert "no projection did" in " ".join(found.evidence)
