@@ -38,7 +38,7 @@ from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.doubts import apply_doubts, doubts
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.outside import is_quantised, replaced
+from prunescope.analysis.verdict.outside import conditions, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -120,6 +120,7 @@ def _comparison(
     units, domain = books.units, books.domain
     judged, family = families
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
+    known = known and conditions(evidence) is None  # else what is gone was never to be there
     largest = LargestKernels(dense.kernels, pruned.kernels, books.busy_factors(dense, pruned))
     ledger = build_rows(books, halves(units, domain), largest)
     has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes

@@ -19,12 +19,21 @@ BY_HAND = {
     "h100_vit": "roles by class; no lm_head",
     "mi300x_sglang_qwen3-8b_prefilldecode": "grids in blocks and work-items; 494 ms held back",
     "mi300x_sglang_qwen3-8b_decode_graph": "463 ms held back; kinds by kernel names",
-    "tracelens_mi300x_timesformer": "grid of softmax = 96 × 3,137 rows; qkv, up and down",
+    "tracelens_mi300x_timesformer": "grid of softmax = 96 × 3,137 rows; qkv, up and down; 38.5 MB "
+    "to the device at 35.4 of the link's 63 GB/s",
     "truth_T1_depth_timesformer_mi300": "layers 3 and 8 removed: coverage +520,146 ns",
-    "kineto_v100_resnet50_train_workers0": "48 to 62 ms of each long gap in DataLoader.__next__",
-    "saf_a100_sam_bf16_compile_b": "24.635 ms of GEMM kernels in 7 addmm of 4,194,304 rows",
+    "kineto_v100_resnet50_train_workers0": "48 to 62 ms of each long gap in DataLoader.__next__; "
+    "relu_, which calls clamp_min, reads its input once",
+    "saf_a100_sam_bf16_compile_b": "24.635 ms of GEMM kernels in 7 addmm of 4,194,304 rows, and "
+    "7.051 ms in 3 linears of as many rows that ran as aten::bmm (1,024 × 4,096)",
+    "nanovllm_rtx4080l_decode_b3": "2 of 19 launches lack their kernel; the table of cosines is "
+    "21 MB, of which 3 rows are read",
+    "param_v100_dlrm_rank0": "GEMMs of 16 rows wait for memory, not for the rate of CUDA cores",
+    "a100_training_graphs_nccl": "63 ms idle before the first recorded kernel of one graph replay "
+    "a step, launched 130 ms before",
     "luatil_rtx3060_gpt_train_eager": "wall, busy and gap of the five steps",
-    "truth_N4_gpt_forward_only": "against training: not comparable",
+    "truth_N4_gpt_forward_only": "against training: not comparable; the head's N is the table "
+    "of a Triton kernel",
     "truth_T14_mlp1536_gpt_fwd": "against N4: shape + kernel efficiency +118,123 ns",
     "truth_T9_lowrank_gpt_fwd": "against N4: 16 GEMMs through a rank of 192",
 }
@@ -69,7 +78,8 @@ def page() -> str:
         "",
         "Public traces that others captured, as prunescope reads them. Made by "
         "`python benchmarks/strangers.py`; the traces are in no repository of ours. Busy unions, "
-        "gaps and their parts, and M, N, K are computed again from the raw JSON of each trace by "
+        "gaps and their parts, and the GEMM table from Input Dims (calls and ns of each batch, M, "
+        "N, K) are computed again from the raw JSON of each trace by "
         "`tests/analysis/test_recomputed.py`, which shares no code with the analysis. Shares are "
         "of busy time; what is null is not known from the trace, and no number stands for it.",
         "",

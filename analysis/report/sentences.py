@@ -297,7 +297,7 @@ def finding(item: Finding) -> str:
     if item.change:
         text += f" → {item.change}"
     if item.predicted_ns is not None:
-        text += f" (predicted: {numbers.time(item.predicted_ns)} a step)"
+        text += f" (at most {numbers.time(item.predicted_ns)} a step)"
     return text
 
 

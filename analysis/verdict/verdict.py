@@ -109,8 +109,8 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
 def _unmoved(e: Evidence) -> Family:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
     GEMM has any to move."""
-    if e.pairs and all(_is_unread(p) for p in e.pairs):
-        return Family(id="unknown", confidence=0.1, evidence=[_unread(e)])
+    if blind := [name for name in ("dense", "pruned") if _is_blind(e, name)]:
+        return Family(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
@@ -133,13 +133,18 @@ def _unmoved(e: Evidence) -> Family:
     return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
 
 
-def _is_unread(pair: Pair) -> bool:
-    """Whether both sides run a GEMM, and neither says what it multiplies."""
-    both = pair.dense is not None and pair.pruned is not None
-    return both and pair.axis == "none" and pair.dense.n is pair.pruned.n is None  # type: ignore[union-attr]
+def _is_blind(e: Evidence, side: str) -> bool:
+    """Whether a side runs GEMMs and says of none what it multiplies."""
+    calls = [call for p in e.pairs if (call := getattr(p, side)) is not None]
+    return bool(calls) and all(call.n is None and call.k is None for call in calls)
 
 
-def _unread(e: Evidence) -> str:
+def _unread(e: Evidence, blind: list[str]) -> str:
+    if len(blind) == 1:
+        return (
+            f"no GEMM of the {blind[0]} side says what it multiplies, so no axis can be seen to "
+            "move"
+        )
     text = "no GEMM says what it multiplies on either side, so no axis can be seen to move"
     if e.other_grids is None:
         return text

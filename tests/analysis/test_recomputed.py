@@ -54,9 +54,12 @@ def union(spans: list[tuple[int, int]]) -> int:
 
 
 def of_device(events: list[Event], frame: pl.DataFrame) -> list[Event]:
-    """The device events of the kept steps, told by when they begin."""
-    kept = Counter(frame["start"].to_list())
-    found = [e for e in events if e.get("cat") in DEVICE and kept[e["begin"]] > 0]
+    """The device events of the kept steps, told by when they begin and end and by their name."""
+    kept = Counter(frame.select("start", "duration", "name").iter_rows())
+    found = [
+        e for e in events
+        if e.get("cat") in DEVICE and kept[e["begin"], e["end"] - e["begin"], e["name"]] > 0
+    ]  # fmt: skip
     return found if len(found) == len(frame) else []
 
 
@@ -68,8 +71,12 @@ def test_the_union_of_busy_time(case: tuple[list[Event], Analysis]) -> None:
         if not kernels:
             pytest.skip("events that begin at one time are of several steps")
         for (step,), rows in frame.group_by("step"):
-            first = rows.sort("start").row(0, named=True)
-            begin = max(first["start"], first["start"] + first["duration"] - first["busy"])
+            before = frame.filter(pl.col("step") < step)
+            if before.is_empty():  # behind what is of no step
+                first = rows.filter(pl.col("busy") > 0).sort("start").row(0, named=True)
+                begin = max(first["start"], first["start"] + first["duration"] - first["busy"])
+            else:
+                begin = (before["start"] + before["duration"]).max()
             spans = list(zip(rows["start"], rows["start"] + rows["duration"], strict=True))
             clipped = [(max(a, begin), b) for a, b in spans if b > begin]
             assert rows["busy"].sum() == union(clipped), step

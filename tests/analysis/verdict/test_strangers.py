@@ -141,3 +141,19 @@ def test_what_did_not_fall_is_not_counted(tmp_path: Path) -> None:
     found = family([attention(64), mm(512, F, H)], [attention(32), mm(512, F, H)], tmp_path)
     assert " 0 " not in " ".join(found.evidence), found.evidence
     assert "no projection did" in " ".join(found.evidence)
+
+
+def test_one_side_without_shapes_moves_no_axis(tmp_path: Path) -> None:
+    bare = [op("aten::mm", kernels=[k(us=10, name="ampere_sgemm_64x64_nt")]) for _ in range(3)]
+    found = family([mm(1024, F, H)] * 3, bare, tmp_path)
+    assert found.id == "unknown"
+    assert "no GEMM of the pruned side says what it multiplies" in " ".join(found.evidence)
+
+
+def test_of_other_work_no_share_is_said_to_be_removed(tmp_path: Path) -> None:
+    """A forward pass against training: its FLOPs are fewer, and none was pruned."""
+    paths = [save(chrome(*items), tmp_path / f"{name}.json") for name, items in
+             (("dense", trained(1024)), ("pruned", trained(1024)[:2]))]  # fmt: skip
+    (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
+    assert (phase.sparsity["flop"], phase.sparsity["bytes"]) == (None, None)
+    assert phase.ladder is not None and phase.ladder.flop is None
