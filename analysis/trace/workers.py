@@ -127,7 +127,9 @@ def count_for(path: Path) -> int:
     if cores() < 2 or not sys.executable or getattr(sys, "frozen", False):
         return 0
     try:
-        size = path.stat().st_size if path.is_file() else 0
+        if not path.is_file():  # to open a pipe waits for who writes to it
+            return 0
+        size = path.stat().st_size
         with path.open("rb") as file:
             packed = file.read(2) in _PACKED_MAGIC
     except (OSError, ValueError):

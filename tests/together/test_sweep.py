@@ -59,12 +59,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepRequest:
     """A sweep that ran through; tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("sweep")
-    with pytest.MonkeyPatch.context() as patch:
-        import prunescope.tracer.sweep.job
+    from prunescope.tracer.sweep import job
 
-        patch.setattr(prunescope.tracer.sweep.job, "TOKENS", 256)
-        request = SweepRequest(config=config(folder), out=folder / "s")
-        sweep(request)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "TOKENS", 256)
+        patch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+        sweep(request := SweepRequest(config=config(folder), out=folder / "s"))
     return request
 
 

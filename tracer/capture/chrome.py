@@ -99,7 +99,7 @@ def write_trace(trace: Mapping[str, Any], path: Path) -> str:
     """Write a gzipped Chrome trace, bytes depending on the content alone; returns its sha256."""
     text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
     buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=6, mtime=0) as file:
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=8, mtime=0) as file:
         file.write(text.encode())
     path.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -19,6 +19,8 @@ from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
+_SEATING_S = 0.7  # weights are copied, a profiler starts, its trace is split and written
+_PROFILED = 1.5  # a profiled step, in plain ones
 _OP_S = 15e-6  # host time of an op
 # A training step in forwards: frozen weights need no gradients, so that the way back is as long as
 # the way there; the rest is adapters, the loss in float32 and the optimizer.
@@ -35,17 +37,20 @@ def estimate_s(
 ) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
     forward = _Forward(shape, peaks, itemsize)
+    seated = min(config.seatings, config.repeats)
+    sampled = WARMUP + seated - 1 + config.repeats + 2  # two more count memory
     total = 0.0
     for result in results:
-        sampled = WARMUP + config.repeats + 2  # two more count memory
         if result.phase == "prefill":
             step = forward.seconds("prefill", result.batch, result.prompt_len)
-            total += 2 * step * (sampled + 1.3 * (config.steps + 1))
+            profiled = max(config.steps, seated) + seated  # one a seating is thrown away
+            total += 2 * step * (sampled + _PROFILED * profiled)
         else:
             step = forward.seconds("decode", result.batch, result.prompt_len)
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
-            total += 2 * (fill * 2 + config.decode_steps * step * (sampled + 1.6))
-        total += _RESULT_S
+            profiled = seated * (config.decode_steps + 1)
+            total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
+        total += _RESULT_S + seated * _SEATING_S
     text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT
     texts = 1 if config.other_text is None else 2
     models = len({result.key for result in results})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,9 @@ def test_small_files_and_single_cores_have_no_workers(
     assert workers.count_for(path) == 3
     monkeypatch.setattr(workers, "cores", lambda: 1)
     assert workers.count_for(path) == 0
+
+
+def test_a_pipe_is_worth_no_workers(tmp_path: Path) -> None:
+    """Nobody writes to it: to open it would wait for ever."""
+    os.mkfifo(tmp_path / "t.json")
+    assert workers.count_for(tmp_path / "t.json") == 0

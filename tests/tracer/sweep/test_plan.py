@@ -10,6 +10,7 @@ import pytest
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.plan import SweepConfig, make_plan, read_shard, request_of, shard_of
@@ -152,7 +153,7 @@ def test_an_estimate_grows_with_the_plan() -> None:
     from prunescope.tracer.sweep.estimate import estimate_s
 
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
-    peaks = {"dense_flop_per_s": {"bf16": 1e12}, "byte_per_s": 2e10}
+    peaks = MeasuredPeaks(dense_flop_per_s={"bf16": 1e12}, byte_per_s=2e10)
 
     def seconds(**options: Any) -> float:
         config = SweepConfig(model="m", families=("static-m",), **options)
@@ -162,6 +163,7 @@ def test_an_estimate_grows_with_the_plan() -> None:
     least = seconds(batches=(1,), repeats=5)
     assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)
     assert least < seconds(batches=(1,), repeats=5, draws=3)
+    assert seconds(batches=(1,), repeats=5, seatings=1) < least
 
 
 @pytest.mark.parametrize(
