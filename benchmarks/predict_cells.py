@@ -43,7 +43,7 @@ class Cell:
     gain: Callable[[Constants | None], float]
     work: Workload
     what: str = "forward"
-    apart: bool = False  # its set-up differs in more than the pruning
+    apart: bool = False  # its set-up differs in more than the pruning, or is not printed
 
     def doubt(self) -> Doubt:
         """What constants and chance spread of it; GEMMs alone have no other kernels with them."""

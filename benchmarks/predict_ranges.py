@@ -71,7 +71,8 @@ def worst(known: tuple[Cell, ...]) -> str:
         "## The worst ten cells\n",
         "Each paper, and each phase of the seed paper's figure, left out in turn: constants that "
         "were read from it are read anew without it. Of the seed paper's figure no constant is "
-        "read. TensorRT's cells differ in more than the pruning, and stand apart.\n",
+        "read. Cells that differ in more than the pruning (TensorRT) or whose model and device are "
+        "not printed (TEAL) stand apart.\n",
         "| cell | expected | range | measured | off | why |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for one in ranked:

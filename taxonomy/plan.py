@@ -163,6 +163,8 @@ class Op:
     bounded: bool = True  # part of the roofline bound
     rows: float = 1  # share of the tokens that it sees
     runs: float = 1  # probability that it runs in this forward
+    # Of a GEMM whose rows need other inputs each: the share of K that any of them needs; else 0.
+    union: float = 0
     sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
     estimated: bool = False  # which keys it reads is estimated in each forward
 

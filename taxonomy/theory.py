@@ -121,6 +121,7 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
             stored_bytes=b * (piece.stored * numbers + bias),
             rows=share,
             runs=plan.runs if share < 1 else 1,
+            union=plan.read.get(role, 1) if piece.flop < piece.numbers else 0,
             sparse=piece.numbers < min(1, piece.stored),
         )
 

@@ -41,8 +41,9 @@ class Price:
 
 def price(side: PredictedSide, op: Op) -> Price:
     """The price of one layer of an op."""
-    setting = side.setting
-    plain = op.flop / setting.flop_per_s
+    setting, union = side.setting, op.union
+    # Rows that need other inputs each compute what any of them needs.
+    plain = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
     cuts: tuple[tuple[float, float, Choice], ...] = ()
     if op.cls == "matmul" and setting.device.sm:
         gemm = op.gemms[0]
@@ -54,7 +55,8 @@ def price(side: PredictedSide, op: Op) -> Price:
             sums / (setting.byte_per_s * DEFAULT.stream_share),
             (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
         )
-        choices = tile_choices((m, n, gemm.k, gemm.batch), setting.device.sm, pace, spread)
+        k = max(1, round(gemm.k * (union or 1)))
+        choices = tile_choices((m, n, k, gemm.batch), setting.device.sm, pace, spread)
         cuts = tuple([(plain * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
     return Price(
         op.layers,

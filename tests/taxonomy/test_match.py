@@ -21,7 +21,7 @@ FINE = ("static-nk", "static-nk-mlp", "static-nk-cross", "static-k-lowrank", "dy
 NOTHING = {
     "flop": ("static-k-mask", "kv-evict"),
     "param": ("static-k-mask", "kv-evict", "dynamic-m", "dynamic-nk", "dynamic-depth",
-              "dynamic-width", "token-drop"),
+              "dynamic-width", "dynamic-k", "token-drop"),
     "byte": ("static-k-mask", "kv-evict", "dynamic-nk"),
 }  # fmt: skip
 

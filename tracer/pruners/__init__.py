@@ -85,12 +85,23 @@ def family_ids() -> tuple[str, ...]:
 def pruner(family_id: str) -> Pruner:
     """The module of a family. Raises PrunescopeError with the nearest names."""
     if family_id not in family_ids():
+        refuse_theory_alone(family_id)
         raise PrunescopeError(
             f"no pruning method is called {family_id!r}",
             hint=f"nearest: {nearest(family_id, family_ids())}",
         )
     module: Any = importlib.import_module(f"{__name__}.{family_id.replace('-', '_')}")
     return module
+
+
+def refuse_theory_alone(family_id: str) -> None:
+    """Raises PrunescopeError for a family that nothing here can prune by."""
+    if any(one.id == family_id and one.theory_alone for one in families()):
+        raise PrunescopeError(
+            f"{family_id} cannot be traced: no kernel that could be called does it",
+            hint="`prunescope predict` knows its theory; a run of your own kernels: "
+            "prunescope.capture",
+        )
 
 
 def family_point(family_id: str, request: Point) -> Point:

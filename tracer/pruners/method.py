@@ -15,7 +15,7 @@ from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import CALIBRATIONS
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
-from prunescope.tracer.pruners import family_ids
+from prunescope.tracer.pruners import family_ids, refuse_theory_alone
 
 SELECTIONS = ("random", "calibrated", "greedy")
 
@@ -77,6 +77,7 @@ def _sparsity(name: str, own: str | None, fallback: float) -> float:
         raise PrunescopeError(
             "dense is what every run is compared with, not a method", hint="leave --method out"
         )
+    refuse_theory_alone(name)
     if name not in family_ids():
         raise PrunescopeError(
             f"no pruning method is called {name!r}",

@@ -147,7 +147,7 @@ def in_modules(events: list[dict[str, Any]], wanted: Callable[[str], bool]) -> C
 def cases() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every family with what it leaves alone."""
     for one in families():
-        if one.id != "dense" and one.id not in STREAM:
+        if one.cuts and not one.theory_alone and one.id not in STREAM:
             yield one.id, (AROUND, *UNTOUCHED.get(one.id, ()))
 
 

@@ -1,0 +1,61 @@
+"""Dynamic K: of each token, the weights of inputs that are zero are not read (activation sparsity).
+
+TEAL zeroes small inputs of every projection; CATS and Deja Vu close channels of the MLP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.plan import Piece, Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
+
+_CHANNELS = ("up", "down")
+_ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
+
+
+def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+    """F·p; a column of W is read where any of T tokens needs it: with probability 1 − s^T. Kernels
+    skip what no row of a tile needs, so that many tokens compute as dense. The gate comes first,
+    and stays dense, where it says which channels are closed; those are rows of up and columns of
+    down. Experts, whose tokens are few and other ones in each forward, stay dense."""
+    roles = _CHANNELS if point.knobs["zeros"] == "channels" else _ALL
+    kept, union = 1 - point.sparsity, 1 - point.sparsity**work.rows
+
+    def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
+        return (Piece(n, k, flop=kept),) if role in roles else (Piece(n, k),)
+
+    return [replace(dense_plan(shape, work), linear=linear, read=dict.fromkeys(roles, union))]
+
+
+def _not_realised(_traits: Traits) -> str:
+    return "no kernel of PyTorch leaves out the weights of inputs that are zero: theory alone"
+
+
+FAMILY = Family(
+    id="dynamic-k",
+    title="Dynamic K",
+    dynamics="dynamic",
+    axes=pattern("K - - K K K"),
+    unit="input features, per token",
+    cuts=("inputs",),
+    applies=to_projections,
+    not_realised=_not_realised,
+    theory_alone=True,
+    leaves=EXPERT_MATRICES,
+    methods=("TEAL", "CATS", "Deja Vu"),
+    plans=plans,
+    extension=True,
+    knobs={
+        "zeros": Knob(
+            "inputs",
+            "inputs of every projection, or channels of the MLP behind a dense gate",
+            ("inputs", "channels"),
+        )
+    },
+    keeps_weights=True,
+)
