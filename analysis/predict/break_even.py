@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, lru_cache
 
 from prunescope.analysis.schema.prediction import BreakEven, Span
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 
 Gain = Callable[[Workload, float | None], float]
+Sized = tuple[tuple[int, Workload], ...]
 
-_STEP = 64
+_STEP, _COARSE = 64, 4
 _BATCHES = tuple(2**i for i in range(11))
 _CONTEXTS = tuple(2**i for i in range(6, 18))
 # A bound is a quotient of long sums: equality within rounding is no gain.
@@ -23,16 +25,39 @@ _GAIN = 1 + 1e-6
 
 
 def break_even(work: Workload, gain: Gain) -> BreakEven:
-    """The smallest sparsity (in 1/64) from which every larger one is faster than dense, and the
-    {"from", "to"} of batches and of contexts (powers of two) at which this sparsity is faster.
+    """`sparsity_from`, and the {"from", "to"} of batches and of contexts (powers of two) at which
+    this sparsity is faster.
 
     `gain(work, sparsity)` is dense over pruned; sparsity None is the one that was asked for.
     """
-    return BreakEven(
-        sparsity=_sparsity(work, gain),
-        batch=_range([(b, replace(work, batch=b)) for b in _BATCHES], gain),
-        context=_range([(c, _at(work, c)) for c in _CONTEXTS], gain),
-    )
+    return BreakEven(sparsity=sparsity_from(work, gain), **spans(work, gain))
+
+
+def spans(work: Workload, gain: Gain) -> dict[str, Span | None]:
+    """The batches and the contexts of a BreakEven."""
+    batches, contexts = _others(work)
+    return {"batch": _range(batches, gain), "context": _range(contexts, gain)}
+
+
+def sparsity_from(work: Workload, gain: Gain) -> float | None:
+    """The smallest sparsity (in 1/64) from which larger ones (in 1/16) are faster than dense."""
+    found = None
+    for step in range(_STEP - _COARSE, 0, -_COARSE):
+        faster = _try(gain, work, step / _STEP)
+        if faster is None:
+            continue
+        if faster <= _GAIN:
+            break
+        found = step
+    above = _STEP if found is None else found
+    for step in range(above - 1, max(0, above - _COARSE), -1):
+        faster = _try(gain, work, step / _STEP)
+        if faster is None:
+            continue
+        if faster <= _GAIN:
+            break
+        found = step
+    return None if found is None else found / _STEP
 
 
 def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | None:
@@ -43,24 +68,43 @@ def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | N
         return None
 
 
-def _sparsity(work: Workload, gain: Gain) -> float | None:
-    found = None
-    for step in range(_STEP - 1, 0, -1):
-        faster = _try(gain, work, step / _STEP)
-        if faster is None:
-            continue
-        if faster <= _GAIN:
-            break
-        found = step / _STEP
-    return found
+@lru_cache(maxsize=64)
+def _others(work: Workload) -> tuple[Sized, Sized]:
+    """The same forward at other batches and at other contexts."""
+    return (
+        tuple((b, replace(work, batch=b)) for b in _BATCHES),
+        tuple((c, _at(work, c)) for c in _CONTEXTS),
+    )
 
 
-def _range(points: list[tuple[int, Workload]], gain: Gain) -> Span | None:
-    gains = [(value, _try(gain, work)) for value, work in points]
-    faster = [value for value, found in gains if found is not None and found > _GAIN]
-    if not faster or len(faster) == len(gains):
+def _range(points: Sized, gain: Gain) -> Span | None:
+    """None where it is faster at none of them, or at both ends. It is faster on one stretch: its
+    ends are found by halving, from an end or from the first point inside that is faster."""
+
+    @cache
+    def faster(index: int) -> bool:
+        found = _try(gain, points[index][1])
+        return found is not None and found > _GAIN
+
+    end = len(points) - 1
+    if faster(0) and faster(end):
         return None
-    return {"from": faster[0], "to": faster[-1]}
+    order = (0, end, *range(end // 2, end), *range(1, end // 2))
+    inside = next((index for index in order if faster(index)), None)
+    if inside is None:
+        return None
+    first, last = _edge(inside, 0, faster), _edge(inside, end, faster)
+    return {"from": points[first][0], "to": points[last][0]}
+
+
+def _edge(inside: int, outside: int, faster: Callable[[int], bool]) -> int:
+    """The last that is faster on the way from one that is to an end."""
+    if faster(outside):
+        return outside
+    while abs(outside - inside) > 1:
+        middle = (inside + outside) // 2
+        inside, outside = (middle, outside) if faster(middle) else (inside, middle)
+    return inside
 
 
 def _at(work: Workload, context: int) -> Workload:

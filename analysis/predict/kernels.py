@@ -8,8 +8,7 @@ reads from the op (sparse, gathered, estimated, added): nothing here knows a fam
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 KERNELS = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(NamedTuple):
     """What an op costs before constants: `cuts` are the ways to cut its GEMM, with K whole first,
     and seconds at the peak; `plain` those without tiles, `memory` those at the bandwidth."""
 
@@ -74,8 +72,7 @@ def op_ns(side: PredictedSide, op: Op, active: Collection[str]) -> float:
     return price_ns(price(side, op), rates(side.setting, side.setting.constants, active))
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(NamedTuple):
     """Constants as the terms in use let them count. `share`: of the GEMM peak."""
 
     tiles: bool

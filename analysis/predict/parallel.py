@@ -36,9 +36,10 @@ def of_one(forward: Forward, devices: int, shape: ModelShape) -> Forward:
         work=forward.work,
         ops=ops,
         bounded=tuple(op for op in ops if op.bounded),
-        parameters=forward.parameters * share,
-        weight_bytes=forward.weight_bytes * share,
-        kv_bytes=forward.kv_bytes * cache,
+        resident=forward.resident,
+        plans=forward.plans,
+        held=share,
+        cache=cache,
         exchanged=tuple(_exchanged(forward.ops, forward.work.itemsize)),
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 
-from prunescope.analysis.predict.break_even import break_even
 from prunescope.analysis.predict.execution import execution
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.rows import gemm_rows
@@ -49,8 +48,7 @@ def predict_phase(setting: Setting, work: Workload, gains: Gains | None = None) 
     expected = execution(dense, pruned, setting.terms)
     bound_even = None
     if gains is not None:
-        bound_even = break_even(work, gains.bound(setting))
-        expected.break_even = break_even(work, gains.expected(setting))
+        bound_even, expected.break_even = gains.break_even(setting, work)
     result.predicted = Expected(break_even=bound_even, execution=expected)
     return result
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.predict.constants import Constants
 from prunescope.taxonomy.family import Family, Point
-from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 
@@ -24,18 +24,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """What runs, on any device. `parameters` and `weight_bytes` lie in memory, read or not;
-    `bounded` are the ops of the roofline bound."""
+    """What runs, on any device. `resident` are the ops whose weights lie in memory, read or not,
+    of which a device that shares layers holds `held`; `bounded` those of the roofline bound."""
 
     work: Workload
     ops: tuple[Op, ...]
     bounded: tuple[Op, ...]
-    parameters: float
-    weight_bytes: float
-    kv_bytes: float
+    resident: tuple[Op, ...]
+    plans: tuple[Plan, ...]
+    held: float = 1.0
+    cache: float = 1.0  # the same of the KV cache
     # Between devices: (sublayers, bytes that each adds up over all of them).
     exchanged: tuple[tuple[float, float], ...] = ()
     bills: dict[Any, Any] = field(default_factory=dict, compare=False)  # by device, see `costs`
+
+    @property
+    def parameters(self) -> float:
+        """Numbers in memory."""
+        return self.held * sum(op.layers * op.parameters for op in self.resident)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Weights in memory."""
+        return self.held * sum(op.layers * op.stored_bytes for op in self.resident)
+
+    @property
+    def kv_bytes(self) -> float:
+        """The cache at the end of the forward."""
+        return self.cache * kv_cache_bytes(self.plans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +132,7 @@ def dense_forward(shape: ModelShape, work: Workload) -> Forward:
     """The dense forward; every method of a grid is compared with the same one."""
     plans = [dense_plan(shape, work)]
     ops = forward(plans)
-    return _forward(work, ops, ops, kv_cache_bytes(plans))
+    return _forward(work, ops, ops, plans)
 
 
 def pruned_forward(shape: ModelShape, work: Workload, family: Family, point: Point) -> Forward:
@@ -127,17 +143,16 @@ def pruned_forward(shape: ModelShape, work: Workload, family: Family, point: Poi
     if family.keeps_weights:  # it keeps every dense weight, whatever one forward reads
         added = (op for op in ops if op.added)
         resident = [*dense_forward(shape, work).ops, *added]
-    return _forward(work, ops, resident, kv_cache_bytes(plans))
+    return _forward(work, ops, resident, plans)
 
 
-def _forward(work: Workload, ops: list[Op], resident: list[Op], kv_bytes: float) -> Forward:
+def _forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan]) -> Forward:
     return Forward(
         work=work,
         ops=tuple(ops),
-        bounded=tuple(op for op in ops if op.bounded),
-        parameters=sum(op.layers * op.parameters for op in resident),
-        weight_bytes=sum(op.layers * op.stored_bytes for op in resident),
-        kv_bytes=kv_bytes,
+        bounded=tuple([op for op in ops if op.bounded]),
+        resident=tuple(resident),
+        plans=tuple(plans),
     )
 
 

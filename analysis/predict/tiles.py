@@ -7,8 +7,10 @@ Out: Choices, whose `factor` is computed over useful work, in units of the large
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 # Rows, columns, and the rate of a full wave over that of 128 x 256. A library changes the tile only
 # where much is won: with N from 4,096 to 2,867 (arXiv 2606.09080, M = K = 4,096, RTX Pro 6000) the
@@ -37,8 +39,7 @@ class Choice:
     adds_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """What weighs a split of K, in any one unit of time: the useful work at the largest tile's
     rate, the sums of one part in memory, and the start of the kernel that adds them up."""
 
@@ -58,44 +59,52 @@ def tile_choices(
     library plans for them. What a GEMM of more rows may take, one of fewer may too, at no more:
     so its time never falls with its rows.
     """
-    wholes = [_whole(one, gemm, sm, spread) for one in TILES]
-    best = min(wholes, key=lambda choice: choice.factor)
-    if spread or best.waves * sm <= best.tiles:  # full waves: nothing to even out
-        return (best,)
-    least, found = pace.work * best.factor, None
-    for whole in wholes:
-        each = whole.factor / whole.waves / sm
-        if pace.work * each * whole.tiles + 2 * pace.sums >= least:
-            continue  # slower than `least` with every unit busy
-        for parts in _parts(whole, gemm[2], gemm[0], sm):
-            waves = math.ceil(whole.tiles * parts / sm)
-            factor, adds_up = waves * sm / parts * each, gemm[0] > whole.rows
+    (m, n, k, batch), depth = gemm, -(-gemm[2] // _MMA_K) * _MMA_K
+    each = depth / (m * n * k * batch)  # of the useful work that one element of a tile makes
+    wholes = []
+    for rows, columns, rate in TILES:
+        down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
+        tiles = down * -(-n // columns) * batch
+        waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
+        one = rows * columns / rate * each
+        wholes.append((waves * sm * one, one, rows, columns, tiles, waves))
+    factor, _, rows, columns, tiles, waves = min(wholes)
+    whole = Choice(rows, columns, tiles, 1, waves, factor)
+    if spread or waves * sm <= tiles:  # full waves: nothing to even out
+        return (whole,)
+    found = _split(wholes, gemm, sm, pace, least=pace.work * factor)
+    return (whole,) if found is None else (whole, found)
+
+
+def _split(
+    wholes: Sequence[tuple[float, float, int, int, float, float]],
+    gemm: tuple[int, int, int, int],
+    sm: int,
+    pace: Pace,
+    *,
+    least: float,
+) -> Choice | None:
+    """The best split of K, where it takes less than `least`."""
+    found = None
+    for _, one, rows, columns, tiles, _ in wholes:
+        if pace.work * one * tiles + 2 * pace.sums >= least:
+            continue  # slower with every unit busy
+        adds_up = gemm[0] > rows
+        for parts in _parts(tiles, gemm[2], sm, single=not adds_up):
+            waves = math.ceil(tiles * parts / sm)
+            factor = waves * sm / parts * one
             took = pace.work * factor + pace.sums * parts + pace.start * adds_up
             if took < least:
                 least = took
-                found = Choice(
-                    whole.rows, whole.columns, whole.tiles, parts, waves, factor, adds_up
-                )
-    return (best,) if found is None else (best, found)
+                found = Choice(rows, columns, tiles, parts, waves, factor, adds_up)
+    return found
 
 
-def _whole(
-    tile: tuple[int, int, float], gemm: tuple[int, int, int, int], sm: int, spread: float
-) -> Choice:
-    (rows, columns, rate), (m, n, k, batch) = tile, gemm
-    down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
-    tiles = down * -(-n // columns) * batch
-    waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
-    depth = -(-k // _MMA_K) * _MMA_K
-    each = rows * columns * depth / rate / (m * n * k * batch)
-    return Choice(rows, columns, tiles, 1, waves, waves * sm * each)
-
-
-def _parts(whole: Choice, k: int, m: int, sm: int) -> range:
+def _parts(tiles: float, k: int, sm: int, *, single: bool) -> range:
     """Into how many parts K may go: below one wave until the units are full; any number for a
     single row of tiles, where kernels for few tokens even the load out."""
     most = min(_MOST_PARTS, k // _LEAST_K)
-    return range(2, most + 1 if m <= whole.rows else min(most, int(sm / whole.tiles)) + 1)
+    return range(2, (most if single else min(most, int(sm / tiles))) + 1)
 
 
 def expected_tiles(mean: float, spread: float, rows: int) -> float:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prunescope.analysis.predict.break_even import spans, sparsity_from
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.plan import Workload
 from tests.analysis.predict.plain import predict
 
 
@@ -257,3 +259,36 @@ def test_a_hostile_model_name_stays_text(tmp_path: Path) -> None:
     result = ask(model=str(folder), dtype="bf16", curves=True)
     assert curve_files(result)["curves.svg"]
     assert text_of(result)
+
+
+def test_two_methods_of_one_family_cross_where_each_does() -> None:
+    """TEAL and CATS are dynamic-k with other knobs: neither takes the other's break-even."""
+    asked = {"model": "opt-1.3b", "device": "a100-80gb-sxm", "sparsity": 0.9, "phase": "decode",
+             "prompt_len": 64, "terms": ("achievable", "kernel")}  # fmt: skip
+    found = {}
+    for method in ("teal", "cats", "teal,cats"):
+        points = ask(method=method, **asked)["points"]
+        found[method] = [p["phases"]["decode"]["predicted"] for p in points]
+    assert found["teal,cats"] == [*found["teal"], *found["cats"]]
+    assert found["teal"] != found["cats"]
+
+
+@pytest.mark.parametrize(
+    ("faster", "span"),
+    [({*range(11)}, None), (set(), None), ({0, 1, 2}, (1, 4)), ({7, 8, 9, 10}, (128, 1024)),
+     ({5}, (32, 32)), ({1, 2, 3}, (2, 8)), ({8, 9}, (256, 512))],
+)  # fmt: skip
+def test_the_batches_at_which_it_is_faster(faster: set[int], span: tuple[int, int] | None) -> None:
+    def gain(work: Workload, _sparsity: float | None) -> float:
+        return 1.5 if work.batch.bit_length() - 1 in faster else 0.9
+
+    found = spans(Workload(phase="decode"), gain)["batch"]
+    assert found == (span and {"from": span[0], "to": span[1]})
+
+
+@pytest.mark.parametrize("first", [1, 2, 37, 60, 63, 64])
+def test_the_sparsity_from_which_it_is_faster(first: int) -> None:
+    found = sparsity_from(
+        Workload(phase="decode"), lambda _work, s: 1.5 if s and s * 64 >= first else 0.9
+    )
+    assert found == (None if first == 64 else first / 64)
