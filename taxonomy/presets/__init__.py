@@ -1,7 +1,8 @@
 """Configs of well-known models, so that anyone can start without a download.
 
 In: a preset name (`llama-3.1-8b`). Out: the Hugging Face config as a dict. Each `<name>.json` here
-holds {"source": where the shape was published, "config": the config}. Weights are never included.
+holds {"source": where the shape was published, "config": the config}, and may name other models of
+its shape by their Hub ids ("same_shape"). Weights are never included.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def preset_names() -> tuple[str, ...]:
 
 
 # Words at the end of a Hub id that change the weights and not the shape.
-_TUNED = re.compile(r"(-(hf|instruct|it|pt|base|chat|2407|2501|v0\.3|4k|fp16|bf16))+$")
+_TUNED = re.compile(
+    r"(-(hf|instruct|thinking|it|pt|base|chat|2407|2501|2507|0324|0528|v0\.3|4k|fp16|bf16))+$"
+)
 
 
 def preset_named(name: str) -> str | None:
@@ -42,6 +45,7 @@ def _hub_ids() -> dict[str, str]:
         parts = preset_source(name).removeprefix(_HUB).split("/")
         if preset_source(name).startswith(_HUB) and len(parts) > 1:
             found[_plain("/".join(parts[:2]).lower())] = name
+        found |= {_plain(other.lower()): name for other in _read(name).get("same_shape", ())}
     return found
 
 

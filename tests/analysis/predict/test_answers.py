@@ -112,6 +112,9 @@ def test_a_knob_beats_what_a_method_means() -> None:
     ("name", "preset"),
     [("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
      ("meta-llama/Meta-Llama-3.1-8B", "llama-3.1-8b"), ("Qwen/Qwen3-8B-Base", "qwen3-8b"),
+     ("meta-llama/Meta-Llama-3-8B", "llama-3.1-8b"), ("Qwen/Qwen3-4B-Instruct-2507", "qwen3-4b"),
+     ("meta-llama/Llama-3.3-70B-Instruct", "llama-3.1-70b"),
+     ("deepseek-ai/DeepSeek-R1", "deepseek-v3"), ("deepseek-ai/DeepSeek-V3-0324", "deepseek-v3"),
      ("google/gemma-3-12b-it", "gemma-3-12b"), ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b")],
 )  # fmt: skip
 def test_a_hub_id_is_its_preset_without_a_network(name: str, preset: str) -> None:
