@@ -18,7 +18,7 @@ from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.ranges import Doubt, doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
-from prunescope.analysis.predict.side import Side
+from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Workload
 
 HERE = Path(__file__).parent
@@ -139,7 +139,7 @@ def _gemms(
 ) -> Callable[[Constants | None], float]:
     """GEMMs timed alone: their kernels, back to back, with no gaps and no other ops."""
 
-    def ns(side: Side) -> float:
+    def ns(side: PredictedSide) -> float:
         c, total = side.setting.constants, 0.0
         for op in side.bounded:
             if op.role in roles:
