@@ -78,7 +78,11 @@ def _loose(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _loose(path, depth - 1)
-        elif path.name.endswith(".json.gz") or path.suffix == ".json" and _is_trace(path):
+        elif (
+            path.name.endswith((".json.gz", ".json.zst"))
+            or path.suffix == ".json"
+            and _is_trace(path)
+        ):
             yield path
 
 

@@ -56,7 +56,8 @@ def load(path: Path, member: str | None = None) -> Trace:
     if not path.is_file():
         raise PrunescopeError(
             f"{path.name} is neither a trace nor a run folder",
-            hint="give a Chrome trace (.json, .json.gz) or what `prunescope trace --out` wrote",
+            hint="give a Chrome trace (.json, .json.gz or .json.zst), or what `prunescope trace` "
+            "wrote",
         )
     source, collect = _together(path, member) or _alone(path, member)
     trace = _trace(source, collect)

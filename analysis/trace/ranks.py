@@ -1,4 +1,4 @@
-"""The traces of several ranks: in, a folder or a zip of Chrome traces; out, the file of each rank.
+"""The traces of several ranks: in, a folder, zip or tar of them; out, the file of each rank.
 
 A rank is told by `distributedInfo` in the trace, else by the file's name; where these do not tell
 all of them apart, traces go by their file names. Files that are no trace are left out and named.
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prunescope.analysis.trace.archives import SUFFIXES
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.unpack import members
 from prunescope.taxonomy.errors import PrunescopeError
 
-_SUFFIXES = (".json", ".json.gz")
 _NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
 # Of SGLang's names, "-TP-0-DP-1": where there is a second axis, none of the numbers is the rank.
 _AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
@@ -27,7 +27,7 @@ _MOST = 1024
 
 @dataclass(frozen=True)
 class TraceFile:
-    """One trace: a file, or a member of a zip."""
+    """One trace: a file, or a member of a zip or tar."""
 
     path: Path
     member: str | None = None
@@ -64,7 +64,7 @@ def holds_traces(folder: Path) -> bool:
 
 
 def find_parts(path: Path) -> FoundTraces:
-    """The traces in a folder or a zip.
+    """The traces in a folder, a zip or a tar.
 
     Raises PrunescopeError where there is none, or too many.
     """
@@ -86,7 +86,7 @@ def find_parts(path: Path) -> FoundTraces:
     if not kept:
         raise PrunescopeError(
             f"{path.name} holds no Chrome trace",
-            hint="give a folder or zip with what torch.profiler exported on each rank",
+            hint="give a folder, zip or tar with what torch.profiler exported on each rank",
         )
     if len(kept) == 1:
         found.parts = {"": kept[0]}
@@ -127,7 +127,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.name.endswith(_SUFFIXES) and not p.name.startswith(".") and p.is_file()
+        if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file()
     )
 
 
@@ -175,7 +175,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     """Names of files as names of phases, which become parts of file names again."""
     out: list[str] = []
     for name in names:
-        stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz)?$", "", name)
+        stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz|\.zst)?$", "", name)
         plain = _UNSAFE.sub("_", stem)[:60] or "trace"
         out.append(plain if plain not in out else f"{plain}-{len(out)}")
     return out

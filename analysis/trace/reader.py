@@ -1,7 +1,7 @@
 """Chrome trace bytes in, typed events out, one bounded block at a time.
 
-In: a .json, .json.gz or .zip file (told apart by its first bytes, not its name), an object with
-`traceEvents` or a bare list of events. Out: `Event` structs and the metadata around them.
+In: a file as `unpack` takes it, an object with `traceEvents` or a bare list of events. Out: `Event`
+structs and the metadata around them.
 Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked.
 Several processes may read one file, every n-th block each: see shares.py.
 """
@@ -27,15 +27,12 @@ from prunescope.analysis.trace.json_text import (
     place_of_events,
     plain_object,
 )
-from prunescope.analysis.trace.unpack import Ahead, unpacked
+from prunescope.analysis.trace.unpack import MAX_RATIO, TRUSTED, Ahead, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
 BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
 MAX_EVENT = 64 << 20  # no boundary between events within so many bytes: not a trace
 MAX_TOTAL = 64 << 30  # decompressed bytes; a larger file is taken for a bomb
-# Gzipped traces are 15 to 35 times as large unpacked; a bomb is up to 1032 times.
-MAX_RATIO = 200
-_TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _MAX_DEPTH = 100_000  # brackets around one another
 
 # Where the last boundary of a block is looked for: near its end, then farther off.
@@ -174,7 +171,7 @@ class _Splitter:
                 "no end of an event within 64 MiB, or more than 64 GiB in all",
                 "this is not a profiler trace; give the file that torch.profiler exported",
             )
-        if self.total > _TRUSTED and self.total > MAX_RATIO * self.packed():
+        if self.total > TRUSTED and self.total > MAX_RATIO * self.packed():
             raise self.source.error(
                 f"it unpacks to more than {MAX_RATIO} times its size, as no trace does",
                 "give the file that torch.profiler exported; unpack it first if it is one",

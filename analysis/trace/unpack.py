@@ -1,27 +1,36 @@
 """The decompressed bytes of a trace file, block by block.
 
-In: a .json, .json.gz or .zip file, told apart by its first bytes, not its name. Out: `Stream`: the
-bytes, and whether the file ends before its compressed data does.
+In: a .json, packed with gzip or zstd or not, or one in a zip or tar, told apart by the first bytes,
+not by names. Out: `Stream`: the bytes, and whether the file ends before its compressed data does.
 """
 
 from __future__ import annotations
 
-import lzma
-import struct
-import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, BinaryIO, Protocol
 
+from prunescope.analysis.trace.archives import (
+    BROKEN,
+    HINT,
+    TAR_BLOCK,
+    ZIP_MAGIC,
+    is_tar,
+    tar_member,
+    tar_names,
+    zip_member,
+    zip_names,
+)
+from prunescope.analysis.trace.zstd import ZSTD_MAGIC, Unzstd
 from prunescope.taxonomy.errors import PrunescopeError
 
 GZIP_MAGIC = b"\x1f\x8b"
-ZIP_MAGIC = b"PK\x03\x04"
+# Packed traces are 15 to 35 times as large unpacked; a bomb of gzip is up to 1032 times.
+MAX_RATIO = 200
+TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _EMPTY_ZIP = b"PK\x05\x06"
-# What zipfile raises on a damaged, encrypted or forged archive.
-_BAD_ZIP = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, zlib.error,
-            lzma.LZMAError)  # fmt: skip
 
 
 class Stream(Protocol):
@@ -68,7 +77,7 @@ class Inflate:
 
 
 class Plain:
-    """A stream that needs no inflating, or that zipfile inflates."""
+    """A stream that needs no inflating, or that zipfile or tarfile reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -78,7 +87,7 @@ class Plain:
         """At most `size` bytes; nothing at the end, or where the rest is broken."""
         try:
             return self.file.read(size)
-        except _BAD_ZIP:
+        except BROKEN:
             self.cut = True
             return b""
 
@@ -106,65 +115,102 @@ class Ahead:
         return self.pool.submit(self.stream.read, self.size)
 
 
-def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
-    """The decompressed bytes of an open file; of `member` where it is a zip with several traces.
+class Bounded:
+    """A stream that an archive is looked for in. Raises PrunescopeError where it is a bomb."""
 
-    Raises PrunescopeError on a zip that is damaged or holds no trace, or several and no `member`.
+    def __init__(self, stream: Stream, path: Path, packed: Callable[[], int]) -> None:
+        self.stream, self.path, self.packed = stream, path, packed
+        self.total = 0
+        self.ended = False
+        self.head = stream.read(TAR_BLOCK)  # of the file; to be read again
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream ends before its data does."""
+        return self.stream.cut
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; nothing at the end."""
+        block, self.head = (self.head[:size], self.head[size:]) if self.head else (b"", b"")
+        block = block or self.stream.read(size)
+        self.total += len(block)
+        self.ended = not block
+        if self.total > TRUSTED and self.total > MAX_RATIO * self.packed():
+            raise PrunescopeError(
+                f"{self.path.name}: it unpacks to more than {MAX_RATIO} times its size, as no "
+                "trace does",
+                hint="give the file that torch.profiler exported; unpack it first if it is one",
+            )
+        return block
+
+
+def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
+    """The decompressed bytes of an open file; of `member` where it is an archive of several traces.
+
+    Raises PrunescopeError on an archive that is damaged or holds no trace, or several and no
+    `member`.
     """
     magic = file.read(4)
     file.seek(0)
-    if magic[:2] == GZIP_MAGIC:
-        return Inflate(file)
     if magic == _EMPTY_ZIP:
-        raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=_HINT)
-    return _zipped(path, file, member) if magic == ZIP_MAGIC else Plain(file)
+        raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=HINT)
+    if magic == ZIP_MAGIC:
+        names = zip_names(path, file)
+        chosen = _chosen(path, names, member)
+        return _unpacking(Plain(zip_member(path, file, chosen)))
+    stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
+    if not is_tar(stream.head):
+        return stream
+    if member is None:
+        member = _chosen(path, tar_names(path, stream), None)
+        file.seek(0)
+        stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
+    return _unpacking(Plain(tar_member(path, stream, member)))
+
+
+def _unpacking(stream: Stream, magic: bytes | None = None) -> Stream:
+    """The stream unpacked, where it is packed; `magic`: its first bytes, known beforehand."""
+    if magic is None:
+        peeked = _Peeked(stream)
+        stream, magic = peeked, peeked.head
+    if magic[:2] == GZIP_MAGIC:
+        return Inflate(stream)
+    return Unzstd(stream) if magic[:4] == ZSTD_MAGIC else stream
+
+
+class _Peeked:
+    """A stream whose first bytes were looked at."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.head = self.again = stream.read(4)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the stream ends before its data does."""
+        return self.stream.cut
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; nothing at the end."""
+        block, self.again = self.again, b""
+        return block or self.stream.read(size)
+
+
+def _chosen(path: Path, names: list[str], member: str | None) -> str:
+    if member is None and len(names) > 1:
+        raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=HINT)
+    return member or names[0]
 
 
 def members(path: Path) -> list[str]:
-    """The traces in a zip, in the order of their names; empty for any other file.
+    """The traces in a zip or tar, in the order of their names; empty for any other file.
 
-    Raises PrunescopeError on a zip that cannot be read.
+    Raises PrunescopeError on an archive that cannot be read.
     """
     with path.open("rb") as file:
-        if file.read(4) != ZIP_MAGIC:
-            return []
+        magic = file.read(4)
         file.seek(0)
-        return _traces_in(path, _archive(path, file))
-
-
-_HINT = "give a .zip with Chrome traces (.json or .json.gz) in it, one a rank"
-
-
-def _archive(path: Path, file: BinaryIO) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(file)
-    except zipfile.BadZipFile:  # a zip lists its files at its end
-        raise PrunescopeError(
-            f"{path.name} is no readable zip: it is cut off or damaged", hint="copy it again, whole"
-        ) from None
-    except _BAD_ZIP as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=_HINT) from None
-
-
-def _traces_in(path: Path, archive: zipfile.ZipFile) -> list[str]:
-    names = sorted(
-        n
-        for n in archive.namelist()
-        if n.endswith((".json", ".json.gz")) and not n.startswith("__MACOSX/")
-    )
-    if not names:
-        raise PrunescopeError(f"{path.name} holds no trace", hint=_HINT)
-    return names
-
-
-def _zipped(path: Path, file: BinaryIO, member: str | None) -> Stream:
-    archive = _archive(path, file)
-    names = _traces_in(path, archive)
-    if member is None and len(names) > 1:
-        raise PrunescopeError(f"{path.name} holds {len(names)} traces, not one", hint=_HINT)
-    try:
-        chosen = member or names[0]
-        opened = archive.open(chosen)
-    except (*_BAD_ZIP, KeyError) as error:
-        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=_HINT) from None
-    return Inflate(Plain(opened)) if chosen.endswith(".gz") else Plain(opened)
+        if magic == ZIP_MAGIC:
+            return zip_names(path, file)
+        stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
+        return tar_names(path, stream) if is_tar(stream.head) else []
