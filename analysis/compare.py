@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import BARE, Options
-from prunescope.analysis.pipeline import TOOL, analyze
+from prunescope.analysis.pipeline import TOOL, Told, analyze
+from prunescope.analysis.pool import Pool, Reply, jobs_for
+from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, Failure
+from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
@@ -98,8 +105,13 @@ def compare(
     *,
     baseline: Path | None = None,
     options: Options | None = None,
+    jobs: int | None = 1,
+    told: Told | None = None,
 ) -> Comparison:
     """Analyze every subject against `baseline`, or its own twin where that is None.
+
+    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `told`
+    hears how many of how many are done.
 
     A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
@@ -110,9 +122,13 @@ def compare(
     rows: list[ComparisonRow] = []
     failed: list[Failure] = []
     error: PrunescopeError | None = None
-    for one in found:
+    count = jobs_for(jobs, (_size(one.path) for one in found))
+    done = _reports(found, baseline, options, count)
+    for number, one in enumerate(found):
+        if told is not None:
+            told(number, len(found))
         try:
-            report = analyze(one.path, baseline=baseline, options=options).report
+            report = next(done)()
             phases = _phases(one.path, baseline)
         except PrunescopeError as problem:
             error = problem
@@ -132,6 +148,56 @@ def compare(
         warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
         reports=reports,
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a trace, or of the files of a run and its twin."""
+    if not path.is_dir():
+        return path.stat().st_size if path.is_file() else 0
+    return sum(file.stat().st_size for file in path.rglob("*.json*") if file.is_file())
+
+
+def _reports(
+    found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int
+) -> Iterator[Callable[[], Report]]:
+    """What gives the report of each subject, or raises what is wrong with it, in their order."""
+    if jobs < 2 or len(found) < 2:
+        for one in found:
+            yield partial(_report, one.path, baseline, options)
+        return
+    against = None if baseline is None else str(baseline)
+    plain = plain_options(options)
+    tasks = [packed(_Task(str(one.path), against, plain)) for one in found]
+    with Pool(_FUNCTION, min(jobs, len(tasks))) as pool:
+        for reply in pool.run(tasks):
+            yield partial(_received, reply)
+
+
+def _report(path: Path, baseline: Path | None, options: Options) -> Report:
+    return analyze(path, baseline=baseline, options=options).report
+
+
+def _received(reply: Reply) -> Report:
+    return unpacked(reply.result(), Report)
+
+
+class _Task(msgspec.Struct):
+    """A run to be analysed in another process."""
+
+    path: str
+    baseline: str | None
+    options: dict[str, Any]
+
+
+_FUNCTION = "prunescope.analysis.compare:run_task"
+
+
+def run_task(data: bytes) -> bytes:
+    """What a process does for a _Task; returns a Report."""
+    task = unpacked(data, _Task)
+    baseline = None if task.baseline is None else Path(task.baseline)
+    options = Options(**task.options)
+    return packed(_report(Path(task.path), baseline, options))
 
 
 def _inside(folder: Path, depth: int) -> list[Path]:

@@ -20,8 +20,9 @@ import numpy as np
 
 from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.link import cover
+from prunescope.analysis.trace.archives import ZIP_MAGIC
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZIP_MAGIC, unpacked
+from prunescope.analysis.trace.unpack import GZIP_MAGIC, unpacked
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"

@@ -19,7 +19,7 @@ below them. Nothing here changes a side: what was noticed comes back with what w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,14 +31,17 @@ from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase, rank_left_out
-from prunescope.analysis.ledger.comparable import comparable
-from prunescope.analysis.phase import compare_phase, single_phase
-from prunescope.analysis.schema.report import Phase, Report, SecondOpinion
+from prunescope.analysis.inputs.subject import Noticed, Options, Side
+from prunescope.analysis.pool import jobs_for
+from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
+
+
+Told = Callable[[int, int], None]
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Analysis:
     """A report and the kernels frames it was made from, by phase."""
 
     report: Report
-    frames: dict[str, pl.DataFrame] = field(default_factory=dict)
+    frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     side: Side | None = None
 
     def hosts(self) -> dict[str, pl.DataFrame]:
@@ -70,38 +73,47 @@ class _Done:
 
 
 def analyze(
-    subject: Path, *, baseline: Path | None = None, options: Options | None = None
+    subject: Path,
+    *,
+    baseline: Path | None = None,
+    options: Options | None = None,
+    jobs: int | None = 1,
+    told: Told | None = None,
 ) -> Analysis:
     """Analyze a run folder or a trace, against its twin or `baseline`.
 
+    `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
+    worth it; the report is the same. `told` hears
+    how many phases of how many are done.
     Raises PrunescopeError where the input cannot be analysed; nothing is written.
     """
     options = options or Options()
     paths = resolve(subject, baseline)
     pruned, dense = _open(paths.subject, paths.baseline, options)
     phases: dict[str, Phase] = {}
-    frames: dict[str, pl.DataFrame] = {}
+    frames = Frames()
     names, noticed = _phases(pruned.side, dense.side if dense else None)
     pruned = pruned.add(noticed)
-    for name in names:
-        last = name == names[-1] and not phases
-        own, pruned = _read(pruned, name, last=last)
-        if own is None:
+    sides = Sides(pruned.side, dense.side if dense else None, options)
+    outcomes: Iterator[Outcome] | None = None
+    if len(names) > 1 and sides.can_share and (count := jobs_for(jobs, sides.sizes())) > 1:
+        outcomes = shared(sides, names, frames, jobs=count)
+    for number, name in enumerate(names):
+        done = next(outcomes) if outcomes is not None else None
+        if pruned.side.rank_of(name) in pruned.noticed.left_out:
             continue
-        hta = _second_opinion(pruned.side, name) if options.hta else None
-        if dense is None:
-            pruned = pruned.add(own.noticed)
-            phases[name] = single_phase(own, hta=hta)
-        else:
-            with of_the("baseline"):
-                twin, dense = _read(dense, _twin(name, dense.side), last=last)
-            if twin is None:
-                pruned = pruned.add(own.noticed)
-                continue
-            twin, own = comparable(twin, own)
-            pruned, dense = pruned.add(own.noticed), dense.add(twin.noticed)
-            phases[name] = compare_phase(twin, own, sparsity=options.sparsity, hta=hta)
-        frames[name] = own.kernels.frame
+        done = done or outcome_of(sides, name, frames)
+        if done.failed is not None and name == names[-1] and not phases:
+            raise PrunescopeError(done.failed[0], hint=done.failed[1])
+        pruned = pruned.add(done.own)
+        lost = False
+        if dense is not None:
+            lost = dense.side.rank_of(sides.twin_of(name)) in dense.noticed.left_out
+            dense = dense if lost else dense.add(done.twin)
+        if done.phase is not None and not lost:
+            phases[name] = done.phase
+        if told is not None:
+            told(number + 1, len(names))
     pruned = pruned.add(pruned.side.noticed_at_the_end(pruned.noticed, "--eager-trace"))
     if dense is not None:
         option = "--baseline-eager-trace"
@@ -131,31 +143,6 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
             model=options.baseline_model or options.model,
         )
     return _Done(pruned, pruned.noticed), _Done(dense, dense.noticed)
-
-
-def _read(done: _Done, name: str, *, last: bool) -> tuple[SidePhase | None, _Done]:
-    """A phase of a side. None where the trace of its rank cannot be analysed, and is not the last
-    hope."""
-    rank = done.side.rank_of(name)
-    if rank in done.noticed.left_out:
-        return None, done
-    try:
-        return done.side.read(name), done
-    except PrunescopeError as error:
-        if last or rank is None:
-            raise
-        return None, done.add(rank_left_out(rank, error))
-
-
-def _twin(name: str, dense: Side) -> str:
-    """The phase of the baseline that a phase is compared with."""
-    return name if name in dense.phases else dense.phases[0]
-
-
-def _second_opinion(side: Side, name: str) -> SecondOpinion:
-    from prunescope.analysis.hta import second_opinion
-
-    return second_opinion(side.trace(name))
 
 
 def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Noticed]:

@@ -118,6 +118,7 @@ def analyze(  # noqa: PLR0913 - the options of the command
     prompt_len: int | None = None,
     context: int | None = None,
     phase: Literal["prefill", "decode"] | None = None,
+    jobs: int | None = None,
 ) -> Report:
     """The Report of a run folder or a Chrome trace, against its dense twin or `baseline`.
 
@@ -125,7 +126,8 @@ def analyze(  # noqa: PLR0913 - the options of the command
     dense TFLOP/s a dtype, as {"bf16": 989}; `bandwidth`: GB/s; both replace those of the device.
     `phase_pattern`: a regular expression of the annotations that are steps. `model` (a config.json,
     a folder, a hub id or a preset; `baseline_model` of the dense side) tells the shapes that a
-    trace did not record, for steps of `batch`, `prompt_len`, `context` in `phase`. Writes nothing.
+    trace did not record, for steps of `batch`, `prompt_len`, `context` in `phase`. `jobs`:
+    processes for the ranks of a folder, one a core where it is None. Writes nothing.
     Raises PrunescopeError where the input cannot be analysed.
 
     Examples:
@@ -138,9 +140,10 @@ def analyze(  # noqa: PLR0913 - the options of the command
     from prunescope.public import Report
     from prunescope.taxonomy.arguments import refuse_empty
 
-    del options["subject"], options["baseline"]
+    del options["subject"], options["baseline"], options["jobs"]
     refuse_empty(path for path in (subject, baseline) if isinstance(path, str))
-    return Report.of(run(Path(subject), baseline=_path(baseline), options=_options(options)))
+    found = run(Path(subject), baseline=_path(baseline), options=_options(options), jobs=jobs)
+    return Report.of(found)
 
 
 @_helpful
@@ -153,6 +156,7 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     peaks: Mapping[str, float] | None = None,
     bandwidth: float | None = None,
     phase_pattern: str | None = None,
+    jobs: int | None = None,
 ) -> Comparison:
     """Several runs, traces, or all runs of a folder, side by side: a row a run and phase.
 
@@ -167,10 +171,10 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     from prunescope.analysis.compare import left_out
     from prunescope.public import Comparison
 
-    del options["subjects"], options["baseline"]
+    del options["subjects"], options["baseline"], options["jobs"]
     given = [subjects] if isinstance(subjects, str | Path) else subjects
     paths = [Path(subject) for subject in given]
-    found = run(paths, baseline=_path(baseline), options=_options(options))
+    found = run(paths, baseline=_path(baseline), options=_options(options), jobs=jobs)
     found.warnings[:0] = left_out(paths)
     return Comparison.of(found)
 

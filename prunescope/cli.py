@@ -144,7 +144,13 @@ def _analyze(
     from prunescope.taxonomy.arguments import peaks
 
     options["peaks"] = peaks(options["peaks"])
-    to = Delivery(folder=out, formats=formats, json=json_target, label_prefix=label_prefix)
+    to = Delivery(
+        folder=out,
+        formats=formats,
+        json=json_target,
+        label_prefix=label_prefix,
+        jobs=options.pop("jobs"),
+    )
     if deliver_all(subjects, to, baseline=baseline, options=Options(**options)):
         raise typer.Exit(3)
 

@@ -128,6 +128,7 @@ ANALYZE = {
     "prompt_len": Annotated[int | None, Option(min=1, metavar="S", help="Tokens of a prompt.")],
     "context": Annotated[int | None, Option(min=1, metavar="L", help="Keys in decode.")],
     "phase": Annotated[Literal["prefill", "decode"] | None, Option(help="Of the steps.")],
+    "jobs": Annotated[int | None, Option(min=1, metavar="N", help="Processes.  [default: cores]")],
 }
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]

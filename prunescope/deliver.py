@@ -15,7 +15,7 @@ from prunescope.analysis.report.formats import shows_hosts
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.analysis.schema.report import Report, to_json
-from prunescope.output import check_target, console_for, emit_json
+from prunescope.output import check_target, console_for, counting, emit_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
 
@@ -26,13 +26,14 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 class Delivery:
     """`folder`: where the files go, None for the default; `formats`: comma-separated, None for the
     default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`: nothing for
-    people."""
+    people; `jobs`: processes, None for one a core."""
 
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
     label_prefix: str = ""
     quiet: bool = False
+    jobs: int | None = None
 
 
 def deliver(
@@ -48,7 +49,8 @@ def deliver(
             "--format names files, but nothing is written beside a trace unasked",
             hint="add --out FOLDER",
         )
-    done = analyze(subject, baseline=baseline, options=options)
+    with counting("ranks") as told:
+        done = analyze(subject, baseline=baseline, options=options, jobs=to.jobs, told=told)
     if folder is not None:
         hosts = done.hosts() if shows_hosts(names) else None
         write_report(

@@ -14,7 +14,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.write import check_formats
 from prunescope.analysis.schema.comparison import Comparison, to_json
 from prunescope.deliver import Delivery, deliver, format_names
-from prunescope.output import check_target, console_for, emit_json
+from prunescope.output import check_target, console_for, counting, emit_json
 from prunescope.taxonomy.errors import PrunescopeError
 
 
@@ -66,7 +66,8 @@ def deliver_comparison(
             "--format names files, but of several subjects nothing is written unasked",
             hint="add --out FOLDER",
         )
-    done = compare(found, baseline=baseline, options=options)
+    with counting("runs") as told:
+        done = compare(found, baseline=baseline, options=options, jobs=to.jobs, told=told)
     done.warnings[:0] = left_out(subjects)
     if folder is not None:
         write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,26 @@ def tell(
 def console_for(target: str | None) -> Console:
     """The console for people: standard error where standard output belongs to the JSON."""
     return Console(stderr=target == "-", highlight=False)
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error that hears how many of how many are done; None where no terminal
+    shows it. One alone shows none."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: list[Any] = []
+
+        def told(done: int, total: int) -> None:
+            if total > 1:
+                tasks[:] = tasks or [bar.add_task(what, total=total)]
+                bar.update(tasks[0], completed=done)
+
+        yield told
 
 
 def check_target(target: str | Path | None) -> None:

@@ -1,9 +1,9 @@
-"""Any value of a report as JSON: in, structs and plain values; out, indented UTF-8 bytes."""
+"""Any value of a report as bytes: JSON for readers, MessagePack for another process of ours."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,7 +11,41 @@ import msgspec
 OBEYED = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
+T = TypeVar("T")
+
+
 def json_bytes(value: Any) -> bytes:
     """Indented UTF-8 JSON in which no character moves the cursor or turns the text around."""
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
     return OBEYED.sub(lambda m: f"\\u{ord(m[0]):04x}", text).encode()
+
+
+def packed(value: Any) -> bytes:
+    """A value for another process."""
+    return msgspec.msgpack.encode(value)
+
+
+def unpacked(data: bytes, kind: type[T]) -> T:
+    """A value that `packed` gave, so that `json_bytes` of both is the same."""
+    typed: T = _as_sent(msgspec.msgpack.decode(data, type=kind), msgspec.msgpack.decode(data))
+    return typed
+
+
+def _as_sent(typed: Any, sent: Any) -> Any:
+    """A whole number in a field for floats stays one, of which decoding makes a float. Structs,
+    lists and dicts are changed in place."""
+    if type(typed) is float and type(sent) is int:
+        return sent
+    if isinstance(typed, msgspec.Struct):
+        names = zip(typed.__struct_fields__, typed.__struct_encode_fields__, strict=True)
+        for name, key in names:
+            value = getattr(typed, name)
+            if (kept := _as_sent(value, sent.get(key))) is not value:
+                msgspec.structs.force_setattr(typed, name, kept)
+    elif isinstance(typed, dict):
+        typed.update({key: _as_sent(value, sent.get(key)) for key, value in typed.items()})
+    elif isinstance(typed, list):
+        typed[:] = [_as_sent(one, other) for one, other in zip(typed, sent, strict=True)]
+    elif isinstance(typed, tuple):
+        return tuple(_as_sent(one, other) for one, other in zip(typed, sent, strict=True))
+    return typed

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -100,7 +100,7 @@ def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, ta
     file = cast("IO[bytes]", stream)
     try:
         # What it yields is read later, and the file is not its own to close.
-        archive = tarfile.open(fileobj=file, mode="r|", bufsize=_CHUNK)  # noqa: SIM115
+        archive: Any = tarfile.open(fileobj=file, mode="r|", bufsize=_CHUNK)  # noqa: SIM115
         for _ in range(_MOST):
             entry = archive.next()
             if entry is None:

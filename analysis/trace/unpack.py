@@ -34,9 +34,11 @@ _EMPTY_ZIP = b"PK\x05\x06"
 
 
 class Stream(Protocol):
-    """Bytes to be read in blocks. `cut`: they end before the compressed data does."""
+    """Bytes to be read in blocks."""
 
-    cut: bool
+    @property
+    def cut(self) -> bool:
+        """Whether they end before the compressed data does."""
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; nothing at the end."""

@@ -28,6 +28,7 @@ from prunescope.analysis.trace.workers import work
 work(*sys.argv[2:])"""
 _Key = tuple[str, str | None]
 _begun: dict[_Key, Workers] = {}
+_alone = [False]
 
 
 @dataclass
@@ -97,6 +98,11 @@ def _end_all() -> None:
         _begun.popitem()[1].stop()
 
 
+def be_alone() -> None:
+    """This process is one of several at work on traces, and begins no others."""
+    _alone[0] = True
+
+
 def shares_of(path: Path, member: str | None = None) -> list[bytes] | None:
     """What the workers of a file read, begun early or now; None where one process is to read it."""
     workers = _begun.pop(_key(path, member), None) or begin(path, member)
@@ -124,7 +130,7 @@ def cores() -> int:
 
 def count_for(path: Path) -> int:
     """How many workers a file is worth; 0: this process reads it."""
-    if cores() < 2 or not sys.executable or getattr(sys, "frozen", False):
+    if _alone[0] or cores() < 2 or not sys.executable or getattr(sys, "frozen", False):
         return 0
     try:
         if not path.is_file():  # to open a pipe waits for who writes to it

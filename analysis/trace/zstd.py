@@ -17,8 +17,6 @@ _MAX_WINDOW = 1 << 27  # bytes of memory, as the command `zstd` allows unasked
 
 
 class _Readable(Protocol):
-    cut: bool
-
     def read(self, size: int) -> bytes: ...
 
 

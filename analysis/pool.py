@@ -1,0 +1,154 @@
+"""Tasks in processes of their own, so many at a time, with results in the order of the tasks.
+
+In: tasks as bytes, and the function ("module:name") that each is given to. Out: the bytes that it
+returns, or the error that it raises. A process that dies fails its task; the others go on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import IO, Self
+
+import msgspec
+
+from prunescope.analysis.trace import workers
+from prunescope.taxonomy.errors import PrunescopeError
+
+_CODE = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from prunescope.analysis.pool import serve
+serve(sys.argv[2])"""
+_LENGTH = 8  # bytes in front of a message
+_WORTH = 8 << 20  # packed bytes of traces; about two seconds of one process
+
+
+class Reply(msgspec.Struct):
+    """What came of a task: bytes, or a sentence and a hint."""
+
+    value: bytes = b""
+    problem: str = ""
+    hint: str = ""
+
+    def result(self) -> bytes:
+        """The bytes. Raises PrunescopeError where there are none."""
+        if self.problem:
+            raise PrunescopeError(self.problem, hint=self.hint)
+        return self.value
+
+
+class Pool:
+    """`jobs` processes that run `function`; to be used in a `with`."""
+
+    def __init__(self, function: str, jobs: int) -> None:
+        self.function, self.jobs = function, jobs
+        self.free: SimpleQueue[_Process] = SimpleQueue()
+        self.threads = ThreadPoolExecutor(jobs)
+        for _ in range(jobs):
+            self.free.put(_Process(function))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
+        while not self.free.empty():
+            self.free.get().stop()
+
+    def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
+        """The replies in the order of the tasks, each as soon as it and those before it are there.
+
+        A task whose process died has a problem for a reply.
+        """
+        yield from self.threads.map(self._one, tasks)
+
+    def _one(self, task: bytes) -> Reply:
+        process = self.free.get()
+        try:
+            return process.ask(task)
+        finally:
+            self.free.put(process)
+
+
+class _Process:
+    """One process, begun with its first task and again after it died."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, task: bytes) -> Reply:
+        process = self.process = self.process or self._begin()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            _write(process.stdin, task)
+            return msgspec.msgpack.decode(_read(process.stdout), type=Reply)
+        except (OSError, EOFError):
+            self.stop()
+            return Reply(
+                problem="the process that analysed it died, as it does where memory runs out",
+                hint="give --jobs 1, or a trace of fewer steps",
+            )
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        where = json.dumps([os.path.abspath(part) for part in sys.path])  # noqa: PTH100
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _CODE, where, self.function],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def stop(self) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                stream.close()
+
+
+def serve(function: str) -> None:
+    """What a process of the pool runs: tasks from standard input, until there are no more."""
+    workers.be_alone()
+    module, name = function.split(":")
+    run = getattr(importlib.import_module(module), name)
+    tasks, replies = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            task = _read(tasks)
+        except EOFError:
+            return
+        try:
+            reply = Reply(value=run(task))
+        except PrunescopeError as error:
+            reply = Reply(problem=error.problem, hint=error.hint or "")
+        _write(replies, msgspec.msgpack.encode(reply))
+
+
+def _write(file: IO[bytes], message: bytes) -> None:
+    file.write(len(message).to_bytes(_LENGTH, "little") + message)
+    file.flush()
+
+
+def _read(file: IO[bytes]) -> bytes:
+    head = file.read(_LENGTH)
+    size = int.from_bytes(head, "little")
+    message = file.read(size) if len(head) == _LENGTH else b""
+    if len(head) < _LENGTH or len(message) < size:
+        raise EOFError
+    return message
+
+
+def jobs_for(asked: int | None, sizes: Iterable[int]) -> int:
+    """How many processes: as asked, else one a core where the files (`sizes`, packed bytes) take
+    longer than their start."""
+    if asked is not None:
+        return asked
+    return workers.cores() if sum(sizes) >= _WORTH else 1

@@ -1,0 +1,237 @@
+"""The ranks of a folder, analysed in processes of their own: what one process gives, sooner.
+
+In: both sides, opened, and the names of phases. Out: an Outcome of each, and the kernels frames in
+Parquet files of a temporary folder, so that memory holds those of the ranks at work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from prunescope.analysis.inputs.resolve import of_the
+from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.ledger.comparable import comparable
+from prunescope.analysis.phase import compare_phase, single_phase
+from prunescope.analysis.pool import Pool, Reply
+from prunescope.analysis.schema.encode import packed, unpacked
+from prunescope.analysis.schema.report import Phase, SecondOpinion
+from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.ranks import TraceFile
+from prunescope.taxonomy.errors import PrunescopeError
+
+_FUNCTION = "prunescope.analysis.rank_jobs:run_task"
+
+
+class Outcome(msgspec.Struct):
+    """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
+    was noticed of the subject (`own`) and of the baseline (`twin`)."""
+
+    phase: Phase | None = None
+    own: Noticed = Noticed()
+    twin: Noticed = Noticed()
+    failed: tuple[str, str] | None = None
+
+
+class Frames(Mapping[str, pl.DataFrame]):
+    """Kernels frames by phase: in memory, or in files that are read when they are asked for."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, pl.DataFrame | Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getitem__(self, name: str) -> pl.DataFrame:
+        found = self._held[name]
+        return pl.read_parquet(found) if isinstance(found, Path) else found
+
+    def __setitem__(self, name: str, frame: pl.DataFrame | Path) -> None:
+        self._held[name] = frame
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def folder(self) -> Path:
+        """Where files of frames may stand; it goes when these frames do."""
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="prunescope-")
+        return Path(self._folder.name)
+
+
+class RankSide(msgspec.Struct):
+    """One side of one phase of a rank, as a process needs it."""
+
+    path: str
+    file: str
+    member: str | None
+    rank: str
+    kind: str | None
+    peaks: Peaks | None
+
+    @classmethod
+    def of(cls, side: Side, name: str) -> RankSide:
+        """The side of a phase."""
+        rank = side.rank_of(name)
+        assert rank is not None
+        part = side.ranks[rank]
+        kind = side.mixed[name][1] if side.mixed else None
+        return cls(str(side.path), str(part.path), part.member, rank, kind, side.peaks)
+
+    def open(self, name: str, options: Options) -> Side:
+        """The side with this rank alone. Raises PrunescopeError where it cannot be read."""
+        part = TraceFile(Path(self.file), self.member)
+        bare = load(part.path, part.member)
+        mixed = {} if self.kind is None else {name: (self.rank, self.kind)}
+        return Side(
+            Path(self.path), None, options, bare=bare, ranks={self.rank: part}, mixed=mixed,
+            peaks=self.peaks,
+        )  # fmt: skip
+
+
+class Task(msgspec.Struct):
+    """A phase to be analysed. `twin`: its name in the baseline; `frame`: the file for its frame."""
+
+    name: str
+    twin: str
+    pruned: RankSide
+    dense: RankSide | None
+    options: dict[str, Any]
+    frame: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The subject and the baseline, opened, of one analysis."""
+
+    pruned: Side
+    dense: Side | None
+    options: Options = field(default_factory=Options)
+
+    def twin_of(self, name: str) -> str:
+        """The phase of the baseline that a phase is compared with."""
+        phases = self.dense.phases if self.dense is not None else [name]
+        return name if name in phases else phases[0]
+
+    @property
+    def can_share(self) -> bool:
+        """Whether processes can have a rank each: traces of ranks, and nothing beside them."""
+        options = self.options
+        beside = (options.eager_trace, options.baseline_eager_trace, options.model)
+        sides = [side for side in (self.pruned, self.dense) if side is not None]
+        ranks = all(side.ranks and side.model is None for side in sides)
+        return ranks and all(one is None for one in beside) and not options.hta
+
+    def sizes(self) -> Iterator[int]:
+        """Bytes of the files of all ranks."""
+        for side in (self.pruned, self.dense):
+            for path in {part.path for part in side.ranks.values()} if side is not None else ():
+                yield path.stat().st_size
+
+
+def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
+    """A phase, analysed here; its frame goes into `frames`. Raises PrunescopeError where it is no
+    rank's and cannot be analysed."""
+    own, told, failed = _read(sides.pruned, name)
+    if own is None:
+        return Outcome(own=told, failed=failed)
+    opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
+    if sides.dense is None:
+        frames[name] = own.kernels.frame
+        return Outcome(single_phase(own, hta=opinion), own.noticed)
+    with of_the("baseline"):
+        twin, told, failed = _read(sides.dense, sides.twin_of(name))
+    if twin is None:
+        assert failed is not None
+        return Outcome(own=own.noticed, twin=told, failed=(f"baseline: {failed[0]}", failed[1]))
+    twin, own = comparable(twin, own)
+    frames[name] = own.kernels.frame
+    phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
+    return Outcome(phase, own.noticed, twin.noticed)
+
+
+def _read(side: Side, name: str) -> tuple[SidePhase | None, Noticed, tuple[str, str] | None]:
+    rank = side.rank_of(name)
+    try:
+        return side.read(name), Noticed(), None
+    except PrunescopeError as error:
+        if rank is None:
+            raise
+        return None, rank_left_out(rank, error), (error.problem, error.hint or "")
+
+
+def _second_opinion(side: Side, name: str) -> SecondOpinion:
+    from prunescope.analysis.hta import second_opinion
+
+    return second_opinion(side.trace(name))
+
+
+def plain_options(options: Options) -> dict[str, Any]:
+    """The options that are given, as plain values; paths are none of them."""
+    return {n: v for n, v in dataclasses.asdict(options).items() if v is not None}
+
+
+def shared(sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int) -> Iterator[Outcome]:
+    """The outcomes of phases in their order, analysed in `jobs` processes."""
+    plain = plain_options(sides.options)
+    tasks = []
+    for number, name in enumerate(names):
+        twin = sides.twin_of(name)
+        task = Task(
+            name=name,
+            twin=twin,
+            pruned=RankSide.of(sides.pruned, name),
+            dense=None if sides.dense is None else RankSide.of(sides.dense, twin),
+            options=plain,
+            frame=str(frames.folder() / f"{number}.parquet"),
+        )
+        tasks.append(packed(task))
+    with Pool(_FUNCTION, min(jobs, len(tasks))) as pool:
+        for name, number, reply in zip(names, range(len(names)), pool.run(tasks), strict=True):
+            outcome = _outcome(reply, sides.pruned.rank_of(name) or name)
+            if outcome.phase is not None:
+                frames[name] = frames.folder() / f"{number}.parquet"
+            yield outcome
+
+
+def _outcome(reply: Reply, rank: str) -> Outcome:
+    if not reply.problem:
+        return unpacked(reply.value, Outcome)
+    error = PrunescopeError(reply.problem, hint=reply.hint)
+    return Outcome(own=rank_left_out(rank, error), failed=(error.problem, error.hint or ""))
+
+
+def run_task(data: bytes) -> bytes:
+    """What a process does for a Task; returns an Outcome."""
+    task = unpacked(data, Task)
+    options, frames = Options(**task.options), Frames()
+    try:
+        pruned = task.pruned.open(task.name, options)
+    except PrunescopeError as error:
+        told = rank_left_out(task.pruned.rank, error)
+        return packed(Outcome(own=told, failed=(error.problem, error.hint or "")))
+    dense, failed = None, None
+    if task.dense is not None:
+        try:
+            dense = task.dense.open(task.twin, options)
+        except PrunescopeError as error:
+            failed = error
+    if failed is not None and task.dense is not None:
+        own, told, why = _read(pruned, task.name)
+        if own is None:
+            return packed(Outcome(own=told, failed=why))
+        left = rank_left_out(task.dense.rank, failed)
+        said = (f"baseline: {failed.problem}", failed.hint or "")
+        return packed(Outcome(own=own.noticed, twin=left, failed=said))
+    found = outcome_of(Sides(pruned, dense, options), task.name, frames)
+    if found.phase is not None:
+        frames[task.name].write_parquet(task.frame, compression="lz4")
+    return packed(found)

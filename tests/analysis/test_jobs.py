@@ -1,0 +1,115 @@
+"""Ranks and runs in processes of their own: the bytes of one process; a bad file is a line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.compare import compare
+from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.pool import Pool, jobs_for
+from prunescope.analysis.schema.comparison import to_json as comparison_json
+from prunescope.analysis.schema.encode import json_bytes, packed, unpacked
+from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.hostile.material import decoder
+
+SLOW = 2
+
+
+def slowed(trace: dict[str, Any]) -> dict[str, Any]:
+    """Every kernel takes 20 % longer, and those behind it begin later."""
+    out, shift = copy.deepcopy(trace), 0.0
+    kernels = [e for e in out["traceEvents"] if e.get("cat") == "kernel"]
+    for event in sorted(kernels, key=lambda e: e["ts"]):
+        event["ts"] += shift
+        shift += 0.2 * event["dur"]
+        event["dur"] *= 1.2
+    return out
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six ranks of one program: one slow, one no trace, one cut off before its kernels."""
+    folder = tmp_path_factory.mktemp("ranks")
+    trace = decoder(layers=1)
+    for number in range(6):
+        own = slowed(trace) if number == SLOW else trace
+        text = json.dumps({**own, "distributedInfo": {"rank": number, "world_size": 6}})
+        (folder / f"rank{number}.json").write_text(text, encoding="utf-8")
+    whole = (folder / "rank5.json").read_text(encoding="utf-8")
+    (folder / "rank4.json").write_text("<html>", encoding="utf-8")
+    (folder / "rank5.json").write_text(whole[: whole.index("cat") + 300], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(ranks: Path) -> tuple[Analysis, Analysis]:
+    return analyze(ranks), analyze(ranks, jobs=2)
+
+
+def test_two_processes_give_the_bytes_of_one(both: tuple[Analysis, Analysis]) -> None:
+    alone, shared = both
+    assert to_json(shared.report) == to_json(alone.report)
+    assert list(shared.frames) == list(alone.frames) == [f"rank{i}" for i in range(4)]
+    assert all(shared.frames[name].equals(alone.frames[name]) for name in alone.frames)
+
+
+def test_the_slow_rank_is_found_and_bad_files_are_lines(both: tuple[Analysis, Analysis]) -> None:
+    report = both[1].report
+    found = [n for n, phase in report.phases.items() for f in phase.findings
+             if f.id == "straggler"]  # fmt: skip
+    assert found == [f"rank{SLOW}"]
+    assert sum("rank4" in line for line in report.warnings) >= 1
+    assert sum(line.startswith("rank5 is left out") for line in report.warnings) == 1
+    assert report.partial
+
+
+def test_against_a_baseline_of_ranks(ranks: Path) -> None:
+    alone = analyze(ranks, baseline=ranks)
+    assert to_json(analyze(ranks, baseline=ranks, jobs=2).report) == to_json(alone.report)
+
+
+def test_all_ranks_bad_is_the_error_of_one_process(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"rank{number}.json").write_text('{"traceEvents":[{"ph":"M"}]}')
+    with pytest.raises(PrunescopeError) as one:
+        analyze(tmp_path)
+    with pytest.raises(PrunescopeError) as two:
+        analyze(tmp_path, jobs=2)
+    assert str(one.value) == str(two.value)
+
+
+def test_runs_are_compared_in_processes(ranks: Path) -> None:
+    subjects = [ranks / f"rank{i}.json" for i in (0, SLOW, 4, 1)]
+    alone = compare(subjects, options=Options(sparsity=0.25))
+    shared = compare(subjects, options=Options(sparsity=0.25), jobs=2)
+    assert comparison_json(shared) == comparison_json(alone)
+    assert [failure.run for failure in shared.failed] == ["rank4.json"]
+    assert {n: to_json(r) for n, r in shared.reports.items()} == {
+        n: to_json(r) for n, r in alone.reports.items()
+    }
+
+
+def test_numbers_come_as_they_were_sent(both: tuple[Analysis, Analysis]) -> None:
+    report = both[0].report
+    again = unpacked(packed(report), Report)
+    assert json_bytes(again) == json_bytes(report)
+
+
+def test_a_process_that_dies_fails_its_task_alone() -> None:
+    with Pool("tests.analysis.pool_case:die_or_double", 1) as pool:
+        replies = list(pool.run([b"a", b"die", b"b"]))
+    assert [reply.value for reply in replies] == [b"aa", b"", b"bb"]
+    assert "died" in replies[1].problem
+
+
+def test_processes_are_begun_where_they_are_worth_it() -> None:
+    assert jobs_for(3, []) == 3
+    assert jobs_for(None, [1 << 20] * 4) == 1
+    assert jobs_for(None, [1 << 20] * 9) >= 1
