@@ -20,9 +20,9 @@ import numpy as np
 
 from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.link import cover
-from prunescope.analysis.trace.archives import ZIP_MAGIC
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.unpack import GZIP_MAGIC, unpacked
+from prunescope.analysis.trace.unpack import GZIP_MAGIC, members, unpacked
+from prunescope.analysis.trace.zstd import ZSTD_MAGIC
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"
@@ -58,13 +58,15 @@ def ours(trace: Trace) -> dict[str, float]:
 
 
 def _link(trace: Trace, folder: Path) -> Path:
-    """The trace under a name that tells HTA how to open it; unpacked where it is in a zip."""
+    """The trace under a name that tells HTA how to open it; unpacked where it is in an archive, or
+    packed with zstd."""
     source = trace.source
     with source.path.open("rb") as file:
         magic = file.read(4)
         packed = magic[:2] == GZIP_MAGIC
-        link = folder / ("trace.json.gz" if packed else "trace.json")
-        if magic != ZIP_MAGIC:
+        inside = magic == ZSTD_MAGIC or bool(members(source.path))
+        link = folder / ("trace.json.gz" if packed and not inside else "trace.json")
+        if not inside:
             link.symlink_to(source.path.resolve())
             return link
         file.seek(0)
