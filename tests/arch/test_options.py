@@ -101,7 +101,8 @@ def test_every_command_says_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("function", "request_of", "beside"),
     [("trace", trace_request, {"progress"}), ("predict", predict_request, set()),
-     ("sweep", sweep_request, {"progress"}), ("analyze", analyze_options, {"subject", "baseline"})],
+     ("sweep", sweep_request, {"progress"}),
+     ("analyze", analyze_options, {"subject", "baseline", "jobs"})],
 )  # fmt: skip
 def test_a_function_of_the_api_takes_what_its_request_takes(
     function: str, request_of: Callable[[], Any], beside: set[str]
