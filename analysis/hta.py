@@ -7,7 +7,6 @@ named, and no number of ours depends on it.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from prunescope.analysis.schema.report import SecondOpinion
@@ -33,13 +33,29 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, Looku
              OSError, RuntimeError, TypeError, UnicodeError, ValueError)  # fmt: skip
 
 
+class HtaAnswer(msgspec.Struct):
+    """What HTA says of a whole trace, ns; None where it was not asked or failed (`failed`)."""
+
+    failed: list[str] = []
+    version: str | None = None
+    total_ns: float | None = None
+    busy_ns: float | None = None
+    idle_ns: float | None = None
+    compute_ns: float | None = None
+    waits: dict[str, float] | None = None
+    kernel_types: dict[str, float] | None = None
+    launches: dict[str, float] | None = None
+
+
 def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> SecondOpinion:
     """What HTA says of the file that `trace` was read from, beside our totals of all its events.
 
     Never raises for what HTA does: a failure, a crash or `time_limit_s` is named in `failed`.
     """
     if not trace.on_device:
-        return _opinion({"failed": ["HTA looks at device events, and the trace has none"]}, trace)
+        return _opinion(
+            HtaAnswer(failed=["HTA looks at device events, and the trace has none"]), trace
+        )
     with tempfile.TemporaryDirectory(prefix="prunescope-hta-") as folder:
         link = _link(trace, Path(folder))
         return _opinion(_asked(link, time_limit_s), trace)
@@ -77,7 +93,7 @@ def _link(trace: Trace, folder: Path) -> Path:
     return link
 
 
-def _asked(link: Path, time_limit_s: float) -> dict[str, Any]:
+def _asked(link: Path, time_limit_s: float) -> HtaAnswer:
     """The answer of the process that runs HTA, or why there is none."""
     environment = {
         **os.environ,
@@ -96,39 +112,35 @@ def _asked(link: Path, time_limit_s: float) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"failed": [f"HTA was stopped after {time_limit_s:g} s"]}
+        return HtaAnswer(failed=[f"HTA was stopped after {time_limit_s:g} s"])
     answer = link.parent / _ANSWER
     if done.returncode or not answer.is_file():
-        return {"failed": [f"the process that runs HTA ended with code {done.returncode}"]}
-    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    return found
+        return HtaAnswer(failed=[f"the process that runs HTA ended with code {done.returncode}"])
+    return msgspec.json.decode(answer.read_bytes(), type=HtaAnswer)
 
 
-def _opinion(answer: dict[str, Any], trace: Trace) -> SecondOpinion:
-    keys = ("version", "total_ns", "busy_ns", "idle_ns", "compute_ns", "waits", "kernel_types",
-            "launches")  # fmt: skip
-    values: dict[str, Any] = {key: answer.get(key) for key in keys}
-    return SecondOpinion(**values, ours=ours(trace), failed=answer.get("failed", []))
+def _opinion(answer: HtaAnswer, trace: Trace) -> SecondOpinion:
+    return SecondOpinion(**msgspec.structs.asdict(answer), ours=ours(trace))
 
 
-def ask(name: str) -> dict[str, Any]:
+def ask(name: str) -> HtaAnswer:
     """HTA's answers on the trace file `name` of this folder; runs in the process started above."""
-    out: dict[str, Any] = {"failed": []}
+    out = HtaAnswer()
     try:
         from importlib.metadata import version
 
         from hta.trace_analysis import TraceAnalysis
 
-        out["version"] = version("traceinsight")
+        out.version = version("traceinsight")
         analysis = TraceAnalysis(
             trace_files={0: str(Path.cwd() / name)}, include_last_profiler_step=True
         )
     except ModuleNotFoundError as error:
         missing = f"HTA is not installed ({error.name} is missing): pip install traceinsight"
-        return {**out, "failed": [missing]}
+        return msgspec.structs.replace(out, failed=[missing])
     except _FAILURES as error:
-        return {**out, "failed": [f"loading: {_reason(error)}"]}
-    questions: tuple[tuple[str, Callable[[Any], dict[str, Any]]], ...] = (
+        return msgspec.structs.replace(out, failed=[f"loading: {_reason(error)}"])
+    questions: tuple[tuple[str, Callable[[Any, HtaAnswer], None]], ...] = (
         ("temporal breakdown", _temporal),
         ("idle-time breakdown", _waits),
         ("kernel breakdown", _kernel_types),
@@ -136,9 +148,9 @@ def ask(name: str) -> dict[str, Any]:
     )
     for what, question in questions:
         try:
-            out.update(question(analysis))
+            question(analysis, out)
         except _FAILURES as error:
-            out["failed"].append(f"{what}: {_reason(error)}")
+            out.failed.append(f"{what}: {_reason(error)}")
     return out
 
 
@@ -148,33 +160,30 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:160]}".rstrip(": ")
 
 
-def _temporal(analysis: Any) -> dict[str, Any]:
+def _temporal(analysis: Any, out: HtaAnswer) -> None:
     row = analysis.get_temporal_breakdown(visualize=False).iloc[0]
     total, idle = row["kernel_time(us)"] * _US, row["idle_time(us)"] * _US
-    return {
-        "total_ns": float(total),
-        "idle_ns": float(idle),
-        "busy_ns": float(total - idle),
-        "compute_ns": float(row["compute_time(us)"] * _US),
-    }
+    compute = float(row["compute_time(us)"] * _US)
+    out.total_ns, out.idle_ns, out.busy_ns = float(total), float(idle), float(total - idle)
+    out.compute_ns = compute
 
 
-def _waits(analysis: Any) -> dict[str, Any]:
+def _waits(analysis: Any, out: HtaAnswer) -> None:
     frame = analysis.get_idle_time_breakdown(visualize=False)[0]
     sums = frame.groupby("idle_category")["idle_time"].sum()
-    return {"waits": {str(k): float(v * _US) for k, v in sums.items()}}
+    out.waits = {str(k): float(v * _US) for k, v in sums.items()}
 
 
-def _kernel_types(analysis: Any) -> dict[str, Any]:
+def _kernel_types(analysis: Any, out: HtaAnswer) -> None:
     frame = analysis.get_gpu_kernel_breakdown(visualize=False)[0]
     pairs = zip(frame["kernel_type"], frame["sum"], strict=True)
-    return {"kernel_types": {str(k).lower(): float(v * _US) for k, v in pairs}}
+    out.kernel_types = {str(k).lower(): float(v * _US) for k, v in pairs}
 
 
-def _launches(analysis: Any) -> dict[str, Any]:
+def _launches(analysis: Any, out: HtaAnswer) -> None:
     frame = analysis.get_cuda_kernel_launch_stats(visualize=False)[0]
     if not len(frame):  # HTA knows the names of CUDA's launches only
-        return {}
+        return
     means = {
         f"{name}_ns": float(frame[column].mean() * _US)
         for name, column in (
@@ -183,8 +192,8 @@ def _launches(analysis: Any) -> dict[str, Any]:
             ("delay", "launch_delay"),
         )
     }
-    return {"launches": {"count": float(len(frame)), **means}}
+    out.launches = {"count": float(len(frame)), **means}
 
 
 if __name__ == "__main__":
-    Path(_ANSWER).write_text(json.dumps(ask(sys.argv[1])), encoding="utf-8")
+    Path(_ANSWER).write_bytes(msgspec.json.encode(ask(sys.argv[1])))

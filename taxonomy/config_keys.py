@@ -5,6 +5,10 @@ In: nothing. Out: names. A test compares them with the code that reads configs.
 
 from __future__ import annotations
 
+from typing import Any
+
+Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
+
 # Parts of a config that are configs themselves.
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 READ = frozenset(

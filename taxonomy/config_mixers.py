@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy.architecture_table import unwritten
+from prunescope.taxonomy.config_keys import Fields
 from prunescope.taxonomy.config_names import size_in
-
-Fields = dict[str, Any]
 
 
 def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:

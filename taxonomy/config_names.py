@@ -11,7 +11,7 @@ from typing import Any
 
 from prunescope.taxonomy.architecture import Unwritten
 from prunescope.taxonomy.architecture_table import unwritten
-from prunescope.taxonomy.config_keys import NESTED
+from prunescope.taxonomy.config_keys import NESTED, Fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_schema import MAX_LAYERS
 
@@ -33,7 +33,7 @@ _SLIDING = ("sliding_attention", "chunked_attention")
 _ATTENTION = (*_SLIDING, "full_attention", "attention")
 
 
-def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(config: Mapping[str, Any]) -> Fields:
     """The fields of ModelShape that `config` gives.
 
     Raises PrunescopeError that names every missing dimension, or the value that is no size.
@@ -67,7 +67,7 @@ def read_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"the config names {known['layers']} layers, and no model has more than {MAX_LAYERS}",
             hint="check num_hidden_layers in its config.json",
         )
-    fields: dict[str, Any] = {"model_type": kind, **known}
+    fields: Fields = {"model_type": kind, **known}
     fields |= _heads(cfg, own, known)
     fields |= _switches(cfg, own)
     fields |= _layer_kinds(cfg, own, known["layers"])
@@ -146,7 +146,7 @@ def _adjusted(cfg: Mapping[str, Any]) -> int | None:
     return multiple * ((int(factor * width) + multiple - 1) // multiple)
 
 
-def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> dict[str, Any]:
+def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fields:
     heads = known["heads"]
     kv_heads = size_in(cfg, _KV_HEADS) or heads
     if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
@@ -180,7 +180,7 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> dic
     return {"kv_heads": kv_heads, "head_dim": head_dim, "value_dim": head_dim}
 
 
-def _switches(cfg: Mapping[str, Any], own: Unwritten) -> dict[str, Any]:
+def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
     every = bool(cfg.get("bias") or cfg.get("use_bias", own.bias_by_default))
     attention = bool(cfg.get("attention_bias", every or own.biased))
     if own.bias_key:
@@ -202,7 +202,7 @@ def _switches(cfg: Mapping[str, Any], own: Unwritten) -> dict[str, Any]:
     }
 
 
-def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> dict[str, Any]:
+def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
     if own.beside:
         return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
@@ -251,7 +251,7 @@ def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
     return [] if full is None else ["attention" if i in full else "mixer" for i in range(layers)]
 
 
-def _experts(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, Any]) -> dict[str, Any]:
+def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     if any(cfg.get(name) == 0 for name in _EXPERTS):
         return {}
     experts = size_in(cfg, _EXPERTS)
@@ -283,7 +283,7 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, Any]) -> d
     }
 
 
-def _norms(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, Any]) -> dict[str, Any]:
+def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     q, c = known["heads"] * known["head_dim"], known["kv_heads"] * known["head_dim"]
     qk = 2 * known["head_dim"] if own.head_qk_norm else 0
     qk = q + c if own.wide_qk_norm else qk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -13,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from prunescope.analysis import hta as hta_bridge
-from prunescope.analysis.hta import ours, second_opinion
+from prunescope.analysis.hta import HtaAnswer, ours, second_opinion
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.sentences import second_opinion as sentences
 from prunescope.analysis.trace.load import load
@@ -148,7 +148,7 @@ def test_a_crash_or_a_hang_of_hta_is_named(
 
 
 def test_a_question_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_analysis: Any) -> dict[str, Any]:
+    def fail(_analysis: Any, _out: HtaAnswer) -> None:
         raise AssertionError(f"{Path.cwd()}/x is wrong\nmore")
 
     def load_it(**_options: Any) -> object:
@@ -158,10 +158,14 @@ def test_a_question_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "hta", SimpleNamespace(trace_analysis=module))
     monkeypatch.setitem(sys.modules, "hta.trace_analysis", module)
     monkeypatch.setattr(hta_bridge, "_temporal", fail)
-    for name in ("_waits", "_kernel_types", "_launches"):
-        monkeypatch.setattr(hta_bridge, name, lambda _analysis, name=name: {name[1:]: {"a": 1.0}})
+    for name in ("waits", "kernel_types", "launches"):
+
+        def answer_it(_analysis: Any, out: HtaAnswer, name: str = name) -> None:
+            setattr(out, name, {"a": 1.0})
+
+        monkeypatch.setattr(hta_bridge, f"_{name}", answer_it)
     answer = hta_bridge.ask("t.json")
-    assert answer["failed"] == ["temporal breakdown: AssertionError: /x is wrong"]
-    assert answer["waits"] == {"a": 1.0}
-    assert json.loads(json.dumps(answer)) == answer
-    assert os.sep + "tmp" not in answer["failed"][0]
+    assert answer.failed == ["temporal breakdown: AssertionError: /x is wrong"]
+    assert answer.waits == {"a": 1.0}
+    assert msgspec.json.decode(msgspec.json.encode(answer), type=HtaAnswer) == answer
+    assert os.sep + "tmp" not in answer.failed[0]

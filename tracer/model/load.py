@@ -69,13 +69,18 @@ class Loaded:
         return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
 
 
+# Keyword arguments of transformers' from_pretrained, and what it tells of a loading.
+LoadOptions = dict[str, Any]
+LoadingInfo = dict[str, Any]
+
+
 class NoSuchAttention(PrunescopeError):
     """The model's class does not take the attention that was asked for."""
 
 
 def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
     """Load what `name` names. Raises PrunescopeError where there is no such causal LM."""
-    options: dict[str, Any] = {"attn_implementation": attn}
+    options: LoadOptions = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
     with _quiet():
@@ -90,7 +95,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
     return _settled(loaded, device)
 
 
-def _loaded(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+def _loaded(name: str, options: LoadOptions, device: torch.device) -> Loaded:
     path = home_path(name)
     if path.is_dir():
         return _from_folder(path, path.resolve().name, "folder", options)
@@ -103,7 +108,7 @@ def _loaded(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
     return _from_hub(name, options)
 
 
-def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Loaded:
+def _from_preset(name: str, options: LoadOptions, device: torch.device) -> Loaded:
     plain = preset_config(name)
     config = AutoConfig.for_model(**plain)
     check_room(config, name)
@@ -115,7 +120,7 @@ def _from_preset(name: str, options: dict[str, Any], device: torch.device) -> Lo
     return Loaded(model=model, id=name, source="preset", notes=["random weights"])
 
 
-def _from_folder(folder: Path, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+def _from_folder(folder: Path, model_id: str, source: str, options: LoadOptions) -> Loaded:
     if not (folder / "config.json").is_file():
         raise PrunescopeError(
             f"no config.json in the folder {folder.name}/",
@@ -124,7 +129,7 @@ def _from_folder(folder: Path, model_id: str, source: str, options: dict[str, An
     return _pretrained(str(folder), model_id, source, {**options, "local_files_only": True})
 
 
-def _from_gguf(path: Path, model_id: str, options: dict[str, Any]) -> Loaded:
+def _from_gguf(path: Path, model_id: str, options: LoadOptions) -> Loaded:
     check_gguf(path)
     with _explained(model_id):
         folder = gguf_folder(path)
@@ -167,7 +172,7 @@ def check_hub_id(name: str) -> None:
         )
 
 
-def _from_hub(name: str, options: dict[str, Any]) -> Loaded:
+def _from_hub(name: str, options: LoadOptions) -> Loaded:
     check_hub_id(name)
     try:
         return _pretrained(name, name, "hub", {**options, "local_files_only": True})
@@ -193,7 +198,7 @@ def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
         ) from None
 
 
-def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any]) -> Loaded:
+def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) -> Loaded:
     with _explained(model_id):
         config = AutoConfig.from_pretrained(
             where,
@@ -227,7 +232,7 @@ def _pretrained(where: str, model_id: str, source: str, options: dict[str, Any])
     return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
 
 
-def _check_weights(seen: dict[str, Any] | None, model_id: str) -> None:
+def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
     """`seen`: what transformers tells of the loading; None where it found other shapes."""
     if seen is None:
         raise PrunescopeError(
@@ -243,7 +248,7 @@ def _check_weights(seen: dict[str, Any] | None, model_id: str) -> None:
         )
 
 
-def _check_index(where: str, options: dict[str, Any]) -> None:
+def _check_index(where: str, options: LoadOptions) -> None:
     """An index may name files of any kind, and transformers would open pickled ones."""
     found = cached_file(
         where,
