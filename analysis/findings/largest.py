@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.removed import no_comparison
 from prunescope.analysis.schema.report import Finding, clock
 
 _LARGE = 0.2  # of the step
@@ -85,7 +86,7 @@ def _change(one: _Cost) -> str:
 def _costs(c: Context) -> Iterator[_Cost]:
     """The large ones that are far from their bound, or untouched."""
     least = _LARGE * c.phase.wall_ns
-    moved = bool(c.untouched) and not _whole(c)
+    moved = bool(c.untouched) and not _whole(c) and not no_comparison(c)
     for name, rows in _groups(c):
         busy = sum(row["busy"] for row in rows)
         if busy < least:

@@ -25,7 +25,7 @@ from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
-from prunescope.analysis.timeline.scopes import find_scopes
+from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE
@@ -56,6 +56,8 @@ class Kernels:
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     tokens: float | None = None  # a step, where a model's config and workload tell
+    # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
+    modules: frozenset[tuple[int, str]] = frozenset()
 
     @property
     def num_steps(self) -> int:
@@ -162,6 +164,7 @@ def build(
         known=told.known,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         tokens=told.tokens,
+        modules=modules_that_ran(trace),
     )
 
 

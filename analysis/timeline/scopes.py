@@ -68,6 +68,15 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     return Scopes(np.where(inner >= 0, of_mark[inner], NONE), inner, list(distinct), source)
 
 
+def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:
+    """(layer, role) of the modules whose calls our hooks recorded; empty for other traces."""
+    _, places, source = _places(trace)
+    if source != "modules":
+        return frozenset()
+    distinct = {id(p): p for p in places}.values()
+    return frozenset((p.layer, p.role) for p in distinct if p.layer is not None)
+
+
 def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     end = spans["ts"] + spans["dur"]
     out = np.full(len(ts), NONE)

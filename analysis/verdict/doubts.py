@@ -40,7 +40,7 @@ def doubts(
     if dense is None or evidence is None or family is None:
         return found
     found += [*_no_gemm(evidence, {doubt.side for doubt in found})]
-    found += [*_layers(evidence, family), *_roles(dense, pruned)]
+    found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
         found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
     return found
@@ -77,11 +77,16 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Doubt]:
             yield Doubt("no-linear", name)
 
 
-def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
-    """Layers that are said to be gone, and are not gone as a pruning of layers leaves them."""
+def _layers(e: Evidence, family: Family, sides: tuple[Kernels, Kernels]) -> Iterator[Doubt]:
+    """Layers that are said to be gone, and are not gone as a pruning of layers leaves them: but for
+    linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
     gone, here = e.gone_and_here()
+    meant = e.removed_weights() | _not_called(e, *sides)
+    # Attention has no weight of its own: it goes with its projection.
+    meant |= {(i, "attention") for i, role in meant if role == "o"}
+    gone = {i: {role for role in roles if (i, role) not in meant} for i, roles in gone.items()}
     running = {k[:2] for k, on in zip(e.units.keys, e.units.pruned.present, strict=True) if on}
     lost = [(i, gemms, rest) for i in gone for gemms, rest in _SUBLAYERS if gone[i] & gemms]
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
@@ -90,6 +95,16 @@ def _layers(e: Evidence, family: Family) -> Iterator[Doubt]:
         yield Doubt("torn-sublayers", numbers=(len(torn),))
     elif hollow:
         yield Doubt("hollow-sublayers", numbers=(len(hollow),))
+
+
+def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:
+    """(layer of the dense model, role) of the modules that only the dense side called; none where
+    a trace does not record calls of modules."""
+    if not dense.modules or not pruned.modules:
+        return frozenset()
+    place = e.units.alignment.dense_layer
+    called = {(place.get(i, -1 - i), role) for i, role in pruned.modules}
+    return dense.modules - called
 
 
 def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:

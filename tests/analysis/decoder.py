@@ -37,6 +37,7 @@ class Layer:
     sparse: tuple[str, ...] = ()
     maps: bool = False
     added: tuple[Any, ...] = ()  # ops in q's scope
+    stands: tuple[Any, ...] = ()  # ops of what stands in attention's place
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def layer_scope(number: int, layer: Layer, setting: Setting) -> Any:
             *([module(f"{at}.attn_shortcut", gemm(setting, h, h))] if layer.maps else []),
             residual,
         ]  # fmt: skip
+    if layer.stands:
+        items += [module(f"{at}.self_attn", *layer.stands), residual]
     if layer.mlp:
         mlp = f"{at}.mlp"
         items += [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from prunescope.analysis.schema.report import Family, Phase
 from prunescope.analysis.verdict import doubts, reasons
 from prunescope.analysis.verdict.doubts import apply_doubts
 from prunescope.analysis.verdict.reasons import Doubt
+from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
-from tests.analysis.finding_cases import found, layers, mm, report
+from tests.analysis.finding_cases import BF16, found, layers, mm, report
 from tests.chrome import Op, chrome, k, op, step
 
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
@@ -183,3 +185,29 @@ def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:
     assert "75% of busy time has a role, 100% in the dense trace" in said.evidence
     (phase,) = one.phases.values()
     assert phase.family is not None and phase.family.confidence <= 0.5
+
+
+@pytest.mark.parametrize("known_by", ["weights", "calls", "nothing"])
+def test_an_attention_replaced_by_a_module_without_weights(known_by: str, tmp_path: Path) -> None:
+    """A fill stands where attention was in layer 1: meant, where the run does not hold the weights
+    any more or did not call their modules; else its kernels may be lost."""
+    layer = Layer(h=64, heads=4)
+    zeros = op("aten::mul", [32, 64], [], dtype=BF16, kernels=[k(us=2, name="fill")])
+    pruned = decoder([layer, replace(layer, attention=False, stands=(zeros,)), layer])
+    if known_by != "calls":  # the scopes of modules whose kernels were lost
+        pruned["traceEvents"] += [
+            {**event, "dur": 0, "name": f"model.layers.1.self_attn.{role}_proj"}
+            for event in pruned["traceEvents"] if event["name"] == "model.layers.1.self_attn"
+            for role in "qkvo"
+        ]  # fmt: skip
+    listed = census(0.0, layers=3)["matrices"]
+    held = [m for m in listed if not (m["layer"] == 1 and m["role"] in "qkvo")]
+    runs = {"dense_census": {"matrices": listed}}
+    runs["census"] = {"matrices": held if known_by == "weights" else listed}
+    folder = write_pair(tmp_path / "r", decoder([layer] * 3), pruned, **runs)
+    phase = analyze(folder).report.phases["prefill"]
+    assert bool(finding(phase)) == (known_by == "nothing")
+    if known_by == "weights":
+        assert phase.family is not None
+        assert (phase.family.id, phase.family.confidence) == ("static-m", 1.0)
+        assert phase.family.evidence == ["1 of 3 attention sublayers gone: 1"]
