@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
-
 from prunescope.analysis.report import numbers
+from prunescope.analysis.report.gemm_rows import Shown, shown_rows
 from prunescope.analysis.schema.report import BESIDE, Gemm, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
@@ -59,38 +58,6 @@ def gemm_order(gemms: list[Gemm]) -> list[Gemm]:
     return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
 
 
-def with_gone(gemms: list[Gemm]) -> list[Gemm]:
-    """The rows of a GEMM of which some layers are gone as one: its calls fall, and its losses, of
-    which one is the other's gain, are summed. Other rows stay as they are."""
-    shapes: dict[tuple[object, ...], list[Gemm]] = {}
-    for gemm in gemms:
-        make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype)
-        shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
-    shown = []
-    for rows in shapes.values():
-        by_axis = {row.axis: row for row in rows}
-        both = len(rows) == 2 and set(by_axis) == {"none", "gone"}
-        shown += [_merged(by_axis["none"], by_axis["gone"])] if both else rows
-    return shown
-
-
-def _merged(stayed: Gemm, gone: Gemm) -> Gemm:
-    def both(name: str) -> float | None:
-        one, other = getattr(stayed, name), getattr(gone, name)
-        return None if one is None or other is None else one + other
-
-    before = both("dense_count")
-    return msgspec.structs.replace(
-        stayed,
-        axis="gone",
-        keep={"calls": stayed.count / before} if before else None,
-        dense_count=before,
-        dense_busy_ns=both("dense_busy_ns"),
-        promised_ns=both("promised_ns"),
-        loss_ns=both("loss_ns"),
-    )
-
-
 def without_sizes(phase: Phase) -> bool:
     """Whether no GEMM says what it multiplies, and none is gone or new."""
     return bool(phase.gemms) and all(
@@ -102,7 +69,9 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
     """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
     the kernels that ran in place of the group."""
     compared = any(g.axis is not None for g in phase.gemms)
-    gemms = with_gone(phase.gemms)
+    merged = shown_rows(phase.gemms)
+    of_row = {id(one.gemm): one for one in merged}
+    gemms = [one.gemm for one in merged]
     shown = sorted(gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
     unit = numbers.scale(g.busy_ns for g in phase.gemms)
     # Where room is short, a column in which nothing moved goes first.
@@ -123,7 +92,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         *([Column("kernel", flexible=True)] if names else []),
     ]
     ordered = gemm_order(shown)
-    rows = [_gemm_row(g, unit, compared=compared) for g in ordered]
+    rows = [_gemm_row(of_row[id(g)], unit, compared=compared) for g in ordered]
     if names:
         for row, gemm in zip(rows, ordered, strict=True):
             del row[1]
@@ -131,12 +100,13 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
     return Table("gemms", "GEMMs", columns, rows, _gemm_notes(gemms, shown, unit))
 
 
-def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
+def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
+    gemm = one.gemm
     marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm)
     moved: list[Cell] = []
     cost: list[Cell] = []
     if compared:
-        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(gemm)]
+        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(one)]
         loss = gemm.loss_ns
         colour = "" if not loss else "loss" if loss > 0 else "gain"
         cost = [
@@ -148,10 +118,10 @@ def _gemm_row(gemm: Gemm, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
         Cell(gemm.group),
         *moved,
-        _dimension(gemm.batch, gemm.dense_batch),
+        _dimension(gemm.batch, gemm.dense_batch, one.span.get("batch")),
         _dimension(gemm.m, gemm.dense_m),
-        _dimension(gemm.n, gemm.dense_n),
-        _dimension(gemm.k, gemm.dense_k),
+        _dimension(gemm.n, gemm.dense_n, one.span.get("n")),
+        _dimension(gemm.k, gemm.dense_k, one.span.get("k")),
         _calls(gemm),
         Cell(gemm.bound or numbers.UNKNOWN),
         Cell(unit.text(gemm.busy_ns), gemm.busy_ns),
@@ -165,10 +135,10 @@ def _beside(gemm: Gemm) -> bool:
     return gemm.duration_ns is not None and gemm.busy_ns < BESIDE * gemm.duration_ns
 
 
-def _dimension(now: int | None, dense: int | None) -> Cell:
-    """`576`, or `1536→1160` where pruning moved it."""
-    new = numbers.UNKNOWN if now is None else str(now)
-    moved = dense is not None and dense != now
+def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
+    """`576`, `1536→1160` where pruning moved it, `1536→960–1160` where layers differ."""
+    new = numbers.UNKNOWN if now is None else str(now) if span is None else f"{span[0]}–{span[1]}"
+    moved = dense is not None and (dense != now or span is not None)
     return Cell(f"{dense}→{new}" if moved else new, now)
 
 
@@ -179,9 +149,13 @@ def _calls(gemm: Gemm) -> Cell:
     return Cell(now if before == now else f"{before}→{now}", gemm.count)
 
 
-def _kept(gemm: Gemm) -> Cell:
-    """`75 %` of the axis, or one share an axis where several moved."""
-    keep = gemm.keep or {}
+def _kept(one: Shown) -> Cell:
+    """`75 %` of the axis, `50–75 %` where layers differ, or one share an axis where several
+    moved."""
+    if one.kept is not None:
+        low, high = (numbers.percent(share, decimals=0) for share in one.kept)
+        return Cell(low if low == high else f"{low.removesuffix(' %')}–{high}", one.kept[0])
+    keep = one.gemm.keep or {}
     shares = {name: numbers.percent(share, decimals=0) for name, share in keep.items()}
     if len(shares) == 1:
         ((name, share),) = keep.items()

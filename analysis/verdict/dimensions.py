@@ -76,8 +76,7 @@ def heads(e: Evidence) -> Fallen | None:
         return None
     if not fewer and narrower_heads(e) is not None:
         return None
-    example = _example(e, ("v", "qkv"), "N")
-    dims = f", {example.key[1]} N {_arrow(example, 'n')}" if example is not None else ""
+    dims = _sizes_kept(e, ("v", "qkv"), "N")
     if _shares_keys(e):
         what = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
         return Fallen(f"KV heads fell, all query heads stay: {what}{dims}")
@@ -128,8 +127,7 @@ def channels(e: Evidence) -> Fallen | None:
         return None
     is_whole = bool(narrow and down)
     broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
-    example = _example(e, ("down",), "K")
-    dims = f", down K {_arrow(example, 'k')}" if example is not None else ""
+    dims = _sizes_kept(e, ("down",), "K")
     line = f"MLP channels fell: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
     return Fallen(line, is_whole=is_whole)
 
@@ -139,10 +137,19 @@ def count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
     return sum(1 for p in e.pairs if _shrank(p, roles, axis))
 
 
-def _example(e: Evidence, roles: tuple[str, ...], axis: str) -> Pair | None:
-    """The pair of the roles that lost most: layers may keep different widths."""
+def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
+    """ ", down K 512 → 256"; from the smallest to the largest where layers keep different widths,
+    of the GEMM that lost most in as many layers. Empty where none fell."""
     own = [p for p in e.pairs if _shrank(p, roles, axis)]
-    return max(own, key=lambda p: fell(p)[axis], default=None)
+    example = max(own, key=lambda p: fell(p)[axis], default=None)
+    if example is None:
+        return ""
+    role = example.key[1]
+    alike = [_sizes(p, axis) for p in own if p.key[1] == role]
+    before, least = _sizes(example, axis)
+    most = max(new for old, new in alike if old == before)
+    text = f", {role} {axis} {before} → {least}"
+    return text if most == least else f"{text} to {most}, by layer"
 
 
 def _shrank(pair: Pair, roles: tuple[str, ...], axis: str) -> bool:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import ledger_view, view
+from prunescope.analysis.report import gemm_rows, ledger_view, view
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.sides_view import sides_table
 from prunescope.analysis.schema.report import Phase, Row, from_json, to_json
+from tests.analysis.decoder import Layer, decoder
 from tests.analysis.report import example
+from tests.chrome import save
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,12 +41,37 @@ def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
 
 def test_a_merged_row_sums_what_its_two_rows_lose() -> None:
     (phase, _) = golden("tiny-static-m")
-    for gemm in view.with_gone(phase.gemms):
+    for gemm in gemm_rows.with_gone(phase.gemms):
         parts = [g for g in phase.gemms if (g.role, g.group) == (gemm.role, gemm.group)]
         for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns"):
             told = [getattr(g, name) for g in parts]
             assert getattr(gemm, name) == pytest.approx(sum(told))
         assert gemm.loss_ns == pytest.approx(gemm.busy_ns - (gemm.promised_ns or 0))
+
+
+def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None:
+    """Channels 512, 384, 256, 320 of 512 and 16, 8, 8, 12 of 16 heads."""
+    widths = [(512, 16), (384, 8), (256, 8), (320, 12)]
+    dense, pruned = (
+        save(decoder([Layer(h=256, heads=n, kv_heads=4, f=f) for f, n in sizes]), tmp_path / name)
+        for name, sizes in (("d.json", [(512, 16)] * 4), ("p.json", widths))
+    )
+    phase = analyze(pruned, baseline=dense).report.phases["trace"]
+    table = view.gemm_table(phase)
+    names = ("role", "axis", "kept", "batch", "N", "K", "count")
+    rows = {row[0]: row[1:] for row in zip(*(column(table, n) for n in names), strict=True)}
+    assert len(rows) == len(table.rows)
+    assert rows["up"] == ("N", "50–100 %", "1", "512→256–512", "256", "4")
+    assert rows["down"] == ("K", "50–100 %", "1", "256", "512→256–512", "4")
+    assert rows["attention qk†"] == ("heads", "50–100 %", "16→8–16", "32", "16", "4")
+    assert rows["v"] == ("none", "–", "1", "64", "256", "4")
+    ups = [g for g in phase.gemms if g.role == "up"]
+    (shown,) = (one.gemm for one in gemm_rows.shown_rows(phase.gemms) if one.gemm.role == "up")
+    for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns", "ideal_ns"):
+        assert getattr(shown, name) == pytest.approx(sum(getattr(g, name) for g in ups))
+    assert shown.layers == [0, 1, 2, 3]
+    assert phase.family is not None
+    assert "down K 512 → 256 to 384, by layer" in " ".join(phase.family.evidence)
 
 
 def test_heads_that_are_gone_are_an_arrow_in_the_batch() -> None:
