@@ -258,7 +258,7 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         peak_memory_bytes=phase.peak_memory_bytes,
         dense_peak_memory_bytes=dense.peak_memory_bytes if dense else None,
         ladder=phase.ladder,
-        ledger={row.row: row.ns for row in phase.ledger} if phase.ledger else None,
+        ledger={r.row: r.ns for r in phase.ledger if r.ns is not None} if phase.ledger else None,
         critical=[f.id for f in phase.findings if f.severity == "critical"],
     )
 

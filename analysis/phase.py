@@ -122,9 +122,9 @@ def _comparison(
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     known = known and conditions(evidence) is None  # else what is gone was never to be there
     largest = LargestKernels(dense.kernels, pruned.kernels, books.busy_factors(dense, pruned))
-    ledger = build_rows(books, halves(units, domain), largest)
     has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
     bounded = has_shapes or bool(units.removed.any())
+    ledger = build_rows(books, halves(units, domain), largest, is_known=bounded)
     ladder = _ladder(ledger, books, is_known=known, is_bounded=bounded)
     expected = predicted_phase(
         dense.side, pruned.side, pruned.name, sparsity=books.nominal, family_id=family.id
@@ -235,7 +235,7 @@ def _pairing(units: Units) -> Pairing:
 def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -> Ladder:
     """`is_bounded`: shapes, or kernels that are gone, say what could have got faster."""
     units, ratio, domain = books.units, books.ratio, books.domain
-    ns = {row.row: row.ns for row in rows}
+    ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]
     roofline = ns["dense"] / bound if bound > 0 and is_bounded else None
@@ -244,7 +244,8 @@ def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) 
         realised = domain.dense.wall / domain.pruned.wall
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
-    nominal = 1 / ratio.promised if ratio.promised > 0 else None
+    told = books.nominal is not None or is_bounded  # else neither a sparsity nor FLOPs are known
+    nominal = 1 / ratio.promised if ratio.promised > 0 and told else None
     return Ladder(
         nominal=nominal,
         flop=ratio.flop_ratio if is_known else None,

@@ -271,10 +271,11 @@ def _row(
     name: str, phase: Phase, *, as_share: bool
 ) -> tuple[float | None, float | None, float | None]:
     rows = {row.row: row for row in phase.ledger or ()}
-    if name not in rows:
+    value = rows[name].ns if name in rows else None
+    if value is None:
         return None, None, None
-    per = rows["dense"].ns if as_share else 1.0
-    return _with([end / per for end in rows[name].ci95 or ()], rows[name].ns / per)
+    per = rows["dense"].moves_ns if as_share else 1.0
+    return _with([end / per for end in rows[name].ci95 or ()], value / per)
 
 
 def _said(value: float, rule: Rule) -> str:

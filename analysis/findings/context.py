@@ -65,7 +65,9 @@ class Context:
 
     def row(self, name: str) -> Row | None:
         """A ledger row by name, None without a ledger."""
-        return next((r for r in self.phase.ledger or [] if r.row == name), None)
+        return next(
+            (r for r in self.phase.ledger or [] if r.row == name and r.ns is not None), None
+        )
 
     @property
     def dense_ns(self) -> float | None:
@@ -86,7 +88,7 @@ class Context:
 
 def is_significant(row: Row | Part | None, *, of: float | None, share: float) -> bool:
     """Whether a row is at least `share` of `of` and outside its noise and interval."""
-    if row is None or of is None or abs(row.ns) < share * of:
+    if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
     if row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False

@@ -30,16 +30,16 @@ def dispatch_bound(c: Context) -> Finding | None:
 def coverage_limited(c: Context) -> Finding | None:
     """Part of the dense step is untouched by the pruning."""
     row = c.row("coverage")
-    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was shrunk at all: another finding says so
-    parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.ns][:4]
+    parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
     return Finding(
         id="coverage-limited",
         severity="warning",
-        text=f"{ms(row.ns)} of the promised saving is in work that this pruning does not shrink"
-        + _limit(c),
+        text=f"{ms(row.moves_ns)} of the promised saving is in work that this pruning does not "
+        f"shrink{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c),
         predicted_ns=None,
@@ -102,12 +102,13 @@ def _more_logits_than_needed(c: Context) -> bool:
 def roofline_shift(c: Context) -> Finding | None:
     """FLOPs fell, compulsory bytes did not."""
     row = c.row("roofline_shift")
-    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     return Finding(
         id="roofline-shift",
         severity="warning",
-        text=f"FLOPs fall, bytes do not: {ms(row.ns)} of the saving is lost to memory traffic",
+        text=f"FLOPs fall, bytes do not: {ms(row.moves_ns)} of the saving is lost to memory "
+        "traffic",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:4]],
         change="remove bytes too (N or K of the weights, layers), or batch more rows",
         predicted_ns=None,
@@ -118,13 +119,13 @@ def slower_kernels(c: Context) -> Finding | None:
     """The kernels that remain are less efficient than the dense ones. Not communication, which is
     as long as the other ranks make it."""
     row = _without_communication(c.row("kernel_efficiency"))
-    if row is None or row.ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     parts = [p for p in row.parts if p.ns > 0][:4]
     return Finding(
         id="slower-kernels",
         severity="warning",
-        text=f"the remaining kernels lose {ms(row.ns)} against what their shapes promise",
+        text=f"the remaining kernels lose {ms(row.moves_ns)} against what their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
         change="look at the kernels named: another tile, an aligned dimension or a larger batch",
         predicted_ns=row.ns,
@@ -137,7 +138,7 @@ def _without_communication(row: Row | None) -> Row | None:
         return row
     ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
     parts = [part for part in row.parts if part.cls != "comm"]
-    return msgspec.structs.replace(row, ns=row.ns - comm, ci95=ci95, parts=parts)
+    return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
 
 
 def longer_communication(c: Context) -> Finding | None:
@@ -167,7 +168,7 @@ def added_work(c: Context) -> Finding | None:
     return Finding(
         id="added-work",
         severity="warning",
-        text=f"work that the dense model does not have takes {ms(row.ns)}",
+        text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
         change="fuse or batch the kernels named (routing, gather and scatter, layout copies, maps)",
         predicted_ns=row.ns,

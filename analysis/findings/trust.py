@@ -187,7 +187,7 @@ def above_bound(c: Context) -> Finding | None:
 def _beyond(c: Context) -> list[tuple[float, str, str]]:
     """What the bound leaves as it was in the dense run: ns, in words, and as a line of evidence."""
     rows = {name: c.row(name) for name in ("shape", "kernel_efficiency", "launch_idle")}
-    shape, kernels, idle = (row.ns if row else 0.0 for row in rows.values())
+    shape, kernels, idle = (row.moves_ns if row else 0.0 for row in rows.values())
     comm = communication(rows["kernel_efficiency"])
     kernels -= comm
     return [

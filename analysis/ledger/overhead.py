@@ -135,8 +135,8 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[s
         added, saved = told.added_ns, told.saved_ns
     else:
         parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
-        added = ledger["added_work"].ns
-        saved = ledger["dense"].ns - ledger["pruned"].ns + added
+        added = ledger["added_work"].moves_ns
+        saved = ledger["dense"].moves_ns - ledger["pruned"].moves_ns + added
     if added <= 0:
         return None
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
@@ -20,6 +21,12 @@ from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import Part, Row
 
 T = TypeVar("T")
+# Rows that are told by FLOPs, bytes and ideal times, and the row that stands for them together
+# where no shapes are known.
+_BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
+NOT_EXPLAINED = "not_explained"
+# What belongs to no unit.
+_RESTS = {"coverage": "gaps kept", "launch_idle": "tail", NOT_EXPLAINED: "gaps kept"}
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 
 
@@ -32,30 +39,54 @@ class _Splits:
     halves: Split | None
 
 
+def _together(one: Split) -> Split:
+    """A ledger with the rows of work as one more row."""
+    return replace(
+        one, rows=one.rows | {NOT_EXPLAINED: np.sum([one.rows[n] for n in _BY_WORK], axis=0)}
+    )
+
+
 def build_rows(
-    books: Books, halves: Split | None, evidence: Callable[[str, str, str], list[str]]
+    books: Books,
+    halves: Split | None,
+    evidence: Callable[[str, str, str], list[str]],
+    *,
+    is_known: bool = True,
 ) -> list[Row]:
-    """All rows in order; `evidence(row, role, class)` names the largest kernels of a part."""
+    """All rows in order; `evidence(row, role, class)` names the largest kernels of a part. Not
+    `is_known`: no shape says what became of the work, so that its rows are null and one more,
+    `not_explained`, is their sum."""
     splits = _Splits(books.ledger, books.replicates, halves)
+    names = list(ROWS)
+    if not is_known:
+        splits = _Splits(
+            _together(books.ledger),
+            None if books.replicates is None else _together(books.replicates),
+            None if halves is None else _together(halves),
+        )
+        names.insert(-1, NOT_EXPLAINED)
     out = []
-    for name in ROWS:
+    for name in names:
+        if name in _BY_WORK and not is_known:
+            out.append(Row(row=name, ns=None))
+            continue
         boot = None if splits.replicates is None else splits.replicates.total(name)
-        parts = _parts(name, books, splits, evidence) if name in books.ledger.rows else []
-        ns = float(books.ledger.total(name)[0])
-        if name in books.ledger.rows:
+        parts = _parts(name, books, splits, evidence) if name in splits.ledger.rows else []
+        ns = float(splits.ledger.total(name)[0])
+        if name in splits.ledger.rows:
             ns = float(sum(part.ns for part in parts)) if parts else 0.0
         out.append(
             Row(
                 row=name,
                 ns=ns,
                 ci95=None if boot is None else interval(boot),
-                noise_ns=None if halves is None else noise(_twin(name, halves)),
+                noise_ns=None if splits.halves is None else noise(_twin(name, splits.halves)),
                 parts=parts,
             )
         )
-    total = float(sum(r.ns for r in out[1:-1]))
-    largest = max(abs(r.ns) for r in out)  # a forged shape gives ratios that cancel badly
-    assert abs(total - out[-1].ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
+    total = float(sum(r.moves_ns for r in out[1:-1]))
+    largest = max(abs(r.moves_ns) for r in out)  # a forged shape gives ratios that cancel badly
+    assert abs(total - out[-1].moves_ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
     out[-1].ns = total  # the last digits of floating point stay in the wall
     return out
 
@@ -107,7 +138,7 @@ def _parts(
         last = [len(units.keys)]
         parts.append(
             Part(
-                name={"coverage": "gaps kept", "launch_idle": "tail"}.get(name, "rest"),
+                name=_RESTS.get(name, "rest"),
                 role=None,
                 ns=rest,
                 ci95=_of(splits.replicates, name, last, interval),

@@ -194,7 +194,7 @@ def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
-        ledger={row.row: row.ns for row in phase.ledger or []},
+        ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
         overhead=of_saved(phase.ledger, phase.overhead),
         simulated=_simulated(run),
     )

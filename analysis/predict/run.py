@@ -85,11 +85,13 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
             terms.append(MissTerm(name=rung, ratio=here / there / before, says=says))
             before = here / there
     rows = {row.row: row for row in ledger}
-    level = rows["dense"].ns / (before * theory["roofline"])
+    level = rows["dense"].moves_ns / (before * theory["roofline"])
     for name, says in _ROWS:
-        after = level + rows[name].ns
+        if rows[name].ns is None:
+            continue
+        after = level + rows[name].moves_ns
         if name == _ROWS[-1][0]:
-            after = rows["pruned"].ns
+            after = rows["pruned"].moves_ns
         if after > 0 and level > 0:
             terms.append(MissTerm(name=name, ratio=level / after, says=says))
             level = after
@@ -104,7 +106,7 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
 
 
 def _in_noise(row: Row | None) -> bool:
-    return row is not None and row.noise_ns is not None and abs(row.ns) <= row.noise_ns
+    return row is not None and row.noise_ns is not None and abs(row.moves_ns) <= row.noise_ns
 
 
 def _family(side: Side, verdict: str | None) -> Family | None:

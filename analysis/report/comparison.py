@@ -22,7 +22,7 @@ from prunescope.analysis.report import escape, numbers
 from prunescope.analysis.report.columns import fitted
 from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
 from prunescope.analysis.report.latex import check_prefix, head, tabular
-from prunescope.analysis.report.ledger_view import LADDER, LEDGER, TOTALS
+from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
@@ -75,6 +75,8 @@ def _rendered(comparison: Comparison, name: str, label_prefix: str) -> dict[str,
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row for each run and phase."""
+    unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in comparison.rows)
+    moved = [name for name in ROWS if name != NOT_EXPLAINED or unexplained]
     columns = [
         Column("run", flexible=False),
         Column("model", drop=20),
@@ -92,17 +94,17 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("peak memory", numeric=True, drop=18),
         *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
         Column("95 %", numeric=True, drop=1),
-        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(ROWS)),
+        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(moved)),
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
-    rows = [_cells(row) for row in comparison.rows]
+    rows = [_cells(row, moved) for row in comparison.rows]
     return Table("comparison", _TITLE, columns, rows, [*_NOTES, *failed])
 
 
 _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
 
 
-def _cells(row: ComparisonRow) -> list[Cell]:
+def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
     ladder = row.ladder
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
@@ -131,7 +133,7 @@ def _cells(row: ComparisonRow) -> list[Cell]:
             f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
             ci95[0] if ci95 else None,
         ),
-        *(_ledger(row, name) for name in ROWS),
+        *(_ledger(row, name) for name in moved),
     ]
 
 

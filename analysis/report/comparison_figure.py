@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report.figures import STYLE, saved
-from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.names import short
 from prunescope.analysis.schema.comparison import ComparisonRow
 
@@ -33,6 +33,7 @@ _ROWS = {
     "kernel_efficiency": ("#D55E00", ""),
     "added_work": ("#F0E442", "xxxx"),
     "launch_idle": ("#999999", "\\\\\\\\"),
+    "not_explained": ("#FFFFFF", "++++"),
 }
 
 
@@ -146,6 +147,7 @@ def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
             facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
         )
         for name, (colour, hatch) in _ROWS.items()
+        if name != NOT_EXPLAINED or any(name in (row.ledger or {}) for row in rows)
     ]
     axes.legend(
         handles=handles,

@@ -14,11 +14,12 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     "ledger.csv": [
         _PHASE,
         ("row", "", "dense, promised, coverage, roofline_shift, shape, kernel_efficiency, "
-                    "added_work, launch_idle, pruned"),
+                    "added_work, launch_idle, not_explained (without shapes only), pruned"),
         ("part", "", "empty: the whole row; else a part of it, and the parts sum to the row"),
         ("role", "", "where in the model: q, k, v, o, gate, up, down, lm_head and so on"),
         ("class", "", "matmul, attention, pointwise, or the kind of kernel"),
-        ("ns", "ns", "time of a step; promised and the changes after it sum to pruned"),
+        ("ns", "ns", "time of a step; promised and the changes after it sum to pruned; "
+                     "empty: unknown"),
         _LOW,
         _HIGH,
         ("noise_ns", "ns", "root mean square of the row for dense against dense, split in halves"),

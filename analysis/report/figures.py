@@ -227,7 +227,7 @@ def _whisker(axes: Axes, i: int, row: Row, end: float, unit: numbers.Scale) -> N
     """The interval of a row, drawn around the end of its bar; it may reach over the axis' end."""
     if row.ci95 is None:
         return
-    low, high = (end + (bound - row.ns) / unit.per for bound in row.ci95)
+    low, high = (end + (bound - row.moves_ns) / unit.per for bound in row.ci95)
     axes.plot([low, high], [i, i], color="black", linewidth=0.7)
     left, right = axes.get_xlim()
     room = 0.02 * (right - left)

@@ -11,6 +11,7 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Part, Phase, Row
 
+NOT_EXPLAINED = "not_explained"  # only where no shapes are known
 # Rows of the ledger in order: label, and what the row says in plain words.
 LEDGER = {
     "dense": ("dense, measured", "wall time of a step of the dense model"),
@@ -21,8 +22,10 @@ LEDGER = {
     "kernel_efficiency": ("kernel efficiency", "the rest of the kernels' slowdown or speedup"),
     "added_work": ("added work", "kernels only the pruned model has: routers, gathers, casts"),
     "launch_idle": ("launch and idle", "the device waits: more or longer gaps between kernels"),
+    NOT_EXPLAINED: ("not explained", "what the rows above that are unknown come to, together"),
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
+WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) keeps them"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
 # Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
@@ -50,7 +53,7 @@ class Bar:
 
 def in_noise(row: Row | Part) -> bool:
     """Whether a row says no more than dense against dense does."""
-    return row.noise_ns is not None and abs(row.ns) <= row.noise_ns
+    return row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
 
 
 def tone(row: Row) -> str:
@@ -61,7 +64,7 @@ def tone(row: Row) -> str:
         return "promise"
     if in_noise(row) or not row.ns:
         return "quiet"
-    return "loss" if row.ns > 0 else "gain"
+    return "loss" if row.moves_ns > 0 else "gain"
 
 
 def waterfall(rows: list[Row]) -> tuple[list[Bar], tuple[float, float]]:
@@ -81,14 +84,15 @@ def waterfall(rows: list[Row]) -> tuple[list[Bar], tuple[float, float]]:
 def _ends(rows: Iterable[Row]) -> Iterable[tuple[float, float]]:
     level = 0.0
     for row in rows:
+        moves = row.moves_ns
         if row.row in TOTALS:
-            yield row.ns, row.ns
+            yield moves, moves
         elif row.row == "promised":
-            level = row.ns
-            yield row.ns, row.ns
+            level = moves
+            yield moves, moves
         else:
-            yield level, level + row.ns
-            level += row.ns
+            yield level, level + moves
+            level += moves
 
 
 def largest(row: Row) -> Part | None:
@@ -104,7 +108,7 @@ def part_text(part: Part, unit: numbers.Scale) -> str:
 
 def ledger_scale(rows: list[Row]) -> numbers.Scale:
     """The unit of a ledger: the one of its walls."""
-    return numbers.scale(row.ns for row in rows)
+    return numbers.scale(row.moves_ns for row in rows)
 
 
 def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
@@ -167,12 +171,18 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     """Which rows lie inside their noise, and what is unknown."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
     quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and in_noise(row)]
-    notes = [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
+    notes = [f"{', '.join(_unknown(rows))}: {WITHOUT_SHAPES}"] if _unknown(rows) else []
+    notes += [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("no noise stands where dense against dense is 0 by definition")
     if all(row.ci95 is None and row.noise_ns is None for row in rows):
         notes.append("no interval and no noise: they need more than one step")
     return notes
+
+
+def _unknown(rows: list[Row]) -> list[str]:
+    """Rows that need shapes, where none are known."""
+    return [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if row.ns is None]
 
 
 def parts_table(phase: Phase) -> Table | None:

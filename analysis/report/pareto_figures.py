@@ -29,6 +29,7 @@ _ROWS = (
     ("kernel_efficiency", "#E69F00", ""),
     ("added_work", "#56B4E9", "xxxxx"),
     ("launch_idle", "#999999", "-----"),
+    ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"
 
@@ -97,6 +98,7 @@ def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -
 def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
+    seen = {row for point in bars for row in point.ledger}
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
         up, down = point.ledger["promised"] / dense, 0.0
@@ -109,7 +111,7 @@ def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) 
             linewidth=0.4,
             label="promised" if i == 0 else None,
         )
-        for row, colour, hatch in _ROWS:
+        for row, colour, hatch in (one for one in _ROWS if one[0] in seen):
             share = point.ledger.get(row, 0.0) / dense
             base = up if share >= 0 else down
             axes.bar(

@@ -102,7 +102,10 @@ def _outcome(phase: Phase) -> str:
         return f"{ratio} is no evidence, for the samples vary too much or were disturbed"
     if without_sizes(phase):
         ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
-        return f"{ratio} is the ratio of two traces without shapes: what was pruned is unknown"
+        return (
+            "no shapes, so what was pruned is unknown (capture again with record_shapes=True): "
+            f"{ratio} is the ratio of the two traces"
+        )
     if _nothing_moved(phase):
         return _noise(phase, ladder)
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"

@@ -81,13 +81,20 @@ class Part(msgspec.Struct, kw_only=True):
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """A ledger row; `dense` and `pruned` are walls, the rows between sum to `pruned`."""
+    """A ledger row; `dense` and `pruned` are walls, the rows between sum to `pruned`. Rows that
+    need FLOPs are null where no shapes are known, and one more row, `not_explained`, stands for
+    them in the sum."""
 
     row: str
-    ns: float
+    ns: float | None
     ci95: list[float] | None = None
     noise_ns: float | None = None
     parts: list[Part] = []
+
+    @property
+    def moves_ns(self) -> float:
+        """What it moves the sum by: nothing where it is null."""
+        return self.ns or 0.0
 
 
 class Finding(msgspec.Struct, kw_only=True):

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.pipeline import analyze
+import prunescope
+from prunescope.analysis.report.comparison import comparison_table
+from prunescope.analysis.report.comparison_figure import draw_comparison
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
 from tests.analysis.findings.test_findings import FULL, MANY, NARROW, found, model, of_run
 from tests.chrome import k, op, save
@@ -39,15 +42,52 @@ def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cp
         return trace
 
     d, p = save(bare(FULL, 10), tmp_path / "d.json"), save(bare(NARROW, 8), tmp_path / "p.json")
-    report = analyze(p, baseline=d).report
+    report = prunescope.analyze(p, baseline=d)
     phase = report.phases["trace"]
     assert "record_shapes=True" in report.warnings[0]
     assert {g.axis for g in phase.gemms} <= {"unknown"}
     assert phase.ladder is not None
     assert (phase.ladder.roofline, phase.ladder.share_of_bound) == (None, None)
+    assert (phase.ladder.nominal, phase.ladder.coverage) == (None, None)
     assert found(phase, "above-bound") is None
     if phase.gemms:
-        assert "without shapes" in headline(phase)
+        assert headline(phase).startswith("no shapes, so what was pruned is unknown (capture again")
+    check_not_explained(phase)
+    check_consumers(report, tmp_path / "out")
+    beside = prunescope.compare([p, d], baseline=d)
+    assert beside.rows[0].ledger is not None and "shape" not in beside.rows[0].ledger
+    assert "not explained" in [column.title for column in comparison_table(beside).columns]
+    assert draw_comparison(beside.rows, "svg")
+
+
+def check_not_explained(phase: Phase) -> None:
+    """Rows that need FLOPs are null; what they come to closes the sum, to the nanosecond."""
+    rows = {row.row: row for row in phase.ledger or []}
+    unknown = {name for name, row in rows.items() if row.ns is None}
+    assert unknown == {"coverage", "roofline_shift", "shape", "kernel_efficiency"}
+    assert list(rows)[-2:] == ["not_explained", "pruned"]
+    assert rows["promised"].ns == rows["dense"].ns  # nobody said a sparsity
+    closes = sum(row.moves_ns for row in list(rows.values())[1:-1])
+    assert round(closes) == round(rows["pruned"].moves_ns)
+    one = rows["not_explained"]
+    assert one.ns is not None and one.ns < -1000  # the kernels are shorter, nobody knows why
+    assert sum(part.ns for part in one.parts) == pytest.approx(one.ns)
+    assert one.ci95 is not None and one.noise_ns is not None
+
+
+def check_consumers(report: prunescope.Report, folder: Path) -> None:
+    """Every format, the comparison, the tables of Python and the rules of `check` bear the null."""
+    report.save(folder, formats=["md", "html", "json", "tex", "csv", "svg"])
+    assert prunescope.Report.load(folder / "report.json") == report
+    for name in ("report.md", "report.html", "report.tex"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert "not explained" in text and "unknown without shapes" in text, name
+    lines = (folder / "ledger.csv").read_text(encoding="utf-8").splitlines()
+    assert '"trace","shape","","","","","","","",""' in lines
+    assert report.ledger.to_polars().filter(row="shape")["ns"].to_list() == [None]
+    rules = ["ledger.shape <= 5%", "ledger.not_explained <= 5%"]
+    verdicts = prunescope.check(report, require=rules).verdicts
+    assert [verdict.state for verdict in verdicts] == ["undecided", "held"]
 
 
 def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
