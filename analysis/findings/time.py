@@ -144,6 +144,8 @@ def _without_communication(row: Row | None) -> Row | None:
 def longer_communication(c: Context) -> Finding | None:
     """Communication takes longer than in the dense run, which is no matter of kernels."""
     row = c.row("kernel_efficiency")
+    if row is None and c.phase.sparsity.get("nominal") is None:  # nothing of it was promised away
+        row = c.row("not_explained")
     comm = communication(row)
     parts = [p for p in row.parts if p.cls == "comm"] if row is not None else []
     whole = Row(row="communication", ns=comm, noise_ns=row.noise_ns if row is not None else None)
