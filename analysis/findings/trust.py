@@ -54,7 +54,9 @@ def wide_interval(c: Context) -> Finding | None:
     return Finding(
         id="wide-interval",
         severity="warning",
-        text=f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
+        text=f"the speedup is known to lie between {low:.2f}× and {high:.2f}× only"
+        if high - low > ladder.realised
+        else f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
         change="more --seatings and --repeats on a quiet machine"
         if c.phase.unprofiled_ns

@@ -6,6 +6,8 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase
 
+_NONE = 0.0005  # a share that is shown as 0.0 %
+
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     """A row a part; None where the phase has no overhead. `brief`: parts that were seen alone."""
@@ -48,16 +50,32 @@ def _break_even(found: Overhead) -> str:
     """Where gain equals overhead, in a sentence."""
     if found.break_even is None:
         return f"no break-even: {found.why}"
-    at = numbers.percent(found.break_even)
-    if found.break_even_ci95 is not None:
-        low, high = found.break_even_ci95
-        # An end that is unknown lies where nothing ever pays.
-        most = "never" if high is None else numbers.percent(high)
-        least = "never" if low is None else numbers.percent(low)
-        at += f" [{least}, {most}]"
+    if found.break_even_ci95 is not None and _says_nothing(*found.break_even_ci95):
+        return (
+            "break-even is not known: within the interval of these times it lies anywhere, or "
+            "nowhere; more seatings or repeats narrow it"
+        )
     here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are gone"
+    if found.break_even < _NONE and _interval(found.break_even_ci95) == "":
+        return f"gain exceeds the overhead from the first FLOPs that go{here}"
+    at = numbers.percent(found.break_even) + _interval(found.break_even_ci95)
     return (
         f"gain equals overhead where {at} of the FLOPs that the family touches are gone{here} "
         "(gain taken as proportional to them, gather and scatter to what is kept, the rest as "
         "constant)"
     )
+
+
+def _says_nothing(low: float | None, high: float | None) -> bool:
+    """Whether an interval holds everything from no sparsity on, and that none pays."""
+    return high is None and (low is None or low < _NONE)
+
+
+def _interval(ci95: list[float | None] | None) -> str:
+    """` [8.0 %, 13.0 %]`; an upper end that is unknown lies where nothing ever pays."""
+    low, high = ci95 or (None, None)
+    if low is None or (high is not None and high < _NONE):
+        return ""
+    if high is None:
+        return f" ({numbers.percent(low)} at least, and it may never pay)"
+    return f" [{numbers.percent(low)}, {numbers.percent(high)}]"

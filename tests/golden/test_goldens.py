@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.run import read_run
 
@@ -110,3 +112,15 @@ def test_depth_removes_layers_and_adds_no_work() -> None:
         assert phase.ledger is not None
         added = next(row for row in phase.ledger if row.row == "added_work")
         assert added.ns == 0
+
+
+# A zero with a sign, an interval wider than what it is of, and words of code are no numbers.
+_NO_NUMBERS = re.compile(
+    r"[−-]0(?:\.0+)?\s?%|[−-]0\.0+(?![\d.])|±\s?\d{3,}\s?%|0\.0 % \[0\.0 %|never\]|\bnan\b|\binf\b"
+)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_number_of_a_report_is_none(name: str) -> None:
+    text = render_markdown(analyze(ROOT / "traces" / name).report)
+    assert [m[0] for m in _NO_NUMBERS.finditer(text)] == []

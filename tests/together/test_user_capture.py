@@ -81,6 +81,19 @@ def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
     assert report.unprofiled_ns.seatings == [2, 2, 3]
 
 
+def test_a_training_step_is_of_phase_training(tmp_path: Path) -> None:
+    model = _mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with capture(model, out=tmp_path / "run", **FEW) as c:
+        for _ in range(6):
+            with c.step():
+                optimizer.zero_grad()
+                model(torch.randn(6, 16)).square().mean().backward()
+                optimizer.step()
+    assert set(read_run(tmp_path / "run" / "dense").phases) == {"training"}
+    assert set(analyze(tmp_path / "run").report.phases) == {"training"}
+
+
 class _Image(torch.nn.Module):
     """Two convolutions, a pool and a classifier, as torchvision orders them."""
 

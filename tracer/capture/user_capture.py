@@ -33,6 +33,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
 _VARIANT = "user"  # of the turns; the manifest says whether they are dense or pruned
+_BACKWARD = "autograd::engine::evaluate_function"  # of the ops of a backward pass
 _PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
@@ -55,9 +56,9 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     `seatings` the weights move to fresh memory before each (the model is the same object), which
     warms up, samples and profiles its share: seatings x (warmup + 1) + repeats + steps steps, with
     one profiled step a seating at least. Leave it at 1 for a model whose CUDA graphs or optimizer
-    know where its weights lie. `phase` is
-    what the report calls them. None: "decode" where the first call has one token a sequence behind
-    a filled cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
+    know where its weights lie. `phase` is what the report calls them. None: "training" where a
+    step computes gradients, "decode" where the first call has one token a sequence behind a filled
+    cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
     module that takes none (an encoder, an MLP, a convolutional net). Raises PrunescopeError where
     fewer steps ran, where `out` exists, and for a module without parameters.
     """
@@ -72,7 +73,7 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
             yield steps_seen
         with clean_termination():
             name = "dense" if twin is None else "pruned"
-            captured = steps_seen.finish(name, phase or steps_seen.usual_phase())
+            captured = steps_seen.finish(name, phase)
             check_out(folder, overwrite=overwrite)
             write_runs(folder, {name: captured}, twin)
 
@@ -161,19 +162,25 @@ class UserCapture:
                 yield
 
     def usual_phase(self) -> str:
-        """What the first step was, by its cache."""
+        """What the steps were: training where gradients were computed, else by the first one's
+        cache."""
+        events = (event for trace in self._traces for event in trace["traceEvents"])
+        if any(str(event.get("name", "")).startswith(_BACKWARD) for event in events):
+            return "training"
         first = self._inputs
         if not first or first["cache"] == "none":
             return "forward"
         return "decode" if first["past"] and first["length"] == 1 else "prefill"
 
-    def finish(self, variant: str, phase: str) -> Capture:
-        """The capture of the whole loop. Raises PrunescopeError where steps are missing."""
+    def finish(self, variant: str, phase: str | None) -> Capture:
+        """The capture of the whole loop; `phase` None: its usual one. Raises PrunescopeError where
+        steps are missing."""
         if self._count < len(self._plan):
             raise PrunescopeError(
                 f"the loop ran {self._count} steps, and {len(self._plan)} are needed",
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
+        phase = phase or self.usual_phase()
         captured = Capture(run=self._run(variant, phase), sessions={phase: self._traces})
         captured.run.timing = self._around.close(captured.sessions[phase])
         return captured

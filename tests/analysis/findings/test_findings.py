@@ -230,6 +230,10 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
                    samples_ns=noisy[::-1])  # fmt: skip
     present(phase, "no-speedup", "critical", "told from noise")
     present(phase, "wide-interval", "warning", "95 % interval")
+    wild = [1_000_000, 40_000_000] * 4
+    phase = of_run(tmp_path / "wild", model(FULL), model(NARROW), dense_samples_ns=wild,
+                   samples_ns=wild[::-1])  # fmt: skip
+    present(phase, "wide-interval", "warning", "known to lie between ", "× and ")
     phase = of_run(tmp_path / "b", model(FULL), model(NARROW), dense_samples_ns=MANY,
                    samples_ns=[n // 2 for n in MANY])  # fmt: skip
     assert found(phase, "no-speedup") is None

@@ -66,8 +66,23 @@ def test_the_table_has_a_row_a_part_and_a_total() -> None:
         ["weights read all the same", "–", "–", "not saved"],  # unknown is no zero
         ["added in all", "1.400", "1.0 %", "added"],
     ]
-    assert "where 10.4 % [5.0 %, never] of the FLOPs" in table.notes[0]
+    assert "where 10.4 % (5.0 % at least, and it may never pay) of the FLOPs" in table.notes[0]
     assert "here 50.0 % are gone" in table.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("at", "ci95", "says"),
+    [(0.0, [0.0, None], "break-even is not known: "), (0.3, [None, None], "is not known: "),
+     (0.0, [0.0, 0.0], "from the first FLOPs that go; here 50.0 %"),
+     (0.1, [0.08, 0.13], "where 10.0 % [8.0 %, 13.0 %] of")],
+)  # fmt: skip
+def test_an_interval_that_says_nothing_is_a_sentence(
+    at: float, ci95: list[float | None], says: str
+) -> None:
+    table = overhead_table(phase(break_even=at, break_even_ci95=ci95))
+    assert table is not None
+    assert says in table.notes[0]
+    assert " 0.0 % [" not in table.notes[0] and "never]" not in table.notes[0]
 
 
 def test_no_break_even_says_why() -> None:
