@@ -19,7 +19,6 @@ FAMILIES = {
     "unknown": "the shapes do not say",
 }
 
-
 # Fields of a phase and of its baseline in bytes, as they are called.
 MEMORY = (
     ("weight_bytes", "weights"),
@@ -95,21 +94,18 @@ def _outcome(phase: Phase) -> str:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         return f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
     ladder = phase.ladder
+    ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
     if why := _not_comparable(phase):
-        return f"{numbers.ratio(ladder.realised)}{_interval(ladder)} is no speedup: {why}"
+        return f"{ratio} is no speedup: {why}"
     if any(one.id == "timing-not-valid" for one in phase.findings):
-        ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
         return f"{ratio} is no evidence, for the samples vary too much or were disturbed"
     if without_sizes(phase):
-        ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
-        return (
-            "no shapes, so what was pruned is unknown (capture again with record_shapes=True): "
-            f"{ratio} is the ratio of the two traces"
-        )
+        why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
+        return f"{why}: {ratio} is the ratio of the two traces"
     if _nothing_moved(phase):
         return _noise(phase, ladder)
-    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    text += f" of {numbers.ratio(ladder.nominal)} promised"
+    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)} of "
+    text += f"{numbers.ratio(ladder.nominal)} promised"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         if ladder.share_of_bound > 1.005:

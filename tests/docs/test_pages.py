@@ -56,7 +56,7 @@ def test_every_snippet_runs(name: str, workplace: Path) -> None:
     models(workplace)
     if name != "python.md":  # python.md reads them; the others make their own
         shutil.rmtree(workplace / "traces")
-    assert pages.run(DOCS / name, folder=workplace) >= 5
+    assert pages.run(DOCS / name, folder=workplace) >= 3
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name not in TORCH])
