@@ -5,6 +5,7 @@ In: a phase of a side. Out: `Totals` and `KernelRow`s; times are ns a step.
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import Totals, Unprofiled
+from prunescope.taxonomy.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
 
@@ -24,7 +26,7 @@ def totals(one: SidePhase) -> Totals:
     """The totals of a side; memory, tokens and samples are those of its manifest."""
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
-    unprofiled = _unprofiled(samples_of(run))
+    unprofiled = _unprofiled(samples_of(run), run)
     tokens = run.tokens_per_step if run else one.kernels.tokens
     took = unprofiled.median if unprofiled else wall
     return Totals(
@@ -95,15 +97,18 @@ def _efficiency(row: dict[str, Any]) -> float | None:
     return row["ideal"] / known if known and not row["unclear"] else None
 
 
-def _unprofiled(samples: Samples) -> Unprofiled | None:
+def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
     if not len(samples):
         return None
+    costs = [seating.cost_ns for seating in run.seatings] if run else []
+    told = samples.drawn and any(costs)
     return Unprofiled(
         median=samples.wall,
         mean=float(samples.ns.mean()),
         ci95=wall_interval(samples),
         samples=samples.ns.tolist(),
         seatings=list(samples.seats) if samples.drawn else msgspec.UNSET,
+        seating_cost_ns=float(median(costs)) if told else msgspec.UNSET,
     )
 
 

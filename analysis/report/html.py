@@ -12,7 +12,14 @@ from typing import Any
 
 import jinja2
 
-from prunescope.analysis.report import anatomy_view, ledger_view, numbers, sentences, view
+from prunescope.analysis.report import (
+    anatomy_view,
+    device_sentence,
+    ledger_view,
+    numbers,
+    sentences,
+    view,
+)
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.names import phase_slugs
 from prunescope.analysis.report.overhead_view import overhead_table
@@ -46,7 +53,7 @@ def render_html(report: Report) -> str:
     slugs = phase_slugs(report)
     return env.get_template("report.html.j2").render(
         title=sentences.title(report),
-        lines=[sentences.against(report), sentences.device(report)],
+        lines=[sentences.against(report), device_sentence.device(report)],
         tool=report.tool,
         warnings=sentences.warnings(report),
         phases=[phase_view(name, slugs[name], phase) for name, phase in report.phases.items()],

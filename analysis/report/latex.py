@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from prunescope.analysis.report import ledger_view, numbers, sentences, view
+from prunescope.analysis.report import device_sentence, ledger_view, numbers, sentences, view
 from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.names import figure_name, of_what, phase_slugs
 from prunescope.analysis.report.overhead_view import overhead_table
@@ -84,7 +84,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
 
 def _of(report: Report, name: str) -> str:
     """Of which model and method, in which phase, on which device."""
-    device = sentences.named(report.device.get("name")) or sentences.named(
+    device = device_sentence.named(report.device.get("name")) or device_sentence.named(
         report.subject.get("device")
     )
     return f"{of_what(report, name)}{f', {device}' if device else ''}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prunescope.analysis.report import anatomy_view, ledger_view, sentences, view
+from prunescope.analysis.report import anatomy_view, device_sentence, ledger_view, sentences, view
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.overhead_view import overhead_table
@@ -24,7 +24,7 @@ def _report(report: Report) -> Iterator[str]:
     yield f"# {text(sentences.title(report))}"
     yield ""
     yield f"{text(sentences.against(report))}  "
-    yield f"{text(sentences.device(report))}  "
+    yield f"{text(device_sentence.device(report))}  "
     yield text(f"written by {report.tool}")
     yield ""
     for warning in sentences.warnings(report):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from prunescope.analysis.report import sentences
+from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
 
@@ -29,8 +29,8 @@ def figure_name(kind: str, slug: str, ending: str) -> str:
 def of_what(report: Report, phase: str) -> str:
     """Of which model, method and phase."""
     subject = report.subject
-    named = sentences.named(subject.get("model")) or sentences.named(subject.get("name"))
-    facts = [named, sentences.named(subject.get("method")), phase]
+    model = named(subject.get("model")) or named(subject.get("name"))
+    facts = [model, named(subject.get("method")), phase]
     return ", ".join(short(fact, 24) for fact in facts if fact)
 
 

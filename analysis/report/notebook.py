@@ -6,7 +6,7 @@ jinja2 escapes every string.
 
 from __future__ import annotations
 
-from prunescope.analysis.report import numbers, sentences, view
+from prunescope.analysis.report import device_sentence, numbers, sentences, view
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
@@ -45,7 +45,7 @@ def render_notebook(report: Report) -> str:
         .get_template("notebook.html.j2")
         .render(
             title=sentences.title(report),
-            lines=[sentences.against(report), sentences.device(report)],
+            lines=[sentences.against(report), device_sentence.device(report)],
             warnings=sentences.warnings(report),
             phases=phases,
         )

@@ -15,7 +15,14 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import columns as columns_of
-from prunescope.analysis.report import escape, ledger_view, numbers, sentences, view
+from prunescope.analysis.report import (
+    device_sentence,
+    escape,
+    ledger_view,
+    numbers,
+    sentences,
+    view,
+)
 from prunescope.analysis.report.overhead_view import overhead_table
 from prunescope.analysis.report.view import Cell, Column
 from prunescope.analysis.schema.report import Finding, Phase, Report
@@ -58,7 +65,7 @@ class _Page:
     def report(self, report: Report) -> Iterator[RenderableType]:
         yield self.ink(sentences.title(report), "bold")
         yield self.ink(sentences.against(report))
-        yield self.ink(sentences.device(report), "dim")
+        yield self.ink(device_sentence.device(report), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
         for name, phase in report.phases.items():

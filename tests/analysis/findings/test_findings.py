@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.findings.checks import CHECKS
 from prunescope.analysis.findings.context import is_significant, ms
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.report.sentences import headline, setup
 from prunescope.analysis.schema.report import Finding, Part, Phase, Row
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair, write_run
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -259,8 +259,9 @@ def test_timing_not_valid(tmp_path: Path) -> None:
 def _seatings(disturbed: int) -> list[dict[str, Any]]:
     """Of MANY samples in two seatings, the first with some that something disturbed."""
     half = len(MANY) // 2
-    first = {"samples": half, "steps": 1, "disturbed": disturbed, "reasons": ["other processes"]}
-    return [first, {"samples": len(MANY) - half, "steps": 1}]
+    first = {"samples": half, "steps": 1, "disturbed": disturbed, "reasons": ["other processes"],
+             "cost_ns": 900_000_000}  # fmt: skip
+    return [first, {"samples": len(MANY) - half, "steps": 1, "cost_ns": 1_100_000_000}]
 
 
 def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
@@ -276,6 +277,7 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
         if said is not None:
             assert f"{disturbed} of {len(MANY)} samples disturbed" in said.evidence[0]
             assert "other processes" in said.evidence[0]
+        assert "in 2 seatings (1,000.0 ms each beside them)" in setup(phase)
         no_speedup = found(phase, "no-speedup")
         assert no_speedup is None or (no_speedup.severity == "warning") == wanted
     run = write_run(tmp_path / "dense", model(FULL), samples_ns=MANY, interleaved="alone",
