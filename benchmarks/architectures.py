@@ -187,6 +187,7 @@ def traced(model: Any, name: str, family: str, out: Path) -> None:
 
     import torch
 
+    from prunescope.taxonomy.families import family as find_family
     from prunescope.tracer.calibration.point import Point
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace
@@ -202,7 +203,7 @@ def traced(model: Any, name: str, family: str, out: Path) -> None:
     method = None if family == "dense" else family
     sparsity = 0.5
     if method is not None:
-        if method == "static-m":
+        if find_family(method).skips_layers:
             sparsity = 1 / len(decoder_layers(model)[1])
         point = family_point(method, Point(sparsity=sparsity))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Perplexity of drawn against calibrated selection on SmolLM2-135M: static families, dynamic-m.
+"""Perplexity of drawn against calibrated selection on SmolLM2-135M: static families and routed tokens.
 
     python benchmarks/calibrated.py [FAMILY ...] [--out FILE.md]
 
@@ -13,6 +13,7 @@ import copy
 import platform
 import statistics
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,6 +63,16 @@ CASES = (
     Case("dynamic-m", 0.1),
     Case("dynamic-m", 0.25),
 )
+ROUTED = "dynamic-m"
+CHOSEN_BY = (
+    ("block influence, 1 − cosine of what enters and leaves", "static-m"),
+    ("|w|·‖x‖", "static-k-24, static-k-mask"),
+    ("truncated SVD of W·C^½", "static-k-lowrank"),
+    ("‖W[:, k]‖²·E[x_k²] summed over a head group or taken by channel", "static-nk and its halves"),
+    ("principal directions of the normalised residual stream", "static-nk-cross"),
+    ("routers fitted to ‖f(x)‖ / ‖x‖ of each token, which also gives each sublayer its share of "
+     "the tokens", ROUTED),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -154,6 +165,7 @@ def page(
 ) -> str:
     """calibrated.md."""
     read = calibration.record["tokens"]
+    chosen = "; ".join(f"{by} ({families})" for by, families in CHOSEN_BY)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return f"""# Drawn against calibrated selection, SmolLM2-135M-Instruct
 
@@ -161,18 +173,14 @@ Perplexity on {passage.record["source"]} ({TOKENS:,} tokens of the second half, 
 {CONTEXT}); dense {dense:.2f}. Calibrated on {read:,} tokens of the first half.
 No weight was trained after pruning. s is the nominal sparsity, realised the share of the decoder
 layers' weights that is gone or zero (residual maps counted against it); drawn and calibrated agree
-in it to 0.002. dynamic-m takes no weight away: s is the share of the tokens that skip a sublayer.
+in it to 0.002. {ROUTED} takes no weight away: s is the share of the tokens that skip a sublayer.
 Gain: median of the draws / calibrated.
 
 | family | knobs | s | realised | drawn, {len(SEEDS)} seeds | calibrated | gain |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Calibrated by: block influence, 1 − cosine of what enters and leaves (static-m); |w|·‖x‖
-(static-k-24, static-k-mask); truncated SVD of W·C^½ (static-k-lowrank); ‖W[:, k]‖²·E[x_k²] summed
-over a head group or taken by channel (static-nk and its halves); principal directions of the
-normalised residual stream (static-nk-cross); routers fitted to ‖f(x)‖ / ‖x‖ of each token, which
-also gives each sublayer its share of the tokens (dynamic-m).
+{textwrap.fill(f"Calibrated by: {chosen}.", 99, break_on_hyphens=False)}
 
 The weights are dequantised from a 4-bit file and run in bfloat16. Made by
 `python {" ".join(sys.argv)}` in {seconds:.0f} s: {platform.machine()} CPU, {THREADS} threads,

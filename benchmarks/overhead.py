@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prunescope.tracer.capture.runs import Capture
     from prunescope.tracer.model.load import Loaded
 
-# One decision a family: kv-evict by attention, so that it has one to pay for.
+# One decision a family; keys are evicted by attention, so that there is one to pay for.
 FAMILIES: dict[str, dict[str, str]] = {
     "dynamic-m": {},
     "dynamic-nk": {},
@@ -79,7 +79,7 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
     peaks, busy, device = None, False, DeviceEntry()
     for batch in options.batches:
         request = TraceRequest(
-            model=options.model, out=Path(), method="dynamic-m", prompt_len=options.prompt_len,
+            model=options.model, out=Path(), method=points[0][0], prompt_len=options.prompt_len,
             batch=batch, decode_steps=DECODE_STEPS, warmup=WARMUP, repeats=options.repeats,
             steps=STEPS, device="cpu", threads=THREADS,
         )  # fmt: skip

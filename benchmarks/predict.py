@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -39,6 +38,8 @@ NEUTRAL = Constants(
     launch_ns=0.0, dispatch_ns=0.0, module_share=0.0, gather_rate=math.inf, cache_passes=0.0,
     sparse_rate=0.6,
 )  # fmt: skip
+BY_BATCH, BY_LENGTH = "dynamic-m", "dynamic-nk"
+SHORT = {"static-k-lowrank": "low rank", "static-k-24": "2:4", "static-nk-cross": "cross"}
 GOALS = {"static": 0.03, "dynamic": 0.08}
 NEAR = 0.15
 MODELS = (
@@ -233,15 +234,15 @@ def _derived() -> str:
     rows.append(f"- Share of the roofline bound that decode (batch 1, 1k) keeps: {listed}.")
     gains = []
     for batch in (1, 2, 4, 8, 16, 32):
-        setting, work = point("dynamic-m", "decode", device="h100-sxm", load=(batch, 1024))
+        setting, work = point(BY_BATCH, "decode", device="h100-sxm", load=(batch, 1024))
         gains.append(f"{setting.execution_gain(work):.2f} at {batch}")
-    rows.append(f"- dynamic-m in decode by batch: {', '.join(gains)}.")
+    rows.append(f"- {BY_BATCH} in decode by batch: {', '.join(gains)}.")
     for phase in ("prefill", "decode"):
         gains = []
         for length in (1024, 4096, 16384, 65536, 131072):
-            setting, work = point("dynamic-nk", phase, device="h100-sxm", load=(1, length))
+            setting, work = point(BY_LENGTH, phase, device="h100-sxm", load=(1, length))
             gains.append(f"{setting.execution_gain(work):.2f} at {length}")
-        rows.append(f"- dynamic-nk in {phase} by length: {', '.join(gains)}.")
+        rows.append(f"- {BY_LENGTH} in {phase} by length: {', '.join(gains)}.")
     return "\n".join(rows)
 
 
@@ -251,7 +252,7 @@ def _winners() -> str:
         "Expected speed-up at s = 0.5, logits of the last token, the two fastest and (after the "
         "bar) the families that are slower than dense. Equal s is not equal quality: see the "
         "loss of your own model. Recurrences and short convolutions are at their roofline, one "
-        "kernel each, because no constant for them is known; the K families and dynamic-m leave "
+        f"kernel each, because no constant for them is known; the K families and {BY_BATCH} leave "
         "these layers' mixers dense.\n",
     ]
     for model, kind in MODELS:
@@ -281,9 +282,7 @@ def _winner(model: str, device: str, load: tuple[str, int, int]) -> str:
 
 
 def _name(family: str) -> str:
-    short: dict[str, Any] = {"static-k-lowrank": "low rank", "static-k-24": "2:4",
-                             "static-nk-cross": "cross"}  # fmt: skip
-    return str(short.get(family, family))
+    return SHORT.get(family, family)
 
 
 def _short(tokens: int) -> str:

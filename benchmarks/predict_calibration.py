@@ -104,6 +104,7 @@ Group = Callable[[Cell], str]
 Silicon = tuple[int | None, float | None]
 # Groups from which a constant was read: the 2:4 rate of the A100, and the dispatch of an op.
 SPARSE_24, EAGER = ("sparsegpt", "slicegpt"), "attention-drop"
+TWO_FOUR = "static-k-24"
 
 
 def choose(known: Sequence[Judged], group: Group) -> ModelError:
@@ -145,7 +146,7 @@ def read_without(rest: Sequence[Judged], mine: Sequence[Judged]) -> Constants | 
         return replace(DEFAULT, dispatch_ns=TABLE["dispatch_ns"].high)
     if not source & set(SPARSE_24):
         return None
-    others = [j.cell for j in rest if j.cell.group in SPARSE_24 and j.cell.family == "static-k-24"]
+    others = [j.cell for j in rest if j.cell.group in SPARSE_24 and j.cell.family == TWO_FOUR]
     if not others:
         return None
     low, high = 0.5, 2.0

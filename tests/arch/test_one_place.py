@@ -1,9 +1,9 @@
 """What people add stands in one place: the id of a family in its own files, that of a model type in
 the table of architectures. Other code asks for traits.
 
-Data (JSON, YAML) and prose (Markdown) may name families, and so may the docstrings of the front
-door, which are its help: examples to copy. "dense" is also what the other side of every comparison
-is called, and is not looked for.
+Data (JSON, YAML) and prose (Markdown) may name families. Help and docstrings of the front door do so
+only in the examples listed here, benchmarks only in constants: their tables of cells. "dense" is
+also what the other side of every comparison is called, and is not looked for.
 """
 
 from __future__ import annotations
@@ -35,6 +35,26 @@ def own_files(place: str) -> set[Path]:
     return {ROOT / place / f"{one.replace('-', '_')}.py" for one in IDS}
 
 
+# The examples of help and of the Python API, which people copy: all that the front door says of
+# families by id.
+EXAMPLES = {
+    "__init__.py": ('method="static-m", sparsity=0.5',),
+    "api.py": (
+        "(`static-m:0.25+static-nk:0.3`)", 'method="static-m", sparsity=0.5',
+        '{"method": "static-nk", "sparsity": 0.5}', '"family == static-nk"',
+    ),
+    "check_command.py": ("'family == static-m'",),
+    "cli.py": (
+        "--method static-m --sparsity 0.5 --out", "--method static-nk --sparsity 0.5",
+        "--method static-nk --sparsity 0.4 --set match=flop",
+        "--method static-m:0.25+static-nk-mlp:0.5",
+        "--method static-m --set layers=3,9", "--method static-m --recover steps=100",
+    ),
+    "fact_commands.py": (
+        "--method static-nk --sparsity 0.5", "--method static-nk,dynamic-m",
+    ),
+}  # fmt: skip
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 OWN = set().union(*(own_files(place) for place in PLACES))
 
 
@@ -52,6 +72,16 @@ def named_in(text: str, *, docstrings: bool) -> Iterator[tuple[int, str]]:
             yield from ((number, found[1]) for found in _ID.finditer(line))
 
 
+def without_constants(text: str) -> str:
+    """A source without the values of its module's constants, line for line."""
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            for number in range(node.lineno - 1, node.end_lineno or 0):
+                lines[number] = ""
+    return "\n".join(lines)
+
+
 def test_no_other_source_names_a_family() -> None:
     bad = [
         f"{path.relative_to(ROOT)}:{line} names {one}: ask for a trait of taxonomy.family.Family"
@@ -62,6 +92,38 @@ def test_no_other_source_names_a_family() -> None:
         )
     ]
     assert bad == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "prunescope").glob("*.py")), ids=lambda p: p.name)
+def test_the_front_door_names_families_in_the_listed_examples(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for example in EXAMPLES.get(path.name, ()):
+        assert example in text, "no longer there: take it off the list"
+        text = text.replace(example, "")
+    assert list(named_in(text, docstrings=True)) == [], "from the registry, or listed in EXAMPLES"
+
+
+def test_benchmarks_name_families_in_constants() -> None:
+    assert len(BENCHMARKS) > 15
+    bad = [
+        f"{path.relative_to(ROOT)}:{line} names {one}"
+        for path in BENCHMARKS
+        for line, one in named_in(
+            without_constants(path.read_text(encoding="utf-8")), docstrings=True
+        )
+    ]
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [('CELLS = (\n    "static-nk",\n)', []), ("def f():\n    x = 'static-nk'", [(2, "static-nk")]),
+     ('"""Of static-m."""', [(1, "static-m")]), ("A = 1\n# kv-evict", [(2, "kv-evict")])],
+)  # fmt: skip
+def test_a_constant_is_a_table_and_a_function_is_none(
+    code: str, seen: list[tuple[int, str]]
+) -> None:
+    assert list(named_in(without_constants(code), docstrings=True)) == seen
 
 
 def test_no_other_source_imports_the_file_of_a_family() -> None:
