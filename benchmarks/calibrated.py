@@ -1,4 +1,4 @@
-"""Perplexity of drawn against calibrated selection on SmolLM2-135M: static families and routed tokens.
+"""Perplexity of drawn against calibrated selection on SmolLM2-135M, family by family.
 
     python benchmarks/calibrated.py [FAMILY ...] [--out FILE.md]
 

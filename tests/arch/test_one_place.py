@@ -1,9 +1,9 @@
 """What people add stands in one place: the id of a family in its own files, that of a model type in
 the table of architectures. Other code asks for traits.
 
-Data (JSON, YAML) and prose (Markdown) may name families. Help and docstrings of the front door do so
-only in the examples listed here, benchmarks only in constants: their tables of cells. "dense" is
-also what the other side of every comparison is called, and is not looked for.
+Data (JSON, YAML) and prose (Markdown) may name families. Help and docstrings of the front door do
+so only in the examples listed here, benchmarks only in constants: their tables of cells. "dense"
+is also what the other side of every comparison is called, and is not looked for.
 """
 
 from __future__ import annotations
