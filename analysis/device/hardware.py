@@ -77,7 +77,8 @@ class Device:
         return self.bus_bits * self.bit_per_s_pin / 8
 
 
-def _load() -> tuple[Device, ...]:
+def _table() -> dict[str, Any]:
+    """devices.json: the one place of every number."""
     text = (
         resources.files("prunescope.analysis.device")
         .joinpath("devices.json")
@@ -85,6 +86,10 @@ def _load() -> tuple[Device, ...]:
     )
     table: dict[str, Any] = json.loads(text)
     assert table["format"] == _FORMAT
+    return table
+
+
+def _load(table: dict[str, Any]) -> tuple[Device, ...]:
     limits: dict[str, dict[str, Any]] = table["architectures"]
     _LIMITS.update(limits)
     _LINKS.update({name: one["gb_per_s"] * 1e9 for name, one in table["links"].items()})
@@ -134,7 +139,7 @@ _CAPABILITIES = {
     (7, 0): "volta", (7, 5): "turing", (8, 0): "ampere-100", (8, 6): "ampere-10x", (8, 9): "ada",
     (9, 0): "hopper", (10, 0): "blackwell-100", (10, 3): "blackwell-100", (12, 0): "blackwell-12x",
 }  # fmt: skip
-DEVICES: tuple[Device, ...] = _load()
+DEVICES: tuple[Device, ...] = _load(_table())
 
 
 def find_device(name: str) -> Device:

@@ -9,6 +9,7 @@ is also what the other side of every comparison is called, and is not looked for
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +205,13 @@ def test_the_files_that_extending_names_are_there() -> None:
     tests = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests
+
+
+def test_the_device_that_extending_shows_is_the_row_of_the_table() -> None:
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    found = re.search(r"```json\n(\{.*?),\n```", text, re.DOTALL)
+    assert found is not None
+    shown = json.loads(found[1] + "}")
+    table = json.loads((ROOT / "analysis/device/devices.json").read_text(encoding="utf-8"))
+    row = next(one for one in table["devices"] if one["name"] == shown["name"])
+    assert {key: row[key] for key in shown} == shown
