@@ -35,6 +35,15 @@ class Delivery:
     quiet: bool = False
     jobs: int | None = None
 
+    def check_folder(self, folder: Path | None, *, unasked: str) -> None:
+        """Raises PrunescopeError where formats were named and there is no folder for them;
+        `unasked`: of what nothing is written."""
+        if self.formats and folder is None:
+            raise PrunescopeError(
+                f"--format names files, but {unasked} nothing is written unasked",
+                hint="add --out FOLDER",
+            )
+
 
 def deliver(
     subject: Path, to: Delivery, *, options: Options, baseline: Path | None = None
@@ -44,11 +53,7 @@ def deliver(
     names = format_names(to.formats)
     check_formats(names)
     folder = to.folder or report_folder(subject)
-    if to.formats and folder is None:
-        raise PrunescopeError(
-            "--format names files, but nothing is written beside a trace unasked",
-            hint="add --out FOLDER",
-        )
+    to.check_folder(folder, unasked="beside a trace")
     with counting("ranks") as told:
         done = analyze(subject, baseline=baseline, options=options, jobs=to.jobs, told=told)
     if folder is not None:

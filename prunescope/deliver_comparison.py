@@ -58,14 +58,10 @@ def deliver_comparison(
             "--eager-trace names the pass of one trace, and several subjects were given",
             hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
         )
-    folder = to.folder or comparison_folder(subjects)
     names = format_names(to.formats)
     check_formats(names, COMPARISON_FORMATS)
-    if to.formats and folder is None:
-        raise PrunescopeError(
-            "--format names files, but of several subjects nothing is written unasked",
-            hint="add --out FOLDER",
-        )
+    folder = to.folder or comparison_folder(subjects)
+    to.check_folder(folder, unasked="of several subjects")
     with counting("runs") as told:
         done = compare(found, baseline=baseline, options=options, jobs=to.jobs, told=told)
     done.warnings[:0] = left_out(subjects)

@@ -19,14 +19,21 @@ from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.plan import Workload
 
 
+def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> Workload:
+    """The prefill with which an answer begins, in the dtype of the setting."""
+    return Workload(
+        phase="prefill",
+        batch=batch,
+        prompt_len=prompt_len,
+        logits=logits,
+        itemsize=itemsize(setting.dtype) or 2,
+    )
+
+
 def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnswer:
     """Both sides of the workload, and what pruning changes of it."""
-    work = Workload(
-        phase="prefill",
-        batch=request.batch,
-        prompt_len=request.prompt_len,
-        logits=request.logits,
-        itemsize=itemsize(setting.dtype) or 2,
+    work = prompt_of(
+        setting, batch=request.batch, prompt_len=request.prompt_len, logits=request.logits
     )
     new_tokens = request.new_tokens or 1
     other = replace(work, batch=request.pruned_batch or work.batch)

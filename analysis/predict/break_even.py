@@ -6,7 +6,7 @@ BreakEven, each part null where the speed-up does not cross 1 in the range that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -41,23 +41,25 @@ def spans(work: Workload, gain: Gain) -> dict[str, Span | None]:
 
 def sparsity_from(work: Workload, gain: Gain) -> float | None:
     """The smallest sparsity (in 1/64) from which larger ones (in 1/16) are faster than dense."""
-    found = None
-    for step in range(_STEP - _COARSE, 0, -_COARSE):
-        faster = _try(gain, work, step / _STEP)
-        if faster is None:
-            continue
-        if faster <= _GAIN:
-            break
-        found = step
-    above = _STEP if found is None else found
-    for step in range(above - 1, max(0, above - _COARSE), -1):
-        faster = _try(gain, work, step / _STEP)
-        if faster is None:
-            continue
-        if faster <= _GAIN:
-            break
-        found = step
+    coarse = _last_faster(range(_STEP - _COARSE, 0, -_COARSE), work, gain)
+    above = _STEP if coarse is None else coarse
+    fine = _last_faster(range(above - 1, max(0, above - _COARSE), -1), work, gain)
+    found = coarse if fine is None else fine
     return None if found is None else found / _STEP
+
+
+def _last_faster(steps: Iterable[int], work: Workload, gain: Gain) -> int | None:
+    """The last of `steps` (in 1/64) before one that is not faster than dense; those at which there
+    is no point are passed over."""
+    found = None
+    for step in steps:
+        faster = _try(gain, work, step / _STEP)
+        if faster is None:
+            continue
+        if faster <= _GAIN:
+            break
+        found = step
+    return found
 
 
 def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | None:

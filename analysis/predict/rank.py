@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunescope.analysis.predict.answers import speed_of
+from prunescope.analysis.predict.answers import prompt_of, speed_of
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, runnable
 from prunescope.analysis.schema.prediction import Ranked, Ranking
-from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import Family
@@ -63,13 +62,7 @@ def rank(request: PredictRequest) -> Ranking:
     warnings: list[str] = []
     share = _share(request)
     base, _ = resolve(replace(request, knobs={}), None, None, warnings)
-    work = Workload(
-        phase="prefill",
-        batch=load.batch,
-        prompt_len=load.prompt_len,
-        logits=request.logits,
-        itemsize=itemsize(base.dtype) or 2,
-    )
+    work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
     tables: dict[str, list[Ranked]] = {}
     left_out: dict[str, str] = {}

@@ -118,6 +118,16 @@ def collect(  # noqa: PLR0913
     return seen
 
 
+def input_squares(
+    model: Any, given: Calibration | None, *, seed: int, names: Collection[str], record: Record
+) -> dict[str, torch.Tensor]:
+    """The mean square [K] of each input feature of the named linear modules, on `given` or on
+    random tokens of the seed; `record` gets what the text was."""
+    calibration = calibration_of(model, given, seed=seed)
+    record["calibration"] = calibration.record
+    return collect(model, calibration.batches, squares=names).squares
+
+
 @contextmanager
 def remembering(kept: dict[str, Statistics]) -> Iterator[None]:
     """Within, `collect` leaves what it saw last in `kept`, and looks there first: the sparsities of

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_k_24 import checked
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
@@ -34,9 +34,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     packed = _wants_packed(str(point.knobs["backend"]), next(iter(matrices.values())), record)
     squares: dict[str, torch.Tensor] = {}
     if point.calibrated:
-        calibration = calibration_of(model, point.calibration, seed=point.seed)
-        squares = collect(model, calibration.batches, squares=matrices.keys()).squares
-        record["calibration"] = calibration.record
+        squares = input_squares(
+            model, point.calibration, seed=point.seed, names=matrices.keys(), record=record
+        )
     zeros = total = 0
     for path, module in matrices.items():
         weight = weight_of(module)

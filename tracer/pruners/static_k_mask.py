@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import floor_of
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.layers import decoder_layers
@@ -44,9 +44,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     record: Record = {"score": score, "matrices": len(linears)}
     squares: dict[str, torch.Tensor] = {}
     if point.calibrated:
-        calibration = calibration_of(model, point.calibration, seed=point.seed)
-        squares = collect(model, calibration.batches, squares=linears.keys()).squares
-        record["calibration"] = calibration.record
+        squares = input_squares(
+            model, point.calibration, seed=point.seed, names=linears.keys(), record=record
+        )
     zeros = total = 0
     for path, module in linears.items():
         weight = weight_of(module)

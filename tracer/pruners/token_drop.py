@@ -23,7 +23,7 @@ from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention
-from prunescope.tracer.attention.rotation import Rotary, taken_rotary
+from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import Applied
@@ -136,20 +136,17 @@ class _WatchedAttention(PlainAttention):
         super().__init__(parts)
         self.drop = drop
 
-    def forward(
+    def attend_causally(
         self,
-        hidden_states: torch.Tensor,
-        position_embeddings: Rotary | None = None,
-        attention_mask: Any = None,
-        cache: Any = None,
-        **_: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h]."""
-        q, k, v = self.projected(hidden_states, position_embeddings)
-        k, v = self.expanded(*self.appended(cache, k, v))
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        given: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As the dense layer does."""
         if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
             self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
-        return self.output(self.attend_causally(q, k, v, attention_mask)), None
+        return super().attend_causally(q, k, v, given)
 
 
 class _Dropping(Counted):

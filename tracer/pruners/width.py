@@ -16,7 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores
 from prunescope.tracer.model.channels import SIZES, Channels, find_channels
@@ -85,15 +85,15 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
     if not point.calibrated:
         return {}
-    calibration = calibration_of(model, point.calibration, seed=point.seed)
-    record["calibration"] = calibration.record
     wanted = {
         weight.path: weight
         for index, layer in enumerate(model.get_submodule(name))
         for role, weight in weights_of(layer, f"{name}.{index}")
         if role in ("o", "down") and weight.experts is None
     }
-    squares = collect(model, calibration.batches, squares=wanted.keys()).squares
+    squares = input_squares(
+        model, point.calibration, seed=point.seed, names=wanted.keys(), record=record
+    )
     return {
         path: input_scores(weight_of(weight.module), squares[path])
         for path, weight in wanted.items()
