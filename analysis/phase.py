@@ -17,7 +17,8 @@ from prunescope.analysis.findings.phase_notes import notes
 from prunescope.analysis.inputs.subject import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.ledger.books import Books, keep_books
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.calls import calls_of
+from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
 from prunescope.analysis.ledger.noise import halves, observer_share, realised_interval
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair

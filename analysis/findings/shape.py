@@ -16,7 +16,7 @@ from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import tiling_of
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
 

@@ -1,69 +1,18 @@
 """The GEMM table: every GEMM with its group, its dense partner, the axis that moved and the loss.
 
-In: kernels of one or both sides and the alignment of layers. Out: `Pair`s (one a logical GEMM of a
-unit, means a step) and the rows of the report. A fused attention kernel is two logical GEMMs.
+In: the `Call`s of one or both sides. Out: `Pair`s (one a logical GEMM of a unit, means a step) and
+the rows of the report.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import polars as pl
-
-from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.ledger.pairing import Alignment, with_dense_layer
-from prunescope.analysis.ops.work import Work
+from prunescope.analysis.ledger.calls import Call, Key
 from prunescope.analysis.schema.report import Gemm as Row
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
-from prunescope.taxonomy.roles import GROUPS
-
-Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
-# Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
-# hold more or fewer of them lend it the shapes of other GEMMs.
-_UNPLACED = 1 << 32
-Parts = list[tuple[Gemm | None, float]]
-_UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
-# What is read of an op's row.
-_READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
-         "help", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Call:
-    """One logical GEMM of a unit, means a step. Dimensions are means where they vary (a context
-    length grows with the step); None where no model knows them. Times in ns."""
-
-    layer: int | None
-    role: str
-    group: str
-    op: str | None
-    kind: str
-    dtype: str | None
-    batch: float | None
-    m: float | None
-    n: float | None
-    k: float | None
-    count: float
-    flop: float | None
-    bytes: float | None
-    busy: float
-    helper: float
-    ideal: float | None
-    bound: str
-    kernel: str
-    split: bool
-    duration: float = 0.0  # of its kernels, also where they run beside others
-    shapes: str | None = None  # where its dimensions come from
-
-    @property
-    def gemm(self) -> Gemm | None:
-        """Rounded dimensions, to compare."""
-        if self.m is None or self.n is None or self.k is None or self.batch is None:
-            return None
-        return Gemm(round(self.m), round(self.n), round(self.k), round(self.batch))
 
 
 @dataclass(frozen=True)
@@ -74,148 +23,6 @@ class Pair:
     dense: Call | None
     pruned: Call | None
     axis: str
-
-
-@dataclass
-class _Sum:
-    """Sums over the calls and steps of one key."""
-
-    calls: int = 0
-    busy: float = 0.0
-    helper: float = 0.0
-    duration: float = 0.0
-    ideal: float | None = 0.0
-    dims: list[tuple[int, int, int, int]] = field(default_factory=list)
-    first: dict[str, object] = field(default_factory=dict)
-    known: tuple[int, int] | None = None  # N and K, where M is not known
-    bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-
-def calls_of(
-    kernels: Kernels, alignment: Alignment | None = None, *, by_shape: bool = False
-) -> dict[Key, Call]:
-    """The logical GEMMs of one side by (layer, role, group, position in the unit).
-
-    `by_shape`, for a side that is compared with none: GEMMs of no role are told by what they are,
-    not by their position, for steps may hold others in its place.
-    """
-    frame = kernels.frame
-    if alignment is None:
-        frame = frame.with_columns(unit_layer=pl.col("layer"))
-    else:
-        frame = with_dense_layer(frame, alignment)
-    gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
-    products = [_products(work) for work in kernels.works]
-    makes: dict[tuple[object, ...], int] = {}
-    sums: dict[Key, _Sum] = defaultdict(_Sum)
-    position: dict[tuple[object, ...], int] = defaultdict(int)
-    for row in gemms.iter_rows(named=True):
-        parts = products[row["call"]] if row["call"] is not None else _UNREAD
-        for i, (gemm, share) in enumerate(parts):
-            group = _group(row, i, len(parts), position)
-            apart = _UNPLACED if gemm is None and row["role"] == "unknown" else 0
-            place = (row["step"], row["unit_layer"], row["role"], group, apart)
-            key = (row["unit_layer"], row["role"], group, apart + position[place])
-            position[place] += 1
-            if by_shape and row["role"] == "unknown":
-                make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
-                key = (*key[:3], makes.setdefault(make, len(makes)))
-            _accumulate(sums[key], row, gemm, share)
-            sums[key].known = kernels.known.get(row["call"])
-    return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
-
-
-def _products(work: Work | None) -> Parts:
-    """The logical GEMMs of an op call, each with its share of the call's FLOPs."""
-    if work is None or not work.gemms:
-        return _UNREAD
-    total = sum(gemm.flop for gemm in work.gemms)
-    return [(gemm, gemm.flop / total if total else 1.0) for gemm in work.gemms]
-
-
-def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
-    is none itself and has no shapes (a compiled region), one per such kernel."""
-    instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
-    alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
-        total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
-    )
-    frame = frame.filter(pl.col("wrapper").not_())
-    totals = frame.group_by(instance).agg(
-        *(_of_own(name) for name in ("ideal", "flop", "bytes")),
-        total=pl.col("busy").sum(),
-        took=pl.col("duration").sum(),
-        help=pl.col("busy").filter(pl.col("own").not_()).sum(),
-    )
-    main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
-    main = main.drop("ideal", "flop", "bytes")
-    main = main.join(totals, on=instance, how="left", maintain_order="left")
-    both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
-    return both.select(_READ)
-
-
-def _of_own(column: str) -> pl.Expr:
-    """The sum over the kernels that share an op's work, null where one of them is unknown."""
-    own = pl.col(column).filter("own")
-    return pl.when(own.is_not_null().all()).then(own.sum()).alias(column)
-
-
-def _group(
-    row: dict[str, object], index: int, logical: int, position: dict[tuple[object, ...], int]
-) -> str:
-    """qk and pv for attention (fused, or in the order in which an eager one multiplies)."""
-    role = str(row["role"])
-    if logical == 2:
-        return ("qk", "pv")[index]
-    if role == "attention":
-        place = (row["step"], row["unit_layer"], role)
-        return "pv" if position[*place, "qk", 0] > position[*place, "pv", 0] else "qk"
-    return GROUPS.get(role, "other")
-
-
-def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
-    total.calls += 1
-    total.busy += float(row["total"]) * share  # type: ignore[arg-type]
-    total.helper += float(row["help"]) * share  # type: ignore[arg-type]
-    total.duration += float(row["took"]) * share  # type: ignore[arg-type]
-    ideal = row["ideal"]
-    known = total.ideal is not None and ideal is not None
-    total.ideal = total.ideal + float(ideal) * share if known else None  # type: ignore[operator, arg-type]
-    if gemm is not None:
-        total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
-    if not total.first:
-        flop, size = row["flop"], row["bytes"]
-        total.first = {
-            **row,
-            "share": share,
-            "flop": gemm.flop if gemm is not None and flop is None else flop,
-            "bytes": size,
-        }
-    total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
-
-
-def _call(key: Key, total: _Sum, num_steps: int) -> Call:
-    first, dims = total.first, total.dims
-    mean: list[float | None] = [None] * 4
-    if dims:
-        mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
-    elif total.known is not None:
-        mean = [1, None, *total.known]
-    share = float(first["share"])  # type: ignore[arg-type]
-
-    def part(name: str) -> float | None:
-        return None if first[name] is None else float(first[name]) * share  # type: ignore[arg-type]
-
-    return Call(
-        layer=first["layer"], role=key[1], group=key[2], op=first["op"], kind=str(first["kind"]),  # type: ignore[arg-type]
-        dtype=first["dtype"], batch=mean[0], m=mean[1], n=mean[2], k=mean[3],  # type: ignore[arg-type]
-        shapes=first["shapes"],  # type: ignore[arg-type]
-        count=total.calls / num_steps, flop=part("flop"), bytes=part("bytes"),
-        busy=total.busy / num_steps, helper=total.helper / num_steps,
-        ideal=None if total.ideal is None else total.ideal / num_steps,
-        bound=max(total.bounds, key=lambda b: total.bounds[b]), kernel=str(first["name"]),
-        split=share != 1.0, duration=total.duration / num_steps,
-    )  # fmt: skip
 
 
 def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
@@ -332,8 +139,13 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         role=first.role,
         group="added" if members[0].axis == "added" else first.group,
         layers=layers if exact_layers or not gone else [],
-        op=first.op, kind=first.kind, dtype=first.dtype,
-        batch=_whole(first.batch), m=_whole(first.m), n=_whole(first.n), k=_whole(first.k),
+        op=first.op,
+        kind=first.kind,
+        dtype=first.dtype,
+        batch=_whole(first.batch),
+        m=_whole(first.m),
+        n=_whole(first.n),
+        k=_whole(first.k),
         dense_m=_whole(dense.m) if dense else None,
         dense_n=_whole(dense.n) if dense else None,
         dense_k=_whole(dense.k) if dense else None,
@@ -342,19 +154,21 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         axis=_axis_shown(members[0]),
         keep=_keep(dense, None if gone else first) if dense else None,
         count=0.0 if gone else sum(c.count for c in shown),
-        flop=first.flop, bytes=first.bytes,
+        flop=first.flop,
+        bytes=first.bytes,
         busy_ns=busy,
         helper_ns=0.0 if gone else sum(c.helper for c in shown),
         ideal_ns=ideal,
         bound=None if gone else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,
         duration_ns=None if gone else took,
-        dense_busy_ns=dense_busy, promised_ns=wanted,
+        dense_busy_ns=dense_busy,
+        promised_ns=wanted,
         loss_ns=None if wanted is None else busy - wanted,
         split=first.split,
         kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
         shapes=first.shapes,
-    )  # fmt: skip
+    )
 
 
 def _dense_busy(members: list[Pair]) -> float | None:

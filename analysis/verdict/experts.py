@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.verdict.evidence import Evidence
 
 EXPERT_ROLES = ("experts", "shared_expert")

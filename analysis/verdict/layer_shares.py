@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.evidence import Evidence, Touches, fell
 from prunescope.taxonomy.roles import LINEARS
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
 from prunescope.analysis.verdict.reasons import not_comparable_text
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.ledger.gemms import Call, pair_calls, report_rows
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import pair_calls, report_rows
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Gemm as Row
