@@ -92,9 +92,14 @@ class RankSide(msgspec.Struct):
         bare = load(part.path, part.member)
         mixed = {} if self.kind is None else {name: (self.rank, self.kind)}
         return Side(
-            Path(self.path), None, options, bare=bare, ranks={self.rank: part}, mixed=mixed,
+            Path(self.path),
+            None,
+            options,
+            bare=bare,
+            ranks={self.rank: part},
+            mixed=mixed,
             peaks=self.peaks,
-        )  # fmt: skip
+        )
 
 
 class Task(msgspec.Struct):

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-_COMMAND = os.path.basename(sys.argv[0] if sys.argv else "") in (  # noqa: PTH119 - pathlib is slow
-    "prunescope", "prunescope.exe",
-) or sys.orig_argv[1:3] == ["-m", "prunescope"]  # fmt: skip
+_PROGRAM = os.path.basename(sys.argv[0] if sys.argv else "")  # noqa: PTH119 - pathlib is slow
+_COMMAND = _PROGRAM in ("prunescope", "prunescope.exe") or (
+    sys.orig_argv[1:3] == ["-m", "prunescope"]
+)
 Handler = Callable[[int, FrameType | None], None]
 INTERRUPTED = ("interrupted", "nothing half-written was left: give the same command again")
 

@@ -29,8 +29,9 @@ _BACKWARD_KERNEL = re.compile(r"^(?!triton_).*(?:backward|wgrad|(?<![a-z])bn_bw_
 # Ops of serving engines, and kernels, that read or write a cache of keys and values.
 _CACHE = re.compile(
     r"paged_?attention|kv_?cache|reshape_and_cache|set_kv_buffer|BatchDecode|BatchPrefill"
-    r"|flash_fwd_splitkv|unified_attention|mha_batch_prefill", re.IGNORECASE,
-)  # fmt: skip
+    r"|flash_fwd_splitkv|unified_attention|mha_batch_prefill",
+    re.IGNORECASE,
+)
 _APART = 4  # times: rows of the linears that no two steps of one phase differ by
 _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward

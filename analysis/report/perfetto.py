@@ -186,9 +186,14 @@ def _slice(
 ) -> Event:
     start, duration = span
     event: Event = {
-        "ph": "X", "cat": cat, "name": name, "pid": _PID, "tid": track, "ts": start / 1000,
+        "ph": "X",
+        "cat": cat,
+        "name": name,
+        "pid": _PID,
+        "tid": track,
+        "ts": start / 1000,
         "dur": duration / 1000,
-    }  # fmt: skip
+    }
     return {**event, "args": args} if args else event
 
 

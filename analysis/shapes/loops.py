@@ -38,8 +38,11 @@ def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | N
     width, hidden = shape.expert_intermediate, shape.hidden
     up, down = Slot("experts", width, hidden, EXPERT), Slot("experts", hidden, width, EXPERT)
     ways = [(up, up, down), (Slot("experts", 2 * width, hidden, EXPERT), down)]
-    fit = [way for way in (ways if shape.gated else [(up, down)])
-           if all(count and count % len(way) == 0 for count in counts)]  # fmt: skip
+    fit = [
+        way
+        for way in (ways if shape.gated else [(up, down)])
+        if all(count and count % len(way) == 0 for count in counts)
+    ]
     return fit[0] if len(fit) == 1 else None
 
 
@@ -66,9 +69,10 @@ def by_loop(items: Sequence[Item], shape: ModelShape) -> Placement:
 
 
 def _loop(
-    spans: Sequence[Sequence[Item]], edges: tuple[tuple[Slot, ...], tuple[Slot, ...]],
+    spans: Sequence[Sequence[Item]],
+    edges: tuple[tuple[Slot, ...], tuple[Slot, ...]],
     shape: ModelShape,
-) -> _Loop | None:  # fmt: skip
+) -> _Loop | None:
     """The loop that all layers run between these edges; None where they do not."""
     after, before = (len(edge) for edge in edges)
     expert = one_expert(shape, [len(span) - after - before for span in spans])
