@@ -2,6 +2,7 @@
 
 In: the Kernels of both sides. Out: units, GEMM rows, ratios, ladder, ledger rows, noise and
 overhead.
-Exports: Units, Pair, Split; `gemms` names the axis that moved (2:4 where a sparse kernel replaces a
-dense one), `noise` makes the intervals, `rows` and `ledger` the sums.
+Exports: Units, Pair, Split; `calls` reads the GEMMs of a side, `gemms` pairs them and names
+the axis that moved (2:4 where a sparse kernel replaces a dense one), `renamed` matches modules
+under other names, `noise` makes the intervals, `rows` and `ledger` the sums.
 """

@@ -2,7 +2,8 @@
 
 In: a file as `unpack` takes it, an object with `traceEvents` or a bare list of events. Out: `Event`
 structs and the metadata around them.
-Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked.
+Memory is bounded by the block, not by the file; a cut file is read up to the cut and marked. What
+unpacks to more than MAX_TOTAL, or than MAX_RATIO times its size (`unpack`), is a bomb: refused.
 Several processes may read one file, every n-th block each: see shares.py.
 """
 
