@@ -131,8 +131,15 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    report = prunescope.analyze(out).to_dict()
-    found["peaks"] = report["device"].get("peaks")
+    return found | _seen(out)
+
+
+def _seen(run: Path) -> dict[str, Any]:
+    """What the report of a capture says."""
+    import prunescope
+
+    report = prunescope.analyze(run).to_dict()
+    found: dict[str, Any] = {"peaks": report["device"].get("peaks")}
     for name, phase in report["phases"].items():
         ids = [finding["id"] for finding in phase["findings"]]
         rows = {row["row"]: row for row in phase["ledger"] if row["row"] in ROWS}
@@ -140,7 +147,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
             "realised": phase["ladder"]["realised"],
             "realised_ci95": phase["ladder"]["realised_ci95"],
             "rows": {key: [row["ns"], row["ci95"]] for key, row in rows.items()},
-            "scalings": _scalings(out, name),
+            "scalings": _scalings(run, name),
             "valid": "timing-not-valid" not in ids,
             "critical": [f["id"] for f in phase["findings"] if f["severity"] == "critical"],
         }
