@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from prunescope.analysis.trace.collect import (
     MODULE,
     OP_CATEGORIES,
 )
+from prunescope.analysis.trace.left_out import LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Args, Event, Source
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -69,12 +71,13 @@ def trim(path: Path, words: Words | None = None) -> bytes:
     source = Source(path)
     threads: dict[tuple[str, Any], int] = {}
     say = words or AsTheyAre()
-    events = [
-        plain
-        for block in source.blocks()
-        for event in block
-        if (plain := _event(event, say, threads)) is not None
-    ]
+    events, stacks = [], 0
+    for event in chain.from_iterable(source.blocks()):
+        plain = _event(event, say, threads)
+        if plain is not None:
+            events.append(plain)
+        else:
+            stacks += event.cat == _PYTHON
     if source.cut:
         raise PrunescopeError(
             f"{path.name} is cut off: it is no evidence", hint="copy the file again, whole"
@@ -82,6 +85,7 @@ def trim(path: Path, words: Words | None = None) -> bytes:
     trace = {
         "schemaVersion": 1,
         "deviceProperties": _properties(source.meta.get("deviceProperties"), say.kernel),
+        LEFT_OUT: {STACKS: stacks + stacks_left_out(source.meta)},
         "traceEvents": events,
     }
     return gzip.compress(msgspec.json.encode(trace), compresslevel=9, mtime=0)

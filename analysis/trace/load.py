@@ -25,6 +25,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
 )
 from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.left_out import stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
 from prunescope.analysis.trace.shares import join_shares
@@ -119,7 +120,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         grids=list(found.grids),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
-        stacks=found.stacks,
+        stacks=found.stacks + stacks_left_out(source.meta),
     )
 
 

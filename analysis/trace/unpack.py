@@ -133,8 +133,9 @@ class Bounded:
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; nothing at the end."""
-        block, self.head = (self.head[:size], self.head[size:]) if self.head else (b"", b"")
-        block = block or self.stream.read(size)
+        block, self.head = self.head[:size], self.head[size:]
+        if len(block) < size:
+            block += self.stream.read(size - len(block))
         self.total += len(block)
         self.ended = not block
         if self.total > TRUSTED and self.total > MAX_RATIO * self.packed():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.left_out import stacks_left_out
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
@@ -230,3 +231,12 @@ def test_categories_of_old_profilers(tmp_path: Path) -> None:
     (got,) = analyze(save(trace, tmp_path / "old.json")).report.phases.values()
     assert (got.steps, got.busy_ns, got.gemms) == (2, 20_000, want.gemms)
     assert got.wall_ns == want.wall_ns
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [({"stacks": 7}, 7), ({"stacks": -1}, 0), ({"stacks": True}, 0), ({"stacks": 2**60}, 0),
+     ({"stacks": "7"}, 0), ({}, 0), ([7], 0), (None, 0)],
+)  # fmt: skip
+def test_calls_that_a_trimmed_trace_left_out_are_counted(said: Any, count: int) -> None:
+    assert stacks_left_out({"prunescope.left_out": said}) == count

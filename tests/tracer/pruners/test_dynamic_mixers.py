@@ -167,7 +167,7 @@ def test_only_latents_that_an_active_query_reads_are_expanded() -> None:
     attention = model.model.layers[1].self_attn
     attention.kv_b_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[:2]))
     steps(model, tokens(2, ALL), PROMPT)
-    active = dynamic_stats(model)["model.layers.1.self_attn"]["active"]
+    active = dynamic_stats(model)["model.layers.1.self_attn"].active
     assert len(active) == 1 + ALL - PROMPT
     wanted = [(2, PROMPT)]
     wanted += [(n, PROMPT + t) for t, n in enumerate(active[1:], 1) if n]
