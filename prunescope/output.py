@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 
 def tell(
-    content: dict[str, Any], target: str | None, *, people: RenderableType | None = None
+    content: Mapping[str, Any], target: str | None, *, people: RenderableType | None = None
 ) -> None:
     """Write JSON to its target, and show `people` where that leaves room."""
     emit_json(content, target)
@@ -65,11 +65,11 @@ def check_target(target: str | Path | None) -> None:
         )
 
 
-def emit_json(content: bytes | dict[str, Any], target: str | Path | None) -> None:
+def emit_json(content: bytes | Mapping[str, Any], target: str | Path | None) -> None:
     """Write JSON (a report already encoded, or plain values) to its target."""
     if target is None:
         return
-    if isinstance(content, dict):
+    if not isinstance(content, bytes):
         content = json.dumps(content, indent=2, allow_nan=False).encode() + b"\n"
     if target == "-":
         sys.stdout.flush()

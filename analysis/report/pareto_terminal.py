@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from prunescope.analysis.schema.pareto import Pareto
 _SHOWN = 10  # failures that are listed
 
 
-def sweep_state(found: dict[str, Any]) -> RenderableType:
+def sweep_state(found: Mapping[str, Any]) -> RenderableType:
     """Counts, the time that is left, what was merged, and what failed."""
     plan = found["plan"]
     lines = [

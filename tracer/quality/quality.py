@@ -23,6 +23,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
+from prunescope.tracer.quality.records import BothQualities, ModelQuality, Recovered, Relative
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -136,7 +137,7 @@ def text_passage(  # noqa: PLR0913
     )
 
 
-def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> dict[str, Any]:
+def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> ModelQuality:
     """Perplexity and bits per byte of `model`.
 
     `scoring`: "prefill" takes all tokens of a window in one forward; "decode" fills the cache with
@@ -160,10 +161,8 @@ def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.
     return torch.cat(scores.nats)
 
 
-def compare(
-    model: Any, dense: Dense, *, control: torch.Tensor | None = None
-) -> dict[str, dict[str, Any]]:
-    """{"dense": ..., "pruned": ...}, each as `quality` gives it, on the dense model's passage.
+def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> BothQualities:
+    """Of both models, each as `quality` gives it, on the dense model's passage.
 
     "pruned" has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which both
     would say the same next), and perplexity_rel = perplexity / dense perplexity − 1. Intervals of
@@ -178,9 +177,12 @@ def compare(
             logits = _logits(model, passage.ids, window, scoring)
             targets = passage.ids[window[1] : window[2]]
             _add(scores, reference, logits, dense.logits(window), targets)
-    pruned = _record(passage, scores, scoring) | _relative(passage, scores, reference, scoring)
+    pruned: ModelQuality = {
+        **_record(passage, scores, scoring),
+        **_relative(passage, scores, reference, scoring),
+    }
     if control is not None:
-        pruned |= _recovered(passage, scores, control, scoring)
+        pruned.update(_recovered(passage, scores, control, scoring))  # type: ignore[typeddict-item]
     return {"dense": _record(passage, reference, scoring), "pruned": pruned}
 
 
@@ -231,11 +233,11 @@ def _add(
         scores.agree.append((log_p.argmax(-1) == log_d.argmax(-1)).double().cpu())
 
 
-def _record(passage: Passage, scores: Scores, scoring: str) -> dict[str, Any]:
+def _record(passage: Passage, scores: Scores, scoring: str) -> ModelQuality:
     positions, blocks = _blocks(passage, scoring)
     nats = torch.cat(scores.nats)
     mean = float(nats.mean())
-    record: dict[str, Any] = {
+    record: ModelQuality = {
         "text": passage.record,
         "context": passage.context,
         "stride": passage.stride or passage.context,
@@ -253,7 +255,7 @@ def _record(passage: Passage, scores: Scores, scoring: str) -> dict[str, Any]:
     return record
 
 
-def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str) -> dict[str, Any]:
+def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str) -> Relative:
     _, blocks = _blocks(passage, scoring)
     nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
     kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
@@ -269,9 +271,7 @@ def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str)
     }
 
 
-def _recovered(
-    passage: Passage, scores: Scores, control: torch.Tensor, scoring: str
-) -> dict[str, Any]:
+def _recovered(passage: Passage, scores: Scores, control: torch.Tensor, scoring: str) -> Recovered:
     _, blocks = _blocks(passage, scoring)
     nats = torch.cat(scores.nats)
     relative = _exp(float((nats - control).mean()))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.quality.records import Metric, TaskChange, TaskScore, TaskSource
 
 _BATCH = 8  # requests a forward; none of the harness's results depends on it
 _DRAWS = 1000  # of the harness's bootstrap, where a standard error has no closed form
@@ -33,7 +34,7 @@ class TaskList:
     names: tuple[str, ...]
     folder: Path | None = None
 
-    def source(self) -> dict[str, Any]:
+    def source(self) -> TaskSource:
         """What was asked: names, the folder and the sha256 of its files, the harness's version."""
         digest = None if self.folder is None else _digest(self.folder)
         folder = None if self.folder is None else self.folder.name
@@ -50,8 +51,8 @@ def check_installed() -> None:
         )
 
 
-def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str, dict[str, Any]]:
-    """By task: {"metric", "value", "stderr", "higher_is_better", "samples", "version", "metrics"}.
+def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str, TaskScore]:
+    """The score of each task, by its name.
 
     "metric" is the first one that the task's own file names. No few-shot examples are added beyond
     those that the file asks for. Raises PrunescopeError where a task does not exist or has no data.
@@ -86,9 +87,7 @@ def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str,
     return {name: _entry(name, found) for name in tasks.names}
 
 
-def changes(
-    dense: dict[str, dict[str, Any]], pruned: dict[str, dict[str, Any]]
-) -> dict[str, Any] | None:
+def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskChange | None:
     """The two losses over tasks; None where a dense value is 0 or a value is unknown.
 
     change of a task = (pruned − dense) / dense, with its sign turned where lower is better, so that
@@ -103,9 +102,10 @@ def changes(
         if not d or p is None:
             return None
         by_task[name] = (p - d) / d * (-1 if before["higher_is_better"] is False else 1)
-        errors = (before["stderr"], pruned[name]["stderr"])
-        known = None not in errors
-        variances.append((errors[1] / d) ** 2 + (p * errors[0] / d**2) ** 2 if known else None)
+        error, own = before["stderr"], pruned[name]["stderr"]
+        variances.append(
+            None if error is None or own is None else (own / d) ** 2 + (p * error / d**2) ** 2
+        )
     if not by_task:
         return None
     signed = sum(by_task.values()) / len(by_task)
@@ -148,7 +148,7 @@ def _inside(folder: Path | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _entry(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def _entry(name: str, found: dict[str, Any]) -> TaskScore:
     """One task of the harness's results, whose keys are "metric,filter"."""
     if name not in found["results"] or name not in found["configs"]:
         raise PrunescopeError(
@@ -156,7 +156,7 @@ def _entry(name: str, found: dict[str, Any]) -> dict[str, Any]:
             hint="list the tasks of the group one by one",
         )
     raw = found["results"][name]
-    metrics: dict[str, dict[str, float | None]] = {}
+    metrics: dict[str, Metric] = {}
     for key, value in raw.items():
         metric, comma, kind = key.partition(",")
         if comma and kind == "none" and not metric.endswith("_stderr"):

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,6 +45,7 @@ from prunescope.tracer.quality.quality import (
     compare,
     text_passage,
 )
+from prunescope.tracer.quality.records import BothQualities, TaskScore
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.recovery.place import kept_in
 from prunescope.tracer.sweep.control import control_nats
@@ -93,7 +93,7 @@ class Worker:
         self._passages: dict[bool, Passage] = {}  # by whether it is the other text
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
-        self._dense_tasks: dict[str, dict[str, Any]] = {}
+        self._dense_tasks: dict[str, dict[str, TaskScore]] = {}
         self._peaks: MeasuredPeaks | None = None
         self.watch: Watch
 
@@ -170,18 +170,16 @@ class Worker:
         source = None if tasks is None else tasks.source()
         if found is None or found["weights"] != marks or found.get("tasks") != source:
             scored = self._compared(job, prepared, marks["dense"], _scored_in(result.family))
-            found = {"weights": marks, "tasks": source, **scored}
             if tasks is not None:
-                self._add_tasks(found, tasks, prepared)
+                self._add_tasks(scored, tasks, prepared, marks["dense"])
+            found = {"weights": marks, "tasks": source, **scored}
             write_json(path, found)
         prepared.quality = {
             v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
         }
         return prepared
 
-    def _compared(
-        self, job: Job, prepared: Prepared, mark: str, scoring: str
-    ) -> dict[str, dict[str, Any]]:
+    def _compared(self, job: Job, prepared: Prepared, mark: str, scoring: str) -> BothQualities:
         """Both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
         passages = {"text": self._text(job, dense)}
@@ -200,19 +198,21 @@ class Worker:
                 mark=mark,
                 seed=job.config.seed,
             )
-        found = {}
+        found: dict[str, BothQualities] = {}
         for name, passage in passages.items():
             reference = self._reference(dense, f"{mark}-{name}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
         if "other" in found:
-            for variant in ("dense", "pruned"):
-                found["text"][variant]["other_text"] = found["other"][variant]
+            found["text"]["dense"]["other_text"] = found["other"]["dense"]
+            found["text"]["pruned"]["other_text"] = found["other"]["pruned"]
         return found["text"]
 
-    def _add_tasks(self, found: dict[str, Any], tasks: TaskList, prepared: Prepared) -> None:
+    def _add_tasks(
+        self, found: BothQualities, tasks: TaskList, prepared: Prepared, mark: str
+    ) -> None:
         """Scores of both models, and the losses; those of an equal dense model are kept."""
         dense, pruned = prepared.variants
-        tokenizer, mark = load_tokenizer(dense.loaded), found["weights"]["dense"]
+        tokenizer = load_tokenizer(dense.loaded)
         if mark not in self._dense_tasks:
             self._dense_tasks = {mark: score_tasks(dense.model, tokenizer, tasks)}
         before = self._dense_tasks[mark]

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import clean_termination
@@ -101,7 +101,36 @@ def plan_of(request: SweepRequest) -> Plan:
     return plan
 
 
-def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
+class Duration(TypedDict):
+    """What is left of a sweep, roughly; null: not known."""
+
+    seconds: float | None  # in all
+    recovery_seconds: float | None  # of them for training
+    trainings: int
+
+
+class Counts(Duration):
+    """A request's part of a sweep."""
+
+    results: int
+    models: int
+    done: int
+    failed: int
+    pending: int
+    impossible: int
+    notes: list[str]
+
+
+class Summary(TypedDict):
+    """sweep.json, and what is left to do."""
+
+    schema: int
+    out: str
+    plan: Counts
+    results: list[dict[str, Any]]  # rows of sweep.json: Entry.plain
+
+
+def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
     """sweep.json as it stands, or will stand, and `plan`: counts of this request's part of it.
 
     `estimate`: with the seconds that what is left will take, roughly (null: not known).
@@ -113,10 +142,12 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
     seen = {entry.planned.id: entry.state for entry in results}
     states = [seen[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
-    counts = {
+    counts: Counts = {
         "results": len(mine),
         "models": len({result.key for result in mine}),
-        **{state: states.count(state) for state in (DONE, FAILED, PENDING)},
+        "done": states.count(DONE),
+        "failed": states.count(FAILED),
+        "pending": states.count(PENDING),
         "impossible": sum(result.problem is not None for result in mine),
         **_estimate(left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
@@ -125,16 +156,15 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> dict[str, Any]:
     return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
 
 
-def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -> dict[str, Any]:
-    """`seconds` in all, `recovery_seconds` of them for training, and the number of `trainings`."""
+def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -> Duration:
     from prunescope.tracer.sweep.estimate import num_trainings
 
-    count = {"trainings": num_trainings(left, config)}
+    trainings = num_trainings(left, config)
     if not left and estimate:  # the peaks of this machine take seconds to measure
-        return {"seconds": 0.0, "recovery_seconds": 0.0, **count}
+        return {"seconds": 0.0, "recovery_seconds": 0.0, "trainings": trainings}
     shape = _shape(config.model) if estimate else None
     if shape is None:
-        return {"seconds": None, "recovery_seconds": None, **count}
+        return {"seconds": None, "recovery_seconds": None, "trainings": trainings}
     from prunescope.tracer.machine.device import pick_device
     from prunescope.tracer.machine.peaks import measure_peaks
     from prunescope.tracer.sweep.estimate import estimate_s, training_s
@@ -145,7 +175,7 @@ def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -
     itemsize = ITEMSIZE[dtype]
     trained = training_s(left, config, shape, peaks=peaks, itemsize=itemsize)
     rest = estimate_s(left, config, shape, peaks=peaks, itemsize=itemsize)
-    return {"seconds": rest + trained, "recovery_seconds": trained, **count}
+    return {"seconds": rest + trained, "recovery_seconds": trained, "trainings": trainings}
 
 
 def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
