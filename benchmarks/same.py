@@ -209,18 +209,8 @@ def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         for phase in PHASES if found else ():
             all_of = [line[phase] for line in found]
             valid = [one for one in all_of if one["valid"]]
-            if not valid:
-                continue
-            ratios = [math.log(one["realised"]) for one in valid]
-            error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else math.nan
-            holds = sum(_holds(one["realised_ci95"], 1.0) for one in valid)
-            widths = [one["realised_ci95"][1] - one["realised_ci95"][0] for one in valid]
-            outside = sum(not _holds(one["rows"][row][1], 0.0) for one in valid for row in ROWS)
-            rows.append(
-                f"| {model} | {phase} | {len(all_of)} | {len(all_of) - len(valid)} | {holds} of "
-                f"{len(valid)} | {math.exp(statistics.fmean(ratios)):.4f} ± {error:.4f} | "
-                f"{statistics.median(widths):.3f} | {outside} of {len(ROWS) * len(valid)} |"
-            )
+            disturbed = len(all_of) - len(valid)
+            rows.append(f"| {model} | {phase} | {len(all_of)} | {disturbed} | {_coverage(valid)} |")
     return [
         "## Nothing was done",
         "",
@@ -233,6 +223,21 @@ def _same(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _coverage(valid: list[dict[str, Any]]) -> str:
+    """The cells of captures that were not called disturbed."""
+    if not valid:
+        return "– | – | – | –"
+    ratios = [math.log(one["realised"]) for one in valid]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else math.nan
+    holds = sum(_holds(one["realised_ci95"], 1.0) for one in valid)
+    widths = [one["realised_ci95"][1] - one["realised_ci95"][0] for one in valid]
+    outside = sum(not _holds(one["rows"][row][1], 0.0) for one in valid for row in ROWS)
+    return (
+        f"{holds} of {len(valid)} | {math.exp(statistics.fmean(ratios)):.4f} ± {error:.4f} | "
+        f"{statistics.median(widths):.3f} | {outside} of {len(ROWS) * len(valid)}"
+    )
 
 
 def _holds(interval: list[float] | None, value: float) -> bool:
