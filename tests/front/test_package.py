@@ -47,5 +47,5 @@ def test_extras_and_addresses_are_declared() -> None:
 def test_without_hta_the_option_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hta", None)
     monkeypatch.setitem(sys.modules, "hta.trace_analysis", None)
-    (said,) = hta.ask("trace.json")["failed"]
+    (said,) = hta.ask("trace.json").failed
     assert "pip install traceinsight" in said

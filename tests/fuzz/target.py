@@ -46,7 +46,7 @@ def check(phase: Phase) -> None:
     four = sum(phase.bound[name] for name in ("compute", "memory", "latency", "unknown"))
     assert abs(four - phase.busy_ns) <= 1e-6 * max(1.0, phase.busy_ns), "bounds do not sum to busy"
     if phase.ledger:
-        ns = {row.row: row.ns for row in phase.ledger}
+        ns = {row.row: row.ns for row in phase.ledger if row.ns is not None}
         total = sum(v for name, v in ns.items() if name not in ("dense", "pruned"))
         size = sum(abs(v) for v in ns.values())
         assert abs(total - ns["pruned"]) <= 1e-6 * max(1.0, size), "the ledger does not close"

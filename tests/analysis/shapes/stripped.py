@@ -69,8 +69,11 @@ CASES = (H100, MI300, GRAPH, B200)
 
 @cache
 def events(name: str) -> str:
-    """The text of a trace, once."""
-    return gzip.decompress((SHARED / f"{name}.json.gz").read_bytes()).decode()
+    """The text of a trace, once; skips where it is not."""
+    path = SHARED / f"{name}.json.gz"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not there")
+    return gzip.decompress(path.read_bytes()).decode()
 
 
 def strip(
