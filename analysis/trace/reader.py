@@ -28,7 +28,7 @@ from prunescope.analysis.trace.json_text import (
     place_of_events,
     plain_object,
 )
-from prunescope.analysis.trace.unpack import MAX_RATIO, TRUSTED, Ahead, unpacked
+from prunescope.analysis.trace.unpack import MAX_RATIO, Ahead, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
 BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
@@ -172,7 +172,7 @@ class _Splitter:
                 "no end of an event within 64 MiB, or more than 64 GiB in all",
                 "this is not a profiler trace; give the file that torch.profiler exported",
             )
-        if self.total > TRUSTED and self.total > MAX_RATIO * self.packed():
+        if is_bomb(self.total, self.packed):
             raise self.source.error(
                 f"it unpacks to more than {MAX_RATIO} times its size, as no trace does",
                 "give the file that torch.profiler exported; unpack it first if it is one",

@@ -29,7 +29,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 GZIP_MAGIC = b"\x1f\x8b"
 # Packed traces are 15 to 35 times as large unpacked; a bomb of gzip is up to 1032 times.
 MAX_RATIO = 200
-TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
+_TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _EMPTY_ZIP = b"PK\x05\x06"
 
 
@@ -94,6 +94,11 @@ class Plain:
             return b""
 
 
+def is_bomb(total: int, packed: Callable[[], int]) -> bool:
+    """Whether `total` unpacked bytes are more than `packed` bytes of a trace can hold."""
+    return total > _TRUSTED and total > MAX_RATIO * packed()
+
+
 class Ahead:
     """A stream of which another thread unpacks the next block while this one is worked on."""
 
@@ -138,7 +143,7 @@ class Bounded:
             block += self.stream.read(size - len(block))
         self.total += len(block)
         self.ended = not block
-        if self.total > TRUSTED and self.total > MAX_RATIO * self.packed():
+        if is_bomb(self.total, self.packed):
             raise PrunescopeError(
                 f"{self.path.name}: it unpacks to more than {MAX_RATIO} times its size, as no "
                 "trace does",

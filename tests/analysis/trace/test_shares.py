@@ -38,7 +38,7 @@ def together(path: Path, count: int) -> Any:
     return join_shares(path, None, parts)
 
 
-def same(path: Path, found: Any) -> None:
+def assert_same(path: Path, found: Any) -> None:
     alone = join_shares(path, None, [read_share(path, None, index=0, count=1)])
     assert alone is not None and found is not None
     for name in ("names", "threads", "calls", "grids"):
@@ -60,7 +60,7 @@ def test_shares_together_are_the_whole(
     events += [event(i, cat="python_function", dur=90.0 + i) for i in range(20)]
     path = write(tmp_path / f"t.{suffix}", events, deviceProperties=[{"id": 0}])
     found = together(path, count)
-    same(path, found)
+    assert_same(path, found)
     assert found[0].malformed == 1
     assert found[1].stacks == 20
     assert found[0].meta == {"schemaVersion": 1, "deviceProperties": [{"id": 0}]}
@@ -69,7 +69,7 @@ def test_shares_together_are_the_whole(
 @pytest.mark.parametrize("path", TRACES, ids=lambda p: p.parent.name)
 def test_real_traces_in_shares(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "BLOCK", 16 << 10)
-    same(path, together(path, 3))
+    assert_same(path, together(path, 3))
 
 
 def test_a_boundary_inside_a_string_is_for_one_process(
@@ -88,7 +88,7 @@ def test_a_cut_file_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = write(tmp_path / "t.json", [event(i) for i in range(100)])
     path.write_bytes(path.read_bytes()[:-900])
     found = together(path, 2)
-    same(path, found)
+    assert_same(path, found)
     assert found[0].cut
 
 
