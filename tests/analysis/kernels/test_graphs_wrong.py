@@ -133,7 +133,7 @@ def test_shapes_on_one_side_only(real_trace: Real) -> None:
         assert phase.ladder is not None
         assert phase.ladder.flop is None
         assert phase.ledger is not None
-        assert sum(r.ns for r in phase.ledger[1:-1]) == pytest.approx(phase.ledger[-1].ns)
+        assert sum(r.ns or 0.0 for r in phase.ledger[1:-1]) == pytest.approx(phase.ledger[-1].ns)
 
 
 def test_a_replay_against_itself_with_shapes_on_both_sides(real_trace: Real) -> None:
