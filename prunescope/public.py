@@ -225,7 +225,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
             found.append(structs("points", pareto_schema.Point, phase.points))
             for row, point in zip(found[-1], phase.points, strict=True):
                 rows.append(
-                    {"phase": name, **row, "loss": (point.loss or {}).get("perplexity_rel")}
+                    {"phase": name, **row, "loss": point.loss and point.loss.perplexity_rel}
                 )
         columns: Mapping[str, Any] = found[0].columns if found else {}
         return Records("points", {"phase": str, **columns, "loss": float}, tuple(rows))

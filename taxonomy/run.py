@@ -26,6 +26,7 @@ from prunescope.taxonomy.run_blocks import (
     TimingNote,
     Twin,
 )
+from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
@@ -102,6 +103,7 @@ class Run:
     tool: str = ""
     inputs: InputText | None = left_out()
     timing: TimingNote | None = left_out()
+    quality: Quality | None = left_out()
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

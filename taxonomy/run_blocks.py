@@ -213,6 +213,60 @@ class Matched:
 
 
 @dataclass(kw_only=True)
+class HeldOut:
+    """The loss on tokens that were not trained on, in nats a token."""
+
+    before: float | None = None
+    after: float | None = None
+    tokens: int | None = None
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Losses:
+    """Of a training, in nats a token. `train`: [step, loss], a hundred of them at the most."""
+
+    train: list[list[float]] = field(default_factory=list)
+    held_out: HeldOut | None = None
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class RouterTraining:
+    """What a training did to the routers of a family; `trained`: how many."""
+
+    unit: str | None = left_out()  # "rows" | "layers"
+    trained: int = 0
+    kept_by_layer: dict[str, list[float]] | None = left_out()  # shares, by kind of router
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
+class Recovered:
+    """A recovery training: what was asked, on what, and how it went."""
+
+    steps: int | None = None
+    rank: int | None = None
+    lr: float | None = None
+    batch: int | None = None  # sequences
+    length: int | None = None  # tokens of a sequence
+    text: str | None = None  # the name of what trained
+    target: str | None = None
+    seed: int | None = None
+    steps_done: int | None = None
+    epochs: float | None = None
+    train_sha256: str | None = None
+    eval_sha256: str | None = None
+    weights_sha256: str | None = None  # of every number of the model that it left
+    resumed_from: int | None = None  # a step
+    stopped: str | None = None  # why before the last step
+    losses: Losses | None = None
+    notes: list[str] = field(default_factory=list)
+    routers: list[RouterTraining] = left_out(list)
+    as_read: Mapping[str, Any] | None = as_read()
+
+
+@dataclass(kw_only=True)
 class Pruning:
     """What the tool did. What a family or a function records beside this stays in `as_read`."""
 
@@ -229,7 +283,7 @@ class Pruning:
     match: Matched | None = left_out()
     notes: list[str] | None = left_out()
     parts: list[Pruning] = left_out(list)  # of a composite, in turn
-    recovery: dict[str, Any] | None = left_out()
+    recovery: Recovered | None = left_out()
     seed: int | None = left_out()
     realised: dict[str, float] | None = left_out()
     as_read: Mapping[str, Any] | None = as_read()

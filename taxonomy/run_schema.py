@@ -63,6 +63,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
+def _is_interval(value: Any) -> bool:
+    """Two numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
 def _is_share(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 1
 
@@ -87,6 +92,8 @@ def _one_of(*names: str) -> Check:
 
 
 _COUNT, _SIZE = _whole(0), _whole(1)
+_NUMBER, _NAME = _Maybe(_is_number), _Maybe(_is_name)
+_CI95 = _Maybe(_is_interval)
 _LAYER = _whole(0, MAX_LAYERS)
 _NUMBERS = _Each(_is_number, dict)
 _CLOCKS = _Fields({"before": _Maybe(_is_object), "after": _Maybe(_is_object)})
@@ -180,6 +187,77 @@ _PHASE = _Fields(
         "seatings": _Each(_SEATING, list, _MAX_SAMPLES),
     }
 )
+_RECOVERED = _Fields(
+    {
+        **dict.fromkeys(
+            ("steps", "rank", "batch", "length", "steps_done", "resumed_from"), _Maybe(_COUNT)
+        ),
+        **dict.fromkeys(("lr", "epochs", "seed"), _NUMBER),
+        **dict.fromkeys(("target", "train_sha256", "eval_sha256", "weights_sha256"), _NAME),
+        **dict.fromkeys(("text", "stopped"), _Maybe(_is_text)),
+        "notes": _Each(_is_text, list),
+        "routers": _Each(
+            _Fields({"unit": _NAME, "trained": _COUNT, "kept_by_layer": _Maybe(_is_object)}), list
+        ),
+        "losses": _Maybe(
+            _Fields(
+                {
+                    "train": _Each(_is_interval, list),
+                    "held_out": _Maybe(
+                        _Fields({"before": _NUMBER, "after": _NUMBER, "tokens": _Maybe(_COUNT)})
+                    ),
+                }
+            )
+        ),
+    }
+)
+_TASK = _Fields(
+    {
+        "metric": _is_text,
+        "value": _NUMBER,
+        "stderr": _NUMBER,
+        "higher_is_better": _Maybe(_is_switch),
+        "samples": _Maybe(_COUNT),
+        "metrics": _Each(_Fields({"value": _NUMBER, "stderr": _NUMBER}), dict),
+    }
+)
+_ON_A_TEXT = {
+    "text": _Maybe(
+        _Fields(
+            {
+                **dict.fromkeys(("source", "part"), _Maybe(_is_text)),
+                "sha256": _NAME,
+                "seed": _NUMBER,
+                "tokens": _Maybe(_COUNT),
+            }
+        )
+    ),
+    "scoring": _NAME,
+    **dict.fromkeys(("context", "stride", "scored_tokens", "scored_bytes"), _Maybe(_COUNT)),
+    **dict.fromkeys(
+        ("nats_per_token", "perplexity", "bits_per_byte", "dense_perplexity", "perplexity_rel",
+         "kl", "agreement", "control_perplexity", "perplexity_rel_recovered"),
+        _NUMBER,
+    ),
+    **dict.fromkeys(
+        ("perplexity_ci95", "perplexity_rel_ci95", "kl_ci95", "agreement_ci95",
+         "perplexity_rel_recovered_ci95"),
+        _CI95,
+    ),
+}  # fmt: skip
+_QUALITY = _Fields(
+    {
+        **_ON_A_TEXT,
+        "weights_fingerprint": _NAME,
+        "other_text": _Maybe(_Fields(_ON_A_TEXT)),
+        "tasks": _Each(_TASK, dict),
+        "tasks_change": _Maybe(
+            _Fields(
+                {"signed": _NUMBER, "signed_ci95": _CI95, "absolute": _NUMBER, "by_task": _NUMBERS}
+            )
+        ),
+    }
+)
 _RUN = _Fields(
     {
         "tool": _is_name,
@@ -228,13 +306,13 @@ _RUN = _Fields(
                     "calibration": _Maybe(_is_object),
                     "match": _Maybe(_Fields({"by": _Maybe(_is_name), "own": _Maybe(_is_number)})),
                     "parts": _Each(_is_object, list),
-                    "recovery": _Maybe(_is_object),
+                    "recovery": _Maybe(_RECOVERED),
                 }
             )
         ),
         "census": _Maybe(_CENSUS),
         "twin": _Maybe(_Fields({"path": _is_text, "sha256": _is_name})),
-        "quality": _Maybe(_is_object),
+        "quality": _Maybe(_QUALITY),
         "inputs": _Maybe(_Fields({"source": _Maybe(_is_text)})),
         "timing": _Maybe(_Fields({"notes": _Maybe(_Each(_is_text, list))})),
     }

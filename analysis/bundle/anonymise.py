@@ -150,6 +150,7 @@ class Scrubber:
             pruning=self._pruning(run.pruning),
             census=self._block("census", run.census),
             tool=self.text(run.tool),
+            quality=self._block("quality", run.quality),
             extra=self.value("extra", run.extra),
         )
 

@@ -28,6 +28,7 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
+from prunescope.analysis.schema.pareto import Added, AddedPart
 from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family as Pruning
@@ -121,7 +122,7 @@ def touched_sparsity(units: Units, ratio: Ratios, *, drawn: bool = False) -> flo
     return 1 - float((flop * ratio.flop)[less].sum()) / total if total else 0.0
 
 
-def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[str, object] | None:
+def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added | None:
     """What a family adds, part by part, as a share of the time it saves before that; None where it
     adds nothing. Parts are those of `told`, else those of the ledger's `added_work` row.
 
@@ -144,12 +145,12 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> dict[s
         return ns / saved if saved > 0 else None
 
     parts.sort(key=lambda part: -part[1])
-    return {
-        "saved_ns": saved,
-        "added_ns": added,
-        "share_of_saved": share(added),
-        "parts": [{"name": name, "ns": ns, "share_of_saved": share(ns)} for name, ns in parts],
-    }
+    return Added(
+        saved_ns=saved,
+        added_ns=added,
+        share_of_saved=share(added),
+        parts=[AddedPart(name=name, ns=ns, share_of_saved=share(ns)) for name, ns in parts],
+    )
 
 
 def _interval(books: Books, sparsity: float | None, kept: float) -> list[float | None] | None:

@@ -30,11 +30,11 @@ def _compared(found: Pareto) -> Iterator[str]:
     families = dict.fromkeys(p.family for p in points)
     subject = found.subject
     yield (
-        f"{len(points)} points of {len(families)} families of {subject.get('model')}"
-        f" ({subject.get('dtype')}) on {subject.get('device')}; {len(found.failed)} failed,"
+        f"{len(points)} points of {len(families)} families of {subject.model}"
+        f" ({subject.dtype}) on {subject.device}; {len(found.failed)} failed,"
         f" {found.pending} not run yet."
     )
-    text = subject.get("text") or {}
+    text = subject.text or {}
     yield (
         "Measured: speedup = dense ÷ pruned medians of unprofiled samples, both models taking"
         " turns; loss = perplexity of the very model that was timed ÷ that of dense − 1, on"
@@ -47,7 +47,7 @@ def _compared(found: Pareto) -> Iterator[str]:
 
 def _recovered(found: Pareto) -> Iterator[str]:
     """What was trained, and against which dense model losses are then given."""
-    wanted = (found.subject.get("config") or {}).get("recover")
+    wanted = found.subject.config.get("recover")
     if wanted:
         yield (
             f"Recovered: {wanted.get('steps')} steps of LoRA, rank {wanted.get('rank')}, on"
@@ -58,7 +58,7 @@ def _recovered(found: Pareto) -> Iterator[str]:
 
 def _named_losses(points: list[Point]) -> Iterator[str]:
     """Which losses there are; no one of them is called the quality."""
-    if any((p.loss or {}).get("tasks_signed") is not None for p in points):
+    if any(p.loss and p.loss.has_tasks for p in points):
         yield (
             "Three losses: relative perplexity, by which the frontier is drawn; the mean signed and"
             " the mean absolute relative change over tasks (signed: below zero is worse)."
@@ -119,7 +119,7 @@ def _limits(found: Pareto) -> Iterator[str]:
             "Drift: the median of the dense model, measured anew with every result, spread by up to"
             f" {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
         )
-    if (found.subject.get("config") or {}).get("recover"):
+    if found.subject.config.get("recover"):
         why = "losses are those after a short training, and a longer one can change their order"
     else:
         why = (

@@ -7,9 +7,8 @@ where their 95 % intervals do not overlap; what overlaps is a tie.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from prunescope.analysis.schema.pareto import Point, Winner
+from prunescope.analysis.schema.pareto import AtFlops, AtSparsity, Loss, Point, SpeedLoss, Winner
 
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
@@ -86,12 +85,12 @@ def in_every_cell(found: Sequence[dict[str, float | None]]) -> dict[str, float |
     return merged
 
 
-def equal_flops(points: Iterable[Point]) -> list[dict[str, Any]]:
+def equal_flops(points: Iterable[Point]) -> list[AtFlops]:
     """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
     nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
     curves: dict[str, list[tuple[float, float, float | None]]] = {}
     for family, own in _by_family(points).items():
-        known = [(p.flop_sparsity, p.realised, _rel_or_none(p)) for p in own]
+        known = [(p.flop_sparsity, p.realised, loss_of(p)) for p in own]
         curve = [(0.0, 1.0, 0.0), *((x, y, z) for x, y, z in known if x is not None and x > 0)]
         curves[family] = sorted(curve, key=lambda point: point[0])
     rows = []
@@ -99,21 +98,19 @@ def equal_flops(points: Iterable[Point]) -> list[dict[str, Any]]:
         families = {family: _between(curve, at) for family, curve in curves.items()}
         there = {family: found for family, found in families.items() if found is not None}
         if there:
-            rows.append({"flop_sparsity": at, "families": there})
+            rows.append(AtFlops(flop_sparsity=at, families=there))
     return rows
 
 
-def equal_sparsity(points: Iterable[Point]) -> list[dict[str, Any]]:
+def equal_sparsity(points: Iterable[Point]) -> list[AtSparsity]:
     """Speedup, loss and FLOP sparsity of each family at equal nominal sparsity, as measured."""
-    rows: dict[float, dict[str, Any]] = {}
+    rows: dict[float, dict[str, SpeedLoss]] = {}
     for point in points:
         for share in point.sparsities:
-            rows.setdefault(share, {})[point.label] = {
-                "realised": point.realised,
-                "loss": _rel_or_none(point),
-                "flop_sparsity": point.flop_sparsity,
-            }
-    return [{"sparsity": share, "families": rows[share]} for share in sorted(rows)]
+            rows.setdefault(share, {})[point.label] = SpeedLoss(
+                realised=point.realised, loss=loss_of(point), flop_sparsity=point.flop_sparsity
+            )
+    return [AtSparsity(sparsity=share, families=rows[share]) for share in sorted(rows)]
 
 
 def removed_nothing(point: Point) -> bool:
@@ -131,12 +128,12 @@ def _beaten(point: Point, other: Point) -> bool:
     return (faster and not worse) or (better and not slower)
 
 
-def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> Any:
+def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> SpeedLoss | None:
     for (x0, y0, z0), (x1, y1, z1) in zip(curve, curve[1:], strict=False):
         if x0 <= at <= x1 and x1 > x0:
             share = (at - x0) / (x1 - x0)
             loss = None if z0 is None or z1 is None else z0 + share * (z1 - z0)
-            return {"realised": y0 + share * (y1 - y0), "loss": loss}
+            return SpeedLoss(realised=y0 + share * (y1 - y0), loss=loss)
     return None
 
 
@@ -152,33 +149,24 @@ def _speeds(point: Point) -> tuple[float, ...]:
 
 
 def _losses(point: Point) -> tuple[float, ...]:
-    return tuple(loss_ci95(point) or ()) if _rel_or_none(point) is not None else ()
+    return tuple(loss_ci95(point) or ()) if loss_of(point) is not None else ()
 
 
 def loss_of(point: Point) -> float | None:
     """By which points are compared: the relative perplexity against the dense model that was
     trained as the pruned one was, where it was, else against the plain one."""
-    value: float | None = (point.loss or {}).get(f"perplexity_rel{_after(point)}")
-    return value
+    loss = point.loss or Loss()
+    after = loss.perplexity_rel_recovered
+    return loss.perplexity_rel if after is None else after
 
 
 def loss_ci95(point: Point) -> list[float] | None:
     """The interval of that loss."""
-    name = "recovered_ci95" if _after(point) else "ci95"
-    found: list[float] | None = (point.loss or {}).get(name)
-    return found
-
-
-def _after(point: Point) -> str:
-    recovered = (point.loss or {}).get("perplexity_rel_recovered") is not None
-    return "_recovered" if recovered else ""
-
-
-def _rel_or_none(point: Point) -> float | None:
-    return loss_of(point)
+    loss = point.loss or Loss()
+    return loss.ci95 if loss.perplexity_rel_recovered is None else loss.recovered_ci95
 
 
 def _rel(point: Point) -> float:
-    value = _rel_or_none(point)
+    value = loss_of(point)
     assert value is not None
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,15 +19,25 @@ from prunescope.analysis.pareto.claims import summary
 from prunescope.analysis.pareto.draws import add_shares
 from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pipeline import TOOL, analyze
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import (
+    Cell,
+    FailedResult,
+    Loss,
+    Pareto,
+    ParetoPhase,
+    Point,
+    SweepSubject,
+    TextLoss,
+)
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.run_quality import Quality
 
 SWEEP = "sweep.json"
-_LOSS = ("kl", "kl_ci95", "agreement", "agreement_ci95", "bits_per_byte", "perplexity",
-         "dense_perplexity", "scoring")  # fmt: skip
+_AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -61,7 +71,7 @@ class _Measured(msgspec.Struct, kw_only=True):
 
     point: Point
     dense_ns: float | None
-    subject: dict[str, Any]
+    subject: SweepSubject
     busy: bool  # the machine had other work
 
 
@@ -73,7 +83,9 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
     sweep = read_sweep(folder)
     measured: dict[str, list[_Measured]] = {}
     failed = [
-        {"id": e.id, "error": e.error or "unknown"} for e in sweep.results if e.state == "failed"
+        FailedResult(id=e.id, error=e.error or "unknown")
+        for e in sweep.results
+        if e.state == "failed"
     ]
     for entry in sweep.results:
         if entry.state != "done":
@@ -83,7 +95,7 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
         try:
             measured.setdefault(entry.phase, []).append(_measure(folder, entry))
         except PrunescopeError as error:
-            failed.append({"id": entry.id, "error": error.problem})
+            failed.append(FailedResult(id=entry.id, error=error.problem))
     if not measured:
         raise PrunescopeError(
             f"{folder} has no result that is done",
@@ -92,7 +104,9 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
     subject = next(iter(measured.values()))[0].subject
     found = Pareto(
         tool=TOOL,
-        subject={**subject, "select": sweep.config.get("select"), "config": sweep.config},
+        subject=msgspec.structs.replace(
+            subject, select=sweep.config.get("select"), config=sweep.config
+        ),
         phases={phase: _phase(runs) for phase, runs in measured.items()},
         failed=failed,
         pending=sum(e.state == "pending" for e in sweep.results),
@@ -142,15 +156,15 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
             f"{entry.id} has no dense twin in {entry.phase}", hint="remove the run and sweep again"
         )
     dense = phase.baseline.unprofiled_ns if phase.baseline else None
-    subject = {
-        "model": run.model.id,
-        "device": report.device.get("name"),
-        "dtype": run.dtype,
-        "threads": run.device.threads,
-        "versions": run.versions,
-        "text": (run.extra.get("quality") or {}).get("text"),
-        "command": " ".join(["prunescope", *run.argv]) if run.argv else None,
-    }
+    subject = SweepSubject(
+        model=run.model.id,
+        device=report.device.get("name"),
+        dtype=run.dtype,
+        threads=run.device.threads,
+        versions=run.versions,
+        text=plain(run.quality.text) if run.quality else None,
+        command=" ".join(["prunescope", *run.argv]) if run.argv else None,
+    )
     return _Measured(
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
@@ -190,7 +204,7 @@ def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
         realised_ci95=ladder.realised_ci95,
         bounds=dict(bounds),
         shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
-        loss=_loss(run.extra.get("quality")),
+        loss=_loss(run.quality),
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
@@ -200,31 +214,38 @@ def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
     )
 
 
-def _loss(quality: Any) -> dict[str, Any] | None:
+def _loss(quality: Quality | None) -> Loss | None:
     """The losses of a run's quality; None where the run was not judged."""
-    if not isinstance(quality, dict) or "perplexity_rel" not in quality:
+    if quality is None or not quality.is_compared:
         return None
-    tasks = quality.get("tasks_change") or {}
-    over_tasks = {
-        f"tasks_{name}": tasks.get(name) for name in ("signed", "signed_ci95", "absolute")
-    }
-    other = quality.get("other_text")
-    return {
-        **_relative(quality),
-        "other_text": _relative(other) if isinstance(other, dict) else None,
-        **{name: quality.get(name) for name in _LOSS},
-        **(over_tasks if tasks else {}),
-    }
+    tasks, other = quality.tasks_change, quality.other_text
+    return Loss(
+        perplexity_rel=quality.perplexity_rel,
+        ci95=quality.perplexity_rel_ci95,
+        perplexity_rel_recovered=quality.perplexity_rel_recovered,
+        recovered_ci95=quality.perplexity_rel_recovered_ci95,
+        other_text=None if other is None else _on_other_text(other),
+        kl=quality.kl,
+        kl_ci95=quality.kl_ci95,
+        agreement=quality.agreement,
+        agreement_ci95=quality.agreement_ci95,
+        bits_per_byte=quality.bits_per_byte,
+        perplexity=quality.perplexity,
+        dense_perplexity=quality.dense_perplexity,
+        scoring=quality.scoring,
+        tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
+        tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
+        tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
+    )
 
 
-def _relative(quality: dict[str, Any]) -> dict[str, Any]:
-    """Against the plain dense model, and against the one that was trained as the pruned one was."""
-    return {
-        "perplexity_rel": quality.get("perplexity_rel"),
-        "ci95": quality.get("perplexity_rel_ci95"),
-        "perplexity_rel_recovered": quality.get("perplexity_rel_recovered"),
-        "recovered_ci95": quality.get("perplexity_rel_recovered_ci95"),
-    }
+def _on_other_text(quality: Quality) -> TextLoss:
+    return TextLoss(
+        perplexity_rel=quality.perplexity_rel,
+        ci95=quality.perplexity_rel_ci95,
+        perplexity_rel_recovered=quality.perplexity_rel_recovered,
+        recovered_ci95=quality.perplexity_rel_recovered_ci95,
+    )
 
 
 def _simulated(run: Run) -> str | None:
@@ -233,8 +254,8 @@ def _simulated(run: Run) -> str | None:
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
     # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
     ruled = (pruning.knobs or {}).get("keep") == "recent"
-    routers = (pruning.recovery or {}).get("routers") or ()
-    taught = any(one.get("trained") for one in routers)  # then their scores decide
+    routers = pruning.recovery.routers if pruning.recovery else []
+    taught = any(one.trained for one in routers)  # then their scores decide
     drawn = pruning.selection == "random" and not taught
     if run.census and run.census.dynamic and drawn and not ruled:
         return "decisions drawn at random, at the full cost of making them"
@@ -300,15 +321,17 @@ def _merged(own: list[Point]) -> Point:
     )
 
 
-def _merged_loss(losses: list[dict[str, Any]]) -> dict[str, Any]:
+def _merged_loss(losses: Sequence[_AnyLoss]) -> _AnyLoss:
+    """Field by field; absent in all where it is absent in the first."""
     merged: dict[str, Any] = {}
-    for name, first in losses[0].items():
-        values = [one.get(name) for one in losses]
-        if isinstance(first, dict):
-            merged[name] = _merged_loss([one or {} for one in values])
-        else:
-            merged[name] = (_hull if name.endswith("ci95") else _median)(values)
-    return merged
+    for name in losses[0].__struct_fields__:
+        values = [getattr(one, name) for one in losses]
+        if isinstance(values[0], TextLoss):
+            merged[name] = _merged_loss([one or TextLoss() for one in values])
+        elif values[0] is not msgspec.UNSET:
+            known = [None if one is msgspec.UNSET else one for one in values]
+            merged[name] = (_hull if name.endswith("ci95") else _median)(known)
+    return msgspec.structs.replace(losses[0], **merged)
 
 
 def _median(values: list[Any]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.pareto.pareto import Entry, point_of
-from prunescope.analysis.schema.pareto import Point
+from prunescope.analysis.schema.pareto import Loss, Point, TextLoss
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import Pruning
@@ -71,15 +71,16 @@ def _points(
 
 
 def _row(phase: str, point: Point, run: Run, *, on_frontier: bool) -> list[Any]:
-    loss = point.loss or {}
-    other = loss.get("other_text") or {}
-    steps = ((run.pruning and run.pruning.recovery) or {}).get("steps")
+    loss = point.loss or Loss()
+    other = loss.other_text or TextLoss()
+    recovery = run.pruning and run.pruning.recovery
+    steps = recovery and recovery.steps
     values = [
         phase, point.id, point.family, point.sparsity, point.batch, point.prompt_len,
         point.realised, *(point.realised_ci95 or (None, None)),
-        loss.get("perplexity_rel"), *(loss.get("ci95") or (None, None)),
-        loss.get("perplexity_rel_recovered"), *(loss.get("recovered_ci95") or (None, None)),
-        other.get("perplexity_rel"), other.get("perplexity_rel_recovered"), steps,
+        loss.perplexity_rel, *(loss.ci95 or (None, None)),
+        loss.perplexity_rel_recovered, *(loss.recovered_ci95 or (None, None)),
+        other.perplexity_rel, other.perplexity_rel_recovered, steps,
         "yes" if on_frontier else "no",
     ]  # fmt: skip
     return ["" if value is None else value for value in values]

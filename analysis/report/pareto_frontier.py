@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.pareto_marks import Marks, dot, marks_of
-from prunescope.analysis.schema.pareto import Pareto, Point
+from prunescope.analysis.schema.pareto import Loss, Pareto, Point
 
 MOST = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 _PANEL = 3.35  # inches
@@ -61,14 +61,14 @@ def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
     return figure
 
 
-def shown_loss(point: Point) -> tuple[float | None, Any]:
+def shown_loss(point: Point) -> tuple[float | None, list[float] | None]:
     """Perplexity ratio and its interval: against the dense model trained alike, where there is."""
-    loss = point.loss or {}
-    if loss.get("perplexity_rel_recovered") is not None:
-        return 1 + loss["perplexity_rel_recovered"], loss.get("recovered_ci95")
-    if loss.get("perplexity_rel") is None:
+    loss = point.loss or Loss()
+    if loss.perplexity_rel_recovered is not None:
+        return 1 + loss.perplexity_rel_recovered, loss.recovered_ci95
+    if loss.perplexity_rel is None:
         return None, None
-    return 1 + loss["perplexity_rel"], loss.get("ci95")
+    return 1 + loss.perplexity_rel, loss.ci95
 
 
 def _panel(

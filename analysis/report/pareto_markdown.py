@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import (
+    Cell,
+    Loss,
+    Pareto,
+    ParetoPhase,
+    Point,
+    SpeedLoss,
+    TextLoss,
+)
 
+T = TypeVar("T")
 # Against the dense model that was trained as the pruned one was; and on a text that nothing read.
 _RECOVERED = ("against dense trained alike", "95 % of it")
 _OTHER = ("on the other text",)
@@ -24,18 +35,18 @@ def render_pareto(found: Pareto, *, figures: bool = True) -> str:
 
 def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     subject = found.subject
-    yield f"# Speed against quality: {text(subject.get('model'))}"
+    yield f"# Speed against quality: {text(subject.model)}"
     yield ""
-    versions = subject.get("versions") or {}
-    facts = [subject.get("device"), subject.get("dtype"), f"{subject.get('threads')} threads"]
+    versions = subject.versions
+    facts = [subject.device, subject.dtype, f"{subject.threads} threads"]
     facts += [f"{name} {version}" for name, version in versions.items()]
     yield text(" · ".join(str(fact) for fact in facts))
     yield ""
-    if subject.get("command"):
-        command = " ".join(str(subject["command"]).replace("`", "").split())
+    if subject.command:
+        command = " ".join(subject.command.replace("`", "").split())
         yield f"`{command}`"
         yield ""
-    config = {n: v for n, v in (subject.get("config") or {}).items() if v is not None}
+    config = {n: v for n, v in subject.config.items() if v is not None}
     if config:
         yield text(" · ".join(f"{name} {_setting(value)}" for name, value in config.items()))
         yield ""
@@ -64,7 +75,7 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     if found.failed:
         yield "## Failed"
         yield ""
-        yield from _table(("result", "error"), [(f["id"], f["error"]) for f in found.failed])
+        yield from _table(("result", "error"), [(f.id, f.error) for f in found.failed])
 
 
 def _phase(phase: ParetoPhase) -> Iterator[str]:
@@ -94,10 +105,10 @@ def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
             f" {high}."
         )
         yield ""
-    losses = [p.loss or {} for p in points]
-    tasks = any(loss.get("tasks_signed") is not None for loss in losses)
-    recovered = any(loss.get("perplexity_rel_recovered") is not None for loss in losses)
-    other = any(loss.get("other_text") for loss in losses)
+    losses = [p.loss for p in points if p.loss is not None]
+    tasks = any(loss.has_tasks for loss in losses)
+    recovered = any(loss.perplexity_rel_recovered is not None for loss in losses)
+    other = any(loss.other_text for loss in losses)
     head = ("family", "s", "FLOPs removed", "speedup", "95 %", "of FLOP bound", "of coverage",
             "of roofline", "perplexity", "95 % of it", *(_RECOVERED if recovered else ()),
             *(_OTHER if other else ()), *(_TASKS if tasks else ()), "KL", "agrees",
@@ -125,10 +136,10 @@ class _Shown:
 
 
 def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
-    loss: dict[str, Any] = point.loss or {}
+    loss = point.loss or Loss()
     s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
-    other = loss.get("other_text") or {}
-    after = other.get("perplexity_rel_recovered")
+    other = loss.other_text or TextLoss()
+    after = other.perplexity_rel_recovered
     return (
         point.label,
         s,
@@ -136,64 +147,56 @@ def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
         ratio(point.realised),
         _pair(point.realised_ci95, "{:.2f}"),
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
-        percent(loss.get("perplexity_rel"), signed=True),
-        _pair(loss.get("ci95"), "{:+.1%}"),
+        percent(loss.perplexity_rel, signed=True),
+        _pair(loss.ci95, "{:+.1%}"),
         *(
             (
-                percent(loss.get("perplexity_rel_recovered"), signed=True),
-                _pair(loss.get("recovered_ci95"), "{:+.1%}"),
+                percent(loss.perplexity_rel_recovered, signed=True),
+                _pair(loss.recovered_ci95, "{:+.1%}"),
             )
             if shown.recovered
             else ()
         ),
         *(
-            (percent(other.get("perplexity_rel") if after is None else after, signed=True),)
+            (percent(other.perplexity_rel if after is None else after, signed=True),)
             if shown.other
             else ()
         ),
         *(
             (
-                percent(loss.get("tasks_signed"), signed=True),
-                _pair(loss.get("tasks_signed_ci95"), "{:+.1%}"),
-                percent(loss.get("tasks_absolute")),
+                percent(_known(loss.tasks_signed), signed=True),
+                _pair(_known(loss.tasks_signed_ci95), "{:+.1%}"),
+                percent(_known(loss.tasks_absolute)),
             )
             if shown.tasks
             else ()
         ),
-        _number(loss.get("kl")),
-        percent(loss.get("agreement")),
+        _number(loss.kl),
+        percent(loss.agreement),
         "yes" if point.on_frontier else "",
     )
 
 
 def _equal(cell: Cell) -> Iterator[str]:
-    families = dict.fromkeys(
-        family for row in (*cell.equal_flops, *cell.equal_sparsity) for family in row["families"]
-    )
-    for title, key, rows in (
+    by_flops = [(percent(row.flop_sparsity), row.families) for row in cell.equal_flops]
+    by_sparsity = [(f"{row.sparsity:g}", row.families) for row in cell.equal_sparsity]
+    families = dict.fromkeys(name for _, own in (*by_flops, *by_sparsity) for name in own)
+    for title, at, rows in (
         (
             "At equal FLOPs (straight lines between measured points; dense is one)",
-            "flop_sparsity",
-            cell.equal_flops,
+            "FLOPs removed",
+            by_flops,
         ),
-        ("At equal s (as measured)", "sparsity", cell.equal_sparsity),
+        ("At equal s (as measured)", "s", by_sparsity),
     ):
         if not rows:
             continue
         yield f"#### {title}"
         yield ""
-        names = "FLOPs removed" if key == "flop_sparsity" else "s"
         yield from _table(
-            (names, *families),
-            (
-                (_at(key, row[key]), *(_speed_loss(row["families"].get(f)) for f in families))
-                for row in rows
-            ),
+            (at, *families),
+            ((where, *(_speed_loss(own.get(f)) for f in families)) for where, own in rows),
         )
-
-
-def _at(key: str, value: float) -> str:
-    return percent(value) if key == "flop_sparsity" else f"{value:g}"
 
 
 def _setting(value: Any) -> str:
@@ -203,20 +206,19 @@ def _setting(value: Any) -> str:
 
 
 def _overhead(points: Iterable[Point]) -> Iterator[str]:
-    heavy = [p for p in points if p.overhead is not None]
+    heavy = [(p, p.overhead) for p in points if p.overhead is not None]
     if not heavy:
         return
     yield "#### Added work, as a share of the time saved before it"
     yield ""
     rows = []
-    for point in heavy:
-        found: dict[str, Any] = point.overhead or {}
+    for point, found in heavy:
         parts = "; ".join(
-            f"{p['name']} {percent(p['share_of_saved'], decimals=0)}" for p in found["parts"][:4]
+            f"{part.name} {percent(part.share_of_saved, decimals=0)}" for part in found.parts[:4]
         )
-        share = found["share_of_saved"]
+        share = found.share_of_saved
         total = "nothing was saved" if share is None else percent(share, decimals=0)
-        rows.append((_name(point), time(found["added_ns"]), total, parts))
+        rows.append((_name(point), time(found.added_ns), total, parts))
     yield from _table(("point", "added", "of saved", "largest parts"), rows)
 
 
@@ -243,11 +245,15 @@ def _pair(interval: Sequence[float] | None, form: str) -> str:
     return f"[{form.format(interval[0])}, {form.format(interval[1])}]"
 
 
+def _known(value: T | msgspec.UnsetType) -> T | None:
+    return None if value is msgspec.UNSET else value
+
+
 def _number(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.3g}"
 
 
-def _speed_loss(found: dict[str, Any] | None) -> str:
+def _speed_loss(found: SpeedLoss | None) -> str:
     if found is None:
         return ""
-    return f"{ratio(found['realised'])} at {percent(found['loss'], signed=True)}"
+    return f"{ratio(found.realised)} at {percent(found.loss, signed=True)}"

@@ -11,6 +11,57 @@ from typing import Any
 import msgspec
 
 
+class TextLoss(msgspec.Struct, kw_only=True):
+    """The loss on one text: relative perplexity against the plain dense model, and against the one
+    that was trained as the pruned one was."""
+
+    perplexity_rel: float | None = None  # pruned / dense - 1
+    ci95: list[float] | None = None
+    perplexity_rel_recovered: float | None = None
+    recovered_ci95: list[float] | None = None
+
+
+class Loss(TextLoss, kw_only=True):
+    """The losses of a point, on the text of the sweep, the other text and tasks."""
+
+    other_text: TextLoss | None = None
+    kl: float | None = None  # nats a token
+    kl_ci95: list[float] | None = None
+    agreement: float | None = None  # share of tokens, 0..1
+    agreement_ci95: list[float] | None = None
+    bits_per_byte: float | None = None
+    perplexity: float | None = None
+    dense_perplexity: float | None = None
+    scoring: str | None = None  # "prefill" | "decode"
+    # Relative changes over tasks; absent where no tasks were asked.
+    tasks_signed: float | None | msgspec.UnsetType = msgspec.UNSET
+    tasks_signed_ci95: list[float] | None | msgspec.UnsetType = msgspec.UNSET
+    tasks_absolute: float | None | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether a change over tasks is known."""
+        return isinstance(self.tasks_signed, float | int)
+
+
+class AddedPart(msgspec.Struct, kw_only=True):
+    """One kind of work that pruning adds."""
+
+    name: str
+    ns: float
+    share_of_saved: float | None
+
+
+class Added(msgspec.Struct, kw_only=True):
+    """What a family adds, in ns a step, and as a share of the time it saves before that (null:
+    nothing was saved); the largest part first."""
+
+    saved_ns: float
+    added_ns: float
+    share_of_saved: float | None
+    parts: list[AddedPart]
+
+
 class Point(msgspec.Struct, kw_only=True):
     """A family at a sparsity in one phase, batch and length; the median of its draws."""
 
@@ -26,12 +77,12 @@ class Point(msgspec.Struct, kw_only=True):
     realised_ci95: list[float] | None  # over draws: from the lowest to the highest
     bounds: dict[str, float | None]  # flop, coverage, roofline
     shares: dict[str, float | None]  # realised / bound
-    loss: dict[str, Any] | None  # perplexity_rel, ci95, kl, agreement, bits_per_byte, ...
+    loss: Loss | None  # null: not judged
     flop_sparsity: float | None
     parameter_sparsity: float | None = None
     memory_bound: float | None = None  # share of the dense model's busy time that has a bound
     ledger: dict[str, float] = {}  # row -> ns, of the first draw
-    overhead: dict[str, Any] | None = None  # of a family that adds work
+    overhead: Added | None = None  # of a family that adds work
     simulated: str | None = None  # what stands in for hardware that is not there
     on_frontier: bool = False
 
@@ -66,6 +117,28 @@ class Hypothesis(msgspec.Struct, kw_only=True):
     text: str
 
 
+class SpeedLoss(msgspec.Struct, kw_only=True):
+    """A family at equal FLOPs or at equal sparsity."""
+
+    realised: float
+    loss: float | None
+    flop_sparsity: float | None | msgspec.UnsetType = msgspec.UNSET  # at equal sparsity
+
+
+class AtFlops(msgspec.Struct, kw_only=True):
+    """The families at one share of FLOPs that went, on straight lines between points."""
+
+    flop_sparsity: float
+    families: dict[str, SpeedLoss]
+
+
+class AtSparsity(msgspec.Struct, kw_only=True):
+    """The families at one nominal sparsity, as measured."""
+
+    sparsity: float
+    families: dict[str, SpeedLoss]
+
+
 class Cell(msgspec.Struct, kw_only=True):
     """One batch and length of a phase: points are compared inside a cell alone."""
 
@@ -74,8 +147,8 @@ class Cell(msgspec.Struct, kw_only=True):
     dense_ns: dict[str, float]  # over the results: median, low, high, spread = (high-low)/median
     winners: list[Winner]
     break_even: dict[str, float | None]
-    equal_flops: list[dict[str, Any]]  # {"flop_sparsity", "families": {id: {"realised","loss"}}}
-    equal_sparsity: list[dict[str, Any]]
+    equal_flops: list[AtFlops]
+    equal_sparsity: list[AtSparsity]
 
 
 class ParetoPhase(msgspec.Struct, kw_only=True):
@@ -91,14 +164,35 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     cells: list[Cell]
 
 
+class SweepSubject(msgspec.Struct, kw_only=True):
+    """What was swept, as the first result's run.json and sweep.json say it."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    versions: dict[str, str] = {}
+    text: dict[str, Any] | None = None  # `quality.text` of run.json
+    command: str | None = None
+    select: str | list[str] | None = None
+    config: dict[str, Any] = {}  # of sweep.json
+
+
+class FailedResult(msgspec.Struct, kw_only=True):
+    """A result that could not be had, or not be read."""
+
+    id: str
+    error: str
+
+
 class Pareto(msgspec.Struct, kw_only=True):
     """A whole sweep."""
 
     schema: int = 1
     tool: str
-    subject: dict[str, Any]  # model, device, dtype, text, selection
+    subject: SweepSubject
     phases: dict[str, ParetoPhase]
-    failed: list[dict[str, str]] = []  # {"id", "error"}
+    failed: list[FailedResult] = []
     pending: int = 0
     notes: list[str] = []
     hypotheses: list[Hypothesis] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunescope.analysis.schema.pareto import Point
+from prunescope.analysis.schema.pareto import Loss, Point
 
 MS = 1e6
 
@@ -23,5 +23,5 @@ def point(family: str, speed: float, loss: float | None, **more: Any) -> Point:
                    "added_work": 0.2 * MS, "launch_idle": 0.1 * MS, "pruned": 8.5 * MS},
     }  # fmt: skip
     if loss is not None:
-        plain["loss"] = {"perplexity_rel": loss, "ci95": [loss - 0.01, loss + 0.01]}
+        plain["loss"] = Loss(perplexity_rel=loss, ci95=[loss - 0.01, loss + 0.01])
     return Point(**{**plain, **more})

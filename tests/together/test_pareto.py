@@ -17,10 +17,19 @@ from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.report.pareto_markdown import render_pareto
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import (
+    Cell,
+    FailedResult,
+    Pareto,
+    ParetoPhase,
+    Point,
+    SweepSubject,
+)
 from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run_quality import Quality
 from tests.analysis.pareto_points import MS, point
 from tests.analysis.report import example
 
@@ -31,8 +40,8 @@ def test_draws_are_one_point_with_an_interval_over_all() -> None:
     assert found.realised == 1.25
     assert found.realised_ci95 == pytest.approx([0.98 * 1.2, 1.02 * 1.3])
     assert found.loss is not None
-    assert found.loss["perplexity_rel"] == 0.2
-    assert found.loss["ci95"] == pytest.approx([0.09, 0.51])
+    assert found.loss.perplexity_rel == 0.2
+    assert found.loss.ci95 == pytest.approx([0.09, 0.51])
     assert len(found.draws) == 3
 
 
@@ -59,9 +68,9 @@ def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
         )
     found = Pareto(
         tool="prunescope", phases=phases,
-        subject={"model": "m", "device": "cpu", "dtype": "bf16", "threads": 2,
-                 "versions": {"torch": "2"}, "text": {"source": "a text", "tokens": 8192}},
-        failed=[{"id": "static-k-24-s0.25", "error": "2:4 sparsity is 0.5 | not 0.25"}],
+        subject=SweepSubject(model="m", device="cpu", dtype="bf16", threads=2,
+                             versions={"torch": "2"}, text={"source": "a text", "tokens": 8192}),
+        failed=[FailedResult(id="static-k-24-s0.25", error="2:4 sparsity is 0.5 | not 0.25")],
     )  # fmt: skip
     found.hypotheses = hypotheses(found)
     found.summary = summary(found)
@@ -126,9 +135,8 @@ def test_an_order_with_a_family_missing_is_not_judged() -> None:
 def test_losses_over_tasks_stand_beside_perplexity() -> None:
     one = point("static-m", 1.2, 0.1)
     assert one.loss is not None
-    one.loss |= {
-        "tasks_signed": -0.04, "tasks_signed_ci95": [-0.1, 0.02], "tasks_absolute": 0.05,
-    }  # fmt: skip
+    one.loss.tasks_signed, one.loss.tasks_signed_ci95 = -0.04, [-0.1, 0.02]
+    one.loss.tasks_absolute = 0.05
     found = whole([one, point("dynamic-m", 1.3, 0.3)])
     text = render_pareto(found)
     assert "| tasks, signed | 95 % of it | tasks, absolute |" in text
@@ -141,12 +149,12 @@ def test_draws_of_task_losses_are_one() -> None:
     own = [point("a", 1.2, 0.1), point("a", 1.2, 0.1)]
     for one, signed in zip(own, (-0.1, -0.2), strict=True):
         assert one.loss is not None
-        interval = [signed - 0.01, signed + 0.01]
-        one.loss |= {"tasks_signed": signed, "tasks_signed_ci95": interval, "tasks_absolute": 0.3}
+        one.loss.tasks_signed, one.loss.tasks_absolute = signed, 0.3
+        one.loss.tasks_signed_ci95 = [signed - 0.01, signed + 0.01]
     (found,) = pareto._draws_merged(own)
     assert found.loss is not None
-    assert found.loss["tasks_signed"] == pytest.approx(-0.15)
-    assert found.loss["tasks_signed_ci95"] == pytest.approx([-0.21, -0.09])
+    assert found.loss.tasks_signed == pytest.approx(-0.15)
+    assert found.loss.tasks_signed_ci95 == pytest.approx([-0.21, -0.09])
 
 
 def test_nothing_faster_is_said_so() -> None:
@@ -196,7 +204,7 @@ def run_json(**quality: Any) -> str:
     run = Run(
         variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
         dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=["sweep", "s.yaml"],
-        extra={"quality": quality} if quality else {},
+        quality=read(Quality, quality) if quality else None,
     )  # fmt: skip
     return run.to_json()
 
@@ -278,14 +286,14 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
     ]
     found = of_saved(ledger)
     assert found is not None
-    assert found["saved_ns"] == pytest.approx(1.5 * MS)
-    assert found["share_of_saved"] == pytest.approx(1 / 3)
-    assert [p["name"] for p in found["parts"]] == ["x", "router"]
-    assert found["parts"][0]["share_of_saved"] == pytest.approx(0.2)
+    assert found.saved_ns == pytest.approx(1.5 * MS)
+    assert found.share_of_saved == pytest.approx(1 / 3)
+    assert [p.name for p in found.parts] == ["x", "router"]
+    assert found.parts[0].share_of_saved == pytest.approx(0.2)
     ledger[2] = example.row("pruned", 11.0)
     slower = of_saved(ledger)
     assert slower is not None
-    assert slower["share_of_saved"] is None  # nothing was saved
+    assert slower.share_of_saved is None  # nothing was saved
 
 
 @pytest.mark.usefixtures("analysed")
@@ -326,13 +334,36 @@ def test_a_run_without_quality_has_no_loss_and_no_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [(("quality", "perplexity_rel"), "0.2"), (("quality", "perplexity_rel_ci95"), [0.1]),
+     (("quality", "other_text"), {"kl": []}), (("quality", "text"), 5),
+     (("quality", "tasks_change"), {"signed_ci95": [1, "x"]}),
+     (("pruning", "recovery"), {"routers": 5}),
+     (("pruning", "recovery"), {"routers": [{"trained": "all"}]})],
+)  # fmt: skip
+def test_a_loss_that_is_none_is_a_result_that_failed(
+    tmp_path: Path, keys: tuple[str, str], value: Any
+) -> None:
+    folder = sweep_folder(tmp_path / "s", {}, {"sparsity": 0.5})
+    path = folder / "runs" / "r0" / "pruned" / "run.json"
+    plain = json.loads(path.read_text())
+    plain[keys[0]] = {**(plain.get(keys[0]) or {}), keys[1]: value}
+    path.write_text(json.dumps(plain))
+    found = pareto.judge(folder)
+    (failed,) = found.failed
+    assert (failed.id, ".".join(keys) in failed.error) == ("r0", True)
+    assert [p.id for p in found.phases["prefill"].points] == ["r1"]
+
+
+@pytest.mark.usefixtures("analysed")
 @pytest.mark.parametrize("run", ["../outside/pruned", "/etc", "runs/../../x", "."])
 def test_a_run_outside_the_sweep_is_not_read(tmp_path: Path, run: str) -> None:
     (tmp_path / "outside" / "pruned").mkdir(parents=True)
     (tmp_path / "outside" / "pruned" / "run.json").write_text(run_json())
     folder = sweep_folder(tmp_path / "s", {}, {"id": "bad", "run": run})
     found = pareto.judge(folder)
-    assert [f["id"] for f in found.failed] == ["bad"]
+    assert [f.id for f in found.failed] == ["bad"]
 
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:

@@ -104,15 +104,16 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
             result["sparsity"],
         )
         assert list(run.phases) == [result["phase"]]
-        quality = run.extra["quality"]
-        assert quality["text"]["source"] == "random token ids"
-        assert quality["perplexity_rel"] is not None
-        marks.setdefault((result["family"], result["sparsity"]), set()).add(
-            quality["weights_fingerprint"]
-        )
+        quality = run.quality
+        assert quality is not None and quality.text is not None
+        assert quality.text.source == "random token ids"
+        assert quality.perplexity_rel is not None
+        mark = quality.weights_fingerprint or ""
+        marks.setdefault((result["family"], result["sparsity"]), set()).add(mark)
         assert run.twin is not None
         dense = read_run(out / result["run"] / ".." / "dense")
-        assert dense.extra["quality"]["perplexity"] == quality["dense_perplexity"]
+        assert dense.quality is not None
+        assert dense.quality.perplexity == quality.dense_perplexity
     # The phases of a point were run by one object, those of two points by two.
     assert all(len(found) == 1 for found in marks.values())
     assert len(set.union(*marks.values())) == 4

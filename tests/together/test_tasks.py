@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.quality import tasks
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
@@ -60,8 +62,8 @@ def folder(path: Path) -> Path:
     return path
 
 
-def entry(value: float | None, stderr: float | None = None, *, higher: bool = True) -> Any:
-    return {"value": value, "stderr": stderr, "higher_is_better": higher}
+def entry(value: float | None, stderr: float | None = None, *, higher: bool = True) -> TaskScore:
+    return TaskScore(value=value, stderr=stderr, higher_is_better=higher)
 
 
 def test_the_losses_by_hand() -> None:
@@ -70,14 +72,14 @@ def test_the_losses_by_hand() -> None:
     found = changes(dense, pruned)
     assert found is not None
     # -0.1/0.5, +0.04/0.8, and a perplexity that rose by a quarter.
-    assert found["by_task"] == pytest.approx({"a": -0.2, "b": 0.05, "c": -0.25})
-    assert found["signed"] == pytest.approx(-0.4 / 3)
-    assert found["absolute"] == pytest.approx(0.5 / 3)
+    assert found.by_task == pytest.approx({"a": -0.2, "b": 0.05, "c": -0.25})
+    assert found.signed == pytest.approx(-0.4 / 3)
+    assert found.absolute == pytest.approx(0.5 / 3)
     # Of a: (0.05/0.5)^2 + (0.4*0.05/0.25)^2 = 0.01 + 0.0064; of b: 0.0025 + 0.00275625;
     # of c: 0.0025 + 0.00390625. 1.96*sqrt(their sum)/3 = 0.1090.
-    low, high = found["signed_ci95"]
+    low, high = found.signed_ci95 or (0.0, 0.0)
     assert (high - low) / 2 == pytest.approx(1.96 * 0.0280625**0.5 / 3)
-    assert (high + low) / 2 == pytest.approx(found["signed"])
+    assert (high + low) / 2 == pytest.approx(found.signed)
 
 
 def test_what_is_not_known_is_no_number() -> None:
@@ -86,7 +88,7 @@ def test_what_is_not_known_is_no_number() -> None:
     assert changes({}, {}) is None
     found = changes({"a": entry(0.5, None)}, {"a": entry(0.4, 0.1)})
     assert found is not None
-    assert found["signed_ci95"] is None
+    assert found.signed_ci95 is None
 
 
 class Harness:
@@ -135,7 +137,7 @@ def test_what_the_harness_is_handed_and_what_is_kept(
 ) -> None:
     harness, place, here = Harness(monkeypatch), folder(tmp_path / "tasks"), Path.cwd()
     found = score_tasks("a model", "a tokenizer", TaskList(names=("letters",), folder=place))
-    assert found["letters"] == {
+    assert plain(found["letters"]) == {
         "metric": "acc_norm", "value": 0.5, "stderr": None, "higher_is_better": True,
         "samples": 20, "version": 1.0,
         "metrics": {
@@ -206,7 +208,7 @@ def test_other_data_are_another_source(tmp_path: Path, monkeypatch: pytest.Monke
     assert before == TaskList(names=("letters",), folder=place).source()
     assert (before["folder"], before["lm_eval"]) == ("tasks", "0.4.13")
     (place / "letters.jsonl").write_text("{}\n")
-    assert TaskList(names=("letters",), folder=place).source()["sha256"] != before["sha256"]
+    assert TaskList(names=("letters",), folder=place).source().sha256 != before.sha256
 
 
 def byte_model(path: Path, tiny: Any) -> Path:
@@ -262,19 +264,20 @@ def test_a_sweep_with_a_local_task(
     out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
     (result,) = json.loads((out / "sweep.json").read_bytes())["results"]
     assert result["state"] == "done", result["error"]
-    quality = read_run(out / result["run"]).extra["quality"]
-    dense = read_run(out / result["run"] / ".." / "dense").extra["quality"]["tasks"]["letters"]
+    quality = read_run(out / result["run"]).quality
+    dense = read_run(out / result["run"] / ".." / "dense").quality
     loaded = load_model(str(where), dtype="auto", device=torch.device("cpu"), attn="sdpa")
     share = accuracy(loaded.model, load_tokenizer(loaded))
-    assert dense["value"] == pytest.approx(share)
-    assert dense["samples"] == 20
+    assert dense is not None and quality is not None and quality.tasks_change is not None
+    before = dense.tasks["letters"]
+    assert before.value == pytest.approx(share)
+    assert before.samples == 20
     # The harness divides by n - 1.
-    assert dense["stderr"] == pytest.approx((share * (1 - share) / 19) ** 0.5)
-    change = quality["tasks_change"]
-    assert change["by_task"]["letters"] == pytest.approx(
-        quality["tasks"]["letters"]["value"] / share - 1
-    )
+    assert before.stderr == pytest.approx((share * (1 - share) / 19) ** 0.5)
+    change = quality.tasks_change
+    after = quality.tasks["letters"].value or 0.0
+    assert change.by_task["letters"] == pytest.approx(after / share - 1)
     (point,) = judge(out).phases["decode"].points
     assert point.loss is not None
-    assert point.loss["tasks_signed"] == change["signed"]
-    assert point.loss["tasks_absolute"] == change["absolute"]
+    assert point.loss.tasks_signed == change.signed
+    assert point.loss.tasks_absolute == change.absolute

@@ -15,7 +15,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run_blocks import Pruning, Record
@@ -53,7 +53,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
     if request.recovery is not None:
-        pruning["recovery"] = recover(
+        recovered = recover(
             applied.model,
             load_tokenizer(loaded),
             request.recovery,
@@ -62,6 +62,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
             learners=applied.learners,
         )
+        pruning["recovery"] = plain(recovered)
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
     return applied, read(Pruning, pruning)

@@ -67,7 +67,7 @@ def _trace(
     with kept_in(trainings, progress):
         captures = capture(request, progress, peaks=peaks, variants=variants)
     for name, quality in (prepared.quality if prepared else {}).items():
-        captures[name].run.extra["quality"] = quality
+        captures[name].run.quality = quality
     check_out(request.out, overwrite=request.overwrite)
     write_runs(request.out, captures, baseline)
     if trainings is not None:

@@ -14,6 +14,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.run_quality import Quality
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
@@ -49,7 +50,7 @@ class Prepared:
     objects; by name, what goes into each manifest as `quality`."""
 
     variants: list[Variant]
-    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, Quality] = field(default_factory=dict)
 
 
 def check_method(request: TraceRequest) -> None:

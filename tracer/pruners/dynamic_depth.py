@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import removed_layers, rounding
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
 from prunescope.tracer.calibration.collect import Calibration
@@ -226,7 +226,9 @@ class _DepthLearner:
             for site, scores in zip(self.sites, pooled, strict=True):
                 site.router.threshold = quantile(scores, site.router.sparsity)
 
-    def record(self) -> Record:
+    def record(self) -> RouterTraining:
         """The share of the sequences that each layer was to run for; the sum is kept in each."""
         shares = [round(1 - site.router.sparsity, 4) for site in self.sites]
-        return {"unit": "layers", "trained": len(self.sites), "kept_by_layer": {"layer": shares}}
+        return RouterTraining(
+            unit="layers", trained=len(self.sites), kept_by_layer={"layer": shares}
+        )

@@ -1,6 +1,6 @@
 """Quality of a model on a text, next to the dense model it came from.
 
-In: models, token ids [N] and how they were made (Passage). Out: plain values for run.json.
+In: models, token ids [N] and how they were made (Passage). Out: Quality, for run.json.
 Losses are nats a token; bits per byte uses the UTF-8 bytes of the tokens that were scored.
 
 Windows of C tokens start every R tokens (R = C unless said otherwise). A window scores each of its
@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_quality import Quality, TextSource
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
-from prunescope.tracer.quality.records import BothQualities, ModelQuality, Recovered, Relative
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -39,11 +39,11 @@ _KEEP_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and a record."""
+    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and where from."""
 
     ids: torch.Tensor
     bytes_of: torch.Tensor | None
-    record: dict[str, Any]
+    record: TextSource
     context: int = CONTEXT
     stride: int | None = None
 
@@ -63,6 +63,14 @@ class Passage:
         """The windows, and in decode scoring only the tokens just after the prompt of each."""
         for window in self.windows():
             yield _decoded(window) if scoring == "decode" else window
+
+
+@dataclass(kw_only=True)
+class Compared:
+    """The quality of both models of a comparison."""
+
+    dense: Quality
+    pruned: Quality
 
 
 @dataclass(kw_only=True)
@@ -111,7 +119,7 @@ def text_passage(  # noqa: PLR0913
     context = min(CONTEXT, longest or CONTEXT)
     if tokenizer is None:
         ids = token_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
-        record = {"source": "random token ids", "seed": seed, "tokens": tokens}
+        record = TextSource(source="random token ids", seed=seed, tokens=tokens)
         return Passage(ids=ids, bytes_of=None, record=record, context=context)
     source = read_text(text)
     part = source.evaluation[: 16 * tokens]
@@ -123,12 +131,9 @@ def text_passage(  # noqa: PLR0913
             hint="give a longer text",
         )
     offsets = made["offset_mapping"][:tokens] if tokenizer.is_fast else None
-    record = {
-        "source": source.name,
-        "sha256": source.sha256,
-        "part": "evaluation half",
-        "tokens": len(ids),
-    }
+    record = TextSource(
+        source=source.name, sha256=source.sha256, part="evaluation half", tokens=len(ids)
+    )
     return Passage(
         ids=ids,
         bytes_of=None if offsets is None else _token_bytes(part, offsets),
@@ -137,7 +142,7 @@ def text_passage(  # noqa: PLR0913
     )
 
 
-def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> ModelQuality:
+def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Quality:
     """Perplexity and bits per byte of `model`.
 
     `scoring`: "prefill" takes all tokens of a window in one forward; "decode" fills the cache with
@@ -161,11 +166,11 @@ def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.
     return torch.cat(scores.nats)
 
 
-def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> BothQualities:
+def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> Compared:
     """Of both models, each as `quality` gives it, on the dense model's passage.
 
-    "pruned" has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which both
-    would say the same next), and perplexity_rel = perplexity / dense perplexity − 1. Intervals of
+    The pruned one has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which
+    both would say the same next), perplexity_rel = perplexity / dense perplexity − 1. Intervals of
     95 % by a bootstrap over blocks of 128 neighbours, dense and pruned on the same blocks.
     `control`: nats [n] of the dense model after the training that the pruned one had; then
     perplexity_rel_recovered is perplexity / that of the control − 1.
@@ -177,13 +182,11 @@ def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) ->
             logits = _logits(model, passage.ids, window, scoring)
             targets = passage.ids[window[1] : window[2]]
             _add(scores, reference, logits, dense.logits(window), targets)
-    pruned: ModelQuality = {
-        **_record(passage, scores, scoring),
-        **_relative(passage, scores, reference, scoring),
-    }
+    pruned = _record(passage, scores, scoring)
+    _add_relative(pruned, passage, scores, reference)
     if control is not None:
-        pruned.update(_recovered(passage, scores, control, scoring))  # type: ignore[typeddict-item]
-    return {"dense": _record(passage, reference, scoring), "pruned": pruned}
+        _add_recovered(pruned, passage, scores, control)
+    return Compared(dense=_record(passage, reference, scoring), pruned=pruned)
 
 
 def _decoded(window: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -233,53 +236,49 @@ def _add(
         scores.agree.append((log_p.argmax(-1) == log_d.argmax(-1)).double().cpu())
 
 
-def _record(passage: Passage, scores: Scores, scoring: str) -> ModelQuality:
+def _record(passage: Passage, scores: Scores, scoring: str) -> Quality:
     positions, blocks = _blocks(passage, scoring)
     nats = torch.cat(scores.nats)
     mean = float(nats.mean())
-    record: ModelQuality = {
-        "text": passage.record,
-        "context": passage.context,
-        "stride": passage.stride or passage.context,
-        "scoring": scoring,
-        "scored_tokens": len(nats),
-        "nats_per_token": _finite(mean),
-        "perplexity": _exp(mean),
-        "perplexity_ci95": perplexity_ci95(blocks, nats),
-        "bits_per_byte": None,
-    }
+    record = Quality(
+        text=passage.record,
+        context=passage.context,
+        stride=passage.stride or passage.context,
+        scoring=scoring,
+        scored_tokens=len(nats),
+        nats_per_token=_finite(mean),
+        perplexity=_exp(mean),
+        perplexity_ci95=perplexity_ci95(blocks, nats),
+    )
     if passage.bytes_of is not None:
-        scored_bytes = int(passage.bytes_of[positions].sum())
-        record["scored_bytes"] = scored_bytes
-        record["bits_per_byte"] = _finite(float(nats.sum()) / math.log(2) / scored_bytes)
+        record.scored_bytes = int(passage.bytes_of[positions].sum())
+        record.bits_per_byte = _finite(float(nats.sum()) / math.log(2) / record.scored_bytes)
     return record
 
 
-def _relative(passage: Passage, scores: Scores, reference: Scores, scoring: str) -> Relative:
-    _, blocks = _blocks(passage, scoring)
+def _add_relative(pruned: Quality, passage: Passage, scores: Scores, reference: Scores) -> None:
+    """Beside the dense model, on the same tokens."""
+    _, blocks = _blocks(passage, pruned.scoring or "")
     nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
     kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
     relative = _exp(float((nats - dense_nats).mean()))
-    return {
-        "dense_perplexity": _exp(float(dense_nats.mean())),
-        "perplexity_rel": None if relative is None else relative - 1,
-        "perplexity_rel_ci95": relative_ci95(blocks, nats, dense_nats),
-        "kl": _finite(float(kl.mean())),
-        "kl_ci95": mean_ci95(blocks, kl),
-        "agreement": float(agree.mean()),
-        "agreement_ci95": mean_ci95(blocks, agree),
-    }
+    pruned.dense_perplexity = _exp(float(dense_nats.mean()))
+    pruned.perplexity_rel = None if relative is None else relative - 1
+    pruned.perplexity_rel_ci95 = relative_ci95(blocks, nats, dense_nats)
+    pruned.kl, pruned.kl_ci95 = _finite(float(kl.mean())), mean_ci95(blocks, kl)
+    pruned.agreement, pruned.agreement_ci95 = float(agree.mean()), mean_ci95(blocks, agree)
 
 
-def _recovered(passage: Passage, scores: Scores, control: torch.Tensor, scoring: str) -> Recovered:
-    _, blocks = _blocks(passage, scoring)
+def _add_recovered(
+    pruned: Quality, passage: Passage, scores: Scores, control: torch.Tensor
+) -> None:
+    """Beside the dense model after the training that the pruned one had."""
+    _, blocks = _blocks(passage, pruned.scoring or "")
     nats = torch.cat(scores.nats)
     relative = _exp(float((nats - control).mean()))
-    return {
-        "control_perplexity": _exp(float(control.mean())),
-        "perplexity_rel_recovered": None if relative is None else relative - 1,
-        "perplexity_rel_recovered_ci95": relative_ci95(blocks, nats, control),
-    }
+    pruned.control_perplexity = _exp(float(control.mean()))
+    pruned.perplexity_rel_recovered = None if relative is None else relative - 1
+    pruned.perplexity_rel_recovered_ci95 = relative_ci95(blocks, nats, control)
 
 
 def _blocks(passage: Passage, scoring: str) -> tuple[torch.Tensor, Blocks]:

@@ -1,6 +1,6 @@
 """Zero-shot tasks through lm-evaluation-harness, the optional extra `eval`, on the timed model.
 
-In: a model, its tokenizer and a TaskList. Out: plain values for run.json; metrics as the harness
+In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json; metrics as the harness
 gives them, with its standard errors (null where it gives none).
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.quality.records import Metric, TaskChange, TaskScore, TaskSource
+from prunescope.taxonomy.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
 
 _BATCH = 8  # requests a forward; none of the harness's results depends on it
 _DRAWS = 1000  # of the harness's bootstrap, where a standard error has no closed form
@@ -39,7 +39,7 @@ class TaskList:
         digest = None if self.folder is None else _digest(self.folder)
         folder = None if self.folder is None else self.folder.name
         version = importlib.metadata.version("lm_eval")
-        return {"names": list(self.names), "folder": folder, "sha256": digest, "lm_eval": version}
+        return TaskSource(names=list(self.names), folder=folder, sha256=digest, lm_eval=version)
 
 
 def check_installed() -> None:
@@ -98,11 +98,12 @@ def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskCh
     by_task: dict[str, float] = {}
     variances: list[float | None] = []
     for name, before in dense.items():
-        d, p = before["value"], pruned[name]["value"]
+        after = pruned[name]
+        d, p = before.value, after.value
         if not d or p is None:
             return None
-        by_task[name] = (p - d) / d * (-1 if before["higher_is_better"] is False else 1)
-        error, own = before["stderr"], pruned[name]["stderr"]
+        by_task[name] = (p - d) / d * (-1 if before.higher_is_better is False else 1)
+        error, own = before.stderr, after.stderr
         variances.append(
             None if error is None or own is None else (own / d) ** 2 + (p * error / d**2) ** 2
         )
@@ -113,12 +114,12 @@ def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskCh
     spread = None
     if len(known_variances) == len(variances):
         spread = _Z95 * math.sqrt(sum(known_variances)) / len(variances)
-    return {
-        "signed": signed,
-        "signed_ci95": None if spread is None else [signed - spread, signed + spread],
-        "absolute": sum(map(abs, by_task.values())) / len(by_task),
-        "by_task": by_task,
-    }
+    return TaskChange(
+        signed=signed,
+        signed_ci95=None if spread is None else [signed - spread, signed + spread],
+        absolute=sum(map(abs, by_task.values())) / len(by_task),
+        by_task=by_task,
+    )
 
 
 def _digest(folder: Path) -> str:
@@ -156,25 +157,26 @@ def _entry(name: str, found: dict[str, Any]) -> TaskScore:
             hint="list the tasks of the group one by one",
         )
     raw = found["results"][name]
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, TaskMetric] = {}
     for key, value in raw.items():
         metric, comma, kind = key.partition(",")
         if comma and kind == "none" and not metric.endswith("_stderr"):
             error = raw.get(f"{metric}_stderr,none")
-            metrics[metric] = {"value": _number(value), "stderr": _number(error)}
+            metrics[metric] = TaskMetric(value=_number(value), stderr=_number(error))
     better = found.get("higher_is_better", {}).get(name, {})
     listed = [m["metric"] for m in found["configs"][name].get("metric_list") or ()]
     first = next((m for m in (*listed, *metrics) if m in metrics), None)
     if first is None:
         raise PrunescopeError(f"{name} gave no metric", hint="name one in its metric_list")
-    return {
-        "metric": first,
-        **metrics[first],
-        "higher_is_better": better.get(first),
-        "samples": (found.get("n-samples", {}).get(name) or {}).get("effective"),
-        "version": found.get("versions", {}).get(name),
-        "metrics": metrics,
-    }
+    return TaskScore(
+        metric=first,
+        value=metrics[first].value,
+        stderr=metrics[first].stderr,
+        higher_is_better=better.get(first),
+        samples=(found.get("n-samples", {}).get(name) or {}).get("effective"),
+        version=found.get("versions", {}).get(name),
+        metrics=metrics,
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
 from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.matrices import expert_notes
@@ -41,7 +42,7 @@ def recover(  # noqa: PLR0913
     seed: int,
     masks: bool = False,
     learners: Sequence[Learner] = (),
-) -> dict[str, Any]:
+) -> Recovered:
     """Train `model` in place. `name`: of the training, for progress and checkpoints; `masks`: zeros
     of the weights stay zeros; `learners`: routers that are trained too.
 
@@ -67,10 +68,9 @@ def recover(  # noqa: PLR0913
         learner.settle(calibration)
     held_out.append(mean_loss(model, read.held_out))
     record = _record(wanted, seed, read, training, held_out)
-    record["weights_sha256"] = weights_sha256(model)
-    record["notes"] = _notes(model, adapters, learners, training)
-    if learners:
-        record["routers"] = [learner.record() for learner in learners]
+    record.weights_sha256 = weights_sha256(model)
+    record.notes = _notes(model, adapters, learners, training)
+    record.routers = [learner.record() for learner in learners]
     return record
 
 
@@ -172,30 +172,30 @@ def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
 
 def _record(
     wanted: Recovery, seed: int, read: Examples, training: Training, held_out: list[float | None]
-) -> dict[str, Any]:
+) -> Recovered:
     losses = training.state.losses
     every = max(1, -(-len(losses) // _CURVE))
-    return {
-        **wanted.plain(),
-        "length": read.rows.shape[1],
-        "text": read.source,
-        "seed": seed,
-        "steps_done": training.state.step,
-        "epochs": round(training.state.step * wanted.batch / len(read.rows), 2),
-        "train_sha256": read.train_sha256,
-        "eval_sha256": read.eval_sha256,
-        "weights_sha256": "",
-        "resumed_from": training.resumed_from,
-        "stopped": training.state.stopped,
-        "losses": {
-            "train": [[i + 1, losses[i]] for i in range(0, len(losses), every)],
-            "held_out": {
-                "before": held_out[0],
-                "after": held_out[1],
-                "tokens": read.held_out.numel(),
-            },
-        },
-    }
+    before, after = held_out
+    return Recovered(
+        steps=wanted.steps,
+        rank=wanted.rank,
+        lr=wanted.lr,
+        batch=wanted.batch,
+        length=read.rows.shape[1],
+        text=read.source,
+        target=wanted.target,
+        seed=seed,
+        steps_done=training.state.step,
+        epochs=round(training.state.step * wanted.batch / len(read.rows), 2),
+        train_sha256=read.train_sha256,
+        eval_sha256=read.eval_sha256,
+        resumed_from=training.resumed_from,
+        stopped=training.state.stopped,
+        losses=Losses(
+            train=[[i + 1, losses[i]] for i in range(0, len(losses), every)],
+            held_out=HeldOut(before=before, after=after, tokens=read.held_out.numel()),
+        ),
+    )
 
 
 def _notes(

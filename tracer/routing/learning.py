@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from prunescope.taxonomy.run_blocks import Record
+from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, settle_thresholds
 
@@ -31,7 +31,7 @@ class Learner(Protocol):
     def settle(self, calibration: Calibration) -> None:
         """The weights are trained: bring them to the model's dtype, and set the thresholds."""
 
-    def record(self) -> Record:
+    def record(self) -> RouterTraining:
         """For run.json."""
 
 
@@ -76,9 +76,9 @@ class AsItIs:
         for part, sparsity in zip(self.parts, self.before, strict=True):
             part.sparsity = sparsity
 
-    def record(self) -> Record:
+    def record(self) -> RouterTraining:
         """That nothing was trained."""
-        return {"trained": 0}
+        return RouterTraining()
 
 
 class RowLearner:
@@ -120,11 +120,11 @@ class RowLearner:
         for site in self.sites:
             site.router.tracks = True
 
-    def record(self) -> Record:
+    def record(self) -> RouterTraining:
         """The share of the rows that each router lets through, by kind."""
         kinds = dict.fromkeys(site.kind for site in self.sites)
         shares = {
             kind: [round(1 - s.router.sparsity, 4) for s in self.sites if s.kind == kind]
             for kind in kinds
         }
-        return {"unit": "rows", "trained": len(self.sites), "kept_by_layer": shares}
+        return RouterTraining(unit="rows", trained=len(self.sites), kept_by_layer=shares)

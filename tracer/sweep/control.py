@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
@@ -46,10 +47,10 @@ def control_nats(  # noqa: PLR0913
             model = copy.deepcopy(dense.model)
             record = recover(model, load_tokenizer(dense.loaded), wanted, name=NAME, seed=seed)
             nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
-            found = {"of": digest, "recovery": record, "nats": nats}
+            found = {"of": digest, "recovery": plain(record), "nats": nats}
             write_json(path, found)
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in found["nats"].items()}
 
 
 def _said(passage: Passage) -> dict[str, Any]:
-    return {**passage.record, "context": passage.context, "stride": passage.stride}
+    return {**plain(passage.record), "context": passage.context, "stride": passage.stride}

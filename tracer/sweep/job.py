@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.calibration.collect import Statistics, remembering
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
@@ -40,17 +41,24 @@ from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.model.stored import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     TOKENS,
+    Compared,
     Dense,
     Passage,
     compare,
     text_passage,
 )
-from prunescope.tracer.quality.records import BothQualities, TaskScore
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.recovery.place import kept_in
 from prunescope.tracer.sweep.control import control_nats
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
-from prunescope.tracer.sweep.state import DONE, SweepFolder, read_json, write_json
+from prunescope.tracer.sweep.state import (
+    DONE,
+    Judged,
+    SweepFolder,
+    read_json,
+    read_judged,
+    write_json,
+)
 from prunescope.tracer.sweep.watch import Watch
 
 # A bug or a limit of one family must not end the sweep; a full disk or a signal must.
@@ -165,21 +173,22 @@ class Worker:
         dense, pruned = prepared.variants
         path = SweepFolder(job.folder).quality(result.key)
         marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
-        found = read_json(path)
+        found = read_judged(path)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
-        if found is None or found["weights"] != marks or found.get("tasks") != source:
+        if found is None or found.weights != marks or found.tasks != source:
             scored = self._compared(job, prepared, marks["dense"], _scored_in(result.family))
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, marks["dense"])
-            found = {"weights": marks, "tasks": source, **scored}
-            write_json(path, found)
+            found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
+            write_json(path, json_fields.plain(found))
         prepared.quality = {
-            v.name: {"weights_fingerprint": marks[v.name], **found[v.name]} for v in (dense, pruned)
+            "dense": replace(found.dense, weights_fingerprint=marks["dense"]),
+            "pruned": replace(found.pruned, weights_fingerprint=marks["pruned"]),
         }
         return prepared
 
-    def _compared(self, job: Job, prepared: Prepared, mark: str, scoring: str) -> BothQualities:
+    def _compared(self, job: Job, prepared: Prepared, mark: str, scoring: str) -> Compared:
         """Both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
         passages = {"text": self._text(job, dense)}
@@ -198,18 +207,16 @@ class Worker:
                 mark=mark,
                 seed=job.config.seed,
             )
-        found: dict[str, BothQualities] = {}
+        found: dict[str, Compared] = {}
         for name, passage in passages.items():
             reference = self._reference(dense, f"{mark}-{name}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
         if "other" in found:
-            found["text"]["dense"]["other_text"] = found["other"]["dense"]
-            found["text"]["pruned"]["other_text"] = found["other"]["pruned"]
+            found["text"].dense.other_text = found["other"].dense
+            found["text"].pruned.other_text = found["other"].pruned
         return found["text"]
 
-    def _add_tasks(
-        self, found: BothQualities, tasks: TaskList, prepared: Prepared, mark: str
-    ) -> None:
+    def _add_tasks(self, found: Compared, tasks: TaskList, prepared: Prepared, mark: str) -> None:
         """Scores of both models, and the losses; those of an equal dense model are kept."""
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
@@ -217,8 +224,8 @@ class Worker:
             self._dense_tasks = {mark: score_tasks(dense.model, tokenizer, tasks)}
         before = self._dense_tasks[mark]
         after = score_tasks(pruned.model, tokenizer, tasks)
-        found["dense"]["tasks"], found["pruned"]["tasks"] = before, after
-        found["pruned"]["tasks_change"] = changes(before, after)
+        found.dense.tasks, found.pruned.tasks = before, after
+        found.pruned.tasks_change = changes(before, after)
 
     def _text(self, job: Job, dense: Variant, *, other: bool = False) -> Passage:
         if other not in self._passages:

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.run_quality import Quality, TaskSource
 from prunescope.tracer.sweep.plan import Plan, Planned, family_slug, is_checkpoint
 
 SCHEMA = 1
@@ -63,6 +65,16 @@ class PlanFile:
         """As it stands in the file; `results`: with what came of each, for sweep.json."""
         rows = list(map(_plain, self.results)) if results is None else list(results)
         return {"config": self.config, "notes": self.notes, "results": rows}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Judged:
+    """quality/MODEL.json: the quality of both models, and of which weights and tasks it is."""
+
+    weights: dict[str, str]  # fingerprints
+    tasks: TaskSource | None
+    dense: Quality
+    pruned: Quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,11 +239,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise PrunescopeError(
-            f"{path.name} of the sweep is damaged ({error})",
-            hint="restore it, or remove it: runs that are done stay done",
-        ) from None
+        raise damaged(path, error) from None
     return plain if isinstance(plain, dict) else None
+
+
+def read_judged(path: Path) -> Judged | None:
+    """A file of quality/; None where there is none. Raises PrunescopeError where it is damaged."""
+    plain = read_json(path)
+    if plain is None:
+        return None
+    try:
+        return json_fields.read(Judged, plain)
+    except (TypeError, AttributeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> PrunescopeError:
+    """What to say of a file of the sweep that cannot be read."""
+    return PrunescopeError(
+        f"{path.name} of the sweep is damaged ({error})",
+        hint="restore it, or remove it: runs that are done stay done",
+    )
 
 
 def _as(kind: type[Failure], plain: dict[str, Any] | None) -> Failure | None:

@@ -61,7 +61,7 @@ def test_properties_of_any_frontier(seed: int) -> None:
     ]
     found = frontier.frontier(points)
     speeds = [p.realised for p in found]
-    losses = [(p.loss or {})["perplexity_rel"] for p in found]
+    losses = [p.loss.perplexity_rel or 0.0 for p in found if p.loss]
     assert speeds == sorted(speeds)
     assert losses == sorted(losses)
     assert all((p.realised_ci95 or [0])[0] > 1 for p in found)
@@ -70,9 +70,9 @@ def test_properties_of_any_frontier(seed: int) -> None:
     assert frontier.frontier(points) == found
     # Nobody is faster beyond noise than a frontier point at a loss below its own beyond noise.
     for kept in found:
-        low = (kept.loss or {})["ci95"][0]
+        low = (frontier.loss_ci95(kept) or [0])[0]
         for other in points:
-            below = (other.loss or {})["ci95"][1] < low
+            below = (frontier.loss_ci95(other) or [0, 0])[1] < low
             faster = (other.realised_ci95 or [0])[0] > (kept.realised_ci95 or [0, 0])[1]
             assert not (below and faster)
 
@@ -107,17 +107,17 @@ def test_equal_flops_are_interpolated_and_never_beyond_the_last_point() -> None:
         point("a", 1.6, 0.5, flop_sparsity=0.4),
         point("b", 1.1, None, flop_sparsity=0.3),
     ]
-    rows = {row["flop_sparsity"]: row["families"] for row in frontier.equal_flops(points)}
+    rows = {row.flop_sparsity: row.families for row in frontier.equal_flops(points)}
     assert set(rows) == {0.125, 0.25, 0.375}
     # Between (0, 1) and (.2, 1.2): 1 + .125/.2 * .2 = 1.125; loss .125/.2 * .1.
-    assert rows[0.125]["a"]["realised"] == pytest.approx(1.125)
-    assert rows[0.125]["a"]["loss"] == pytest.approx(0.0625)
+    assert rows[0.125]["a"].realised == pytest.approx(1.125)
+    assert rows[0.125]["a"].loss == pytest.approx(0.0625)
     # Between (.2, 1.2) and (.4, 1.6): 1.2 + .25 * .4 = 1.3.
-    assert rows[0.25]["a"]["realised"] == pytest.approx(1.3)
-    assert rows[0.25]["b"]["loss"] is None
+    assert rows[0.25]["a"].realised == pytest.approx(1.3)
+    assert rows[0.25]["b"].loss is None
     assert "b" not in rows[0.375]
 
 
 def test_equal_sparsity_shows_a_merged_point_at_each_of_its_own() -> None:
     rows = frontier.equal_sparsity([point("a", 1.2, 0.1, sparsities=[0.25, 0.375])])
-    assert [row["sparsity"] for row in rows] == [0.25, 0.375]
+    assert [row.sparsity for row in rows] == [0.25, 0.375]

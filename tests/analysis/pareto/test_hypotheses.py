@@ -48,7 +48,8 @@ def test_a_winner_says_in_how_many_draws_it_wins() -> None:
 def test_the_loss_is_that_against_the_dense_model_trained_alike() -> None:
     one = point("a", 1.2, 0.1)
     assert loss_of(one) == 0.1
-    one.loss |= {"perplexity_rel_recovered": 0.4, "recovered_ci95": [0.3, 0.5]}  # type: ignore[operator]
+    assert one.loss is not None
+    one.loss.perplexity_rel_recovered, one.loss.recovered_ci95 = 0.4, [0.3, 0.5]
     assert loss_of(one) == 0.4
     drawn = draws_of([one])
     assert drawn is not None

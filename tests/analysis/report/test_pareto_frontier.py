@@ -10,7 +10,7 @@ from matplotlib.legend import Legend
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.report.pareto_frontier import frontier_figure, frontier_plot
 from prunescope.analysis.report.pareto_marks import marks_of
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point, SweepSubject
 from tests.analysis.pareto_points import point
 
 # Four on the frontier within a hair of each other, two that nobody would use.
@@ -31,7 +31,7 @@ def whole(phases: dict[str, list[Point]]) -> Pareto:
             equal_sparsity=[],
         )  # fmt: skip
         found[name] = ParetoPhase(points=points, winners=[], break_even={}, cells=[cell])
-    return Pareto(tool="t", subject={}, phases=found)
+    return Pareto(tool="t", subject=SweepSubject(), phases=found)
 
 
 def test_labels_of_the_frontier_do_not_overlap() -> None:
@@ -69,7 +69,8 @@ def test_a_cell_without_a_loss_is_drawn() -> None:
 
 def test_the_loss_shown_is_that_after_recovery() -> None:
     one = point("a", 1.3, 0.9)
-    one.loss |= {"perplexity_rel_recovered": 0.2, "recovered_ci95": [0.1, 0.3]}  # type: ignore[operator]
+    assert one.loss is not None
+    one.loss.perplexity_rel_recovered, one.loss.recovered_ci95 = 0.2, [0.1, 0.3]
     figure = frontier_plot(whole({"prefill": [one]}))
     dots = [line for line in figure.axes[0].lines if line.get_marker() not in (None, "None")]
     assert [float(line.get_xdata()[0]) for line in dots] == [1.2]  # type: ignore[index]

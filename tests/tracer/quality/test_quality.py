@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model, load_tokenizer
@@ -23,7 +24,7 @@ DEMO = "smollm2-135m-instruct"
 
 
 def passage(ids: torch.Tensor, *, context: int, stride: int | None = None) -> Passage:
-    return Passage(ids=ids, bytes_of=None, record={}, context=context, stride=stride)
+    return Passage(ids=ids, bytes_of=None, record=TextSource(), context=context, stride=stride)
 
 
 def demo() -> Any:
@@ -53,7 +54,7 @@ def by_transformers(model: Any, ids: torch.Tensor, *, context: int, stride: int)
 def test_perplexity_equals_that_of_transformers(tiny: Any, context: int, stride: int) -> None:
     ids = token_ids(1024, batch=1, length=200, seed=3)[0]
     ours = quality(tiny, passage(ids, context=context, stride=stride))
-    assert ours["perplexity"] == pytest.approx(
+    assert ours.perplexity == pytest.approx(
         by_transformers(tiny, ids, context=context, stride=stride), rel=1e-5
     )
 
@@ -75,12 +76,12 @@ def test_every_token_is_scored_once() -> None:
 def test_a_model_is_as_good_as_itself(tiny: Any) -> None:
     ids = token_ids(1024, batch=1, length=300, seed=0)[0]
     found = compare(tiny, Dense(tiny, passage(ids, context=100)))
-    pruned = found["pruned"]
-    assert pruned["perplexity_rel"] == 0
-    assert pruned["perplexity_rel_ci95"] == [0, 0]
-    assert pruned["kl"] == pytest.approx(0, abs=1e-7)
-    assert pruned["agreement"] == 1
-    assert pruned["perplexity"] == found["dense"]["perplexity"] == pruned["dense_perplexity"]
+    pruned = found.pruned
+    assert pruned.perplexity_rel == 0
+    assert pruned.perplexity_rel_ci95 == [0, 0]
+    assert pruned.kl == pytest.approx(0, abs=1e-7)
+    assert pruned.agreement == 1
+    assert pruned.perplexity == found.dense.perplexity == pruned.dense_perplexity
 
 
 class Fixed(torch.nn.Module):
@@ -107,38 +108,38 @@ def load_config() -> Any:
 
 def test_losses_by_hand() -> None:
     ids = torch.tensor([0, 0, 1, 0, 1, 0, 0, 1])
-    text = Passage(ids=ids, bytes_of=torch.full((8,), 3), record={}, context=8)
+    text = Passage(ids=ids, bytes_of=torch.full((8,), 3), record=TextSource(), context=8)
     dense, pruned = Fixed([0.5, 0.5]), Fixed([0.25, 0.75])
     found = compare(pruned, Dense(dense, text))
     # Seven tokens are scored: four 0s, three 1s.
     nats = -(4 * math.log(0.25) + 3 * math.log(0.75))
-    assert found["dense"]["perplexity"] == pytest.approx(2)
-    assert found["pruned"]["perplexity"] == pytest.approx(math.exp(nats / 7))
-    assert found["pruned"]["perplexity_rel"] == pytest.approx(math.exp(nats / 7) / 2 - 1)
-    assert found["pruned"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / 21)
+    assert found.dense.perplexity == pytest.approx(2)
+    assert found.pruned.perplexity == pytest.approx(math.exp(nats / 7))
+    assert found.pruned.perplexity_rel == pytest.approx(math.exp(nats / 7) / 2 - 1)
+    assert found.pruned.bits_per_byte == pytest.approx(nats / math.log(2) / 21)
     # KL(dense || pruned) = .5 ln(.5/.25) + .5 ln(.5/.75); the dense one ties, and says the first.
-    assert found["pruned"]["kl"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
-    assert found["pruned"]["agreement"] == 0
+    assert found.pruned.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert found.pruned.agreement == 0
 
 
 def test_a_broken_model_gives_no_number() -> None:
     text = passage(torch.tensor([0, 1, 0, 1]), context=4)
-    found = compare(Fixed([float("nan"), 0.5]), Dense(Fixed([0.5, 0.5]), text))["pruned"]
-    assert found["perplexity"] is None
-    assert found["perplexity_rel"] is None
-    assert found["perplexity_rel_ci95"] is None
-    assert found["kl"] is None
+    found = compare(Fixed([float("nan"), 0.5]), Dense(Fixed([0.5, 0.5]), text)).pruned
+    assert found.perplexity is None
+    assert found.perplexity_rel is None
+    assert found.perplexity_rel_ci95 is None
+    assert found.kl is None
 
 
 def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> None:
     """One token at a time on a cache says what one forward says; only fewer tokens are scored."""
     text = passage(token_ids(1024, batch=1, length=128, seed=1)[0], context=128)
     decoded = quality(tiny, text, scoring="decode")
-    assert decoded["scored_tokens"] == 32  # the first ones after the prompt of 64
+    assert decoded.scored_tokens == 32  # the first ones after the prompt of 64
     with torch.inference_mode():
         logits = tiny(input_ids=text.ids[None]).logits[0, 63:95].float()
     loss = torch.nn.functional.cross_entropy(logits, text.ids[64:96])
-    assert decoded["nats_per_token"] == pytest.approx(float(loss), rel=1e-5)
+    assert decoded.nats_per_token == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
@@ -146,9 +147,9 @@ def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
     point = family_point("kv-evict", Point(sparsity=0.75, knobs={"keep": "recent"}))
     dense = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     model = pruner("kv-evict").prune(tiny, point).model
-    found = compare(model, Dense(dense, text, scoring="decode"))["pruned"]
-    assert found["scoring"] == "decode"
-    assert found["kl"] > 1e-4
+    found = compare(model, Dense(dense, text, scoring="decode")).pruned
+    assert found.scoring == "decode"
+    assert found.kl > 1e-4
 
 
 def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,8 +226,8 @@ def test_dense_perplexity_of_a_real_model() -> None:
     ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"][:8192])
     ours = quality(loaded.model, passage(ids, context=1024))
     theirs = by_transformers(loaded.model, ids, context=1024, stride=1024)
-    assert ours["perplexity"] == pytest.approx(theirs, rel=1e-4)
-    assert ours["perplexity"] == pytest.approx(13.46, rel=5e-3)
+    assert ours.perplexity == pytest.approx(theirs, rel=1e-4)
+    assert ours.perplexity == pytest.approx(13.46, rel=5e-3)
 
 
 @pytest.mark.slow
@@ -241,6 +242,6 @@ def test_removing_layers_at_random_costs_quality() -> None:
         point = family_point("static-m", Point(sparsity=0.125, seed=seed))
         pruned = pruner("static-m").prune(demo().model, point)
         found = compare(pruned.model, dense)
-        losses.append(found["pruned"]["perplexity_rel"])
-        assert found["pruned"]["bits_per_byte"] > found["dense"]["bits_per_byte"] > 0
+        losses.append(found.pruned.perplexity_rel)
+        assert found.pruned.bits_per_byte > found.dense.bits_per_byte > 0
     assert sum(losses) / len(losses) > 0.05

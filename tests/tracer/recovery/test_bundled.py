@@ -40,9 +40,10 @@ def test_the_frontier_is_rebuilt_from_the_bundle(
     points = {p.family: p for p in judge(request.out).phases["prefill"].points}
     assert {row["family"] for row in rows} == set(points)
     for row in rows:
-        loss = points[row["family"]].loss or {}
-        assert float(row["perplexity_rel_recovered"]) == loss["perplexity_rel_recovered"]
-        assert float(row["other_text"]) == loss["other_text"]["perplexity_rel"]
+        loss = points[row["family"]].loss
+        assert loss is not None and loss.other_text is not None
+        assert float(row["perplexity_rel_recovered"]) == loss.perplexity_rel_recovered
+        assert float(row["other_text"]) == loss.other_text.perplexity_rel
         assert float(row["speedup"]) == pytest.approx(points[row["family"]].realised, rel=1e-6)
         assert row["on_frontier"] == ("yes" if points[row["family"]].on_frontier else "no")
         assert row["steps"] == "8"

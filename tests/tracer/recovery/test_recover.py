@@ -218,8 +218,8 @@ def test_random_ids_train_where_there_is_no_tokenizer() -> None:
     model = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     wanted = recovery.Recovery(steps=2, rank=2, length=16)
     record = recovery.recover(model, None, wanted, name="dense", seed=3)
-    assert record["text"] == "random token ids"
-    assert record["train_sha256"] != record["eval_sha256"]
+    assert record.text == "random token ids"
+    assert record.train_sha256 != record.eval_sha256
     with pytest.raises(PrunescopeError, match="no tokenizer"):
         wanted = recovery.Recovery(steps=2, rank=2, text=Path("a.txt"))
         recovery.recover(model, None, wanted, name="dense", seed=3)

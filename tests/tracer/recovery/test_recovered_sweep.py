@@ -12,6 +12,7 @@ from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.report.pareto_terminal import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.tracer.recovery import training
 from prunescope.tracer.sweep import control, job
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
@@ -41,9 +42,9 @@ def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def records(out: Path) -> list[dict[str, Any]]:
+def records(out: Path) -> list[Recovered]:
     runs = [read_run(path) for path in sorted(out.glob("runs/*/pruned"))]
-    return [run.pruning.recovery or {} for run in runs if run.pruning is not None]
+    return [r.pruning.recovery for r in runs if r.pruning and r.pruning.recovery]
 
 
 def test_one_training_a_model_and_one_of_the_dense_control(
@@ -60,13 +61,15 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     for points in (phase.points for phase in found.phases.values()):
         assert len(points) == 2
         for point in points:
-            loss = point.loss or {}
+            loss = point.loss
+            assert loss is not None and loss.other_text is not None
             # Trained alike, the dense model is better than as it came, and pruning costs more.
-            assert loss["perplexity_rel_recovered"] > loss["perplexity_rel"]
-            low, high = loss["recovered_ci95"]
-            assert low <= loss["perplexity_rel_recovered"] <= high
-            assert loss["other_text"]["perplexity_rel"] is not None
-            assert loss["other_text"]["perplexity_rel_recovered"] is not None
+            own = loss.perplexity_rel_recovered or 0.0
+            assert own > (loss.perplexity_rel or 0.0)
+            low, high = loss.recovered_ci95 or (0.0, 0.0)
+            assert low <= own <= high
+            assert loss.other_text.perplexity_rel is not None
+            assert loss.other_text.perplexity_rel_recovered is not None
     plan = json.loads((request.out / "plan.json").read_bytes())
     assert plan["config"]["recover"]["steps"] == 8
     assert plan["config"]["other_text"] == "other.txt"
@@ -79,9 +82,11 @@ def test_the_work_is_that_without_training(asked: Any) -> None:
         sweep(request)
         bounds.append(judge(request.out).phases["prefill"].points[0])
     assert bounds[0].bounds["flop"] == pytest.approx(bounds[1].bounds["flop"], rel=1e-9)
-    assert (bounds[0].loss or {})["perplexity_rel_recovered"] is None
-    assert (bounds[0].loss or {})["other_text"]["perplexity_rel"] is not None
-    assert bounds[1].loss["perplexity_rel"] < bounds[0].loss["perplexity_rel"]  # type: ignore[index]
+    before, after = bounds[0].loss, bounds[1].loss
+    assert before is not None and before.other_text is not None and after is not None
+    assert before.perplexity_rel_recovered is None
+    assert before.other_text.perplexity_rel is not None
+    assert (after.perplexity_rel or 0.0) < (before.perplexity_rel or 0.0)
 
 
 def test_a_killed_sweep_goes_on_with_its_training(
@@ -104,8 +109,8 @@ def test_a_killed_sweep_goes_on_with_its_training(
             sweep(cut)
     sweep(cut)
     before, after = records(whole.out), records(cut.out)
-    assert [r["resumed_from"] for r in after] == [8, 8]
-    assert [r["weights_sha256"] for r in after] == [r["weights_sha256"] for r in before]
+    assert [r.resumed_from for r in after] == [8, 8]
+    assert [r.weights_sha256 for r in after] == [r.weights_sha256 for r in before]
     losses = [json.loads((r.out / "quality/static-m-s0.5-d0.json").read_bytes())["pruned"]
               for r in (whole, cut)]  # fmt: skip
     assert losses[0]["perplexity_rel_recovered"] == losses[1]["perplexity_rel_recovered"]
