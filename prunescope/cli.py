@@ -91,7 +91,7 @@ def _trace(*, json_target: str | None, **options: Any) -> None:
     prunescope trace --model ./Llama-3.2-1B --method static-m --recover steps=100,rank=16
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
-    from prunescope.analysis.report.listings import run_summary, traced
+    from prunescope.analysis.report.listings import read_runs, run_summary, traced
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs
     from prunescope.tracer.capture.progress import Bar
@@ -99,8 +99,9 @@ def _trace(*, json_target: str | None, **options: Any) -> None:
     check_target(json_target)
     options["knobs"] = pairs(options["knobs"])
     with Bar() as bar:
-        summary = run_summary(prunescope.trace(**options, argv=sys.argv[1:], progress=bar))
-    tell(summary, json_target, people=traced(summary))
+        folder = prunescope.trace(**options, argv=sys.argv[1:], progress=bar)
+    runs = read_runs(folder)
+    tell(run_summary(folder, runs), json_target, people=traced(folder, runs))
 
 
 @app.command("analyze")
@@ -233,9 +234,9 @@ def _calibrate(
 
     check_target(json_target)
     check_target(out)
-    measured = plain(calibrate(device))
-    emit_json(measured, out)
-    tell(measured, json_target, people=devices({"devices": [measured]}))
+    measured = calibrate(device)
+    emit_json(plain(measured), out)
+    tell(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
 @app.command("doctor")
@@ -249,6 +250,7 @@ def _doctor(
     """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if not."""
     from prunescope.analysis.report.listings import doctor
     from prunescope.output import check_target, tell
+    from prunescope.taxonomy.json_fields import plain
     from prunescope.tracer.machine.doctor import examine, works
 
     check_target(json_target)
@@ -257,7 +259,7 @@ def _doctor(
         from prunescope.tracer.capture.timing_check import check_timing
 
         checks.append(check_timing())
-    found = {"works": works(checks), "checks": checks}
+    found = {"works": works(checks), "checks": plain(checks)}
     tell(found, json_target, people=None if json_target == "-" else doctor(checks))
     if not found["works"]:
         raise typer.Exit(3)

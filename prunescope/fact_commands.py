@@ -87,16 +87,15 @@ def _families(*, architecture: Architecture = None, json_target: Json = None) ->
         found, view = plain(described), applicable(described)
     else:
         found = {"families": [family.to_dict() for family in families()]}
-        view = listings.families(found)
+        view = listings.families(families())
     tell(found, json_target, people=None if json_target == "-" else view)
 
 
 def _devices(*, json_target: Json = None) -> None:
     """List the devices whose dense peaks and bandwidth are known."""
-    from prunescope.analysis.device.hardware import devices_json
+    from prunescope.analysis.device.hardware import DEVICES, devices_json
     from prunescope.analysis.report.listings import devices
     from prunescope.output import check_target, tell
 
     check_target(json_target)
-    listed = devices_json()
-    tell(listed, json_target, people=None if json_target == "-" else devices(listed))
+    tell(devices_json(), json_target, people=None if json_target == "-" else devices(DEVICES))

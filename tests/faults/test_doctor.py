@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.tracer.machine import clocks, doctor
 
-Check = dict[str, Any]
 
-
-def found(name: str) -> Check:
-    return next(check for check in doctor.examine() if check["check"] == name)
+def found(name: str) -> MachineCheck:
+    return next(check for check in doctor.examine() if check.check == name)
 
 
 def test_every_check_says_something_and_every_failure_what_to_do(
@@ -33,13 +33,12 @@ def test_every_check_says_something_and_every_failure_what_to_do(
     monkeypatch.setattr(importlib, "import_module", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
     checks = list(doctor.examine())
-    assert {c["check"] for c in checks} >= {"machine", "torch", "polars", "hta", "ray", "demo"}
+    assert {c.check for c in checks} >= {"machine", "torch", "polars", "hta", "ray", "demo"}
     for check in checks:
-        assert set(check) >= {"check", "ok", "says", "hint"}
-        assert check["says"]
-        if check["ok"] is False:
-            assert check["hint"], check["check"]
-    failed = {c["check"] for c in checks if c["ok"] is False}
+        assert check.says
+        if check.ok is False:
+            assert check.hint, check.check
+    failed = {c.check for c in checks if c.ok is False}
     assert failed >= {"torch", "transformers", "polars", "matplotlib", "hta", "ray", "demo"}
     assert not doctor.works(checks)
 
@@ -47,9 +46,9 @@ def test_every_check_says_something_and_every_failure_what_to_do(
 def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
     check = doctor._machine()
-    assert check["ok"] is False
-    assert "load 99.0" in check["says"]
-    assert "valid" in check["hint"]
+    assert check.ok is False
+    assert "load 99.0" in check.says
+    assert "valid" in (check.hint or "")
 
 
 @pytest.mark.torch
@@ -59,9 +58,9 @@ def test_clocks(clocks: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(clock, "read_clocks", lambda _device: clocks)
     check = doctor._clocks()
-    assert check["ok"] is (None if clocks is None else True)
-    assert ("core 1980 MHz, memory 2619 MHz" in check["says"]) == (clocks is not None)
-    assert (check["hint"] is None) == (clocks is not None)
+    assert check.ok is (None if clocks is None else True)
+    assert ("core 1980 MHz, memory 2619 MHz" in check.says) == (clocks is not None)
+    assert (check.hint is None) == (clocks is not None)
 
 
 @pytest.mark.torch
@@ -83,9 +82,9 @@ def test_a_gpu_that_torch_does_not_use_is_a_finding(
     monkeypatch.setattr(clocks.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(clocks.subprocess, "run", lambda *_args, **_more: done)
     check = doctor._device()
-    assert check["ok"] is False
-    assert "not used: NVIDIA H100" in check["says"]
-    assert fix in check["hint"]
+    assert check.ok is False
+    assert "not used: NVIDIA H100" in check.says
+    assert fix in (check.hint or "")
 
 
 @pytest.mark.parametrize("error", [OSError("no lib"), subprocess.TimeoutExpired("x", 20)])
@@ -104,15 +103,15 @@ def test_a_driver_that_does_not_answer_is_no_error(
 def test_a_device_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver says no in the middle of a check: said in one line, and the others go on."""
 
-    def fail() -> Check:
+    def fail() -> MachineCheck:
         raise RuntimeError("CUDA error: unknown error\nCUDA kernel errors might be reported")
 
     monkeypatch.setattr(doctor, "_device", fail)
     check = found("device")
-    assert (check["ok"], check["needed"]) == (False, True)
-    assert check["says"] == "RuntimeError: CUDA error: unknown error"
-    assert check["hint"]
-    assert found("profiler")["ok"] is True
+    assert (check.ok, check.needed) == (False, True)
+    assert check.says == "RuntimeError: CUDA error: unknown error"
+    assert check.hint
+    assert found("profiler").ok is True
 
 
 @pytest.mark.torch
@@ -134,8 +133,8 @@ def test_a_profiler_that_records_nothing_is_a_finding(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.profiler, "profile", Blind)
     check = doctor._profiler()
-    assert check["ok"] is False
-    assert "no op" in check["says"]
+    assert check.ok is False
+    assert "no op" in check.says
 
 
 @pytest.mark.torch
@@ -161,7 +160,7 @@ def test_as_json_and_its_exit_code(
     monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
     assert prunescope.main(["doctor", "--json"]) == code
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"works": code == 0, "checks": checks}
+    assert json.loads(out) == {"works": code == 0, "checks": plain(checks)}
     assert (err == "") == (code == 0)
     if code:
         assert json.loads(err)["error"]["exit_code"] == 3
@@ -179,6 +178,6 @@ def test_json_goes_where_that_of_the_other_commands_goes(
     monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
     assert prunescope.main(["doctor", *words]) == 0
     out, _ = capsys.readouterr()
-    plain = Path("v.json").read_text() if "v.json" in words else out
-    assert json.loads(plain) == {"works": True, "checks": checks}
+    written = Path("v.json").read_text() if "v.json" in words else out
+    assert json.loads(written) == {"works": True, "checks": plain(checks)}
     assert ("device" in out) or "v.json" in words

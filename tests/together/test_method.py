@@ -235,7 +235,7 @@ def test_a_matched_run_says_what_was_removed(quick: Callable[..., Path]) -> None
     assert own > 0.3 == pruning.sparsity
 
     from prunescope.analysis.pipeline import analyze
-    from prunescope.analysis.report.listings import run_summary, traced
+    from prunescope.analysis.report.listings import read_runs, traced
 
     phase = analyze(out).report.phases["prefill"]
     assert phase.predicted is not None
@@ -243,7 +243,7 @@ def test_a_matched_run_says_what_was_removed(quick: Callable[..., Path]) -> None
     assert phase.predicted["ladder"]["flop"] == pytest.approx(phase.ladder.flop, rel=0.01)
     assert phase.sparsity["flop"] == pytest.approx(removed["flop"], abs=0.01)
     console = Console(file=StringIO(), width=200, record=True)
-    console.print(traced(run_summary(out)))
+    console.print(traced(out, read_runs(out)))
     assert "match=flop: s = " in console.export_text()
 
 

@@ -206,7 +206,7 @@ def test_other_data_are_another_source(tmp_path: Path, monkeypatch: pytest.Monke
     place = folder(tmp_path / "tasks")
     before = TaskList(names=("letters",), folder=place).source()
     assert before == TaskList(names=("letters",), folder=place).source()
-    assert (before["folder"], before["lm_eval"]) == ("tasks", "0.4.13")
+    assert (before.folder, before.lm_eval) == ("tasks", "0.4.13")
     (place / "letters.jsonl").write_text("{}\n")
     assert TaskList(names=("letters",), folder=place).source().sha256 != before.sha256
 

@@ -12,10 +12,11 @@ import random
 import statistics
 import time
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.student import student
 from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.seatings import place
@@ -31,12 +32,19 @@ _QUIET = 0.1  # share of samples that may be disturbed
 _FINE = 0.05  # a speedup that 8 seatings should be able to tell
 
 
-def check_timing(seconds: float = 60.0, *, device: str = "auto") -> dict[str, Any]:
-    """Seatings of a model and its copy for `seconds`; at least four.
+@dataclass(kw_only=True)
+class TimingCheck(MachineCheck):
+    """A check with the numbers behind it."""
 
-    "half_width": {seatings: half of the 95 % interval of a speedup}, a share of it; "disturbed":
-    the share of samples that something disturbed; "reasons": in how many seatings by what.
-    """
+    seatings: int
+    bias: float  # mean log of model ÷ copy: 0 where times are told well
+    half_width: dict[str, float]  # by seatings: half of the 95 % interval of a speedup, a share
+    disturbed: float  # the share of samples that something disturbed
+    reasons: dict[str, int]  # in how many seatings by what
+
+
+def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
+    """Seatings of a model and its copy for `seconds`; at least four."""
     shares = _shares(seconds, pick_device(device))
     logs = [
         math.log(statistics.median(s.samples["a"]) / statistics.median(s.samples["b"]))
@@ -54,18 +62,17 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> dict[str, An
     )
     if reasons:
         says += f"; {disturbed:.0%} of the samples disturbed ({', '.join(reasons)})"
-    return {
-        "check": "timing",
-        "ok": quiet and widths[8] <= _FINE,
-        "needed": False,
-        "says": says,
-        "hint": _advice(widths, reasons, quiet=quiet),
-        "seatings": len(shares),
-        "bias": statistics.fmean(logs),
-        "half_width": {str(n): width for n, width in widths.items()},
-        "disturbed": disturbed,
-        "reasons": dict(reasons),
-    }
+    return TimingCheck(
+        check="timing",
+        ok=quiet and widths[8] <= _FINE,
+        says=says,
+        hint=_advice(widths, reasons, quiet=quiet),
+        seatings=len(shares),
+        bias=statistics.fmean(logs),
+        half_width={str(n): width for n, width in widths.items()},
+        disturbed=disturbed,
+        reasons=dict(reasons),
+    )
 
 
 def _shares(seconds: float, device: torch.device) -> list[Share]:

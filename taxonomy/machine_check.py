@@ -1,0 +1,16 @@
+"""What `doctor` says of one thing on a machine: made in tracer/, shown by analysis/report/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class MachineCheck:
+    """One check. `needed`: without it `trace` or `analyze` does not work."""
+
+    check: str  # its name
+    ok: bool | None  # None: cannot be known
+    needed: bool = False
+    says: str
+    hint: str | None = None  # the fix
