@@ -1,0 +1,185 @@
+"""A sweep's folder judged: points from sweep.json and its runs, and what is wrong with a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from prunescope.analysis.pareto import pareto
+from prunescope.analysis.pipeline import Analysis
+from prunescope.analysis.schema.report import Totals
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run_quality import Quality
+from tests.analysis.pareto_points import MS
+from tests.analysis.report import example
+
+
+def run_json(**quality: Any) -> str:
+    """The least manifest that the analysis reads."""
+    entry = PhaseRun(
+        batch=1, prompt_len=512, positions=[0, 512], context=512, logits="last", cache="dynamic",
+        attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
+    )  # fmt: skip
+    run = Run(
+        variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
+        dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=["sweep", "s.yaml"],
+        quality=read(Quality, quality) if quality else None,
+    )  # fmt: skip
+    return run.to_json()
+
+
+def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Path:
+    """A sweep.json with these entries and a manifest for each that is done."""
+    plain = []
+    for number, entry in enumerate(entries):
+        full = {
+            "id": f"r{number}", "family": "static-nk", "sparsity": 0.25, "phase": "prefill",
+            "batch": 1, "prompt_len": 512, "draw": 0, "state": "done", "error": None,
+            "run": f"runs/r{number}/pruned", **entry,
+        }  # fmt: skip
+        plain.append(full)
+        if full["state"] == "done":
+            place = folder / "runs" / f"r{number}" / "pruned"
+            place.mkdir(parents=True)
+            text = run_json(
+                perplexity_rel=0.2, perplexity_rel_ci95=[0.15, 0.25], kl=0.3, agreement=0.8,
+                perplexity=12.0, dense_perplexity=10.0, text={"source": "t", "tokens": 9},
+            )  # fmt: skip
+            (place / "run.json").write_text(text)
+    folder.mkdir(exist_ok=True)
+    (folder / "sweep.json").write_text(json.dumps({"schema": schema, "results": plain}))
+    return folder
+
+
+def dense_side(unprofiled: Any) -> Totals:
+    """The dense twin of a phase: 70 % memory-bound."""
+    plain = example.phase()
+    same = {name: getattr(plain, name) for name in Totals.__struct_fields__ if hasattr(plain, name)}
+    bound = {"compute": 30.0, "memory": 70.0}
+    return Totals(**{**same, "unprofiled_ns": unprofiled, "bound": bound})
+
+
+@pytest.fixture
+def analysed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run gives the report built by hand: 1.157x [1.14, 1.17] of bounds 1.25, 1.23, 1.21."""
+    report = example.two_phases()
+    unprofiled = example.phase().unprofiled_ns
+    for phase in report.phases.values():
+        phase.baseline = dense_side(unprofiled)
+    monkeypatch.setattr(pareto, "analyze", lambda _: Analysis(report))
+
+
+@pytest.mark.usefixtures("analysed")
+def test_a_point_carries_what_the_report_and_the_quality_say(tmp_path: Path) -> None:
+    folder = sweep_folder(
+        tmp_path / "s", {}, {"state": "failed", "error": "why", "run": None},
+        {"state": "pending", "run": None},
+    )  # fmt: skip
+    found = msgspec.to_builtins(pareto.judge(folder))
+    assert found["schema"] == 1
+    assert found["failed"] == [{"id": "r1", "error": "why"}]
+    assert found["subject"]["command"] == "prunescope sweep s.yaml"
+    assert found["pending"] == 1
+    (one,) = found["phases"]["prefill"]["points"]
+    assert one["id"] == "r0"
+    assert one["realised"] == pytest.approx(140 / 121)
+    assert one["realised_ci95"] == [1.14, 1.17]
+    assert one["bounds"] == {"flop": 1.25, "coverage": 1.23, "roofline": 1.21}
+    assert one["shares"]["roofline"] == pytest.approx(140 / 121 / 1.21)
+    assert one["loss"]["perplexity_rel"] == 0.2
+    assert one["loss"]["ci95"] == [0.15, 0.25]
+    assert one["loss"]["kl"] == 0.3
+    assert one["flop_sparsity"] == 0.201
+    assert one["memory_bound"] == 0.7
+    assert one["on_frontier"]
+    assert found["phases"]["prefill"]["break_even"] == {"static-nk": 0.25}
+
+
+@pytest.mark.usefixtures("analysed")
+def test_points_are_compared_inside_their_batch_and_length_alone(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "s", {}, {"batch": 8}, {"prompt_len": 64})
+    phase = pareto.judge(folder).phases["prefill"]
+    assert [(c.batch, c.prompt_len) for c in phase.cells] == [(1, 64), (1, 512), (8, 512)]
+    assert all(p.on_frontier for p in phase.points)
+
+
+def test_drift_of_the_dense_model_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dense model took 10, 11 and 12 ms: its median 11, a spread of 2/11."""
+    times = iter((10.0, 11.0, 12.0))
+
+    def analysed(_: Path) -> Analysis:
+        report = example.two_phases()
+        unprofiled = msgspec.structs.replace(example.phase().unprofiled_ns, median=next(times) * MS)
+        for phase in report.phases.values():
+            phase.baseline = dense_side(unprofiled)
+        return Analysis(report)
+
+    monkeypatch.setattr(pareto, "analyze", analysed)
+    found = pareto.judge(sweep_folder(tmp_path / "s", {}, {"sparsity": 0.5}, {"sparsity": 0.1}))
+    (cell,) = found.phases["prefill"].cells
+    assert cell.dense_ns == pytest.approx(
+        {"median": 11 * MS, "low": 10 * MS, "high": 12 * MS, "spread": 2 / 11}
+    )
+    assert any("spread by up to 18.2 % within a cell" in line for line in found.summary)
+
+
+@pytest.mark.usefixtures("analysed")
+def test_a_run_without_quality_has_no_loss_and_no_place(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path / "s", {})
+    (folder / "runs" / "r0" / "pruned" / "run.json").write_text(run_json())
+    (one,) = pareto.judge(folder).phases["prefill"].points
+    assert one.loss is None
+    assert not one.on_frontier
+
+
+@pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [(("quality", "perplexity_rel"), "0.2"), (("quality", "perplexity_rel_ci95"), [0.1]),
+     (("quality", "other_text"), {"kl": []}), (("quality", "text"), 5),
+     (("quality", "tasks_change"), {"signed_ci95": [1, "x"]}),
+     (("pruning", "recovery"), {"routers": 5}),
+     (("pruning", "recovery"), {"routers": [{"trained": "all"}]})],
+)  # fmt: skip
+def test_a_loss_that_is_none_is_a_result_that_failed(
+    tmp_path: Path, keys: tuple[str, str], value: Any
+) -> None:
+    folder = sweep_folder(tmp_path / "s", {}, {"sparsity": 0.5})
+    path = folder / "runs" / "r0" / "pruned" / "run.json"
+    plain = json.loads(path.read_text())
+    plain[keys[0]] = {**(plain.get(keys[0]) or {}), keys[1]: value}
+    path.write_text(json.dumps(plain))
+    found = pareto.judge(folder)
+    (failed,) = found.failed
+    assert (failed.id, ".".join(keys) in failed.error) == ("r0", True)
+    assert [p.id for p in found.phases["prefill"].points] == ["r1"]
+
+
+@pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize("run", ["../outside/pruned", "/etc", "runs/../../x", "."])
+def test_a_run_outside_the_sweep_is_not_read(tmp_path: Path, run: str) -> None:
+    (tmp_path / "outside" / "pruned").mkdir(parents=True)
+    (tmp_path / "outside" / "pruned" / "run.json").write_text(run_json())
+    folder = sweep_folder(tmp_path / "s", {}, {"id": "bad", "run": run})
+    found = pareto.judge(folder)
+    assert [f.id for f in found.failed] == ["bad"]
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match=r"no sweep\.json"):
+        pareto.judge(tmp_path)
+    with pytest.raises(PrunescopeError, match="no result that is done"):
+        pareto.judge(sweep_folder(tmp_path / "a", {"state": "pending", "run": None}))
+    with pytest.raises(PrunescopeError, match="schema 2"):
+        pareto.judge(sweep_folder(tmp_path / "b", {}, schema=2))
+    with pytest.raises(PrunescopeError, match="cannot be read"):
+        pareto.judge(sweep_folder(tmp_path / "c", {"phase": "../../x"}))
+    (tmp_path / "a" / "sweep.json").write_bytes(b'{"schema": 1, "results"')
+    with pytest.raises(PrunescopeError, match="cannot be read"):
+        pareto.judge(tmp_path / "a")
