@@ -99,17 +99,14 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
     for result in results(out):
         run = read_run(out / result["run"])
         assert run.pruning is not None
-        assert (run.pruning.method, run.pruning.sparsity) == (
-            result["family"],
-            result["sparsity"],
-        )
+        point = (result["family"], result["sparsity"])
+        assert (run.pruning.method, run.pruning.sparsity) == point
         assert list(run.phases) == [result["phase"]]
         quality = run.quality
         assert quality is not None and quality.text is not None
         assert quality.text.source == "random token ids"
         assert quality.perplexity_rel is not None
-        mark = quality.weights_fingerprint or ""
-        marks.setdefault((result["family"], result["sparsity"]), set()).add(mark)
+        marks.setdefault(point, set()).add(quality.weights_fingerprint or "")
         assert run.twin is not None
         dense = read_run(out / result["run"] / ".." / "dense")
         assert dense.quality is not None
