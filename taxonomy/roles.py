@@ -18,7 +18,7 @@ ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
     "kv_update", "attention", "o", "mlp_norm", "gate", "up", "gate_up", "activation", "down",
     "router", "experts", "shared_expert", "mixer_in", "conv", "scan", "mixer_out", "residual",
-    "final_norm", "lm_head", "sampling", "unknown",
+    "final_norm", "lm_head", "sampling", "adapter", "unknown",
 )  # fmt: skip
 
 # Linears of a layer, however fused; latent attention has others beside them.
@@ -84,6 +84,7 @@ _MIXER = re.compile(
 )
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
+_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: beside a linear, not in it
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 
@@ -108,6 +109,8 @@ def locate(path: str, architecture: str | None = None) -> Place:
     if layer is not None and not inner:
         return Place(layer, "unknown", "layer")
     scope = _scope(inner, inside_layer=layer is not None)
+    if _ADAPTER.search(path):
+        return Place(layer, "adapter", scope)
     entry = BY_ID.get(architecture or "")
     own = entry.roles.get(inner.rpartition(".")[2]) if entry else None
     if own is not None:

@@ -7,11 +7,11 @@ role, in an added unit or inside a matched one. Times are ns a step, as recorded
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.left_on import is_left_on
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -25,10 +25,8 @@ from prunescope.analysis.ledger.purpose import (
     purpose,
 )
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 
-_MUCH = 0.05  # of the busy time
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
 
 
@@ -78,12 +76,6 @@ _COPIES = _Words(
 )
 
 
-def _of_one_size(shapes: tuple[Any, ...], sizes: set[tuple[int, ...]]) -> bool:
-    """Whether the first two operands are both of one of the sizes."""
-    first, second, *_ = (*shapes, None, None)
-    return first == second and first in sizes
-
-
 def routing(c: Context) -> Finding | None:
     """Routers, top-k, sorts and index building."""
     return _finding(c, _ROUTING)
@@ -95,40 +87,8 @@ def gather_scatter(c: Context) -> Finding | None:
 
 
 def masks(c: Context) -> Finding | None:
-    """Weights that hooks make anew at every call; else comparisons, masks and fills."""
-    return _left_on(c) or _finding(c, _MASKS)
-
-
-def _left_on(c: Context) -> Finding | None:
-    """Masks of torch.nn.utils.prune, or parametrisations, that were not made permanent: a product
-    of the weight's size before every GEMM. The census names the matrices, the trace products."""
-    if c.side.run is None or c.dense is None:
-        return None
-    held = [m for m in matrices(c.side.run.census) if m.applied]
-    sizes = {tuple(m.shape) for m in held if m.shape is not None}
-    if not sizes:
-        return None
-    calls = [
-        i
-        for i, call in enumerate(c.pruned.calls)
-        if call.name == "aten::mul" and _of_one_size(call.shapes, sizes)
-    ]
-    frame = c.pruned.frame.filter(pl.col("call").is_in(calls))
-    total = float(frame["busy"].sum()) / c.pruned.num_steps
-    if not total or c.is_little(total):
-        return None
-    by = ", ".join(sorted({str(m.applied) for m in held}))
-    share = total / c.phase.busy_ns if c.phase.busy_ns else 0.0
-    return Finding(
-        id="added-mask",
-        severity="critical" if share > _MUCH else "warning",
-        text=f"{len(held)} weights are made anew at every call ({by}): {ms(total)} a step, "
-        f"{share:.1%} of the busy time",
-        evidence=[f"{m.name}: {m.zeros or 0:.0%} zeros" for m in held[:3]],
-        change="call torch.nn.utils.prune.remove(module, 'weight') on each, or "
-        "parametrize.remove_parametrizations(module, 'weight'), before the model is timed",
-        predicted_ns=total,
-    )
+    """Comparisons, masks and fills; where weights are masked anew, that is said instead."""
+    return None if is_left_on(c) else _finding(c, _MASKS)
 
 
 def estimator(c: Context) -> Finding | None:

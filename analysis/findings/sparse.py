@@ -11,6 +11,7 @@ import re
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.left_on import is_left_on
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.roles import WEIGHT_ROLES
@@ -55,7 +56,7 @@ def sparse_padded(c: Context) -> Finding | None:
 
 def decompressed(c: Context) -> Finding | None:
     """A weight-sized tensor is made anew in each step, and a dense GEMM reads it."""
-    if c.dense is None:
+    if c.dense is None or is_left_on(c):
         return None
     rows = _weights_remade(c.pruned)
     old = _weights_remade(c.dense)

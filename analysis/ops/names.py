@@ -75,8 +75,9 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "reduction": "equal _amp_foreach_non_finite_check_and_unscale_ trace max_pool2d_with_indices "
     "adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d cross_entropy_loss nll_loss_forward "
     "nll_loss_nd mse_loss binary_cross_entropy_with_logits l1_loss",
-    "quantise": "quantize_per_tensor dequantize fake_quantize_per_tensor_affine "
-    "choose_qparams_optimized",
+    "quantise": "quantize_per_tensor dequantize choose_qparams_optimized "
+    "fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper "
+    "_fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine",
     "embedding": "embedding_bag _embedding_bag embedding_dense_backward",
     "scan": "cummax cummin _cummax_helper",
     "attention": "_efficient_attention_backward _flash_attention_backward "

@@ -108,6 +108,21 @@ _elementwise(_TO_BOOL_UNARY, 1, kind="elementwise", out="bool")
 _elementwise(_TO_BOOL, 2, kind="elementwise", out="bool")
 
 
+@op_model(
+    *(
+        f"aten::{name}"
+        for one in ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
+        for name in (one, f"{one}_cachemask", f"_{one}_cachemask_tensor_qparams")
+    ),
+    kind="quantise",
+)
+def fake_quantise(call: OpCall) -> Work:
+    """x in, rounded x out, and which entries were in range where a gradient may ask for it."""
+    x = tensor(call, 0)
+    kept = x.numel if "cachemask" in call.name else 0
+    return bytes_only([x.bytes, size(x.numel, x.dtype), kept], kind="quantise")
+
+
 @op_model("aten::where", kind="elementwise")
 def where(call: OpCall) -> Work:
     """Condition, then the two choices. The form that only takes a condition finds indices."""

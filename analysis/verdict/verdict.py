@@ -34,7 +34,7 @@ def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: U
     """What the detectors read of both sides of a phase."""
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
-        pairs,
+        [p for p in pairs if p.key[1] != "adapter"],  # beside what was pruned, and no part of it
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,

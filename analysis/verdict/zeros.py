@@ -19,8 +19,8 @@ def fresh_zeros(e: Evidence) -> list[Matrix]:
     for m in matrices(e.census_pruned):
         if m.zeros is None or m.zeros < MANY_ZEROS:
             continue
-        if m.role == "residual":
-            continue  # a map between two sets of hidden dimensions is zeros and ones
+        if m.role in ("residual", "adapter"):
+            continue  # a map between two sets of dimensions; an adapter that was not trained
         if m.zeros > before(m) + MANY_ZEROS:
             out.append(m)
     return out

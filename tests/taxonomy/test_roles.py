@@ -20,6 +20,11 @@ PATHS = {
     "model.layers.3.self_attn.q_a_layernorm": (3, "qk_norm", "attention"),
     "model.layers.3.mlp.gate_proj": (3, "gate", "mlp"),
     "model.layers.3.mlp.gate_proj.first": (3, "gate", "mlp"),  # one half of a low-rank pair
+    "model.layers.3.self_attn.q_proj.base_layer": (3, "q", "attention"),
+    "model.layers.3.self_attn.q_proj.lora_A.default": (3, "adapter", "attention"),
+    "base_model.model.model.layers.3.mlp.experts.7.w1.lora_B.one": (3, "adapter", "mlp"),
+    "model.layers.3.mamba.in_proj.vera_A": (3, "adapter", "mixer"),
+    "lm_head.lora_A.default": (None, "adapter", "model"),
     "model.layers.3.mlp.gate": (3, "router", "mlp"),
     "model.layers.3.mlp.experts": (3, "experts", "mlp"),
     "model.layers.3.mlp.experts.act_fn": (3, "experts", "mlp"),

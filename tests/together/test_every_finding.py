@@ -20,6 +20,7 @@ CHECKS = sorted(Path(findings.__file__).parent.glob("*.py"))
 COVERED: dict[str, tuple[str, ...]] = {
     "above-bound": ("test_above_bound",),
     "above-peak": ("test_above_peak",),
+    "added-adapter": ("test_adapters_that_were_not_merged_are_named_and_are_no_pruning",),
     "added-estimator": ("test_each_purpose_of_added_work_is_named_alone",
                         "test_what_the_dense_model_does_too_is_not_added"),
     "added-gather-scatter": ("test_gathers_inserted_into_a_real_trace",
@@ -40,6 +41,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step",
                      "test_activations_that_are_scaled_are_no_weights"),
     "dispatch-bound": ("test_dispatch_bound",),
+    "fake-quantised": ("test_fake_quantisation_that_was_left_on",
+                       "test_a_weight_is_not_made_anew_that_nobody_makes"),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
     "host-work": ("test_a_data_loader_is_named_and_no_graph_is_advised",
@@ -80,6 +83,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "wave-step": ("test_fewer_tiles_in_as_many_waves", "test_a_wave_that_was_saved"),
     "weight-copied": ("test_a_weight_that_is_copied_at_every_call",
                       "test_a_copy_of_activations_or_of_no_time_is_none"),
+    "weights-remade": ("test_parametrisations_that_were_left_on",),
     "wide-interval": ("test_no_speedup_and_wide_interval",),
     "zeros-in-dense": ("test_zeros_in_dense",),
 }  # fmt: skip

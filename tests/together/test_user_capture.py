@@ -191,6 +191,30 @@ def test_a_loop_of_decode_steps_is_decode(tiny: Any, tmp_path: Path) -> None:
     assert list(read_run(tmp_path / "run" / "dense").phases) == ["decode"]
 
 
+def test_a_model_inside_a_wrapper_of_peft_is_captured_as_itself(
+    quick: Callable[..., Path], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its forward takes no argument by name; both doors see the model inside."""
+    (tmp_path / "adapted.py").write_text(
+        "from peft import LoraConfig, get_peft_model\n"
+        "def left_on(model, sparsity):\n"
+        "    return get_peft_model(model, LoraConfig(r=4, target_modules=['q_proj', 'up_proj']))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    out = quick(method="adapted:left_on", sparsity=0.5, phase="prefill", out=tmp_path / "run")
+    phase = analyze(out).report.phases["prefill"]
+    (one,) = [f for f in phase.findings if f.id == "added-adapter"]
+    assert "32 low-rank products, rank 4" in one.text  # A and B of two linears in 8 layers
+    assert "q_proj × 8, up_proj × 8" in one.evidence[0]
+    assert phase.family is not None and phase.family.id == "outside"
+    from adapted import left_on  # type: ignore[import-not-found]
+
+    loop(left_on(tiny, 0.5), 6, out=tmp_path / "own")
+    run = read_run(tmp_path / "own" / "dense")
+    assert (run.phases["prefill"].logits, run.phases["prefill"].cache) == ("last", "dynamic")
+    assert run.model.architecture == "LlamaForCausalLM"
+
+
 @pytest.mark.parametrize(
     ("model", "phase", "problem"),
     [

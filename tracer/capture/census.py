@@ -13,13 +13,15 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
+from prunescope.tracer.model.compat import inner
 
 
 @torch.no_grad()
 def census(model: nn.Module) -> Census:
     """A Matrix for each weight of two or more dimensions."""
     rows = []
-    for name, module in model.named_modules():
+    for path, module in inner(model).named_modules():
+        name = path.replace(".base_layer", "")  # the linear itself, where peft put adapters beside
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
                 rows.append(_row(name, module, parameter_name, parameter))
@@ -30,6 +32,8 @@ def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Ten
     """The row of a parameter, as its module multiplies by it: `applied` names what makes the weight
     anew at every call, a mask of torch.nn.utils.prune or a parametrisation."""
     applied = None
+    if hasattr(module, "weight_fake_quant"):  # torch.ao.nn.qat
+        applied = "torch.ao.quantization"
     if isinstance(module, ParametrizationList):
         name, _, parameter_name = name.rpartition(".parametrizations.")
         parameter, applied = module(), "torch.nn.utils.parametrize"

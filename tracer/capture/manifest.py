@@ -20,6 +20,7 @@ from prunescope.tracer.capture.census import census
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import prunescope_version, versions
+from prunescope.tracer.model.compat import inner
 from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
 
@@ -53,7 +54,7 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
     return ModelEntry(
         id=loaded.id,
         source=loaded.source,
-        architecture=type(model).__name__,
+        architecture=type(inner(model)).__name__,
         config=config,
         shape=shape,
         notes=loaded.notes,

@@ -236,7 +236,7 @@ class UserCapture:
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)
-        name = str(getattr(config, "_name_or_path", "") or type(self._model).__name__)
+        name = str(getattr(config, "_name_or_path", "") or type(compat.inner(self._model)).__name__)
         return Loaded(model=self._model, id=Path(name).name, source="capture", notes=[])
 
     def _run(self, variant: str, phase: str) -> Run:

@@ -51,9 +51,16 @@ def keeps_keys(model: torch.nn.Module) -> list[bool]:
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 
+def inner(model: torch.nn.Module) -> torch.nn.Module:
+    """The model that one of peft's wraps and passes its calls on to; else the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    found = unwrap() if callable(unwrap) else model
+    return found if isinstance(found, torch.nn.Module) else model
+
+
 def _keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
     """The name of the cache argument, and whether logits of the last token alone can be had."""
-    model_class: Any = type(model)
+    model_class: Any = type(inner(model))
     return _keywords_of(model_class)
 
 

@@ -82,6 +82,14 @@ def test_matrix_products(
     assert found.dtype == "bf16"
 
 
+def test_fake_quantisation_reads_and_writes_its_tensor() -> None:
+    """In fp32, and a byte an entry for the mask of a gradient: 4·6·5 + 4·6·5 + 6·5."""
+    name = "aten::fake_quantize_per_channel_affine"
+    found = work(f"{name}_cachemask", (6, 5), (6,), (6,), dtype=FP32)
+    assert (found.bytes, found.flop, found.kind) == (270, 0, "quantise")
+    assert work(name, (6, 5), (6,), (6,), dtype=FP32).bytes == 240
+
+
 def test_what_is_added_is_not_read_where_beta_is_0() -> None:
     tensors = [(3, 4, 5), (3, 4, 6), (3, 6, 5)]
     assert work("aten::baddbmm", *tensors, concrete={3: "0", 4: "1"}).bytes == 444

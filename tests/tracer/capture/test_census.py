@@ -92,3 +92,31 @@ def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> No
     prune.remove(model["masked"], "weight")
     (row,) = [row for row in census(model).matrices if row.name == "masked"]
     assert row.zeros == 0.25 and row.applied is None
+
+
+def test_weights_that_are_rounded_at_every_call() -> None:
+    from torch.ao.nn.qat import Linear
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    plain = nn.Linear(8, 4)
+    plain.qconfig = get_default_qat_qconfig("x86")
+    model = nn.ModuleDict({"rounded": Linear.from_float(plain), "plain": nn.Linear(8, 4)})
+    rows = {row.name: row.applied for row in census(model).matrices}
+    assert rows == {"rounded": "torch.ao.quantization", "plain": None}
+
+
+def test_a_linear_with_an_adapter_keeps_its_name() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.ModuleDict({"up_proj": nn.Linear(8, 4)})])
+
+    adapted = get_peft_model(Mlp(), LoraConfig(r=2, target_modules=["up_proj"]))
+    rows = {row.name: (row.layer, row.role) for row in census(adapted).matrices}
+    assert rows == {
+        "layers.0.up_proj": (0, "up"),
+        "layers.0.up_proj.lora_A.default": (0, "adapter"),
+        "layers.0.up_proj.lora_B.default": (0, "adapter"),
+    }

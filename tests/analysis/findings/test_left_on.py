@@ -1,0 +1,114 @@
+"""What was left on before the timing: masks, parametrisations, fake quantisation, adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.schema.report import Finding
+from tests.analysis.decoder import Layer, Setting, census, decoder, gemm, matrix
+from tests.analysis.findings.test_findings import FULL, NARROW, found, model, of_pair, of_run
+from tests.chrome import k, module, op
+
+RANK = 8
+SIZE = [512, 256]  # of up in FULL, N x K
+FAKE = "aten::fake_quantize_per_channel_affine_cachemask"
+
+
+def adapted(layer: Layer, **setting: Any) -> Any:
+    """Beside q of every layer two products through a rank, a scale, a sum: 10 + 10 + 3 + 4 us."""
+    said = Setting(**setting)
+    rows = [said.rows, layer.heads * 16]
+    layers = [
+        replace(layer, added=(
+            module(f"model.layers.{i}.self_attn.q_proj.lora_A.default", gemm(said, RANK, layer.h)),
+            module(f"model.layers.{i}.self_attn.q_proj.lora_B.default", gemm(said, rows[1], RANK)),
+            op("aten::mul", rows, [], kernels=[k(us=3, name="elementwise")]),
+            op("aten::add", rows, rows, [], kernels=[k(us=4, name="elementwise")]),
+        ))
+        for i in range(4)
+    ]  # fmt: skip
+    return decoder(layers, said)
+
+
+def lora(zeros: float = 0.0) -> list[dict[str, Any]]:
+    """As peft makes them: B is nothing but zeros until it is trained."""
+    return [
+        {**matrix(i, "adapter", share), "name": f"model.layers.{i}.self_attn.q_proj.lora_{one}",
+         "shape": shape}
+        for i in range(4)
+        for one, shape, share in (("A", [RANK, 256], 0.0), ("B", [256, RANK], zeros))
+    ]  # fmt: skip
+
+
+def test_adapters_that_were_not_merged_are_named_and_are_no_pruning(tmp_path: Path) -> None:
+    more = {"census": {"matrices": [*census(0.0)["matrices"], *lora(zeros=1.0)]}}
+    phase = of_run(tmp_path, model(FULL), adapted(FULL), dense_census=census(0.0), **more)
+    assert phase.family is not None and phase.family.id == "outside"
+    one = found(phase, "added-adapter")
+    assert one is not None and "merge_and_unload()" in str(one.change)
+    assert "8 low-rank products, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
+    assert one.predicted_ns == pytest.approx(4 * 27_000)
+    assert found(phase, "zeros-in-dense") is None
+    rows = {(g.role, g.n, g.k, g.axis) for g in phase.gemms if g.role in ("adapter", "q")}
+    assert rows == {
+        ("q", 256, 256, "none"), ("adapter", 8, 256, "added"), ("adapter", 256, 8, "added"),
+    }  # fmt: skip
+    assert found(of_run(tmp_path / "b", model(FULL), model(FULL)), "added-adapter") is None
+
+
+def test_adapters_hide_no_family(tmp_path: Path) -> None:
+    """Pruned, recovered by LoRA, and timed before the merge; a bare trace shows as much."""
+    for phase in (
+        of_run(tmp_path, model(FULL), adapted(NARROW)),
+        of_pair(tmp_path, model(FULL), adapted(NARROW)),
+    ):
+        assert phase.family is not None and phase.family.id == "static-nk-mlp"
+        assert found(phase, "added-adapter") is not None
+        added = next(row for row in phase.ledger or [] if row.row == "added_work")
+        assert added.ns == pytest.approx(4 * 27_000)
+
+
+def remade(tmp_path: Path, made: Any, applied: str | None, name: str) -> Finding | None:
+    held = {**matrix(0, "up", 0.0), "shape": SIZE} | ({"applied": applied} if applied else {})
+    phase = of_run(tmp_path, model(FULL), model(replace(FULL, added=made)),
+                   census={"matrices": [held]}, dense_census=census(0.0))  # fmt: skip
+    assert found(phase, "added-mask") is None
+    if name != "decompressed":  # one cost is one finding
+        assert found(phase, "decompressed") is None
+    return found(phase, name)
+
+
+def test_parametrisations_that_were_left_on(tmp_path: Path) -> None:
+    norm = (
+        op("aten::_weight_norm", SIZE, [512, 1], kernels=[k(us=30, name="norm")]),
+        op("aten::div", SIZE, SIZE, kernels=[k(us=10, name="elementwise")]),
+    )
+    one = remade(tmp_path, norm, "torch.nn.utils.parametrize", "weights-remade")
+    assert one is not None and "remove_parametrizations" in str(one.change)
+    assert one.predicted_ns == pytest.approx(4 * 40_000)
+    assert remade(tmp_path / "b", norm, None, "weights-remade") is None
+
+
+def test_a_weight_is_not_made_anew_that_nobody_makes(tmp_path: Path) -> None:
+    """What the dense side rounds too is no cost of the pruned one."""
+    rounded = replace(FULL, added=(op(FAKE, SIZE, [512], kernels=[k(us=30, name="fake")]),))
+    phase = of_run(tmp_path, model(rounded), model(rounded))
+    for name in ("fake-quantised", "weights-remade"):
+        assert found(phase, name) is None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_fake_quantisation_that_was_left_on(tmp_path: Path, *, told: bool) -> None:
+    """Told by the names of its ops; what observes a weight is known from the census alone."""
+    made = (
+        op("aten::aminmax", SIZE, kernels=[k(us=5, name="reduce")]),
+        op(FAKE, SIZE, [512], [512], kernels=[k(us=30, name="fake_quant")]),
+        op("aten::fake_quantize_per_tensor_affine", [32, 256], kernels=[k(us=7, name="fq")]),
+    )
+    one = remade(tmp_path, made, "torch.ao.quantization" if told else None, "fake-quantised")
+    assert one is not None and "convert" in str(one.change)
+    assert one.predicted_ns == pytest.approx(4 * (42_000 if told else 37_000))
