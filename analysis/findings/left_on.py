@@ -16,6 +16,8 @@ from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.verdict.zeros import MANY_ZEROS
+from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
 
 MASKS, QUANTISES = "torch.nn.utils.prune", "torch.ao.quantization"
@@ -85,6 +87,7 @@ def adapters(c: Context) -> Finding | None:
     ranks = sorted({min(m.shape) for m in _census(c) if m.role == "adapter" and m.shape})
     leaves = Counter(name.rpartition(".")[2] for name in beside)
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
+    masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _census(c) if m.role in LINEARS)
     products = own.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.pruned.num_steps
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
     return Finding(
@@ -93,8 +96,8 @@ def adapters(c: Context) -> Finding | None:
         text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
         f"linears, {ms(total)} a step, {_share(c, total):.1%} of the busy time",
         evidence=[f"adapters of {names}" if names else "modules lora_A and lora_B in the trace"],
-        change="merge them before the model is timed: model = model.merge_and_unload() (peft); "
-        "keep the zeros of a mask where they are by applying it again after that",
+        change="merge them before the model is timed: model = model.merge_and_unload() (peft)"
+        + ("; then apply the mask again" if masked else ""),
         predicted_ns=total,
     )
 
