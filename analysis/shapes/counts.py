@@ -83,12 +83,14 @@ class Beside:
 
 
 def _marks(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Mark]:
-    names = [name for name in frame["name"].unique().drop_nulls() if _what(name) is not None]
+    names = frame["name"].unique().drop_nulls()
+    told = {name: found for name in names if (found := _what(name)) is not None}
+    if not told:
+        return []
     kept = frame.with_row_index("row").filter(
-        pl.col("name").is_in(names) & pl.col("grid").is_not_null()
+        pl.col("name").is_in(list(told)) & pl.col("grid").is_not_null()
     )
     units = grid_units(trace, kept["event"].to_numpy())
-    told = {name: found for name in names if (found := _what(name)) is not None}
     out = []
     columns = kept.select("row", "name", "grid", "block").iter_rows()
     for (row, name, grid, block), unit in zip(columns, units, strict=True):

@@ -6,6 +6,8 @@ not known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from prunescope.analysis.ops.attention import Heads
@@ -18,6 +20,7 @@ from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import EXPERT, GROUPED
 from prunescope.analysis.shapes.trial import Pass, Trial
 
+Made = Callable[[], Work] | None  # the work of a call, made once a distinct call
 NAME = "prunescope::model_shape"  # the op of a call that the config gives
 _OWN = -(1 << 50)  # instances of kernels that stand alone in their op
 
@@ -53,9 +56,10 @@ class Writer:
             if placement.by_order and not item.has_work:
                 self._place(item, None, "unknown")
 
-    def _gemm(self, at: Pass, one: Placed) -> tuple[object, Work | None, tuple[int, int] | None]:
+    def _gemm(self, at: Pass, one: Placed) -> tuple[object, Made, tuple[int, int] | None]:
         tried, slot, item = self.tried, one.slot, one.item
         model = tried.model
+        name, dtype = item.name, model.dtype
         rows = tried.rows[at]
         if slot.role == "lm_head":
             rows = evidence.head_rows(one, tried.tokens[at].heads, tried.sm)
@@ -64,16 +68,16 @@ class Writer:
             if rows is None or tried.ranks > 1:
                 return None, None, None  # how ranks share the experts out is not known
             pairs = rows * shape.experts_per_token
-            key: object = (slot, pairs, item.name)
-            return key, expert_work(slot, pairs, shape.experts, item.name, model.dtype), None
+            key: object = (slot, pairs, name)
+            return key, lambda: expert_work(slot, pairs, shape.experts, name, dtype), None
         if rows is None or slot.what == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
-        key = (slot, rows, item.name, item.kind)
-        return key, linear_work(slot, rows, item.name, item.kind, model.dtype), None
+        m, kind = rows, item.kind
+        return (slot, m, name, kind), lambda: linear_work(slot, m, name, kind, dtype), None
 
     def _attention(
         self, at: Pass, item: Item, layer: int
-    ) -> tuple[object, Work | None, tuple[int, int] | None]:
+    ) -> tuple[object, Made, tuple[int, int] | None]:
         tried, shape, tokens = self.tried, self.tried.model.shape, self.tried.tokens[at]
         known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
         if not known or item.kind == "eager attention":
@@ -84,15 +88,18 @@ class Writer:
             batch, shape.heads // tried.ranks, queries, keys, shape.head_dim, shape.value_dim
         )
         kv_heads = max(1, shape.kv_heads // tried.ranks)
-        work = fused_attention(
-            sizes, kv_heads, item.name, tried.model.dtype, window=shape.window if slides else None
-        )
-        return ("attention", sizes, bool(slides), item.name), work, None
+        window = shape.window if slides else None
+        name, dtype = item.name, tried.model.dtype
+
+        def work() -> Work:
+            return fused_attention(sizes, kv_heads, name, dtype, window=window)
+
+        return ("attention", sizes, bool(slides), name), work, None
 
     def _call(
-        self, item: Item, key: object, work: Work | None, known: tuple[int, int] | None
+        self, item: Item, key: object, made: Made, known: tuple[int, int] | None
     ) -> None:
-        if key is None or (work is None and known is None):
+        if key is None or (made is None and known is None):
             return
         self.time += item.ns
         if key not in self.numbers:
@@ -100,7 +107,7 @@ class Writer:
             if known is not None:
                 self.known[self.numbers[key]] = known
             self.calls.append(OpCall(NAME, (), ()))
-            self.works.append(work)
+            self.works.append(None if made is None else made())
         self.filled.append((item.step, _instance(item), self.numbers[key]))
 
     def _place(self, item: Item, layer: int | None, role: str) -> None:
@@ -110,10 +117,10 @@ class Writer:
 
     def written(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The frame with calls, layers and roles of the items and of their helpers."""
-        instance = frame["instance"].to_list()
-        for row in self.alone:
-            instance[row] = _OWN - row
-        frame = frame.with_columns(instance=pl.Series(instance, dtype=frame.schema["instance"]))
+        if self.alone:
+            own = pl.Series(self.alone, dtype=pl.Int64())
+            instance = frame["instance"].clone().scatter(own, _OWN - own)
+            frame = frame.with_columns(instance=instance)
         keys = {name: frame.schema[name] for name in ("step", "instance")}
         calls = pl.DataFrame(self.filled, schema={**keys, "_call": pl.Int64()}, orient="row")
         of_places = {**keys, "_layer": frame.schema["layer"], "_role": pl.String()}
