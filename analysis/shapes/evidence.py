@@ -26,6 +26,8 @@ _ABOVE_PEAK = 1.1
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
+Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -91,19 +93,23 @@ def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
     return []
 
 
+def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
+    """The usual time of each GEMM on each kernel, of those whose time is that of their N·K."""
+    times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
+    for one in placed:
+        timed = one.slot.what == GEMM and not one.slot.narrow and one.item.ns > 0
+        if timed and (with_head or one.slot.role != "lm_head"):
+            times[one.slot, one.item.name].append(one.item.ns)
+    return {key: median(ns) for key, ns in times.items()}
+
+
 def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     """Two GEMMs whose times cannot both be those of their N·K. `with_head`: the head has as many
     rows as the linears."""
-    times: dict[tuple[Slot, str], list[int]] = defaultdict(list)
-    for one in placed:
-        if one.slot.what == GEMM and not one.slot.narrow and one.item.ns > 0:
-            times[one.slot, one.item.name].append(one.item.ns)
-    usual = {key: median(ns) for key, ns in times.items()}
+    usual = usual_times(placed, with_head=with_head)
     worst: tuple[float, str] = (1.0, "")
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
-        if "lm_head" in (slot_a.role, slot_b.role) and not with_head:
-            continue
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
         rate_a, rate_b = slot_a.size / usual[a], slot_b.size / usual[b]
         off = max(rate_a, rate_b) / min(rate_a, rate_b)

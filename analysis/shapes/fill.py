@@ -98,7 +98,10 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     steps = {step for step, _ in trial.placed}
     out.tokens = sum(known) / len(steps) if len(known) == len(rows) else None
     first = next(iter(trial.placed))
-    widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm)
+    with_head = trial.has_full_head(first)
+    widths = fitting_widths(
+        trial.placed[first].gemms, trial.rows[first], trial.sm, with_head=with_head
+    )
     out.notes += [_note(trial, writer), *_mixed(trial), *widths]
     return out
 

@@ -137,7 +137,7 @@ class Trial:
             *names.against_attention_grid(items, shape, self.ranks),
             *names.against_names(self.traced.beside.named, shape, self.ranks),
             *evidence.against_head(gemms, self.sm),
-            *evidence.against_times(gemms, with_head=tokens.heads == (tokens.rows,)),
+            *evidence.against_times(gemms, with_head=self.has_full_head(key)),
             *self._against_peaks(gemms, self.rows[key]),
             *seen.against(self.rows[key]),
             *self._against_width(gemms, seen.width(self.rows[key])),
@@ -197,6 +197,11 @@ class Trial:
             return given
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         return annotated(name, replayed=replayed)
+
+    def has_full_head(self, key: Pass) -> bool:
+        """Whether the head of a pass runs as many rows as its linears."""
+        tokens = self.tokens[key]
+        return tokens.heads == (tokens.rows,)
 
     @property
     def by_order(self) -> bool:

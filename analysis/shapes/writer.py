@@ -96,9 +96,7 @@ class Writer:
 
         return ("attention", sizes, bool(slides), name), work, None
 
-    def _call(
-        self, item: Item, key: object, made: Made, known: tuple[int, int] | None
-    ) -> None:
+    def _call(self, item: Item, key: object, made: Made, known: tuple[int, int] | None) -> None:
         if key is None or (made is None and known is None):
             return
         self.time += item.ns

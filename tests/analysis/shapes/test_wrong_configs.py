@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,33 @@ def test_no_row_has_a_wrong_width(
         assert why in said, said
 
 
-@pytest.mark.parametrize("width", [2792, 2800])
-def test_what_the_trace_cannot_decide_is_taken_and_said(width: int, tmp_path: Path) -> None:
-    path = strip(H100, tmp_path, modules=False)
-    model = changed(H100, tmp_path, {"intermediate_size": width})
-    told = report(path, H100, model=model, **H100.workload)
-    assert {row[2] for row in known(table(told, H100)) if row[0] == "gate"} == {width}
-    notes = " ".join(told.phases["trace"].notes)
-    assert "the trace fits N of" in notes and "gate 2," in notes
+CANNOT_TELL = [
+    (H100, 2792, "gate", 2816), (H100, 2800, "gate", 2816),
+    (MI300, 12225, "gate_up", 24576), (MI300, 12256, "gate_up", 24576),
+    (GRAPH, 11776, "gate_up", 24576), (GRAPH, 13312, "gate_up", 24576),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "width", "role", "true"), CANNOT_TELL)
+def test_what_the_trace_cannot_decide_is_taken_and_said(
+    case: Case, width: int, role: str, true: int, tmp_path: Path
+) -> None:
+    path = strip(case, tmp_path, modules=False)
+    model = changed(case, tmp_path, {"intermediate_size": width})
+    told = report(path, case, model=model, **case.workload)
+    n = width * (2 if role == "gate_up" else 1)
+    assert {row[2] for row in known(table(told, case)) if row[0] == role} == {n}
+    (said,) = [note for phase in told.phases.values() for note in phase.notes
+               if note.startswith("the trace fits N of")]  # fmt: skip
+    found = re.search(rf"[ ,]{role} ([\d,]+)–([\d,]+) by its", said)
+    assert found, said
+    low, high = (int(number.replace(",", "")) for number in found.groups())
+    assert low <= n <= high and low <= true <= high
+
+
+def test_a_width_outside_the_interval_is_refused(tmp_path: Path) -> None:
+    path = strip(MI300, tmp_path, modules=False)
+    model = changed(MI300, tmp_path, {"intermediate_size": 12224})  # 24,448: one less tile
+    told = report(path, MI300, model=model, **MI300.workload)
+    assert not known(table(told, MI300))
+    assert any("no M fits" in said for said in told.warnings)
