@@ -184,9 +184,11 @@ def _report(
         names = ends_apart([done.side.path.resolve() for done in sides])
         for subject, name in zip(described, names, strict=True):
             subject["name"] = name
-    asked = pruned.side.asked_for_shapes
+    asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model
     own = [
-        said for name, phase in phases.items() for said in missing_shapes(name, phase, asked=asked)
+        said
+        for name, phase in phases.items()
+        for said in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
     ]
     own += [*given, *pruned.noticed.warnings]
     own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]

@@ -30,17 +30,20 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     return said
 
 
-def missing_shapes(name: str, phase: Phase, *, asked: bool = False) -> list[str]:
+def missing_shapes(
+    name: str, phase: Phase, *, asked: bool = False, takes_model: bool = False
+) -> list[str]:
     """What a trace without shapes cannot say, where ops ran and none of their GEMMs has sizes.
-    `asked`: the trace says that shapes were recorded."""
+    `asked`: the trace says that shapes were recorded; `takes_model`: a config could tell them."""
     gemms = [g for g in phase.gemms if g.op is not None]
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []
-    change = "capture again with profile(..., record_shapes=True)"
+    give = ", or give --model (a decoder's config)" if takes_model else ""
+    change = f"capture again with profile(..., record_shapes=True){give}"
     if asked:
         change = (
             "record_shapes was on, and these ops pass no tensors that a profiler sees (compiled or "
-            "custom ops): capture without torch.compile, or give --model"
+            f"custom ops): capture without torch.compile{give}"
         )
     return [
         f"{name}: no GEMM has shapes, so what was pruned, FLOPs and bounds are unknown: {change}"

@@ -21,8 +21,7 @@ def notes(kernels: Kernels) -> list[str]:
         said.append(kernels.replay_note)
     elif replayed:
         said.append(
-            f"{replayed} kernels were launched by graph replays and have no op: "
-            "give --eager-trace for their shapes and roles"
+            f"{replayed} kernels were launched by graph replays and have no op: {_whence(kernels)}"
         )
     if not kernels.calls:
         said.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
@@ -30,6 +29,13 @@ def notes(kernels: Kernels) -> list[str]:
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
     return said + _hidden(kernels)
+
+
+def _whence(kernels: Kernels) -> str:
+    """Where shapes and roles of replayed kernels come from, or may come from."""
+    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+        return "roles and shapes of their GEMMs are by the model's config"
+    return "give --eager-trace, or --model with the model's config, for their shapes and roles"
 
 
 def _hidden(kernels: Kernels) -> list[str]:

@@ -138,6 +138,11 @@ class Side:
         return None if self.run is None else self.run.phases.get(name)
 
     @property
+    def takes_model(self) -> bool:
+        """Whether a config may tell shapes, and none was given: of a bare trace with kernels."""
+        return self.model is None and self.bare is not None and self.bare.on_device
+
+    @property
     def asked_for_shapes(self) -> bool:
         """Whether a bare trace says that shapes were recorded."""
         return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))

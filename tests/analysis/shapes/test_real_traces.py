@@ -115,3 +115,15 @@ def test_the_headline_says_where_shapes_come_from(tmp_path: Path) -> None:
     phase = report(path, H100, model=H100.model, **H100.workload).phases["trace"]
     assert set(phase.shapes) == {"model"} and phase.shapes["model"] > 0.99
     assert headline(phase).endswith("shapes from the model's config")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [(GRAPH.model, "are by the model's config"), (None, "give --eager-trace")]
+)
+def test_a_replay_whose_shapes_are_told_asks_for_no_eager_trace(
+    model: str | None, said: str
+) -> None:
+    options = GRAPH.workload if model else {}
+    (phase,) = report(GRAPH.path, GRAPH, model=model, **options).phases.values()
+    (note,) = [one for one in phase.notes if "graph replays" in one]
+    assert said in note and ("--eager-trace" in note) == (model is None)
