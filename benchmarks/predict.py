@@ -189,7 +189,9 @@ def _constants() -> str:
     text = (
         f"Tiles and their rates over the largest: {tiles}. That of 128×128 is the most that the N "
         "curve of arXiv 2606.09080 allows (RTX Pro 6000: from N = 4,096 to 2,867 nothing is won); "
-        "smaller ones are assumed, and memory binds where they are taken."
+        "smaller ones are assumed, and memory binds where they are taken. 2:4 kernels have none "
+        "larger than 128×128, at their full rate, and do not split K (PyTorch's, "
+        "aten/src/ATen/native/sparse/cuda/SparseSemiStructuredLinear.cu, has that one alone)."
     )
     rows += ["", text]
     return "\n".join(rows)

@@ -36,8 +36,8 @@ from prunescope.analysis.predict.ranges import Doubt  # noqa: E402
 
 LEVEL = 0.90
 COMMON = (0.01, 0.015, 0.02)
-RESHAPED = (0.02, 0.03, 0.04, 0.05, 0.07)
-WAVES = (0.0, 0.02, 0.04, 0.06, 0.08, 0.12)
+RESHAPED = (0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.10, 0.12)
+POWER = (1 / 4, 1 / 3, 1 / 2)
 ADDED = (0.25, 0.5)
 UNSEEN = (1.25, 2.0)  # not 1: that three devices are near says little of a fourth
 
@@ -116,7 +116,7 @@ def choose(known: Sequence[Judged], group: Group) -> ModelError:
         mine = [j for j in known if group(j.cell) == name]
         rest = [j for j in known if group(j.cell) != name]
         parts.append((mine, rest, {j.silicon for j in rest}))
-    settings = itertools.product(COMMON, RESHAPED, WAVES, ADDED, UNSEEN)
+    settings = itertools.product(COMMON, RESHAPED, POWER, ADDED, UNSEEN)
     grid = [ModelError(*one, scale=1.0) for one in settings]
     best = min(grid, key=lambda one: sum(_cost(one, *part) for part in parts))
     return scaled(best, known, LEVEL)

@@ -99,8 +99,8 @@ def ranges(known: tuple[Cell, ...]) -> str:
         "of its settings, and the ends of the constants. Of three devices little can be said about "
         f"a fourth: there the error is × {ERROR.unseen:g} and the constants' ends are twice as far."
         f" In use (of the logarithm): common {ERROR.common:g}, reshaped kernels "
-        f"{ERROR.reshaped:g}, single waves {ERROR.waves:g}, added kernels {ERROR.added:g}, scale "
-        f"{ERROR.scale:g}.\n",
+        f"{ERROR.reshaped:g} over their waves of tiles to the power of {ERROR.power:.2g}, added "
+        f"kernels {ERROR.added:g}, scale {ERROR.scale:g}.\n",
         "| group left out | cells | held | median width | median error |", "|---|---|---|---|---|",
     ]  # fmt: skip
     found = outside(known)

@@ -101,8 +101,7 @@ def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) ->
     parts = [(ns, unlike(d, p, terms)) for ns, d, p in shares]
     total = sum(ns for ns, _ in parts)
     whole = Unlike(
-        reshaped=sum(ns * one.reshaped for ns, one in parts) / total,
-        waves=sum(ns * one.waves for ns, one in parts) / total,
+        reshaped=tuple((ns * w / total, waves) for ns, one in parts for w, waves in one.reshaped),
         added=sum(ns * one.added for ns, one in parts) / total,
         drawn=parts[1][1].drawn / max(1, pruned.new_tokens) ** 0.5,
     )

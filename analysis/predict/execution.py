@@ -76,7 +76,7 @@ def _notes(
         )
     low, high = found.around(value)
     if high / value - 1 < _NARROW or 1 - low / value < _NARROW:
-        same = 1 - found.unlike.reshaped
+        same = 1 - found.unlike.share
         notes.append(
             f"the range is narrow because {same:.0%} of the time left is in kernels that run as "
             "they do in the dense model: what is not known of them is so on both sides"

@@ -54,7 +54,8 @@ def price(side: PredictedSide, op: Op) -> Price:
             (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
         )
         k = max(1, round(gemm.k * (union or 1)))
-        choices = tile_choices((m, n, k, gemm.batch), setting.device.sm, pace, spread)
+        size = m, n, k, gemm.batch
+        choices = tile_choices(size, setting.device.sm, pace, spread, sparse=op.sparse)
         cuts = tuple([(plain * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
     return Price(
         op.layers,

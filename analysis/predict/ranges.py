@@ -32,15 +32,23 @@ _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "sh
 
 @dataclass(frozen=True, slots=True)
 class Unlike:
-    """What of a pruned forward the dense model says nothing about: shares of its time in kernels
-    that the dense model does not run, at other shapes (without their starts) and of other kinds;
-    and the spread of what is drawn at run time. `waves`: of the first, what one wave more or less
-    would be of it."""
+    """What of a pruned forward the dense model says nothing about: kernels at shapes that the dense
+    model does not run (each its share of the time, and its waves of tiles), the share of the time
+    in kernels of other kinds, and the spread of what is drawn at run time."""
 
-    reshaped: float
-    waves: float
+    reshaped: tuple[tuple[float, float], ...]
     added: float
     drawn: float
+
+    @property
+    def share(self) -> float:
+        """The share of the time in kernels at other shapes, without their starts."""
+        return sum(share for share, _ in self.reshaped)
+
+    def even(self, power: float) -> float:
+        """The same with kernels of many waves counting less: what a library loses or wins by its
+        choice of a tile is a part of one wave, and evens out over several."""
+        return sum(share / waves**power for share, waves in self.reshaped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +67,7 @@ class Doubt:
         """Both spreads with the model's own error, before its scale."""
         own = math.hypot(
             error.common,
-            error.reshaped * self.unlike.reshaped,
-            error.waves * self.unlike.waves,
+            error.reshaped * self.unlike.even(error.power),
             error.added * self.unlike.added,
         )
         own *= 1.0 if measured else error.unseen
@@ -76,17 +83,15 @@ def unlike(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) 
     """The same of one forward."""
     known = {_key(op) for op in dense.bounded}
     mine, c, active = bill(pruned), pruned.setting.constants, frozenset(terms)
-    r, every, other, waves = rates(pruned.setting, c, terms), 0.0, 0.0, 0.0
+    r, every, other = rates(pruned.setting, c, terms), 0.0, []
     for op, one in zip(pruned.bounded, mine.prices, strict=True):
         ns = one.layers * price_ns(one, r)
         every += ns
         if _key(op) not in known:
             cut = cut_of(one, r)
-            other += ns
-            waves += ns / max(1.0, cut.waves) if cut else 0.0
+            other.append((ns, max(1.0, cut.waves) if cut else 1.0))
     return Unlike(
-        reshaped=other / every,
-        waves=waves / every,
+        reshaped=tuple([(ns / every, waves) for ns, waves in other]),
         added=mine.added_ns(c, active) / mine.total_ns(c, active),
         drawn=_drawn(pruned, terms),
     )

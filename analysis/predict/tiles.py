@@ -20,6 +20,10 @@ TILES: tuple[tuple[int, int, float], ...] = (
     (128, 256, 1.0), (128, 128, 0.66), (64, 256, 0.66), (64, 128, 0.55),
     (64, 64, 0.45), (32, 128, 0.45), (16, 128, 0.40), (16, 64, 0.35),
 )  # fmt: skip
+# A 2:4 kernel has one tile of 128 x 128, at the full rate of its library, and K whole: PyTorch's is
+# GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten SparseSemiStructuredLinear.cu). Its
+# waves are finer than those of the dense kernel beside it. Of tiles of fewer rows as above.
+SPARSE_TILES = tuple((m, n, rate / TILES[1][2]) for m, n, rate in TILES if m * n <= 128 * 128)
 _MMA_K = 16
 _LEAST_K = 512  # of each part where K is split
 _MOST_PARTS = 32
@@ -50,19 +54,24 @@ class Pace(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def tile_choices(
-    gemm: tuple[int, int, int, int], sm: int, pace: Pace, spread: float = 0.0
+    gemm: tuple[int, int, int, int],
+    sm: int,
+    pace: Pace,
+    spread: float = 0.0,
+    *,
+    sparse: bool = False,
 ) -> tuple[Choice, ...]:
     """The tile that takes least time with K whole, and, where that is less, with K in parts.
 
     `gemm`: rows, N, K and their number. `spread`: the standard deviation of the rows, 0 where they
-    are fixed. Rows chosen at run time fill their last tile by chance, and K is not split: no
-    library plans for them. What a GEMM of more rows may take, one of fewer may too, at no more:
-    so its time never falls with its rows.
+    are fixed; `sparse`: a 2:4 kernel. Rows chosen at run time fill their last tile by chance, and K
+    is not split: no library plans for them. What a GEMM of more rows may take, one of fewer may
+    too, at no more: so its time never falls with its rows.
     """
     (m, n, k, batch), depth = gemm, -(-gemm[2] // _MMA_K) * _MMA_K
     each = depth / (m * n * k * batch)  # of the useful work that one element of a tile makes
     wholes = []
-    for rows, columns, rate in TILES:
+    for rows, columns, rate in SPARSE_TILES if sparse else TILES:
         down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
         tiles = down * -(-n // columns) * batch
         waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
@@ -70,7 +79,7 @@ def tile_choices(
         wholes.append((waves * sm * one, one, rows, columns, tiles, waves))
     factor, _, rows, columns, tiles, waves = min(wholes)
     whole = Choice(rows, columns, tiles, 1, waves, factor)
-    if spread or waves * sm <= tiles:  # full waves: nothing to even out
+    if spread or sparse or waves * sm <= tiles:  # full waves: nothing to even out
         return (whole,)
     found = _split(wholes, gemm, sm, pace, least=pace.work * factor)
     return (whole,) if found is None else (whole, found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from dataclasses import astuple
 from functools import cache
@@ -49,20 +50,21 @@ def test_the_ranges_hold_where_a_group_is_left_out_of_their_choice() -> None:
     known = benchmark().known()
     for name, (count, share) in coverage(known).items():
         assert count < LARGE or share >= COVERED, name
+    widths = [one.high - one.low for one in outside(known)[LEVEL]]
+    assert statistics.median(widths) <= 0.25
     for by in ("group", "family"):
         for level, cells in outside(known, by).items():
-            assert held(cells) == pytest.approx(level, abs=0.06)
+            assert -0.06 <= held(cells) - level <= 0.08, (by, level)  # more is the safer side
     # the settings in use are those that all cells choose
     chosen = choose([Judged(cell) for cell in known if not cell.apart], group)
     assert astuple(chosen) == pytest.approx(astuple(ERROR), abs=0.005)
     assert LEVEL == 0.90
 
 
-def test_24_on_the_a100_is_within_15_percent_in_the_middle_of_its_papers() -> None:
+def test_24_on_the_a100_is_within_15_percent_in_both_of_its_papers() -> None:
     cells = [c for c in benchmark().known() if c.family == "static-k-24" and c.phase == "gemm"]
     assert len(cells) == 6
-    assert benchmark().summary(c.error for c in cells)[0] <= 0.10
-    assert max(abs(c.error) for c in cells) <= 0.16
+    assert max(abs(c.error) for c in cells) <= 0.15
 
 
 def test_dropped_sublayers_in_eager_mode_are_the_hosts() -> None:
