@@ -159,7 +159,7 @@ DRAWS = 3
 LINKS = {
     300e9: ("a100-40gb-sxm", "a100-80gb-sxm"), 200e9: ("a800-80gb-sxm", "h800-sxm"),
     450e9: ("h100-sxm", "h200-sxm", "h20", "mi300x", "mi325x"), 150e9: ("v100-sxm2",),
-    900e9: ("b200", "gb200"), 540e9: ("mi355x",),
+    900e9: ("b200", "gb200"), 540e9: ("mi350x", "mi355x"),
 }  # fmt: skip
 OTHER_LINK = 32e9
 

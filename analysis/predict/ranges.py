@@ -48,7 +48,7 @@ class Unlike:
     def even(self, power: float) -> float:
         """The same with kernels of many waves counting less: what a library loses or wins by its
         choice of a tile is a part of one wave, and evens out over several."""
-        return sum(share / waves**power for share, waves in self.reshaped)
+        return sum(share / math.pow(waves, power) for share, waves in self.reshaped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

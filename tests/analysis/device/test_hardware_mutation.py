@@ -58,16 +58,27 @@ mi210                           181    181    -      22.6   -       1638  8    1
 mi300x                          1307.4 1307.4 653.7  163.4  2614.9  5300  32   304
 mi325x                          1307.4 1307.4 653.7  163.4  2614.9  6000  32   304
 mi355x                          2500   2500   -      157.3  5000    8000  32   256
+a30                             165    165    82     10.3   -      933   24   56
+l40                             181.05 181.05 90.5   90.5   362    864   96   142
+l20                             119.5  119.5  59.8   59.35  239    864   96   92
+rtx-3080                        59.5   59.5   29.8   29.8   -      760   5    68
+rtx-4070                        58.3   58.3   29.1   29.1   116.6  504   36   46
+rtx-4070-super                  71     71     35.5   35.5   141.9  504   48   56
+rtx-4070-ti                     80.2   80.2   40.1   40.1   160.4  504   48   60
+rtx-4070-ti-super               88.2   88.2   44.1   44.1   176.4  672   48   66
+rtx-5080                        112.6  112.6  56.3   56.3   225.1  960   64   84
+mi350x                          2306.9 2306.9 -      144.2  4613.7 8000  32   256
 """
 # GB of memory, as sold; of the V100 the larger one.
 MEMORY = {
+    10: ("rtx-3080",),
     11: ("rtx-2080-ti",),
-    12: ("rtx-3060", "rtx-4080-laptop"),
-    16: ("t4", "rtx-4080"),
-    24: ("a10", "a10g", "l4", "rtx-3090", "rtx-4090"),
+    12: ("rtx-3060", "rtx-4080-laptop", "rtx-4070", "rtx-4070-super", "rtx-4070-ti"),
+    16: ("t4", "rtx-4080", "rtx-4070-ti-super", "rtx-5080"),
+    24: ("a10", "a10g", "a30", "l4", "rtx-3090", "rtx-4090"),
     32: ("v100-sxm2", "v100-pcie", "rtx-5090"),
     40: ("a100-40gb-sxm", "a100-40gb-pcie"),
-    48: ("a40", "l40s", "rtx-6000-ada", "rtx-a6000"),
+    48: ("a40", "l20", "l40", "l40s", "rtx-6000-ada", "rtx-a6000"),
     64: ("mi250x-gcd", "mi210"),
     80: ("a100-80gb-sxm", "a100-80gb-pcie", "a800-80gb-sxm", "h100-sxm", "h100-pcie", "h800-sxm"),
     94: ("h100-nvl",),
@@ -79,7 +90,7 @@ MEMORY = {
     186: ("gb200",),
     192: ("mi300x",),
     256: ("mi325x",),
-    288: ("mi355x",),
+    288: ("mi350x", "mi355x"),
 }
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
 # The best GEMM that anybody has published, TFLOP/s.
@@ -100,7 +111,7 @@ OCCUPANCY = {
 }  # fmt: skip
 # GB/s in one direction: 16 lanes of so many GT/s, 128 of 130 bits data; half of 900 in both.
 LINKS = {**{f"pcie-{i}.0": 16 * 2**i * 128 / 130 / 8 for i in (3, 4, 5)}, "nvlink-c2c": 450}
-LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi355x": 256}  # MiB behind L2
+LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi350x": 256, "mi355x": 256}  # MiB behind L2
 
 
 def table() -> dict[str, Any]:
