@@ -206,6 +206,8 @@ def predict(  # noqa: PLR0913 - the options of the command
     chunk: int | None = None,
     rank: bool = False,
     workload: str | None = None,
+    losses: Path | str | None = None,
+    loss: float | None = None,
     tp: int = 1,
 ) -> Prediction:
     """What a pruning can give, from shapes and peaks, or scaled from one dense run (`from_run`).
@@ -216,8 +218,9 @@ def predict(  # noqa: PLR0913 - the options of the command
     `break_even`: also where a pruning starts to pay, which takes most of the time of a point.
     `new_tokens`: also a prompt with an answer of that length, in chunks of `chunk` tokens, and
     memory; `pruned_batch`: sequences of the pruned side. `rank`: all families side by side, for a
-    `workload` (chat, rag, batch, long, agent) or these sizes. `tp`: devices that
-    share each layer; times and bytes are those of one.
+    `workload` (chat, rag, batch, long, agent) or these sizes; with `losses`, the folder of a sweep,
+    also at equal `loss` (perplexity over the dense model's - 1). `tp`: devices that share each
+    layer; times and bytes are those of one.
     Returns the dict that `--json` writes.
 
     Examples:

@@ -176,6 +176,12 @@ PREDICT = {
     "workload": Annotated[
         Literal["chat", "rag", "batch", "long", "agent"] | None, Option(help="What --rank asks.")
     ],
+    "losses": Annotated[
+        Path | None, Option(metavar="SWEEP", help="--rank at equal loss too, as judged there.")
+    ],
+    "loss": Annotated[
+        float | None, Option(metavar="X", help="Perplexity over dense, less 1.  [default: common]")
+    ],
 }
 SWEEP = {
     "config": Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A file.")],

@@ -1,22 +1,25 @@
 """Which family, here? Every family on one model, device and workload, side by side.
 
 In: a PredictRequest with `rank`. Out: a Ranking: families by expected speed-up of the whole
-workload at equal FLOPs and at equal parameters, with ranges, and which of them tie with the first.
+workload at equal FLOPs, at equal parameters and, where a sweep has judged them, at equal loss, with
+ranges, and which of them tie with the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from prunescope.analysis.predict.answers import prompt_of, speed_of
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
+from prunescope.analysis.predict.losses import Curve, Losses, read_losses
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, runnable
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import families
+from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.match import MATCHES, removed_shares, solve
 from prunescope.taxonomy.plan import Workload
@@ -61,23 +64,19 @@ def rank(request: PredictRequest) -> Ranking:
     load = load_of(request)
     warnings: list[str] = []
     share = _share(request)
+    judged, loss = _judged(request)
     base, _ = resolve(replace(request, knobs={}), None, None, warnings)
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
-    tables: dict[str, list[Ranked]] = {}
     left_out: dict[str, str] = {}
+    tables: dict[str, list[Ranked]] = {}
     for by in BY:
-        rows: list[Ranked] = []
-        for one in families():
-            if one.dynamics and one.id != "dense":
-                try:
-                    rows.append(_row(base, one, by, share, dense))
-                except PrunescopeError as error:
-                    left_out.setdefault(one.id, error.problem)
-        rows.sort(key=lambda row: -row.speedup)
-        for row in rows:
-            row.ties = row.range[1] >= rows[0].range[0]
-        tables[by] = rows
+        known = [one for one in families() if one.dynamics and one.id != "dense"]
+        asked = {one.id: _at_share(base, one, by, share, dense) for one in known}
+        tables[by] = _table(asked, left_out)
+    if judged is not None and loss is not None:
+        tables["loss"] = _table(_at_loss(base, judged, loss, dense), left_out)
+        warnings += _whose(judged, request.model)
     return Ranking(
         subject={"model": request.model, "dtype": base.dtype, "device": base.device.name},
         workload={
@@ -88,6 +87,7 @@ def rank(request: PredictRequest) -> Ranking:
             "text": load.text,
         },
         share=share,
+        loss=loss,
         dense=dense.told(),
         by=tables,
         left_out=left_out,
@@ -102,16 +102,108 @@ def _share(request: PredictRequest) -> float:
     return shares[0] if shares else 0.25
 
 
-def _row(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ranked:
+Ask = Callable[[], Ranked]
+
+
+def _table(asked: Mapping[str, Ask], left_out: dict[str, str]) -> list[Ranked]:
+    """The rows that exist, the fastest first."""
+    rows: list[Ranked] = []
+    for name, ask in asked.items():
+        try:
+            rows.append(ask())
+        except PrunescopeError as error:
+            left_out.setdefault(name, error.problem)
+    rows.sort(key=lambda row: -row.speedup)
+    for row in rows:
+        row.ties = row.range[1] >= rows[0].range[0]
+    return rows
+
+
+def _at_share(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ask:
     """A family where it removes `share` of the parameters, or of the FLOPs of what takes longer:
     the prompt, or a step in the middle of its answer."""
-    chosen = runnable(one, base.device, []) or one
-    knobs = chosen.point(0.0).knobs
+
+    def ask() -> Ranked:
+        chosen = runnable(one, base.device, []) or one
+        knobs = chosen.point(0.0).knobs
+        at = _longer(base, dense)
+        own = one.only or solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
+        row = _row(replace(base, family=chosen, sparsity=own, knobs=knobs), dense)
+        if row.removed[by] <= 1e-5:
+            raise PrunescopeError(f"{chosen.id} removes no {MATCHES[by]}", hint="")
+        return row
+
+    return ask
+
+
+def _at_loss(base: Setting, judged: Losses, loss: float, dense: Answer) -> dict[str, Ask]:
+    """Each judged family at the sparsity that loses `loss`, chosen the way that allows most."""
+
+    def ask(name: str) -> Ranked:
+        mine = [curve for curve in judged.curves if curve.family == name]
+        ways = [(curve.sparsities_at(loss), curve) for curve in mine]
+        found = [(at, curve) for at, curve in ways if at is not None]
+        if not found:
+            most = max(curve.most for _, curve in ways)
+            raise PrunescopeError(f"{name} was judged up to a loss of {most:.1%} alone", hint="")
+        at, curve = max(found, key=lambda one: one[0][0])
+        return _judged_row(base, curve, at, dense)
+
+    return {curve.family: partial(ask, curve.family) for curve in judged.curves}
+
+
+def _judged_row(
+    base: Setting, curve: Curve, at: tuple[float, float, float], dense: Answer
+) -> Ranked:
+    """The row at the sparsity in the middle; its range holds those of the ends too."""
+    chosen = runnable(family(curve.family), base.device, []) or family(curve.family)
+    known = {k: v for k, v in curve.knobs.items() if k in chosen.knobs}
+
+    def row(sparsity: float) -> Ranked:
+        own = chosen.only or sparsity
+        knobs = chosen.point(own, known).knobs
+        return _row(replace(base, family=chosen, sparsity=own, knobs=knobs), dense)
+
+    middle = row(at[0])
+    ends = sorted(math.log(row(end).speedup / middle.speedup) for end in at[1:])
+    low, high = (math.log(end / middle.speedup) for end in middle.range)
+    middle.range = [
+        middle.speedup * math.exp(-math.hypot(low, min(0.0, ends[0]))),
+        middle.speedup * math.exp(math.hypot(high, max(0.0, ends[1]))),
+    ]
+    middle.select = curve.select
+    return middle
+
+
+def _judged(request: PredictRequest) -> tuple[Losses | None, float | None]:
+    """The losses of a sweep, and the one at which families are compared."""
+    asked = request.loss
+    if request.losses is None:
+        if asked is not None:
+            raise PrunescopeError("--loss needs the losses of a sweep", hint="--losses FOLDER")
+        return None, None
+    if asked is not None and not 0 < asked < math.inf:
+        raise PrunescopeError(f"{asked:g} is no loss", hint="a share more perplexity: --loss 0.1")
+    judged = read_losses(request.losses)
+    return judged, judged.common() if asked is None else asked
+
+
+def _whose(judged: Losses, model: str | None) -> list[str]:
+    """Losses of another model are said."""
+    others = [name for name in judged.models if name != model]
+    return [f"the losses are those of {', '.join(others)}"] if others else []
+
+
+def _longer(base: Setting, dense: Answer) -> Workload:
     c = base.constants
     long_prompt = dense.ttft_ns(c) >= dense.total_ns(c) / 2
-    at = dense.work if long_prompt else dense.steps[1].work
-    own = one.only or _own(chosen, share, by, base, at, knobs)
-    setting = replace(base, family=chosen, sparsity=own, knobs=knobs)
+    return dense.work if long_prompt else dense.steps[1].work
+
+
+def _row(setting: Setting, dense: Answer) -> Ranked:
+    """A family at its own sparsity."""
+    chosen = setting.family
+    assert chosen is not None
     pruned = answer(
         setting,
         dense.work,
@@ -119,14 +211,14 @@ def _row(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ra
         chunk=dense.chunk.work.prompt_len if dense.chunk else None,
     )
     speed = speed_of(dense, pruned)
-    gone = removed_shares(chosen, own, shape=base.shape, work=at, knobs=knobs)
-    if gone[by] <= 1e-5:
-        raise PrunescopeError(f"{chosen.id} removes no {MATCHES[by]}", hint="")
+    at = _longer(setting, dense)
     return Ranked(
         family=chosen.id,
         extension=chosen.extension,
-        sparsity=own,
-        removed=gone,
+        sparsity=setting.sparsity,
+        removed=removed_shares(
+            chosen, setting.sparsity, shape=setting.shape, work=at, knobs=setting.knobs
+        ),
         speedup=speed.speedup,
         range=speed.range,
         answer=pruned.told(),
@@ -134,9 +226,3 @@ def _row(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ra
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
     )
-
-
-def _own(
-    one: Family, share: float, by: str, base: Setting, at: Workload, knobs: Mapping[str, Any]
-) -> float:
-    return solve(one, share, by=by, shape=base.shape, work=at, knobs=knobs).own

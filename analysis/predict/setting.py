@@ -43,6 +43,8 @@ class PredictRequest:
     `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
     `new_tokens`: also a prompt with that long an answer, in chunks of `chunk` tokens, and memory;
     `pruned_batch`: sequences of its pruned side. `rank`: families side by side for a `workload`.
+    `losses`: the folder of a sweep, for a ranking at equal `loss` too (pruned over dense perplexity
+    - 1; the largest that every judged family reaches where it is None).
     `tp`: devices that share each layer (tensor parallel); times and bytes are those of one.
     """
 
@@ -71,6 +73,8 @@ class PredictRequest:
     rank: bool = False
     workload: str | None = None
     tp: int = 1
+    losses: Path | str | None = None
+    loss: float | None = None
 
     @property
     def many(self) -> bool:

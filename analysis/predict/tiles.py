@@ -23,7 +23,7 @@ TILES: tuple[tuple[int, int, float], ...] = (
 # A 2:4 kernel has one tile of 128 x 128, at the full rate of its library, and K whole: PyTorch's is
 # GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten SparseSemiStructuredLinear.cu). Its
 # waves are finer than those of the dense kernel beside it. Of tiles of fewer rows as above.
-SPARSE_TILES = tuple((m, n, rate / TILES[1][2]) for m, n, rate in TILES if m * n <= 128 * 128)
+SPARSE_TILES = tuple((m, n, rate / TILES[1][2]) for m, n, rate in TILES if n <= 128)
 _MMA_K = 16
 _LEAST_K = 512  # of each part where K is split
 _MOST_PARTS = 32

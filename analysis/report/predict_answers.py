@@ -15,7 +15,8 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, PredictedPhase, Ranking
 
-_EQUAL = {"flop": "equal FLOPs", "param": "equal parameters"}
+_SHOWN = {"loss": "flop"}  # the share that a table shows
+_EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
 
 
 def answer(told: PredictedAnswer) -> list[RenderableType]:
@@ -78,14 +79,23 @@ def ranking(result: Ranking) -> list[RenderableType]:
         table = _table("family", "s", "removed", "speed-up", "range", "tokens/s", "weights", "")
         for row in rows:
             cells = (f"{row.family} *" if row.extension else row.family,
-                     f"{row.sparsity:.3f}", f"{row.removed[by]:.0%}", f"{row.speedup:.2f}",
+                     f"{row.sparsity:.3f}", f"{row.removed[_SHOWN.get(by, by)]:.0%}",
+                     f"{row.speedup:.2f}",
                      f"{row.range[0]:.2f}–{row.range[1]:.2f}",
                      f"{row.answer.tokens_per_s:.0f}", numbers.size(row.weight_bytes),
                      "ties" if row.ties else "")  # fmt: skip
             table.add_row(*(Text(clean(cell)) for cell in cells))
-        parts += [Text(f"at {_EQUAL[by]}: {result.share:.0%} removed"), table]
+        what = f"{result.share:.0%} removed"
+        if by == "loss" and result.loss is not None:
+            what = f"perplexity {result.loss:+.1%}; the share is that of FLOPs"
+        parts += [Text(f"at {_EQUAL[by]}: {what}"), table]
     left = "; ".join(result.left_out.values())
-    note = "* by extension. Equal FLOPs or parameters are not equal quality: `sweep` measures that."
+    note = "* by extension."
+    if result.loss is None:
+        note += (
+            " Equal FLOPs or parameters are not equal quality: `sweep` measures that, and --losses "
+            "SWEEP ranks by it."
+        )
     return [*parts, Text(clean(f"left out: {left}"), "dim"), Text(note, "dim")]
 
 

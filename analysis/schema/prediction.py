@@ -233,7 +233,8 @@ class Prediction(msgspec.Struct, kw_only=True):
 
 class Ranked(msgspec.Struct, kw_only=True):
     """A family in a ranking. `removed`: shares of FLOPs, parameters and bytes at `sparsity`, its
-    own. `ties`: its range and that of the first overlap."""
+    own. `ties`: its range and that of the first overlap. `select`: how parts were chosen in the
+    runs that tell its loss."""
 
     family: str
     extension: bool
@@ -245,11 +246,12 @@ class Ranked(msgspec.Struct, kw_only=True):
     weight_bytes: int
     kv_bytes: int
     ties: bool
+    select: str | None = None
 
 
 class Ranking(msgspec.Struct, kw_only=True):
-    """Which family, here? `by`: what all remove the same share of (flop, param) -> families, the
-    fastest first. `left_out`: family -> why."""
+    """Which family, here? `by`: what is equal (flop, param: the share that all remove; loss: where
+    a sweep has judged them) -> families, the fastest first. `left_out`: family -> why."""
 
     schema: int = 1
     tool: str = "prunescope predict --rank"
@@ -260,6 +262,7 @@ class Ranking(msgspec.Struct, kw_only=True):
     by: dict[str, list[Ranked]]
     left_out: dict[str, str]
     warnings: list[str]
+    loss: float | None = None  # pruned over dense perplexity - 1 of `by.loss`
 
 
 class FamilyRow(msgspec.Struct, kw_only=True):

@@ -33,7 +33,7 @@ COMMANDS = {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
         "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
         "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
-        "--rank", "--workload", "--explain", "--out", "--json",
+        "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from prunescope.analysis.predict.losses import read_losses
 from prunescope.analysis.predict.rank import WORKLOADS, rank
 from prunescope.analysis.predict.setting import PredictRequest
 from prunescope.analysis.report.predict_table import prediction
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
+from prunescope.taxonomy.run_quality import Quality
 
 
 @cache
@@ -74,3 +80,83 @@ def test_sizes_of_ones_own_and_mistakes() -> None:
         rank(PredictRequest(model="llama-3.2-1b", device="h100-sxm", workload="picnic"))
     with pytest.raises(PrunescopeError, match="one share"):
         rank(PredictRequest(model="llama-3.2-1b", device="h100-sxm", sparsity="0.1,0.2"))
+
+
+def judged(
+    folder: Path, method: str, losses: dict[float, tuple[float, float, float]], draw: int = 0
+) -> None:
+    """Pruned runs with their quality, as a sweep leaves them."""
+    for sparsity, (loss, low, high) in losses.items():
+        manifest = Run(
+            variant="pruned", model=ModelEntry(id="llama-3.2-1b"), phases={}, dtype="bf16",
+            device=DeviceEntry(kind="cpu", name="cpu"), versions={}, seeds={}, argv=[],
+            pruning=Pruning(method=method, sparsity=sparsity),
+            quality=Quality(perplexity_rel=loss, perplexity_rel_ci95=[low, high]),
+        )  # fmt: skip
+        place = folder / "runs" / f"{method}-{sparsity}-{draw}" / "pruned"
+        place.mkdir(parents=True)
+        (place / "run.json").write_text(manifest.to_json(), encoding="utf-8")
+
+
+@pytest.fixture
+def sweep_folder(tmp_path: Path) -> Path:
+    judged(tmp_path, "static-m", {0.25: (0.2, 0.18, 0.22), 0.5: (1.0, 0.9, 1.1)})
+    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: (1.5, 1.5, 1.5)}, 0)
+    judged(tmp_path, "static-nk", {0.25: (0.2, 0.2, 0.2)}, 1)  # the median of two draws is 0.3
+    judged(tmp_path, "my.package:prune", {0.25: (0.1, 0.1, 0.1)})  # no family
+    return tmp_path
+
+
+def test_at_equal_loss_each_family_stands_at_the_sparsity_that_loses_it(sweep_folder: Path) -> None:
+    request = PredictRequest(
+        model="llama-3.2-1b", device="h100-sxm", workload="chat", losses=sweep_folder, loss=0.2
+    )
+    found = rank(request)
+    rows = {row.family: row for row in found.by["loss"]}
+    assert (found.loss, set(rows), found.warnings) == (0.2, {"static-m", "static-nk"}, [])
+    assert rows["static-m"].sparsity == pytest.approx(0.25)
+    # log 1.2 of log 1.3 on the way from 0 to 0.25
+    assert rows["static-nk"].sparsity == pytest.approx(0.25 * math.log(1.2) / math.log(1.3))
+    # no interval of the loss, so the range is that of the model alone; draws of 0.2 and 0.4 have
+    flops = {row.family: row for row in found.by["flop"]}
+    spread = {name: math.log(row.range[1] / row.range[0]) for name, row in rows.items()}
+    assert spread["static-nk"] > math.log(flops["static-nk"].range[1] / flops["static-nk"].range[0])
+
+
+def test_the_loss_that_all_reach_is_the_one_where_none_is_asked(sweep_folder: Path) -> None:
+    curves = read_losses(sweep_folder)
+    assert curves.common() == pytest.approx(1.0)
+    assert curves.models == ("llama-3.2-1b",)
+    known = {curve.family: curve for curve in curves.curves}
+    assert known["static-m"].sparsities_at(1.0) == pytest.approx(
+        (0.5, 0.25 + 0.25 * math.log(2 / 1.22) / math.log(2.1 / 1.22), 0.5)
+    )
+    assert known["static-m"].sparsities_at(1.01) is None
+
+
+def test_losses_of_another_model_are_said_and_those_that_are_not_there(
+    sweep_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    request = PredictRequest(
+        model="tiny-llama", device="h100-sxm", prompt_len=64, losses=sweep_folder, loss=1.2
+    )
+    found = rank(request)
+    assert [row.family for row in found.by["loss"]] == ["static-nk"]
+    assert "judged up to a loss of 100.0% alone" in found.left_out["static-m"]
+    assert found.warnings == ["the losses are those of llama-3.2-1b"]
+    text = shown_ranking(found)
+    assert "at equal loss: perplexity +120.0%" in text
+    for bad, problem in (
+        ({"losses": tmp_path_factory.mktemp("none")}, "tells what it lost"),
+        ({"losses": sweep_folder / "absent"}, "there is no folder"),
+        ({"losses": sweep_folder, "loss": -1.0}, "is no loss"),
+        ({"loss": 0.1}, "needs the losses of a sweep"),
+    ):
+        with pytest.raises(PrunescopeError, match=problem):
+            rank(PredictRequest(model="tiny-llama", device="h100-sxm", prompt_len=64, **bad))
+
+
+def shown_ranking(found: Any) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(prediction(dict(msgspec.to_builtins(found))))
+    return str(console.file.getvalue())  # type: ignore[attr-defined]

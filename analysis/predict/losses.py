@@ -1,0 +1,161 @@
+"""What each family loses at which sparsity: the runs of a sweep, read for their quality alone.
+
+In: the folder of a sweep, or of any judged runs. Out: Curves, a family's relative perplexity over
+its own sparsity, and the sparsity at which it loses as much as is asked. Losses are pruned over
+dense - 1, after recovery where the runs were recovered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import families
+from prunescope.taxonomy.run import MANIFEST, Run, read_run
+
+_NONE = "each pruned run needs a `quality`, as `prunescope sweep` writes it"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A sparsity and its loss: the median of its draws, and how low and how high it may be."""
+
+    sparsity: float
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A family, chosen in one way (`select`) and with its knobs, by ascending sparsity."""
+
+    family: str
+    select: str | None
+    knobs: Mapping[str, Any]
+    points: tuple[Judged, ...]
+
+    def sparsities_at(self, loss: float) -> tuple[float, float, float] | None:
+        """The sparsity that loses this much, and the ends that the losses' intervals give; None
+        where even the largest that was judged loses less."""
+        middle = self._at(loss, lambda one: one.loss)
+        if middle is None:
+            return None
+        last = self.points[-1].sparsity
+        low = self._at(loss, lambda one: one.high)
+        high = self._at(loss, lambda one: one.low)
+        return middle, min(middle, last if low is None else low), last if high is None else high
+
+    def _at(self, loss: float, of: Callable[[Judged], float]) -> float | None:
+        """Between neighbours the logarithm of the perplexity is linear; at sparsity 0 nothing is
+        lost; a loss that falls again with sparsity is noise."""
+        before = sparsity = 0.0
+        for one in self.points:
+            here = max(before, math.log1p(of(one)))
+            if here >= math.log1p(loss):
+                step = here - before
+                share = (math.log1p(loss) - before) / step if step else 1.0
+                return sparsity + share * (one.sparsity - sparsity)
+            before, sparsity = here, one.sparsity
+        return None
+
+    @property
+    def most(self) -> float:
+        """The largest loss that was judged."""
+        return max(one.loss for one in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The curves of a folder, and the models that they are of."""
+
+    curves: tuple[Curve, ...]
+    models: tuple[str, ...]
+
+    def common(self) -> float:
+        """The largest loss that every family reaches."""
+        most: dict[str, float] = {}
+        for one in self.curves:
+            most[one.family] = max(one.most, most.get(one.family, 0.0))
+        return min(most.values())
+
+
+def read_losses(folder: Path | str) -> Losses:
+    """The losses of every judged run under a folder, of families alone.
+
+    Raises PrunescopeError where there is none, or none that lost anything.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise PrunescopeError(f"there is no folder {path}", hint="the --out folder of a sweep")
+    found: defaultdict[tuple[Any, ...], list[tuple[float, float, float, float]]] = defaultdict(list)
+    knobs: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    models: dict[str, None] = {}
+    for run in _runs(path):
+        told = _loss(run)
+        pruning = run.pruning
+        if told is None or pruning is None or not _sparsity(run):
+            continue
+        key = str(pruning.method), pruning.selection, str(sorted((pruning.knobs or {}).items()))
+        found[key].append((_sparsity(run), *told))
+        knobs[key] = pruning.knobs or {}
+        models[str(run.model.id)] = None
+    known = {one.id for one in families()}
+    curves = tuple(
+        Curve(key[0], key[1], knobs[key], _points(rows))
+        for key, rows in sorted(found.items(), key=str)
+        if key[0] in known
+    )
+    if not any(one.most > 0 for one in curves):
+        raise PrunescopeError(f"no run in {path} tells what it lost", hint=_NONE)
+    return Losses(tuple(one for one in curves if one.most > 0), tuple(models))
+
+
+def _runs(path: Path) -> Iterator[Run]:
+    """Pruned runs at most three folders below: SWEEP/runs/ID/pruned."""
+    for depth in ("pruned", "*/pruned", "*/*/pruned"):
+        for manifest in sorted(path.glob(f"{depth}/{MANIFEST}")):
+            yield read_run(manifest.parent)
+
+
+def _sparsity(run: Run) -> float:
+    """That of the family's own unit, where the run was matched by another."""
+    pruning = run.pruning
+    own = pruning.match.own if pruning and pruning.match else None
+    given = own if own is not None else pruning.sparsity if pruning else None
+    return float(given) if given is not None and 0 < given < 1 else 0.0
+
+
+def _loss(run: Run) -> tuple[float, float, float] | None:
+    """After recovery where there was one; the ends are the value where no interval is known."""
+    told = run.quality
+    if told is None:
+        return None
+    value, ends = told.perplexity_rel_recovered, told.perplexity_rel_recovered_ci95
+    if value is None:
+        value, ends = told.perplexity_rel, told.perplexity_rel_ci95
+    if value is None:
+        return None
+    found = (value, *(ends or (value, value)))
+    return found if all(-1 < one < math.inf for one in found) else None
+
+
+def _points(rows: Iterable[tuple[float, float, float, float]]) -> tuple[Judged, ...]:
+    by: defaultdict[float, list[tuple[float, float, float, float]]] = defaultdict(list)
+    for row in rows:
+        by[row[0]].append(row)
+    return tuple(
+        Judged(
+            sparsity,
+            median(row[1] for row in own),
+            min(row[2] for row in own),
+            max(row[3] for row in own),
+        )
+        for sparsity, own in sorted(by.items())
+    )
