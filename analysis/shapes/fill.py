@@ -103,6 +103,8 @@ def _filled(out: Filled, trial: Trial) -> Filled:
         trial.placed[first].gemms, trial.rows[first], trial.sm, with_head=with_head
     )
     out.notes += [_note(trial, writer), *_mixed(trial), *widths]
+    if trial.model.shape.experts and (told := trial.experts.told) is not None:
+        (out.notes if trial.experts.slots else out.warnings).append(told)
     return out
 
 

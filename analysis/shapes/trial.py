@@ -17,6 +17,7 @@ from prunescope.analysis.ops.call import Work
 from prunescope.analysis.shapes import evidence, names
 from prunescope.analysis.shapes.counts import Beside, Mark, Seen
 from prunescope.analysis.shapes.evidence import Placed
+from prunescope.analysis.shapes.experts import Experts, experts_of
 from prunescope.analysis.shapes.formats import formats
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Item
@@ -64,6 +65,12 @@ class Traced:
     def beside(self) -> Beside:
         """The kernels that count rows."""
         return Beside(self.frame, self.trace)
+
+    @cached_property
+    def collectives(self) -> dict[str, float]:
+        """How often a step runs each collective."""
+        every = self.frame.filter(pl.col("kind") == "comm").group_by("name").len()
+        return {name or "": n / len(self.linked.wall) for name, n in every.iter_rows()}
 
 
 Pass = tuple[int, int]  # a step, and which of its forward passes
@@ -202,6 +209,12 @@ class Trial:
         """Whether the head of a pass runs as many rows as its linears."""
         tokens = self.tokens[key]
         return tokens.heads == (tokens.rows,)
+
+    @cached_property
+    def experts(self) -> Experts:
+        """What a rank runs of the experts."""
+        gemms = [one for placement in self.placed.values() for one in placement.gemms]
+        return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 
     @property
     def by_order(self) -> bool:

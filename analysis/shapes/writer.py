@@ -64,12 +64,14 @@ class Writer:
         if slot.role == "lm_head":
             rows = evidence.head_rows(one, tried.tokens[at].heads, tried.sm)
         if slot.what == GROUPED:
-            shape = model.shape
-            if rows is None or tried.ranks > 1:
-                return None, None, None  # how ranks share the experts out is not known
+            shape, product = model.shape, tried.experts.slots.get(slot)
+            if product is None:
+                return None, None, None
+            if rows is None or not tried.experts.all_rows:
+                return (product, None), None, (product.n, product.k)
             pairs = rows * shape.experts_per_token
-            key: object = (slot, pairs, name)
-            return key, lambda: expert_work(slot, pairs, shape.experts, name, dtype), None
+            key: object = (product, pairs, name)
+            return key, lambda: expert_work(product, pairs, shape.experts, name, dtype), None
         if rows is None or slot.what == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
         m, kind = rows, item.kind
