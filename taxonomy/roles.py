@@ -18,13 +18,17 @@ ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
     "kv_update", "attention", "o", "mlp_norm", "gate", "up", "gate_up", "activation", "down",
     "router", "experts", "shared_expert", "mixer_in", "conv", "scan", "mixer_out", "residual",
-    "final_norm", "lm_head", "sampling", "adapter", "unknown",
+    "final_norm", "lm_head", "sampling", "adapter",
+    "optimizer", "unknown",
 )  # fmt: skip
 
 # Linears of a layer, however fused; latent attention has others beside them.
 QKV_ROLES = ("q", "k", "v", "qkv")
 MLP_ROLES = ("gate", "up", "gate_up", "down")
 LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
+
+# Behind the role of an op: its gradient's work, in the backward pass of a training step.
+BACKWARD = " backward"
 
 # GEMM group of a role, as reports name it; a role that is not here is in group "other".
 GROUPS = {

@@ -82,16 +82,20 @@ def op(
     name: str, *dims: list[Any], dtype: str = "float", dtypes: Sequence[str] | None = None,
     strides: Sequence[list[int]] | None = None, concrete: Sequence[str] | None = None,
     kernels: Iterable[Kernel] = (), inner: Iterable[Any] = (), us: float | None = None,
+    sequence: int | None = None,
 ) -> Op:  # fmt: skip
-    """A host op: one shape an input ([] for a scalar), the kernels it launches, the ops `inner`."""
+    """A host op: one shape an input ([] for a scalar), the kernels it launches, the ops `inner`.
+    `sequence`: its number in autograd, that of the node with its gradient."""
     shapes = [list(d) for d in dims]
     kernels = tuple(kernels)
-    args = {
+    args: dict[str, Any] = {
         "Input Dims": shapes,
         "Input type": list(dtypes or (dtype if d else "Scalar" for d in shapes)),
         "Input Strides": [list(s) for s in strides or map(_contiguous, shapes)],
         "Concrete Inputs": list(concrete or ("" for _ in shapes)),
     }
+    if sequence is not None:
+        args["Sequence number"] = sequence
     own = sum(x.ns for x in kernels) if us is None else _ns(us)
     return Op(name, args, kernels, tuple(inner), own)
 

@@ -94,7 +94,7 @@ def _vocabulary() -> frozenset[str]:
         *ROLES, *KINDS, "cuda", "gemm", "aten", "native", "torch", "cutlass", "triton", "layer",
         "layers", "mlp", "cpu", "gpu", "dense", "pruned", "prefill", "decode", "trace", "bound",
         "memory", "compute", "latency", "report", "float", "long", "int", "nvidia", "amd", "intel",
-        "google", "meta", "apple", "microsoft", "linux",
+        "google", "meta", "apple", "microsoft", "linux", "backward",
     }  # fmt: skip
     words |= {part for f in families() for part in f.id.split("-")}
     return frozenset(w.lower() for w in words)

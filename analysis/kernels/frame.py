@@ -24,11 +24,13 @@ from prunescope.analysis.shapes.fill import Filled, fill
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
+from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE
+from prunescope.taxonomy.roles import BACKWARD
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
@@ -252,17 +254,21 @@ def _add_role(
 ) -> tuple[pl.DataFrame, str]:
     """Columns `layer` and `role`; rows without a launch of their own have neither."""
     host = np.argsort(linked.launched, kind="stable")
-    scopes = find_scopes(trace, linked.thread[host], linked.launched[host])
+    passes = find_passes(trace, linked.thread[host], linked.launched[host])
+    forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
+    scopes = find_scopes(trace, linked.thread[forward], linked.launched[forward])
     call_ids = frame["call"].to_list()
-    of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in host]
+    of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in forward]
     kinds = frame["kind"].to_list()
     roles = find_roles(
-        scopes, [kinds[i] for i in host], of_row, linked.step[host], every=trace.calls
+        scopes, [kinds[i] for i in forward], of_row, linked.step[forward], every=trace.calls
     )
-    layer = np.empty(len(host), np.int64)
-    layer[host] = roles.layer
-    role = np.empty(len(host), object)
-    role[host] = roles.role
+    layer = np.full(len(host), NONE)
+    layer[forward] = roles.layer
+    role = np.full(len(host), "unknown", object)
+    role[forward] = roles.role
+    if passes is not None:
+        _add_passes(layer, role, host, passes)
     lost = linked.replayed
     if len(scopes.place) and scopes.source != "none":
         lost = lost | (linked.thread < 0)
@@ -277,6 +283,15 @@ def _add_role(
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: Passes) -> None:
+    """Fill in the roles of gradients, and of the optimizer; `host`: the rows that passes are of."""
+    role[host[passes.optimizer]] = "optimizer"
+    source = passes.source()
+    known = np.flatnonzero(source >= 0)
+    layer[host[known]] = layer[host[source[known]]]
+    role[host[known]] = [f"{role[row]}{BACKWARD}" for row in host[source[known]]]
 
 
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:

@@ -82,7 +82,9 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "scan": "cummax cummin _cummax_helper",
     "attention": "_efficient_attention_backward _flash_attention_backward "
     "_scaled_dot_product_efficient_attention_backward "
-    "_scaled_dot_product_flash_attention_backward multi_head_attention_forward "
+    "_scaled_dot_product_flash_attention_backward "
+    "_scaled_dot_product_flash_attention_for_cpu_backward "
+    "_scaled_dot_product_cudnn_attention_backward multi_head_attention_forward "
     "_native_multi_head_attention "
     "_transformer_encoder_layer_fwd",
 }

@@ -48,7 +48,7 @@ COLUMNS = {
     _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
               "grid", "block", "registers", "shared_memory", "bytes", "node"),
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
-    _OP: ("ts", "dur", "name", "external", "thread", "call"),
+    _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _MARK: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
 }  # fmt: skip
@@ -202,7 +202,12 @@ class Collector:
             )
             for name, a in zip(names, args, strict=True)
         ]
-        return [_external(args), self._on_threads(events), interned(self.calls, calls)]
+        return [
+            _external(args),
+            self._on_threads(events),
+            interned(self.calls, calls),
+            ids_of([a.sequence for a in args]),
+        ]
 
     def _mark(
         self, events: list[Event], _args: list[Args], _names: list[str]

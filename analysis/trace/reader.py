@@ -59,6 +59,7 @@ class Args(msgspec.Struct, gc=False):
     types: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input type")
     strides: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Strides")
     concrete: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Concrete Inputs")
+    sequence: Number = msgspec.field(default=None, name="Sequence number")
     grid: list[int] | None = None
     block: list[int] | None = None
     registers: Number = msgspec.field(default=None, name="registers per thread")

@@ -28,13 +28,14 @@ from prunescope.analysis.verdict.outside import (
     reason,
 )
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.roles import BACKWARD
 
 
 def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
-        [p for p in pairs if p.key[1] != "adapter"],  # beside what was pruned, and no part of it
+        [p for p in pairs if not _is_beside(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
@@ -44,6 +45,11 @@ def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: U
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
     )
+
+
+def _is_beside(role: str) -> bool:
+    """Whether work is beside what is pruned, or follows from it: gradients have other axes."""
+    return role == "adapter" or role.endswith(BACKWARD)
 
 
 def verdict(evidence: Evidence) -> Verdict:

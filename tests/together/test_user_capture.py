@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
@@ -81,17 +81,34 @@ def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
     assert report.unprofiled_ns.seatings == [2, 2, 3]
 
 
-def test_a_training_step_is_of_phase_training(tmp_path: Path) -> None:
-    model = _mlp()
+def _train(model: Any, out: Path, **options: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with capture(model, out=tmp_path / "run", **FEW) as c:
+    with capture(model, out=out, **FEW, **options) as c:
         for _ in range(6):
             with c.step():
                 optimizer.zero_grad()
-                model(torch.randn(6, 16)).square().mean().backward()
+                model(input_ids=IDS, labels=IDS).loss.backward()
                 optimizer.step()
-    assert set(read_run(tmp_path / "run" / "dense").phases) == {"training"}
-    assert set(analyze(tmp_path / "run").report.phases) == {"training"}
+
+
+def test_a_training_step_is_of_phase_training_with_roles_of_both_passes(tmp_path: Path) -> None:
+    """MLP channels 64 -> 32: N of up falls, K and M of its gradients; no head is blamed."""
+    for name, width, baseline in (("dense", 64, None), ("pruned", 32, tmp_path / "dense")):
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=width, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, vocab_size=64,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config).train()
+        _train(model, tmp_path / name, baseline=baseline)
+    assert set(read_run(tmp_path / "pruned" / "pruned").phases) == {"training"}
+    phase = analyze(tmp_path / "pruned").report.phases["training"]
+    assert phase.family is not None and phase.family.id == "static-nk-mlp"
+    linears = {"q", "k", "v", "o", "gate", "up", "down", "lm_head"}
+    roles = {g.role for g in phase.gemms}
+    assert roles >= linears | {f"{role} backward" for role in linears}
+    of_up = {(g.axis, g.m, g.n, g.k) for g in phase.gemms if g.role == "up backward"}
+    assert of_up == {("M", 32, 32, 24), ("K", 24, 32, 32)}
+    assert {"optimizer", "attention backward"} <= {k.role for k in phase.kernels}
 
 
 class _Image(torch.nn.Module):

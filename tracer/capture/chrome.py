@@ -27,8 +27,8 @@ _RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
 _HOST = ("cpu_op", "user_annotation", *_RUNTIME)
 # Numbering of the profiler's own, paths, and (on a CPU) the link to launches that are not there.
 _DROPPED_ARGS = {
-    "Ev Idx", "Record function id", "Fwd thread id", "Sequence number", "kernel_file", "stack",
-    "kernel_hash", "kernel_backend",
+    "Ev Idx", "Record function id", "Fwd thread id", "kernel_file", "stack", "kernel_hash",
+    "kernel_backend",
 }  # fmt: skip
 _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")

@@ -1,0 +1,63 @@
+"""Forward, backward, optimizer: which pass of a training step a row is of, and whose gradient.
+
+In: the host ops and marks of a trace. Out: Passes, or None where nothing was differentiated. A node
+of the backward pass has the sequence number of the op whose gradient it computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.timeline.link import innermost
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
+
+_NODE = "autograd::engine::evaluate_function"
+_OPTIMIZER = "Optimizer."
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A row each. `sequence`: of the op that a row of the forward pass belongs to, or of the op
+    whose gradient a row of the backward pass is; -1 where none is known."""
+
+    backward: NDArray[np.bool_]
+    optimizer: NDArray[np.bool_]
+    sequence: Ints
+
+    def source(self) -> Ints:
+        """For every row of the backward pass the last row of the forward pass with its sequence
+        number, -1 for none: views that lead to an op share its number, and come before it."""
+        known = np.flatnonzero(~self.backward & ~self.optimizer & (self.sequence >= 0))
+        last = dict(zip(self.sequence[known].tolist(), known.tolist(), strict=True))
+        found = [last.get(number, NONE) for number in self.sequence.tolist()]
+        return np.where(self.backward, np.array(found, np.int64), NONE)
+
+
+def find_passes(trace: Trace, thread: Ints, ts: Ints) -> Passes | None:
+    """The passes of rows in time order, from the host thread and time of their launch or op."""
+    ops, marks = trace.ops, trace.marks
+    node = np.array([name.startswith(_NODE) for name in trace.names], bool)
+    if not len(ops["ts"]) or not node[ops["name"]].any():
+        return None
+    of_node = node[ops["name"]]
+    nodes, inside = _inside(ops, of_node, thread, ts)
+    forward, before = _inside(ops, ~of_node & (ops["sequence"] >= 0), thread, ts)
+    updates = np.array([name.startswith(_OPTIMIZER) for name in trace.names], bool)
+    _, update = _inside(marks, updates[marks["name"]], thread, ts)
+    sequence = np.where(inside >= 0, nodes["sequence"][inside], forward["sequence"][before])
+    sequence = np.where((inside >= 0) | (before >= 0), sequence, NONE)
+    return Passes(backward=inside >= 0, optimizer=update >= 0, sequence=sequence)
+
+
+def _inside(
+    table: dict[str, Ints], which: NDArray[np.bool_], thread: Ints, ts: Ints
+) -> tuple[dict[str, Ints], Ints]:
+    """The chosen spans, and a row more that stands for none; and in which of them each row is."""
+    spans = {name: table[name][which] for name in ("ts", "dur", "thread")}
+    found = innermost(spans, thread, ts)
+    number = table["sequence"][which] if "sequence" in table else np.full(int(which.sum()), NONE)
+    return {"sequence": np.append(number, NONE)}, found
