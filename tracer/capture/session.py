@@ -32,7 +32,7 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.seatings import Part, parts_of, place, shares
 from prunescope.tracer.capture.surroundings import Surroundings
-from prunescope.tracer.capture.timing import collector_resting, take_share
+from prunescope.tracer.capture.timing import collector_resting, set_aside, take_share
 from prunescope.tracer.capture.variants import (
     TwinDoesNotFit,
     Variant,
@@ -63,19 +63,17 @@ def capture(
     device = pick_device(request.device)
     check_mode(request, device)
     check_method(request)
-    with thread_count(request.threads), memory_explained():
+    with thread_count(request.threads), memory_explained(), set_aside() as set_more_aside:
         around = Surroundings(device, peaks)
         session = _Session(request, device, progress, around)
-        session.variants = variants
+        session.variants, session.set_aside = variants, set_more_aside
         names = variant_names(request)
         try:
             session.sit(_Sitting(names=names, parts=parts_of(request), last=True))
         except (TwinDoesNotFit, torch.OutOfMemoryError):
             if len(names) == 1:
                 raise
-            session = _in_blocks(request, device, progress, around)
-        finally:
-            gc.unfreeze()
+            session = _in_blocks(session)
         progress.stage("measure the device's peaks again")
         timing = around.close(_traces(session.captures.values()))
     for captured in session.captures.values():
@@ -93,14 +91,11 @@ class _Sitting:
     interleaved: str | None = None  # None: by the number of variants
 
 
-def _in_blocks(
-    request: TraceRequest,
-    device: torch.device,
-    progress: Progress,
-    around: Surroundings,
-) -> _Session:
+def _in_blocks(tried: _Session) -> _Session:
     """Dense, pruned, dense, pruned, each loaded anew for its block of seatings."""
-    session = _Session(request, device, progress, around)
+    request, device = tried.request, tried.device
+    session = _Session(request, device, tried.progress, tried.around)
+    session.set_aside = tried.set_aside
     parts = parts_of(request)
     if len(parts) == 1:  # placement is not drawn: the samples of the one seating in two blocks
         whole, blocks = parts[0], min(_BLOCKS, request.repeats)
@@ -141,17 +136,18 @@ class _Session:
     ) -> None:
         self.request, self.device, self.progress = request, device, progress
         self.captures: dict[str, Capture] = {}
-        self._around = around
+        self.around = around
         self._draw = random.Random()  # of no seed: two captures have placements of their own
         self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
+        self.set_aside: Callable[[], None] = lambda: None  # from the garbage collector's looks
 
     def sit(self, sitting: _Sitting) -> None:
         """Load the sitting's variants; in each seating time and profile every phase."""
         self.progress.stage(f"load {self.request.model}")
         variants = self.variants or make_variants(self.request, self.device, sitting.names)
-        if self._around.entry is None:
+        if self.around.entry is None:
             self.progress.stage("measure the device's peaks")
-        info = self._around.look(variants[0].loaded.dtype)
+        info = self.around.look(variants[0].loaded.dtype)
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
@@ -259,7 +255,7 @@ class _Session:
             advance=advance,
         )
         # Millions of small dicts that stay: each look for cycles before a sample would scan them.
-        gc.freeze()
+        self.set_aside()
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             captured.sessions.setdefault(phase, []).append(traces[variant.name])
