@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, op, save, step
 
 hta_is_here = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import hta"], capture_output=True).returncode != 0,
+    importlib.util.find_spec("hta") is None,
     reason="needs Holistic Trace Analysis",
 )
 # HTA agrees with ours on these; PEERS names why it does not on the others: it counts one event of

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from prunescope import deliver as delivery
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from tests import forked
 from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both
 from tests.hostile.material import write_pair
@@ -142,8 +141,7 @@ def _half_of(name: str, fail: Callable[[], None], real: Callable[..., int]) -> C
 def test_a_killed_analyze(point: str, tmp_path: Path) -> None:
     """SIGKILL in a process of its own: no report, or all of it; the next call cleans up."""
     run = write_pair(tmp_path / "run")
-    command = [sys.executable, "-m", "tests.faults.driver", "analyze", point, str(run), "kill"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False)
+    done = forked.run("tests.faults.driver", ["analyze", point, str(run), "kill"], timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert (run / "report").exists() == (point == "placed")
     analyze(run)

@@ -20,6 +20,7 @@ from prunescope.tracer.sweep import watch as watch
 from prunescope.tracer.sweep.plan import Planned
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 from prunescope.tracer.sweep.watch import Hung, Watch
+from tests import forked
 from tests.faults.hanging import CONFIG, HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +32,7 @@ def swept(
 ) -> subprocess.CompletedProcess[str]:
     (folder / "s.yaml").write_text(CONFIG)
     words = [str(folder / "s.yaml"), str(folder / "s"), way, engine, *more]
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults.hanging", *words], cwd=ROOT, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
+    return forked.run("tests.faults.hanging", words)
 
 
 def results(folder: Path) -> dict[str, tuple[str, str | None]]:

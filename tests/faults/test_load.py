@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.hostile.material import write_pair
 from tests.small_capture import PEAKS
 
@@ -21,21 +22,10 @@ AT_ONCE = 8
 def test_eight_analyses_of_one_folder(tmp_path: Path) -> None:
     """All end well, and what is left is one whole report."""
     run = write_pair(tmp_path / "run")
-    command = [
-        sys.executable,
-        "-m",
-        "prunescope",
-        "analyze",
-        str(run),
-        "--format",
-        "md,json,csv",
-    ]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(AT_ONCE)
-    ]
-    said = [process.communicate(timeout=240)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * AT_ONCE, said
+    words = ["analyze", str(run), "--format", "md,json,csv"]
+    running = [forked.start("prunescope", words) for _ in range(AT_ONCE)]
+    done = [process.wait(240) for process in running]
+    assert [process.returncode for process in done] == [0] * AT_ONCE, done
     report = run / "report"
     names = {p.name for p in report.iterdir()}
     assert {"report.md", "report.json", "data-dictionary.csv"} <= names

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,18 @@ LONGER = (
     ["pareto", "{out}/sweep", "--json", "{out}/pareto.json"],
     ["calibrate", "--out", "{out}/device.json"],
 )  # fmt: skip
+# All commands of a user in one process, which imports torch once; peaks are not timed for seconds.
+SESSION = """
+import json, sys
+from functools import partial
+import prunescope
+from prunescope.tracer.capture import surroundings
+surroundings.measure_peaks = partial(surroundings.measure_peaks, budget_s=0.05)
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    if code := prunescope.main():
+        sys.exit(f"{code}: {words}")
+"""
 # Every family that a sweep may be told to load from a path, and a point of its own.
 SWEEP = """\
 model: {model}
@@ -121,16 +133,16 @@ def foreign(home: Path) -> dict[str, object]:
     return {**trace, **more, "otherData": args}
 
 
-def run(home: Path, words: list[str]) -> None:
-    """A command of a user with a home of their own, and secrets in the environment."""
-    args = [filled(word, home) for word in words]
+def run(home: Path, commands: Sequence[list[str]]) -> None:
+    """Commands of a user with a home of their own, and secrets in the environment."""
+    filled_in = [[filled(word, home) for word in words] for words in commands]
     environment = {
         **SECRETS, "HOME": str(home), "USER": USER, "LOGNAME": USER, "HOSTNAME": "heartofgold",
         "PATH": "/usr/bin:/bin", "TMPDIR": str(home.parent.parent), "OMP_NUM_THREADS": "1",
         "XDG_CACHE_HOME": str(home / "cache"),
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "prunescope", *args], cwd=home, env=environment,
+        [sys.executable, "-c", SESSION, json.dumps(filled_in)], cwd=home, env=environment,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -153,8 +165,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     (home / "sweep.yaml").write_text(filled(SWEEP, home))
     (home / "profile.json").write_text(json.dumps(foreign(home)))
     mine = {p for p in home.rglob("*") if p.is_file()}
-    for words in request.param:
-        run(home, words)
+    run(home, request.param)
     # What a command keeps elsewhere in the home (calibrated peaks) is searched too.
     kept = [p for p in home.rglob("*") if p.is_file() and p not in mine]
     for path in kept:

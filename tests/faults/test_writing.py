@@ -18,6 +18,7 @@ from prunescope.taxonomy import atomic_write as whole
 from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run, sha256_of
+from tests import forked
 from tests.faults.driver import POINTS, WORK, everything, write_both, write_one_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,10 +29,7 @@ UNWRITABLE = ("/proc/report", "/sys/report")
 
 
 def run(what: str, point: str, out: Path, how: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.faults.driver", what, point, str(out), how]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    return forked.run("tests.faults.driver", [what, point, str(out), how], timeout=120)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.torch
+Ran = tuple[subprocess.CompletedProcess[str], Path]
 
 ROOT = Path(__file__).resolve().parents[3]
 # Libraries of ours. What transformers requires of them (for its commands) is taken away too.
@@ -24,21 +25,37 @@ REFUSED = {
     "typer",
 }  # fmt: skip
 IMPORT_ALL = """
-import importlib, pkgutil
+import importlib, pkgutil, sys
 import taxonomy, tracer
 for room in (taxonomy, tracer):
     for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
         importlib.import_module(module.name)
+sys.stdout.write("imported\\n")
 """
 TRACE = """
 import sys
+from functools import partial
 from pathlib import Path
 from prunescope.tracer.capture.progress import Bar
+from prunescope.tracer.capture import surroundings
 from prunescope.tracer.capture.trace import TraceRequest, trace
+surroundings.measure_peaks = partial(surroundings.measure_peaks, budget_s=0.05)
 request = TraceRequest(model="tiny-llama", out=Path(sys.argv[1]), method="static-nk", prompt_len=16,
                        decode_steps=2, warmup=1, repeats=2, steps=1, threads=1)
 with Bar() as bar:
     trace(request, bar)
+sys.stdout.write("traced\\n")
+"""
+GPU = """
+import os, runpy, sys
+from pathlib import Path
+script, folder = sys.argv[2], Path(sys.argv[1])
+os.chdir(folder)
+sys.argv = [script, "graph", "--out", str(folder), "--tiny", "--device", "cpu"]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    sys.stdout.write(f"benchmark ended with {end.code}\\n")
 """
 
 
@@ -91,27 +108,32 @@ def test_the_machine_is_bare(name: str, bare: dict[str, str]) -> None:
     assert f"No module named '{name}'" in done.stderr
 
 
-def test_every_module_of_the_tracer_is_imported(bare: dict[str, str]) -> None:
-    done = python(IMPORT_ALL, bare=bare)
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.fixture(scope="module")
+def ran(bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A capture, a benchmark and every module, in one process; and the folder of the capture."""
+    folder = tmp_path_factory.mktemp("bare")
+    words = [str(folder / "run"), str(ROOT / "benchmarks" / "gpu.py")]
+    return python(TRACE + GPU + IMPORT_ALL, *words, bare=bare), folder / "run"
 
 
-def test_a_capture_needs_torch_and_transformers_alone(bare: dict[str, str], tmp_path: Path) -> None:
-    done = python(TRACE, str(tmp_path / "run"), bare=bare)
+def test_every_module_of_the_tracer_is_imported(ran: Ran) -> None:
+    done, _ = ran
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("imported\n")
+
+
+def test_a_capture_needs_torch_and_transformers_alone(ran: Ran) -> None:
+    done, folder = ran
+    assert "traced\n" in done.stdout, done.stderr[-2000:]
     for name in ("dense", "pruned"):
-        run = json.loads((tmp_path / "run" / name / "run.json").read_bytes())
+        run = json.loads((folder / name / "run.json").read_bytes())
         assert set(run["phases"]) == {"prefill", "decode"}
         assert run["phases"]["decode"]["samples_ns"]
     # Without rich the progress is a line a stage.
     assert re.search(r"^ *\d+\.\d s  seating 1 of 2 \(\d+\)$", done.stderr, re.MULTILINE)
 
 
-def test_the_gpu_benchmark_runs_there(bare: dict[str, str], tmp_path: Path) -> None:
-    words = ["graph", "--out", str(tmp_path), "--tiny", "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-S", str(ROOT / "benchmarks" / "gpu.py"), *words],
-        env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout
-    assert done.stdout.startswith("graph: 2 done, 1 skipped, 0 open")
+def test_the_gpu_benchmark_runs_there(ran: Ran) -> None:
+    done, _ = ran
+    assert "benchmark ended with 0\n" in done.stdout, done.stderr[-2000:] + done.stdout
+    assert "\ngraph: 2 done, 1 skipped, 0 open" in done.stdout
