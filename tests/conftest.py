@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 # A shell that starts the tests in the background ignores Ctrl-C for them, and some of them send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_known = [0]  # modules that were imported when the heap was set aside
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -34,12 +36,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _heap_set_aside() -> None:
-    """What is in memory between two files of tests stays: a million objects of libraries, which
-    each look for garbage (captures and Hypothesis ask for them) would go through, 0.4 s a time."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(autouse=True)
+def _libraries_set_aside() -> None:
+    """A million objects of libraries stay: each look for garbage (captures, training and Hypothesis
+    ask for many) would go through them, 0.2 s a time."""
+    if len(sys.modules) > _known[0] + 50:
+        gc.collect()
+        gc.freeze()
+        _known[0] = len(sys.modules)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -23,6 +23,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from tests import forked
 from tests.chrome import chrome, k, op, step
 from tests.faults.driver import everything, write_both
+from tests.hostile.case import TEXT_FORMATS
 from tests.hostile.material import write_pair
 from tests.small_capture import small_trace
 
@@ -108,6 +109,7 @@ def test_bundle(
 ) -> None:
     """No zip, or the older one; the next call makes it."""
     fail, code = FAULTS[fault]
+    monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures take seconds
     write_pair(tmp_path / "run")
     out = tmp_path / "b.zip"
     args = ["bundle", str(tmp_path / "run"), "-o", str(out)]

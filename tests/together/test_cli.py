@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -359,7 +360,11 @@ def test_doctor_names_every_check(run: Run) -> None:
 
 
 @pytest.mark.torch
-def test_trace_then_analyze(run: Run, tmp_path: Path) -> None:
+def test_trace_then_analyze(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunescope.tracer.capture import surroundings
+
+    quick = partial(surroundings.measure_peaks, budget_s=0.05)
+    monkeypatch.setattr(surroundings, "measure_peaks", quick)
     folder = tmp_path / "first"
     code, out, err = run(
         "trace", "--model", "tiny-llama", "--method", "static-m", "--sparsity", 0.5, "--prompt-len",

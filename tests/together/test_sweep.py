@@ -42,6 +42,7 @@ prompt_lens: [16]
 decode_steps: 2
 repeats: 2
 steps: 2
+seatings: 1
 threads: 1
 """
 
@@ -333,12 +334,12 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
-def test_a_listing_looks_at_each_of_ten_thousand_runs_once(
+def test_a_listing_looks_at_each_of_two_thousand_runs_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look at each run, one more at the failure of each that is not done; run.json is never
     opened, and a failure is read once."""
-    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 2500\n"
+    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 500\n"
     request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
     plan = plan_of(request)
     folder = SweepFolder(request.out)
@@ -358,16 +359,16 @@ def test_a_listing_looks_at_each_of_ten_thousand_runs_once(
     monkeypatch.setattr(Path, "read_bytes", lambda p: reads.update([p]) or read(p))  # type: ignore[func-returns-value]
     found = summary(request)
     counts = {k: found["plan"][k] for k in ("results", "done", "failed", "pending")}
-    assert counts == {"results": 10_000, "done": 1000, "failed": 8000, "pending": 1000}
+    assert counts == {"results": 2000, "done": 200, "failed": 1600, "pending": 200}
     assert [looks[folder.run(result) / "pruned" / "run.json"] for result in plan.results] == (
-        [1] * 10_000
+        [1] * 2000
     )
     failures = Counter({p: n for p, n in looks.items() if p.parent.name == "failed"})
-    assert (len(failures), failures.total()) == (9000, 9000)
-    assert looks.total() < 19_010  # and a few of the configuration
+    assert (len(failures), failures.total()) == (1800, 1800)
+    assert looks.total() < 3810  # and a few of the configuration
     assert not [p for p in reads if p.name == "run.json"]
     failed = [n for p, n in reads.items() if p.parent.name == "failed"]
-    assert failed == [1] * 8000
+    assert failed == [1] * 1600
 
 
 def test_a_dry_run_measures_nothing_where_nothing_is_left(

@@ -81,10 +81,10 @@ def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int
             f"the model has no tokenizer to read {wanted.text.name} with",
             hint="leave text out of --recover: random token ids are used then",
         )
-    # Others than those that judge, which are of the seed itself.
+    # Others than those that judge, which are of the seed itself. Torch takes 32 bits of a seed.
     count = min(_RANDOM_ROWS, max(rows, wanted.steps * wanted.batch))
-    train = token_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 32))
-    held_out = token_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 33))
+    train = token_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
+    held_out = token_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))
     return Examples(
         rows=train,
         held_out=held_out,

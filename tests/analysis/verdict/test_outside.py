@@ -85,6 +85,7 @@ def test_a_model_that_is_quantised_or_compiled(
         pytest.skip("this build of torch has no quantised kernels")
     if name == "compiled" and shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool, each with a torch
     module = f"methods_{name}"
     (tmp_path / f"{module}.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)

@@ -13,10 +13,17 @@ from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import load_model
+from prunescope.tracer.recovery import examples
 
 # Two texts of a few repeated words each, whose bytes differ.
 WORDS = " ".join(["the cat sat on the mat and looked at the rain"] * 400)
 OTHER = " ".join(["A quick brown fox jumps over 12 lazy dogs; why not 13?"] * 400)
+
+
+@pytest.fixture(autouse=True)
+def _few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 sequences of 32 tokens tell as much of a text of a few words as 64 of them."""
+    monkeypatch.setattr(examples, "HELD_OUT", 256)
 
 
 @pytest.fixture(scope="session")

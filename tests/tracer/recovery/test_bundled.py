@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.bundle.archive import zip_bytes
-from prunescope.analysis.bundle.bundle import SUMS, bundle, sums_text
+from prunescope.analysis.bundle.bundle import SUMS, sums_text
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.tracer.sweep.sweep import sweep
+from tests.hostile.case import TEXT_FORMATS
 from tests.tracer.recovery.test_recovered_sweep import asked
 
 __all__ = ["asked"]
@@ -27,17 +29,22 @@ def members(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@pytest.mark.parametrize("anonymous", [False, True])
 def test_the_frontier_is_rebuilt_from_the_bundle(
-    asked: Any, tmp_path: Path, anonymous: bool
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures take seconds
     request = asked("s", families=["static-m", "static-nk-mlp"], phases=["prefill"])
     sweep(request)
-    out = bundle([request.out], tmp_path / "b.zip", anonymous=anonymous)
+    for anonymous in (False, True):
+        out = bundling.bundle([request.out], tmp_path / "b.zip", anonymous=anonymous)
+        check(request.out, out, tmp_path / "forged.zip")
+
+
+def check(swept: Path, out: Path, forged: Path) -> None:
     assert verify(out)["ok"]
     files = members(out)
     rows = list(csv.DictReader(io.StringIO(files["frontier.csv"].decode())))
-    points = {p.family: p for p in judge(request.out).phases["prefill"].points}
+    points = {p.family: p for p in judge(swept).phases["prefill"].points}
     assert {row["family"] for row in rows} == set(points)
     for row in rows:
         loss = points[row["family"]].loss
@@ -54,5 +61,5 @@ def test_the_frontier_is_rebuilt_from_the_bundle(
     # A number of the table that is changed, and the sums with it, is seen.
     files["frontier.csv"] = files["frontier.csv"].replace(b",8,", b",9,")
     files[SUMS] = sums_text(files).encode()
-    (tmp_path / "forged.zip").write_bytes(zip_bytes(files))
-    assert [f["file"] for f in verify(tmp_path / "forged.zip")["failed"]] == ["frontier.csv"]
+    forged.write_bytes(zip_bytes(files))
+    assert [f["file"] for f in verify(forged)["failed"]] == ["frontier.csv"]
