@@ -80,16 +80,17 @@ def test_a_model_that_is_quantised_or_compiled(
     name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
+    from torch._inductor import config
 
     if name == "int8" and not torch.backends.quantized.supported_engines:
         pytest.skip("this build of torch has no quantised kernels")
     if name == "compiled" and shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU")
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool, each with a torch
     module = f"methods_{name}"
     (tmp_path / f"{module}.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
-    run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
+    with config.patch(compile_threads=1):  # no pool of processes, each with a torch of its own
+        run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
     found = families(run)
     if name in ("int8", "weight_only"):
         packed = ["parameters", "flop", "bytes"] if name == "int8" else ["parameters"]
