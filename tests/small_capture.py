@@ -5,8 +5,11 @@ run says of its pruning. No test in it.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
@@ -22,6 +25,14 @@ def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
     from prunescope.tracer.capture.trace import TraceRequest, trace
 
     return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
+
+
+def quick_peaks(patch: pytest.MonkeyPatch) -> None:
+    """Peaks that are not given are measured in 0.05 s, not in seconds."""
+    from prunescope.tracer.capture import surroundings
+
+    quick = partial(surroundings.measure_peaks, budget_s=0.05)
+    patch.setattr(surroundings, "measure_peaks", quick)
 
 
 def phases_unrecorded(run: Path) -> dict[str, Phase]:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine.memory_rates import MemoryRates
+from tests.small_capture import quick_peaks
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -361,10 +361,7 @@ def test_doctor_names_every_check(run: Run) -> None:
 
 @pytest.mark.torch
 def test_trace_then_analyze(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunescope.tracer.capture import surroundings
-
-    quick = partial(surroundings.measure_peaks, budget_s=0.05)
-    monkeypatch.setattr(surroundings, "measure_peaks", quick)
+    quick_peaks(monkeypatch)
     folder = tmp_path / "first"
     code, out, err = run(
         "trace", "--model", "tiny-llama", "--method", "static-m", "--sparsity", 0.5, "--prompt-len",
