@@ -1,7 +1,7 @@
 """Which preset a trace would be of: `--model auto` says so, and takes no shapes from it.
 
 In: what is read of a phase. Out: a sentence that names the presets that the trace does not
-contradict, and by what they were told.
+contradict, by what they were told, and how sure that is: sure, likely or possible.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.shapes.clues import POSSIBLE, clues_of
 from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import ModelConfig, Traced, Trial
@@ -34,23 +35,22 @@ def guess(
             f"--model auto: none of {len(names)} presets fits the trace ({_seen(every)}): give the "
             "model's config.json"
         )
-    if len(found) > 1:
+    clues = {name: clues_of(name, preset_config(name), trial) for name, trial in found.items()}
+    most = max(one.weight for one in clues.values())
+    # Of several that fit, the one that the trace names, or whose modules it holds.
+    ahead = [name for name, one in clues.items() if one.weight == most]
+    if len(ahead) > 1:
         return (
-            f"--model auto: {', '.join(found)} all fit the trace ({_seen(every)}): give the one "
-            "that it is with --model"
+            f"--model auto: {', '.join(ahead)} are each {POSSIBLE}, by "
+            f"{', '.join(clues[ahead[0]].said)}: give the one that it is with --model"
         )
-    name, trial = next(iter(found.items()))
-    shape = trial.model.shape
-    told = [f"{shape.layers} layers"]
-    placed = next(iter(trial.placed.values())).gemms
-    if any(one.slot.role == "lm_head" for one in placed):
-        told.append(f"a head of {shape.vocab:,} rows")
-    if trial.ranks > 1:
-        told.append(f"{trial.ranks} ranks")
+    (name,) = ahead
+    rivals = [other for other in found if other != name]
+    others = f"{', '.join(rivals)} would fit its sizes" if rivals else "no other fits"
     return (
-        f"--model auto: the trace would be of {name} ({', '.join(told)}; no other of {len(names)} "
-        f"presets fits; a fine-tuned or pruned model of the same sizes would too): give --model "
-        f"{name} to take its shapes"
+        f"--model auto: the trace would be of {name}, {clues[name].grade(len(rivals))} by "
+        f"{', '.join(clues[name].said)}; of {len(names)} presets {others}; a fine-tuned or pruned "
+        f"model of the same sizes would too: give --model {name} to take its shapes"
     )
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -22,7 +22,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import in_blocks
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.shapes.names import named_in
-from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units
+from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units, is_rocm
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.shape import ModelShape
 
@@ -42,7 +42,10 @@ _TOKENS = tuple(
 # PyTorch's vectorised kernels: threads times elements a thread, of which a block does whole ones.
 _ADDED = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
 _ACTIVE = re.compile(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg]eluCUDAKernel)")
+_VECTORISED = re.compile(r"vectorized_elementwise_kernel<(\d+),")
 _PER_THREAD = 4
+_ON_ROCM = (4, 8, 16)  # an MI300X does 16 in kernels named <4, as an H100 does 4
+What = Callable[[str], tuple[str, int] | None]  # name -> what it counts, elements a thread
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _NAME_LIMIT = 400
 _MOST = 1 << 31  # elements
@@ -68,7 +71,7 @@ class Beside:
         self.place[order] = np.arange(len(order))
         self.named = named_in(frame["name"].unique().drop_nulls())
         self._steps = frame["step"].to_numpy()[order]
-        self.marks = sorted(_marks(frame, trace, self.place), key=lambda mark: mark.at)
+        self.marks = sorted(_marks(frame, trace, self.place, _what), key=lambda mark: mark.at)
         self._at = [mark.at for mark in self.marks]
 
     def of_passes(self, step: int, passes: Sequence[Iterable[int]]) -> list[list[Mark]]:
@@ -82,26 +85,46 @@ class Beside:
         return self.marks[bisect_left(self._at, first) : bisect_left(self._at, last)]
 
 
-def _marks(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Mark]:
+def elementwise_marks(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Mark]:
+    """Every element-wise kernel of PyTorch that counts its elements; of ROCm's several marks, one
+    for each number of elements that a thread may do."""
+    return _marks(frame, trace, place, _elementwise, on_rocm=_ON_ROCM)
+
+
+def _elementwise(name: str) -> tuple[str, int] | None:
+    found = _VECTORISED.search(name[:_NAME_LIMIT])
+    return None if found is None else ("elements", max(_PER_THREAD, int(found[1])))
+
+
+def _marks(
+    frame: pl.DataFrame,
+    trace: Trace,
+    place: np.ndarray,
+    what: What,
+    *,
+    on_rocm: tuple[int, ...] = (),
+) -> list[Mark]:
+    """`on_rocm`: elements a thread, where the name of a kernel of ROCm does not say how many."""
     names = frame["name"].unique().drop_nulls()
-    told = {name: found for name in names if (found := _what(name)) is not None}
+    told = {name: found for name in names if (found := what(name)) is not None}
     if not told:
         return []
     kept = frame.with_row_index("row").filter(
         pl.col("name").is_in(list(told)) & pl.col("grid").is_not_null()
     )
     units = grid_units(trace, kept["event"].to_numpy())
-    out = []
+    rocm, out = is_rocm(trace), []
     columns = kept.select("row", "name", "grid", "block").iter_rows()
     for (row, name, grid, block), unit in zip(columns, units, strict=True):
         kind, each = told[name]
         threads = None if block is None else trace.grids[block]
-        elements = each * math.prod(threads or ()) if each else 1
         if each and (threads is None or unit == UNTOLD):
             continue
+        own = [n * math.prod(threads or ()) for n in (on_rocm if rocm else (each,))]
         out += [
             Mark(kind, int(place[row]), blocks, elements)
             for blocks in _blocks(trace.grids[grid], threads, int(unit))
+            for elements in (own if each else (1,))
             if 0 < blocks * elements <= _MOST
         ]
     return out

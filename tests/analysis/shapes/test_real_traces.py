@@ -13,6 +13,7 @@ from tests.analysis.shapes.stripped import (
     CASES,
     GRAPH,
     H100,
+    MI300,
     Case,
     events,
     known,
@@ -98,11 +99,36 @@ def test_a_step_may_hold_several_forward_passes(tmp_path: Path) -> None:
     assert {g.count for g in told.phases["trace"].gemms if g.role == "gate_up"} == {72.0}
 
 
-@pytest.mark.parametrize("case", [H100, B200], ids=["h100", "b200"])
-def test_auto_names_the_preset_of_a_real_trace(case: Case, tmp_path: Path) -> None:
-    told = report(strip(case, tmp_path, modules=False), case, model="auto")
-    assert any(f"would be of {case.model} (" in said for said in told.warnings)
+@pytest.mark.parametrize(
+    ("case", "modules", "grade", "by"),
+    [
+        (H100, True, "likely", ["24 layers", "7 GEMMs a layer", "modules of Qwen2"]),
+        (H100, False, "possible", ["24 layers"]),
+        (B200, True, "sure", ["36 layers", "8 ranks", "201,088", "modules of GptOss"]),
+        (B200, False, "likely", ["a head of 201,088 rows by its grid"]),
+        (MI300, True, "sure", ["a sampling kernel over 15 × 151,936 logits", "modules of Qwen3"]),
+        (MI300, False, "likely", ["36 layers", "4 GEMMs a layer", "15 × 151,936 logits"]),
+    ],
+)
+def test_auto_says_how_sure_it_is_and_by_what(
+    case: Case, grade: str, by: list[str], tmp_path: Path, *, modules: bool
+) -> None:
+    told = report(strip(case, tmp_path, modules=modules), case, model="auto")
+    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    assert f"would be of {case.model}, {grade} by " in said
+    assert all(one in said for one in by), said
     assert not known(table(told, case))
+
+
+def test_auto_names_both_of_two_that_fit_alike(tmp_path: Path) -> None:
+    told = report(strip(GRAPH, tmp_path, modules=False), GRAPH, model="auto", **GRAPH.workload)
+    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    assert "qwen3-4b, qwen3-8b are each possible, by 36 layers" in said
+    named = strip(GRAPH, tmp_path, modules=False).rename(tmp_path / "serving-Qwen3-8B.json.gz")
+    told = report(named, GRAPH, model="auto", **GRAPH.workload)
+    (said,) = [one for one in told.warnings if one.startswith("--model auto")]
+    assert "would be of qwen3-8b, possible by" in said and "its name in the trace" in said
+    assert "qwen3-4b would fit its sizes" in said
 
 
 def test_a_workload_without_a_model_is_said() -> None:
