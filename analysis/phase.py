@@ -15,6 +15,7 @@ from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.phase_notes import notes
 from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.ledger.books import Books, keep_books
 from prunescope.analysis.ledger.calls import calls_of
@@ -153,6 +154,7 @@ def _phase(
     said = notes(kernels)
     if own.kind is not None:
         said.append(f"{own.kind['evidence']}: {own.kind['kind']}")
+        said += [mixed.written(own.kind["split"])] if "split" in own.kind else []
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.mixed import split_of
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.timeline.engines import engine_step
@@ -52,6 +53,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
     answer = PhaseKind(kind=kind, evidence=evidence)
     if doubt:
         answer["doubt"] = doubt
+    if kind == "mixed" and (split := split_of(kernels)) is not None:
+        answer["split"] = split
     return answer
 
 

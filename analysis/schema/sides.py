@@ -66,6 +66,22 @@ class DeviceUsed(TypedDict, total=False):
     taken: NotRequired[dict[str, PeakTaken]]  # by dtype and "bandwidth"; absent: not kept
 
 
+class OfTokens(TypedDict):
+    """What tokens of prompts have of something, and what the single tokens of sequences have."""
+
+    prompts: float
+    single: float
+
+
+class TokenSplit(TypedDict):
+    """Mixed steps of a serving engine, a step: tokens of prompts and of sequences that go on; the
+    time of linears (not of the head), shared out by them; of attention, by its kernels."""
+
+    tokens: OfTokens
+    linear_ns: OfTokens
+    attention_ns: NotRequired[OfTokens]  # absent: a kernel serves both
+
+
 class PhaseKind(TypedDict):
     """Which phase a bare trace shows: prefill, decode, mixed, training, forward (of a model
     that nothing says decodes tokens) or unknown; what says so,
@@ -74,6 +90,7 @@ class PhaseKind(TypedDict):
     kind: str
     evidence: str
     doubt: NotRequired[str]
+    split: NotRequired[TokenSplit]  # of mixed steps whose tokens an engine counts
 
 
 class MissTerm(TypedDict):

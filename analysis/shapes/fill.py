@@ -7,7 +7,6 @@ their work, and what is to be said. Where the trace contradicts the config, noth
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -21,7 +20,6 @@ from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
 from prunescope.analysis.shapes.writer import Writer
-from prunescope.analysis.timeline.iterations import attention_phase
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
 
@@ -102,29 +100,10 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     widths = fitting_widths(
         trial.placed[first].gemms, trial.rows[first], trial.sm, with_head=with_head
     )
-    out.notes += [_note(trial, writer), *_mixed(trial), *widths]
+    out.notes += [_note(trial, writer), *widths]
     if trial.model.shape.experts and (told := trial.experts.told) is not None:
         (out.notes if trial.experts.slots else out.warnings).append(told)
     return out
-
-
-def _mixed(trial: Trial) -> list[str]:
-    """How the rows and the attention time of mixed steps are shared by prompts and single tokens,
-    where annotations and the names of attention kernels tell."""
-    mixed = [key for key, tokens in trial.tokens.items() if tokens.phase == "mixed"]
-    prompts = [trial.tokens[key].prompt or 0 for key in mixed]
-    rows = [trial.tokens[key].rows or 0 for key in mixed]
-    if not all(prompts) or not mixed:
-        return []
-    took: dict[str | None, int] = defaultdict(int)
-    inside = pl.col("step").is_in([step for step, _ in mixed]) & (pl.col("kind") == "attention")
-    for name, ns in trial.traced.frame.filter(inside).select("name", "duration").iter_rows():
-        took[attention_phase(name)] += ns
-    said = f"{sum(prompts):,} of {sum(rows):,} rows of mixed steps are of prompts"
-    if None not in took and took:
-        each = [f"{took[phase] / len(mixed) / 1e3:.0f} µs" for phase in ("prefill", "decode")]
-        said += f"; attention takes {each[0]} a step for prompts, {each[1]} for single tokens"
-    return [said]
 
 
 def _note(trial: Trial, writer: Writer) -> str:

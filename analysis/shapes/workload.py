@@ -140,9 +140,14 @@ def _of_mode(name: str) -> Tokens | None:
         context, generated = int(found[1]), int(found[2])
         if context:
             told = _TRT_TOKENS.search(name)
-            rows = int(told[1]) + generated if told else None
-            phase = "mixed" if generated else PREFILL
-            return Tokens(rows=rows, heads=(context + generated,), phase=phase, source="annotation")
+            prompt = int(told[1]) if told else None
+            return Tokens(
+                rows=None if prompt is None else prompt + generated,
+                heads=(context + generated,),
+                phase="mixed" if generated else PREFILL,
+                prompt=prompt,
+                source="annotation",
+            )
         return _one_token(generated) if generated else None
     if found := _MODE.match(name):
         batch, tokens = _BATCH.search(found[2]), _TOKENS.search(found[2])

@@ -29,11 +29,14 @@ class Engine:
         self.host = self.device = 1_000_000.0
         self.correlation = 0
 
-    def iteration(self, rows: int, *, frame: str, cat: str, attention: str) -> None:
+    def iteration(
+        self, rows: int, *, frame: str, cat: str, attention: str | tuple[str, ...]
+    ) -> None:
         begin = self.host
         for _ in range(SHAPE.layers):
             self.gemm(SHAPE.q + 2 * SHAPE.c, SHAPE.hidden, rows)
-            self.kernel(attention, [1, rows, 8], 4.0 + rows / 50)
+            for name in (attention,) if isinstance(attention, str) else attention:
+                self.kernel(name, [1, rows, 8], 4.0 + rows / 50)
             self.gemm(SHAPE.hidden, SHAPE.q, rows)
             self.gemm(2 * SHAPE.intermediate, SHAPE.hidden, rows)
             self.gemm(SHAPE.hidden, SHAPE.intermediate, rows)
@@ -162,14 +165,54 @@ def test_a_workload_tells_each_phase() -> None:
     assert Workload(batch=4, phase="decode").tokens("prefill").rows == 4
 
 
-def test_a_mixed_step_says_whose_its_rows_are(tmp_path: Path) -> None:
+FOR_PROMPTS = "flashinfer::BatchPrefillWithPagedKVCacheKernel<128>"
+FOR_TOKENS = "flashinfer::BatchDecodeWithPagedKVCacheKernel<128>"
+
+
+@pytest.mark.parametrize("model", [MODEL, None])
+def test_a_mixed_step_is_split_by_its_tokens(model: str | None, tmp_path: Path) -> None:
     engine = Engine()
-    name = "execute_context_1(508_258064)_generation_4(4)"
-    for _ in range(2):
-        engine.iteration(512, frame=name, cat="user_annotation", attention=SPLIT)
+    for name in ("execute_context_1(508_258064)_generation_4(4)",
+                 "execute_context_2(252_33000)_generation_4(4)"):  # fmt: skip
+        attention = (FOR_PROMPTS, FOR_TOKENS)
+        engine.iteration(512 if "508" in name else 256, frame=name, cat="user_annotation",
+                         attention=attention)  # fmt: skip
     path = engine.write(tmp_path / "mixed.json.gz")
-    told = prunescope.analyze(path, model=MODEL, device="h100-sxm")
-    (phase,) = told.phases.values()
+    (phase,) = prunescope.analyze(path, model=model, device="h100-sxm").phases.values()
     assert phase.phase_kind is not None and phase.phase_kind["kind"] == "mixed"
-    assert {g.m for g in phase.gemms if g.role == "qkv"} == {512}
-    assert any("1,016 of 1,024 rows of mixed steps are of prompts" in n for n in phase.notes)
+    if model:
+        assert {g.m for g in phase.gemms if g.role == "qkv"} == {384}  # the mean of two steps
+    split = phase.phase_kind["split"]
+    assert split["tokens"] == {"prompts": (508 + 252) / 2, "single": 4}
+    both = split["linear_ns"]["prompts"] + split["linear_ns"]["single"]
+    gemms = sum(g.busy_ns for g in phase.gemms if g.role not in ("lm_head", "attention"))
+    assert model is None or both == pytest.approx(gemms)
+    assert 4 / 512 < split["linear_ns"]["single"] / both < 4 / 256
+    took = split["attention_ns"]
+    assert took["prompts"] + took["single"] == pytest.approx(phase.kinds["attention"])
+    assert any("380 of 384 tokens of a mixed step are of prompts" in n for n in phase.notes)
+
+
+def test_attention_of_one_kernel_is_not_split(tmp_path: Path) -> None:
+    engine = Engine()
+    for _ in range(2):
+        engine.iteration(512, frame="execute_context_1(508_258064)_generation_4(4)",
+                         cat="user_annotation", attention=SPLIT)  # fmt: skip
+    (phase,) = prunescope.analyze(engine.write(tmp_path / "one.json.gz")).phases.values()
+    assert phase.phase_kind is not None
+    assert "attention_ns" not in phase.phase_kind["split"]
+    assert any("attention is not split" in note for note in phase.notes)
+
+
+def test_prefills_decodes_and_mixed_steps_are_three_phases(tmp_path: Path) -> None:
+    engine = Engine()
+    for name, rows in (("execute_context_1(512_262144)_generation_0(0)", 512),
+                       ("execute_context_1(888_788544)_generation_3(3)", 891),
+                       ("execute_context_0(0)_generation_4(4)", 4)):  # fmt: skip
+        engine.iteration(rows, frame=name, cat="user_annotation", attention=SPLIT)
+    told = prunescope.analyze(engine.write(tmp_path / "three.json.gz"), model=MODEL)
+    got = {
+        name: {g.m for g in phase.gemms if g.role == "qkv"} for name, phase in told.phases.items()
+    }
+    assert got == {"prefill": {512}, "mixed": {891}, "decode": {4}}
+    assert [name for name, p in told.phases.items() if "split" in (p.phase_kind or {})] == ["mixed"]
