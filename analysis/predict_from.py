@@ -17,7 +17,7 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.ranges import doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
-from prunescope.analysis.predict.shares import Measured, part_of, scaled
+from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
@@ -156,6 +156,7 @@ def _row(
         weight_bytes=weights,
         kv_bytes=cache,
         memory_bytes=weights + cache,
+        above_by=found.above_by,
     )
 
 
@@ -170,7 +171,7 @@ def _range(
 
     def at(constants: Constants) -> float:
         sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return scaled(measured, *sides, terms).expected
+        return expected_gain(measured, *sides, terms)
 
     found = doubt_of(at, pruned, terms, unlike=unlike(dense, pruned, terms))
     return found.around(value)

@@ -54,11 +54,6 @@ class Moved:
         return total / byte_per_s * 1e9
 
 
-def added_ns(side: PredictedSide, *, byte_per_s: float) -> float:
-    """ns to move what the added kernels read and write, at `byte_per_s` of a streaming kernel."""
-    return moved(side).ns(side.setting.constants, byte_per_s)
-
-
 def moved(side: PredictedSide) -> Moved:
     """What the added kernels of a forward read and write."""
     work, ops = side.work, side.bounded

@@ -7,6 +7,7 @@ family by name.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from prunescope.analysis.predict.kernels import (
     rates,
 )
 from prunescope.analysis.predict.side import PredictedSide
+from prunescope.taxonomy.plan import Op
 
 if TYPE_CHECKING:
     from prunescope.analysis.predict.setting import Setting
@@ -50,6 +52,7 @@ TERMS = (
     Term("exchange", "devices that share a layer add up what it puts out"),
 )
 NAMES = tuple(term.name for term in TERMS)
+ADDED = "added"  # among roles: ops that only pruning needs
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Bill:
     forward; `memo` keeps the totals that were asked for: a grid asks for its dense side again."""
 
     setting: Setting
+    ops: tuple[Op, ...]
     prices: tuple[Price, ...]
     kernels: float
     extra: float
@@ -66,6 +70,7 @@ class Bill:
     exchanged: tuple[tuple[float, float], ...]
     host: tuple[float, float]  # ops that launch, and module calls with half of each view
     memo: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
+    roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
 
     def total_ns(self, c: Constants, active: frozenset[str]) -> float:
         """ns a forward with the terms in `active`; the roofline where there are none."""
@@ -96,6 +101,27 @@ class Bill:
         # Host and device run side by side: whichever is slower sets the pace.
         ops = self.host[0] + c.module_share * self.host[1] + self.extra * ("added" in active)
         return max(total, ops * c.dispatch_ns)
+
+    def role_ns(self, c: Constants, active: frozenset[str]) -> dict[str, float]:
+        """ns by role, each op with the ramps of its kernels; ADDED: what only pruning needs."""
+        found = self.roles.get((c, active))
+        if found is not None:
+            return found
+        r, ramp = rates(self.setting, c, active), c.ramp_ns(self.setting.device)
+        ramp *= "kernel" in active
+        sums: defaultdict[str, float] = defaultdict(float)
+        for op, one in zip(self.ops, self.prices, strict=True):
+            role = ADDED if op.added else op.role
+            sums[role] += one.layers * price_ns(one, r) + kernels_of([op]) * ramp
+        self.roles[c, active] = sums
+        return sums
+
+    def around_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """ns of the kernels around ops that only pruning runs: what they move, and their ramps."""
+        if "added" not in active:
+            return 0.0
+        moved = self.moved.ns(c, rates(self.setting, c, active).stream_byte_per_s)
+        return moved + self.extra * c.ramp_ns(self.setting.device) * ("kernel" in active)
 
     def added_ns(self, c: Constants, active: frozenset[str]) -> float:
         """The part of a total that the added kernels make."""
@@ -151,6 +177,7 @@ def bill(side: PredictedSide) -> Bill:
         eager = setting.launch == "eager"
         found = kept[key] = Bill(
             setting=setting,
+            ops=ops,
             prices=prices,
             kernels=kernels_of(ops),
             extra=added_kernels(side),

@@ -150,9 +150,3 @@ def sparse_rate(device: Device, library: str) -> SparseRate:
         if library in row.libraries and seen:
             return row
     return SPARSE[-1]
-
-
-def stream(side: PredictedSide, active: Collection[str]) -> float:
-    """Byte/s of a kernel that streams."""
-    share = side.setting.constants.stream_share if "achievable" in active else 1.0
-    return side.setting.byte_per_s * share

@@ -21,7 +21,7 @@ from prunescope.analysis.predict.constants import (
     measured_on,
 )
 from prunescope.analysis.predict.costs import bill, total_ns
-from prunescope.analysis.predict.kernels import cut_of, op_ns, price_ns, rates
+from prunescope.analysis.predict.kernels import cut_of, price_ns, rates
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Guess
 from prunescope.taxonomy.plan import Op
@@ -155,12 +155,13 @@ def doubt_of(
 def _drawn(pruned: PredictedSide, terms: Collection[str]) -> float:
     """Spread of the mean of a few forwards in which each sublayer runs by chance: of one sequence
     in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers, two kinds apart."""
-    variance = 0.0
+    variance, r = 0.0, rates(pruned.setting, pruned.setting.constants, terms)
+    pairs = list(zip(pruned.bounded, bill(pruned).prices, strict=True))
     for mlp in (True, False):
-        ops = [op for op in pruned.bounded if op.runs < 1 and (op.role in _MLP) == mlp]
+        ops = [(op, one) for op, one in pairs if op.runs < 1 and (op.role in _MLP) == mlp]
         if ops:
-            count, runs = max(op.layers for op in ops), ops[0].runs
-            each = sum(op_ns(pruned, op, terms) / runs * op.layers / count for op in ops)
+            count, runs = max(op.layers for op, _ in ops), ops[0][0].runs
+            each = sum(price_ns(one, r) / runs * op.layers / count for op, one in ops)
             variance += count * runs * (1 - runs) * each**2
     return (variance / DRAWS) ** 0.5 / total_ns(pruned, terms) if variance else 0.0
 

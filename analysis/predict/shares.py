@@ -7,17 +7,17 @@ time (with the costs of execution) of each part. Times are ns a forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prunescope.analysis.predict.added import added_kernels, added_ns
-from prunescope.analysis.predict.costs import NAMES
-from prunescope.analysis.predict.kernels import kernels_of, op_ns, stream
+from prunescope.analysis.predict.costs import ADDED, NAMES, bill
 from prunescope.analysis.predict.side import PredictedSide
-from prunescope.taxonomy.plan import Op
 from prunescope.taxonomy.roles import GROUPS
 
 NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
+IDLE = "idle"  # the gaps, beside the parts
+_SLACK = 0.995  # above the bound by less is rounding
 ELEMENTWISE = ("attn_norm", "mlp_norm", "rope", "activation")
 # Part of a measurement -> roles of the theory whose work it is. Other parts stay as they are.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -73,6 +73,7 @@ class Scaled:
     parts: dict[str, float]
     gap_ns: float
     added_ns: float
+    above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
 
 
 def part_of(role: str) -> str:
@@ -87,20 +88,9 @@ def scaled(
 
     `terms`: the costs of execution to count; without "launch" gaps go with their layers alone.
     """
-    full, left = dense.bounded, [op for op in pruned.bounded if not op.added]
-    bound = measured.gap_ns * _layers_left(full, left)
-    parts: dict[str, float] = {}
-    for part, ns in measured.parts.items():
-        roles = PARTS.get(part, ())
-        bound += ns * _bound_left(part, roles, dense, pruned)
-        parts[part] = ns * _left(
-            roles, full, left, _with_costs(dense, terms), _with_costs(pruned, terms)
-        )
-    added = _added(pruned, terms)
-    gap = measured.gap_ns * (
-        _gaps_left(measured, dense, pruned) if "launch" in terms else _layers_left(full, left)
-    )
-    wall = sum(parts.values()) + gap + added
+    parts, gap, added = _left(measured, dense, pruned, terms)
+    wall, ideal = sum(parts.values()) + gap + added, _bound_ns(measured, dense, pruned)
+    bound = sum(ideal.values())
     return Scaled(
         bound=measured.wall_ns / bound,
         expected=measured.wall_ns / wall,
@@ -108,71 +98,78 @@ def scaled(
         parts=parts,
         gap_ns=gap,
         added_ns=added,
+        above_by=_above(ideal, {**parts, IDLE: gap}) if wall < bound * _SLACK else None,
     )
 
 
-def _bound_left(
-    part: str, roles: tuple[str, ...], dense: PredictedSide, pruned: PredictedSide
+def _above(ideal: Mapping[str, float], left: Mapping[str, float]) -> str:
+    """The part that falls further than its work does: its waves, starts or gaps do too."""
+    return max(ideal, key=lambda name: ideal[name] - left[name])
+
+
+def expected_gain(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> float:
-    """Share of a part that stays at the roofline. Element-wise time that is not told apart counts
-    as touched by the whole sparsity where any of it is: a bound."""
-    full, left = dense.bounded, [op for op in pruned.bounded if not op.added]
-    if part != "elementwise":
-        return _left(roles, full, left, dense.op_ns, pruned.op_ns)
-    shares = [_left((role,), full, left, dense.op_ns, pruned.op_ns) for role in roles]
-    return min(shares)
+    """The expected speed-up alone."""
+    parts, gap, added = _left(measured, dense, pruned, terms)
+    return measured.wall_ns / (sum(parts.values()) + gap + added)
 
 
 def _left(
-    roles: Iterable[str],
-    full: Sequence[Op],
-    left: Sequence[Op],
-    cost: Callable[[Op], float],
-    cost_left: Callable[[Op], float],
-) -> float:
-    """Cost of the ops of `roles` after over before; 1 where the theory has none of them."""
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]
+) -> tuple[dict[str, float], float, float]:
+    """ns that are left of each part, of the gaps, and what only pruning needs."""
+    active, c = frozenset(terms), pruned.setting.constants
+    was = bill(dense).role_ns(dense.setting.constants, active)
+    mine = bill(pruned)
+    now = mine.role_ns(c, active)
+    parts = {
+        part: ns * _share(PARTS.get(part, ()), was, now) for part, ns in measured.parts.items()
+    }
+    gaps = _gaps_left(measured, dense, pruned) if "launch" in terms else _layers_left(dense, pruned)
+    return parts, measured.gap_ns * gaps, now.get(ADDED, 0.0) + mine.around_ns(c, active)
+
+
+def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> dict[str, float]:
+    """What is left of each part and of the gaps at the roofline, with no costs of execution.
+    Element-wise time that is not told apart counts as touched by the whole sparsity where any of it
+    is: a bound."""
+    was, now = _ideal_ns(dense), _ideal_ns(pruned)
+    found = {IDLE: measured.gap_ns * _layers_left(dense, pruned)}
+    for part, ns in measured.parts.items():
+        roles = PARTS.get(part, ())
+        if part == "elementwise":
+            found[part] = ns * min(_share((role,), was, now) for role in roles)
+        else:
+            found[part] = ns * _share(roles, was, now)
+    return found
+
+
+def _ideal_ns(side: PredictedSide) -> dict[str, float]:
+    """ns at the roofline by role, of what the dense model has too."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for op in side.bounded:
+        if not op.added:
+            found[op.role] += side.op_ns(op)
+    return found
+
+
+def _share(roles: Iterable[str], was: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """Cost of `roles` after over before; 1 where the theory has none of them."""
     wanted = frozenset(roles)
-    before = sum(cost(op) for op in full if op.role in wanted)
-    after = sum(cost_left(op) for op in left if op.role in wanted)
-    return after / before if before else 1.0
-
-
-def _with_costs(side: PredictedSide, terms: Collection[str]) -> Callable[[Op], float]:
-    """ns of an op over its layers: its work and the ramps of its kernels."""
-
-    def cost(op: Op) -> float:
-        ramps = (
-            kernels_of([op])
-            * side.setting.constants.ramp_ns(side.setting.device)
-            * ("kernel" in terms)
-        )
-        return op.layers * op_ns(side, op, terms) + ramps
-
-    return cost
-
-
-def _added(pruned: PredictedSide, terms: Collection[str]) -> float:
-    """ns of what only pruning needs: its own ops, and the kernels around others."""
-    ops, cost, c = pruned.bounded, _with_costs(pruned, terms), pruned.setting.constants
-    own = sum(cost(op) for op in ops if op.added)
-    if "added" not in terms:
-        return own
-    moved = added_ns(pruned, byte_per_s=stream(pruned, terms))
-    ramps = added_kernels(pruned) * c.ramp_ns(pruned.setting.device) * ("kernel" in terms)
-    return own + moved + ramps
+    before = sum(was.get(role, 0.0) for role in wanted)
+    return sum(now.get(role, 0.0) for role in wanted) / before if before else 1.0
 
 
 def _gaps_left(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> float:
     """Gaps over those of the dense model: kernels go with their layers, and others come."""
-    full, ops = dense.bounded, pruned.bounded
-    left = _layers_left(full, [op for op in ops if not op.added])
-    now = kernels_of(ops) + added_kernels(pruned)
-    more = now - left * kernels_of(full)
-    return max(0.0, left + more / (measured.kernels or kernels_of(full)))
+    had, mine, left = bill(dense).kernels, bill(pruned), _layers_left(dense, pruned)
+    more = mine.kernels + mine.extra - left * had
+    return max(0.0, left + more / (measured.kernels or had))
 
 
-def _layers_left(full: Sequence[Op], left: Sequence[Op]) -> float:
+def _layers_left(dense: PredictedSide, pruned: PredictedSide) -> float:
     """Sublayers that still run over those of the dense model: each has norms of its own."""
-    before = sum(op.layers for op in full if op.role in NORMS)
-    after = sum(op.layers for op in left if op.role in NORMS)
+    before = sum(op.layers for op in dense.bounded if op.role in NORMS)
+    after = sum(op.layers for op in pruned.bounded if op.role in NORMS and not op.added)
     return after / before if before else 1.0

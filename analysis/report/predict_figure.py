@@ -100,7 +100,7 @@ def _handles(known: list[str]) -> list[Line2D]:
     grey = "#555555"
     handles.append(Line2D([], [], color=grey, linewidth=0.9, label="expected"))
     handles.append(
-        Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)), label="roofline bound")
+        Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)), label="roofline")
     )
     return handles
 

@@ -18,6 +18,7 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.predict_answers import answer, gemms, ranking
 from prunescope.analysis.schema.prediction import (
+    Execution,
     FromRun,
     PredictedPhase,
     Prediction,
@@ -28,6 +29,12 @@ from prunescope.analysis.schema.prediction import (
 
 _LADDER = ("nominal", "flop", "coverage", "roofline")
 _MOST_ROLES = 6
+_COSTS = (
+    "costs: expected over roofline time, dense/pruned; where dense pays more, the expected "
+    "speed-up is above the roofline's"
+)
+_ABOVE = "above by: what falls further than its work, with its waves, starts or gaps"
+_WHY = ""  # the head of the column that says why a speed-up is above the roofline's
 
 Answer = Prediction | Ranking | FromRun
 
@@ -69,7 +76,7 @@ def _point(name: str, phase: PredictedPhase) -> list[RenderableType]:
 
 
 def _speedups(phase: PredictedPhase) -> list[RenderableType]:
-    table = _table(*_LADDER, "expected", "range")
+    table = _table(*_LADDER, "expected", "range", _WHY)
     assert phase.predicted is not None
     assert phase.ladder is not None
     assert phase.baseline is not None
@@ -79,6 +86,7 @@ def _speedups(phase: PredictedPhase) -> list[RenderableType]:
         *(numbers.ratio(getattr(ladder, rung)) for rung in _LADDER),
         numbers.ratio(expected.speedup),
         _between(expected.range),
+        expected.above_roofline or "",
     )
     even = _table("faster than dense", "sparsity", "batch", "context")
     for label, gain, found in (
@@ -145,7 +153,7 @@ def _grid(result: Prediction) -> list[RenderableType]:
     """A table a phase, a row a point; then where each method starts to pay."""
     parts: list[RenderableType] = []
     for name in dict.fromkeys(name for point in result.points for name in point.phases):
-        table = _table("method", "s", "flop", "coverage", "roofline", "expected", "range", "memory")
+        table = _table("method", "s", "roofline", "expected", "range", "costs", "memory")
         even: dict[str, str] = {}
         for point in result.points:
             phase = point.phases[name]
@@ -159,14 +167,15 @@ def _grid(result: Prediction) -> list[RenderableType]:
                 table,
                 str(point.method),
                 f"{point.sparsity:g}",
-                *(f"{getattr(phase.ladder, rung):.2f}" for rung in _LADDER[1:]),
+                f"{phase.ladder.roofline:.2f}",
                 f"{expected.speedup:.2f}",
                 _between(expected.range),
+                _costs(phase, expected),
                 numbers.size(phase.memory_bytes),
             )
         pays = ", ".join(f"{method} {text}" for method, text in even.items())
         parts += [Text(name, "bold"), table, Text(clean(f"expected to pay at s: {pays}"))]
-    return parts
+    return [*parts, Text(_COSTS, "dim")]
 
 
 def _from_run(result: FromRun) -> list[RenderableType]:
@@ -179,7 +188,9 @@ def _from_run(result: FromRun) -> list[RenderableType]:
         head = f"{name}: {numbers.time(phase.wall_ns)} dense; {shares}"
         parts.append(Text(clean(f"{head}, idle {numbers.percent(phase.gap_share)}"), "bold"))
         unit = numbers.scale([phase.wall_ns])
-        table = _table("family", "s", "bound", "expected", "range", unit.unit, "added", "memory")
+        above = any(row.above_by for row in phase.families)
+        heads = ("family", "s", "roofline", "expected", "range", unit.unit, "added", "memory")
+        table = _table(*heads, *(["above by"] if above else []))
         for row in phase.families:
             _row(
                 table,
@@ -191,9 +202,20 @@ def _from_run(result: FromRun) -> list[RenderableType]:
                 unit.text(row.wall_ns),
                 unit.text(row.added_ns),
                 numbers.size(row.memory_bytes),
+                *([row.above_by or ""] if above else []),
             )
         parts += [table, *(Text(clean(note), "dim") for note in phase.notes)]
-    return [*parts, Text("* by extension: kernels that it adds are not in the model", "dim")]
+    note = "* by extension: kernels that it adds are not in the model"
+    if any(row.above_by for phase in result.phases.values() for row in phase.families):
+        note += f"; {_ABOVE}"
+    return [*parts, Text(note, "dim")]
+
+
+def _costs(phase: PredictedPhase, expected: Execution) -> str:
+    """Expected times over the rooflines of their sides."""
+    assert phase.baseline is not None
+    dense = expected.dense_ns / phase.baseline.ideal_ns
+    return f"{dense:.2f}/{expected.pruned_ns / phase.ideal_ns:.2f}"
 
 
 def _between(ends: list[float]) -> str:
@@ -207,7 +229,7 @@ def _span(found: Span | None) -> str | None:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column != "because")
+        table.add_column(column, overflow="fold", no_wrap=column not in ("because", _WHY))
     return table
 
 

@@ -112,8 +112,9 @@ class Execution(msgspec.Struct, kw_only=True):
     speedup: float
     range: list[float]
     guessed: list[Guess]
-    notes: list[str] = []  # why it is above the roofline bound, or the range narrow
+    notes: list[str] = []  # why the range is narrow
     break_even: BreakEven | None = None  # null: not asked for
+    above_roofline: str | None = None  # why the speed-up is above the roofline's
 
 
 class Expected(msgspec.Struct, kw_only=True):
@@ -281,6 +282,7 @@ class FamilyRow(msgspec.Struct, kw_only=True):
     weight_bytes: int
     kv_bytes: int
     memory_bytes: int
+    above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
 
 
 class MeasuredPhase(msgspec.Struct, kw_only=True):

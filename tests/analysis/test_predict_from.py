@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,21 @@ def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
             assert sum(g.bytes * g.count for g in rows if g.bytes) == pytest.approx(
                 sum(op.layers * op.bytes for op in theory), rel=0.01
             )
+
+
+def test_no_op_is_priced_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunescope.analysis.predict import costs, kernels, side
+
+    counted: Counter[int] = Counter()
+    kept: list[Any] = []  # so that no id comes again
+
+    def counts(one: Any, op: Any) -> Any:
+        kept.append(op)
+        counted[id(op)] += 1
+        return kernels.price(one, op)
+
+    side.dense_forward.cache_clear()
+    monkeypatch.setattr(costs, "price", counts)
+    result = ask(sparsity=0.5)
+    assert len(result["phases"]["prefill"]["families"]) > 10
+    assert set(counted.values()) == {1}
