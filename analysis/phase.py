@@ -123,7 +123,7 @@ def _comparison(
     judged, family = families
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     known = known and conditions(evidence) is None  # else what is gone was never to be there
-    largest = LargestKernels(dense.kernels, pruned.kernels, books.busy_factors(dense, pruned))
+    largest = LargestKernels(books, dense.kernels, pruned.kernels)
     has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
     bounded = has_shapes or bool(units.removed.any())
     ledger = build_rows(books, halves(units, domain), largest, is_known=bounded)

@@ -1,11 +1,13 @@
 """Does the tool say what is known? A model against itself, with a wait of 2 ms, without a layer.
 
     python benchmarks/same.py capture [--model NAME] [--case CASE] [--captures N] --out FOLDER
+    python benchmarks/same.py records --out FOLDER
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
 writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
-ledger tells it (everything by W/wall, or the gaps alone). Give it the machine.
+ledger tells it. `records` measures what it costs to record an op, and a module's span. Give it the
+machine.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +36,14 @@ if TYPE_CHECKING:
 WAIT_NS = 2_000_000
 PHASES = ("prefill", "decode")
 ROWS = ("kernel_efficiency", "launch_idle")
-SCALINGS = {"everything": False, "gaps": True}
+VARIANTS = ("dense", "pruned")
+# What a profiled step is longer by than a plain one is taken from: each record alike, each ns
+# alike, or idle time alone.
+SCALINGS = {
+    "records": "each record alike (the report)",
+    "everything": "everything by W/wall",
+    "gaps": "gaps alone",
+}
 # As a user has them by default, but for a short prompt.
 SETTINGS = {"prompt_len": 256, "decode_steps": 8, "seatings": 8, "repeats": 16, "steps": 8}
 # Of each case: the method, its options, and ns a step that rows of the ledger are, others 0.
@@ -77,6 +87,7 @@ def main() -> None:
     one.add_argument("--minutes", type=float, default=60.0, help="begin none after so long")
     one.add_argument("--beside", default="", help="what else runs meanwhile, for the page")
     one.add_argument("--out", type=Path, required=True)
+    commands.add_parser("records").add_argument("--out", type=Path, required=True)
     page = commands.add_parser("report")
     page.add_argument("folder", type=Path)
     page.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
@@ -84,7 +95,10 @@ def main() -> None:
     if options.command == "capture":
         capture(options)
         return
-    options.out.write_text(_page(_lines(options.folder)), encoding="utf-8")
+    if options.command == "records":
+        records(options.out)
+        return
+    options.out.write_text(_page(_lines(options.folder), options.folder), encoding="utf-8")
     sys.stderr.write(f"wrote {options.out.name}\n")
 
 
@@ -104,6 +118,41 @@ def capture(options: Any) -> None:
             lines.write(json.dumps(found) + "\n")
         told = {phase: found[phase]["realised_ci95"] for phase in PHASES}
         sys.stderr.write(f"{options.model} {options.case} {number}: {told}\n")
+
+
+def records(out: Path) -> None:
+    """What it costs to record an op, and a module's span, ns: FOLDER/records.json."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from prunescope.tracer.capture.scopes import module_scopes
+
+    one = torch.ones(1)
+    model = torch.nn.Sequential(torch.nn.Identity())
+
+    def each(work: Any) -> float:
+        """Median of 9 rounds of 2,000, ns."""
+        rounds = []
+        for _ in range(9):
+            begun = time.perf_counter_ns()
+            for _ in range(2000):
+                work()
+            rounds.append((time.perf_counter_ns() - begun) / 2000)
+        return statistics.median(rounds)
+
+    def profiled(work: Any) -> float:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True):
+            return each(work)
+
+    with torch.inference_mode():
+        op = profiled(lambda: torch.neg(one)) - each(lambda: torch.neg(one))
+        plain = each(lambda: model(one))
+        with module_scopes(model):
+            span = profiled(lambda: model(one)) - plain
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"op_ns": round(op), "span_ns": round(span), "span_over_op": round(span / op, 1)}
+    (out / "records.json").write_text(json.dumps(found), encoding="utf-8")
+    sys.stderr.write(f"{found}\n")
 
 
 def _wanted(options: Any) -> tuple[str, str, str]:
@@ -155,11 +204,11 @@ def _seen(run: Path) -> dict[str, Any]:
 
 
 def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
-    """{scaling: {row: ns a step}}: the same capture under both."""
+    """{scaling: {row: ns a step}}: the same capture under each."""
     from prunescope.analysis.inputs.open import open_side
     from prunescope.analysis.inputs.subject import Options
     from prunescope.analysis.ledger.books import keep_books
-    from prunescope.analysis.ledger.pairing import pair
+    from prunescope.analysis.ledger.pairing import Cost, UnitSums, pair
     from prunescope.analysis.ledger.samples import samples_of
 
     dense, pruned = (
@@ -167,9 +216,18 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     )
     units = pair(dense.kernels, pruned.kernels, pruned.side.run and pruned.side.run.layer_map)
     walls = samples_of(dense.run), samples_of(pruned.run)
+
+    def by_time(side: UnitSums) -> Cost:
+        """As if recording cost each part of a step as much as it is long."""
+        return Cost(side.busy.mean(axis=1), side.gap.mean(axis=1), float(side.tail.mean()))
+
+    costs = {"records": lambda side: side.recorded, "everything": by_time, "gaps": lambda _: None}
     out: dict[str, dict[str, float]] = {}
-    for scaling, on_device in SCALINGS.items():
-        books = keep_books(units, nominal=None, samples_ns=walls, on_device=on_device)
+    for scaling, cost in costs.items():
+        sides = {n: replace(s, recorded=cost(s)) for n, s in vars(units).items() if n in VARIANTS}
+        books = keep_books(
+            replace(units, **sides), nominal=None, samples_ns=walls, on_device=cost is None
+        )
         out[scaling] = {row: float(books.ledger.total(row)[0]) for row in ROWS}
     return out
 
@@ -179,7 +237,7 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
 
 
-def _page(lines: list[dict[str, Any]]) -> str:
+def _page(lines: list[dict[str, Any]], folder: Path) -> str:
     models = list(dict.fromkeys(line["model"] for line in lines))
     torch_version, machine = lines[0]["torch"], lines[0]["machine"]
     settings = ", ".join(f"{name.replace('_', '-')} {n}" for name, n in SETTINGS.items())
@@ -191,6 +249,7 @@ def _page(lines: list[dict[str, Any]]) -> str:
         "",
         *_same(lines, models),
         *_known(lines, models),
+        *_records(folder),
         *_beside(lines, models),
     ]
     return "\n".join(parts)
@@ -269,10 +328,25 @@ def _known(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         "ms a step. Mean ± standard error over the captures, and in brackets how many standard "
         "errors it is off.",
         "",
-        "| model | what was done | phase | row | known | intervals that hold it | everything "
-        "scaled by W/wall | gaps alone |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | what was done | phase | row | known | intervals that hold it | "
+        + " | ".join(SCALINGS.values())
+        + " |",
+        "|" + "---|" * (6 + len(SCALINGS)),
         *rows,
+        "",
+    ]
+
+
+def _records(folder: Path) -> list[str]:
+    """What a record costs, where `records` measured it."""
+    file = folder / "records.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    return [
+        f"`python benchmarks/same.py records`: to record an op takes {found['op_ns'] / 1e3:.1f} µs "
+        f"here, a module's span with its two hooks {found['span_ns'] / 1e3:.1f} µs, "
+        f"{found['span_over_op']:g} times as much (median of 9 rounds of 2,000).",
         "",
     ]
 

@@ -44,6 +44,8 @@ class Seating:
     retaken: int = 0  # samples that something disturbed, and that were taken again
     disturbed: int = 0  # of `samples`, those that were disturbed all the same
     reasons: list[str] = field(default_factory=list)  # what disturbed them
+    # what disturbed the profiled steps, which were taken again once
+    steps_disturbed: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

@@ -84,7 +84,7 @@ def timing_not_valid(c: Context) -> Finding | None:
     return Finding(
         id="timing-not-valid",
         severity="critical",
-        text="timing not valid: something else ran beside the unprofiled samples, or they are too "
+        text="timing not valid: something else ran beside what was timed, or the samples are too "
         "wide for a speedup",
         evidence=lines,
         change="stop what else runs on this machine, and trace again",
@@ -93,14 +93,20 @@ def timing_not_valid(c: Context) -> Finding | None:
 
 
 def _disturbed(run: PhaseRun) -> list[str]:
-    """How many of the samples kept were disturbed, where it is more than a few, and by what."""
+    """How many of the samples kept were disturbed, where it is more than a few, and by what; and
+    of the profiled steps, where it is most."""
+    steps = sum(one.steps for one in run.seatings if one.steps_disturbed)
+    said = []
+    if 2 * steps > sum(one.steps for one in run.seatings):
+        why = dict.fromkeys(why for one in run.seatings for why in one.steps_disturbed)
+        said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
     kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
     if kept <= _DISTURBED * total:
-        return []
+        return said
     reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)
     # The steps of a user's loop are not run again.
     again = "" if run.interleaved == "alone" else ", though taken again"
-    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}"]
+    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}", *said]
 
 
 def observer(c: Context) -> Finding | None:

@@ -24,12 +24,13 @@ from prunescope.analysis.shapes.fill import Filled, fill
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
+from prunescope.analysis.timeline.observer import Recorded, recorded
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE
+from prunescope.analysis.trace.load import NONE, Ints
 from prunescope.taxonomy.roles import BACKWARD
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
@@ -60,6 +61,8 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload tell
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
+    # weight of what was recorded behind the last row of each step (timeline/observer.py)
+    recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def num_steps(self) -> int:
@@ -123,7 +126,8 @@ def build(
     else:
         linked, windows = only_picked(trace, linked, windows)
     calls = list(trace.calls)
-    frame = _rows(trace, linked)
+    observer = recorded(trace, linked, windows)
+    frame = _rows(trace, linked, observer)
     replay: Replay | None = None
     if eager is not None and linked.replayed.any():
         graph = taken(trace.device["correlation"], linked.event)
@@ -139,10 +143,10 @@ def build(
     if model is not None:
         device = peaks.device if peaks is not None else None
         told = fill(Traced(frame, trace, linked, windows, works, source), model, device)
-    recorded, calls, works = len(works), calls + told.calls, works + told.works
+    with_shapes, calls, works = len(works), calls + told.calls, works + told.works
     copied = taken(trace.device["bytes"], linked.event)
     frame = add_work(told.frame, linked, calls, works, copied=copied)
-    frame = _add_shapes(frame, recorded, None if replay is None else replay.at >= 0)
+    frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)
     return Kernels(
@@ -167,6 +171,7 @@ def build(
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         tokens=told.tokens,
         modules=modules_that_ran(trace),
+        recorded_after=observer.after,
     )
 
 
@@ -183,7 +188,7 @@ def _devices(trace: Trace, linked: Linked) -> list[str]:
     ]
 
 
-def _rows(trace: Trace, linked: Linked) -> pl.DataFrame:
+def _rows(trace: Trace, linked: Linked, observer: Recorded) -> pl.DataFrame:
     """The linked rows with their names. `instance` is the op that launched a row, else its own."""
     event, op = linked.event, linked.op
     device = trace.device
@@ -206,6 +211,7 @@ def _rows(trace: Trace, linked: Linked) -> pl.DataFrame:
         "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
         "block": of_event("block"), "registers": of_event("registers"),
         "shared_memory": of_event("shared_memory"), "node": of_event("node"),
+        "recorded_inside": observer.inside, "recorded_before": observer.before,
     }  # fmt: skip
     frame = pl.DataFrame(columns)
     names = pl.Series("names", trace.names, dtype=pl.String)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunescope.analysis.inputs.subject import SidePhase
-from prunescope.analysis.ledger.ledger import Ratios, Split, ratios
-from prunescope.analysis.ledger.noise import Domain, bootstrap, busy_factor, choose_domain, point
-from prunescope.analysis.ledger.pairing import Floats, Units
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
+from prunescope.analysis.ledger.noise import Domain, bootstrap, choose_domain, mean_times, point
+from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums, with_dense_layer
 from prunescope.analysis.ledger.samples import Samples
+
+_UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 
 @dataclass(frozen=True)
@@ -23,19 +28,29 @@ class Books:
     nominal: float | None
     ratio: Ratios
     domain: Domain
+    times: Times  # of the ledger, one replicate
     ledger: Split
     replicates: Split | None
 
-    def busy_factors(self, dense: SidePhase, pruned: SidePhase) -> tuple[float, float]:
-        """From recorded busy time to the ledger's domain, of each side."""
-        return (
-            self._factor(self.ledger.dense, dense),
-            self._factor(self.ledger.pruned, pruned),
-        )
+    def dense_rows(self, dense: Kernels) -> pl.DataFrame:
+        """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's
+        domain, so that no loss of an op is larger than the time beside it."""
+        frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
+        return self._in_domain(frame, self.units.dense, self.times.t_d)
 
-    def _factor(self, walls: Floats, one: SidePhase) -> float:
-        recorded = one.kernels.wall / one.kernels.num_steps
-        return busy_factor(self.domain, wall_ns=float(walls[0]), recorded_ns=recorded)
+    def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
+        """The same of the pruned side, whose `unit_layer` is the dense model's."""
+        frame = with_dense_layer(pruned.frame, self.units.alignment)
+        return self._in_domain(frame, self.units.pruned, self.times.t_p)
+
+    def _in_domain(self, frame: pl.DataFrame, side: UnitSums, told: Floats) -> pl.DataFrame:
+        recorded = side.busy.mean(axis=1)
+        factor = told[:, 0] / np.where(recorded > 0, recorded, 1.0)
+        table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
+        table = table.with_columns(factor=pl.Series(factor))
+        on = list(_UNIT)
+        found = frame.join(table, on=on, how="left", nulls_equal=True, maintain_order="left")
+        return found.with_columns(ns=pl.col("busy") * pl.col("factor")).drop("factor")
 
 
 def keep_books(
@@ -53,6 +68,7 @@ def keep_books(
         nominal=nominal,
         ratio=ratio,
         domain=domain,
+        times=mean_times(units, domain),
         ledger=point(units, ratio, domain),
         replicates=bootstrap(units, ratio, domain),
     )

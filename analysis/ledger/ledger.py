@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
-from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
+
+_LEAST = 1e-9
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
         "added_work", "launch_idle", "pruned")  # fmt: skip
@@ -114,22 +116,41 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
     )
 
 
-def scale(
-    side: tuple[Floats, Floats, Floats], wall: Floats, *, on_device: bool
-) -> tuple[Floats, Floats, Floats]:
-    """Busy, gaps and tail of one side in the unprofiled domain, whose wall is `wall`.
+Side = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], tail [replicates]
 
-    A profiler slows the host and not the kernels of a device: there the gaps alone are scaled. On
-    a CPU the recorded ops carry its cost themselves: everything is scaled.
-    """
+
+def scale_idle(side: Side, wall: Floats) -> Side:
+    """One side of a device trace in the unprofiled domain, whose wall is `wall`: a profiler slows
+    the host and not the kernels, so that idle time alone is scaled."""
     busy, gap, tail = side
-    total = busy.sum(axis=0) + gap.sum(axis=0) + tail
-    if not on_device:
-        factor = wall / np.where(total > 0, total, 1.0)
-        return busy * factor, gap * factor, tail * factor
-    idle = total - busy.sum(axis=0)
+    idle = gap.sum(axis=0) + tail
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
     return busy, gap * factor, tail * factor
+
+
+def less_records(side: Side, wall: Floats, cost: Cost | None) -> Side:
+    """One side of a CPU trace in the unprofiled domain: what its steps took longer with a profiler
+    is what recording cost, each record alike. No part falls below 0. The rest, and all of it where
+    no record is known (`cost` None) or the plain step was the longer one, is taken by one factor.
+    """
+    parts = given = np.vstack([side[0], side[1], side[2][None, :]])
+    total = parts.sum(axis=0)
+    left = np.maximum(total - wall, 0.0)
+    if cost is not None:
+        weights = np.concatenate([cost.busy, cost.gap, [cost.tail]])[:, None]
+        for _ in range(len(parts)):  # each round empties a part, or ends
+            open_ = (parts > 0) * weights
+            each = left / np.maximum(open_.sum(axis=0), _LEAST)
+            taken = np.minimum(parts, each * open_)
+            parts, left = parts - taken, left - taken.sum(axis=0)
+            if not (left > _LEAST * total).any():
+                break
+    rest = parts.sum(axis=0)
+    whole = rest <= _LEAST * total  # what is left is a rounding error
+    parts, rest = np.where(whole, given, parts), np.where(whole, total, rest)
+    parts = parts * (wall / np.where(rest > 0, rest, 1.0))
+    units = len(side[0])
+    return parts[:units], parts[units:-1], parts[-1]
 
 
 def split(units: Units, ratio: Ratios, t: Times) -> Split:

@@ -14,7 +14,16 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.ledger.ledger import Ratios, Split, Times, scale, split, times, uniform
+from prunescope.analysis.ledger.ledger import (
+    Ratios,
+    Split,
+    Times,
+    less_records,
+    scale_idle,
+    split,
+    times,
+    uniform,
+)
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.ledger.samples import Samples, draw_seatings, of_steps, widened_weights
 
@@ -61,21 +70,18 @@ def choose_domain(
     return Domain("unprofiled" if scalable else "profiled", on_device, d, p)
 
 
-def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
-    """The ledger itself, one replicate: all steps, W of all samples."""
+def mean_times(units: Units, domain: Domain) -> Times:
+    """Means over all steps, one replicate, in the ledger's domain: with W of all samples."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
-    walls = None
-    if domain.unprofiled:
-        walls = np.asarray(domain.dense.wall), np.asarray(domain.pruned.wall)
-    return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
+    if not domain.unprofiled:
+        return t
+    walls = np.asarray(domain.dense.wall), np.asarray(domain.pruned.wall)
+    return _scaled(t, walls, units, domain)
 
 
-def busy_factor(domain: Domain, *, wall_ns: float, recorded_ns: float) -> float:
-    """From a side's recorded busy time to the ledger's domain, of its wall in the ledger and as
-    recorded: a device's is left as it is (`ledger.scale`)."""
-    if not domain.unprofiled or domain.on_device:
-        return 1.0
-    return wall_ns / recorded_ns
+def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
+    """The ledger itself, one replicate."""
+    return split(units, ratio, mean_times(units, domain))
 
 
 def observer_share(units: Units, domain: Domain) -> float | None:
@@ -110,7 +116,7 @@ def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Split | None:
     else:
         t = times(units, *_paired_weights(draw, steps_d, steps_p))
         walls = _sample_walls(draw, domain) if domain.unprofiled else None
-    return split(units, ratio, _scaled(t, walls, on_device=domain.on_device))
+    return split(units, ratio, _scaled(t, walls, units, domain))
 
 
 def _paired_seatings(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
@@ -143,13 +149,18 @@ def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
-def _scaled(t: Times, walls: tuple[Floats, Floats] | None, *, on_device: bool) -> Times:
+def _scaled(t: Times, walls: tuple[Floats, Floats] | None, units: Units, domain: Domain) -> Times:
     if walls is None:
         return t
-    wall_d, wall_p = (np.atleast_1d(np.asarray(w, np.float64)) for w in walls)
-    dense = scale((t.t_d, t.g_d, t.tail_d), wall_d, on_device=on_device)
-    pruned = scale((t.t_p, t.g_p, t.tail_p), wall_p, on_device=on_device)
-    return Times(*dense, *pruned)
+    sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
+    out: list[Floats] = []
+    for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
+        told = np.atleast_1d(np.asarray(wall, np.float64))
+        if domain.on_device:
+            out += scale_idle(side, told)
+        else:
+            out += less_records(side, told, sums.recorded)
+    return Times(*out)
 
 
 def _paired_weights(draw: np.random.Generator, dense: int, pruned: int) -> tuple[Floats, Floats]:
@@ -234,7 +245,7 @@ def halves(units: Units, domain: Domain) -> Split | None:
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(twins, *of_step)
-    return split(twins, same, _scaled(t, walls, on_device=domain.on_device))
+    return split(twins, same, _scaled(t, walls, twins, domain))
 
 
 def _half_weights(draw: np.random.Generator, count: int) -> tuple[Floats, Floats]:

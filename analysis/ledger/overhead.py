@@ -15,8 +15,7 @@ import polars as pl
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.ledger.books import Books
 from prunescope.analysis.ledger.ledger import Ratios
-from prunescope.analysis.ledger.noise import busy_factor
-from prunescope.analysis.ledger.pairing import Units, with_dense_layer
+from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -61,7 +60,7 @@ def overhead(
     parts = [
         *own.values(),
         _host_part(books),
-        _key_value_part(books, pruned, seen),
+        _key_value_part(books, seen),
         _weights_part(books, seen),
     ]
     for part in parts:
@@ -177,11 +176,6 @@ def _keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
     return [key for key, there in zip(units.keys, where, strict=True) if there]
 
 
-def _busy_factor(books: Books, pruned: Kernels) -> float:
-    wall = float(books.ledger.pruned[0])
-    return busy_factor(books.domain, wall_ns=wall, recorded_ns=pruned.wall / pruned.num_steps)
-
-
 def _added_parts(
     books: Books, pruned: Kernels, seen: list[Pruning], *, fused: bool
 ) -> dict[str, OverheadPart]:
@@ -190,21 +184,20 @@ def _added_parts(
     table = pl.DataFrame(
         added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
     )
-    frame = with_dense_layer(pruned.frame, books.units.alignment)
+    frame = books.pruned_rows(pruned)
     frame = frame.join(table, on=["unit_layer", "role", "class"], how="semi", nulls_equal=True)
     sums = (
         frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
         .group_by("role", "kind", "work", "call", maintain_order=True)
-        .agg(pl.col("busy").sum(), pl.len().alias("count"))
+        .agg(pl.col("ns").sum(), pl.len().alias("count"))
     )
-    factor = _busy_factor(books, pruned) / pruned.num_steps
     spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
     for row in sums.iter_rows(named=True):
         dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
         work = NewWork(row["role"], row["kind"], row["work"], dtypes)
         part = _part_of(work, {one.scorer for one in seen}, fused=fused)
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
-        entry[0] += row["busy"] * factor
+        entry[0] += row["ns"] / pruned.num_steps
         entry[1] += row["count"] / pruned.num_steps
     return {name: _part(name, entries) for name, entries in spent.items()}
 
@@ -236,14 +229,14 @@ def _host_part(books: Books) -> OverheadPart:
     return OverheadPart(name=HOST, ns=float(launch[books.units.added].sum()), added=True)
 
 
-def _key_value_part(books: Books, pruned: Kernels, seen: list[Pruning]) -> OverheadPart:
+def _key_value_part(books: Books, seen: list[Pruning]) -> OverheadPart:
     """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
     part = OverheadPart(name=KEY_VALUE, ns=0.0, added=False)
     if not any(one.routes_rows for one in seen):
         return part
     units = books.units
     at = {key: i for i, key in enumerate(units.keys)}
-    busy = units.pruned.busy.mean(axis=1) * _busy_factor(books, pruned)
+    busy = books.times.t_p[:, 0]
     total = 0.0
     for (layer, role, cls), i in at.items():
         if role not in ("k", "v") or cls != MATMUL or not units.matched[i]:

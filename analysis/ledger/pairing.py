@@ -20,6 +20,21 @@ Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 
 @dataclass(frozen=True)
+class Cost:
+    """Weight of what was recorded (timeline/observer.py), a step: in busy time and gaps [units],
+    and in the tail."""
+
+    busy: Floats
+    gap: Floats
+    tail: float
+
+    @property
+    def total(self) -> float:
+        """Of a whole step."""
+        return float(self.busy.sum() + self.gap.sum()) + self.tail
+
+
+@dataclass(frozen=True)
 class UnitSums:
     """[units, steps] arrays: busy and gap ns (0 where absent), the rest NaN where unknown."""
 
@@ -31,6 +46,7 @@ class UnitSums:
     predicted: Floats
     present: NDArray[np.bool_]  # [units]
     tail: Floats  # [steps]
+    recorded: Cost | None = None  # of a CPU trace
 
 
 @dataclass(frozen=True)
@@ -178,6 +194,8 @@ def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(
         pl.col("busy").sum(),
         pl.col("gap").sum(),
+        pl.col("recorded_inside").sum(),
+        pl.col("recorded_before").sum(),
         *(known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),
     )
 
@@ -197,4 +215,18 @@ def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> UnitSu
         out[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True
-    return UnitSums(**out, present=present, tail=kernels.linked.tail.astype(np.float64))
+    tail = kernels.linked.tail.astype(np.float64)
+    return UnitSums(**out, present=present, tail=tail, recorded=_cost(sums, unit, shape, kernels))
+
+
+def _cost(
+    sums: pl.DataFrame, unit: NDArray[np.int64], shape: tuple[int, int], kernels: Kernels
+) -> Cost | None:
+    """What was recorded a step; None of a device trace."""
+    if kernels.on_device:
+        return None
+    inside, before = np.zeros(shape[0]), np.zeros(shape[0])
+    np.add.at(inside, unit, sums["recorded_inside"].to_numpy() / shape[1])
+    np.add.at(before, unit, sums["recorded_before"].to_numpy() / shape[1])
+    after = kernels.recorded_after
+    return Cost(inside, before, float(after.mean()) if len(after) else 0.0)

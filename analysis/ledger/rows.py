@@ -175,29 +175,28 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
 class LargestKernels:
     """The largest kernels of a (role, class) on both sides, dense → pruned, per step.
 
-    `factors`: from recorded busy time of each side to the ledger's domain, so that no loss of an
-    op is larger than the time beside it.
+    Times are those of the ledger's domain (`Books.dense_rows`).
     """
 
-    def __init__(self, dense: Kernels, pruned: Kernels, factors: tuple[float, float]) -> None:
-        pairs = zip((dense, pruned), factors, strict=True)
-        self.tables = [self._table(kernels, factor) for kernels, factor in pairs]
+    def __init__(self, books: Books, dense: Kernels, pruned: Kernels) -> None:
+        self.tables = [
+            self._table(books.dense_rows(dense), dense.num_steps),
+            self._table(books.pruned_rows(pruned), pruned.num_steps),
+        ]
 
     @staticmethod
     def _table(
-        kernels: Kernels, factor: float
+        rows: pl.DataFrame, steps: int
     ) -> dict[tuple[str, str], list[tuple[str, float, float]]]:
         sums = (
-            kernels.frame.group_by("role", "class", "name")
-            .agg(pl.col("busy").sum(), pl.len().alias("count"))
-            .sort(["busy", "name"], descending=[True, False])
+            rows.group_by("role", "class", "name")
+            .agg(pl.col("ns").sum(), pl.len().alias("count"))
+            .sort(["ns", "name"], descending=[True, False])
         )
         out: dict[tuple[str, str], list[tuple[str, float, float]]] = defaultdict(list)
-        steps = kernels.num_steps
         for row in sums.iter_rows(named=True):
-            out[row["role"], row["class"]].append(
-                (row["name"] or "?", row["busy"] * factor / steps, row["count"] / steps)
-            )
+            entry = row["name"] or "?", row["ns"] / steps, row["count"] / steps
+            out[row["role"], row["class"]].append(entry)
         return out
 
     def __call__(self, row: str, role: str, cls: str) -> list[str]:

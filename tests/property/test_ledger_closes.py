@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.ledger import noise
 from prunescope.analysis.ledger.books import keep_books
-from prunescope.analysis.ledger.ledger import ROWS, Split, ratios, scale, split, times, uniform
+from prunescope.analysis.ledger.ledger import (
+    ROWS,
+    Split,
+    less_records,
+    ratios,
+    scale_idle,
+    split,
+    times,
+    uniform,
+)
 from prunescope.analysis.ledger.noise import bootstrap, choose_domain, halves, point
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 NS = st.integers(0, 10**7).map(float)
+COUNT = st.integers(0, 50).map(float)
 WORK = st.sampled_from([float("nan"), 0.0]) | st.floats(1, 1e15)  # no device does less than 1
 KEYS = [(layer, role, cls) for layer in (None, 0, 1, -2)
         for role, cls in (("q", "matmul"), ("attention", "attention"), ("residual", "pointwise"),
@@ -36,7 +46,14 @@ def sides(draw: st.DrawFn, num: int, present: list[bool]) -> UnitSums:
 
     work = {name: column(WORK) for name in MODELLED}
     tail = np.array([draw(NS) for _ in range(steps)])
-    return UnitSums(column(NS), column(NS), **work, present=np.array(present, bool), tail=tail)
+    recorded = None
+    if draw(st.booleans()):
+        inside, before = (np.array([draw(COUNT) for _ in present]) for _ in range(2))
+        recorded = Cost(inside, before, draw(COUNT))
+    return UnitSums(
+        column(NS), column(NS), **work,
+        present=np.array(present, bool), tail=tail, recorded=recorded,
+    )  # fmt: skip
 
 
 @st.composite
@@ -135,20 +152,42 @@ def test_parts_sum_to_their_row(units: Units, sparsity: float | None) -> None:
 
 
 @QUIET
-@given(busy=NS, gap=NS, tail=NS, wall=st.integers(1, 10**8), device=st.booleans())
-def test_scaling_reaches_the_wall(
-    *, busy: float, gap: float, tail: float, wall: int, device: bool
-) -> None:
-    """A device keeps its busy time, and idles φ = (W - busy) / (wall - busy) of what it did."""
-    if busy + gap + tail == 0 or (device and gap + tail == 0):
+@given(busy=NS, gap=NS, tail=NS, wall=st.integers(1, 10**8))
+def test_scaling_reaches_the_wall(busy: float, gap: float, tail: float, wall: int) -> None:
+    """A device keeps its busy time, and idles φ = (W - busy) / (wall - busy) of what it did; a CPU
+    whose records are unknown is scaled as a whole."""
+    if busy + gap + tail == 0:
         return  # nothing that could be scaled
-    b, g, t = scale(
-        (np.array([[busy]]), np.array([[gap]]), np.array([tail])), np.array([float(wall)]),
-        on_device=device,
-    )  # fmt: skip
+    side, walls = (np.array([[busy]]), np.array([[gap]]), np.array([tail])), np.array([float(wall)])
+    b, g, t = less_records(side, walls, None)
     assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
-    if device:
+    factor = wall / (busy + gap + tail)
+    assert (b[0, 0], g[0, 0]) == (pytest.approx(busy * factor), pytest.approx(gap * factor))
+    if gap + tail > 0:
+        b, g, t = scale_idle(side, walls)
+        assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
         assert b[0, 0] == busy
-    else:
-        factor = wall / (busy + gap + tail)
-        assert (b[0, 0], g[0, 0]) == (pytest.approx(busy * factor), pytest.approx(gap * factor))
+
+
+@QUIET
+@given(
+    busy=NS, gap=NS, tail=NS, inside=COUNT, before=COUNT, after=COUNT, wall=st.integers(1, 10**8)
+)
+def test_what_records_cost_is_taken_by_their_number(  # noqa: PLR0913 - of three parts
+    *, busy: float, gap: float, tail: float,
+    inside: float, before: float, after: float, wall: int,
+) -> None:  # fmt: skip
+    """Parts reach the wall, none below 0 or longer than recorded where the plain step is shorter;
+    two parts that stay above 0 lose as their records are."""
+    total = busy + gap + tail
+    if not 0 < wall < total:
+        return
+    side = np.array([[busy]]), np.array([[gap]]), np.array([tail])
+    cost = Cost(np.array([inside]), np.array([before]), after)
+    b, g, t = (float(x.ravel()[0]) for x in less_records(side, np.array([float(wall)]), cost))
+    assert b + g + t == pytest.approx(wall, rel=1e-9, abs=1e-6)
+    for new, old in ((b, busy), (g, gap), (t, tail)):
+        assert -1e-6 <= new <= old * (1 + 1e-9) + 1e-6
+    if inside and before and min(b, g) > 1e-3 and t > 1e-3 * bool(tail and after):
+        # every part with records is still above 0: nothing was scaled besides
+        assert (busy - b) / inside == pytest.approx((gap - g) / before, rel=1e-6, abs=1e-3)

@@ -42,6 +42,8 @@ from prunescope.tracer.capture.variants import (
 )
 from prunescope.tracer.machine.conditions import memory_explained, thread_count
 from prunescope.tracer.machine.device import pick_device
+from prunescope.tracer.machine.disturbance import between, device_troubles
+from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import WEIGHT_SEED
 
@@ -246,13 +248,8 @@ class _Session:
         count = part.steps if phase == "prefill" else self.request.decode_steps
         before = self._entry(phase, variants[0]).steps
         self._stage(f"profile {phase}", count + 1)
-        advance = _Pass(models, self.progress).advance
-        traces = _profiled(
-            loops,
-            models if self.request.mode == "eager" else [],
-            steps=range(before, before + count),
-            device=self.device,
-            advance=advance,
+        traces, reasons = self._quietly_profiled(
+            loops, models, hooked=self.request.mode == "eager", steps=range(before, before + count)
         )
         # Millions of small dicts that stay: each look for cycles before a sample would scan them.
         self.set_aside()
@@ -261,10 +258,30 @@ class _Session:
             captured.sessions.setdefault(phase, []).append(traces[variant.name])
             entry.steps += count
             entry.seatings[-1].steps = count
+            entry.seatings[-1].steps_disturbed = reasons
             # What the modules of a dynamic family counted in the profiled steps.
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
                 add_stats(captured.run.census.dynamic.setdefault(phase, {}), stats)
+
+    def _quietly_profiled(
+        self, loops: dict[str, Loop], models: list[Any], *, hooked: bool, steps: range
+    ) -> tuple[dict[str, ChromeTrace], list[str]]:
+        """A trace a variant, and what disturbed the steps: they are then taken again, once."""
+        told = self.progress.advance
+        while True:
+            before = read_counters()
+            traces = _profiled(
+                loops,
+                models if hooked else [],
+                steps=steps,
+                device=self.device,
+                advance=_Pass(models, told).advance,
+            )
+            reasons = between(before, read_counters()).reasons + device_troubles(self.device)
+            if not reasons or told is _nobody:
+                return traces, reasons
+            told = _nobody
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """After the last seating: the memory of a step, and the eager pass of a recorded one."""
@@ -298,8 +315,8 @@ class _Session:
 class _Pass:
     """Progress of a profiled pass; after the step thrown away, counting modules start anew."""
 
-    def __init__(self, models: list[Any], progress: Progress) -> None:
-        self.models, self.progress, self.steps_done = models, progress, 0
+    def __init__(self, models: list[Any], told: Callable[[], None]) -> None:
+        self.models, self.told, self.steps_done = models, told, 0
 
     def advance(self) -> None:
         """One index of the pass is done."""
@@ -307,7 +324,11 @@ class _Pass:
             for model in self.models:
                 dynamic_stats(model)
         self.steps_done += 1
-        self.progress.advance()
+        self.told()
+
+
+def _nobody() -> None:
+    """Told of steps that nobody planned."""
 
 
 def _profiled(

@@ -287,6 +287,22 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
     assert said.evidence == [f"{few + 1} of {len(MANY)} samples disturbed: other processes"]
 
 
+def test_profiled_steps_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
+    """Half of them are not yet most."""
+    for seats, wanted in ((1, False), (2, True)):
+        seatings = _seatings(0)
+        for one in seatings[:seats]:
+            one["steps_disturbed"] = ["waits"]
+        phase = of_run(
+            tmp_path / str(seats), model(FULL), model(NARROW), both_samples_ns=MANY,
+            both_seatings=seatings,
+        )  # fmt: skip
+        said = found(phase, "timing-not-valid")
+        assert (said is not None) == wanted
+        if said is not None:
+            assert said.evidence[0] == "dense: 2 of 2 profiled steps disturbed: waits"
+
+
 @pytest.mark.parametrize(("times", "there"), [(0.5, True), (0.95, False)])
 def test_observer(times: float, there: Any, tmp_path: Path) -> None:
     trace = model(FULL)

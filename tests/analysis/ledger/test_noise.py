@@ -15,6 +15,7 @@ from prunescope.analysis.ledger.noise import (
     choose_domain,
     halves,
     interval,
+    mean_times,
     noise,
     observer_share,
     point,
@@ -22,7 +23,7 @@ from prunescope.analysis.ledger.noise import (
     speedup_interval,
     wall_interval,
 )
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
@@ -126,7 +127,37 @@ def test_a_device_scales_its_idle_time_alone() -> None:
     assert observer_share(pair, domain) == pytest.approx(0.5)
 
 
-def test_a_cpu_scales_everything() -> None:
+def test_a_wait_that_recording_does_not_slow() -> None:
+    """Of 100 + 20 ns of ops, 5 + 3 of gaps and 2 of tail as recorded, 4 records cost 10 ns; the
+    pruned side waits 50 ns more before the second op. All 50 are idle time, none are kernels'."""
+    cost = Cost(np.array([1.0, 0.0]), np.array([2.0, 1.0]), 0.0)
+    dense, late = (replace(one, recorded=cost) for one in (EQUAL, EQUAL))
+    late = replace(late, gap=np.array([[5.0] * 4, [53.0] * 4]))
+    pair = units(dense, late)
+    domain = choose_domain(pair, [120], [170], on_device=False)
+    got = point(pair, ratios(pair, None), domain)
+    assert got.total("launch_idle")[0] == pytest.approx(50)
+    assert got.total("kernel_efficiency")[0] == pytest.approx(0)
+    t = mean_times(pair, domain)
+    assert t.t_d[:, 0] == pytest.approx([97.5, 20])
+    assert t.g_d[:, 0] == pytest.approx([0, 0.5])
+    assert (t.tail_d[0], t.tail_p[0]) == pytest.approx((2, 2))
+
+
+def test_a_part_does_not_fall_below_nothing() -> None:
+    """8 ns of gaps hold two records of three, the ops one. Of 40 ns each gap loses all that it has,
+    the op the rest; where no part with a record is left, the others are scaled."""
+    cost = Cost(np.array([1.0, 0.0]), np.array([1.0, 1.0]), 0.0)
+    pair = units(replace(EQUAL, recorded=cost))
+    t = mean_times(pair, choose_domain(pair, [90], [90], on_device=False))
+    assert t.g_d[:, 0] == pytest.approx([0, 0])
+    assert t.t_d[:, 0] == pytest.approx([68, 20])
+    t = mean_times(pair, choose_domain(pair, [11], [11], on_device=False))
+    assert t.t_d[:, 0] == pytest.approx([0, 10])
+    assert t.tail_d[0] == pytest.approx(1)
+
+
+def test_a_cpu_without_records_scales_everything() -> None:
     """W / wall = 65 / 130: half of every op, gap and tail."""
     domain = choose_domain(units(EQUAL), [65], [65], on_device=False)
     ledger = point(units(EQUAL), ratios(units(EQUAL), 0.5), domain)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,3 +124,34 @@ def test_the_bar_writes_to_standard_error_only(capsys: pytest.CaptureFixture[str
     written = capsys.readouterr()
     assert written.out == ""
     assert "time prefill" in written.err
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [([[]], []), ([["waits"], []], []), ([["waits"], ["waits"]], ["waits"])]
+)
+def test_disturbed_steps_are_profiled_again_once(
+    told: list[list[str]],
+    kept: list[str],
+    quick: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The steps of the last pass are kept, and no others; what disturbed them too is recorded."""
+    passes, reasons = [], iter(told)
+    profiled = session._profiled
+
+    def seen(*args: Any, **options: Any) -> Any:
+        passes.append(options["steps"])
+        return profiled(*args, **options)
+
+    def what(_before: Any, _after: Any) -> Any:
+        return SimpleNamespace(reasons=next(reasons))
+
+    monkeypatch.setattr(session, "_profiled", seen)
+    monkeypatch.setattr(session, "between", what)
+    folder = quick(phase="prefill")
+    assert passes == [range(2)] * len(told)
+    entry = read_run(folder / "dense").phases["prefill"]
+    assert (entry.steps, entry.seatings[0].steps_disturbed) == (2, kept)
+    text = (folder / "dense" / entry.trace).read_bytes()
+    marks = Counter(re.findall(rb'"prunescope.step#[0-9]+"', gzip.decompress(text)))
+    assert marks == {b'"prunescope.step#0"': 1, b'"prunescope.step#1"': 1}
