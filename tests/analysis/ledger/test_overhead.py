@@ -244,8 +244,9 @@ def test_pareto_tells_the_parts_of_the_report() -> None:
         ],
         added_ns=2e6, saved_ns=3e6, sparsity=0.5, break_even=None,
     )  # fmt: skip
-    found: Any = of_saved(ledger, told)
-    assert found["saved_ns"] == pytest.approx(3e6)  # 10 - 9 + 2 ms
-    assert found["share_of_saved"] == pytest.approx(2 / 3)
-    assert [(p["name"], p["ns"]) for p in found["parts"]] == [(HOST, 1.5e6), ("gather", 0.5e6)]
+    found = of_saved(ledger, told)
+    assert found is not None
+    assert found.saved_ns == pytest.approx(3e6)  # 10 - 9 + 2 ms
+    assert found.share_of_saved == pytest.approx(2 / 3)
+    assert [(part.name, part.ns) for part in found.parts] == [(HOST, 1.5e6), ("gather", 0.5e6)]
     assert of_saved(None) is None
