@@ -72,7 +72,7 @@ class _Measured(msgspec.Struct, kw_only=True):
     point: Point
     dense_ns: float | None
     subject: SweepSubject
-    busy: bool  # the machine had other work
+    busy: bool  # the machine had other work, or the times vary too much
 
 
 def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
@@ -122,7 +122,8 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     if not busy:
         return []
     return [
-        f"{busy} of {len(runs)} results were timed beside other work: their times are not valid"
+        f"{busy} of {len(runs)} results were timed beside other work, or vary too much: their "
+        "times are not valid"
     ]
 
 
@@ -169,7 +170,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=bool(run.timing and run.timing.notes),
+        busy=bool(run.timing and run.timing.notes) or doubt_of(phase),
     )
 
 
@@ -211,7 +212,13 @@ def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
         ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
         overhead=of_saved(phase.ledger, phase.overhead),
         simulated=_simulated(run),
+        timing_valid=not doubt_of(phase),
     )
+
+
+def doubt_of(phase: Phase) -> bool:
+    """Whether something was seen that makes the times of a phase no evidence."""
+    return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 
 def _loss(quality: Quality | None) -> Loss | None:
@@ -318,6 +325,7 @@ def _merged(own: list[Point]) -> Point:
         shares={name: _median([p.shares[name] for p in own]) for name in own[0].shares},
         loss=loss,
         flop_sparsity=_median([p.flop_sparsity for p in own]),
+        timing_valid=all(p.timing_valid for p in own),
     )
 
 

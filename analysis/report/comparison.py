@@ -41,6 +41,11 @@ _NOTES = (
     "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
     "they sum to the pruned wall",
 )
+NOT_VALID = "timing-not-valid"
+_DOUBT = (
+    "? timing not valid: the samples vary too much or were disturbed, so that the ratio and its "
+    "rows are no evidence"
+)
 
 
 def write_comparison(
@@ -98,7 +103,9 @@ def comparison_table(comparison: Comparison) -> Table:
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
-    return Table("comparison", _TITLE, columns, rows, [*_NOTES, *failed])
+    doubted = any(NOT_VALID in row.critical for row in comparison.rows)
+    explained = f"{_NOTES[1]}; {_DOUBT}" if doubted else _NOTES[1]
+    return Table("comparison", _TITLE, columns, rows, [_NOTES[0], explained, *failed])
 
 
 _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
@@ -109,6 +116,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
     method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+    doubt = {"realised": " ?"} if NOT_VALID in row.critical else {}
     profiled = " p" if row.timed == "profiled" else ""
     return [
         Cell(row.run),
@@ -128,7 +136,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
             _both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
             row.peak_memory_bytes,
         ),
-        *(Cell(numbers.ratio(value), value) for value in values.values()),
+        *(Cell(numbers.ratio(value) + doubt.get(key, ""), value) for key, value in values.items()),
         Cell(
             f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
             ci95[0] if ci95 else None,

@@ -29,6 +29,8 @@ def _outcome(phase: Phase) -> str:
     if phase.ladder is None:
         return f"{numbers.time(phase.wall_ns)} a step"
     family = phase.family.id if phase.family else "unknown"
+    if not sentences.is_valid(phase):
+        return f"timing not valid, {family}"
     return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"
 
 

@@ -115,6 +115,10 @@ def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
             "frontier")  # fmt: skip
     shown = _Shown(tasks=tasks, recovered=recovered, other=other)
     yield from _table(head, (_row(point, shown) for point in points))
+    if not all(p.timing_valid for p in points):
+        yield "? timing not valid: the samples vary too much or were disturbed, so that the"
+        yield "speedup is no evidence."
+        yield ""
     yield "#### Fastest by loss"
     yield ""
     rows = [
@@ -144,7 +148,7 @@ def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
         point.label,
         s,
         percent(point.flop_sparsity),
-        ratio(point.realised),
+        ratio(point.realised) + ("" if point.timing_valid else " ?"),
         _pair(point.realised_ci95, "{:.2f}"),
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
         percent(loss.perplexity_rel, signed=True),

@@ -76,9 +76,13 @@ def headline(phase: Phase) -> str:
     the timing is not valid where it is not."""
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
-    is_valid = all(finding.id != "timing-not-valid" for finding in phase.findings)
-    text = "" if is_valid else "timing not valid: "
+    text = "" if is_valid(phase) else "timing not valid: "
     return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
+
+
+def is_valid(phase: Phase) -> bool:
+    """Whether nothing was seen that makes times of the phase no evidence."""
+    return all(finding.id != "timing-not-valid" for finding in phase.findings)
 
 
 def _outcome(phase: Phase) -> str:
@@ -91,7 +95,7 @@ def _outcome(phase: Phase) -> str:
     ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
     if why := _not_comparable(phase):
         return f"{ratio} is no speedup: {why}"
-    if any(one.id == "timing-not-valid" for one in phase.findings):
+    if not is_valid(phase):
         return f"{ratio} is no evidence, for the samples vary too much or were disturbed"
     if without_sizes(phase):
         why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
@@ -305,7 +309,7 @@ def predicted(phase: Phase) -> str:
     )
     text = f"predicted for {said['family']} on these peaks: {rungs}"
     miss = said.get("miss")
-    if miss is None:
+    if miss is None or not is_valid(phase):
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
     worst = next((term for term in miss["terms"] if term["name"] == miss["largest"]), None)

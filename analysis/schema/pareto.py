@@ -85,6 +85,7 @@ class Point(msgspec.Struct, kw_only=True):
     overhead: Added | None = None  # of a family that adds work
     simulated: str | None = None  # what stands in for hardware that is not there
     on_frontier: bool = False
+    timing_valid: bool = True  # of all draws
 
     @property
     def label(self) -> str:
