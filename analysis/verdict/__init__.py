@@ -2,6 +2,6 @@
 
 In: both sides, pairs and units. Out: a Family with confidence, evidence and doubts.
 One file a family (its id with `_` for `-`) holds its detector; `detectors` puts them in order, and
-`outside` the reasons for "this is no pruning".
+`outside` the reasons for "this is no pruning"; `zeros` reads 2:4 and masks from weights.
 Exports: Evidence, `verdict.verdict`, `doubts`.
 """

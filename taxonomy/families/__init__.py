@@ -3,7 +3,8 @@
 In: the modules of this folder. Out: `families()`, `family(id)`. An id is that of one file, with `_`
 for `-`; the same name is its file in tracer/pruners (how it is done) and in analysis/verdict (how
 it is read back). To which architectures it applies, latent attention (MLA) or mixers, is its
-`applies`; what several families share of that is in taxonomy/applies.py.
+`applies`; what several families share of that is in taxonomy/applies.py (heads with latent
+attention, partly: `to_heads`).
 """
 
 from __future__ import annotations

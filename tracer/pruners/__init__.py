@@ -2,7 +2,8 @@
 
 In: a model and a Point. Out: Applied, the pruned model and what was done to it.
 Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (the words of --method),
-`user_method` (a user's own), `width` (cuts heads and channels for the families of widths).
+`user_method` (a user's own), `width` (cuts heads and channels for the families of widths; how
+many of them stay is in taxonomy/keep.py).
 
 To do what a family of `taxonomy/families/` says, write a file of its name here (its id with `_` for
 `-`) and nothing else. The file holds one public function
