@@ -211,6 +211,8 @@ def _notes(
         notes.append(f"not trained, as they run on a part of their rows or channels: {words}")
     notes += [note.replace("stay dense", "are not trained") for note in expert_notes(model)]
     notes += [learner.how for learner in learners]
+    if not learners and any(hasattr(part, "prunescope_stats") for part in model.modules()):
+        notes.append("what decides at run time is not trained: it decides as it did before")
     notes.append("embeddings, norms and the head are not trained")
     return notes
 

@@ -14,6 +14,7 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 
 pytestmark = pytest.mark.torch
+UNTRAINED = "what decides at run time is not trained: it decides as it did before"
 
 
 def ids_of(reader: Path, name: str, length: int) -> torch.Tensor:
@@ -94,5 +95,11 @@ def test_others_are_trained_as_they_are(recovered: Any, method: str) -> None:
     _, pruning = recovered(method)
     record = pruning["recovery"]
     assert record["losses"]["train"][-1][1] < record["losses"]["train"][0][1]
+    assert (UNTRAINED in record["notes"]) == (method in ("dynamic-nk", "dynamic-width"))
     if method == "dynamic-width":
         assert any("down, gate, up" in note for note in record["notes"])
+
+
+def test_an_early_exit_that_is_drawn_is_said_to_be_untrained(recovered: Any) -> None:
+    _, pruning = recovered("dynamic-depth", "steps=1", knobs={"exit": "early"})
+    assert UNTRAINED in pruning["recovery"]["notes"]
