@@ -129,11 +129,12 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
     """The subject, and the baseline where there is one."""
     pruned = open_side(subject, options, eager=options.eager_trace, model=options.model)
     if baseline is None:
-        if options.baseline_eager_trace is not None:
-            raise PrunescopeError(
-                "--baseline-eager-trace is given and there is no baseline",
-                hint="name the dense side with --baseline, or use --eager-trace",
-            )
+        for name in ("eager-trace", "model"):
+            if getattr(options, f"baseline_{name}".replace("-", "_")) is not None:
+                raise PrunescopeError(
+                    f"--baseline-{name} is given and there is no baseline",
+                    hint=f"name the dense side with --baseline, or use --{name}",
+                )
         return _Done(pruned, pruned.noticed), None
     with of_the("baseline"):
         dense = open_side(

@@ -1,13 +1,17 @@
 """Write shapes.md: public decoder traces without their shapes, and what a config gives back.
 
 In: ../shared/data, damage and wrong configs of the tests. Out: benchmarks/shapes.md. Run from the
-project's root, with it on PYTHONPATH: `python benchmarks/shapes.py [--no-times]`.
+project's root, with it on PYTHONPATH: `python benchmarks/shapes.py`; `--times` takes the times
+alone anew, on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,12 +22,15 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from tests.analysis.shapes import stripped, test_damaged_traces, test_wrong_configs
-from tests.analysis.shapes.stripped import CASES, known, report, strip, table, truth
+from tests.analysis.shapes.stripped import CASES, Case, known, report, strip, table, truth
 
 HERE = Path(__file__).parent
-RUNS = 5
+RUNS = 9
+TIME = "## Time"
 DAMAGES = (test_damaged_traces.drop, test_damaged_traces.merge, test_damaged_traces.reorder)
 COUNTS = (1, 2, 4, 10, 40)
+SEEDS = 5
+COMMAND = [sys.executable, "-m", "prunescope", "analyze"]
 
 
 def recovered(folder: Path) -> Iterator[str]:
@@ -57,7 +64,7 @@ def refused(folder: Path) -> Iterator[str]:
         yield f"| {case.name.split('/')[1]} | {said} | {len(wrong)} | {why.replace('|', '/')} |"
 
 
-def damaged(folder: Path, seeds: int = 2) -> Iterator[str]:
+def damaged(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
     """A row a trace and damage: kernels right, null and wrong over all counts and seeds."""
     for case, damage in product(CASES, DAMAGES):
         seen: Counter[str] = Counter()
@@ -79,22 +86,70 @@ def damaged(folder: Path, seeds: int = 2) -> Iterator[str]:
             seen["null"] += len(true) - right
         yield (
             f"| {case.name.split('/')[1]} | {damage.__name__} | {seeds * len(COUNTS)} | "
-            f"{seen['right']:,} | {seen['null']:,} | {seen['wrong']} |"
+            f"{seen['right']:,} | {seen['null']:,} | "
+            f"{seen['null'] / (seen['right'] + seen['null']):.1%} | {seen['wrong']} |"
         )
+
+
+def near(folder: Path) -> Iterator[str]:
+    """A row a config that the trace cannot contradict: what the report says of it."""
+    for case, width, role, true in test_wrong_configs.CANNOT_TELL:
+        path = strip(case, folder, modules=False)
+        model = test_wrong_configs.changed(case, folder, {"intermediate_size": width})
+        told = report(path, case, model=model, **case.workload)
+        said = " ".join(note for phase in told.phases.values() for note in phase.notes)
+        found = re.search(rf"[ ,]{role} ([\d,]+–[\d,]+) by its ([a-z ]+?)[,:]", said)
+        fits = f"{found[1]}, by its {found[2]}" if found else "-"
+        yield (
+            f"| {case.name.split('/')[1]} | intermediate_size: {width} | {role} | {true:,} | "
+            f"{fits} |"
+        )
+
+
+def timed(case: Case, path: Path, *, with_model: bool, command: bool) -> float:
+    """Seconds of one analysis: of the command, or of the call in this process."""
+    given = {"model": case.model, **case.workload} if with_model else {}
+    words = [w for key, v in given.items() for w in (f"--{key.replace('_', '-')}", str(v))]
+    begin = time.perf_counter()
+    if command:
+        line = [*COMMAND, str(path), "--device", case.device, "--json", os.devnull, *words]
+        subprocess.run(line, check=True, capture_output=True)
+    else:
+        report(path, case, **given)
+    return time.perf_counter() - begin
 
 
 def times(folder: Path) -> Iterator[str]:
     """A row a trace: median time of `analyze` with and without a config, in turns."""
     for case in CASES:
         path = strip(case, folder, modules=False)
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        for with_model in [True, False] * RUNS:
-            options = {"model": case.model, **case.workload} if with_model else {}
-            begin = time.perf_counter()
-            report(path, case, **options)
-            seconds[with_model].append(time.perf_counter() - begin)
-        a, b = median(seconds[True]), median(seconds[False])
-        yield f"| {case.name.split('/')[1]} | {b * 1e3:.0f} | {a * 1e3:.0f} | {a / b:.2f} |"
+        cells = []
+        for command in (True, False):
+            timed(case, path, with_model=True, command=command)
+            seconds: dict[bool, list[float]] = {True: [], False: []}
+            for with_model in [True, False] * RUNS:
+                one = timed(case, path, with_model=with_model, command=command)
+                seconds[with_model].append(one)
+            a, b = median(seconds[True]), median(seconds[False])
+            cells += [f"{b * 1e3:.0f}", f"{a * 1e3:.0f}", f"{a / b:.2f}"]
+        yield f"| {case.name.split('/')[1]} | {' | '.join(cells)} |"
+
+
+def time_section(folder: Path) -> str:
+    """The last section of the page."""
+    lines = [
+        TIME,
+        "",
+        "`prunescope analyze` of traces without shapes and modules, with and without `--model`, "
+        f"in turns, median of {RUNS}, ms; the same call in one process that ran it before, where "
+        "nothing hides what alignment and bounds of known shapes cost.",
+        "",
+        "| trace | command without | with | times | call without | with | times |",
+        "|---|---|---|---|---|---|---|",
+        *times(folder),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def page(folder: Path) -> str:
@@ -116,32 +171,39 @@ def page(folder: Path) -> str:
         "",
         "The graph replay has no grids: M comes from `--batch` or from the engine's annotation.",
         "",
-        f"## {len(wrong)} wrong configs",
+        f"## {len(wrong)} wrong configs on {len(CASES)} traces",
         "",
         "| trace | config | wrong rows | why not |",
         "|---|---|---|---|",
         *wrong,
         "",
+        "## Configs that a trace cannot tell from the right one",
+        "",
+        "They are taken, and a note gives the interval of N that the trace fits.",
+        "",
+        "| trace | config | role | right N | N that fits |",
+        "|---|---|---|---|---|",
+        *near(folder),
+        "",
         "## Kernels dropped, merged, reordered",
         "",
-        f"{', '.join(map(str, COUNTS))} at a time, without modules and ops.",
+        f"{', '.join(map(str, COUNTS))} at a time, {SEEDS} seeds each, without modules and ops. "
+        "Kernels of linears: of the truth's, those that get their role, layer, N and K; null; and "
+        "those that get others.",
         "",
-        "| trace | damage | runs | right | null | wrong |",
-        "|---|---|---|---|---|---|",
+        "| trace | damage | runs | right | null | share null | wrong |",
+        "|---|---|---|---|---|---|---|",
         *damaged(folder),
-        "",
-        "## Time",
-        "",
-        f"`analyze` in one process, in turns, median of {RUNS}, ms.",
-        "",
-        "| trace | without --model | with | times |",
-        "|---|---|---|---|",
-        *(times(folder) if "--no-times" not in sys.argv else []),
         "",
     ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
+    out = HERE / "shapes.md"
     with TemporaryDirectory() as scratch:
-        (HERE / "shapes.md").write_text(page(Path(scratch)), encoding="utf-8")
+        if "--times" in sys.argv:
+            told = out.read_text(encoding="utf-8").split(TIME)[0]
+        else:
+            told = page(Path(scratch))
+        out.write_text(told.rstrip() + "\n\n" + time_section(Path(scratch)), encoding="utf-8")

@@ -24,7 +24,7 @@ def notes(kernels: Kernels) -> list[str]:
             f"{replayed} kernels were launched by graph replays and have no op: {_whence(kernels)}"
         )
     if not kernels.calls:
-        said.append("no host ops in the trace: kinds come from kernel names, shapes are unknown")
+        said.append(f"no host ops in the trace: kinds come from kernel names, {_unknown(kernels)}")
     if kernels.roles_from == "order":
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
@@ -36,6 +36,12 @@ def _whence(kernels: Kernels) -> str:
     if (kernels.frame["shapes"] == "model").any() or kernels.known:
         return "roles and shapes of their GEMMs are by the model's config"
     return "give --eager-trace, or --model with the model's config, for their shapes and roles"
+
+
+def _unknown(kernels: Kernels) -> str:
+    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+        return "shapes from the model's config"
+    return "shapes are unknown (--model tells a decoder's)"
 
 
 def _hidden(kernels: Kernels) -> list[str]:

@@ -30,6 +30,11 @@ def read_model(name: str) -> tuple[ModelShape, str, str | None]:
     if not file.exists() and _HUB_ID.match(name):
         file = _from_hub(name)
         return ModelShape.from_config(config := _config(file)), f"{name} (Hub)", _written(config)
+    if path.is_dir() and not file.is_file():
+        raise PrunescopeError(
+            f"the folder {path.name!r} holds no config.json",
+            hint="give the folder of a Hugging Face checkpoint, its config.json, or a preset",
+        )
     if not file.is_file():
         raise PrunescopeError(
             f"{name!r} is no preset and no folder with a config.json",

@@ -177,9 +177,12 @@ class Seen:
     def allowed(self) -> Intervals | None:
         """None: everything. Adds or activations alone tell nothing: others may have their size."""
         tokens = None if self.tokens is None else ((self.tokens, self.tokens),)
-        return meet(tokens, self._by_elements())
+        return meet(tokens, self.by_elements)
 
-    def _by_elements(self) -> Intervals | None:
+    @property
+    def by_elements(self) -> Intervals | None:
+        """What M may be by residual adds and activations of the config's widths; () where no M
+        fits both."""
         if self.adds is None or self.activations is None:
             return None
         hidden, width = self._widths
@@ -206,7 +209,7 @@ class Seen:
             found = self.activations[1] // rows
         else:
             assert self.adds is not None
-            fits = self._by_elements() != ()
+            fits = self.by_elements != ()
             found = round(self.activations[1] / self.adds[1] * hidden)
         return None if fits else found
 

@@ -100,6 +100,9 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     widths = fitting_widths(
         trial.placed[first].gemms, trial.rows[first], trial.sm, with_head=with_head
     )
+    if not writer.time:
+        out.notes.append(f"--model {trial.model.name} tells no shapes that the trace lacks")
+        return out
     out.notes += [_note(trial, writer), *widths]
     if trial.model.shape.experts and (told := trial.experts.told) is not None:
         (out.notes if trial.experts.slots else out.warnings).append(told)

@@ -138,6 +138,11 @@ class Trial:
         self.allowed[key] = allowed
         tokens = self.tokens[key] = self._believed(self._tokens(key[0], phase), allowed, seen)
         self.rows[key] = tokens.rows or only(meet(allowed, seen.allowed))
+        if not holds(seen.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
+            return [
+                f"residual adds and activations count {written(seen.by_elements)} rows of the "
+                f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
+            ]
         return [
             *evidence.against_records(gemms),
             *names.against_heads(items, shape),
@@ -200,10 +205,25 @@ class Trial:
             told == "mixed" or told in ("prefill", "decode") and workload.phase not in (None, told)
         )
         given = UNKNOWN if other else workload.tokens(phase)
-        if given is not UNKNOWN:
-            return given
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
-        return annotated(name, replayed=replayed)
+        counted = annotated(name, replayed=replayed)
+        if other and told != "mixed":
+            self.warnings.append(
+                f"--phase {workload.phase} and its workload are not used: steps are annotated as "
+                f"{told}"
+            )
+        if given is UNKNOWN:
+            return counted
+        # A replay's batch is padded: more rows than requests.
+        if (
+            counted.rows
+            and given.rows
+            and (given.rows < counted.rows if replayed else given.rows != counted.rows)
+        ):
+            self.warnings.append(
+                f"M = {given.rows:,} is given, and a step is annotated with {counted.rows:,} tokens"
+            )
+        return given
 
     def has_full_head(self, key: Pass) -> bool:
         """Whether the head of a pass runs as many rows as its linears."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prunescope.analysis.report.sentences import headline
+from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.shapes.stripped import (
     B200,
     CASES,
     GRAPH,
     H100,
     MI300,
+    SHARED,
     Case,
     events,
     known,
@@ -153,3 +156,37 @@ def test_a_replay_whose_shapes_are_told_asks_for_no_eager_trace(
     (phase,) = report(GRAPH.path, GRAPH, model=model, **options).phases.values()
     (note,) = [one for one in phase.notes if "graph replays" in one]
     assert said in note and ("--eager-trace" in note) == (model is None)
+
+
+def test_a_workload_that_pointwise_kernels_contradict_is_named(tmp_path: Path) -> None:
+    path = strip(H100, tmp_path, modules=False, ops=False)
+    told = report(path, H100, model=H100.model, batch=8, prompt_len=559)
+    (said,) = [one for one in told.warnings if one.startswith("no shapes")]
+    assert "count 8,944 rows of the config's widths, and M is 4,472 (given)" in said
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "said"),
+    [
+        (B200, {"batch": 4, "phase": "decode"}, "--phase decode and its workload are not used"),
+        (GRAPH, {"batch": 8, "phase": "decode"}, "M = 8 is given, and a step is annotated with 32"),
+    ],
+)
+def test_a_workload_that_annotations_contradict_is_said(
+    case: Case, options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    told = report(strip(case, tmp_path, modules=False), case, model=case.model, **options)
+    assert any(said in one for one in told.warnings), told.warnings
+
+
+def test_a_config_that_adds_nothing_to_an_eager_trace_says_so() -> None:
+    eager = SHARED / f"{GRAPH.eager}.json.gz"
+    (phase,) = report(GRAPH.path, GRAPH, model=GRAPH.model, eager_trace=eager).phases.values()
+    assert f"--model {GRAPH.model} tells no shapes that the trace lacks" in phase.notes
+
+
+def test_mistakes_in_the_request_have_hints(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="holds no config.json"):
+        report(H100.path, H100, model=str(tmp_path))
+    with pytest.raises(PrunescopeError, match="--baseline-model is given and there is no"):
+        report(H100.path, H100, baseline_model=H100.model)
