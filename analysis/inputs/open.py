@@ -17,7 +17,7 @@ from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_o
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig
-from prunescope.analysis.shapes.workload import Workload
+from prunescope.analysis.shapes.workload import DECODE, PREFILL, Workload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
@@ -26,6 +26,8 @@ from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, read_run
+
+_MOST = 10**7  # sequences or tokens
 
 
 def open_side(
@@ -65,17 +67,32 @@ def _without_model(side: Side) -> Side:
 
 def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
     """The config of --model, with the workload of the options."""
-    workload = Workload(
-        batch=options.batch,
-        prompt_len=options.prompt_len,
-        context=options.context,
-        phase=options.phase,
-    )
+    workload = _workload(options)
     if name == "auto":
         return AutoModel(workload=workload)
     shape, _, dtype = read_model(name)
     return ModelConfig(
         shape=shape, name=model_name(name), dtype=our_dtype(dtype), workload=workload
+    )
+
+
+def _workload(options: Options) -> Workload:
+    for name in ("batch", "prompt_len", "context"):
+        value = getattr(options, name)
+        if value is not None and (type(value) is not int or not 0 < value <= _MOST):
+            raise PrunescopeError(
+                f"--{name.replace('_', '-')} {value!r} is no count of sequences or tokens",
+                hint=f"a whole number from 1 to {_MOST:,}",
+            )
+    if options.phase not in (None, PREFILL, DECODE):
+        raise PrunescopeError(
+            f"--phase {options.phase!r} is no phase", hint=f"{PREFILL} or {DECODE}"
+        )
+    return Workload(
+        batch=options.batch,
+        prompt_len=options.prompt_len,
+        context=options.context,
+        phase=options.phase,
     )
 
 

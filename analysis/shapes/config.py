@@ -32,7 +32,7 @@ def read_model(name: str) -> tuple[ModelShape, str, str | None]:
         return ModelShape.from_config(config := _config(file)), f"{name} (Hub)", _written(config)
     if path.is_dir() and not file.is_file():
         raise PrunescopeError(
-            f"the folder {path.name!r} holds no config.json",
+            f"the folder {path.resolve().name!r} holds no config.json",
             hint="give the folder of a Hugging Face checkpoint, its config.json, or a preset",
         )
     if not file.is_file():

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -113,21 +114,28 @@ def _marks(
         pl.col("name").is_in(list(told)) & pl.col("grid").is_not_null()
     )
     units = grid_units(trace, kept["event"].to_numpy())
-    rocm, out = is_rocm(trace), []
-    columns = kept.select("row", "name", "grid", "block").iter_rows()
-    for (row, name, grid, block), unit in zip(columns, units, strict=True):
-        kind, each = told[name]
+    rocm = is_rocm(trace)
+
+    @cache
+    def sizes(name: str, grid: int, block: int | None, unit: int) -> list[tuple[int, int]]:
+        each = told[name][1]
         threads = None if block is None else trace.grids[block]
         if each and (threads is None or unit == UNTOLD):
-            continue
+            return []
         own = [n * math.prod(threads or ()) for n in (on_rocm if rocm else (each,))]
-        out += [
-            Mark(kind, int(place[row]), blocks, elements)
-            for blocks in _blocks(trace.grids[grid], threads, int(unit))
+        return [
+            (blocks, elements)
+            for blocks in _blocks(trace.grids[grid], threads, unit)
             for elements in (own if each else (1,))
             if 0 < blocks * elements <= _MOST
         ]
-    return out
+
+    columns = kept.select("row", "name", "grid", "block").iter_rows()
+    return [
+        Mark(told[name][0], int(place[row]), *size)
+        for (row, name, grid, block), unit in zip(columns, units, strict=True)
+        for size in sizes(name, grid, block, int(unit))
+    ]
 
 
 def _blocks(grid: tuple[int, ...], threads: tuple[int, ...] | None, unit: int) -> set[int]:

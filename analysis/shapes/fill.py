@@ -7,7 +7,7 @@ their work, and what is to be said. Where the trace contradicts the config, noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -19,6 +19,7 @@ from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
+from prunescope.analysis.shapes.workload import Workload
 from prunescope.analysis.shapes.writer import Writer
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
@@ -58,13 +59,17 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
         return out
     if model.shape.mixer:
         steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
-    tried = [
-        Trial(traced, model, device, steps, ranks)
-        for ranks in degrees(traced.trace, every, model.shape)
-    ]
+    degree = degrees(traced.trace, every, model.shape)
+    tried = [Trial(traced, model, device, steps, ranks) for ranks in degree]
     fit = [one for one in tried if not one.problems]
     if len(fit) != 1:
-        out.warnings.append(_refused(model, tried, fit))
+        refused = _refused(model, tried, fit)
+        bare = replace(model, workload=Workload())
+        if not fit and model.workload != bare.workload:
+            without = (Trial(traced, bare, device, steps, ranks) for ranks in degree)
+            if not all(one.problems for one in without):
+                refused += "; without the workload that was given nothing contradicts it"
+        out.warnings.append(refused)
         return out
     return _filled(out, fit[0])
 

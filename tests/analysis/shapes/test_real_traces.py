@@ -163,6 +163,7 @@ def test_a_workload_that_pointwise_kernels_contradict_is_named(tmp_path: Path) -
     told = report(path, H100, model=H100.model, batch=8, prompt_len=559)
     (said,) = [one for one in told.warnings if one.startswith("no shapes")]
     assert "count 8,944 rows of the config's widths, and M is 4,472 (given)" in said
+    assert said.endswith("without the workload that was given nothing contradicts it")
 
 
 @pytest.mark.parametrize(
@@ -190,3 +191,6 @@ def test_mistakes_in_the_request_have_hints(tmp_path: Path) -> None:
         report(H100.path, H100, model=str(tmp_path))
     with pytest.raises(PrunescopeError, match="--baseline-model is given and there is no"):
         report(H100.path, H100, baseline_model=H100.model)
+    for option, value in (("batch", 0), ("prompt_len", 10**9), ("context", "x"), ("phase", "both")):
+        with pytest.raises(PrunescopeError, match="is no (?:count|phase)"):
+            report(H100.path, H100, model=H100.model, **{option: value})
