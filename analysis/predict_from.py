@@ -19,6 +19,7 @@ from prunescope.analysis.predict.ranges import doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
 from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
 from prunescope.analysis.predict.side import PredictedSide
+from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
@@ -34,6 +35,7 @@ from prunescope.taxonomy.shape import ModelShape
 def predict_from(request: PredictRequest) -> FromRun:
     """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
     phase or the peaks of its device are not known."""
+    check_together(request)
     if request.curves:
         raise PrunescopeError(
             "--from-run gives a table of families, no curves", hint="leave --out away"

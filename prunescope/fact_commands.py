@@ -55,11 +55,14 @@ def _predict(*, explain: bool, out: Path | None, json_target: str | None, **opti
     from prunescope.analysis.report.predict_table import prediction
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs, peaks
+    from prunescope.taxonomy.errors import PrunescopeError
 
     check_target(json_target)
     options |= {"knobs": pairs(options["knobs"]), "peaks": peaks(options["peaks"])}
     options["without"] = options["without"] or ()
     result = prunescope.predict(**options, curves=out is not None)
+    if explain and len(result.get("points", ())) != 1:
+        raise PrunescopeError("--explain is of one point", hint="one --method, one --sparsity")
     if out is not None:
         from prunescope.analysis.report.predict_figure import curve_files
         from prunescope.analysis.report.write import write_files

@@ -108,6 +108,11 @@ def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) ->
     return doubt_of(gain, pruned.prompt, terms, unlike=whole)
 
 
+def answer_memory(setting: Setting, one: Answer, *, pruned: bool) -> Memory:
+    """What an answer needs."""
+    return _memory(setting, one.work, one.new_tokens, pruned=pruned)
+
+
 def _memory(setting: Setting, work: Workload, new_tokens: int, *, pruned: bool) -> Memory:
     """At the end of the answer, when the cache is longest; the step is the prompt's."""
     last = replace(work, phase="decode", context=work.prompt_len + new_tokens - 1)

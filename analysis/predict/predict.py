@@ -12,12 +12,18 @@ from prunescope.analysis.predict.answers import predicted_answer
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.phase import predict_phase
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
+from prunescope.analysis.predict.setting import (
+    PredictRequest,
+    Setting,
+    named_family,
+    resolve,
+    workloads,
+)
+from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import family
 from prunescope.taxonomy.methods import family_of
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
@@ -28,6 +34,7 @@ def predict(request: PredictRequest) -> Prediction:
 
     In a grid, every method at every sparsity; a point that does not exist is left out and named.
     """
+    check_together(request)
     warnings: list[str] = []
     names = _each_family_once(methods(request.method), warnings)
     shares = sparsities(request.sparsity)
@@ -129,7 +136,7 @@ def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
 
 def _knobs(name: str) -> list[str]:
     plain = name == "dense" or is_function(name)
-    return [] if plain else list(family(family_of(name)[0]).knobs)
+    return [] if plain else list(named_family(name)[0].knobs)
 
 
 def device_json(setting: Setting) -> dict[str, Any]:

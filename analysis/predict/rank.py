@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from prunescope.analysis.predict.answers import prompt_of, speed_of
+from prunescope.analysis.predict.answers import answer_memory, prompt_of, speed_of
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
 from prunescope.analysis.predict.losses import Curve, Losses, read_losses
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, runnable
+from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
@@ -61,6 +62,7 @@ def rank(request: PredictRequest) -> Ranking:
 
     Raises PrunescopeError where the model, the device or the workload is not known.
     """
+    check_together(replace(request, rank=True))
     load = load_of(request)
     warnings: list[str] = []
     share = _share(request)
@@ -68,6 +70,8 @@ def rank(request: PredictRequest) -> Ranking:
     base, _ = resolve(replace(request, knobs={}), None, None, warnings)
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
+    if answer_memory(base, dense, pruned=False).fits is False:
+        warnings.append(f"dense it does not fit into the memory of {base.device.name}")
     left_out: dict[str, str] = {}
     tables: dict[str, list[Ranked]] = {}
     for by in BY:
@@ -225,4 +229,5 @@ def _row(setting: Setting, dense: Answer) -> Ranked:
         weight_bytes=round(pruned.prompt.forward.weight_bytes),
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
+        fits=answer_memory(setting, pruned, pruned=True).fits,
     )

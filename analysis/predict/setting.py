@@ -22,9 +22,9 @@ from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.families import family
+from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family, Point
-from prunescope.taxonomy.methods import family_of
+from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
@@ -268,7 +268,19 @@ def _family(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
             f"{Path(method).name} is a function: it has no theory",
             hint="predict takes one of `prunescope families`; trace measures a function",
         )
+    return named_family(method)
+
+
+def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
+    """The same of a name. Raises PrunescopeError with the nearest families and methods."""
     name, knobs = family_of(method)
+    ids = [one.id for one in families()]
+    if name not in ids:
+        close = nearest(slug(name), [*ids, *method_names()])
+        raise PrunescopeError(
+            f"no pruning family or method is called {name!r}",
+            hint=f"nearest: {close}; `prunescope families` lists the families",
+        )
     return family(name), knobs
 
 

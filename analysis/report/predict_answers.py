@@ -13,7 +13,14 @@ from rich.text import Text
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, PredictedPhase, Ranking
+from prunescope.analysis.schema.prediction import (
+    Memory,
+    PredictedAnswer,
+    PredictedPhase,
+    PredictedPoint,
+    Ranked,
+    Ranking,
+)
 
 _SHOWN = {"loss": "flop"}  # the share that a table shows
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
@@ -83,7 +90,7 @@ def ranking(result: Ranking) -> list[RenderableType]:
                      f"{row.speedup:.2f}",
                      f"{row.range[0]:.2f}–{row.range[1]:.2f}",
                      f"{row.answer.tokens_per_s:.0f}", numbers.size(row.weight_bytes),
-                     "ties" if row.ties else "")  # fmt: skip
+                     _marks(row))  # fmt: skip
             table.add_row(*(Text(clean(cell)) for cell in cells))
         what = f"{result.share:.0%} removed"
         if by == "loss" and result.loss is not None:
@@ -97,6 +104,31 @@ def ranking(result: Ranking) -> list[RenderableType]:
             "SWEEP ranks by it."
         )
     return [*parts, Text(clean(f"left out: {left}"), "dim"), Text(note, "dim")]
+
+
+def _marks(row: Ranked) -> str:
+    told = ("ties" if row.ties else "", "no fit" if row.fits is False else "")
+    return ", ".join(one for one in told if one)
+
+
+def answers(points: list[PredictedPoint]) -> list[RenderableType]:
+    """The prompt with its answer of each point of a grid."""
+    rows = [(one, one.answer) for one in points if one.answer is not None]
+    table = _table("method", "s", "time", "range", "tokens/s", "speed-up", "memory", "batch")
+    for point, told in rows:
+        if told.pruned is None or told.time is None or told.throughput is None:
+            continue
+        memory = told.pruned_memory or told.dense_memory
+        cells = (str(point.method), f"{point.sparsity:g}", f"{told.time.speedup:.2f}",
+                 f"{told.time.range[0]:.2f}–{told.time.range[1]:.2f}",
+                 f"{told.pruned.tokens_per_s:.0f}", f"{told.throughput.speedup:.2f}",
+                 numbers.size(memory.total_bytes), _batch(memory))  # fmt: skip
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    first = rows[0][1].dense
+    head = (
+        f"{first.prompt_len} tokens and {first.new_tokens} new ones; batch: the largest that fits"
+    )
+    return [Text(clean(head), "bold"), table]
 
 
 def _fits(memory: Memory) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.predict_answers import answer, gemms, ranking
+from prunescope.analysis.report.predict_answers import answer, answers, gemms, ranking
 from prunescope.analysis.schema.prediction import (
     Execution,
     FromRun,
@@ -175,7 +175,8 @@ def _grid(result: Prediction) -> list[RenderableType]:
             )
         pays = ", ".join(f"{method} {text}" for method, text in even.items())
         parts += [Text(name, "bold"), table, Text(clean(f"expected to pay at s: {pays}"))]
-    return [*parts, Text(_COSTS, "dim")]
+    more = answers(result.points) if any(point.answer for point in result.points) else []
+    return [*parts, Text(_COSTS, "dim"), *more]
 
 
 def _from_run(result: FromRun) -> list[RenderableType]:

@@ -248,6 +248,7 @@ class Ranked(msgspec.Struct, kw_only=True):
     kv_bytes: int
     ties: bool
     select: str | None = None
+    fits: bool | None = None  # into the device's memory; null: not known
 
 
 class Ranking(msgspec.Struct, kw_only=True):

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.presets import preset_config, preset_named, preset_names, preset_source
@@ -54,12 +57,23 @@ def model_name(name: str) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
+def _reach(host: str | None) -> None:
+    """Raise OSError at once where the host has no address: the Hub's client tries for half a
+    minute. A proxy knows addresses of its own."""
+    if not getproxies():
+        socket.getaddrinfo(host, 443)
+
+
 def _from_hub(name: str) -> Path:
     """The config.json of a model on the Hub, from the local cache where it is there."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
     try:
+        _reach(urlsplit(constants.ENDPOINT).hostname)
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         raise PrunescopeError(

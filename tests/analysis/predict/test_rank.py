@@ -160,3 +160,13 @@ def shown_ranking(found: Any) -> str:
     console = Console(width=120, file=io.StringIO())
     console.print(prediction(dict(msgspec.to_builtins(found))))
     return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_what_does_not_fit_is_marked() -> None:
+    request = PredictRequest(model="llama-3.1-70b", device="h100-sxm", prompt_len=64, sparsity=0.5)
+    found = rank(request)
+    rows = {row.family: row.fits for row in found.by["param"]}
+    assert rows["static-nk"] is True  # 71 of 80 GB
+    assert {row.family: row.fits for row in found.by["flop"]}["dynamic-depth"] is False
+    assert found.warnings == ["dense it does not fit into the memory of h100-sxm"]
+    assert "no fit" in shown_ranking(found)
