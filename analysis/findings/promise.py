@@ -11,6 +11,7 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
 
 _OFF = 0.1  # of the nominal sparsity
+_GREW = 0.0005  # a share that rounds to something
 _CLOCK = 0.05
 
 
@@ -24,11 +25,13 @@ def nominal_differs(c: Context) -> Finding | None:
         return None
     if all(abs(share - nominal) <= _OFF * nominal for _, share in known):
         return None
-    went = ", ".join(f"{round(share, 3) + 0.0:.1%} of the {label}" for label, share in known)
+    went = [f"{abs(share):.1%} of the {name}" for name, share in known if share > -_GREW]
+    parts = [f"what went is {', '.join(went)}"] if went else []
+    parts += [f"the {name} grew by {-share:.1%}" for name, share in known if share <= -_GREW]
     return Finding(
         id="nominal-differs",
         severity="info",
-        text=f"nominal sparsity is {nominal:.1%}; what went is {went}",
+        text="; ".join([f"nominal sparsity is {nominal:.1%}", *parts]),
         evidence=[_why_other(c, [share for _, share in known], nominal)],
         change="report both, and compare methods at equal FLOPs or parameters",
         predicted_ns=None,

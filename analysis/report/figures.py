@@ -142,7 +142,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
         for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
             start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
             _change(axes, i, (start, end), bar.tone)
-            _whisker(axes, i, row, end, unit)
+            _whisker(axes, i, row, end, unit=unit, rows=rows)
             if i + 1 < len(rows) and row.row != "dense":
                 axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
             _amount(axes, i, row, unit)
@@ -171,7 +171,7 @@ def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D
         for tone, label in says.items()
         if tone in seen
     ]
-    if any(row.ci95 for row in rows):
+    if any(ledger_view.telling(row, rows) for row in rows):
         marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
     return marks
 
@@ -223,11 +223,14 @@ def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
     )
 
 
-def _whisker(axes: Axes, i: int, row: Row, end: float, unit: numbers.Scale) -> None:
+def _whisker(
+    axes: Axes, i: int, row: Row, end: float, *, unit: numbers.Scale, rows: list[Row]
+) -> None:
     """The interval of a row, drawn around the end of its bar; it may reach over the axis' end."""
-    if row.ci95 is None:
+    ci95 = ledger_view.telling(row, rows)
+    if ci95 is None:
         return
-    low, high = (end + (bound - row.moves_ns) / unit.per for bound in row.ci95)
+    low, high = (end + (bound - row.moves_ns) / unit.per for bound in ci95)
     axes.plot([low, high], [i, i], color="black", linewidth=0.7)
     left, right = axes.get_xlim()
     room = 0.02 * (right - left)

@@ -51,6 +51,9 @@ class Bar:
     tone: str  # "total" | "promise" | "loss" | "gain" | "quiet"
 
 
+_FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
+
+
 def in_noise(row: Row | Part) -> bool:
     """Whether a row says no more than dense against dense does."""
     return row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
@@ -111,6 +114,22 @@ def ledger_scale(rows: list[Row]) -> numbers.Scale:
     return numbers.scale(row.moves_ns for row in rows)
 
 
+def telling(row: Row | Part, rows: list[Row]) -> list[float] | None:
+    """The interval of a row or part; None where it says nothing: a wall below zero, or a bound
+    beyond ten times the longer wall."""
+    if not row.ci95:
+        return None
+    longest = max((abs(r.moves_ns) for r in rows if r.row in TOTALS), default=0.0)
+    is_wall = isinstance(row, Row) and row.row in TOTALS
+    nothing = max(map(abs, row.ci95)) > _FAR * longest or (is_wall and row.ci95[0] < 0)
+    return None if nothing else row.ci95
+
+
+def _interval(row: Row | Part, rows: list[Row]) -> Cell:
+    ci95 = telling(row, rows)
+    return Cell(ledger_scale(rows).interval(ci95), ci95[0] if ci95 else None)
+
+
 def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     """Label, time, % of the dense wall, interval, noise and largest part of a row."""
     unit, dense = ledger_scale(rows), next((r.ns for r in rows if r.row == "dense"), None)
@@ -123,7 +142,7 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
         Cell(label, tone=colour),
         Cell(unit.text(row.ns, signed=signed), row.ns, tone=colour),
         Cell(numbers.percent(share, signed=signed), share, tone=colour),
-        Cell(unit.interval(row.ci95), row.ci95[0] if row.ci95 else None),
+        _interval(row, rows),
         _noise(row, unit),
         Cell(part_text(part, unit) if part else ""),
     ]
@@ -175,6 +194,8 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     notes += [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("no noise stands where dense against dense is 0 by definition")
+    if any(row.ci95 and telling(row, rows) is None for row in rows):
+        notes.append("intervals that say nothing are left out: they need more seatings")
     if all(row.ci95 is None and row.noise_ns is None for row in rows):
         notes.append("no interval and no noise: they need more than one step")
     return notes
@@ -198,7 +219,7 @@ def parts_table(phase: Phase) -> Table | None:
             Cell(part.role or numbers.UNKNOWN),
             Cell(part.cls or numbers.UNKNOWN),
             Cell(unit.text(part.ns, signed=True), part.ns, tone=_part_tone(part)),
-            Cell(unit.interval(part.ci95), part.ci95[0] if part.ci95 else None),
+            _interval(part, rows),
             Cell("; ".join(part.evidence), code=bool(part.evidence)),
         ]
         for row in rows

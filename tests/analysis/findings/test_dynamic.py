@@ -161,6 +161,15 @@ def test_nominal_and_realised_sparsity_are_both_said(tmp_path: Path) -> None:
     assert finding.severity == "info"
 
 
+def test_bytes_that_grew_did_not_go(tmp_path: Path) -> None:
+    """As with a mask beside each weight: 1200 parameters of 1000."""
+    runs = {"pruned_run": sized(0.5, 1200), "dense_run": {"parameters": 1000}}
+    finding = found(pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs), "nominal-differs")
+    assert finding is not None
+    assert finding.text.endswith("; the parameters grew by 20.0%")
+    assert "-" not in finding.text and "−" not in finding.text
+
+
 def test_a_sparsity_that_is_what_it_says(tmp_path: Path) -> None:
     runs = {"pruned_run": sized(0.5, 520), "dense_run": {"parameters": 1000}}
     one = pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs)

@@ -13,8 +13,10 @@ from rich.console import Console
 import prunescope
 from prunescope.analysis.pareto.pareto import doubt_of
 from prunescope.analysis.report import comparison, sentences
+from prunescope.analysis.report.figures import ledger_figure
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.ledger_view import ledger_table, telling
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_comparison, render_notebook
 from prunescope.analysis.report.pareto_markdown import render_pareto
@@ -107,3 +109,24 @@ def test_points_of_a_sweep_are_marked_and_the_note_comes_first() -> None:
     report = disturbed()
     assert doubt_of(report.phases["prefill"])
     assert not doubt_of(example.two_phases().phases["prefill"])
+
+
+def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:
+    """Two seatings far apart: Student's t of one degree of freedom stretches them beyond all."""
+    phase = example.phase()
+    rows = phase.ledger or []
+    for row in rows:
+        row.ci95 = [-2e17, 7e7] if row.row == "dense" else [row.moves_ns - 1e6, row.moves_ns + 1e6]
+    pruned = next(row for row in rows if row.row == "pruned")
+    pruned.ci95 = [-1.0, 2e8]  # a wall below zero
+    shown = {row.row: telling(row, rows) for row in rows}
+    assert shown["dense"] is None and shown["pruned"] is None
+    assert shown["coverage"] is not None
+    table = ledger_table(phase)
+    assert table is not None and "intervals that say nothing are left out" in " ".join(table.notes)
+    at = [column.title for column in table.columns].index("95 % interval")
+    assert [cells[at].text == "–" for cells in table.rows] == [
+        row.row in ("dense", "pruned") for row in rows
+    ]
+    low, high = ledger_figure(phase, "prefill").axes[0].get_xlim()
+    assert -1e3 < low < high < 1e3  # ms
