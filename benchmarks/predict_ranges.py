@@ -117,12 +117,22 @@ def ranges(known: tuple[Cell, ...]) -> str:
     for (name, device), cells in by.items():
         alone = held(apart[one.cell] for one in cells)
         rows.append(f"| {name} | {device} | {_told(cells)} | {alone:.0%} |")
+    rows += ["", _short(found[LEVEL])]
     rows += ["", "Reliability:\n", "| meant to hold | " + _row(f"{v:.0%}" for v in LEVELS),
              "|---" * (len(LEVELS) + 1) + "|"]  # fmt: skip
     for text, one in (("group left out", found), ("family left out", outside(known, "family"))):
         rows.append(f"| held, {text} | " + _row(f"{held(one[v]):.0%}" for v in LEVELS))
     rows.append("| median width | " + _row(f"{_width(found[v]):.2f}" for v in LEVELS))
     return "\n".join(rows)
+
+
+def _short(cells: Sequence[Outside]) -> str:
+    """Families and devices of ten cells or more whose ranges hold too few: said, not averaged."""
+    by = {**_by(cells, family), **_by(cells, lambda cell: cell.setting.device.name)}
+    few = [f"{name} {held(own):.0%}" for name, own in by.items()
+           if len(own) >= LARGE and held(own) < COVERED]  # fmt: skip
+    told = ", ".join(few) or "none"
+    return f"Below {COVERED:.0%} of ten cells or more, though no group is: {told}."
 
 
 def _row(cells: Iterable[str]) -> str:
