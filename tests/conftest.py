@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,10 @@ import pytest
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and some of them send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A process of tests a core: more threads in each wait for one another. Read at the first import.
+for _name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 _known = [0]  # modules that were imported when the heap was set aside
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
