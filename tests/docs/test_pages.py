@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import prunescope
+from prunescope.analysis.bundle import bundle as bundling
 from tests.docs import pages
+from tests.hostile.case import TEXT_FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -60,7 +62,10 @@ def test_every_snippet_runs(name: str, workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name not in TORCH])
-def test_every_snippet_without_torch_runs(name: str, workplace: Path) -> None:
+def test_every_snippet_without_torch_runs(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundling, "FORMATS", TEXT_FORMATS)  # figures are drawn by analyze here
     pages.run(DOCS / name, folder=workplace)
     if name == "paper.md" and shutil.which("pdflatex"):
         for _ in range(2):

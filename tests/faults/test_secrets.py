@@ -195,10 +195,9 @@ def test_nothing_leaks(written: Path) -> None:
     assert leaks == []
 
 
-@pytest.mark.torch
-def test_the_search_finds_what_is_there(written: Path, tmp_path: Path) -> None:
+def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
     """In a trace, a zip, and the streams of a PDF."""
-    trace = next(written.rglob("*.trace.json.gz"))
+    trace = ROOT / "traces" / "tiny-static-m" / "dense" / "prefill.trace.json.gz"
     (tmp_path / "t.gz").write_bytes(gzip.compress(gzip.decompress(trace.read_bytes()) + b"zaphod"))
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x", b"zaphod" * 10)
