@@ -123,6 +123,7 @@ def _args(args: Args, words: Words) -> dict[str, Any]:
     found["registers per thread"] = args.registers
     found["shared memory"] = args.shared_memory
     found["graph node id"] = args.graph_node
+    found["Sequence number"] = args.sequence  # by it a gradient finds the op that it is of
     numbers = {key: _digits(value) for key, value in found.items() if value is not None}
     plain = {key: value for key, value in numbers.items() if value is not None}
     plain |= {k: v for k, v in (("grid", args.grid), ("block", args.block)) if v}
