@@ -11,7 +11,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.hardware import (
+    Device,
+    device_in_trace,
+    find_device,
+    rate_of,
+    unknown_device,
+)
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
@@ -224,7 +230,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
     peaks = report.device.get("peaks")
     name = _dtype(request, run)
     rates = peaks["dense_flop_per_s"] if peaks else {}
-    rate = rates.get(name) or rates.get({"bf16": "fp16", "fp16": "bf16"}.get(name, ""))
+    rate = rate_of(rates, name)
     if not rate or not peaks or not peaks["byte_per_s"]:
         raise PrunescopeError(
             f"the peaks of {report.device.get('name') or 'this device'} are not known",
@@ -247,29 +253,24 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
 def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
     if request.model is not None:
         return read_model(request.model)[0]
-    written = run.model.shape if run else None
-    try:
-        return ModelShape(**written)  # type: ignore[arg-type]
-    except TypeError:  # none, or fields of another version
+    shape = ModelShape.of_fields(run.model.shape) if run else None
+    if shape is None:
         raise PrunescopeError(
             "the shape of the model is not known", hint="name it with --model PRESET|config.json"
-        ) from None
+        )
+    return shape
 
 
 def _device(
     request: PredictRequest, report: Report, rates: dict[str, float], byte_per_s: float
 ) -> Device:
-    from prunescope.analysis.device.hardware import device_in_trace, find_device
-
     name = str(report.device.get("name"))
     known = find_device(request.device) if request.device else device_in_trace(name)
-    return known or Device(
-        name=name,
-        vendor="unknown",
+    return known or unknown_device(
+        name,
         dense_flop_per_s=rates,
         byte_per_s=byte_per_s,
         source=str(report.device.get("source")),
-        sparse_24=False,  # not known to have matrix units for it
     )
 
 

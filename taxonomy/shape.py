@@ -261,6 +261,14 @@ class ModelShape:
         states = self.mixer_layers * self.state_bytes(itemsize)
         return batch * (tokens * self.cache_elements() * itemsize + states)
 
+    @classmethod
+    def of_fields(cls, written: Mapping[str, Any] | None) -> ModelShape | None:
+        """As `to_dict` wrote it into a run.json; None for none, or fields of another version."""
+        try:
+            return cls(**(written or {}))
+        except TypeError:
+            return None
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest."""
         return {one.name: getattr(self, one.name) for one in fields(self)}

@@ -132,6 +132,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
     )
 
 
+_SAME_RATE = {"fp16": "bf16", "bf16": "fp16"}  # dtypes that every matrix unit runs alike
 _LINKS: dict[str | None, float] = {}  # byte/s of a link in one direction
 _LIMITS: dict[str, dict[str, Any]] = {}  # of an architecture
 # Compute capabilities of CUDA: major, and where it matters minor.
@@ -236,6 +237,25 @@ def with_overrides(
         source=f"{', '.join(changed)} given on the command line; else {device.source}",
         verified=False,
         unverified=(*device.unverified, *changed),
+    )
+
+
+def rate_of(rates: Mapping[str, float], name: str) -> float | None:
+    """FLOP/s of a dtype; of a 16-bit one, else that of the other."""
+    return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
+
+
+def unknown_device(
+    name: str, *, dense_flop_per_s: Mapping[str, float], byte_per_s: float, source: str
+) -> Device:
+    """A device that the table has not, by its measured or given peaks alone."""
+    return Device(
+        name=name,
+        vendor="unknown",
+        dense_flop_per_s=dense_flop_per_s,
+        byte_per_s=byte_per_s,
+        source=source,
+        sparse_24=False,  # not known to have matrix units for it
     )
 
 

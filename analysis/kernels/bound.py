@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.hardware import Device, rate_of
 from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, PeakTaken, Rates
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
@@ -20,7 +20,6 @@ from prunescope.taxonomy.run_blocks import (
 )
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
-_LIKE = {"fp16": "bf16", "bf16": "fp16"}
 BANDWIDTH = "bandwidth"
 _APART = 1.2  # two measurements of one peak
 # A kernel on a few units that lasts longer than so many floors works, and does not wait.
@@ -260,12 +259,8 @@ def _max_known(a: str, b: str) -> pl.Expr:
 
 
 def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> pl.Expr:
-    table = dict(peaks.flop_per_s) if peaks else {}
-    for name, like in _LIKE.items():
-        if name not in table and like in table:
-            table[name] = table[like]
-    names = [d for d in frame["dtype"].unique().to_list() if d is not None]
-    old, new = names, [table.get(d) for d in names]
+    old = [d for d in frame["dtype"].unique().to_list() if d is not None]
+    new = [rate_of(peaks.flop_per_s, d) if peaks else None for d in old]
     if not old:
         return pl.lit(None, pl.Float64)
     return pl.col("dtype").replace_strict(old, new, default=None, return_dtype=pl.Float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.hardware import rate_of, unknown_device
 from prunescope.analysis.inputs.subject import Side
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.predict.break_even import break_even
@@ -39,7 +39,6 @@ _ROWS = (
     ("launch_idle", "the time between kernels did not fall with them"),
 )
 _NOTABLE = 0.98
-_LIKE = {"fp16": "bf16", "bf16": "fp16"}
 
 
 def predicted_phase(
@@ -130,22 +129,24 @@ def _has_sparse_units(peaks: Peaks | None) -> bool:
 
 
 def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Setting | None:
-    shape = dense.run.model.shape if dense.run else None
+    shape = ModelShape.of_fields(dense.run.model.shape) if dense.run else None
     peaks, run = pruned.peaks, pruned.run
-    if not shape or peaks is None or run is None or not peaks.byte_per_s:
+    if shape is None or peaks is None or run is None or not peaks.byte_per_s:
         return None
-    rate = peaks.flop_per_s.get(run.dtype) or peaks.flop_per_s.get(_LIKE.get(run.dtype, ""))
+    rate = rate_of(peaks.flop_per_s, run.dtype)
     if not rate:
         return None
     pruning = run.pruning or Pruning()
     known = {k: v for k, v in (pruning.knobs or {}).items() if k in chosen.knobs}
-    try:
-        model = ModelShape(**shape)
-    except TypeError:  # fields of another version
-        return None
     return Setting(
-        shape=model,
-        device=peaks.device or _unknown_device(peaks),
+        shape=shape,
+        device=peaks.device
+        or unknown_device(
+            peaks.name,
+            dense_flop_per_s=peaks.flop_per_s,
+            byte_per_s=peaks.byte_per_s,
+            source=peaks.source,
+        ),
         dtype=run.dtype,
         flop_per_s=rate,
         byte_per_s=peaks.byte_per_s,
@@ -154,14 +155,4 @@ def _setting(dense: Side, pruned: Side, chosen: Family, sparsity: float) -> Sett
         knobs=chosen.point(sparsity, known).knobs,
         terms=(),
         removed=pruning.removed or {},
-    )
-
-
-def _unknown_device(peaks: Peaks) -> Device:
-    return Device(
-        name=peaks.name,
-        vendor="unknown",
-        dense_flop_per_s=peaks.flop_per_s,
-        byte_per_s=peaks.byte_per_s,
-        source=peaks.source,
     )

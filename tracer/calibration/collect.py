@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import first_tensor, token_ids
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
 from prunescope.tracer.model.stored import weights_fingerprint
+
+if TYPE_CHECKING:
+    from prunescope.tracer.calibration.point import Point
 
 ROWS, LENGTH = 8, 512
 _KEEP_BYTES = 1 << 30
@@ -119,11 +122,14 @@ def collect(  # noqa: PLR0913
 
 
 def input_squares(
-    model: Any, given: Calibration | None, *, seed: int, names: Collection[str], record: Record
+    model: Any, point: Point, *, names: Collection[str], record: Record
 ) -> dict[str, torch.Tensor]:
-    """The mean square [K] of each input feature of the named linear modules, on `given` or on
-    random tokens of the seed; `record` gets what the text was."""
-    calibration = calibration_of(model, given, seed=seed)
+    """The mean square [K] of each input feature of the named linear modules, on the text of a point
+    or on random tokens of its seed; `record` gets what the text was. Of a point that is not
+    calibrated, none."""
+    if not point.calibrated:
+        return {}
+    calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
     return collect(model, calibration.batches, squares=names).squares
 

@@ -30,6 +30,7 @@ from prunescope.tracer.routing.learning import (
     Learner,
     in_float32,
     in_own_dtype,
+    router_weights,
     straight_through,
 )
 from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
@@ -209,7 +210,7 @@ class _DepthLearner:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weight [1, h] of each router."""
-        return {f"router {i}": site.router.weight for i, site in enumerate(self.sites)}
+        return router_weights(self.sites)
 
     def settle(self, calibration: Calibration) -> None:
         """Thresholds by the sequences of the text, as the model now runs."""

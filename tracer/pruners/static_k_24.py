@@ -32,11 +32,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     matrices = layer_matrices(model)
     record: Record = {"matrices": len(matrices), "notes": expert_notes(model)}
     packed = _wants_packed(str(point.knobs["backend"]), next(iter(matrices.values())), record)
-    squares: dict[str, torch.Tensor] = {}
-    if point.calibrated:
-        squares = input_squares(
-            model, point.calibration, seed=point.seed, names=matrices.keys(), record=record
-        )
+    squares = input_squares(model, point, names=matrices.keys(), record=record)
     zeros = total = 0
     for path, module in matrices.items():
         weight = weight_of(module)

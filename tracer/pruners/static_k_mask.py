@@ -42,11 +42,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             hint="this family masks the weights of nn.Linear and Conv1D modules",
         )
     record: Record = {"score": score, "matrices": len(linears)}
-    squares: dict[str, torch.Tensor] = {}
-    if point.calibrated:
-        squares = input_squares(
-            model, point.calibration, seed=point.seed, names=linears.keys(), record=record
-        )
+    squares = input_squares(model, point, names=linears.keys(), record=record)
     zeros = total = 0
     for path, module in linears.items():
         weight = weight_of(module)

@@ -91,9 +91,7 @@ def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
         for role, weight in weights_of(layer, f"{name}.{index}")
         if role in ("o", "down") and weight.experts is None
     }
-    squares = input_squares(
-        model, point.calibration, seed=point.seed, names=wanted.keys(), record=record
-    )
+    squares = input_squares(model, point, names=wanted.keys(), record=record)
     return {
         path: input_scores(weight_of(weight.module), squares[path])
         for path, weight in wanted.items()

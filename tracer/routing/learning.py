@@ -53,6 +53,11 @@ def in_own_dtype(router: Any) -> None:
     router.weight = nn.Parameter(router.weight.detach().to(router.own_dtype), requires_grad=False)
 
 
+def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
+    """The weight [1, h] of the router of each site, by name."""
+    return {f"router {i}": site.router.weight for i, site in enumerate(sites)}
+
+
 class AsItIs:
     """What decides without a weight. `how`: what its model does in training; `parts`: with a
     `sparsity`, which is 0 meanwhile."""
@@ -109,7 +114,7 @@ class RowLearner:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weight [1, h] of each router."""
-        return {f"router {i}": site.router.weight for i, site in enumerate(self.sites)}
+        return router_weights(self.sites)
 
     def settle(self, calibration: Calibration) -> None:
         """Thresholds for decode, by the rows that now go through."""
