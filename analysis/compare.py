@@ -22,7 +22,7 @@ from prunescope.analysis.inputs.subject import BARE, Options
 from prunescope.analysis.pipeline import TOOL, Told, analyze
 from prunescope.analysis.pool import Pool, Reply, jobs_for
 from prunescope.analysis.rank_jobs import plain_options
-from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, Failure
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -120,7 +120,7 @@ def compare(
     options = options or Options()
     reports: dict[str, Report] = {}
     rows: list[ComparisonRow] = []
-    failed: list[Failure] = []
+    failed: list[FailedSubject] = []
     error: PrunescopeError | None = None
     count = jobs_for(jobs, (_size(one.path) for one in found))
     done = _reports(found, baseline, options, count)
@@ -132,7 +132,7 @@ def compare(
             phases = _phases(one.path, baseline)
         except PrunescopeError as problem:
             error = problem
-            failed.append(Failure(run=one.name, why=problem.problem))
+            failed.append(FailedSubject(run=one.name, why=problem.problem))
             continue
         reports[one.name] = report
         rows += [_row(one.name, report, name, phases.get(name)) for name in report.phases]

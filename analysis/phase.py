@@ -27,8 +27,8 @@ from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouche
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.predict.run import add_miss, predicted_phase
 from prunescope.analysis.schema.report import (
-    Family,
-    Gemm,
+    FamilyVerdict,
+    GemmRow,
     Ladder,
     Overhead,
     Pairing,
@@ -52,7 +52,7 @@ class _Comparison:
     """What only a comparison gives a phase; the fields are those of the report."""
 
     pairing: Pairing | None = None
-    family: Family | None = None
+    family: FamilyVerdict | None = None
     ladder: Ladder | None = None
     domain: str = "profiled"
     observer_share: float | None = None
@@ -116,7 +116,7 @@ def _comparison(
     pruned: SidePhase,
     books: Books,
     evidence: Evidence,
-    families: tuple[Family, Family],
+    families: tuple[FamilyVerdict, FamilyVerdict],
 ) -> _Comparison:
     """`families`: the verdict before and after its doubts."""
     units, domain = books.units, books.domain
@@ -146,7 +146,7 @@ def _comparison(
 
 
 def _phase(
-    own: SidePhase, gemms: list[Gemm], found: _Comparison, hta: SecondOpinion | None
+    own: SidePhase, gemms: list[GemmRow], found: _Comparison, hta: SecondOpinion | None
 ) -> Phase:
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
@@ -262,7 +262,7 @@ def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) 
 
 
 def _realised(
-    evidence: Evidence, family: Family, books: Books, *, is_known: bool
+    evidence: Evidence, family: FamilyVerdict, books: Books, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""

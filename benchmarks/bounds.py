@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import prunescope  # noqa: E402
 from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
-from prunescope.analysis.schema.report import Gemm, Report  # noqa: E402
+from prunescope.analysis.schema.report import GemmRow, Report  # noqa: E402
 from prunescope.taxonomy.json_fields import plain  # noqa: E402
 from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
 from prunescope.tracer.model.load import DEMO  # noqa: E402
@@ -112,7 +112,7 @@ Python {platform.python_version()}, torch {torch.__version__}.
 """
 
 
-def row(phase: str, gemm: Gemm) -> str:
+def row(phase: str, gemm: GemmRow) -> str:
     """A row of the table; time of a step."""
     dims = " | ".join("–" if d is None else str(d) for d in (gemm.batch, gemm.m, gemm.n, gemm.k))
     share = "–" if gemm.efficiency is None else f"{gemm.efficiency:.3f}"

@@ -222,7 +222,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         found: list[Records] = []
         rows: list[dict[str, Any]] = []
         for name, phase in self.phases.items():
-            found.append(structs("points", pareto_schema.Point, phase.points))
+            found.append(structs("points", pareto_schema.SweepPoint, phase.points))
             for row, point in zip(found[-1], phase.points, strict=True):
                 rows.append(
                     {"phase": name, **row, "loss": point.loss and point.loss.perplexity_rel}

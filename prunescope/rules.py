@@ -1,6 +1,6 @@
 """`prunescope check`: hold a report to rules such as "prefill.realised >= 1.2".
 
-In: a Report and rules. Out: a Check with one Verdict a rule and phase: held, failed or undecided.
+In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
 is undecided between, where a value is not known, and where the report is partial or its times are
 not valid.
@@ -65,7 +65,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RuleOutcome:
     """What came of a rule in one phase. `seen`: the value with its interval, in words."""
 
     rule: str
@@ -79,7 +79,7 @@ class Verdict:
 class Check:
     """All verdicts. `passed`: no rule failed; with `strict`, none is undecided either."""
 
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[RuleOutcome, ...]
 
     @property
     def passed(self) -> bool:
@@ -199,12 +199,12 @@ def report_of(subject: Path | str, baseline: Path | None) -> Report:
     return analyze(subject, baseline=baseline)
 
 
-def _verdict(rule: Rule, name: str, report: Report) -> Verdict:
+def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)
     if why := "the report is partial" if report.partial else _doubt(rule, phase) or why:
         state = "undecided"
-    return Verdict(rule.text, name, state, seen, why)
+    return RuleOutcome(rule.text, name, state, seen, why)
 
 
 def _doubt(rule: Rule, phase: Phase) -> str:

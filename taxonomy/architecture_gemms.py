@@ -1,6 +1,6 @@
 """The GEMMs of an architecture's layer, and which of them a family moves.
 
-In: Traits. Out: LayerGemm, Moved. (N, K) are output and input features; None is not known.
+In: Traits. Out: LayerGemm, MovedAxis. (N, K) are output and input features; None is not known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LayerGemm:
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedAxis:
     """The axis of a group that a family shrinks, and in which matrices, [N, K] by role."""
 
     axis: str
@@ -87,9 +87,9 @@ def products(traits: Traits) -> list[LayerGemm]:
     return [*rows[:place], *products, *rows[place:]]
 
 
-def moved_gemms(one: Family, traits: Traits) -> dict[str, Moved]:
+def moved_gemms(one: Family, traits: Traits) -> dict[str, MovedAxis]:
     """By GEMM group, those that the family moves."""
-    moved: dict[str, Moved] = {}
+    moved: dict[str, MovedAxis] = {}
     sizes = matrices(traits)
     heads = one.cuts_heads and not no_heads(traits)
     for group, axis in one.axes.items():
@@ -102,13 +102,13 @@ def moved_gemms(one: Family, traits: Traits) -> dict[str, Moved]:
         if heads and products:
             axis = "heads"  # M, N and K of one head stay: there are fewer of them
         if products or inside:
-            moved[group] = Moved(axis, inside)
+            moved[group] = MovedAxis(axis, inside)
     mixers = {r: list(s) for r, s in sizes.items() if r.startswith("mixer_")}
     if mixers and one.mixers == "rows":
-        moved["other"] = Moved("M", mixers)
+        moved["other"] = MovedAxis("M", mixers)
     elif mixers and one.mixers == "stream":
         stream = {r: s for r, s in mixers.items() if s[r.startswith("mixer_in")] == traits.hidden}
-        moved["other"] = Moved("NK", stream)  # K of what reads, N of what writes
+        moved["other"] = MovedAxis("NK", stream)  # K of what reads, N of what writes
     return moved
 
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.applies import NO
-from prunescope.taxonomy.architecture_gemms import LayerGemm, Moved, matrices, moved_gemms, products
+from prunescope.taxonomy.architecture_gemms import (
+    LayerGemm,
+    MovedAxis,
+    matrices,
+    moved_gemms,
+    products,
+)
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits, read_traits
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -43,7 +49,7 @@ class Applicable:
     id: str
     applies: str
     realised: bool | None
-    gemms: dict[str, Moved]
+    gemms: dict[str, MovedAxis]
     why: str
 
 

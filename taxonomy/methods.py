@@ -1,7 +1,7 @@
 """Published methods by the names that people type: which family each is, with which knobs.
 
-In: a name ("ShortGPT", "wanda-2:4", "mixture-of-depths"). Out: a Placed, or None. `methods.json`
-holds the table of README.md, knobs, and other names; a test keeps the two the same.
+In: a name ("ShortGPT", "wanda-2:4", "mixture-of-depths"). Out: a PublishedMethod, or None.
+`methods.json` holds the table of README.md, knobs, and other names; a test keeps the two the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PublishedMethod:
     """A method: the id of its family, None where no GEMM moves; why; and the knobs it means."""
 
     name: str
@@ -28,7 +28,7 @@ class Placed:
     knobs: Mapping[str, str]
 
 
-def placed(name: str) -> Placed | None:
+def placed(name: str) -> PublishedMethod | None:
     """The method of a name, in any case and with any marks between words."""
     return _table().get(slug(name))
 
@@ -59,12 +59,12 @@ def slug(name: str) -> str:
 
 
 @cache
-def _table() -> dict[str, Placed]:
+def _table() -> dict[str, PublishedMethod]:
     text = resources.files("prunescope.taxonomy").joinpath("methods.json").read_text("utf-8")
     rows: dict[str, dict[str, Any]] = json.loads(text)
     found = {}
     for name, row in rows.items():
-        one = Placed(name, row["family"], row["because"], row.get("knobs", {}))
+        one = PublishedMethod(name, row["family"], row["because"], row.get("knobs", {}))
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)
             assert key not in found, f"two methods are called {key}"

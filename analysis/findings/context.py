@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prunescope.analysis.inputs.subject import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.schema.report import Gemm, Part, Phase, Row
+from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.reasons import Doubt
 from prunescope.taxonomy.run import PhaseRun
@@ -86,7 +86,7 @@ class Context:
         return self.twin.run if self.twin else None
 
 
-def is_significant(row: Row | Part | None, *, of: float | None, share: float) -> bool:
+def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: float) -> bool:
     """Whether a row is at least `share` of `of` and outside its noise and interval."""
     if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
@@ -105,7 +105,7 @@ def ms(ns: float) -> str:
     return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
 
 
-def sized(gemm: Gemm) -> str:
+def sized(gemm: GemmRow) -> str:
     """`role MxNxK` of a row of the GEMM table; the role and its kernel where no size is known."""
     if gemm.m is None or gemm.n is None or gemm.k is None:
         return f"{gemm.role} {shortened(gemm.kernels[0])}" if gemm.kernels else gemm.role

@@ -13,14 +13,14 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.waits import PARTS, cause_sums, is_dispatch
 from prunescope.analysis.kernels.what_if import what_if
 from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
-from prunescope.analysis.schema.report import Gemm, clock
+from prunescope.analysis.schema.report import GemmRow, clock
 
 _POINTS, _HOST, _BESIDE = 60, 20, 12
 _LAYERS = 1000  # no model has more
 _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
 
-def anatomy(kernels: Kernels, gemms: list[Gemm]) -> Anatomy:
+def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     """Everything in an Anatomy of one phase."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from prunescope.analysis.device.hardware import Device, rate_of
-from prunescope.analysis.schema.sides import DeviceUsed, PeakRates, PeakTaken, Rates
+from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
     DeviceEntry,
@@ -43,7 +43,7 @@ class Peaks:
     floor_ns: float | None = None
     sm: int | None = None
     device: Device | None = None
-    sheet: Rates | None = None
+    sheet: DeviceRates | None = None
     # By dtype and "bandwidth", where `trace` kept how they came about.
     taken: dict[str, PeakTaken] = field(default_factory=dict)
 
@@ -101,8 +101,8 @@ _USED = {
 }
 
 
-def _of_sheet(device: Device) -> Rates:
-    return Rates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
+def _of_sheet(device: Device) -> DeviceRates:
+    return DeviceRates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
 def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:

@@ -42,7 +42,7 @@ _SURE = 0.9
 
 
 @dataclass(frozen=True)
-class Eager:
+class EagerPass:
     """The kernel launches of an eager pass in launch order, each with its row in the trace's
     launches, its op row and call."""
 
@@ -69,7 +69,7 @@ class Eager:
         return np.flatnonzero(inside)
 
 
-def read_eager(trace: Trace) -> Eager:
+def read_eager(trace: Trace) -> EagerPass:
     """The launches of an eager pass that start work on the device.
 
     Raises PrunescopeError where the trace has no host ops, or no launches from them.
@@ -110,7 +110,7 @@ def read_eager(trace: Trace) -> Eager:
         _grids_of_gemms(trace, event[keep], known),
         np.arange(len(launch)),
     )
-    return Eager(trace, launch, op, call, told, _roles(trace, launch, kinds, calls))
+    return EagerPass(trace, launch, op, call, told, _roles(trace, launch, kinds, calls))
 
 
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
@@ -153,7 +153,7 @@ def _grids_of_gemms(trace: Trace, event: Ints, names: list[str]) -> list[Grid]:
 
 
 def map_replay(
-    frame: pl.DataFrame, linked: Linked, graph: Ints, eager: Eager, trace: Trace
+    frame: pl.DataFrame, linked: Linked, graph: Ints, eager: EagerPass, trace: Trace
 ) -> list[Found]:
     """The eager launches behind the kernels of every graph launch; `graph`: the graph launch of a
     row. Kernels are taken in order of time, or of their graph nodes where more is found so. What
@@ -228,7 +228,7 @@ class Replay:
     """
 
     def __init__(
-        self, eager: Eager, linked: Linked, frame: pl.DataFrame, graph: Ints, trace: Trace
+        self, eager: EagerPass, linked: Linked, frame: pl.DataFrame, graph: Ints, trace: Trace
     ) -> None:
         self.eager, self.graph = eager, graph
         self.found = map_replay(frame, linked, graph, eager, trace)

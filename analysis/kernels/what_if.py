@@ -21,7 +21,7 @@ from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
-from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
 
 _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from prunescope.analysis.ledger.calls import Call, Key
-from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 

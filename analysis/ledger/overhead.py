@@ -28,7 +28,7 @@ from prunescope.analysis.ledger.purpose import (
     purpose,
 )
 from prunescope.analysis.schema.pareto import Added, AddedPart
-from prunescope.analysis.schema.report import Family, Overhead, OverheadPart, Row
+from prunescope.analysis.schema.report import FamilyVerdict, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family as Pruning
 from prunescope.taxonomy.roles import MLP_ROLES
@@ -44,7 +44,7 @@ _WITH_KEPT = (GATHER, SCATTER)  # these fall with what is kept
 
 
 def overhead(
-    books: Books, dense: Kernels, pruned: Kernels, family: Family | None
+    books: Books, dense: Kernels, pruned: Kernels, family: FamilyVerdict | None
 ) -> Overhead | None:
     """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
 

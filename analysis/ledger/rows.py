@@ -18,7 +18,7 @@ from prunescope.analysis.ledger.books import Books
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
 from prunescope.analysis.ledger.pairing import Floats, Units
-from prunescope.analysis.schema.report import Part, Row
+from prunescope.analysis.schema.report import LedgerPart, Row
 
 T = TypeVar("T")
 # Rows that are told by FLOPs, bytes and ideal times, and the row that stands for them together
@@ -115,7 +115,7 @@ def _groups(units: Units) -> dict[tuple[str, str], list[int]]:
 
 def _parts(
     name: str, books: Books, splits: _Splits, evidence: Callable[[str, str, str], list[str]]
-) -> list[Part]:
+) -> list[LedgerPart]:
     units = books.units
     parts = []
     for (role, cls), rows in _groups(units).items():
@@ -123,7 +123,7 @@ def _parts(
         if abs(ns) < _NOTHING:
             continue
         parts.append(
-            Part(
+            LedgerPart(
                 name=_part_name(name, role, cls, _kept(units, books.ratio, rows)),
                 role=role,
                 cls=cls,
@@ -137,7 +137,7 @@ def _parts(
     if abs(rest) >= _NOTHING:
         last = [len(units.keys)]
         parts.append(
-            Part(
+            LedgerPart(
                 name=_RESTS.get(name, "rest"),
                 role=None,
                 ns=rest,

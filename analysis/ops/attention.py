@@ -37,7 +37,7 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class AttentionSizes:
     """Sizes of one attention call; heads are those of the queries."""
 
     batch: int
@@ -82,7 +82,7 @@ def pairs(queries: int, keys: int, *, causal: bool, window: int | None = None) -
 
 
 def attention_work(
-    sizes: Heads,
+    sizes: AttentionSizes,
     *read: Operand | None,
     causal: bool | None,
     window: int | None = None,
@@ -110,7 +110,7 @@ def attention_work(
     )
 
 
-def logical_gemms(sizes: Heads) -> tuple[Gemm, Gemm]:
+def logical_gemms(sizes: AttentionSizes) -> tuple[Gemm, Gemm]:
     """QKᵀ, then PV; the batch counts heads."""
     batch = sizes.batch * sizes.heads
     return (
@@ -119,7 +119,7 @@ def logical_gemms(sizes: Heads) -> tuple[Gemm, Gemm]:
     )
 
 
-def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> Heads:
+def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> AttentionSizes:
     """Sizes of [.., H, S, d] or [B, S, H, d] tensors; k and v may have fewer heads (GQA)."""
     rank = len(q.shape)
     if rank < 3 or len(k.shape) != rank or len(v.shape) != rank:
@@ -134,7 +134,9 @@ def _dense(q: Operand, k: Operand, v: Operand, *, rows_first: bool) -> Heads:
     batch = math.prod(q.shape) // (
         max(q.shape[heads], 1) * max(q.shape[rows], 1) * max(q.shape[-1], 1)
     )
-    return Heads(batch, q.shape[heads], q.shape[rows], k.shape[rows], q.shape[-1], v.shape[-1])
+    return AttentionSizes(
+        batch, q.shape[heads], q.shape[rows], k.shape[rows], q.shape[-1], v.shape[-1]
+    )
 
 
 def _window(call: OpCall, signature: Signature) -> int | None:
@@ -217,7 +219,7 @@ def _packed(
 
 def _equal_lengths(
     call: OpCall, q: Operand, *, lengths: tuple[int, int], longest: tuple[int, int]
-) -> Heads:
+) -> AttentionSizes:
     """Lengths of packed sequences are values: known only where all are as long as the longest."""
     ends = tensor(call, lengths[0], rank=1)
     most_q, most_k = number(call, longest[0]), number(call, longest[1])
@@ -225,4 +227,4 @@ def _equal_lengths(
     if count < 1 or most_q is None or most_k is None or count * most_q != q.shape[0]:
         raise NoModel
     value_depth = tensor(call, 2).shape[-1]
-    return Heads(count, q.shape[1], int(most_q), int(most_k), q.shape[2], value_depth)
+    return AttentionSizes(count, q.shape[1], int(most_q), int(most_k), q.shape[2], value_depth)

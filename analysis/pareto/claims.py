@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from prunescope.analysis.pareto.frontier import loss_ci95, loss_of, removed_nothing
 from prunescope.analysis.pareto.hypotheses import points_of, sentence
 from prunescope.analysis.report.numbers import percent, ratio
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
 
 
 def summary(found: Pareto) -> list[str]:
@@ -56,7 +56,7 @@ def _recovered(found: Pareto) -> Iterator[str]:
         )
 
 
-def _named_losses(points: list[Point]) -> Iterator[str]:
+def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
     """Which losses there are; no one of them is called the quality."""
     if any(p.loss and p.loss.has_tasks for p in points):
         yield (
@@ -65,7 +65,7 @@ def _named_losses(points: list[Point]) -> Iterator[str]:
         )
 
 
-def _frontier_line(name: str, phase: ParetoPhase, cell: Cell) -> str:
+def _frontier_line(name: str, phase: ParetoPhase, cell: SweepCell) -> str:
     where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
     best = [p for p in points_of(phase, cell) if p.on_frontier]
     best.sort(key=lambda p: loss_of(p) or 0.0)
@@ -91,7 +91,7 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
     return f"{name}: {'; '.join(parts)}."
 
 
-def control(points: list[Point]) -> Iterator[str]:
+def control(points: list[SweepPoint]) -> Iterator[str]:
     """How often the interval of a point that does the dense work holds 1, which is its speedup."""
     same = [p.realised_ci95 for p in points if removed_nothing(p) and p.realised_ci95]
     if same:
@@ -129,18 +129,18 @@ def _limits(found: Pareto) -> Iterator[str]:
     yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
 
 
-def _named(point: Point) -> str:
+def _named(point: SweepPoint) -> str:
     return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
 
 
-def _interval(point: Point) -> str:
+def _interval(point: SweepPoint) -> str:
     if point.realised_ci95 is None:
         return ""
     low, high = point.realised_ci95
     return f" [{low:.2f}, {high:.2f}]"
 
 
-def _loss_text(point: Point) -> str:
+def _loss_text(point: SweepPoint) -> str:
     text, spread = f"{percent(loss_of(point), signed=True)}", loss_ci95(point)
     if spread:
         low, high = (percent(value, signed=True) for value in spread)

@@ -1,7 +1,7 @@
 """Points drawn again from their intervals, so that a place on the frontier has a probability.
 
-In: Points of a cell. Out: Draws of log speedups and log perplexity ratios, each point on its own,
-normal with the width of its interval of 95 %. The same points give the same draws.
+In: points of a cell. Out: DrawnPoints, log speedups and log perplexity ratios, each point on its
+own, normal with the width of its interval of 95 %. The same points give the same draws.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunescope.analysis.pareto.frontier import loss_ci95, loss_of, removed_nothing
-from prunescope.analysis.schema.pareto import Point, Winner
+from prunescope.analysis.schema.pareto import SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]
 COUNT, _SEED = 2000, 0
@@ -23,7 +23,7 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class Draws:
+class DrawnPoints:
     """`speeds`, `losses` [draws, points], logarithms; `labels` of the points."""
 
     labels: tuple[str, ...]
@@ -51,7 +51,7 @@ class Draws:
         return [self.labels[i] if speed > 0 else DENSE for i, speed in zip(at, top, strict=True)]
 
 
-def draws_of(points: Iterable[Point], count: int = COUNT) -> Draws | None:
+def draws_of(points: Iterable[SweepPoint], count: int = COUNT) -> DrawnPoints | None:
     """Draws of the points that have both intervals and removed something; None without any."""
     able = [p for p in points if p.realised_ci95 and loss_ci95(p) and not removed_nothing(p)]
     if not able:
@@ -59,7 +59,7 @@ def draws_of(points: Iterable[Point], count: int = COUNT) -> Draws | None:
     random = np.random.default_rng(_SEED)
     speeds = [_drawn(random, p.realised, p.realised_ci95 or [], 0.0, count) for p in able]
     losses = [_drawn(random, loss_of(p) or 0.0, loss_ci95(p) or [], 1.0, count) for p in able]
-    return Draws(
+    return DrawnPoints(
         labels=tuple(p.label for p in able),
         families=tuple(p.family for p in able),
         speeds=np.stack(speeds, axis=1),
@@ -67,7 +67,7 @@ def draws_of(points: Iterable[Point], count: int = COUNT) -> Draws | None:
     )
 
 
-def add_shares(winners: Sequence[Winner], points: Iterable[Point]) -> None:
+def add_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) -> None:
     """Into each winner the share of draws in which its family is the fastest, over its range."""
     drawn = draws_of(points)
     if drawn is None:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prunescope.analysis.schema.pareto import AtFlops, AtSparsity, Loss, Point, SpeedLoss, Winner
+from prunescope.analysis.schema.pareto import (
+    AtFlops,
+    AtSparsity,
+    Loss,
+    SpeedLoss,
+    SweepPoint,
+    Winner,
+)
 
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
 FLOP_SPARSITIES = (0.125, 0.25, 0.375, 0.5)
 
 
-def frontier(points: Iterable[Point]) -> list[Point]:
+def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """The points on the frontier, by loss.
 
     A point stands on it if it is faster than dense beyond noise, if no point that is faster beyond
@@ -26,14 +33,14 @@ def frontier(points: Iterable[Point]) -> list[Point]:
     able = [p for p in points if _speeds(p) and _losses(p) and _speeds(p)[0] > 1]
     able = [p for p in able if not removed_nothing(p)]
     unbeaten = [p for p in able if not any(_beaten(p, other) for other in able)]
-    kept: list[Point] = []
+    kept: list[SweepPoint] = []
     for point in sorted(unbeaten, key=lambda p: (_rel(p), -p.realised)):
         if all(_speeds(point)[0] > _speeds(before)[1] for before in kept):
             kept.append(point)
     return kept
 
 
-def winners(on_frontier: Sequence[Point], *, batch: int, prompt_len: int) -> list[Winner]:
+def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -> list[Winner]:
     """The fastest family by range of loss: dense up to the first point, then point by point.
 
     Neighbouring ranges of one family are one range, with the speedup at its end.
@@ -60,7 +67,7 @@ def winners(on_frontier: Sequence[Point], *, batch: int, prompt_len: int) -> lis
     return found[1:] if first is not None and first <= 0 else found
 
 
-def break_even(points: Iterable[Point]) -> dict[str, float | None]:
+def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
     """By family, the smallest nominal sparsity from which it and all larger measured ones are
     faster than dense beyond noise; None where the largest is not."""
     found: dict[str, float | None] = {}
@@ -85,7 +92,7 @@ def in_every_cell(found: Sequence[dict[str, float | None]]) -> dict[str, float |
     return merged
 
 
-def equal_flops(points: Iterable[Point]) -> list[AtFlops]:
+def equal_flops(points: Iterable[SweepPoint]) -> list[AtFlops]:
     """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
     nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
     curves: dict[str, list[tuple[float, float, float | None]]] = {}
@@ -102,7 +109,7 @@ def equal_flops(points: Iterable[Point]) -> list[AtFlops]:
     return rows
 
 
-def equal_sparsity(points: Iterable[Point]) -> list[AtSparsity]:
+def equal_sparsity(points: Iterable[SweepPoint]) -> list[AtSparsity]:
     """Speedup, loss and FLOP sparsity of each family at equal nominal sparsity, as measured."""
     rows: dict[float, dict[str, SpeedLoss]] = {}
     for point in points:
@@ -113,13 +120,13 @@ def equal_sparsity(points: Iterable[Point]) -> list[AtSparsity]:
     return [AtSparsity(sparsity=share, families=rows[share]) for share in sorted(rows)]
 
 
-def removed_nothing(point: Point) -> bool:
+def removed_nothing(point: SweepPoint) -> bool:
     """Whether a point does the dense work: rounded to nothing, or zeros in dense tensors. What is
     measured of it is noise."""
     return point.flop_sparsity == 0 and point.parameter_sparsity == 0
 
 
-def _beaten(point: Point, other: Point) -> bool:
+def _beaten(point: SweepPoint, other: SweepPoint) -> bool:
     """Whether `other` is better beyond noise on one side and not worse beyond noise on the other"""
     faster = _speeds(other)[0] > _speeds(point)[1]
     slower = _speeds(other)[1] < _speeds(point)[0]
@@ -137,22 +144,22 @@ def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> S
     return None
 
 
-def _by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
-    found: dict[str, list[Point]] = {}
+def _by_family(points: Iterable[SweepPoint]) -> dict[str, list[SweepPoint]]:
+    found: dict[str, list[SweepPoint]] = {}
     for point in points:
         found.setdefault(point.label, []).append(point)
     return found
 
 
-def _speeds(point: Point) -> tuple[float, ...]:
+def _speeds(point: SweepPoint) -> tuple[float, ...]:
     return tuple(point.realised_ci95 or ())
 
 
-def _losses(point: Point) -> tuple[float, ...]:
+def _losses(point: SweepPoint) -> tuple[float, ...]:
     return tuple(loss_ci95(point) or ()) if loss_of(point) is not None else ()
 
 
-def loss_of(point: Point) -> float | None:
+def loss_of(point: SweepPoint) -> float | None:
     """By which points are compared: the relative perplexity against the dense model that was
     trained as the pruned one was, where it was, else against the plain one."""
     loss = point.loss or Loss()
@@ -160,13 +167,13 @@ def loss_of(point: Point) -> float | None:
     return loss.perplexity_rel if after is None else after
 
 
-def loss_ci95(point: Point) -> list[float] | None:
+def loss_ci95(point: SweepPoint) -> list[float] | None:
     """The interval of that loss."""
     loss = point.loss or Loss()
     return loss.ci95 if loss.perplexity_rel_recovered is None else loss.recovered_ci95
 
 
-def _rel(point: Point) -> float:
+def _rel(point: SweepPoint) -> float:
     value = loss_of(point)
     assert value is not None
     return value

@@ -13,10 +13,10 @@ from statistics import median
 
 import numpy as np
 
-from prunescope.analysis.pareto.draws import COUNT, Array, Draws, draws_of, interval
+from prunescope.analysis.pareto.draws import COUNT, Array, DrawnPoints, draws_of, interval
 from prunescope.analysis.pareto.frontier import loss_of, removed_nothing
 from prunescope.analysis.report.numbers import percent
-from prunescope.analysis.schema.pareto import Cell, Hypothesis, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import Hypothesis, Pareto, ParetoPhase, SweepCell, SweepPoint
 
 _PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
 PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
@@ -38,13 +38,13 @@ def hypotheses(found: Pareto) -> list[Hypothesis]:
     return tested
 
 
-def points_of(phase: ParetoPhase, cell: Cell) -> list[Point]:
+def points_of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
     """The points of a cell."""
     where = (cell.batch, cell.prompt_len)
     return [p for p in phase.points if (p.batch, p.prompt_len) == where]
 
 
-def _low_loss(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
+def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
     """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
     points = points_of(phase, cell)
     drawn = draws_of(points)
@@ -77,7 +77,7 @@ def _low_loss(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]
     )
 
 
-def _closest(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
+def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
     """Static depth stays closest to its roofline bound, where the dense model is memory-bound: by
     how much less of the bound it misses than the next family."""
     points = points_of(phase, cell)
@@ -111,7 +111,7 @@ def _closest(name: str, phase: ParetoPhase, cell: Cell) -> Iterator[Hypothesis]:
     )
 
 
-def _missed(points: list[Point]) -> dict[str, Array]:
+def _missed(points: list[SweepPoint]) -> dict[str, Array]:
     """By family, draws of (realised / bound − 1), the median over its points."""
     random = np.random.default_rng(0)
     found: dict[str, list[Array]] = {}
@@ -156,7 +156,7 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         )
 
 
-def _share_in_order(drawn: Draws) -> float:
+def _share_in_order(drawn: DrawnPoints) -> float:
     """The share of draws whose frontier has the three families, in that order."""
     hits = 0
     for speeds, losses in zip(drawn.speeds, drawn.losses, strict=True):
@@ -172,7 +172,7 @@ def _share_in_order(drawn: Draws) -> float:
     return hits / len(drawn.speeds)
 
 
-def _weaker_step(drawn: Draws) -> Array:
+def _weaker_step(drawn: DrawnPoints) -> Array:
     """[draws]: of both steps the smaller log ratio by which a family beats the one before it, at
     the loss at which it does so most."""
     steps = []
@@ -193,7 +193,7 @@ def _by_interval(ci95: list[float], none: float) -> str:
 def _hypothesis(  # noqa: PLR0913
     claim: str,
     phase: str,
-    cell: Cell,
+    cell: SweepCell,
     verdict: str,
     text: str,
     *,

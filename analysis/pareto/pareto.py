@@ -20,12 +20,12 @@ from prunescope.analysis.pareto.draws import add_shares
 from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
-    Cell,
     FailedResult,
     Loss,
     Pareto,
     ParetoPhase,
-    Point,
+    SweepCell,
+    SweepPoint,
     SweepSubject,
     TextLoss,
 )
@@ -69,7 +69,7 @@ class Sweep(msgspec.Struct, kw_only=True):
 class _Measured(msgspec.Struct, kw_only=True):
     """One run: its point, and what the cell needs of its dense twin."""
 
-    point: Point
+    point: SweepPoint
     dense_ns: float | None
     subject: SweepSubject
     busy: bool  # the machine had other work, or the times vary too much
@@ -184,7 +184,7 @@ def _inside(folder: Path, entry: Entry) -> Path:
     return path
 
 
-def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
+def point_of(entry: Entry, run: Run, phase: Phase) -> SweepPoint:
     """The point that a result is, of its run and the report of its phase."""
     ladder = phase.ladder
     assert ladder is not None
@@ -192,7 +192,7 @@ def point_of(entry: Entry, run: Run, phase: Phase) -> Point:
     dense = phase.baseline.bound if phase.baseline else {}
     classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
     known = sum(classes.values())
-    return Point(
+    return SweepPoint(
         id=entry.id,
         family=entry.family,
         sparsity=entry.sparsity,
@@ -273,8 +273,8 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     cells: dict[tuple[int, int], list[_Measured]] = {}
     for run in runs:
         cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
-    points: list[Point] = []
-    found: list[Cell] = []
+    points: list[SweepPoint] = []
+    found: list[SweepCell] = []
     for (batch, prompt_len), own in sorted(cells.items()):
         merged = _draws_merged(run.point for run in own)
         best = frontier.frontier(merged)
@@ -284,7 +284,7 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
         wins = frontier.winners(best, batch=batch, prompt_len=prompt_len)
         add_shares(wins, merged)
         found.append(
-            Cell(
+            SweepCell(
                 batch=batch,
                 prompt_len=prompt_len,
                 dense_ns=_spread([run.dense_ns for run in own if run.dense_ns is not None]),
@@ -302,18 +302,18 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     )
 
 
-def _draws_merged(points: Iterable[Point]) -> list[Point]:
+def _draws_merged(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """One point for the draws of one model: medians, and intervals from the lowest to the highest.
 
     Kept apart, the luckiest draw would stand on the frontier.
     """
-    groups: dict[Any, list[Point]] = {}
+    groups: dict[Any, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault((point.label, point.sparsity), []).append(point)
     return [own[0] if len(own) == 1 else _merged(own) for own in groups.values()]
 
 
-def _merged(own: list[Point]) -> Point:
+def _merged(own: list[SweepPoint]) -> SweepPoint:
     losses = [p.loss for p in own if p.loss is not None]
     loss = _merged_loss(losses) if len(losses) == len(own) else None
     return msgspec.structs.replace(

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.pareto.pareto import Entry, point_of
-from prunescope.analysis.schema.pareto import Loss, Point, TextLoss
+from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import Pruning
@@ -29,7 +29,7 @@ def frontier_csv(
 ) -> str | None:
     """The table; None where no run was judged. Runs are compared within a phase, batch, length and
     dense model alone."""
-    cells: dict[tuple[Any, ...], list[tuple[Point, Run]]] = {}
+    cells: dict[tuple[Any, ...], list[tuple[SweepPoint, Run]]] = {}
     for point, run, cell in _points(reports, runs):
         cells.setdefault(cell, []).append((point, run))
     if not any(point.loss for own in cells.values() for point, _ in own):
@@ -46,7 +46,7 @@ def frontier_csv(
 
 def _points(
     reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
-) -> Iterator[tuple[Point, Run, tuple[Any, ...]]]:
+) -> Iterator[tuple[SweepPoint, Run, tuple[Any, ...]]]:
     for name, report in reports.items():
         run = runs.get(name, {}).get("pruned")
         for phase_name, phase in report.phases.items():
@@ -70,7 +70,7 @@ def _points(
             yield point_of(entry, run, phase), run, cell
 
 
-def _row(phase: str, point: Point, run: Run, *, on_frontier: bool) -> list[Any]:
+def _row(phase: str, point: SweepPoint, run: Run, *, on_frontier: bool) -> list[Any]:
     loss = point.loss or Loss()
     other = loss.other_text or TextLoss()
     recovery = run.pruning and run.pruning.recovery

@@ -7,7 +7,7 @@ from typing import Any
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.report import Report
-from prunescope.analysis.schema.sides import DeviceUsed, Rates
+from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
 
 
 def named(value: Any) -> str:
@@ -55,7 +55,7 @@ def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
             yield f"; {name} {', '.join(said)}"
 
 
-def _of_sheet(peaks: Rates, sheet: Rates) -> str:
+def _of_sheet(peaks: DeviceRates, sheet: DeviceRates) -> str:
     known, rates = (
         {**one["dense_flop_per_s"], "memory": one["byte_per_s"]} for one in (sheet, peaks)
     )

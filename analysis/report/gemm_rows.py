@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from prunescope.analysis.schema.report import Gemm, clock
+from prunescope.analysis.schema.report import GemmRow, clock
 
 _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
@@ -21,14 +21,14 @@ class Shown:
     """A row that is shown; `span`: the least and the most of a dimension that layers differ in, and
     `kept`: of the kept shares."""
 
-    gemm: Gemm
+    gemm: GemmRow
     span: dict[str, tuple[int, int]] = field(default_factory=dict)
     kept: tuple[float, float] | None = None
 
 
-def shown_rows(gemms: list[Gemm]) -> list[Shown]:
+def shown_rows(gemms: list[GemmRow]) -> list[Shown]:
     """The rows as they are shown."""
-    groups: dict[tuple[object, ...], list[Gemm]] = {}
+    groups: dict[tuple[object, ...], list[GemmRow]] = {}
     for gemm in with_gone(gemms):
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype, gemm.m)
         dense = (gemm.dense_batch, gemm.dense_m, gemm.dense_n, gemm.dense_k)
@@ -36,7 +36,7 @@ def shown_rows(gemms: list[Gemm]) -> list[Shown]:
     return [one for rows in groups.values() for one in _one_row(rows)]
 
 
-def _one_row(rows: list[Gemm]) -> list[Shown]:
+def _one_row(rows: list[GemmRow]) -> list[Shown]:
     """Rows of one dense GEMM whose layers keep different widths as one."""
     moved = [g.axis for g in rows if g.axis != "none"]
     widths = len(rows) > 1 and bool(moved) and all(g.axis in _WIDTHS for g in rows)
@@ -51,7 +51,7 @@ def _one_row(rows: list[Gemm]) -> list[Shown]:
     return [Shown(_summed(rows, str(moved[0])), span, (min(shares), max(shares)))]
 
 
-def _summed(rows: list[Gemm], axis: str) -> Gemm:
+def _summed(rows: list[GemmRow], axis: str) -> GemmRow:
     """Their sum: calls and times; the bound of the one that takes longest."""
 
     def total(name: str) -> float | None:
@@ -71,10 +71,10 @@ def _summed(rows: list[Gemm], axis: str) -> Gemm:
     )
 
 
-def with_gone(gemms: list[Gemm]) -> list[Gemm]:
+def with_gone(gemms: list[GemmRow]) -> list[GemmRow]:
     """The rows of a GEMM of which some layers are gone as one: its calls fall, and its losses, of
     which one is the other's gain, are summed. Other rows stay as they are."""
-    shapes: dict[tuple[object, ...], list[Gemm]] = {}
+    shapes: dict[tuple[object, ...], list[GemmRow]] = {}
     for gemm in gemms:
         make = (gemm.role, gemm.group, gemm.op, gemm.kind, gemm.dtype)
         shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
@@ -86,7 +86,7 @@ def with_gone(gemms: list[Gemm]) -> list[Gemm]:
     return shown
 
 
-def _merged(stayed: Gemm, gone: Gemm) -> Gemm:
+def _merged(stayed: GemmRow, gone: GemmRow) -> GemmRow:
     def both(name: str) -> float | None:
         one, other = getattr(stayed, name), getattr(gone, name)
         return None if one is None or other is None else one + other

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Part, Phase, Row
+from prunescope.analysis.schema.report import LedgerPart, Phase, Row
 
 NOT_EXPLAINED = "not_explained"  # only where no shapes are known
 # Rows of the ledger in order: label, and what the row says in plain words.
@@ -54,7 +54,7 @@ class Bar:
 _FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
 
 
-def in_noise(row: Row | Part) -> bool:
+def in_noise(row: Row | LedgerPart) -> bool:
     """Whether a row says no more than dense against dense does."""
     return row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
 
@@ -98,12 +98,12 @@ def _ends(rows: Iterable[Row]) -> Iterable[tuple[float, float]]:
             level += moves
 
 
-def largest(row: Row) -> Part | None:
+def largest(row: Row) -> LedgerPart | None:
     """The part that moved a row most."""
     return max(row.parts, key=lambda part: abs(part.ns), default=None)
 
 
-def part_text(part: Part, unit: numbers.Scale) -> str:
+def part_text(part: LedgerPart, unit: numbers.Scale) -> str:
     """`name +1.234 ms: evidence`."""
     evidence = f": {part.evidence[0]}" if part.evidence else ""
     return f"{part.name} {unit.text(part.ns, signed=True)} {unit.unit}{evidence}"
@@ -114,7 +114,7 @@ def ledger_scale(rows: list[Row]) -> numbers.Scale:
     return numbers.scale(row.moves_ns for row in rows)
 
 
-def telling(row: Row | Part, rows: list[Row]) -> list[float] | None:
+def telling(row: Row | LedgerPart, rows: list[Row]) -> list[float] | None:
     """The interval of a row or part; None where it says nothing: a wall below zero, or a bound
     beyond ten times the longer wall."""
     if not row.ci95:
@@ -125,7 +125,7 @@ def telling(row: Row | Part, rows: list[Row]) -> list[float] | None:
     return None if nothing else row.ci95
 
 
-def _interval(row: Row | Part, rows: list[Row]) -> Cell:
+def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
     ci95 = telling(row, rows)
     return Cell(ledger_scale(rows).interval(ci95), ci95[0] if ci95 else None)
 
@@ -237,7 +237,7 @@ def parts_table(phase: Phase) -> Table | None:
     return _without_unknown(Table("parts", "Parts of the ledger", columns, cells))
 
 
-def _part_tone(part: Part) -> str:
+def _part_tone(part: LedgerPart) -> str:
     if in_noise(part) or not part.ns:
         return "quiet"
     return "loss" if part.ns > 0 else "gain"

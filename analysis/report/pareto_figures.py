@@ -19,7 +19,7 @@ from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.pareto_frontier import frontier_figure
 from prunescope.analysis.report.pareto_marks import dot, marks_of
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
 
 _PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
 _ROWS = (
@@ -33,7 +33,7 @@ _ROWS = (
 )
 _PROMISED = "#DDDDDD"
 
-Panel = Callable[[Axes, list[Point], dict[str, tuple[str, str]]], None]
+Panel = Callable[[Axes, list[SweepPoint], dict[str, tuple[str, str]]], None]
 
 
 def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         return saved(figure, ending)
 
 
-def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
+def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
     top = 1.0
     for family, (colour, marker) in marks.items():
@@ -95,7 +95,7 @@ def _bound(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -
     axes.set_ylabel("realised (speedup)")
 
 
-def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) -> None:
+def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
     seen = {row for point in bars for row in point.ledger}
@@ -142,15 +142,15 @@ def _ledger(axes: Axes, points: list[Point], marks: dict[str, tuple[str, str]]) 
     axes.set_ylabel("share of the dense step")
 
 
-def _largest(points: list[Point], family: str) -> Point | None:
+def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
     own = [p for p in points if p.label == family and p.ledger.get("dense")]
     return max(own, key=lambda p: p.sparsity or 0.0, default=None)
 
 
-def _of(phase: ParetoPhase, cell: Cell) -> list[Point]:
+def _of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
     where = (cell.batch, cell.prompt_len)
     return [p for p in phase.points if (p.batch, p.prompt_len) == where]
 
 
-def _share(point: Point) -> str:
+def _share(point: SweepPoint) -> str:
     return "" if point.sparsity is None else f"{point.sparsity:g}"

@@ -20,7 +20,7 @@ from matplotlib.transforms import Bbox
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.pareto_marks import Marks, dot, marks_of
-from prunescope.analysis.schema.pareto import Loss, Pareto, Point
+from prunescope.analysis.schema.pareto import Loss, Pareto, SweepPoint
 
 MOST = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 _PANEL = 3.35  # inches
@@ -61,7 +61,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
     return figure
 
 
-def shown_loss(point: Point) -> tuple[float | None, list[float] | None]:
+def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
     """Perplexity ratio and its interval: against the dense model trained alike, where there is."""
     loss = point.loss or Loss()
     if loss.perplexity_rel_recovered is not None:
@@ -72,7 +72,7 @@ def shown_loss(point: Point) -> tuple[float | None, list[float] | None]:
 
 
 def _panel(
-    axes: Axes, points: Sequence[Point], marks: Marks, most: float
+    axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
 ) -> tuple[list[tuple[float, float, str]], list[tuple[float, float]]]:
     """Points and frontier of a cell; gives what is to be labelled where, and where marks are."""
     best: list[tuple[float, float, str]] = []

@@ -12,12 +12,12 @@ from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
 from prunescope.analysis.schema.pareto import (
-    Cell,
     Loss,
     Pareto,
     ParetoPhase,
-    Point,
     SpeedLoss,
+    SweepCell,
+    SweepPoint,
     TextLoss,
 )
 
@@ -93,7 +93,7 @@ def _phase(phase: ParetoPhase) -> Iterator[str]:
         yield from _cell(phase, cell)
 
 
-def _cell(phase: ParetoPhase, cell: Cell) -> Iterator[str]:
+def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     where = (cell.batch, cell.prompt_len)
     points = [p for p in phase.points if (p.batch, p.prompt_len) == where]
     yield f"### Batch {cell.batch}, {cell.prompt_len} tokens"
@@ -139,7 +139,7 @@ class _Shown:
     other: bool
 
 
-def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
+def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
     loss = point.loss or Loss()
     s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
     other = loss.other_text or TextLoss()
@@ -181,7 +181,7 @@ def _row(point: Point, shown: _Shown) -> tuple[str, ...]:
     )
 
 
-def _equal(cell: Cell) -> Iterator[str]:
+def _equal(cell: SweepCell) -> Iterator[str]:
     by_flops = [(percent(row.flop_sparsity), row.families) for row in cell.equal_flops]
     by_sparsity = [(f"{row.sparsity:g}", row.families) for row in cell.equal_sparsity]
     families = dict.fromkeys(name for _, own in (*by_flops, *by_sparsity) for name in own)
@@ -209,7 +209,7 @@ def _setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _overhead(points: Iterable[Point]) -> Iterator[str]:
+def _overhead(points: Iterable[SweepPoint]) -> Iterator[str]:
     heavy = [(p, p.overhead) for p in points if p.overhead is not None]
     if not heavy:
         return
@@ -234,7 +234,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield ""
 
 
-def _name(point: Point) -> str:
+def _name(point: SweepPoint) -> str:
     return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from prunescope.analysis.schema.pareto import Point
+from prunescope.analysis.schema.pareto import SweepPoint
 
 # Okabe-Ito, dark and light in turns.
 _COLOURS = ("#0072B2", "#E69F00", "#000000", "#56B4E9", "#D55E00", "#CC79A7", "#009E73", "#888888")
@@ -19,7 +19,7 @@ _MARKERS = "osD^vP*X<>hpd8"
 Marks = dict[str, tuple[str, str]]
 
 
-def marks_of(points: Iterable[Point]) -> Marks:
+def marks_of(points: Iterable[SweepPoint]) -> Marks:
     """Colour and marker of each label, in the order in which they come."""
     labels = dict.fromkeys(p.label for p in points)
     return {

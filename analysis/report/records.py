@@ -16,7 +16,7 @@ import msgspec
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.anatomy import RooflinePoint
-from prunescope.analysis.schema.report import Finding, Gemm, KernelRow, Phase, Report
+from prunescope.analysis.schema.report import Finding, GemmRow, KernelRow, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _cell(value: Any) -> str:
 
 def gemms(report: Report) -> Records:
     """A row a GEMM: (role, op, shape, pairing); `keep_n` is the kept share of N, and so on."""
-    columns = _columns(Gemm, without=("keep",)) | {f"keep_{axis}": float for axis in _AXES}
+    columns = _columns(GemmRow, without=("keep",)) | {f"keep_{axis}": float for axis in _AXES}
 
     def rows(phase: Phase) -> Iterator[Row]:
         for gemm in phase.gemms:

@@ -10,7 +10,7 @@ from prunescope.analysis.report import anatomy_view, numbers
 from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.report.view import without_sizes
-from prunescope.analysis.schema.report import Family, Finding, Ladder, Phase, Report
+from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Phase, Report
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -164,7 +164,7 @@ def statistic(phase: Phase) -> str:
     return text + ("; 95 % interval over seatings" if phase.ladder.realised_ci95 else "")
 
 
-def family(verdict: Family | None) -> str:
+def family(verdict: FamilyVerdict | None) -> str:
     """The pruning family read from the shapes."""
     if verdict is None:
         return ""

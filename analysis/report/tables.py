@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.names import phase_slugs
-from prunescope.analysis.schema.report import Gemm, Report
+from prunescope.analysis.schema.report import GemmRow, Report
 
 Value = str | int | float | bool | None
 
@@ -68,7 +68,7 @@ def _gemms(report: Report) -> Iterable[list[Value]]:
             yield [name, *(_flat(gemm, column) for column, *_ in COLUMNS["gemms.csv"][1:])]
 
 
-def _flat(gemm: Gemm, column: str) -> Value:
+def _flat(gemm: GemmRow, column: str) -> Value:
     value = getattr(gemm, column)
     if isinstance(value, dict):
         return " ".join(f"{key}={share}" for key, share in value.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_rows import Shown, shown_rows
-from prunescope.analysis.schema.report import BESIDE, Gemm, KernelRow, Phase
+from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
@@ -52,7 +52,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def gemm_order(gemms: list[Gemm]) -> list[Gemm]:
+def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
     """By group, in the order of a decoder layer, then by time."""
     place = {group: i for i, group in enumerate(GROUPS)}
     return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
@@ -130,7 +130,7 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
     ]
 
 
-def _beside(gemm: Gemm) -> bool:
+def _beside(gemm: GemmRow) -> bool:
     """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
     return gemm.duration_ns is not None and gemm.busy_ns < BESIDE * gemm.duration_ns
 
@@ -142,7 +142,7 @@ def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None 
     return Cell(f"{dense}→{new}" if moved else new, now)
 
 
-def _calls(gemm: Gemm) -> Cell:
+def _calls(gemm: GemmRow) -> Cell:
     """`30`, or `30→23` where calls are gone."""
     now = numbers.count(gemm.count)
     before = now if gemm.dense_count is None else numbers.count(gemm.dense_count)
@@ -164,7 +164,7 @@ def _kept(one: Shown) -> Cell:
     return Cell(text or numbers.UNKNOWN)
 
 
-def _gemm_notes(gemms: list[Gemm], shown: list[Gemm], unit: numbers.Scale) -> list[str]:
+def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale) -> list[str]:
     notes = []
     if hidden := len(gemms) - len(shown):
         rest = sum(g.busy_ns for g in gemms) - sum(g.busy_ns for g in shown)

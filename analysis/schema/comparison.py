@@ -41,7 +41,7 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     critical: list[str] = []  # ids of critical findings
 
 
-class Failure(msgspec.Struct, kw_only=True):
+class FailedSubject(msgspec.Struct, kw_only=True):
     """A subject that could not be analysed: it has no row."""
 
     run: str
@@ -55,7 +55,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     tool: str
     baseline: SubjectFacts | None  # the one baseline of all; null: each has its own twin
     rows: list[ComparisonRow]
-    failed: list[Failure] = []
+    failed: list[FailedSubject] = []
     warnings: list[str] = []
     reports: dict[str, Report] = {}
 

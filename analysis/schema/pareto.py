@@ -62,7 +62,7 @@ class Added(msgspec.Struct, kw_only=True):
     parts: list[AddedPart]
 
 
-class Point(msgspec.Struct, kw_only=True):
+class SweepPoint(msgspec.Struct, kw_only=True):
     """A family at a sparsity in one phase, batch and length; the median of its draws."""
 
     id: str
@@ -140,7 +140,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class Cell(msgspec.Struct, kw_only=True):
+class SweepCell(msgspec.Struct, kw_only=True):
     """One batch and length of a phase: points are compared inside a cell alone."""
 
     batch: int
@@ -159,10 +159,10 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     noise in every cell; null where there is none.
     """
 
-    points: list[Point]
+    points: list[SweepPoint]
     winners: list[Winner]
     break_even: dict[str, float | None]
-    cells: list[Cell]
+    cells: list[SweepCell]
 
 
 class SweepSubject(msgspec.Struct, kw_only=True):

@@ -30,7 +30,7 @@ def clock(busy: float, ran: float) -> float:
     return ran if busy < BESIDE * ran else busy
 
 
-class Gemm(msgspec.Struct, kw_only=True):
+class GemmRow(msgspec.Struct, kw_only=True):
     """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
 
     role: str
@@ -68,7 +68,7 @@ class Gemm(msgspec.Struct, kw_only=True):
     kernels: list[str] = []
 
 
-class Part(msgspec.Struct, kw_only=True):
+class LedgerPart(msgspec.Struct, kw_only=True):
     """A part of a ledger row: one (role, class), or a named sub-row."""
 
     name: str
@@ -89,7 +89,7 @@ class Row(msgspec.Struct, kw_only=True):
     ns: float | None
     ci95: list[float] | None = None
     noise_ns: float | None = None
-    parts: list[Part] = []
+    parts: list[LedgerPart] = []
 
     @property
     def moves_ns(self) -> float:
@@ -119,7 +119,7 @@ class FamilyPart(TypedDict, total=False):
     saved_share: float
 
 
-class Family(msgspec.Struct, kw_only=True):
+class FamilyVerdict(msgspec.Struct, kw_only=True):
     """The verdict: a family id, "a+b", "dense", "outside" or "unknown"."""
 
     id: str
@@ -230,9 +230,9 @@ class Phase(msgspec.Struct, kw_only=True):
     bound: dict[str, float]  # compute memory latency unknown launch
     kinds: dict[str, float]
     roles: dict[str, float]
-    gemms: list[Gemm]
+    gemms: list[GemmRow]
     pairing: Pairing | None
-    family: Family | None
+    family: FamilyVerdict | None
     ladder: Ladder | None
     domain: str
     observer_share: float | None  # 1 - factor of the unprofiled domain

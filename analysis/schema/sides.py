@@ -30,14 +30,14 @@ class SubjectFacts(TypedDict, total=False):
     ranks: list[str]
 
 
-class Rates(TypedDict):
+class DeviceRates(TypedDict):
     """FLOP/s of each dtype, dense, and byte/s."""
 
     dense_flop_per_s: dict[str, float]
     byte_per_s: float | None
 
 
-class PeakRates(Rates):
+class PeakRates(DeviceRates):
     """The same with the shortest time of a kernel, ns; null where that was not measured."""
 
     kernel_floor_ns: NotRequired[float | None]
@@ -62,7 +62,7 @@ class DeviceUsed(TypedDict, total=False):
     peaks: PeakRates | None
     source: str | None
     measured: bool
-    sheet: Rates | None
+    sheet: DeviceRates | None
     taken: NotRequired[dict[str, PeakTaken]]  # by dtype and "bandwidth"; absent: not kept
 
 

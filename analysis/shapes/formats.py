@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from prunescope.analysis.ops.attention import Heads, attention_work
+from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.analysis.shapes.slots import GROUPED, Slot
@@ -59,7 +59,7 @@ def expert_work(slot: Slot, rows: int, experts: int, kernel: str, config: str | 
 
 
 def fused_attention(
-    sizes: Heads, kv_heads: int, kernel: str, config: str | None, *, window: int | None
+    sizes: AttentionSizes, kv_heads: int, kernel: str, config: str | None, *, window: int | None
 ) -> Work:
     """The work of a causal attention. `window`: keys that a query sees, its own included."""
     inputs, _ = formats(kernel, config)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from prunescope.analysis.ops.attention import Heads
+from prunescope.analysis.ops.attention import AttentionSizes
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.shapes import evidence
 from prunescope.analysis.shapes.evidence import Placed
@@ -86,7 +86,7 @@ class Writer:
             return None, None, None
         batch, queries, keys = tokens.batch or 0, tokens.queries or 0, tokens.keys or 0
         slides = shape.window and (shape.order[layer : layer + 1] == "s")
-        sizes = Heads(
+        sizes = AttentionSizes(
             batch, shape.heads // tried.ranks, queries, keys, shape.head_dim, shape.value_dim
         )
         kv_heads = max(1, shape.kv_heads // tried.ranks)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
-from prunescope.analysis.timeline.spill import Placed, place
+from prunescope.analysis.timeline.spill import StepPlaces, place
 from prunescope.analysis.timeline.steps import OWN_MARK, Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
@@ -127,7 +127,7 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
 
 
-def _name_the_rest(out: Linked, placed: Placed, windows: Windows) -> None:
+def _name_the_rest(out: Linked, placed: StepPlaces, windows: Windows) -> None:
     """Count what is in no step: spill, late, left out. What our own runs did before their first
     step is the one that is thrown away."""
     for name, mask in (("spill", placed.spill), ("late", placed.late)):

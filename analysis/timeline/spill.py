@@ -22,7 +22,7 @@ _NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Placed:
+class StepPlaces:
     """`step`: of every event, -1 in none; `spill`: launched before the trace began; `late`: after
     its last launch; `until`: host ns by which an event without a launch had been launched."""
 
@@ -32,7 +32,7 @@ class Placed:
     until: Ints
 
 
-def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Windows) -> Placed:
+def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Windows) -> StepPlaces:
     """Where the ids tell between which launches of one step an event was launched, it is of that
     step. Else what runs before the first linked event of its stream is spill, what runs after the
     last one late, and what runs between two of one step is of it; an event of a stream without any
@@ -41,7 +41,7 @@ def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Win
     nowhere = np.zeros(len(events), bool)
     if not linked.any():
         step[:] = 0 if len(windows) == 1 else NONE
-        return Placed(step, nowhere, nowhere, np.full(len(events), _NEVER))
+        return StepPlaces(step, nowhere, nowhere, np.full(len(events), _NEVER))
     before, after, alone = _neighbours(trace, events, linked)
     known = launches_around(trace, events)
     free = ~linked
@@ -53,7 +53,7 @@ def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Win
     other = np.where(by_id, windows.step_of(known.after), other)
     step = np.where(free, np.where((one == other) & ~spill & ~late, one, NONE), step)
     until = np.where(by_id, known.after, taken(launched, after, absent=_NEVER))
-    return Placed(step, spill, late, np.where(linked, launched, until))
+    return StepPlaces(step, spill, late, np.where(linked, launched, until))
 
 
 def _neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, Mask]:

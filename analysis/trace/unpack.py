@@ -33,7 +33,7 @@ _TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _EMPTY_ZIP = b"PK\x05\x06"
 
 
-class Stream(Protocol):
+class ByteStream(Protocol):
     """Bytes to be read in blocks."""
 
     @property
@@ -47,7 +47,7 @@ class Stream(Protocol):
 class Inflate:
     """A gzip stream read block by block; a cut or broken one gives all that stands before."""
 
-    def __init__(self, file: IO[bytes] | Stream) -> None:
+    def __init__(self, file: IO[bytes] | ByteStream) -> None:
         self.file = file
         self.stream = zlib.decompressobj(31)
         self.pending = b""
@@ -102,7 +102,7 @@ def is_bomb(total: int, packed: Callable[[], int]) -> bool:
 class Ahead:
     """A stream of which another thread unpacks the next block while this one is worked on."""
 
-    def __init__(self, stream: Stream, pool: ThreadPoolExecutor, size: int) -> None:
+    def __init__(self, stream: ByteStream, pool: ThreadPoolExecutor, size: int) -> None:
         self.stream, self.pool, self.size = stream, pool, size
         self.next = self._submit()
 
@@ -125,7 +125,7 @@ class Ahead:
 class Bounded:
     """A stream that an archive is looked for in. Raises PrunescopeError where it is a bomb."""
 
-    def __init__(self, stream: Stream, path: Path, packed: Callable[[], int]) -> None:
+    def __init__(self, stream: ByteStream, path: Path, packed: Callable[[], int]) -> None:
         self.stream, self.path, self.packed = stream, path, packed
         self.total = 0
         self.ended = False
@@ -152,7 +152,7 @@ class Bounded:
         return block
 
 
-def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
+def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStream:
     """The decompressed bytes of an open file; of `member` where it is an archive of several traces.
 
     Raises PrunescopeError on an archive that is damaged or holds no trace, or several and no
@@ -176,7 +176,7 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> Stream:
     return _unpacking(Plain(tar_member(path, stream, member)))
 
 
-def _unpacking(stream: Stream, magic: bytes | None = None) -> Stream:
+def _unpacking(stream: ByteStream, magic: bytes | None = None) -> ByteStream:
     """The stream unpacked, where it is packed; `magic`: its first bytes, known beforehand."""
     if magic is None:
         peeked = _Peeked(stream)
@@ -189,7 +189,7 @@ def _unpacking(stream: Stream, magic: bytes | None = None) -> Stream:
 class _Peeked:
     """A stream whose first bytes were looked at."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
         self.head = self.again = stream.read(4)
 

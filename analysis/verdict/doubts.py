@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.schema.report import Family
+from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.reasons import Doubt, doubt_text
 from prunescope.taxonomy.families import known
@@ -31,7 +31,7 @@ def doubts(
     *,
     dense: Kernels | None = None,
     evidence: Evidence | None = None,
-    family: Family | None = None,
+    family: FamilyVerdict | None = None,
 ) -> list[Doubt]:
     """Every doubt about a phase and its verdict; a trace alone has no verdict to be doubted."""
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
@@ -46,13 +46,13 @@ def doubts(
     return found
 
 
-def apply_doubts(family: Family, found: list[Doubt]) -> Family:
+def apply_doubts(family: FamilyVerdict, found: list[Doubt]) -> FamilyVerdict:
     """The verdict with its doubts: less confidence, and unknown where next to none is left."""
     if not found:
         return family
     most = min(doubt.most for doubt in found)
     unknown = most <= 0.1 and family.id != "unknown"
-    return Family(
+    return FamilyVerdict(
         id="unknown" if unknown else family.id,
         confidence=min(family.confidence, most),
         evidence=[*map(doubt_text, found), *family.evidence],
@@ -77,7 +77,7 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Doubt]:
             yield Doubt("no-linear", name)
 
 
-def _layers(e: Evidence, family: Family, sides: tuple[Kernels, Kernels]) -> Iterator[Doubt]:
+def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Doubt]:
     """Layers that are said to be gone, and are not gone as a pruning of layers leaves them: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):

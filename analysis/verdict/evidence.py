@@ -13,7 +13,7 @@ from typing import Any
 
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
-from prunescope.analysis.schema.report import Family
+from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
@@ -139,7 +139,7 @@ class Seen:
 class Verdict:
     """The family of a pair, and what was seen of each family in it."""
 
-    family: Family
+    family: FamilyVerdict
     seen: tuple[Seen, ...] = ()
 
 

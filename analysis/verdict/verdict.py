@@ -15,7 +15,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
-from prunescope.analysis.schema.report import Family, FamilyPart
+from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
@@ -65,7 +65,7 @@ def verdict(evidence: Evidence) -> Verdict:
     narrower = narrower_heads(evidence)
     if not seen:
         if narrower is not None:
-            return Verdict(Family(id="unknown", confidence=0.5, evidence=[narrower]))
+            return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=[narrower]))
         return Verdict(_unmoved(evidence))
     family = _named(evidence, seen, is_dynamic=bool(dynamic))
     if narrower is not None:  # beside the families, and of none of them
@@ -81,11 +81,11 @@ def _seen(e: Evidence, *, dynamic: bool) -> dict[str, Seen]:
     return {name: seen for name, seen in found.items() if seen is not None}
 
 
-def _outside(why: Reason) -> Family:
-    return Family(id="outside", confidence=why.confidence, evidence=[*why.lines])
+def _outside(why: Reason) -> FamilyVerdict:
+    return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
 
 
-def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
+def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> FamilyVerdict:
     """The families, the one that touches most of the dense time first. `saved_ns` is dense less
     pruned time of the GEMMs that a family touches; work that was added is the dynamic family's, or
     that of the family which touches most."""
@@ -104,7 +104,7 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
         )
         for name in order
     ]
-    return Family(
+    return FamilyVerdict(
         id="+".join(order),
         confidence=min(one.confidence for one in seen.values()),
         evidence=[line for name in order for line in seen[name].evidence],
@@ -112,16 +112,16 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> Family:
     )
 
 
-def _unmoved(e: Evidence) -> Family:
+def _unmoved(e: Evidence) -> FamilyVerdict:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
     GEMM has any to move."""
     if blind := [name for name in ("dense", "pruned") if _is_blind(e, name)]:
-        return Family(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
+        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
-        return Family(
+        return FamilyVerdict(
             id="unknown", confidence=0.3, evidence=[f"GEMMs moved as in no family: {shown}"]
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
@@ -133,10 +133,12 @@ def _unmoved(e: Evidence) -> Family:
         )
         # What leaves every shape and kernel as it is, so that only a census tells them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
-        return Family(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
+        return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
     if (moved := _stored_otherwise(e)) is not None:
-        return Family(id="unknown", confidence=0.5, evidence=[moved])
-    return Family(id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"])
+        return FamilyVerdict(id="unknown", confidence=0.5, evidence=[moved])
+    return FamilyVerdict(
+        id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"]
+    )
 
 
 def _is_blind(e: Evidence, side: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prunescope.analysis.schema.pareto import Loss, Point
+from prunescope.analysis.schema.pareto import Loss, SweepPoint
 
 MS = 1e6
 
 
-def point(family: str, speed: float, loss: float | None, **more: Any) -> Point:
+def point(family: str, speed: float, loss: float | None, **more: Any) -> SweepPoint:
     """A point with intervals of ±2 % of speed and ±0.01 of loss, at s = 0.25."""
     plain: dict[str, Any] = {
         "id": f"{family}-{speed}-{loss}", "family": family, "sparsity": 0.25, "sparsities": [0.25],
@@ -24,4 +24,4 @@ def point(family: str, speed: float, loss: float | None, **more: Any) -> Point:
     }  # fmt: skip
     if loss is not None:
         plain["loss"] = Loss(perplexity_rel=loss, ci95=[loss - 0.01, loss + 0.01])
-    return Point(**{**plain, **more})
+    return SweepPoint(**{**plain, **more})

@@ -21,18 +21,18 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_model
-from prunescope.tracer.pruners.method import Part, read_method
+from prunescope.tracer.pruners.method import MethodPart, read_method
 from tests.tracer.dynamic_reference import steps
 
 
-def read(method: str, select: str = "random", **knobs: str) -> list[Part] | None:
+def read(method: str, select: str = "random", **knobs: str) -> list[MethodPart] | None:
     plain = {key.replace("__", "."): value for key, value in knobs.items()}
     return read_method(method.replace(" ", ""), sparsity=0.25, knobs=plain, select=select)
 
 
 def test_what_a_method_says() -> None:
-    assert read("static-m") == [Part(family="static-m", sparsity=0.25)]
-    assert read("static-m:0.5") == [Part(family="static-m", sparsity=0.5)]
+    assert read("static-m") == [MethodPart(family="static-m", sparsity=0.25)]
+    assert read("static-m:0.5") == [MethodPart(family="static-m", sparsity=0.5)]
     assert read("package.module:function") is None
     assert not is_function("static-m:half")
     parts = read("static-m:0.125 + static-nk-mlp:0.5 + static-k-mask")

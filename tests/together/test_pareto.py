@@ -16,11 +16,11 @@ from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.report.pareto_markdown import render_pareto
 from prunescope.analysis.schema.pareto import (
-    Cell,
     FailedResult,
     Pareto,
     ParetoPhase,
-    Point,
+    SweepCell,
+    SweepPoint,
     SweepSubject,
 )
 from prunescope.taxonomy.errors import PrunescopeError
@@ -39,7 +39,7 @@ def test_draws_are_one_point_with_an_interval_over_all() -> None:
     assert len(found.draws) == 3
 
 
-def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
+def whole(prefill: list[SweepPoint], decode: list[SweepPoint] | None = None) -> Pareto:
     """A Pareto around points of one cell a phase."""
     phases = {}
     for name, points in (("prefill", prefill), ("decode", decode)):
@@ -48,7 +48,7 @@ def whole(prefill: list[Point], decode: list[Point] | None = None) -> Pareto:
         best = frontier.frontier(points)
         for one in best:
             one.on_frontier = True
-        cell = Cell(
+        cell = SweepCell(
             batch=1, prompt_len=512,
             dense_ns={"median": 10 * MS, "low": 9.9 * MS, "high": 10.2 * MS, "spread": 0.03},
             winners=frontier.winners(best, batch=1, prompt_len=512),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.schema.report import Family, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from tests.small_capture import phases_unrecorded, saved_model, small_trace
 
 pytestmark = pytest.mark.torch
@@ -23,7 +23,7 @@ def traced(folder: Path, **options: Any) -> dict[str, Phase]:
     return phases_unrecorded(small_trace(folder / "run", **options))
 
 
-def assert_parts(family: Family | None, wanted: set[str]) -> None:
+def assert_parts(family: FamilyVerdict | None, wanted: set[str]) -> None:
     """The families, each once; shares that are whole; signs that agree."""
     assert family is not None
     assert set(family.id.split("+")) == wanted, family

@@ -26,7 +26,7 @@ from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import Applied, family_point, pruner
-from prunescope.tracer.pruners.method import Part
+from prunescope.tracer.pruners.method import MethodPart
 from prunescope.tracer.pruners.user_method import apply_method
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import training_name
@@ -73,7 +73,7 @@ def _numbers(model: torch.nn.Module) -> int:
 
 
 def _in_turn(
-    parts: list[Part], request: TraceRequest, loaded: Loaded
+    parts: list[MethodPart], request: TraceRequest, loaded: Loaded
 ) -> tuple[Applied, list[Record]]:
     """Each family on what the ones before it left."""
     records: list[Record] = []
@@ -101,7 +101,7 @@ def _in_turn(
     return applied, records
 
 
-def _family(part: Part, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
+def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
     """One family, and its record: {"method", "sparsity", "knobs", "selection", ...}."""
     chosen, match = family(part.family), None
     own = part.sparsity
@@ -145,7 +145,7 @@ def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
     return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
 
 
-def _solved(chosen: Family, part: Part, request: TraceRequest, model: Any) -> Match:
+def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any) -> Match:
     """In the phase that is asked for; of both in prefill, or decode where prefill is dense."""
     phases = PHASES if request.phase == "both" and part.match != "param" else request.phases[:1]
     for phase in phases:

@@ -15,7 +15,7 @@ from typing import Any
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.tracer.pruners.method import SELECTIONS, Part, read_method
+from prunescope.tracer.pruners.method import SELECTIONS, MethodPart, read_method
 from prunescope.tracer.recovery.settings import Recovery, check_installed, read_recovery
 
 _CHOICES = {
@@ -93,7 +93,7 @@ class TraceRequest:
         return ("prefill", "decode") if self.phase == "both" else (self.phase,)
 
     @cached_property
-    def parts(self) -> list[Part] | None:
+    def parts(self) -> list[MethodPart] | None:
         """The families of the method, read once; empty without a method, None where it is a
         function of the user's own. Raises PrunescopeError on the first thing that cannot be."""
         if self.method is None:

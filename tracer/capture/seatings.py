@@ -40,7 +40,7 @@ def shares(total: int, parts: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SeatingPart:
     """A seating's part of the samples, and of the profiled steps of a prefill."""
 
     number: int
@@ -48,12 +48,12 @@ class Part:
     steps: int
 
 
-def parts_of(request: TraceRequest) -> list[Part]:
+def parts_of(request: TraceRequest) -> list[SeatingPart]:
     """One a seating, each with a sample and a profiled step at least."""
     count = min(request.seatings, request.repeats)
     repeats = shares(request.repeats, count)
     steps = shares(max(request.steps, count), count)
-    return [Part(number=i, repeats=repeats[i], steps=steps[i]) for i in range(count)]
+    return [SeatingPart(number=i, repeats=repeats[i], steps=steps[i]) for i in range(count)]
 
 
 def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:

@@ -30,7 +30,7 @@ from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.seatings import Part, parts_of, place, shares
+from prunescope.tracer.capture.seatings import SeatingPart, parts_of, place, shares
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import collector_resting, set_aside, take_share
 from prunescope.tracer.capture.variants import (
@@ -88,7 +88,7 @@ class _Sitting:
     """Variants that are in memory together, and what is done with them."""
 
     names: tuple[str, ...]
-    parts: list[Part]
+    parts: list[SeatingPart]
     last: bool  # of these variants: count memory too
     interleaved: str | None = None  # None: by the number of variants
 
@@ -187,7 +187,7 @@ class _Session:
         phase: str,
         variants: list[Variant],
         loops: dict[str, Loop],
-        where: tuple[_Sitting, Part, int],
+        where: tuple[_Sitting, SeatingPart, int],
     ) -> None:
         sitting, part, cost_ns = where
         # Code, caches of the libraries and clocks are warm after the first seating.
@@ -225,7 +225,7 @@ class _Session:
         phases = self.captures[variant.name].run.phases
         return phases.setdefault(phase, _phase(self.request, phase, variant))
 
-    def _told_seating(self, part: Part) -> None:
+    def _told_seating(self, part: SeatingPart) -> None:
         """One stage a seating, of everything that is done in it."""
         parts, phases = parts_of(self.request), self.request.phases
         if len(parts) == 1:
@@ -241,7 +241,7 @@ class _Session:
             self.progress.stage(name, total)
 
     def _profile(
-        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: Part
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: SeatingPart
     ) -> None:
         """This seating's steps: its share of forwards, or the loop of a decode once."""
         models = [v.model for v in variants]

@@ -21,7 +21,7 @@ SELECTIONS = ("random", "calibrated", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class MethodPart:
     """One family of a method: its own sparsity, the knobs given for it, how parts are chosen, and
     what its sparsity is a share of ("nominal": the family's own unit; or a key of MATCHES)."""
 
@@ -40,7 +40,7 @@ class Part:
 
 def read_method(
     method: str, *, sparsity: float, knobs: Mapping[str, str], select: str
-) -> list[Part] | None:
+) -> list[MethodPart] | None:
     """The families of a method; None where it is a function of the user's own.
 
     Of several, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`, and
@@ -66,7 +66,7 @@ def read_method(
             )
         chosen = str(rest.pop("select", select)) if len(names) > 1 else select
         typed = {key: str(value) for key, value in rest.items()}
-        part = Part(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
+        part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
         _check(part)
         parts.append(part)
     return parts
@@ -107,7 +107,7 @@ def _by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str
     return found
 
 
-def _check(part: Part) -> None:
+def _check(part: MethodPart) -> None:
     """A point that the family does not have, or a selection that it cannot make."""
     chosen = family(part.family)
     chosen.point(part.sparsity, part.knobs)

@@ -1,7 +1,7 @@
 """Where a training keeps its checkpoints and finished weights, and who hears how it goes.
 
-In: a folder and a name, set around the code that makes models. Out: Place. What a killed process
-left there is gone on with; a finished training is not done again.
+In: a folder and a name, set around the code that makes models. Out: TrainingPlace. What a killed
+process left there is gone on with; a finished training is not done again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ENDING = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TrainingPlace:
     """A folder for trainings (None: nothing is kept), and a Progress."""
 
     folder: Path | None = None
@@ -47,22 +47,22 @@ class Place:
         self.progress.advance()
 
 
-_PLACE: ContextVar[Place | None] = ContextVar("place", default=None)
+_PLACE: ContextVar[TrainingPlace | None] = ContextVar("place", default=None)
 
 
 @contextmanager
 def kept_in(folder: Path | None, progress: Any) -> Iterator[None]:
     """Within, trainings keep what they have in `folder`, and tell `progress` of their steps."""
-    token = _PLACE.set(Place(folder=folder, progress=progress))
+    token = _PLACE.set(TrainingPlace(folder=folder, progress=progress))
     try:
         yield
     finally:
         _PLACE.reset(token)
 
 
-def place() -> Place:
+def place() -> TrainingPlace:
     """The place of the code at hand; one that keeps nothing where none was set."""
-    return _PLACE.get() or Place()
+    return _PLACE.get() or TrainingPlace()
 
 
 @contextmanager

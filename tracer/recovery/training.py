@@ -18,7 +18,7 @@ from torch import nn
 
 from prunescope.tracer.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from prunescope.tracer.recovery.examples import Examples
-from prunescope.tracer.recovery.place import Place
+from prunescope.tracer.recovery.place import TrainingPlace
 from prunescope.tracer.recovery.settings import Recovery
 
 SAVE_S = 15.0  # between checkpoints; a kill loses this, and the step at hand
@@ -53,7 +53,7 @@ class Training:
     seed: int
     file: Path | None
     key: str
-    place: Place
+    place: TrainingPlace
     name: str
     state: State = field(default_factory=State)
     resumed_from: int | None = None

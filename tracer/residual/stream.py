@@ -20,7 +20,7 @@ from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import is_norm
 from prunescope.tracer.residual.ports import Port, ports, reader_of
 from prunescope.tracer.residual.sublayers import roots
-from prunescope.tracer.residual.watch import Seen, Value, fed, same, watch
+from prunescope.tracer.residual.watch import FirstCalls, Value, fed, same, watch
 
 
 @dataclass(kw_only=True)
@@ -141,7 +141,7 @@ def read_stream(model: nn.Module) -> Stream:
     )
 
 
-def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) -> list[Block]:
+def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCalls) -> list[Block]:
     kinds = {root: kind for kind, found in roots(layer, path).items() for root in found}
     norms = [
         name
@@ -173,7 +173,9 @@ def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: Seen) ->
     return blocks
 
 
-def _chains(model: Any, called: list[str], norms: dict[str, Value], seen: Seen) -> list[list[str]]:
+def _chains(
+    model: Any, called: list[str], norms: dict[str, Value], seen: FirstCalls
+) -> list[list[str]]:
     """Sublayers as modules that feed each other; what stands alone and has no weights is none."""
     chains: list[list[str]] = []
     for name in called:
@@ -189,7 +191,7 @@ def _chains(model: Any, called: list[str], norms: dict[str, Value], seen: Seen) 
     return chains
 
 
-def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: Seen) -> Sublayer:
+def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: FirstCalls) -> Sublayer:
     readers: list[Port] = []
     writers: list[Port] = []
     entering = {chain[0]: seen.taken[chain[0]]}
@@ -203,7 +205,7 @@ def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: Seen) 
     return Sublayer(kind=kind, chain=chain, before="", after="", readers=readers, writers=writers)
 
 
-def _unread(layer: nn.Module, path: str, used: set[str], seen: Seen) -> list[str]:
+def _unread(layer: nn.Module, path: str, used: set[str], seen: FirstCalls) -> list[str]:
     """What was called in a layer and has weights, but is no part of a sublayer and no norm."""
     return [
         name

@@ -1,7 +1,7 @@
 """What the modules of a decoder's layers took in and put out in one forward of a few tokens.
 
-In: a model. Out: Seen, by qualified name. Who feeds whom is read from the values, not from names:
-a module is fed by another where it takes what the other puts out, or a multiple of it.
+In: a model. Out: FirstCalls, by qualified name. Who feeds whom is read from the values, not from
+names: a module is fed by another where it takes what the other puts out, or a multiple of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Value:
 
 
 @dataclass
-class Seen:
+class FirstCalls:
     """First calls only. `order`: the modules as they were called; `logits`: of `probe`."""
 
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -40,9 +40,9 @@ class Seen:
     alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
 
 
-def watch(model: nn.Module, paths: Iterable[str]) -> Seen:
+def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
     """One forward of `model` with these modules watched."""
-    seen = Seen()
+    seen = FirstCalls()
     handles = []
     for path in paths:
         module = model.get_submodule(path)
@@ -83,7 +83,7 @@ def _multiple(_taken: Value, _given: Value, one: torch.Tensor, other: torch.Tens
     return factor != 0 and float((one - factor * other).norm()) <= _ROUNDING * float(one.norm())
 
 
-def _enter(path: str, seen: Seen) -> Any:
+def _enter(path: str, seen: FirstCalls) -> Any:
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
         if path not in seen.taken and tensors:
@@ -95,7 +95,7 @@ def _enter(path: str, seen: Seen) -> Any:
     return hook
 
 
-def _leave(path: str, seen: Seen) -> Any:
+def _leave(path: str, seen: FirstCalls) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         left = output[0] if isinstance(output, tuple) else output
         if path not in seen.given and isinstance(left, torch.Tensor):

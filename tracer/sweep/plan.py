@@ -104,7 +104,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """All results of a sweep, those of one model next to each other, and notes about them."""
 
     config: SweepConfig
@@ -119,7 +119,7 @@ class Plan:
         return found
 
 
-def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
+def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> SweepPlan:
     """The results of all `configs` (those of a preset differ in batches and lengths alone), once.
 
     `shape`: of the dense model, or None where it is not known; then nothing is merged.
@@ -143,7 +143,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Plan:
                     found |= {result.id: result for result in results}
     order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[r.key])
-    return Plan(configs[0], tuple(ordered), tuple(notes))
+    return SweepPlan(configs[0], tuple(ordered), tuple(notes))
 
 
 def _check_count(config: SweepConfig) -> None:
@@ -156,7 +156,7 @@ def _check_count(config: SweepConfig) -> None:
         )
 
 
-def shard_of(plan: Plan, shard: tuple[int, int]) -> list[Planned]:
+def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
     """Part i of n (from 0), by models, so that a model is prepared and judged in one place."""
     index, count = shard
     mine = [group for i, group in enumerate(plan.groups().values()) if i % count == index]

@@ -22,7 +22,7 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_quality import Quality, TaskSource
-from prunescope.tracer.sweep.plan import Plan, Planned, family_slug, is_checkpoint
+from prunescope.tracer.sweep.plan import Planned, SweepPlan, family_slug, is_checkpoint
 
 SCHEMA = 1
 DONE, FAILED, PENDING = "done", "failed", "pending"
@@ -120,7 +120,7 @@ class SweepFolder:
         """Where the quality of a model is kept."""
         return self.path / "quality" / f"{key}.json"
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: SweepPlan) -> None:
         """Make the folder, or check that it holds a sweep of the same kind and add to its plan.
 
         Raises PrunescopeError where the folder is something else.
@@ -146,7 +146,7 @@ class SweepFolder:
             results = [self._entry(result).plain() for result in plan.results]
             write_json(self.path / "sweep.json", {"schema": SCHEMA, **plan.plain(results)})
 
-    def entries(self, plan: Plan) -> list[Entry]:
+    def entries(self, plan: SweepPlan) -> list[Entry]:
         """The entries of sweep.json for a plan, by what is on disk."""
         return [self._entry(result) for result in plan.results]
 

@@ -26,9 +26,9 @@ from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.pruners.method import SELECTIONS
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
-    Plan,
     Planned,
     SweepConfig,
+    SweepPlan,
     make_plan,
     read_shard,
     request_of,
@@ -82,7 +82,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
     return request.out
 
 
-def plan_of(request: SweepRequest) -> Plan:
+def plan_of(request: SweepRequest) -> SweepPlan:
     """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
     if request.engine not in ENGINES:
         raise PrunescopeError(
@@ -178,7 +178,7 @@ def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -
     return {"seconds": rest + trained, "recovery_seconds": trained, "trainings": trainings}
 
 
-def _jobs(request: SweepRequest, plan: Plan, left: Sequence[Planned]) -> list[Job]:
+def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> list[Job]:
     from prunescope.tracer.sweep.job import Job
 
     groups = replace(plan, results=tuple(left)).groups().values()
@@ -211,7 +211,7 @@ def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
     return tell
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: SweepPlan) -> None:
     """What every capture would refuse is refused before the first. Points that a family does not
     have are no reason: they are recorded as failed."""
     config = plan.config

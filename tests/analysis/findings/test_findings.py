@@ -13,7 +13,7 @@ from prunescope.analysis.findings.checks import CHECKS
 from prunescope.analysis.findings.context import is_significant, ms
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.sentences import headline, setup
-from prunescope.analysis.schema.report import Finding, Part, Phase, Row
+from prunescope.analysis.schema.report import Finding, LedgerPart, Phase, Row
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair, write_run
 from tests.chrome import chrome, gap, k, module, op, save, step
 
@@ -346,7 +346,7 @@ def test_a_row_inside_its_noise_carries_no_finding() -> None:
     assert is_significant(Row(row="x", ns=100.0, noise_ns=49.0), of=1000.0, share=0.05)
     assert not is_significant(Row(row="x", ns=100.0, ci95=[-1.0, 200.0]), of=1000.0, share=0.05)
     assert is_significant(
-        Part(name="x", role=None, ns=-100.0, ci95=[-120.0, -80.0]), of=1000.0, share=0.05
+        LedgerPart(name="x", role=None, ns=-100.0, ci95=[-120.0, -80.0]), of=1000.0, share=0.05
     )
     assert not is_significant(None, of=1000.0, share=0.05)
     assert not is_significant(row, of=None, share=0.05)

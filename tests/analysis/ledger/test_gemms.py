@@ -14,7 +14,7 @@ from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.report import Gemm as Row
+from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.gemm import Gemm
 

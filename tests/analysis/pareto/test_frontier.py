@@ -7,11 +7,11 @@ import random
 import pytest
 
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.schema.pareto import Point
+from prunescope.analysis.schema.pareto import SweepPoint
 from tests.analysis.pareto_points import point
 
 
-def names(points: list[Point]) -> list[str]:
+def names(points: list[SweepPoint]) -> list[str]:
     return [p.family for p in points]
 
 

@@ -8,12 +8,12 @@ import pytest
 from prunescope.analysis.pareto.draws import add_shares, draws_of
 from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
 from prunescope.analysis.pareto.hypotheses import hypotheses
-from prunescope.analysis.schema.pareto import Cell, Hypothesis, Pareto, ParetoPhase, Point
+from prunescope.analysis.schema.pareto import Hypothesis, Pareto, ParetoPhase, SweepCell, SweepPoint
 from tests.analysis.pareto_points import point
 
 
-def claims_of(points: list[Point], phase: str = "prefill") -> dict[str, Hypothesis]:
-    cell = Cell(
+def claims_of(points: list[SweepPoint], phase: str = "prefill") -> dict[str, Hypothesis]:
+    cell = SweepCell(
         batch=1, prompt_len=512, dense_ns={}, break_even={}, equal_flops=[], equal_sparsity=[],
         winners=winners(frontier(points), batch=1, prompt_len=512),
     )  # fmt: skip

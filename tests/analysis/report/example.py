@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.schema.report import (
-    Family,
+    FamilyVerdict,
     Finding,
-    Gemm,
+    GemmRow,
     KernelRow,
     Ladder,
+    LedgerPart,
     Pairing,
-    Part,
     Phase,
     Report,
     Row,
@@ -26,13 +26,13 @@ CUTLASS = (
 )
 
 
-def part(name: str, role: str | None, cls: str | None, ms: float, *evidence: str) -> Part:
-    return Part(
+def part(name: str, role: str | None, cls: str | None, ms: float, *evidence: str) -> LedgerPart:
+    return LedgerPart(
         name=name, role=role, cls=cls, ns=ms * MS, noise_ns=0.02 * MS, evidence=list(evidence)
     )
 
 
-def row(name: str, ms: float, *parts: Part, noise: float | None = 0.11) -> Row:
+def row(name: str, ms: float, *parts: LedgerPart, noise: float | None = 0.11) -> Row:
     return Row(
         row=name,
         ns=ms * MS,
@@ -74,7 +74,7 @@ def decode_ledger() -> list[Row]:
     return [row(name, ms, noise=0.2) for name, ms in rows]
 
 
-def gemm(role: str, group: str, axis: str | None, *mnk: int, **more: object) -> Gemm:
+def gemm(role: str, group: str, axis: str | None, *mnk: int, **more: object) -> GemmRow:
     m, n, k = mnk
     plain: dict[str, object] = {
         "layers": list(range(30)), "op": "aten::mm", "kind": "gemm", "batch": 1, "dtype": "fp32",
@@ -83,10 +83,10 @@ def gemm(role: str, group: str, axis: str | None, *mnk: int, **more: object) -> 
         "efficiency": 4.8 / 6.1, "kernels": [f"sgemm_{role}"],
     }  # fmt: skip
     fields = {"role": role, "group": group, "axis": axis, "m": m, "n": n, "k": k, **plain, **more}
-    return msgspec.convert(fields, Gemm)
+    return msgspec.convert(fields, GemmRow)
 
 
-def gemms(tokens: int) -> list[Gemm]:
+def gemms(tokens: int) -> list[GemmRow]:
     return [
         gemm("q", "qkv", "N", tokens, 384, 576, dense_m=tokens, dense_n=576, dense_k=576,
              keep={"n": 2 / 3}, dense_busy_ns=7.9 * MS, promised_ns=5.9 * MS, loss_ns=0.2 * MS),
@@ -137,7 +137,7 @@ def _parts() -> dict[str, object]:
         nominal=4 / 3, flop=1.25, coverage=1.23, roofline=1.21, busy=1.19, realised=140 / 121,
         realised_ci95=[1.14, 1.17], share_of_bound=140 / 121 / 1.21,
     )  # fmt: skip
-    family = Family(
+    family = FamilyVerdict(
         id="static-nk", confidence=0.93, alternatives=["static-nk-mlp"],
         evidence=["N of gate and up and K of down fell together, 1536→1152, in 30 of 30 layers"],
         parts=[{"id": "static-nk", "share": 1.0}],

@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.report import Family, Ladder, Pairing, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Ladder, Pairing, Phase
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.report import example
 from tests.chrome import save
@@ -23,7 +23,7 @@ def compared(family: str, **ladder: object) -> Phase:
              "realised": 1.43, "realised_ci95": [1.38, 1.5], "share_of_bound": 1.43}  # fmt: skip
     unmoved = [g for g in example.gemms(512) if g.axis == "none"]
     return example.phase(
-        family=Family(id=family, confidence=1.0, evidence=["no GEMM moved"]),
+        family=FamilyVerdict(id=family, confidence=1.0, evidence=["no GEMM moved"]),
         ladder=msgspec.convert({**plain, **ladder}, Ladder),
         gemms=unmoved, pairing=NONE_ADDED,
     )  # fmt: skip

@@ -10,7 +10,13 @@ from matplotlib.legend import Legend
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.report.pareto_frontier import frontier_figure, frontier_plot
 from prunescope.analysis.report.pareto_marks import marks_of
-from prunescope.analysis.schema.pareto import Cell, Pareto, ParetoPhase, Point, SweepSubject
+from prunescope.analysis.schema.pareto import (
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+)
 from tests.analysis.pareto_points import point
 
 # Four on the frontier within a hair of each other, two that nobody would use.
@@ -21,12 +27,12 @@ CLOSE = [
 ]  # fmt: skip
 
 
-def whole(phases: dict[str, list[Point]]) -> Pareto:
+def whole(phases: dict[str, list[SweepPoint]]) -> Pareto:
     found = {}
     for name, points in phases.items():
         for one in frontier(points):
             one.on_frontier = True
-        cell = Cell(
+        cell = SweepCell(
             batch=1, prompt_len=512, dense_ns={}, winners=[], break_even={}, equal_flops=[],
             equal_sparsity=[],
         )  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Family, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict import doubts, reasons
 from prunescope.analysis.verdict.doubts import apply_doubts
 from prunescope.analysis.verdict.reasons import Doubt
@@ -145,7 +145,7 @@ def test_steps_of_unequal_work_lower_the_confidence(tmp_path: Path) -> None:
 
 
 def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
-    family = Family(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
+    family = FamilyVerdict(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
     assert apply_doubts(family, []) is family
     less = apply_doubts(
         family, [Doubt("fewer-roles", None, (0.7, 0.9)), Doubt("torn-sublayers", None, (3,))]

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
-from prunescope.analysis.schema.report import Family, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict as judged
 from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
@@ -23,7 +23,7 @@ NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 H, C, F, L = 64, 32, 128, 16
 
 
-def verdict(e: Evidence) -> Family:
+def verdict(e: Evidence) -> FamilyVerdict:
     return judged(e).family
 
 

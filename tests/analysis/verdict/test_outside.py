@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.schema.report import Family
+from prunescope.analysis.schema.report import FamilyVerdict
 from tests.small_capture import saved_model, small_trace
 
 pytestmark = pytest.mark.torch
@@ -52,7 +52,7 @@ def weight_only(model, sparsity):
 trace = partial(small_trace, warmup=1)
 
 
-def families(subject: Path, baseline: Path | None = None) -> dict[str, Family]:
+def families(subject: Path, baseline: Path | None = None) -> dict[str, FamilyVerdict]:
     from prunescope.analysis.pipeline import analyze
 
     phases = analyze(subject, baseline=baseline).report.phases

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Family
+from prunescope.analysis.schema.report import FamilyVerdict
 from tests.analysis.findings.test_findings import FULL, NARROW, model
 from tests.chrome import chrome, k, op, save
 
@@ -21,7 +21,7 @@ def mm(m: int, n: int, inner: int) -> Any:
     return op("aten::mm", [m, inner], [inner, n], kernels=[k(us=10, name="ampere_sgemm_64x64_nt")])
 
 
-def family(dense: list[Any], pruned: list[Any], tmp_path: Path) -> Family:
+def family(dense: list[Any], pruned: list[Any], tmp_path: Path) -> FamilyVerdict:
     paths = [
         save(chrome(*items), tmp_path / f"{name}.json")
         for name, items in (("dense", dense), ("pruned", pruned))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Family, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
 from tests.chrome import k, op, save
 
@@ -29,7 +29,7 @@ def compared(tmp_path: Path, dense: Any, pruned: Any) -> Phase:
     return analyze(p, baseline=d).report.phases["trace"]
 
 
-def told(phase: Phase) -> Family:
+def told(phase: Phase) -> FamilyVerdict:
     assert phase.family is not None
     assert phase.family.evidence
     assert all(phase.family.evidence)
