@@ -19,7 +19,7 @@ import msgspec
 from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import BARE, Options
-from prunescope.analysis.pipeline import TOOL, Told, analyze
+from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import Pool, Reply, jobs_for
 from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
@@ -106,11 +106,11 @@ def compare(
     baseline: Path | None = None,
     options: Options | None = None,
     jobs: int | None = 1,
-    told: Told | None = None,
+    on_done: OnDone | None = None,
 ) -> Comparison:
     """Analyze every subject against `baseline`, or its own twin where that is None.
 
-    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `told`
+    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `on_done`
     hears how many of how many are done.
 
     A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
@@ -125,8 +125,8 @@ def compare(
     count = jobs_for(jobs, (_size(one.path) for one in found))
     done = _reports(found, baseline, options, count)
     for number, one in enumerate(found):
-        if told is not None:
-            told(number, len(found))
+        if on_done is not None:
+            on_done(number, len(found))
         try:
             report = next(done)()
             phases = _phases(one.path, baseline)
@@ -283,7 +283,7 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
 
 
 def comparison_folder(subjects: Sequence[Path]) -> Path | None:
-    """Where a comparison goes unless told otherwise: into the one folder that was named."""
+    """Where a comparison goes by default: into the one folder that was named."""
     if len(subjects) == 1 and subjects[0].is_dir():
         return Path(os.path.normpath(subjects[0])) / "comparison"
     return None

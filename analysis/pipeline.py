@@ -41,7 +41,7 @@ TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
 
 
-Told = Callable[[int, int], None]
+OnDone = Callable[[int, int], None]
 
 
 @dataclass
@@ -78,12 +78,12 @@ def analyze(
     baseline: Path | None = None,
     options: Options | None = None,
     jobs: int | None = 1,
-    told: Told | None = None,
+    on_done: OnDone | None = None,
 ) -> Analysis:
     """Analyze a run folder or a trace, against its twin or `baseline`.
 
     `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
-    worth it; the report is the same. `told` hears
+    worth it; the report is the same. `on_done` hears
     how many phases of how many are done.
     Raises PrunescopeError where the input cannot be analysed; nothing is written.
     """
@@ -112,8 +112,8 @@ def analyze(
             dense = dense if lost else dense.add(done.twin)
         if done.phase is not None and not lost:
             phases[name] = done.phase
-        if told is not None:
-            told(number + 1, len(names))
+        if on_done is not None:
+            on_done(number + 1, len(names))
     pruned = pruned.add(pruned.side.noticed_at_the_end(pruned.noticed, "--eager-trace"))
     if dense is not None:
         option = "--baseline-eager-trace"

@@ -145,18 +145,18 @@ class Sides:
 def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     """A phase, analysed here; its frame goes into `frames`. Raises PrunescopeError where it is no
     rank's and cannot be analysed."""
-    own, told, failed = _read(sides.pruned, name)
+    own, noticed, failed = _read(sides.pruned, name)
     if own is None:
-        return Outcome(own=told, failed=failed)
+        return Outcome(own=noticed, failed=failed)
     opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
     if sides.dense is None:
         frames[name] = own.kernels.frame
         return Outcome(single_phase(own, hta=opinion), own.noticed)
     with of_the("baseline"):
-        twin, told, failed = _read(sides.dense, sides.twin_of(name))
+        twin, noticed, failed = _read(sides.dense, sides.twin_of(name))
     if twin is None:
         assert failed is not None
-        return Outcome(own=own.noticed, twin=told, failed=(f"baseline: {failed[0]}", failed[1]))
+        return Outcome(own=own.noticed, twin=noticed, failed=(f"baseline: {failed[0]}", failed[1]))
     twin, own = comparable(twin, own)
     frames[name] = own.kernels.frame
     phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
@@ -221,8 +221,8 @@ def run_task(data: bytes) -> bytes:
     try:
         pruned = task.pruned.open(task.name, options)
     except PrunescopeError as error:
-        told = rank_left_out(task.pruned.rank, error)
-        return packed(Outcome(own=told, failed=(error.problem, error.hint or "")))
+        noticed = rank_left_out(task.pruned.rank, error)
+        return packed(Outcome(own=noticed, failed=(error.problem, error.hint or "")))
     dense, failed = None, None
     if task.dense is not None:
         try:
@@ -230,9 +230,9 @@ def run_task(data: bytes) -> bytes:
         except PrunescopeError as error:
             failed = error
     if failed is not None and task.dense is not None:
-        own, told, why = _read(pruned, task.name)
+        own, noticed, why = _read(pruned, task.name)
         if own is None:
-            return packed(Outcome(own=told, failed=why))
+            return packed(Outcome(own=noticed, failed=why))
         left = rank_left_out(task.dense.rank, failed)
         said = (f"baseline: {failed.problem}", failed.hint or "")
         return packed(Outcome(own=own.noticed, twin=left, failed=said))

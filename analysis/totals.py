@@ -101,14 +101,14 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
     if not len(samples):
         return None
     costs = [seating.cost_ns for seating in run.seatings] if run else []
-    told = samples.drawn and any(costs)
+    has_costs = samples.drawn and any(costs)
     return Unprofiled(
         median=samples.wall,
         mean=float(samples.ns.mean()),
         ci95=wall_interval(samples),
         samples=samples.ns.tolist(),
         seatings=list(samples.seats) if samples.drawn else msgspec.UNSET,
-        seating_cost_ns=float(median(costs)) if told else msgspec.UNSET,
+        seating_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
     )
 
 

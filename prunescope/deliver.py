@@ -54,8 +54,8 @@ def deliver(
     check_formats(names)
     folder = to.folder or report_folder(subject)
     to.check_folder(folder, unasked="beside a trace")
-    with counting("ranks") as told:
-        done = analyze(subject, baseline=baseline, options=options, jobs=to.jobs, told=told)
+    with counting("ranks") as on_done:
+        done = analyze(subject, baseline=baseline, options=options, jobs=to.jobs, on_done=on_done)
     if folder is not None:
         hosts = done.hosts() if shows_hosts(names) else None
         write_report(
@@ -88,7 +88,7 @@ def format_names(formats: str | None) -> list[str]:
 
 
 def report_folder(subject: Path) -> Path | None:
-    """Where the report of `subject` goes unless told otherwise.
+    """Where the report of `subject` goes by default.
 
     F/report for F and F/pruned alike (and F/dense where it is alone); `report` inside any other
     run; None for a trace file or a folder of them.

@@ -38,8 +38,8 @@ def _bundle(
     from prunescope.output import console_for
 
     written = bundle(runs, out, anonymous=anonymous)
-    told = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
-    console_for(None).print(told, markup=False, soft_wrap=True)
+    line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
+    console_for(None).print(line, markup=False, soft_wrap=True)
 
 
 def _verify(

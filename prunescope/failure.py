@@ -1,4 +1,4 @@
-"""How an error is told: in, an exception that reached the front door; out, words on standard error
+"""How an error is shown: in, an exception that reached the front door; out, words on standard error
 and an exit code. As JSON too where JSON was asked for.
 """
 

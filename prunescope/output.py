@@ -45,12 +45,12 @@ def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         tasks: list[Any] = []
 
-        def told(done: int, total: int) -> None:
+        def on_done(done: int, total: int) -> None:
             if total > 1:
                 tasks[:] = tasks or [bar.add_task(what, total=total)]
                 bar.update(tasks[0], completed=done)
 
-        yield told
+        yield on_done
 
 
 def check_target(target: str | Path | None) -> None:

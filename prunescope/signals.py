@@ -45,7 +45,7 @@ def hearing() -> Iterator[None]:
 
 
 def too_late() -> None:
-    """All is done and told: what comes while Python takes itself down changes no exit code. That
+    """All is done and said: what comes while Python takes itself down changes no exit code. That
     takes 0.03 s, and 0.1 s where it looks for cycles of objects to free first."""
     if _COMMAND and threading.current_thread() is threading.main_thread():
         gc.freeze()

@@ -100,7 +100,7 @@ def bare_json(args: list[str]) -> list[str]:
 
 
 def asks_json(args: Iterable[str]) -> bool:
-    """Whether a command line asks for JSON: its error is told in it too."""
+    """Whether a command line asks for JSON: its error is JSON too."""
     return any(arg.partition("=")[0] == "--json" for arg in args)
 
 

@@ -163,7 +163,7 @@ def _build(
 def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict[str, bytes]:
     """The files beside the runs and their reports; all follow from those."""
     version = tool_version()
-    told = {
+    files = {
         "README.md": readme(reports, runs, version=version, anonymous=anonymous),
         "CITATION.cff": citation(version),
         "samples.csv": samples_csv(runs),
@@ -172,8 +172,8 @@ def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict
     }
     table = frontier_csv(reports, runs)
     if table is not None:
-        told[FRONTIER] = table
-    return {name: text.encode() for name, text in told.items()}
+        files[FRONTIER] = table
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool) -> str:
@@ -247,8 +247,8 @@ def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:
 
 def _readable(name: str, data: bytes) -> str | None:
     if name.endswith(".gz"):  # a trace: few strings, each many times
-        told = set(_STRING.findall(gzip.decompress(data)))
-        return "\n".join(sorted(json.loads(text) for text in told))
+        texts = set(_STRING.findall(gzip.decompress(data)))
+        return "\n".join(sorted(json.loads(text) for text in texts))
     return data.decode("utf-8", "replace") if name.endswith(_TEXT) else None
 
 

@@ -136,8 +136,8 @@ def samples_csv(runs: Runs) -> str:
     writer.writerow(["run", "variant", "phase", "sample", "ns"])
     for name, variants in runs.items():
         for variant, run in variants.items():
-            for phase, told in run.phases.items():
-                rows = enumerate(told.samples_ns)
+            for phase, entered in run.phases.items():
+                rows = enumerate(entered.samples_ns)
                 writer.writerows([name, variant, phase, i, ns] for i, ns in rows)
     return out.getvalue()
 

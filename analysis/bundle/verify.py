@@ -67,16 +67,16 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         yield SUMS, "missing: nothing can be checked"
         return
     lines = files[SUMS].decode("utf-8", "replace").splitlines()
-    told = {line[66:]: line[:64] for line in lines if line[64:66] == "  "}
+    listed = {line[66:]: line[:64] for line in lines if line[64:66] == "  "}
     wanted = {line[66:]: line[:64] for line in sums_text(files).splitlines()}
-    for name, digest in told.items():
+    for name, digest in listed.items():
         if name not in wanted:
             yield name, "listed in SHA256SUMS and missing"
         elif digest != wanted[name]:
             yield name, "not the file that was bundled: its SHA-256 differs"
-    for name in wanted.keys() - told.keys():
+    for name in wanted.keys() - listed.keys():
         yield name, "not listed in SHA256SUMS"
-    if sums_text(files).encode() != files[SUMS] and told == wanted:
+    if sums_text(files).encode() != files[SUMS] and listed == wanted:
         yield SUMS, "not in the form in which it was written"
 
 

@@ -77,8 +77,8 @@ def _rates(faster: dict[str, float]) -> str:
     by: dict[str, list[str]] = {}
     for name, times in faster.items():
         by.setdefault(f"{times:.0f}", []).append(name)
-    told = [f"{times} times as fast in {' and '.join(names)}" for times, names in by.items()]
-    return f"; this device's tensor cores multiply {', '.join(told)}" if told else ""
+    gains = [f"{times} times as fast in {' and '.join(names)}" for times, names in by.items()]
+    return f"; this device's tensor cores multiply {', '.join(gains)}" if gains else ""
 
 
 def _line(c: Context, row: dict[str, object]) -> str:

@@ -78,8 +78,8 @@ def masked_tokens(c: Context) -> Finding | None:
     counted = _counted(c, "rows")
     # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
     tokens = any(one.skips_tokens for one in _families(c))
-    told = counted is None and tokens and c.name != "decode"
-    if not told and (counted is None or counted > _ALL):
+    by_tokens = counted is None and tokens and c.name != "decode"
+    if not by_tokens and (counted is None or counted > _ALL):
         return None
     routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
     if not routed or not all(_as_before(p) for p in routed):

@@ -48,17 +48,17 @@ def _hidden(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
     sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
-    told = [
+    parts = [
         f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
         "beside others)"
         for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
         if ran - busy > _HIDDEN * max(kernels.wall, ran)
     ]
-    if not told:
+    if not parts:
         return []
     return [
         f"kernels ran at once, and a moment counts for the one that began first; by kind they ran "
-        f"{', '.join(told)} a step"
+        f"{', '.join(parts)} a step"
     ]
 
 

@@ -107,7 +107,7 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
         noticed += noticed_of(trace, bare=True)
         return Side(path, None, options, eager, bare=trace, noticed=noticed)
     # Each rank says what is to be noticed of it when its turn comes.
-    noticed += Noticed(ranks={name: parts.told[name] for name in ranks})
+    noticed += Noticed(ranks={name: parts.ranks_of[name] for name in ranks})
     mixed: dict[str, tuple[str, str]] = {}
     found = phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
     if found:  # a serving engine: its ranks may hold steps of several phases

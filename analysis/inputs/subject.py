@@ -31,7 +31,7 @@ BARE = "trace"  # the phase of a bare trace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `analyze` can be told. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
+    """What `analyze` can be given. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
     Holistic Trace Analysis too. `model` and `baseline_model` (default: the same): a preset, config,
     folder or hub id that tells shapes which a trace did not record, of the workload `batch`,
     `prompt_len`, `context` in `phase`."""
@@ -159,8 +159,8 @@ class Side:
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
         eager = None
         if mapped:
-            eager, told = self._eager(name)
-            noticed += told
+            eager, more = self._eager(name)
+            noticed += more
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
@@ -246,8 +246,8 @@ class Side:
         is_first = part is next(iter(self.ranks.values()))
         first = self.bare if is_first else None
         trace = self._last.trace(rank, lambda: first or load(part.path, part.member))
-        told = Noticed(ranks={rank: rank_of(part, trace.source.meta)})
-        return trace, noticed_of(trace, bare=True) + told
+        more = Noticed(ranks={rank: rank_of(part, trace.source.meta)})
+        return trace, noticed_of(trace, bare=True) + more
 
 
 @dataclass(frozen=True)

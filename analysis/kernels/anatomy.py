@@ -101,10 +101,10 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     sums = gemms.group_by("name", "fit", "blocks").agg(pl.col("busy").sum())
     out: dict[str, float] = {}
     for name, fit, blocks, busy in sums.sort("busy", "name", descending=True).iter_rows():
-        told = fit or (
+        tile = fit or (
             _NO_TILE if tile_of(name or "") is None else _NO_GRID if blocks is None else _NO_SHAPE
         )
-        out[told] = out.get(told, 0.0) + busy / steps
+        out[tile] = out.get(tile, 0.0) + busy / steps
     return out
 
 

@@ -59,11 +59,11 @@ class EagerPass:
         at = taken(self.trace.launches["ts"], self.launch)
         inside = np.zeros(len(at), bool)
         notes = np.flatnonzero(marks["module"] == 0)
-        told = {
+        is_ours = {
             i: not names[i].startswith(OWN_MARK) and names_batch(names[i], batch)
             for i in np.unique(marks["name"][notes])
         }
-        for note in notes[[told[i] for i in marks["name"][notes]]] if len(notes) else ():
+        for note in notes[[is_ours[i] for i in marks["name"][notes]]] if len(notes) else ():
             begin = marks["ts"][note]
             inside |= (begin <= at) & (at < begin + marks["dur"][note])
         return np.flatnonzero(inside)
@@ -104,13 +104,13 @@ def read_eager(trace: Trace) -> EagerPass:
         kind_of(None if o < 0 else trace.names[trace.ops["name"][o]], name, c)
         for o, name, c in zip(op, known, calls, strict=True)
     ]
-    told = Launches(
+    starts = Launches(
         known,
         _sizes(kinds, call, trace.calls),
         _grids_of_gemms(trace, event[keep], known),
         np.arange(len(launch)),
     )
-    return EagerPass(trace, launch, op, call, told, _roles(trace, launch, kinds, calls))
+    return EagerPass(trace, launch, op, call, starts, _roles(trace, launch, kinds, calls))
 
 
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
@@ -198,8 +198,8 @@ def batch_around(trace: Trace, ts: int) -> int | None:
     """The batch that a serving engine's annotations around a host time agree on."""
     marks = trace.marks
     around = (marks["module"] == 0) & (marks["ts"] <= ts) & (ts < marks["ts"] + marks["dur"])
-    told = {decode_batch(trace.names[i]) for i in np.unique(marks["name"][around])} - {None}
-    return told.pop() if len(told) == 1 else None
+    batches = {decode_batch(trace.names[i]) for i in np.unique(marks["name"][around])} - {None}
+    return batches.pop() if len(batches) == 1 else None
 
 
 def _launches(rows: Ints, graph: Ints) -> list[Ints]:

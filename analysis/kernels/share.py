@@ -88,15 +88,15 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     if copied is None:
         return frame.with_columns(crosses=crosses)
     size = pl.Series("_size", copied)
-    told = ((size >= 0) & kind.is_not_null() & pl.col("own")).fill_null(value=False)
+    is_known = ((size >= 0) & kind.is_not_null() & pl.col("own")).fill_null(value=False)
     between = (kind == "copy") & name.str.contains(_BETWEEN)
     times = pl.when(crosses | (kind == "fill")).then(1).otherwise(2)
     moved = pl.when(between.not_()).then(size * times).cast(pl.Float64)
     return frame.with_columns(
         crosses=crosses,
-        flop=pl.when(told).then(0.0).otherwise("flop"),
-        bytes=pl.when(told).then(moved).otherwise("bytes"),
-        modelled=pl.when(told).then(between.not_()).otherwise("modelled"),
+        flop=pl.when(is_known).then(0.0).otherwise("flop"),
+        bytes=pl.when(is_known).then(moved).otherwise("bytes"),
+        modelled=pl.when(is_known).then(between.not_()).otherwise("modelled"),
     )
 
 
@@ -143,14 +143,14 @@ def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
     rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
     for call, name in rows.select("call", "name").unique().iter_rows():
         taken = itemsize(dtype(calls[call].dtypes[0])) if calls[call].dtypes else None
-        told = _told(name)
-        if taken and told:
-            found[call, name] = told / taken
+        is_known = _written(name)
+        if taken and is_known:
+            found[call, name] = is_known / taken
     keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
     return pl.lit(pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64))
 
 
-def _told(name: str) -> float | None:
+def _written(name: str) -> float | None:
     match = _WIDTH.search(name[:512])
     if match is None:
         return None

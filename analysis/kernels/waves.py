@@ -29,11 +29,11 @@ _SCHEMA = {
 def add_waves(
     frame: pl.DataFrame, trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> pl.DataFrame:
-    """The columns above, told once for every distinct kernel, call and grid."""
+    """The columns above, worked out once for every distinct kernel, call and grid."""
     frame = frame.with_columns(unit=pl.Series(grid_units(trace, frame["event"].to_numpy())))
     distinct = frame.filter(pl.col("event") >= 0).select("name", "kind", *_KEYS).unique()
-    told = [_tell(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
-    columns = {name: [t.get(name) for t in told] for name in _SCHEMA}
+    rows = [_tell(row, trace, works, peaks) for row in distinct.iter_rows(named=True)]
+    columns = {name: [t.get(name) for t in rows] for name in _SCHEMA}
     table = distinct.select(_KEYS).with_columns(pl.DataFrame(columns, schema=_SCHEMA))
     table = table.unique(subset=_KEYS)
     frame = frame.join(table, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")

@@ -1,4 +1,4 @@
-"""Linears that one side's modules call otherwise, told by their order and shape in a layer.
+"""Linears that one side's modules call otherwise, found by their order and shape in a layer.
 
 In: the kernels of both sides. Out: the same, in which GEMMs without a role have those of the other
 side's layer that this one lacks; only where there are as many, in order, and each keeps N or K.
@@ -28,30 +28,30 @@ class _Linear:
 
 
 def with_roles_of(one: Kernels, other: Kernels) -> Kernels:
-    """`one` with the roles that `other` tells of its unnamed linears; itself where none is told."""
+    """`one` with the roles that `other` has for its unnamed linears; itself where it has none."""
     layers, references = _layers(one), _layers(other)
     known = {layer: linears for (step, layer), linears in references.items() if step == 0}
     if not known:
         return one
     first = next(iter(known.values()))
-    told: list[tuple[int, int, str]] = []
+    roles_of: list[tuple[int, int, str]] = []
     for (step, layer), linears in layers.items():
-        found = _told(linears, known.get(layer, first))
+        found = _roles_of(linears, known.get(layer, first))
         if found is None:
             return one  # layers that differ in more than their names
-        told += [(step, linear.instance, role) for linear, role in found]
-    if not told:
+        roles_of += [(step, linear.instance, role) for linear, role in found]
+    if not roles_of:
         return one
     schema = {"step": pl.Int64, "instance": pl.Int64, "_told": pl.String}
-    table = pl.DataFrame(told, schema=schema, orient="row")
+    table = pl.DataFrame(roles_of, schema=schema, orient="row")
     frame = one.frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
     frame = frame.with_columns(role=pl.coalesce("_told", "role")).drop("_told")
-    roles = ", ".join(dict.fromkeys(role for _, _, role in told))
+    roles = ", ".join(dict.fromkeys(role for _, _, role in roles_of))
     note = f"modules of the other side name these GEMMs, by order and shape in a layer: {roles}"
     return replace(one, frame=frame, notes=[*one.notes, note])
 
 
-def _told(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:
+def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:
     """The unnamed linears of a layer with the roles that it lacks; None where they do not fit."""
     named = {linear.role for linear in linears}
     unnamed = [linear for linear in linears if linear.role not in LINEARS]

@@ -155,7 +155,7 @@ def scaled_mm(call: OpCall) -> Work:
     """fp8 or fp4 [m, k] x [k, n] with scales, then bias, result scale, out_dtype."""
     a, b = _unpacked(tensor(call, 0, rank=2), 1), _unpacked(tensor(call, 1, rank=2), 0)
     rest = [optional(call, i) for i in range(2, 6)]
-    out = scalar_type(call, 6) or "bf16"  # the op's own results are 16-bit unless it is told
+    out = scalar_type(call, 6) or "bf16"  # the op's own results are 16-bit by default
     return gemm_work(pair(a, b), a, b, *rest, out=out)
 
 

@@ -75,8 +75,9 @@ class _Measured(msgspec.Struct, kw_only=True):
     busy: bool  # the machine had other work, or the times vary too much
 
 
-def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
-    """Compare the results of a sweep that are done; `told` hears of each before it is analysed.
+def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Pareto:
+    """Compare the results of a sweep that are done; `on_result` hears of each before it
+    is analysed.
 
     Raises PrunescopeError where there is no sweep or nothing in it is done.
     """
@@ -90,8 +91,8 @@ def judge(folder: Path, told: Callable[[str], None] | None = None) -> Pareto:
     for entry in sweep.results:
         if entry.state != "done":
             continue
-        if told is not None:
-            told(entry.id)
+        if on_result is not None:
+            on_result(entry.id)
         try:
             measured.setdefault(entry.phase, []).append(_measure(folder, entry))
         except PrunescopeError as error:

@@ -42,8 +42,8 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
     needs = _memory(setting, work, new_tokens, pruned=False)
     left = _memory(setting, other, new_tokens, pruned=True)
     return PredictedAnswer(
-        dense=dense.told(),
-        pruned=pruned.told() if setting.family else None,
+        dense=dense.as_schema(),
+        pruned=pruned.as_schema() if setting.family else None,
         dense_memory=needs,
         pruned_memory=left if setting.family else None,
         time=_speed(dense, pruned, Answer.total_ns) if setting.family else None,

@@ -63,7 +63,7 @@ class Answer:
         """New tokens of all sequences a second."""
         return self.work.batch * self.new_tokens / self.total_ns(c) * 1e9
 
-    def told(self) -> Generation:
+    def as_schema(self) -> Generation:
         """As a prediction holds it."""
         c = self.setting.constants
         return Generation(

@@ -98,12 +98,12 @@ def read_losses(folder: Path | str) -> Losses:
     knobs: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     models: dict[str, None] = {}
     for run in _runs(path):
-        told = _loss(run)
+        loss = _loss(run)
         pruning = run.pruning
-        if told is None or pruning is None or not _sparsity(run):
+        if loss is None or pruning is None or not _sparsity(run):
             continue
         key = str(pruning.method), pruning.selection, str(sorted((pruning.knobs or {}).items()))
-        found[key].append((_sparsity(run), *told))
+        found[key].append((_sparsity(run), *loss))
         knobs[key] = pruning.knobs or {}
         models[str(run.model.id)] = None
     known = {one.id for one in families()}
@@ -134,12 +134,12 @@ def _sparsity(run: Run) -> float:
 
 def _loss(run: Run) -> tuple[float, float, float] | None:
     """After recovery where there was one; the ends are the value where no interval is known."""
-    told = run.quality
-    if told is None:
+    quality = run.quality
+    if quality is None:
         return None
-    value, ends = told.perplexity_rel_recovered, told.perplexity_rel_recovered_ci95
+    value, ends = quality.perplexity_rel_recovered, quality.perplexity_rel_recovered_ci95
     if value is None:
-        value, ends = told.perplexity_rel, told.perplexity_rel_ci95
+        value, ends = quality.perplexity_rel, quality.perplexity_rel_ci95
     if value is None:
         return None
     found = (value, *(ends or (value, value)))

@@ -150,8 +150,8 @@ def _statistic(phase: Phase) -> str:
         num = f"n = {phase.steps}"
     else:
         num = f"n = {len(phase.unprofiled_ns.samples)}"
-    told = sentences.statistic(phase)
-    return f"{told[0].upper()}{told[1:]}, {num}." if told else f"{num} profiled steps."
+    said = sentences.statistic(phase)
+    return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num} profiled steps."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

@@ -19,8 +19,8 @@ _TOP_GEMMS = 12
 
 def brief(report: Report) -> str:
     """What was measured and what came of it, in at most 300 characters."""
-    told = [f"{name}: {_outcome(phase)}" for name, phase in report.phases.items()]
-    shown = told[:2] + ([f"{len(told) - 2} more phases"] if len(told) > 2 else [])
+    lines = [f"{name}: {_outcome(phase)}" for name, phase in report.phases.items()]
+    shown = lines[:2] + ([f"{len(lines) - 2} more phases"] if len(lines) > 2 else [])
     text = "; ".join([clean(sentences.title(report))[:120], *(clean(t)[:90] for t in shown)])
     return text[:300]
 

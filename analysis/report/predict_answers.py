@@ -26,12 +26,12 @@ _SHOWN = {"loss": "flop"}  # the share that a table shows
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
 
 
-def answer(told: PredictedAnswer) -> list[RenderableType]:
+def answer(found: PredictedAnswer) -> list[RenderableType]:
     """A prompt and its answer on both sides."""
-    sides = [told.dense, *([told.pruned] if told.pruned else [])]
-    memory = [told.dense_memory, *([told.pruned_memory] if told.pruned_memory else [])]
+    sides = [found.dense, *([found.pruned] if found.pruned else [])]
+    memory = [found.dense_memory, *([found.pruned_memory] if found.pruned_memory else [])]
     head = f"{sides[0].prompt_len} tokens and {sides[0].new_tokens} new ones"
-    table = _table("expected", "dense", *(["pruned"] if told.pruned else []))
+    table = _table("expected", "dense", *(["pruned"] if found.pruned else []))
 
     def row(label: str, *cells: str) -> None:
         table.add_row(*(Text(clean(cell)) for cell in (label, *cells)))
@@ -47,9 +47,9 @@ def answer(told: PredictedAnswer) -> list[RenderableType]:
     lines = [
         f"{label} {one.speedup:.2f} ({one.range[0]:.2f}–{one.range[1]:.2f})"
         for label, one in (
-            ("time", told.time),
-            ("tokens/s", told.throughput),
-            ("tokens/s, each side at its largest batch", told.at_max_batch),
+            ("time", found.time),
+            ("tokens/s", found.throughput),
+            ("tokens/s, each side at its largest batch", found.at_max_batch),
         )
         if one is not None
     ]

@@ -117,7 +117,7 @@ def _parts(
 
 
 class _Hybrid:
-    """A step of a hybrid, its parts told."""
+    """A step of a hybrid, by its parts."""
 
     def __init__(
         self, items: Sequence[Item], shape: ModelShape, order: str, parts: dict[Pair, Part]

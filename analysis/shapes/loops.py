@@ -54,16 +54,16 @@ def by_loop(items: Sequence[Item], shape: ModelShape) -> Placement:
         out.problems.append(f"{len(at)} layers in the trace, {shape.layers} in the config")
         return out
     spans = [items[a + 1 : b] for a, b in pairwise([-1, *at, len(items)])]
-    told = role_slots(shape)
-    after = (told["o"], told["router"])
-    ways = [(after, before) for before in attention_ways(shape, told)]
+    slots = role_slots(shape)
+    after = (slots["o"], slots["router"])
+    ways = [(after, before) for before in attention_ways(shape, slots)]
     found = [loop for edges in ways if (loop := _loop(spans[1:-1], edges, shape)) is not None]
     if len(found) != 1 or shape.shared_intermediate:
         beside = "beside a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
         out.problems.append(f"experts run one after the other, {beside}: their order is not sure")
         return out
     for number, span in enumerate(spans):
-        found[0].place(out, span, number, told["lm_head"] if number == len(at) else None)
+        found[0].place(out, span, number, slots["lm_head"] if number == len(at) else None)
     out.attentions = [(items[i], layer) for layer, i in enumerate(at)]
     return out
 

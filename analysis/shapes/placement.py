@@ -1,4 +1,4 @@
-"""What is told of the kernels of a forward pass: in, items and slots; out, a `Placement`."""
+"""What is known of the kernels of a forward pass: in, items and slots; out, a `Placement`."""
 
 from __future__ import annotations
 

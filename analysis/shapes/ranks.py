@@ -21,8 +21,8 @@ def degrees(trace: Trace, items: Sequence[Item], shape: ModelShape) -> list[int]
     if not items or not any(_is_collective(name) for name in trace.names):
         return [1]
     info = trace.source.meta.get("distributedInfo")
-    told = info.get("world_size") if isinstance(info, dict) else None
-    world = told if isinstance(told, int) and 0 < told < _WORLD else None
+    given = info.get("world_size") if isinstance(info, dict) else None
+    world = given if isinstance(given, int) and 0 < given < _WORLD else None
     tried = [n for n in _DEGREES if world is None or world % n == 0]
     return [n for n in tried if divides(shape, n)]
 

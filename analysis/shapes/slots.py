@@ -58,7 +58,7 @@ def divides(shape: ModelShape, ranks: int) -> bool:
 
 
 def role_slots(shape: ModelShape, ranks: int = 1) -> dict[str, Slot]:
-    """Every role of the model, fused and not; `experts` are told in `expert_slots`."""
+    """Every role of the model, fused and not; experts are in `expert_slots`."""
     found = {role: _shard(role, n, k, shape, ranks) for role, (n, k) in shape.linears().items()}
     if "v" in found:
         rows = sum(found[role].n for role in ("q", "k", "v"))
@@ -87,22 +87,22 @@ def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
 
 def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> list[Layer]:
     """The ways in which a layer with attention may run, the most common first."""
-    told = role_slots(shape, ranks)
+    slots = role_slots(shape, ranks)
     tails = _mlp_ways(shape, ranks, experts=experts)
     return [
-        Layer(before, (told["o"], *tail))
-        for before, tail in product(attention_ways(shape, told), tails)
+        Layer(before, (slots["o"], *tail))
+        for before, tail in product(attention_ways(shape, slots), tails)
     ]
 
 
 def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
     """The ways in which a hybrid runs what follows a mark and precedes the next one; f: attention,
     m: mixer. Where both are in every layer, the MLP follows the second."""
-    told = role_slots(shape)
+    slots = role_slots(shape)
     mixer = shape.mixer_linears()
     into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]
-    befores = {"f": attention_ways(shape, told), "m": [tuple(into), tuple(into[::-1])]}
-    after = told["o"] if left == "f" else Slot("mixer_out", *mixer["mixer_out"])
+    befores = {"f": attention_ways(shape, slots), "m": [tuple(into), tuple(into[::-1])]}
+    after = slots["o"] if left == "f" else Slot("mixer_out", *mixer["mixer_out"])
     tails = _mlp_ways(shape, 1, experts=shape.moe_layers > shape.layers // 2)
     inside = not shape.other_layers and left != right
     bare = [Layer(before, (after,)) for before in befores[right]]
@@ -110,23 +110,23 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
     return [*whole, *bare] if inside else whole
 
 
-def attention_ways(shape: ModelShape, told: dict[str, Slot]) -> list[tuple[Slot, ...]]:
-    """What runs before an attention, fused or not. `told`: of `role_slots`."""
+def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot, ...]]:
+    """What runs before an attention, fused or not. `slots`: of `role_slots`."""
     befores = [("q", "k", "v"), ("qkv",)]
     if shape.kv_rank is not None:
         query = ("q_a", "q_b") if shape.q_rank else ("q",)
         befores = [(*query, "kv_a", "kv_b")]
         if shape.q_rank:
             befores.append(("q_a", "kv_a", "q_b", "kv_b"))
-    return [tuple(told[role] for role in roles) for roles in befores]
+    return [tuple(slots[role] for role in roles) for roles in befores]
 
 
 def _mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
     """What follows the output projection: a plain MLP, or router, experts and what they share."""
-    told = role_slots(shape, ranks)
+    slots = role_slots(shape, ranks)
     if not experts:
-        return [tuple(told[role] for role in roles) for roles in _plain(shape)]
-    routed = (told["router"], *expert_slots(shape, ranks))
+        return [tuple(slots[role] for role in roles) for roles in _plain(shape)]
+    routed = (slots["router"], *expert_slots(shape, ranks))
     shared = shared_ways(shape, ranks)
     if not shared:
         return [routed]

@@ -139,8 +139,8 @@ def _of_mode(name: str) -> Tokens | None:
     if found := _TRT.match(name):
         context, generated = int(found[1]), int(found[2])
         if context:
-            told = _TRT_TOKENS.search(name)
-            prompt = int(told[1]) if told else None
+            tokens = _TRT_TOKENS.search(name)
+            prompt = int(tokens[1]) if tokens else None
             return Tokens(
                 rows=None if prompt is None else prompt + generated,
                 heads=(context + generated,),

@@ -41,9 +41,9 @@ def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
     begin = taken(ops["ts"], found)
     end = begin + taken(ops["dur"], found, absent=0)
     can = (found >= 0) & (begin <= device["ts"][events])
-    told = (launch >= 0) & (found >= 0)
+    both = (launch >= 0) & (found >= 0)
     at = taken(trace.launches["ts"], launch)
-    right = [(begin <= at)[told] & (at <= end)[told]]
+    right = [(begin <= at)[both] & (at <= end)[both]]
     counted = taken(device["correlation"], events) >= 0
     alone = can & (launch < 0)
     if counted.any() and (launch >= 0)[counted].mean() >= _AS_A_RULE:
@@ -60,11 +60,11 @@ def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
 @dataclass(frozen=True)
 class Around:
     """Of each device event the host ns of the launches with the next smaller and larger correlation
-    id, where there are both (`told`); `first`: its id is smaller than that of every launch."""
+    id, where there are both (`both`); `first`: its id is smaller than that of every launch."""
 
     before: Ints
     after: Ints
-    told: NDArray[np.bool_]
+    both: NDArray[np.bool_]
     first: NDArray[np.bool_]
 
 
@@ -80,9 +80,9 @@ def launches_around(trace: Trace, events: Ints) -> Around:
     order = np.argsort(ids, kind="stable")
     ids, ts = ids[order], ts[order]
     low, high = np.searchsorted(ids, own, "left") - 1, np.searchsorted(ids, own, "right")
-    told = (low >= 0) & (high < len(ids))
+    both = (low >= 0) & (high < len(ids))
     before, after = ts[np.maximum(low, 0)], ts[np.minimum(high, len(ids) - 1)]
-    return Around(before, after, told, (own >= 0) & (low < 0))
+    return Around(before, after, both, (own >= 0) & (low < 0))
 
 
 def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:

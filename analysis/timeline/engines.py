@@ -29,7 +29,7 @@ def engine_step(name: str) -> str | None:
         return _of_counts(int(counts[1]), int(counts[2]))
     counts = _COUNTS_OLD.match(name)
     if counts is not None:
-        # A cached request may be one whose prompt goes on in pieces: told by its shapes.
+        # A cached request may be one whose prompt goes on in pieces: its shapes show it.
         return "prefill" if int(counts[1]) and not int(counts[2]) else "unknown"
     counts = _TRT.match(name)
     if counts is not None:

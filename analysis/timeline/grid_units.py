@@ -59,8 +59,8 @@ def _recorded(trace: Trace, events: Ints) -> int:
     grid, block = taken(trace.device["grid"], events), taken(trace.device["block"], events)
     known = (grid >= 0) & (block >= 0)
     pairs = set(zip(grid[known].tolist(), block[known].tolist(), strict=True))
-    told = [(trace.grids[g], trace.grids[b]) for g, b in pairs]
-    wide = [(g, b) for g, b in told if max(b) > 1]
+    sizes = [(trace.grids[g], trace.grids[b]) for g, b in pairs]
+    wide = [(g, b) for g, b in sizes if max(b) > 1]
     if any(not _divides(b, g) for g, b in wide):
         return BLOCKS
     return ITEMS if len(wide) >= _ENOUGH else UNTOLD

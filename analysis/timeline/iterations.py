@@ -60,10 +60,10 @@ def find_iterations(trace: Trace) -> Iterations | None:
     ):
         hits = np.flatnonzero(np.isin(spans["name"], list(called)) & keep)
         start, end, order = _outermost(spans["ts"][hits], spans["dur"][hits])
-        told = _steps(trace, start, end)
-        busy = [i for i, step in enumerate(told) if step.gemm]
+        steps = _steps(trace, start, end)
+        busy = [i for i, step in enumerate(steps) if step.gemm]
         if len(busy) >= _LEAST:
-            phases = _phases([told[i] for i in busy])
+            phases = _phases([steps[i] for i in busy])
             name = called[int(spans["name"][hits[order[0]]])]
             names = [f"{name}#{n} [{phase}]" for n, phase in enumerate(phases)]
             return Iterations(start[busy], end[busy], names)

@@ -109,7 +109,7 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
 
 
 def _class_places(trace: Trace, marks: Ints) -> list[Place]:
-    """Places from class names and nesting: `nn.Module: Linear_5` is told by its position."""
+    """Places from class names and nesting: `nn.Module: Linear_5` is known by its position."""
     places: list[Place] = [Place(None, _UNKNOWN, "model")] * len(marks)
     for t in np.unique(trace.marks["thread"][marks]):
         rows = np.flatnonzero(trace.marks["thread"][marks] == t)

@@ -45,7 +45,7 @@ def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Win
     before, after, alone = _neighbours(trace, events, linked)
     known = launches_around(trace, events)
     free = ~linked
-    by_id = free & known.told & (known.before <= trace.device["ts"][events])
+    by_id = free & known.both & (known.before <= trace.device["ts"][events])
     spill = free & ~by_id & ((before < 0) | (known.first & alone))
     late = free & ~by_id & ~spill & (after < 0)
     one, other = taken(step, before), taken(step, after)

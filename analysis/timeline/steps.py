@@ -57,8 +57,8 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     for source, is_step in _candidates(phase_pattern):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
-        if source == "ProfilerStep" and (told := find_iterations(trace)) is not None:
-            return Windows(told.start, told.end, "engine", told.names)
+        if source == "ProfilerStep" and (found := find_iterations(trace)) is not None:
+            return Windows(found.start, found.end, "engine", found.names)
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):

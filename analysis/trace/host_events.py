@@ -36,7 +36,7 @@ def host_events(trace: Trace) -> pl.DataFrame:
 
 def _shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:
     shapes = ([list(s) if isinstance(s, tuple) else s for s in c.shapes] for c in trace.calls)
-    told = pl.Series([str(one) if one else None for one in shapes], dtype=pl.String)
-    if "call" not in table or not len(told):
+    texts = pl.Series([str(one) if one else None for one in shapes], dtype=pl.String)
+    if "call" not in table or not len(texts):
         return pl.Series([None] * len(table["ts"]), dtype=pl.String)
-    return told.gather(pl.Series(np.maximum(table["call"], 0), dtype=pl.UInt32))
+    return texts.gather(pl.Series(np.maximum(table["call"], 0), dtype=pl.UInt32))

@@ -40,12 +40,12 @@ class TraceFile:
 
 @dataclass
 class FoundTraces:
-    """The traces of a folder or zip by the name of their phase, "" for one alone. `told`: what each
-    of several says of its rank in front of its events; `left_out`: files that are no trace;
+    """The traces of a folder or zip by the name of their phase, "" for one alone. `ranks_of`: what
+    each of several says of its rank in front of its events; `left_out`: files that are no trace;
     `broken`: the name of one of them is that of a rank."""
 
     parts: dict[str, TraceFile] = field(default_factory=dict)
-    told: dict[str, Rank] = field(default_factory=dict)
+    ranks_of: dict[str, Rank] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     broken: bool = False
 
@@ -93,7 +93,7 @@ def find_parts(path: Path) -> FoundTraces:
         return found
     ranks = {part: rank_of(part, meta) for part, meta in heads if meta is not None}
     found.parts = _named(kept, [rank.number for rank in ranks.values()])
-    found.told = {name: ranks[part] for name, part in found.parts.items()}
+    found.ranks_of = {name: ranks[part] for name, part in found.parts.items()}
     return found
 
 

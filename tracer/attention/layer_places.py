@@ -37,7 +37,7 @@ class LayerPlace:
 
     @property
     def tracked(self) -> bool:
-        """Whether masks have to be told where the keys stood."""
+        """Whether masks need to know where the keys stood."""
         return self.attends and (self.masked or self.window is not None)
 
     def past(self, cache: Any) -> int:

@@ -34,7 +34,7 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def _check_place(out: Path) -> None:
-    """Raises PrunescopeError where a folder cannot be made at `out`: told before, not after."""
+    """Raises PrunescopeError where a folder cannot be made at `out`: before the work, not after."""
     above = next(path for path in out.absolute().parents if path.exists())
     if not above.is_dir():
         raise PrunescopeError(

@@ -40,7 +40,7 @@ class _Round:
     reasons: list[str]
 
 
-def take_share(  # noqa: PLR0913 - how often, of what, where, and who is told
+def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of it
     loops: Mapping[str, Loop],
     *,
     warmup: int,

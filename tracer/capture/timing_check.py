@@ -37,7 +37,7 @@ class TimingCheck(MachineCheck):
     """A check with the numbers behind it."""
 
     seatings: int
-    bias: float  # mean log of model ÷ copy: 0 where times are told well
+    bias: float  # mean log of model ÷ copy: 0 where neither is favoured
     half_width: dict[str, float]  # by seatings: half of the 95 % interval of a speedup, a share
     disturbed: float  # the share of samples that something disturbed
     reasons: dict[str, int]  # in how many seatings by what

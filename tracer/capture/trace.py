@@ -55,7 +55,7 @@ def _trace(
     baseline = None if request.baseline is None else baseline_folder(request.baseline)
     if baseline is not None:
         _check_same_inputs(read_run(baseline), request)
-    # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+    # Kineto writes to standard error at every start and stop, unless this is set beforehand.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # torch and transformers take seconds to import: after the checks that need neither.
     from prunescope.tracer.capture.memory import release

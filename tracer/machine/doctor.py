@@ -24,7 +24,7 @@ _BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueE
 
 def examine() -> Iterator[MachineCheck]:
     """Every check, in the order in which they matter."""
-    # Kineto tells standard error of every start, unless it is told not to before torch is there.
+    # Kineto writes to standard error at every start, unless this is set before torch is there.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     yield _machine()
     found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}

@@ -62,7 +62,7 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
     """Fit the routers to the text, and say how."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
-    told = "" if r2 is None else f", R² {r2:.2f} (median) on sequences that were held out"
+    fit = "" if r2 is None else f", R² {r2:.2f} (median) on sequences that were held out"
     shares = {
         kind: [round(1 - site.router.sparsity, 4) for site in sites if site.kind == kind]
         for kind in dict.fromkeys(site.kind for site in sites)
@@ -74,7 +74,7 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
             f"each {point.knobs['unit']} has a share p of its own, by how much it changes tokens; "
             "prefill: the int(p·S) best rows of each sequence; decode: rows that score as the best "
             "p of the text",
-            f"{len(sites)} routers fitted to how much each changes a token{told}",
+            f"{len(sites)} routers fitted to how much each changes a token{fit}",
         ],
     }
 

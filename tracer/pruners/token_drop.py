@@ -122,7 +122,7 @@ class TokenRanker(nn.Module):
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.draws.instead_of(mass)
-        scores[:, -1] = float("inf")  # the next token is told from the last one
+        scores[:, -1] = float("inf")  # the next token follows from the last one
         places = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
         flat = flat_places(places, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)

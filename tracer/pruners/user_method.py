@@ -103,12 +103,12 @@ def _explained(what: str, error: BaseException) -> PrunescopeError:
         where = f" ({_place(frames[-1])})" if frames else ""
     words = _FOLDERS.sub("", next(iter(str(error).strip().splitlines()), ""))[:_LONGEST]
     said = f"{type(error).__name__}: {words}" if words else type(error).__name__
-    told = PrunescopeError(
+    failure = PrunescopeError(
         f"{what} raised {said}{where}", hint="it is code of your own: mend it, and run this again"
     )
     for frame in frames:
-        told.add_note(f"  {_place(frame)}, in {frame.name}: {frame.line}")
-    return told
+        failure.add_note(f"  {_place(frame)}, in {frame.name}: {frame.line}")
+    return failure
 
 
 def _is_theirs(frame: traceback.FrameSummary) -> bool:

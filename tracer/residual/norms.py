@@ -54,8 +54,8 @@ def read_norm(norm: Any, hidden: int) -> Norm:
         values = probe.float() - (probe.float().mean() if centred else 0.0)
         unit = values * values.square().mean().rsqrt()
         for offset in (0.0, 1.0):
-            told = (stored + offset) * unit + (0.0 if shift is None else shift)
-            if torch.allclose(seen, told, rtol=0.02, atol=0.02):
+            expected = (stored + offset) * unit + (0.0 if shift is None else shift)
+            if torch.allclose(seen, expected, rtol=0.02, atol=0.02):
                 return Norm(gain=stored + offset, offset=offset, bias=shift, centred=centred)
     raise _no_norm(norm)
 

@@ -93,11 +93,11 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one after another. `told` hears of each result before it is begun. Between jobs it
-    keeps what they share: the text, the dense model's logits and scores, statistics, peaks."""
+    """Runs jobs one after another. `on_result` hears of each result before it is begun. Between
+    jobs it keeps what they share: text, the dense model's logits and scores, statistics, peaks."""
 
-    def __init__(self, told: Callable[..., None]) -> None:
-        self.told = told
+    def __init__(self, on_result: Callable[..., None]) -> None:
+        self.on_result = on_result
         self._passages: dict[bool, Passage] = {}  # by whether it is the other text
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
@@ -112,10 +112,10 @@ class Worker:
         left = [result for result in left if not folder.failed_in(result, job.call)]
         folder.sweep_away(left)
         prepared: Prepared | str | None = None
-        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv), told=self.told)
+        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv), on_result=self.on_result)
         with self.watch.watching():
             for result in left:
-                self.told(result)
+                self.on_result(result)
                 with _begun(folder, result), self.watch.of(result):
                     if prepared is None:
                         prepared = self._prepare(job, result)

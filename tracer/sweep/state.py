@@ -49,8 +49,8 @@ class Entry:
 
     def plain(self) -> dict[str, Any]:
         """As it stands in the file."""
-        told = {"state": self.state, "run": self.run, "error": self.error}
-        return {**_plain(self.planned), **told}
+        outcome = {"state": self.state, "run": self.run, "error": self.error}
+        return {**_plain(self.planned), **outcome}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

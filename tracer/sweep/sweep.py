@@ -64,7 +64,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
     shard = read_shard(request.shard)
     folder = SweepFolder(request.out)
     with clean_termination():
-        # Kineto tells standard error of every start and stop, unless it is told not to beforehand.
+        # Kineto writes to standard error at every start and stop, unless this is set beforehand.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         folder.start(plan)
         with folder.claimed(shard):

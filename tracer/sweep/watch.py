@@ -33,7 +33,7 @@ class Hung(RuntimeError):
 
 
 class Watch:
-    """A Progress that notes when it was told something, and of which result."""
+    """A Progress that notes when it last heard something, and of which result."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Watch:
         call: str,
         *,
         as_json: bool = False,
-        told: Callable[..., None] | None = None,
+        on_result: Callable[..., None] | None = None,
     ) -> None:
-        self.folder, self.call, self.as_json, self.told = folder, call, as_json, told
+        self.folder, self.call, self.as_json, self.on_result = folder, call, as_json, on_result
         self.result: Planned | None = None
         self._stage = ""
         self._waits = False
@@ -73,10 +73,10 @@ class Watch:
         self._hung_at = None
 
     def describe(self, text: str) -> None:
-        """Other words for what goes on, passed on to who is told of results."""
+        """Other words for what goes on, passed on to who hears of results."""
         self._stage = text
-        if self.told is not None and self.result is not None:
-            self.told(self.result, text)
+        if self.on_result is not None and self.result is not None:
+            self.on_result(self.result, text)
 
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:

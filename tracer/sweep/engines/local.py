@@ -8,8 +8,8 @@ from prunescope.tracer.sweep.job import Job, Worker
 from prunescope.tracer.sweep.plan import Planned
 
 
-def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
-    """Run every job; `told` hears of each result before it is begun."""
-    worker = Worker(told)
+def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
+    """Run every job; `on_result` hears of each result before it is begun."""
+    worker = Worker(on_result)
     for job in jobs:
         worker.run(job)

@@ -21,8 +21,8 @@ from prunescope.tracer.sweep.state import DONE, SweepFolder
 RETRIES = 3
 
 
-def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
-    """Run every job; `told` hears of each job's first result when the job is done.
+def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
+    """Run every job; `on_result` hears of each job's first result when the job is done.
 
     A result in which a worker dies more than RETRIES times is recorded as failed, and the others go
     on. Raises PrunescopeError where ray is not installed.
@@ -37,13 +37,13 @@ def run(jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
     if ours:
         ray.init(log_to_driver=False)
     try:
-        _run(ray, jobs, told)
+        _run(ray, jobs, on_result)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None:
+def _run(ray: Any, jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
     waiting = {remote.remote(job): job for job in jobs}
@@ -54,7 +54,7 @@ def _run(ray: Any, jobs: Sequence[Job], told: Callable[[Planned], None]) -> None
             ray.get(done[0])
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
             _record(job, type(error).__name__)
-        told(job.results[0])
+        on_result(job.results[0])
 
 
 def _record(job: Job, name: str) -> None:
