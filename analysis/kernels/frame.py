@@ -296,8 +296,11 @@ def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: P
     role[host[passes.optimizer]] = "optimizer"
     source = passes.source()
     known = np.flatnonzero(source >= 0)
-    layer[host[known]] = layer[host[source[known]]]
-    role[host[known]] = [f"{role[row]}{BACKWARD}" for row in host[source[known]]]
+    of = source[known]
+    layers, roles = layer[host], role[host]
+    layer[host[known]] = np.where(passes.alike(layers.tolist())[of], layers[of], NONE)
+    told = np.where(passes.alike(roles.tolist())[of], roles[of], "unknown")
+    role[host[known]] = [f"{name}{BACKWARD}" for name in told]
 
 
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:

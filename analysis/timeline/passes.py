@@ -6,6 +6,7 @@ of the backward pass has the sequence number of the op whose gradient it compute
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +23,13 @@ _OPTIMIZER = "Optimizer."
 @dataclass(frozen=True)
 class Passes:
     """A row each. `sequence`: of the op that a row of the forward pass belongs to, or of the op
-    whose gradient a row of the backward pass is; -1 where none is known."""
+    whose gradient a row of the backward pass is; `op`: which op with a number a row of the forward
+    pass is in; -1 where none is known."""
 
     backward: NDArray[np.bool_]
     optimizer: NDArray[np.bool_]
     sequence: Ints
+    op: Ints
 
     def source(self) -> Ints:
         """For every row of the backward pass the last row of the forward pass with its sequence
@@ -35,6 +38,15 @@ class Passes:
         last = dict(zip(self.sequence[known].tolist(), known.tolist(), strict=True))
         found = [last.get(number, NONE) for number in self.sequence.tolist()]
         return np.where(self.backward, np.array(found, np.int64), NONE)
+
+    def alike(self, values: Sequence[object]) -> NDArray[np.bool_]:
+        """For every row whether its op did all of its work under one value: a compiled region, or a
+        function that somebody wrote, is one op and may do the work of a whole model."""
+        of_op: dict[int, set[object]] = {}
+        ops = self.op.tolist()
+        for number, value in zip(ops, values, strict=True):
+            of_op.setdefault(number, set()).add(value)
+        return np.array([number >= 0 and len(of_op[number]) == 1 for number in ops], bool)
 
 
 def find_passes(trace: Trace, thread: Ints, ts: Ints) -> Passes | None:
@@ -50,7 +62,8 @@ def find_passes(trace: Trace, thread: Ints, ts: Ints) -> Passes | None:
     _, update = _inside(marks, updates[marks["name"]], thread, ts)
     sequence = np.where(inside >= 0, nodes["sequence"][inside], forward["sequence"][before])
     sequence = np.where((inside >= 0) | (before >= 0), sequence, NONE)
-    return Passes(backward=inside >= 0, optimizer=update >= 0, sequence=sequence)
+    op = np.where(inside >= 0, NONE, before)
+    return Passes(backward=inside >= 0, optimizer=update >= 0, sequence=sequence, op=op)
 
 
 def _inside(

@@ -85,6 +85,22 @@ def test_gradients_without_numbers_have_no_role(tmp_path: Path) -> None:
     assert phase.family is not None and "static-m" not in phase.family.id
 
 
+def test_gradients_of_a_compiled_region_have_no_role_of_one_op(tmp_path: Path) -> None:
+    """A compiled region is one node of autograd: the gradients of all its linears are in it."""
+    at = "model.layers.0.mlp"
+    inner = [
+        module(f"{at}.up_proj", mm(TOKENS, 512, WIDTH)),
+        module(f"{at}.down_proj", mm(TOKENS, WIDTH, 512)),
+    ]
+    region = op("CompiledFunction", inner=inner, sequence=7, us=0)
+    sizes = ((512, WIDTH, TOKENS), (TOKENS, WIDTH, 512), (WIDTH, 512, TOKENS), (TOKENS, 512, WIDTH))
+    backward = node("CompiledFunctionBackward", 7, *[mm(*size) for size in sizes])
+    done = analyze(save(chrome(step(0, region, backward)), tmp_path / "t.json"))
+    (frame,) = done.frames.values()
+    assert frame["role"].to_list() == ["up", "down", *["unknown backward"] * 4]
+    assert frame["layer"].to_list() == [0] * 6  # all that it did is of one layer
+
+
 @pytest.mark.torch
 def test_a_training_step_of_torch(tmp_path: Path) -> None:
     """As torch.profiler writes it; nobody asks for the gradient of the input."""
