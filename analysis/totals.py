@@ -65,15 +65,18 @@ def is_known(kernels: Kernels) -> bool:
 
 def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
     """The `count` kernels with the most time, by name, kind and role."""
+    keys = ["name", "kind", "role"]
+    in_bound = pl.col("busy").sum().over(*keys, "bound")
     sums = (
-        frame.group_by("name", "kind", "role")
+        frame.with_columns(in_bound=in_bound)
+        .group_by(keys)
         .agg(
             pl.col("busy").sum(),
             pl.len().alias("count"),
             pl.col("duration").filter(pl.col("category").is_not_null()).sum().alias("ran"),
             pl.col("ideal").sum(),
             pl.col("ideal").is_null().any().alias("unclear"),
-            pl.col("bound").mode().sort().first(),
+            pl.col("bound").sort_by("in_bound", "bound", descending=[True, False]).first(),
         )
         .sort(["busy", "name", "role", "kind"], descending=[True, False, False, False])
         .head(count)

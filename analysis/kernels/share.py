@@ -21,7 +21,8 @@ from prunescope.taxonomy.dtypes import dtype, itemsize
 # A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
 _OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
 _MOVES = {1: "copy", 2: "fill"}  # categories of device events
-_CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost"
+# XPUs have pageable memory (M) beside that of the host.
+_CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost|^Memcpy (?:[HM]2D|D2[HM])"
 _BETWEEN = r"PtoP|Peer"
 _WIDTH = re.compile(
     r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"

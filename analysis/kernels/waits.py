@@ -29,7 +29,10 @@ PARTS = {
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _COPY = re.compile(r"[Mm]emcpy")
-_SYNC = re.compile(r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream")
+_SYNC = re.compile(
+    r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
+    r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
+)
 Mask = NDArray[np.bool_]
 
 

@@ -63,6 +63,8 @@ def in_a_call(name: str, us: float, *, thread: int = 1, cat: str = "cuda_runtime
         ("cudaMemcpy", 80, 2, None),  # of a thread that launches nothing here
         ("cudaStreamSynchronize", 80, 1, "sync"),
         ("hipDeviceSynchronize", 40, 1, "sync"),
+        ("urQueueFinish", 80, 1, "sync"),
+        ("zeEventHostSynchronize", 80, 1, "sync"),
         ("cudaFuncGetAttributes", 80, 1, "launch"),
         ("cudaStreamWaitEvent", 30, 1, "launch"),  # the host does not wait in it
     ],

@@ -126,6 +126,15 @@ def test_a_copy_of_a_few_bytes_waits_for_no_bandwidth(tmp_path: Path) -> None:
     assert (row["bytes"], row["bound"]) == (256, "latency")
 
 
+def test_the_bound_of_a_name_is_where_its_time_goes(tmp_path: Path) -> None:
+    """One copy of a batch and three of a few bytes: by count the name would be latency-bound."""
+    name = "Memcpy HtoD (Pageable -> Device)"
+    copies = [_copy(name, 10**8, 9000), *[_copy(name, 256, 4) for _ in range(3)]]
+    done = analyze(save(chrome(step(0, *copies)), tmp_path / "t.json"))
+    (row,) = done.report.phases["trace"].kernels
+    assert (row.count, row.bound) == (4, "memory")
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "size"),
     [
