@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.role_shapes import (
     last_vocabulary,
     sizes_of,
     vocabularies,
+    with_embeddings,
 )
 from prunescope.analysis.ops.work import OpCall
 from prunescope.analysis.timeline.scopes import Scopes
@@ -55,7 +56,7 @@ def find_roles(
     sizes, vocabulary = sizes_of(kinds, calls), vocabularies([*every, *calls])
     if scopes.source == "none":
         steps = np.zeros(len(kinds), np.int64) if step is None else step
-        ordered = _by_order(kinds, steps, sizes, vocabulary)
+        ordered = _by_order(with_embeddings(kinds, calls, vocabulary), steps, sizes, vocabulary)
         gated(ordered.role, ordered.layer, sizes)
         return ordered
     layer = np.full(len(kinds), NONE)

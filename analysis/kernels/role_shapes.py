@@ -55,6 +55,22 @@ def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
     return {rows for rows in found if _FAR * rows >= max(found)}
 
 
+def with_embeddings(
+    kinds: list[str], calls: Sequence[OpCall | None], vocabulary: set[int]
+) -> list[str]:
+    """The kinds, where rows of a table of tokens are picked as an embedding: on a CPU that op does
+    its work by another, aten::index_select."""
+    return [
+        "embedding" if call is not None and _picks_tokens(call, vocabulary) else kind
+        for kind, call in zip(kinds, calls, strict=True)
+    ]
+
+
+def _picks_tokens(call: OpCall, vocabulary: set[int]) -> bool:
+    table = call.shapes[0] if call.name == "aten::index_select" and call.shapes else ()
+    return isinstance(table, tuple) and len(table) == 2 and table[0] in vocabulary  # noqa: PLR2004
+
+
 def _table_of(call: OpCall) -> set[int]:
     try:
         tensors = sorted(operands(call), key=lambda t: t.numel)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,26 @@ def test_the_notebook_was_executed_and_its_code_still_runs(
     names: dict[str, object] = {}
     for cell in code:
         exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_in_a_kernel_and_displays_what_it_holds() -> None:
+    """As nbclient executes it: the same kinds of output, cell by cell."""
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    held = nbformat.read(EXAMPLES / "report.ipynb", as_version=4)
+    run = nbformat.read(EXAMPLES / "report.ipynb", as_version=4)
+    nbclient.NotebookClient(
+        run, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(EXAMPLES)}}
+    ).execute()
+
+    def kinds(book: Any) -> list[list[str]]:
+        cells = [cell for cell in book.cells if cell.cell_type == "code"]
+        return [[k for out in c.outputs for k in sorted(out.get("data", {}))] for c in cells]
+
+    assert kinds(run) == kinds(held)
+    assert any("text/html" in of_cell for of_cell in kinds(run))
 
 
 def test_the_commands_of_the_skill_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,25 @@ def test_an_ungated_up_is_no_fused_gate(n: int, named: str, want: str) -> None:
     assert find_roles(scopes, ["gemm"] * 2, list(calls)).role == [want, "down"]
 
 
+def test_passes_of_a_cpu_trace_are_cut_where_tokens_are_picked() -> None:
+    """Three forwards in one profile, as nobody marked them: two layers each, and a head."""
+
+    def mm(n: int, k: int) -> OpCall:
+        return OpCall("aten::mm", ((9, k), (k, n)), ("float",) * 2)
+
+    table = OpCall("aten::embedding", ((1000, 64), (9,)), ("float", "long int"))
+    picked = OpCall("aten::index_select", ((1000, 64), (), (9,)), ("float", "Scalar", "long int"))
+    layer = [mm(64, 64), mm(32, 64), mm(32, 64), None, mm(64, 64), mm(256, 64), mm(256, 64),
+             mm(64, 256)]  # fmt: skip
+    one = [picked, *layer, *layer, mm(1000, 64)]
+    kinds = ["gather_scatter" if c is picked else "attention" if c is None else "gemm" for c in one]
+    none = np.full(3 * len(one), -1)
+    found = find_roles(Scopes(none, none, [], "none"), kinds * 3, one * 3, every=[table])
+    names = ["q", "k", "v", "attention", "o", "gate", "up", "down"]
+    assert found.role == ["embedding", *names, *names, "lm_head"] * 3
+    assert found.layer.tolist() == [-1, *[0] * 8, *[1] * 8, -1] * 3
+
+
 def test_a_leaf_names_all_its_work() -> None:
     """A gather that pruning put into q_proj's scope has role q."""
     for kind in ("gemm", "gather_scatter", "layout", "unknown"):
