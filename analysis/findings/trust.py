@@ -58,11 +58,19 @@ def wide_interval(c: Context) -> Finding | None:
         if high - low > ladder.realised
         else f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
-        change="more --seatings and --repeats on a quiet machine"
-        if c.phase.unprofiled_ns
-        else "more profiled steps, or unprofiled samples (prunescope trace)",
+        change=_narrower(c),
         predicted_ns=None,
     )
+
+
+def _narrower(c: Context) -> str:
+    """What would narrow an interval, in the words of what took the samples."""
+    if not c.phase.unprofiled_ns:
+        return "more profiled steps, or unprofiled samples (prunescope trace)"
+    command = c.side.run is not None and c.side.run.argv
+    if c.run is not None and c.run.interleaved == "alone" and not command:
+        return "capture(..., seatings=8, repeats=40), or more, on a quiet machine"
+    return "more --seatings and --repeats on a quiet machine"
 
 
 def timing_not_valid(c: Context) -> Finding | None:

@@ -230,6 +230,12 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
                    samples_ns=noisy[::-1])  # fmt: skip
     present(phase, "no-speedup", "critical", "told from noise")
     present(phase, "wide-interval", "warning", "95 % interval")
+    wide = found(phase, "wide-interval")
+    assert wide is not None and "--seatings" in str(wide.change)
+    alone = of_run(tmp_path / "loop", model(FULL), model(NARROW), dense_samples_ns=noisy,
+                   samples_ns=noisy[::-1], interleaved="alone")  # fmt: skip
+    wide = found(alone, "wide-interval")  # a loop of the user's has arguments, no options
+    assert wide is not None and str(wide.change).startswith("capture(..., seatings=8")
     wild = [1_000_000, 40_000_000] * 4
     phase = of_run(tmp_path / "wild", model(FULL), model(NARROW), dense_samples_ns=wild,
                    samples_ns=wild[::-1])  # fmt: skip
