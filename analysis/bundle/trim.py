@@ -120,7 +120,6 @@ def _args(args: Args, words: Words) -> dict[str, Any]:
     found["External id"] = (
         args.external_id if args.external_id is not None else args.external_id_legacy
     )
-    found["Sequence number"] = args.sequence
     found["registers per thread"] = args.registers
     found["shared memory"] = args.shared_memory
     found["graph node id"] = args.graph_node

@@ -13,7 +13,8 @@ import numpy as np
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
 from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
 
-_LEAST = 1e-9
+_NEARLY = 0.05  # the share of parts that may have less time a record than one is said to cost
+_MOST = 0.8
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
         "added_work", "launch_idle", "pruned")  # fmt: skip
@@ -130,24 +131,22 @@ def scale_idle(side: Side, wall: Floats) -> Side:
 
 def less_records(side: Side, wall: Floats, cost: Cost | None) -> Side:
     """One side of a CPU trace in the unprofiled domain: what its steps took longer with a profiler
-    is what recording cost, each record alike. No part falls below 0. The rest, and all of it where
-    no record is known (`cost` None) or the plain step was the longer one, is taken by one factor.
+    is what recording cost, each record alike.
+
+    A record costs no more than nearly all parts took for each of theirs, and no part loses more
+    than most of its time. The rest is the machine's drift: taken by one factor, as is all of it
+    where no record is known (`cost` None) or the plain step was the longer one.
     """
-    parts = given = np.vstack([side[0], side[1], side[2][None, :]])
-    total = parts.sum(axis=0)
-    left = np.maximum(total - wall, 0.0)
+    parts = np.vstack([side[0], side[1], side[2][None, :]])
     if cost is not None:
         weights = np.concatenate([cost.busy, cost.gap, [cost.tail]])[:, None]
-        for _ in range(len(parts)):  # each round empties a part, or ends
-            open_ = (parts > 0) * weights
-            each = left / np.maximum(open_.sum(axis=0), _LEAST)
-            taken = np.minimum(parts, each * open_)
-            parts, left = parts - taken, left - taken.sum(axis=0)
-            if not (left > _LEAST * total).any():
-                break
+        held = weights[:, 0] > 0
+        if held.any():
+            excess = np.maximum(parts.sum(axis=0) - wall, 0.0)
+            shortest = np.quantile(parts[held] / weights[held], _NEARLY, axis=0)
+            each = np.minimum(excess / weights.sum(), np.maximum(shortest, 0.0))
+            parts = parts - np.minimum(each * weights, _MOST * np.maximum(parts, 0.0))
     rest = parts.sum(axis=0)
-    whole = rest <= _LEAST * total  # what is left is a rounding error
-    parts, rest = np.where(whole, given, parts), np.where(whole, total, rest)
     parts = parts * (wall / np.where(rest > 0, rest, 1.0))
     units = len(side[0])
     return parts[:units], parts[units:-1], parts[-1]
