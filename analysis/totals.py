@@ -17,6 +17,7 @@ from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
 from prunescope.analysis.schema.sides import Totals, Unprofiled
+from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
@@ -128,7 +129,7 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
     return {
         "kind": share(pl.col("kind") != "unknown"),
         "work": share(modelled),
-        "role": share(pl.col("role") != "unknown"),
+        "role": share(pl.col("role").is_in(UNPLACED).not_()),
         "gemm_work": total(gemm.filter(modelled), "busy") / of_gemm if of_gemm else 0.0,
     }
 

@@ -30,6 +30,9 @@ LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
 # Behind the role of an op: its gradient's work, in the backward pass of a training step.
 BACKWARD = " backward"
 
+# What says of no work where it belongs.
+UNPLACED = ("unknown", f"unknown{BACKWARD}")
+
 # GEMM group of a role, as reports name it; a role that is not here is in group "other".
 GROUPS = {
     "q": "qkv", "k": "qkv", "v": "qkv", "qkv": "qkv", "q_a": "qkv", "q_b": "qkv", "kv_a": "qkv",

@@ -15,6 +15,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.removed import no_comparison
 from prunescope.analysis.schema.report import Finding, clock
+from prunescope.taxonomy.roles import UNPLACED
 
 _LARGE = 0.2  # of the step
 _SLOW = 0.25  # of the bound
@@ -126,7 +127,7 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sums.iter_rows(named=True):
-        name = row["role"] if row["role"] != "unknown" else row["name"] or "?"
+        name = row["role"] if row["role"] not in UNPLACED else row["name"] or "?"
         groups.setdefault(name, []).append(row)
     yield from groups.items()
 

@@ -7,6 +7,7 @@ import msgspec
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
+from prunescope.taxonomy.roles import UNPLACED
 
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
 
@@ -67,7 +68,7 @@ def _coverage_change(c: Context) -> str:
     whole = (largest.role, largest.cls) in c.untouched
     if largest.role is None:
         return _gap_change(c)
-    if largest.role == "unknown":
+    if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"
     if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
         return "ask for the logits of the last token only (--logits last)"

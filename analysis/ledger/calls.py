@@ -16,12 +16,12 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.pairing import Alignment, with_dense_layer
 from prunescope.analysis.ops.work import Work
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.roles import GROUPS
+from prunescope.taxonomy.roles import GROUPS, UNPLACED
 
 Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
 # Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
-_UNPLACED = 1 << 32
+_APART = 1 << 32
 Parts = list[tuple[Gemm | None, float]]
 _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
@@ -101,11 +101,11 @@ def calls_of(
         parts = products[row["call"]] if row["call"] is not None else _UNREAD
         for i, (gemm, share) in enumerate(parts):
             group = _group(row, i, len(parts), position)
-            apart = _UNPLACED if gemm is None and row["role"] == "unknown" else 0
+            apart = _APART if gemm is None and row["role"] in UNPLACED else 0
             place = (row["step"], row["unit_layer"], row["role"], group, apart)
             key = (row["unit_layer"], row["role"], group, apart + position[place])
             position[place] += 1
-            if by_shape and row["role"] == "unknown":
+            if by_shape and row["role"] in UNPLACED:
                 make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
                 key = (*key[:3], makes.setdefault(make, len(makes)))
             _accumulate(sums[key], row, gemm, share)

@@ -15,7 +15,7 @@ from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.reasons import Doubt, doubt_text
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
+from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES, UNPLACED
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
@@ -122,7 +122,7 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
 def _known_roles(kernels: Kernels) -> float | None:
     frame = kernels.frame
     total = int(frame["busy"].sum())
-    known = int(frame.filter(pl.col("role") != "unknown")["busy"].sum())
+    known = int(frame.filter(pl.col("role").is_in(UNPLACED).not_())["busy"].sum())
     return known / total if total else None
 
 

@@ -99,6 +99,7 @@ def test_gradients_of_a_compiled_region_have_no_role_of_one_op(tmp_path: Path) -
     (frame,) = done.frames.values()
     assert frame["role"].to_list() == ["up", "down", *["unknown backward"] * 4]
     assert frame["layer"].to_list() == [0] * 6  # all that it did is of one layer
+    assert done.report.phases["trace"].coverage["role"] == pytest.approx(20 / 60)
 
 
 @pytest.mark.torch
