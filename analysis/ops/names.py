@@ -80,6 +80,8 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "_fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine",
     "embedding": "embedding_bag _embedding_bag embedding_dense_backward",
     "scan": "cummax cummin _cummax_helper",
+    "activation": "threshold_backward gelu_backward silu_backward leaky_relu_backward elu_backward "
+    "sigmoid_backward tanh_backward hardswish_backward mish_backward softplus_backward",
     "attention": "_efficient_attention_backward _flash_attention_backward "
     "_scaled_dot_product_efficient_attention_backward "
     "_scaled_dot_product_flash_attention_backward "

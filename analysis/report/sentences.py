@@ -217,8 +217,17 @@ def bounds(phase: Phase) -> str:
     launch = phase.bound.get("launch")
     if launch:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
-        text += f"; waiting for launches {numbers.time(launch)} ({share} of the wall)"
+        what = "between ops" if _on_host(phase) else "waiting for launches"
+        text += f"; {what} {numbers.time(launch)} ({share} of the wall)"
     return text
+
+
+def _on_host(phase: Phase) -> bool:
+    """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
+    anatomy = phase.anatomy
+    if anatomy is None or anatomy.graph_speedup is not None:
+        return False
+    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
 
 
 def closure(phase: Phase) -> str:
