@@ -94,9 +94,11 @@ def _loose(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _is_trace(path: Path) -> bool:
-    """Whether a JSON file begins as a Chrome trace does."""
-    with suppress(OSError), path.open("rb") as file:
-        return b"traceEvents" in file.read(1 << 16)
+    """Whether a JSON file begins as a Chrome trace does. A pipe is none: to open one waits."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return b"traceEvents" in file.read(1 << 16)
     return False
 
 

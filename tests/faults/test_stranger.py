@@ -43,9 +43,11 @@ def assert_answered(
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pair of runs called `run` in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    write_pair(tmp_path / "run")
+    """A pair of runs called `run` in the working directory, which alone is in its parent."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_pair(here / "run")
     return Path("run")
 
 
@@ -216,11 +218,11 @@ def test_a_trace_that_grows_while_it_is_read(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("words", [["--json", "/dev/full"], ["--json", "-"], []])
-def test_output_that_cannot_be_written(words: list[str], run: Path, tmp_path: Path) -> None:
+def test_output_that_cannot_be_written(words: list[str], run: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "prunescope", "analyze", str(run), "--format", "md",
-             *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False,
+             *words], cwd=Path.cwd(), stdout=full, stderr=subprocess.PIPE, timeout=120, check=False,
         )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_what_a_comparison_leaves_out_is_named(tmp_path: Path) -> None:
     write_pair(tmp_path / "runs" / "a", trace(), trace(5))
     loose = save(trace(), tmp_path / "runs" / "loose.json")
     (tmp_path / "runs" / "sweep.json").write_text('{"schema": 1, "results": []}')
+    os.mkfifo(tmp_path / "runs" / "pipe.json")  # to open it would wait for ever
     folder = tmp_path / "runs"
     assert [f.name for f in find_runs([folder])] == ["a"]
     (note,) = left_out([folder])
