@@ -226,7 +226,7 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     for scaling, cost in costs.items():
         sides = {n: replace(s, recorded=cost(s)) for n, s in vars(units).items() if n in VARIANTS}
         books = keep_books(
-            replace(units, **sides), nominal=None, samples_ns=walls, on_device=cost is None
+            replace(units, **sides), nominal=None, samples_ns=walls, on_device=scaling == "gaps"
         )
         out[scaling] = {row: float(books.ledger.total(row)[0]) for row in ROWS}
     return out
