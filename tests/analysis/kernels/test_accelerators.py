@@ -71,7 +71,8 @@ def test_an_xpu_is_a_device_without_peaks(tmp_path: Path) -> None:
 
 
 def test_an_mtia_is_a_device_without_peaks(tmp_path: Path) -> None:
-    _read(as_mtia(_with_copy("Memcpy HtoD")), tmp_path)
+    done = _read(as_mtia(_with_copy("Memcpy HtoD")), tmp_path)
+    assert done.frames["trace"]["kind"].to_list() == ["memcpy", "gemm", "gemm"]
 
 
 def test_a_copy_over_a_link_that_nobody_knows_is_not_judged_by_the_memory(tmp_path: Path) -> None:
