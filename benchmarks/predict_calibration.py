@@ -32,7 +32,7 @@ from prunescope.analysis.predict.constants import (  # noqa: E402
     Constants,
     ModelError,
 )
-from prunescope.analysis.predict.ranges import Doubt  # noqa: E402
+from prunescope.analysis.predict.ranges import Uncertainty  # noqa: E402
 
 LEVEL = 0.90
 COMMON = (0.01, 0.015, 0.02)
@@ -60,7 +60,7 @@ class Judged:
         return math.log(self.cell.measured / self.expected)
 
     @cached_property
-    def doubt(self) -> Doubt:
+    def doubt(self) -> Uncertainty:
         """What constants and chance make."""
         return self.cell.doubt()
 

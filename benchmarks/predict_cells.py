@@ -16,7 +16,7 @@ from typing import Any
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
-from prunescope.analysis.predict.ranges import Doubt, doubt_of, unlike
+from prunescope.analysis.predict.ranges import Uncertainty, doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Workload
@@ -45,7 +45,7 @@ class Cell:
     what: str = "forward"
     apart: bool = False  # its set-up differs in more than the pruning, or is not printed
 
-    def doubt(self) -> Doubt:
+    def doubt(self) -> Uncertainty:
         """What constants and chance spread of it; GEMMs alone have no other kernels with them."""
         now = self.setting
         dense, pruned = now.side(self.work, pruned=False), now.side(self.work)

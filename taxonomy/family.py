@@ -47,7 +47,7 @@ class Knob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class FamilyPoint:
     """What is asked of a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
     layers that go, by what goes of them ("layer", "attention", "mlp"), where a run drew them."""
 
@@ -70,7 +70,7 @@ class Family:
     unit: str
     cuts: tuple[str, ...] = ()  # UNITS or another word; none: nothing is pruned
     methods: tuple[str, ...]
-    plans: Callable[[ModelShape, Workload, Point], list[Plan]]
+    plans: Callable[[ModelShape, Workload, FamilyPoint], list[Plan]]
     extension: bool = False  # placed by us, not by the paper
     knobs: Mapping[str, Knob] = field(default_factory=dict)
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
@@ -124,7 +124,7 @@ class Family:
         """Whether weights become zero and keep their place, so that no shape shows it."""
         return "weights" in self.cuts
 
-    def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> Point:
+    def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> FamilyPoint:
         """A checked point with every knob filled in.
 
         Raises PrunescopeError for a sparsity outside [0, 1), an unknown knob or a bad choice.
@@ -138,9 +138,9 @@ class Family:
                 )
             given[name] = _typed(name, value, self.knobs[name])
         defaults = {name: knob.default for name, knob in self.knobs.items()}
-        return Point(sparsity=sparsity, knobs={**defaults, **given})
+        return FamilyPoint(sparsity=sparsity, knobs={**defaults, **given})
 
-    def theory(self, shape: ModelShape, work: Workload, point: Point) -> list[Op]:
+    def theory(self, shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Op]:
         """The ops of one pruned forward, in order."""
         filled = self.point(point.sparsity, point.knobs)
         return forward(self.plans(shape, work, replace(filled, removed=point.removed)))
@@ -165,7 +165,7 @@ class Family:
         }
 
 
-def identity(shape: ModelShape, work: Workload, _point: Point) -> list[Plan]:
+def identity(shape: ModelShape, work: Workload, _point: FamilyPoint) -> list[Plan]:
     """The dense forward: a family that moves no dimension."""
     return [dense_plan(shape, work)]
 

@@ -108,7 +108,7 @@ class Spread:
 
 
 @dataclass(kw_only=True)
-class Passes:
+class CalibrationPasses:
     """How `calibrate` measured, and what beside the peaks: medians over its passes."""
 
     statistic: str = ""
@@ -138,7 +138,7 @@ class CalibratedDevice:
     l2_bytes: int | None = None
     source: str = ""
     verified: bool = False
-    measured: Passes | None = None
+    measured: CalibrationPasses | None = None
     as_read: Mapping[str, Any] | None = as_read()
 
 

@@ -17,7 +17,7 @@ from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_o
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig
-from prunescope.analysis.shapes.workload import DECODE, PREFILL, Workload
+from prunescope.analysis.shapes.workload import DECODE, PREFILL, GivenWorkload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
@@ -76,7 +76,7 @@ def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
     )
 
 
-def _workload(options: Options) -> Workload:
+def _workload(options: Options) -> GivenWorkload:
     for name in ("batch", "prompt_len", "context"):
         value = getattr(options, name)
         if value is not None and (type(value) is not int or not 0 < value <= _MOST):
@@ -88,7 +88,7 @@ def _workload(options: Options) -> Workload:
         raise PrunescopeError(
             f"--phase {options.phase!r} is no phase", hint=f"{PREFILL} or {DECODE}"
         )
-    return Workload(
+    return GivenWorkload(
         batch=options.batch,
         prompt_len=options.prompt_len,
         context=options.context,

@@ -40,7 +40,7 @@ SWEEP = "sweep.json"
 _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
 
 
-class Entry(msgspec.Struct, kw_only=True):
+class SweepResult(msgspec.Struct, kw_only=True):
     """A result of sweep.json."""
 
     id: str
@@ -61,7 +61,7 @@ class Sweep(msgspec.Struct, kw_only=True):
     """sweep.json, schema 1; keys of a newer minor version are left alone."""
 
     schema: int
-    results: list[Entry]
+    results: list[SweepResult]
     config: dict[str, Any] = {}
     notes: list[str] = []
 
@@ -148,7 +148,7 @@ def read_sweep(folder: Path) -> Sweep:
     return sweep
 
 
-def _measure(folder: Path, entry: Entry) -> _Measured:
+def _measure(folder: Path, entry: SweepResult) -> _Measured:
     run_folder = _inside(folder, entry)
     run = read_run(run_folder)
     report = analyze(run_folder).report
@@ -175,7 +175,7 @@ def _measure(folder: Path, entry: Entry) -> _Measured:
     )
 
 
-def _inside(folder: Path, entry: Entry) -> Path:
+def _inside(folder: Path, entry: SweepResult) -> Path:
     """The run's folder; a sweep.json is untrusted, so it must lie in the sweep's."""
     path = (folder / (entry.run or "")).resolve()
     if entry.run is None or folder.resolve() not in path.parents:
@@ -185,7 +185,7 @@ def _inside(folder: Path, entry: Entry) -> Path:
     return path
 
 
-def point_of(entry: Entry, run: Run, phase: Phase) -> SweepPoint:
+def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
     """The point that a result is, of its run and the report of its phase."""
     ladder = phase.ladder
     assert ladder is not None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prunescope.analysis.pareto.frontier import frontier
-from prunescope.analysis.pareto.pareto import Entry, point_of
+from prunescope.analysis.pareto.pareto import SweepResult, point_of
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run import Run
@@ -56,7 +56,7 @@ def _points(
             if phase_name not in ("prefill", "decode"):
                 continue
             pruning = run.pruning or Pruning()
-            entry = Entry(
+            entry = SweepResult(
                 id=name,
                 family=str(pruning.method or "checkpoint"),
                 state="done",

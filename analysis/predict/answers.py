@@ -12,7 +12,7 @@ from dataclasses import replace
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.memory import memory
-from prunescope.analysis.predict.ranges import Doubt, Unlike, doubt_of, unlike
+from prunescope.analysis.predict.ranges import Uncertainty, Unlike, doubt_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting
 from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize
@@ -90,7 +90,7 @@ def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], fl
     return Speed(speedup=value, range=_doubt(dense, pruned, gain).around(value))
 
 
-def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) -> Doubt:
+def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) -> Uncertainty:
     """Kernels at other shapes count by the time of the prompt and of the steps. Draws even out over
     the steps of an answer."""
     c, terms = pruned.setting.constants, pruned.setting.terms

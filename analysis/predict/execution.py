@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from prunescope.analysis.predict.constants import TABLE
 from prunescope.analysis.predict.costs import NAMES, TERMS, bill
-from prunescope.analysis.predict.ranges import Doubt, doubt
+from prunescope.analysis.predict.ranges import Uncertainty, doubt
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Execution, TermRow
 
@@ -72,7 +72,7 @@ def _above(dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float])
     return f"above it: dense takes {far[0]:.2f} of its roofline, pruned {far[1]:.2f}"
 
 
-def _notes(ns: tuple[float, float], found: Doubt) -> list[str]:
+def _notes(ns: tuple[float, float], found: Uncertainty) -> list[str]:
     """What a reader would doubt: a range that looks too good."""
     notes, value = [], ns[0] / ns[1]
     low, high = found.around(value)

@@ -23,7 +23,7 @@ _NONE = "each pruned run needs a `quality`, as `prunescope sweep` writes it"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedSparsity:
     """A sparsity and its loss: the median of its draws, and how low and how high it may be."""
 
     sparsity: float
@@ -39,7 +39,7 @@ class Curve:
     family: str
     select: str | None
     knobs: Mapping[str, Any]
-    points: tuple[Judged, ...]
+    points: tuple[JudgedSparsity, ...]
 
     def sparsities_at(self, loss: float) -> tuple[float, float, float] | None:
         """The sparsity that loses this much, and the ends that the losses' intervals give; None
@@ -52,7 +52,7 @@ class Curve:
         high = self._at(loss, lambda one: one.low)
         return middle, min(middle, last if low is None else low), last if high is None else high
 
-    def _at(self, loss: float, of: Callable[[Judged], float]) -> float | None:
+    def _at(self, loss: float, of: Callable[[JudgedSparsity], float]) -> float | None:
         """Between neighbours the logarithm of the perplexity is linear; at sparsity 0 nothing is
         lost; a loss that falls again with sparsity is noise."""
         before = sparsity = 0.0
@@ -72,7 +72,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Losses:
+class SweepLosses:
     """The curves of a folder, and the models that they are of."""
 
     curves: tuple[Curve, ...]
@@ -86,7 +86,7 @@ class Losses:
         return min(most.values())
 
 
-def read_losses(folder: Path | str) -> Losses:
+def read_losses(folder: Path | str) -> SweepLosses:
     """The losses of every judged run under a folder, of families alone.
 
     Raises PrunescopeError where there is none, or none that lost anything.
@@ -114,7 +114,7 @@ def read_losses(folder: Path | str) -> Losses:
     )
     if not any(one.most > 0 for one in curves):
         raise PrunescopeError(f"no run in {path} tells what it lost", hint=_NONE)
-    return Losses(tuple(one for one in curves if one.most > 0), tuple(models))
+    return SweepLosses(tuple(one for one in curves if one.most > 0), tuple(models))
 
 
 def _runs(path: Path) -> Iterator[Run]:
@@ -146,12 +146,12 @@ def _loss(run: Run) -> tuple[float, float, float] | None:
     return found if all(-1 < one < math.inf for one in found) else None
 
 
-def _points(rows: Iterable[tuple[float, float, float, float]]) -> tuple[Judged, ...]:
+def _points(rows: Iterable[tuple[float, float, float, float]]) -> tuple[JudgedSparsity, ...]:
     by: defaultdict[float, list[tuple[float, float, float, float]]] = defaultdict(list)
     for row in rows:
         by[row[0]].append(row)
     return tuple(
-        Judged(
+        JudgedSparsity(
             sparsity,
             median(row[1] for row in own),
             min(row[2] for row in own),

@@ -1,7 +1,7 @@
 """How sure an expected speed-up is: a range that holds 90 of 100 measurements.
 
-In: the dense and the pruned side. Out: Doubt: the ends, and what makes them: constants at their
-ends, what is drawn at run time, and the model's own error. Errors are of the logarithm of the
+In: the dense and the pruned side. Out: Uncertainty: the ends, and what makes them: constants at
+their ends, what is drawn at run time, and the model's own error. Errors are of the logarithm of the
 speed-up and independent: squares add. `benchmarks/predict.md` shows the calibration.
 """
 
@@ -52,7 +52,7 @@ class Unlike:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doubt:
+class Uncertainty:
     """Spreads of the logarithm of a speed-up, downwards and upwards, that constants and chance
     make; and what the dense model says nothing about. `measured`: whether cells of this silicon
     were."""
@@ -97,7 +97,7 @@ def unlike(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) 
     )
 
 
-def doubt(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Doubt:
+def doubt(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Uncertainty:
     """How far the speed-up of these sides may be off."""
 
     bills, active = (bill(dense), bill(pruned)), frozenset(terms)
@@ -116,7 +116,7 @@ def doubt_of(
     *,
     unlike: Unlike,
     names: Collection[str] = tuple(TABLE),
-) -> Doubt:
+) -> Uncertainty:
     """The same of any speed-up on the device of `side`. `names`: the constants that matter."""
     device = side.setting.device
     value, rows = gain(side.setting.constants), []
@@ -143,7 +143,7 @@ def doubt_of(
             )
         )
     rows.sort(key=lambda row: row.speedup[0] - row.speedup[1])
-    return Doubt(
+    return Uncertainty(
         below=below**0.5,
         above=above**0.5,
         unlike=unlike,

@@ -15,7 +15,7 @@ from functools import partial
 from prunescope.analysis.predict.answers import answer_memory, prompt_of, speed_of
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
-from prunescope.analysis.predict.losses import Curve, Losses, read_losses
+from prunescope.analysis.predict.losses import Curve, SweepLosses, read_losses
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, runnable
 from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import Ranked, Ranking
@@ -140,7 +140,7 @@ def _at_share(base: Setting, one: Family, by: str, share: float, dense: Answer) 
     return ask
 
 
-def _at_loss(base: Setting, judged: Losses, loss: float, dense: Answer) -> dict[str, Ask]:
+def _at_loss(base: Setting, judged: SweepLosses, loss: float, dense: Answer) -> dict[str, Ask]:
     """Each judged family at the sparsity that loses `loss`, chosen the way that allows most."""
 
     def ask(name: str) -> Ranked:
@@ -179,7 +179,7 @@ def _judged_row(
     return middle
 
 
-def _judged(request: PredictRequest) -> tuple[Losses | None, float | None]:
+def _judged(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
     """The losses of a sweep, and the one at which families are compared."""
     asked = request.loss
     if request.losses is None:
@@ -192,7 +192,7 @@ def _judged(request: PredictRequest) -> tuple[Losses | None, float | None]:
     return judged, judged.common() if asked is None else asked
 
 
-def _whose(judged: Losses, model: str | None) -> list[str]:
+def _whose(judged: SweepLosses, model: str | None) -> list[str]:
     """Losses of another model are said."""
     others = [name for name in judged.models if name != model]
     return [f"the losses are those of {', '.join(others)}"] if others else []

@@ -23,7 +23,7 @@ from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
-from prunescope.taxonomy.family import Family, Point
+from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
@@ -100,7 +100,7 @@ class Setting:
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
     ceiling: float | None = None  # of the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
-    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers, as Point has them
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run drew
 
     def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
         """Dense over pruned at the roofline."""
@@ -119,7 +119,8 @@ class Setting:
             return self._one(dense_forward(self.shape, work))
         asked = self.sparsity if sparsity is None else sparsity
         removed = self.removed if asked == self.sparsity else {}
-        point = Point(sparsity=asked, knobs=self.knobs, removed=removed)  # knobs are filled in
+        # The family fills in knobs that are not given.
+        point = FamilyPoint(sparsity=asked, knobs=self.knobs, removed=removed)
         return self._one(pruned_forward(self.shape, work, self.family, point))
 
     def _one(self, forward: Forward) -> PredictedSide:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.predict.constants import Constants
-from prunescope.taxonomy.family import Family, Point
+from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
@@ -135,7 +135,9 @@ def dense_forward(shape: ModelShape, work: Workload) -> Forward:
     return _forward(work, ops, ops, plans)
 
 
-def pruned_forward(shape: ModelShape, work: Workload, family: Family, point: Point) -> Forward:
+def pruned_forward(
+    shape: ModelShape, work: Workload, family: Family, point: FamilyPoint
+) -> Forward:
     """The forward of `family` at `point`."""
     plans = family.plans(shape, work, point)
     ops = forward(plans)

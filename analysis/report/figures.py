@@ -156,7 +156,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
         return figure
 
 
-def _legend(rows: list[Row], bars: list[ledger_view.Bar]) -> list[Patch | Line2D]:
+def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
     """What the colours that are drawn mean, and the whiskers."""
     says = {"loss": "lost", "gain": "gained", "quiet": "in its noise"}
     seen = {bar.tone for bar in bars if bar.start != bar.end}

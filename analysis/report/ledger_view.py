@@ -43,7 +43,7 @@ LADDER = {
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class WaterfallBar:
     """A bar of the waterfall: its ends as shares 0..1 of the drawn range, and its tone."""
 
     start: float
@@ -70,7 +70,7 @@ def tone(row: Row) -> str:
     return "loss" if row.moves_ns > 0 else "gain"
 
 
-def waterfall(rows: list[Row]) -> tuple[list[Bar], tuple[float, float]]:
+def waterfall(rows: list[Row]) -> tuple[list[WaterfallBar], tuple[float, float]]:
     """Bars for the rows of a ledger, and the drawn range in ns; it need not start at 0."""
     ends = list(_ends(rows))
     low = min(min(pair) for pair in ends)
@@ -78,7 +78,7 @@ def waterfall(rows: list[Row]) -> tuple[list[Bar], tuple[float, float]]:
     room = 0.04 * (high - low) or 0.01 * high or 1.0
     low, high = low - room, high + room
     bars = [
-        Bar((a - low) / (high - low), (b - low) / (high - low), tone(row))
+        WaterfallBar((a - low) / (high - low), (b - low) / (high - low), tone(row))
         for row, (a, b) in zip(rows, ends, strict=True)
     ]
     return bars, (low, high)

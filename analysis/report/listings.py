@@ -24,7 +24,7 @@ from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.match import KNOB, MATCHES
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
-from prunescope.taxonomy.run_blocks import Passes, Spread
+from prunescope.taxonomy.run_blocks import CalibrationPasses, Spread
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}
@@ -100,7 +100,9 @@ def _knob(name: str, knob: Knob) -> str:
     return f"{name}={values}: {knob.text}"
 
 
-def devices(listed: Sequence[KnownDevice], measured: Passes | None = None) -> RenderableType:
+def devices(
+    listed: Sequence[KnownDevice], measured: CalibrationPasses | None = None
+) -> RenderableType:
     """One row a device: dense peaks, bandwidth, SMs; "?" where no second number agrees. `measured`:
     how `calibrate` came to the row."""
     table = _table("device", "GB/s", "SMs", "dense TFLOP/s")
@@ -118,7 +120,7 @@ def devices(listed: Sequence[KnownDevice], measured: Passes | None = None) -> Re
     return Group(table, *said, Text(note, "dim"))
 
 
-def _measurement(measured: Passes) -> str:
+def _measurement(measured: CalibrationPasses) -> str:
     """What `calibrate` measured beside the peaks, and whether its passes agree."""
     spread = measured.spread or Spread()
     apart = max([*spread.dense_flop_per_s.values(), spread.byte_per_s])

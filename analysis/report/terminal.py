@@ -217,7 +217,7 @@ def _interval(ci95: list[float] | None) -> str:
     return f"[{numbers.ratio(ci95[0])}, {numbers.ratio(ci95[1])}]"
 
 
-def _drawn(bar: ledger_view.Bar, room: int) -> str:
+def _drawn(bar: ledger_view.WaterfallBar, room: int) -> str:
     """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain."""
     low, high = sorted((bar.start, bar.end))
     first = min(room - 1, int(low * room))

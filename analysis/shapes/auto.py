@@ -13,7 +13,7 @@ from prunescope.analysis.shapes.clues import POSSIBLE, clues_of
 from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import ModelConfig, Traced, Trial
-from prunescope.analysis.shapes.workload import Workload
+from prunescope.analysis.shapes.workload import GivenWorkload
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def guess(
-    traced: Traced, workload: Workload, device: Device | None, steps: dict[int, list[Item]]
+    traced: Traced, workload: GivenWorkload, device: Device | None, steps: dict[int, list[Item]]
 ) -> str:
     """What to say of the presets that fit."""
     every = [item for items in steps.values() for item in items]
@@ -57,7 +57,7 @@ def guess(
 def _fits(
     name: str,
     traced: Traced,
-    workload: Workload,
+    workload: GivenWorkload,
     device: Device | None,
     steps: dict[int, list[Item]],
 ) -> Trial | None:

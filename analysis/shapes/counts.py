@@ -168,7 +168,7 @@ def rows_by_tokens(marks: list[Mark], layers: int) -> int | None:
     return agreed.pop() if len(agreed) == 1 else None
 
 
-class Seen:
+class RowCounts:
     """What the marks of a pass say. `tokens`: M by kernels that run one block a token; `adds` and
     `activations`: least and most of their elements; `allowed`: what M may be by all of them."""
 

@@ -19,7 +19,7 @@ from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
-from prunescope.analysis.shapes.workload import Workload
+from prunescope.analysis.shapes.workload import GivenWorkload
 from prunescope.analysis.shapes.writer import Writer
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
@@ -64,7 +64,7 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     fit = [one for one in tried if not one.problems]
     if len(fit) != 1:
         refused = _refused(model, tried, fit)
-        bare = replace(model, workload=Workload())
+        bare = replace(model, workload=GivenWorkload())
         if not fit and model.workload != bare.workload:
             without = (Trial(traced, bare, device, steps, ranks) for ranks in degree)
             if not all(one.problems for one in without):

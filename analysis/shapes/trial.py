@@ -15,7 +15,7 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.shapes import evidence, names
-from prunescope.analysis.shapes.counts import Beside, Mark, Seen
+from prunescope.analysis.shapes.counts import Beside, Mark, RowCounts
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.experts import Experts, experts_of
 from prunescope.analysis.shapes.formats import formats
@@ -23,7 +23,7 @@ from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, writt
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.place import place
 from prunescope.analysis.shapes.placement import Placement
-from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, Workload, annotated
+from prunescope.analysis.shapes.workload import UNKNOWN, GivenWorkload, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import Windows
@@ -39,14 +39,14 @@ class ModelConfig:
     shape: ModelShape
     name: str
     dtype: str | None = None
-    workload: Workload = field(default_factory=Workload)
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoModel:
     """No model: which of the presets it would be is to be said."""
 
-    workload: Workload = field(default_factory=Workload)
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
     name: str = "auto"
 
 
@@ -129,7 +129,7 @@ class Trial:
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
-        seen = Seen(marks, shape, self.ranks)
+        seen = RowCounts(marks, shape, self.ranks)
         if not holds(allowed, seen.tokens or 0) and seen.tokens is not None:
             return [
                 f"kernels that run one block a token count {seen.tokens:,} rows, and the grids of "
@@ -169,7 +169,7 @@ class Trial:
             )
         return found
 
-    def _believed(self, tokens: Tokens, allowed: Intervals | None, seen: Seen) -> Tokens:
+    def _believed(self, tokens: Tokens, allowed: Intervals | None, seen: RowCounts) -> Tokens:
         """What is told of a pass, unless its kernels contradict it."""
         rows = tokens.rows
         if rows is None or (holds(allowed, rows) and seen.tokens in (None, rows)):

@@ -50,7 +50,7 @@ UNKNOWN = Tokens(source="none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class GivenWorkload:
     """What the user says of the steps of a trace."""
 
     batch: int | None = None

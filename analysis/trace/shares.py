@@ -22,7 +22,7 @@ _IDS = {"name": "names", "kernel": "names", "thread": "threads", "call": "calls"
 _TABLES = ("names", "threads", "calls", "grids")
 
 
-class Share(msgspec.Struct, array_like=True):
+class ReadShare(msgspec.Struct, array_like=True):
     """What one process read. `known`: of each table (_TABLES), how many entries it had after each
     block; `rows`: of each table of events, how many rows came from each block, and its columns
     (int64, one after the other)."""
@@ -43,7 +43,7 @@ class Share(msgspec.Struct, array_like=True):
     rows: dict[str, tuple[list[int], bytes]]
 
 
-_DECODER = msgspec.msgpack.Decoder(Share)
+_DECODER = msgspec.msgpack.Decoder(ReadShare)
 
 
 def read_share(path: Path, member: str | None, *, index: int, count: int) -> bytes:
@@ -61,7 +61,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         known.append(tuple(len(getattr(collect, name)) for name in _TABLES))  # type: ignore[arg-type]
         for group, table in collect.tables.items():
             counts[group].append(table.count - before[group])
-    share = Share(
+    share = ReadShare(
         has_end=source.has_end,
         meta=source.meta,
         cut=source.cut,
@@ -109,7 +109,7 @@ def join_shares(
     return source, collect
 
 
-def _in_order(shares: Sequence[Share], name: str) -> Iterator[Any]:
+def _in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
     """The entries of a table, in the order in which the blocks of all shares brought them."""
     which = _TABLES.index(name)
     entries = [getattr(share, name) for share in shares]
@@ -120,7 +120,7 @@ def _in_order(shares: Sequence[Share], name: str) -> Iterator[Any]:
                 yield from own[begin : share.known[number][which]]
 
 
-def _joined(shares: Sequence[Share], group: str, collect: Collector) -> Columns:
+def _joined(shares: Sequence[ReadShare], group: str, collect: Collector) -> Columns:
     """The rows of one table of events in the order of the file, with the ids of all shares."""
     names = COLUMNS[group]
     tables, blocks = [], []

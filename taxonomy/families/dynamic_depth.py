@@ -7,14 +7,14 @@ from functools import partial
 
 from prunescope.taxonomy.applies import YES, Applies, no_parts, to_layers
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import removed_layers
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """int(n·s) layers do not run in this forward; their weights stay in memory.
 
     Any of them: the mean over the draws. An early exit skips the last ones.

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -18,7 +18,7 @@ _CHANNELS = ("up", "down")
 _ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """F·p; a column of W is read where any of T tokens needs it: with probability 1 − s^T. Kernels
     skip what no row of a tile needs, so that many tokens compute as dense. The gate comes first,
     and stays dense, where it says which channels are closed; those are rows of up and columns of

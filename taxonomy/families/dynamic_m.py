@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, PARTLY, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -16,7 +16,7 @@ _ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expe
 _KEPT = ("k", "v", "kv_a", "kv_b")
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """q, o and the MLP see p·T rows, k and v all; active queries attend to all keys.
 
     A weight is read where any of the step's T tokens is active: with probability 1 − s^T.

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import YES, Applies, no_keys, to_keys
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Attention FLOPs × p and, in decode, cache reads × p; with values only × (1 − s/2)."""
     s = point.sparsity
     share = 1 - s / 2 if point.knobs["blocks"] == "value" else 1 - s

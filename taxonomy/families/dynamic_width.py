@@ -7,13 +7,13 @@ from dataclasses import replace
 from prunescope.taxonomy.applies import NO, Applies, to_mlp
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """f' = up16(int(f·p)) channels a token. A channel is read where any of T tokens uses it:
     with probability 1 − (1 − f'/f)^T."""
     narrow = with_channels(shape, point)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import no_keys, to_keys
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys."""
     if work.prefill:
         return [dense_plan(shape, work)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -30,7 +30,7 @@ def _sparse(_role: str, n: int, k: int, itemsize: float) -> tuple[Piece, ...]:
     return (Piece(n, k, flop=0.5, stored=0.5 + 1 / (8 * itemsize), numbers=0.5),)
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Every projection of the layers in the 2:4 format; attention, cache, head and experts as
     dense: an expert is a slice of one stacked tensor, which no such kernel takes."""
     if point.sparsity == 0:

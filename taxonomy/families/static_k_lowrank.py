@@ -8,14 +8,14 @@ from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """14 GEMMs instead of 7 a layer. A matrix that no rank of this point would shrink stays, and
     so do the experts, each a slice of one stacked tensor.
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import to_layers
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import named_layers, removed_layers
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """int(n·s) sublayers of each wanted kind are gone; a gone attention caches nothing.
 
     Those that are named or recorded count as what they are; of those yet to be drawn the mean.
@@ -26,7 +26,7 @@ def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
     ]
 
 
-def _left(shape: ModelShape, point: Point, kind: str) -> tuple[ModelShape, int]:
+def _left(shape: ModelShape, point: FamilyPoint, kind: str) -> tuple[ModelShape, int]:
     """The layers whose sublayer of this kind stays, and how many."""
     unit, named = point.knobs["unit"], str(point.knobs["layers"])
     if unit not in ("layer", "sublayers", kind):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -16,13 +16,13 @@ ROUNDING = Knob("nearest", "how the kept share of the KV heads becomes whole", R
 LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 
-def with_heads(shape: ModelShape, point: Point) -> ModelShape:
+def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """n_kv' = max(1, round(n_kv·p)) groups: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
     kept = kept_kv_heads(shape.kv_heads, point.sparsity, str(point.knobs["rounding"]))
     return replace(shape, kv_heads=kept, heads=kept * shape.group)
 
 
-def with_channels(shape: ModelShape, point: Point) -> ModelShape:
+def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """f' = up16(int(f·p)): gate, up N = f'; down K = f'. Experts keep their number."""
 
     def kept(width: int) -> int:
@@ -36,7 +36,7 @@ def with_channels(shape: ModelShape, point: Point) -> ModelShape:
     )
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Both: attention and cache scale with the KV heads, the MLP with its channels."""
     return [dense_plan(with_channels(with_heads(shape, point), point), work)]
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import YES, Applies
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_hidden
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """h' = up16(int(h·p)) everywhere: q, k, v, gate, up, routers, experts and mixers K; o, down,
     experts and mixers N; embedding, norms, lm_head K.
 

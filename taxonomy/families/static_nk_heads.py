@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prunescope.taxonomy.applies import to_heads
 from prunescope.taxonomy.families.static_nk import LATENTS, ROUNDING, with_heads
-from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Fewer KV heads with their query heads; the cache shrinks with them."""
     return [dense_plan(with_heads(shape, point), work)]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prunescope.taxonomy.applies import to_mlp
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Fewer channels in each MLP and each expert."""
     return [dense_plan(with_channels(shape, point), work)]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, Knob, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -32,7 +32,7 @@ def checked(after: int, valid: range) -> int:
     raise PrunescopeError(f"after={after}, but the model has {valid.stop} layers", hint=hint)
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
     are as much shorter.
 

@@ -11,10 +11,10 @@ import torch
 from prunescope.analysis.kernels.bound import run_peaks
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
+    CalibrationPasses,
     DeviceEntry,
     MeasuredPeaks,
     MeasuredRates,
-    Passes,
 )
 from prunescope.tracer.capture import surroundings
 from prunescope.tracer.capture.reached import reached_rates
@@ -134,7 +134,7 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
         name="a CPU",
         dense_flop_per_s={"bf16": 2e12, "fp32": 0.1e12},
         byte_per_s=31e9,
-        measured=Passes(threads=2),
+        measured=CalibrationPasses(threads=2),
     )
     taken = replace(later, before=before, after=after)
     device = DeviceEntry(name="a CPU", peaks=taken, calibration=calibrated)

@@ -14,7 +14,12 @@ from pathlib import Path
 
 from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.atomic_write import write_file
-from prunescope.taxonomy.run_blocks import CalibratedDevice, MeasuredPeaks, Passes, Spread
+from prunescope.taxonomy.run_blocks import (
+    CalibratedDevice,
+    CalibrationPasses,
+    MeasuredPeaks,
+    Spread,
+)
 from prunescope.tracer.machine.cache import cache_folder
 from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick_device
 from prunescope.tracer.machine.memory_rates import MemoryRates, measure_memory
@@ -78,7 +83,7 @@ def _bandwidths(passes: list[MeasuredPeaks]) -> list[float]:
     return [one.byte_per_s for one in passes if one.byte_per_s is not None]
 
 
-def _measured(passes: list[MeasuredPeaks], memory: list[MemoryRates]) -> Passes:
+def _measured(passes: list[MeasuredPeaks], memory: list[MemoryRates]) -> CalibrationPasses:
     spread = Spread(
         dense_flop_per_s=_rates(passes, _spread),
         byte_per_s=_spread(_bandwidths(passes)),
@@ -87,7 +92,7 @@ def _measured(passes: list[MeasuredPeaks], memory: list[MemoryRates]) -> Passes:
         dispatch_ns=_spread([one.dispatch_ns for one in memory]),
     )
     floors = [one.kernel_floor_ns for one in passes if one.kernel_floor_ns is not None]
-    return Passes(
+    return CalibrationPasses(
         statistic=f"median over {PASSES} passes of the {STATISTIC}",
         passes=PASSES,
         repeats=passes[0].repeats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.counts import Mark, Seen, rows_by_tokens
+from prunescope.analysis.shapes.counts import Mark, RowCounts, rows_by_tokens
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.analysis.shapes.names import (
@@ -85,17 +85,17 @@ def elementwise(kind: str, elements: int, times: int) -> list[Mark]:
 
 def test_residual_adds_and_activations_tell_m_together() -> None:
     adds, active = elementwise("adds", 8944 * 1024, 48), elementwise("activations", 8944 * 2816, 24)
-    assert only(Seen(adds + active, QWEN, 1).allowed) == 8944
-    assert Seen(adds, QWEN, 1).allowed is None
-    assert Seen(adds + active, QWEN, 1).against(8944) == []
-    (said,) = Seen(adds + active, QWEN, 1).against(8000)
+    assert only(RowCounts(adds + active, QWEN, 1).allowed) == 8944
+    assert RowCounts(adds, QWEN, 1).allowed is None
+    assert RowCounts(adds + active, QWEN, 1).against(8944) == []
+    (said,) = RowCounts(adds + active, QWEN, 1).against(8000)
     assert "residual adds have 9,158,656 elements" in said
-    assert Seen(adds + active, QWEN, 1).width(8944) is None
+    assert RowCounts(adds + active, QWEN, 1).width(8944) is None
     narrow = elementwise("activations", 8944 * 2048, 24)
-    assert Seen(adds + narrow, QWEN, 1).width(None) == 2048
-    assert Seen(narrow, QWEN, 1).width(8944) == 2048
+    assert RowCounts(adds + narrow, QWEN, 1).width(None) == 2048
+    assert RowCounts(narrow, QWEN, 1).width(8944) == 2048
     rotated = elementwise("adds", 8944 * 2048, 48)  # adds of two sizes: which are the residual's?
-    assert Seen(adds + rotated + active, QWEN, 1).allowed is None
+    assert RowCounts(adds + rotated + active, QWEN, 1).allowed is None
 
 
 def attention(name: str, grid: tuple[int, ...] | None = None) -> Item:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.analysis.shapes.workload import DECODE, PREFILL, UNKNOWN, Workload, annotated
+from prunescope.analysis.shapes.workload import DECODE, PREFILL, UNKNOWN, GivenWorkload, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
@@ -157,12 +157,12 @@ def test_a_replayed_batch_that_no_engine_captures_was_padded() -> None:
 
 
 def test_a_workload_tells_each_phase() -> None:
-    told = Workload(batch=4, prompt_len=128, context=200)
+    told = GivenWorkload(batch=4, prompt_len=128, context=200)
     assert told.tokens("prefill").rows == 512 and told.tokens("decode").rows == 4
     assert told.tokens("decode").keys == 200 and told.tokens("decode").queries == 1
-    assert Workload(prompt_len=128).tokens(None).heads == (1, 128)
-    assert Workload(batch=4).tokens(None) is UNKNOWN
-    assert Workload(batch=4, phase="decode").tokens("prefill").rows == 4
+    assert GivenWorkload(prompt_len=128).tokens(None).heads == (1, 128)
+    assert GivenWorkload(batch=4).tokens(None) is UNKNOWN
+    assert GivenWorkload(batch=4, phase="decode").tokens("prefill").rows == 4
 
 
 FOR_PROMPTS = "flashinfer::BatchPrefillWithPagedKVCacheKernel<128>"

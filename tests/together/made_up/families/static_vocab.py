@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.taxonomy.family import Family, Point, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
-def plans(shape: ModelShape, work: Workload, point: Point) -> list[Plan]:
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """lm_head N = max(1, int(V·p)); the layers and the embedding stay, which are no longer tied."""
     kept = kept_count(shape.vocab, point.sparsity)
     if kept == shape.vocab:
