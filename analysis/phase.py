@@ -25,7 +25,6 @@ from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
-from prunescope.analysis.predict.run import add_miss, predicted_phase
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     GemmRow,
@@ -128,9 +127,6 @@ def _comparison(
     bounded = has_shapes or bool(units.removed.any())
     ledger = build_rows(books, halves(units, domain), largest, is_known=bounded)
     ladder = _ladder(ledger, books, is_known=known, is_bounded=bounded)
-    expected = predicted_phase(
-        dense.side, pruned.side, pruned.name, sparsity=books.nominal, family_id=family.id
-    )
     return _Comparison(
         pairing=_pairing(units),
         family=family,
@@ -140,9 +136,27 @@ def _comparison(
         ledger=ledger,
         baseline=totals(dense),
         sparsity=_realised(evidence, judged, books, is_known=known),
-        predicted=add_miss(expected, ladder, ledger) if expected else None,
+        predicted=_predicted(dense, pruned, books, family, ladder, ledger),
         overhead=overhead(books, dense.kernels, pruned.kernels, family),
     )
+
+
+def _predicted(
+    dense: SidePhase,
+    pruned: SidePhase,
+    books: Books,
+    family: FamilyVerdict,
+    ladder: Ladder,
+    ledger: list[Row],
+) -> PredictedRun | None:
+    if pruned.run is None:  # a trace alone says neither the model nor the workload
+        return None
+    from prunescope.analysis.predict.run import add_miss, predicted_phase
+
+    expected = predicted_phase(
+        dense.side, pruned.side, pruned.name, sparsity=books.nominal, family_id=family.id
+    )
+    return add_miss(expected, ladder, ledger) if expected else None
 
 
 def _phase(
@@ -247,7 +261,8 @@ def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) 
         realised = domain.dense.wall / domain.pruned.wall
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
-    told = books.nominal is not None or is_bounded  # else neither a sparsity nor FLOPs are known
+    # Without a sparsity it is the ratio of FLOPs, where that one is known.
+    told = books.nominal is not None or (is_bounded and is_known)
     nominal = 1 / ratio.promised if ratio.promised > 0 and told else None
     return Ladder(
         nominal=nominal,

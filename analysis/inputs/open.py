@@ -16,7 +16,7 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_of, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
-from prunescope.analysis.shapes.trial import AutoModel, ModelConfig
+from prunescope.analysis.shapes.values import AutoModel, ModelConfig
 from prunescope.analysis.shapes.workload import DECODE, PREFILL, GivenWorkload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows

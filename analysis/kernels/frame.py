@@ -20,8 +20,7 @@ from prunescope.analysis.kernels.waits import add_waits
 from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
-from prunescope.analysis.shapes.fill import Filled, fill
-from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced
+from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.observer import Recorded, recorded
@@ -141,6 +140,9 @@ def build(
         frame, source = replay.add_roles(frame)
     told = Filled(frame, source)
     if model is not None:
+        from prunescope.analysis.shapes.fill import fill
+        from prunescope.analysis.shapes.trial import Traced
+
         device = peaks.device if peaks is not None else None
         told = fill(Traced(frame, trace, linked, windows, works, source), model, device)
     with_shapes, calls, works = len(works), calls + told.calls, works + told.works

@@ -12,7 +12,8 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.shapes.clues import POSSIBLE, clues_of
 from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.analysis.shapes.ranks import degrees
-from prunescope.analysis.shapes.trial import ModelConfig, Traced, Trial
+from prunescope.analysis.shapes.trial import Traced, Trial
+from prunescope.analysis.shapes.values import ModelConfig
 from prunescope.analysis.shapes.workload import GivenWorkload
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.presets import preset_config, preset_names

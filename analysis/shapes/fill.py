@@ -7,37 +7,20 @@ their work, and what is to be said. Where the trace contradicts the config, noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import polars as pl
+from dataclasses import replace
 
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.shapes.auto import guess
 from prunescope.analysis.shapes.fitting import fitting_widths
 from prunescope.analysis.shapes.grids import written
 from prunescope.analysis.shapes.items import items_of
 from prunescope.analysis.shapes.ranks import degrees
-from prunescope.analysis.shapes.trial import AutoModel, ModelConfig, Traced, Trial
+from prunescope.analysis.shapes.trial import Traced, Trial
+from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
 from prunescope.analysis.shapes.workload import GivenWorkload
 from prunescope.analysis.shapes.writer import Writer
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
-
-
-@dataclass
-class Filled:
-    """`calls` and `works` go on after those of the trace. `known`: N and K of calls whose M is not
-    known. `source`: where roles come from."""
-
-    frame: pl.DataFrame
-    source: str
-    calls: list[OpCall] = field(default_factory=list)
-    works: list[Work | None] = field(default_factory=list)
-    known: dict[int, tuple[int, int]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    tokens: float | None = None  # a step, where all steps are known
 
 
 def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) -> Filled:

@@ -7,7 +7,7 @@ has problems, the trace contradicts the config.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
@@ -23,31 +23,13 @@ from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, writt
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.place import place
 from prunescope.analysis.shapes.placement import Placement
-from prunescope.analysis.shapes.workload import UNKNOWN, GivenWorkload, Tokens, annotated
+from prunescope.analysis.shapes.values import ModelConfig
+from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.dtypes import itemsize
-from prunescope.taxonomy.shape import ModelShape
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A model's dimensions, what it is called, its number format, and the workload of the steps."""
-
-    shape: ModelShape
-    name: str
-    dtype: str | None = None
-    workload: GivenWorkload = field(default_factory=GivenWorkload)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoModel:
-    """No model: which of the presets it would be is to be said."""
-
-    workload: GivenWorkload = field(default_factory=GivenWorkload)
-    name: str = "auto"
 
 
 @dataclass(frozen=True)
