@@ -53,14 +53,20 @@ def outside(known: tuple[Cell, ...], by: str = "group") -> dict[float, list[Outs
     return left_out(judged, group if by == "group" else family, LEVELS)
 
 
+def device(cell: Cell) -> str:
+    """What shares silicon."""
+    return cell.setting.device.name
+
+
 def coverage(known: tuple[Cell, ...]) -> dict[str, tuple[int, float]]:
-    """Cells of each group, and the share that holds."""
-    by = _by(outside(known)[LEVEL], group)
-    return {name: (len(found), held(found)) for name, found in by.items()}
+    """Cells of each group and of each device, and the share that holds."""
+    found = outside(known)[LEVEL]
+    by = {**_by(found, group), **_by(found, device)}
+    return {name: (len(own), held(own)) for name, own in by.items()}
 
 
 def uncovered(known: tuple[Cell, ...]) -> list[str]:
-    """Groups of ten cells or more whose ranges hold too few of them."""
+    """Groups and devices of ten cells or more whose ranges hold too few of them."""
     return [g for g, (n, share) in coverage(known).items() if n >= LARGE and share < COVERED]
 
 
@@ -101,10 +107,12 @@ def ranges(known: tuple[Cell, ...]) -> str:
         f" In use (of the logarithm): common {ERROR.common:g}, reshaped kernels "
         f"{ERROR.reshaped:g} over their waves of tiles to the power of {ERROR.power:.2g}, added "
         f"kernels {ERROR.added:g}, scale {ERROR.scale:g}.\n",
-        "| group left out | cells | held | median width | median error |", "|---|---|---|---|---|",
+        "| group left out, or device | cells | held | median width | median error |",
+        "|---|---|---|---|---|",
     ]  # fmt: skip
     found = outside(known)
     rows += [f"| {name} | {_told(cells)} |" for name, cells in _by(found[LEVEL], group).items()]
+    rows += [f"| {name} | {_told(cells)} |" for name, cells in _by(found[LEVEL], device).items()]
     rows += [f"| **all** | {_told(found[LEVEL])} |", ""]
     rows += [
         "| family | device | cells | held | median width | median error | its family left out |",
@@ -113,10 +121,10 @@ def ranges(known: tuple[Cell, ...]) -> str:
     apart = {one.cell: one for one in outside(known, "family")[LEVEL]}
     by: defaultdict[tuple[str, str], list[Outside]] = defaultdict(list)
     for one in found[LEVEL]:
-        by[one.cell.family, one.cell.setting.device.name].append(one)
-    for (name, device), cells in by.items():
+        by[family(one.cell), device(one.cell)].append(one)
+    for (name, where), cells in by.items():
         alone = held(apart[one.cell] for one in cells)
-        rows.append(f"| {name} | {device} | {_told(cells)} | {alone:.0%} |")
+        rows.append(f"| {name} | {where} | {_told(cells)} | {alone:.0%} |")
     rows += ["", _short(found[LEVEL])]
     rows += ["", "Reliability:\n", "| meant to hold | " + _row(f"{v:.0%}" for v in LEVELS),
              "|---" * (len(LEVELS) + 1) + "|"]  # fmt: skip
@@ -127,12 +135,12 @@ def ranges(known: tuple[Cell, ...]) -> str:
 
 
 def _short(cells: Sequence[Outside]) -> str:
-    """Families and devices of ten cells or more whose ranges hold too few: said, not averaged."""
-    by = {**_by(cells, family), **_by(cells, lambda cell: cell.setting.device.name)}
+    """Families of ten cells or more whose ranges hold too few: said, not averaged."""
+    by = _by(cells, family)
     few = [f"{name} {held(own):.0%}" for name, own in by.items()
            if len(own) >= LARGE and held(own) < COVERED]  # fmt: skip
     told = ", ".join(few) or "none"
-    return f"Below {COVERED:.0%} of ten cells or more, though no group is: {told}."
+    return f"Families of ten cells or more below {COVERED:.0%}: {told}."
 
 
 def _row(cells: Iterable[str]) -> str:
