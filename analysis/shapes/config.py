@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.presets import preset_config, preset_named, preset_names, preset_source
@@ -57,11 +56,14 @@ def model_name(name: str) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
-def _reach(host: str | None) -> None:
-    """Raise OSError at once where the host has no address: the Hub's client tries for half a
-    minute. A proxy knows addresses of its own."""
-    if not getproxies():
-        socket.getaddrinfo(host, 443)
+def _reach(address: str) -> None:
+    """Raise OSError where nothing answers one short request: the Hub's client tries for half a
+    minute."""
+    try:
+        with urlopen(address, timeout=5):
+            return
+    except HTTPError:
+        return
 
 
 def _from_hub(name: str) -> Path:
@@ -73,7 +75,8 @@ def _from_hub(name: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        _reach(urlsplit(constants.ENDPOINT).hostname)
+        if not constants.is_offline_mode():
+            _reach(constants.ENDPOINT)
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         raise PrunescopeError(

@@ -134,20 +134,26 @@ class Trial:
             *evidence.against_times(gemms, with_head=self.has_full_head(key)),
             *self._against_peaks(gemms, self.rows[key]),
             *seen.against(self.rows[key]),
-            *self._against_width(gemms, seen.width(self.rows[key])),
+            *self._against_width(gemms, seen, self.rows[key]),
         ]
 
-    def _against_width(self, gemms: Sequence[Placed], seen: int | None) -> list[str]:
-        """Activations of another width; only said where the times of the GEMMs do not bear it
-        out."""
-        width = self.model.shape.intermediate // self.ranks
-        if seen is None:
+    def _against_width(self, gemms: Sequence[Placed], seen: Seen, rows: int | None) -> list[str]:
+        """Activations of another width. Where M is known the residual adds bear out the hidden
+        size, and the times of the GEMMs decide; else either width may be the wrong one."""
+        width, channels = self.model.shape.intermediate // self.ranks, seen.width(rows)
+        if channels is None:
             return []
-        found = evidence.against_width(gemms, width, seen)
+        if rows is None:
+            return [
+                f"activations have {channels / self.model.shape.hidden:.2f} times as many "
+                f"elements as residual adds, by their grids; in the config the MLP is "
+                f"{width / self.model.shape.hidden:.2f} times as wide as the hidden state"
+            ]
+        found = evidence.against_width(gemms, width, channels)
         if not found:
             self.warnings.append(
-                f"activations have a width of {seen:,}, by their grids, the MLP {width:,} in the "
-                f"config {self.model.name}, which the times of its GEMMs do not contradict"
+                f"activations have a width of {channels:,}, by their grids, the MLP {width:,} "
+                f"in the config {self.model.name}, which the times of its GEMMs do not contradict"
             )
         return found
 

@@ -81,8 +81,6 @@ def test_no_row_has_a_wrong_width(
     for workload in (case.workload, {}):
         told = report(path, case, model=model, **workload)
         wrong = {(role, n, k) for role, _, n, k in known(table(told, case))} - true
-        if not workload and "residual" in why:
-            continue  # widths that all scale together need M to be told
         assert not wrong
         said = " ".join(told.warnings)
         assert why in said, said
