@@ -45,13 +45,14 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
 
     Neighbouring ranges of one family are one range, with the speedup at its end.
     """
-    steps: list[tuple[float | None, str, float]] = [(None, DENSE, 1.0)]
-    steps += [(_rel(p), p.label, p.realised) for p in on_frontier]
+    steps: list[tuple[float | None, str, float, bool]] = [(None, DENSE, 1.0, True)]
+    steps += [(_rel(p), p.label, p.realised, p.timing_valid) for p in on_frontier]
     found: list[Winner] = []
-    for (low, family, realised), after in zip(steps, [*steps[1:], None], strict=True):
+    for (low, family, realised, valid), after in zip(steps, [*steps[1:], None], strict=True):
         high = after[0] if after else None
         if found and found[-1].family == family:
             found[-1].loss[1], found[-1].realised = high, realised
+            found[-1].timing_valid = valid
             continue
         found.append(
             Winner(
@@ -60,6 +61,7 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
                 realised=realised,
                 batch=batch,
                 prompt_len=prompt_len,
+                timing_valid=valid,
             )
         )
     first = found[0].loss[1]

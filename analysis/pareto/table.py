@@ -19,9 +19,9 @@ from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import Pruning
 
 _HEAD = ("phase", "run", "family", "s", "batch", "prompt_len", "speedup", "speedup_low",
-         "speedup_high", "perplexity_rel", "low", "high", "perplexity_rel_recovered",
-         "recovered_low", "recovered_high", "other_text", "other_text_recovered", "steps",
-         "on_frontier")  # fmt: skip
+         "speedup_high", "timing_valid", "perplexity_rel", "low", "high",
+         "perplexity_rel_recovered", "recovered_low", "recovered_high", "other_text",
+         "other_text_recovered", "steps", "on_frontier")  # fmt: skip
 
 
 def frontier_csv(
@@ -77,10 +77,14 @@ def _row(phase: str, point: SweepPoint, run: Run, *, on_frontier: bool) -> list[
     steps = recovery and recovery.steps
     values = [
         phase, point.id, point.family, point.sparsity, point.batch, point.prompt_len,
-        point.realised, *(point.realised_ci95 or (None, None)),
+        point.realised, *(point.realised_ci95 or (None, None)), _yes(point.timing_valid),
         loss.perplexity_rel, *(loss.ci95 or (None, None)),
         loss.perplexity_rel_recovered, *(loss.recovered_ci95 or (None, None)),
         other.perplexity_rel, other.perplexity_rel_recovered, steps,
-        "yes" if on_frontier else "no",
+        _yes(on_frontier),
     ]  # fmt: skip
     return ["" if value is None else value for value in values]
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"

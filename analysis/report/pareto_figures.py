@@ -83,13 +83,16 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
                 (None, point.realised_ci95),
                 colour,
                 marker,
-                full=True,
-                label=label,
+                full=point.timing_valid,
+                label=label if point.timing_valid else None,
             )
-            label = None
+            label = None if point.timing_valid else label
             top = max(top, bound, point.realised)
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
+    if not all(p.timing_valid for p in points):
+        axes.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="none",
+                  label="open: timing not valid")  # fmt: skip
     axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("roofline bound (speedup)")
     axes.set_ylabel("realised (speedup)")

@@ -41,7 +41,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
     where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
     rows = sorted(set(where))
     with matplotlib.rc_context(STYLE):
-        legend = 0.14 * -(-(len(marks) + 2) // 4) + 0.25
+        legend = 0.14 * -(-(len(marks) + 3) // 4) + 0.25
         size = (_PANEL * max(1, len(found.phases)), 2.4 * len(rows) + legend)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
@@ -54,7 +54,8 @@ def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
                 title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
                 axes.set_title(title, loc="left")
                 drawn.append((axes, *_panel(axes, points, marks, most)))
-        _legend(figure, marks)
+        doubted = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
+        _legend(figure, marks, doubted=doubted)
         figure.draw_without_rendering()
         for axes, wanted, seen in drawn:
             _place(axes, wanted, seen)
@@ -75,7 +76,8 @@ def _panel(
     axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
 ) -> tuple[list[tuple[float, float, str]], list[tuple[float, float]]]:
     """Points and frontier of a cell; gives what is to be labelled where, and where marks are."""
-    best: list[tuple[float, float, str]] = []
+    best: list[tuple[float, float]] = []
+    wanted: list[tuple[float, float, str]] = []
     seen: list[tuple[float, float]] = []
     beyond = 0
     for point in points:
@@ -97,13 +99,17 @@ def _panel(
             label=None,
         )
         seen.append((x, point.realised))
+        said = []
         if point.on_frontier:
-            share = "" if point.sparsity is None else f"{point.sparsity:g}"
-            best.append((x, point.realised, share))
+            best.append((x, point.realised))
+            said += [] if point.sparsity is None else [f"{point.sparsity:g}"]
+        if not point.timing_valid:
+            said.append("?")
+        wanted.append((x, point.realised, " ".join(said)))
     axes.spines[["top", "right"]].set_visible(False)
     left, right = axes.get_xlim()
     right = min(right, most) if best or points else most
-    steps = sorted((x, y) for x, y, _ in best)
+    steps = sorted(best)
     if not steps or steps[0][0] > 1:
         steps.insert(0, (1.0, 1.0))  # the dense model itself
     axes.step(
@@ -128,10 +134,10 @@ def _panel(
             va="bottom",
             fontsize=6,
         )
-    return best, seen
+    return [one for one in wanted if one[2]], seen
 
 
-def _legend(figure: Figure, marks: Marks) -> None:
+def _legend(figure: Figure, marks: Marks, *, doubted: bool) -> None:
     handles = [
         matplotlib.lines.Line2D(
             [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
@@ -143,6 +149,9 @@ def _legend(figure: Figure, marks: Marks) -> None:
             [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
         )
     )
+    if doubted:
+        words = "?: timing not valid, no evidence"
+        handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=words))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
 

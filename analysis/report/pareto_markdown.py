@@ -19,6 +19,7 @@ from prunescope.analysis.schema.pareto import (
     SweepCell,
     SweepPoint,
     TextLoss,
+    Winner,
 )
 
 T = TypeVar("T")
@@ -122,7 +123,7 @@ def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     yield "#### Fastest by loss"
     yield ""
     rows = [
-        (_range(w.loss), w.family, ratio(w.realised), percent(w.share_of_draws, decimals=0))
+        (_range(w.loss), w.family, _speed(w), percent(w.share_of_draws, decimals=0))
         for w in cell.winners
     ]
     yield from _table(("perplexity", "family", "speedup at its end", "of the draws"), rows)
@@ -148,7 +149,7 @@ def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
         point.label,
         s,
         percent(point.flop_sparsity),
-        ratio(point.realised) + ("" if point.timing_valid else " ?"),
+        _speed(point),
         _pair(point.realised_ci95, "{:.2f}"),
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
         percent(loss.perplexity_rel, signed=True),
@@ -236,6 +237,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 def _name(point: SweepPoint) -> str:
     return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
+
+
+def _speed(of: SweepPoint | Winner) -> str:
+    """The speedup, marked where it is no evidence."""
+    return ratio(of.realised) + ("" if of.timing_valid else " ?")
 
 
 def _range(loss: Sequence[float | None]) -> str:

@@ -102,6 +102,7 @@ class Winner(msgspec.Struct, kw_only=True):
     batch: int
     prompt_len: int
     share_of_draws: float | None = None  # in which it is the fastest, over the range
+    timing_valid: bool = True  # of the point whose speedup it is
 
 
 class Hypothesis(msgspec.Struct, kw_only=True):

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import prunescope
+from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.pareto import doubt_of
 from prunescope.analysis.report import comparison, sentences
 from prunescope.analysis.report.figures import ledger_figure
@@ -106,6 +107,9 @@ def test_points_of_a_sweep_are_marked_and_the_note_comes_first() -> None:
     text = render_pareto(found)
     assert "| 1.30× ? |" in text and "| 1.20× |" in text
     assert "? timing not valid" in text
+    (cell,) = found.phases["prefill"].cells
+    cell.winners = frontier.winners([bad], batch=1, prompt_len=512)
+    assert re.search(r"\| static-m \| 1\.30× \? \|", render_pareto(found))
     report = disturbed()
     assert doubt_of(report.phases["prefill"])
     assert not doubt_of(example.two_phases().phases["prefill"])

@@ -51,6 +51,18 @@ def test_labels_of_the_frontier_do_not_overlap() -> None:
         assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 
+def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
+    points = [point("a", 1.1, 0.02, sparsity=0.125, timing_valid=False), point("b", 1.3, 0.2)]
+    for valid in (False, True):
+        points[0].timing_valid = valid
+        figure = frontier_plot(whole({"prefill": points}))
+        (axes,) = figure.axes
+        said = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
+        assert said == {"0.125" if valid else "0.125 ?", "0.5"}
+        legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
+        assert ("timing not valid" in legend) is not valid
+
+
 def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
     figure = frontier_plot(whole({"prefill": CLOSE}))
     (axes,) = figure.axes

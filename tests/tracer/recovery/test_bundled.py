@@ -52,6 +52,7 @@ def check(swept: Path, out: Path, forged: Path) -> None:
         assert float(row["perplexity_rel_recovered"]) == loss.perplexity_rel_recovered
         assert float(row["other_text"]) == loss.other_text.perplexity_rel
         assert float(row["speedup"]) == pytest.approx(points[row["family"]].realised, rel=1e-6)
+        assert row["timing_valid"] == ("yes" if points[row["family"]].timing_valid else "no")
         assert row["on_frontier"] == ("yes" if points[row["family"]].on_frontier else "no")
         assert row["steps"] == "8"
     manifests = [n for n in files if n.endswith("pruned/run.json")]
