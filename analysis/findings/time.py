@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
+from prunescope.analysis.findings.idle import waits_within
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
 from prunescope.taxonomy.roles import UNPLACED
@@ -83,7 +84,8 @@ def _gap_change(c: Context) -> str:
     """What shortens gaps, by what most of them wait for."""
     causes = cause_sums(c.pruned.frame) if c.pruned.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
-    graph = ", or a CUDA graph" if c.pruned.on_device and not c.pruned.is_replay else ""
+    able = c.pruned.on_device and not c.pruned.is_replay and not waits_within(c)
+    graph = ", or a CUDA graph" if able else ""
     return {
         "host": f"fewer and larger ops: a larger batch, longer prompts{graph}",
         "sync": "wait for the device less often in a step",

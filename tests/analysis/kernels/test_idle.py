@@ -27,17 +27,21 @@ def finding(phase: Phase, name: str) -> Finding | None:
     return next((f for f in phase.findings if f.id == name), None)
 
 
-def late(trace: dict[str, Any]) -> dict[str, Any]:
-    """The host launches the last kernel 1 us before it begins, not when the device runs dry."""
-    kernel = max((e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"])
-    ids = {kernel["args"][key] for key in ("correlation", "External id")}
+def late(trace: dict[str, Any], *, every: bool = False) -> dict[str, Any]:
+    """The host launches the last kernel (each of them) 1 us before it begins, not when the device
+    runs dry."""
+    kernels = sorted(
+        (e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"]
+    )
     own = [e for e in trace["traceEvents"] if e["cat"] in ("cuda_runtime", "cpu_op")]
-    for event in own:
-        if event["args"].get("correlation", event["args"]["External id"]) in ids:
-            event["ts"] = kernel["ts"] - 1
+    for kernel in kernels if every else kernels[-1:]:
+        ids = {kernel["args"][key] for key in ("correlation", "External id")}
+        for event in own:
+            if event["args"].get("correlation", event["args"]["External id"]) in ids:
+                event["ts"] = kernel["ts"] - 1
     for event in trace["traceEvents"]:
         if event["name"].startswith("prunescope.step"):
-            event["dur"] = kernel["ts"] - event["ts"]
+            event["dur"] = kernels[-1]["ts"] - event["ts"]
     return trace
 
 
@@ -154,6 +158,28 @@ def test_a_late_host_is_no_wait(tmp_path: Path) -> None:
     assert late is not None
     assert (late.severity, late.predicted_ns) == ("critical", 90e3)
     assert late.change is not None and "capture the step in a CUDA graph" in late.change
+
+
+@pytest.mark.parametrize("waits", [1, 2])
+def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path: Path) -> None:
+    """Two gaps of 500 us of a late host, then two of 90 us; in `waits` of them the host waits for
+    the device, of which one may be the end of the step."""
+    gaps = [500, 500, 90, 90]
+    parts = [part for us in gaps for part in (gap(us=us, launch=True), MM)]
+    trace = late(chrome(step(0, MM, *parts)), every=True)
+    kernels = sorted(
+        (e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"]
+    )
+    for number in range(2, 2 + waits):
+        end = kernels[number]["ts"] + kernels[number]["dur"]
+        trace["traceEvents"].append(
+            {"ph": "X", "cat": "cuda_runtime", "name": "cudaStreamSynchronize", "pid": 1, "tid": 1,
+             "ts": end + 2, "dur": 80, "args": {"correlation": 999_000 + number}}
+        )  # fmt: skip
+    bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
+    assert bound is not None and bound.change is not None
+    said = "once the 2 waits and copies in it are gone: no graph holds them" in bound.change
+    assert said is (waits == 2)
 
 
 def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:

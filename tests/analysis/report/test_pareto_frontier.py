@@ -58,7 +58,7 @@ def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
         figure = frontier_plot(whole({"prefill": points}))
         (axes,) = figure.axes
         said = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
-        assert said == {"0.125" if valid else "0.125 ?", "0.5"}
+        assert said == {"0.125" if valid else "0.125 ?", "0.25"}
         legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
         assert ("timing not valid" in legend) is not valid
 
