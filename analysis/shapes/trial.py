@@ -137,7 +137,9 @@ class Trial:
             *self._against_width(gemms, seen, self.rows[key]),
         ]
 
-    def _against_width(self, gemms: Sequence[Placed], seen: Seen, rows: int | None) -> list[str]:
+    def _against_width(
+        self, gemms: Sequence[Placed], seen: RowCounts, rows: int | None
+    ) -> list[str]:
         """Activations of another width. Where M is known the residual adds bear out the hidden
         size, and the times of the GEMMs decide; else either width may be the wrong one."""
         width, channels = self.model.shape.intermediate // self.ranks, seen.width(rows)
