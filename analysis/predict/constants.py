@@ -101,9 +101,9 @@ TABLE: dict[str, Constant] = {
     "sparse_rate": Constant(
         1.0, 0.72, 1.38, "x the rate of SPARSE", "sparse_kernel",
         "a compute-bound 2:4 GEMM, beside the rate of its library and device",
-        "two papers on the A100 differ by 1.16 for one library, cells of one paper by 7 %: what one "
-        "says of the other has a spread of 0.16 of the logarithm, and the ends are two of these "
-        "off. So it counts as not seen there", (PRO_6000,)),
+        "two papers on the A100 differ by 1.16 for one library, cells of one paper by 7 %: what "
+        "one says of the other has a spread of 0.16 of the logarithm, and the ends are two of "
+        "these off. So it counts as not seen there", (PRO_6000,)),
 }  # fmt: skip
 
 
