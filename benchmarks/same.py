@@ -1,13 +1,13 @@
 """Does the tool say what is known? A model against itself, with a wait of 2 ms, without a layer.
 
     python benchmarks/same.py capture [--model NAME] [--case CASE] [--captures N] --out FOLDER
-    python benchmarks/same.py records --out FOLDER
+    python benchmarks/same.py costs --out FOLDER
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
 writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
-ledger tells it. `records` measures what it costs to record an op, and a module's span. Give it the
-machine.
+ledger tells it. `costs` measures what a record costs, and what the wait does to a plain loop. Give
+it the machine.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from same_costs import WAIT_NS, busy_wait, costs, told  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
 
-WAIT_NS = 2_000_000
 PHASES = ("prefill", "decode")
 ROWS = ("kernel_efficiency", "launch_idle")
 VARIANTS = ("dense", "pruned")
@@ -67,12 +68,7 @@ def same(model: torch.nn.Module, sparsity: float) -> torch.nn.Module:  # noqa: A
 def waiting(model: Any, sparsity: float) -> torch.nn.Module:  # noqa: ARG001
     """A method after which the first layer waits, in Python, before its MLP."""
 
-    def wait(*_: Any) -> None:
-        end = time.perf_counter_ns() + WAIT_NS
-        while time.perf_counter_ns() < end:
-            pass
-
-    model.model.layers[0].mlp.register_forward_pre_hook(wait)
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: busy_wait())
     return model  # type: ignore[no-any-return]
 
 
@@ -87,7 +83,7 @@ def main() -> None:
     one.add_argument("--minutes", type=float, default=60.0, help="begin none after so long")
     one.add_argument("--beside", default="", help="what else runs meanwhile, for the page")
     one.add_argument("--out", type=Path, required=True)
-    commands.add_parser("records").add_argument("--out", type=Path, required=True)
+    commands.add_parser("costs").add_argument("--out", type=Path, required=True)
     page = commands.add_parser("report")
     page.add_argument("folder", type=Path)
     page.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
@@ -95,8 +91,8 @@ def main() -> None:
     if options.command == "capture":
         capture(options)
         return
-    if options.command == "records":
-        records(options.out)
+    if options.command == "costs":
+        costs(options.out)
         return
     options.out.write_text(_page(_lines(options.folder), options.folder), encoding="utf-8")
     sys.stderr.write(f"wrote {options.out.name}\n")
@@ -118,41 +114,6 @@ def capture(options: Any) -> None:
             lines.write(json.dumps(found) + "\n")
         told = {phase: found[phase]["realised_ci95"] for phase in PHASES}
         sys.stderr.write(f"{options.model} {options.case} {number}: {told}\n")
-
-
-def records(out: Path) -> None:
-    """What it costs to record an op, and a module's span, ns: FOLDER/records.json."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    from prunescope.tracer.capture.scopes import module_scopes
-
-    one = torch.ones(1)
-    model = torch.nn.Sequential(torch.nn.Identity())
-
-    def each(work: Any) -> float:
-        """Median of 9 rounds of 2,000, ns."""
-        rounds = []
-        for _ in range(9):
-            begun = time.perf_counter_ns()
-            for _ in range(2000):
-                work()
-            rounds.append((time.perf_counter_ns() - begun) / 2000)
-        return statistics.median(rounds)
-
-    def profiled(work: Any) -> float:
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True):
-            return each(work)
-
-    with torch.inference_mode():
-        op = profiled(lambda: torch.neg(one)) - each(lambda: torch.neg(one))
-        plain = each(lambda: model(one))
-        with module_scopes(model):
-            span = profiled(lambda: model(one)) - plain
-    out.mkdir(parents=True, exist_ok=True)
-    found = {"op_ns": round(op), "span_ns": round(span), "span_over_op": round(span / op, 1)}
-    (out / "records.json").write_text(json.dumps(found), encoding="utf-8")
-    sys.stderr.write(f"{found}\n")
 
 
 def _wanted(options: Any) -> tuple[str, str, str]:
@@ -249,7 +210,7 @@ def _page(lines: list[dict[str, Any]], folder: Path) -> str:
         "",
         *_same(lines, models),
         *_known(lines, models),
-        *_records(folder),
+        *told(folder),
         *_beside(lines, models),
     ]
     return "\n".join(parts)
@@ -333,20 +294,6 @@ def _known(lines: list[dict[str, Any]], models: list[str]) -> list[str]:
         + " |",
         "|" + "---|" * (6 + len(SCALINGS)),
         *rows,
-        "",
-    ]
-
-
-def _records(folder: Path) -> list[str]:
-    """What a record costs, where `records` measured it."""
-    file = folder / "records.json"
-    if not file.is_file():
-        return []
-    found = json.loads(file.read_text("utf-8"))
-    return [
-        f"`python benchmarks/same.py records`: to record an op takes {found['op_ns'] / 1e3:.1f} µs "
-        f"here, a module's span with its two hooks {found['span_ns'] / 1e3:.1f} µs, "
-        f"{found['span_over_op']:g} times as much (median of 9 rounds of 2,000).",
         "",
     ]
 
