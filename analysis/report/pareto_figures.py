@@ -91,8 +91,8 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     if not all(p.timing_valid for p in points):
-        axes.plot([], [], color="black", marker="o", markerfacecolor="white", linestyle="none",
-                  label="open: timing not valid")  # fmt: skip
+        words = "open: timing not valid"
+        axes.plot([], [], "o", color="black", markerfacecolor="white", label=words)
     axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("roofline bound (speedup)")
     axes.set_ylabel("realised (speedup)")
