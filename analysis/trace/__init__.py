@@ -2,6 +2,6 @@
 
 In: a file, a member of a zip, a folder of ranks. Out: a Trace: int64 columns (ns), strings
 interned.
-Exports: Trace, `load.load`, ranks; `reader` and `unpack` bound what a file may unpack to (bombs),
+Exports: Trace, `load.load`, ranks; `unpack` says what is a bomb, `reader` refuses it (in zips too),
 `workers` start processes that read one large file together, `shares` puts their parts together.
 """

@@ -4,7 +4,7 @@ In: the modules of this folder. Out: `families()`, `family(id)`. An id is that o
 for `-`; the same name is its file in tracer/pruners (how it is done) and in analysis/verdict (how
 it is read back). To which architectures it applies, latent attention (MLA) or mixers, is its
 `applies`; what several families share of that is in taxonomy/applies.py (heads with latent
-attention, partly: `to_heads`).
+attention, partly: `to_heads`; no family refuses it altogether).
 """
 
 from __future__ import annotations
