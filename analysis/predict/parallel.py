@@ -7,8 +7,9 @@ attention and the MLP put out is added up over all devices. Norms and routers ru
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 
 from prunescope.analysis.predict.side import Forward
 from prunescope.taxonomy.gemm import Gemm
@@ -29,8 +30,9 @@ def of_one(forward: Forward, devices: int, shape: ModelShape) -> Forward:
         return forward
     cache = 1.0 if shape.kv_rank is not None else 1 / min(devices, shape.kv_heads)
     ops = tuple(_split_all(forward.ops, devices, cache))
-    left = sum(op.layers * op.stored_bytes for op in ops)
-    was = sum(op.layers * op.stored_bytes for op in forward.ops)
+    kept = ops if forward.resident == forward.ops else _split_all(forward.resident, devices, cache)
+    left = sum(op.layers * op.stored_bytes for op in kept)
+    was = sum(op.layers * op.stored_bytes for op in forward.resident)
     share = left / was if was else 1.0
     return Forward(
         work=forward.work,
@@ -44,16 +46,21 @@ def of_one(forward: Forward, devices: int, shape: ModelShape) -> Forward:
     )
 
 
-def _split_all(ops: tuple[Op, ...], devices: int, cache: float) -> list[Op]:
-    found, seen = [], Counter[str]()
-    count = Counter(op.name for op in ops)
-    for op in ops:
-        seen[op.name] += 1
-        first, last = seen[op.name] == 1, seen[op.name] == count[op.name]
-        if op.role in _WITH_WIDTH:
-            found.append(_shrunk(op, devices, cache))
-        else:
-            found.append(_split(op, devices, first=first, last=last))
+def _weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """The ops of one weight together: a pair of low rank is two in a row. The same weight in
+    another stack of layers comes later, and is another."""
+    return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
+
+
+def _split_all(ops: Iterable[Op], devices: int, cache: float) -> list[Op]:
+    found = []
+    for parts in _weights(ops):
+        for index, op in enumerate(parts):
+            first, last = index == 0, index == len(parts) - 1
+            if op.role in _WITH_WIDTH:
+                found.append(_shrunk(op, devices, cache))
+            else:
+                found.append(_split(op, devices, first=first, last=last))
     return found
 
 
@@ -102,10 +109,8 @@ def _shrunk(op: Op, devices: int, cache: float) -> Op:
 def _exchanged(ops: tuple[Op, ...], itemsize: float) -> list[tuple[float, float]]:
     """(sublayers, bytes that each adds up over the devices): what the first GEMM split along K puts
     out. Routed experts add up their tokens first."""
-    found, seen = [], set[str]()
-    for op in ops:
-        ends = op.role in _ALONG_K or (op.role == "experts" and op.group == "down")
-        if ends and op.name not in seen:
-            seen.add(op.name)
+    found = []
+    for op, *_ in _weights(ops):
+        if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
             found.append((op.layers * op.runs, op.gemms[0].m * op.gemms[0].n * itemsize))
     return found

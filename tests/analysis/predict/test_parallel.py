@@ -59,3 +59,21 @@ def test_parallel_devices_do_not_gain_from_a_low_rank_as_one_does() -> None:
     assert gains[0] > gains[1]
     with pytest.raises(PrunescopeError, match="--tp"):
         ask(0)
+
+
+def test_every_stack_of_layers_is_split_and_exchanged() -> None:
+    """Layers on fewer tokens are a second stack, not the second factor of one matrix."""
+    options = {"method": "token-drop", "batch": 4, "prompt_len": 2048}
+    one, four = (ask(tp, **options)["phases"]["decode"] for tp in (1, 4))
+    assert four["flop"] == pytest.approx(one["flop"] / 4)
+    assert four["ladder"]["flop"] == pytest.approx(one["ladder"]["flop"])
+    rows = four["predicted"]["execution"]["terms"]
+    exchanged = next(row for row in rows if row["name"] == "exchange")
+    assert exchanged["pruned_ns"] == pytest.approx(exchanged["dense_ns"])  # as many sublayers
+
+
+@pytest.mark.parametrize("method", ["dynamic-depth", "dynamic-m", "token-drop"])
+def test_weights_that_stay_are_the_dense_models_on_each_device(method: str) -> None:
+    sides = ask(4, method=method, prompt_len=2048)["phases"]["decode"]
+    kept, dense = sides["weight_bytes"], sides["baseline"]["weight_bytes"]
+    assert dense <= kept <= dense * 1.001  # routers may be added
