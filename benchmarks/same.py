@@ -2,12 +2,13 @@
 
     python benchmarks/same.py capture [--model NAME] [--case CASE] [--captures N] --out FOLDER
     python benchmarks/same.py costs --out FOLDER
+    python benchmarks/same.py places [--model NAME] --out FOLDER
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
 writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
 ledger tells it. `costs` measures what a record costs, and what the wait does to a plain loop. Give
-it the machine.
+it the machine. `places` compares seatings with new processes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from same_costs import WAIT_NS, busy_wait, costs, told  # noqa: E402
+from same_places import places, spread  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +86,9 @@ def main() -> None:
     one.add_argument("--beside", default="", help="what else runs meanwhile, for the page")
     one.add_argument("--out", type=Path, required=True)
     commands.add_parser("costs").add_argument("--out", type=Path, required=True)
+    where = commands.add_parser("places")
+    where.add_argument("--model", default="smollm2-135m-instruct")
+    where.add_argument("--out", type=Path, required=True)
     page = commands.add_parser("report")
     page.add_argument("folder", type=Path)
     page.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
@@ -93,6 +98,9 @@ def main() -> None:
         return
     if options.command == "costs":
         costs(options.out)
+        return
+    if options.command == "places":
+        places(options.model, options.out)
         return
     options.out.write_text(_page(_lines(options.folder), options.folder), encoding="utf-8")
     sys.stderr.write(f"wrote {options.out.name}\n")
@@ -211,6 +219,7 @@ def _page(lines: list[dict[str, Any]], folder: Path) -> str:
         *_same(lines, models),
         *_known(lines, models),
         *told(folder),
+        *spread(folder),
         *_beside(lines, models),
     ]
     return "\n".join(parts)

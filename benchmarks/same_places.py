@@ -1,0 +1,151 @@
+"""Are seatings as different from each other as new processes are?
+
+    python benchmarks/same_places.py one MODEL COUNT     log ratios of COUNT placements in a process
+
+In: a model. Out: places.jsonl in a folder: log ratios of the times of a model and its own copy,
+of 20 new processes with one placement each, and of one process with 20 seatings. Where weights lie
+is what differs; as much in both, where seatings draw it afresh.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+PLACES, ROUNDS, WARMUP, PROMPT, TOKENS = 20, 16, 2, 256, 8
+WAYS = {"processes": "new processes", "seatings": "seatings of one process"}
+DRAWS = 2000
+
+
+def places(model: str, out: Path) -> None:
+    """Measure both ways, and add a line to places.jsonl."""
+    found = {
+        "model": model,
+        "seatings": _of_a_process(model, PLACES),
+        "processes": [ratios for _ in range(PLACES) for ratios in _of_a_process(model, 1)],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "places.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+def spread(folder: Path) -> list[str]:
+    """What the page says of it, where it was measured."""
+    file = folder / "places.jsonl"
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text("utf-8").splitlines():
+        found = json.loads(line)
+        for phase in ("prefill", "decode"):
+            own = {way: [one[phase] for one in found[way]] for way in WAYS}
+            told = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
+            low, high = _ratio(own["seatings"], own["processes"])
+            ratio = _spread(own["seatings"]) / _spread(own["processes"])
+            rows.append(
+                f"| {found['model']} | {phase} | {' | '.join(told)} | {ratio:.2f} [{low:.2f}, "
+                f"{high:.2f}] |"
+            )
+    return [
+        "## Seatings and new processes",
+        "",
+        "`python benchmarks/same.py places`: the logarithm of the time of a model over that of its "
+        f"own copy, {PLACES} placements each way, {ROUNDS} samples of both in turns a placement.",
+        "",
+        "| model | phase | "
+        + " | ".join(f"{way}: standard deviation | mean" for way in WAYS.values())
+        + " | seatings over processes, 95 % bootstrap |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _of_a_process(model: str, count: int) -> list[dict[str, float]]:
+    command = [sys.executable, __file__, "one", model, str(count)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: list[dict[str, float]] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def _one(name: str, count: int) -> list[dict[str, float]]:
+    """Log ratios of a model and its copy, in `count` placements."""
+    import torch
+
+    from prunescope.tracer.capture.seatings import place
+    from prunescope.tracer.model.load import load_model
+
+    model = load_model(name, dtype="auto", device=torch.device("cpu"), attn="sdpa").model
+    models, draw = [model, copy.deepcopy(model)], random.Random(os.getpid())
+    found = []
+    with torch.inference_mode():
+        for _ in range(count):
+            place(models, draw)
+            times = [_sampled(models, steps) for steps in (_prefill, _decode)]
+            ratios = [math.log(statistics.median(a) / statistics.median(b)) for a, b in times]
+            found.append(dict(zip(("prefill", "decode"), ratios, strict=True)))
+    return found
+
+
+def _sampled(models: list[Any], steps: Callable[[Any], float]) -> tuple[list[float], list[float]]:
+    """ns of both models, in ABBA order."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(WARMUP + ROUNDS):
+        for which in (0, 1) if number % 2 else (1, 0):
+            ns = steps(models[which])
+            if number >= WARMUP:
+                times[which].append(ns)
+    return times
+
+
+def _prefill(model: Any) -> float:
+    import torch
+
+    ids = torch.arange(PROMPT)[None]
+    begun = time.perf_counter_ns()
+    model(ids, use_cache=True, logits_to_keep=1)
+    return float(time.perf_counter_ns() - begun)
+
+
+def _decode(model: Any) -> float:
+    import torch
+
+    out = model(torch.arange(PROMPT)[None], use_cache=True, logits_to_keep=1)
+    token = out.logits[:, -1:].argmax(-1)
+    begun = time.perf_counter_ns()
+    for _ in range(TOKENS):
+        out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)
+    return float(time.perf_counter_ns() - begun)
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values)
+
+
+def _ratio(a: list[float], b: list[float]) -> tuple[float, float]:
+    """The 95 % bootstrap of the ratio of both spreads."""
+    draw = random.Random(0)
+    drawn = sorted(
+        _spread(draw.choices(a, k=len(a))) / _spread(draw.choices(b, k=len(b)))
+        for _ in range(DRAWS)
+    )
+    return drawn[round(0.025 * DRAWS)], drawn[round(0.975 * DRAWS) - 1]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_one(sys.argv[2], int(sys.argv[3]))) + "\n")
