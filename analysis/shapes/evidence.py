@@ -10,9 +10,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from statistics import median
 
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
@@ -23,6 +25,8 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 # Of a kernel, ns: what no size explains, launch and tail; more of a short one.
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
+_WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
+_BORNE_OUT = 0.5  # of the difference between two widths, by which times must fit one better
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
@@ -105,13 +109,16 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
 
 def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     """Two GEMMs whose times cannot both be those of their N·K. `with_head`: the head has as many
-    rows as the linears."""
-    usual = usual_times(placed, with_head=with_head)
+    rows as the linears; else it may have fewer, and only takes too long."""
+    usual = usual_times(placed, with_head=True)
     worst: tuple[float, str] = (1.0, "")
     for a, b in combinations(usual, 2):
         (slot_a, name_a), (slot_b, name_b) = a, b
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
         rate_a, rate_b = slot_a.size / usual[a], slot_b.size / usual[b]
+        slower = slot_a if rate_a < rate_b else slot_b
+        if not with_head and slower.role != "lm_head" and "lm_head" in (slot_a.role, slot_b.role):
+            continue
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
         if off > limit and off / limit > worst[0]:
             kernels = "one kernel" if name_a == name_b else "two kernels"
@@ -127,9 +134,43 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     return [worst[1]] if worst[1] else []
 
 
+def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
+    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, beside a wider
+    one on the same kernel. Its N·K tells less than that: one wave takes as long as a full one."""
+    if rows is None or device is None or device.sm is None:
+        return []
+    times: dict[str, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for one in placed:
+        if one.slot.what == GEMM and one.slot.role != "lm_head" and one.item.ns > 0:
+            times[one.item.name][one.slot].append(one.item.ns)
+    for kernel, slots in times.items():
+        tile, usual = tile_of(kernel), {slot: median(ns) for slot, ns in slots.items()}
+        if tile is None:
+            continue
+        costs = {
+            slot: slot.k * -(-(-(-slot.n // tile.rows) * -(-rows // tile.columns)) // device.sm)
+            for slot in slots
+        }
+        for narrow, wide in product(slots, repeat=2):
+            if not narrow.narrow or wide.narrow:
+                continue
+            moved = (rows * (narrow.n + narrow.k) + narrow.size) * _WIDEST_NUMBER
+            floor = moved / device.byte_per_s * 1e9 if device.byte_per_s else 0.0
+            fair = max(usual[wide] * costs[narrow] / costs[wide], floor)
+            if usual[narrow] > fair * time_limit(fair, usual[wide], same=True):
+                return [
+                    f"{narrow.role} with N = {narrow.n:,} takes {usual[narrow] / 1e3:.1f} µs; "
+                    f"beside {wide.role} with N = {wide.n:,}, which takes "
+                    f"{usual[wide] / 1e3:.1f} µs on the same kernel, it would take "
+                    f"{fair / 1e3:.1f} µs"
+                ]
+    return []
+
+
 def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
-    """A sentence where the activations have another width than the config's MLP, and the times of
-    its GEMMs, beside others on the same kernels, are those of the activations' width too."""
+    """A sentence where the activations have another width than the config's MLP, unless the times
+    of its GEMMs, beside others on the same kernels, bear the config's out: noise alone may favour
+    either by a part of what they differ."""
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
@@ -143,11 +184,12 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     ]
     ours = sum(abs(math.log(rate)) for rate in pairs)
     theirs = sum(abs(math.log(rate * seen / width)) for rate in pairs)
-    if ours <= theirs:
+    apart = len(pairs) * abs(math.log(seen / width))
+    if theirs - ours > _BORNE_OUT * apart or not pairs:
         return []
     return [
         f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
-        "which the times of its GEMMs fit better"
+        "and the times of its GEMMs do not speak against that"
     ]
 
 

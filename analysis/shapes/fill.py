@@ -84,10 +84,8 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     steps = {step for step, _ in trial.placed}
     out.tokens = sum(known) / len(steps) if len(known) == len(rows) else None
     first = next(iter(trial.placed))
-    with_head = trial.has_full_head(first)
-    widths = fitting_widths(
-        trial.placed[first].gemms, trial.rows[first], trial.sm, with_head=with_head
-    )
+    heads = trial.tokens[first].heads
+    widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm, heads=heads)
     if not writer.time:
         out.notes.append(f"--model {trial.model.name} tells no shapes that the trace lacks")
         return out

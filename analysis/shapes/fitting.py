@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from prunescope.analysis.shapes.evidence import (
     Placed,
     Usual,
+    head_rows,
     time_limit,
     usual_times,
     width_allowed,
@@ -22,17 +23,20 @@ from prunescope.analysis.shapes.slots import GEMM, Slot
 
 
 def fitting_widths(
-    gemms: Sequence[Placed], rows: int | None, sm: int | None, *, with_head: bool = False
+    gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
 ) -> list[str]:
-    """At most one sentence; none where nothing bounds a width. `with_head`: as `against_times`."""
+    """At most one sentence; none where nothing bounds a width. `heads`: what M of the head may
+    be."""
+    with_head = tuple(heads) == (rows,)
     of_slot: dict[Slot, list[Placed]] = defaultdict(list)
     for one in gemms:
-        if one.slot.what == GEMM and one.slot.role != "lm_head":
+        if one.slot.what == GEMM:
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
     told = []
     for slot, members in of_slot.items():
-        by_grid = _by_grid(members, rows, sm) if rows is not None else None
+        m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
+        by_grid = _by_grid(members, m, sm) if m is not None else None
         allowed = meet(by_grid, _by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"

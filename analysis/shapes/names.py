@@ -25,36 +25,42 @@ _EXACT = re.compile(
 )
 _GROUP = re.compile(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
 _CACHED = re.compile(r"store_kvcache<(\d+)")  # bytes of the keys of a token
+_CACHE_TYPE = re.compile(r"Fp8KVCacheDataType\)(\d)")  # of vLLM's attention; 0: the model's own
 _NORM = re.compile(r"add_rmsnorm_quant_kernelI\w{0,60}?Li(\d+)ELi(\d+)E")  # threads, each
 _NAME_LIMIT = 400
 
 
 @dataclass(frozen=True)
 class Named:
-    """What names of kernels say: bytes of a token's keys in the cache, and the most elements of a
-    row that the widest norm takes."""
+    """What names of kernels say: bytes of a token's keys in the cache, the most elements of a row
+    that the widest norm takes, and the bytes that a number in the cache may have."""
 
     cached: int | None = None
     norm: int | None = None
+    each: tuple[int, ...] = (1, 2, 4)
 
 
 def named_in(names: Iterable[str]) -> Named:
     """Read the names of a phase; None where they say nothing, or differ."""
-    cached, norms = set(), set()
+    cached, norms, types = set(), set(), set()
     for name in names:
         if (found := _CACHED.search(name[:_NAME_LIMIT])) is not None:
             cached.add(int(found[1]))
         elif (found := _NORM.search(name[:_NAME_LIMIT])) is not None:
             norms.add(int(found[1]) * int(found[2]))
-    return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None))
+        elif (found := _CACHE_TYPE.search(name[:_NAME_LIMIT])) is not None:
+            types.add(found[1] == "0")
+    each = (2, 4) if types == {True} else (1,) if types == {False} else Named.each
+    return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
 
 
 def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
-    """Keys of another width than the cache's, of 1, 2 or 4 bytes a number; a hidden size that the
-    norm of the residual stream does not hold."""
+    """Keys of another width than the cache's; a hidden size that the norm of the residual stream
+    does not hold."""
     keys = shape.c // min(ranks, shape.kv_heads)
     latent = shape.kv_rank is not None
-    if named.cached is not None and not latent and named.cached not in (keys, 2 * keys, 4 * keys):
+    fits = named.cached in [keys * size for size in named.each]
+    if named.cached is not None and not latent and not fits:
         return [
             f"the cache takes {named.cached:,} bytes of keys a token, the config has {keys:,} "
             "numbers"

@@ -84,6 +84,7 @@ class Trial:
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
+        self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
         self.problems: list[str] = []
         self.warnings: list[str] = []
         for step, items in steps.items():
@@ -125,6 +126,7 @@ class Trial:
                 f"residual adds and activations count {written(seen.by_elements)} rows of the "
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
+        self._check_head(key)
         return [
             *evidence.against_records(gemms),
             *names.against_heads(items, shape),
@@ -132,10 +134,24 @@ class Trial:
             *names.against_names(self.traced.beside.named, shape, self.ranks),
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=self.has_full_head(key)),
+            *evidence.against_narrow(gemms, self.rows[key], self.device),
             *self._against_peaks(gemms, self.rows[key]),
             *seen.against(self.rows[key]),
             *self._against_width(gemms, seen, self.rows[key]),
         ]
+
+    def _check_head(self, key: Pass) -> None:
+        """A head that runs neither a row a sequence nor all rows: its N is not told."""
+        heads = self.tokens[key].heads
+        for one in self.placed[key].gemms:
+            allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None
+            if allowed and heads and not any(holds(allowed, rows) for rows in heads):
+                self.headless.add(key)
+                counts = " or ".join(f"{rows:,}" for rows in heads)
+                self.warnings.append(
+                    f"lm_head gets no shape: with N = {one.slot.n:,} its grid needs "
+                    f"M {written(allowed)}, and it would run {counts} rows"
+                )
 
     def _against_width(
         self, gemms: Sequence[Placed], seen: RowCounts, rows: int | None
@@ -213,6 +229,7 @@ class Trial:
             self.warnings.append(
                 f"M = {given.rows:,} is given, and a step is annotated with {counted.rows:,} tokens"
             )
+            return UNKNOWN
         return given
 
     def has_full_head(self, key: Pass) -> bool:

@@ -62,6 +62,8 @@ class Writer:
         name, dtype = item.name, model.dtype
         rows = tried.rows[at]
         if slot.role == "lm_head":
+            if at in tried.headless:
+                return None, None, None
             rows = evidence.head_rows(one, tried.tokens[at].heads, tried.sm)
         if slot.what == GROUPED:
             shape, product = model.shape, tried.experts.slots.get(slot)

@@ -145,3 +145,6 @@ def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
     assert against_names(named, QWEN3, 1) == []  # 8 keys of 128 numbers of 2 bytes
     assert against_names(named, QWEN3, 8) != []
     assert against_names(Named(norm=2048), QWEN3, 1) != []
+    assert against_names(Named(cached=1024), QWEN3, 1) == []  # of one byte, as far as is known
+    plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
+    assert against_names(plain, QWEN3, 1) != []

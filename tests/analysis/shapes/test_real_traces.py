@@ -178,6 +178,7 @@ def test_a_workload_that_annotations_contradict_is_said(
 ) -> None:
     told = report(strip(case, tmp_path, modules=False), case, model=case.model, **options)
     assert any(said in one for one in told.warnings), told.warnings
+    assert {row[1] for row in known(table(told, case))} <= {None, case.rows, 1}
 
 
 def test_a_config_that_adds_nothing_to_an_eager_trace_says_so() -> None:

@@ -32,6 +32,8 @@ WRONG: list[tuple[Case, dict[str, Any], str]] = [
     (H100, {"intermediate_size": 4864}, "their rates"),
     (H100, {"num_key_value_heads": 4}, "their rates"),
     (H100, {"num_key_value_heads": 8}, "their rates"),
+    (H100, {"num_key_value_heads": 1}, "beside"),  # narrower than a tile, and as slow as q
+    (H100, {"intermediate_size": 2560}, "activations have 2"),
     (H100, {"num_attention_heads": 8, "num_key_value_heads": 8}, "heads"),
     (H100, {"head_dim": 128}, "heads of 64"),
     (H100, {"hidden_size": 1280, "head_dim": 64}, "residual adds"),
@@ -49,6 +51,8 @@ WRONG: list[tuple[Case, dict[str, Any], str]] = [
     (GRAPH, {"num_hidden_layers": 28}, "36 layers in the trace, 28 in the config"),
     (GRAPH, {"head_dim": 64}, "heads of 128"),
     (GRAPH, {"num_key_value_heads": 4}, "4 query heads a key, the config has 8"),
+    (GRAPH, {"num_attention_heads": 64, "num_key_value_heads": 16}, "the cache takes 2,048"),
+    (GRAPH, {"vocab_size": 50304}, "their rates"),
     (GRAPH, {"num_attention_heads": 64}, "4 query heads a key, the config has 8"),
     (GRAPH, {"intermediate_size": 49152}, "their rates"),
     (GRAPH, {"vocab_size": 32000}, "their rates"),
@@ -116,3 +120,35 @@ def test_a_width_outside_the_interval_is_refused(tmp_path: Path) -> None:
     told = report(path, MI300, model=model, **MI300.workload)
     assert not known(table(told, MI300))
     assert any("no M fits" in said for said in told.warnings)
+
+
+@pytest.mark.parametrize(("case", "vocab"), [(MI300, 75968), (B200, 100544)])
+def test_a_head_whose_rows_its_grid_does_not_allow_has_no_shape(
+    case: Case, vocab: int, tmp_path: Path
+) -> None:
+    path = strip(case, tmp_path, modules=False)
+    model = changed(case, tmp_path, {"vocab_size": vocab})  # half: twice as many tiles along M
+    told = report(path, case, model=model, **case.workload)
+    rows = known(table(told, case))
+    assert rows and "lm_head" not in {row[0] for row in rows}
+    assert any("lm_head gets no shape" in said for said in told.warnings)
+
+
+def test_a_head_of_unknown_rows_is_not_slower_than_its_width(tmp_path: Path) -> None:
+    path = strip(GRAPH, tmp_path, modules=False, annotations=False)
+    told = report(path, GRAPH, model=changed(GRAPH, tmp_path, {"vocab_size": 50304}))
+    assert not known(table(told, GRAPH))
+    assert any("lm_head" in said and "their rates" in said for said in told.warnings)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [(GRAPH, "by its time"), (MI300, "lm_head 151,809–152,064 by its grid"),
+     (B200, "lm_head 6,145–6,336 or 24,577–25,344 by its grid")],
+)  # fmt: skip
+def test_the_head_has_an_interval_too(case: Case, said: str, tmp_path: Path) -> None:
+    path = strip(case, tmp_path, modules=False)
+    told = report(path, case, model=case.model, **case.workload)
+    (note,) = [note for phase in told.phases.values() for note in phase.notes
+               if note.startswith("the trace fits N of")]  # fmt: skip
+    assert re.search(rf"{said}\b", note[note.index("lm_head") :]), note
