@@ -19,20 +19,28 @@ from prunescope.analysis.device.hardware import (
     unknown_device,
 )
 from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.predict.asked import check_knobs, labels
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.ranges import doubt_of, unlike
-from prunescope.analysis.predict.setting import PredictRequest, Setting, runnable, terms_of
+from prunescope.analysis.predict.setting import (
+    PredictRequest,
+    Setting,
+    named_family,
+    runnable,
+    take_kernel,
+    terms_of,
+)
 from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
 from prunescope.analysis.predict.side import PredictedSide
-from prunescope.analysis.predict.together import check_together
+from prunescope.analysis.predict.together import check_of_run, check_together
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import family, pruning_families
-from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.families import pruning_families
+from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -56,6 +64,8 @@ def predict_from(request: PredictRequest) -> FromRun:
         raise PrunescopeError(
             f"{path.name}/ is a pruned run", hint="give the dense one, e.g. RUN/dense"
         )
+    if run is not None:
+        check_of_run(request, run)
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings = list(report.warnings)
@@ -94,16 +104,24 @@ def table(
             f"its {work.phase} holds no time", hint="give a run or trace with kernels"
         )
     rows: list[FamilyRow] = []
-    seen: set[tuple[str, float]] = set()
-    for one, sparsity in _asked(request):
+    seen: set[tuple[str, str, float]] = set()
+    refused: list[PrunescopeError] = []
+    for name, label, sparsity in _asked(request, warnings):
+        one, meant = named_family(name)
         chosen = runnable(one, setting.device, warnings) or one
-        if (chosen.id, sparsity) in seen:
+        knobs = {k: v for k, v in {**meant, **setting.knobs}.items() if k in chosen.knobs}
+        label = chosen.id if label == one.id else label
+        key = chosen.id, repr(knobs), sparsity
+        if key in seen:
             continue
-        seen.add((chosen.id, sparsity))
+        seen.add(key)
         try:
-            rows.append(_row(setting, chosen, sparsity, work, measured))
+            rows.append(_row(setting, chosen, label, chosen.point(sparsity, knobs), work, measured))
         except PrunescopeError as error:
-            warnings.append(f"{one.id} at {sparsity:g} is left out: {error.problem}")
+            refused.append(error)
+            warnings.append(f"{label} at {sparsity:g} is left out: {error.problem}")
+    if not rows:
+        raise refused[0]
     return MeasuredPhase(
         batch=work.batch,
         prompt_len=work.prompt_len,
@@ -142,18 +160,23 @@ def measured_phase(phase: Phase, *, host: bool) -> Measured:
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
 
 
-def _row(
-    setting: Setting, one: Family, sparsity: float, work: Workload, measured: Measured
+def _row(  # noqa: PLR0913 - what a row is of
+    setting: Setting,
+    one: Family,
+    label: str,
+    point: FamilyPoint,
+    work: Workload,
+    measured: Measured,
 ) -> FamilyRow:
-    knobs = one.point(sparsity, {k: v for k, v in setting.knobs.items() if k in one.knobs}).knobs
-    here = replace(setting, family=one, sparsity=sparsity, knobs=knobs)
+    here = replace(setting, family=one, sparsity=point.sparsity, knobs=point.knobs)
     dense, pruned = here.side(work, pruned=False), here.side(work)
     found = scaled(measured, dense, pruned, here.terms)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
         id=one.id,
+        label=label,
         extension=one.extension,
-        sparsity=sparsity,
+        sparsity=point.sparsity,
         bound=found.bound,
         expected=found.expected,
         range=_range(found.expected, measured, dense, pruned, here.terms),
@@ -185,12 +208,14 @@ def _range(
     return found.around(value)
 
 
-def _asked(request: PredictRequest) -> list[tuple[Family, float]]:
-    """The families and sparsities of the table: all that a forward shows, at one half."""
+def _asked(request: PredictRequest, warnings: list[str]) -> list[tuple[str, str, float]]:
+    """The names, labels and sparsities of the table: all that a forward shows, at one half."""
     names = [name for name in methods(request.method) if name]
-    chosen = [family(n) for n in names] or list(pruning_families())
+    names = names or [one.id for one in pruning_families()]
+    check_knobs(request.knobs, names)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
-    return [(one, share) for one in chosen for share in shares]
+    found = labels(names, request.knobs, warnings)
+    return [(str(name), str(label), share) for name, label in found.items() for share in shares]
 
 
 def _dense_folder(path: Path) -> Path:
@@ -237,6 +262,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
             hint="name it with --device, or give --peak DTYPE=TFLOPS and --bandwidth GB/S",
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
+    kernel, knobs = take_kernel(request.knobs)
     return Setting(
         shape=_shape(request, run),
         device=device,
@@ -245,7 +271,8 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         byte_per_s=peaks["byte_per_s"],
         family=None,
         sparsity=0.0,
-        knobs=request.knobs,
+        knobs=knobs,
+        kernel=kernel,
         terms=terms_of(request.terms, request.without),
     )
 

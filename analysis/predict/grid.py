@@ -60,7 +60,7 @@ def curves(points: Sequence[PredictedPoint]) -> dict[str, dict[str, dict[str, li
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for point in points:
         for name, phase in point.phases.items():
-            curve = found.setdefault(name, {}).setdefault(str(point.method), {})
+            curve = found.setdefault(name, {}).setdefault(str(point.label), {})
             for column, value in _columns(point, phase).items():
                 curve.setdefault(column, []).append(value)
     return {name: {m: c for m, c in methods.items() if c} for name, methods in found.items()}

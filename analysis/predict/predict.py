@@ -9,22 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
+from prunescope.analysis.predict.asked import check_knobs, labels
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.setting import (
     PredictRequest,
     Setting,
-    named_family,
     resolve,
     workloads,
 )
 from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
 from prunescope.analysis.shapes.config import model_name
-from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.methods import family_of
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -36,19 +34,21 @@ def predict(request: PredictRequest) -> Prediction:
     """
     check_together(request)
     warnings: list[str] = []
-    names = _each_family_once(methods(request.method), warnings)
+    names = labels(methods(request.method), request.knobs, warnings)
     shares = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     if len(names) > 1 or len(shares) > 1 or request.curves:
-        _check_knobs(request, names)
+        check_knobs(request.knobs, names)
     gains = Gains() if request.break_even else None
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
-    for name in names:
+    for name, label in names.items():
         for share in shares:
             try:
-                found.append(_point(request, name, share, gains, warnings))
+                setting, source, point = _point(request, name, share, gains, warnings)
+                point.label = label
+                found.append((setting, source, point))
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
     if not found:
@@ -108,35 +108,6 @@ def _prediction(
         warnings=warnings,
         answer=only.answer if only else None,
     )
-
-
-def _each_family_once(names: list[str | None], warnings: list[str]) -> list[str | None]:
-    """Methods whose kernels are the same, with the same knobs, are one row; which is said."""
-    kept: dict[tuple[str | None, tuple[tuple[str, str], ...]], str | None] = {}
-    for name in names:
-        known = name is not None and not is_function(name)
-        one, knobs = family_of(name) if name is not None and known else (name, {})
-        key = one, tuple(sorted(knobs.items()))
-        if key in kept:
-            warnings.append(f"{name} and {kept[key]} are {one} here: their kernels are the same")
-        kept.setdefault(key, name)
-    return list(kept.values())
-
-
-def _check_knobs(request: PredictRequest, names: list[str | None]) -> None:
-    """A knob of several methods is one of any of them."""
-    known = {knob for name in names if name for knob in _knobs(name)} | {"kernel"}
-    for knob in request.knobs:
-        if knob not in known:
-            raise PrunescopeError(
-                f"none of these methods has a knob {knob!r}",
-                hint=f"their knobs are: {', '.join(sorted(known)) or 'none'}",
-            )
-
-
-def _knobs(name: str) -> list[str]:
-    plain = name == "dense" or is_function(name)
-    return [] if plain else list(named_family(name)[0].knobs)
 
 
 def device_json(setting: Setting) -> dict[str, Any]:

@@ -11,12 +11,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from prunescope.analysis.predict.answers import answer_memory, prompt_of, speed_of
+from prunescope.analysis.predict.asked import check_knobs
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
 from prunescope.analysis.predict.losses import Curve, SweepLosses, read_losses
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, runnable
+from prunescope.analysis.predict.setting import (
+    PredictRequest,
+    Setting,
+    resolve,
+    runnable,
+    take_kernel,
+)
 from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.errors import PrunescopeError
@@ -67,7 +75,10 @@ def rank(request: PredictRequest) -> Ranking:
     warnings: list[str] = []
     share = _share(request)
     judged, loss = _judged(request)
-    base, _ = resolve(replace(request, knobs={}), None, None, warnings)
+    known = [one for one in families() if one.dynamics and one.id != "dense"]
+    check_knobs(request.knobs, [one.id for one in known])
+    kernel, knobs = take_kernel(request.knobs)
+    base, _ = resolve(replace(request, knobs={"kernel": kernel}), None, None, warnings)
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
     if answer_memory(base, dense, pruned=False).fits is False:
@@ -75,8 +86,7 @@ def rank(request: PredictRequest) -> Ranking:
     left_out: dict[str, str] = {}
     tables: dict[str, list[Ranked]] = {}
     for by in BY:
-        known = [one for one in families() if one.dynamics and one.id != "dense"]
-        asked = {one.id: _at_share(base, one, by, share, dense) for one in known}
+        asked = {one.id: _at_share(base, one, by, share, dense, knobs) for one in known}
         tables[by] = _table(asked, left_out)
     if judged is not None and loss is not None:
         tables["loss"] = _table(_at_loss(base, judged, loss, dense), left_out)
@@ -123,13 +133,15 @@ def _table(asked: Mapping[str, Ask], left_out: dict[str, str]) -> list[Ranked]:
     return rows
 
 
-def _at_share(base: Setting, one: Family, by: str, share: float, dense: Answer) -> Ask:
+def _at_share(  # noqa: PLR0913 - what is held equal, of what
+    base: Setting, one: Family, by: str, share: float, dense: Answer, given: Mapping[str, Any]
+) -> Ask:
     """A family where it removes `share` of the parameters, or of the FLOPs of what takes longer:
     the prompt, or a step in the middle of its answer."""
 
     def ask() -> Ranked:
         chosen = runnable(one, base.device, []) or one
-        knobs = chosen.point(0.0).knobs
+        knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
         at = _longer(base, dense)
         own = one.only or solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
         row = _row(replace(base, family=chosen, sparsity=own, knobs=knobs), dense)

@@ -119,7 +119,7 @@ def answers(points: list[PredictedPoint]) -> list[RenderableType]:
         if told.pruned is None or told.time is None or told.throughput is None:
             continue
         memory = told.pruned_memory or told.dense_memory
-        cells = (str(point.method), f"{point.sparsity:g}", f"{told.time.speedup:.2f}",
+        cells = (str(point.label), f"{point.sparsity:g}", f"{told.time.speedup:.2f}",
                  f"{told.time.range[0]:.2f}–{told.time.range[1]:.2f}",
                  f"{told.pruned.tokens_per_s:.0f}", f"{told.throughput.speedup:.2f}",
                  numbers.size(memory.total_bytes), _batch(memory))  # fmt: skip

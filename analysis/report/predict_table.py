@@ -162,10 +162,10 @@ def _grid(result: Prediction) -> list[RenderableType]:
             expected = phase.predicted.execution
             even_at = expected.break_even
             share = None if even_at is None else even_at.sparsity
-            even[str(point.method)] = "never" if share is None else f"from {share:.2f}"
+            even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
             _row(
                 table,
-                str(point.method),
+                str(point.label),
                 f"{point.sparsity:g}",
                 f"{phase.ladder.roofline:.2f}",
                 f"{expected.speedup:.2f}",
@@ -195,7 +195,7 @@ def _from_run(result: FromRun) -> list[RenderableType]:
         for row in phase.families:
             _row(
                 table,
-                f"{row.id} *" if row.extension else row.id,
+                f"{row.label} *" if row.extension else row.label,
                 f"{row.sparsity:g}",
                 f"{row.bound:.2f}",
                 f"{row.expected:.2f}",

@@ -207,9 +207,11 @@ class Subject(msgspec.Struct, kw_only=True):
 
 
 class PredictedPoint(msgspec.Struct, kw_only=True):
-    """A method at a sparsity, in each phase."""
+    """A method at a sparsity, in each phase. `label`: its family, or the name asked for where
+    several methods of one family stand in a grid."""
 
     method: str | None
+    label: str | None = None
     extension: bool | None
     sparsity: float | None
     knobs: dict[str, Any]
@@ -268,9 +270,10 @@ class Ranking(msgspec.Struct, kw_only=True):
 
 
 class FamilyRow(msgspec.Struct, kw_only=True):
-    """A family on a measured dense forward. `parts`: ns by measured part."""
+    """A family on a measured dense forward. `parts`: ns by measured part; `label` as in a grid."""
 
     id: str
+    label: str
     extension: bool
     sparsity: float
     bound: float

@@ -112,6 +112,15 @@ def test_some_methods_at_some_sparsities() -> None:
     assert found == [(n, s) for n in ("static-m", "static-nk") for s in (0.25, 0.5)]
 
 
+def test_methods_by_the_names_that_people_type() -> None:
+    phase = ask(method="shortgpt,attention-drop,slicegpt", phase="decode")["phases"]["decode"]
+    rows = {row["label"]: row for row in phase["families"]}
+    assert {label: row["id"] for label, row in rows.items()} == {
+        "shortgpt": "static-m", "attention-drop": "static-m", "static-nk-cross": "static-nk-cross",
+    }  # fmt: skip
+    assert rows["shortgpt"]["expected"] > rows["attention-drop"]["expected"]
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -122,6 +131,15 @@ def test_some_methods_at_some_sparsities() -> None:
         ({"from_run": TRACES / "tiny-static-m", "curves": True}, "curves"),
         ({"from_run": TRACES / "tiny-static-m", "method": "static-q"}, "static-"),
         ({"from_run": TRACES / "tiny-static-m", "phase": "decode", "sparsity": "2"}, "[0, 1)"),
+        ({"from_run": TRACES / "tiny-static-m", "batch": 8}, "--batch 8 is not of this run"),
+        ({"from_run": TRACES / "tiny-static-m", "logits": "all"}, "--logits all is not of this"),
+        ({"from_run": TRACES / "tiny-static-m", "context": 7}, "--context 7 is not of this run"),
+        ({"from_run": TRACES / "tiny-static-m", "model": "llama-3.1-8b"}, "not the model of this"),
+        ({"from_run": TRACES / "tiny-static-m", "knobs": {"colour": "red"}}, "knob 'colour'"),
+        (
+            {"from_run": TRACES / "tiny-static-m", "method": "static-m", "knobs": {"unit": "head"}},
+            "unit",
+        ),
     ],
 )
 def test_mistakes(options: dict[str, Any], word: str) -> None:

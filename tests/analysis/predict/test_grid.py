@@ -273,6 +273,25 @@ def test_two_methods_of_one_family_cross_where_each_does() -> None:
     assert found["teal"] != found["cats"]
 
 
+def test_two_methods_of_one_family_have_a_curve_each() -> None:
+    grid = ask(method="shortgpt,attention-drop,slicegpt", sparsity="0.25,0.5", phase="decode")
+    names = ["shortgpt", "attention-drop", "static-nk-cross"]
+    assert list(grid["curves"]["decode"]) == names
+    assert all(c["sparsity"] == [0.25, 0.5] for c in grid["curves"]["decode"].values())
+    assert [p["label"] for p in grid["points"][::2]] == names
+    assert [p["method"] for p in grid["points"][::2]] == ["static-m", "static-m", names[2]]
+    text = text_of(grid)
+    assert "expected to pay at s: shortgpt from" in text and "attention-drop from" in text
+
+
+def test_a_family_and_a_method_that_is_it_by_default_are_one_row() -> None:
+    grid = ask(method="static-m,shortgpt", sparsity=0.5)
+    assert [p["label"] for p in grid["points"]] == ["static-m"]
+    assert grid["warnings"] == [
+        "shortgpt and static-m are static-m here: their kernels are the same"
+    ]
+
+
 @pytest.mark.parametrize(
     ("faster", "span"),
     [({*range(11)}, None), (set(), None), ({0, 1, 2}, (1, 4)), ({7, 8, 9, 10}, (128, 1024)),

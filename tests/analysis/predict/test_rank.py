@@ -65,6 +65,18 @@ def test_long_prompts_and_many_sequences_are_other_questions() -> None:
     assert set(WORKLOADS) == {"chat", "rag", "batch", "long", "agent"}
 
 
+def test_knobs_are_those_of_the_families_that_have_them() -> None:
+    def gains(**knobs: str) -> dict[str, float]:
+        request = PredictRequest(model="llama-3.2-1b", device="h100-sxm", workload="rag",
+                                 sparsity=0.25, knobs=knobs)  # fmt: skip
+        return {row.family: row.speedup for row in rank(request).by["flop"]}
+
+    plain, library, unit = gains(), gains(kernel="cusparselt"), gains(unit="layer")
+    assert library["static-k-24"] > plain["static-k-24"]  # no layout copies
+    assert library["static-nk"] == plain["static-nk"]
+    assert unit["dynamic-m"] != plain["dynamic-m"] and unit["static-nk"] == plain["static-nk"]
+
+
 def test_a_table_of_it() -> None:
     out = io.StringIO()
     Console(file=out, width=80, highlight=False).print(prediction(ranked()))

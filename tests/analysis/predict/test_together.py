@@ -29,6 +29,13 @@ POINT = {"model": "tiny-llama", "device": "h100-sxm"}
         ({"rank": True, "method": "static-nk"}, "--method says nothing of --rank"),
         ({"rank": True, "curves": True}, "--out says nothing of --rank"),
         ({"rank": True, "context": 9}, "--context says nothing of --rank"),
+        ({"rank": True, "phase": "prefill"}, "--phase says nothing of --rank"),
+        (
+            {"rank": True, "workload": "chat", "batch": 64},
+            "--batch says nothing of --workload chat",
+        ),
+        ({"rank": True, "workload": "rag", "new_tokens": 9}, "--new-tokens says nothing of --work"),
+        ({"rank": True, "knobs": {"colour": "red"}}, "none of these methods has a knob 'colour'"),
         ({"from_run": "run", "rank": True}, "--rank says nothing of --from-run"),
         ({"from_run": "run", "new_tokens": 9}, "--new-tokens says nothing of --from-run"),
         ({"from_run": "run", "tp": 2}, "--tp says nothing of --from-run"),
