@@ -34,6 +34,7 @@ def test_what_a_method_says() -> None:
     assert read("static-m") == [MethodPart(family="static-m", sparsity=0.25)]
     assert read("static-m:0.5") == [MethodPart(family="static-m", sparsity=0.5)]
     assert read("package.module:function") is None
+    assert read("flap:pruner") is None  # a function, whatever papers are called
     assert not is_function("static-m:half")
     parts = read("static-m:0.125 + static-nk-mlp:0.5 + static-k-mask")
     assert parts is not None
@@ -71,6 +72,10 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
         ),
         ("static-m+static-nk", {"static-m.select": "best"}, "select=best", "calibrated"),
         ("static-m", {"match": "flops"}, "match='flops'", "flop, param, byte"),
+        ("wanda-2:4", {}, "Wanda is a published method", "--method static-k-24"),
+        ("static-m+FLAP:0.3", {}, "FLAP is a published method", "--method static-nk;"),
+        ("shortgpt", {}, "its own is static-m", "--method static-m --set unit=layer"),
+        ("TEAL", {}, "dynamic-k cannot be traced", "predict"),
         ("static-k-24", {}, "2:4 sparsity is 0.5, not 0.25", "0.5"),
         ("static-k-24:0.75+static-m:0.5", {}, "2:4 sparsity is 0.5, not 0.75", "0.5"),
     ],

@@ -15,6 +15,7 @@ from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import CALIBRATIONS
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
+from prunescope.taxonomy.methods import placed
 from prunescope.tracer.pruners import family_ids, refuse_theory_alone
 
 SELECTIONS = ("random", "calibrated", "greedy")
@@ -46,6 +47,7 @@ def read_method(
     Of several, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`, and
     `FAMILY.select=calibrated`. Raises PrunescopeError on the first thing that cannot be.
     """
+    _refuse_published(method)
     words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
     if not words:
         return None
@@ -70,6 +72,26 @@ def read_method(
         _check(part)
         parts.append(part)
     return parts
+
+
+def _refuse_published(method: str) -> None:
+    """Raises PrunescopeError for the name of a paper's method, with the family that it is: what is
+    traced is that family, with parts chosen as `--select` says and not as the paper does."""
+    parts = [name for name, _ in method_parts(method)]
+    for name in (method, *parts) if parts else ():
+        found = placed(name)
+        if found is None or name in family_ids():
+            continue
+        if found.family not in family_ids():
+            refuse_theory_alone(found.family or "")
+            continue
+        knobs = "".join(f" --set {key}={value}" for key, value in found.knobs.items())
+        raise PrunescopeError(
+            f"{found.name} is a published method, and families are traced: its own is "
+            f"{found.family} ({found.because})",
+            hint=f"--method {found.family}{knobs}; its own choice of what goes: "
+            "package.module:function",
+        )
 
 
 def _sparsity(name: str, own: str | None, fallback: float) -> float:
