@@ -102,13 +102,29 @@ def _outcome(phase: Phase) -> str:
         return f"{why}: {ratio} is the ratio of the two traces"
     if _nothing_moved(phase):
         return _noise(phase, ladder)
+    if holds_one(phase):
+        text = f"{ratio} cannot be told from no speedup: the interval holds 1×"
+        return f"{text}; {numbers.ratio(ladder.nominal)} was promised"
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)} of "
     text += f"{numbers.ratio(ladder.nominal)} promised"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         if ladder.share_of_bound > 1.005:
-            text += " (≥ 100 % of the bound: faster than the model of it allows)"
+            text += f" ({_beyond(ladder)})"
     return text
+
+
+def holds_one(phase: Phase) -> bool:
+    """Whether a speedup was looked for and the interval holds none too."""
+    return any(finding.id == "no-speedup" for finding in phase.findings)
+
+
+def _beyond(ladder: Ladder) -> str:
+    """What more than the bound means: nothing, where the interval holds the bound."""
+    low = (ladder.realised_ci95 or [ladder.realised])[0]
+    if ladder.roofline is not None and low <= ladder.roofline:
+        return "the interval holds the bound"
+    return "≥ 100 % of the bound: faster than the model of it allows"
 
 
 def _not_comparable(phase: Phase) -> str:

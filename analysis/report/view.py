@@ -59,10 +59,12 @@ def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
 
 
 def without_sizes(phase: Phase) -> bool:
-    """Whether no GEMM says what it multiplies, and none is gone or new."""
-    return bool(phase.gemms) and all(
-        g.axis == "unknown" and g.m is None and g.n is None and g.k is None for g in phase.gemms
-    )
+    """Whether no GEMM says what it multiplies, and nothing else says what was pruned: rows that are
+    gone or new say it only where a family could be told from them."""
+    if not phase.gemms or any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
+        return False
+    is_told = phase.family is not None and phase.family.id != "unknown"
+    return not is_told or all(g.axis == "unknown" for g in phase.gemms)
 
 
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:

@@ -15,7 +15,7 @@ from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
 from tests.analysis.findings.test_findings import FULL, MANY, NARROW, found, model, of_run
-from tests.chrome import k, op, save
+from tests.chrome import chrome, k, op, save, step
 
 
 def test_a_limit_that_was_passed_is_not_said_to_be_impassable(tmp_path: Path) -> None:
@@ -58,6 +58,23 @@ def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cp
     assert beside.rows[0].ledger is not None and "shape" not in beside.rows[0].ledger
     assert "not explained" in [column.title for column in comparison_table(beside).columns]
     assert draw_comparison(beside.rows, "svg")
+
+
+def test_a_shorter_trace_without_shapes_has_no_realised_speedup_either(tmp_path: Path) -> None:
+    """Half the products are gone; of which layer and of what size nobody says."""
+
+    def products(count: int, name: str) -> Path:
+        gelu = op("aten::gelu", us=5)
+        trace = chrome(step(0, *([op("aten::mm", us=10)] * count), gelu), cpu=True)
+        for event in trace["traceEvents"]:
+            for key in ("Input Dims", "Input Strides", "Concrete Inputs", "Input type"):
+                event.get("args", {}).pop(key, None)
+        return save(trace, tmp_path / name)
+
+    dense, pruned = products(8, "d.json"), products(4, "p.json")
+    phase = prunescope.analyze(pruned, baseline=dense, sparsity=0.5).phases["trace"]
+    assert phase.ladder is not None and phase.family is not None and phase.family.id == "unknown"
+    assert headline(phase).startswith("no shapes, so what was pruned is unknown (capture again")
 
 
 def check_not_explained(phase: Phase) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.report import FamilyVerdict, Ladder, Pairing, Phase
+from prunescope.analysis.report.notebook import brief
+from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Pairing, Phase
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.report import example
 from tests.chrome import save
@@ -89,3 +90,27 @@ def test_a_bare_pair_of_one_model(tmp_path: Path) -> None:
     one, other = (save(decoder([Layer()] * 4), tmp_path / f"{n}.json") for n in "ab")
     line = sentences.headline(analyze(one, baseline=other).report.phases["trace"])
     assert line.startswith("the shapes show no pruning: 1.00×")
+
+
+def test_an_interval_that_holds_one_leads() -> None:
+    phase = compared("static-nk", nominal=2.0, roofline=1.2, realised_ci95=[0.9, 2.2])
+    phase.findings = [
+        Finding(id="no-speedup", severity="critical", text="no speedup", evidence=[], change=None,
+                predicted_ns=None)
+    ]  # fmt: skip
+    assert sentences.headline(phase) == (
+        "1.43× [0.90×, 2.20×] cannot be told from no speedup: the interval holds 1×; "
+        "2.00× was promised"
+    )
+    assert "no speedup told from noise, static-nk" in brief(
+        msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
+    )
+
+
+def test_more_than_the_bound_is_said_of_the_interval() -> None:
+    """Only a whole interval above the bound says that the model of it is wrong."""
+    more = {"nominal": 2.0, "roofline": 1.2, "share_of_bound": 1.19}
+    line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.1, 1.6]))
+    assert line.endswith("119.0 % of the roofline bound (the interval holds the bound)")
+    line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
+    assert line.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
