@@ -26,7 +26,7 @@ from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
-from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
+from prunescope.analysis.schema.comparison import NOT_VALID, Comparison, ComparisonRow, to_json
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
@@ -41,7 +41,6 @@ _NOTES = (
     "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
     "they sum to the pruned wall",
 )
-NOT_VALID = "timing-not-valid"
 _DOUBT = (
     "? timing not valid: the samples vary too much or were disturbed, so that the ratio and its "
     "rows are no evidence"
@@ -92,14 +91,14 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("B", numeric=True),
         Column("prompt", numeric=True, drop=4),
         Column("context", numeric=True, drop=19),
+        *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
+        Column("95 %", numeric=True, drop=1),
+        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(moved)),
         Column("TTFT or TPOT", numeric=True, drop=6),
         Column("tokens/s", numeric=True, drop=7),
         Column("weights", numeric=True, drop=16),
         Column("KV cache", numeric=True, drop=17),
         Column("peak memory", numeric=True, drop=18),
-        *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
-        Column("95 %", numeric=True, drop=1),
-        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(moved)),
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
@@ -128,6 +127,12 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
         _count(row.batch),
         _count(row.prompt_len),
         _count(row.context),
+        *(Cell(numbers.ratio(value) + doubt.get(key, ""), value) for key, value in values.items()),
+        Cell(
+            f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
+            ci95[0] if ci95 else None,
+        ),
+        *(_ledger(row, name) for name in moved),
         Cell(_both(row.dense_wall_ns, row.wall_ns, numbers.time) + profiled, row.wall_ns),
         Cell(_both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s),
         Cell(_both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes),
@@ -136,12 +141,6 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
             _both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
             row.peak_memory_bytes,
         ),
-        *(Cell(numbers.ratio(value) + doubt.get(key, ""), value) for key, value in values.items()),
-        Cell(
-            f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
-            ci95[0] if ci95 else None,
-        ),
-        *(_ledger(row, name) for name in moved),
     ]
 
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.names import short
-from prunescope.analysis.schema.comparison import ComparisonRow
+from prunescope.analysis.schema.comparison import NOT_VALID, ComparisonRow
 
 WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
@@ -75,13 +75,13 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
             curves[_curve(row, rows)].append((at, row))
     ends = sorted({x for points in curves.values() for x, _ in points}) or [0.0]
     span = ends[-1] - ends[0] or 0.1
+    left, right = ends[0] - 0.12 * span, ends[-1] + 0.12 * span
     shown = list(curves.items())[:_MOST_CURVES]
     for i, (label, points) in enumerate(shown):
         # Side by side, so that intervals at one sparsity do not hide each other.
         aside = (i - (len(shown) - 1) / 2) * 0.012 * span
         _curve_of(axes, i, label, [(x + aside, row) for x, row in points])
-    grid = [ends[0] + (ends[-1] - ends[0]) * i / 40 for i in range(41)]
-    grid = [x for x in grid if x < 0.95]
+    grid = [x for i in range(41) if 0 <= (x := left + (right - left) * i / 40) < 0.95]
     axes.plot(
         grid,
         [1 / (1 - x) for x in grid],
@@ -90,12 +90,17 @@ def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         linestyle=(0, (1, 1.5)),
         label="promised, 1/(1 − s)",
     )
-    axes.set_xlim(ends[0] - 0.12 * span, ends[-1] + 0.12 * span)
+    if any(_doubted(row) for points in curves.values() for _, row in points):
+        words = "open: timing not valid"
+        axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
+    axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     note = "; points of one s side by side" if len(shown) > 1 else ""
     axes.set_xlabel(f"sparsity s (share of FLOPs where none is named{note})", fontsize=_SMALL)
     axes.set_ylabel("speedup (dense ÷ pruned)")
     axes.locator_params(nbins=5)
+    if len(ends) == 1:
+        axes.set_xticks(ends)
     hidden = len(curves) - len(shown)
     axes.legend(
         loc="upper left",
@@ -128,6 +133,23 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             axes.plot(
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
+    doubted = [(x, row.ladder.realised) for x, row in points if row.ladder and _doubted(row)]
+    for x, y in doubted:
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            marker=marker,
+            markersize=3,
+            markerfacecolor="white",
+            markeredgewidth=0.8,
+            linestyle="none",
+            zorder=3,
+        )
+
+
+def _doubted(row: ComparisonRow) -> bool:
+    return NOT_VALID in row.critical
 
 
 def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
@@ -135,7 +157,7 @@ def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     for i, row in enumerate(rows):
-        _bar_of(axes, i, row.ledger or {})
+        _bar_of(axes, i, row)
     axes.axvline(100, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -163,7 +185,8 @@ def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     )
 
 
-def _bar_of(axes: Axes, i: int, ledger: dict[str, float]) -> None:
+def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
+    ledger = row.ledger or {}
     per = 100 / ledger["dense"]
     promised = right = left = ledger["promised"] * per
     axes.barh(i, promised, 0.62, color="#DDDDDD", edgecolor="none", zorder=0)
@@ -181,7 +204,15 @@ def _bar_of(axes: Axes, i: int, ledger: dict[str, float]) -> None:
         )
         right, left = (right + share, left) if share > 0 else (right, left + share)
     axes.plot([promised, promised], [i - 0.36, i + 0.36], color="black", linewidth=1.0)
-    axes.plot([ledger["pruned"] * per], [i], marker="D", markersize=2.5, color="black", zorder=3)
+    axes.plot(
+        [ledger["pruned"] * per],
+        [i],
+        marker="D",
+        markersize=2.5,
+        color="black",
+        markerfacecolor="white" if _doubted(row) else "black",
+        zorder=3,
+    )
 
 
 def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:

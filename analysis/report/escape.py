@@ -43,6 +43,10 @@ _TYPEWRITER = {
     r"\}": r"{\char125}",
 }  # fmt: skip
 _DASHES = re.compile(r"-(?=-)")
+_UNIT = re.compile(
+    r"(?<=\d) (?=(?:\\%|[nm]?s|[kMGT]?B|[kMGT]?FLOP/s|[kMGT]?B/s)(?![A-Za-z/]))"
+)  # the space in front of one
+_COUNT = re.compile(r"\bn = (?=\d)")
 
 _FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
 _ASCII = str.maketrans({
@@ -89,8 +93,10 @@ def markdown_code(text: object) -> str:
 
 
 def latex(text: object) -> str:
-    """Text for LaTeX (pdflatex, any encoding); a character it may not know is spelled out."""
-    return _DASHES.sub("-{}", "".join(_latex_char(c) for c in clean(text)))
+    """Text for LaTeX (pdflatex, any encoding); a character it may not know is spelled out. No line
+    ends between a number and its unit."""
+    escaped = _DASHES.sub("-{}", "".join(_latex_char(c) for c in clean(text)))
+    return _COUNT.sub("n~=~", _UNIT.sub("~", escaped))
 
 
 def _latex_char(char: str) -> str:

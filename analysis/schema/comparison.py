@@ -11,6 +11,8 @@ from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.report import Ladder, Report
 from prunescope.analysis.schema.sides import SubjectFacts
 
+NOT_VALID = "timing-not-valid"  # the finding that makes times of a row no evidence
+
 
 class ComparisonRow(msgspec.Struct, kw_only=True):
     """One phase of one run: what papers print of it, its ladder and the rows of its ledger."""

@@ -204,6 +204,31 @@ def test_no_text_of_the_figure_overlaps_or_leaves_the_page(count: int, name: str
     assert all(b.y0 >= page.y0 - 1 and b.y1 <= page.y1 + 1 for b in boxes)
 
 
+@pytest.mark.parametrize("doubted", [True, False])
+def test_what_is_no_evidence_is_drawn_open(*, doubted: bool) -> None:
+    some = rows(2)
+    some[0].critical = ["timing-not-valid"] if doubted else ["no-speedup"]
+    figure = comparison_figure(some)
+    assert figure is not None
+    curves, bars = figure.axes
+    for axes in (curves, bars):
+        marks = [line for line in axes.get_lines() if line.get_marker() not in ("None", "_")]
+        assert any(line.get_markerfacecolor() == "white" for line in marks) == doubted
+    legend = curves.get_legend()
+    assert legend is not None
+    said = [text.get_text() for text in legend.get_texts()]
+    assert ("open: timing not valid" in said) == doubted
+
+
+def test_at_one_sparsity_the_promise_is_seen_too() -> None:
+    figure = comparison_figure(rows(1))
+    assert figure is not None
+    axes = figure.axes[0]
+    promised = next(line for line in axes.get_lines() if "promised" in str(line.get_label()))
+    at = promised.get_xdata()
+    assert min(at) < 0.1 < max(at) and list(axes.get_xticks()) == [0.1]
+
+
 def test_nothing_to_draw_is_no_figure() -> None:
     bare = rows(1)
     bare[0].ladder = None

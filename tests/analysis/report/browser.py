@@ -43,6 +43,15 @@ document.getElementById('page').addEventListener('load', event => {
     }
     seen.tables.push(column);
   }
+  const rows = [...page.querySelectorAll('tbody tr')];
+  seen.tallest = Math.max(0, ...rows.map(row => row.getBoundingClientRect().height));
+  // Short cells of text that stand on several lines.
+  seen.parted = rows.flatMap(row => [...row.cells]).filter(cell => {
+    const range = page.createRange();
+    range.selectNodeContents(cell);
+    const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+    return !cell.children.length && cell.textContent.length <= 18 && lines.size > 1;
+  }).map(cell => cell.textContent);
   seen.text = page.body.innerText;
   seen.ready = true;
   document.getElementById('out').textContent = JSON.stringify(seen);
@@ -53,7 +62,8 @@ document.getElementById('page').addEventListener('load', event => {
 
 @dataclass(frozen=True)
 class Seen:
-    """What the harness saw; `console`: lines that the page wrote to the console."""
+    """What the harness saw; `console`: lines that the page wrote to the console, `tallest`: the
+    height of a table's row in CSS pixels, `parted`: short cells on several lines."""
 
     width: int
     overflow: int
@@ -61,6 +71,8 @@ class Seen:
     dialogs: int
     images: int
     tables: list[dict[str, list[str]]]
+    tallest: float
+    parted: list[str]
     text: str
     console: list[str]
 

@@ -10,6 +10,7 @@ from prunescope.analysis.compare import compare
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison
 from prunescope.analysis.report.html import render_html
+from prunescope.analysis.report.notebook import render_comparison, render_notebook
 from tests.analysis.report import example
 from tests.analysis.report.browser import opened
 
@@ -47,6 +48,23 @@ def test_a_comparison_fits_its_window_too(width: int, tmp_path: Path) -> None:
     page = comparison.render_html(compare([ROOT / "traces"]))
     seen = opened(page, tmp_path, width)
     assert (seen.width, seen.overflow, seen.console) == (width, 0, [])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_are_no_taller_than_what_they_say(width: int, tmp_path: Path) -> None:
+    """A cell of many words beside short ones, and ids that hyphens do not part."""
+    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    beside = compare([ROOT / "traces"])
+    head = '<!doctype html><meta charset="utf-8"><body style="margin:8px">'
+    pages = {
+        "report": render_html(report), "comparison": comparison.render_html(beside),
+        "notebook": head + render_notebook(report), "both": head + render_comparison(beside),
+    }  # fmt: skip
+    for name, page in pages.items():
+        seen = opened(page, tmp_path / name, width)
+        assert seen.overflow == 0, name
+        assert seen.tallest <= 120, name  # five lines, and the padding
+        assert not seen.parted, name
 
 
 def test_the_harness_sees_what_it_is_there_to_see(tmp_path: Path) -> None:

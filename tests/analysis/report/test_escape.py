@@ -112,3 +112,8 @@ def test_ascii_text_is_ascii(text: str) -> None:
 
 def test_a_backtick_is_escaped_and_still_reads_well() -> None:
     assert escape.markdown("by `trace` | x") == r"by \`trace\` &#124; x"
+
+
+def test_no_line_of_latex_ends_between_a_number_and_its_unit() -> None:
+    shown = escape.latex("99.2 % of 107.82 ms at 25.11 GB/s, n = 4 of 4 samples in 2 seatings")
+    assert shown == r"99.2~\% of 107.82~ms at 25.11~GB/s, n~=~4 of 4 samples in 2 seatings"
