@@ -75,7 +75,7 @@ class _Sum:
     ideal: float | None = 0.0
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
-    known: tuple[int, int] | None = None  # N and K, where M is not known
+    known: tuple[int, int] | None = None  # N and K, where M of some call is not known
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -109,7 +109,7 @@ def calls_of(
                 make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
                 key = (*key[:3], makes.setdefault(make, len(makes)))
             _accumulate(sums[key], row, gemm, share)
-            sums[key].known = kernels.known.get(row["call"])
+            sums[key].known = kernels.known.get(row["call"]) or sums[key].known
     return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
 
 
@@ -185,14 +185,15 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
 def _call(key: Key, total: _Sum, num_steps: int) -> Call:
     first, dims = total.first, total.dims
     mean: list[float | None] = [None] * 4
-    if dims:
-        mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
-    elif total.known is not None:
+    if total.known is not None:
         mean = [1, None, *total.known]
+    elif dims:
+        mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
     share = float(first["share"])  # type: ignore[arg-type]
 
     def part(name: str) -> float | None:
-        return None if first[name] is None else float(first[name]) * share  # type: ignore[arg-type]
+        unknown = first[name] is None or total.known is not None
+        return None if unknown else float(first[name]) * share  # type: ignore[arg-type]
 
     return Call(
         layer=first["layer"],  # type: ignore[arg-type]

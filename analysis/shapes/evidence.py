@@ -134,6 +134,34 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
     return [worst[1]] if worst[1] else []
 
 
+def misplaced(placed: Iterable[Placed]) -> set[int]:
+    """Rows of GEMMs that do not take the time of their slot, and take that of another one, of
+    another size, on the same kernel and grid: two that changed places."""
+    times: dict[object, dict[Slot, list[Placed]]] = defaultdict(lambda: defaultdict(list))
+    for one in placed:
+        if one.slot.what == GEMM and one.item.ns > 0:
+            times[one.item.token][one.slot].append(one)
+    out: set[int] = set()
+    for slots in times.values():
+        if len({slot.size for slot in slots}) < 2:
+            continue
+        usual = {slot: median(one.item.ns for one in own) for slot, own in slots.items()}
+        for slot, own in slots.items():
+            others = [usual[other] for other in slots if other.size != slot.size]
+            out.update(
+                one.item.row
+                for one in own
+                if not _near(one.item.ns, usual[slot])
+                and any(_near(one.item.ns, ns) for ns in others)
+            )
+    return out
+
+
+def _near(a: float, b: float) -> bool:
+    """Whether two times may be those of one GEMM on one kernel."""
+    return max(a, b) <= min(a, b) * time_limit(a, b, same=True)
+
+
 def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
     """A GEMM narrower than a tile that takes longer than its waves, or its bytes, beside a wider
     one on the same kernel. Its N·K tells less than that: one wave takes as long as a full one."""

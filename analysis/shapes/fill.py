@@ -82,7 +82,8 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     rows = [trial.rows[key] for key in trial.placed]
     known = [m for m in rows if m is not None]
     steps = {step for step, _ in trial.placed}
-    out.tokens = sum(known) / len(steps) if len(known) == len(rows) else None
+    all_known = len(known) == len(rows) and not trial.apart
+    out.tokens = sum(known) / len(steps) if all_known else None
     first = next(iter(trial.placed))
     heads = trial.tokens[first].heads
     widths = fitting_widths(trial.placed[first].gemms, trial.rows[first], trial.sm, heads=heads)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from prunescope.analysis.shapes.alternate import by_kinds
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
-from prunescope.analysis.shapes.evidence import Placed
+from prunescope.analysis.shapes.evidence import Placed, misplaced
 from prunescope.analysis.shapes.items import ATTENTION, BATCHED, MIXER, Item
 from prunescope.analysis.shapes.loops import by_loop, is_loop, one_expert, placed_turns
 from prunescope.analysis.shapes.order import Cycle, aligned, find_cycle
@@ -232,6 +232,9 @@ def _place_pass(
             out.gemms.append(Placed(item, role_slots(shape, ranks)["lm_head"], None))
         else:
             out.unsure.append(item)
+    if moved := misplaced(out.gemms):
+        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
+        out.gemms = [one for one in out.gemms if one.item.row not in moved]
 
 
 def _extra(surplus: int, cycle: Cycle) -> int:

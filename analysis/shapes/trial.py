@@ -56,6 +56,7 @@ class Traced:
 
 
 Pass = tuple[int, int]  # a step, and which of its forward passes
+_FEW = 1 / 3  # of the steps, that may lack kernels: a profiler stops within one
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 
@@ -84,6 +85,7 @@ class Trial:
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
+        self.apart: dict[int, list[str]] = {}  # steps that are not placed, and why
         self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
         self.problems: list[str] = []
         self.warnings: list[str] = []
@@ -92,17 +94,27 @@ class Trial:
             held = sum(item.layer is not None for item in items)
             modules = traced.source not in ("none", "order") and 2 * held >= len(items)
             passes = place(items, model.shape, ranks, modules=modules)
+            unplaced = [problem for placement in passes for problem in placement.problems]
+            if unplaced:
+                self.apart[step] = list(dict.fromkeys(unplaced))
+                if len(self.apart) > _FEW * len(steps):
+                    self.problems = self.apart[step]
+                    return
+                continue
             phases = _phases(passes)
             marks = traced.beside.of_passes(step, [list(one.rows()) for one in passes])
             for number, placement in enumerate(passes):
                 key = step, number
                 self.placed[key] = placement
-                problems = placement.problems or self._check(
-                    key, items, phases[number], marks[number]
-                )
+                problems = self._check(key, items, phases[number], marks[number])
                 if problems:
                     self.problems = list(dict.fromkeys(problems))
                     return
+        for why in list(self.apart.values())[:1]:
+            self.warnings.append(
+                f"{len(self.apart)} of {len(steps)} steps get no shapes from the config "
+                f"{model.name}: {'; '.join(why)}"
+            )
 
     def _check(
         self, key: Pass, items: list[Item], phase: str | None, marks: list[Mark]

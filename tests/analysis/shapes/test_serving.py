@@ -105,6 +105,36 @@ def test_each_phase_has_its_rows_and_tokens(tmp_path: Path) -> None:
         assert phase.tokens_per_s == pytest.approx(rows * 1e9 / phase.wall_ns)
 
 
+def test_rows_of_a_part_of_the_steps_are_not_those_of_all(tmp_path: Path) -> None:
+    engine = Engine()
+    for name, rows in (("execute_context_0(0)_generation_4(4)", 4),
+                       ("execute_context_0(0)_generation_3(3)", 3)):  # fmt: skip
+        engine.iteration(rows, frame=name, cat="user_annotation", attention=SPLIT)
+    path = engine.write(tmp_path / "shrinks.json.gz")
+    (mean,) = prunescope.analyze(path, model=MODEL, device="h100-sxm").phases.values()
+    assert {g.m for g in mean.gemms if g.role == "qkv"} == {4}  # 3.5: the mean of known rows
+    (phase,) = prunescope.analyze(path, model=MODEL, device="h100-sxm", batch=4).phases.values()
+    rows = [g for g in phase.gemms if g.role in ("qkv", "o", "gate_up", "down")]
+    assert {(g.m, g.flop) for g in rows} == {(None, None)} and all(g.n for g in rows)
+    assert phase.tokens_per_s is None
+
+
+def test_an_iteration_that_was_cut_off_costs_no_shapes_of_the_others(tmp_path: Path) -> None:
+    engine = Engine()
+    for rows in (512, *[4] * 9):
+        engine.iteration(rows, frame=FRAME, cat="python_function", attention=SPLIT)
+    kernels = [e for e in engine.events if e["cat"] == "kernel"]
+    gone = {id(e) for e in kernels[-60:]}
+    engine.events = [e for e in engine.events if id(e) not in gone]
+    path = engine.write(tmp_path / "cut.json.gz")
+    told = prunescope.analyze(path, model=MODEL, device="h100-sxm", batch=4, prompt_len=128)
+    phase = told.phases["decode"]
+    known = [g for g in phase.gemms if g.shapes == "model"]
+    assert {(g.m, g.n, g.k) for g in known if g.role == "gate_up"} == {(4, 6144, 1024)}
+    assert phase.shapes["model"] > 0.8 and phase.tokens_per_s is None
+    assert any("1 of 9 steps" in said and "28 in the config" in said for said in told.warnings)
+
+
 def test_attention_kernels_tell_phases_of_one_size(tmp_path: Path) -> None:
     engine = Engine()
     for kind in ("BatchPrefillWithPagedKVCacheKernel", *["BatchDecodeWithPagedKVCacheKernel"] * 3):
