@@ -27,7 +27,12 @@ from tests.analysis.shapes.stripped import CASES, Case, known, report, strip, ta
 HERE = Path(__file__).parent
 RUNS = 9
 TIME = "## Time"
-DAMAGES = (test_damaged_traces.drop, test_damaged_traces.merge, test_damaged_traces.reorder)
+DAMAGES = (
+    test_damaged_traces.drop,
+    test_damaged_traces.merge,
+    test_damaged_traces.reorder,
+    test_damaged_traces.exchange,
+)
 COUNTS = (1, 2, 4, 10, 40)
 SEEDS = 5
 COMMAND = [sys.executable, "-m", "prunescope", "analyze"]
@@ -185,7 +190,7 @@ def page(folder: Path) -> str:
         "|---|---|---|---|---|",
         *near(folder),
         "",
-        "## Kernels dropped, merged, reordered",
+        "## Kernels dropped, merged, reordered, exchanged",
         "",
         f"{', '.join(map(str, COUNTS))} at a time, {SEEDS} seeds each, without modules and ops. "
         "Kernels of linears: of the truth's, those that get their role, layer, N and K; null; and "

@@ -63,7 +63,7 @@ def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     if named.cached is not None and not latent and not fits:
         return [
             f"the cache takes {named.cached:,} bytes of keys a token, the config has {keys:,} "
-            "numbers"
+            f"numbers of {' or '.join(map(str, named.each))} bytes"
         ]
     if named.norm is not None and named.norm < shape.hidden:
         return [

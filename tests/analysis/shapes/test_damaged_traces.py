@@ -23,7 +23,7 @@ from tests.analysis.shapes.stripped import CASES, LINEARS, SHARED, Case, events,
 
 PRODUCTS = ("gemm", "gemv", "batched_gemm", "grouped_gemm", "attention")
 # Two of a layer of one size, on one kernel: nothing tells that they changed places.
-TWINS = ({"q", "k", "v"}, {"gate", "up"})
+TWINS = ({"q", "k", "v", "o"}, {"gate", "up"})
 Event = dict[str, Any]
 Place = tuple[str, int | None, int, int]  # role, layer, N, K
 Damage = Callable[[list[Event], random.Random, int], list[Event]]
