@@ -21,6 +21,7 @@ from prunescope.analysis.kernels.role_shapes import (
     sizes_of,
     vocabularies,
     with_embeddings,
+    with_weights,
 )
 from prunescope.analysis.ops.work import OpCall
 from prunescope.analysis.timeline.scopes import Scopes
@@ -90,6 +91,7 @@ def find_roles(
         role.append(found)
     heads_only(role, sizes, named, vocabulary)
     gated(role, layer, sizes)
+    with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
 
 

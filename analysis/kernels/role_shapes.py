@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
+from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.trace.load import Ints
 
@@ -94,6 +95,33 @@ def heads_only(
             continue
         is_head = size is not None and vocabulary and (size[1] in vocabulary or size[1] >= far > 0)
         role[i] = "lm_head" if is_head else "unknown"
+
+
+def with_weights(
+    role: list[str], layer: Ints, calls: Sequence[OpCall | None], sizes: Sequence[Size | None]
+) -> None:
+    """Give work on a weight alone the role of the product that reads the weight next in its layer:
+    a mask that a hook multiplies in runs before the linear's own scope begins."""
+    worked = [call for call in {id(c): c for c in calls if c is not None}.values() if _maps(call)]
+    shapes = {id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} for call in worked}
+    # Where hidden states have a batch, a matrix is none of them, as large as it may be.
+    is_flat = not any(len(s) == 3 for found in shapes.values() for s in found)  # noqa: PLR2004
+    reads: dict[int, int] = {}  # by layer: the next product
+    for i in range(len(role) - 1, -1, -1):
+        at, found = int(layer[i]), shapes.get(id(calls[i]), set()) - {()}
+        size = sizes[reads[at]] if at in reads else None
+        if sizes[i] is not None:
+            reads[at] = i
+        elif len(found) == 1 and size is not None and role[i] != "unknown":
+            m, n, k = size
+            states = {(m, k), (m, n)} if is_flat else set()
+            if found <= {(n, k), (k, n)} - states:
+                role[i] = role[reads[at]]
+
+
+def _maps(call: OpCall) -> bool:
+    """Whether it works element by element."""
+    return op_kind(call.name, call) == "elementwise"
 
 
 def last_vocabulary(rows: Ints, sizes: Sequence[Size | None], vocabulary: set[int]) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.schema.report import Finding
 from tests.analysis.decoder import Layer, Setting, census, decoder, gemm, matrix
 from tests.analysis.findings.test_findings import FULL, NARROW, found, model, of_pair, of_run
-from tests.chrome import k, module, op
+from tests.chrome import chrome, k, module, op, step
 
 RANK = 8
 SIZE = [512, 256]  # of up in FULL, N x K
@@ -112,3 +112,28 @@ def test_fake_quantisation_that_was_left_on(tmp_path: Path, *, told: bool) -> No
     one = remade(tmp_path, made, "torch.ao.quantization" if told else None, "fake-quantised")
     assert one is not None and "convert" in str(one.change)
     assert one.predicted_ns == pytest.approx(4 * (42_000 if told else 37_000))
+
+
+@pytest.mark.parametrize("rows", [1, 512])
+def test_masks_of_hooks_run_before_their_linear_and_are_added_work(
+    tmp_path: Path, rows: int
+) -> None:
+    """They stand in the MLP's own scope, beside the product of gate and up: 40 us a mask."""
+
+    def trace(*, masked: bool) -> dict[str, Any]:
+        said = Setting(rows=rows)
+        act = op("aten::mul", [1, rows, 512], [1, rows, 512], kernels=[k(us=5, name="elementwise")])
+
+        def linear(name: str, n: int, width: int) -> list[Any]:
+            mask = op("aten::mul", [n, width], [n, width], kernels=[k(us=40, name="elementwise")])
+            own = module(f"model.layers.0.mlp.{name}_proj", gemm(said, n, width))
+            return [mask, own] if masked else [own]
+
+        mlp = [*linear("gate", 512, 256), *linear("up", 512, 256), act, *linear("down", 256, 512)]
+        return chrome(step(0, module("model.layers.0", module("model.layers.0.mlp", *mlp))))
+
+    phase = of_pair(tmp_path, trace(masked=False), trace(masked=True))
+    rows_of = {row.row: row for row in phase.ledger or []}
+    assert rows_of["added_work"].ns == pytest.approx(3 * 40_000)
+    assert {part.role for part in rows_of["added_work"].parts} == {"gate", "up", "down"}
+    assert phase.ladder is not None and phase.ladder.coverage == pytest.approx(1.0)
