@@ -52,7 +52,7 @@ demo: $(STAMP) ## Prune a small model in three ways, trace it here, and explain 
 	$(BIN)/prunescope demo
 
 docs: $(STAMP) ## Build the documentation into site/
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 package: $(STAMP) ## Build wheel and sdist into dist/ and check their page
 	rm -rf dist

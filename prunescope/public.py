@@ -264,6 +264,13 @@ class Prediction(dict[str, Any]):
         """Print the tables that the command prints."""
         _print(self.__rich__())
 
+    def __repr__(self) -> str:
+        subject = self.get("subject") or {}
+        name = str(subject.get("name") or subject.get("model") or "a run")[:80]
+        rows = len(self.get("points") or self.get("by") or ())
+        counted = f", {rows} row{'s' * (rows != 1)}" if rows else ""
+        return f"<Prediction of {name}{counted}; show() prints it, its keys: {', '.join(self)}>"
+
     def __rich__(self) -> RenderableType:
         from prunescope.analysis.report.predict_table import prediction
 

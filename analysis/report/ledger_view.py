@@ -51,6 +51,7 @@ class WaterfallBar:
     tone: str  # "total" | "promise" | "loss" | "gain" | "quiet"
 
 
+_NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
 _FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
 
 
@@ -136,7 +137,8 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     signed = row.row not in TOTALS and row.row != "promised"
     share = numbers.share_of(row.ns, dense)
     colour = tone(row) if signed else ""
-    part = largest(row)
+    is_nothing = signed and share is not None and abs(share) < _NOTHING
+    part = None if is_nothing else largest(row)
     label = LEDGER.get(row.row, (row.row, ""))[0]
     return [
         Cell(label, tone=colour),

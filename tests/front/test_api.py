@@ -178,6 +178,7 @@ def test_compare_gives_the_comparison_of_the_command(
 
 def test_predict_shows_and_is_the_dict_of_the_command() -> None:
     found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
+    assert "tiny-llama" in repr(found) and len(repr(found)) < 300 and found["points"]
     assert found["phases"]["prefill"]["ladder"]["nominal"] == pytest.approx(2.0)
     assert json.dumps(found)
 

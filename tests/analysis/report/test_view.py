@@ -112,3 +112,16 @@ def test_what_papers_print_beside_a_speedup() -> None:
     assert "### Dense and pruned" in render_markdown(report)
     assert "Dense and pruned, tiny-llama, static-nk, decode" in render_latex(report)
     assert sides_table(example.alone().phases["trace"]) is None
+
+
+def test_a_row_of_nothing_names_no_part() -> None:
+    """2 ns of 4.5 ms read 0.0 %: what they are mostly of says nothing."""
+    phase = example.phase()
+    rows = {row.row: row for row in phase.ledger or []}
+    one = rows["roofline_shift"]
+    assert one.ns is not None and one.parts and rows["dense"].ns is not None
+    at = list(rows).index("roofline_shift")
+    for share, shown in ((0.0004, False), (0.0006, True)):
+        one.ns = share * rows["dense"].ns
+        table = ledger_view.ledger_table(phase)
+        assert table is not None and bool(table.rows[at][-1].text) == shown
