@@ -16,6 +16,7 @@ from prunescope.taxonomy.run_blocks import Twin
 from prunescope.tracer.capture.chrome import ChromeTrace, write_trace
 from prunescope.tracer.capture.folder import write_whole
 from prunescope.tracer.capture.joined import joined
+from prunescope.tracer.capture.progress import Progress, Silent
 
 
 @dataclass(kw_only=True)
@@ -30,12 +31,18 @@ class Capture:
     eager: dict[str, ChromeTrace] = field(default_factory=dict)
 
 
-def write_runs(out: Path, captures: Mapping[str, Capture], baseline: Path | None) -> None:
+def write_runs(
+    out: Path,
+    captures: Mapping[str, Capture],
+    baseline: Path | None,
+    progress: Progress | None = None,
+) -> None:
     """Write `out`/<variant>/ for every capture; a pruned run points to its dense twin.
 
     `baseline`: the run folder of a twin that is not among the captures.
     """
-    write_whole(out, lambda folder: _fill(folder, out, captures, baseline))
+    bar = progress or Silent()
+    write_whole(out, lambda folder: _fill(folder, out, captures, baseline, bar))
 
 
 def baseline_folder(given: Path) -> Path:
@@ -52,7 +59,13 @@ def baseline_folder(given: Path) -> Path:
     )
 
 
-def _fill(folder: Path, out: Path, captures: Mapping[str, Capture], baseline: Path | None) -> None:
+def _fill(
+    folder: Path,
+    out: Path,
+    captures: Mapping[str, Capture],
+    baseline: Path | None,
+    progress: Progress,
+) -> None:
     for name, captured in captures.items():
         run_folder = folder / name
         run_folder.mkdir()
@@ -63,6 +76,7 @@ def _fill(folder: Path, out: Path, captures: Mapping[str, Capture], baseline: Pa
             if phase in captured.eager:
                 entry.eager_trace = f"{phase}.eager.trace.json.gz"
                 write_trace(captured.eager[phase], run_folder / entry.eager_trace)
+            progress.advance()
         if name == "pruned" and "dense" in captures:
             captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
         elif name == "pruned" and baseline is not None:

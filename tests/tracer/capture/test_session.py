@@ -18,10 +18,12 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture import session, variants
 from prunescope.tracer.capture.progress import Bar, Silent
 from prunescope.tracer.capture.trace import TraceRequest, trace
 from prunescope.tracer.machine.conditions import timing_note
+from tests.small_capture import quick_peaks
 
 pytestmark = pytest.mark.torch
 
@@ -71,7 +73,7 @@ class KilledAt(Silent):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("stage", ["time prefill", "profile decode"])
+@pytest.mark.parametrize("stage", ["time prefill", "profile decode", "write traces"])
 @pytest.mark.parametrize(
     "number, expected", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
@@ -90,7 +92,8 @@ def test_a_kill_leaves_nothing(
         model="tiny-llama", method="static-nk", out=tmp_path / "out" / "run",
         prompt_len=8, decode_steps=2, warmup=0, repeats=1, steps=1,
     )  # fmt: skip
-    peaks = {"dense_flop_per_s": {}, "byte_per_s": 1.0, "kernel_floor_ns": 1}
+    quick_peaks(monkeypatch)
+    peaks = MeasuredPeaks(dense_flop_per_s={}, byte_per_s=1.0, kernel_floor_ns=1)
     try:
         with pytest.raises(expected):
             trace(request, KilledAt(stage, number), peaks=peaks)
