@@ -37,7 +37,7 @@ class Device:
     link: str | None = None  # to the host: pcie-4.0 (16 lanes), nvlink-c2c
     link_byte_per_s: float | None = None  # in one direction
     sm: int | None = None
-    memory_bytes: int | None = None  # as sold, 10^9 a GB; what a process gets is less
+    memory_bytes: int | None = None  # of the board, without what holds its error correction
     l2_bytes: int | None = None
     llc_bytes: int | None = None  # a cache behind L2
     source: str
@@ -115,7 +115,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         link=row.get("link"),
         link_byte_per_s=_LINKS.get(row.get("link")),
         sm=row["sm"],
-        memory_bytes=row["memory_gb"] * 10**9,
+        memory_bytes=_memory_bytes(row),
         l2_bytes=mebibytes("l2_mib"),
         llc_bytes=mebibytes("llc_mib"),
         source=row["source"],
@@ -130,6 +130,13 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         bit_per_s_pin=scaled("gbit_per_s_pin", 1e9),
         **limits,
     )
+
+
+def _memory_bytes(row: dict[str, Any]) -> int:
+    """Chips hold powers of two: a GB of memory is sold as 2^30 bytes. Where GDDR6 keeps its error
+    correction in the memory itself, and has it on, that is a sixteenth: nvidia-smi prints 15,360
+    MiB of a T4, 23,034 of an L4, 46,068 of an L40S, but 81,559 of an H100 and 24,564 of a 4090."""
+    return int(row["memory_gb"] * 2**30 * (15 / 16 if row.get("ecc_in_memory") else 1))
 
 
 _SAME_RATE = {"fp16": "bf16", "bf16": "fp16"}  # dtypes that every matrix unit runs alike
@@ -169,8 +176,8 @@ def device_in_trace(properties_name: str | None, memory: Any = None) -> Device |
 
 
 def _holds(device: Device, memory: int) -> bool:
-    """Whether a process may see so many bytes of a board's memory: less than it is sold with, or
-    a little more, for a GB is 2^30 bytes to some."""
+    """Whether a process may see so many bytes of a board's memory: less than it has, or a little
+    more, for error correction can be off."""
     return device.memory_bytes is not None and 0.85 < memory / device.memory_bytes < 1.1
 
 
@@ -303,8 +310,9 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def _nearest(key: str) -> list[str]:
-    """Ids of the devices whose id or alias is most like `key`."""
-    close = difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)
+    """Ids of the devices whose id or alias begins with or holds `key`, then those most like it."""
+    holds = sorted((name for name in _BY_NAME if key in name), key=lambda name: name.index(key))
+    close = [*(holds if key else ()), *difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)]
     ids = list(dict.fromkeys(_BY_NAME[one].name for one in close))
     return ids[:4] or [device.name for device in DEVICES][:4]
 

@@ -35,13 +35,14 @@ def labels(
 
 def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
     """A knob of several methods is one of any of them. Raises PrunescopeError for another."""
+    names = list(names)
+    whose = "none of these methods has a" if len(names) > 1 else f"{names[0] or 'dense'} has no"
     known = {knob for name in names if _pruning(name) for knob in named_family(str(name))[0].knobs}
     known |= {"kernel"}
     for knob in knobs:
         if knob not in known:
             raise PrunescopeError(
-                f"none of these methods has a knob {knob!r}",
-                hint=f"their knobs are: {', '.join(sorted(known))}",
+                f"{whose} knob {knob!r}", hint=f"known here: {', '.join(sorted(known))}"
             )
 
 

@@ -6,6 +6,7 @@ or a grid in one form, whose phases are the report's with the fields that need n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
@@ -38,8 +39,7 @@ def predict(request: PredictRequest) -> Prediction:
     shares = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
-    if len(names) > 1 or len(shares) > 1 or request.curves:
-        check_knobs(request.knobs, names)
+    check_knobs(request.knobs, names)
     gains = Gains() if request.break_even else None
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
@@ -57,7 +57,7 @@ def predict(request: PredictRequest) -> Prediction:
         f"{name}: {len(errors)} of {len(shares)} points left out ({errors[0].problem})"
         for name, errors in refused.items()
     ]
-    return _prediction(request, found, [*left_out, *dict.fromkeys(warnings)])
+    return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found)])])
 
 
 def _point(
@@ -108,6 +108,27 @@ def _prediction(
         warnings=warnings,
         answer=only.answer if only else None,
     )
+
+
+def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:
+    """Forwards whose weights and cache alone are more than a device holds, a line a method."""
+    has = found[0][0].device.memory_bytes
+    needs: dict[str, dict[float, int]] = {}
+    for _, _, point in found:
+        for phase in point.phases.values():
+            sizes = [(point.label or "dense", point.sparsity or 0.0, phase.memory_bytes)]
+            if phase.baseline:
+                sizes.append(("dense", 0.0, phase.baseline.memory_bytes))
+            for who, sparsity, size in sizes:
+                if has is not None and size > has:
+                    each = needs.setdefault(who, {})
+                    each[sparsity] = max(size, each.get(sparsity, 0))
+    for who, each in sorted(needs.items(), key=lambda one: one[0] != "dense"):
+        at = f" at {', '.join(f'{sparsity:g}' for sparsity in each)}" if who != "dense" else ""
+        yield (
+            f"{who}{at} does not fit into the {(has or 0) / 1e9:.2f} GB of {found[0][0].device.name}: "
+            f"it needs {min(each.values()) / 1e9:.2f} GB{' or more' if len(each) > 1 else ''}"
+        )
 
 
 def device_json(setting: Setting) -> dict[str, Any]:

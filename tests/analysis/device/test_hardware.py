@@ -20,6 +20,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 SHEET = {
     "v100-sxm2": ("fp16", 125, 900, 80),
     "v100-pcie": ("fp16", 112, 900, 80),
+    "v100-16gb-sxm2": ("fp16", 125, 900, 80),
+    "v100-16gb-pcie": ("fp16", 112, 900, 80),
     "t4": ("fp16", 65, 320, 40),
     "a10": ("bf16", 125, 600, 72),
     "a10g": ("bf16", 70, 600, 80),
@@ -88,7 +90,7 @@ IN_TRACES = {
     "NVIDIA RTX 6000 Ada Generation": "rtx-6000-ada",
     "AMD Instinct MI325X VF": "mi325x",
     "NVIDIA B200": "b200",
-    "Tesla V100-SXM2-16GB": "v100-sxm2",
+    "Tesla V100-SXM2-16GB": "v100-16gb-sxm2",
     "AMD Instinct MI300X": "mi300x",
     "AMD Instinct MI210": "mi210",
     "AMD Instinct MI250X": "mi250x-gcd",  # a trace sees one die as a device
@@ -152,7 +154,7 @@ def test_names_of_traces(name: str) -> None:
         ("NVIDIA PG509-210", 42_505_273_344, "a100-40gb-sxm"),
         ("NVIDIA A100-PG509-200", 42_505_273_344, "a100-40gb-sxm"),
         ("NVIDIA A100-PG509-200", 85_198_045_184, "a100-80gb-sxm"),
-        ("Tesla V100-SXM2-16GB", 16_945_512_448, "v100-sxm2"),
+        ("Tesla V100-SXM2-16GB", 16_945_512_448, "v100-16gb-sxm2"),
         ("NVIDIA H100 80GB HBM3", "80 GB", "h100-sxm"),
     ],
 )
@@ -163,6 +165,24 @@ def test_boards_of_one_name_are_told_apart_by_their_memory(
     assert found is not None and found.name == device
 
 
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [  # totalGlobalMem of public traces, or the total that nvidia-smi, rocm-smi or torch print
+        ("v100-sxm2", 34_079_899_648), ("a100-40gb-sxm", 42_481_549_312), ("b200", 191_503_138_816),
+        ("a100-80gb-sxm", 85_198_045_184), ("rtx-3060", 12_487_294_976), ("t4", 15_360 * 2**20),
+        ("rtx-4080-laptop", 12_450_922_496), ("l4", 23_034 * 2**20), ("l40s", 46_068 * 2**20),
+        ("a10g", 23_028 * 2**20), ("a40", 46_068 * 2**20), ("l20", 46_068 * 2**20),
+        ("rtx-a6000", 49_140 * 2**20), ("rtx-6000-ada", 49_140 * 2**20),
+        ("h200-sxm", 143_771 * 2**20), ("h100-sxm", 81_559 * 2**20), ("rtx-4090", 25.38e9),
+        ("mi300x", 206_141_652_992),
+    ],
+)  # fmt: skip
+def test_memory_is_what_a_process_sees(name: str, seen: float) -> None:
+    has = find_device(name).memory_bytes
+    assert has is not None
+    assert 0.96 * has <= seen <= has * 1.0005
+
+
 @pytest.mark.parametrize("name", ["NVIDIA H1000", "NVIDIA H100", "", None, "cpu"])
 def test_an_unknown_device_of_a_trace_has_no_fallback(name: str | None) -> None:
     assert device_in_trace(name) is None
@@ -170,7 +190,15 @@ def test_an_unknown_device_of_a_trace_has_no_fallback(name: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("name", "offered"),
-    [("h10-sxm", "h100-sxm"), ("H100 80GB", "h100-sxm"), ("mi300", "mi300x"), ("4090", "rtx-4090")],
+    [
+        ("h10-sxm", "h100-sxm"),
+        ("H100 80GB", "h100-sxm"),
+        ("mi300", "mi300x"),
+        ("4090", "rtx-4090"),
+        ("a100", "a100-80gb-sxm"),
+        ("h100", "nearest: h100-"),
+        ("v100", "v100-16gb-pcie"),
+    ],
 )
 def test_an_unknown_device_names_its_neighbours(name: str, offered: str) -> None:
     with pytest.raises(PrunescopeError) as error:

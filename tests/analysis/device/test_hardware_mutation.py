@@ -20,6 +20,8 @@ from prunescope.analysis.device import hardware
 SHEETS = """
 v100-sxm2                       -      125    -      15.7   -       900   6    80
 v100-pcie                       -      112    -      14     -       900   6    80
+v100-16gb-sxm2                  -      125    -      15.7   -       900   6    80
+v100-16gb-pcie                  -      112    -      14     -       900   6    80
 t4                              -      65     -      8.1    -       320   4    40
 a10                             125    125    62.5   31.2   -       600   6    72
 a10g                            70     70     35     35     -       600   6    80
@@ -69,12 +71,12 @@ rtx-4070-ti-super               88.2   88.2   44.1   44.1   176.4  672   48   66
 rtx-5080                        112.6  112.6  56.3   56.3   225.1  960   64   84
 mi350x                          2306.9 2306.9 -      144.2  4613.7 8000  32   256
 """
-# GB of memory, as sold; of the V100 the larger one.
+# GB of memory, as sold.
 MEMORY = {
     10: ("rtx-3080",),
     11: ("rtx-2080-ti",),
     12: ("rtx-3060", "rtx-4080-laptop", "rtx-4070", "rtx-4070-super", "rtx-4070-ti"),
-    16: ("t4", "rtx-4080", "rtx-4070-ti-super", "rtx-5080"),
+    16: ("v100-16gb-sxm2", "v100-16gb-pcie", "t4", "rtx-4080", "rtx-4070-ti-super", "rtx-5080"),
     24: ("a10", "a10g", "a30", "l4", "rtx-3090", "rtx-4090"),
     32: ("v100-sxm2", "v100-pcie", "rtx-5090"),
     40: ("a100-40gb-sxm", "a100-40gb-pcie"),

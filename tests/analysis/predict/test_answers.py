@@ -51,7 +51,7 @@ def test_memory_by_hand() -> None:
     assert told["kv_bytes"] == 2 * 32 * 1024 * 2048 * 2
     # 2,048 rows: hidden twice, gate's input and output, logits of two sequences
     assert told["step_bytes"] == 2 * (2048 * (2 * 4096 + 4096 + 14336) + 2 * 128_256)
-    left = 80e9 - 1e9 - told["weight_bytes"]
+    left = 80 * 2**30 - 1e9 - told["weight_bytes"]
     each = (told["kv_bytes"] + told["step_bytes"]) / 2
     assert told["max_batch"] == int(left // each)
     assert told["fits"] is True
@@ -64,6 +64,22 @@ def test_what_does_not_fit_is_said() -> None:
     assert dense["at_max_batch"] is None
     unknown = ask(device=None, peaks={"bf16": 989}, bandwidth=3350.0, new_tokens=16)["answer"]
     assert unknown["dense_memory"]["fits"] is None and unknown["dense_memory"]["max_batch"] is None
+
+
+def test_a_forward_that_does_not_fit_is_said_without_an_answer_too() -> None:
+    def said(**options: Any) -> list[str]:
+        asked = {"model": "llama-3.1-70b", "method": "static-m", **options}
+        return list(ask(**asked)["warnings"])
+
+    assert said(sparsity=0.25) == [
+        "dense does not fit into the 85.90 GB of h100-sxm: it needs 141.44 GB",
+        "static-m at 0.25 does not fit into the 85.90 GB of h100-sxm: it needs 107.13 GB",
+    ]
+    assert said(sparsity="0.25,0.375,0.75")[1:] == [
+        "static-m at 0.25, 0.375 does not fit into the 85.90 GB of h100-sxm: it needs 89.98 GB or "
+        "more"
+    ]
+    assert said(tp=2) == [] and said(model="llama-3.1-8b") == []
 
 
 def test_what_pruning_frees_buys_batch() -> None:
