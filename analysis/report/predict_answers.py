@@ -83,10 +83,10 @@ def ranking(result: Ranking) -> list[RenderableType]:
     )
     parts: list[RenderableType] = [Text(clean(head), "bold")]
     for by, rows in result.by.items():
-        table = _table("family", "s", "removed", "speed-up", "range", "tokens/s", "weights", "")
+        table = _table("family", "s", "gone", "speed-up", "range", "tokens/s", "weights", "")
         for row in rows:
             cells = (f"{row.family} *" if row.extension else row.family,
-                     f"{row.sparsity:.3f}", f"{row.removed[_SHOWN.get(by, by)]:.0%}",
+                     f"{row.sparsity:.2f}", f"{row.removed[_SHOWN.get(by, by)]:.0%}",
                      f"{row.speedup:.2f}",
                      f"{row.range[0]:.2f}–{row.range[1]:.2f}",
                      f"{row.answer.tokens_per_s:.0f}", numbers.size(row.weight_bytes),
@@ -145,5 +145,5 @@ def _batch(memory: Memory) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != "")
     return table

@@ -82,6 +82,10 @@ def test_a_table_of_it() -> None:
     Console(file=out, width=80, highlight=False).print(prediction(ranked()))
     assert "at equal FLOPs" in out.getvalue() and "ties" in out.getvalue()
     assert "not equal quality" in " ".join(out.getvalue().split())
+    lines = out.getvalue().splitlines()
+    for row in ranked()["by"]["flop"]:  # a name and a range are never broken
+        ends = f"{row['range'][0]:.2f}–{row['range'][1]:.2f}"
+        assert any(line.startswith(f" {row['family']} ") and ends in line for line in lines)
 
 
 def test_sizes_of_ones_own_and_mistakes() -> None:
