@@ -112,7 +112,8 @@ def _prediction(
 
 def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:
     """Forwards whose weights and cache alone are more than a device holds, a line a method."""
-    has = found[0][0].device.memory_bytes
+    device = found[0][0].device
+    has = device.memory_bytes
     needs: dict[str, dict[float, int]] = {}
     for _, _, point in found:
         for phase in point.phases.values():
@@ -126,7 +127,7 @@ def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str
     for who, each in sorted(needs.items(), key=lambda one: one[0] != "dense"):
         at = f" at {', '.join(f'{sparsity:g}' for sparsity in each)}" if who != "dense" else ""
         yield (
-            f"{who}{at} does not fit into the {(has or 0) / 1e9:.2f} GB of {found[0][0].device.name}: "
+            f"{who}{at} does not fit into the {(has or 0) / 1e9:.2f} GB of {device.name}: "
             f"it needs {min(each.values()) / 1e9:.2f} GB{' or more' if len(each) > 1 else ''}"
         )
 
