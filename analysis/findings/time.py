@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from prunescope.analysis.findings.added import residual_map
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
 from prunescope.analysis.findings.idle import waits_within
 from prunescope.analysis.kernels.waits import cause_sums
@@ -170,6 +171,9 @@ def added_work(c: Context) -> Finding | None:
     row = c.row("added_work")
     if row is None or not is_significant(row, of=c.dense_ns, share=0.01):
         return None
+    maps = sum(part.ns for part in row.parts if part.role == "residual")
+    if 2 * maps > (row.ns or 0.0) and residual_map(c) is not None:
+        return None  # it has said so, and has the better advice
     return Finding(
         id="added-work",
         severity="warning",
