@@ -245,8 +245,10 @@ def predict(  # noqa: PLR0913 - the options of the command
 
         return Prediction(msgspec.to_builtins(ranked(request)))
     from prunescope.analysis.predict.predict import predict as run
+    from prunescope.taxonomy.collection import no_collection
 
-    return Prediction(msgspec.to_builtins(run(request)))
+    with no_collection():
+        return Prediction(msgspec.to_builtins(run(request)))
 
 
 @_helpful

@@ -7,6 +7,7 @@ reads from the op (sparse, gathered, estimated, added): nothing here knows a fam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -108,21 +109,26 @@ def price_ns(one: Price, r: Rates) -> float:
     """ns of one layer. Compute pays for whole tiles and waves, and for the sums of a split K,
     before it meets memory: the slower of both sets the time. The kernel that adds up comes after.
     """
-    memory = one.memory / r.stream
-    if one.pointwise:
-        memory *= r.pointwise
-    slower = one.sparse * r.sparse or 1.0
     if r.tiles and one.cuts:
-        longest = min([_cut_s(cut, memory, slower, r) for cut in one.cuts])
+        longest = _cheapest(one, r)[0]
     else:
-        longest = max(one.plain / r.share * slower, memory)
+        memory = one.memory / r.stream * (r.pointwise if one.pointwise else 1.0)
+        longest = max(one.plain / r.share * (one.sparse * r.sparse or 1.0), memory)
     return longest * (r.gathered if one.gathered else 1.0) * 1e9
 
 
-def _cut_s(cut: tuple[float, float, Choice], memory: float, slower: float, r: Rates) -> float:
-    seconds, sums, choice = cut
-    compute = seconds / r.share * slower + sums / r.stream_byte_per_s
-    return (compute if compute > memory else memory) + r.start * choice.adds_up
+def _cheapest(one: Price, r: Rates) -> tuple[float, Choice]:
+    """Seconds of the cut of a GEMM that takes least time, and that cut."""
+    memory, slower = one.memory / r.stream, one.sparse * r.sparse or 1.0
+    best, found = math.inf, one.cuts[0][2]
+    for seconds, sums, choice in one.cuts:  # what a grid of predictions does most
+        compute = seconds / r.share * slower + sums / r.stream_byte_per_s
+        took = compute if compute > memory else memory
+        if choice.adds_up:
+            took += r.start
+        if took < best:
+            best, found = took, choice
+    return best, found
 
 
 def tile(side: PredictedSide, op: Op) -> Choice | None:
@@ -133,9 +139,7 @@ def tile(side: PredictedSide, op: Op) -> Choice | None:
 
 def cut_of(one: Price, r: Rates) -> Choice | None:
     """The cut of a GEMM that takes least time; None where there is none to choose."""
-    memory, slower = one.memory / r.stream, one.sparse * r.sparse or 1.0
-    ways = [(_cut_s(cut, memory, slower, r), i) for i, cut in enumerate(one.cuts)]
-    return one.cuts[min(ways)[1]][2] if ways else None
+    return _cheapest(one, r)[1] if one.cuts else None
 
 
 def kernels_of(ops: Iterable[Op]) -> float:

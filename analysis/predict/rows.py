@@ -7,6 +7,7 @@ In: the dense and the pruned PredictedSide. Out: a row a GEMM; FLOPs and bytes a
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 from prunescope.analysis.predict.costs import bill
 from prunescope.analysis.predict.kernels import (
@@ -30,14 +31,12 @@ def gemm_rows(
     dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
 ) -> list[PredictedGemm]:
     """Rows of what runs, then of what is gone."""
-    twins: defaultdict[str, list[Op]] = defaultdict(list)
-    for op in dense.bounded:
-        twins[op.name].append(op)
+    twins, own = _by_name(dense.bounded), _by_name(pruned.bounded)
     seen: defaultdict[str, float] = defaultdict(float)
     rows, prices = [], bill(pruned).prices
     r = rates(pruned.setting, pruned.setting.constants, pruned.setting.terms)
     for op, one in zip(pruned.bounded, prices, strict=True):
-        mine = [other for other in pruned.bounded if other.name == op.name]
+        mine = own[op.name]
         twin = twins[op.name][0] if twins[op.name] else None
         pieces = sum(other.layers == op.layers for other in mine)
         seen[op.name] += op.layers / (pieces if _is_pair(op, mine) else 1)
@@ -52,6 +51,13 @@ def gemm_rows(
         if gone > 1e-9:
             rows += [_gone(ops[0], part, dtype) for part in range(len(ops[0].gemms))]
     return rows
+
+
+def _by_name(ops: Iterable[Op]) -> dict[str, list[Op]]:
+    found: defaultdict[str, list[Op]] = defaultdict(list)
+    for op in ops:
+        found[op.name].append(op)
+    return found
 
 
 def _is_pair(op: Op, mine: list[Op]) -> bool:
@@ -151,4 +157,6 @@ def _group(op: Op, part: int) -> str:
 
 def _share(op: Op, part: int) -> float:
     """An attention's FLOPs, bytes and time are split between its GEMMs by their FLOPs."""
+    if len(op.gemms) == 1:
+        return 1.0
     return op.gemms[part].flop / sum(gemm.flop for gemm in op.gemms)

@@ -7,7 +7,6 @@ Times are integer ns inside, microseconds with three decimals in the traces.
 
 from __future__ import annotations
 
-import gc
 import gzip
 import hashlib
 import io
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from prunescope.taxonomy.collection import no_collection
 
 PHASE = "prunescope.phase"
 STEP = "prunescope.step#"
@@ -65,13 +66,8 @@ class _Window:
 
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     """One trace a variant. Raises ValueError where the steps are not those of `turns`."""
-    was_on = gc.isenabled()
-    gc.disable()  # a million small dicts and no cycle: looking for some takes longer than the rest
-    try:
+    with no_collection():  # a million small dicts
         return _split(raw, turns)
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.disturbance import between, device_troubles, read
@@ -163,11 +164,6 @@ def set_aside() -> Iterator[Callable[[], None]]:
 @contextmanager
 def collector_resting() -> Iterator[None]:
     """No garbage collection inside; collected once before."""
-    was_on = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         yield
-    finally:
-        if was_on:
-            gc.enable()
