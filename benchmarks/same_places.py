@@ -2,7 +2,7 @@
 
     python benchmarks/same_places.py one MODEL COUNT     log ratios of COUNT placements in a process
 
-In: a model. Out: places.jsonl in a folder: log ratios of the times of a model and its own copy,
+In: a model. Out: places.json in a folder: log ratios of the times of a model and its own copy,
 of 20 new processes with one placement each, and of one process with 20 seatings. Where weights lie
 is what differs; as much in both, where seatings draw it afresh.
 """
@@ -27,30 +27,27 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 PLACES, ROUNDS, WARMUP, PROMPT, TOKENS = 20, 16, 2, 256, 8
+FILE = "places.json"
 WAYS = {"processes": "new processes", "seatings": "seatings of one process"}
 DRAWS = 2000
 
 
 def places(model: str, out: Path) -> None:
-    """Measure both ways, and add a line to places.jsonl."""
+    """Measure both ways, and add them to places.json."""
     found = {
         "model": model,
         "seatings": _of_a_process(model, PLACES),
         "processes": [ratios for _ in range(PLACES) for ratios in _of_a_process(model, 1)],
     }
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "places.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
+    others = [one for one in _read(out) if one["model"] != model]
+    (out / FILE).write_text(json.dumps([*others, found]), encoding="utf-8")
 
 
 def spread(folder: Path) -> list[str]:
     """What the page says of it, where it was measured."""
-    file = folder / "places.jsonl"
-    if not file.is_file():
-        return []
     rows = []
-    for line in file.read_text("utf-8").splitlines():
-        found = json.loads(line)
+    for found in _read(folder):
         for phase in ("prefill", "decode"):
             own = {way: [one[phase] for one in found[way]] for way in WAYS}
             told = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
@@ -60,6 +57,8 @@ def spread(folder: Path) -> list[str]:
                 f"| {found['model']} | {phase} | {' | '.join(told)} | {ratio:.2f} [{low:.2f}, "
                 f"{high:.2f}] |"
             )
+    if not rows:
+        return []
     return [
         "## Seatings and new processes",
         "",
@@ -73,6 +72,12 @@ def spread(folder: Path) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    file = folder / FILE
+    found: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
+    return found
 
 
 def _of_a_process(model: str, count: int) -> list[dict[str, float]]:
