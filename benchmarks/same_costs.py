@@ -118,7 +118,7 @@ def _wait() -> dict[str, dict[str, Any]]:
     with torch.inference_mode():
         for number in range(2 * ROUNDS):
             for waits in (False, True, True, False) if number % 2 else (True, False, False, True):
-                for phase, ns, within in _steps(model, lambda: inside):
+                for phase, ns, within in plain_steps(model, lambda: inside):
                     times.setdefault((phase, waits), []).append(ns)
                     if waits:
                         held[phase].append(within)
@@ -130,8 +130,11 @@ def _wait() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _steps(model: Any, inside: Callable[[], int]) -> list[tuple[str, float, float]]:
-    """(phase, ns a step, ns of it in the hook) of one prefill and of the decode after it."""
+def plain_steps(
+    model: Any, inside: Callable[[], int] = lambda: 0
+) -> list[tuple[str, float, float]]:
+    """(phase, ns a step, ns of it by the counter `inside`) of one prefill and of the decode after
+    it, in a loop that has nothing of prunescope's."""
     import torch
 
     ids = torch.randint(0, 100, (1, PROMPT))

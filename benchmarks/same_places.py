@@ -17,16 +17,15 @@ import random
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-PLACES, ROUNDS, WARMUP, PROMPT, TOKENS = 20, 16, 2, 256, 8
+from same_costs import plain_steps  # noqa: E402
+
+PLACES, ROUNDS, WARMUP = 20, 16, 2
 FILE = "places.json"
 WAYS = {"processes": "new processes", "seatings": "seatings of one process"}
 DRAWS = 2000
@@ -100,42 +99,21 @@ def _one(name: str, count: int) -> list[dict[str, float]]:
     with torch.inference_mode():
         for _ in range(count):
             place(models, draw)
-            times = [_sampled(models, steps) for steps in (_prefill, _decode)]
-            ratios = [math.log(statistics.median(a) / statistics.median(b)) for a, b in times]
-            found.append(dict(zip(("prefill", "decode"), ratios, strict=True)))
+            times = _sampled(models)
+            medians = {phase: [statistics.median(ns) for ns in own] for phase, own in times.items()}
+            found.append({phase: math.log(a / b) for phase, (a, b) in medians.items()})
     return found
 
 
-def _sampled(models: list[Any], steps: Callable[[Any], float]) -> tuple[list[float], list[float]]:
-    """ns of both models, in ABBA order."""
-    times: tuple[list[float], list[float]] = ([], [])
+def _sampled(models: list[Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """ns of both models by phase, in ABBA order."""
+    times: dict[str, tuple[list[float], list[float]]] = {"prefill": ([], []), "decode": ([], [])}
     for number in range(WARMUP + ROUNDS):
         for which in (0, 1) if number % 2 else (1, 0):
-            ns = steps(models[which])
-            if number >= WARMUP:
-                times[which].append(ns)
+            for phase, ns, _ in plain_steps(models[which]):
+                if number >= WARMUP:
+                    times[phase][which].append(ns)
     return times
-
-
-def _prefill(model: Any) -> float:
-    import torch
-
-    ids = torch.arange(PROMPT)[None]
-    begun = time.perf_counter_ns()
-    model(ids, use_cache=True, logits_to_keep=1)
-    return float(time.perf_counter_ns() - begun)
-
-
-def _decode(model: Any) -> float:
-    import torch
-
-    out = model(torch.arange(PROMPT)[None], use_cache=True, logits_to_keep=1)
-    token = out.logits[:, -1:].argmax(-1)
-    begun = time.perf_counter_ns()
-    for _ in range(TOKENS):
-        out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-        token = out.logits[:, -1:].argmax(-1)
-    return float(time.perf_counter_ns() - begun)
 
 
 def _spread(values: list[float]) -> float:

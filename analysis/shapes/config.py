@@ -11,10 +11,9 @@ import json
 import re
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import preset_config, preset_named, preset_names, preset_source
 from prunescope.taxonomy.shape import ModelShape
 
@@ -56,16 +55,6 @@ def model_name(name: str) -> str:
     return path.name if path.is_dir() else path.parent.name
 
 
-def _reach(address: str) -> None:
-    """Raise OSError where nothing answers one short request: the Hub's client tries for half a
-    minute."""
-    try:
-        with urlopen(address, timeout=5):
-            return
-    except HTTPError:
-        return
-
-
 def _from_hub(name: str) -> Path:
     """The config.json of a model on the Hub, from the local cache where it is there."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
@@ -76,7 +65,7 @@ def _from_hub(name: str) -> Path:
         return Path(cached)
     try:
         if not constants.is_offline_mode():
-            _reach(constants.ENDPOINT)
+            reach(constants.ENDPOINT)
         return Path(hf_hub_download(name, "config.json"))
     except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, OSError) as error:
         raise PrunescopeError(

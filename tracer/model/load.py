@@ -11,8 +11,6 @@ import copy
 import importlib.util
 import json
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -29,6 +27,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.tracer.model.gguf import gguf_folder
 from prunescope.tracer.model.size_limits import check_room
@@ -186,10 +185,7 @@ def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
     if constants.is_offline_mode():
         raise not_cached
     try:
-        with urllib.request.urlopen(constants.ENDPOINT, timeout=5):
-            return
-    except urllib.error.HTTPError:
-        return
+        reach(constants.ENDPOINT)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise PrunescopeError(

@@ -61,7 +61,7 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(
     def nowhere(*_: Any, **__: Any) -> Any:
         raise OSError("no address")
 
-    monkeypatch.setattr("prunescope.analysis.shapes.config.urlopen", nowhere)
+    monkeypatch.setattr("urllib.request.urlopen", nowhere)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("it tried"))
     with pytest.raises(PrunescopeError, match="the Hub does not give its config"):
         read_model("some/unknown-model")
