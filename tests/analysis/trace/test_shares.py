@@ -123,6 +123,19 @@ def test_a_worker_that_does_not_start_leaves_it_to_this_process(
         assert len(load(path).ops["ts"]) == 9
 
 
+def test_workers_find_an_editable_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by a hook of site, not by sys.path, and workers begin without site."""
+    path = write(tmp_path / "t.json", [event(i) for i in range(9)])
+    monkeypatch.setattr(workers, "count_for", lambda _: 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p and not holds_us(p)])
+    assert workers.shares_of(path) is not None
+
+
+def holds_us(place: str) -> bool:
+    return (Path(place) / "prunescope").is_dir()
+
+
 def test_small_files_and_single_cores_have_no_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
