@@ -20,7 +20,7 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
-from prunescope.analysis.pool import Pool, Reply, jobs_for
+from prunescope.analysis.pool import Reply, jobs_for, pool_of
 from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.encode import packed, unpacked
@@ -108,12 +108,13 @@ def compare(
     baseline: Path | None = None,
     options: Options | None = None,
     jobs: int | None = 1,
+    engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Comparison:
     """Analyze every subject against `baseline`, or its own twin where that is None.
 
-    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `on_done`
-    hears how many of how many are done.
+    `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
+    "ray" has them on the workers of a cluster; `on_done` hears how many of how many are done.
 
     A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
@@ -124,8 +125,8 @@ def compare(
     rows: list[ComparisonRow] = []
     failed: list[FailedSubject] = []
     error: PrunescopeError | None = None
-    count = jobs_for(jobs, (_size(one.path) for one in found))
-    done = _reports(found, baseline, options, count)
+    count = jobs_for(jobs, (_size(one.path) for one in found), engine)
+    done = _reports(found, baseline, options, count, engine)
     for number, one in enumerate(found):
         if on_done is not None:
             on_done(number, len(found))
@@ -160,17 +161,17 @@ def _size(path: Path) -> int:
 
 
 def _reports(
-    found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int
+    found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
 ) -> Iterator[Callable[[], Report]]:
     """What gives the report of each subject, or raises what is wrong with it, in their order."""
-    if jobs < 2 or len(found) < 2:
+    if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
             yield partial(_report, one.path, baseline, options)
         return
     against = None if baseline is None else str(baseline)
     plain = plain_options(options)
     tasks = [packed(_Task(str(one.path), against, plain)) for one in found]
-    with Pool(_FUNCTION, min(jobs, len(tasks))) as pool:
+    with pool_of(engine, _FUNCTION, min(jobs, len(tasks))) as pool:
         for reply in pool.run(tasks):
             yield partial(_received, reply)
 

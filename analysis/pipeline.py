@@ -78,13 +78,14 @@ def analyze(
     baseline: Path | None = None,
     options: Options | None = None,
     jobs: int | None = 1,
+    engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Analysis:
     """Analyze a run folder or a trace, against its twin or `baseline`.
 
     `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
-    worth it; the report is the same. `on_done` hears
-    how many phases of how many are done.
+    worth it; `engine`: "ray" has them on the workers of a cluster. The report is the same.
+    `on_done` hears how many phases of how many are done.
     Raises PrunescopeError where the input cannot be analysed; nothing is written.
     """
     options = options or Options()
@@ -96,8 +97,9 @@ def analyze(
     pruned = pruned.add(noticed)
     sides = Sides(pruned.side, dense.side if dense else None, options)
     outcomes: Iterator[Outcome] | None = None
-    if len(names) > 1 and sides.can_share and (count := jobs_for(jobs, sides.sizes())) > 1:
-        outcomes = shared(sides, names, frames, jobs=count)
+    count = jobs_for(jobs, sides.sizes() if sides.can_share else (), engine)
+    if len(names) > 1 and sides.can_share and (count > 1 or engine != "local"):
+        outcomes = shared(sides, names, frames, jobs=count, engine=engine)
     for number, name in enumerate(names):
         done = next(outcomes) if outcomes is not None else None
         if pruned.side.rank_of(name) in pruned.noticed.left_out:

@@ -1,31 +1,32 @@
-"""Tasks in processes of their own, so many at a time, with results in the order of the tasks.
+"""Tasks in processes of their own, here or on a cluster, with results in the order of the tasks.
 
 In: tasks as bytes, and the function ("module:name") that each is given to. Out: the bytes that it
 returns, or the error that it raises. A process that dies fails its task; the others go on.
+ray_pool.py is the same on the workers of ray.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 import msgspec
 
 from prunescope.analysis.trace import workers
 from prunescope.taxonomy.errors import PrunescopeError
 
+ENGINES = ("local", "ray")
 _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.pool import serve
 serve(sys.argv[2])"""
 _LENGTH = 8  # bytes in front of a message
+_MOST = 1 << 20  # as many as there are tasks
 _WORTH = 8 << 20  # packed bytes of traces; about two seconds of one process
 
 
@@ -41,6 +42,30 @@ class Reply(msgspec.Struct):
         if self.problem:
             raise PrunescopeError(self.problem, hint=self.hint)
         return self.value
+
+
+class Tasks(Protocol):
+    """What runs tasks; to be used in a `with`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
+        """The replies in the order of the tasks, each as soon as it and those before it are there.
+
+        A task whose process died has a problem for a reply.
+        """
+        ...
+
+
+def pool_of(engine: str, function: str, jobs: int) -> Tasks:
+    """Who runs the tasks of `engine`. Raises PrunescopeError where ray is not installed."""
+    if engine == "local":
+        return Pool(function, jobs)
+    from prunescope.analysis.ray_pool import RayPool
+
+    return RayPool(function, jobs)
 
 
 class Pool:
@@ -62,10 +87,7 @@ class Pool:
             self.free.get().stop()
 
     def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
-        """The replies in the order of the tasks, each as soon as it and those before it are there.
-
-        A task whose process died has a problem for a reply.
-        """
+        """See `Tasks.run`."""
         yield from self.threads.map(self._one, tasks)
 
     def _one(self, task: bytes) -> Reply:
@@ -97,9 +119,8 @@ class _Process:
             )
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        where = json.dumps([os.path.abspath(part) for part in sys.path])  # noqa: PTH100
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CODE, where, self.function],
+            [sys.executable, "-I", "-S", "-c", _CODE, workers.search_path(), self.function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -116,20 +137,24 @@ class _Process:
 
 def serve(function: str) -> None:
     """What a process of the pool runs: tasks from standard input, until there are no more."""
-    workers.be_alone()
-    module, name = function.split(":")
-    run = getattr(importlib.import_module(module), name)
     tasks, replies = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
             task = _read(tasks)
         except EOFError:
             return
-        try:
-            reply = Reply(value=run(task))
-        except PrunescopeError as error:
-            reply = Reply(problem=error.problem, hint=error.hint or "")
-        _write(replies, msgspec.msgpack.encode(reply))
+        _write(replies, msgspec.msgpack.encode(reply_of(function, task)))
+
+
+def reply_of(function: str, task: bytes) -> Reply:
+    """What comes of a task in this process, which is one of several."""
+    workers.be_alone()
+    module, name = function.split(":")
+    run = getattr(importlib.import_module(module), name)
+    try:
+        return Reply(value=run(task))
+    except PrunescopeError as error:
+        return Reply(problem=error.problem, hint=error.hint or "")
 
 
 def _write(file: IO[bytes], message: bytes) -> None:
@@ -146,9 +171,18 @@ def _read(file: IO[bytes]) -> bytes:
     return message
 
 
-def jobs_for(asked: int | None, sizes: Iterable[int]) -> int:
+def jobs_for(asked: int | None, sizes: Iterable[int], engine: str = "local") -> int:
     """How many processes: as asked, else one a core where the files (`sizes`, packed bytes) take
-    longer than their start."""
+    longer than their start; a cluster has as many as it has.
+
+    Raises PrunescopeError for an engine that is none.
+    """
+    if engine not in ENGINES:
+        raise PrunescopeError(
+            f"no engine is called {engine!r}", hint=f"one of {', '.join(ENGINES)}"
+        )
+    if engine != "local":
+        return asked or _MOST
     if asked is not None:
         return asked
     return workers.cores() if sum(sizes) >= _WORTH else 1

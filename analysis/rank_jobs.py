@@ -1,12 +1,14 @@
 """The ranks of a folder, analysed in processes of their own: what one process gives, sooner.
 
-In: both sides, opened, and the names of phases. Out: an Outcome of each, and the kernels frames in
-Parquet files of a temporary folder, so that memory holds those of the ranks at work.
+In: both sides, opened, and the names of phases. Out: an Outcome of each, and the kernels frames,
+which come as Parquet and stay in files of a temporary folder: memory holds those of the ranks at
+work.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
-from prunescope.analysis.pool import Pool, Reply
+from prunescope.analysis.pool import Reply, pool_of
 from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
@@ -33,12 +35,14 @@ _FUNCTION = "prunescope.analysis.rank_jobs:run_task"
 
 class Outcome(msgspec.Struct):
     """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
-    was noticed of the subject (`own`) and of the baseline (`twin`)."""
+    was noticed of the subject (`own`) and of the baseline (`twin`). `frame`: the kernels frame as
+    Parquet, where it comes from another process."""
 
     phase: Phase | None = None
     own: Noticed = Noticed()
     twin: Noticed = Noticed()
     failed: tuple[str, str] | None = None
+    frame: bytes = b""
 
 
 class Frames(Mapping[str, pl.DataFrame]):
@@ -103,14 +107,13 @@ class RankSide(msgspec.Struct):
 
 
 class Task(msgspec.Struct):
-    """A phase to be analysed. `twin`: its name in the baseline; `frame`: the file for its frame."""
+    """A phase to be analysed. `twin`: its name in the baseline."""
 
     name: str
     twin: str
     pruned: RankSide
     dense: RankSide | None
     options: dict[str, Any]
-    frame: str
 
 
 @dataclass(frozen=True)
@@ -184,11 +187,13 @@ def plain_options(options: Options) -> dict[str, Any]:
     return {n: v for n, v in dataclasses.asdict(options).items() if v is not None}
 
 
-def shared(sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int) -> Iterator[Outcome]:
-    """The outcomes of phases in their order, analysed in `jobs` processes."""
+def shared(
+    sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int, engine: str = "local"
+) -> Iterator[Outcome]:
+    """The outcomes of phases in their order, analysed in `jobs` processes of `engine`."""
     plain = plain_options(sides.options)
     tasks = []
-    for number, name in enumerate(names):
+    for name in names:
         twin = sides.twin_of(name)
         task = Task(
             name=name,
@@ -196,14 +201,15 @@ def shared(sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int) -> 
             pruned=RankSide.of(sides.pruned, name),
             dense=None if sides.dense is None else RankSide.of(sides.dense, twin),
             options=plain,
-            frame=str(frames.folder() / f"{number}.parquet"),
         )
         tasks.append(packed(task))
-    with Pool(_FUNCTION, min(jobs, len(tasks))) as pool:
-        for name, number, reply in zip(names, range(len(names)), pool.run(tasks), strict=True):
+    with pool_of(engine, _FUNCTION, min(jobs, len(tasks))) as pool:
+        for number, (name, reply) in enumerate(zip(names, pool.run(tasks), strict=True)):
             outcome = _outcome(reply, sides.pruned.rank_of(name) or name)
-            if outcome.phase is not None:
+            if outcome.frame:
                 frames[name] = frames.folder() / f"{number}.parquet"
+                (frames.folder() / f"{number}.parquet").write_bytes(outcome.frame)
+                outcome.frame = b""
             yield outcome
 
 
@@ -238,5 +244,7 @@ def run_task(data: bytes) -> bytes:
         return packed(Outcome(own=own.noticed, twin=left, failed=said))
     found = outcome_of(Sides(pruned, dense, options), task.name, frames)
     if found.phase is not None:
-        frames[task.name].write_parquet(task.frame, compression="lz4")
+        held = io.BytesIO()
+        frames[task.name].write_parquet(held, compression="lz4")
+        found.frame = held.getvalue()
     return packed(found)

@@ -119,6 +119,7 @@ def analyze(  # noqa: PLR0913 - the options of the command
     context: int | None = None,
     phase: Literal["prefill", "decode"] | None = None,
     jobs: int | None = None,
+    engine: Literal["local", "ray"] = "local",
 ) -> Report:
     """The Report of a run folder or a Chrome trace, against its dense twin or `baseline`.
 
@@ -127,7 +128,8 @@ def analyze(  # noqa: PLR0913 - the options of the command
     `phase_pattern`: a regular expression of the annotations that are steps. `model` (a config.json,
     a folder, a hub id or a preset; `baseline_model` of the dense side) tells the shapes that a
     trace did not record, for steps of `batch`, `prompt_len`, `context` in `phase`. `jobs`:
-    processes for the ranks of a folder, one a core where it is None. Writes nothing.
+    processes for the ranks of a folder, one a core where it is None; `engine` "ray": on a cluster.
+    Writes nothing.
     Raises PrunescopeError where the input cannot be analysed.
 
     Examples:
@@ -140,9 +142,10 @@ def analyze(  # noqa: PLR0913 - the options of the command
     from prunescope.public import Report
     from prunescope.taxonomy.arguments import refuse_empty
 
-    del options["subject"], options["baseline"], options["jobs"]
+    del options["subject"], options["baseline"]
+    who = {name: options.pop(name) for name in ("jobs", "engine")}
     refuse_empty(path for path in (subject, baseline) if isinstance(path, str))
-    found = run(Path(subject), baseline=_path(baseline), options=_options(options), jobs=jobs)
+    found = run(Path(subject), baseline=_path(baseline), options=_options(options), **who)
     return Report.of(found)
 
 
@@ -157,6 +160,7 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     bandwidth: float | None = None,
     phase_pattern: str | None = None,
     jobs: int | None = None,
+    engine: Literal["local", "ray"] = "local",
 ) -> Comparison:
     """Several runs, traces, or all runs of a folder, side by side: a row a run and phase.
 
@@ -171,10 +175,11 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     from prunescope.analysis.compare import left_out
     from prunescope.public import Comparison
 
-    del options["subjects"], options["baseline"], options["jobs"]
+    del options["subjects"], options["baseline"]
+    who = {name: options.pop(name) for name in ("jobs", "engine")}
     given = [subjects] if isinstance(subjects, str | Path) else subjects
     paths = [Path(subject) for subject in given]
-    found = run(paths, baseline=_path(baseline), options=_options(options), jobs=jobs)
+    found = run(paths, baseline=_path(baseline), options=_options(options), **who)
     found.warnings[:0] = left_out(paths)
     return Comparison.of(found)
 

@@ -152,6 +152,7 @@ def _analyze(
         json=json_target,
         label_prefix=label_prefix,
         jobs=options.pop("jobs"),
+        engine=options.pop("engine"),
     )
     if deliver_all(subjects, to, baseline=baseline, options=Options(**options)):
         raise typer.Exit(3)

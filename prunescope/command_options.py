@@ -129,6 +129,7 @@ ANALYZE = {
     "context": Annotated[int | None, Option(min=1, metavar="L", help="Keys in decode.")],
     "phase": Annotated[Literal["prefill", "decode"] | None, Option(help="Of the steps.")],
     "jobs": Annotated[int | None, Option(min=1, metavar="N", help="Processes.  [default: cores]")],
+    "engine": Annotated[Literal["local", "ray"], Option(help="Where ranks and runs are read.")],
 }
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
 FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]

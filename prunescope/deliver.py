@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.escape import clean
@@ -26,7 +27,7 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 class Delivery:
     """`folder`: where the files go, None for the default; `formats`: comma-separated, None for the
     default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`: nothing for
-    people; `jobs`: processes, None for one a core."""
+    people; `jobs`: processes, None for one a core, of `engine`."""
 
     folder: Path | None = None
     formats: str | None = None
@@ -34,6 +35,12 @@ class Delivery:
     label_prefix: str = ""
     quiet: bool = False
     jobs: int | None = None
+    engine: str = "local"
+
+    @property
+    def processes(self) -> dict[str, Any]:
+        """Who analyses, as `analyze` and `compare` take it."""
+        return {"jobs": self.jobs, "engine": self.engine}
 
     def check_folder(self, folder: Path | None, *, unasked: str) -> None:
         """Raises PrunescopeError where formats were named and there is no folder for them;
@@ -55,7 +62,7 @@ def deliver(
     folder = to.folder or report_folder(subject)
     to.check_folder(folder, unasked="beside a trace")
     with counting("ranks") as on_done:
-        done = analyze(subject, baseline=baseline, options=options, jobs=to.jobs, on_done=on_done)
+        done = analyze(subject, baseline=baseline, options=options, on_done=on_done, **to.processes)
     if folder is not None:
         hosts = done.hosts() if shows_hosts(names) else None
         write_report(

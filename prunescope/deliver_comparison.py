@@ -63,7 +63,7 @@ def deliver_comparison(
     folder = to.folder or comparison_folder(subjects)
     to.check_folder(folder, unasked="of several subjects")
     with counting("runs") as on_done:
-        done = compare(found, baseline=baseline, options=options, jobs=to.jobs, on_done=on_done)
+        done = compare(found, baseline=baseline, options=options, on_done=on_done, **to.processes)
     done.warnings[:0] = left_out(subjects)
     if folder is not None:
         write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,30 @@ def test_a_process_that_dies_fails_its_task_alone() -> None:
         replies = list(pool.run([b"a", b"die", b"b"]))
     assert [reply.value for reply in replies] == [b"aa", b"", b"bb"]
     assert "died" in replies[1].problem
+
+
+@pytest.mark.slow
+def test_the_workers_of_ray_give_the_bytes_of_one_process(
+    both: tuple[Analysis, Analysis], ranks: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    alone, there = both[0], analyze(ranks, engine="ray")
+    assert to_json(there.report) == to_json(alone.report)
+    assert all(there.frames[name].equals(alone.frames[name]) for name in alone.frames)
+    subjects = [ranks / f"rank{i}.json" for i in (0, SLOW, 4, 1)]
+    local = compare(subjects, options=Options(sparsity=0.25))
+    shared = compare(subjects, options=Options(sparsity=0.25), engine="ray")
+    assert comparison_json(shared) == comparison_json(local)
+
+
+def test_an_engine_that_is_not_there_is_a_sentence(
+    ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PrunescopeError, match="no engine is called 'slurm'"):
+        analyze(ranks, engine="slurm")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PrunescopeError, match="--engine ray needs ray"):
+        analyze(ranks, engine="ray")
 
 
 def test_processes_are_begun_where_they_are_worth_it() -> None:

@@ -27,7 +27,7 @@ COMMANDS = {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
-        "--context", "--phase", "--jobs",
+        "--context", "--phase", "--jobs", "--engine",
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
@@ -102,7 +102,7 @@ def test_every_command_says_what_it_does() -> None:
     ("function", "request_of", "beside"),
     [("trace", trace_request, {"progress"}), ("predict", predict_request, set()),
      ("sweep", sweep_request, {"progress"}),
-     ("analyze", analyze_options, {"subject", "baseline", "jobs"})],
+     ("analyze", analyze_options, {"subject", "baseline", "jobs", "engine"})],
 )  # fmt: skip
 def test_a_function_of_the_api_takes_what_its_request_takes(
     function: str, request_of: Callable[[], Any], beside: set[str]

@@ -1,0 +1,139 @@
+"""A folder of ranks, one of them slowed by 20 %: found, with the same bytes, in so many processes.
+
+    python benchmarks/ranks.py [--trace NAME] [--ranks 64 1000] [--jobs 1 2] [--engine ray]
+                               [--repeats 3] [--out benchmarks/ranks.md]
+
+In: a trace of ../shared/data/traces, written as often as there are ranks. Out: a table of whole
+processes: wall time, memory of the largest process, the ratio to the first of --jobs, whether the
+JSON is the same to the byte, and which rank is told as slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TRACES = ROOT.parent / "shared" / "data" / "traces"
+SLOWED = 0.2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One analysis of the folder, as a whole process."""
+
+    seconds: float
+    megabytes: float
+    digest: str
+    slow: tuple[str, ...]
+
+
+def main() -> None:
+    """Write the folders, analyse them, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trace", default="h100_vit")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1000])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    options = parser.parse_args()
+    lines = [line for ranks in options.ranks for line in _table(options, ranks)]
+    said = " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
+    head = [
+        "# Ranks of one job, analysed together",
+        "",
+        f"`python benchmarks/ranks.py {said}`: {options.trace}, a file a rank; {os.cpu_count()} "
+        f"cores, {platform.machine()}, Python {platform.python_version()}. One rank's kernels take "
+        f"{SLOWED:.0%} longer. Whole processes: median of {options.repeats}, lowest to highest.",
+        "",
+        "| ranks | events in all | processes | wall s | × | MB of the largest process | same bytes "
+        "| told as slow |",
+        "|--:|--:|--:|--:|--:|--:|---|---|",
+    ]
+    options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    sys.stderr.write(f"wrote {options.out.name}\n")
+
+
+def _table(options: Any, ranks: int) -> Iterator[str]:
+    data = (TRACES / f"{options.trace}.json.gz").read_bytes()
+    trace = json.loads(gzip.decompress(data))
+    slow = ranks // 3
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder) / "ranks"
+        where.mkdir()
+        for rank in range(ranks):
+            _write(where, trace if rank != slow else slowed(trace), rank, ranks)
+        runs = {
+            jobs: [_analyzed(where, jobs, options.engine) for _ in range(options.repeats)]
+            for jobs in options.jobs
+        }
+    first = next(iter(runs.values()))
+    for jobs, each in runs.items():
+        times = [run.seconds for run in each]
+        middle = statistics.median(times)
+        same = {run.digest for run in each} == {first[0].digest}
+        told = ", ".join(each[0].slow) or "none"
+        yield (
+            f"| {ranks:,} | {ranks * len(trace['traceEvents']):,} | {jobs} | {middle:.1f} "
+            f"({min(times):.1f}–{max(times):.1f}) "
+            f"| {middle / statistics.median(run.seconds for run in first):.2f} "
+            f"| {max(run.megabytes for run in each):,.0f} | {'yes' if same else 'NO'} | {told} |"
+        )
+        sys.stderr.write(f"{ranks} ranks, {jobs} processes: {middle:.1f} s\n")
+
+
+def slowed(trace: dict[str, Any]) -> dict[str, Any]:
+    """The trace with every kernel 20 % longer, and those behind it that much later."""
+    out, shift = dict(trace, traceEvents=[dict(e) for e in trace["traceEvents"]]), 0.0
+    kernels = [e for e in out["traceEvents"] if e.get("cat") == "kernel"]
+    for event in sorted(kernels, key=lambda e: e["ts"]):
+        event["ts"] += shift
+        shift += SLOWED * event["dur"]
+        event["dur"] *= 1 + SLOWED
+    return out
+
+
+def _write(where: Path, trace: dict[str, Any], rank: int, ranks: int) -> None:
+    told = {**trace, "distributedInfo": {"rank": rank, "world_size": ranks}}
+    data = gzip.compress(json.dumps(told).encode(), compresslevel=1)
+    (where / f"rank{rank}.json.gz").write_bytes(data)
+
+
+def _analyzed(where: Path, jobs: int, engine: str) -> Run:
+    out = where.parent / "report.json"
+    command = [sys.executable, "-m", "prunescope", "analyze", str(where), "--json", str(out)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--jobs", str(jobs), "--engine", engine],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    if status:
+        raise SystemExit(f"analyze ended with {status}")
+    peak = max(usage.ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    data = out.read_bytes()
+    phases = json.loads(data)["phases"].items()
+    slow = tuple(n for n, p in phases for f in p["findings"] if f["id"] == "straggler")
+    return Run(seconds, peak / 1024, hashlib.sha256(data).hexdigest(), slow)
+
+
+if __name__ == "__main__":
+    main()
