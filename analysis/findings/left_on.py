@@ -95,9 +95,13 @@ def adapters(c: Context) -> Finding | None:
         severity=_severity(c, total),
         text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
         f"linears, {ms(total)} a step, {_share(c, total):.1%} of the busy time",
-        evidence=[f"adapters of {names}" if names else "modules lora_A and lora_B in the trace"],
-        change="merge them before the model is timed: model = model.merge_and_unload() (peft)"
-        + ("; then apply the mask again" if masked else ""),
+        evidence=[
+            f"adapters of {names}"
+            if names
+            else "two products through a rank run where the dense model has the linear alone"
+        ],
+        change="merge them before the model is timed: model = model.merge_and_unload() (peft), or "
+        "W += s·B·A in a class of your own" + ("; then apply the mask again" if masked else ""),
         predicted_ns=total,
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunescope.analysis.kernels.role_shapes import (
     Size,
+    beside_linears,
     gated,
     heads_only,
     is_fused_qkv,
@@ -90,6 +91,7 @@ def find_roles(
             found = found if by_name else seen
         role.append(found)
     heads_only(role, sizes, named, vocabulary)
+    beside_linears(role, layer, sizes)
     gated(role, layer, sizes)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)

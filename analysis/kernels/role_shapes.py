@@ -15,8 +15,10 @@ from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.trace.load import Ints
+from prunescope.taxonomy.roles import LINEARS
 
 Size = tuple[int, int, int]
+_ADAPTED = 3  # products of a linear with an adapter: its own and two through a rank
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _TABLE = 2  # times: elements of a table over what a generated kernel reads besides
 _FAR = 4  # times: N of a vocabulary over that of any other linear
@@ -122,6 +124,36 @@ def with_weights(
 def _maps(call: OpCall) -> bool:
     """Whether it works element by element."""
     return op_kind(call.name, call) == "elementwise"
+
+
+def beside_linears(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
+    """`adapter` for the two products through a rank, [T,K]→[T,r]→[T,N], that run in the place of a
+    linear beside its own [T,K]→[T,N]: whatever a class calls them, nobody merged them."""
+    run: list[int] = []  # products in a row, in the place of one linear
+
+    def tell() -> None:
+        for first in range(0, len(run) - len(run) % _ADAPTED, _ADAPTED):
+            one, two, three = run[first : first + _ADAPTED]
+            for down, up, whole in ((two, three, one), (one, two, three)):
+                if _is_beside(sizes[whole], sizes[down], sizes[up]):
+                    role[down] = role[up] = "adapter"
+
+    for i, found in enumerate(role):
+        if sizes[i] is None:
+            continue
+        here = (int(layer[i]), found)
+        if run and here != (int(layer[run[0]]), role[run[0]]):
+            tell()
+            run = []
+        if found in LINEARS:
+            run.append(i)
+    tell()
+
+
+def _is_beside(whole: Size | None, down: Size | None, up: Size | None) -> bool:
+    if whole is None or down is None or up is None or not is_through_rank(down, up):
+        return False
+    return whole == (down[0], up[1], down[2])
 
 
 def last_vocabulary(rows: Ints, sizes: Sequence[Size | None], vocabulary: set[int]) -> int | None:

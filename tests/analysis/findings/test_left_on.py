@@ -72,6 +72,29 @@ def test_adapters_hide_no_family(tmp_path: Path) -> None:
         assert added.ns == pytest.approx(4 * 27_000)
 
 
+@pytest.mark.parametrize("names", [("down", "up"), ("a", "b"), (None, None)])
+def test_adapters_of_any_class_are_told_by_their_shapes(
+    tmp_path: Path, names: tuple[str | None, str | None]
+) -> None:
+    """A wrapper around q with children of any name, or that multiplies by parameters of its own."""
+    said = Setting()
+    products = (gemm(said, RANK, FULL.h), gemm(said, FULL.heads * 16, RANK))
+    layers = [
+        replace(FULL, added=tuple(
+            one if name is None else module(f"model.layers.{i}.self_attn.q_proj.{name}", one)
+            for name, one in zip(names, products, strict=True)
+        ))
+        for i in range(4)
+    ]  # fmt: skip
+    phase = of_pair(tmp_path, model(FULL), decoder(layers, said))
+    rows_of = {(g.role, g.n, g.k, g.axis) for g in phase.gemms if g.role in ("adapter", "q")}
+    assert rows_of == {
+        ("q", 256, 256, "none"), ("adapter", 8, 256, "added"), ("adapter", 256, 8, "added"),
+    }  # fmt: skip
+    one = found(phase, "added-adapter")
+    assert one is not None and "8 low-rank products" in one.text
+
+
 def remade(tmp_path: Path, made: Any, applied: str | None, name: str) -> Finding | None:
     held = {**matrix(0, "up", 0.0), "shape": SIZE} | ({"applied": applied} if applied else {})
     phase = of_run(tmp_path, model(FULL), model(replace(FULL, added=made)),
