@@ -279,7 +279,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
 
 def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
     if request.model is not None:
-        return read_model(request.model)[0]
+        return read_model(request.model).shape
     shape = ModelShape.of_fields(run.model.shape) if run else None
     if shape is None:
         raise PrunescopeError(

@@ -75,6 +75,20 @@ def named_layers(text: str, layers: int) -> list[int]:
     return once
 
 
+def named_share(text: str, layers: int, sparsity: float) -> str | None:
+    """What is to be said where `--set layers=` names another share than the sparsity, else None.
+
+    Raises PrunescopeError as `named_layers` does.
+    """
+    named = len(named_layers(text, layers))
+    if abs(named / layers - sparsity) * layers < 1:  # int(n·s) rounds less than a layer away
+        return None
+    return (
+        f"layers={text} are {named} of {layers} layers (s = {named / layers:.3g}), not s = "
+        f"{sparsity:g}: what is nominal is of the sparsity that was asked for"
+    )
+
+
 def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> int:
     """KV heads left: max(1, round(n_kv·p)), ties to even; "paper" takes int(n_kv·p).
 

@@ -70,9 +70,12 @@ def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
     workload = _workload(options)
     if name == "auto":
         return AutoModel(workload=workload)
-    shape, _, dtype = read_model(name)
+    model = read_model(name)
     return ModelConfig(
-        shape=shape, name=model_name(name), dtype=our_dtype(dtype), workload=workload
+        shape=model.shape,
+        name=model_name(name),
+        dtype=our_dtype(model.dtype),
+        workload=workload,
     )
 
 

@@ -2,7 +2,8 @@
 
 In: a Forward and the number of devices. Out: a Forward of one device. Rows of q, k, v, gate and up
 are split along N, o and down along K, heads, caches and the vocabulary alike (Megatron's way); what
-attention and the MLP put out is added up over all devices. Norms and routers run on each.
+attention and the MLP put out is added up over all devices. Norms, routers and the maps between two
+residual bases (SliceGPT) run whole on each.
 """
 
 from __future__ import annotations

@@ -18,12 +18,13 @@ from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
 from prunescope.analysis.predict.parallel import of_one
 from prunescope.analysis.predict.side import Forward, PredictedSide, dense_forward, pruned_forward
 from prunescope.analysis.predict.silicon import achievable
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family, FamilyPoint
+from prunescope.taxonomy.keep import named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
@@ -131,14 +132,14 @@ class Setting:
         return PredictedSide(setting=self, forward=forward)
 
 
-def _model(name: str) -> tuple[ModelShape, str, str | None]:
+def _model(name: str) -> NamedModel:
     """The shape of a model; a preset's is read once."""
     known = preset_named(name) and not Path(name).exists()
     return _preset(name) if known else read_model(name)
 
 
 @lru_cache(maxsize=64)
-def _preset(name: str) -> tuple[ModelShape, str, str | None]:
+def _preset(name: str) -> NamedModel:
     return read_model(name)
 
 
@@ -170,10 +171,16 @@ def resolve(
             hint="`prunescope devices` lists those that are known",
         )
     chosen, meant = _family(method)
-    shape, source, written = _model(request.model)
+    model = _model(request.model)
+    shape = model.shape
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
-    name = _dtype(request.dtype, written, device, warnings)
+    name = _dtype(request.dtype, model.dtype, device, warnings)
+    if model.quantised and request.dtype is None:
+        warnings.append(
+            f"its weights are published as {model.quantised}: predicted as if all of them were "
+            f"{name}, with the bytes and the memory of that"
+        )
     peak = device.peak(name)
     if peak is None or device.byte_per_s is None:
         what = f"{name} peak" if peak is None else "bandwidth"
@@ -195,6 +202,9 @@ def resolve(
             "layers of this model differ, and which ones go is not known: those of an average "
             "layer are counted; --set layers=0,1 names them"
         )
+    named = filled.get("layers")
+    if named and (text := named_share(str(named), shape.layers, given)):
+        warnings.append(text)
     setting = Setting(
         shape=shape,
         device=device,
@@ -210,7 +220,7 @@ def resolve(
         tp=_devices(request.tp),
         ceiling=achievable(device, name),
     )
-    return setting, source
+    return setting, model.source
 
 
 def take_kernel(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -69,7 +69,7 @@ def check_of_run(request: PredictRequest, run: Run) -> None:
     shape = ModelShape.of_fields(run.model.shape)
     if request.model is None or shape is None:
         return
-    if read_model(request.model)[0].parameters() != shape.parameters():
+    if read_model(request.model).shape.parameters() != shape.parameters():
         raise PrunescopeError(
             f"--model {request.model} is not the model of this run, {run.model.id}",
             hint="a run knows its model: leave it away",

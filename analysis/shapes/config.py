@@ -1,8 +1,7 @@
 """The shape of a model named on the command line, without loading its weights.
 
-In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out:
-ModelShape, where the shape comes from (never a path) and the number format that the config names,
-or None.
+In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out: its
+ModelShape, and what the config says of its number formats.
 """
 
 from __future__ import annotations
@@ -10,27 +9,42 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.hub import reach
-from prunescope.taxonomy.presets import preset_config, preset_named, preset_names, preset_source
+from prunescope.taxonomy.presets import (
+    preset_config,
+    preset_named,
+    preset_names,
+    preset_source,
+    published_as,
+)
 from prunescope.taxonomy.shape import ModelShape
 
 _LARGEST = 4 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
 
 
-def read_model(name: str) -> tuple[ModelShape, str, str | None]:
-    """(shape, source, dtype as written). Raises PrunescopeError where there is no such model."""
+class NamedModel(NamedTuple):
+    """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
+    there; `quantised`: the format of the weights where they are published in fewer bits."""
+
+    shape: ModelShape
+    source: str
+    dtype: str | None
+    quantised: str | None
+
+
+def read_model(name: str) -> NamedModel:
+    """The model of a name. Raises PrunescopeError where there is none."""
     if (preset := preset_named(name)) and not Path(name).exists():
-        config = preset_config(preset)
-        return ModelShape.from_config(config), preset_source(preset), _written(config)
+        return _told(preset_config(preset), preset_source(preset), published_as(preset))
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.exists() and _HUB_ID.match(name):
         file = _from_hub(name)
-        return ModelShape.from_config(config := _config(file)), f"{name} (Hub)", _written(config)
+        return _told(_config(file), f"{name} (Hub)")
     if path.is_dir() and not file.is_file():
         raise PrunescopeError(
             f"the folder {path.resolve().name!r} holds no config.json",
@@ -41,8 +55,12 @@ def read_model(name: str) -> tuple[ModelShape, str, str | None]:
             f"{name!r} is no preset and no folder with a config.json",
             hint=f"nearest presets: {nearest(name, preset_names())}",
         )
-    config = _config(file)
-    return ModelShape.from_config(config), file.name, _written(config)
+    return _told(_config(file), file.name)
+
+
+def _told(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
+    shape = ModelShape.from_config(config)
+    return NamedModel(shape, source, _written(config), quantised or _quantised(config))
 
 
 def model_name(name: str) -> str:
@@ -93,9 +111,23 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _written(config: dict[str, Any]) -> str | None:
+def _quantised(config: dict[str, Any]) -> str | None:
+    """The method that the config's quantization_config names (fp8, mxfp4, gptq, awq ...)."""
+    for part in _parts(config):
+        said = part.get("quantization_config")
+        method = said.get("quant_method") if isinstance(said, dict) else None
+        if isinstance(method, str) and method:
+            return method[:40]
+    return None
+
+
+def _parts(config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     inner = config.get("text_config")
-    for part in (config, inner if isinstance(inner, dict) else {}):
+    return (config, inner) if isinstance(inner, dict) else (config,)
+
+
+def _written(config: dict[str, Any]) -> str | None:
+    for part in _parts(config):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str) and part[key] != "auto":
                 return str(part[key])

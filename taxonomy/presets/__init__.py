@@ -2,7 +2,8 @@
 
 In: a preset name (`llama-3.1-8b`). Out: the Hugging Face config as a dict. Each `<name>.json` here
 holds {"source": where the shape was published, "config": the config}, and may name other models of
-its shape by their Hub ids ("same_shape"). Weights are never included.
+its shape by their Hub ids ("same_shape"), and say in which format the weights are published where
+that is not a float of 16 or 32 bits ("published_as"). Weights are never included.
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def preset_config(name: str) -> dict[str, Any]:
 def preset_source(name: str) -> str:
     """Where the preset's shape was published. Raises PrunescopeError as `preset_config` does."""
     return str(_read(name)["source"])
+
+
+def published_as(name: str) -> str | None:
+    """The format of the preset's published weights where they are quantised, else None."""
+    found = _read(name).get("published_as")
+    return None if found is None else str(found)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.config_names import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.keep import named_layers, removed_layers, rounding
+from prunescope.taxonomy.keep import named_layers, named_share, removed_layers, rounding
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
@@ -49,12 +49,15 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     record["removed"] = gone
     if point.sparsity and not any(gone.values()):
         least = f"{1 / len(layers):g} is the least that removes one"
-        text = (
+        too_few = (
             f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
             f"{least if len(layers) > 1 else 'the only layer stays at every sparsity'}"
         )
-        record.setdefault("notes", []).append(text)
-    elif not point.knobs["layers"]:
+        record.setdefault("notes", []).append(too_few)
+    elif named := str(point.knobs["layers"]):
+        if text := named_share(named, len(layers), point.sparsity):
+            record.setdefault("notes", []).append(text)
+    else:
         left = len(layers) - len(gone[kinds[0]])
         what = "layers" if unit == "layer" else f"{' and '.join(kinds)} sublayers"
         record.setdefault("notes", []).extend(rounding(left, len(layers), point.sparsity, what))

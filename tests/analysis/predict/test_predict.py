@@ -278,3 +278,45 @@ def test_every_family_on_every_preset_is_json(model: str) -> None:
                 assert 0 < phase["ladder"]["roofline"] < 3
             moved = {row["axis"] for row in phase["gemms"]}
             assert "unknown" not in moved
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "published as gptq"),
+        ({"quantization_config": {"bits": 4}}, None),
+        ({}, None),
+    ],
+)
+def test_quantised_weights_that_are_predicted_as_floats_are_said(
+    tmp_path: Path, config: dict[str, Any], said: str | None
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(preset_config("tiny-llama") | config))
+    warnings = ask(model=str(file))["warnings"]
+    found = [w.split(": ")[0] for w in warnings if "as if all of them were fp32" in w]
+    assert found == ([f"its weights are {said}"] if said else [])
+    assert not any("published" in w for w in ask(model=str(file), dtype="bf16")["warnings"])
+
+
+def test_presets_of_quantised_models_say_so() -> None:
+    # Their Hub pages: MXFP4 experts of gpt-oss, FP8 in blocks of DeepSeek-V3.
+    found = {
+        name: next((w for w in ask(model=name)["warnings"] if "published" in w), "").split(":")[0]
+        for name in ("gpt-oss-20b", "gpt-oss-120b", "deepseek-v3", "qwen3-8b")
+    }
+    weights = "its weights are published as"
+    assert found == {
+        "gpt-oss-20b": f"{weights} mxfp4",
+        "gpt-oss-120b": f"{weights} mxfp4",
+        "deepseek-v3": f"{weights} fp8",
+        "qwen3-8b": "",
+    }
+
+
+def test_layers_that_are_not_the_share_asked_for_are_said() -> None:
+    # 32 layers: two of them are 6 %, and eight are the 25 % that was asked for.
+    (said,) = ask(sparsity=0.9, knobs={"layers": "0,1"})["warnings"]
+    assert said.startswith("layers=0,1 are 2 of 32 layers (s = 0.0625), not s = 0.9"), said
+    for sparsity in (0.25, 0.27):
+        assert not ask(sparsity=sparsity, knobs={"layers": "0,1,2,3,4,5,6,7"})["warnings"]
