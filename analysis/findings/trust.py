@@ -188,6 +188,8 @@ def above_bound(c: Context) -> Finding | None:
     total = sum(ns for ns, _, _ in gains)
     blamed = [(why, line) for ns, why, line in gains if ns <= _BLAMED * total]
     why = "; ".join(why for why, _ in blamed) or "no row of the ledger explains it"
+    if timing_not_valid(c) is not None:
+        why, blamed = "the times of this run are not valid, and may be all of it", []
     bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""
     return Finding(
         id="above-bound",

@@ -70,13 +70,20 @@ class Peaks:
     def doubts(self) -> list[str]:
         """Peaks that two measurements give further apart than they may be."""
         return [
-            f"the {name} peak was measured as {one:.3g} before the capture and {other:.3g} after it"
-            f" ({'byte' if name == BANDWIDTH else 'FLOP'}/s): something else ran, or the clock "
-            f"fell; bounds use {_USED[seen['used']]}"
+            f"the {name} peak was measured as {_rate(one, name)} before the capture and "
+            f"{_rate(other, name)} after it: something else ran, or the clock fell; bounds use "
+            f"{_USED[seen['used']]}"
             for name, seen in self.taken.items()
             if (one := seen["before"]) and (other := seen["after"])
             if max(one, other) > _APART * min(one, other)
         ]
+
+
+def _rate(per_s: float, name: str) -> str:
+    """A peak as people write it."""
+    if name == BANDWIDTH:
+        return f"{per_s / 1e9:.3g} GB/s"
+    return f"{per_s / 1e12:.3g} TFLOP/s"
 
 
 def sheet_peaks(device: Device) -> Peaks:
