@@ -64,12 +64,14 @@ class Bill:
     ops: tuple[Op, ...]
     prices: tuple[Price, ...]
     kernels: float
+    adds_up: bool  # whether any GEMM may be cut along K, and a kernel adds up its parts
     extra: float
     moved: Moved
     eager_bytes: float
     exchanged: tuple[tuple[float, float], ...]
     host: tuple[float, float]  # ops that launch, and module calls with half of each view
     memo: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
+    sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # of the ops, by rates
     roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
 
     def total_ns(self, c: Constants, active: frozenset[str]) -> float:
@@ -82,7 +84,11 @@ class Bill:
     def _total_ns(self, c: Constants, active: frozenset[str]) -> float:
         setting, r = self.setting, rates(self.setting, c, active)
         eager = setting.launch == "eager"
-        total = sum([one.layers * price_ns(one, r) for one in self.prices])
+        # Most constants and terms change no rate, and few GEMMs pay for the start of a kernel.
+        key = r if self.adds_up else r[:-1]
+        total = self.sums.get(key)
+        if total is None:
+            total = self.sums[key] = sum([one.layers * price_ns(one, r) for one in self.prices])
         if "eager" in active and eager:
             total += self.eager_bytes / r.stream_byte_per_s * 1e9
         kernels = self.host[0] if eager and "eager" in active else self.kernels
@@ -180,6 +186,7 @@ def bill(side: PredictedSide) -> Bill:
             ops=ops,
             prices=prices,
             kernels=kernels_of(ops),
+            adds_up=any(choice.adds_up for one in prices for *_, choice in one.cuts),
             extra=added_kernels(side),
             moved=moved(side),
             eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
