@@ -136,10 +136,7 @@ def _analyze(
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
-    from prunescope.analysis.trace.workers import begin_early
-
     gc.set_threshold(_GC_OF_ANALYSES)
-    begin_early([*subjects, *([baseline] if baseline else [])])
     from prunescope.analysis.pipeline import Options
     from prunescope.deliver import Delivery
     from prunescope.deliver_comparison import deliver_all
@@ -314,6 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
     gc.set_threshold(_GC_THRESHOLD)
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
+    if args[:1] == ["analyze"]:  # before its options are read: a tenth of a second
+        from prunescope.analysis.trace.workers import begin_early
+
+        begin_early(args[1:])
     code = exit_code(lambda: _run(args), asks_json(args), name=next(iter(args), ""))
     signals.too_late()
     return code

@@ -91,10 +91,13 @@ def search_path() -> str:
     return json.dumps(places)
 
 
-def begin_early(paths: Sequence[Path]) -> None:
-    """Begin to read files that will be asked for, a subject and its baseline at most; what nobody
-    asks for ends with this process."""
-    for path in paths[:2]:
+def begin_early(words: Sequence[str]) -> None:
+    """Begin to read the large files among the words of a command, two at most: a subject and its
+    baseline. What nobody asks for ends with this process."""
+    for word in words:
+        path = Path(word)
+        if len(_begun) == 2 or _key(path, None) in _begun:  # noqa: PLR2004
+            continue
         if (workers := begin(path)) is not None:
             _begun[_key(path, None)] = workers
     if _begun:
