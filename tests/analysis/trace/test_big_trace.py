@@ -24,11 +24,13 @@ FRAME = (
 )
 
 RUN = f"""
-import resource, sys
+import re, resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({GIB}, {GIB}))
 import prunescope
 code = prunescope.main(sys.argv[1:])
-sys.stderr.write(f"peak {{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}}")
+# Not ru_maxrss, which is that of the process that began this one where it was larger.
+status = open("/proc/self/status").read()
+sys.stderr.write("peak " + re.search("VmHWM:\\s+(\\d+)", status)[1])
 sys.exit(code)
 """
 
