@@ -15,15 +15,29 @@ MANY_ZEROS = 0.02
 def fresh_zeros(e: Evidence) -> list[Matrix]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
     before = _zeros_before(e)
+    every = matrices(e.census_pruned)
+    linears: dict[tuple[int | None, str | None], list[Matrix]] = {}
+    for m in every:
+        linears.setdefault((m.layer, m.role), []).append(m)
     out = []
-    for m in matrices(e.census_pruned):
+    for m in every:
         if m.zeros is None or m.zeros < MANY_ZEROS:
             continue
         if m.role in ("residual", "adapter"):
             continue  # a map between two sets of dimensions; an adapter that was not trained
+        if any(_is_factor(m, beside=one) for one in linears[m.layer, m.role]):
+            continue  # an adapter of a class of its own
         if m.zeros > before(m) + MANY_ZEROS:
             out.append(m)
     return out
+
+
+def _is_factor(m: Matrix, *, beside: Matrix) -> bool:
+    """Whether a matrix [r,K] or [N,r] goes through a rank beside one of [N,K]."""
+    own, other = m.shape or [], beside.shape or []
+    if len(own) != 2 or len(other) != 2:  # noqa: PLR2004
+        return False
+    return min(own) < min(other) and (own[0] == other[0] or own[1] == other[1])
 
 
 def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:

@@ -95,6 +95,23 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
     assert one is not None and "8 low-rank products" in one.text
 
 
+def test_an_untrained_adapter_of_any_class_is_no_mask(tmp_path: Path) -> None:
+    """Its second factor is nothing but zeros, under the role of the linear that it stands beside."""
+    beside = [
+        {**matrix(i, "q", share), "name": f"model.layers.{i}.self_attn.q_proj.{one}",
+         "shape": shape}
+        for i in range(4)
+        for one, shape, share in (
+            ("base", [256, 256], 0.0), ("A", [RANK, 256], 0.0), ("B", [256, RANK], 1.0),
+        )
+    ]  # fmt: skip
+    rest = [m for m in census(0.0)["matrices"] if m["role"] != "q"]
+    more = {"census": {"matrices": [*rest, *beside]}}
+    phase = of_run(tmp_path, model(FULL), adapted(FULL), dense_census=census(0.0), **more)
+    assert phase.family is not None and phase.family.id == "outside"
+    assert found(phase, "zeros-in-dense") is None
+
+
 def remade(tmp_path: Path, made: Any, applied: str | None, name: str) -> Finding | None:
     held = {**matrix(0, "up", 0.0), "shape": SIZE} | ({"applied": applied} if applied else {})
     phase = of_run(tmp_path, model(FULL), model(replace(FULL, added=made)),
