@@ -140,8 +140,19 @@ def _products(call: Call | None, heads: float | None = None, *, like: Call | Non
 
 
 def is_routed(e: Evidence) -> bool:
-    """Whether the pruned side multiplies by a router that the dense one lacks."""
-    return e.added(role="router", cls="matmul") > 0
+    """Whether the pruned side multiplies by a router that the dense one lacks: by any, or, where
+    the model has routers to its experts, by more that decide a row at a time (N = 1)."""
+    if e.added(role="router", cls="matmul"):
+        return True
+    decide: dict[int | None, float] = defaultdict(float)
+    for pair in e.pairs:
+        if pair.key[1] == "router":
+            decide[pair.key[0]] += _decides(pair.pruned) - _decides(pair.dense)
+    return any(more > 0 for more in decide.values())
+
+
+def _decides(call: Call | None) -> float:
+    return call.count if call is not None and call.n == 1 else 0.0
 
 
 def counted_in_words(e: Evidence, unit: str) -> str:

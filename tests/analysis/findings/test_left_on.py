@@ -96,7 +96,7 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
 
 
 def test_an_untrained_adapter_of_any_class_is_no_mask(tmp_path: Path) -> None:
-    """Its second factor is nothing but zeros, under the role of the linear that it stands beside."""
+    """Its second factor is nothing but zeros, under the role of the linear beside it."""
     beside = [
         {**matrix(i, "q", share), "name": f"model.layers.{i}.self_attn.q_proj.{one}",
          "shape": shape}

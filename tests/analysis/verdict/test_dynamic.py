@@ -155,6 +155,32 @@ def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[
     assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
 
 
+EXPERTS = 4
+
+
+def mixture(*, skipped: tuple[int, ...] = (), decides: bool = False) -> dict[Any, Call]:
+    """One token through layers of 4 experts, two of which it is sent to, with a gate (N = 1) of the
+    shared one; `skipped`: layers whose MLP it is routed past, `decides`: by a router before each."""
+    out = {k: v for k, v in model(1).items() if k[1] not in ("gate", "up", "down")}
+    for layer in range(4):
+        own = [EXPERTS, 1] if layer not in skipped else []
+        for i, n in enumerate([1, *own] if decides else own):
+            out[layer, "router", "router", i] = call("router", 1, n, H, layer=layer)
+        for i in range(0 if layer in skipped else 6):
+            out[layer, "experts", "other", i] = call("experts", 1, F, H, layer=layer)
+    return out
+
+
+def test_an_mlp_of_experts_that_a_token_is_routed_past() -> None:
+    """Its own router goes with it, and the one that decides stands where that was."""
+    for skipped in ((1,), (0, 2, 3)):
+        found = verdict(evidence(mixture(), mixture(skipped=skipped, decides=True)))
+        assert found.id == "dynamic-m", found
+        assert f"the MLP of {len(skipped)} see fewer rows" in found.evidence[0]
+    assert verdict(evidence(mixture(), mixture(skipped=(1,)))).id != "dynamic-m"
+    assert verdict(evidence(mixture(), mixture())).id == "unknown"
+
+
 def narrower(dim: int) -> dict[Any, Call]:
     """4 heads of `dim` instead of 16, and 2 KV heads: N of q is 4·dim, of k and v 2·dim."""
     edits = {**on(("q",), n=4 * dim), **on(("k", "v"), n=2 * dim), **on(("o",), k=4 * dim)}
