@@ -159,8 +159,8 @@ EXPERTS = 4
 
 
 def mixture(*, skipped: tuple[int, ...] = (), decides: bool = False) -> dict[Any, Call]:
-    """One token through layers of 4 experts, two of which it is sent to, with a gate (N = 1) of the
-    shared one; `skipped`: layers whose MLP it is routed past, `decides`: by a router before each."""
+    """One token through layers of 4 experts, two of them hit, with a gate (N = 1) of the shared
+    one; `skipped`: layers whose MLP it is routed past, `decides`: by a router before each."""
     out = {k: v for k, v in model(1).items() if k[1] not in ("gate", "up", "down")}
     for layer in range(4):
         own = [EXPERTS, 1] if layer not in skipped else []
