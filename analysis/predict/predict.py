@@ -15,8 +15,10 @@ from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.setting import (
+    Place,
     PredictRequest,
     Setting,
+    place_of,
     resolve,
     workloads,
 )
@@ -40,13 +42,14 @@ def predict(request: PredictRequest) -> Prediction:
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
+    place = place_of(request, warnings)
     gains = Gains() if request.break_even else None
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
     for name, label in names.items():
         for share in shares:
             try:
-                setting, source, point = _point(request, name, share, gains, warnings)
+                setting, source, point = _point(request, name, share, gains, warnings, place)
                 point.label = label
                 found.append((setting, source, point))
             except PrunescopeError as error:
@@ -66,8 +69,9 @@ def _point(
     share: float | None,
     gains: Gains | None,
     warnings: list[str],
+    place: Place,
 ) -> tuple[Setting, str, PredictedPoint]:
-    setting, source = resolve(request, name, share, warnings)
+    setting, source = resolve(request, name, share, warnings, place)
     method = setting.family
     point = PredictedPoint(
         method=method.id if method else None,

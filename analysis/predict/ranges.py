@@ -81,7 +81,7 @@ class Uncertainty:
 
 def unlike(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Unlike:
     """The same of one forward."""
-    known = {_key(op) for op in dense.bounded}
+    known = _kernels_of(dense)
     mine, c, active = bill(pruned), pruned.setting.constants, frozenset(terms)
     r, every, other = rates(pruned.setting, c, terms), 0.0, []
     for op, one in zip(pruned.bounded, mine.prices, strict=True):
@@ -164,6 +164,15 @@ def _drawn(pruned: PredictedSide, terms: Collection[str]) -> float:
             each = sum(price_ns(one, r) / runs * op.layers / count for op, one in ops)
             variance += count * runs * (1 - runs) * each**2
     return (variance / DRAWS) ** 0.5 / total_ns(pruned, terms) if variance else 0.0
+
+
+def _kernels_of(dense: PredictedSide) -> set[tuple[object, ...]]:
+    """The keys of a dense side's ops, made once for all points of a grid."""
+    kept = dense.forward.bills
+    if "kernels" not in kept:
+        kept["kernels"] = {_key(op) for op in dense.bounded}
+    found: set[tuple[object, ...]] = kept["kernels"]
+    return found
 
 
 def _key(op: Op) -> tuple[object, ...]:

@@ -150,13 +150,21 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     return [Workload.of(phase, request, itemsize=size) for phase in wanted]
 
 
-def resolve(
-    request: PredictRequest, method: str | None, sparsity: float | None, warnings: list[str]
-) -> tuple[Setting, str]:
-    """One point of a request, and where the model's shape is from.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The model and the device of a request, the same for all of its points."""
 
-    Raises PrunescopeError for a request that cannot be met.
-    """
+    shape: ModelShape
+    source: str
+    device: Device
+    dtype: str
+    flop_per_s: float
+    byte_per_s: float
+    ceiling: float | None
+
+
+def place_of(request: PredictRequest, warnings: list[str]) -> Place:
+    """Where a request is asked of. Raises PrunescopeError for a request that cannot be met."""
     if request.phase not in (*PHASES, "both"):
         raise PrunescopeError(
             f"no phase is called {request.phase!r}", hint="prefill, decode or both"
@@ -170,9 +178,7 @@ def resolve(
             "predict needs --device, or --peak and --bandwidth",
             hint="`prunescope devices` lists those that are known",
         )
-    chosen, meant = _family(method)
     model = _model(request.model)
-    shape = model.shape
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
@@ -189,6 +195,32 @@ def resolve(
             hint=f"it has {', '.join(device.dense_flop_per_s) or 'none'}; "
             "give --peak DTYPE=TFLOPS or --bandwidth GB/s",
         )
+    return Place(
+        shape=model.shape,
+        source=model.source,
+        device=device,
+        dtype=name,
+        flop_per_s=peak,
+        byte_per_s=device.byte_per_s,
+        ceiling=achievable(device, name),
+    )
+
+
+def resolve(
+    request: PredictRequest,
+    method: str | None,
+    sparsity: float | None,
+    warnings: list[str],
+    place: Place | None = None,
+) -> tuple[Setting, str]:
+    """One point of a request, and where the model's shape is from. `place`: its model and device,
+    where they were looked up before.
+
+    Raises PrunescopeError for a request that cannot be met.
+    """
+    place = place or place_of(request, warnings)
+    chosen, meant = _family(method)
+    shape, device = place.shape, place.device
     default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
     given = default if sparsity is None else sparsity
@@ -208,9 +240,9 @@ def resolve(
     setting = Setting(
         shape=shape,
         device=device,
-        dtype=name,
-        flop_per_s=peak,
-        byte_per_s=device.byte_per_s,
+        dtype=place.dtype,
+        flop_per_s=place.flop_per_s,
+        byte_per_s=place.byte_per_s,
         family=chosen,
         sparsity=given,
         knobs=filled,
@@ -218,9 +250,9 @@ def resolve(
         launch=_launch(request.launch),
         kernel=kernel,
         tp=_devices(request.tp),
-        ceiling=achievable(device, name),
+        ceiling=place.ceiling,
     )
-    return setting, model.source
+    return setting, place.source
 
 
 def take_kernel(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

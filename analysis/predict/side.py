@@ -119,12 +119,24 @@ class PredictedSide:
         none). Added ops cost nothing here: the bound is of what pruning covers."""
         left = _by_name(self.bounded)
         total = 0.0
-        for name, ops in _by_name(dense.bounded).items():
+        for name, in_flop, work, ns in dense.works():
             mine = [op for op in left.get(name, []) if not op.added]
-            work = _work(ops, of=ops)
-            ratio = _work(mine, of=ops) / work if work else 1.0
-            total += ratio * sum(dense.op_ns(op) for op in ops)
+            ratio = _work(mine, in_flop=in_flop) / work if work else 1.0
+            total += ratio * ns
         return total
+
+    def works(self) -> list[tuple[str, bool, float, float]]:
+        """Of the ops of each name: whether work is in FLOPs (bytes, where none has any), how much,
+        and the roofline time; added up once for all points of a grid."""
+        kept, key = self.forward.bills, ("works", self.setting.flop_per_s, self.setting.byte_per_s)
+        if key not in kept:
+            kept[key] = [
+                (name, in_flop, _work(ops, in_flop=in_flop), sum(self.op_ns(op) for op in ops))
+                for name, ops in _by_name(self.bounded).items()
+                for in_flop in (any(op.flop for op in ops),)
+            ]
+        found: list[tuple[str, bool, float, float]] = kept[key]
+        return found
 
 
 @lru_cache(maxsize=4096)
@@ -165,7 +177,6 @@ def _by_name(ops: Iterable[Op]) -> dict[str, list[Op]]:
     return names
 
 
-def _work(ops: list[Op], *, of: list[Op]) -> float:
-    """FLOPs, or bytes where the dense ops have no FLOPs."""
-    in_flop = any(op.flop for op in of)
+def _work(ops: list[Op], *, in_flop: bool) -> float:
+    """FLOPs, or bytes."""
     return sum(op.layers * (op.flop if in_flop else op.bytes) for op in ops)
