@@ -30,7 +30,7 @@ class Recovery:
 
     steps: int
     rank: int = 16
-    lr: float = 5e-4
+    lr: float = 1e-3
     batch: int = 2
     length: int = 512
     text: Path | None = None
@@ -106,7 +106,7 @@ def _rate(where: str, value: Any) -> float:
         number = math.nan
     if not 0 < number <= 1:
         raise PrunescopeError(
-            f"{where}={reprlib.repr(value)} is no learning rate", hint="for example 5e-4"
+            f"{where}={reprlib.repr(value)} is no learning rate", hint="for example 1e-3"
         )
     return number
 
