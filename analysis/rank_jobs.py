@@ -207,9 +207,9 @@ def shared(
         for number, (name, reply) in enumerate(zip(names, pool.run(tasks), strict=True)):
             outcome = _outcome(reply, sides.pruned.rank_of(name) or name)
             if outcome.frame:
-                frames[name] = frames.folder() / f"{number}.parquet"
-                (frames.folder() / f"{number}.parquet").write_bytes(outcome.frame)
-                outcome.frame = b""
+                file = frames.folder() / f"{number}.parquet"
+                file.write_bytes(outcome.frame)
+                frames[name], outcome.frame = file, b""
             yield outcome
 
 
