@@ -69,7 +69,7 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
     keys = ["name", "kind", "role"]
     in_bound = pl.col("busy").sum().over(*keys, "bound")
     sums = (
-        frame.with_columns(in_bound=in_bound)
+        frame.select(*keys, "bound", "busy", "duration", "category", "ideal", in_bound=in_bound)
         .group_by(keys)
         .agg(
             pl.col("busy").sum(),
@@ -118,6 +118,7 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
 
 def _coverage(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of busy time with a kind, a work model (helpers with their op) and a role."""
+    frame = frame.select("busy", "class", "kind", "modelled", "role")
     busy = total(frame, "busy")
 
     def share(known: pl.Expr) -> float:
@@ -136,7 +137,8 @@ def _coverage(frame: pl.DataFrame) -> dict[str, float]:
 
 def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
     """Shares of the time of GEMMs and attention by where their shapes come from."""
-    rows = frame.filter(pl.col("class").is_in(["matmul", "attention"]))
+    rows = frame.select("busy", "class", "shapes")
+    rows = rows.filter(pl.col("class").is_in(["matmul", "attention"]))
     busy = total(rows, "busy")
     sums = rows.drop_nulls("shapes").group_by("shapes").agg(pl.col("busy").sum()).sort("shapes")
     return {name: ns / busy for name, ns in sums.iter_rows()} if busy else {}
@@ -145,7 +147,7 @@ def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     sums = _sums(frame, "bound", steps)
     out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
-    out["launch"] = total(frame.filter("dry"), "gap") / steps
+    out["launch"] = total(frame.select("dry", "gap").filter("dry"), "gap") / steps
     return out
 
 

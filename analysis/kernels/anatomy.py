@@ -115,9 +115,9 @@ def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
     """Parts of the idle time with what the host was in; the longest first, small ones unnamed."""
     sums: dict[tuple[str, str | None], int] = {}
-    for name, cause in PARTS.items():
-        by = frame.group_by("beside").agg(pl.col(f"idle_{name}").sum())
-        for place, ns in by.iter_rows():
+    by = frame.group_by("beside").agg(pl.col(f"idle_{name}").sum() for name in PARTS)
+    for place, *parts in by.iter_rows():
+        for (name, cause), ns in zip(PARTS.items(), parts, strict=True):
             key = (name, place if cause == "host" else None)
             sums[key] = sums.get(key, 0) + ns
     few = sorted((k for k in sums if k[1]), key=lambda k: (-sums[k], k))[_BESIDE:]

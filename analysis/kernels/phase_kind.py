@@ -167,7 +167,10 @@ def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
         orient="row",
     )
     main = pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
-    frame = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
+    frame = kernels.frame.select(
+        *("main", "kind", "class", "role", "call", "busy", "start"),
+        replayed=pl.Series(kernels.linked.replayed),
+    )
     return frame.filter(main & which).join(table, on="call", how="left", maintain_order="left")
 
 

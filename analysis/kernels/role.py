@@ -55,7 +55,8 @@ def find_roles(
     """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
     the step that it is in (None: all are in one), `every`: all calls of the trace, those that
     launch nothing themselves too."""
-    sizes, vocabulary = sizes_of(kinds, calls), vocabularies([*every, *calls])
+    sizes = sizes_of(kinds, calls)
+    vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
     if scopes.source == "none":
         steps = np.zeros(len(kinds), np.int64) if step is None else step
         ordered = _by_order(with_embeddings(kinds, calls, vocabulary), steps, sizes, vocabulary)
@@ -67,8 +68,9 @@ def find_roles(
     layered = any(place.layer is not None for place in scopes.places)
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
+    numbers, scope_calls = scopes.place.tolist(), scopes.call.tolist()
     for i, kind in enumerate(kinds):
-        place = scopes.places[scopes.place[i]] if scopes.place[i] >= 0 else None
+        place = scopes.places[numbers[i]] if numbers[i] >= 0 else None
         if place is None:
             role.append("sampling" if kind == "sampling" else "unknown")
             continue
@@ -77,7 +79,7 @@ def find_roles(
         found = place.role
         named[i] = found == "lm_head"
         if found == "unknown":
-            scope_call = int(scopes.call[i])
+            scope_call = scope_calls[i]
             if place.scope == "model":
                 found = _outside_layers(kind, layered=layered)
             else:

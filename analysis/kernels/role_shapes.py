@@ -105,16 +105,21 @@ def with_weights(
     """Give work on a weight alone the role of the product that reads the weight next in its layer:
     a mask that a hook multiplies in runs before the linear's own scope begins."""
     worked = [call for call in {id(c): c for c in calls if c is not None}.values() if _maps(call)]
-    shapes = {id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} for call in worked}
+    shapes = {
+        id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} - {()} for call in worked
+    }
     # Where hidden states have a batch, a matrix is none of them, as large as it may be.
     is_flat = not any(len(s) == 3 for found in shapes.values() for s in found)  # noqa: PLR2004
     reads: dict[int, int] = {}  # by layer: the next product
+    layers = layer.tolist()
     for i in range(len(role) - 1, -1, -1):
-        at, found = int(layer[i]), shapes.get(id(calls[i]), set()) - {()}
-        size = sizes[reads[at]] if at in reads else None
+        at = layers[i]
         if sizes[i] is not None:
             reads[at] = i
-        elif len(found) == 1 and size is not None and role[i] != "unknown":
+            continue
+        found = shapes.get(id(calls[i]), set())
+        size = sizes[reads[at]] if at in reads else None
+        if len(found) == 1 and size is not None and role[i] != "unknown":
             m, n, k = size
             states = {(m, k), (m, n)} if is_flat else set()
             if found <= {(n, k), (k, n)} - states:
@@ -188,8 +193,8 @@ def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
             widths[int(layer[i])].add(size[2])
     beside = {int(layer[i]) for i, found in enumerate(role) if found == "gate"}
     for i, found in enumerate(role):
-        size, of_layer = sizes[i], int(layer[i])
-        if found not in ("up", "gate_up") or size is None or of_layer in beside:
+        size = sizes[i]
+        if found not in ("up", "gate_up") or size is None or (of_layer := int(layer[i])) in beside:
             continue
         if size[1] in widths[of_layer]:
             role[i] = "up"

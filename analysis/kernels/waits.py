@@ -93,7 +93,9 @@ def _most(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
     if not len(gap):
         return []
     first = np.argmax(np.stack([sums[cause] for cause in CAUSES]), axis=0)
-    return [CAUSES[i] if ns > 0 else None for i, ns in zip(first, gap, strict=True)]
+    return [
+        CAUSES[i] if ns > 0 else None for i, ns in zip(first.tolist(), gap.tolist(), strict=True)
+    ]
 
 
 def _op_in_time(linked: Linked, trace: Trace) -> Mask:
@@ -128,9 +130,10 @@ def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[
 
 def _named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     """Which of the names match, each looked at once."""
-    distinct, which = np.unique(names, return_inverse=True)
-    found = [pattern.search(trace.names[i]) is not None for i in distinct.tolist()]
-    return np.array(found, bool)[which]
+    found = np.zeros(len(trace.names), bool)
+    for i in np.flatnonzero(np.bincount(names)).tolist():
+        found[i] = pattern.search(trace.names[i]) is not None
+    return found[names]
 
 
 def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:

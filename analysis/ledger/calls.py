@@ -27,6 +27,10 @@ _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
 _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
          "help", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
+# What of the kernels frame tells it.
+_WANTED = ("step", "instance", "wrapper", "main", "own", "launched", "start", "busy", "duration",
+           "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "ideal", "flop",
+           "bytes", "bound", "shapes")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
     """One row per op instance whose main row is a GEMM or attention, in time order; of an op that
     is none itself and has no shapes (a compiled region), one per such kernel."""
     instance, kinds = ["step", "instance"], [*GEMM_KINDS, "attention"]
+    frame = frame.select(_WANTED)
     alone = frame.filter(pl.col("wrapper") & pl.col("kind").is_in(kinds)).with_columns(
         total=pl.col("busy"), took=pl.col("duration"), help=pl.lit(0, pl.Int64)
     )

@@ -61,12 +61,11 @@ def _neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, M
     where there is none; `alone`: no event of its stream is linked, so they are of any stream."""
     before, after = np.full(len(events), NONE), np.full(len(events), NONE)
     alone = np.zeros(len(events), bool)
-    places = np.stack([trace.device["device"][events], trace.device["stream"][events]])
-    _, stream = np.unique(places, axis=1, return_inverse=True)
-    stream = stream.reshape(-1)
-    for one in np.unique(stream[~linked]):
-        rows = np.flatnonzero((stream == one) & ~linked)
-        of_stream = np.flatnonzero((stream == one) & linked)
+    device, stream = trace.device["device"][events], trace.device["stream"][events]
+    free = {*zip(device[~linked].tolist(), stream[~linked].tolist(), strict=True)}
+    for one in free:
+        of_one = (device == one[0]) & (stream == one[1])
+        rows, of_stream = np.flatnonzero(of_one & ~linked), np.flatnonzero(of_one & linked)
         alone[rows] = not len(of_stream)
         near = of_stream if len(of_stream) else np.flatnonzero(linked)
         near = np.concatenate(([NONE], near, [NONE]))
