@@ -66,7 +66,10 @@ class Columns:
 
     def add(self, *columns: Iterable[int]) -> None:
         """The rows of a block, one column after the other."""
-        block = np.array([np.asarray(column, np.int64) for column in columns])
+        self.append(np.array([np.asarray(column, np.int64) for column in columns]))
+
+    def append(self, block: Ints) -> None:
+        """The rows of a block as an array, of which a row is a column."""
         self.blocks.append(block)
         self.count += block.shape[1]
         if self.count > MAX_ROWS:

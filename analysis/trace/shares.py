@@ -123,7 +123,7 @@ def _in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
 def _joined(shares: Sequence[ReadShare], group: str, collect: Collector) -> Columns:
     """The rows of one table of events in the order of the file, with the ids of all shares."""
     names = COLUMNS[group]
-    tables, blocks = [], []
+    blocks: list[tuple[int, int, Ints]] = []  # its number among those of its share, the share
     for index, share in enumerate(shares):
         counts, data = share.rows[group]
         table = np.frombuffer(data, np.int64).reshape(len(names), -1).copy()
@@ -131,11 +131,11 @@ def _joined(shares: Sequence[ReadShare], group: str, collect: Collector) -> Colu
             if name in names:
                 row = names.index(name)
                 table[row] = _ids(getattr(share, kind), getattr(collect, kind))[table[row]]
-        tables.append(table)
-        blocks.append(np.repeat(np.arange(len(counts)) * len(shares) + index, counts))
-    order = np.argsort(np.concatenate(blocks), kind="stable")
+        parts = np.split(table, np.cumsum(counts)[:-1], axis=1) if counts else []
+        blocks += [(number, index, part) for number, part in enumerate(parts)]
     out = Columns(names)
-    out.add(*np.concatenate(tables, axis=1)[:, order])
+    for _, _, part in sorted(blocks, key=lambda block: block[:2]):
+        out.append(part)
     return out
 
 
