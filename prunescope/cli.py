@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -43,6 +44,9 @@ from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 # Objects made before the garbage collector looks for cycles: imports and tables make millions that
 # are none. An analysis makes no cycle worth a look: each takes 0.03 s, and there were four.
 _GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
+# The allocator of polars keeps what was freed, in an arena for each of its threads: one arena for
+# all keeps 15 MB less of an analysis, in the same time.
+_ALLOCATOR = ("_RJEM_MALLOC_CONF", "narenas:1")
 
 
 app = typer.Typer(
@@ -137,6 +141,7 @@ def _analyze(
     prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
     gc.set_threshold(_GC_OF_ANALYSES)
+    os.environ.setdefault(*_ALLOCATOR)  # read when polars is imported
     from prunescope.analysis.pipeline import Options
     from prunescope.deliver import Delivery
     from prunescope.deliver_comparison import deliver_all
