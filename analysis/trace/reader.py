@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -44,6 +45,7 @@ _PADDING = b" \t\r\n\0"
 _EXACT_FROM_US = float(1 << 42)
 
 Number = int | float | str | None
+Near = Annotated[float, msgspec.Meta(gt=-_EXACT_FROM_US, lt=_EXACT_FROM_US)]
 
 
 class Args(msgspec.Struct, gc=False):
@@ -78,7 +80,7 @@ class Event(msgspec.Struct, gc=False):
     name: str = ""
     pid: Number = None
     tid: Number = None
-    ts: int | float | None = None
+    ts: int | Near | None = None
     dur: int | float | None = None
     args: Args | None = None
 
@@ -353,14 +355,10 @@ class _Splitter:
         return events
 
     def typed(self, listed: bytes) -> list[Event]:
-        try:
-            events = _EVENTS.decode(listed)
-        except msgspec.ValidationError:
-            return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
-        floats = [e.ts for e in events if type(e.ts) is float]
-        if floats and max(max(floats), -min(floats)) >= _EXACT_FROM_US:
-            return list(_EXACT.decode(listed))
-        return events
+        for decoder in (_EVENTS, _EXACT):
+            with suppress(msgspec.ValidationError):
+                return list(decoder.decode(listed))
+        return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
 
     def one_by_one(self, texts: Iterable[bytes]) -> list[Event]:
         """Events of a block in which some cannot be read, or have a field of a wrong type: those
