@@ -39,6 +39,7 @@ from prunescope.command_options import (
 from prunescope.evidence_commands import register_evidence
 from prunescope.fact_commands import register_facts, register_predict
 from prunescope.failure import exit_code
+from prunescope.lean_command import LeanCommand, LeanGroup
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 
 # Objects made before the garbage collector looks for cycles: imports and tables make millions that
@@ -51,6 +52,7 @@ _ALLOCATOR = ("_RJEM_MALLOC_CONF", "narenas:1")
 
 app = typer.Typer(
     name="prunescope",
+    cls=LeanGroup,
     pretty_exceptions_enable=False,  # `main` words the errors
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -108,7 +110,7 @@ def _trace(*, json_target: str | None, **options: Any) -> None:
     tell(run_summary(folder, runs), json_target, people=traced(folder, runs))
 
 
-@app.command("analyze")
+@app.command("analyze", cls=LeanCommand)
 @options_of(
     prunescope.analyze,
     ANALYZE,

@@ -1,0 +1,73 @@
+"""Commands whose texts and paths are taken as they were given.
+
+In: the values of the command line. Out: what typer makes of them. Typer has pydantic look at every
+value, defaults too, and to import that takes 0.07 s, a tenth of a small analysis. What it would
+change or could refuse still goes there, so that every error is worded as before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from typer.core import TyperCommand, TyperGroup
+
+Process = Callable[[Any, Any], Any]
+
+
+class _Lean:
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in found:
+            if "process_value" not in vars(one):
+                one.process_value = partial(_process, one, one.process_value)
+        return found
+
+
+class LeanCommand(_Lean, TyperCommand):
+    """For `app.command(cls=...)`. Its paths may be missing, a file or a folder: options that are to
+    exist (`exists=True` and the like) are not for it."""
+
+
+class LeanGroup(_Lean, TyperGroup):
+    """The same for `Typer(cls=...)`, whose own options are looked at before those of a command."""
+
+
+def _process(parameter: Any, checked: Process, context: Any, value: Any) -> Any:
+    if not _is_plain(parameter, value):
+        return checked(context, value)
+    many = parameter.multiple or parameter.nargs == -1
+    if value is None:
+        value = () if many else None
+    elif _kind(parameter) is Path and value is not parameter.default:
+        value = [Path(one) for one in value] if many else Path(value)
+    return value if parameter.callback is None else parameter.callback(context, parameter, value)
+
+
+def _is_plain(parameter: Any, value: Any) -> bool:
+    if value is None:
+        return not parameter.required
+    if value is parameter.default:
+        return True
+    kind = _kind(parameter)
+    texts = value if isinstance(value, list | tuple) else [value]
+    if kind not in (str, Path) or not texts:
+        return False
+    is_path = kind is Path
+    return all(
+        isinstance(text, str) and text.isascii() and not (is_path and _is_unreadable(text))
+        for text in texts
+    )
+
+
+def _kind(parameter: Any) -> Any:
+    """The type of one value; None where typer keeps it elsewhere than it did in 0.29."""
+    annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    return (get_args(annotation) or (annotation,))[0]
+
+
+def _is_unreadable(path: str) -> bool:
+    return os.path.exists(path) and not os.access(path, os.R_OK)  # noqa: PTH110 - once for each
