@@ -112,6 +112,7 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
         ci95=wall_interval(samples),
         samples=samples.ns.tolist(),
         seatings=list(samples.seats) if samples.drawn else msgspec.UNSET,
+        seatings_asked=(run and run.seatings_asked) or msgspec.UNSET,
         seating_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
     )
 

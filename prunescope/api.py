@@ -66,6 +66,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     repeats: int = 20,
     steps: int = 5,
     seatings: int = 8,
+    max_seatings: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     baseline: Path | str | None = None,

@@ -297,6 +297,7 @@ def _demo(
                 repeats=10,
                 steps=5,
                 seatings=5,
+                max_seatings=5,
                 out=out / method,
                 overwrite=True,
                 argv=["demo"],

@@ -103,6 +103,9 @@ TRACE = {
     "repeats": Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")],
     "steps": Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")],
     "seatings": Annotated[int, Option(min=1, metavar="R", help="Times weights move in memory.")],
+    "max_seatings": Annotated[
+        int | None, Option(min=1, metavar="R", help="At most, where intervals stay wide.")
+    ],
     "seed": Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")],
     "threads": Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")],
     "baseline": Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")],

@@ -72,6 +72,8 @@ class PhaseRun:
     kv_bytes: int | None = None
     # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
     seatings: list[Seating] = field(default_factory=list)
+    # Those that were asked for, where more were drawn since intervals were wide.
+    seatings_asked: int | None = left_out()
 
     @property
     def samples_by_seating(self) -> list[list[int]]:

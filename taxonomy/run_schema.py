@@ -185,6 +185,7 @@ _PHASE = _Fields(
         "peak_memory_bytes": _Maybe(_COUNT),
         "kv_bytes": _Maybe(_COUNT),
         "seatings": _Each(_SEATING, list, _MAX_SAMPLES),
+        "seatings_asked": _Maybe(_SIZE),
     }
 )
 _RECOVERED = _Fields(

@@ -177,6 +177,9 @@ def statistic(phase: Phase) -> str:
         return text + "; placement in memory was not drawn, which alone moves a model by 1 to 3 %"
     text = f"ratio of means over {len(timed.seatings)} seatings, of the medians of "
     text += f"{len(timed.samples)} unprofiled samples in all"
+    if timed.seatings_asked:
+        text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
+        text += "interval was wider than 8 %)"
     return text + ("; 95 % interval over seatings" if phase.ladder.realised_ci95 else "")
 
 

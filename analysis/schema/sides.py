@@ -131,6 +131,8 @@ class Unprofiled(msgspec.Struct, kw_only=True):
     samples: list[int]
     # Samples of each seating, in order; absent where placement was not drawn.
     seatings: list[int] | msgspec.UnsetType = msgspec.UNSET
+    # How many were asked for, where more were drawn since intervals were wide.
+    seatings_asked: int | msgspec.UnsetType = msgspec.UNSET
     # What a seating took beside its samples (copying, warming up): the median; absent with them.
     seating_cost_ns: float | msgspec.UnsetType = msgspec.UNSET
 

@@ -20,7 +20,8 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--warmup", "--repeats", "--steps", "--seatings", "--seed", "--threads",
+        "--mode", "--warmup", "--repeats", "--steps", "--seatings", "--max-seatings",
+        "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {

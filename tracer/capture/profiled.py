@@ -72,11 +72,11 @@ def profile_loops(
     steps: range,
     device: torch.device,
     advance: Callable[[], None],
-) -> dict[str, ChromeTrace]:
+) -> ProfiledSession:
     """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … n−1 of each loop,
     which the trace numbers as `steps` says, forwards and backwards in turn.
 
-    Returns one Chrome trace a variant.
+    Returns the session, closed.
     """
     with ProfiledSession(models, device) as session:
         for index, number in enumerate((-1, *steps), -1):
@@ -87,4 +87,4 @@ def profile_loops(
                     output = loop.step(index)
                 del output
             advance()
-    return session.traces()
+    return session

@@ -33,6 +33,7 @@ _AT_LEAST = {
     "steps": 1,
     "seatings": 1,
 }
+_JUDGED = 4  # seatings from which on the width of an interval says something
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
 MOST = 2**31  # of anything that is counted
@@ -67,6 +68,7 @@ class TraceRequest:
     repeats: int = 20
     steps: int = 5
     seatings: int = 8
+    max_seatings: int | None = None
     seed: int = 0
     baseline: Path | None = None
     baseline_model: str | None = None
@@ -86,6 +88,20 @@ class TraceRequest:
         if self.recover is None or self.recover.text is not None:
             return self.recover
         return replace(self.recover, text=self.text)
+
+    @property
+    def first_seatings(self) -> int:
+        """How many seatings there are in any case: none without a sample."""
+        return min(self.seatings, self.repeats, self.max_seatings or self.seatings)
+
+    @property
+    def most_seatings(self) -> int:
+        """How many there are where intervals stay wide: twice as many unless something else was
+        said; those of a quick look are what they are."""
+        first = self.first_seatings
+        if self.max_seatings is not None:
+            return max(first, self.max_seatings)
+        return 2 * first if first >= _JUDGED else first
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -109,6 +125,8 @@ class TraceRequest:
             _check_choice(name, str(getattr(self, name)), choices)
         for name, least in _AT_LEAST.items():
             _check_count(name, getattr(self, name), least, MOST)
+        if self.max_seatings is not None:
+            _check_count("max_seatings", self.max_seatings, 1, MOST)
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
             _check_count("threads", self.threads, 1, most)

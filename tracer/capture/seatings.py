@@ -7,13 +7,16 @@ shapes, strides and flags; tied ones stay tied.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from prunescope.taxonomy.student import student
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.stored import stored_tensors
@@ -50,10 +53,36 @@ class SeatingPart:
 
 def parts_of(request: TraceRequest) -> list[SeatingPart]:
     """One a seating, each with a sample and a profiled step at least."""
-    count = min(request.seatings, request.repeats)
+    count = request.first_seatings
     repeats = shares(request.repeats, count)
     steps = shares(max(request.steps, count), count)
     return [SeatingPart(number=i, repeats=repeats[i], steps=steps[i]) for i in range(count)]
+
+
+def further_part(request: TraceRequest, number: int) -> SeatingPart:
+    """One more, with as many samples and steps as the largest of those that were asked for."""
+    parts = parts_of(request)
+    return SeatingPart(
+        number=number,
+        repeats=max(part.repeats for part in parts),
+        steps=max(part.steps for part in parts),
+    )
+
+
+def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
+    """Of the 95 % interval of the ratio of two models' times, as a share of the ratio. Samples, ns,
+    by seating; infinite where there are too few of them.
+
+    t interval of the mean over seatings of the logarithm of the ratio of the seating's medians.
+    """
+    logs = [
+        math.log(statistics.median(a) / statistics.median(b))
+        for a, b in zip(one, other, strict=True)
+    ]
+    if len(logs) < 2:  # noqa: PLR2004 - one number has no spread
+        return math.inf
+    half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return 2 * math.sinh(half)
 
 
 def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:

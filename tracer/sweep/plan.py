@@ -203,6 +203,7 @@ def request_of(
         repeats=config.repeats,
         steps=config.steps,
         seatings=config.seatings,
+        max_seatings=config.seatings,
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),

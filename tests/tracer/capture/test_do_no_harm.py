@@ -82,10 +82,10 @@ def our_events(model: Any, phase: str, logits: str) -> list[dict[str, Any]]:
     if phase == "decode":
         loop = DecodeLoop(model, IDS, prompt_len=LENGTH, logits=logits)
     with torch.inference_mode():
-        traces = profile_loops(
+        session = profile_loops(
             {"one": loop}, [model], steps=range(1), device=CPU, advance=lambda: None
         )
-    events: list[dict[str, Any]] = traces["one"]["traceEvents"]
+    events: list[dict[str, Any]] = session.traces()["one"]["traceEvents"]
     return events
 
 

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_weights
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import seatings
+from prunescope.tracer.capture import seatings, session
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.seatings import parts_of, place, shares
+from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -111,6 +113,72 @@ def test_shares_are_as_equal_as_can_be() -> None:
     assert [part.steps for part in parts] == [1] * 8  # one a seating at least
     few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, seatings=8))
     assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
+
+
+def test_a_width_is_that_of_a_t_interval_over_seatings() -> None:
+    # Logs of the ratios of medians: 0, 0.02, 0.04, 0.02; standard deviation 0.01633, and Student's
+    # t with 3 degrees of freedom is 3.182: half a width of 3.182 * 0.01633 / 2 = 0.02598.
+    dense = [[100, 100], [102.02, 90, 110], [104.08], [102.02]]
+    pruned = [[100], [100], [100, 100], [90, 100, 1000]]
+    assert width(dense, pruned) == pytest.approx(2 * 0.02598, rel=2e-3)  # type: ignore[arg-type]
+    assert width([[5]], [[7]]) == float("inf")
+
+
+def test_a_width_is_the_one_that_a_report_gives() -> None:
+    draw = np.random.default_rng(1)
+    sides = [
+        np.round(1e8 * np.exp(draw.normal(0, 0.05, (10, 3)))).astype(int).tolist() for _ in "dp"
+    ]
+    weights = widened_weights(draw_seatings(draw, 10, 20_000))
+    dense, pruned = (Samples.of(side) for side in sides)
+    ratios = dense.walls(weights) / pruned.walls(weights)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    assert width(*sides) == pytest.approx((high - low) / (dense.wall / pruned.wall), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"),
+    [
+        ({"seatings": 8, "repeats": 20}, 16),
+        ({"seatings": 8, "repeats": 4}, 8),
+        ({"seatings": 3, "repeats": 20}, 3),  # too few to judge a width by
+        ({"seatings": 8, "repeats": 20, "max_seatings": 8}, 8),
+        ({"seatings": 2, "repeats": 2, "max_seatings": 5}, 5),
+        ({"seatings": 8, "repeats": 20, "max_seatings": 5}, 5),
+    ],
+)
+def test_how_many_seatings_there_can_be(asked: dict[str, int], most: int) -> None:
+    request = TraceRequest(model="x", out=Path(), **asked)  # type: ignore[arg-type]
+    assert request.most_seatings == most
+    assert len(parts_of(request)) == min(asked["seatings"], asked["repeats"], most)
+
+
+@pytest.mark.parametrize(("wide_until", "count"), [(0, 4), (6, 6), (99, 8)])
+def test_wide_intervals_ask_for_further_seatings(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wide_until: int, count: int
+) -> None:
+    def seen(one: list[list[int]], other: list[list[int]]) -> float:
+        assert len(one) == len(other) >= 4
+        return 0.2 if len(one) < wide_until else 0.01
+
+    monkeypatch.setattr(session, "width", seen)
+    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=6, steps=5)
+    for name in ("dense", "pruned"):
+        for phase, run in read_run(folder / name).phases.items():
+            assert [len(own) for own in run.samples_by_seating] == [1, 2, 1, 2, 2, 2, 2, 2][:count]
+            with gzip.open(folder / name / run.trace) as file:
+                events = json.load(file)["traceEvents"]
+            steps = {e["name"] for e in events if e["name"].startswith("prunescope.step#")}
+            assert len(steps - {"prunescope.step#warmup"}) == run.steps
+            assert sum(seating.steps for seating in run.seatings) == run.steps
+            assert run.seatings_asked == (None if count == 4 else 4)
+            assert phase == "decode" or run.steps == 5 + 2 * (count - 4)
+
+
+def test_a_further_seating_has_the_samples_and_steps_of_the_largest() -> None:
+    request = TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8)
+    part = further_part(request, 9)
+    assert (part.number, part.repeats, part.steps) == (9, 3, 1)
 
 
 def test_a_capture_keeps_samples_and_steps_by_seating(quick: Callable[..., Path]) -> None:
