@@ -31,6 +31,7 @@ from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
 MANIFEST = "run.json"
+_DISTURBED = 0.1  # of the samples; a median bears as many
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 
 
@@ -74,6 +75,12 @@ class PhaseRun:
     seatings: list[Seating] = field(default_factory=list)
     # Those that were asked for, where more were drawn since intervals were wide.
     seatings_asked: int | None = left_out()
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else ran beside more of the samples kept than a few."""
+        kept = sum(seating.disturbed for seating in self.seatings)
+        return kept > _DISTURBED * len(self.samples_ns)
 
     @property
     def samples_by_seating(self) -> list[list[int]]:

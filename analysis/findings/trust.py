@@ -11,7 +11,6 @@ from prunescope.taxonomy.run import PhaseRun
 _OBSERVER = 1.3
 _FLAGGED = 1.05
 _BLAMED = 0.1  # of what a run gained beyond its bound: a reason worth naming
-_DISTURBED = 0.1  # of the samples; a median bears as many
 
 
 def no_speedup(c: Context) -> Finding | None:
@@ -108,9 +107,9 @@ def _disturbed(run: PhaseRun) -> list[str]:
     if 2 * steps > sum(one.steps for one in run.seatings):
         why = dict.fromkeys(why for one in run.seatings for why in one.steps_disturbed)
         said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
-    kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
-    if kept <= _DISTURBED * total:
+    if not run.is_disturbed:
         return said
+    kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
     reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)
     # The steps of a user's loop are not run again.
     again = "" if run.interleaved == "alone" else ", though taken again"

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_weights
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import seatings, session
+from prunescope.tracer.capture import seatings, session, timing
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
 from tests.tracer.tiny_models import tiny_model
@@ -162,6 +163,8 @@ def test_wide_intervals_ask_for_further_seatings(
         return 0.2 if len(one) < wide_until else 0.01
 
     monkeypatch.setattr(session, "width", seen)
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
+    monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=6, steps=5)
     for name in ("dense", "pruned"):
         for phase, run in read_run(folder / name).phases.items():
@@ -173,6 +176,18 @@ def test_wide_intervals_ask_for_further_seatings(
             assert sum(seating.steps for seating in run.seatings) == run.steps
             assert run.seatings_asked == (None if count == 4 else 4)
             assert phase == "decode" or run.steps == 5 + 2 * (count - 4)
+
+
+def test_no_further_seatings_beside_other_work(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "width", lambda *_sides: 0.2)
+    busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"])
+    monkeypatch.setattr(timing, "between", lambda *_: busy)
+    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=4)
+    for phase in read_run(folder / "pruned").phases.values():
+        assert phase.is_disturbed
+        assert (len(phase.seatings), phase.seatings_asked) == (4, None)
 
 
 def test_a_further_seating_has_the_samples_and_steps_of_the_largest() -> None:
