@@ -266,7 +266,7 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def machine() -> list[str]:
+def machine(script: str = "engine.py") -> list[str]:
     """Processor, cores, load when it began, versions, and the command."""
     cpu = next((x.split(":")[1].strip() for x in _read("/proc/cpuinfo") if "model name" in x),
                platform.processor())  # fmt: skip
@@ -276,7 +276,7 @@ def machine() -> list[str]:
     return [
         f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, load {load}.",
         f"Python {platform.python_version()}, {versions}.",
-        f"Command: `python benchmarks/engine.py {' '.join(json.dumps(x) for x in sys.argv[1:])}`.",
+        f"Command: `python benchmarks/{script} {' '.join(json.dumps(x) for x in sys.argv[1:])}`.",
     ]
 
 
