@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from prunescope.taxonomy.run import PhaseRun
 from prunescope.taxonomy.student import student
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
@@ -24,6 +25,8 @@ from prunescope.tracer.model.stored import stored_tensors
 # As torch's allocators align: libraries choose kernels by it.
 _CPU_UNIT, _DEVICE_UNIT = 64, 512
 _SHIFT = 1 << 21  # a block's first tensor begins anywhere within a large page
+# Width of the interval of a speedup, as a share of it, at which no more seatings are drawn.
+_NARROW = 0.08
 _ROOM = 1.2  # free memory that a second copy of a model asks for, in copies
 
 
@@ -44,11 +47,12 @@ def shares(total: int, parts: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class SeatingPart:
-    """A seating's part of the samples, and of the profiled steps of a prefill."""
+    """A seating's part of the samples, and of the profiled steps of a prefill; of these phases."""
 
     number: int
     repeats: int
     steps: int
+    phases: tuple[str, ...]
 
 
 def parts_of(request: TraceRequest) -> list[SeatingPart]:
@@ -56,17 +60,30 @@ def parts_of(request: TraceRequest) -> list[SeatingPart]:
     count = request.first_seatings
     repeats = shares(request.repeats, count)
     steps = shares(max(request.steps, count), count)
-    return [SeatingPart(number=i, repeats=repeats[i], steps=steps[i]) for i in range(count)]
+    return [
+        SeatingPart(number=i, repeats=repeats[i], steps=steps[i], phases=request.phases)
+        for i in range(count)
+    ]
 
 
-def further_part(request: TraceRequest, number: int) -> SeatingPart:
-    """One more, with as many samples and steps as the largest of those that were asked for."""
+def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) -> SeatingPart:
+    """One more, of these phases, with as many samples and steps as the largest that was asked."""
     parts = parts_of(request)
     return SeatingPart(
         number=number,
         repeats=max(part.repeats for part in parts),
         steps=max(part.steps for part in parts),
+        phases=phases,
     )
+
+
+def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
+    """Those of which the interval is wider than `_NARROW`, of the two sides by phase. None where
+    something else ran beside one: such times are not valid, however narrow their interval."""
+    if any(run.is_disturbed for sides in runs.values() for run in sides):
+        return ()
+    seated = {phase: [run.samples_by_seating for run in sides] for phase, sides in runs.items()}
+    return tuple(phase for phase, sides in seated.items() if width(*sides) > _NARROW)
 
 
 def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:

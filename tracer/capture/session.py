@@ -38,7 +38,7 @@ from prunescope.tracer.capture.seatings import (
     parts_of,
     place,
     shares,
-    width,
+    wide_phases,
 )
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import collector_resting, set_aside, take_share
@@ -58,8 +58,6 @@ from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Where dense and pruned do not fit together each is loaded this often, in turn.
 _BLOCKS = 2
-# Width of the interval of a speedup, as a share of it, at which no more seatings are drawn.
-_NARROW = 0.08
 
 
 def capture(
@@ -172,7 +170,7 @@ class _Session:
             self._told_seating(part)
             cost_ns = self._place(variants)
             with torch.inference_mode():
-                for phase in self.request.phases:
+                for phase in part.phases:
                     # Compiled code takes weights from anywhere; a graph is recorded where they lie.
                     if self.request.mode != "compile" or phase not in kept:
                         kept[phase] = loops_of(self.request, phase, variants, self.device)
@@ -186,21 +184,17 @@ class _Session:
                     self._finish(phase, variants, kept[phase])
 
     def _further(self, sitting: _Sitting) -> Iterator[SeatingPart]:
-        """More seatings than were asked for, while the interval of a phase is wide."""
+        """More seatings than were asked for, of the phases whose interval is wide."""
         if len(sitting.names) == 1 or sitting.interleaved:
             return
-        asked = len(sitting.parts)
-        for number in range(asked, self.request.most_seatings):
-            phases = [
-                [c.run.phases[p] for c in self.captures.values()] for p in self.request.phases
-            ]
-            widths = [width(*(run.samples_by_seating for run in runs)) for runs in phases]
-            # Times beside other work are not valid, however narrow their interval.
-            if max(widths) <= _NARROW or any(run.is_disturbed for run in chain(*phases)):
+        phases = self.request.phases
+        for number in range(len(sitting.parts), self.request.most_seatings):
+            runs = {p: [c.run.phases[p] for c in self.captures.values()] for p in phases}
+            if not (wide := wide_phases(runs)):
                 return
-            for run in chain(*phases):
-                run.seatings_asked = asked
-            yield further_part(self.request, number)
+            for run in chain(*(runs[phase] for phase in wide)):
+                run.seatings_asked = len(sitting.parts)
+            yield further_part(self.request, number, wide)
 
     def _place(self, variants: list[Variant]) -> int:
         """A new seating; ns that it took. One seating alone is where the loader put the weights."""
@@ -255,12 +249,12 @@ class _Session:
 
     def _told_seating(self, part: SeatingPart) -> None:
         """One stage a seating, of everything that is done in it."""
-        parts, phases = parts_of(self.request), self.request.phases
+        parts = parts_of(self.request)
         if len(parts) == 1:
             return
         steps = {"prefill": part.steps, "decode": self.request.decode_steps}
         warmup = self.request.warmup if part.number == 0 else min(1, self.request.warmup)
-        total = sum(warmup + part.repeats + steps[phase] + 1 for phase in phases)
+        total = sum(warmup + part.repeats + steps[phase] + 1 for phase in part.phases)
         more = ", as intervals are wide" if part.number >= len(parts) else ""
         self.progress.stage(f"seating {part.number + 1} of {len(parts)}{more}", total)
 

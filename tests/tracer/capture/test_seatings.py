@@ -16,7 +16,7 @@ import torch
 
 from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_weights
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import seatings, session, timing
+from prunescope.tracer.capture import seatings, timing
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
 from tests.tracer.tiny_models import tiny_model
@@ -162,7 +162,7 @@ def test_wide_intervals_ask_for_further_seatings(
         assert len(one) == len(other) >= 4
         return 0.2 if len(one) < wide_until else 0.01
 
-    monkeypatch.setattr(session, "width", seen)
+    monkeypatch.setattr(seatings, "width", seen)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=6, steps=5)
@@ -178,10 +178,31 @@ def test_wide_intervals_ask_for_further_seatings(
             assert phase == "decode" or run.steps == 5 + 2 * (count - 4)
 
 
+def test_only_phases_with_wide_intervals_are_seated_again(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
+    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    seen: list[int] = []
+
+    def wide_second(one: list[list[int]], _other: list[list[int]]) -> float:
+        seen.append(len(one))
+        return 0.2 if len(seen) % 2 == 0 else 0.01
+
+    monkeypatch.setattr(seatings, "width", wide_second)
+    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=4, max_seatings=6)
+    phases = read_run(folder / "pruned").phases
+    assert {name: len(run.seatings) for name, run in phases.items()} == {"prefill": 4, "decode": 6}
+    assert {name: run.seatings_asked for name, run in phases.items()} == {
+        "prefill": None,
+        "decode": 4,
+    }
+
+
 def test_no_further_seatings_beside_other_work(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "width", lambda *_sides: 0.2)
+    monkeypatch.setattr(seatings, "width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"])
     monkeypatch.setattr(timing, "between", lambda *_: busy)
     folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=4)
@@ -192,8 +213,9 @@ def test_no_further_seatings_beside_other_work(
 
 def test_a_further_seating_has_the_samples_and_steps_of_the_largest() -> None:
     request = TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8)
-    part = further_part(request, 9)
+    part = further_part(request, 9, ("decode",))
     assert (part.number, part.repeats, part.steps) == (9, 3, 1)
+    assert part.phases == ("decode",)
 
 
 def test_a_capture_keeps_samples_and_steps_by_seating(quick: Callable[..., Path]) -> None:
