@@ -33,7 +33,7 @@ _AT_LEAST = {
     "steps": 1,
     "seatings": 1,
 }
-_JUDGED = 4  # seatings from which on the width of an interval says something
+_JUDGED = 6  # seatings from which on the width of an interval says something
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
 MOST = 2**31  # of anything that is counted
@@ -102,6 +102,11 @@ class TraceRequest:
         if self.max_seatings is not None:
             return max(first, self.max_seatings)
         return 2 * first if first >= _JUDGED else first
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether more is measured than was asked for where intervals are wide."""
+        return self.most_seatings > self.first_seatings
 
     @property
     def phases(self) -> tuple[str, ...]:

@@ -223,6 +223,7 @@ class _Session:
             device=self.device,
             advance=self.progress.advance,
             turn=part.number,
+            settle=len(loops) > 1 and self.request.may_go_on,
         )
         spent = time.perf_counter_ns() - start
         spent -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in share.samples.items())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -141,8 +143,8 @@ def test_a_width_is_the_one_that_a_report_gives() -> None:
     ("asked", "most"),
     [
         ({"seatings": 8, "repeats": 20}, 16),
-        ({"seatings": 8, "repeats": 4}, 8),
-        ({"seatings": 3, "repeats": 20}, 3),  # too few to judge a width by
+        ({"seatings": 8, "repeats": 6}, 12),
+        ({"seatings": 5, "repeats": 20}, 5),  # too few to judge a width by
         ({"seatings": 8, "repeats": 20, "max_seatings": 8}, 8),
         ({"seatings": 2, "repeats": 2, "max_seatings": 5}, 5),
         ({"seatings": 8, "repeats": 20, "max_seatings": 5}, 5),
@@ -154,28 +156,31 @@ def test_how_many_seatings_there_can_be(asked: dict[str, int], most: int) -> Non
     assert len(parts_of(request)) == min(asked["seatings"], asked["repeats"], most)
 
 
-@pytest.mark.parametrize(("wide_until", "count"), [(0, 4), (6, 6), (99, 8)])
+@pytest.mark.parametrize(("wide_until", "count"), [(0, 6), (8, 8), (99, 9)])
 def test_wide_intervals_ask_for_further_seatings(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wide_until: int, count: int
 ) -> None:
     def seen(one: list[list[int]], other: list[list[int]]) -> float:
-        assert len(one) == len(other) >= 4
+        assert len(one) == len(other) >= 6
         return 0.2 if len(one) < wide_until else 0.01
 
     monkeypatch.setattr(seatings, "width", seen)
+    monkeypatch.setattr(timing, "_PLACED", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=6, steps=5)
+    folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=8, steps=7, max_seatings=9)
     for name in ("dense", "pruned"):
         for phase, run in read_run(folder / name).phases.items():
-            assert [len(own) for own in run.samples_by_seating] == [1, 2, 1, 2, 2, 2, 2, 2][:count]
+            assert [len(own) for own in run.samples_by_seating] == [1, 1, 2, 1, 1, 2, 2, 2, 2][
+                :count
+            ]
             with gzip.open(folder / name / run.trace) as file:
                 events = json.load(file)["traceEvents"]
             steps = {e["name"] for e in events if e["name"].startswith("prunescope.step#")}
             assert len(steps - {"prunescope.step#warmup"}) == run.steps
             assert sum(seating.steps for seating in run.seatings) == run.steps
-            assert run.seatings_asked == (None if count == 4 else 4)
-            assert phase == "decode" or run.steps == 5 + 2 * (count - 4)
+            assert run.seatings_asked == (None if count == 6 else 6)
+            assert phase == "decode" or run.steps == 7 + 2 * (count - 6)
 
 
 def test_only_phases_with_wide_intervals_are_seated_again(
@@ -205,10 +210,45 @@ def test_no_further_seatings_beside_other_work(
     monkeypatch.setattr(seatings, "width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"])
     monkeypatch.setattr(timing, "between", lambda *_: busy)
-    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=4)
+    folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=6)
     for phase in read_run(folder / "pruned").phases.values():
         assert phase.is_disturbed
-        assert (len(phase.seatings), phase.seatings_asked) == (4, None)
+        assert (len(phase.seatings), phase.seatings_asked) == (6, None)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "settle", "count"),
+    [
+        ([1.0, 1.01], True, 2),  # standard error 0.5 %
+        ([1.0, 1.2, 1.0, 1.2, 1.1], True, 8),  # 9 % of two, 5 % of four: to the end
+        ([1.0, 1.1, 1.05, 1.05, 1.05], True, 4),  # 5 %, then 2 % of four
+        ([1.0, 1.2], False, 2),
+        ([2.0, 2.02], True, 2),  # a speedup is no spread
+    ],
+)
+def test_a_seating_is_sampled_until_its_ratio_is_known(
+    ratios: list[float], settle: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = itertools.chain(ratios, itertools.repeat(ratios[-1]))
+    orders: list[bool] = []
+
+    def take(_loops: Any, _device: Any, *, backwards: bool) -> dict[str, int]:
+        orders.append(backwards)
+        return {"dense": round(1e6 * next(given)), "pruned": 10**6}
+
+    monkeypatch.setattr(timing, "_take", take)
+    monkeypatch.setattr(timing, "between", lambda *_: SimpleNamespace(elapsed_ns=1e9, reasons=[]))
+    share = timing.take_share(
+        {"dense": None, "pruned": None},  # type: ignore[dict-item]
+        warmup=0,
+        repeats=2,
+        device=torch.device("cpu"),
+        advance=lambda: None,
+        settle=settle,
+    )
+    assert [len(own) for own in share.samples.values()] == [count, count]
+    assert (share.retaken, share.disturbed) == (0, 0)
+    assert orders == [False, True] * (count // 2)  # each way as often
 
 
 def test_a_further_seating_has_the_samples_and_steps_of_the_largest() -> None:
