@@ -281,10 +281,15 @@ def _demo(
     from prunescope.deliver import Delivery, deliver
     from prunescope.output import console_for
     from prunescope.tracer.capture.progress import Bar
+    from prunescope.tracer.machine.device import pick_device
+    from prunescope.tracer.machine.peaks import faster_dtype
 
     console, chosen = console_for(None), demo()
     model, methods = chosen["model"], chosen["methods"]
-    console.print(f"{model}, weights of 4 bits dequantised: {len(methods)} times a minute or so")
+    dtype = faster_dtype(pick_device("auto"), "bf16", "fp32")
+    console.print(
+        f"{model}, weights of 4 bits dequantised to {dtype}: {len(methods)} times a minute or so"
+    )
     for method, sparsity in methods:
         with Bar() as bar:
             folder = prunescope.trace(
@@ -293,6 +298,7 @@ def _demo(
                 sparsity=sparsity,
                 prompt_len=256,
                 decode_steps=4,
+                dtype=dtype,
                 warmup=1,
                 repeats=10,
                 steps=5,

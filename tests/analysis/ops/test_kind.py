@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunescope.analysis.ops import kind as kinds
 from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of, op_kind
 from prunescope.analysis.ops.names import GAP_OPS, OP_KINDS
 from prunescope.analysis.ops.work import MODELS, OpCall
@@ -232,3 +234,8 @@ def test_a_kernel_named_by_two_kinds_goes_by_its_op(
     op_name: str, kernel: str | None, kind: str
 ) -> None:
     assert kind_of(op_name, kernel, None) == kind
+
+
+def test_patterns_mean_the_same_in_lower_case() -> None:
+    """They are searched in lower case: an escape such as \\S would turn into its opposite."""
+    assert not [p for _, p in kinds._PATTERNS if re.search(r"\\[A-Z]|\(\?P", p)]

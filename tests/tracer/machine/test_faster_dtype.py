@@ -1,0 +1,28 @@
+"""A processor without bf16 is given fp32: what takes less time, not what is smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp32", "faster"), [(1.0, 2.0, "bf16"), (4.0, 1.0, "fp32"), (1.0, 1.0, "bf16")]
+)
+def test_the_faster_of_two(
+    bf16: float, fp32: float, faster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunescope.tracer.machine import peaks
+
+    def times(product: Callable[[], Any], _device: object, *, deadline: float) -> list[float]:
+        assert deadline > 0
+        median = {torch.bfloat16: bf16, torch.float32: fp32}[product().dtype]
+        return [median, 0.0, 9.0, median, median]
+
+    monkeypatch.setattr(peaks, "_times_ns", times)
+    assert peaks.faster_dtype(torch.device("cpu"), "bf16", "fp32") == faster
