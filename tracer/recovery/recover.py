@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
 from prunescope.tracer.calibration.collect import Calibration
@@ -29,6 +30,10 @@ from prunescope.tracer.routing.learning import Learner
 
 # Logits [rows, V] in float32 of one forward of a training, in bytes; more rows take turns.
 _LOGIT_BYTES = 512 << 20
+# Of those in float32, a part at a time: 4 MiB stay in a cache and with the allocator. Loss and
+# gradient of 1,024 tokens of 49,152 then take 0.17 s instead of 0.43; 16 MiB gain nothing.
+_PART_BYTES = 4 << 20
+_NO_TARGET = -100
 _CURVE = 100  # losses that the record keeps
 _ROUTED = 8  # sequences by which routers are fitted and settled
 
@@ -165,9 +170,18 @@ def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
     logits = model(input_ids=rows, use_cache=False).logits
     if logits.shape[1] < rows.shape[1]:
         return None
-    targets = rows[:, 1:].flatten()
-    loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
-    return loss, targets.numel()
+    # What follows a token; nothing follows the last one of a row. Cut off, logits would be copied.
+    targets = rows.roll(-1, dims=1)
+    targets[:, -1] = _NO_TARGET
+    size = max(1, _PART_BYTES // (4 * logits.shape[-1]))
+    parts = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
+    losses = [checkpoint(_nats, *part, use_reentrant=False) for part in parts]
+    return torch.stack(losses).sum(), rows.shape[0] * (rows.shape[1] - 1)
+
+
+def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum over a part of the tokens, in float32; made again for the gradient, not kept."""
+    return cross_entropy(logits.float(), targets, reduction="sum", ignore_index=_NO_TARGET)
 
 
 def _record(

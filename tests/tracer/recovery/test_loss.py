@@ -1,0 +1,65 @@
+"""The loss of a training, made a part of the tokens at a time, is the plain one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+V = 50
+
+
+class Fixed(torch.nn.Module):  # type: ignore[misc]
+    """Gives a parameter as logits [2, 7, 50]; `dropped` tokens fewer."""
+
+    def __init__(self, dtype: Any, dropped: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.given = torch.nn.Parameter(torch.randn(2, 7, V).to(dtype))
+        self.embed, self.dropped = torch.nn.Embedding(V, 4), dropped
+
+    def get_input_embeddings(self) -> Any:
+        return self.embed
+
+    def forward(self, input_ids: Any, *, use_cache: bool) -> Any:
+        assert input_ids.shape == (2, 7)
+        assert not use_cache
+        return SimpleNamespace(logits=self.given[:, self.dropped :])
+
+
+@pytest.mark.parametrize("part_bytes", [1, 4 * V * 3, 1 << 20])  # one token, three, all
+@pytest.mark.parametrize(
+    ("dtype", "near"), [("float64", 1e-6), ("float32", 1e-6), ("bfloat16", 1e-2)]
+)
+def test_parts_sum_to_the_whole(
+    part_bytes: int, dtype: str, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunescope.tracer.recovery import recover
+
+    monkeypatch.setattr(recover, "_PART_BYTES", part_bytes)
+    model = Fixed(getattr(torch, dtype))
+    rows = torch.arange(14).reshape(2, 7)
+    scored = recover._loss(model, rows)
+    assert scored is not None
+    loss, count = scored
+    loss.backward()
+
+    plain = model.given.detach().float().requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(
+        plain[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"
+    )
+    wanted.backward()
+    assert count == 12
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(model.given.grad.float(), plain.grad, atol=near)
+    assert not model.given.grad[:, -1].any()  # nothing follows the last token
+
+
+def test_dropped_tokens_have_no_loss() -> None:
+    from prunescope.tracer.recovery.recover import _loss
+
+    assert _loss(Fixed(torch.float32, dropped=2), torch.arange(14).reshape(2, 7)) is None
