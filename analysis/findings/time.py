@@ -11,6 +11,7 @@ from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
 from prunescope.taxonomy.roles import UNPLACED
 
+_NET = 0.05  # of a row: what offsets it is named from here on
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
 
 
@@ -38,11 +39,14 @@ def coverage_limited(c: Context) -> Finding | None:
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was shrunk at all: another finding says so
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
+    more = -sum(p.ns for p in row.parts if p.ns < 0)  # shrank by more than the promise
+    net = f", less {ms(more)} by which other work shrank more" if more > _NET * row.moves_ns else ""
+    saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
     return Finding(
         id="coverage-limited",
         severity="warning",
-        text=f"{ms(row.moves_ns)} of the promised saving is in work that this pruning does not "
-        f"shrink{_limit(c)}",
+        text=f"{ms(row.moves_ns + more if net else row.moves_ns)} of the {saving} is in work that "
+        f"this pruning does not shrink{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c),
         predicted_ns=None,

@@ -104,9 +104,10 @@ def _outcome(phase: Phase) -> str:
         return _noise(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} cannot be told from no speedup: the interval holds 1×"
-        return f"{text}; {numbers.ratio(ladder.nominal)} was promised"
+        return f"{text}; {_was_promised(phase, ladder)}"
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)} of "
-    text += f"{numbers.ratio(ladder.nominal)} promised"
+    text += f"{numbers.ratio(ladder.nominal)} "
+    text += "promised" if _has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         if ladder.share_of_bound > 1.005:
@@ -151,8 +152,18 @@ def _noise(phase: Phase, ladder: Ladder) -> str:
     text += " is the noise between two captures, "
     text += "no speedup" if known else "or what a trace does not show"
     if (ladder.nominal or 1.0) > _PROMISED:
-        text += f"; {numbers.ratio(ladder.nominal)} was promised"
+        text += f"; {_was_promised(phase, ladder)}"
     return text
+
+
+def _has_promise(phase: Phase) -> bool:
+    """Whether anybody said a sparsity: else the first rung is that of the FLOPs."""
+    return phase.sparsity.get("nominal") is not None
+
+
+def _was_promised(phase: Phase, ladder: Ladder) -> str:
+    nominal = numbers.ratio(ladder.nominal)
+    return f"{nominal} was promised" if _has_promise(phase) else f"its FLOPs allow {nominal}"
 
 
 def _interval(ladder: Ladder) -> str:
@@ -226,7 +237,8 @@ def coverage(phase: Phase) -> str:
 
 
 def bounds(phase: Phase) -> str:
-    """Busy time by what bounds it, and the idle time that launches cost."""
+    """Busy time by what bounds it, and the idle time but for gaps before kernels that had been
+    launched when the device ran dry."""
     shares = ", ".join(
         f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
         for name in ("compute", "memory", "latency", "unknown")
@@ -236,7 +248,7 @@ def bounds(phase: Phase) -> str:
     launch = phase.bound.get("launch")
     if launch:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
-        what = "between ops" if _on_host(phase) else "waiting for launches"
+        what = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
         text += f"; {what} {numbers.time(launch)} ({share} of the wall)"
     return text
 

@@ -11,6 +11,7 @@ from prunescope.analysis.report.gemm_rows import Shown, shown_rows
 from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
+_SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
@@ -214,8 +215,11 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         ]
         for k in kernels[:top]
     ]
-    hidden = len(kernels) - len(rows)
-    notes = [f"{hidden} more names left out here"] if hidden else []
+    rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
+    notes = []
+    if rest > _SHOWN * busy_ns:  # a report holds the largest rows alone, and a table fewer
+        share = numbers.percent(numbers.share_of(rest, busy_ns))
+        notes.append(f"the rest, {unit.text(rest)} {unit.unit} ({share} of busy), is left out here")
     return Table("kernels", "Kernels by name", columns, rows, notes)
 
 

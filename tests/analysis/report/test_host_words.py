@@ -14,7 +14,8 @@ OP = op("aten::threshold_backward", [8], [8], [], kernels=[k(us=10)])
 
 
 @pytest.mark.parametrize(
-    ("cpu", "says"), [(True, "between ops 5.00 µs"), (False, "waiting for launches 5.00 µs")]
+    ("cpu", "says"),
+    [(True, "between ops 5.00 µs"), (False, "idle before kernels not launched in time 5.00 µs")],
 )
 def test_what_is_idle_on_a_cpu_lies_between_ops(cpu: bool, says: str, tmp_path: Path) -> None:
     trace = chrome(step(0, OP, gap(us=5, launch=True), OP), cpu=cpu)
