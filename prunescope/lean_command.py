@@ -58,7 +58,10 @@ def _is_plain(parameter: Any, value: Any) -> bool:
         return False
     is_path = kind is Path
     return all(
-        isinstance(text, str) and text.isascii() and not (is_path and _is_unreadable(text))
+        isinstance(text, str)
+        and text.isascii()
+        and text.isprintable()
+        and not (is_path and _is_unreadable(text))
         for text in texts
     )
 

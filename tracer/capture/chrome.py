@@ -17,8 +17,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from prunescope.taxonomy.collection import no_collection
 
 PHASE = "prunescope.phase"
@@ -35,7 +33,10 @@ _DROPPED_ARGS = {
 }  # fmt: skip
 _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
+_TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
+
 _LEVEL = 6  # of gzip: 8 takes twice the time for 8 % less
+_DECIMALS = 3  # of microseconds, as kineto writes them
 
 Event = dict[str, Any]  # of Chrome's format, as kineto writes it
 ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
@@ -49,37 +50,6 @@ class Turn:
     label: str
 
 
-class _Event(msgspec.Struct):
-    """An event of kineto's. Its microseconds are decimals: those of days lose ns in a float."""
-
-    ph: str
-    name: str = ""
-    cat: str = ""
-    pid: Any = 0
-    tid: Any = 0
-    ts: Decimal = Decimal(0)
-    dur: Decimal = Decimal(0)
-    args: dict[str, Any] = {}
-    start_ns: int = 0
-    end_ns: int = 0
-    shift_ns: int = 0
-
-
-class _Session(msgspec.Struct):
-    """The trace of a session; what else stands in it is not read."""
-
-    traceEvents: list[_Event]  # noqa: N815 - the key in the file
-    schemaVersion: Any = msgspec.UNSET  # noqa: N815
-    deviceProperties: Any = msgspec.UNSET  # noqa: N815
-    record_shapes: Any = msgspec.UNSET
-    displayTimeUnit: Any = msgspec.UNSET  # noqa: N815
-
-    def head(self) -> dict[str, Any]:
-        """What the file says of all events, as far as it does."""
-        rest = {name: getattr(self, name) for name in self.__struct_fields__[1:]}
-        return {name: value for name, value in rest.items() if value is not msgspec.UNSET}
-
-
 @dataclass
 class _Window:
     """A turn's host interval, and the events that belong to it."""
@@ -87,12 +57,12 @@ class _Window:
     turn: Turn
     start_ns: int
     end_ns: int
-    host: list[_Event] = field(default_factory=list)
-    device: list[_Event] = field(default_factory=list)
+    host: list[Event] = field(default_factory=list)
+    device: list[Event] = field(default_factory=list)
 
     @property
     def device_end_ns(self) -> int | None:
-        return max((e.end_ns for e in self.device), default=None)
+        return max((e["end_ns"] for e in self.device), default=None)
 
 
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
@@ -102,13 +72,13 @@ def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
 
 
 def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
-    session = msgspec.json.decode(raw, type=_Session)
-    events = [_timed(e) for e in session.traceEvents if e.ph == "X"]
+    trace = json.loads(raw, parse_float=_Decimal)
+    events = [_timed(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _windows(events, list(turns))
     stray_ends = _assign(events, windows)
-    phase = next(e for e in events if e.name == PHASE)
-    head = session.head()
-    metadata = _metadata(session.traceEvents)
+    phase = next(e for e in events if e["name"] == PHASE)
+    head = {key: _floats(trace[key]) for key in _TOP_LEVEL if key in trace}
+    metadata = _metadata(trace["traceEvents"])
     split_traces = {}
     for variant in dict.fromkeys(w.turn.variant for w in windows):
         cut_ns = _close_ranks(variant, windows, stray_ends)
@@ -124,49 +94,78 @@ def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
 
 def write_trace(trace: Mapping[str, Any], path: Path) -> str:
     """Write a gzipped Chrome trace, bytes depending on the content alone; returns its sha256."""
+    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
     buffer = io.BytesIO()
-    with gzip.GzipFile("", mode="wb", fileobj=buffer, compresslevel=_LEVEL, mtime=0) as file:
-        file.write(msgspec.json.encode(trace))
+    with gzip.GzipFile(
+        filename="", mode="wb", fileobj=buffer, compresslevel=_LEVEL, mtime=0
+    ) as file:
+        file.write(text.encode())
     path.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def _timed(event: _Event) -> _Event:
+class _Decimal(str):
+    """A number with a point, as it is written: microseconds of days lose ns in a float."""
+
+    __slots__ = ()
+
+
+def _floats(value: Any) -> Any:
+    """`value` with floats for its decimals."""
+    if isinstance(value, _Decimal):
+        return float(value)
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _floats(item) for key, item in value.items()}
+    return value
+
+
+def _timed(event: Event) -> Event:
     """The event itself, which nobody else holds, with its ns."""
-    event.start_ns = round(event.ts * 1000)
-    event.end_ns = event.start_ns + round(event.dur * 1000)
+    event["start_ns"] = start = _ns(event["ts"])
+    event["end_ns"] = start + _ns(event["dur"])
     return event
 
 
-def _windows(events: list[_Event], turns: list[Turn]) -> list[_Window]:
+def _ns(us: _Decimal | int) -> int:
+    if isinstance(us, int):
+        return us * 1000
+    whole, _, part = us.partition(".")
+    if len(part) == _DECIMALS and part.isdecimal() and whole.isdecimal():
+        return int(whole + part)
+    return round(Decimal(us) * 1000)
+
+
+def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
     found = sorted(
-        (e for e in events if e.cat == "user_annotation" and e.name.startswith(STEP)),
-        key=lambda e: e.start_ns,
+        (e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith(STEP)),
+        key=lambda e: e["start_ns"],
     )
-    if [e.name for e in found] != [t.label for t in turns]:
-        raise ValueError(f"the trace has steps {[e.name for e in found]}, not {turns}")
-    return [_Window(turn, e.start_ns, e.end_ns) for turn, e in zip(turns, found, strict=True)]
+    if [e["name"] for e in found] != [t.label for t in turns]:
+        raise ValueError(f"the trace has steps {[e['name'] for e in found]}, not {turns}")
+    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, found, strict=True)]
 
 
-def _assign(events: list[_Event], windows: list[_Window]) -> list[int]:
+def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     """Give every host event to the window that holds its start, every device event to the window
     of its launch (of its own start where no launch is known). Ends of device events of no window
     are returned: they are work between the turns."""
     launches: dict[Any, _Window | None] = {}
     for event in events:
-        if event.cat in _HOST:
-            window = _holding(windows, event.start_ns)
+        if event.get("cat") in _HOST:
+            window = _holding(windows, event["start_ns"])
             if window is not None:
                 window.host.append(event)
-            if event.cat in _RUNTIME:
-                launches[event.args.get("correlation")] = window
+            if event["cat"] in _RUNTIME:
+                launches[event.get("args", {}).get("correlation")] = window
     stray = []
     for event in events:
-        if event.cat in DEVICE:
-            key = event.args.get("correlation")
-            window = launches[key] if key in launches else _holding(windows, event.start_ns)
+        if event.get("cat") in DEVICE:
+            key = event.get("args", {}).get("correlation")
+            window = launches[key] if key in launches else _holding(windows, event["start_ns"])
             if window is None:
-                stray.append(event.end_ns)
+                stray.append(event["end_ns"])
             else:
                 window.device.append(event)
     return stray
@@ -206,57 +205,58 @@ def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) ->
                 shift_ns += cut
                 cuts.append(cut)
             for event in (*window.host, *window.device):
-                event.shift_ns = shift_ns
+                event["shift_ns"] = shift_ns
             previous = window
         if window.device_end_ns is not None:
             latest_end = max(latest_end or 0, window.device_end_ns)
     return cuts
 
 
-def _body(windows: list[_Window], phase: _Event) -> list[Event]:
+def _body(windows: list[_Window], phase: Event) -> list[Event]:
     """The events of one variant, times from 0, under a phase annotation that holds them all."""
     on_device = any(w.device for w in windows)
     events = [e for w in windows for e in (*_kept_host(w, on_device=on_device), *w.device)]
-    start = min(e.start_ns - e.shift_ns for e in events)
-    end = max(e.end_ns - e.shift_ns for e in events)
-    whole = msgspec.structs.replace(phase, start_ns=start, end_ns=end, shift_ns=0)
+    start = min(e["start_ns"] - e["shift_ns"] for e in events)
+    end = max(e["end_ns"] - e["shift_ns"] for e in events)
+    whole = {**phase, "start_ns": start, "end_ns": end, "shift_ns": 0}
     return [_plain(e, start, on_device=on_device) for e in (whole, *events)]
 
 
-def _kept_host(window: _Window, *, on_device: bool) -> list[_Event]:
+def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
     """Of the step thrown away, a CPU trace keeps the annotation alone; a device step's wall starts
     at the end of its kernels, so that there all of it stays."""
     if on_device or window.turn.label != WARMUP:
         return window.host
-    return [e for e in window.host if e.name == WARMUP]
+    return [e for e in window.host if e["name"] == WARMUP]
 
 
-def _plain(event: _Event, origin_ns: int, *, on_device: bool) -> Event:
+def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     dropped = _DROPPED_ARGS if on_device else _DROPPED_OF_CPU
     args = {
         key: value
-        for key, value in event.args.items()
+        for key, value in event.get("args", {}).items()
         if key not in dropped and not (isinstance(value, str) and value.startswith("/"))
     }
-    plain: Event = {
+    plain = {
         "ph": "X",
-        "cat": event.cat,
-        "name": event.name,
-        "pid": event.pid,
-        "tid": event.tid,
-        "ts": (event.start_ns - event.shift_ns - origin_ns) / 1000,
-        "dur": (event.end_ns - event.start_ns) / 1000,
+        "cat": event["cat"],
+        "name": event["name"],
+        "pid": event["pid"],
+        "tid": event["tid"],
+        "ts": (event["start_ns"] - event["shift_ns"] - origin_ns) / 1000,
+        "dur": (event["end_ns"] - event["start_ns"]) / 1000,
     }
-    if args:
-        plain["args"] = args
-    return plain
+    if not args:
+        return plain
+    # Shapes, most of the values, hold integers alone.
+    return {**plain, "args": args if event["cat"] == "cpu_op" else _floats(args)}
 
 
-def _metadata(events: list[_Event]) -> list[Event]:
+def _metadata(events: list[Event]) -> list[Event]:
     """Names of processes and threads, once each."""
     kept: dict[str, Event] = {}
     for event in events:
-        if event.ph == "M" and event.name in _METADATA:
-            plain = {key: getattr(event, key) for key in ("ph", "name", "pid", "tid", "args")}
+        if event.get("ph") == "M" and event.get("name") in _METADATA:
+            plain = {key: event[key] for key in ("ph", "name", "pid", "tid", "args")}
             kept[json.dumps(plain, sort_keys=True)] = plain
     return list(kept.values())
