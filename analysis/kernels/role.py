@@ -19,6 +19,7 @@ from prunescope.analysis.kernels.role_shapes import (
     is_fused_qkv,
     is_through_rank,
     last_vocabulary,
+    no_heads_of_activations,
     sizes_of,
     vocabularies,
     with_embeddings,
@@ -92,6 +93,7 @@ def find_roles(
             by_name = scopes.source == "modules" and place.role != "unknown"
             found = found if by_name else seen
         role.append(found)
+    no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
     beside_linears(role, layer, sizes)
     gated(role, layer, sizes)

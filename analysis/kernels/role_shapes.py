@@ -20,6 +20,7 @@ from prunescope.taxonomy.roles import LINEARS
 Size = tuple[int, int, int]
 _ADAPTED = 3  # products of a linear with an adapter: its own and two through a rank
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
+_PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _TABLE = 2  # times: elements of a table over what a generated kernel reads besides
 _FAR = 4  # times: N of a vocabulary over that of any other linear
 _GENERATED = re.compile(r"triton_\w*embedding")
@@ -97,6 +98,55 @@ def heads_only(
             continue
         is_head = size is not None and vocabulary and (size[1] in vocabulary or size[1] >= far > 0)
         role[i] = "lm_head" if is_head else "unknown"
+
+
+def no_heads_of_activations(
+    role: list[str],
+    kinds: Sequence[str],
+    calls: Sequence[OpCall | None],
+    scope_calls: Sequence[int],
+    layer: Ints,
+) -> None:
+    """Take `lm_head` from batched products of two activations, which no module's name makes a
+    product by a weight: two around a softmax, in one call of a module (`scope_calls`) and one
+    layer, are attention with what runs between them; one alone is unknown."""
+    known: dict[int, bool] = {}
+    first, softmax = -1, False  # a product that awaits its second, and whether a softmax followed
+    for i, found in enumerate(role):
+        call = calls[i]
+        if found != "lm_head":
+            continue
+        if kinds[i] == "softmax":
+            softmax = True
+        if call is None or kinds[i] not in _PRODUCTS:
+            continue
+        if id(call) not in known:
+            known[id(call)] = _is_of_activations(call)
+        if not known[id(call)]:
+            first = -1
+            continue
+        role[i] = "unknown"
+        here = (scope_calls[i], int(layer[i]))
+        if first >= 0 and softmax and (scope_calls[first], int(layer[first])) == here:
+            role[first] = role[i] = "attention"
+            for j in range(first + 1, i):
+                if role[j] == "lm_head":
+                    role[j] = "attention"
+            first = -1
+        else:
+            first, softmax = i, False
+
+
+def _is_of_activations(call: OpCall) -> bool:
+    """Whether it multiplies two batches of matrices, neither of them one that is broadcast."""
+    work = work_of(call)
+    if work is None or len(work.gemms) != 1 or work.gemms[0].batch <= 1:
+        return False
+    try:
+        factors = [t for t in operands(call) if len(t.shape) > 2][-2:]  # noqa: PLR2004
+    except NoModel:
+        return False
+    return len(factors) == 2 and all(t.distinct == t.numel for t in factors)  # noqa: PLR2004
 
 
 def with_weights(

@@ -23,10 +23,10 @@ _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
 _LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
 _ATTENTION_CLASS = re.compile(r"Attention|Attn")
 _MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN|MoE|Moe|SparseMoeBlock")
-_HEAD_CLASS = re.compile(r"LMHead|LmHead")
+_HEAD_CLASS = re.compile(r"(?:LMHead|LmHead)(?!Model)")  # GPT2LMHeadModel is all of a model
 _UP_CLASS = re.compile(r"Intermediate$")
 _DOWN_CLASS = re.compile(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
-_LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead")
+_LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead(?!Model)")
 _UNKNOWN = "unknown"
 _BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 

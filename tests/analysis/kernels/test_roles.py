@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.kernels.role import find_roles
+from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import OpCall
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.timeline.scopes import Scopes
@@ -130,6 +131,35 @@ def test_what_follows_attention_is_no_rotation() -> None:
 def test_appends_and_copies() -> None:
     assert role(at("attention"), "layout", CAT) == "kv_update"
     assert role(at("attention"), "layout", COPY) == "attention"
+
+
+QK = OpCall("aten::bmm", ((4, 6, 1), (4, 1, 6)), ("float", "float"), ((6, 1, 1), (6, 6, 1)))
+PV = OpCall("aten::bmm", ((4, 6, 6), (4, 6, 1)), ("float", "float"), ((36, 6, 1), (6, 1, 1)))
+BY_ONE_MATRIX = OpCall("aten::bmm", ((4, 6, 8), (4, 8, 9)), ("float",) * 2, ((48, 8, 1), (0, 9, 1)))
+BY_A_WEIGHT = OpCall("aten::matmul", ((4, 6, 8), (8, 9)), ("float", "float"))
+SOFTMAX = OpCall("aten::_softmax", ((4, 6, 6), (), ()), ("float", "Scalar", "Scalar"))
+
+
+@pytest.mark.parametrize(
+    ("calls", "want"),
+    [
+        ((QK, COPY, SOFTMAX, PV), ["attention"] * 4),
+        ((QK, PV), ["unknown"] * 2),
+        ((QK,), ["unknown"]),
+        ((QK, SOFTMAX, BY_A_WEIGHT, PV), ["unknown", "lm_head", "lm_head", "unknown"]),
+        ((QK, SOFTMAX, PV, BY_A_WEIGHT, SOFTMAX), ["attention"] * 3 + ["lm_head"] * 2),
+        ((BY_ONE_MATRIX,), ["lm_head"]),
+        ((BY_A_WEIGHT, SOFTMAX), ["lm_head"] * 2),
+    ],
+)
+def test_a_batched_product_of_two_activations_is_no_head(
+    calls: tuple[OpCall, ...], want: list[str]
+) -> None:
+    """Whatever the module around it is called; attention's two products have a softmax between."""
+    index = np.zeros(len(calls), np.int64)
+    scopes = Scopes(index, index, [Place(None, "lm_head", "model")], "modules")
+    kinds = [op_kind(call.name, call) for call in calls]
+    assert find_roles(scopes, kinds, list(calls)).role == want
 
 
 def test_no_scope() -> None:

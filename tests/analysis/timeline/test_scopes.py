@@ -130,10 +130,19 @@ def nn_layer(i: int) -> Any:
     )  # fmt: skip
 
 
-def test_roles_by_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("whole", "head"),
+    [
+        ("LlamaForCausalLM", "Linear"),
+        ("GPT2LMHeadModel", "Linear"),
+        ("LlamaForCausalLM", "ParallelLMHead"),
+    ],
+)
+def test_roles_by_class(whole: str, head: str, tmp_path: Path) -> None:
+    """A model with a head in its class is no head: not all that it runs is one."""
     model = nn("LlamaModel_0", nn_layer(0), nn_layer(1), nn("LlamaRMSNorm_4", add()))
     embed = op("aten::embedding", [100, H], [T], kernels=[k(us=1, name="indexSelect")])
-    trace = pytorch(chrome(nn("LlamaForCausalLM_0", embed, model, nn("Linear_14", mm(100, H)))))
+    trace = pytorch(chrome(nn(f"{whole}_0", embed, model, nn(f"{head}_14", mm(100, H)))))
     rows = frame(trace, tmp_path)
     assert rows["role"].to_list() == ["embedding", *LAYER, *LAYER, "final_norm", "lm_head"]
     assert rows["layer"].to_list() == [None, *[0] * len(LAYER), *[1] * len(LAYER), None, None]
