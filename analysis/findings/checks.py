@@ -45,6 +45,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     shape.wave_step,
     shape.nearest_dimension,
     removed.unequal_steps,
+    trust.clocks_apart,
     idle.launch_bound,
     idle.host_work,
     idle.host_waits,
@@ -81,6 +82,9 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
 # Findings that rest on measured time alone; the others show in shapes, weights or kernels.
 TIMED = frozenset({"below-break-even", "launch-bound", "no-speedup", "sparse-without-gain"})
 
+# Findings on who waited for whom, which the clocks of host and device must agree on.
+WAITS = frozenset({"launch-bound", "host-work", "host-waits", "held-back"})
+
 # Findings on what pruning did to the dense step: nothing where the sides ran something else.
 COMPARES = frozenset({
     "nothing-removed", "sparse-without-gain", "below-break-even", "unaligned", "wave-step",
@@ -102,4 +106,16 @@ def find(context: Context) -> list[Finding]:
         for finding in found:  # nothing critical rests on a time that is not valid
             if finding.id in TIMED and finding.severity == "critical":
                 finding.severity = "warning"
+    if context.pruned.apart is not None:
+        for finding in found:
+            if finding.id in WAITS:
+                _doubt(finding)
     return sorted(found, key=lambda f: (_ORDER.index(f.severity), -(f.predicted_ns or 0)))
+
+
+def _doubt(finding: Finding) -> None:
+    """Nothing critical, and no time to be gained, rests on clocks that are apart."""
+    if finding.severity == "critical":
+        finding.severity = "warning"
+    finding.evidence.insert(0, "doubtful: the clocks of host and device are apart")
+    finding.predicted_ns = None

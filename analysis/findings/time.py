@@ -86,7 +86,10 @@ def _coverage_change(c: Context) -> str:
 
 
 def _gap_change(c: Context) -> str:
-    """What shortens gaps, by what most of them wait for."""
+    """What shortens gaps, by what most of them wait for, where that can be told."""
+    longer = "longer kernels: a larger batch, or longer prompts"
+    if c.pruned.apart is not None:
+        return longer
     causes = cause_sums(c.pruned.frame) if c.pruned.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
     able = c.pruned.on_device and not c.pruned.is_replay and not waits_within(c)
@@ -96,7 +99,7 @@ def _gap_change(c: Context) -> str:
         "sync": "wait for the device less often in a step",
         "memcpy": "copy between host and device less often in a step",
         "held": "compare steps without what their streams wait for",
-    }.get(most, "longer kernels: a larger batch, or longer prompts")
+    }.get(most, longer)
 
 
 def _more_logits_than_needed(c: Context) -> bool:

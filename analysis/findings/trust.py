@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunescope.analysis.findings.context import Context, communication, ms, shortened
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.report import CLOCKS_APART, Finding
 from prunescope.taxonomy.run import PhaseRun
 
 _OBSERVER = 1.3
@@ -131,6 +131,23 @@ def observer(c: Context) -> Finding | None:
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
         change="read the ledger, which closes to the unprofiled wall, not the recorded gaps",
+        predicted_ns=None,
+    )
+
+
+def clocks_apart(c: Context) -> Finding | None:
+    """Kernels start before they are launched: what waited for what cannot be told."""
+    apart = c.pruned.apart
+    if apart is None:
+        return None
+    return Finding(
+        id=CLOCKS_APART,
+        severity="warning",
+        text="the clocks of host and device are apart: causes of idle time and launch delays are "
+        "not to be trusted",
+        evidence=[apart.seen],
+        change="trace again before you act on them; times of kernels, and how long the device "
+        "idles, stand",
         predicted_ns=None,
     )
 

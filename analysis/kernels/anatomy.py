@@ -130,8 +130,8 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
 
 def _graph_speedup(kernels: Kernels) -> float | None:
     """Wall over the wall without gaps of late dispatch, the only ones that a graph spares; None on
-    a CPU, and where the cause of most idle time is unknown."""
-    if not kernels.on_device or not kernels.wall:
+    a CPU, and where the cause of most idle time is unknown, or rests on clocks that are apart."""
+    if not kernels.on_device or not kernels.wall or kernels.apart is not None:
         return None
     sums = cause_sums(kernels.frame)
     if 2 * sums["unknown"] > sum(sums.values()):

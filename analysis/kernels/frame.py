@@ -21,6 +21,7 @@ from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
 from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
+from prunescope.analysis.timeline.clocks import Apart, clocks_apart
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.observer import Recorded, recorded
@@ -60,6 +61,7 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload tell
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
+    apart: Apart | None = None  # the clocks of host and device, where they are seen to differ
     # weight of what was recorded behind the last row of each step (timeline/observer.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -151,6 +153,7 @@ def build(
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_waits(frame, trace, linked)
+    apart = clocks_apart(trace, linked)
     return Kernels(
         frame,
         linked,
@@ -163,6 +166,7 @@ def build(
         replay_note=None if replay is None else replay.note(),
         notes=[*unlinked(trace, linked.event, linked.op), *told.notes],
         warnings=[
+            *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),
             *([] if replay is None else replay.warnings()),
             *told.warnings,
@@ -173,6 +177,7 @@ def build(
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         tokens=told.tokens,
         modules=modules_that_ran(trace),
+        apart=apart,
         recorded_after=observer.after,
     )
 

@@ -31,7 +31,8 @@ def lines(phase: Phase) -> list[str]:
 
 def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     idle = sum(anatomy.gaps.values())
-    if not idle or (anatomy.graph_speedup is None and not anatomy.gaps.get("unknown")):
+    untold = anatomy.gaps.get("unknown") or phase.is_skewed
+    if not idle or (anatomy.graph_speedup is None and not untold):
         return ""
     causes = ", ".join(
         f"{says} {numbers.time(anatomy.gaps[cause])}"
@@ -39,6 +40,8 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
         if anatomy.gaps.get(cause)
     )
     text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}"
+    if phase.is_skewed:
+        return f"the clocks of host and device are apart, so the causes here are doubtful: {text}"
     if anatomy.graph_speedup is None:
         return text
     return (
@@ -84,7 +87,7 @@ def tables(phase: Phase) -> Iterator[Table]:
     if any(shape.refused is None for shape in anatomy.shapes):
         yield shapes_table(anatomy)
     if anatomy.host:
-        yield _host_table(anatomy)
+        yield _host_table(anatomy, is_skewed=phase.is_skewed)
 
 
 def shapes_table(anatomy: Anatomy) -> Table:
@@ -138,7 +141,7 @@ def _good(good: Good | None, unit: numbers.Scale) -> list[Cell]:
     return [Cell(str(good.value), good.value), Cell(text, good.change_ns, tone="gain" * gains)]
 
 
-def _host_table(anatomy: Anatomy) -> Table:
+def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
     shown = anatomy.host[:_TOP_HOST]
     unit = numbers.scale(max(one.host_ns, one.wait_ns) for one in shown)
     columns = [
@@ -161,5 +164,7 @@ def _host_table(anatomy: Anatomy) -> Table:
     notes = [
         "Host time is that from the launch before, on its thread; the device waits where a launch "
         "began after it had run dry."
+        + " The clocks of host and device are apart: that wait is doubtful."
+        * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

@@ -256,7 +256,7 @@ def bounds(phase: Phase) -> str:
 def _on_host(phase: Phase) -> bool:
     """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
     anatomy = phase.anatomy
-    if anatomy is None or anatomy.graph_speedup is not None:
+    if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
         return False
     return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
 

@@ -98,7 +98,7 @@ class Anatomy(msgspec.Struct, kw_only=True):
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
     gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
     # wall ÷ (wall − what of gaps[host] is dispatch, not loading data or other work of the host): at
-    # most this by CUDA graphs
+    # most this by CUDA graphs; null where that is not known
     graph_speedup: float | None
     host: list[HostTime]
     shapes: list[Shape]

@@ -22,6 +22,7 @@ from prunescope.analysis.schema.sides import (
 
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99
+CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
 
 
 def clock(busy: float, ran: float) -> float:
@@ -252,6 +253,11 @@ class Phase(msgspec.Struct, kw_only=True):
     # Shares of the time of GEMMs and attention whose shapes are recorded, of an eager-trace, or of
     # the model's config; empty where none are known.
     shapes: dict[str, float] = {}
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether kernels start before their launches, so that who waited for whom is doubtful."""
+        return any(finding.id == CLOCKS_APART for finding in self.findings)
 
 
 class Report(msgspec.Struct, kw_only=True):

@@ -1,0 +1,57 @@
+"""Whether host and device tell one time: no kernel starts before its own launch call does.
+
+In: a Trace and its linked rows. Out: Apart, or None where the clocks agree as far as can be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.trace.events import Trace
+
+_RESOLUTION = 1_000  # ns: older profilers write whole microseconds
+_FEW, _SHARE = 3, 0.05  # kernels, and of those with a launch: beyond both it is no stray event
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How many kernels of the steps start before the start of their launch, of how many with one,
+    and by how much at most (ns): the clocks differ by that at least."""
+
+    early: int
+    launched: int
+    most_ns: int
+
+    @property
+    def seen(self) -> str:
+        """What shows it."""
+        return (
+            f"{self.early:,} of {self.launched:,} kernels start before their own launch call, by "
+            f"up to {self.most_ns / 1e3:,.0f} µs"
+        )
+
+    @property
+    def warning(self) -> str:
+        """The same, and what follows."""
+        return (
+            f"{self.seen}: the clocks of host and device are apart, so causes of idle time and "
+            "launch delays are not to be trusted"
+        )
+
+
+def clocks_apart(trace: Trace, linked: Linked) -> Apart | None:
+    """The skew of the kernels of all steps; None for a host trace, and for a few kernels or less
+    than the resolution of a clock."""
+    if not trace.on_device:
+        return None
+    launch = launch_of(trace, linked.event)
+    has_launch = launch >= 0
+    ahead = (taken(trace.launches["ts"], launch) - linked.start)[has_launch]
+    early = ahead[ahead > _RESOLUTION]
+    if len(early) <= max(_FEW, _SHARE * np.count_nonzero(has_launch)):
+        return None
+    return Apart(len(early), len(ahead), int(early.max()))
