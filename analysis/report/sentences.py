@@ -250,6 +250,8 @@ def bounds(phase: Phase) -> str:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
         what = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
         text += f"; {what} {numbers.time(launch)} ({share} of the wall)"
+        if phase.is_skewed:
+            text += ", which is doubtful: the clocks of host and device are apart"
     return text
 
 

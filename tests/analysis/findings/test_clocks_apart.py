@@ -64,6 +64,8 @@ def test_the_report_says_so_where_it_gives_causes(tmp_path: Path) -> None:
     skewed = render_markdown(report_of(tmp_path, shifted(170)))
     causes = next(line for line in skewed.splitlines() if "the host was late" in line)
     assert causes.index("clocks") < causes.index("the host was late")
+    launches = next(line for line in skewed.splitlines() if "waiting for launches" in line)
+    assert "doubtful" in launches
     assert "between ops" not in skewed
     assert "as in a CUDA graph, at most" not in skewed
     straight = render_markdown(report_of(tmp_path, shifted(0)))
