@@ -54,19 +54,9 @@ def _fewer_launches(c: Context) -> str:
         if ours
         else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     )
-    waits = waits_within(c)
-    first = ""
-    if waits:
-        first = f", once the {waits:g} waits and copies in it are gone: no graph holds them"
+    stops = c.pruned.stops
+    first = f", once the {stops} of a step are gone: no graph holds them" if stops else ""
     return f"capture the step in a CUDA graph ({way}){first}, or batch more"
-
-
-def waits_within(c: Context) -> float:
-    """Gaps of a step in which the host waits for the device or copies, where there is more than
-    the one in which it fetches the result: such a step is no CUDA graph."""
-    rows = c.pruned.frame.filter(pl.col("cause").is_in(["sync", "memcpy"])).height
-    waits = rows / c.pruned.num_steps
-    return round(waits, 1) if waits > 1 else 0.0
 
 
 def host_work(c: Context) -> Finding | None:

@@ -6,7 +6,6 @@ import msgspec
 
 from prunescope.analysis.findings.added import residual_map
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
-from prunescope.analysis.findings.idle import waits_within
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
 from prunescope.taxonomy.roles import UNPLACED
@@ -92,7 +91,7 @@ def _gap_change(c: Context) -> str:
         return longer
     causes = cause_sums(c.pruned.frame) if c.pruned.on_device else {"host": 1}
     most = max(causes, key=lambda cause: causes[cause])
-    able = c.pruned.on_device and not c.pruned.is_replay and not waits_within(c)
+    able = c.pruned.on_device and not c.pruned.is_replay and not c.pruned.stops
     graph = ", or a CUDA graph" if able else ""
     return {
         "host": f"fewer and larger ops: a larger batch, longer prompts{graph}",

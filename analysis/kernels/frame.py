@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.bound import Peaks, add_bound
+from prunescope.analysis.kernels.capture import Stops, stops_within
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.share import add_work
@@ -58,6 +59,7 @@ class Kernels:
     decoder_modules: bool = False  # whether a module's class says that it decodes tokens
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
+    stops: Stops = Stops()  # calls of a step that no CUDA graph holds
     tokens: float | None = None  # a step, where a model's config and workload tell
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
@@ -175,6 +177,7 @@ def build(
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=told.known,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
+        stops=stops_within(trace, windows, linked),
         tokens=told.tokens,
         modules=modules_that_ran(trace),
         apart=apart,

@@ -28,8 +28,8 @@ PARTS = {
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
-_COPY = re.compile(r"[Mm]emcpy")
-_SYNC = re.compile(
+COPY = re.compile(r"[Mm]emcpy")
+SYNC = re.compile(
     r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
     r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
 )
@@ -128,7 +128,7 @@ def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[
     return out
 
 
-def _named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
+def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     """Which of the names match, each looked at once."""
     found = np.zeros(len(trace.names), bool)
     for i in np.flatnonzero(np.bincount(names)).tolist():
@@ -143,7 +143,7 @@ def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:
     calls = {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
     own = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][own]
-    copy, sync = (_named(trace, called, pattern) for pattern in (_COPY, _SYNC))
+    copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
     begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     every = (

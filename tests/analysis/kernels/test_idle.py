@@ -178,8 +178,44 @@ def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path
         )  # fmt: skip
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
-    said = "once the 2 waits and copies in it are gone: no graph holds them" in bound.change
+    said = "once the 2 waits of a step are gone: no graph holds them" in bound.change
     assert said is (waits == 2)
+
+
+@pytest.mark.parametrize("in_step", [1, 3])
+def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> None:
+    """Between two kernels of each step lie `in_step` calls of a kind that one name has: a copy from
+    pageable memory and a wait, far shorter than the work of the host in the same gap. Another wait
+    follows the last kernel, and a copy from pinned memory holds nothing up."""
+    steps = [step(n, MM, *[MM, gap(us=500, launch=True)] * 2, MM) for n in range(2)]
+    trace = late(chrome(*steps), every=True)
+    events = trace["traceEvents"]
+    kernels = sorted((e for e in events if e["cat"] == "kernel"), key=lambda e: e["ts"])
+    marks = sorted((e for e in events if "prunescope.step" in e["name"]), key=lambda e: e["ts"])
+    half = len(kernels) // 2
+    for number, mark in enumerate(marks):  # windows of the host's time, as the launches are late
+        first, last = kernels[number * half], kernels[(number + 1) * half - 1]
+        mark["ts"] = first["ts"] - 2
+        mark["dur"] = last["ts"] + 5 - mark["ts"]
+        names = ["cudaMemcpyAsync", "cudaStreamSynchronize"] * in_step
+        calls = [(name, first["ts"] + 11 + 3 * i) for i, name in enumerate(names)]
+        calls += [("cudaMemcpyAsync", first["ts"] + 450), ("cudaStreamSynchronize", last["ts"] + 1)]
+        for at, (name, ts) in enumerate(calls):
+            args = {"correlation": 900_000 + 100 * number + at, "External id": 0}
+            call = {"ph": "X", "cat": "cuda_runtime", "name": name, "pid": 1, "tid": 1,
+                    "ts": ts, "dur": 2, "args": args}  # fmt: skip
+            events.append(call)
+            if name == "cudaMemcpyAsync":
+                memory = "Pageable" if at < len(names) else "Pinned"
+                events.append(
+                    {**call, "cat": "gpu_memcpy", "name": f"Memcpy HtoD ({memory} -> Device)",
+                     "pid": 0, "tid": 7, "ts": ts + 1, "dur": 1, "args": {**args, "stream": 7}}
+                )  # fmt: skip
+    bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
+    assert bound is not None and bound.change is not None
+    counted = "once the 3 waits and 3 copies of a step are gone: no graph holds them"
+    assert (counted in bound.change) is (in_step == 3)
+    assert ("no graph holds" in bound.change) is (in_step == 3)
 
 
 def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
