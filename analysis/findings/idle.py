@@ -6,7 +6,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.beside import LOADER
-from prunescope.analysis.kernels.waits import cause_sums, is_dispatch
+from prunescope.analysis.kernels.waits import cause_sums, host_late, is_dispatch
 from prunescope.analysis.schema.report import Finding
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
@@ -14,8 +14,9 @@ _MUCH, _MOST = 0.25, 0.4  # of the wall
 
 def launch_bound(c: Context) -> Finding | None:
     """The device idles while the host prepares the next launch, and is in no copy or wait."""
-    late = cause_sums(c.pruned.frame.filter(is_dispatch()))["host"]
-    phase, host = c.phase, late / c.pruned.num_steps
+    late, others = host_late(c.pruned.frame)
+    phase, steps = c.phase, c.pruned.num_steps
+    host, other = late / steps, others / steps
     share = _much(c, host)
     if share is None:
         return None
@@ -28,10 +29,11 @@ def launch_bound(c: Context) -> Finding | None:
         evidence=[
             f"in {ms(host)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
             "little of either, before a launch that began after the device ran dry",
+            *[f"in {ms(other)} more it loaded data or did other work than dispatch"] * bool(other),
             *[_stacks(stacks)] * bool(stacks),
         ],
         change=_fewer_launches(c),
-        predicted_ns=host,
+        predicted_ns=host if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
     )
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.waits import PARTS, cause_sums, is_dispatch
+from prunescope.analysis.kernels.waits import PARTS, cause_sums, host_late
 from prunescope.analysis.kernels.what_if import what_if
 from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
 from prunescope.analysis.schema.report import GemmRow, clock
@@ -24,13 +24,19 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     """Everything in an Anatomy of one phase."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
+    dispatch, other = host_late(frame) if kernels.on_device else (0, 0)
+    knows = _knows_causes(kernels)
     return Anatomy(
         kind_bounds=_kind_bounds(frame, steps),
         layers=_layers(frame, steps),
         points=_points(frame, steps),
         tiles=_tiles(frame, steps) if kernels.on_device else {},
         gaps={**_gaps(frame, steps), "tail": kernels.tail / steps},
-        graph_speedup=_graph_speedup(kernels),
+        graph_speedup=_speedup(kernels, kernels.wall - dispatch) if knows else None,
+        kernels_speedup=_speedup(kernels, int(kernels.linked.busy.sum()) + other)
+        if knows
+        else None,
+        dispatch_ns=dispatch / steps if kernels.on_device else None,
         host=_host(frame, steps) if kernels.on_device else [],
         shapes=shapes,
         fit=fit,
@@ -128,16 +134,17 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
     return [Idle(doing=k[0], beside=k[1], ns=sums[k] / steps) for k in order if sums[k]]
 
 
-def _graph_speedup(kernels: Kernels) -> float | None:
-    """Wall over the wall without gaps of late dispatch, the only ones that a graph spares; None on
-    a CPU, and where the cause of most idle time is unknown, or rests on clocks that are apart."""
-    if not kernels.on_device or not kernels.wall or kernels.apart is not None:
-        return None
+def _knows_causes(kernels: Kernels) -> bool:
+    """Whether most idle time of a device has a cause, and not by clocks that are apart: else no part
+    of it can be spared by name."""
     sums = cause_sums(kernels.frame)
-    if 2 * sums["unknown"] > sum(sums.values()):
-        return None
-    host = cause_sums(kernels.frame.filter(is_dispatch()))["host"]
-    return kernels.wall / (kernels.wall - host) if host < kernels.wall else None
+    known = 2 * sums["unknown"] <= sum(sums.values())
+    return kernels.on_device and kernels.apart is None and known
+
+
+def _speedup(kernels: Kernels, left: int) -> float | None:
+    """Wall over what is left of it, ns of all steps; None where nothing is."""
+    return kernels.wall / left if kernels.wall and left > 0 else None
 
 
 def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:

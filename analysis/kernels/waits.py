@@ -77,6 +77,12 @@ def is_dispatch() -> pl.Expr:
     return loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
 
 
+def host_late(frame: pl.DataFrame) -> tuple[int, int]:
+    """Idle time of a late host, ns of all steps: in dispatch, and in other work, as is_dispatch."""
+    dispatch = cause_sums(frame.filter(is_dispatch()))["host"]
+    return dispatch, cause_sums(frame)["host"] - dispatch
+
+
 def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
     """Idle time of a frame by cause, ns of all its steps."""
     sums = dict.fromkeys(CAUSES, 0)

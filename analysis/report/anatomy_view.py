@@ -44,10 +44,15 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
         return f"the clocks of host and device are apart, so the causes here are doubtful: {text}"
     if anatomy.graph_speedup is None:
         return text
-    return (
-        f"{text}; without late dispatch, as in a CUDA graph, at most "
-        f"{numbers.ratio(anatomy.graph_speedup)}"
-    )
+    late = anatomy.gaps.get("host", 0.0)
+    other = 0.0 if anatomy.dispatch_ns is None else late - anatomy.dispatch_ns
+    of = f" ({numbers.time(late - other)})" if other else ""
+    text += f"; without late dispatch{of} {numbers.ratio(anatomy.graph_speedup)}"
+    if anatomy.kernels_speedup is None:
+        return text
+    but = f"kernels and {numbers.time(other)} of other work of the host" if other else "kernels"
+    most = numbers.ratio(anatomy.kernels_speedup)
+    return f"{text}; nothing but {but} (the most that a CUDA graph can give) {most}"
 
 
 def _tiles(anatomy: Anatomy) -> str:

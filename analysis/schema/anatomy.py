@@ -97,10 +97,13 @@ class Anatomy(msgspec.Struct, kw_only=True):
     points: list[RooflinePoint]
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
     gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
-    # wall ÷ (wall − what of gaps[host] is dispatch, not loading data or other work of the host): at
-    # most this by CUDA graphs; null where that is not known
+    # wall ÷ (wall − dispatch_ns): without late dispatch; null where causes are not known
     graph_speedup: float | None
     host: list[HostTime]
     shapes: list[Shape]
     fit: Fit | None
+    # What of gaps[host] is dispatch: the rest is loading data or other work of the host.
+    dispatch_ns: float | None = None
+    # wall ÷ (busy + that rest): the most by a CUDA graph, which spares time between launches too
+    kernels_speedup: float | None = None
     idle: list[Idle] = []  # the same idle time without the tail, split further

@@ -160,6 +160,35 @@ def test_a_late_host_is_no_wait(tmp_path: Path) -> None:
     assert late.change is not None and "capture the step in a CUDA graph" in late.change
 
 
+def test_every_part_of_a_late_host_is_told(tmp_path: Path) -> None:
+    """Two gaps of 900 us of late dispatch, and between them one of 2 ms in which the host runs no
+    op: a graph spares all but the 2 ms."""
+    parts = [part for us in (900, 2000, 900) for part in (gap(us=us, launch=True), MM)]
+    trace = late(chrome(step(0, MM, *parts)), every=True)
+    phase = told(save(trace, tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert phase.anatomy.gaps["host"] == 3_800e3
+    assert phase.anatomy.dispatch_ns == 1_800e3
+    assert phase.anatomy.graph_speedup == pytest.approx(3840 / 2040)
+    assert phase.anatomy.kernels_speedup == pytest.approx(3840 / 2040)
+    bound = finding(phase, "launch-bound")
+    assert bound is not None
+    assert bound.evidence[0].startswith("in 1.800 ms of 3.800 ms idle time")
+    assert bound.evidence[1] == "in 2.000 ms more it loaded data or did other work than dispatch"
+
+
+def test_a_graph_spares_what_is_launched_in_time_too(tmp_path: Path) -> None:
+    """Of 120 us, 40 of a late host, 50 between two kernels launched ahead."""
+    trace = late(chrome(step(0, MM, gap(us=50), MM, gap(us=40, launch=True), MM)))
+    phase = told(save(trace, tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert (phase.anatomy.gaps["host"], phase.anatomy.gaps["device"]) == (40e3, 50e3)
+    assert phase.anatomy.graph_speedup == 120 / 80
+    assert phase.anatomy.kernels_speedup == 120 / 30
+    bound = finding(phase, "launch-bound")
+    assert bound is not None and bound.predicted_ns == 90e3
+
+
 @pytest.mark.parametrize("waits", [1, 2])
 def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path: Path) -> None:
     """Two gaps of 500 us of a late host, then two of 90 us; in `waits` of them the host waits for

@@ -56,6 +56,8 @@ def anatomy(layers: int = 32) -> Anatomy:
         tiles={"persistent": 3 * MS, "unexplained": MS, "no shape": 4 * MS},
         gaps={"host": 2 * MS, "sync": MS, "memcpy": 0, "device": MS, "tail": 0},
         graph_speedup=121 / 118,
+        kernels_speedup=121 / 110,
+        dispatch_ns=2 * MS,
         host=[HostTime(op="aten::mm", role="q", count=3, host_ns=MS, wait_ns=2 * MS)],
         shapes=[shape("gate", 1160, 1536), shape("q", 512, 576), shape("k", 128, None),
                 Shape(role="v", count=1, m=None, n=None, k=None, axis="N", busy_ns=MS,
@@ -158,7 +160,10 @@ def test_a_phase_without_layers_or_tiles_has_no_strip_and_no_waves() -> None:
 def test_the_words_and_tables() -> None:
     phase = report().phases["trace"]
     idle, tiles, fit = lines(phase)
-    assert idle.endswith("without late dispatch, as in a CUDA graph, at most 1.03×")
+    assert idle.endswith(
+        "; without late dispatch 1.03×; nothing but kernels (the most that a CUDA graph can give) "
+        "1.10×"
+    )
     # 3 of the 4 ms that can be tested, which are half of all
     assert "explain the grids of 75.0 % of the GEMM time that can be tested" in tiles
     assert "50.0 % of all GEMM time" in tiles
@@ -172,3 +177,13 @@ def test_the_words_and_tables() -> None:
     assert [cell.text for cell in host.rows[0]] == ["aten::mm", "q", "3", "1.000", "2.000"]
     phase.anatomy = None
     assert lines(phase) == list(tables(phase)) == []
+
+
+def test_the_words_name_what_a_late_host_did_but_dispatch() -> None:
+    """A half of the 2 ms of a late host is no dispatch: the first number is of the other half."""
+    of = anatomy()
+    of.dispatch_ns = MS
+    idle = lines(report(of).phases["trace"])[0]
+    assert "the host was late 2.000 ms" in idle
+    assert "; without late dispatch (1.000 ms) 1.03×; " in idle
+    assert "nothing but kernels and 1.000 ms of other work of the host (the most" in idle
