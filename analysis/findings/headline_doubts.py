@@ -9,6 +9,7 @@ from prunescope.analysis.findings.context import ms
 from prunescope.analysis.schema.report import Phase
 
 _MOST_LATE = 0.05  # of device time
+_OF_TOKENS = {"attention", "embedding", "lm_head"}  # kinds and roles of a model of tokens
 
 
 def phase_warnings(name: str, phase: Phase) -> list[str]:
@@ -38,16 +39,16 @@ def missing_shapes(
     gemms = [g for g in phase.gemms if g.op is not None]
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []
-    give = ", or give --model (a decoder's config)" if takes_model else ""
+    of_tokens = not _OF_TOKENS.isdisjoint([*phase.kinds, *(g.role for g in gemms)])
+    give = ", or give --model (a decoder's config)" if takes_model and of_tokens else ""
     change = f"capture again with profile(..., record_shapes=True){give}"
     if asked:
         change = (
             "record_shapes was on, and these ops pass no tensors that a profiler sees (compiled or "
             f"custom ops): capture without torch.compile{give}"
         )
-    return [
-        f"{name}: no GEMM has shapes, so what was pruned, FLOPs and bounds are unknown: {change}"
-    ]
+    pruned = "what was pruned, " if phase.baseline else ""
+    return [f"{name}: no GEMM has shapes, so {pruned}FLOPs and bounds are unknown: {change}"]
 
 
 def _apart(name: str, phase: Phase) -> list[str]:

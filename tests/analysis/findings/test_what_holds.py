@@ -60,6 +60,19 @@ def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cp
     assert draw_comparison(beside.rows, "svg")
 
 
+@pytest.mark.parametrize("seen", [None, "aten::embedding", "aten::_flash_attention_forward"])
+def test_a_trace_without_shapes_is_told_what_it_could_say(seen: str | None, tmp_path: Path) -> None:
+    """A config's shapes are of a model of tokens; pruned is what a baseline has more."""
+    names = ["aten::cudnn_convolution", "aten::mm", *([seen] if seen else [])]
+    trace = chrome(step(0, *(op(name, kernels=[k(us=9, name="kernel")]) for name in names)))
+    path = save(trace, tmp_path / "t.json")
+    (alone, *_) = prunescope.analyze(path).warnings
+    assert "no GEMM has shapes, so FLOPs and bounds are unknown: capture again" in alone
+    assert ("--model (a decoder's config)" in alone) is (seen is not None)
+    (pair, *_) = prunescope.analyze(path, baseline=path).warnings
+    assert "so what was pruned, FLOPs and bounds are unknown" in pair
+
+
 def test_a_shorter_trace_without_shapes_has_no_realised_speedup_either(tmp_path: Path) -> None:
     """Half the products are gone; of which layer and of what size nobody says."""
 
