@@ -91,6 +91,7 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
             busy_ns=row["busy"] / steps,
             bound=row["bound"],
             efficiency=_efficiency(row),
+            duration_ns=row["ran"] / steps or None,
         )
         for row in sums.iter_rows(named=True)
     ]

@@ -78,6 +78,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("busy_ns", "ns", "device time of a step"),
         ("bound", "", "compute, memory or latency"),
         ("efficiency", "ratio", "roofline time / busy time"),
+        ("duration_ns", "ns", "run time of a step, also where others ran beside them"),
     ],
 }  # fmt: skip
 

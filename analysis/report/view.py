@@ -4,6 +4,7 @@ text with units beside the raw values (ns, shares), unescaped. Renderers escape 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from prunescope.analysis.report import numbers
@@ -127,7 +128,7 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         _dimension(gemm.k, gemm.dense_k, one.span.get("k")),
         _calls(gemm),
         Cell(gemm.bound or numbers.UNKNOWN),
-        Cell(unit.text(gemm.busy_ns), gemm.busy_ns),
+        _time(gemm, unit),
         *cost,
         Cell(f"{numbers.percent(gemm.efficiency)}{flag}", gemm.efficiency),
     ]
@@ -136,6 +137,25 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
 def _beside(gemm: GemmRow) -> bool:
     """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
     return gemm.duration_ns is not None and gemm.busy_ns < BESIDE * gemm.duration_ns
+
+
+def _is_hidden(row: GemmRow | KernelRow) -> bool:
+    """Whether all that a row ran lies under kernels that began before: it takes no busy time."""
+    return not row.busy_ns and bool(row.duration_ns)
+
+
+def _time(row: GemmRow | KernelRow, unit: numbers.Scale) -> Cell:
+    """Busy time, and of a row that has none for others hide it, how long it ran."""
+    ran = f" (ran {unit.text(row.duration_ns)})" if _is_hidden(row) else ""
+    return Cell(f"{unit.text(row.busy_ns)}{ran}", row.busy_ns)
+
+
+def _under(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> str:
+    """Those of the rows that take no time, for others hide them, with how long they ran."""
+    under = [row for row in rows if _is_hidden(row)]
+    ran = unit.text(sum(row.duration_ns or 0.0 for row in under))
+    said = f"; {len(under)} of them ran {ran} {unit.unit} hidden under other kernels"
+    return said if under else ""
 
 
 def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
@@ -172,7 +192,9 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if hidden := len(gemms) - len(shown):
         rest = sum(g.busy_ns for g in gemms) - sum(g.busy_ns for g in shown)
         rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
-        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here")
+        ids = {id(g) for g in shown}
+        under = _under(unit, [g for g in gemms if id(g) not in ids])
+        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here{under}")
     if any(g.simulated for g in shown):
         notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
     if any(g.split for g in shown):
@@ -208,18 +230,24 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
             Cell(k.kind),
             Cell(k.role),
             Cell(numbers.count(k.count), k.count),
-            Cell(unit.text(k.busy_ns), k.busy_ns),
+            _time(k, unit),
             Cell(numbers.percent(numbers.share_of(k.busy_ns, busy_ns)), k.busy_ns),
             Cell(k.bound or numbers.UNKNOWN),
             Cell(numbers.percent(k.efficiency), k.efficiency),
         ]
         for k in kernels[:top]
     ]
-    rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
+    rest, under = (
+        busy_ns - sum(k.busy_ns for k in kernels[:top]),
+        _under(unit, kernels[len(rows) :]),
+    )
     notes = []
-    if rest > _SHOWN * busy_ns:  # a report holds the largest rows alone, and a table fewer
+    if rest > _SHOWN * busy_ns or under:  # a report holds the largest rows alone, a table fewer
         share = numbers.percent(numbers.share_of(rest, busy_ns))
-        notes.append(f"the rest, {unit.text(rest)} {unit.unit} ({share} of busy), is left out here")
+        text = f"smaller rows, together {unit.text(rest)} {unit.unit} ({share} of busy)"
+        notes.append(f"{text}, are left out here{under}")
+    if any(_is_hidden(k) for k in kernels[:top]):
+        notes.append("(ran …): hidden under other kernels, none of it counts")
     return Table("kernels", "Kernels by name", columns, rows, notes)
 
 

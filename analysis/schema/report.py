@@ -168,6 +168,7 @@ class KernelRow(msgspec.Struct, kw_only=True):
     busy_ns: float
     bound: str | None
     efficiency: float | None
+    duration_ns: float | None = None  # also where others ran beside it
 
 
 class OverheadPart(msgspec.Struct, kw_only=True):

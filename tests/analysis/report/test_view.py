@@ -14,7 +14,7 @@ from prunescope.analysis.report.sides_view import sides_table
 from prunescope.analysis.schema.report import Phase, Row, from_json, to_json
 from tests.analysis.decoder import Layer, decoder
 from tests.analysis.report import example
-from tests.chrome import save
+from tests.chrome import chrome, k, op, save, step
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -80,6 +80,33 @@ def test_heads_that_are_gone_are_an_arrow_in_the_batch() -> None:
         cells = dict(zip(column(table, "role"), column(table, "batch"), strict=True))
         assert cells["attention qk†"] == cells["attention pv†"] == "8→4"
         assert cells["q"] == "1"
+
+
+@pytest.mark.parametrize("top", [None, 1])
+def test_what_ran_hidden_says_how_long(top: int | None, tmp_path: Path) -> None:
+    """A GEMM of 12 us runs wholly under 20 us of communication, and one of 5 us beside nothing."""
+    shapes = ([64, 64], [64, 64])
+    trace = chrome(
+        step(
+            0,
+            op("nccl:all_reduce", kernels=[k(us=20, name="ncclDevKernel_AllReduce", stream=20)]),
+            op("aten::mm", *shapes, kernels=[k(us=12, name="hidden_gemm", gap_us=-16)]),
+            op("aten::mm", [64, 32], [32, 64], kernels=[k(us=5, name="seen_gemm", gap_us=4)]),
+        )
+    )
+    phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+    gemms = view.gemm_table(phase, top=top)
+    kernels = view.kernel_table(phase.kernels, phase.busy_ns, top=2 if top else None)
+    if top is None:
+        assert column(gemms, "time") == ["5.00", "0.00 (ran 12.00)"]
+        assert "0.0 (ran 12.0)" in column(kernels, "time")
+        assert "(ran …): hidden under other kernels, none of it counts" in kernels.notes
+    else:
+        said = "; 1 of them ran 12.00 µs hidden under other kernels"
+        assert gemms.notes[0] == f"1 smaller row, together 0.00 µs, left out here{said}"
+        assert kernels.notes == [
+            "1 more names left out here; 1 of them ran 12.0 µs hidden under other kernels"
+        ]
 
 
 def test_a_noise_that_is_0_by_definition_is_not_shown() -> None:
