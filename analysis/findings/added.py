@@ -25,6 +25,7 @@ from prunescope.analysis.ledger.purpose import (
     purpose,
 )
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.families import known
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
@@ -113,7 +114,7 @@ def residual_map(c: Context) -> Finding | None:
     )
     if not maps or cost < _SHARE * c.phase.wall_ns or cost < 0.25 * saved:
         return None
-    share = f"{cost / saved:.0%} of the {ms(saved)} that" if saved > 0 else "more than"
+    share = f"{percent(cost / saved)} of the {ms(saved)} that" if saved > 0 else "more than"
     first = maps[0].pruned
     shape = f" {first.gemm.m}×{first.gemm.n}×{first.gemm.k}" if first and first.gemm else ""
     return Finding(
@@ -135,7 +136,7 @@ def _finding(c: Context, words: _Words) -> Finding | None:
     return Finding(
         id=words.id,
         severity="warning",
-        text=f"{words.what} takes {ms(total)} a step ({total / c.phase.wall_ns:.1%} of the "
+        text=f"{words.what} takes {ms(total)} a step ({percent(total / c.phase.wall_ns, 1)} of the "
         "recorded wall); the dense model has none of it",
         evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
         change=words.change,

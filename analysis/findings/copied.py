@@ -13,6 +13,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import WEIGHT_ROLES
 
@@ -60,7 +61,7 @@ def weight_copied(c: Context) -> Finding | None:
         id="weight-copied",
         severity="critical" if share > _MUCH else "warning",
         text=f"the weight{'s' if several else ''} of {names} {'are' if several else 'is'} copied "
-        f"at every call: {size}{ms(total)} a step, {share:.0%} of it",
+        f"at every call: {size}{ms(total)} a step, {percent(share)} of it",
         evidence=[
             f"{one.role}: {one.rows}×{one.columns}, {one.count:g} a step, {ms(one.busy)}"
             for one in copies[:4]

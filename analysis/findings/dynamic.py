@@ -9,6 +9,7 @@ from __future__ import annotations
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
@@ -32,11 +33,11 @@ def reads_all_weights(c: Context) -> Finding | None:
     return Finding(
         id="reads-all-weights",
         severity="warning",
-        text=f"{_in_a_sentence(routing)} at B = {rows} reads {read:.1%} of the routed weights in "
-        f"a decode step: 1 − s^B with s = {s:g}",
+        text=f"{_in_a_sentence(routing)} at B = {rows} reads {percent(read, 1)} of the routed "
+        f"weights in a decode step: 1 − s^B with s = {s:g}",
         evidence=[
-            f"FLOPs of an active share {1 - s:.0%} fall, bytes to {read:.1%}; decode is bound by "
-            "the bytes of the weights"
+            f"FLOPs of an active share {percent(1 - s)} fall, bytes to {percent(read, 1)}; decode "
+            "is bound by the bytes of the weights"
         ],
         change="route whole sequences alike, serve smaller batches, or prune statically",
         predicted_ns=None,
@@ -85,7 +86,7 @@ def masked_tokens(c: Context) -> Finding | None:
     if not routed or not all(_as_before(p) for p in routed):
         return None
     said = (
-        f"the run counts {counted:.0%} of its tokens active"
+        f"the run counts {percent(counted)} of its tokens active"
         if counted is not None
         else (f"the run's method is {_method(c)}")
     )
@@ -112,7 +113,7 @@ def skipped_executed(c: Context) -> Finding | None:
     elif counted is not None:
         if counted > _ALL:
             return None
-        lines = [f"the run counts {counted:.0%} of its layers active"]
+        lines = [f"the run counts {percent(counted)} of its layers active"]
     elif _says_layers(c) and s and int(s * len({p.key[0] for p in pairs})):
         lines = [f"the run's method is {_method(c)} at s = {s:g}"]
     else:

@@ -8,6 +8,7 @@ from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.beside import LOADER
 from prunescope.analysis.kernels.waits import cause_sums, host_late, is_dispatch
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
 
@@ -24,8 +25,9 @@ def launch_bound(c: Context) -> Finding | None:
     return Finding(
         id="launch-bound",
         severity="critical" if share > _MOST and not stacks else "warning",
-        text=f"launch-bound: the device waits for a late host for {share:.0%} of the step (it "
-        f"idles for {phase.gap_ns / phase.wall_ns:.0%}); smaller kernels cannot make that faster",
+        text=f"launch-bound: the device waits for a late host for {percent(share)} of the step "
+        f"(it idles for {percent(phase.gap_ns / phase.wall_ns)}); smaller kernels cannot make that "
+        "faster",
         evidence=[
             f"in {ms(host)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
             "little of either, before a launch that began after the device ran dry",
@@ -78,7 +80,7 @@ def host_work(c: Context) -> Finding | None:
     return Finding(
         id="host-work",
         severity="warning",
-        text=f"the device idles for {share:.0%} of the step while the host "
+        text=f"the device idles for {percent(share)} of the step while the host "
         f"{'waits for or prepares data' if loads else 'does other work than the launch of ops'}: "
         "neither smaller kernels nor a CUDA graph make that faster",
         evidence=lines,
@@ -101,7 +103,7 @@ def host_waits(c: Context) -> Finding | None:
     return Finding(
         id="host-waits",
         severity="warning",
-        text=f"the device idles for {share:.0%} of the step while the host is in "
+        text=f"the device idles for {percent(share)} of the step while the host is in "
         f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph make that faster",
         evidence=_largest(c, "memcpy", "sync"),
         change="keep data on the device (no .item(), .cpu() or synchronise in a step), and copy "
@@ -118,7 +120,7 @@ def held_back(c: Context) -> Finding | None:
     return Finding(
         id="held-back",
         severity="warning",
-        text=f"the device idles for {share:.0%} of the step although the next kernel had been "
+        text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched long before: its stream waits for another one or for an event, or the trace "
         "lacks what ran meanwhile",
         evidence=_largest(c, "held"),

@@ -15,6 +15,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.removed import no_comparison
 from prunescope.analysis.schema.report import Finding, clock
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import UNPLACED
 
 _LARGE = 0.2  # of the step
@@ -66,10 +67,12 @@ def unnamed_cost(c: Context, found: list[Finding]) -> Finding | None:
 
 
 def _said(one: _Cost, wall: float) -> str:
-    text = f"{shortened(one.name)} takes {one.busy / wall:.0%} of the step ({ms(one.busy)})"
+    text = f"{shortened(one.name)} takes {percent(one.busy / wall)} of the step ({ms(one.busy)})"
     facts = []
     if one.slow and one.of_bound is not None:
-        reached = f"{one.of_bound:.0%}" if one.of_bound >= _LEAST else f"less than {_LEAST:.0%}"
+        reached = (
+            f"{percent(one.of_bound)}" if one.of_bound >= _LEAST else f"less than {percent(_LEAST)}"
+        )
         facts.append(f"at {reached} of its bound")
     facts += ["which this pruning does not shrink"] if one.untouched else []
     return f"{text}, {' and '.join(facts)}"

@@ -15,6 +15,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.roles import LINEARS
@@ -61,8 +62,8 @@ def fake_quantisation(c: Context) -> Finding | None:
     return Finding(
         id="fake-quantised",
         severity=_severity(c, total),
-        text=f"fake quantisation runs in every step: {ms(total)}, {_share(c, total):.1%} of the "
-        "busy time; it rounds as an integer format would, and multiplies as before",
+        text=f"fake quantisation runs in every step: {ms(total)}, {percent(_share(c, total), 1)} "
+        "of the busy time; it rounds as an integer format would, and multiplies as before",
         evidence=[
             f"{shortened(op or '?')}: {ms(busy / c.pruned.num_steps)}" for op, busy in shown.rows()
         ],
@@ -94,7 +95,7 @@ def adapters(c: Context) -> Finding | None:
         id="added-adapter",
         severity=_severity(c, total),
         text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
-        f"linears, {ms(total)} a step, {_share(c, total):.1%} of the busy time",
+        f"linears, {ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[
             f"adapters of {names}"
             if names
@@ -132,8 +133,8 @@ def _remade(
         id=id,
         severity=_severity(c, total),
         text=f"{len(held)} weights are made anew at every call ({by}): {ms(total)} a step, "
-        f"{_share(c, total):.1%} of the busy time",
-        evidence=[f"{m.name}: {m.zeros or 0:.0%} zeros" for m in held[:3]],
+        f"{percent(_share(c, total), 1)} of the busy time",
+        evidence=[f"{m.name}: {percent(m.zeros or 0)} zeros" for m in held[:3]],
         change=change,
         predicted_ns=total,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 
 _OFF = 0.1  # of the nominal sparsity
 _GREW = 0.0005  # a share that rounds to something
@@ -25,13 +26,15 @@ def nominal_differs(c: Context) -> Finding | None:
         return None
     if all(abs(share - nominal) <= _OFF * nominal for _, share in known):
         return None
-    went = [f"{abs(share):.1%} of the {name}" for name, share in known if share > -_GREW]
+    went = [f"{percent(abs(share), 1)} of the {name}" for name, share in known if share > -_GREW]
     parts = [f"what went is {', '.join(went)}"] if went else []
-    parts += [f"the {name} grew by {-share:.1%}" for name, share in known if share <= -_GREW]
+    parts += [
+        f"the {name} grew by {percent(-share, 1)}" for name, share in known if share <= -_GREW
+    ]
     return Finding(
         id="nominal-differs",
         severity="info",
-        text="; ".join([f"nominal sparsity is {nominal:.1%}", *parts]),
+        text="; ".join([f"nominal sparsity is {percent(nominal, 1)}", *parts]),
         evidence=[_why_other(c, [share for _, share in known], nominal)],
         change="report both, and compare methods at equal FLOPs or parameters",
         predicted_ns=None,

@@ -6,6 +6,7 @@ from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict import doubts
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.outside import other_inputs
@@ -50,7 +51,7 @@ def nothing_removed(c: Context) -> Finding | None:
     return Finding(
         id="nothing-removed",
         severity="critical",
-        text=f"{nominal:.0%} sparsity was promised, and no GEMM is smaller than its dense one",
+        text=f"{percent(nominal)} sparsity was promised, and no GEMM is smaller than its dense one",
         evidence=family.evidence,
         change="check that the pruned weights were loaded, and that masks are turned into removal",
         predicted_ns=None,
@@ -87,7 +88,7 @@ def unaligned(c: Context) -> Finding | None:
         for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
             if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
                 up = -(-new // GOOD) * GOOD
-                more = f"{up} is (+{up / new - 1:.1%})"
+                more = f"{up} is (+{percent(up / new - 1, 1)})"
                 bad.append((g, f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"))
     busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
     if not bad or c.is_little(busy):

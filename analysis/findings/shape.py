@@ -94,8 +94,8 @@ def nearest_dimension(c: Context) -> Finding | None:
             axis, now, best, saved = found
             gain += saved
             lines.append(
-                f"{g.role} {axis} = {now}: {best} ({best / now - 1:+.1%}) is predicted to save "
-                f"{ms(saved)} of {ms(g.busy)}"
+                f"{g.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is predicted "
+                f"to save {ms(saved)} of {ms(g.busy)}"
             )
     if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
         return None

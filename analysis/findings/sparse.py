@@ -14,6 +14,7 @@ from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.left_on import is_left_on
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import WEIGHT_ROLES
 
 _DECOMPRESS = re.compile(
@@ -45,8 +46,8 @@ def sparse_padded(c: Context) -> Finding | None:
     return Finding(
         id="sparse-padded",
         severity="warning",
-        text=f"{len(lines)} sparse GEMMs are padded: up to {wasted:.0%} of their products are with "
-        "padding",
+        text=f"{len(lines)} sparse GEMMs are padded: up to {percent(wasted)} of their products are "
+        "with padding",
         evidence=list(dict.fromkeys(lines))[:4],
         change="batch at least 8 rows (a 2:4 kernel wants M in multiples of 8), or leave these "
         "GEMMs dense in decode",

@@ -16,6 +16,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import ms
 from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.timeline.link import cover
 
 _WORTH = 0.02  # of the wall of the slow rank
@@ -69,8 +70,8 @@ def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFram
         if both < _SAME * most:
             counts = f"{sum(one.values()):,.0f} and {sum(other.values()):,.0f} kernels a step"
             return (
-                f"{first} and {name} do not run the same program ({counts}, {both / most:.0%} of "
-                "them the same): ranks are not compared"
+                f"{first} and {name} do not run the same program ({counts}, {percent(both / most)} "
+                "of them the same): ranks are not compared"
             )
     return None
 
@@ -101,7 +102,7 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
     kernel = next((t.kernel for t in times if t is not slow and t.kernel), None)
     text = (
         f"{slow.name} is the slowest of {len(times)} ranks: {ms(slow.own)} of its own a step, "
-        f"{ms(behind)} ({behind / usual:.0%}) more than the median of the others"
+        f"{ms(behind)} ({percent(behind / usual)}) more than the median of the others"
         if usual
         else f"{slow.name} does the work of {len(times)} ranks: {ms(slow.own)} a step"
     )

@@ -8,6 +8,7 @@ from prunescope.analysis.findings.added import residual_map
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import UNPLACED
 
 _NET = 0.05  # of a row: what offsets it is named from here on
@@ -22,8 +23,8 @@ def dispatch_bound(c: Context) -> Finding | None:
     return Finding(
         id="dispatch-bound",
         severity="info",
-        text=f"{phase.gap_ns / phase.wall_ns:.0%} of the recorded step is between ops (Python and "
-        "dispatch): pruning saves it only where it removes whole ops",
+        text=f"{percent(phase.gap_ns / phase.wall_ns)} of the recorded step is between ops (Python "
+        "and dispatch): pruning saves it only where it removes whole ops",
         evidence=[f"{ms(phase.gap_ns)} of gaps in a step of {ms(phase.wall_ns)}"],
         change="larger batches or longer prompts make the ops outweigh the dispatch",
         predicted_ns=None,

@@ -6,6 +6,7 @@ import numpy as np
 
 from prunescope.analysis.findings.context import Context, communication, ms, shortened
 from prunescope.analysis.schema.report import CLOCKS_APART, Finding
+from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.run import PhaseRun
 
 _OBSERVER = 1.3
@@ -55,7 +56,7 @@ def wide_interval(c: Context) -> Finding | None:
         severity="warning",
         text=f"the speedup is known to lie between {low:.2f}× and {high:.2f}× only"
         if high - low > ladder.realised
-        else f"the speedup is known to ±{(high - low) / 2 / ladder.realised:.0%} only",
+        else f"the speedup is known to ±{percent((high - low) / 2 / ladder.realised)} only",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
         change=_narrower(c),
         predicted_ns=None,
@@ -170,8 +171,8 @@ def above_peak(c: Context) -> Finding | None:
     return Finding(
         id="above-peak",
         severity="info",
-        text=f"{share:.0%} of busy time is in kernels faster than the peaks allow: their data was "
-        "in a cache, or a peak is too low",
+        text=f"{percent(share)} of busy time is in kernels faster than the peaks allow: their data "
+        "was in a cache, or a peak is too low",
         evidence=lines,
         change="time with a cold cache, or measure the peaks (prunescope calibrate)",
         predicted_ns=None,
@@ -187,8 +188,8 @@ def spill(c: Context) -> Finding | None:
     return Finding(
         id="spill",
         severity="info",
-        text=f"{found['events']:.0f} device events ({found['ns'] / device:.1%} of device time) "
-        "belong to the step before and are left out",
+        text=f"{found['events']:.0f} device events ({percent(found['ns'] / device, 1)} of device "
+        "time) belong to the step before and are left out",
         evidence=[f"{ms(found['ns'])} were launched before the trace began"],
         change="synchronise before the profiler starts",
         predicted_ns=None,
@@ -210,7 +211,7 @@ def above_bound(c: Context) -> Finding | None:
     return Finding(
         id="above-bound",
         severity="info",
-        text=f"realised {ladder.realised:.2f}× is {ladder.share_of_bound:.0%} of the roofline "
+        text=f"realised {ladder.realised:.2f}× is {percent(ladder.share_of_bound)} of the roofline "
         f"bound: {why}",
         evidence=[bound, *(line for _, line in blamed)],
         change=None,

@@ -135,8 +135,8 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
 
 
 def _knows_causes(kernels: Kernels) -> bool:
-    """Whether most idle time of a device has a cause, and not by clocks that are apart: else no part
-    of it can be spared by name."""
+    """Whether most idle time of a device has a cause, and none by clocks that are apart: else no
+    part of it can be spared by name."""
     sums = cause_sums(kernels.frame)
     known = 2 * sums["unknown"] <= sum(sums.values())
     return kernels.on_device and kernels.apart is None and known

@@ -19,6 +19,7 @@ from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import LedgerPart, Row
+from prunescope.analysis.schema.words import percent
 
 T = TypeVar("T")
 # Rows that are told by FLOPs, bytes and ideal times, and the row that stands for them together
@@ -169,7 +170,11 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
     where = f"{role} ({cls})"
     if row != "coverage" or kept is None:
         return where
-    return f"untouched: {where}" if _is_whole(kept) else f"granularity: {where} keeps {kept:.1%}"
+    return (
+        f"untouched: {where}"
+        if _is_whole(kept)
+        else f"granularity: {where} keeps {percent(kept, 1)}"
+    )
 
 
 class LargestKernels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     counted_in_words,
@@ -23,6 +24,6 @@ def detect(e: Evidence) -> Seen | None:
     ran = sum(max(layer.calls.values()) for layer in layers.values()) / len(layers)
     line = (
         f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
-        f"some), {ran:.0%} of the layers run in a step{counted_in_words(e, 'layers')}"
+        f"some), {percent(ran)} of the layers run in a step{counted_in_words(e, 'layers')}"
     )
     return Seen([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))

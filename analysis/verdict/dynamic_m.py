@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     EVERY,
@@ -35,7 +36,8 @@ def detect(e: Evidence) -> Seen | None:
     mlp = sorted({*mlp, *skipped})
     line = (
         f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows "
-        f"({sum(shares) / len(shares):.0%} of them), k and v see all{counted_in_words(e, 'rows')}"
+        f"({percent(sum(shares) / len(shares))} of them), k and v see all"
+        f"{counted_in_words(e, 'rows')}"
     )
     touched = {*attention, *mlp}
 

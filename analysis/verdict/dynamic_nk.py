@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     attends_to_less,
@@ -26,8 +27,9 @@ def detect(e: Evidence) -> Seen | None:
         return None
     share = sum(x.attention or 0.0 for x in attending.values()) / len(attending)
     line = (
-        f"attention of {len(less)} layers does {share:.0%} of the dense products, the linears all "
-        f"of theirs; {gathers} gathers of keys or values were added{counted_in_words(e, 'blocks')}"
+        f"attention of {len(less)} layers does {percent(share)} of the dense products, the linears "
+        f"all of theirs; {gathers} gathers of keys or values were added"
+        f"{counted_in_words(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
     return Seen([line], of_attention(less), confidence, ("static-nk-heads",))

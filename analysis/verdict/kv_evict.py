@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     attends_to_less,
@@ -20,7 +21,9 @@ def detect(e: Evidence) -> Seen | None:
         return None
     assert counted is not None
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
-    lines = [f"the cache holds {counted[0] / counted[1]:.0%} of the keys seen; no linear moved"]
+    lines = [
+        f"the cache holds {percent(counted[0] / counted[1])} of the keys seen; no linear moved"
+    ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
     return Seen(lines, of_attention(list(layers)))

@@ -13,6 +13,7 @@ import numpy as np
 
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
 from prunescope.analysis.verdict.reasons import not_comparable_text
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
@@ -91,7 +92,9 @@ def fewer_experts(e: Evidence) -> Reason | None:
         said.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
     if rows_p < rows_d * (1 - _SAME):
         numbers |= {"rows": rows_p / rows_d}
-        said.append(f"fewer experts a token: their GEMMs see {rows_p / rows_d:.0%} of the rows")
+        said.append(
+            f"fewer experts a token: their GEMMs see {percent(rows_p / rows_d)} of the rows"
+        )
     if not said:
         return None
     text = f"{'; '.join(said)}. By extension: expert dropping, M of the expert GEMMs"

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prunescope.analysis.schema.words import percent
+
 # Kind of a doubt -> the confidence that it leaves, and whether kernels are missing or seem to be.
 WEIGHT = {
     "lost-kernels": (0.3, True),
@@ -65,11 +67,11 @@ DOUBTS: dict[str, Callable[..., str]] = {
         "them"
     ),
     "fewer-roles": lambda now, before: (
-        f"{now:.0%} of busy time has a role, {before:.0%} in the dense trace"
+        f"{percent(now)} of busy time has a role, {percent(before)} in the dense trace"
     ),
     "other-roles": lambda now, before: (
-        f"the two traces do not tell roles in the same way (of {now:.0%} of busy time, in the "
-        f"dense trace of {before:.0%}): GEMMs without a role pair by their order alone"
+        f"the two traces do not tell roles in the same way (of {percent(now)} of busy time, in the "
+        f"dense trace of {percent(before)}): GEMMs without a role pair by their order alone"
     ),
     "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.zeros import fresh_zeros, of_roles, two_of_four
 
@@ -13,7 +14,7 @@ def detect(e: Evidence) -> Seen | None:
         return None
     share = sum(m.zeros or 0.0 for m in fresh) / len(fresh)
     line = (
-        f"{share:.1%} of the weights of {len(fresh)} matrices are zero in dense tensors; "
+        f"{percent(share, 1)} of the weights of {len(fresh)} matrices are zero in dense tensors; "
         "no dimension moved, nothing was removed"
     )
     return Seen([line], of_roles(fresh))

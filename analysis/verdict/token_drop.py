@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     LAYER_LINEARS,
@@ -21,7 +22,7 @@ def detect(e: Evidence) -> Seen | None:
     early = [n for n, layer in layers.items() if layer.whole]
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
         share = layers[late[-1]].left(*LAYER_LINEARS)[0]
-        what = f"every GEMM sees {share:.0%} of the rows{counted_in_words(e, 'rows')}"
+        what = f"every GEMM sees {percent(share)} of the rows{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
         return Seen([line], lambda p: float(p.key[0] in late))
     shorter = [n for n, x in layers.items() if attends_to_less(x)]

@@ -16,6 +16,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
+from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
@@ -157,7 +158,8 @@ def _unread(e: Evidence, blind: list[str]) -> str:
     if e.other_grids is None:
         return text
     if e.other_grids:
-        return f"{text}; {e.other_grids:.0%} of the time of the GEMMs is in other kernels or grids"
+        share = percent(e.other_grids)
+        return f"{text}; {share} of the time of the GEMMs is in other kernels or grids"
     return f"{text}; the GEMMs run the same kernels in the same grids"
 
 
@@ -180,7 +182,8 @@ def _stored_otherwise(e: Evidence) -> str | None:
     old, new = e.parameters
     if old and new and old != new:
         verb = "fell" if new < old else "grew"
-        return f"parameters {verb} by {abs(1 - new / old):.1%}, but no GEMM moved: other ops did"
+        share = percent(abs(1 - new / old), 1)
+        return f"parameters {verb} by {share}, but no GEMM moved: other ops did"
     before, after = stored_shapes(e.census_dense), stored_shapes(e.census_pruned)
     others = sum(((before - after) + (after - before)).values())
     if e.census_dense is not None and others:

@@ -40,7 +40,7 @@ def test_dynamic_m_at_batch_8_reads_all_weights(tmp_path: Path) -> None:
     one = pair(tmp_path, routed(8, 50), routed(4, 50), phase="decode", **runs)
     finding = found(one, "reads-all-weights")
     assert finding is not None
-    assert "99.6%" in finding.text  # 1 - 0.5 ** 8 = 0.99609
+    assert "99.6 %" in finding.text  # 1 - 0.5 ** 8 = 0.99609
 
 
 def test_dynamic_m_at_batch_1_reads_its_share(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_nominal_and_realised_sparsity_are_both_said(tmp_path: Path) -> None:
     runs = {"pruned_run": sized(0.5, 800), "dense_run": {"parameters": 1000}}
     finding = found(pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs), "nominal-differs")
     assert finding is not None
-    assert "nominal sparsity is 50.0%" in finding.text
-    assert "20.0% of the parameters, 50.0% of the FLOPs" in finding.text
+    assert "nominal sparsity is 50.0 %" in finding.text
+    assert "20.0 % of the parameters, 50.0 % of the FLOPs" in finding.text
     assert finding.severity == "info"
 
 
@@ -166,7 +166,7 @@ def test_bytes_that_grew_did_not_go(tmp_path: Path) -> None:
     runs = {"pruned_run": sized(0.5, 1200), "dense_run": {"parameters": 1000}}
     finding = found(pair(tmp_path, narrow(N, 100), narrow(N // 2, 60), **runs), "nominal-differs")
     assert finding is not None
-    assert finding.text.endswith("; the parameters grew by 20.0%")
+    assert finding.text.endswith("; the parameters grew by 20.0 %")
     assert "-" not in finding.text and "−" not in finding.text
 
 

@@ -60,13 +60,13 @@ def model(layer: Layer, **setting: Any) -> dict[str, Any]:
 def test_zeros_in_dense(tmp_path: Path) -> None:
     zeros = {"census": census(0.5, 0.6), "dense_census": census(0.0)}
     phase = of_run(tmp_path, model(FULL), model(FULL), **zeros)
-    present(phase, "zeros-in-dense", "critical", "0 sparse kernels in 37 GEMMs", "50.0%")
+    present(phase, "zeros-in-dense", "critical", "0 sparse kernels in 37 GEMMs", "50.0 %")
     phase = of_run(tmp_path / "b", model(FULL), model(replace(FULL, sparse=ROLES)), **zeros)
     assert found(phase, "zeros-in-dense") is None
 
 
 def test_nothing_removed(tmp_path: Path) -> None:
-    present(of_pair(tmp_path, model(FULL), model(FULL), 0.5), "nothing-removed", "critical", "50%")
+    present(of_pair(tmp_path, model(FULL), model(FULL), 0.5), "nothing-removed", "critical", "50 %")
     assert found(of_pair(tmp_path, model(FULL), model(FULL)), "nothing-removed") is None
     assert found(of_pair(tmp_path, model(FULL), model(NARROW), 0.5), "nothing-removed") is None
     odd = model(replace(NARROW, h=128), rows=16)  # moved as in no family, but smaller all the same
@@ -324,7 +324,7 @@ def test_above_peak(tmp_path: Path) -> None:
         mm = op("aten::mm", [4096, 4096], [4096, 4096], dtype="c10::BFloat16", kernels=[k(us=us)])
         return chrome(step(0, mm))
 
-    present(alone(tmp_path, trace(10)), "above-peak", "info", "100%")
+    present(alone(tmp_path, trace(10)), "above-peak", "info", "100 %")
     assert found(alone(tmp_path, trace(1000)), "above-peak") is None
     # 1 ms beside another kernel: 10 us of it are its own, and it is no faster for that.
     beside = op("aten::mm", [4096, 4096], [4096, 4096], dtype="c10::BFloat16",
@@ -340,7 +340,7 @@ def test_above_bound(tmp_path: Path) -> None:
 
 def test_spill(tmp_path: Path) -> None:
     early = chrome(module("ProfilerStep#0", k(us=30), MM, MM))
-    present(alone(tmp_path, early), "spill", "info", "1 device events", "60.0%")
+    present(alone(tmp_path, early), "spill", "info", "1 device events", "60.0 %")
     assert found(alone(tmp_path, chrome(module("ProfilerStep#0", MM, MM))), "spill") is None
 
 

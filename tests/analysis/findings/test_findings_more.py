@@ -45,7 +45,7 @@ def test_sparse_rows_padded_to_eight_are_named(tmp_path: Path) -> None:
     finding = found(report(tmp_path, dense, pruned), "sparse-padded")
     assert finding is not None
     assert finding.evidence == ["up: M 1 → 8"]
-    assert "88%" in finding.text  # 1 of 8 rows is wanted
+    assert "88 %" in finding.text  # 1 of 8 rows is wanted
     assert finding.predicted_ns == pytest.approx(2 * 2000)  # two layers, 11 - 9 us
 
 
@@ -135,7 +135,7 @@ def test_an_odd_dimension_and_the_aligned_one_beside_it(tmp_path: Path) -> None:
     finding = found(report(tmp_path, dense, pruned, 0.16), "nearest-dimension")
     assert finding is not None
     best = 3440  # of the multiples of 16 around it the nearer one
-    assert finding.evidence[0].startswith("down K = 3435: 3440 (+0.1%) is predicted to save ")
+    assert finding.evidence[0].startswith("down K = 3435: 3440 (+0.1 %) is predicted to save ")
     assert finding.predicted_ns == pytest.approx(2 * (400_000 - 400_000 * best / 4096))
 
 
@@ -145,7 +145,7 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
     pruned = layers(("mlp.up_proj", tiled(17024, us=500)))
     finding = found(report(tmp_path, dense, pruned, 0.5), "nearest-dimension")
     assert finding is not None
-    assert "N = 17024: 16896 (-0.8%)" in finding.evidence[0]
+    assert "N = 17024: 16896 (-0.8 %)" in finding.evidence[0]
     assert finding.predicted_ns == pytest.approx(2 * 500_000 / 5)
 
 
@@ -211,7 +211,7 @@ def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
     finding = found(told, "residual-map")
     assert finding is not None
     # Each layer saves 2 x 40 us and spends 50.
-    assert "62% of the 160.0 µs" in finding.text
+    assert "62 % of the 160.0 µs" in finding.text
     assert finding.predicted_ns == pytest.approx(2 * 50_000)
 
 

@@ -34,7 +34,7 @@ def test_a_weight_that_is_copied_at_every_call(tmp_path: Path) -> None:
     assert copied is not None and copied.severity == "critical"
     # Read and written: 2 * 256 * 4096 * 2 bytes; 50 us of 80.
     assert "weight of lm_head is copied at every call: 4.2 MB moved, 50.0 µs a step" in copied.text
-    assert "62% of it" in copied.text
+    assert "62 % of it" in copied.text
     assert "logits_to_keep" in str(copied.change)
     assert copied.predicted_ns == 50_000
 
@@ -64,7 +64,7 @@ def test_a_role_far_from_its_bound_is_named(us: float, tmp_path: Path, *, is_slo
     slow = found(phase, "largest-cost")
     assert (slow is not None) == is_slow
     if slow is not None:
-        assert slow.text == "lm_head takes 67% of the step (40.0 µs), at 3% of its bound"
+        assert slow.text == "lm_head takes 67 % of the step (40.0 µs), at 3 % of its bound"
         assert "the peaks allow 1.3 µs" in str(slow.change)
 
 

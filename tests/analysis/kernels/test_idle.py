@@ -145,7 +145,7 @@ def test_idle_beside_copies_is_no_late_host(tmp_path: Path) -> None:
     waits = finding(phase, "host-waits")
     assert waits is not None
     assert (waits.severity, waits.predicted_ns) == ("warning", None)
-    assert "73%" in waits.text and "80.0 µs" in waits.text
+    assert "73 %" in waits.text and "80.0 µs" in waits.text
     assert phase.anatomy is not None
     assert phase.anatomy.graph_speedup == 110 / 100
 
@@ -256,7 +256,7 @@ def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
     assert finding(phase, "launch-bound") is None
     held = finding(phase, "held-back")
     assert held is not None
-    assert "100%" in held.text
+    assert "100 %" in held.text
     assert "50.0" in held.evidence[0]
 
 

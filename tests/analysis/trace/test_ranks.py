@@ -57,7 +57,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
     assert list(found) == ["rank2"]
     assert found["rank2"].text == (
-        "rank2 is the slowest of 4 ranks: 16.0 µs of its own a step, 6.0 µs (60%) more than the "
+        "rank2 is the slowest of 4 ranks: 16.0 µs of its own a step, 6.0 µs (60 %) more than the "
         "median of the others, which wait 6.0 µs for it in communication"
     )
     assert found["rank2"].predicted_ns == 6_000
@@ -336,7 +336,7 @@ def test_ranks_of_different_programs_are_not_compared(tmp_path: Path) -> None:
     save(chrome(step(0, *mm[9:])), tmp_path / "b.json")
     report = analyze(tmp_path).report
     assert report.warnings == [
-        "a and b do not run the same program (10 and 11 kernels a step, 5% of them the same): "
+        "a and b do not run the same program (10 and 11 kernels a step, 5 % of them the same): "
         "ranks are not compared"
     ]
     assert not any(f.id == "straggler" for p in report.phases.values() for f in p.findings)

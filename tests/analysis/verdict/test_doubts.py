@@ -152,7 +152,7 @@ def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
     )
     assert (less.id, less.confidence) == ("static-m", 0.3)
     assert less.evidence == [
-        "70% of busy time has a role, 90% in the dense trace",
+        "70 % of busy time has a role, 90 % in the dense trace",
         "3 attention or MLP sublayers lost some GEMMs and kept others, as no pruning of layers "
         "does",
         "6 of 24 layers gone",
@@ -182,7 +182,7 @@ def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:
     one = report(tmp_path, dense, pruned, None)
     said = found(one, "kernels-missing")
     assert said is not None
-    assert "75% of busy time has a role, 100% in the dense trace" in said.evidence
+    assert "75 % of busy time has a role, 100 % in the dense trace" in said.evidence
     (phase,) = one.phases.values()
     assert phase.family is not None and phase.family.confidence <= 0.5
 

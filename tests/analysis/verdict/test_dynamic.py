@@ -228,7 +228,7 @@ def test_dense_needs_the_same_parameters_and_matrices() -> None:
     assert verdict(replace(same, parameters=(1000, 1000))).id == "dense"
     fewer = verdict(replace(same, parameters=(1000, 502)))
     assert fewer.id == "unknown"
-    assert "parameters fell by 49.8%" in fewer.evidence[0]
+    assert "parameters fell by 49.8 %" in fewer.evidence[0]
     other = Census(matrices=[Matrix(layer=0, role="conv", shape=[32, 3])])
     assert verdict(replace(same, census_pruned=other)).id == "unknown"
 

@@ -143,11 +143,11 @@ def mixtral(at: Path, **fields: Any) -> str:
     "fields, wanted, says",
     [
         ({"num_local_experts": 4}, "outside", ["N of the router 8 → 4"]),
-        ({"num_experts_per_tok": 1}, "outside", ["50% of the rows"]),
+        ({"num_experts_per_tok": 1}, "outside", ["50 % of the rows"]),
         (
             {"num_local_experts": 4, "num_experts_per_tok": 1},
             "outside",
-            ["N of the router 8 → 4", "50% of the rows"],
+            ["N of the router 8 → 4", "50 % of the rows"],
         ),
         ({"intermediate_size": 48}, "static-nk-mlp", ["MLP channels fell"]),
         ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers gone"]),

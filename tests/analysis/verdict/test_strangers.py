@@ -125,7 +125,7 @@ def test_two_traces_without_shapes_and_with_other_grids_are_not_the_same(tmp_pat
 
     other, same = (family(bare(16), bare(n), tmp_path) for n in (12, 16))
     assert other.id == same.id == "unknown"
-    assert "100% of the time of the GEMMs is in other kernels or grids" in other.evidence[0]
+    assert "100 % of the time of the GEMMs is in other kernels or grids" in other.evidence[0]
     assert "same kernels in the same grids" in same.evidence[0]
     assert not any("nothing was pruned" in line for line in (*other.evidence, *same.evidence))
 
