@@ -16,6 +16,8 @@ _HIDDEN = 0.05  # of the wall
 def notes(kernels: Kernels) -> list[str]:
     """All that is to be said of the kernels of a phase."""
     said = list(kernels.notes)
+    if kernels.windows.source == "whole":
+        said.append("no step marker in the trace: all of it counts as one step")
     replayed = int(kernels.linked.replayed.sum())
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)

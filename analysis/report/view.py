@@ -237,15 +237,14 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         ]
         for k in kernels[:top]
     ]
-    rest, under = (
-        busy_ns - sum(k.busy_ns for k in kernels[:top]),
-        _under(unit, kernels[len(rows) :]),
-    )
+    rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
+    is_much = rest > _SHOWN * busy_ns  # a report holds the largest rows alone, a table fewer
+    under = _under(unit, kernels[len(rows) :])
     notes = []
-    if rest > _SHOWN * busy_ns or under:  # a report holds the largest rows alone, a table fewer
+    if is_much or under:
         share = numbers.percent(numbers.share_of(rest, busy_ns))
-        text = f"smaller rows, together {unit.text(rest)} {unit.unit} ({share} of busy)"
-        notes.append(f"{text}, are left out here{under}")
+        time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
+        notes.append(f"smaller rows{time} are left out here{under}")
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
     return Table("kernels", "Kernels by name", columns, rows, notes)
