@@ -328,9 +328,15 @@ def check(
 
 
 @overload
-def families(architecture: None = None) -> tuple[Family, ...]: ...
+def families(architecture: None = None) -> tuple[Family, ...]:
+    """All families."""
+
+
 @overload
-def families(architecture: Path | str) -> dict[str, Any]: ...
+def families(architecture: Path | str) -> dict[str, Any]:
+    """Those that apply to an architecture."""
+
+
 def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dict[str, Any]:
     """The pruning families; of an `architecture` (config.json, folder or preset), those that apply.
 

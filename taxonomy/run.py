@@ -31,6 +31,8 @@ from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
 MANIFEST = "run.json"
+# Width of the interval of a speedup, as a share of it, at which a capture draws no more seatings.
+NARROW = 0.08
 _DISTURBED = 0.1  # of the samples; a median bears as many
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 

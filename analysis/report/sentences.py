@@ -11,6 +11,7 @@ from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.report.view import without_sizes
 from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Phase, Report
+from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -24,6 +25,7 @@ MEMORY = (
     ("kv_bytes", "KV cache"),
     ("peak_memory_bytes", "peak memory"),
 )
+
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 
@@ -190,7 +192,7 @@ def statistic(phase: Phase) -> str:
     text += f"{len(timed.samples)} unprofiled samples in all"
     if timed.seatings_asked:
         text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
-        text += "interval was wider than 8 %)"
+        text += f"interval was wider than {numbers.percent(NARROW, decimals=0)})"
     return text + ("; 95 % interval over seatings" if phase.ladder.realised_ci95 else "")
 
 

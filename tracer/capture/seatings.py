@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.run import NARROW, PhaseRun
 from prunescope.taxonomy.student import student
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
@@ -25,8 +25,6 @@ from prunescope.tracer.model.stored import stored_tensors
 # As torch's allocators align: libraries choose kernels by it.
 _CPU_UNIT, _DEVICE_UNIT = 64, 512
 _SHIFT = 1 << 21  # a block's first tensor begins anywhere within a large page
-# Width of the interval of a speedup, as a share of it, at which no more seatings are drawn.
-_NARROW = 0.08
 _ROOM = 1.2  # free memory that a second copy of a model asks for, in copies
 
 
@@ -78,12 +76,12 @@ def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) ->
 
 
 def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
-    """Those of which the interval is wider than `_NARROW`, of the two sides by phase. None where
+    """Those of which the interval is wider than `NARROW`, of the two sides by phase. None where
     something else ran beside one: such times are not valid, however narrow their interval."""
     if any(run.is_disturbed for sides in runs.values() for run in sides):
         return ()
     seated = {phase: [run.samples_by_seating for run in sides] for phase, sides in runs.items()}
-    return tuple(phase for phase, sides in seated.items() if width(*sides) > _NARROW)
+    return tuple(phase for phase, sides in seated.items() if width(*sides) > NARROW)
 
 
 def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
