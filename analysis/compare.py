@@ -20,8 +20,9 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
-from prunescope.analysis.pool import Reply, jobs_for, pool_of
+from prunescope.analysis.pool import jobs_for, pool_of
 from prunescope.analysis.rank_jobs import plain_options
+from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Report

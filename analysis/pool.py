@@ -7,7 +7,6 @@ ray_pool.py is the same on the workers of ray.
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import IO, Protocol, Self
 
 import msgspec
 
+from prunescope.analysis.reply import Reply, reply_of
 from prunescope.analysis.trace import workers
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -28,20 +28,6 @@ serve(sys.argv[2])"""
 _LENGTH = 8  # bytes in front of a message
 _MOST = 1 << 20  # as many as there are tasks
 _WORTH = 8 << 20  # packed bytes of traces; about two seconds of one process
-
-
-class Reply(msgspec.Struct):
-    """What came of a task: bytes, or a sentence and a hint."""
-
-    value: bytes = b""
-    problem: str = ""
-    hint: str = ""
-
-    def result(self) -> bytes:
-        """The bytes. Raises PrunescopeError where there are none."""
-        if self.problem:
-            raise PrunescopeError(self.problem, hint=self.hint)
-        return self.value
 
 
 class Tasks(Protocol):
@@ -144,17 +130,6 @@ def serve(function: str) -> None:
         except EOFError:
             return
         _write(replies, msgspec.msgpack.encode(reply_of(function, task)))
-
-
-def reply_of(function: str, task: bytes) -> Reply:
-    """What comes of a task in this process, which is one of several."""
-    workers.be_alone()
-    module, name = function.split(":")
-    run = getattr(importlib.import_module(module), name)
-    try:
-        return Reply(value=run(task))
-    except PrunescopeError as error:
-        return Reply(problem=error.problem, hint=error.hint or "")
 
 
 def _write(file: IO[bytes], message: bytes) -> None:

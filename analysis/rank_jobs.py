@@ -23,7 +23,8 @@ from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
-from prunescope.analysis.pool import Reply, pool_of
+from prunescope.analysis.pool import pool_of
+from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load

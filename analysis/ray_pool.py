@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from prunescope.analysis.pool import Reply, reply_of
+from prunescope.analysis.reply import Reply, reply_of
 from prunescope.taxonomy.errors import PrunescopeError
 
 RETRIES = 3
