@@ -176,6 +176,7 @@ def _phase(
         gap_ns=sums.gap_ns,
         tail_ns=sums.tail_ns,
         lead_ns=linked.lead_ns,
+        lead_busy_ns=linked.lead_busy_ns,
         spill=linked.spill,
         late=linked.late,
         left_out=linked.left_out,

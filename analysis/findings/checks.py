@@ -19,6 +19,7 @@ from prunescope.analysis.findings import (
     sparse,
     time,
     trust,
+    unfused,
 )
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
@@ -34,6 +35,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     sparse.sparse_padded,
     sparse.decompressed,
     copied.weight_copied,
+    unfused.unfused_attention,
     dynamic.masked_tokens,
     dynamic.skipped_executed,
     dynamic.reads_all_weights,

@@ -6,7 +6,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.beside import LOADER
-from prunescope.analysis.kernels.waits import cause_sums, host_late, is_dispatch
+from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_late
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.schema.words import percent
 
@@ -17,8 +17,8 @@ def launch_bound(c: Context) -> Finding | None:
     """The device idles while the host prepares the next launch, and is in no copy or wait."""
     late, others = host_late(c.pruned.frame)
     phase, steps = c.phase, c.pruned.num_steps
-    host, other = late / steps, others / steps
-    share = _much(c, host)
+    spared, other = late / steps, others / steps
+    share = _much(c, spared)
     if share is None:
         return None
     stacks = c.pruned.stacks
@@ -29,13 +29,17 @@ def launch_bound(c: Context) -> Finding | None:
         f"(it idles for {percent(phase.gap_ns / phase.wall_ns)}); smaller kernels cannot make that "
         "faster",
         evidence=[
-            f"in {ms(host)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
+            f"in {ms(spared)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
             "little of either, before a launch that began after the device ran dry",
-            *[f"in {ms(other)} more it loaded data or did other work than dispatch"] * bool(other),
+            *[
+                f"in {ms(other)} more it loaded data, computed products itself, or did other work "
+                "than dispatch"
+            ]
+            * bool(other),
             *[_stacks(stacks)] * bool(stacks),
         ],
         change=_fewer_launches(c),
-        predicted_ns=host if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
+        predicted_ns=spared if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
     )
 
 
@@ -60,23 +64,32 @@ def _fewer_launches(c: Context) -> str:
     )
     stops = c.pruned.stops
     first = f", once the {stops} of a step are gone: no graph holds them" if stops else ""
+    if c.pruned.frame["idle_computed"].sum():
+        first = f", once the products that the host computes run on the device{first}"
     return f"capture the step in a CUDA graph ({way}){first}, or batch more"
 
 
 def host_work(c: Context) -> Finding | None:
-    """The device idles while the host does other work than dispatch: it loads data, or runs Python
-    that starts no op for long."""
-    rows = c.pruned.frame.filter(is_dispatch().not_())
-    share = _much(c, cause_sums(rows)["host"] / c.pruned.num_steps)
+    """The device idles while the host does other work than dispatch: it loads data, computes
+    products itself, or runs Python that starts no op for long."""
+    frame, steps = c.pruned.frame, c.pruned.num_steps
+    share = _much(c, host_late(frame)[1] / steps)
     if share is None:
         return None
-    host = pl.sum_horizontal("idle_launch", "idle_op", "idle_nothing")
-    by = rows.group_by("beside").agg(host.sum().alias("ns")).sort("ns", descending=True)
+    rest = host() - dispatch() - pl.col("idle_computed")
+    by = frame.group_by("beside").agg(rest.sum().alias("ns")).filter(pl.col("ns") > 0)
+    by = by.sort("ns", descending=True)
+    computed = int(frame["idle_computed"].sum())
     lines = [
-        f"{ms(ns / c.pruned.num_steps)} in {(name or 'nothing that the trace names')[:80]}"
-        for name, ns in by.head(3).iter_rows()
+        *[f"{ms(computed / steps)} in matrix products that the host computed itself"]
+        * bool(computed),
+        *(
+            f"{ms(ns / steps)} in {(name or 'nothing that the trace names')[:80]}"
+            for name, ns in by.head(3).iter_rows()
+        ),
     ]
-    loads = bool(by["beside"].head(1).str.contains(LOADER).any())
+    first = by["ns"].head(1).sum()
+    loads = first > computed and bool(by["beside"].head(1).str.contains(LOADER).any())
     return Finding(
         id="host-work",
         severity="warning",

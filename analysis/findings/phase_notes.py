@@ -1,4 +1,5 @@
-"""What a reader of a phase must know of its kernels: replays, roles by order, kernels side by side.
+"""What a reader of a phase must know of its kernels: replays, roles by order, kernels side by side,
+communication.
 
 In: Kernels. Out: sentences.
 """
@@ -30,7 +31,7 @@ def notes(kernels: Kernels) -> list[str]:
     if kernels.roles_from == "order":
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
-    return said + _hidden(kernels)
+    return said + _hidden(kernels) + _communication(kernels)
 
 
 def _whence(kernels: Kernels) -> str:
@@ -61,6 +62,19 @@ def _hidden(kernels: Kernels) -> list[str]:
     return [
         f"kernels ran at once, and a moment counts for the one that began first; by kind they ran "
         f"{', '.join(parts)} a step"
+    ]
+
+
+def _communication(kernels: Kernels) -> list[str]:
+    """What one trace cannot tell of kernels that wait for other ranks as they run."""
+    rows = kernels.frame.filter((pl.col("kind") == "comm") & pl.col("category").is_not_null())
+    busy = int(rows["busy"].sum())
+    if busy <= _HIDDEN * kernels.wall:
+        return []
+    return [
+        "communication kernels run until the last rank has come: the "
+        f"{ms(busy / kernels.num_steps)} of them that count as busy hold the wait for other ranks, "
+        "which one trace does not tell apart (analyze a folder of all ranks)"
     ]
 
 

@@ -6,6 +6,7 @@ ns a step, as recorded.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import polars as pl
@@ -15,7 +16,7 @@ from prunescope.analysis.device.tiles import ALIGNED, HALF
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import tiling_of
+from prunescope.analysis.kernels.what_if import spread_at, tiling_of
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
@@ -95,7 +96,7 @@ def nearest_dimension(c: Context) -> Finding | None:
             gain += saved
             lines.append(
                 f"{g.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is predicted "
-                f"to save {ms(saved)} of {ms(g.busy)}"
+                f"to save {ms(saved)}{_within(c, g, axis, best, saved)} of {ms(g.busy)}"
             )
     if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
         return None
@@ -107,6 +108,17 @@ def nearest_dimension(c: Context) -> Finding | None:
         change="keep the dimensions named",
         predicted_ns=gain,
     )
+
+
+def _within(c: Context, g: _Group, axis: str, value: int, saved: float) -> str:
+    """The 95 % interval of a saving, by how time and prediction differ among the trace's GEMMs."""
+    fit = c.phase.anatomy.fit if c.phase.anatomy is not None else None
+    if fit is None or fit.spread is None:
+        return ""
+    n, k = (value, g.new.k) if axis == "N" else (g.new.n, value)
+    off = spread_at(fit.spread, Gemm(g.old.m, n, k), g.old)
+    low, high = (g.busy - (g.busy - saved) * math.exp(x) for x in (off, -off))
+    return f" [{ms(low)}, {ms(high)}]"
 
 
 def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:

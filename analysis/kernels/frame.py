@@ -35,6 +35,7 @@ from prunescope.analysis.trace.load import NONE, Ints
 from prunescope.taxonomy.roles import BACKWARD
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
+_SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
@@ -63,6 +64,7 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload tell
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
+    sdpa_math: bool = False  # whether scaled_dot_product_attention ran as products
     apart: Apart | None = None  # the clocks of host and device, where they are seen to differ
     # weight of what was recorded behind the last row of each step (timeline/observer.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -180,6 +182,7 @@ def build(
         stops=stops_within(trace, windows, linked),
         tokens=told.tokens,
         modules=modules_that_ran(trace),
+        sdpa_math=any(name.startswith(_SDPA_MATH) for name in trace.names),
         apart=apart,
         recorded_after=observer.after,
     )

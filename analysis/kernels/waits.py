@@ -2,7 +2,7 @@
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
-host was in (an annotation or a Python frame); `host_ns` from the launch before to this one.
+host was in (an annotation or a Python frame); `host_ns` since the launch before, by any thread.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.beside import LOADER, beside
+from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.events import Trace
@@ -23,11 +24,12 @@ from prunescope.analysis.trace.load import NONE, Ints
 CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.
 PARTS = {
-    "memcpy": "memcpy", "sync": "sync", "launch": "host", "op": "host", "nothing": "host",
-    "held": "held", "device": "device", "unknown": "unknown",
+    "memcpy": "memcpy", "sync": "sync", "launch": "host", "computed": "host", "op": "host",
+    "nothing": "host", "held": "held", "device": "device", "unknown": "unknown",
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
+_PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 COPY = re.compile(r"[Mm]emcpy")
 SYNC = re.compile(
     r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
@@ -39,11 +41,12 @@ Mask = NDArray[np.bool_]
 def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
     """The columns above. Of a gap whose launch began after the device had run dry, the time up to
     the end of that launch is what the launching thread did then: in a copy call, in a call that
-    waits for the device, in another runtime call (`launch`), in an op, in nothing that was
-    recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
-    long: the stream was made to wait. A launch that was made in time leaves the gap to the
-    `device`, or to `held` where it is that long. Where no launch is known it is `unknown`, unless
-    its op ended in time. On a host trace every gap is dispatch (`op`).
+    waits for the device, in another runtime call (`launch`), in a product that it `computed`
+    itself, in another op, in nothing that was recorded. What follows is the launch's own
+    (`launch`), or `held` where no launch takes that long: the stream was made to wait. A launch
+    that was made in time leaves the gap to the `device`, or to `held` where it is that long. Where
+    no launch is known it is `unknown`, unless its op ended in time. On a host trace every gap is
+    dispatch (`op`).
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
@@ -60,8 +63,8 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         host_ns = _host_time(linked, launch >= 0)
     else:
         parts["op"] = gap
-    host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
-    named = beside(trace, linked, host) if trace.on_device else [None] * len(gap)
+    late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
+    named = beside(trace, linked, late_host) if trace.on_device else [None] * len(gap)
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
@@ -70,17 +73,24 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 
 
-def is_dispatch() -> pl.Expr:
-    """Gaps whose host time a graph could spare: not those beside a data loader, nor those in which
-    the host ran no op and made no call for longer than between two ops of a model."""
+def dispatch() -> pl.Expr:
+    """The host's part of a gap that a graph could spare, ns: nothing of those beside a data loader,
+    nor of those in which the host ran no op and made no call for longer than between two ops of a
+    model; and not what it computed itself."""
     loads = pl.col("beside").str.contains(LOADER).fill_null(value=False)
-    return loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
+    spared = loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
+    return pl.when(spared).then(host() - pl.col("idle_computed")).otherwise(0)
+
+
+def host() -> pl.Expr:
+    """The host's part of a gap, ns."""
+    return pl.sum_horizontal(f"idle_{name}" for name, cause in PARTS.items() if cause == "host")
 
 
 def host_late(frame: pl.DataFrame) -> tuple[int, int]:
-    """Idle time of a late host, ns of all steps: in dispatch, and in other work, as is_dispatch."""
-    dispatch = cause_sums(frame.filter(is_dispatch()))["host"]
-    return dispatch, cause_sums(frame)["host"] - dispatch
+    """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
+    late, spared = frame.select(host().sum(), dispatch().sum().alias("dispatch")).row(0)
+    return spared, late - spared
 
 
 def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
@@ -118,12 +128,12 @@ def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[
     rest = linked.start - until
     out = {
         name: np.zeros_like(linked.gap)
-        for name in ("memcpy", "sync", "launch", "op", "nothing", "held")
+        for name in ("memcpy", "sync", "launch", "computed", "op", "nothing", "held")
     }
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
         below = np.zeros(len(rows), np.int64)
-        for name, spans in _layers(trace, int(thread)):
+        for name, spans in _layers(trace, int(thread), linked.op):
             spent = spans.spent(until[rows]) - spans.spent(dry[rows])
             out[name][rows] += spent - below
             below = spent
@@ -142,9 +152,9 @@ def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     return found[names]
 
 
-def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:
+def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans]]:
     """What a thread was in, each with all that goes before it: an instant inside of several counts
-    for the first."""
+    for the first. `launching`: ops known to have launched something."""
     ops = trace.ops
     calls = {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
     own = np.flatnonzero(calls["thread"] == thread)
@@ -152,17 +162,33 @@ def _layers(trace: Trace, thread: int) -> list[tuple[str, Spans]]:
     copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
     begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
-    every = (
-        np.concatenate([begin, ops["ts"][inside]]),
-        np.concatenate([end, ops["ts"][inside] + ops["dur"][inside]]),
-    )
+    products = _computed(trace, inside, begin, launching)
     either = copy | sync
+
+    def joined(rows: Ints) -> Spans:
+        """These ops and all calls."""
+        at = ops["ts"][rows]
+        return Spans.of(np.concatenate([begin, at]), np.concatenate([end, at + ops["dur"][rows]]))
+
     return [
         ("memcpy", Spans.of(begin[copy], end[copy])),
         ("sync", Spans.of(begin[either], end[either])),
         ("launch", Spans.of(begin, end)),
-        ("op", Spans.of(*every)),
+        ("computed", joined(products)),
+        ("op", joined(inside)),
     ]
+
+
+def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
+    """The products among the ops `rows` of a thread that launched nothing: the host ran them.
+    `calls`: when the thread made calls."""
+    ops = trace.ops
+    product = np.array([op_kind(name, None) in _PRODUCTS for name in trace.names], bool)
+    rows = rows[product[ops["name"][rows]] & ~np.isin(rows, launching)]
+    calls = np.sort(calls)
+    begin, end = ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows]
+    alone = np.searchsorted(calls, begin) == np.searchsorted(calls, end)
+    return np.asarray(rows[alone])
 
 
 def is_op(trace: Trace) -> Mask:
@@ -198,14 +224,13 @@ class Spans:
 
 
 def _host_time(linked: Linked, launched: Mask) -> Ints:
-    """From the launch before on the same thread and in the same step to a row's own; NONE for a
-    row without a launch and for the first of a step."""
+    """From the launch before in the same step to a row's own, whichever thread made it: one that
+    waits for another (the caller of `backward`) does not count that one's time. NONE for a row
+    without a launch and for the first of a step."""
     out = np.full(len(linked.start), NONE)
-    order = np.lexsort((linked.launched, linked.step, linked.thread))
+    order = np.lexsort((linked.launched, linked.step))
     order = order[launched[order]]
-    same = (linked.thread[order][1:] == linked.thread[order][:-1]) & (
-        linked.step[order][1:] == linked.step[order][:-1]
-    )
+    same = linked.step[order][1:] == linked.step[order][:-1]
     took = np.diff(linked.launched[order])
     out[order[1:]] = np.where(same, took, NONE)
     return out

@@ -177,6 +177,11 @@ def _two(seen: list[SeenGemm]) -> combinations[tuple[SeenGemm, SeenGemm]]:
     return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
 
 
+def spread_at(spread: float, a: Gemm, b: Gemm) -> float:
+    """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread."""
+    return _Z * spread * math.sqrt(_apart(a, b))
+
+
 def _apart(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
@@ -231,7 +236,7 @@ def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, fit: Fit | None)
         ratio /= fit.unaligned
     good = Good(value=value, change_ns=busy_ns * (ratio - 1), low_ns=None, high_ns=None)
     if fit is not None and fit.spread is not None:
-        off = _Z * fit.spread * math.sqrt(_apart(Gemm(one.gemm.m, n, k), one.gemm))
+        off = spread_at(fit.spread, Gemm(one.gemm.m, n, k), one.gemm)
         good.low_ns = busy_ns * (ratio * math.exp(-off) - 1)
         good.high_ns = busy_ns * (ratio * math.exp(off) - 1)
     return good

@@ -167,7 +167,7 @@ def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
         for one in shown
     ]
     notes = [
-        "Host time is that from the launch before, on its thread; the device waits where a launch "
+        "Host time is that since the launch before, by any thread; the device waits where a launch "
         "began after it had run dry."
         + " The clocks of host and device are apart: that wait is doubtful."
         * is_skewed

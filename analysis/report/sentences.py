@@ -246,7 +246,10 @@ def bounds(phase: Phase) -> str:
         for name in ("compute", "memory", "latency", "unknown")
         if phase.bound.get(name)
     )
-    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
+    text = (
+        "bound (the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever share of it is "
+        f"reached), of busy: {shares or numbers.UNKNOWN}"
+    )
     launch = phase.bound.get("launch")
     if launch:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
@@ -295,7 +298,7 @@ def _domain(phase: Phase) -> str:
 
 
 def left_out(phase: Phase) -> list[str]:
-    """Events beside the wall: spill, late, outside every step, and the host's lead."""
+    """Events beside the wall: spill, late, outside every step, and the lead."""
     says = (
         ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
         ("late", phase.late, "after the last linked event, with no launch in the trace"),
@@ -306,11 +309,22 @@ def left_out(phase: Phase) -> list[str]:
         for name, part, why in says
         if part.get("events")
     ]
-    if phase.lead_ns:
-        lines.append(
-            f"lead: the host ran {numbers.time(phase.lead_ns)} before the device, not in the wall"
-        )
-    return lines
+    return [*lines, _lead(phase)] if phase.lead_ns else lines
+
+
+def _lead(phase: Phase) -> str:
+    """What lies between the begin of the first step and its first device event."""
+    text = f"lead: {numbers.time(phase.lead_ns)} from the begin of the first step on the host to "
+    text += "its first device event, not in the wall"
+    if phase.lead_busy_ns is None or phase.lead_ns is None:
+        return text
+    if not phase.lead_busy_ns:
+        return f"{text}: the trace holds nothing on the device then"
+    idle = phase.lead_ns - phase.lead_busy_ns
+    return (
+        f"{text}: the device ran earlier work for {numbers.time(phase.lead_busy_ns)} and idled for "
+        f"{numbers.time(idle)}"
+    )
 
 
 def throughput(phase: Phase) -> str:

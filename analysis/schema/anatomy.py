@@ -38,14 +38,15 @@ class HostTime(msgspec.Struct, kw_only=True):
     op: str
     role: str
     count: float
-    host_ns: float  # from the launch before to these, on their thread
+    host_ns: float  # from the launch before to these, by any thread
     wait_ns: float  # gaps whose launch began after the device had run dry
 
 
 class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
-    op, nothing (that was recorded), held, device, unknown; `beside`: the annotation or frame of
-    Python that the host was in for at least half of its part of a gap."""
+    computed (a product on the host), op, nothing (that was recorded), held, device, unknown;
+    `beside`: the annotation or frame of Python that the host was in for at least half of its part
+    of a gap."""
 
     doing: str
     beside: str | None

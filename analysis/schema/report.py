@@ -254,6 +254,7 @@ class Phase(msgspec.Struct, kw_only=True):
     # Shares of the time of GEMMs and attention whose shapes are recorded, of an eager-trace, or of
     # the model's config; empty where none are known.
     shapes: dict[str, float] = {}
+    lead_busy_ns: float | None = None  # of the lead, what the device ran before
 
     @property
     def is_skewed(self) -> bool:

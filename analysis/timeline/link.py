@@ -52,6 +52,7 @@ class Linked:
     replayed: NDArray[np.bool_]  # launched by a graph replay
     above: Ints  # row of the work op around a row, -1 at the top and on a device
     lead_ns: int | None = None
+    lead_busy_ns: int | None = None  # of the lead, what the device ran before
     spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
@@ -165,7 +166,7 @@ def _begin_of_steps(
         first = rows[linked[rows]] if linked[rows].any() else rows
         begins.append(_behind_spill(out, first, np.flatnonzero(spill)))
         if i == 0:
-            out.lead_ns = _lead(trace, windows, begins[0])
+            out.lead_ns, out.lead_busy_ns = _lead(out, trace, windows, begins[0])
     return begins
 
 
@@ -177,12 +178,19 @@ def _behind_spill(out: Linked, rows: Ints, spill: Ints) -> int:
     return max(int(out.start[behind[0]]), spilt) if len(behind) else int(out.start[rows[0]])
 
 
-def _lead(trace: Trace, windows: Windows, first: int) -> int | None:
-    """Host time from the beginning of the step to its first device event."""
-    hosts = [int(windows.start[0])] if windows.source != "whole" else []
-    if not hosts and len(trace.ops["ts"]):
-        hosts = [int(trace.ops["ts"].min())]
-    return first - hosts[0] if hosts and first >= hosts[0] else None
+def _lead(
+    out: Linked, trace: Trace, windows: Windows, first: int
+) -> tuple[int, int] | tuple[None, None]:
+    """Time from the beginning of the step on the host to its first device event, and for how much
+    of it the device was busy with what had been launched before."""
+    begin = int(windows.start[0]) if windows.source != "whole" else None
+    if begin is None and len(trace.ops["ts"]):
+        begin = int(trace.ops["ts"].min())
+    if begin is None or first < begin:
+        return None, None
+    rows = np.flatnonzero((out.start < first) & (out.start + out.duration > begin))
+    busy, _ = cover(out.start[rows], np.minimum(out.start + out.duration, first)[rows], begin)
+    return first - begin, int(busy.sum())
 
 
 def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:

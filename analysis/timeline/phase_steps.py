@@ -57,6 +57,7 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
     columns = {name: getattr(linked, name)[keep] for name in PER_ROW}
     above = linked.above[keep]
     names = [windows.names[i] for i in steps]
+    first = len(steps) > 0 and steps[0] == 0
     kept = Windows(windows.start[steps], windows.end[steps], windows.source, names)
     chosen = dataclasses.replace(
         linked,
@@ -65,7 +66,8 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
         wall=linked.wall[steps],
         above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE),
         tail=linked.tail[steps],
-        lead_ns=linked.lead_ns if len(steps) and steps[0] == 0 else None,
+        lead_ns=linked.lead_ns if first else None,
+        lead_busy_ns=linked.lead_busy_ns if first else None,
         launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
     )
     return chosen, kept

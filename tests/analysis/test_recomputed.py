@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from bisect import bisect_right
+import re
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -25,6 +26,9 @@ TRACES = sorted(p for folder in ("traces", "strangers") for p in (DATA / folder)
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset", "Kernel", "Memcpy", "Memset")
 RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "Runtime")
 OPS = ("cpu_op", "Operator")
+PRODUCT = re.compile(
+    r"mm_?$|mv_?$|matmul|linear|conv|attention|attn|dot$|marlin|mha|_mm_v2|mm_for_cpu"
+)
 GEMMS = {"aten::mm": (0, 1), "aten::addmm": (1, 2), "aten::bmm": (0, 1), "aten::baddbmm": (1, 2)}
 Event = dict[str, Any]
 pytestmark = pytest.mark.skipif(not TRACES, reason="needs the traces beside the checkout")
@@ -102,15 +106,25 @@ class Timeline:
 
 
 def layers_of(events: list[Event]) -> dict[Any, list[Timeline]]:
-    """By thread: copy calls; those and calls that wait; all calls; calls and ops."""
+    """By thread: copy calls; those and calls that wait; all calls; calls and products in which none
+    was made; calls and ops."""
+    calls: dict[Any, list[int]] = {}
+    for event in events:
+        if event.get("cat") in RUNTIME:
+            insort(calls.setdefault((event["pid"], event["tid"]), []), event["begin"])
     found: dict[Any, list[list[Event]]] = {}
     for event in events:
         is_call = event.get("cat") in RUNTIME
         is_op = event.get("cat") in OPS and ("#" not in event["name"] or "::" in event["name"])
         if not is_call and not is_op:
             continue
-        layers = found.setdefault((event["pid"], event["tid"]), [[], [], [], []])
-        layers[3].append(event)
+        thread = (event["pid"], event["tid"])
+        layers = found.setdefault(thread, [[], [], [], [], []])
+        layers[4].append(event)
+        made = calls.get(thread, [])
+        within = bisect_left(made, event["end"]) - bisect_left(made, event["begin"])
+        if is_call or (PRODUCT.search(event["name"]) and not within):
+            layers[3].append(event)
         if is_call:
             name = event["name"].lower()
             copies = "memcpy" in name
@@ -120,7 +134,8 @@ def layers_of(events: list[Event]) -> dict[Any, list[Timeline]]:
 
 
 def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysis]) -> None:
-    """The twenty longest gaps: copy call, waiting call, other call, op, nothing; and their sum."""
+    """The twenty longest gaps: copy call, waiting call, other call, product on the host,
+    other op, nothing; and their sum."""
     events, analysis = case
     threads = layers_of(events)
     calls = [e for e in events if e.get("cat") in RUNTIME and "correlation" in e.get("args", {})]
@@ -142,7 +157,8 @@ def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysi
             rest = row["start"] - until
             held = rest if rest > 1_000_000 else 0
             want[2] += rest - held
-            got = [row[f"idle_{x}"] for x in ("memcpy", "sync", "launch", "op", "nothing")]
+            names = ("memcpy", "sync", "launch", "computed", "op", "nothing")
+            got = [row[f"idle_{x}"] for x in names]
             assert (got, row["idle_held"]) == (want, held), row["name"]
 
 

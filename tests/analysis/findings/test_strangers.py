@@ -50,6 +50,7 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     present(slow, "slower-kernels", "warning", "lose 50.0 µs")
     assert found(slow, "longer-communication") is not None
     assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
+    assert any("the 200.0 µs of them" in note for note in phase.notes)
 
 
 def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:

@@ -101,6 +101,45 @@ def test_time_in_an_op_outside_of_calls_is_dispatch(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("name", "computes"), [("aten::bmm", True), ("aten::view", False)])
+def test_a_product_of_the_host_is_no_dispatch(name: str, tmp_path: Path, *, computes: bool) -> None:
+    """80 of 90 us in an op that launches nothing: a product is the host's own work, which no graph
+    spares; the 10 us around it are dispatch."""
+    phase = told(save(in_a_call(name, 80, cat="cpu_op"), tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    assert phase.anatomy.dispatch_ns == (10e3 if computes else 90e3)
+    work, bound = finding(phase, "host-work"), finding(phase, "launch-bound")
+    assert (work is not None, bound is None) == (computes, computes)
+    if work is not None:
+        assert work.evidence == ["80.0 µs in matrix products that the host computed itself"]
+
+
+def test_a_graph_waits_for_products_of_the_host(tmp_path: Path) -> None:
+    """5 of 90 us are a product of the host: a graph of the rest needs it on the device."""
+    phase = told(save(in_a_call("aten::bmm", 5, cat="cpu_op"), tmp_path / "t.json"))
+    bound = finding(phase, "launch-bound")
+    assert bound is not None and bound.change is not None and bound.predicted_ns == 85e3
+    assert "once the products that the host computes run on the device" in bound.change
+
+
+def test_host_time_counts_from_the_last_launch_of_any_thread(tmp_path: Path) -> None:
+    """Thread 1 launches, thread 2 (backward) 40 us later, then thread 1 again, which has waited."""
+    trace = chrome(step(0, MM, MM, MM))
+    order = ("cuda_runtime", "cpu_op")
+    for cat in order:
+        events = sorted((e for e in trace["traceEvents"] if e["cat"] == cat), key=lambda e: e["ts"])
+        for number, event in enumerate(events):
+            event["ts"] += 40 * number
+            event["tid"] = 2 if number == 1 else event["tid"]
+    for event in trace["traceEvents"]:
+        if event["name"].startswith("prunescope.step"):
+            event["dur"] += 200
+    (frame,) = analyze(save(trace, tmp_path / "t.json")).frames.values()
+    assert [None if ns is None else round(ns, -3) for ns in frame["host_ns"]] == [
+        None, 40_000, 40_000,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("cat", "name", "beside"),
     [
@@ -174,7 +213,9 @@ def test_every_part_of_a_late_host_is_told(tmp_path: Path) -> None:
     bound = finding(phase, "launch-bound")
     assert bound is not None
     assert bound.evidence[0].startswith("in 1.800 ms of 3.800 ms idle time")
-    assert bound.evidence[1] == "in 2.000 ms more it loaded data or did other work than dispatch"
+    assert bound.evidence[1] == (
+        "in 2.000 ms more it loaded data, computed products itself, or did other work than dispatch"
+    )
 
 
 def test_a_graph_spares_what_is_launched_in_time_too(tmp_path: Path) -> None:

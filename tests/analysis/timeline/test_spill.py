@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import left_out
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
@@ -112,6 +113,9 @@ def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
     assert made.kernels_per_step == [3, 2]
     assert (made.wall_ns, made.busy_ns) == (67_500, 30_000)
     assert made.lead_ns == 55_000  # from 45 to 100
+    # The copy from 60 to 64, and the step before from 70 to 98.
+    assert made.lead_busy_ns == 4_000 + 28_000
+    assert any("earlier work for 32.0 µs and idled for 23.0 µs" in x for x in left_out(made))
 
 
 def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
