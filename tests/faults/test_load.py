@@ -83,7 +83,7 @@ def test_many_captures_in_one_process_leave_nothing(count: int, model: Any, tmp_
     ids = torch.arange(8).view(1, 8)
     with torch.no_grad():
         before = model(ids).logits
-    for _ in range(3):  # what is allocated once: caches, the profiler
+    for _ in range(max(3, count // 2)):  # what is allocated once: caches, the profiler, its heap
         captured(model, tmp_path / "f")
     at_first, process = state(model), psutil.Process()
     memory = process.memory_info().rss

@@ -80,6 +80,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "timing-not-valid": ("test_timing_not_valid",),
     "unaligned": ("test_unaligned",),
     "unequal-steps": ("test_unequal_steps",),
+    "unfused-attention": ("test_products_and_a_softmax_are_unfused",
+                          "test_a_fused_one_a_small_one_and_one_without_softmax_are_not"),
     "wave-step": ("test_fewer_tiles_in_as_many_waves", "test_a_wave_that_was_saved"),
     "weight-copied": ("test_a_weight_that_is_copied_at_every_call",
                       "test_a_copy_of_activations_or_of_no_time_is_none"),

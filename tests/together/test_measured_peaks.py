@@ -17,7 +17,7 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredRates,
 )
 from prunescope.tracer.capture import surroundings
-from prunescope.tracer.capture.reached import reached_rates
+from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.machine import peaks
 
@@ -61,6 +61,13 @@ def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict
     return {"ph": "X", "cat": "cpu_op", "name": name, "ts": 0, "dur": us, "args": args}
 
 
+def reached_rates(traces: list[dict[str, Any]]) -> dict[str, float]:
+    found = Reached()
+    for trace in traces:
+        found.add(trace)
+    return found.rates()
+
+
 def test_what_products_reached_is_a_median() -> None:
     """2·100·200·50 = 2 MFLOP in 1, 2 and 4 us: a median of 1 TFLOP/s, whatever the best was."""
     mm = [product(us, dims=[[100, 50], [50, 200]]) for us in (1, 2, 4)]
@@ -87,7 +94,8 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
     monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
     around = Surroundings(CPU)
     around.look("bf16")
-    around.close([{"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3}])
+    around.reached.add({"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3})
+    around.close()
     assert around.entry is not None
     kept = around.entry.peaks
     assert kept is not None and kept.before is not None and kept.after is not None

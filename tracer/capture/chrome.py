@@ -7,14 +7,10 @@ Times are integer ns inside, microseconds with three decimals in the traces.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.collection import no_collection
@@ -35,7 +31,6 @@ _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
-_LEVEL = 6  # of gzip: 8 takes twice the time for 8 % less
 _DECIMALS = 3  # of microseconds, as kineto writes them
 
 Event = dict[str, Any]  # of Chrome's format, as kineto writes it
@@ -90,18 +85,6 @@ def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
             "traceEvents": metadata + body,
         }
     return split_traces
-
-
-def write_trace(trace: Mapping[str, Any], path: Path) -> str:
-    """Write a gzipped Chrome trace, bytes depending on the content alone; returns its sha256."""
-    text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
-    buffer = io.BytesIO()
-    with gzip.GzipFile(
-        filename="", mode="wb", fileobj=buffer, compresslevel=_LEVEL, mtime=0
-    ) as file:
-        file.write(text.encode())
-    path.write_bytes(buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 class _Decimal(str):

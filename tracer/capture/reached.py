@@ -1,14 +1,13 @@
 """How fast matrix products ran in the profiled steps: evidence of what the device can do at least.
 
-In: Chrome traces of sessions. Out: FLOP/s by dtype, the best over shapes of the median over calls;
-the profiler's own cost is in it, so that it is never too high.
+In: Chrome traces of sessions, one at a time. Out: FLOP/s by dtype, the best over shapes of the
+median over calls; the profiler's own cost is in it, so that it is never too high.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
 from math import prod
 from typing import Any
 
@@ -20,10 +19,14 @@ _CALLS = 3  # fewer have no median
 _PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
 
 
-def reached_rates(traces: Iterable[ChromeTrace]) -> dict[str, float]:
-    """{dtype: FLOP/s} of all traces together; a dtype without enough calls is left out."""
-    times: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for trace in traces:
+class Reached:
+    """The products of the traces so far."""
+
+    def __init__(self) -> None:
+        self._us: dict[tuple[str, int], list[float]] = defaultdict(list)  # by dtype and FLOP
+
+    def add(self, trace: ChromeTrace) -> None:
+        """Those of one more trace."""
         events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
         on_device = _device_us(events)
         for event in events:
@@ -34,12 +37,15 @@ def reached_rates(traces: Iterable[ChromeTrace]) -> dict[str, float]:
             if on_device is not None:
                 us = on_device.get(event["args"].get("External id"), 0.0)
             if us > 0:
-                times[key].append(us)
-    rates: dict[str, float] = {}
-    for (dtype, flop), found in times.items():
-        if len(found) >= _CALLS:
-            rates[dtype] = max(rates.get(dtype, 0.0), flop / statistics.median(found) * 1e6)
-    return rates
+                self._us[key].append(us)
+
+    def rates(self) -> dict[str, float]:
+        """{dtype: FLOP/s} of all traces together; a dtype without enough calls is left out."""
+        rates: dict[str, float] = {}
+        for (dtype, flop), found in self._us.items():
+            if len(found) >= _CALLS:
+                rates[dtype] = max(rates.get(dtype, 0.0), flop / statistics.median(found) * 1e6)
+        return rates
 
 
 def _device_us(events: list[Event]) -> dict[Any, float] | None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
 from prunescope.taxonomy.run_blocks import Twin
-from prunescope.tracer.capture.chrome import ChromeTrace, write_trace
 from prunescope.tracer.capture.folder import write_whole
-from prunescope.tracer.capture.joined import joined
+from prunescope.tracer.capture.joined import write_joined
+from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.progress import Progress, Silent
 
 
@@ -27,8 +27,8 @@ class Capture:
     """
 
     run: Run
-    sessions: dict[str, list[ChromeTrace]] = field(default_factory=dict)
-    eager: dict[str, ChromeTrace] = field(default_factory=dict)
+    sessions: dict[str, list[Packed]] = field(default_factory=dict)
+    eager: dict[str, Packed] = field(default_factory=dict)
 
 
 def write_runs(
@@ -72,10 +72,11 @@ def _fill(
         for phase, sessions in captured.sessions.items():
             entry = captured.run.phases[phase]
             entry.trace = f"{phase}.trace.json.gz"
-            entry.sha256 = write_trace(joined(sessions), run_folder / entry.trace)
+            parts = (session.trace() for session in sessions)
+            entry.sha256 = write_joined(parts, run_folder / entry.trace)
             if phase in captured.eager:
                 entry.eager_trace = f"{phase}.eager.trace.json.gz"
-                write_trace(captured.eager[phase], run_folder / entry.eager_trace)
+                write_joined([captured.eager[phase].trace()], run_folder / entry.eager_trace)
             progress.advance()
         if name == "pruned" and "dense" in captures:
             captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")

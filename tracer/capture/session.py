@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,6 +26,7 @@ from prunescope.tracer.capture.graph_mode import check_mode, plainly
 from prunescope.tracer.capture.loops import loops_of
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
+from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
@@ -74,10 +75,10 @@ def capture(
     device = pick_device(request.device)
     check_mode(request, device)
     check_method(request)
-    with thread_count(request.threads), memory_explained(), set_aside() as set_more_aside:
+    with thread_count(request.threads), memory_explained(), set_aside():
         around = Surroundings(device, peaks)
         session = _Session(request, device, progress, around)
-        session.variants, session.set_aside = variants, set_more_aside
+        session.variants = variants
         names = variant_names(request)
         try:
             session.sit(_Sitting(names=names, parts=parts_of(request), last=True))
@@ -86,7 +87,7 @@ def capture(
                 raise
             session = _in_blocks(session)
         progress.stage("measure the device's peaks again")
-        timing = around.close(_traces(session.captures.values()))
+        timing = around.close()
     for captured in session.captures.values():
         captured.run.timing = timing
     return session.captures
@@ -106,7 +107,6 @@ def _in_blocks(tried: _Session) -> _Session:
     """Dense, pruned, dense, pruned, each loaded anew for its block of seatings."""
     request, device = tried.request, tried.device
     session = _Session(request, device, tried.progress, tried.around)
-    session.set_aside = tried.set_aside
     parts = parts_of(request)
     if len(parts) == 1:  # placement is not drawn: the samples of the one seating in two blocks
         whole, blocks = parts[0], min(_BLOCKS, request.repeats)
@@ -120,13 +120,6 @@ def _in_blocks(tried: _Session) -> _Session:
             last = block == len(sizes) - 1
             session.sit(_Sitting(names=(name,), parts=own, last=last, interleaved="blocks"))
     return session
-
-
-def _traces(captures: Iterable[Capture]) -> Iterator[ChromeTrace]:
-    """Those of every session of every phase."""
-    for captured in captures:
-        for sessions in captured.sessions.values():
-            yield from sessions
 
 
 def _release(device: torch.device) -> None:
@@ -150,7 +143,6 @@ class _Session:
         self.around = around
         self._draw = random.Random()  # of no seed: two captures have placements of their own
         self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
-        self.set_aside: Callable[[], None] = lambda: None  # from the garbage collector's looks
 
     def sit(self, sitting: _Sitting) -> None:
         """Load the sitting's variants; in each seating time and profile every phase."""
@@ -275,11 +267,10 @@ class _Session:
         traces, reasons = self._quietly_profiled(
             loops, models, hooked=self.request.mode == "eager", steps=range(before, before + count)
         )
-        # Millions of small dicts that stay: each look for cycles before a sample would scan them.
-        self.set_aside()
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
-            captured.sessions.setdefault(phase, []).append(traces[variant.name])
+            self.around.reached.add(traces[variant.name])
+            captured.sessions.setdefault(phase, []).append(Packed(traces[variant.name]))
             entry.steps += count
             entry.seatings[-1].steps = count
             entry.seatings[-1].steps_disturbed = reasons
@@ -333,7 +324,7 @@ class _Session:
             loops, models, steps=range(1), device=self.device, advance=self.progress.advance
         ).traces()
         for variant in variants:
-            self.captures[variant.name].eager[phase] = traces[variant.name]
+            self.captures[variant.name].eager[phase] = Packed(traces[variant.name])
 
 
 class _Pass:

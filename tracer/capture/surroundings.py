@@ -5,7 +5,6 @@ Every capture is taken between `Surroundings.look` and `close`, ours and a user'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -18,8 +17,7 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredRates,
     TimingNote,
 )
-from prunescope.tracer.capture.chrome import ChromeTrace
-from prunescope.tracer.capture.reached import reached_rates
+from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.machine.calibrate import newest
 from prunescope.tracer.machine.clocks import read_clocks
 from prunescope.tracer.machine.conditions import timing_note
@@ -28,7 +26,8 @@ from prunescope.tracer.machine.peaks import better_peaks, measure_peaks
 
 
 class Surroundings:
-    """`entry`: the manifest's `device`, None before `look`; all runs of a capture share it."""
+    """`entry`: the manifest's `device`, None before `look`; all runs of a capture share it.
+    `reached`: what the products of its profiled steps did."""
 
     def __init__(self, device: torch.device, peaks: MeasuredPeaks | None = None) -> None:
         self._device = device
@@ -36,6 +35,7 @@ class Surroundings:
         self._given = peaks
         self._dtype = ""
         self.entry: DeviceEntry | None = None
+        self.reached = Reached()
 
     def look(self, dtype: str) -> DeviceEntry:
         """The entry of the device; its peaks are measured where none were given."""
@@ -47,10 +47,10 @@ class Surroundings:
             entry.clocks = Clocks(before=read_clocks(self._device))
         return self.entry
 
-    def close(self, traces: Iterable[ChromeTrace]) -> TimingNote:
+    def close(self) -> TimingNote:
         """Peaks and clocks after the capture go into the entry; returns the note on how busy it
         was. What measured a peak before and after is measured too low where something else ran:
-        the better counts, and what a product of `traces` reached is kept beside it."""
+        the better counts, and what a product reached is kept beside it."""
         entry = self.look(self._dtype)
         assert entry.clocks is not None
         assert entry.peaks is not None
@@ -61,7 +61,7 @@ class Surroundings:
             after = measure_peaks(self._device, self._dtype)
             peaks = better_peaks(before, after)
             peaks = replace(peaks, before=_rates_of(before), after=_rates_of(after))
-        entry.peaks = replace(peaks, reached=reached_rates(traces))
+        entry.peaks = replace(peaks, reached=self.reached.rates())
         return note
 
 

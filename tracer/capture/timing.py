@@ -163,19 +163,15 @@ def _sample(loop: Loop, device: torch.device) -> int:
 
 
 @contextmanager
-def set_aside() -> Iterator[Callable[[], None]]:
+def set_aside() -> Iterator[None]:
     """What is in memory already is not looked through for garbage inside: torch and transformers
-    are a million objects that stay, and each look through them takes 0.2 s. Yields what sets aside
-    all that came since. Where the program has set its own objects aside, it is left to do so."""
+    are a million objects that stay, and each look through them takes 0.2 s. Where the program has
+    set its own objects aside, it is left to do so."""
     ours = gc.get_freeze_count() == 0
-
-    def more() -> None:
-        if ours:
-            gc.freeze()
-
-    more()
+    if ours:
+        gc.freeze()
     try:
-        yield more
+        yield
     finally:
         if ours:
             gc.unfreeze()

@@ -20,9 +20,9 @@ import torch
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
-from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.manifest import manifest
+from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
 from prunescope.tracer.capture.seatings import place, shares
@@ -133,7 +133,8 @@ class UserCapture:
         self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
-        self._traces: list[ChromeTrace] = []
+        self._sessions: list[Packed] = []
+        self._trains = False
         self._around = Surroundings(self._device)
         self._around.look(self._loaded().dtype)
         self._draw = random.Random()
@@ -164,8 +165,7 @@ class UserCapture:
     def usual_phase(self) -> str:
         """What the steps were: training where gradients were computed, else by the first one's
         cache."""
-        events = (event for trace in self._traces for event in trace["traceEvents"])
-        if any(str(event.get("name", "")).startswith(_BACKWARD) for event in events):
+        if self._trains:
             return "training"
         first = self._inputs
         if not first or first["cache"] == "none":
@@ -181,8 +181,8 @@ class UserCapture:
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
         phase = phase or self.usual_phase()
-        captured = Capture(run=self._run(variant, phase), sessions={phase: self._traces})
-        captured.run.timing = self._around.close(captured.sessions[phase])
+        captured = Capture(run=self._run(variant, phase), sessions={phase: self._sessions})
+        captured.run.timing = self._around.close()
         return captured
 
     @contextmanager
@@ -231,8 +231,12 @@ class UserCapture:
         self._seatings[step.seating].steps += step.index >= 0
         if step.ends:
             self._stack.close()
-            self._traces.append(self._session.traces()[_VARIANT])
+            trace = self._session.traces()[_VARIANT]
             self._session = None
+            self._around.reached.add(trace)
+            names = (str(event.get("name", "")) for event in trace["traceEvents"])
+            self._trains |= any(name.startswith(_BACKWARD) for name in names)
+            self._sessions.append(Packed(trace))
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)

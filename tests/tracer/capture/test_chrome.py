@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.tracer.capture.chrome import PHASE, Turn, split, write_trace
+from prunescope.tracer.capture.chrome import PHASE, Turn, split
+from prunescope.tracer.capture.joined import write_joined
 
 TURNS = [
     Turn(variant=variant, label=f"prunescope.step#{label}")
@@ -130,6 +131,9 @@ def test_steps_that_are_not_the_turns_are_an_error() -> None:
 
 def test_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:
     trace = parts()["dense"]
-    first = write_trace(trace, tmp_path / "a.gz")
-    assert write_trace(trace, tmp_path / "b.gz") == first
-    assert json.loads(gzip.decompress((tmp_path / "a.gz").read_bytes())) == trace
+    first = write_joined([trace], tmp_path / "a.gz")
+    assert write_joined([trace], tmp_path / "b.gz") == first
+    written = json.loads(gzip.decompress((tmp_path / "a.gz").read_bytes()))
+    phase, *events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    metadata = [e for e in trace["traceEvents"] if e["ph"] == "M"]
+    assert written == {**trace, "traceEvents": [*metadata, *events, phase]}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
-from prunescope.tracer.capture.joined import joined
+from prunescope.tracer.capture.joined import write_joined
+from prunescope.tracer.capture.packed import Packed
 
 
 def _event(cat: str, name: str, ts: float, dur: float, **args: int) -> dict[str, Any]:
@@ -30,13 +35,22 @@ def _session(number: int) -> dict[str, Any]:
     }
 
 
-def test_one_session_is_left_as_it_is() -> None:
-    session = _session(0)
-    assert joined([session]) is session
+def joined(folder: Path, *sessions: dict[str, Any]) -> dict[str, Any]:
+    """What is written of sessions that were kept packed."""
+    write_joined((Packed(session).trace() for session in sessions), folder / "t.json.gz")
+    trace: dict[str, Any] = json.loads(gzip.decompress((folder / "t.json.gz").read_bytes()))
+    return trace
 
 
-def test_a_step_begins_where_the_device_work_before_it_ended() -> None:
-    both = joined([_session(0), _session(1)])
+def test_one_session_is_left_as_it_is(tmp_path: Path) -> None:
+    """But for the place of the phase's span, which comes last."""
+    metadata, phase, *steps = _session(0)["traceEvents"]
+    expected = {**_session(0), "traceEvents": [metadata, *steps, phase]}
+    assert joined(tmp_path, _session(0)) == expected
+
+
+def test_a_step_begins_where_the_device_work_before_it_ended(tmp_path: Path) -> None:
+    both = joined(tmp_path, _session(0), _session(1))
     kernels = [e for e in both["traceEvents"] if e.get("cat") == "kernel"]
     # The thrown kernel of the second session, which ended at 3 us, would end with the first
     # session's last at 14: all moves by 11 us, and the host's 10 us become 21.
@@ -50,8 +64,8 @@ def test_a_step_begins_where_the_device_work_before_it_ended() -> None:
     assert sum(e["ph"] == "M" for e in both["traceEvents"]) == 1
 
 
-def test_numbers_of_later_sessions_are_their_own() -> None:
-    both = joined([_session(0), _session(1), _session(2)])
+def test_numbers_of_later_sessions_are_their_own(tmp_path: Path) -> None:
+    both = joined(tmp_path, _session(0), _session(1), _session(2))
     of_kind = {
         cat: [e["args"]["correlation"] for e in both["traceEvents"] if e.get("cat") == cat]
         for cat in ("cuda_runtime", "kernel")
@@ -60,9 +74,25 @@ def test_numbers_of_later_sessions_are_their_own() -> None:
     assert of_kind == {"cuda_runtime": [7, 9, 10, 11], "kernel": [7, 9, 10, 11]}
 
 
-def test_without_device_work_sessions_are_a_microsecond_apart() -> None:
+def test_without_device_work_sessions_are_a_microsecond_apart(tmp_path: Path) -> None:
     sessions = [_session(0), _session(1)]
     for session in sessions:
         session["traceEvents"] = [e for e in session["traceEvents"] if e.get("cat") != "kernel"]
-    steps = [e for e in joined(sessions)["traceEvents"] if "step#" in e["name"]]
+    steps = [e for e in joined(tmp_path, *sessions)["traceEvents"] if "step#" in e["name"]]
     assert [e["ts"] for e in steps] == [0.0, 10.0, 13.0]  # 12 + 1
+
+
+def test_sessions_are_kept_in_a_small_part_of_what_their_events_take() -> None:
+    """1,000 calls of an op, as kineto writes one with its shapes."""
+    shapes = {"Input Dims": [[1, 256, 576], [576, 1536], []], "Input type": ["bf16", "bf16", ""]}
+    tracemalloc.start()
+    events = [
+        {**_event("cpu_op", "aten::linear", float(i), 0.5), "args": json.loads(json.dumps(shapes))}
+        for i in range(1000)
+    ]
+    plain = tracemalloc.get_traced_memory()[0]
+    packed = Packed({"traceEvents": events})
+    kept = tracemalloc.get_traced_memory()[0] - plain
+    tracemalloc.stop()
+    assert kept < plain / 50
+    assert packed.trace() == {"traceEvents": events}
