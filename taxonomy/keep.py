@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import percent
 
 ROUNDINGS = ("nearest", "paper")
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
@@ -23,7 +24,8 @@ def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
     share = 1 - kept / total
     if abs(share - sparsity) <= _SHOWN:
         return []
-    return [f"{kept} of {total} {what} stay: {share:.1%} of them removed, {sparsity:.1%} asked for"]
+    removed, asked = percent(share, 1), percent(sparsity, 1)
+    return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} asked for"]
 
 
 def check_sparsity(sparsity: float) -> float:

@@ -17,6 +17,7 @@ from prunescope.taxonomy.family import Family, Value, identity
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward, traffic
+from prunescope.taxonomy.words import percent
 
 KNOB = "match"
 MATCHES = {"flop": "FLOPs", "param": "parameters", "byte": "bytes moved"}
@@ -52,8 +53,8 @@ class Match:
         """What was asked, and what a nearest point is."""
         return (
             f"match={self.by}: s = {self.own:g} of its own removes "
-            f"{self.removed[self.by]:.1%} of the {MATCHES[self.by]} ({self.phase}, in theory); "
-            f"{self.asked:.1%} was asked for"
+            f"{percent(self.removed[self.by], 1)} of the {MATCHES[self.by]} ({self.phase}, in "
+            f"theory); {percent(self.asked, 1)} was asked for"
         )
 
 
@@ -172,8 +173,8 @@ def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float
         return
     edge, word = (least, "least") if asked < least else (most, "most")
     raise PrunescopeError(
-        f"{chosen.id} cannot remove {asked:.1%} of the {MATCHES[by]}: "
-        f"{edge:.1%} is the {word} that it can remove of this model",
+        f"{chosen.id} cannot remove {percent(asked, 1)} of the {MATCHES[by]}: "
+        f"{percent(edge, 1)} is the {word} that it can remove of this model",
         hint=f"the nearest is --sparsity {edge:.3f} --set {KNOB}={by}",
     )
 

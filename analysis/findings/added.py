@@ -25,8 +25,8 @@ from prunescope.analysis.ledger.purpose import (
     purpose,
 )
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.words import percent
 
 _SHARE = 0.01  # of the recorded wall: work worth a sentence
 

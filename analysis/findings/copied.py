@@ -13,9 +13,9 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import WEIGHT_ROLES
+from prunescope.taxonomy.words import percent
 
 _MOVES = ("layout", "memcpy")
 _SHARE = 0.01  # of the busy time: worth a sentence

@@ -9,12 +9,12 @@ from __future__ import annotations
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
 from prunescope.taxonomy.run_blocks import Census
+from prunescope.taxonomy.words import percent
 
 _ALL = 0.999  # a share from which on everything was active
 _ROUTED = ("q", "o", *MLP_ROLES)

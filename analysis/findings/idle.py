@@ -8,7 +8,7 @@ from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.beside import LOADER
 from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_late
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
+from prunescope.taxonomy.words import percent
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
 

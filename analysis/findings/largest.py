@@ -15,8 +15,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.removed import no_comparison
 from prunescope.analysis.schema.report import Finding, clock
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.words import percent
 
 _LARGE = 0.2  # of the step
 _SLOW = 0.25  # of the bound

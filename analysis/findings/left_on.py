@@ -15,11 +15,11 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
+from prunescope.taxonomy.words import percent
 
 MASKS, QUANTISES = "torch.nn.utils.prune", "torch.ao.quantization"
 _MUCH = 0.05  # of the busy time

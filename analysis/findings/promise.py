@@ -9,7 +9,7 @@ from typing import Any
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
+from prunescope.taxonomy.words import percent
 
 _OFF = 0.1  # of the nominal sparsity
 _GREW = 0.0005  # a share that rounds to something

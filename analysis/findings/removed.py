@@ -6,13 +6,13 @@ from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict import doubts
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.outside import other_inputs
 from prunescope.analysis.verdict.reasons import difference_text
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
+from prunescope.taxonomy.words import percent
 
 
 def zeros_in_dense(c: Context) -> Finding | None:

@@ -14,8 +14,8 @@ from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.left_on import is_left_on
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import WEIGHT_ROLES
+from prunescope.taxonomy.words import percent
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",

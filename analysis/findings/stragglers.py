@@ -16,8 +16,8 @@ import polars as pl
 
 from prunescope.analysis.findings.context import ms
 from prunescope.analysis.schema.report import Finding, Phase
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.timeline.link import cover
+from prunescope.taxonomy.words import percent
 
 _WORTH = 0.02  # of the wall of the slow rank
 _SAME = 0.5  # of the kernels of a step: pipeline stages differ by less

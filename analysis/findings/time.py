@@ -8,8 +8,8 @@ from prunescope.analysis.findings.added import residual_map
 from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, Row
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.words import percent
 
 _NET = 0.05  # of a row: what offsets it is named from here on
 _MUCH = 0.03  # of the dense wall: a row worth a sentence

@@ -6,8 +6,8 @@ import numpy as np
 
 from prunescope.analysis.findings.context import Context, communication, ms, shortened
 from prunescope.analysis.schema.report import CLOCKS_APART, Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.words import percent
 
 _OBSERVER = 1.3
 _FLAGGED = 1.05

@@ -10,8 +10,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.schema.words import percent
 from prunescope.taxonomy.roles import BACKWARD
+from prunescope.taxonomy.words import percent
 
 _LARGE = 0.2  # of the step
 _ROLES = ("attention", f"attention{BACKWARD}")

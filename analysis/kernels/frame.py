@@ -33,6 +33,7 @@ from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 from prunescope.taxonomy.roles import BACKWARD
+from prunescope.taxonomy.words import percent
 
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
@@ -193,7 +194,7 @@ def _devices(trace: Trace, linked: Linked) -> list[str]:
     times = trace.times_of_devices(linked.event)
     if len(times) < 2:
         return []
-    each = ", ".join(f"{name}: {ns / sum(times.values()):.0%}" for name, ns in times.items())
+    each = ", ".join(f"{name}: {percent(ns / sum(times.values()))}" for name, ns in times.items())
     return [
         f"kernels of {trace.source.name} ran on {len(times)} devices ({each} of the time that they "
         "ran): all count on one timeline, where a device that idles hides behind another, and "

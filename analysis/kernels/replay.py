@@ -34,6 +34,7 @@ from prunescope.analysis.timeline.steps import OWN_MARK, find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import percent
 
 # Of replayed time. Two steps of one model share the names of small kernels, and choose others for
 # their GEMMs and attention: where less than half is found, most of the time is of another step.
@@ -265,14 +266,14 @@ class Replay:
             return f"{begin}none of them takes any time"
         if self.rate >= LEAST:
             return (
-                f"{self.rate:.1%} of the time of {self.count} replayed kernels was mapped to the "
-                f"eager pass by {self.basis}"
+                f"{percent(self.rate, 1)} of the time of {self.count} replayed kernels was mapped "
+                f"to the eager pass by {self.basis}"
             )
         if self.rate + self.unsure >= LEAST:
             return f"{begin}the eager trace holds several passes that may be theirs"
         return (
-            f"{begin}the eager trace seems to be of another step ({self.rate:.1%} of their time is "
-            "found in it)"
+            f"{begin}the eager trace seems to be of another step ({percent(self.rate, 1)} of their "
+            "time is found in it)"
         )
 
     def warnings(self) -> list[str]:
@@ -284,8 +285,9 @@ class Replay:
         if rate < LEAST:
             return [
                 *said,
-                f"{name} seems to be of another step: only {rate:.1%} of the time of replayed "
-                f"kernels is found in it, by {self.basis}: no shapes and roles are taken from it",
+                f"{name} seems to be of another step: only {percent(rate, 1)} of the time of "
+                f"replayed kernels is found in it, by {self.basis}: no shapes and roles are taken "
+                "from it",
             ]
         if not self.eager.launches.named:
             said.append(
@@ -295,8 +297,8 @@ class Replay:
             )
         if rate < _SURE:
             said.append(
-                f"{name} may be of another step: {rate:.1%} of the time of replayed kernels is "
-                "found in it, the rest has no shapes and roles"
+                f"{name} may be of another step: {percent(rate, 1)} of the time of replayed "
+                "kernels is found in it, the rest has no shapes and roles"
             )
         return [*said, *self._other_batch(name)]
 
@@ -308,9 +310,10 @@ class Replay:
         if len(rows) == 1:
             shapes += " and other N or K"
         return [
-            f"{name} holds several passes that match {self.unsure:.1%} of the time of replayed "
-            f"kernels equally well, with GEMMs of {shapes}: nothing says which one was replayed, "
-            "and no shapes and roles are taken from them; give a trace of the right one alone"
+            f"{name} holds several passes that match {percent(self.unsure, 1)} of the time of "
+            f"replayed kernels equally well, with GEMMs of {shapes}: nothing says which one was "
+            "replayed, and no shapes and roles are taken from them; give a trace of the right one "
+            "alone"
         ]
 
     def _other_batch(self, name: str) -> list[str]:

@@ -19,7 +19,7 @@ from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import LedgerPart, Row
-from prunescope.analysis.schema.words import percent
+from prunescope.taxonomy.words import percent
 
 T = TypeVar("T")
 # Rows that are told by FLOPs, bytes and ideal times, and the row that stands for them together

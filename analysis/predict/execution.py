@@ -13,6 +13,7 @@ from prunescope.analysis.predict.costs import NAMES, TERMS, bill
 from prunescope.analysis.predict.ranges import Uncertainty, doubt
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Execution, TermRow
+from prunescope.taxonomy.words import percent
 
 _FIGURES = {
     name: "; ".join(c.figure for c in TABLE.values() if c.term == name) or "shapes and SMs alone"
@@ -79,7 +80,7 @@ def _notes(ns: tuple[float, float], found: Uncertainty) -> list[str]:
     if high / value - 1 < _NARROW or 1 - low / value < _NARROW:
         same = 1 - found.unlike.share
         notes.append(
-            f"the range is narrow because {same:.0%} of the time left is in kernels that run as "
-            "they do in the dense model: what is not known of them is so on both sides"
+            f"the range is narrow because {percent(same)} of the time left is in kernels that run "
+            "as they do in the dense model: what is not known of them is so on both sides"
         )
     return notes

@@ -32,6 +32,7 @@ from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.match import MATCHES, removed_shares, solve
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.words import percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,9 @@ def _at_loss(base: Setting, judged: SweepLosses, loss: float, dense: Answer) -> 
         found = [(at, curve) for at, curve in ways if at is not None]
         if not found:
             most = max(curve.most for _, curve in ways)
-            raise PrunescopeError(f"{name} was judged up to a loss of {most:.1%} alone", hint="")
+            raise PrunescopeError(
+                f"{name} was judged up to a loss of {percent(most, 1)} alone", hint=""
+            )
         at, curve = max(found, key=lambda one: one[0][0])
         return _judged_row(base, curve, at, dense)
 

@@ -25,6 +25,7 @@ from prunescope.taxonomy.match import KNOB, MATCHES
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.run_blocks import CalibrationPasses, Spread
+from prunescope.taxonomy.words import percent
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}
@@ -127,7 +128,7 @@ def _measurement(measured: CalibrationPasses) -> str:
     text = (
         f"copy {_rate(measured.copy_byte_per_s)}, in cache "
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
-        f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {apart:.0%} apart"
+        f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
     )
     return text if measured.agree else f"{text}: they do not agree, repeat on a quiet machine"
 

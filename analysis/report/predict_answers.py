@@ -21,6 +21,7 @@ from prunescope.analysis.schema.prediction import (
     Ranked,
     Ranking,
 )
+from prunescope.taxonomy.words import percent
 
 _SHOWN = {"loss": "flop"}  # the share that a table shows
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
@@ -86,15 +87,15 @@ def ranking(result: Ranking) -> list[RenderableType]:
         table = _table("family", "s", "gone", "speed-up", "range", "tokens/s", "weights", "")
         for row in rows:
             cells = (f"{row.family} *" if row.extension else row.family,
-                     f"{row.sparsity:.2f}", f"{row.removed[_SHOWN.get(by, by)]:.0%}",
+                     f"{row.sparsity:.2f}", f"{percent(row.removed[_SHOWN.get(by, by)])}",
                      f"{row.speedup:.2f}",
                      f"{row.range[0]:.2f}–{row.range[1]:.2f}",
                      f"{row.answer.tokens_per_s:.0f}", numbers.size(row.weight_bytes),
                      _marks(row))  # fmt: skip
             table.add_row(*(Text(clean(cell)) for cell in cells))
-        what = f"{result.share:.0%} removed"
+        what = f"{percent(result.share)} removed"
         if by == "loss" and result.loss is not None:
-            what = f"perplexity {result.loss:+.1%}; the share is that of FLOPs"
+            what = f"perplexity {100 * result.loss:+.1f} %; the share is that of FLOPs"
         parts += [Text(f"at {_EQUAL[by]}: {what}"), table]
     left = "; ".join(result.left_out.values())
     note = "* by extension."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Layer, Slot
+from prunescope.taxonomy.words import percent
 
 _SKIP = 0.5  # of a kernel that no slot explains, beside its share of the time
 _SURE = 0.25  # by which the best embedding must beat one that differs
@@ -62,8 +63,8 @@ def embed(
     explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
     if explained < _LEAST:
         return Refusal(
-            f"{explained:.0%} of the GEMM time of a layer is explained by the config, less than "
-            f"{_LEAST:.0%}"
+            f"{percent(explained)} of the GEMM time of a layer is explained by the config, less "
+            f"than {percent(_LEAST)}"
         )
     rivals = [o for o in found if o[0] == left and o[2] is not way]
     tied = any(cost < best + _SURE for _, cost, *_ in rivals)

@@ -19,6 +19,7 @@ from prunescope.analysis.shapes.trial import Traced, Trial
 from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
 from prunescope.analysis.shapes.workload import GivenWorkload
 from prunescope.analysis.shapes.writer import Writer
+from prunescope.taxonomy.words import percent
 
 _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
 
@@ -107,6 +108,6 @@ def _note(trial: Trial, writer: Writer) -> str:
     shared = f", on each of {trial.ranks} ranks" if trial.ranks > 1 else ""
     how = "aligned with its layers by order" if trial.by_order else "by module"
     return (
-        f"shapes from the model's config ({trial.model.name}{shared}): {share:.1%} of the time "
-        f"of GEMMs and attention, {how}; {', '.join(rows[:4])}"
+        f"shapes from the model's config ({trial.model.name}{shared}): {percent(share, 1)} of the "
+        f"time of GEMMs and attention, {how}; {', '.join(rows[:4])}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     counted_in_words,
@@ -10,6 +9,7 @@ from prunescope.analysis.verdict.layer_shares import (
     is_routed,
     layer_shares,
 )
+from prunescope.taxonomy.words import percent
 
 
 def detect(e: Evidence) -> Seen | None:

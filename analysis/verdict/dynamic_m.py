@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     EVERY,
@@ -15,6 +14,7 @@ from prunescope.analysis.verdict.layer_shares import (
     layer_shares,
 )
 from prunescope.taxonomy.roles import MLP_ROLES
+from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.layer_shares import (
     attends_to_less,
@@ -10,6 +9,7 @@ from prunescope.analysis.verdict.layer_shares import (
     layer_shares,
     of_attention,
 )
+from prunescope.taxonomy.words import percent
 
 
 def detect(e: Evidence) -> Seen | None:

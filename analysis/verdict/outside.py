@@ -13,10 +13,10 @@ import numpy as np
 
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
 from prunescope.analysis.verdict.reasons import not_comparable_text
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
+from prunescope.taxonomy.words import percent
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
 _OTHER_LINEARS = ("mixer_in", "mixer_out", "experts", "shared_expert")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prunescope.analysis.schema.words import percent
+from prunescope.taxonomy.words import percent
 
 # Kind of a doubt -> the confidence that it leaves, and whether kernels are missing or seem to be.
 WEIGHT = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.zeros import fresh_zeros, of_roles, two_of_four
+from prunescope.taxonomy.words import percent
 
 
 def detect(e: Evidence) -> Seen | None:

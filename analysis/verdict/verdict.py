@@ -16,7 +16,6 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
-from prunescope.analysis.schema.words import percent
 from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
@@ -30,6 +29,7 @@ from prunescope.analysis.verdict.outside import (
 )
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
+from prunescope.taxonomy.words import percent
 
 
 def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:

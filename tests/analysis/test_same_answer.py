@@ -108,7 +108,7 @@ def test_roles_of_a_replay_come_from_the_pass_in_which_it_was_captured(
     assert {"qkv", "o", "gate_up", "down"} <= {g.role for g in phase.gemms}
     assert all(g.m == 32 for g in phase.gemms if g.role in ("qkv", "o", "gate_up", "down"))
     assert phase.busy_ns == alone.busy_ns
-    assert any(note.startswith("100.0% of the time of") for note in phase.notes)
+    assert any(note.startswith("100.0 % of the time of") for note in phase.notes)
 
 
 def test_kernels_without_host_ops_have_kinds_and_no_shapes(

@@ -89,7 +89,7 @@ def test_the_hint_offers_what_can_be_matched() -> None:
 
 
 def test_too_little_is_refused_too() -> None:
-    with pytest.raises(PrunescopeError, match="3.1% is the least that it can remove"):
+    with pytest.raises(PrunescopeError, match="3.1 % is the least that it can remove"):
         solved("static-m", 0.01, "flop")  # one layer of 32 is 3 %
     assert solved("static-m", 0.0, "flop").own == 0
     assert solved("static-m", 0.0, "flop").removed == {"flop": 0, "param": 0, "byte": 0}

@@ -18,6 +18,7 @@ import torch
 
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.student import student
+from prunescope.taxonomy.words import percent
 from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.seatings import place
 from prunescope.tracer.capture.timing import Share, take_share
@@ -58,10 +59,10 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     quiet = disturbed <= _QUIET
     says = (
         f"{MODEL} against its copy, {len(shares)} seatings: with 8 seatings a speedup is known to "
-        f"±{widths[8]:.1%}, {1 + widths[8]:.3f}× is the least that is told from none"
+        f"±{percent(widths[8], 1)}, {1 + widths[8]:.3f}× is the least that is told from none"
     )
     if reasons:
-        says += f"; {disturbed:.0%} of the samples disturbed ({', '.join(reasons)})"
+        says += f"; {percent(disturbed)} of the samples disturbed ({', '.join(reasons)})"
     return TimingCheck(
         check="timing",
         ok=quiet and widths[8] <= _FINE,
@@ -112,7 +113,9 @@ def _advice(widths: dict[int, float], reasons: Counter[str], *, quiet: bool) -> 
         said.append(f"leave the system a core: --threads {num_cores() - 1}")
     if widths[8] > _FINE:
         enough = next((n for n, width in widths.items() if width <= _FINE), None)
-        said.append(f"--seatings {enough} is enough for {_FINE:.0%}" if enough else "--seatings 32")
+        said.append(
+            f"--seatings {enough} is enough for {percent(_FINE)}" if enough else "--seatings 32"
+        )
     if not quiet and hasattr(os, "sched_getaffinity") and num_cores() == (os.cpu_count() or 0) > 2:
         said.append(f"taskset -c 1-{num_cores() - 1} prunescope trace ... pins it")
     return "; ".join(said) or None

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import GROUPS, locate
+from prunescope.taxonomy.words import percent
 from prunescope.tracer.model.layers import decoder_layers
 
 _GEMMS = ("qkv", "o", "gate_up", "down")
@@ -54,7 +55,7 @@ def expert_notes(model: nn.Module) -> list[str]:
     if not share[1]:
         return []
     part = share[1] / sum(share)
-    return [f"the experts, {part:.0%} of the layers' weights, stay dense"]
+    return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
 
 
 def _layer_parameters(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.report import Phase
 from tests.analysis.finding_cases import mm, pointwise, sdpa
+from tests.analysis.findings.test_findings import found
 from tests.chrome import Op, chrome, k, module, op, save, step
 
 SCORES = [16, 512, 512]
@@ -29,31 +30,31 @@ def eager(us: float) -> list[Any]:
     ]
 
 
-def told(tmp_path: Path, *items: Any, others: float = 100) -> Finding | None:
+def ran(tmp_path: Path, *items: Any, others: float = 100) -> Phase:
     layer = "model.layers.0"
     trace = chrome(
         step(0, module(f"{layer}.self_attn", *items), module(f"{layer}.mlp.up_proj", mm(us=others)))
     )
     (phase,) = analyze(save(trace, tmp_path / "t.json")).report.phases.values()
-    return next((f for f in phase.findings if f.id == "unfused-attention"), None)
+    return phase
 
 
 def test_products_and_a_softmax_are_unfused(tmp_path: Path) -> None:
-    found = told(tmp_path, *eager(50))
-    assert found is not None and found.severity == "warning"
-    assert "takes 60 % of the step (151.0 µs)" in found.text  # 151 of 251 us
-    assert found.evidence == [
+    said = found(ran(tmp_path, *eager(50)), "unfused-attention")
+    assert said is not None and said.severity == "warning"
+    assert "takes 60 % of the step (151.0 µs)" in said.text  # 151 of 251 us
+    assert said.evidence == [
         "products: 100.0 µs", "softmax: 50.0 µs", "copies, masks and other work: 1.0 µs",
     ]  # fmt: skip
-    assert found.change is not None and "attn_implementation='sdpa'" in found.change
+    assert said.change is not None and "attn_implementation='sdpa'" in said.change
 
 
 def test_one_that_was_asked_for_as_one_fell_back(tmp_path: Path) -> None:
     shape = [1, 16, 512, 64]
     whole = op("aten::_scaled_dot_product_attention_math", shape, shape, shape, inner=eager(50))
-    found = told(tmp_path, whole)
-    assert found is not None and found.change is not None
-    assert "fell back to its math path" in found.change
+    said = found(ran(tmp_path, whole), "unfused-attention")
+    assert said is not None and said.change is not None
+    assert "fell back to its math path" in said.change
 
 
 @pytest.mark.parametrize(
@@ -62,4 +63,4 @@ def test_one_that_was_asked_for_as_one_fell_back(tmp_path: Path) -> None:
 def test_a_fused_one_a_small_one_and_one_without_softmax_are_not(
     items: list[Any], others: float, tmp_path: Path
 ) -> None:
-    assert told(tmp_path, *items, others=others) is None
+    assert found(ran(tmp_path, *items, others=others), "unfused-attention") is None

@@ -62,7 +62,7 @@ def test_every_graph_launch_is_matched_on_its_own(times: int, pieces: int, tmp_p
     assert rows(phase) == {("q", 512, 2048, 2048, 2 * times), ("down", 512, 2048, 4096, 2 * times)}
     assert {g.role: g.busy_ns for g in phase.gemms} == {"q": 40e3 * times, "down": 60e3 * times}
     assert [g.layers for g in phase.gemms] == [[0, 1], [0, 1]]
-    assert any(note.startswith("100.0% of the time of") for note in phase.notes)
+    assert any(note.startswith("100.0 % of the time of") for note in phase.notes)
     assert report.warnings == []
 
 
@@ -225,7 +225,7 @@ def test_graph_nodes_tell_the_order_of_what_ran_side_by_side(tmp_path: Path) -> 
             event["ts"], begin = begin, begin + event["dur"]
     phase = only(told(tmp_path, trace, model()))
     assert rows(phase) == {("q", 512, 2048, 2048, 4.0), ("down", 512, 2048, 4096, 4.0)}
-    assert any(note.startswith("100.0% of the time of") for note in phase.notes)
+    assert any(note.startswith("100.0 % of the time of") for note in phase.notes)
     for event in kernels:
         del event["args"]["graph node id"]
     assert rows(only(told(tmp_path, trace, model()))) != rows(phase)

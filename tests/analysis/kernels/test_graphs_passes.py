@@ -83,8 +83,8 @@ def test_the_batch_in_annotations_decides(order: tuple[int, ...], tmp_path: Path
     assert shapes(report) == {32}
     assert report.warnings == []
     assert mapped(report) == (
-        "100.0% of the time of 4 replayed kernels was mapped to the eager pass by launch order and "
-        "kernel name, without grids of GEMMs to compare"
+        "100.0 % of the time of 4 replayed kernels was mapped to the eager pass by launch order "
+        "and kernel name, without grids of GEMMs to compare"
     )
 
 
@@ -126,7 +126,7 @@ def test_passes_that_match_as_well_are_not_chosen_from(
     report = told(tmp_path, replay_of(32, step=step), eager)
     assert shapes(report) == {None}
     (warning,) = [w for w in report.warnings if "eager.json" in w]
-    assert "several passes that match 100.0% of the time" in warning
+    assert "several passes that match 100.0 % of the time" in warning
     assert "M = 32 or 64" in warning
     assert "several passes" in mapped(report)
 

@@ -40,7 +40,7 @@ def only(report: Report) -> Phase:
     return phase
 
 
-@pytest.mark.parametrize(("us", "share"), [(21, "48.8%"), (180, "10.0%")])
+@pytest.mark.parametrize(("us", "share"), [(21, "48.8 %"), (180, "10.0 %")])
 def test_of_another_step_nothing_is_taken(us: float, share: str, tmp_path: Path) -> None:
     report = told(tmp_path, us)
     phase = only(report)
@@ -58,7 +58,7 @@ def sized(rows: int, us: float = 20) -> dict[str, Any]:
     return layers(("self_attn.q_proj", gemm), ("mlp.act_fn", silu))
 
 
-@pytest.mark.parametrize(("us", "share"), [(21, "48.8%"), (20, "50.0%")])
+@pytest.mark.parametrize(("us", "share"), [(21, "48.8 %"), (20, "50.0 %")])
 def test_gemms_of_another_batch_are_not_the_ones_replayed(
     us: float, share: str, tmp_path: Path
 ) -> None:
@@ -73,7 +73,7 @@ def test_gemms_of_another_batch_are_not_the_ones_replayed(
         assert shapes == ({128.0} if found is None else set())
 
 
-@pytest.mark.parametrize(("us", "share"), [(20, "50.0%"), (5, "80.0%")])
+@pytest.mark.parametrize(("us", "share"), [(20, "50.0 %"), (5, "80.0 %")])
 def test_between_the_rate_is_a_warning(us: float, share: str, tmp_path: Path) -> None:
     report = told(tmp_path, us)
     (warning,) = [w for w in report.warnings if "eager.json" in w]

@@ -158,10 +158,10 @@ def test_losses_of_another_model_are_said_and_those_that_are_not_there(
     )
     found = rank(request)
     assert [row.family for row in found.by["loss"]] == ["static-nk"]
-    assert "judged up to a loss of 100.0% alone" in found.left_out["static-m"]
+    assert "judged up to a loss of 100.0 % alone" in found.left_out["static-m"]
     assert found.warnings == ["the losses are those of llama-3.2-1b"]
     text = shown_ranking(found)
-    assert "at equal loss: perplexity +120.0%" in text
+    assert "at equal loss: perplexity +120.0 %" in text
     for bad, problem in (
         ({"losses": tmp_path_factory.mktemp("none")}, "tells what it lost"),
         ({"losses": sweep_folder / "absent"}, "there is no folder"),

@@ -216,7 +216,7 @@ def test_a_trace_of_two_devices_is_said(tmp_path: Path) -> None:
     trace["deviceProperties"].append({"id": 1, "name": "NVIDIA A100-SXM4-80GB"})
     (warning,) = analyze(save(trace, tmp_path / "two.json")).report.warnings
     assert "ran on 2 devices" in warning
-    assert "75%" in warning and "1 (NVIDIA A100-SXM4-80GB): 25%" in warning
+    assert "75 %" in warning and "1 (NVIDIA A100-SXM4-80GB): 25 %" in warning
 
 
 def test_categories_of_old_profilers(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.half_width["4"] > found.half_width["8"] > found.half_width["32"]
     assert found.ok is True
     assert found.hint is None
-    assert "±1.0%" in found.says
+    assert "±1.0 %" in found.says
     assert found.disturbed == 0
 
 
@@ -48,7 +48,7 @@ def test_more_seatings_are_named_where_they_suffice(monkeypatch: pytest.MonkeyPa
     """±8 %: 8 seatings give 7.9 %, 16 give 5.0 %, 32 give 3.3 %."""
     monkeypatch.setattr(timing_check, "num_cores", lambda: 1)
     found = made_up(monkeypatch, [0.09, -0.09] * 3)
-    assert "--seatings 32 is enough for 5%" in (found.hint or "")
+    assert "--seatings 32 is enough for 5 %" in (found.hint or "")
 
 
 def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
