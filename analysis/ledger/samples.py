@@ -61,8 +61,11 @@ class Samples:
         return np.asarray(np.exp(self.log_medians @ weights))
 
     def seat_of_step(self, count: int) -> NDArray[np.int64] | None:
-        """The seating of each profiled step; None where it is not known for `count` of them."""
+        """The seating of each profiled step; None where it is not known for `count` of them, and
+        where a seating has none (those of a sweep)."""
         if not self.drawn or len(self.steps) != len(self.seats) or sum(self.steps) != count:
+            return None
+        if 0 in self.steps:
             return None
         return np.repeat(np.arange(len(self.steps)), self.steps)
 

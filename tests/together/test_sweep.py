@@ -41,8 +41,8 @@ phases: [prefill, decode]
 prompt_lens: [16]
 decode_steps: 2
 repeats: 2
-steps: 2
-seatings: 1
+steps: 1
+seatings: 2
 threads: 1
 """
 
@@ -115,6 +115,11 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
     # The phases of a point were run by one object, those of two points by two.
     assert all(len(found) == 1 for found in marks.values())
     assert len(set.union(*marks.values())) == 4
+    for result in results(out):
+        (phase,) = read_run(out / result["run"]).phases.values()
+        # One step, or one loop of two tokens, in all: a capture would have as many a seating.
+        profiled = 1 if result["phase"] == "prefill" else 2
+        assert [seating.steps for seating in phase.seatings] == [0, profiled]
     peaks = [read_run(out / r["run"]).device.peaks for r in results(out)]
     assert all(one is not None and one.reached for one in peaks)  # by the products of each run
     assert len({str(one and replace(one, reached=None)) for one in peaks}) == 1

@@ -69,6 +69,7 @@ class TraceRequest:
     steps: int = 5
     seatings: int = 8
     max_seatings: int | None = None
+    seated_steps: bool = True  # a profiled step in every seating, however few `steps` are
     seed: int = 0
     baseline: Path | None = None
     baseline_model: str | None = None

@@ -54,10 +54,10 @@ class SeatingPart:
 
 
 def parts_of(request: TraceRequest) -> list[SeatingPart]:
-    """One a seating, each with a sample and a profiled step at least."""
+    """One a seating, with a sample at least, and with a profiled step where those are seated."""
     count = request.first_seatings
     repeats = shares(request.repeats, count)
-    steps = shares(max(request.steps, count), count)
+    steps = shares(max(request.steps, count * request.seated_steps), count)
     return [
         SeatingPart(number=i, repeats=repeats[i], steps=steps[i], phases=request.phases)
         for i in range(count)

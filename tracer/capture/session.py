@@ -247,7 +247,8 @@ class _Session:
             return
         steps = {"prefill": part.steps, "decode": self.request.decode_steps}
         warmup = self.request.warmup if part.number == 0 else min(1, self.request.warmup)
-        total = sum(warmup + part.repeats + steps[phase] + 1 for phase in part.phases)
+        profiled = bool(part.steps)
+        total = sum(warmup + part.repeats + profiled * (steps[p] + 1) for p in part.phases)
         more = ", as intervals are wide" if part.number >= len(parts) else ""
         self.progress.stage(f"seating {part.number + 1} of {len(parts)}{more}", total)
 

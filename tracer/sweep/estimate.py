@@ -39,16 +39,17 @@ def estimate_s(
     forward = _Forward(shape, peaks, itemsize)
     seated = min(config.seatings, config.repeats)
     sampled = WARMUP + seated - 1 + config.repeats + 2  # two more count memory
+    passes = min(config.steps, seated)  # of the profiler; the first step of each is thrown away
     total = 0.0
     for result in results:
         if result.phase == "prefill":
             step = forward.seconds("prefill", result.batch, result.prompt_len)
-            profiled = max(config.steps, seated) + seated  # one a seating is thrown away
+            profiled = config.steps + passes
             total += 2 * step * (sampled + _PROFILED * profiled)
         else:
             step = forward.seconds("decode", result.batch, result.prompt_len)
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
-            profiled = seated * (config.decode_steps + 1)
+            profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
         total += _RESULT_S + seated * _SEATING_S
     text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT

@@ -204,6 +204,7 @@ def request_of(
         steps=config.steps,
         seatings=config.seatings,
         max_seatings=config.seatings,
+        seated_steps=False,
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),
