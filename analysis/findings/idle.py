@@ -11,6 +11,7 @@ from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.words import percent
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
+_NAMED = 0.02  # of the wall: worth a line
 
 
 def launch_bound(c: Context) -> Finding | None:
@@ -36,11 +37,21 @@ def launch_bound(c: Context) -> Finding | None:
                 "than dispatch"
             ]
             * bool(other),
+            *_longest(c),
             *[_stacks(stacks)] * bool(stacks),
         ],
         change=_fewer_launches(c),
         predicted_ns=spared if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
     )
+
+
+def _longest(c: Context) -> list[str]:
+    """In what most of the late dispatch was, where the trace names it."""
+    by = c.pruned.frame.group_by("beside").agg(dispatch().sum().alias("ns")).drop_nulls("beside")
+    by = by.sort("ns", "beside", descending=[True, False]).head(2)
+    least = _NAMED * c.pruned.wall
+    steps = c.pruned.num_steps
+    return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
 
 
 def _stacks(calls: int) -> str:

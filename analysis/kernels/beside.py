@@ -1,4 +1,4 @@
-"""What the host was in while the device waited for it: an annotation, or a frame of Python.
+"""What the host was in while the device waited for it: an annotation, a frame of Python, a long op.
 
 In: a trace, its linked rows and the host's part of each gap (ns). Out: a name for each row, or
 None. Names come from the trace; a frame is shown by its function, without paths.
@@ -23,11 +23,12 @@ _STEP = re.compile(r"ProfilerStep#\d+$")
 _FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 _ENOUGH = 0.5  # of the host's part of a gap
+_LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 
 
 def beside(trace: Trace, linked: Linked, host: Ints) -> list[str | None]:
-    """The innermost annotation or frame that holds at least half of the host's part of a gap, on
-    the launching thread, else on any. Steps are no answer."""
+    """The innermost annotation, frame or long op that holds at least half of the host's part of a
+    gap, on the launching thread, else on any. Steps are no answer."""
     out: list[str | None] = [None] * len(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
@@ -46,14 +47,14 @@ def beside(trace: Trace, linked: Linked, host: Ints) -> list[str | None]:
 
 
 def _spans(trace: Trace) -> tuple[Ints, Ints, Ints, list[str]]:
-    """Annotations, frames and what older profilers wrote among the ops: begin, end, thread and
-    name."""
+    """Annotations, also those that older profilers wrote among the ops, frames and long ops: begin,
+    end, thread and name."""
     shown = [_shown(name) for name in trace.names]
     noted = np.array(["#" in name and "::" not in name for name in trace.names], bool)
     tables = [
         (trace.marks, np.arange(len(trace.marks["ts"]))),
         (trace.frames, np.arange(len(trace.frames["ts"]))),
-        (trace.ops, np.flatnonzero(noted[trace.ops["name"]])),
+        (trace.ops, np.flatnonzero(noted[trace.ops["name"]] | (trace.ops["dur"] >= _LONG_OP))),
     ]
     tables = [
         (table, rows[[shown[i] is not None for i in table["name"][rows]]] if len(rows) else rows)

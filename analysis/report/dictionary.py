@@ -102,7 +102,7 @@ FRAME: dict[str, str] = {
     "idle_held": "part after the launch, longer than any launch takes",
     "idle_device": "the gap, where it was launched in time",
     "idle_unknown": "the gap, where no launch is known",
-    "beside": "annotation or frame of Python that the host was in for half of its part of the gap",
+    "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
     "host_ns": "host time from the launch before, by any thread, to this one",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",

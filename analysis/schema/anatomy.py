@@ -45,8 +45,8 @@ class HostTime(msgspec.Struct, kw_only=True):
 class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
     computed (a product on the host), op, nothing (that was recorded), held, device, unknown;
-    `beside`: the annotation or frame of Python that the host was in for at least half of its part
-    of a gap."""
+    `beside`: the annotation, frame of Python or long op that the host was in for at least half of
+    its part of a gap."""
 
     doing: str
     beside: str | None

@@ -114,6 +114,26 @@ def test_a_product_of_the_host_is_no_dispatch(name: str, tmp_path: Path, *, comp
         assert work.evidence == ["80.0 µs in matrix products that the host computed itself"]
 
 
+@pytest.mark.parametrize(("us", "named"), [(1400, True), (900, False)])
+def test_an_op_that_takes_far_longer_than_a_dispatch_is_named(
+    us: int, tmp_path: Path, *, named: bool
+) -> None:
+    """As `unflatten_dense_tensors` of 470 parameters, within a hook of the data's parallelism."""
+    trace = late(chrome(step(0, MM, gap(us=1800, launch=True), MM)))
+    first = min((e for e in trace["traceEvents"] if e["cat"] == "kernel"), key=lambda e: e["ts"])
+    at = {"ph": "X", "pid": 1, "tid": 1, "ts": first["ts"] + first["dur"] + 300}
+    op_ = {**at, "cat": "cpu_op", "name": "aten::unflatten_dense_tensors", "dur": us, "args": {}}
+    around = {**at, "cat": "user_annotation", "name": "hook", "ts": at["ts"] - 1, "dur": 1600}
+    trace["traceEvents"] += [op_, {**around, "args": {}}]
+    phase = told(save(trace, tmp_path / "t.json"))
+    assert phase.anatomy is not None
+    beside = {one.beside for one in phase.anatomy.idle if one.ns > 100_000}
+    assert beside == {"aten::unflatten_dense_tensors" if named else "hook"}
+    bound = finding(phase, "launch-bound")
+    assert bound is not None
+    assert any("of it in aten::unflatten" in line for line in bound.evidence) == named
+
+
 def test_a_graph_waits_for_products_of_the_host(tmp_path: Path) -> None:
     """5 of 90 us are a product of the host: a graph of the rest needs it on the device."""
     phase = told(save(in_a_call("aten::bmm", 5, cat="cpu_op"), tmp_path / "t.json"))
