@@ -1,14 +1,16 @@
 """Does the tool say what is known? A model against itself, with a wait of 2 ms, without a layer.
 
-    python benchmarks/same.py capture [--model NAME] [--case CASE] [--captures N] --out FOLDER
+    python benchmarks/same.py capture [--model NAME] [--case CASE] [--captures N] [--busy N]
+        --out FOLDER
     python benchmarks/same.py costs --out FOLDER
     python benchmarks/same.py places [--model NAME] --out FOLDER
     python benchmarks/same.py report FOLDER [--out FILE]
 
 `capture` appends a line a capture to FOLDER/MODEL.jsonl and may be called again and again; `report`
 writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
-ledger tells it. `costs` measures what a record costs, and what the wait does to a plain loop. Give
-it the machine. `places` compares seatings with new processes.
+ledger tells it. `--busy` has so many loops run beside it for a part of the time. `costs` measures
+what a record costs, and what the wait does to a plain loop. Give it the machine. `places` compares
+seatings with new processes.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +37,7 @@ from same_costs import WAIT_NS, busy_wait, costs, told  # noqa: E402
 from same_places import places, spread  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import torch
 
@@ -55,6 +59,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "waiting": ("same:waiting", {}, {"launch_idle": WAIT_NS}),
     "gone": ("static-m", {"sparsity": 0.05, "knobs": {"layers": "3"}}, {}),
 }
+BESIDE = ("", "one busy loop, 8 of 14 s", "two busy loops, 8 of 14 s")
+_LOOP = """
+import time
+while True:
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        pass
+    time.sleep(6)
+"""
 WORDS = {
     "same": "nothing was done",
     "waiting": "the first layer waits 2 ms in Python",
@@ -83,7 +96,9 @@ def main() -> None:
     one.add_argument("--case", choices=CASES, default="same")
     one.add_argument("--captures", type=int, default=24, help="of this model and case, in all")
     one.add_argument("--minutes", type=float, default=60.0, help="begin none after so long")
-    one.add_argument("--beside", default="", help="what else runs meanwhile, for the page")
+    one.add_argument(
+        "--busy", type=int, default=0, choices=range(3), help="busy loops beside it, 8 of 14 s"
+    )
     one.add_argument("--out", type=Path, required=True)
     commands.add_parser("costs").add_argument("--out", type=Path, required=True)
     where = commands.add_parser("places")
@@ -116,7 +131,7 @@ def capture(options: Any) -> None:
     for number in range(len(ours), options.captures):
         if time.monotonic() > end:
             break
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _busy(options.busy):
             found = _captured(options, number, Path(folder) / "run")
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(found) + "\n")
@@ -124,8 +139,20 @@ def capture(options: Any) -> None:
         sys.stderr.write(f"{options.model} {options.case} {number}: {told}\n")
 
 
+@contextmanager
+def _busy(loops: int) -> Iterator[None]:
+    """Processes that compute for 8 s and rest for 6, again and again."""
+    running = [subprocess.Popen([sys.executable, "-c", _LOOP]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def _wanted(options: Any) -> tuple[str, str, str]:
-    return options.model, options.case, options.beside
+    return options.model, options.case, BESIDE[options.busy]
 
 
 def _key(line: dict[str, Any]) -> tuple[str, str, str]:
@@ -144,7 +171,7 @@ def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": options.model,
         "case": options.case,
-        "beside": options.beside,
+        "beside": BESIDE[options.busy],
         "seconds": round(time.perf_counter() - begun, 1),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -183,8 +183,9 @@ def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
     """The products among the ops `rows` of a thread that launched nothing: the host ran them.
     `calls`: when the thread made calls."""
     ops = trace.ops
-    product = np.array([op_kind(name, None) in _PRODUCTS for name in trace.names], bool)
-    rows = rows[product[ops["name"][rows]] & ~np.isin(rows, launching)]
+    names = np.unique(ops["name"][rows]).tolist()
+    products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
+    rows = rows[np.isin(ops["name"][rows], products) & ~np.isin(rows, launching)]
     calls = np.sort(calls)
     begin, end = ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows]
     alone = np.searchsorted(calls, begin) == np.searchsorted(calls, end)
