@@ -19,6 +19,11 @@ _PLAIN = re.compile(
 )
 
 
+# CUTLASS's fused attention takes fp32 apart into TF32 there, three products for one
+# (OpMultiplyAddFastF32, from compute capability 8.0 on).
+_IN_THREE = r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d"
+
+
 def on_plain_cores(name: str) -> bool:
     """Whether a GEMM kernel's name says CUDA cores."""
     return _PLAIN.search(name) is not None
@@ -27,3 +32,8 @@ def on_plain_cores(name: str) -> bool:
 def in_tf32(name: pl.Expr) -> pl.Expr:
     """Whether a kernel of an fp32 op multiplies on matrix units: those take fp32 as TF32."""
     return name.str.contains(_MATRIX)
+
+
+def in_three_tf32(name: pl.Expr) -> pl.Expr:
+    """Whether a kernel of an fp32 op makes three products of TF32 for each."""
+    return name.str.contains(_IN_THREE)

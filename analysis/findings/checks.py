@@ -50,6 +50,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     trust.clocks_apart,
     idle.launch_bound,
     idle.host_work,
+    idle.host_lead,
     idle.host_waits,
     idle.held_back,
     time.dispatch_bound,
@@ -85,7 +86,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
 TIMED = frozenset({"below-break-even", "launch-bound", "no-speedup", "sparse-without-gain"})
 
 # Findings on who waited for whom, which the clocks of host and device must agree on.
-WAITS = frozenset({"launch-bound", "host-work", "host-waits", "held-back"})
+WAITS = frozenset({"launch-bound", "host-work", "host-lead", "host-waits", "held-back"})
 
 # Findings on what pruning did to the dense step: nothing where the sides ran something else.
 COMPARES = frozenset({

@@ -30,15 +30,15 @@ def launch_bound(c: Context) -> Finding | None:
         f"(it idles for {percent(phase.gap_ns / phase.wall_ns)}); smaller kernels cannot make that "
         "faster",
         evidence=[
-            f"in {ms(spared)} of {ms(phase.gap_ns)} idle time the host ran ops, made calls, or "
-            "little of either, before a launch that began after the device ran dry",
+            *[_stacks(stacks)] * bool(stacks),
+            f"in {ms(spared)} of {ms(phase.gap_ns)} idle time the host ran ops or made calls, or "
+            "neither for less than 1 ms, before a launch that began after the device ran dry",
+            *_longest(c),
             *[
                 f"in {ms(other)} more it loaded data, computed products itself, or did other work "
                 "than dispatch"
             ]
             * bool(other),
-            *_longest(c),
-            *[_stacks(stacks)] * bool(stacks),
         ],
         change=_fewer_launches(c),
         predicted_ns=spared if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
@@ -75,7 +75,7 @@ def _fewer_launches(c: Context) -> str:
     )
     stops = c.pruned.stops
     first = f", once the {stops} of a step are gone: no graph holds them" if stops else ""
-    if c.pruned.frame["idle_computed"].sum():
+    if c.pruned.frame["idle_computed"].sum() >= _NAMED * c.pruned.wall:
         first = f", once the products that the host computes run on the device{first}"
     return f"capture the step in a CUDA graph ({way}){first}, or batch more"
 
@@ -112,6 +112,30 @@ def host_work(c: Context) -> Finding | None:
         "(DataLoader: num_workers, prefetch_factor, persistent_workers)"
         if loads
         else "move that work off the path of the step, or onto the device",
+        predicted_ns=None,
+    )
+
+
+def host_lead(c: Context) -> Finding | None:
+    """Before the one step's first event on the device the host works for long: no wall has it."""
+    linked = c.pruned.linked
+    if c.pruned.num_steps > 1 or c.pruned.windows.source == "whole" or linked.lead_ns is None:
+        return None
+    idle = linked.lead_ns - (linked.lead_busy_ns or 0)
+    whole = c.phase.wall_ns + linked.lead_ns
+    if not c.pruned.on_device or idle < _MUCH * whole:
+        return None
+    return Finding(
+        id="host-lead",
+        severity="warning",
+        text=f"the step begins with {ms(idle)} on the host in which the device runs nothing "
+        f"({percent(idle / whole)} of the step with it), and the wall leaves it out",
+        evidence=[
+            f"the step's annotation begins {ms(linked.lead_ns)} before its first event on the "
+            "device"
+        ],
+        change="look at what the host does there (data, preprocessing, a first call of a kernel), "
+        "or profile several steps: the wall of each after the first has it",
         predicted_ns=None,
     )
 

@@ -26,12 +26,21 @@ def notes(kernels: Kernels) -> list[str]:
         said.append(
             f"{replayed} kernels were launched by graph replays and have no op: {_whence(kernels)}"
         )
+    if _in_whole_us(kernels):
+        said.append("every time of the trace is a whole µs: a short kernel's is off by up to one")
     if not kernels.calls:
         said.append(f"no host ops in the trace: kinds come from kernel names, {_unknown(kernels)}")
     if kernels.roles_from == "order":
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
     return said + _hidden(kernels) + _communication(kernels)
+
+
+def _in_whole_us(kernels: Kernels) -> bool:
+    """Whether the profiler wrote no fraction of a µs, as those of some years ago."""
+    frame = kernels.frame
+    times = (frame["start"] - frame["start"].min(), frame["duration"]) if len(frame) else ()
+    return bool(times) and all(bool((ns % 1000 == 0).all()) for ns in times)
 
 
 def _whence(kernels: Kernels) -> str:
@@ -74,7 +83,7 @@ def _communication(kernels: Kernels) -> list[str]:
     return [
         "communication kernels run until the last rank has come: the "
         f"{ms(busy / kernels.num_steps)} of them that count as busy hold the wait for other ranks, "
-        "which one trace does not tell apart (analyze a folder of all ranks)"
+        "which the trace of one rank does not tell apart"
     ]
 
 

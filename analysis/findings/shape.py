@@ -116,9 +116,16 @@ def _within(c: Context, g: _Group, axis: str, value: int, saved: float) -> str:
     if fit is None or fit.spread is None:
         return ""
     n, k = (value, g.new.k) if axis == "N" else (g.new.n, value)
-    off = spread_at(fit.spread, Gemm(g.old.m, n, k), g.old)
+    now, was = (g.new.n, g.old.n) if axis == "N" else (g.new.k, g.old.k)
+    anchor = g.new if _is_aligned(now, was) else g.old  # whose time the prediction starts from
+    off = spread_at(fit.spread, Gemm(anchor.m, n, k), anchor)
     low, high = (g.busy - (g.busy - saved) * math.exp(x) for x in (off, -off))
-    return f" [{ms(low)}, {ms(high)}]"
+    return f" (95 %: {ms(low)} to {ms(high)})"
+
+
+def _is_aligned(now: int, was: int) -> bool:
+    """Whether a dimension is aligned, or was no better in the dense model."""
+    return now % ALIGNED == 0 or was % ALIGNED != 0
 
 
 def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
@@ -130,7 +137,7 @@ def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
 
     axis = "K" if g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n) else "N"
     now, was = (g.new.k, g.old.k) if axis == "K" else (g.new.n, g.old.n)
-    aligned = now % ALIGNED == 0 or was % ALIGNED != 0
+    aligned = _is_aligned(now, was)
     if axis == "K" and aligned:
         return None
 

@@ -1,7 +1,9 @@
 """Which rank the others wait for: in, phases and kernels frames of several ranks; out, a finding.
 
 A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
-it: the others' time in communication beyond that is waiting. Times are ns a step.
+it: the others' time in communication beyond that is waiting. Beside it the imbalance (own work over
+the mean of all), and what its step has more of than that of the rank in the middle, in parts that
+sum. Times are ns a step.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from prunescope.analysis.schema.report import Finding, Phase
 from prunescope.analysis.timeline.link import cover
 from prunescope.taxonomy.words import percent
 
+_PARTS = 5  # of a difference between two ranks
 _WORTH = 0.02  # of the wall of the slow rank
 _SAME = 0.5  # of the kernels of a step: pipeline stages differ by less
 
@@ -53,6 +56,7 @@ def with_straggler(
     if found is None:
         return dict(phases), []
     slow, finding = found
+    finding.evidence.insert(0, _against(slow, _usual(slow, times), phases, frames))
     first = [f for f in phases[slow].findings if f.severity == "critical"]
     rest = [f for f in phases[slow].findings if f.severity != "critical"]
     marked = msgspec.structs.replace(phases[slow], findings=[*first, finding, *rest])
@@ -108,7 +112,9 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
     )
     if mean > 0:
         text += f", which wait {ms(mean)} for it in communication"
-    lines = [
+    mean_own = statistics.fmean(t.own for t in times)
+    lines = [f"imbalance: its own work is {slow.own / mean_own:.2f} × the mean of all ranks"]
+    lines += [
         f"{t.name}: wall {ms(t.wall)}, own {ms(t.own)}, communication {ms(t.comm)}"
         for t in sorted(times, key=lambda t: -t.own)[:8]
     ]
@@ -123,6 +129,37 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
         predicted_ns=behind,
     )
     return slow.name, finding
+
+
+def _usual(slow: str, times: list[RankTime]) -> str:
+    """The rank in the middle of the others, by own work."""
+    others = sorted((t for t in times if t.name != slow), key=lambda t: (t.own, t.name))
+    return others[(len(others) - 1) // 2].name
+
+
+def _against(
+    slow: str, usual: str, phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
+) -> str:
+    """By how much a step of the slow rank is longer than that of the usual one, by kind of kernel
+    and idle time: the parts sum to the difference of the walls."""
+    parts: dict[str, float] = {}
+    for name, sign in ((slow, 1), (usual, -1)):
+        phase = phases[name]
+        busy = frames[name].group_by("kind").agg(pl.col("busy").sum())
+        for kind, ns in busy.iter_rows():
+            parts[kind] = parts.get(kind, 0.0) + sign * ns / phase.steps
+        parts["idle"] = parts.get("idle", 0.0) + sign * (phase.gap_ns + phase.tail_ns)
+    order = sorted(parts, key=lambda part: (-abs(parts[part]), part))
+    shown = {part: parts[part] for part in order[:_PARTS]}
+    if rest := [parts[part] for part in order[_PARTS:]]:
+        shown["the rest"] = sum(rest)
+    split = ", ".join(f"{part} {_signed(ns)}" for part, ns in shown.items())
+    whole = phases[slow].wall_ns - phases[usual].wall_ns
+    return f"wall {_signed(whole)} against {usual}, the median of the others: {split}"
+
+
+def _signed(ns: float) -> str:
+    return f"{'−' if ns < 0 else '+'}{ms(abs(ns))}"
 
 
 def _union(frame: pl.DataFrame) -> int:

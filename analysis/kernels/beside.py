@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked
@@ -17,6 +18,8 @@ from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
 
 LOADER = r"(?i)data_?loader|__next__"  # names of what waits for the next batch
+_LOADER = re.compile(LOADER)
+Table = dict[str, Ints]
 _MOST = 100  # gaps that are looked at, the longest first
 _LEAST = 20_000  # ns: shorter gaps lie between two launches of one op
 _STEP = re.compile(r"ProfilerStep#\d+$")
@@ -26,27 +29,30 @@ _ENOUGH = 0.5  # of the host's part of a gap
 _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 
 
-def beside(trace: Trace, linked: Linked, host: Ints) -> list[str | None]:
+def beside(trace: Trace, linked: Linked, host: Ints, blocks: Table) -> list[str | None]:
     """The innermost annotation, frame or long op that holds at least half of the host's part of a
-    gap, on the launching thread, else on any. Steps are no answer."""
+    gap, on the launching thread, else on any; a data loader before what runs inside of it. Steps
+    are no answer, nor is an op with one of `blocks` in it: calls that copy, or wait."""
     out: list[str | None] = [None] * len(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
     if not len(rows):
         return out
-    begin, end, thread, names = _spans(trace)
+    begin, end, thread, names = _spans(trace, blocks)
+    loads = np.array([_LOADER.search(name) is not None for name in names], bool)
     for row in rows.tolist():
         first = linked.start[row] - linked.gap[row]
         held = np.minimum(end, linked.start[row]) - np.maximum(begin, first)
         near = np.flatnonzero(held >= _ENOUGH * host[row])
         own = near[thread[near] == linked.thread[row]]
         found = own if len(own) else near
+        found = found[loads[found]] if loads[found].any() else found
         if len(found):
             out[row] = names[int(found[np.argmin(end[found] - begin[found])])]
     return out
 
 
-def _spans(trace: Trace) -> tuple[Ints, Ints, Ints, list[str]]:
+def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:
     """Annotations, also those that older profilers wrote among the ops, frames and long ops: begin,
     end, thread and name."""
     shown = [_shown(name) for name in trace.names]
@@ -54,7 +60,7 @@ def _spans(trace: Trace) -> tuple[Ints, Ints, Ints, list[str]]:
     tables = [
         (trace.marks, np.arange(len(trace.marks["ts"]))),
         (trace.frames, np.arange(len(trace.frames["ts"]))),
-        (trace.ops, np.flatnonzero(noted[trace.ops["name"]] | (trace.ops["dur"] >= _LONG_OP))),
+        (trace.ops, np.flatnonzero(noted[trace.ops["name"]] | _long_ops(trace.ops, blocks))),
     ]
     tables = [
         (table, rows[[shown[i] is not None for i in table["name"][rows]]] if len(rows) else rows)
@@ -65,6 +71,15 @@ def _spans(trace: Trace) -> tuple[Ints, Ints, Ints, list[str]]:
     thread = np.concatenate([table["thread"][rows] for table, rows in tables])
     names = [shown[i] or "" for table, rows in tables for i in table["name"][rows].tolist()]
     return begin, end, thread, names
+
+
+def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
+    """Ops that the host itself was long in, with no call inside that copies or waits."""
+    long = ops["dur"] >= _LONG_OP
+    for row in np.flatnonzero(long).tolist():
+        at = blocks["ts"][blocks["thread"] == ops["thread"][row]]
+        long[row] = not ((ops["ts"][row] <= at) & (at < ops["ts"][row] + ops["dur"][row])).any()
+    return long
 
 
 def _shown(name: str) -> str | None:

@@ -17,6 +17,7 @@ from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
+_SHOWN = 60  # characters of a call's name
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 _FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
 _RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
@@ -29,15 +30,19 @@ class Stops:
 
     waits: float = 0.0
     copies: float = 0.0
+    by: str = ""  # the call that most of the waits are
 
     def __bool__(self) -> bool:
         """Whether there are more of a kind than the one in which the host fetches a result."""
         return max(self.waits, self.copies) > 1
 
     def __str__(self) -> str:
-        """`10 waits and 1 copy`."""
-        kinds = ((self.waits, "wait", "waits"), (self.copies, "copy", "copies"))
-        return " and ".join(f"{n:g} {one if n == 1 else more}" for n, one, more in kinds if n)
+        """`10 waits (cudaStreamSynchronize) and 1 copy`."""
+        by = f" ({self.by})" if self.by else ""
+        kinds = ((self.waits, "wait", "waits", by), (self.copies, "copy", "copies", ""))
+        return " and ".join(
+            f"{n:g} {one if n == 1 else more}{which}" for n, one, more, which in kinds if n
+        )
 
 
 def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
@@ -63,7 +68,9 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
+    waited = calls["name"][sync & (step >= 0)]
     return Stops(
+        by=trace.names[int(np.bincount(waited).argmax())][:_SHOWN] if len(waited) else "",
         waits=_median(step[sync], len(windows)),
         copies=_median(step[blocks | (copy & ~later)], len(windows)),
     )

@@ -65,7 +65,7 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload tell
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
-    sdpa_math: bool = False  # whether scaled_dot_product_attention ran as products
+    sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
     apart: Apart | None = None  # the clocks of host and device, where they are seen to differ
     # weight of what was recorded behind the last row of each step (timeline/observer.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -183,10 +183,17 @@ def build(
         stops=stops_within(trace, windows, linked),
         tokens=told.tokens,
         modules=modules_that_ran(trace),
-        sdpa_math=any(name.startswith(_SDPA_MATH) for name in trace.names),
+        sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
         recorded_after=observer.after,
     )
+
+
+def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:
+    """Of an op, by the begin of its name."""
+    ids = [i for i, one in enumerate(trace.names) if one.startswith(name)]
+    began = trace.ops["ts"][np.isin(trace.ops["name"], ids)]
+    return int((windows.step_of(began) >= 0).sum()) / max(1, len(windows))
 
 
 def _devices(trace: Trace, linked: Linked) -> list[str]:

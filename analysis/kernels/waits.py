@@ -2,13 +2,14 @@
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
-host was in (an annotation or a Python frame); `host_ns` since the launch before, by any thread.
+host was in (an annotation, a Python frame, a long op); `host_ns` since any thread launched before.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -64,11 +65,13 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     else:
         parts["op"] = gap
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
-    named = beside(trace, linked, late_host) if trace.on_device else [None] * len(gap)
+    places: list[str | None] = [None] * len(gap)
+    if trace.on_device:
+        places = beside(trace, linked, late_host, _blocking(trace))
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
-        beside=pl.Series(named, dtype=pl.String),
+        beside=pl.Series(places, dtype=pl.String),
         host_ns=pl.Series(host_ns),
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 
@@ -152,11 +155,22 @@ def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     return found[names]
 
 
+def _calls(trace: Trace) -> dict[str, Ints]:
+    """All runtime calls: begin, duration, name, thread."""
+    return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
+
+
+def _blocking(trace: Trace) -> dict[str, Ints]:
+    """Those that copy, or wait for the device."""
+    calls = _calls(trace)
+    rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
+    return {name: column[rows] for name, column in calls.items()}
+
+
 def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans]]:
     """What a thread was in, each with all that goes before it: an instant inside of several counts
     for the first. `launching`: ops known to have launched something."""
-    ops = trace.ops
-    calls = {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
+    ops, calls = trace.ops, _calls(trace)
     own = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][own]
     copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
@@ -180,16 +194,28 @@ def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans
 
 
 def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
-    """The products among the ops `rows` of a thread that launched nothing: the host ran them.
-    `calls`: when the thread made calls."""
+    """The products among the ops `rows` of a thread that the host ran itself: nothing was launched
+    within, as far as calls, links and ids tell, and they have something to multiply. `calls`: when
+    the thread made calls."""
     ops = trace.ops
     names = np.unique(ops["name"][rows]).tolist()
     products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
-    rows = rows[np.isin(ops["name"][rows], products) & ~np.isin(rows, launching)]
-    calls = np.sort(calls)
+    empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
+    known = np.isin(rows, launching) | np.isin(ops["external"][rows], _ids(trace))
+    made = np.sort(np.concatenate([calls, ops["ts"][rows[known]]]))
+    rows = rows[np.isin(ops["name"][rows], products) & ~np.isin(ops["call"][rows], empty)]
     begin, end = ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows]
-    alone = np.searchsorted(calls, begin) == np.searchsorted(calls, end)
-    return np.asarray(rows[alone])
+    return np.asarray(rows[np.searchsorted(made, begin) == np.searchsorted(made, end)])
+
+
+def _is_empty(shape: Any) -> bool:
+    return isinstance(shape, tuple) and 0 in shape
+
+
+def _ids(trace: Trace) -> Ints:
+    """Of the ops that device events name."""
+    ids = np.unique(trace.device["external"])
+    return np.asarray(ids[ids > 0])
 
 
 def is_op(trace: Trace) -> Mask:

@@ -224,8 +224,8 @@ def interval(replicates: Floats) -> list[float]:
 
 def halves(units: Units, domain: Domain) -> Split | None:
     """Dense against dense, one replicate a way to split the dense seatings in halves, or the steps
-    where placement was not drawn (all ways, or 50 at random); the samples are split with them. None
-    with one step."""
+    where not every seating has one (all ways, or 50 at random); the samples are split with them.
+    None with one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
@@ -240,12 +240,23 @@ def halves(units: Units, domain: Domain) -> Split | None:
     else:
         of_step = weights
         if domain.unprofiled:
-            walls = _half_medians(draw, domain.dense.ns, weights[0].shape[1])
+            walls = _half_walls(draw, domain.dense, weights[0].shape[1])
     twins = replace(units, pruned=units.dense)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(twins, *of_step)
     return split(twins, same, _scaled(t, walls, twins, domain))
+
+
+def _half_walls(
+    draw: np.random.Generator, samples: Samples, ways: int
+) -> tuple[Floats, Floats] | None:
+    """W of one half of the samples and of the other: of seatings where they were drawn."""
+    if not samples.drawn:
+        return _half_medians(draw, samples.ns, ways)
+    one, other = _half_weights(draw, len(samples.seats))
+    pick = draw.integers(0, one.shape[1], ways)
+    return samples.walls(one[:, pick]), samples.walls(other[:, pick])
 
 
 def _half_weights(draw: np.random.Generator, count: int) -> tuple[Floats, Floats]:

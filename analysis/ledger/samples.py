@@ -62,7 +62,7 @@ class Samples:
 
     def seat_of_step(self, count: int) -> NDArray[np.int64] | None:
         """The seating of each profiled step; None where it is not known for `count` of them, and
-        where a seating has none (those of a sweep)."""
+        where a seating has none (in sweeps, and in blocks of one seating)."""
         if not self.drawn or len(self.steps) != len(self.seats) or sum(self.steps) != count:
             return None
         if 0 in self.steps:

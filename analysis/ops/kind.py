@@ -99,6 +99,7 @@ _FUSED = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm"
           "gather_scatter")  # fmt: skip
 # Libraries whose name says what others of their kernels do.
 _LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?")
+_CUSTOM = re.compile(r"(?!aten::|prim::|torch::|autograd::)\w+::")
 # Beyond this a name is template arguments; a bound keeps hostile names cheap.
 _NAME_LIMIT = 1000
 
@@ -111,6 +112,8 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     """
     by_name = kernel_kind(kernel) if kernel else "unknown"
     by_op = op_kind(op, call)
+    if by_op == by_name == "unknown" and op is not None and _CUSTOM.match(op):
+        return kernel_kind(op)  # whoever wrote an op of their own named what it does
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:

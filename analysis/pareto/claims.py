@@ -36,8 +36,9 @@ def _compared(found: Pareto) -> Iterator[str]:
     )
     text = subject.text or {}
     yield (
-        "Measured: speedup = dense ÷ pruned medians of unprofiled samples, both models taking"
-        " turns; loss = perplexity of the very model that was timed ÷ that of dense − 1, on"
+        "Measured: speedup = dense ÷ pruned, means over seatings of the medians of unprofiled"
+        " samples, both models taking turns; loss = perplexity of the very model that was timed ÷"
+        " that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}."
     )

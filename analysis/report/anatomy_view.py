@@ -77,7 +77,8 @@ def _fit(anatomy: Anatomy) -> str:
     fit = anatomy.fit
     if fit is None:
         return ""
-    spread = "" if fit.spread is None else f", ±{numbers.percent(fit.spread)} a factor e in shape"
+    apart = ", and two of them that lie a factor e apart in M·N·K differ in that by "
+    spread = "" if fit.spread is None else f"{apart}{numbers.percent(fit.spread)}"
     return (
         f"{fit.gemms} distinct GEMMs take {fit.factor:.2f} times what tile, wave and roofline "
         f"predict{spread}"
@@ -167,8 +168,8 @@ def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
         for one in shown
     ]
     notes = [
-        "Host time is that since the launch before, by any thread; the device waits where a launch "
-        "began after it had run dry."
+        "Host time is that since the launch before, by any thread: the first of a step has none. "
+        "The device waits where a launch began after it had run dry."
         + " The clocks of host and device are apart: that wait is doubtful."
         * is_skewed
     ]

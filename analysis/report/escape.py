@@ -34,7 +34,7 @@ _LATEX = {
     "µ": r"\ensuremath{\mu}", "Σ": r"\ensuremath{\Sigma}", "≥": r"\ensuremath{\geq}",
     "≤": r"\ensuremath{\leq}", "≈": r"\ensuremath{\approx}", "→": r"\ensuremath{\to}",
     "−": r"\ensuremath{-}", "±": r"\ensuremath{\pm}", "–": r"\textendash{}", "…": r"\dots{}",
-    "≠": r"\ensuremath{\neq}", "†": r"\dag{}", "ᵀ": r"\ensuremath{^{T}}",
+    "≠": r"\ensuremath{\neq}", "†": r"\dag{}", "‡": r"\ddag{}", "ᵀ": r"\ensuremath{^{T}}",
 }  # fmt: skip
 # Typewriter type holds these itself; the commands take them from a font that it has no shape of.
 _TYPEWRITER = {

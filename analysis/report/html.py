@@ -56,6 +56,7 @@ def render_html(report: Report) -> str:
         lines=[sentences.against(report), device_sentence.device(report)],
         tool=report.tool,
         warnings=sentences.warnings(report),
+        no_finding=sentences.NO_FINDING,
         phases=[phase_view(name, slugs[name], phase) for name, phase in report.phases.items()],
         script=script,
         digest=digest,

@@ -42,13 +42,14 @@ def _phase(phase: Phase) -> Iterator[str]:
     for line in sentences.opening(phase):
         yield f"- {text(line)}"
     yield ""
-    if phase.findings:
-        yield "### Findings"
-        yield ""
-        for item in phase.findings:
-            yield f"- **{text(item.severity)}**: {text(sentences.finding(item))}"
-            yield from (f"  - {text(fact)}" for fact in item.evidence)
-        yield ""
+    yield "### Findings"
+    yield ""
+    for item in phase.findings:
+        yield f"- **{text(item.severity)}**: {text(sentences.finding(item))}"
+        yield from (f"  - {text(fact)}" for fact in item.evidence)
+    if not phase.findings:
+        yield text(sentences.NO_FINDING)
+    yield ""
     for table in tables(phase):
         yield from table_lines(table)
     yield "### What was measured"

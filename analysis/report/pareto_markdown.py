@@ -153,11 +153,11 @@ def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
         _pair(point.realised_ci95, "{:.2f}"),
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
         percent(loss.perplexity_rel, signed=True),
-        _pair(loss.ci95, "{:+.1%}"),
+        _percents(loss.ci95),
         *(
             (
                 percent(loss.perplexity_rel_recovered, signed=True),
-                _pair(loss.recovered_ci95, "{:+.1%}"),
+                _percents(loss.recovered_ci95),
             )
             if shown.recovered
             else ()
@@ -170,7 +170,7 @@ def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
         *(
             (
                 percent(_known(loss.tasks_signed), signed=True),
-                _pair(_known(loss.tasks_signed_ci95), "{:+.1%}"),
+                _percents(_known(loss.tasks_signed_ci95)),
                 percent(_known(loss.tasks_absolute)),
             )
             if shown.tasks
@@ -253,6 +253,13 @@ def _pair(interval: Sequence[float] | None, form: str) -> str:
     if not interval:
         return UNKNOWN
     return f"[{form.format(interval[0])}, {form.format(interval[1])}]"
+
+
+def _percents(interval: Sequence[float] | None) -> str:
+    if not interval:
+        return UNKNOWN
+    low, high = (percent(share, signed=True) for share in interval)
+    return f"[{low}, {high}]"
 
 
 def _known(value: T | msgspec.UnsetType) -> T | None:

@@ -26,6 +26,8 @@ MEMORY = (
     ("peak_memory_bytes", "peak memory"),
 )
 
+NO_FINDING = "none: no rule holds here; the tables have where the time goes"
+
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 
@@ -246,10 +248,10 @@ def bounds(phase: Phase) -> str:
         for name in ("compute", "memory", "latency", "unknown")
         if phase.bound.get(name)
     )
-    text = (
-        "bound (the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever share of it is "
-        f"reached), of busy: {shares or numbers.UNKNOWN}"
-    )
+    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
+    if phase.bound.get("compute") or phase.bound.get("memory"):
+        text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
+        text += "share of it is reached)"
     launch = phase.bound.get("launch")
     if launch:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
@@ -290,7 +292,7 @@ def observer(phase: Phase) -> str:
 
 def _domain(phase: Phase) -> str:
     if phase.domain != "unprofiled":
-        return "times below are as profiled"
+        return "all times are as profiled"
     text = "the ledger closes to the unprofiled medians"
     if phase.observer_share is not None:
         text += f"; the observer's share is {numbers.percent(phase.observer_share)}"

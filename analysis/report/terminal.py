@@ -100,9 +100,10 @@ class _Page:
             )
         yield self._section("What was measured")
         yield from self._lines(sentences.measured(phase))
-        if phase.findings:
-            yield self._section("Findings")
-            yield from self._findings(phase.findings)
+        yield self._section("Findings")
+        yield from self._findings(phase.findings)
+        if not phase.findings:
+            yield self.ink(sentences.NO_FINDING)
 
     def _section(self, title: str) -> RenderableType:
         return Padding(self.ink(title, "bold"), (1, 0, 0, 0))

@@ -12,6 +12,7 @@ from prunescope.analysis.report.gemm_rows import Shown, shown_rows
 from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase
 
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
+_HELPED = 0.05  # of a GEMM's time: helpers worth a mark
 _SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
@@ -106,7 +107,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
 
 def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
     gemm = one.gemm
-    marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm)
+    marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm) + "‡" * _helped(gemm)
     moved: list[Cell] = []
     cost: list[Cell] = []
     if compared:
@@ -117,7 +118,6 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
             Cell(unit.text(gemm.promised_ns), gemm.promised_ns),
             Cell(unit.text(loss, signed=True), loss, tone=colour),
         ]
-    flag = "!" if (gemm.efficiency or 0.0) > 1 else ""
     return [
         Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
         Cell(gemm.group),
@@ -130,8 +130,20 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         Cell(gemm.bound or numbers.UNKNOWN),
         _time(gemm, unit),
         *cost,
-        Cell(f"{numbers.percent(gemm.efficiency)}{flag}", gemm.efficiency),
+        _of_bound(gemm, "!" if (gemm.efficiency or 0.0) > 1 else ""),
     ]
+
+
+def _of_bound(row: GemmRow | KernelRow, flag: str = "") -> Cell:
+    """The share of its bound that a row reaches: none of a roofline that does not bind it."""
+    if row.bound == "latency":
+        return Cell(numbers.UNKNOWN, row.efficiency)
+    return Cell(f"{numbers.percent(row.efficiency)}{flag}", row.efficiency)
+
+
+def _helped(gemm: GemmRow) -> bool:
+    """Whether much of a row's time is of what its op runs beside the GEMM."""
+    return gemm.helper_ns > _HELPED * gemm.busy_ns
 
 
 def _beside(gemm: GemmRow) -> bool:
@@ -206,7 +218,13 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
             f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
             "`of bound` is of the whole"
         )
-    if any((g.efficiency or 0.0) > 1 for g in shown):
+    if helped := [g for g in shown if _helped(g)]:
+        helpers = unit.text(sum(g.helper_ns for g in helped))
+        notes.append(
+            f"‡ {helpers} {unit.unit} of these rows are copies, fills or reductions that their ops "
+            "run beside the GEMM, in the time and not in the bound"
+        )
+    if any((g.efficiency or 0.0) > 1 and g.bound != "latency" for g in shown):
         notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
     return notes
 
@@ -233,7 +251,7 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
             _time(k, unit),
             Cell(numbers.percent(numbers.share_of(k.busy_ns, busy_ns)), k.busy_ns),
             Cell(k.bound or numbers.UNKNOWN),
-            Cell(numbers.percent(k.efficiency), k.efficiency),
+            _of_bound(k),
         ]
         for k in kernels[:top]
     ]

@@ -148,7 +148,7 @@ def _begin_of_steps(
     """Where the wall of each step begins: the end of the last device event of the step before.
 
     The first step of our own runs follows one that was thrown away; that of a bare trace starts
-    at its first linked device event behind the spill, with the host's lead shown beside it.
+    at its first linked device event behind the spill, with the lead shown beside it.
     """
     begins: list[int] = []
     end = out.start + out.duration

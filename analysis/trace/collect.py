@@ -56,6 +56,14 @@ Key = TypeVar("Key", bound=Hashable)
 Call = tuple[str, bytes, bytes, bytes, bytes]
 
 
+class Ids(dict[Key, int]):
+    """Ids of keys, in the order in which they were first looked up."""
+
+    def __missing__(self, key: Key) -> int:
+        self[key] = new = len(self)
+        return new
+
+
 class Columns:
     """Growing integer columns of one kind of event, an array a block."""
 
@@ -94,10 +102,10 @@ class Collector:
 
     def __init__(self) -> None:
         self.tables = {group: Columns(names) for group, names in COLUMNS.items()}
-        self.names: dict[str, int] = {}
-        self.threads: dict[tuple[Any, Any], int] = {}
-        self.calls: dict[Call, int] = {}
-        self.grids: dict[tuple[int, ...], int] = {}
+        self.names: Ids[str] = Ids()
+        self.threads: Ids[tuple[Any, Any]] = Ids()
+        self.calls: Ids[Call] = Ids()
+        self.grids: Ids[tuple[int, ...]] = Ids()
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
 
@@ -230,12 +238,9 @@ class Collector:
         return [next(ids) if size else NONE for size in sizes]
 
 
-def interned(table: dict[Key, int], keys: list[Key]) -> list[int]:
+def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
     """The id of every key; new ones get the next ids, in their order."""
-    for key in dict.fromkeys(keys):
-        if key not in table:
-            table[key] = len(table)
-    return [table[key] for key in keys]
+    return list(map(table.__getitem__, keys))
 
 
 def _is_long(us: Any) -> bool:

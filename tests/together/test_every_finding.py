@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "fake-quantised": ("test_fake_quantisation_that_was_left_on",
                        "test_a_weight_is_not_made_anew_that_nobody_makes"),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
+    "host-lead": ("test_a_long_lead_of_the_one_step_is_named", "test_a_short_lead_is_none"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
     "host-work": ("test_a_data_loader_is_named_and_no_graph_is_advised",
                   "test_a_late_host_is_no_wait"),
@@ -104,6 +106,7 @@ def known_ids() -> set[str]:
     return {str(name) for name in found}
 
 
+@cache
 def bodies() -> dict[str, str]:
     """Every test function of this folder with its source and that of its decorators; those of one
     name are taken together."""

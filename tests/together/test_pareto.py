@@ -134,7 +134,7 @@ def test_losses_over_tasks_stand_beside_perplexity() -> None:
     found = whole([one, point("dynamic-m", 1.3, 0.3)])
     text = render_pareto(found)
     assert "| tasks, signed | 95 % of it | tasks, absolute |" in text
-    assert "| −4.0 % | \\[-10.0%, +2.0%\\] | 5.0 % |" in text
+    assert "| −4.0 % | \\[−10.0 %, +2.0 %\\] | 5.0 % |" in text
     assert "mean signed and the mean absolute relative change over tasks" in text
     assert "tasks" not in render_pareto(whole([point("static-m", 1.2, 0.1)]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -118,8 +119,21 @@ def tiny_config(name: str, **fields: Any) -> Any:
     )
 
 
+# Each is built once a process, and given as a copy with the state of the generator behind it.
+_built: dict[tuple[str, str], tuple[Any, torch.Tensor]] = {}
+
+
 def tiny_model(name: str, **fields: Any) -> Any:
     """A tiny model in float32, eval mode; no weight is so small that a part could go unseen."""
+    key = name, repr(sorted(fields.items()))
+    if key not in _built:
+        _built[key] = _build(name, fields), torch.get_rng_state()
+    model, state = _built[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
+
+
+def _build(name: str, fields: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(name, **fields)).eval()
     model.requires_grad_(requires_grad=False)

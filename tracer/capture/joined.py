@@ -42,13 +42,13 @@ def write_joined(parts: Iterable[ChromeTrace], path: Path) -> str:
 def _texts(parts: Iterable[ChromeTrace]) -> Iterator[str]:
     """The pieces of the file. The phase annotation, whose end the last part tells, comes last."""
     join = _Join()
-    yield '{"traceEvents":['
-    for part in parts:
-        yield "".join(f"{_json(event)}," for event in join.add(part))
-    yield _json(join.phase())
-    yield "]"
-    yield from (f",{_json(key)}:{_json(value)}" for key, value in join.head.items())
-    yield "}"
+    for number, part in enumerate(parts):
+        events = join.add(part)
+        if not number:  # what a reader of a cut file needs stands first
+            head = {key: value for key, value in join.head.items() if key != "prunescope"}
+            yield f'{_json(head)[:-1]}{"," if head else ""}"traceEvents":['
+        yield "".join(f"{_json(event)}," for event in events)
+    yield f'{_json(join.phase())}],"prunescope":{_json(join.head["prunescope"])}}}'
 
 
 def _json(value: Any) -> str:

@@ -30,6 +30,7 @@ from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
@@ -106,6 +107,7 @@ class _Sitting:
 def _in_blocks(tried: _Session) -> _Session:
     """Dense, pruned, dense, pruned, each loaded anew for its block of seatings."""
     request, device = tried.request, tried.device
+    tried.around.reached = Reached()  # what was tried is not kept
     session = _Session(request, device, tried.progress, tried.around)
     parts = parts_of(request)
     if len(parts) == 1:  # placement is not drawn: the samples of the one seating in two blocks

@@ -19,7 +19,8 @@ from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
-_SEATING_S = 0.7  # weights are copied, a profiler starts, its trace is split and written
+_SEATING_S = 0.2  # weights are copied
+_PASS_S = 0.5  # a profiler starts, its trace is split and written
 _PROFILED = 1.5  # a profiled step, in plain ones
 _OP_S = 15e-6  # host time of an op
 # A training step in forwards: frozen weights need no gradients, so that the way back is as long as
@@ -51,7 +52,7 @@ def estimate_s(
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
             profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
-        total += _RESULT_S + seated * _SEATING_S
+        total += _RESULT_S + seated * _SEATING_S + passes * _PASS_S
     text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT
     texts = 1 if config.other_text is None else 2
     models = len({result.key for result in results})

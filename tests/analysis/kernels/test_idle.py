@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Phase
 from tests.analysis.replays import replayed
-from tests.chrome import chrome, gap, k, op, save, step
+from tests.chrome import chrome, gap, k, module, op, save, step
 
 Real = Callable[[str], Path]
 DECODE = "mi300x_sglang_qwen3-8b_decode_graph.json.gz"
@@ -268,7 +268,8 @@ def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path
         )  # fmt: skip
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
-    said = "once the 2 waits of a step are gone: no graph holds them" in bound.change
+    waits_said = "once the 2 waits (cudaStreamSynchronize) of a step are gone: no graph holds them"
+    said = waits_said in bound.change
     assert said is (waits == 2)
 
 
@@ -303,7 +304,7 @@ def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> Non
                 )  # fmt: skip
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
-    counted = "once the 3 waits and 3 copies of a step are gone: no graph holds them"
+    counted = "once the 3 waits (cudaStreamSynchronize) and 3 copies of a step are gone"
     assert (counted in bound.change) is (in_step == 3)
     assert ("no graph holds" in bound.change) is (in_step == 3)
 
@@ -366,3 +367,20 @@ def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real
     assert phase.anatomy.graph_speedup is not None
     assert phase.anatomy.graph_speedup < 1.01
     assert not any("CUDA graph (trace" in (f.change or "") for f in phase.findings)
+
+
+def test_a_long_lead_of_the_one_step_is_named(tmp_path: Path) -> None:
+    """90 us on the host before the first kernel of a step whose wall is 20."""
+    trace = chrome(module("ProfilerStep#0", MM, MM), lead_us=90)
+    lead = finding(told(save(trace, tmp_path / "t.json")), "host-lead")
+    assert lead is not None
+    assert "90.0 µs on the host" in lead.text and "82 % of the step" in lead.text  # of 110
+
+
+def test_a_short_lead_is_none(tmp_path: Path) -> None:
+    """Nor is one of several steps, whose later walls have it."""
+    short = chrome(module("ProfilerStep#0", MM, MM), lead_us=5)
+    two = chrome(module("ProfilerStep#0", MM), module("ProfilerStep#1", MM), lead_us=90)
+    for number, trace in enumerate((short, two)):
+        phase = told(save(trace, tmp_path / f"{number}.json"))
+        assert finding(phase, "host-lead") is None

@@ -77,8 +77,17 @@ class Seen:
     console: list[str]
 
 
+_seen: dict[tuple[str, int], Seen] = {}
+
+
 def opened(page: str, folder: Path, width: int) -> Seen:
-    """The page at a width. Skips where there is no Chromium."""
+    """The page at a width, opened once. Skips where there is no Chromium."""
+    if (page, width) not in _seen:
+        _seen[page, width] = _open(page, folder, width)
+    return _seen[page, width]
+
+
+def _open(page: str, folder: Path, width: int) -> Seen:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")

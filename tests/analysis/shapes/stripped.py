@@ -81,7 +81,14 @@ def strip(
 ) -> Path:
     """The trace without shapes; without modules, ops or annotations where these are False."""
     assert case.path
-    trace = json.loads(events(case.name))
+    path = folder / "stripped.json.gz"
+    path.write_bytes(_stripped(case.name, modules=modules, ops=ops, annotations=annotations))
+    return path
+
+
+@cache
+def _stripped(name: str, *, modules: bool, ops: bool, annotations: bool) -> bytes:
+    trace = json.loads(events(name))
     gone = set()
     if not modules:
         gone.add("python_function")
@@ -93,13 +100,18 @@ def strip(
     for event in trace["traceEvents"]:
         for key in SHAPES:
             event.get("args", {}).pop(key, None)
-    return save(trace, folder / "stripped.json.gz")
+    return packed(trace)
 
 
 def save(trace: dict[str, Any], path: Path) -> Path:
     """Write a trace."""
-    path.write_bytes(gzip.compress(json.dumps(trace).encode(), 1))
+    path.write_bytes(packed(trace))
     return path
+
+
+def packed(trace: dict[str, Any]) -> bytes:
+    """A trace as a profiler packs it, but in a hurry."""
+    return gzip.compress(json.dumps(trace).encode(), 1)
 
 
 def report(path: Path, case: Case, **options: Any) -> Report:
