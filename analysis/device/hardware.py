@@ -247,8 +247,15 @@ def with_overrides(
     )
 
 
+# fp32 as three products of TF32, as CUTLASS calls it: a third of that rate.
+THREE_TF32 = "3xtf32"
+
+
 def rate_of(rates: Mapping[str, float], name: str) -> float | None:
     """FLOP/s of a dtype; of a 16-bit one, else that of the other."""
+    if name == THREE_TF32:
+        tf32 = rates.get("tf32")
+        return None if tf32 is None else tf32 / 3
     return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
 
 

@@ -46,8 +46,9 @@ def launch_bound(c: Context) -> Finding | None:
 
 
 def _longest(c: Context) -> list[str]:
-    """In what most of the late dispatch was, where the trace names it."""
-    by = c.pruned.frame.group_by("beside").agg(dispatch().sum().alias("ns")).drop_nulls("beside")
+    """In which ops most of the late dispatch was, of those that are long."""
+    ops = c.pruned.frame.filter(pl.col("beside").str.contains("::", literal=True))
+    by = ops.group_by("beside").agg(dispatch().sum().alias("ns"))
     by = by.sort("ns", "beside", descending=[True, False]).head(2)
     least = _NAMED * c.pruned.wall
     steps = c.pruned.num_steps

@@ -31,14 +31,15 @@ _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 
 def beside(trace: Trace, linked: Linked, host: Ints, blocks: Table) -> list[str | None]:
     """The innermost annotation, frame or long op that holds at least half of the host's part of a
-    gap, on the launching thread, else on any; a data loader before what runs inside of it. Steps
-    are no answer, nor is an op with one of `blocks` in it: calls that copy, or wait."""
+    gap, on the launching thread, else on any; no op inside of a data loader. Steps are no answer,
+    nor is an op with one of `blocks` in it: calls that copy, or wait."""
     out: list[str | None] = [None] * len(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
     if not len(rows):
         return out
     begin, end, thread, names = _spans(trace, blocks)
+    is_op = np.array(["::" in name for name in names], bool)
     loads = np.array([_LOADER.search(name) is not None for name in names], bool)
     for row in rows.tolist():
         first = linked.start[row] - linked.gap[row]
@@ -46,7 +47,7 @@ def beside(trace: Trace, linked: Linked, host: Ints, blocks: Table) -> list[str 
         near = np.flatnonzero(held >= _ENOUGH * host[row])
         own = near[thread[near] == linked.thread[row]]
         found = own if len(own) else near
-        found = found[loads[found]] if loads[found].any() else found
+        found = found[~is_op[found]] if loads[found].any() else found
         if len(found):
             out[row] = names[int(found[np.argmin(end[found] - begin[found])])]
     return out

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from prunescope.analysis.device.cores import in_three_tf32
 from prunescope.analysis.device.hardware import Device, rate_of
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
 from prunescope.taxonomy.run_blocks import (
@@ -271,9 +270,4 @@ def _rates(frame: pl.DataFrame, peaks: Peaks | None) -> pl.Expr:
     new = [rate_of(peaks.flop_per_s, d) if peaks else None for d in old]
     if not old:
         return pl.lit(None, pl.Float64)
-    rates = pl.col("dtype").replace_strict(old, new, default=None, return_dtype=pl.Float64)
-    if "fp32" not in old:
-        return rates
-    tf32 = peaks.flop_per_s.get("tf32") if peaks else None
-    emulated = (pl.col("dtype") == "fp32") & in_three_tf32(pl.col("name"))
-    return pl.when(emulated).then(pl.lit(tf32 and tf32 / 3, pl.Float64)).otherwise(rates)
+    return pl.col("dtype").replace_strict(old, new, default=None, return_dtype=pl.Float64)

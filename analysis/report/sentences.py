@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunescope.analysis.report import anatomy_view, numbers
+from prunescope.analysis.report.beside_wall import left_out
 from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.report.view import without_sizes
@@ -297,36 +298,6 @@ def _domain(phase: Phase) -> str:
     if phase.observer_share is not None:
         text += f"; the observer's share is {numbers.percent(phase.observer_share)}"
     return text
-
-
-def left_out(phase: Phase) -> list[str]:
-    """Events beside the wall: spill, late, outside every step, and the lead."""
-    says = (
-        ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
-        ("late", phase.late, "after the last linked event, with no launch in the trace"),
-        ("left out", phase.left_out, "launched outside of every step, or nobody knows in which"),
-    )
-    lines = [
-        f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"
-        for name, part, why in says
-        if part.get("events")
-    ]
-    return [*lines, _lead(phase)] if phase.lead_ns else lines
-
-
-def _lead(phase: Phase) -> str:
-    """What lies between the begin of the first step and its first device event."""
-    text = f"lead: {numbers.time(phase.lead_ns)} from the begin of the first step on the host to "
-    text += "its first device event, not in the wall"
-    if phase.lead_busy_ns is None or phase.lead_ns is None:
-        return text
-    if not phase.lead_busy_ns:
-        return f"{text}: the trace holds nothing on the device then"
-    idle = phase.lead_ns - phase.lead_busy_ns
-    return (
-        f"{text}: the device ran earlier work for {numbers.time(phase.lead_busy_ns)} and idled for "
-        f"{numbers.time(idle)}"
-    )
 
 
 def throughput(phase: Phase) -> str:

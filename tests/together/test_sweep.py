@@ -103,6 +103,8 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
         point = (result["family"], result["sparsity"])
         assert (run.pruning.method, run.pruning.sparsity) == point
         assert list(run.phases) == [result["phase"]]
+        steps = [seat.steps for seat in run.phases[result["phase"]].seatings]
+        assert steps == [0, {"prefill": 1, "decode": 2}[result["phase"]]]  # not one a seating
         quality = run.quality
         assert quality is not None and quality.text is not None
         assert quality.text.source == "random token ids"
@@ -115,11 +117,6 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
     # The phases of a point were run by one object, those of two points by two.
     assert all(len(found) == 1 for found in marks.values())
     assert len(set.union(*marks.values())) == 4
-    for result in results(out):
-        (phase,) = read_run(out / result["run"]).phases.values()
-        # One step, or one loop of two tokens, in all: a capture would have as many a seating.
-        profiled = 1 if result["phase"] == "prefill" else 2
-        assert [seating.steps for seating in phase.seatings] == [0, profiled]
     peaks = [read_run(out / r["run"]).device.peaks for r in results(out)]
     assert all(one is not None and one.reached for one in peaks)  # by the products of each run
     assert len({str(one and replace(one, reached=None)) for one in peaks}) == 1
@@ -397,8 +394,7 @@ def test_a_dry_run_measures_nothing_where_nothing_is_left(
     found = summary(request, estimate=True)
     assert (found["plan"]["pending"], found["plan"]["seconds"]) == (0, 0)
     assert len(measured) == 1
-    console = Console(file=io.StringIO(), width=100)
-    console.print(sweep_state(found))
+    (console := Console(file=io.StringIO(), width=100)).print(sweep_state(found))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "nothing is left to do" in shown
     assert " min " not in shown

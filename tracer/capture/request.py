@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
@@ -47,6 +47,9 @@ _MOST_TOKENS = 2**34
 class TraceRequest:
     """One capture: a model, at most one pruning method, and how to run and time it."""
 
+    # Whether every seating profiles a step, however few `steps` are: the unit of rows' intervals.
+    seated_steps: ClassVar[bool] = True
+
     model: str
     out: Path
     method: str | None = None
@@ -69,7 +72,6 @@ class TraceRequest:
     steps: int = 5
     seatings: int = 8
     max_seatings: int | None = None
-    seated_steps: bool = True  # a profiled step in every seating, however few `steps` are
     seed: int = 0
     baseline: Path | None = None
     baseline_model: str | None = None

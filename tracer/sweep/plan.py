@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
@@ -24,6 +24,13 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.recovery.settings import Recovery
 
 MAX_RESULTS = 100_000
+
+
+@dataclass(kw_only=True)
+class SweptRequest(TraceRequest):
+    """The capture of a result: what a sweep compares is not the rows of its ledger."""
+
+    seated_steps: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +192,7 @@ def request_of(
     if recover is not None and recover.text is None:
         recover = dataclasses.replace(recover, text=config.text)
     reads = select == "greedy" or (select == "calibrated" and "text" in ways.calibrations)
-    return TraceRequest(
+    return SweptRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
         method=None if checkpoint else result.family,
@@ -204,7 +211,6 @@ def request_of(
         steps=config.steps,
         seatings=config.seatings,
         max_seatings=config.seatings,
-        seated_steps=False,
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),

@@ -21,6 +21,7 @@ from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture import seatings, timing
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
+from prunescope.tracer.sweep.plan import SweptRequest
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -114,7 +115,7 @@ def test_shares_are_as_equal_as_can_be() -> None:
     parts = parts_of(TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8))
     assert sum(part.repeats for part in parts) == 20
     assert [part.steps for part in parts] == [1] * 8  # one a seating at least
-    swept = TraceRequest(model="x", out=Path(), repeats=6, steps=2, seatings=6, seated_steps=False)
+    swept = SweptRequest(model="x", out=Path(), repeats=6, steps=2, seatings=6)
     assert [part.steps for part in parts_of(swept)] == [0, 0, 1, 0, 0, 1]
     few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, seatings=8))
     assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
