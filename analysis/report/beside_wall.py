@@ -1,4 +1,4 @@
-"""What a trace holds beside the wall of its steps: in, a Phase; out, lines of `What was measured`."""
+"""What a trace holds beside the wall of its steps: in, a Phase; out, lines of a report."""
 
 from __future__ import annotations
 
