@@ -20,6 +20,7 @@ from pathlib import Path
 _WORTH = 24 << 20
 _EACH = 48 << 20  # bytes for one more worker
 _MOST = 4  # each unpacks the whole file
+_RUN, _TRACES = "run.json", "*.trace.json.gz"
 _PACKED = 12  # times as large unpacked, or more
 _PACKED_MAGIC = (b"\x1f\x8b", b"PK", b"(\xb5", b"BZ", b"\xfd7")
 _CODE = """import json, sys
@@ -93,15 +94,26 @@ def search_path() -> str:
 
 def begin_early(words: Sequence[str]) -> None:
     """Begin to read the large files among the words of a command, two at most: a subject and its
-    baseline. What nobody asks for ends with this process."""
-    for word in words:
-        path = Path(word)
+    baseline, or the largest of a run. What nobody asks for ends with this process."""
+    for path in (path for word in words for path in _traces_of(Path(word))):
         if len(_begun) == 2 or _key(path, None) in _begun:  # noqa: PLR2004
             continue
         if (workers := begin(path)) is not None:
             _begun[_key(path, None)] = workers
     if _begun:
         atexit.register(_end_all)
+
+
+def _traces_of(path: Path) -> list[Path]:
+    """A path itself; of a run's folder its traces, or those of both of its runs, larger first."""
+    try:
+        if not path.is_dir():
+            return [path]
+        runs = [run for run in (path, path / "dense", path / "pruned") if (run / _RUN).is_file()]
+        found = [(-one.stat().st_size, one) for run in runs for one in run.glob(_TRACES)]
+    except (OSError, ValueError):
+        return []
+    return [one for _, one in sorted(found) if ".eager." not in one.name]
 
 
 def _end_all() -> None:

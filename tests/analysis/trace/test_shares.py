@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,32 @@ def test_a_pipe_is_worth_no_workers(tmp_path: Path) -> None:
     """Nobody writes to it: to open it would wait for ever."""
     os.mkfifo(tmp_path / "t.json")
     assert workers.count_for(tmp_path / "t.json") == 0
+
+
+def test_the_largest_traces_of_a_run_begin_before_its_options_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of those of both runs of a folder; not the eager passes, nor what is no run."""
+    for run, names in (("dense", ("decode", "prefill")), ("pruned", ("decode", "decode.eager"))):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.json").touch()
+        for name in names:
+            size = 10 if name == "prefill" else 20
+            (tmp_path / run / f"{name}.trace.json.gz").write_bytes(bytes(size))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "decode.trace.json.gz").write_bytes(bytes(99))
+    begun: list[Path] = []
+    monkeypatch.setattr(workers, "_begun", {})
+
+    def begin(path: Path) -> object:
+        begun.append(path)
+        return SimpleNamespace(stop=lambda: None)
+
+    monkeypatch.setattr(workers, "begin", begin)
+    workers.begin_early([str(tmp_path), "--device", "h100-sxm"])
+    large = [tmp_path / run / "decode.trace.json.gz" for run in ("dense", "pruned")]
+    assert begun == large
+    begun.clear()
+    workers._begun.clear()
+    workers.begin_early([str(tmp_path / "dense"), str(tmp_path / "other")])
+    assert begun[:2] == [large[0], tmp_path / "dense" / "prefill.trace.json.gz"]
