@@ -77,9 +77,12 @@ def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:
 def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
     """Ops that the host itself was long in, with no call inside that copies or waits."""
     long = ops["dur"] >= _LONG_OP
-    for row in np.flatnonzero(long).tolist():
-        at = blocks["ts"][blocks["thread"] == ops["thread"][row]]
-        long[row] = not ((ops["ts"][row] <= at) & (at < ops["ts"][row] + ops["dur"][row])).any()
+    for thread in np.unique(ops["thread"][long]):
+        rows = np.flatnonzero(long & (ops["thread"] == thread))
+        at = np.sort(blocks["ts"][blocks["thread"] == thread])
+        begin = ops["ts"][rows]
+        held = np.searchsorted(at, begin + ops["dur"][rows]) > np.searchsorted(at, begin)
+        long[rows[held]] = False
     return long
 
 

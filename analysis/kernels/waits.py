@@ -200,12 +200,21 @@ def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
     ops = trace.ops
     names = np.unique(ops["name"][rows]).tolist()
     products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
+    found = _without(ops, rows[np.isin(ops["name"][rows], products)], calls)
+    if not len(found):
+        return found
     empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
     known = np.isin(rows, launching) | np.isin(ops["external"][rows], _ids(trace))
-    made = np.sort(np.concatenate([calls, ops["ts"][rows[known]]]))
-    rows = rows[np.isin(ops["name"][rows], products) & ~np.isin(ops["call"][rows], empty)]
-    begin, end = ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows]
-    return np.asarray(rows[np.searchsorted(made, begin) == np.searchsorted(made, end)])
+    found = found[~np.isin(ops["call"][found], empty)]
+    return _without(ops, found, ops["ts"][rows[known]])
+
+
+def _without(ops: dict[str, Ints], rows: Ints, at: Ints) -> Ints:
+    """The ops among `rows` within which none of the times `at` lies."""
+    at = np.sort(at)
+    begin = ops["ts"][rows]
+    end = begin + ops["dur"][rows]
+    return np.asarray(rows[np.searchsorted(at, begin) == np.searchsorted(at, end)])
 
 
 def _is_empty(shape: Any) -> bool:
