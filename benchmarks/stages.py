@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # As `prunescope demo` captures each of its methods.
-SETTINGS = {"prompt_len": 256, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10, "warmup": 1,
-            "steps": 5}  # fmt: skip
+SETTINGS = {"prompt_len": 256, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10,
+            "warmup": 1, "steps": 5}  # fmt: skip
 
 
 class Stages:
