@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.words import percent
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data"
@@ -42,7 +43,7 @@ BY_HAND = {
 def row(name: str, phase: str, p: Phase, device: str) -> str:
     """One line of the table."""
     busy = p.busy_ns or 1.0
-    shares = " / ".join(f"{p.coverage[w]:.0%}" for w in ("kind", "work", "role"))
+    shares = " / ".join(f"{percent(p.coverage[w])}" for w in ("kind", "work", "role"))
     bounds = 1 - p.bound["unknown"] / busy
     idle = p.anatomy.idle[:1] if p.anatomy is not None else []
     first = ", ".join(
@@ -51,7 +52,7 @@ def row(name: str, phase: str, p: Phase, device: str) -> str:
     )
     kind = p.phase_kind["kind"] if p.phase_kind else "-"
     times = " / ".join(f"{ns / 1e6:.3f}" for ns in (p.wall_ns, p.busy_ns, p.gap_ns))
-    cells = [name, device, phase if phase != "trace" else kind, times, shares, f"{bounds:.0%}",
+    cells = [name, device, phase if phase != "trace" else kind, times, shares, f"{percent(bounds)}",
              first or "-", "; ".join(null_of(p)) or "-", BY_HAND.get(name, "-")]  # fmt: skip
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
@@ -61,11 +62,11 @@ def null_of(p: Phase) -> list[str]:
     busy = p.busy_ns or 1.0
     said = []
     if p.coverage["work"] < 0.99:
-        said.append(f"FLOPs and bytes of {1 - p.coverage['work']:.0%}")
+        said.append(f"FLOPs and bytes of {percent(1 - p.coverage['work'])}")
     if p.coverage["role"] < 0.99:
-        said.append(f"roles of {1 - p.coverage['role']:.0%}")
+        said.append(f"roles of {percent(1 - p.coverage['role'])}")
     if p.bound["unknown"] > 0.01 * busy:
-        said.append(f"bound of {p.bound['unknown'] / busy:.0%}")
+        said.append(f"bound of {percent(p.bound['unknown'] / busy)}")
     if p.anatomy is not None and p.anatomy.gaps.get("unknown"):
         said.append(f"cause of {p.anatomy.gaps['unknown'] / 1e6:.3f} ms idle")
     return said
