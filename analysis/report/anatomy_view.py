@@ -19,6 +19,7 @@ _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits f
            "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
+_COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
 def lines(phase: Phase) -> list[str]:
@@ -52,7 +53,9 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
         return text
     but = f"kernels and {numbers.time(other)} of other work of the host" if other else "kernels"
     most = numbers.ratio(anatomy.kernels_speedup)
-    return f"{text}; nothing but {but} (the most that a CUDA graph can give) {most}"
+    text += f"; nothing but {but} (the most that a CUDA graph can give) {most}"
+    waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
+    return f"{text}, if every rank that it waits for gains as much" if waits else text
 
 
 def _tiles(anatomy: Anatomy) -> str:
@@ -131,15 +134,17 @@ def _shape_row(shape: Shape, unit: numbers.Scale) -> list[Cell]:
         Cell(shape.tile or numbers.UNKNOWN),
         Cell(numbers.UNKNOWN if shape.waves is None else f"{shape.waves:.2f}", shape.waves),
         Cell(unit.text(shape.busy_ns), shape.busy_ns),
-        *_good(shape.below, unit),
-        *_good(shape.above, unit),
+        *_good(shape.below, now, unit),
+        *_good(shape.above, now, unit),
         Cell(shape.refused or ""),
     ]
 
 
-def _good(good: Good | None, unit: numbers.Scale) -> list[Cell]:
+def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]:
     if good is None:
         return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
+    if good.value == now:
+        return [Cell("as it is", good.value), Cell(numbers.UNKNOWN)]
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"

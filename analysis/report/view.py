@@ -146,9 +146,9 @@ def _helped(gemm: GemmRow) -> bool:
     return gemm.helper_ns > _HELPED * gemm.busy_ns
 
 
-def _beside(gemm: GemmRow) -> bool:
+def _beside(row: GemmRow | KernelRow) -> bool:
     """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
-    return gemm.duration_ns is not None and gemm.busy_ns < BESIDE * gemm.duration_ns
+    return row.duration_ns is not None and row.busy_ns < BESIDE * row.duration_ns
 
 
 def _is_hidden(row: GemmRow | KernelRow) -> bool:
@@ -212,12 +212,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if any(g.split for g in shown):
         notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
     if beside := [g for g in shown if _beside(g)]:
-        busy, ran = (sum(getattr(g, n) or 0.0 for g in beside) for n in ("busy_ns", "duration_ns"))
-        notes.append(
-            "‖ ran beside other kernels: the time is what no earlier one covers, "
-            f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
-            "`of bound` is of the whole"
-        )
+        notes.append(_ran_beside(beside, unit))
     if helped := [g for g in shown if _helped(g)]:
         helpers = unit.text(sum(g.helper_ns for g in helped))
         notes.append(
@@ -227,6 +222,16 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if any((g.efficiency or 0.0) > 1 and g.bound != "latency" for g in shown):
         notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
     return notes
+
+
+def _ran_beside(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
+    """What the time of rows leaves out."""
+    busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
+    return (
+        "‖ ran beside other kernels: the time is what no earlier one covers, "
+        f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
+        "`of bound` is of the whole"
+    )
 
 
 def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = None) -> Table:
@@ -245,7 +250,7 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
     rows = [
         [
             Cell(k.name, code=True),
-            Cell(k.kind),
+            Cell(f"{k.kind}{'‖' * (_beside(k) and not _is_hidden(k))}"),
             Cell(k.role),
             Cell(numbers.count(k.count), k.count),
             _time(k, unit),
@@ -263,6 +268,8 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         share = numbers.percent(numbers.share_of(rest, busy_ns))
         time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
         notes.append(f"smaller rows{time} are left out here{under}")
+    if beside := [k for k in kernels[:top] if _beside(k) and not _is_hidden(k)]:
+        notes.append(_ran_beside(beside, unit))
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
     return Table("kernels", "Kernels by name", columns, rows, notes)
