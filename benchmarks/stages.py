@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+METHOD = "static-m"
 # As `prunescope demo` captures each of its methods.
 SETTINGS = {"prompt_len": 256, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10,
             "warmup": 1, "steps": 5}  # fmt: skip
@@ -49,7 +50,7 @@ def main() -> None:
     """Capture, and print the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--method", default="static-m")
+    parser.add_argument("--method", default=METHOD)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
