@@ -1,7 +1,7 @@
 """Which units of the device a kernel's name says it multiplies on: matrix units or plain cores.
 
-In: a kernel's name. Out: True or False, or an expression over a column of names. A name that does
-not say is neither.
+In: a kernel's name, and the format of its op. Out: whether it says CUDA cores, or the format in
+which it multiplies. A name that does not say leaves the format as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 
 import polars as pl
+
+from prunescope.analysis.device.hardware import THREE_TF32
 
 # CUTLASS calls tensor cores "tensorop" and CUDA cores "simt"; cuBLAS names the instruction's shape
 # for the first (s1688, s16816, s64x128x8), and a bare sgemm or hgemm is on the second.
@@ -29,11 +31,9 @@ def on_plain_cores(name: str) -> bool:
     return _PLAIN.search(name) is not None
 
 
-def in_tf32(name: pl.Expr) -> pl.Expr:
-    """Whether a kernel of an fp32 op multiplies on matrix units: those take fp32 as TF32."""
-    return name.str.contains(_MATRIX)
-
-
-def in_three_tf32(name: pl.Expr) -> pl.Expr:
-    """Whether a kernel of an fp32 op makes three products of TF32 for each."""
-    return name.str.contains(_IN_THREE)
+def multiplied_in(name: pl.Expr, dtype: pl.Expr) -> pl.Expr:
+    """The format in which a kernel multiplies: that of its op, but for fp32 on matrix units, which
+    take it as TF32, or make three products of that for each."""
+    fp32 = dtype == "fp32"
+    in_three = pl.when(fp32 & name.str.contains(_IN_THREE)).then(pl.lit(THREE_TF32))
+    return in_three.when(fp32 & name.str.contains(_MATRIX)).then(pl.lit("tf32")).otherwise(dtype)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunescope.analysis.kernels.waits import COPY, SYNC, named
+from prunescope.analysis.kernels.waits import COPY, SYNC, named, runtime_calls
 from prunescope.analysis.timeline.correlate import launch_of
 from prunescope.analysis.timeline.link import Linked, taken
 from prunescope.analysis.timeline.steps import Windows
@@ -61,9 +61,7 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     of_copy = launch_of(trace, events)
     pageable[of_copy[of_copy >= 0]] = True
     blocks = np.concatenate((pageable, np.zeros(len(trace.other_calls["ts"]), bool)))
-    calls = {
-        n: np.concatenate((launches[n], trace.other_calls[n])) for n in ("ts", "name", "thread")
-    }
+    calls = runtime_calls(trace)
     copy, sync, later = (named(trace, calls["name"], p) for p in (COPY, SYNC, _RETURNS))
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)

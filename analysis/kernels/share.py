@@ -11,8 +11,7 @@ import re
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.device.cores import in_tf32, in_three_tf32
-from prunescope.analysis.device.hardware import THREE_TF32
+from prunescope.analysis.device.cores import multiplied_in
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import OpCall, Work
@@ -59,14 +58,11 @@ def add_work(
         .then(pl.col("duration") / took)
         .otherwise(1.0 / pl.col("parts"))
     )
-    fp32 = pl.col("dtype") == "fp32"
-    in_three = pl.when(in_three_tf32(pl.col("name")) & fp32).then(pl.lit(THREE_TF32))
-    dtype = pl.when(in_tf32(pl.col("name")) & fp32).then(pl.lit("tf32")).otherwise("dtype")
     return (
         frame.with_columns(
             pl.when("own").then(pl.col("flop") * share).alias("flop"),
             pl.when("own").then(pl.col("bytes") * share * _width(frame, calls)).alias("bytes"),
-            dtype=in_three.otherwise(dtype),
+            dtype=multiplied_in(pl.col("name"), pl.col("dtype")),
             modelled=pl.col("modelled").fill_null(value=False),
         )
         .pipe(_add_copies, copied)

@@ -155,14 +155,14 @@ def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
     return found[names]
 
 
-def _calls(trace: Trace) -> dict[str, Ints]:
+def runtime_calls(trace: Trace) -> dict[str, Ints]:
     """All runtime calls: begin, duration, name, thread."""
     return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
 
 
 def _blocking(trace: Trace) -> dict[str, Ints]:
     """Those that copy, or wait for the device."""
-    calls = _calls(trace)
+    calls = runtime_calls(trace)
     rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
     return {name: column[rows] for name, column in calls.items()}
 
@@ -170,7 +170,7 @@ def _blocking(trace: Trace) -> dict[str, Ints]:
 def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans]]:
     """What a thread was in, each with all that goes before it: an instant inside of several counts
     for the first. `launching`: ops known to have launched something."""
-    ops, calls = trace.ops, _calls(trace)
+    ops, calls = trace.ops, runtime_calls(trace)
     own = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][own]
     copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
