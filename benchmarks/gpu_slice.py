@@ -25,8 +25,9 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.variants import TwinDoesNotFit
-from prunescope.tracer.machine.clocks import nvidia_smi, read_clocks
+from prunescope.tracer.machine.clocks import read_clocks
 from prunescope.tracer.machine.device import device_info, synchronize, versions
+from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
 SCHEMA = 1
 MOST_BYTES = 15_000_000  # of one file; what carries them back may take 16 MB
@@ -281,7 +282,7 @@ def _forget(archive: Path, cell_id: str) -> None:
 def _gpu_state(device: torch.device) -> dict[str, Any]:
     """Driver, clocks, power and temperature, as far as the system says."""
     state: dict[str, Any] = {"clocks": read_clocks(device)}
-    said = nvidia_smi(",".join(_SMI.values()), device.index or 0) if device.type == "cuda" else None
+    said = nvidia_smi(",".join(_SMI.values()), device) if device.type == "cuda" else None
     words = [word.strip() for word in ",".join(said or ()).split(",")]
     if len(words) == len(_SMI):
         state |= {k: None if w.startswith("[") else w for k, w in zip(_SMI, words, strict=True)}

@@ -15,7 +15,7 @@ import pytest
 import prunescope
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.machine_check import MachineCheck
-from prunescope.tracer.machine import clocks, doctor
+from prunescope.tracer.machine import doctor, gpu_tools
 
 
 def found(name: str) -> MachineCheck:
@@ -79,8 +79,8 @@ def test_a_gpu_that_torch_does_not_use_is_a_finding(
     monkeypatch.setattr(machine, "pick_device", lambda _name: torch.device("cpu"))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(clocks.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(clocks.subprocess, "run", lambda *_args, **_more: done)
+    monkeypatch.setattr(gpu_tools.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(gpu_tools.subprocess, "run", lambda *_args, **_more: done)
     check = doctor._device()
     assert check.ok is False
     assert "not used: NVIDIA H100" in check.says
@@ -94,9 +94,9 @@ def test_a_driver_that_does_not_answer_is_no_error(
     def fail(*_args: object, **_more: object) -> None:
         raise error
 
-    monkeypatch.setattr(clocks.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(clocks.subprocess, "run", fail)
-    assert clocks.nvidia_smi("name") is None
+    monkeypatch.setattr(gpu_tools.shutil, "which", lambda *_: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(gpu_tools.subprocess, "run", fail)
+    assert gpu_tools.nvidia_smi("name") is None
 
 
 @pytest.mark.torch

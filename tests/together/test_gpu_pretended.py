@@ -41,7 +41,7 @@ esac
 """
 PROPERTIES = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3", major=9, minor=0, total_memory=80 << 30, L2_cache_size=50 << 20,
-    multi_processor_count=132,
+    multi_processor_count=132, pci_domain_id=0, pci_bus_id=0x19, pci_device_id=0,
 )  # fmt: skip
 
 

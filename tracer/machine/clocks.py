@@ -1,12 +1,12 @@
-"""What the system says of the device at hand: its clocks in Hz, and what nvidia-smi knows."""
+"""What the system says of the clocks of the device at hand, in Hz."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
 if TYPE_CHECKING:
     import torch
@@ -17,38 +17,12 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 def read_clocks(device: torch.device) -> dict[str, float] | None:
     """{"core_hz", "memory_hz"} as far as they are known; None where nothing can be read."""
-    return _gpu(device.index or 0) if device.type == "cuda" else _cpu()
+    return _gpu(device) if device.type == "cuda" else _cpu()
 
 
-def nvidia_smi(fields: str, index: int | None = None) -> list[str] | None:
-    """`fields` (a,b,...) without units, a line a GPU, of all GPUs or of one; None where the driver
-    does not answer."""
-    return _asked(f"--query-gpu={fields}", index)
-
-
-def num_processes(index: int) -> int:
-    """Processes that compute on a GPU, ours among them; 0 where the driver does not say."""
-    return len(_asked("--query-compute-apps=pid", index) or ())
-
-
-def _asked(query: str, index: int | None) -> list[str] | None:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    words = [query, "--format=csv,noheader,nounits"]
-    words += [] if index is None else [f"--id={index}"]
+def _gpu(device: torch.device) -> dict[str, float] | None:
     try:
-        done = subprocess.run(
-            [tool, *words], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
-
-
-def _gpu(index: int) -> dict[str, float] | None:
-    try:
-        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", index) or ()).split(",")
+        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
         core, memory = (float(word) * 1e6 for word in words)
     except ValueError:
         return None

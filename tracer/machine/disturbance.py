@@ -6,7 +6,6 @@ thresholds leave room for them, so that a quiet machine is not called disturbed.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import resource
@@ -16,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from prunescope.tracer.machine.clocks import num_processes, nvidia_smi
 from prunescope.tracer.machine.device import num_cores
+from prunescope.tracer.machine.gpu_tools import is_held_down, num_processes
 
-# NVML: slowed down by hardware, by heat (software and hardware), by the power brake. A power cap is
-# how a GPU runs under load and disturbs nothing.
-_HELD_DOWN = 0x8 | 0x20 | 0x40 | 0x80
+# Reasons that may be over when a capture is taken again; a GPU that is hot or shared stays so.
+PASSING = ("other processes", "steal", "waits")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
 _OTHERS_SHARE = 0.10  # of one core, by other processes
@@ -58,7 +56,7 @@ class Disturbance:
 
     @property
     def reasons(self) -> list[str]:
-        """Which of "other processes", "steal" and "waits" were beyond what a quiet machine has."""
+        """Which of `PASSING` were beyond what a quiet machine has."""
         found, slack = [], _SLACK_TICKS * _TICK_NS
         others, steal, waited = self.others_ns or 0, self.steal_ns or 0, self.waited_ns or 0
         in_use = others + self.threads * self.elapsed_ns
@@ -93,11 +91,9 @@ def device_troubles(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return []
     found = []
-    held = nvidia_smi("clocks_throttle_reasons.active", device.index or 0)
-    with contextlib.suppress(TypeError, ValueError, IndexError):
-        if int((held or [])[0], 16) & _HELD_DOWN:
-            found.append("clocks held down")
-    if num_processes(device.index or 0) > 1:
+    if is_held_down(device):
+        found.append("clocks held down")
+    if num_processes(device) > 1:
         found.append("other processes on the device")
     return found
 

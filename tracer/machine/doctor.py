@@ -89,8 +89,8 @@ def _device() -> MachineCheck:
     """The device, and whether this build of torch sees the GPU that the driver sees."""
     import torch
 
-    from prunescope.tracer.machine.clocks import nvidia_smi
     from prunescope.tracer.machine.device import device_info, pick_device
+    from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
     device = pick_device("auto")
     info = device_info(device)

@@ -81,18 +81,18 @@ def test_a_system_that_says_nothing_disturbs_nothing(
     assert between(before, read()).reasons == []
 
 
-def test_a_gpu_whose_clocks_are_held_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_troubles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 1)
-    monkeypatch.setattr(disturbance, "num_processes", lambda _index: 1)
-    for answer, wanted in (
-        (["0x0000000000000004"], []),  # a power cap: how it runs under load
-        (["0x0000000000000040"], ["clocks held down"]),
-        (["[N/A]"], []), (None, []), ([], []),
-    ):  # fmt: skip
-        monkeypatch.setattr(disturbance, "nvidia_smi", lambda *_, answer=answer: answer)
+    for processes, held, wanted in (
+        (1, False, []),
+        (2, False, ["other processes on the device"]),
+        (0, True, ["clocks held down"]),  # 0: the driver does not say
+        (2, True, ["clocks held down", "other processes on the device"]),
+    ):
+        monkeypatch.setattr(disturbance, "num_processes", lambda _device, n=processes: n)
+        monkeypatch.setattr(disturbance, "is_held_down", lambda _device, held=held: held)
         assert device_troubles(device) == wanted
-    monkeypatch.setattr(disturbance, "num_processes", lambda _index: 2)
-    assert device_troubles(device) == ["other processes on the device"]
+    assert device_troubles(torch.device("cpu")) == []
 
 
 class Counted:
