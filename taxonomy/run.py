@@ -85,6 +85,12 @@ class PhaseRun:
         return kept > _DISTURBED * len(self.samples_ns)
 
     @property
+    def num_steps_disturbed(self) -> int:
+        """Profiled steps of seatings in which something else ran; 0 unless they are most."""
+        found = sum(seating.steps for seating in self.seatings if seating.steps_disturbed)
+        return found if 2 * found > sum(seating.steps for seating in self.seatings) else 0
+
+    @property
     def samples_by_seating(self) -> list[list[int]]:
         """`samples_ns` by seating; one list where placement was not drawn."""
         counts = [seating.samples for seating in self.seatings]
@@ -118,6 +124,11 @@ class Run:
     timing: TimingNote | None = left_out()
     quality: Quality | None = left_out()
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else ran beside a phase, so that its times are not valid."""
+        return any(one.is_disturbed or one.num_steps_disturbed for one in self.phases.values())
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""

@@ -103,9 +103,8 @@ def timing_not_valid(c: Context) -> Finding | None:
 def _disturbed(run: PhaseRun) -> list[str]:
     """How many of the samples kept were disturbed, where it is more than a few, and by what; and
     of the profiled steps, where it is most."""
-    steps = sum(one.steps for one in run.seatings if one.steps_disturbed)
     said = []
-    if 2 * steps > sum(one.steps for one in run.seatings):
+    if steps := run.num_steps_disturbed:
         why = dict.fromkeys(why for one in run.seatings for why in one.steps_disturbed)
         said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
     if not run.is_disturbed:

@@ -18,6 +18,7 @@ from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.calibration.collect import Statistics, remembering
@@ -35,6 +36,7 @@ from prunescope.tracer.capture.variants import (
 from prunescope.tracer.machine.calibrate import slug
 from prunescope.tracer.machine.conditions import memory_explained, thread_count
 from prunescope.tracer.machine.device import device_info, pick_device
+from prunescope.tracer.machine.disturbance import PASSING
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
@@ -158,12 +160,18 @@ class Worker:
             return _said(error)
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
+        """Capture a result, once more where something else ran beside it, which then counts; an
+        error in one line."""
         try:
             request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
+                if _was_disturbed(request.out):
+                    self.watch.describe(f"{result.id} again: something else ran beside it")
+                    again = replace(request, overwrite=True)
+                    trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:
             return _said(error)
         return None
@@ -264,6 +272,14 @@ class Worker:
                     self._peaks = measure_peaks(device, dtype)
                     write_json(job.folder / name, json_fields.plain(self._peaks))
         return self._peaks
+
+
+def _was_disturbed(out: Path) -> bool:
+    """Whether the times of a capture are not valid, by something that may have passed meanwhile."""
+    runs = [read_run(out / name) for name in ("dense", "pruned")]
+    seatings = [s for run in runs for phase in run.phases.values() for s in phase.seatings]
+    reasons = {why for one in seatings for why in (*one.reasons, *one.steps_disturbed)}
+    return any(run.is_disturbed for run in runs) and not reasons.isdisjoint(PASSING)
 
 
 @contextlib.contextmanager
