@@ -97,7 +97,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
         tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))
     rungs, one = _rungs(phase)
     return {
-        "name": name,
+        "name": sentences.heading(name, phase),
         "slug": slug,
         "headline": sentences.headline(phase),
         "opening": sentences.opening(phase),

@@ -31,7 +31,7 @@ def _report(report: Report) -> Iterator[str]:
         yield f"> ⚠ {text(warning)}"
         yield ""
     for name, phase in report.phases.items():
-        yield f"## {text(name)}"
+        yield f"## {text(sentences.heading(name, phase))}"
         yield ""
         yield from _phase(phase)
 

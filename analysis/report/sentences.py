@@ -56,6 +56,13 @@ def against(report: Report) -> str:
     return f"against {name}"
 
 
+def heading(name: str, phase: Phase) -> str:
+    """The name of a phase, and of a bare trace the kind of phase that it turned out to be."""
+    kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
+    is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
+    return name if is_said else f"{name} ({kind})"
+
+
 def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
     facts = [f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"]

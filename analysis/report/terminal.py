@@ -71,7 +71,7 @@ class _Page:
         for name, phase in report.phases.items():
             yield Text("")
             yield Rule(
-                self.ink(name, "bold"),
+                self.ink(sentences.heading(name, phase), "bold"),
                 align="left",
                 characters="-" if self.ascii_only else "─",
                 style="dim",

@@ -9,6 +9,8 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
+from prunescope.analysis.report.html import render_html
+from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import brief
 from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Pairing, Phase
 from tests.analysis.decoder import Layer, census, decoder, write_pair
@@ -114,3 +116,17 @@ def test_more_than_the_bound_is_said_of_the_interval() -> None:
     assert line.endswith("119.0 % of the roofline bound (the interval holds the bound)")
     line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
     assert line.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
+
+
+def test_a_bare_trace_is_headed_by_the_phase_that_it_is() -> None:
+    report = example.alone()
+    (name, phase), *_ = report.phases.items()
+    phase.phase_kind = {"kind": "unknown", "evidence": "no linears"}
+    assert sentences.heading(name, phase) == name
+    phase.phase_kind["kind"] = name
+    assert sentences.heading(name, phase) == name
+    assert sentences.heading(f"rank0-{name}", phase) == f"rank0-{name}"
+    phase.phase_kind["kind"] = "training"
+    assert sentences.heading(name, phase) == f"{name} (training)"
+    assert f"\n## {name} (training)\n" in render_markdown(report)
+    assert f"<h2>{name} (training)</h2>" in render_html(report)
