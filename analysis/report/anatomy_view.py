@@ -5,6 +5,7 @@ Tables: what neighbouring dimensions would cost, and where the host's time goes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prunescope.analysis.report import numbers
@@ -122,11 +123,18 @@ def shapes_table(anatomy: Anatomy) -> Table:
         "dimension now, times the measured time; brackets: 95 %, by how prediction and time differ "
         "between the GEMMs of this trace."
     ]
+    told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
+    if any(count > 1 for count in told.values()):
+        notes.append("A size that several rows have may be one of the model's: then all change.")
     return Table("shapes", "Nearest good dimensions", columns, rows, notes)
 
 
+def _now(shape: Shape) -> int | None:
+    return shape.n if shape.axis == "N" else shape.k
+
+
 def _shape_row(shape: Shape, unit: numbers.Scale) -> list[Cell]:
-    now = shape.n if shape.axis == "N" else shape.k
+    now = _now(shape)
     return [
         Cell(shape.role),
         Cell(shape.axis),

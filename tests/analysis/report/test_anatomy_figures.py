@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report import anatomy_figures
-from prunescope.analysis.report.anatomy_view import lines, tables
+from prunescope.analysis.report.anatomy_view import lines, shapes_table, tables
 from prunescope.analysis.schema.anatomy import (
     Anatomy,
     Fit,
@@ -187,3 +187,10 @@ def test_the_words_name_what_a_late_host_did_but_dispatch() -> None:
     assert "the host was late 2.000 ms" in idle
     assert "; without late dispatch (1.000 ms) 1.03×; " in idle
     assert "nothing but kernels and 1.000 ms of other work of the host (the most" in idle
+
+
+def test_a_size_of_several_rows_is_said_to_change_with_all_of_them() -> None:
+    of = anatomy()
+    assert len(shapes_table(of).notes) == 1
+    of.shapes.append(shape("o", 512, 576))  # as wide as q
+    assert "then all change" in shapes_table(of).notes[1]
