@@ -12,7 +12,7 @@ import msgspec
 from prunescope.analysis.device.hardware import rate_of, unknown_device
 from prunescope.analysis.inputs.subject import Side
 from prunescope.analysis.kernels.bound import Peaks
-from prunescope.analysis.predict.break_even import break_even
+from prunescope.analysis.predict.break_even import Gain, break_even
 from prunescope.analysis.predict.phase import ladder as theory_ladder
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.schema.report import Ladder, Row
@@ -58,8 +58,9 @@ def predicted_phase(
         if setting is None:
             return None
         work = Workload.of(name, run, itemsize=itemsize(setting.dtype) or 2)
-        rungs = theory_ladder(setting, setting.side(work, pruned=False), setting.side(work))
-        even = break_even(work, setting.bound_gain)
+        sides = setting.side(work, pruned=False), setting.side(work)
+        rungs = theory_ladder(setting, *sides)
+        even = break_even(work, _gain(setting, work, rungs.roofline))
     except PrunescopeError:
         return None
     peaks = pruned.peaks
@@ -70,6 +71,19 @@ def predicted_phase(
         ladder={rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")},
         break_even=msgspec.structs.asdict(even),
     )
+
+
+def _gain(setting: Setting, own: Workload, ours: float) -> Gain:
+    """Dense over pruned at the roofline, each once; `ours` is that of the run itself."""
+    found: dict[tuple[Workload, float], float] = {(own, setting.sparsity): ours}
+
+    def gain(work: Workload, sparsity: float | None) -> float:
+        key = work, setting.sparsity if sparsity is None else sparsity
+        if key not in found:
+            found[key] = setting.bound_gain(work, sparsity)
+        return found[key]
+
+    return gain
 
 
 def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> PredictedRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,22 @@ def test_24_on_a_device_without_sparse_units_is_a_mask(tmp_path: Path) -> None:
     assert one.predicted is not None
     assert one.predicted["family"] == "static-k-mask"
     assert one.predicted["ladder"]["roofline"] == pytest.approx(1)
+
+
+def test_no_forward_of_the_predicted_ladder_is_worked_out_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunescope.analysis.predict import setting
+
+    asked: Counter[tuple[Any, float]] = Counter()
+    pruned_forward = setting.pruned_forward
+
+    def counted(shape: Any, work: Any, family: Any, point: Any) -> Any:
+        asked[work, point.sparsity] += 1
+        return pruned_forward(shape, work, family, point)
+
+    monkeypatch.setattr(setting, "pruned_forward", counted)
+    found = phase(tmp_path).predicted
+    assert found is not None and found["break_even"]["sparsity"] is not None
+    assert len(asked) > 10  # the range of sparsities, of batches and of contexts
+    assert set(asked.values()) == {1}
