@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from same_cases import keep, kept  # noqa: E402
 from same_costs import plain_steps  # noqa: E402
 
 PLACES, ROUNDS, WARMUP = 20, 16, 2
@@ -38,15 +39,13 @@ def places(model: str, out: Path) -> None:
         "seatings": _of_a_process(model, PLACES),
         "processes": [ratios for _ in range(PLACES) for ratios in _of_a_process(model, 1)],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    others = [one for one in _read(out) if one["model"] != model]
-    (out / FILE).write_text(json.dumps([*others, found]), encoding="utf-8")
+    keep(out, FILE, found)
 
 
 def spread(folder: Path) -> list[str]:
     """What the page says of it, where it was measured."""
     rows = []
-    for found in _read(folder):
+    for found in kept(folder, FILE):
         for phase in ("prefill", "decode"):
             own = {way: [one[phase] for one in found[way]] for way in WAYS}
             told = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
@@ -73,15 +72,9 @@ def spread(folder: Path) -> list[str]:
     ]
 
 
-def _read(folder: Path) -> list[dict[str, Any]]:
-    file = folder / FILE
-    found: list[dict[str, Any]] = json.loads(file.read_text("utf-8")) if file.is_file() else []
-    return found
-
-
 def _of_a_process(model: str, count: int) -> list[dict[str, float]]:
     command = [sys.executable, __file__, "one", model, str(count)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: list[dict[str, float]] = json.loads(ran.stdout.splitlines()[-1])
     return found
 
