@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 METHOD = "static-m"
 # As `prunescope demo` captures each of its methods.
-SETTINGS = {"prompt_len": 256, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10,
+SETTINGS = {"prompt_len": 128, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10,
             "warmup": 1, "steps": 5}  # fmt: skip
 
 

@@ -296,7 +296,7 @@ def _demo(
                 model=model,
                 method=method,
                 sparsity=sparsity,
-                prompt_len=256,
+                prompt_len=128,
                 decode_steps=4,
                 dtype=dtype,
                 warmup=1,
