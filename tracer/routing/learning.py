@@ -44,13 +44,15 @@ def straight_through(scores: torch.Tensor) -> torch.Tensor:
 
 def in_float32(router: Any) -> None:
     """A router's weight for training: steps of a small rate vanish in half precision."""
-    router.own_dtype = router.weight.dtype
+    router.own_dtype, router.own_flag = router.weight.dtype, router.weight.requires_grad
     router.weight = nn.Parameter(router.weight.detach().float(), requires_grad=False)
 
 
 def in_own_dtype(router: Any) -> None:
-    """The weight as the model has it."""
-    router.weight = nn.Parameter(router.weight.detach().to(router.own_dtype), requires_grad=False)
+    """The weight as it was before: of the model's dtype, and with its flag, by which torch chooses
+    kernels (see tracer.model.narrow.successor)."""
+    trained = router.weight.detach().to(router.own_dtype)
+    router.weight = nn.Parameter(trained, requires_grad=router.own_flag)
 
 
 def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:

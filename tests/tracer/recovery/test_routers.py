@@ -12,6 +12,7 @@ from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
 pytestmark = pytest.mark.torch
 UNTRAINED = "what decides at run time is not trained: it decides as it did before"
@@ -103,3 +104,20 @@ def test_others_are_trained_as_they_are(recovered: Any, method: str) -> None:
 def test_an_early_exit_that_is_drawn_is_said_to_be_untrained(recovered: Any) -> None:
     _, pruning = recovered("dynamic-depth", "steps=1", knobs={"exit": "early"})
     assert UNTRAINED in pruning["recovery"]["notes"]
+
+
+@pytest.mark.parametrize("method", ["dynamic-m", "dynamic-depth"])
+def test_training_leaves_every_flag_as_it_was(recovered: Any, method: str) -> None:
+    """Weights as they were loaded, routers as they were drawn: all of them want gradients."""
+    model, pruning = recovered(method, "steps=1", sparsity=0.25)
+    assert pruning["recovery"]["routers"][0]["trained"]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == []
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_router_gets_its_own_dtype_and_flag_back(flag: bool) -> None:
+    router = torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16).requires_grad_(flag)
+    in_float32(router)
+    assert router.weight.dtype == torch.float32
+    in_own_dtype(router)
+    assert (router.weight.dtype, router.weight.requires_grad) == (torch.bfloat16, flag)
