@@ -19,7 +19,7 @@ from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
-from prunescope.tracer.model.layers import is_known, probe
+from prunescope.tracer.model.layers import in_tower, is_known, probe
 from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
@@ -127,6 +127,8 @@ def _check_positions(model: Any, request: TraceRequest) -> None:
     wanted = request.prompt_len + ("decode" in request.phases) * request.decode_steps
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
+            continue
+        if in_tower(name):  # patches of an image have positions of their own
             continue
         most = module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two are unused
         if wanted > most:

@@ -32,13 +32,18 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
     ]
     # Of a multimodal model the towers have layers too, and may be the larger part.
-    lists = [one for one in lists if not _TOWER.search(one[0])] or lists
+    lists = [one for one in lists if not in_tower(one[0])] or lists
     if not lists:
         raise PrunescopeError(
             f"no list of decoder layers was found in {type(model).__name__}",
             hint="the families prune decoder models of transformers",
         )
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def in_tower(name: str) -> bool:
+    """Whether a module belongs to a tower of a multimodal model, which reads no tokens."""
+    return _TOWER.search(name) is not None
 
 
 def text_config(model: nn.Module) -> Any:
