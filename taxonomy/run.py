@@ -79,16 +79,16 @@ class PhaseRun:
     seatings_asked: int | None = left_out()
 
     @property
-    def is_disturbed(self) -> bool:
+    def has_disturbed_samples(self) -> bool:
         """Whether something else ran beside more of the samples kept than a few."""
         kept = sum(seating.disturbed for seating in self.seatings)
         return kept > _DISTURBED * len(self.samples_ns)
 
     @property
-    def num_steps_disturbed(self) -> int:
-        """Profiled steps of seatings in which something else ran; 0 unless they are most."""
+    def has_disturbed_steps(self) -> bool:
+        """Whether most profiled steps are of seatings in which something else ran beside them."""
         found = sum(seating.steps for seating in self.seatings if seating.steps_disturbed)
-        return found if 2 * found > sum(seating.steps for seating in self.seatings) else 0
+        return 2 * found > sum(seating.steps for seating in self.seatings)
 
     @property
     def samples_by_seating(self) -> list[list[int]]:
@@ -128,7 +128,9 @@ class Run:
     @property
     def is_disturbed(self) -> bool:
         """Whether something else ran beside a phase, so that its times are not valid."""
-        return any(one.is_disturbed or one.num_steps_disturbed for one in self.phases.values())
+        return any(
+            one.has_disturbed_samples or one.has_disturbed_steps for one in self.phases.values()
+        )
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""

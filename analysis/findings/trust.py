@@ -104,10 +104,11 @@ def _disturbed(run: PhaseRun) -> list[str]:
     """How many of the samples kept were disturbed, where it is more than a few, and by what; and
     of the profiled steps, where it is most."""
     said = []
-    if steps := run.num_steps_disturbed:
+    if run.has_disturbed_steps:
+        steps = sum(one.steps for one in run.seatings if one.steps_disturbed)
         why = dict.fromkeys(why for one in run.seatings for why in one.steps_disturbed)
         said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
-    if not run.is_disturbed:
+    if not run.has_disturbed_samples:
         return said
     kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
     reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)

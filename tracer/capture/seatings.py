@@ -78,7 +78,7 @@ def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) ->
 def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
     """Those of which the interval is wider than `NARROW`, of the two sides by phase. None where
     something else ran beside one: such times are not valid, however narrow their interval."""
-    if any(run.is_disturbed for sides in runs.values() for run in sides):
+    if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
         return ()
     seated = {phase: [run.samples_by_seating for run in sides] for phase, sides in runs.items()}
     return tuple(phase for phase, sides in seated.items() if width(*sides) > NARROW)

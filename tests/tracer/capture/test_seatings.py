@@ -215,7 +215,7 @@ def test_no_further_seatings_beside_other_work(
     monkeypatch.setattr(timing, "between", lambda *_: busy)
     folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=6)
     for phase in read_run(folder / "pruned").phases.values():
-        assert phase.is_disturbed
+        assert phase.has_disturbed_samples
         assert (len(phase.seatings), phase.seatings_asked) == (6, None)
 
 
