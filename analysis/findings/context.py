@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import msgspec
+
 from prunescope.analysis.inputs.subject import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row
+from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
 from prunescope.analysis.verdict.evidence import Evidence, Seen
 from prunescope.analysis.verdict.reasons import Doubt
 from prunescope.taxonomy.run import PhaseRun
@@ -90,14 +92,33 @@ def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: flo
     """Whether a row is at least `share` of `of` and outside its noise and interval."""
     if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
-    if row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
-        return False
-    return row.ci95 is None or not row.ci95[0] <= 0 <= row.ci95[1]
+    return is_beyond_noise(row)
 
 
-def communication(row: Row | None) -> float:
-    """The part of a ledger row that is communication, ns: of waiting for other ranks too."""
-    return sum(part.ns for part in row.parts if part.cls == "comm") if row is not None else 0.0
+def communication(row: Row | None) -> Row:
+    """The part of a ledger row that is communication: of waiting for other ranks too. Its interval
+    and noise are those of its parts one beside the other, as wide as if all moved together."""
+    parts = [part for part in row.parts if part.cls == "comm"] if row is not None else []
+    ends = [part.ci95 for part in parts if part.ci95 is not None]
+    noise = [part.noise_ns for part in parts if part.noise_ns is not None]
+    known = len(ends) == len(parts) > 0
+    return Row(
+        row="communication",
+        ns=sum(part.ns for part in parts),
+        ci95=[sum(low for low, _ in ends), sum(high for _, high in ends)] if known else None,
+        noise_ns=sum(noise) if len(noise) == len(parts) > 0 else None,
+        parts=parts,
+    )
+
+
+def without_communication(row: Row | None) -> Row | None:
+    """The rest of that row, with its interval and noise."""
+    comm = communication(row).moves_ns
+    if row is None or not comm:
+        return row
+    ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
+    parts = [part for part in row.parts if part.cls != "comm"]
+    return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
 
 
 def ms(ns: float) -> str:

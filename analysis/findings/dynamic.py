@@ -6,7 +6,11 @@ census; what it did is M, and the calls, of its GEMMs.
 
 from __future__ import annotations
 
+import polars as pl
+
 from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.findings.no_gain import gains_nothing
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
@@ -18,6 +22,8 @@ from prunescope.taxonomy.words import percent
 
 _ALL = 0.999  # a share from which on everything was active
 _ROUTED = ("q", "o", *MLP_ROLES)
+_ATTENDS = ("attention", "router")  # attention, and what chooses its blocks
+_GAIN = 0.98  # of the dense time: attention over chosen blocks that takes more does not pay
 
 
 def reads_all_weights(c: Context) -> Finding | None:
@@ -49,7 +55,9 @@ def below_break_even(c: Context) -> Finding | None:
     dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
     pruned = _attention_ns(c.phase.roles)
     blocks = any(one.skips_blocks for one in _families(c))
-    if not blocks or not dense or pruned < 0.98 * dense:
+    if not blocks or not dense or pruned < _GAIN * dense or c.dense is None:
+        return None
+    if not gains_nothing(c, _attention(c.dense), _attention(c.pruned), least=_GAIN):
         return None
     keys = f" at {c.run.context} keys" if c.run else ""
     return Finding(
@@ -64,7 +72,11 @@ def below_break_even(c: Context) -> Finding | None:
 
 
 def _attention_ns(roles: dict[str, float]) -> float:
-    return float(sum(roles.get(role, 0.0) for role in ("attention", "router")))
+    return float(sum(roles.get(role, 0.0) for role in _ATTENDS))
+
+
+def _attention(kernels: Kernels) -> pl.DataFrame:
+    return kernels.frame.filter(pl.col("role").is_in(_ATTENDS))
 
 
 def _break_even(c: Context) -> str:

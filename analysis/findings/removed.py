@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
+from prunescope.analysis.findings.no_gain import gains_nothing
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict import doubts
 from prunescope.analysis.verdict.evidence import matrices
@@ -13,6 +18,8 @@ from prunescope.analysis.verdict.reasons import difference_text
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 from prunescope.taxonomy.words import percent
+
+_GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 
 
 def zeros_in_dense(c: Context) -> Finding | None:
@@ -63,7 +70,7 @@ def sparse_without_gain(c: Context) -> Finding | None:
     rows = [g for g in c.phase.gemms if g.axis == "2:4" and g.dense_busy_ns]
     dense = sum(g.dense_busy_ns or 0 for g in rows)
     busy = sum(g.busy_ns for g in rows)
-    if not rows or busy < 0.95 * dense or c.is_little(busy):
+    if not rows or busy < _GAIN * dense or c.is_little(busy) or not _is_sure(c):
         return None
     shapes = [f"{sized(g)}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
     return Finding(
@@ -75,6 +82,25 @@ def sparse_without_gain(c: Context) -> Finding | None:
         "algorithm for these shapes",
         predicted_ns=busy - dense / 2,
     )
+
+
+def _is_sure(c: Context) -> bool:
+    """Whether the interval of the time of 2:4 products, over the dense ones', excludes a gain."""
+    if c.dense is None:
+        return False
+    pairs = [p for p in c.pairs or [] if p.axis == "2:4"]
+    before = _products(c.dense, [p.dense for p in pairs])
+    after = _products(c.pruned, [p.pruned for p in pairs])
+    return gains_nothing(c, before, after, least=_GAIN)
+
+
+def _products(kernels: Kernels, calls: list[Call | None]) -> pl.DataFrame:
+    """Rows of products in the layers and roles of these calls."""
+    places = {(call.layer, call.role) for call in calls if call is not None}
+    schema = {"layer": pl.Int64, "role": pl.String}
+    wanted = pl.DataFrame(list(places), schema=schema, orient="row")
+    products = kernels.frame.filter(pl.col("class") == MATMUL)
+    return products.join(wanted, on=["layer", "role"], how="semi", nulls_equal=True)
 
 
 def unaligned(c: Context) -> Finding | None:

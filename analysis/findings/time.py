@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from prunescope.analysis.findings.added import residual_map
-from prunescope.analysis.findings.context import Context, communication, is_significant, ms, sized
+from prunescope.analysis.findings.context import (
+    Context,
+    communication,
+    is_significant,
+    ms,
+    sized,
+    without_communication,
+)
 from prunescope.analysis.kernels.waits import cause_sums
-from prunescope.analysis.schema.report import Finding, Row
+from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent
 
@@ -129,7 +134,7 @@ def roofline_shift(c: Context) -> Finding | None:
 def slower_kernels(c: Context) -> Finding | None:
     """The kernels that remain are less efficient than the dense ones. Not communication, which is
     as long as the other ranks make it."""
-    row = _without_communication(c.row("kernel_efficiency"))
+    row = without_communication(c.row("kernel_efficiency"))
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     parts = [p for p in row.parts if p.ns > 0][:4]
@@ -143,31 +148,21 @@ def slower_kernels(c: Context) -> Finding | None:
     )
 
 
-def _without_communication(row: Row | None) -> Row | None:
-    comm = communication(row)
-    if row is None or not comm:
-        return row
-    ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
-    parts = [part for part in row.parts if part.cls != "comm"]
-    return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
-
-
 def longer_communication(c: Context) -> Finding | None:
     """Communication takes longer than in the dense run, which is no matter of kernels."""
     row = c.row("kernel_efficiency")
     if row is None and c.phase.sparsity.get("nominal") is None:  # nothing of it was promised away
         row = c.row("not_explained")
     comm = communication(row)
-    parts = [p for p in row.parts if p.cls == "comm"] if row is not None else []
-    whole = Row(row="communication", ns=comm, noise_ns=row.noise_ns if row is not None else None)
-    if comm <= 0 or not is_significant(whole, of=c.dense_ns, share=_MUCH):
+    if comm.moves_ns <= 0 or not is_significant(comm, of=c.dense_ns, share=_MUCH):
         return None
     return Finding(
         id="longer-communication",
         severity="info",
-        text=f"communication takes {ms(comm)} longer than in the dense run: its kernels run until "
-        "the last rank has come, so that is time of the links or of waiting, not of pruned kernels",
-        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts[:4]],
+        text=f"communication takes {ms(comm.moves_ns)} longer than in the dense run: its kernels "
+        "run until the last rank has come, so that is time of the links or of waiting, not of "
+        "pruned kernels",
+        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in comm.parts[:4]],
         change="compare the traces of all ranks, which tell the slowest one",
         predicted_ns=None,
     )

@@ -182,17 +182,13 @@ def _paired_medians(draw: np.random.Generator, domain: Domain) -> tuple[Floats, 
     return np.median(d[picks], axis=1), np.median(p[other], axis=1)
 
 
-def speedup_interval(dense: list[int], pruned: list[int]) -> list[float] | None:
-    """95 % interval of median(dense) / median(pruned), by bootstrap of the pairs of samples."""
-    if min(len(dense), len(pruned)) < 2:
+def speedup_interval(dense: Samples | list[int], pruned: Samples | list[int]) -> list[float] | None:
+    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of seatings, or of the pairs of
+    samples where none were drawn; None with fewer than two of them."""
+    d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
+    if min(len(d), len(p)) < 2:
         return None
-    return _speedup(Samples.of([dense]), Samples.of([pruned]))
-
-
-def _speedup(dense: Samples, pruned: Samples) -> list[float] | None:
-    if min(len(dense), len(pruned)) < 2:
-        return None
-    domain = Domain("unprofiled", False, dense, pruned)  # noqa: FBT003
+    domain = Domain("unprofiled", False, d, p)  # noqa: FBT003
     return _ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
 
 
@@ -200,7 +196,7 @@ def realised_interval(domain: Domain, replicates: Split | None) -> list[float] |
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
     steps; None with one sample or step, or with steps of 0 ns."""
     if len(domain.dense) and len(domain.pruned):
-        return _speedup(domain.dense, domain.pruned)
+        return speedup_interval(domain.dense, domain.pruned)
     if replicates is None:
         return None
     return _ratio_interval(replicates.dense, replicates.pruned)

@@ -15,7 +15,7 @@ from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.predict.break_even import Gain, break_even
 from prunescope.analysis.predict.phase import ladder as theory_ladder
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.schema.report import Ladder, Row
+from prunescope.analysis.schema.report import Ladder, Row, is_beyond_noise
 from prunescope.analysis.schema.sides import Miss, MissTerm, PredictedRun
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
@@ -88,7 +88,8 @@ def _gain(setting: Setting, own: Workload, ours: float) -> Gain:
 
 def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> PredictedRun:
     """`predicted` with "miss": realised ÷ predicted roofline bound as a product of terms, and the
-    largest that loses and is more than noise. A step that is unknown is in the next term."""
+    largest that loses and is evidence as findings have it. A step that is unknown is in the next
+    term."""
     theory = predicted["ladder"]
     terms: list[MissTerm] = []
     before = 1.0
@@ -108,7 +109,7 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
         if after > 0 and level > 0:
             terms.append(MissTerm(name=name, ratio=level / after, says=says))
             level = after
-    losing = [t for t in terms if t["ratio"] < _NOTABLE and not _in_noise(rows.get(t["name"]))]
+    losing = [t for t in terms if t["ratio"] < _NOTABLE and _is_evidence(rows.get(t["name"]))]
     worst = min(losing, key=lambda t: float(t["ratio"]), default=None)
     miss = Miss(
         ratio=ladder.realised / theory["roofline"],
@@ -118,8 +119,9 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
     return {**predicted, "miss": miss}
 
 
-def _in_noise(row: Row | None) -> bool:
-    return row is not None and row.noise_ns is not None and abs(row.moves_ns) <= row.noise_ns
+def _is_evidence(row: Row | None) -> bool:
+    """Whether a term may be named; rungs of the ladder that are no row are not measured."""
+    return row is None or is_beyond_noise(row)
 
 
 def _family(side: Side, verdict: str | None) -> Family | None:

@@ -98,6 +98,14 @@ class Row(msgspec.Struct, kw_only=True):
         return self.ns or 0.0
 
 
+def is_beyond_noise(row: Row | LedgerPart) -> bool:
+    """Whether a row is evidence: its interval excludes 0, and it is more than twice its noise. What
+    one step cannot tell, an interval or noise, speaks against no row."""
+    if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
+        return False
+    return row.ci95 is None or not row.ci95[0] <= 0 <= row.ci95[1]
+
+
 class Finding(msgspec.Struct, kw_only=True):
     """One sentence of diagnosis with its evidence and one concrete change."""
 

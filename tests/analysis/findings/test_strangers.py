@@ -64,6 +64,39 @@ def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> 
     assert fast is not None and "more efficient" in fast.text and "idles" not in fast.text
 
 
+def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:
+    """A step a time, of the items that it makes."""
+    return chrome(*(step(i, *make(us)) for i, us in enumerate(times)))
+
+
+def test_communication_that_varies_is_no_longer_one(tmp_path: Path) -> None:
+    """100 us more in the mean of three steps, of which the first took less than the dense ones."""
+    dense = steps_of(mm(100), reduced(100))
+    pruned = in_turn(lambda us: (mm(100), reduced(us)), 20, 380, 200)
+    assert found(of_pair(tmp_path, dense, pruned), "longer-communication") is None
+    pruned = in_turn(lambda us: (mm(100), reduced(us)), 190, 210, 200)
+    assert found(of_pair(tmp_path, dense, pruned), "longer-communication") is not None
+
+
+def test_an_interval_that_holds_the_bound_is_not_above_it(tmp_path: Path) -> None:
+    """Steps of 20, 130 and 30 us against 100: 1.67 times in the mean, and not in the second."""
+    dense = steps_of(mm(100))
+    phase = of_pair(tmp_path, dense, in_turn(lambda us: (mm(us),), 20, 130, 30))
+    assert phase.ladder is not None and (phase.ladder.share_of_bound or 0) > 1.5
+    assert found(phase, "above-bound") is None
+    phase = of_pair(tmp_path, dense, in_turn(lambda us: (mm(us),), 59, 61, 60))
+    assert found(phase, "above-bound") is not None
+
+
+def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:
+    """The kernels take 100 us less; idle time 40 less, of 10 to 190 in the dense steps."""
+    dense = in_turn(lambda us: (mm(100), gap(us=us, launch=True), mm(100)), 10, 190, 100)
+    pruned = steps_of(mm(50), gap(us=60, launch=True), mm(50))
+    said = found(of_pair(tmp_path, dense, pruned), "above-bound")
+    assert said is not None and "more efficient" in said.text
+    assert "idles" not in said.text and not any("launch" in line for line in said.evidence)
+
+
 @pytest.mark.parametrize(
     ("dense", "pruned"),
     [

@@ -11,8 +11,10 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.run import add_miss
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Ladder, Phase, Row
+from prunescope.analysis.schema.sides import PredictedRun
 from tests.analysis.predict.plain import predict
 from tests.analysis.run_folder import PEAKS, write_pair
 from tests.chrome import chrome, gap, k, module, op, step
@@ -77,6 +79,33 @@ def test_the_miss_is_named_after_the_row_that_loses(tmp_path: Path) -> None:
     assert said.startswith("predicted for static-nk-mlp on these peaks: FLOPs ")
     assert "mostly by kernel efficiency" in said
     assert said in sentences.opening(one)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "named"),
+    [
+        ({}, True), ({"noise_ns": 6.0}, True), ({"noise_ns": 7.0}, False),
+        ({"ci95": [1.0, 24.0]}, True), ({"ci95": [-1.0, 26.0]}, False),
+    ],
+)  # fmt: skip
+def test_a_loss_within_noise_is_not_named(kernels: dict[str, Any], *, named: bool) -> None:
+    """62.5 of 100 ns where 50 were promised: 12.5 are of the kernels, by the rule of findings."""
+    rungs = dict.fromkeys(("nominal", "flop", "coverage", "roofline"), 2.0)
+    ladder = Ladder(**rungs, busy=None, realised=1.6, realised_ci95=None, share_of_bound=0.8)
+    theory = PredictedRun(
+        family="static-nk", sparsity=0.5, source=None, ladder=rungs, break_even={}
+    )
+    rows = {
+        "dense": 100.0, "promised": 50.0, "coverage": 0.0, "roofline_shift": 0.0, "shape": 0.0,
+        "kernel_efficiency": 12.5, "added_work": 0.0, "launch_idle": 0.0, "pruned": 62.5,
+    }  # fmt: skip
+    ledger = [
+        Row(row=name, ns=ns, **(kernels if name == "kernel_efficiency" else {}))
+        for name, ns in rows.items()
+    ]
+    miss = add_miss(theory, ladder, ledger)["miss"]
+    assert miss["ratio"] == pytest.approx(0.8)
+    assert miss["largest"] == ("kernel_efficiency" if named else None)
 
 
 @pytest.mark.parametrize(

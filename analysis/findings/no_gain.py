@@ -1,0 +1,38 @@
+"""Whether kernels took as long as those of the dense run beyond doubt, for findings that say so.
+
+In: a Context, and the rows of both frames that are compared. Out: yes or no. Times are ns a step,
+as recorded; an interval is over seatings, or over steps where not every seating has one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.ledger.noise import speedup_interval
+from prunescope.analysis.ledger.samples import Samples, samples_of
+
+
+def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, least: float) -> bool:
+    """Whether all of the 95 % interval of pruned ÷ dense time is `least` or more, so that a gain is
+    excluded. What has no interval (one step) is taken as it is."""
+    if c.twin is None:
+        return False
+    before, after = _busy(c.twin, dense), _busy(c.own, pruned)
+    if not (before.ns > 0).all() or not (after.ns > 0).all():
+        return True  # steps without such a kernel have no ratio
+    ratio = speedup_interval(after, before)
+    return ratio is None or ratio[0] >= least
+
+
+def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples:
+    """Busy ns of these rows in each step, by seating where that of every step is known."""
+    sums = np.zeros(side.kernels.num_steps, np.int64)
+    by_step = rows.group_by("step").agg(pl.col("busy").sum())
+    sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
+    seat = samples_of(side.run).seat_of_step(len(sums))
+    if seat is None:
+        return Samples.of([sums.tolist()])
+    return Samples.of([sums[seat == one].tolist() for one in np.unique(seat)])
