@@ -82,8 +82,12 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
 )
 
 
-# Findings that rest on measured time alone; the others show in shapes, weights or kernels.
-TIMED = frozenset({"below-break-even", "launch-bound", "no-speedup", "sparse-without-gain"})
+# Findings that are critical by a measured time, or by its share of the step; the other critical
+# ones show in shapes, weights or kernels.
+TIMED = frozenset({
+    "added-adapter", "added-mask", "below-break-even", "decompressed", "fake-quantised",
+    "launch-bound", "no-speedup", "sparse-without-gain", "weight-copied", "weights-remade",
+})  # fmt: skip
 
 # Findings on who waited for whom, which the clocks of host and device must agree on.
 WAITS = frozenset({"launch-bound", "host-work", "host-lead", "host-waits", "held-back"})

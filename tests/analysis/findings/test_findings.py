@@ -262,7 +262,7 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     assert found(phase, "timing-not-valid") is None
 
 
-def _seatings(disturbed: int) -> list[dict[str, Any]]:
+def two_seatings(disturbed: int) -> list[dict[str, Any]]:
     """Of MANY samples in two seatings, the first with some that something disturbed."""
     half = len(MANY) // 2
     first = {"samples": half, "steps": 1, "disturbed": disturbed, "reasons": ["other processes"],
@@ -275,8 +275,8 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
     few = len(MANY) // 10
     for disturbed, wanted in ((few, False), (few + 1, True)):
         phase = of_run(
-            tmp_path / str(disturbed), model(FULL), model(NARROW), both_samples_ns=MANY,
-            both_seatings=_seatings(disturbed),
+            tmp_path / str(disturbed), model(FULL), model(NARROW), dense_samples_ns=MANY,
+            samples_ns=MANY[::-1], both_seatings=two_seatings(disturbed),
         )  # fmt: skip
         said = found(phase, "timing-not-valid")
         assert (said is not None) == wanted
@@ -285,9 +285,10 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
             assert "other processes" in said.evidence[0]
         assert "in 2 seatings (1,000.0 ms each beside them)" in setup(phase)
         no_speedup = found(phase, "no-speedup")
-        assert no_speedup is None or (no_speedup.severity == "warning") == wanted
+        assert no_speedup is not None
+        assert no_speedup.severity == ("warning" if wanted else "critical")
     run = write_run(tmp_path / "dense", model(FULL), samples_ns=MANY, interleaved="alone",
-                    seatings=_seatings(few + 1))  # fmt: skip
+                    seatings=two_seatings(few + 1))  # fmt: skip
     said = found(analyze(run).report.phases["prefill"], "timing-not-valid")
     assert said is not None
     assert said.evidence == [f"{few + 1} of {len(MANY)} samples disturbed: other processes"]
@@ -296,7 +297,7 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
 def test_profiled_steps_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
     """Half of them are not yet most."""
     for seats, wanted in ((1, False), (2, True)):
-        seatings = _seatings(0)
+        seatings = two_seatings(0)
         for one in seatings[:seats]:
             one["steps_disturbed"] = ["waits"]
         phase = of_run(
