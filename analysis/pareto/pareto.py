@@ -171,8 +171,16 @@ def _measure(folder: Path, entry: SweepResult) -> _Measured:
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=bool(run.timing and run.timing.notes) or doubt_of(phase),
+        busy=doubt_of(phase) or _was_loaded(run, entry.phase),
     )
+
+
+def _was_loaded(run: Run, phase: str) -> bool:
+    """Whether the load average of an older run was high: a guess, which counts only where nothing
+    was measured around each sample."""
+    timed = run.phases.get(phase)
+    measured = timed is not None and bool(timed.seatings)
+    return not measured and bool(run.timing and run.timing.notes)
 
 
 def _inside(folder: Path, entry: SweepResult) -> Path:

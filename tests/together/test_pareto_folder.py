@@ -14,22 +14,25 @@ from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import read
-from prunescope.taxonomy.run import PhaseRun, Run
+from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run_blocks import TimingNote
 from prunescope.taxonomy.run_quality import Quality
 from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
 
 
-def run_json(**quality: Any) -> str:
+def run_json(seatings: int = 0, notes: list[str] | None = None, **quality: Any) -> str:
     """The least manifest that the analysis reads."""
     entry = PhaseRun(
         batch=1, prompt_len=512, positions=[0, 512], context=512, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
+        seatings=[Seating(samples=1, steps=1)] * seatings,
     )  # fmt: skip
     run = Run(
         variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
         dtype="bf16", device={"threads": 2}, versions={}, seeds={}, argv=["sweep", "s.yaml"],
         quality=read(Quality, quality) if quality else None,
+        timing=None if notes is None else TimingNote(notes=notes),
     )  # fmt: skip
     return run.to_json()
 
@@ -136,6 +139,19 @@ def test_a_run_without_quality_has_no_loss_and_no_place(tmp_path: Path) -> None:
     (one,) = pareto.judge(folder).phases["prefill"].points
     assert one.loss is None
     assert not one.on_frontier
+
+
+@pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize(("seatings", "said"), [(0, 1), (8, 0)])
+def test_a_high_load_average_marks_results_of_older_runs_alone(
+    seatings: int, said: int, tmp_path: Path
+) -> None:
+    """Where seatings were timed, what ran beside each sample was measured."""
+    folder = sweep_folder(tmp_path / "s", {})
+    text = run_json(seatings, notes=["load average 9.0 on 2 cores: timing not valid"])
+    (folder / "runs" / "r0" / "pruned" / "run.json").write_text(text)
+    notes = pareto.judge(folder).notes
+    assert [note.partition(" were")[0] for note in notes] == ["1 of 1 results"] * said
 
 
 @pytest.mark.usefixtures("analysed")
