@@ -46,6 +46,8 @@ class Peaks:
     sheet: DeviceRates | None = None
     # By dtype and "bandwidth", where `trace` kept how they came about.
     taken: dict[str, PeakTaken] = field(default_factory=dict)
+    # What else ran beside every measurement that the rates are of; empty where one was quiet.
+    disturbed: tuple[str, ...] = ()
 
     @property
     def link_byte_per_s(self) -> float | None:
@@ -68,8 +70,9 @@ class Peaks:
         return {**used, "taken": self.taken} if self.taken else used
 
     def doubts(self) -> list[str]:
-        """Peaks that two measurements give further apart than they may be."""
-        return [
+        """Peaks that two measurements give further apart than they may be, and peaks of which no
+        measurement was quiet."""
+        said = [
             f"the {name} peak was measured as {_rate(one, name)} before the capture and "
             f"{_rate(other, name)} after it: something else ran, or the clock fell; bounds use "
             f"{_USED[seen['used']]}"
@@ -77,6 +80,12 @@ class Peaks:
             if (one := seen["before"]) and (other := seen["after"])
             if max(one, other) > _APART * min(one, other)
         ]
+        if self.disturbed:
+            said.append(
+                f"every measurement of the peaks was disturbed ({', '.join(self.disturbed)}): they "
+                "may be too low, and shares of a bound too high"
+            )
+        return said
 
 
 def _rate(per_s: float, name: str) -> str:
@@ -104,7 +113,7 @@ _USED = {
     "after": "the higher one",
     "reached": "what a product of the run reached",
     "calibrated": "what `prunescope calibrate` measured",
-    "given": "the higher ones of several shapes",
+    "given": "the one that was given",
 }
 
 
@@ -131,11 +140,13 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     if raised:
         source += f" ({', '.join(raised)} raised to what a product of this run reached)"
     calibrated = _calibrated(device.calibration, peaks.threads)
+    higher: set[str] = set()
     if calibrated:
         source += " and `prunescope calibrate`"
         higher = {name for name, rate in calibrated.items() if rate > rates.get(name, 0.0)}
         rates |= {name: calibrated[name] for name in higher}
         taken |= {name: {**taken[name], "used": "calibrated"} for name in higher & set(taken)}
+    disturbed = () if higher.issuperset(rates) else _disturbed(peaks)
     byte_per_s = rates.pop(BANDWIDTH, None)
     return Peaks(
         name=sheet.name if sheet else device.name or "unnamed",
@@ -148,6 +159,7 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
         device=sheet,
         sheet=None if sheet is None else _of_sheet(sheet),
         taken=taken,
+        disturbed=disturbed,
     )
 
 
@@ -167,6 +179,16 @@ def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
         used = "reached" if (seen[2] or 0.0) > best else used
         out[name] = PeakTaken(before=seen[0], after=seen[1], reached=seen[2], used=used)
     return out
+
+
+def _disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
+    """What ran beside the peaks of a run: a disturbance lowers a rate, so that the better of two
+    measurements is in doubt only where both were disturbed."""
+    before, after = peaks.before, peaks.after
+    if before is None or after is None:
+        return tuple(peaks.disturbed)
+    both = before.disturbed and after.disturbed
+    return tuple(dict.fromkeys([*before.disturbed, *after.disturbed])) if both else ()
 
 
 def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) -> dict[str, float]:
@@ -193,18 +215,21 @@ def override(
     if not flop_per_s and byte_per_s is None:
         return peaks
     base = peaks or Peaks(name="given", flop_per_s={}, byte_per_s=None, source="")
-    given = ", ".join([*flop_per_s, *(["bandwidth"] if byte_per_s else [])])
+    given = [*flop_per_s, *([BANDWIDTH] if byte_per_s else [])]
+    taken = dict(base.taken)
+    taken |= {name: {**taken[name], "used": "given"} for name in given if name in taken}
     return Peaks(
         name=base.name,
         flop_per_s={**base.flop_per_s, **flop_per_s},
         byte_per_s=byte_per_s or base.byte_per_s,
-        source=f"{base.source}; {given} given on the command line".removeprefix("; "),
+        source=f"{base.source}; {', '.join(given)} given on the command line".removeprefix("; "),
         measured=base.measured,
         floor_ns=base.floor_ns,
         sm=base.sm,
         device=base.device,
         sheet=base.sheet,
-        taken=base.taken,
+        taken=taken,
+        disturbed=() if {*base.flop_per_s, BANDWIDTH}.issubset(given) else base.disturbed,
     )
 
 

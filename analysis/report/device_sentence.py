@@ -9,6 +9,12 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
 
+# Where bounds use a peak that is none of those measured around the run or in it.
+_USED = {
+    "calibrated": ("used: what prunescope calibrate measured",),
+    "given": ("used: the one that was given",),
+}
+
 
 def named(value: Any) -> str:
     """A name out of a value of the manifest: itself, or its `id` or `name`."""
@@ -39,11 +45,12 @@ def device(report: Report) -> str:
 
 
 def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
-    """How each peak that is used came about: before, after, and what a product reached."""
+    """How each peak that is used came about: before, after, what a product reached, and which of
+    them bounds use."""
     for name, seen in device.get("taken", {}).items():
         what = "B" if name == "bandwidth" else "FLOP"
         said = [
-            f"{label} {numbers.per_second(rate, what)}"
+            f"{label} {numbers.per_second(rate, what)}{' (used)' * (label == seen['used'])}"
             for label, rate in (
                 ("before", seen["before"]),
                 ("after", seen["after"]),
@@ -52,7 +59,7 @@ def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
             if rate is not None
         ]
         if name in names and said:
-            yield f"; {name} {', '.join(said)}"
+            yield f"; {name} {', '.join([*said, *_USED.get(seen['used'], ())])}"
 
 
 def _of_sheet(peaks: DeviceRates, sheet: DeviceRates) -> str:

@@ -46,7 +46,7 @@ class PeakRates(DeviceRates):
 class PeakTaken(TypedDict):
     """How a peak came about: measured before and after a capture, reached by a product of the run
     itself, and which of them is used ("calibrated": what `calibrate` measured before, which is
-    higher; "given": none of these)."""
+    higher; "given": one that was given to the capture or on the command line)."""
 
     before: float | None
     after: float | None

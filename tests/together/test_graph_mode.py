@@ -19,6 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture import graph_mode
+from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.graph_mode import (
     RECORDERS,
     StaticDecode,
@@ -30,6 +31,7 @@ from prunescope.tracer.capture.graph_mode import (
 )
 from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
+from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
@@ -322,6 +324,14 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
     """Whole captures, the graph faked: no hooks in what is timed and profiled, roles beside it."""
     monkeypatch.setattr("prunescope.tracer.capture.session.check_mode", lambda *_: None)
     monkeypatch.setitem(RECORDERS, "graph", replayed)
+    add, read = Reached.add, list[bool]()
+
+    def added(self: Reached, trace: ChromeTrace) -> None:
+        names = [str(e["name"]) for e in trace["traceEvents"]]
+        read.append(any(name.startswith("model.layers.") for name in names))
+        add(self, trace)
+
+    monkeypatch.setattr(Reached, "add", added)
     folder = quick(method="static-m", sparsity=0.5, mode="graph")
     for name in ("dense", "pruned"):
         run = read_run(folder / name)
@@ -334,6 +344,8 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
             assert any(n.startswith("model.layers.") for n in scoped)
             assert not any(n.startswith("model.layers.") for n in bare)
             assert sum(n.startswith("prunescope.step#") for n in bare) >= entry.steps
+    # A replay does not say what it multiplies: the eager pass does, of each variant and phase.
+    assert sorted(read) == [False] * 4 + [True] * 4
     report = analyze(folder).report
     assert set(report.phases) == {"prefill", "decode"}
     assert report.phases["decode"].ladder is not None

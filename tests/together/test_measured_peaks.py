@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from prunescope.analysis.kernels.bound import run_peaks
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report import device_sentence
+from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
@@ -20,6 +24,9 @@ from prunescope.tracer.capture import surroundings
 from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.machine import peaks
+from tests.analysis.finding_cases import mm
+from tests.analysis.run_folder import write_run
+from tests.chrome import chrome, step
 
 pytestmark = pytest.mark.torch
 CPU = torch.device("cpu")
@@ -54,6 +61,29 @@ def test_a_disturbed_measurement_is_taken_again(
     assert len(seen) == calls
     assert found.dense_flop_per_s["bf16"] == calls * 1e12
     assert (found.disturbed or None) == said
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kept"),
+    [
+        (([], 1), (["waits"], 2), []),  # no lower than a quiet one
+        ((["waits"], 2), ([], 1), []),
+        ((["waits"], 2), (["steal"], 1), ["waits"]),
+        ((["waits"], 1), (["steal"], 2), ["steal"]),
+        ((["waits"], 1), (["steal"], 1), ["waits"]),
+    ],
+)
+def test_the_better_peaks_are_disturbed_where_none_was_quiet(
+    one: tuple[list[str], int], other: tuple[list[str], int], kept: list[str]
+) -> None:
+    first, second = (replace(measured(n * 1e12), disturbed=why) for why, n in (one, other))
+    assert peaks.better_peaks(first, second).disturbed == kept
+
+
+def test_rates_of_two_disturbed_measurements_name_both() -> None:
+    first = replace(measured(1e12, byte=31e9), disturbed=["waits"])
+    second = replace(measured(2e12, byte=30e9), disturbed=["steal"])
+    assert peaks.better_peaks(first, second).disturbed == ["waits", "steal"]
 
 
 def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict[str, Any]:
@@ -110,6 +140,86 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
     assert len(found.doubts()) == 2  # bf16 and fp32 are six times apart, bandwidth is not
     assert "0.36" in found.doubts()[0] or "3.6e+11" in found.doubts()[0]
     assert found.as_json()["taken"]["bf16"]["before"] == 0.36e12
+
+
+def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noisy = replace(measured(2.1e12), disturbed=["waits"])
+    taken = iter([noisy, measured(2.2e12)])
+    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
+    around = Surroundings(CPU)
+    around.look("bf16")
+    around.close()
+    assert around.entry is not None
+    kept = around.entry.peaks
+    assert kept is not None and kept.before is not None and kept.after is not None
+    assert (kept.disturbed, kept.before.disturbed, kept.after.disturbed) == ([], ["waits"], [])
+    found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)
+    assert found is not None and found.doubts() == []
+
+
+def rates(bf16: float, *disturbed: str) -> dict[str, Any]:
+    """One measurement, as a manifest has it."""
+    fast = {"bf16": bf16, "fp32": bf16 / 2}
+    found = {"dense_flop_per_s": fast, "byte_per_s": 30e9}
+    return {**found, "disturbed": list(disturbed)} if disturbed else found
+
+
+def report_of(folder: Path, seen: dict[str, Any], **options: Any) -> Report:
+    """The report of a run on a processor with these peaks."""
+    trace = chrome(step(0, mm(512, 512, 512)))
+    device = {"kind": "cpu", "name": "a processor", "peaks": {**seen, "kernel_floor_ns": 900}}
+    return analyze(
+        write_run(folder / "dense", trace, device=device), options=Options(**options)
+    ).report
+
+
+def test_a_report_says_both_measurements_and_which_is_used(tmp_path: Path) -> None:
+    """The doubt stands in the warnings, the measurements in the sentence of the device."""
+    seen = {**rates(2.2e12), "before": rates(0.36e12, "waits"), "after": rates(2.2e12)}
+    found = report_of(tmp_path / "apart", seen)
+    assert [said.partition(":")[0] for said in found.warnings] == [
+        f"the {name} peak was measured as {one} TFLOP/s before the capture and {other} TFLOP/s "
+        "after it"
+        for name, one, other in (("bf16", "0.36", "2.2"), ("fp32", "0.18", "1.1"))
+    ]
+    said = device_sentence.device(found)
+    assert "; bf16 before 360 GFLOP/s, after 2.2 TFLOP/s (used)" in said
+    reached = {**seen, "reached": {"bf16": 2.5e12}}
+    said = device_sentence.device(report_of(tmp_path / "reached", reached))
+    assert "after 2.2 TFLOP/s, reached 2.5 TFLOP/s (used)" in said
+    given = report_of(tmp_path / "given", seen, peaks={"bf16": 3.0})
+    assert "after 2.2 TFLOP/s, used: the one that was given" in device_sentence.device(given)
+    assert "bounds use the one that was given" in given.warnings[0]
+    assert "bounds use the higher one" in given.warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "doubted"),
+    [((), (), False), (("waits",), (), False), ((), ("steal",), False),
+     (("waits",), ("steal",), True)],
+)  # fmt: skip
+def test_peaks_that_stayed_disturbed_are_a_warning(
+    before: tuple[str, ...], after: tuple[str, ...], doubted: Any, tmp_path: Path
+) -> None:
+    """Both low and alike, as beside a loop that runs throughout: their distance says nothing."""
+    seen = {"before": rates(0.36e12, *before), "after": rates(0.37e12, *after)}
+    # What an older version kept of the first measurement is not believed.
+    found = report_of(tmp_path / "run", {**rates(0.37e12, *before), **seen})
+    said = "every measurement of the peaks was disturbed (waits, steal): they may be too low"
+    assert [one.partition(", and shares")[0] for one in found.warnings] == [said] * doubted
+    known = report_of(tmp_path / "known", {**rates(0.37e12, *before), **seen},
+                      peaks={"bf16": 3.0, "fp32": 1.5}, bandwidth=30.0)  # fmt: skip
+    assert known.warnings == []
+
+
+def test_peaks_of_a_sweep_that_were_disturbed_are_a_warning_of_each_result(tmp_path: Path) -> None:
+    found = report_of(tmp_path / "run", rates(0.37e12, "waits"))
+    assert [said.partition(" (")[0] for said in found.warnings] == [
+        "every measurement of the peaks was disturbed"
+    ]
+    assert report_of(tmp_path / "quiet", rates(0.37e12)).warnings == []
 
 
 def test_no_peak_is_below_what_a_product_reached() -> None:

@@ -319,7 +319,8 @@ class _Session:
             self._profile_eagerly(phase, variants)
 
     def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
-        """One step of the same loops with hooks and nothing recorded: it names the kernels."""
+        """One step of the same loops with hooks and nothing recorded: it names the kernels and
+        says what products multiply, which a replay does not."""
         loops = loops_of(self.request, phase, variants, self.device, plainly)
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
@@ -327,6 +328,7 @@ class _Session:
             loops, models, steps=range(1), device=self.device, advance=self.progress.advance
         ).traces()
         for variant in variants:
+            self.around.reached.add(traces[variant.name])
             self.captures[variant.name].eager[phase] = Packed(traces[variant.name])
 
 

@@ -14,7 +14,6 @@ from prunescope.taxonomy.run_blocks import (
     Clocks,
     DeviceEntry,
     MeasuredPeaks,
-    MeasuredRates,
     TimingNote,
 )
 from prunescope.tracer.capture.reached import Reached
@@ -22,7 +21,7 @@ from prunescope.tracer.machine.calibrate import newest
 from prunescope.tracer.machine.clocks import read_clocks
 from prunescope.tracer.machine.conditions import timing_note
 from prunescope.tracer.machine.device import device_info, load_average
-from prunescope.tracer.machine.peaks import better_peaks, measure_peaks
+from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 
 
 class Surroundings:
@@ -60,14 +59,6 @@ class Surroundings:
         if self._given is None:
             after = measure_peaks(self._device, self._dtype)
             peaks = better_peaks(before, after)
-            peaks = replace(peaks, before=_rates_of(before), after=_rates_of(after))
+            peaks = replace(peaks, before=rates_of(before), after=rates_of(after))
         entry.peaks = replace(peaks, reached=self.reached.rates())
         return note
-
-
-def _rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
-    return MeasuredRates(
-        dense_flop_per_s=peaks.dense_flop_per_s,
-        byte_per_s=peaks.byte_per_s,
-        disturbed=peaks.disturbed,
-    )

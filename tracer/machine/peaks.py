@@ -6,6 +6,7 @@ repeats: one large GEMM is not the peak, and one lucky repeat is not either.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
-from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks
+from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import between, device_troubles, read
 
@@ -49,8 +50,7 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     if not reasons:
         return found
     again, still = _watched(device, dtype, budget_s)
-    best = better_peaks(found, again)
-    return replace(best, disturbed=still)
+    return better_peaks(replace(found, disturbed=reasons), replace(again, disturbed=still))
 
 
 def faster_dtype(device: torch.device, one: str, other: str) -> str:
@@ -68,10 +68,14 @@ def faster_dtype(device: torch.device, one: str, other: str) -> str:
 
 
 def better_peaks(one: MeasuredPeaks, other: MeasuredPeaks) -> MeasuredPeaks:
-    """The higher rate of each kind and the lower floor of two measurements of one device."""
+    """The higher rate of each kind and the lower floor of two measurements of one device. A
+    disturbance lowers a rate: where one of them was quiet none of the better rates is in doubt, and
+    else those that gave one say what ran beside it."""
     rates = {**one.dense_flop_per_s}
     for dtype, rate in other.dense_flop_per_s.items():
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
+    gave = [a for a, b in ((one, other), (other, one)) if _is_better(a, b)] or [one]
+    reasons = dict.fromkeys(why for a in gave for why in a.disturbed)
     return replace(
         one,
         dense_flop_per_s=rates,
@@ -79,7 +83,26 @@ def better_peaks(one: MeasuredPeaks, other: MeasuredPeaks) -> MeasuredPeaks:
         kernel_floor_ns=min(_known(one.kernel_floor_ns, other.kernel_floor_ns)),
         gemm_sweep=[*one.gemm_sweep, *other.gemm_sweep],
         seconds=round(sum(_known(one.seconds, other.seconds)), 3),
+        disturbed=list(reasons) if one.disturbed and other.disturbed else [],
     )
+
+
+def rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
+    """What is kept of a measurement beside the better one."""
+    return MeasuredRates(
+        dense_flop_per_s=peaks.dense_flop_per_s,
+        byte_per_s=peaks.byte_per_s,
+        disturbed=peaks.disturbed,
+    )
+
+
+def _is_better(one: MeasuredPeaks, other: MeasuredPeaks) -> bool:
+    """Whether a measurement has a higher rate than the other, or a lower floor."""
+    rates, others = (
+        {**peaks.dense_flop_per_s, "": peaks.byte_per_s or 0.0} for peaks in (one, other)
+    )
+    floor, least = (peaks.kernel_floor_ns or math.inf for peaks in (one, other))
+    return floor < least or any(rate > others.get(name, 0.0) for name, rate in rates.items())
 
 
 def _known(*values: float | None) -> list[float]:
