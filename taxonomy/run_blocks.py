@@ -77,7 +77,8 @@ class MeasuredRates:
 
 @dataclass(kw_only=True)
 class MeasuredPeaks:
-    """Peaks of a device, measured: FLOP/s by dtype, byte/s, and the shortest time of a kernel."""
+    """Peaks of a device, measured: FLOP/s by dtype, byte/s, and the shortest time of a kernel.
+    `disturbed`: by what, where no measurement was quiet."""
 
     dense_flop_per_s: dict[str, float] = field(default_factory=dict)
     byte_per_s: float | None = None
@@ -88,6 +89,8 @@ class MeasuredPeaks:
     threads: int | None = left_out()
     seconds: float | None = left_out()
     disturbed: list[str] = left_out(list)
+    # Each of a sweep's measurements, where it took more than one: the better of all are above.
+    measurements: list[MeasuredRates] = left_out(list)
     # Before and after a capture, and what a product of the capture reached: FLOP/s by dtype.
     before: MeasuredRates | None = left_out()
     after: MeasuredRates | None = left_out()

@@ -122,6 +122,7 @@ _PEAKS = _Fields(
         "kernel_floor_ns": _Maybe(_is_number),
         "before": _Fields(_RATES),
         "after": _Fields(_RATES),
+        "measurements": _Each(_Fields(_RATES), list, _MAX_NAMES),
         "reached": _NUMBERS,
     }
 )
@@ -166,6 +167,7 @@ _SEATING = _Fields(
         "retaken": _COUNT,
         "disturbed": _COUNT,
         "reasons": _Each(_is_name, list, _MAX_NAMES),
+        "steps_disturbed": _Each(_is_name, list, _MAX_NAMES),
     }
 )
 _PHASE = _Fields(

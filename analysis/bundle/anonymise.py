@@ -28,7 +28,7 @@ T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096
 # Fields whose text may stay, where it looks like a plain value and holds nothing suspicious.
 _TEXT_FIELDS = frozenset({
-    "reasons",
+    "reasons", "disturbed",
     "variant", "dtype", "kind", "isa", "vendor", "gcnArchName", "logits", "cache", "attention",
     "mode", "interleaved", "trace", "sha256", "eager_trace", "selection", "rounding", "unit",
     "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
@@ -164,7 +164,11 @@ class Scrubber:
             kept = [self.value(key, v) for v in value]
             return [v for v, old in zip(kept, value, strict=True) if v is not None or old is None]
         if isinstance(value, Seating):
-            return replace(value, reasons=self.value("reasons", value.reasons))
+            return replace(
+                value,
+                reasons=self.value("reasons", value.reasons),
+                steps_disturbed=self.value("reasons", value.steps_disturbed),
+            )
         if not isinstance(value, dict):
             return None
         return {

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.sweep import SweepRequest, sweep
 from tests.small_capture import PEAKS
 
@@ -83,3 +87,40 @@ def disturb(folder: Path, noise: Noise, capture: int) -> None:
             seating.reasons = [noise.why] if noisy and not noise.steps else []
             seating.steps_disturbed = [noise.why] if noisy and noise.steps else []
     (folder / "run.json").write_text(run.to_json(), encoding="utf-8")
+
+
+@pytest.mark.torch
+def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of four results keeps 1e11 FLOP/s; a quiet measurement of 2e11 ends the search. A
+    later call measures nothing."""
+    from prunescope.tracer.sweep import job
+
+    config = tmp_path / "sweep.yaml"
+    config.write_text(SMALL, encoding="utf-8")
+    low, high = (replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11))
+    taken = iter([replace(low, disturbed=["waits"]), high])
+    monkeypatch.setattr(job, "TOKENS", 256)
+    monkeypatch.setattr(job, "measure_peaks", lambda *_: next(taken))
+    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
+    assert Counter(one.dense_flop_per_s["fp32"] for one in kept if one) == {1e11: 1, 2e11: 3}
+    assert sorted(len(one.disturbed) for one in kept if one) == [0, 0, 0, 1]
+    (path,) = out.glob("peaks-*.json")
+    said = read(MeasuredPeaks, json.loads(path.read_bytes()))
+    assert (said.dense_flop_per_s["fp32"], said.disturbed) == (2e11, [])
+    each = [(one.dense_flop_per_s["fp32"], one.disturbed) for one in said.measurements]
+    assert each == [(1e11, ["waits"]), (2e11, [])]
+    shutil.rmtree(out / "runs" / "static-m-s0.5-decode-b1-p16-d0")
+    sweep(SweepRequest(config=config, out=out))
+    assert next(taken, None) is None
+
+
+def test_peaks_that_are_never_quiet_are_taken_as_they_are() -> None:
+    from prunescope.tracer.sweep import job
+
+    noisy = replace(PEAKS, disturbed=["waits"])
+    assert job._is_doubtful(noisy)
+    assert not job._is_doubtful(replace(noisy, measurements=[MeasuredRates()] * 5))
+    assert not job._is_doubtful(PEAKS)

@@ -37,7 +37,7 @@ from prunescope.tracer.machine.calibrate import slug
 from prunescope.tracer.machine.conditions import memory_explained, thread_count
 from prunescope.tracer.machine.device import device_info, pick_device
 from prunescope.tracer.machine.disturbance import PASSING
-from prunescope.tracer.machine.peaks import measure_peaks
+from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.model.stored import weights_fingerprint
@@ -76,6 +76,9 @@ FAILURES = (
     TypeError,
     ValueError,
 )
+
+# On a machine that is never quiet peaks are measured so often, and then taken as they are.
+_MOST_MEASURED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,18 +263,34 @@ class Worker:
         return self._dense[key]
 
     def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> MeasuredPeaks:
-        """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones."""
-        if self._peaks is None:
-            dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
-            with thread_count(job.config.threads):
-                info = device_info(device)
-                name = f"peaks-{slug(str(info.name))}-{dtype}-{info.threads}.json"
-                if (kept := read_json(job.folder / name)) is not None:
-                    self._peaks = json_fields.read(MeasuredPeaks, kept)
-                else:
-                    self._peaks = measure_peaks(device, dtype)
-                    write_json(job.folder / name, json_fields.plain(self._peaks))
-        return self._peaks
+        """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones.
+        Where that was disturbed it is done again before the next result, and the better count from
+        there on; a result that is written keeps what it has."""
+        found = self._peaks
+        if found is not None and not _is_doubtful(found):
+            return found
+        dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
+        with thread_count(job.config.threads):
+            info = device_info(device)
+            path = job.folder / f"peaks-{slug(str(info.name))}-{dtype}-{info.threads}.json"
+            if found is None and (kept := read_json(path)) is not None:
+                found = json_fields.read(MeasuredPeaks, kept)
+            before = found
+            if found is None:
+                found = measure_peaks(device, dtype)
+            elif _is_doubtful(found):
+                again = measure_peaks(device, dtype)
+                each = [*(found.measurements or [rates_of(found)]), rates_of(again)]
+                found = replace(better_peaks(found, again), measurements=each)
+            if found is not before:
+                write_json(path, json_fields.plain(found))
+        self._peaks = found
+        return found
+
+
+def _is_doubtful(peaks: MeasuredPeaks) -> bool:
+    """Whether something else ran beside every measurement, and one more is worth its seconds."""
+    return bool(peaks.disturbed) and len(peaks.measurements) < _MOST_MEASURED
 
 
 def _was_disturbed(out: Path) -> bool:

@@ -16,9 +16,15 @@ from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import Pruning
-from tests.analysis.run_folder import write_pair
+from prunescope.taxonomy.run import Run, Seating
+from prunescope.taxonomy.run_blocks import (
+    DeviceEntry,
+    MeasuredPeaks,
+    MeasuredRates,
+    ModelEntry,
+    Pruning,
+)
+from tests.analysis.run_folder import phase_run, write_pair
 from tests.chrome import chrome, k, module, op, step
 
 BF16 = "c10::BFloat16"
@@ -230,3 +236,27 @@ def test_a_public_model_keeps_its_name() -> None:
     assert kept("smollm2-135m-instruct") == "smollm2-135m-instruct"
     assert kept("somebody/Llama-3.1-8B-pruned") == "X"
     assert kept("our-secret-model") == "X"
+
+
+def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
+    """Of samples, of profiled steps, and of the peaks, on which a warning of the report rests."""
+    said = ["waits", f"other processes of {NAME}"]
+    seating = Seating(samples=1, steps=1, reasons=said, steps_disturbed=said)
+    rates = MeasuredRates(byte_per_s=1e9, disturbed=said)
+    peaks = MeasuredPeaks(disturbed=said, before=rates, measurements=[rates])
+    run = Run(
+        variant="dense", model=ModelEntry(id="m"), device=DeviceEntry(name="a CPU", peaks=peaks),
+        phases={"prefill": phase_run(seatings=[seating])}, dtype="bf16", versions={}, seeds={},
+        argv=[],
+    )  # fmt: skip
+    told = Scrubber([NAME]).run(run)
+    (kept,) = told.phases["prefill"].seatings
+    assert (kept.reasons, kept.steps_disturbed) == (["waits"], ["waits"])
+    found = told.device.peaks
+    assert found is not None and found.before is not None
+    every = [
+        found.disturbed,
+        found.before.disturbed,
+        *(one.disturbed for one in found.measurements),
+    ]
+    assert every == [["waits"]] * 3
