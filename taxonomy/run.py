@@ -47,8 +47,9 @@ class Seating:
     retaken: int = 0  # samples that something disturbed, and that were taken again
     disturbed: int = 0  # of `samples`, those that were disturbed all the same
     reasons: list[str] = field(default_factory=list)  # what disturbed them
-    # what disturbed the profiled steps, which were taken again once
+    # what disturbed the profiled steps, which were taken again once (not those of a user's loop)
     steps_disturbed: list[str] = field(default_factory=list)
+    switches: int = left_out(int)  # involuntary context switches of ours in `samples`
 
 
 @dataclass(kw_only=True)

@@ -131,7 +131,15 @@ _CALIBRATION = _Fields(
         "name": _is_text,
         "dense_flop_per_s": _NUMBERS,
         "byte_per_s": _Maybe(_is_number),
-        "measured": _Maybe(_Fields({"threads": _Maybe(_COUNT), "spread": _Maybe(_is_object)})),
+        "measured": _Maybe(
+            _Fields(
+                {
+                    "threads": _Maybe(_COUNT),
+                    "spread": _Maybe(_is_object),
+                    "disturbed": _Each(_is_name, list, _MAX_NAMES),
+                }
+            )
+        ),
     }
 )
 _SHAPE = _Fields(
@@ -168,6 +176,7 @@ _SEATING = _Fields(
         "disturbed": _COUNT,
         "reasons": _Each(_is_name, list, _MAX_NAMES),
         "steps_disturbed": _Each(_is_name, list, _MAX_NAMES),
+        "switches": _COUNT,
     }
 )
 _PHASE = _Fields(

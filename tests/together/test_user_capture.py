@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import surroundings
+from prunescope.tracer.capture import surroundings, timing
 from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
@@ -79,6 +81,73 @@ def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
     report = analyze(tmp_path / "run").report.phases["prefill"]
     assert report.unprofiled_ns is not None
     assert report.unprofiled_ns.seatings == [2, 2, 3]
+
+
+def _told(took: int, reasons: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(elapsed_ns=took, reasons=reasons, switches=2)
+
+
+def test_a_loop_beside_other_work_is_not_valid(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples and profiled steps are watched, on the host and on the device; no step is run again,
+    and what ran beside the first calls counts for nothing."""
+    monkeypatch.setattr(timing, "between", lambda *_: _told(10**9, ["other processes"]))
+    monkeypatch.setattr(timing, "device_troubles", lambda _device: ["clocks held down"])
+    loop(tiny, 6, out=tmp_path / "run")
+    phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
+    (seating,) = phase.seatings
+    both = ["other processes", "clocks held down"]
+    assert (seating.samples, seating.disturbed, seating.reasons) == (2, 2, both)
+    assert (seating.steps, seating.steps_disturbed) == (2, both)
+    assert seating.switches == 4
+    assert phase.is_disturbed and phase.num_steps_disturbed == 2
+    found = analyze(tmp_path / "run").report.phases["prefill"].findings
+    assert [one.severity for one in found if one.id == "timing-not-valid"] == ["critical"]
+
+
+@pytest.mark.parametrize(("repeats", "disturbed"), [(4, 4), (1, 0)])
+def test_short_steps_of_a_loop_are_judged_together(
+    repeats: int, disturbed: int, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 50 ms, too short for ticks to tell; all of them, in every seating, are not."""
+    readings = itertools.count()
+    monkeypatch.setattr(timing, "read", lambda: next(readings))
+
+    def told(before: Any, after: Any, _device: Any) -> Any:
+        steps = (after - before + 1) // 2  # two readings each
+        return _told(steps * 50_000_000, ["other processes"] if steps > 1 else [])
+
+    monkeypatch.setattr(timing, "between", told)
+    options = {"warmup": 1, "repeats": 2 * repeats, "steps": 2, "seatings": 2}
+    with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
+        for _ in range(2 * 2 + 2 * repeats + 2):
+            with c.step():
+                tiny(IDS, logits_to_keep=1)
+    phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
+    assert [seat.samples for seat in phase.seatings] == [repeats] * 2
+    assert [seat.disturbed for seat in phase.seatings] == [disturbed] * 2
+    assert [seat.steps_disturbed for seat in phase.seatings] == [[], []]  # one step in each
+
+
+@pytest.mark.parametrize(("noisy", "said"), [({0}, []), ({0, 2}, ["waits"])])
+def test_profiled_steps_are_marked_where_most_were_disturbed(
+    noisy: set[int], said: list[str], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm-up, a sample and its whole, the step thrown away, then the three that count."""
+    calls = itertools.count()
+
+    def told(*_: Any) -> Any:
+        return _told(10**9, ["waits"] if next(calls) - 4 in noisy else [])
+
+    monkeypatch.setattr(timing, "between", told)
+    options = {"warmup": 1, "repeats": 1, "steps": 3}
+    with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
+        for _ in range(6):
+            with c.step():
+                tiny(IDS, logits_to_keep=1)
+    (seating,) = read_run(tmp_path / "run" / "dense").phases["prefill"].seatings
+    assert (seating.disturbed, seating.steps, seating.steps_disturbed) == (0, 3, said)
 
 
 def _train(model: Any, out: Path, **options: Any) -> None:

@@ -235,6 +235,7 @@ class _Session:
                     retaken=share.retaken,
                     disturbed=share.disturbed,
                     reasons=share.reasons,
+                    switches=share.switches,
                 )
             )
 
@@ -296,7 +297,8 @@ class _Session:
                 device=self.device,
                 advance=_Pass(models, told).advance,
             )
-            reasons = between(before, read_counters()).reasons + device_troubles(self.device)
+            seen = between(before, read_counters(), self.device)
+            reasons = seen.reasons + device_troubles(self.device)
             if not reasons or told is _nobody:
                 return session.traces(), reasons
             told = _nobody

@@ -19,24 +19,33 @@ import torch
 from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
-from prunescope.tracer.machine.disturbance import between, device_troubles, read
+from prunescope.tracer.machine.disturbance import (
+    Disturbance,
+    Reading,
+    between,
+    device_troubles,
+    read,
+)
 
 # Where weights lie moves a model's time against its copy's by 2.6 % (standard deviation over 24
 # placements): what a seating's own samples leave open below that is not what makes intervals wide.
 _PLACED = 0.026
 _MOST = 4  # times as many samples as were asked for, to come below it
-_SHORT_NS = 200_000_000  # a round below this ends within a few ticks of the system's counts
+_SHORT_NS = 200_000_000  # a sample below this ends within a few ticks of the system's counts
+_IN_A_ROW = 0.8  # of the time from the first sample to the end of the last, in samples
 
 
 @dataclass
 class Share:
     """Samples of every variant, ns a step, and how they were had: `taken` rounds of one each, of
-    which `retaken` were taken again and `disturbed` are among those kept all the same."""
+    which `retaken` were taken again and `disturbed` are among those kept all the same. `switches`:
+    involuntary context switches of ours in those kept."""
 
     samples: dict[str, list[int]]
     retaken: int = 0
     disturbed: int = 0
     reasons: list[str] = field(default_factory=list)
+    switches: int = 0
 
 
 @dataclass
@@ -45,6 +54,45 @@ class _Round:
 
     samples: dict[str, int]
     reasons: list[str]
+    switches: int = 0
+
+
+class Watch:
+    """What ran beside samples, or steps, in a row on a device. Short ones are judged together too:
+    alone they end within a few ticks of the system's counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seen: list[Disturbance] = []
+        self._begun: Reading | None = None
+        self._ended: Reading | None = None
+
+    @contextmanager
+    def sample(self) -> Iterator[None]:
+        """Around each of them."""
+        before = read()
+        if self._begun is None:
+            self._begun = before
+        yield
+        self._ended = read()
+        self._seen.append(between(before, self._ended, self._device))
+
+    def reasons(self) -> list[list[str]]:
+        """What disturbed each of them; asks the driver of a GPU."""
+        if self._begun is None or self._ended is None:
+            return []
+        whole = between(self._begun, self._ended, self._device)
+        spent_ns = sum(seen.elapsed_ns for seen in self._seen)
+        short = whole.elapsed_ns < _SHORT_NS * len(self._seen)
+        # What runs while a user's loop does something else between its steps disturbs none.
+        in_a_row = spent_ns >= _IN_A_ROW * whole.elapsed_ns
+        together = whole.reasons if short and in_a_row else []
+        troubles = device_troubles(self._device)
+        return [[*(seen.reasons or together), *troubles] for seen in self._seen]
+
+    def switches(self) -> list[int]:
+        """Involuntary context switches of ours in each of them."""
+        return [seen.switches for seen in self._seen]
 
 
 def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of it
@@ -91,6 +139,7 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of i
         retaken=taken - repeats,
         disturbed=sum(bool(r.reasons) for r in kept),
         reasons=list(dict.fromkeys(why for r in rounds for why in r.reasons)),
+        switches=sum(r.switches for r in kept),
     )
 
 
@@ -105,23 +154,13 @@ def _is_open(rounds: list[_Round]) -> bool:
 def _rounds(
     loops: Mapping[str, Loop], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
-    """Rounds in a row. Short ones are watched together too: alone they end within a few ticks."""
-    begun = before = read()
-    rounds = []
+    """Rounds in a row, and what ran beside each."""
+    watch, taken = Watch(device), []
     for turn in turns:
-        samples = _take(loops, device, backwards=bool(turn % 2))
-        after = read()
-        rounds.append(_Round(samples, between(before, after).reasons))
+        with watch.sample():
+            taken.append(_take(loops, device, backwards=bool(turn % 2)))
         advance()
-        before = read()
-    whole = between(begun, before)
-    if whole.elapsed_ns < _SHORT_NS * len(rounds):
-        for one in rounds:
-            one.reasons = one.reasons or whole.reasons
-    if troubles := device_troubles(device):
-        for one in rounds:
-            one.reasons = [*one.reasons, *troubles]
-    return rounds
+    return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
 
 def _nobody() -> None:

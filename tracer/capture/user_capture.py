@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
 from prunescope.tracer.capture.seatings import place, shares
 from prunescope.tracer.capture.surroundings import Surroundings
-from prunescope.tracer.capture.timing import timed
-from prunescope.tracer.machine.disturbance import between, read
+from prunescope.tracer.capture.timing import Watch, timed
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
 _VARIANT = "user"  # of the turns; the manifest says whether they are dense or pruned
+_KINDS = ("warmup", "sample", "profile")  # of steps
 _BACKWARD = "autograd::engine::evaluate_function"  # of the ops of a backward pass
 _PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
@@ -91,7 +92,7 @@ class _Step:
     """What one step of the loop is for. `index`: of a profiled step, in its seating and in all; -1
     is thrown away."""
 
-    kind: str  # "warmup" | "sample" | "profile"
+    kind: str  # one of _KINDS
     seating: int
     begins: bool = False  # its seating
     index: int = -1
@@ -131,6 +132,7 @@ class UserCapture:
         self._count = 0
         self._samples_ns: list[int] = []
         self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
+        self._watches: dict[str, Watch] = {}  # of the seating, by kind of step
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
         self._sessions: list[Packed] = []
@@ -148,6 +150,8 @@ class UserCapture:
             return
         step = self._plan[number]
         seating = self._seatings[step.seating]
+        if step.begins:
+            self._watches = {kind: Watch(self._device) for kind in _KINDS}
         if step.begins and len(self._seatings) > 1:
             start = time.perf_counter_ns()
             place([self._model], self._draw)
@@ -210,33 +214,48 @@ class UserCapture:
 
     @contextmanager
     def _timed(self, step: _Step) -> Iterator[None]:
-        seating, before = self._seatings[step.seating], read()
-        with timed(self._device) as found:
+        with self._watches[step.kind].sample(), timed(self._device) as found:
             yield
+        seating = self._seatings[step.seating]
         if step.kind == "warmup":
             seating.cost_ns += found.ns
             return
         self._samples_ns.append(found.ns)
         seating.samples += 1
-        if reasons := between(before, read()).reasons:  # the user's step: it is not taken again
-            seating.disturbed += 1
-            seating.reasons = list(dict.fromkeys([*seating.reasons, *reasons]))
 
     @contextmanager
     def _profiled(self, step: _Step) -> Iterator[None]:
+        seating = self._seatings[step.seating]
         if self._session is None:
+            self._judge_samples(seating)
             self._session = self._stack.enter_context(ProfiledSession([self._model], self._device))
-        with self._session.turn(_VARIANT, label_of(step.index)):
+        watch = self._watches["profile" if step.index >= 0 else "warmup"]
+        with watch.sample(), self._session.turn(_VARIANT, label_of(step.index)):
             yield
-        self._seatings[step.seating].steps += step.index >= 0
+        seating.steps += step.index >= 0
         if step.ends:
             self._stack.close()
+            self._judge_steps(seating)
             trace = self._session.traces()[_VARIANT]
             self._session = None
             self._around.reached.add(trace)
             names = (str(event.get("name", "")) for event in trace["traceEvents"])
             self._trains |= any(name.startswith(_BACKWARD) for name in names)
             self._sessions.append(Packed(trace))
+
+    def _judge_samples(self, seating: Seating) -> None:
+        """Which of a seating's samples something ran beside: the user's steps, so that none is
+        taken again."""
+        found = self._watches["sample"].reasons()
+        seating.disturbed = sum(map(bool, found))
+        seating.reasons = list(dict.fromkeys(chain.from_iterable(found)))
+        seating.switches = sum(self._watches["sample"].switches())
+
+    def _judge_steps(self, seating: Seating) -> None:
+        """What ran beside most of a seating's profiled steps, which are marked as one."""
+        found = self._watches["profile"].reasons()
+        if 2 * sum(map(bool, found)) > len(found):
+            seating.steps_disturbed = list(dict.fromkeys(chain.from_iterable(found)))
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)

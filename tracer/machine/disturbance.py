@@ -10,8 +10,10 @@ import importlib.util
 import os
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +22,7 @@ from prunescope.tracer.machine.gpu_tools import is_held_down, num_processes
 
 # Reasons that may be over when a capture is taken again; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
+T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
 _OTHERS_SHARE = 0.10  # of one core, by other processes
@@ -50,8 +53,8 @@ class Disturbance:
     others_ns: int | None
     steal_ns: int | None
     waited_ns: int | None
-    switches: int
-    threads: int
+    switches: int  # what `waited_ns` times, counted: kept as a fact, and no reason
+    threads: int  # of ours that compute
     cores: int
 
     @property
@@ -98,8 +101,21 @@ def device_troubles(device: torch.device) -> list[str]:
     return found
 
 
-def between(before: Reading, after: Reading) -> Disturbance:
-    """What happened from one reading to the next."""
+def watched(run: Callable[[], T], device: torch.device) -> tuple[T, list[str]]:
+    """What a call gives that computes on `device`, and what disturbed it."""
+    before = read()
+    found = run()
+    return found, [*between(before, read(), device).reasons, *device_troubles(device)]
+
+
+def num_threads(device: torch.device) -> int:
+    """Threads of ours that keep a core busy: torch's on a CPU; the one that launches, where a GPU
+    computes."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def between(before: Reading, after: Reading, device: torch.device) -> Disturbance:
+    """What happened from one reading to the next, while we computed on `device`."""
     own = after.own_ns - before.own_ns
     busy = _change(before.busy_ns, after.busy_ns)
     return Disturbance(
@@ -108,7 +124,7 @@ def between(before: Reading, after: Reading) -> Disturbance:
         steal_ns=_change(before.steal_ns, after.steal_ns),
         waited_ns=_change(before.waited_ns, after.waited_ns),
         switches=after.switches - before.switches,
-        threads=torch.get_num_threads(),
+        threads=num_threads(device),
         cores=num_cores(),
     )
 

@@ -18,7 +18,7 @@ import torch
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
-from prunescope.tracer.machine.disturbance import between, device_troubles, read
+from prunescope.tracer.machine.disturbance import watched
 
 STATISTIC = "best over shapes of the median over repeats"
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,9 +111,7 @@ def _known(*values: float | None) -> list[float]:
 
 def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
     """Peaks, and what else ran while they were measured."""
-    before = read()
-    found = _measured(device, dtype, budget_s)
-    return found, [*between(before, read()).reasons, *device_troubles(device)]
+    return watched(lambda: _measured(device, dtype, budget_s), device)
 
 
 def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:

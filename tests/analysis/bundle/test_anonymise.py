@@ -260,3 +260,10 @@ def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
         *(one.disturbed for one in found.measurements),
     ]
     assert every == [["waits"]] * 3
+
+
+def test_what_disturbed_a_seating_stays_and_says_nothing_else() -> None:
+    said = ["waits", SECRETS["path"], f"{NAME}'s job"]
+    seating = Seating(samples=3, steps=2, reasons=said, steps_disturbed=said, switches=7)
+    (kept,) = Scrubber({NAME}).value("seatings", [seating])
+    assert (kept.reasons, kept.steps_disturbed, kept.switches) == (["waits"], ["waits"], 7)

@@ -146,7 +146,7 @@ def test_disturbed_steps_are_profiled_again_once(
         passes.append(options["steps"])
         return profiled(*args, **options)
 
-    def what(_before: Any, _after: Any) -> Any:
+    def what(*_readings: Any) -> Any:
         return SimpleNamespace(reasons=next(reasons))
 
     monkeypatch.setattr(session, "_profiled", seen)

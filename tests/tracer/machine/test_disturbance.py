@@ -5,18 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from prunescope.tracer.capture.timing import take_share
+from prunescope.tracer.capture import timing
+from prunescope.tracer.capture.timing import Watch, take_share
 from prunescope.tracer.machine import disturbance
-from prunescope.tracer.machine.disturbance import Disturbance, between, device_troubles, read
+from prunescope.tracer.machine.disturbance import (
+    Disturbance,
+    Reading,
+    between,
+    device_troubles,
+    read,
+    watched,
+)
 
 pytestmark = pytest.mark.torch
 MS = 1_000_000
+CPU = torch.device("cpu")
 
 
 def seen(**more: Any) -> Disturbance:
@@ -60,7 +70,7 @@ def test_a_busy_loop_beside_us_is_seen() -> None:
         before, end = read(), time.perf_counter() + 0.5
         while time.perf_counter() < end:
             pass
-        found = between(before, read())
+        found = between(before, read(), CPU)
     finally:
         loop.kill()
         loop.wait()
@@ -78,7 +88,7 @@ def test_a_system_that_says_nothing_disturbs_nothing(
     monkeypatch.setattr(disturbance.importlib.util, "find_spec", lambda _name: None)
     before = read()
     assert (before.busy_ns, before.steal_ns, before.waited_ns) == (None, None, None)
-    assert between(before, read()).reasons == []
+    assert between(before, read(), CPU).reasons == []
 
 
 def test_troubles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +145,7 @@ def test_disturbed_samples_are_taken_again(
     loop, told = Counted(), iter(disturbed)
     long = 10**9  # a round of a second: its ticks tell by themselves
 
-    def watched(_before: Any, after: Any) -> Disturbance:
+    def watched(_before: Any, after: Any, _device: Any) -> Disturbance:
         count = after - _before
         is_round = count == 1
         others = long if is_round and next(told, True) else 0
@@ -155,7 +165,7 @@ def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> N
     """Each of 5 ms is too short for ticks; the four together are not."""
     loop = Counted()
 
-    def watched(before: Any, after: Any) -> Disturbance:
+    def watched(before: Any, after: Any, _device: Any) -> Disturbance:
         count = after - before
         return seen(elapsed_ns=count * 50 * MS, others_ns=count * 40 * MS)
 
@@ -165,3 +175,83 @@ def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> N
         {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
     )
     assert share.disturbed == 4
+    assert share.switches == 4 * 3
+
+
+def test_where_a_gpu_computes_one_core_of_the_host_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight cores for a second, of which a neighbour has a fifth of one: torch's eight threads
+    meet it, and the one that launches does not, unless the neighbours are many."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(disturbance, "num_cores", lambda: 8)
+    begun = Reading(at_ns=0, own_ns=0, busy_ns=0, steal_ns=0, waited_ns=0, switches=0)
+    ended = replace(begun, at_ns=1000 * MS, own_ns=1000 * MS, busy_ns=1200 * MS, switches=5)
+    gpu = torch.device("cuda")
+    on_cpu, on_gpu = between(begun, ended, CPU), between(begun, ended, gpu)
+    assert (on_cpu.threads, on_gpu.threads) == (8, 1)
+    assert on_cpu.others_ns == on_gpu.others_ns == 200 * MS
+    assert on_cpu.reasons == ["other processes"]
+    assert on_gpu.reasons == []
+    assert on_gpu.switches == 5
+    crowd = between(begun, replace(ended, busy_ns=7500 * MS), gpu)
+    assert crowd.reasons == ["other processes"]
+
+
+def test_a_call_is_watched_on_host_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+
+    def told(_before: Any, _after: Any, device: torch.device) -> Disturbance:
+        devices.append(device)
+        return seen(waited_ns=200 * MS)
+
+    monkeypatch.setattr(disturbance, "between", told)
+    monkeypatch.setattr(disturbance, "device_troubles", lambda _device: ["clocks held down"])
+    gpu = torch.device("cuda")
+    assert watched(lambda: 7, gpu) == (7, ["waits", "clocks held down"])
+    assert devices == [gpu]
+
+
+@pytest.mark.parametrize(
+    ("pause", "reasons"), [(0, [["other processes"]] * 4), (100, [[]] * 4)], ids=["none", "long"]
+)
+def test_what_runs_in_the_pauses_of_a_loop_disturbs_no_sample(
+    pause: int, reasons: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of 50 ms with pauses between: others run all the time, and ticks tell of the whole
+    alone, most of which is pauses where these are long."""
+    clock = [0]
+    monkeypatch.setattr(timing, "read", lambda: clock[0])
+
+    def told(before: Any, after: Any, _device: Any) -> Disturbance:
+        took = after - before
+        return seen(elapsed_ns=took * MS, others_ns=0 if took == 50 else 90 * MS)
+
+    monkeypatch.setattr(timing, "between", told)
+    watch = Watch(CPU)
+    assert watch.reasons() == []
+    for _ in range(4):
+        with watch.sample():
+            clock[0] += 50
+        clock[0] += pause
+    assert watch.reasons() == reasons
+    assert watch.switches() == [3] * 4
+
+
+def test_the_driver_of_a_gpu_is_asked_once_for_samples_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[torch.device] = []
+
+    def troubles(device: torch.device) -> list[str]:
+        asked.append(device)
+        return ["clocks held down"]
+
+    monkeypatch.setattr(timing, "device_troubles", troubles)
+    monkeypatch.setattr(timing, "between", lambda *_: seen(elapsed_ns=10**9))
+    watch = Watch(torch.device("cuda"))
+    for _ in range(3):
+        with watch.sample():
+            pass
+    assert watch.reasons() == [["clocks held down"]] * 3
+    assert len(asked) == 1
