@@ -112,7 +112,8 @@ class Spread:
 
 @dataclass(kw_only=True)
 class CalibrationPasses:
-    """How `calibrate` measured, and what beside the peaks: medians over its passes."""
+    """How `calibrate` measured, and what beside the peaks: medians over its passes, but the least
+    floor. `disturbed`: by what, where a measurement was disturbed again."""
 
     statistic: str = ""
     passes: int = 0
@@ -125,6 +126,7 @@ class CalibrationPasses:
     cache_byte_per_s: int | None = None
     dispatch_ns: int | None = None  # of the host, from call to call
     gemm_sweep: list[GemmTime] = field(default_factory=list)
+    disturbed: list[str] = left_out(list)
     as_read: Mapping[str, Any] | None = as_read()
 
 

@@ -122,7 +122,7 @@ def devices(
 
 
 def _measurement(measured: CalibrationPasses) -> str:
-    """What `calibrate` measured beside the peaks, and whether its passes agree."""
+    """What `calibrate` measured beside the peaks, and whether it is to be trusted."""
     spread = measured.spread or Spread()
     apart = max([*spread.dense_flop_per_s.values(), spread.byte_per_s])
     text = (
@@ -130,7 +130,10 @@ def _measurement(measured: CalibrationPasses) -> str:
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
         f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
     )
-    return text if measured.agree else f"{text}: they do not agree, repeat on a quiet machine"
+    doubts = [] if measured.agree else ["they do not agree"]
+    if measured.disturbed:
+        doubts.append(f"something else ran beside them ({', '.join(measured.disturbed)})")
+    return f"{text}: {'; '.join(doubts)}, repeat on a quiet machine" if doubts else text
 
 
 def _rate(byte_per_s: float | None) -> str:

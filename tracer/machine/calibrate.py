@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
+
+import torch
 
 from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.atomic_write import write_file
@@ -22,10 +24,10 @@ from prunescope.taxonomy.run_blocks import (
 )
 from prunescope.tracer.machine.cache import cache_folder
 from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick_device
-from prunescope.tracer.machine.memory_rates import MemoryRates, measure_memory
-from prunescope.tracer.machine.peaks import STATISTIC, measure_peaks
+from prunescope.tracer.machine.disturbance import watched
+from prunescope.tracer.machine.memory_rates import MemoryRates, better_rates, measure_memory
+from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_peaks
 
-Statistic = Callable[[list[float]], float]
 PASSES = 3
 AGREE = 0.1  # passes further apart than this share of their median do not
 _VENDORS = {"cuda": "NVIDIA", "rocm": "AMD"}
@@ -35,29 +37,44 @@ _MARKS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevice:
     """Measure a device, `budget_s` seconds a pass; keep and return its entry.
 
-    Raises PrunescopeError where the device is unknown or absent.
+    A peak is the best of the passes: what disturbs a measurement lowers it. Raises PrunescopeError
+    where the device is unknown or absent.
     """
     place = pick_device(device)
     peaks, memory = [], []
+    disturbed: list[str] = []
     for _ in range(PASSES):
         peaks.append(measure_peaks(place, "bf16", budget_s=budget_s))
-        memory.append(measure_memory(place))
+        rates, reasons = _memory(place)
+        memory.append(rates)
+        disturbed += [*peaks[-1].disturbed, *reasons]
     info = device_info(place)
     name = str(info.name)
+    best = reduce(better_peaks, peaks)
     entry = CalibratedDevice(
         name=slug(name),
         aliases=[name],
         vendor=_VENDORS.get(str(info.kind), name.split()[0]),
-        dense_flop_per_s=_rates(peaks, statistics.median),
-        byte_per_s=round(statistics.median(_bandwidths(peaks))),
+        dense_flop_per_s=best.dense_flop_per_s,
+        byte_per_s=None if best.byte_per_s is None else round(best.byte_per_s),
         sm=info.properties.get("multi_processor_count"),
         l2_bytes=last_cache_bytes(place),
         source="measured by prunescope calibrate",
         verified=False,  # no second witness
-        measured=_measured(peaks, memory),
+        measured=_measured(peaks, memory, list(dict.fromkeys(disturbed))),
     )
     _keep(entry)
     return entry
+
+
+def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
+    """Rates, and what disturbed them: where something did they are measured once more, the better
+    of both counts, and what disturbed that too is told."""
+    found, reasons = watched(lambda: measure_memory(device), device)
+    if not reasons:
+        return found, []
+    again, still = watched(lambda: measure_memory(device), device)
+    return better_rates(found, again), still
 
 
 def newest(name: str) -> CalibratedDevice | None:
@@ -74,18 +91,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", _MARKS.sub(" ", name).lower()).strip("-")
 
 
-def _rates(passes: list[MeasuredPeaks], statistic: Statistic) -> dict[str, float]:
+def _spreads(passes: list[MeasuredPeaks]) -> dict[str, float]:
     names = passes[0].dense_flop_per_s
-    return {name: statistic([one.dense_flop_per_s[name] for one in passes]) for name in names}
+    return {name: _spread([one.dense_flop_per_s[name] for one in passes]) for name in names}
 
 
 def _bandwidths(passes: list[MeasuredPeaks]) -> list[float]:
     return [one.byte_per_s for one in passes if one.byte_per_s is not None]
 
 
-def _measured(passes: list[MeasuredPeaks], memory: list[MemoryRates]) -> CalibrationPasses:
+def _measured(
+    passes: list[MeasuredPeaks], memory: list[MemoryRates], disturbed: list[str]
+) -> CalibrationPasses:
     spread = Spread(
-        dense_flop_per_s=_rates(passes, _spread),
+        dense_flop_per_s=_spreads(passes),
         byte_per_s=_spread(_bandwidths(passes)),
         copy_byte_per_s=_spread([one.copy_byte_per_s for one in memory]),
         cache_byte_per_s=_spread([one.cache_byte_per_s for one in memory]),
@@ -93,17 +112,18 @@ def _measured(passes: list[MeasuredPeaks], memory: list[MemoryRates]) -> Calibra
     )
     floors = [one.kernel_floor_ns for one in passes if one.kernel_floor_ns is not None]
     return CalibrationPasses(
-        statistic=f"median over {PASSES} passes of the {STATISTIC}",
+        statistic=f"best of {PASSES} passes of the {STATISTIC}",
         passes=PASSES,
         repeats=passes[0].repeats,
         threads=passes[0].threads,
-        kernel_floor_ns=round(statistics.median(floors)),
+        kernel_floor_ns=round(min(floors)),
         spread=spread,
         agree=max([*spread.dense_flop_per_s.values(), spread.byte_per_s]) <= AGREE,
         copy_byte_per_s=round(statistics.median(one.copy_byte_per_s for one in memory)),
         cache_byte_per_s=round(statistics.median(one.cache_byte_per_s for one in memory)),
         dispatch_ns=round(statistics.median(one.dispatch_ns for one in memory)),
         gemm_sweep=[row for one in passes for row in one.gemm_sweep],
+        disturbed=disturbed,
     )
 
 

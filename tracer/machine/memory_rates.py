@@ -46,6 +46,15 @@ def measure_memory(device: torch.device) -> MemoryRates:
         )
 
 
+def better_rates(one: MemoryRates, other: MemoryRates) -> MemoryRates:
+    """The higher rates and the shorter call of two measurements of one device."""
+    return MemoryRates(
+        copy_byte_per_s=max(one.copy_byte_per_s, other.copy_byte_per_s),
+        cache_byte_per_s=max(one.cache_byte_per_s, other.cache_byte_per_s),
+        dispatch_ns=min(one.dispatch_ns, other.dispatch_ns),
+    )
+
+
 def _copy(device: torch.device, size: int) -> float:
     """Bytes read and bytes written."""
     count = min(size, free_bytes(device) // 8) // ITEMSIZE["fp32"]

@@ -1,0 +1,103 @@
+"""What `calibrate` makes of its passes: the best of each peak, and what disturbed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.run_blocks import CalibratedDevice, MeasuredPeaks
+from prunescope.taxonomy.run_schema import first_wrong
+from prunescope.tracer.machine import calibrate as calibration
+from prunescope.tracer.machine.memory_rates import MemoryRates
+
+pytestmark = pytest.mark.torch
+
+
+def rates(copy: float, cache: float = 9e10, dispatch: float = 800) -> MemoryRates:
+    return MemoryRates(copy_byte_per_s=copy, cache_byte_per_s=cache, dispatch_ns=dispatch)
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CalibratedDevice]:
+    """Three passes: bf16 of 1, 3 and 2 TFLOP/s, 30, 20 and 40 GB/s, a floor of 900, 700, 800 ns.
+    `told`: what disturbed each measurement of memory; `memory`: what each gave."""
+
+    def calibrated(
+        told: list[list[str]], memory: list[MemoryRates], by: list[str] | None = None
+    ) -> CalibratedDevice:
+        peaks = iter(
+            MeasuredPeaks(
+                dense_flop_per_s={"bf16": flop},
+                byte_per_s=byte,
+                kernel_floor_ns=floor,
+                repeats=7,
+                threads=2,
+                disturbed=by or [],
+            )
+            for flop, byte, floor in ((1e12, 3e10, 900), (3e12, 2e10, 700), (2e12, 4e10, 800))
+        )
+        reasons: Iterator[list[str]] = iter(told)
+        left = iter(memory)
+
+        def watched(run: Callable[[], Any], _device: Any) -> tuple[Any, list[str]]:
+            return run(), next(reasons)
+
+        monkeypatch.setattr(calibration, "measure_peaks", lambda *_, **__: next(peaks))
+        monkeypatch.setattr(calibration, "measure_memory", lambda _device: next(left))
+        monkeypatch.setattr(calibration, "watched", watched)
+        found = calibration.calibrate("cpu")
+        assert next(left, None) is None, "not every measurement was taken"
+        return found
+
+    return calibrated
+
+
+def test_a_peak_is_the_best_of_the_passes(made_up: Callable[..., CalibratedDevice]) -> None:
+    found = made_up([[]] * 3, [rates(c) for c in (2e10, 4e10, 3e10)])
+    assert found.dense_flop_per_s == {"bf16": 3e12}
+    assert found.byte_per_s == 4e10
+    measured = found.measured
+    assert measured is not None and measured.spread is not None
+    assert measured.kernel_floor_ns == 700
+    assert measured.copy_byte_per_s == 3e10  # what is no peak is a median
+    assert measured.spread.dense_flop_per_s == {"bf16": 1.0}  # (3 - 1) / 2
+    assert measured.spread.byte_per_s == pytest.approx(2 / 3)
+    assert (measured.statistic or "").startswith("best of 3 passes")
+    assert measured.disturbed == []
+    assert "disturbed" not in plain(found)["measured"]
+
+
+def test_a_disturbed_measurement_of_memory_is_taken_again(
+    made_up: Callable[..., CalibratedDevice],
+) -> None:
+    """The second pass gives 1 and then 3 GB/s of copy, 800 and then 700 ns a call."""
+    memory = [rates(2e10), rates(1e10, dispatch=800), rates(3e10, dispatch=700), rates(2e10)]
+    found = made_up([[], ["waits"], [], []], memory)
+    assert found.measured is not None and found.measured.spread is not None
+    assert found.measured.disturbed == []
+    assert found.measured.spread.copy_byte_per_s == pytest.approx(0.5)  # (3 - 2) / 2
+    assert found.measured.spread.dispatch_ns == pytest.approx(100 / 800)
+
+
+def test_what_stays_disturbed_is_kept_and_said(made_up: Callable[..., CalibratedDevice]) -> None:
+    from rich.console import Console
+
+    from prunescope.analysis.report.listings import devices
+
+    told = [["waits"], ["steal"], [], ["waits"], ["waits"]]
+    found = made_up(told, [rates(2e10)] * 5, by=["other processes"])
+    assert found.measured is not None
+    assert found.measured.disturbed == ["other processes", "steal", "waits"]
+    written = plain(found)
+    assert written["measured"]["disturbed"] == found.measured.disturbed
+    assert first_wrong({"device": {"calibration": written}}) is None
+    written["measured"]["disturbed"] = "waits"
+    wrong = first_wrong({"device": {"calibration": written}})
+    assert wrong == "device.calibration.measured.disturbed"
+    console = Console(width=400)
+    with console.capture() as shown:
+        console.print(devices([found], found.measured))
+    assert "beside them (other processes, steal, waits)" in shown.get()
