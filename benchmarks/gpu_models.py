@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from gpu_slice import Bench, CannotHere, Cell, reason_of
 from torch.profiler import ProfilerActivity, profile
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.run import PhaseRun, read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.scopes import module_scopes
-from prunescope.tracer.capture.timing import take_share
+from prunescope.tracer.capture.timing import Share, take_share
 from prunescope.tracer.capture.trace import TraceRequest, trace
 from prunescope.tracer.capture.variants import Prepared, Variant
 from prunescope.tracer.machine.peaks import measure_peaks
@@ -127,20 +128,27 @@ def captured_cell(
         trace(request, peaks=peaks(bench), prepared=models)
         for name in sorted(p.name for p in out.iterdir() if p.is_dir()):
             run = read_run(out / name)
-            phases = {
-                phase: {
-                    "samples_ns": entry.samples_ns,
-                    "peak_memory_bytes": entry.peak_memory_bytes,
-                    "kv_bytes": entry.kv_bytes,
-                    "interleaved": entry.interleaved,
-                }
-                for phase, entry in run.phases.items()
+            found["runs"][name] = {
+                "weight_bytes": run.weight_bytes,
+                "timing": plain(run.timing),
+                "phases": {phase: _kept(entry) for phase, entry in run.phases.items()},
             }
-            found["runs"][name] = {"weight_bytes": run.weight_bytes, "phases": phases}
         for name, text in (beside or {}).items():
             (out / name).write_text(text, encoding="utf-8")
         found["archived"] = bench.keep(cell_id, out)
     return found
+
+
+def _kept(entry: PhaseRun) -> dict[str, Any]:
+    """What a slice keeps of a phase: raw samples, and what the run says of how they were had."""
+    return {
+        "samples_ns": entry.samples_ns,
+        "peak_memory_bytes": entry.peak_memory_bytes,
+        "kv_bytes": entry.kv_bytes,
+        "interleaved": entry.interleaved,
+        "seatings": plain(entry.seatings),
+        "disturbed": entry.is_disturbed or entry.num_steps_disturbed > 0,
+    }
 
 
 def _dense_trace(bench: Bench, mode: str, batch: int) -> dict[str, Any]:
@@ -176,17 +184,24 @@ def _modes(bench: Bench, batch: int) -> dict[str, Any]:
             except PrunescopeError as error:
                 found["graph"] = {"why": reason_of(error)}
         count = few(bench)
-        samples = _samples(bench, loops, warmup=count["warmup"], repeats=count["repeats"])
-        return found | {name: {"samples_ns": ns} for name, ns in samples.items()}
+        share = _share(bench, loops, warmup=count["warmup"], repeats=count["repeats"])
+        return found | {name: _timed([share], name) for name in loops}
 
 
-def _samples(
-    bench: Bench, loops: Mapping[str, Loop], *, warmup: int, repeats: int
-) -> dict[str, list[int]]:
-    share = take_share(
+def _share(bench: Bench, loops: Mapping[str, Loop], *, warmup: int, repeats: int) -> Share:
+    return take_share(
         loops, warmup=warmup, repeats=repeats, device=bench.device, advance=lambda: None
     )
-    return share.samples
+
+
+def _timed(shares: Sequence[Share], name: str) -> dict[str, Any]:
+    """Samples of one loop in ns, and what ran beside those of all."""
+    return {
+        "samples_ns": [ns for share in shares for ns in share.samples[name]],
+        "retaken": sum(share.retaken for share in shares),
+        "disturbed": sum(share.disturbed for share in shares),
+        "reasons": list(dict.fromkeys(why for share in shares for why in share.reasons)),
+    }
 
 
 def _ids(bench: Bench, batch: int, *, phase: str) -> torch.Tensor:
@@ -205,15 +220,15 @@ def _observed(bench: Bench, phase: str, batch: int, name: str) -> dict[str, Any]
         else DecodeLoop(model, ids, prompt_len=prompt_of(bench), logits="last")
     )
     repeats = max(1, few(bench)["repeats"] // 4)
-    block = partial(_samples, bench, {"": loop}, warmup=1, repeats=repeats)
-    plain: list[int] = []
-    watched: list[int] = []
+    block = partial(_share, bench, {"": loop}, warmup=1, repeats=repeats)
+    bare: list[Share] = []
+    watched: list[Share] = []
     with torch.inference_mode():
         for _ in range(_BLOCKS):
-            plain += block()[""]
+            bare.append(block())
             with _observer(bench, model, OBSERVERS[name]):
-                watched += block()[""]
-    return {"unprofiled": {"samples_ns": plain}, "profiled": {"samples_ns": watched}}
+                watched.append(block())
+    return {"unprofiled": _timed(bare, ""), "profiled": _timed(watched, "")}
 
 
 def _observer(bench: Bench, model: Any, options: dict[str, bool]) -> ExitStack:

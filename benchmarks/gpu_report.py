@@ -230,11 +230,18 @@ def _families(record: Record, folder: Path) -> list[str]:
         rows.append([
             str(e["method"] or "dense"), f"{e['sparsity']:g}", e["phase"], str(e["batch"]),
             str(e["prompt_len"]), e["mode"], *(number(x and x / 1e6) for x in (dense, pruned)),
-            ratio(share_of(dense, pruned)), *_said(folder, record["slice"], cell_id, e["phase"]),
+            ratio(share_of(dense, pruned)) + _doubt(e),
+            *_said(folder, record["slice"], cell_id, e["phase"]),
         ])  # fmt: skip
     heads = ("family", "s", "phase", "B", "S", "mode", "dense, ms", "pruned, ms", "realised",
              "FLOPs", "roofline", "kernels", "verdict", "largest loss")  # fmt: skip
     return table(heads, rows)
+
+
+def _doubt(entry: Entry) -> str:
+    """Whether something else ran beside a side of a cell."""
+    sides = (run["phases"][entry["phase"]] for run in entry["runs"].values())
+    return ", not valid" if any(side.get("disturbed") for side in sides) else ""
 
 
 def _said(folder: Path, name: str, cell_id: str, phase: str) -> list[str]:

@@ -298,3 +298,20 @@ def test_the_page_shows_where_a_wave_begins(tmp_path: Path) -> None:
 def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="holds no slice"):
         page(tmp_path)
+
+
+def test_the_page_says_which_speedups_are_not_valid(tmp_path: Path) -> None:
+    def side(ns: int, *, disturbed: bool) -> dict[str, Any]:
+        return {"phases": {"decode": {"samples_ns": [ns], "disturbed": disturbed}}}
+
+    what = {"method": "x", "sparsity": 0.5, "phase": "decode", "batch": 1, "prompt_len": 16,
+            "mode": "eager"}  # fmt: skip
+    cells = {
+        name: {**what, "runs": {"dense": side(3000, disturbed=noisy),
+                                "pruned": side(2000, disturbed=False)}}
+        for name, noisy in (("a", True), ("b", False))
+    }  # fmt: skip
+    written(tmp_path, "families-1b", cells)
+    text = page(tmp_path)
+    assert text.count("| 1.50×, not valid |") == 1
+    assert text.count("| 1.50× |") == 1

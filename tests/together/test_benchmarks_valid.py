@@ -1,0 +1,86 @@
+"""Benchmarks say where something else ran beside what they timed. Their runs are not taken here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Finding, Report
+from prunescope.taxonomy.run import Run, Seating, read_run
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = ROOT / "traces" / "tiny-static-m"
+NOT_VALID = Finding(
+    id="timing-not-valid", severity="critical", text="timing not valid", change=None,
+    evidence=["9 of 9 samples disturbed: waits"], predicted_ns=None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Iterator[Report]:
+    """A report that rests on times that are valid, and the benchmarks where imports find them."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    found = analyze(RUN).report
+    for phase in found.phases.values():
+        phase.findings = [one for one in phase.findings if one.id != NOT_VALID.id]
+    yield found
+    for name in ("bounds", "overhead"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.torch
+def test_bounds_hold_of_times_that_are_valid_alone(report: Report) -> None:
+    import bounds  # type: ignore[import-not-found]
+
+    def first() -> Any:
+        return next(bounds.checked(report))
+
+    assert first().holds
+    report.phases["decode"].findings.append(NOT_VALID)
+    assert not first().holds
+    assert first().seen == "decode: 9 of 9 samples disturbed: waits"
+
+
+def test_overhead_marks_what_is_not_valid(report: Report) -> None:
+    import overhead  # type: ignore[import-not-found]
+
+    phase = report.phases["decode"]
+
+    def row() -> str:
+        *_, last = overhead.table([("a family", 0.5, phase)])
+        return str(last)
+
+    assert "(not valid)" not in row()
+    phase.findings.append(NOT_VALID)
+    assert "× (not valid)" in row()
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "notes", "busy"), [(0, [], False), (4, [], True), (0, ["load average 9"], True)]
+)
+def test_overhead_asks_what_was_seen_to_run(
+    disturbed: int, notes: list[str], busy: bool, report: Report
+) -> None:
+    """Before, the load average of a minute was all that it asked."""
+    import overhead
+
+    assert report
+    run: Run = read_run(RUN / "dense")
+    for phase in run.phases.values():
+        phase.samples_ns = [1000] * 4
+        phase.seatings = [Seating(samples=4, steps=1, disturbed=disturbed)]
+    run.timing = SimpleNamespace(notes=notes)  # type: ignore[assignment]
+    assert overhead._is_busy(SimpleNamespace(run=run)) == busy
+
+
+def test_overhead_has_eight_seatings_by_default(report: Report) -> None:
+    import overhead
+
+    assert report
+    assert min(overhead.SEATINGS, overhead.REPEATS) == 8
