@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from gpu_report import page  # noqa: E402
 from gpu_slice import Bench, run_slice  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
+from prunescope.tracer.capture import seatings  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -170,6 +172,11 @@ def test_a_slice_ends_in_numbers(name: str, gpu: Any, tmp_path: Path) -> None:
     assert sitting["before"]["driver"] == "580.159.04"
     assert sitting["before"]["power_w"] is None
     assert sitting["before"]["clocks"] == {"core_hz": 345e6, "memory_hz": 2619e6}
+    for entry in record["cells"].values():
+        for run in entry.get("runs", {}).values():
+            for phase in run["phases"].values():
+                assert sum(s["samples"] for s in phase["seatings"]) == len(phase["samples_ns"])
+                assert isinstance(phase["disturbed"], bool)
     if name not in ("observer", "goldens"):
         assert Graph.replays > before
     assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == record
@@ -185,6 +192,28 @@ def test_both_ways_of_timing_rotate_over_copies(gpu: Any) -> None:
         assert found[way]["calls"] % 32 == 0
         assert len(found[way]["samples_ns"]) == 3
     assert found["kernels"] == []
+
+
+@pytest.mark.parametrize(
+    ("after", "moves"),
+    [(1 << 30, [2]), (0, [1, 1])],
+    ids=["together", "one by one"],
+)
+def test_a_seating_gives_back_what_torch_keeps_before_it_asks_for_room(
+    after: int, moves: list[int], gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the driver blocks that torch keeps are in use: with them there is no room for a model
+    twice."""
+    free = [0]
+    moved: list[int] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free[0], 1 << 34))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.__setitem__(0, after))
+    storage: Any = SimpleNamespace(device=gpu)
+    regions = [seatings._Region(storage, 0, 1 << 20), seatings._Region(storage, 1 << 20, 1 << 21)]
+    monkeypatch.setattr(seatings, "_regions", lambda _model: list(regions))
+    monkeypatch.setattr(seatings, "_move", lambda group, *_, **__: moved.append(len(group)))
+    seatings.place([torch.nn.Linear(2, 2)], random.Random(0))
+    assert moved == moves
 
 
 def test_peaks_of_a_gpu_come_from_events_and_a_graph(gpu: Any) -> None:

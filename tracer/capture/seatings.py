@@ -25,6 +25,8 @@ from prunescope.tracer.model.stored import stored_tensors
 # As torch's allocators align: libraries choose kernels by it.
 _CPU_UNIT, _DEVICE_UNIT = 64, 512
 _SHIFT = 1 << 21  # a block's first tensor begins anywhere within a large page
+# Where weights move one by one each has a block of its own, and what it is longer by stays in use.
+_LITTLE_SHIFT = 1 << 16
 _ROOM = 1.2  # free memory that a second copy of a model asks for, in copies
 
 
@@ -123,17 +125,22 @@ def _place(model: torch.nn.Module, draw: random.Random) -> None:
     for device in dict.fromkeys(region.storage.device for region in regions):
         there = [region for region in regions if region.storage.device == device]
         size = sum(region.end - region.start for region in there)
-        whole = free_bytes(device) > _ROOM * size + _SHIFT
-        for group in [there] if whole else [[region] for region in there]:
-            _move(group, device, draw)
+        if device.type == "cuda":  # what torch keeps of freed blocks is in use to the driver
+            torch.cuda.empty_cache()
+        if free_bytes(device) > _ROOM * size + _SHIFT:
+            _move(there, device, draw, shift=_SHIFT)
+        else:
+            for region in there:
+                _move([region], device, draw, shift=_LITTLE_SHIFT)
 
 
-def _move(regions: list[_Region], device: torch.device, draw: random.Random) -> None:
-    """Copy regions into one new block, and let their tensors be views of it."""
+def _move(regions: list[_Region], device: torch.device, draw: random.Random, *, shift: int) -> None:
+    """Copy regions into one new block, `shift` bytes from its start at most, and let their tensors
+    be views of it."""
     unit = _unit(device)
     rooms = [-(-(region.end - region.start) // unit) * unit for region in regions]
-    block = torch.empty(sum(rooms) + _SHIFT + unit, dtype=torch.uint8, device=device)
-    at = -block.data_ptr() % unit + unit * draw.randrange(_SHIFT // unit)
+    block = torch.empty(sum(rooms) + shift + unit, dtype=torch.uint8, device=device)
+    at = -block.data_ptr() % unit + unit * draw.randrange(shift // unit)
     for region, room in zip(regions, rooms, strict=True):
         count = region.end - region.start
         block[at : at + count].copy_(_view(region.storage, torch.uint8, region.start, (count,)))

@@ -58,6 +58,21 @@ def test_a_seating_moves_everything_and_changes_nothing(
         assert not set(moved.values()) & set(where.values()), "an old address was given again"
 
 
+def test_weights_that_move_one_by_one_take_little_more_memory(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a block of its own, longer than the weight by 64 KiB and two alignments at most."""
+    monkeypatch.setattr(seatings, "free_bytes", lambda _device: 0)
+    draw = random.Random(0)
+    for _ in range(2):
+        place([tiny], draw)
+        for name, tensor in tensors(tiny).items():
+            held = tensor.untyped_storage().nbytes()
+            assert held <= tensor.numel() * tensor.element_size() + (1 << 16) + 2 * 64, name
+    where = addresses(tiny)
+    assert len({at % (1 << 16) for at in where.values()}) > len(where) / 2
+
+
 def test_every_seating_draws_other_places() -> None:
     """Places within a large page, and the order of tensors: both differ from seating to seating."""
     model = tiny_model("llama")
@@ -169,7 +184,7 @@ def test_wide_intervals_ask_for_further_seatings(
 
     monkeypatch.setattr(seatings, "width", seen)
     monkeypatch.setattr(timing, "_PLACED", math.inf)
-    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=8, steps=7, max_seatings=9)
     for name in ("dense", "pruned"):
@@ -189,7 +204,7 @@ def test_wide_intervals_ask_for_further_seatings(
 def test_only_phases_with_wide_intervals_are_seated_again(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[])
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     seen: list[int] = []
 
@@ -211,7 +226,7 @@ def test_no_further_seatings_beside_other_work(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seatings, "width", lambda *_sides: 0.2)
-    busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"])
+    busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: busy)
     folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=6)
     for phase in read_run(folder / "pruned").phases.values():
@@ -240,7 +255,8 @@ def test_a_seating_is_sampled_until_its_ratio_is_known(
         return {"dense": round(1e6 * next(given)), "pruned": 10**6}
 
     monkeypatch.setattr(timing, "_take", take)
-    monkeypatch.setattr(timing, "between", lambda *_: SimpleNamespace(elapsed_ns=1e9, reasons=[]))
+    quiet = SimpleNamespace(elapsed_ns=1e9, reasons=[], switches=0)
+    monkeypatch.setattr(timing, "between", lambda *_: quiet)
     share = timing.take_share(
         {"dense": None, "pruned": None},  # type: ignore[dict-item]
         warmup=0,
