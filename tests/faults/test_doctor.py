@@ -181,3 +181,41 @@ def test_json_goes_where_that_of_the_other_commands_goes(
     written = Path("v.json").read_text() if "v.json" in words else out
     assert json.loads(written) == {"works": True, "checks": plain(checks)}
     assert ("device" in out) or "v.json" in words
+
+
+@pytest.mark.torch
+def test_timing_is_asked_for_where_everything_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a check that nothing needs: its failure is said and no error."""
+    from prunescope.tracer.capture import timing_check
+
+    made = timing_check.TimingCheck(
+        check="timing", ok=False, says="8 (12 s): ±9.0 %", hint="taskset -c 1-3", seatings=5,
+        bias=0.0, half_width={"8": 0.09}, seconds={"8": 12.0}, disturbed=0.5, switches=1.5,
+        reasons={"waits": 4},
+    )  # fmt: skip
+    asked: list[int] = []
+
+    def check_timing() -> MachineCheck:
+        asked.append(1)
+        return made
+
+    monkeypatch.setattr(timing_check, "check_timing", check_timing)
+
+    def command(*words: str, works: bool = True) -> tuple[int, str]:
+        checks = [doctor._check("device", ok=works, says="x", hint="y", needed=True)]
+        monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
+        return prunescope.main(["doctor", *words]), capsys.readouterr().out
+
+    code, out = command("--timing", "--json")
+    assert (code, asked) == (0, [1])
+    shown = json.loads(out)["checks"][-1]
+    assert (shown["half_width"], shown["seconds"]) == ({"8": 0.09}, {"8": 12.0})
+    assert (shown["disturbed"], shown["reasons"]) == (0.5, {"waits": 4})
+    code, out = command("--timing")
+    assert (code, asked) == (0, [1, 1])
+    assert "8 (12 s): ±9.0 %" in out and "taskset -c 1-3" in out
+    assert command("--json")[0] == 0
+    assert command("--timing", "--json", works=False)[0] == 3
+    assert asked == [1, 1], "timed without being asked, or on a machine where it cannot be"

@@ -1,6 +1,7 @@
 """How well this machine tells times apart: a model against its own copy, for `doctor --timing`.
 
-In: seconds. Out: a check as those of `machine.doctor`, with what a capture of R seatings can tell.
+In: seconds. Out: a check as those of `machine.doctor`, with what a capture of R seatings can tell
+and how long it takes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.seatings import place
 from prunescope.tracer.capture.timing import Share, take_share
 from prunescope.tracer.machine.device import num_cores, pick_device
+from prunescope.tracer.machine.disturbance import num_threads
 from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model
 
@@ -31,6 +33,7 @@ _PROMPT, _SAMPLES, _LEAST = 256, 3, 4
 _SHOWN = (4, 8, 16, 32)  # seatings
 _QUIET = 0.1  # share of samples that may be disturbed
 _FINE = 0.05  # a speedup that 8 seatings should be able to tell
+_PINNED = 3  # cores, from which on one of them can be left free by pinning
 
 
 @dataclass(kw_only=True)
@@ -40,26 +43,42 @@ class TimingCheck(MachineCheck):
     seatings: int
     bias: float  # mean log of model ÷ copy: 0 where neither is favoured
     half_width: dict[str, float]  # by seatings: half of the 95 % interval of a speedup, a share
+    seconds: dict[str, float]  # by seatings: what so many take here, of this model
     disturbed: float  # the share of samples that something disturbed
+    switches: float  # involuntary context switches of ours in a sample of both
     reasons: dict[str, int]  # in how many seatings by what
+
+
+@dataclass(frozen=True)
+class Seated:
+    """One seating of the model and its copy: samples, and the seconds that it took."""
+
+    share: Share
+    seconds: float
 
 
 def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     """Seatings of a model and its copy for `seconds`; at least four."""
-    shares = _shares(seconds, pick_device(device))
+    where = pick_device(device)
+    seated = _seated(seconds, where)
+    shares = [one.share for one in seated]
     logs = [
         math.log(statistics.median(s.samples["a"]) / statistics.median(s.samples["b"]))
         for s in shares
     ]
     spread = statistics.stdev(logs)
     widths = {n: math.expm1(student(n - 1) * spread / math.sqrt(n)) for n in _SHOWN}
-    taken = sum(len(s.samples["a"]) + s.retaken for s in shares)
-    disturbed = sum(s.retaken + s.disturbed for s in shares) / taken
+    each_s = statistics.median(one.seconds for one in seated)
+    kept = sum(len(s.samples["a"]) for s in shares)
+    retaken = sum(s.retaken for s in shares)
+    disturbed = (retaken + sum(s.disturbed for s in shares)) / (kept + retaken)
     reasons = Counter(why for s in shares for why in s.reasons)
     quiet = disturbed <= _QUIET
+    lengths = [f"{n} ({_time(n * each_s)}): ±{percent(widths[n], 1)}" for n in _SHOWN]
     says = (
-        f"{MODEL} against its copy, {len(shares)} seatings: with 8 seatings a speedup is known to "
-        f"±{percent(widths[8], 1)}, {1 + widths[8]:.3f}× is the least that is told from none"
+        f"{MODEL} against its copy, {len(shares)} seatings; half of the interval of a speedup, by "
+        f"seatings of a capture: {'; '.join(lengths)}; with 8 {1 + widths[8]:.3f}× is the least "
+        "that is told from none"
     )
     if reasons:
         says += f"; {percent(disturbed)} of the samples disturbed ({', '.join(reasons)})"
@@ -67,55 +86,101 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
         check="timing",
         ok=quiet and widths[8] <= _FINE,
         says=says,
-        hint=_advice(widths, reasons, quiet=quiet),
+        hint=_advice(widths, reasons, quiet=quiet, threads=num_threads(where)),
         seatings=len(shares),
         bias=statistics.fmean(logs),
         half_width={str(n): width for n, width in widths.items()},
+        seconds={str(n): n * each_s for n in _SHOWN},
         disturbed=disturbed,
+        switches=sum(s.switches for s in shares) / kept,
         reasons=dict(reasons),
     )
 
 
-def _shares(seconds: float, device: torch.device) -> list[Share]:
+def _seated(seconds: float, device: torch.device) -> list[Seated]:
     """The samples of each seating."""
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
     models = {"a": model, "b": copy.deepcopy(model)}
     ids = token_ids(model.get_input_embeddings().num_embeddings, batch=1, length=_PROMPT, seed=0)
     draw = random.Random()
-    shares: list[Share] = []
-    while len(shares) < _LEAST or time.monotonic() < end:
+    seated: list[Seated] = []
+    while len(seated) < _LEAST or time.monotonic() < end:
+        begun = time.perf_counter()
         place(models.values(), draw)
         with torch.inference_mode():
             loops = {n: PrefillLoop(m, ids.to(device), logits="last") for n, m in models.items()}
             share = take_share(
                 loops,
-                warmup=1 if shares else 3,
+                warmup=1 if seated else 3,
                 repeats=_SAMPLES,
                 device=device,
                 advance=lambda: None,
-                turn=len(shares),
+                turn=len(seated),
             )
-        shares.append(share)
-    return shares
+        seated.append(Seated(share, time.perf_counter() - begun))
+    return seated
 
 
-def _advice(widths: dict[int, float], reasons: Counter[str], *, quiet: bool) -> str | None:
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _advice(
+    widths: dict[int, float], reasons: Counter[str], *, quiet: bool, threads: int
+) -> str | None:
     """What makes it better, the most useful first; None where nothing needs to be."""
+    wide = widths[8] > _FINE
+    beside = not quiet and bool({"other processes", "waits"} & reasons.keys())
     said = []
-    if not quiet and {"other processes", "waits"} & reasons.keys():
-        said.append("stop what else runs here, or keep it off our cores: taskset -c")
+    if beside:
+        said.append("stop what else runs here")
     if not quiet and "steal" in reasons:
         said.append("the virtual machine shares its cores: ask for ones of its own")
+    if "other processes on the device" in reasons:
+        said.append("stop what else computes on the GPU")
     if "clocks held down" in reasons:
         said.append("the GPU is held down by heat or power: cool it, or lock its clocks lower")
-    if not said and torch.get_num_threads() >= num_cores() > 1 and widths[8] > _FINE:
-        said.append(f"leave the system a core: --threads {num_cores() - 1}")
-    if widths[8] > _FINE:
+    if beside:
+        said += _cores_apart(threads)
+    elif not said and wide:
+        said += _core_left(threads)
+    if wide:
         enough = next((n for n, width in widths.items() if width <= _FINE), None)
         said.append(
             f"--seatings {enough} is enough for {percent(_FINE)}" if enough else "--seatings 32"
         )
-    if not quiet and hasattr(os, "sched_getaffinity") and num_cores() == (os.cpu_count() or 0) > 2:
-        said.append(f"taskset -c 1-{num_cores() - 1} prunescope trace ... pins it")
     return "; ".join(said) or None
+
+
+def _cores_apart(threads: int) -> list[str]:
+    """Cores for what is timed and others for what else runs, in the words of taskset; where there
+    are too few of them, or no taskset, a core that torch leaves free."""
+    if not hasattr(os, "sched_getaffinity"):
+        return _core_left(threads)
+    ours = sorted(os.sched_getaffinity(0))
+    others = sorted(set(range(os.cpu_count() or 0)) - set(ours))
+    if others:
+        return [f"or start it under taskset -c {_ranges(others)}, off our cores {_ranges(ours)}"]
+    if len(ours) < _PINNED:
+        return _core_left(threads)
+    return [f"taskset -c {_ranges(ours[1:])} prunescope trace ... leaves core {ours[0]} to it"]
+
+
+def _core_left(threads: int) -> list[str]:
+    """A core for the system, where torch uses all of several."""
+    cores = num_cores()
+    if threads < cores or cores == 1:
+        return []
+    return [f"try --threads {cores - 1}: one of {cores} cores is left to the system"]
+
+
+def _ranges(cores: list[int]) -> str:
+    """As taskset takes them: 0-2,5."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

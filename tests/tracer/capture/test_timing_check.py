@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -10,17 +11,27 @@ import torch
 
 from prunescope.tracer.capture import timing_check
 from prunescope.tracer.capture.timing import Share
-from prunescope.tracer.capture.timing_check import TimingCheck, check_timing
+from prunescope.tracer.capture.timing_check import Seated, TimingCheck, check_timing
 
 pytestmark = pytest.mark.torch
+QUIET, WIDE = [0.01, -0.01] * 2, [0.2, -0.2] * 3  # log ratios of seatings: 8 give ±1 % and ±20 %
+BUSY: dict[str, Any] = {"retaken": 3, "disturbed": 2, "reasons": ["other processes"]}
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, logs: list[float], **more: Any) -> TimingCheck:
-    shares = [
-        Share({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more) for log in logs
+    seated = [
+        Seated(Share({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5)
+        for log in logs
     ]
-    monkeypatch.setattr(timing_check, "_shares", lambda *_: shares)
-    return check_timing()
+    monkeypatch.setattr(timing_check, "_seated", lambda *_: seated)
+    return check_timing(device="cpu")
+
+
+def cores(monkeypatch: pytest.MonkeyPatch, ours: set[int], *, of: int, threads: int) -> None:
+    """A machine of `of` cores, of which we may use `ours`, and torch as many as `threads`."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: ours, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: of)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
 
 
 def test_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +69,82 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.seatings == 4
     assert found.check == "timing"
     assert torch.get_num_threads() == threads
+    assert found.seconds["8"] == pytest.approx(2 * found.seconds["4"])
+    assert found.seconds["4"] > 0
+
+
+def test_every_length_is_said_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A seating takes 1.5 s; ±1 % of four seatings gives t(3) · 1.155 % / √4 = 1.85 % of four."""
+    found = made_up(monkeypatch, QUIET, switches=6)
+    assert found.seconds == {"4": 6.0, "8": 12.0, "16": 24.0, "32": 48.0}
+    said = "4 (6.0 s): ±1.9 %; 8 (12 s): ±1.0 %; 16 (24 s): ±0.6 %; 32 (48 s): ±0.4 %"
+    assert said in found.says
+    assert found.switches == 2  # six in three samples of each seating
+
+
+@pytest.mark.parametrize(
+    ("ours", "of", "threads", "said"),
+    [
+        (set(range(8)), 8, 8, "taskset -c 1-7 prunescope trace ... leaves core 0 to it"),
+        ({2, 3, 5}, 8, 3, "under taskset -c 0-1,4,6-7, off our cores 2-3,5"),
+        ({0, 1}, 2, 2, "try --threads 1: one of 2 cores is left to the system"),
+        ({0, 1}, 2, 1, None),  # one is left already
+        ({0}, 1, 1, None),
+    ],
+    ids=["all of eight", "three of eight", "both", "one of both", "one"],
+)
+def test_cores_are_named_where_something_else_runs(
+    ours: set[int], of: int, threads: int, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores(monkeypatch, ours, of=of, threads=threads)
+    found = made_up(monkeypatch, QUIET, **BUSY)
+    assert found.ok is False
+    first, *rest = (found.hint or "").split("; ")
+    assert first == "stop what else runs here"
+    if said is None:
+        assert rest == []
+    else:
+        (core,) = rest
+        assert said in core
+
+
+def test_a_system_without_taskset_is_told_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, {0, 1, 2, 3}, of=4, threads=4)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    hint = made_up(monkeypatch, QUIET, **BUSY).hint or ""
+    assert "taskset" not in hint
+    assert "try --threads 3: one of 4 cores" in hint
+
+
+def test_wide_intervals_of_a_quiet_machine_ask_for_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is seen to run: what to try, and no more than that."""
+    cores(monkeypatch, set(range(8)), of=8, threads=8)
+    assert made_up(monkeypatch, WIDE).hint == (
+        "try --threads 7: one of 8 cores is left to the system; --seatings 32"
+    )
+    cores(monkeypatch, set(range(8)), of=8, threads=4)
+    assert made_up(monkeypatch, WIDE).hint == "--seatings 32"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("steal", "ask for ones of its own"),
+        ("other processes on the device", "stop what else computes on the GPU"),
+        ("clocks held down", "held down by heat or power"),
+    ],
+)
+def test_what_disturbs_is_answered(reason: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, set(range(8)), of=8, threads=8)
+    found = made_up(monkeypatch, QUIET, retaken=3, disturbed=3, reasons=[reason])
+    assert found.ok is False
+    assert found.reasons == {reason: 4}
+    assert f"100 % of the samples disturbed ({reason})" in found.says
+    assert said in (found.hint or "")
+    assert "taskset" not in (found.hint or "") and "--threads" not in (found.hint or "")
+
+
+def test_where_a_gpu_computes_threads_are_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores(monkeypatch, {0, 1}, of=2, threads=2)
+    monkeypatch.setattr(timing_check, "pick_device", lambda _name: torch.device("cuda"))
+    assert made_up(monkeypatch, WIDE).hint == "--seatings 32"
