@@ -93,7 +93,7 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
         captures = capture(request, Silent(), peaks=peaks, variants=variants)
         device = captures["dense"].run.device
         peaks = device.peaks
-        busy |= any(_is_busy(captured) for captured in captures.values())
+        busy |= any(captured.run.is_disturbed for captured in captures.values())
         for family, s in points:
             pair = captures["dense"], captures[_name(family, s)]
             for name, phase in _analysed(*pair).items():
@@ -101,12 +101,6 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
                 found.setdefault((name, batch), []).append((family, s, phase))
         sys.stderr.write(f"batch {batch} done\n")
     return found, device, busy
-
-
-def _is_busy(captured: Capture) -> bool:
-    """Whether something else was seen to run beside a variant, or before all of them."""
-    note = captured.run.timing
-    return captured.run.is_disturbed or bool(note and note.notes)
 
 
 def _is_valid(phase: Phase) -> bool:

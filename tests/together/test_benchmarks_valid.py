@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Report
-from prunescope.taxonomy.run import Run, Seating, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "traces" / "tiny-static-m"
@@ -59,24 +57,6 @@ def test_overhead_marks_what_is_not_valid(report: Report) -> None:
     assert "(not valid)" not in row()
     phase.findings.append(NOT_VALID)
     assert "× (not valid)" in row()
-
-
-@pytest.mark.parametrize(
-    ("disturbed", "notes", "busy"), [(0, [], False), (4, [], True), (0, ["load average 9"], True)]
-)
-def test_overhead_asks_what_was_seen_to_run(
-    disturbed: int, notes: list[str], busy: bool, report: Report
-) -> None:
-    """Before, the load average of a minute was all that it asked."""
-    import overhead
-
-    assert report
-    run: Run = read_run(RUN / "dense")
-    for phase in run.phases.values():
-        phase.samples_ns = [1000] * 4
-        phase.seatings = [Seating(samples=4, steps=1, disturbed=disturbed)]
-    run.timing = SimpleNamespace(notes=notes)  # type: ignore[assignment]
-    assert overhead._is_busy(SimpleNamespace(run=run)) == busy
 
 
 def test_overhead_has_eight_seatings_by_default(report: Report) -> None:

@@ -101,7 +101,7 @@ def test_a_loop_beside_other_work_is_not_valid(
     assert (seating.samples, seating.disturbed, seating.reasons) == (2, 2, both)
     assert (seating.steps, seating.steps_disturbed) == (2, both)
     assert seating.switches == 4
-    assert phase.is_disturbed and phase.num_steps_disturbed == 2
+    assert phase.has_disturbed_samples and phase.has_disturbed_steps
     found = analyze(tmp_path / "run").report.phases["prefill"].findings
     assert [one.severity for one in found if one.id == "timing-not-valid"] == ["critical"]
 
