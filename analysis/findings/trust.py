@@ -43,8 +43,8 @@ def no_speedup(c: Context) -> Finding | None:
 
 
 def _samples_interval(c: Context) -> str:
-    timed = c.phase.unprofiled_ns
-    if timed is None or not timed.seatings:
+    timed, twin = c.phase.unprofiled_ns, c.phase.baseline and c.phase.baseline.unprofiled_ns
+    if not (timed and timed.seatings and twin and twin.seatings):
         return "95 % bootstrap interval of the medians of interleaved unprofiled samples"
     return f"95 % bootstrap interval over {len(timed.seatings)} seatings"
 

@@ -12,6 +12,7 @@ from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.names import figure_name, of_what, phase_slugs
 from prunescope.analysis.report.overhead_view import overhead_table
 from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.statistic import statistic
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -150,7 +151,7 @@ def _statistic(phase: Phase) -> str:
         num = f"n = {phase.steps}"
     else:
         num = f"n = {len(phase.unprofiled_ns.samples)}"
-    said = sentences.statistic(phase)
+    said = statistic(phase)
     return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num} profiled steps."
 
 

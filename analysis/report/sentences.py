@@ -10,9 +10,9 @@ from prunescope.analysis.report import anatomy_view, numbers
 from prunescope.analysis.report.beside_wall import left_out
 from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
+from prunescope.analysis.report.statistic import statistic
 from prunescope.analysis.report.view import without_sizes
 from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Phase, Report
-from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -183,27 +183,6 @@ def _interval(ladder: Ladder) -> str:
         return ""
     low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
     return f" [{low}, {high}]"
-
-
-def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of."""
-    if phase.ladder is None:
-        return ""
-    if phase.unprofiled_ns is None or phase.domain != "unprofiled":
-        text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
-        over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
-        return text + (over if phase.ladder.realised_ci95 and not phase.unprofiled_ns else "")
-    timed = phase.unprofiled_ns
-    if not timed.seatings:
-        text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
-        text += "; 95 % bootstrap interval" if phase.ladder.realised_ci95 else ""
-        return text + "; placement in memory was not drawn, which alone moves a model by 1 to 3 %"
-    text = f"ratio of means over {len(timed.seatings)} seatings, of the medians of "
-    text += f"{len(timed.samples)} unprofiled samples in all"
-    if timed.seatings_asked:
-        text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
-        text += f"interval was wider than {numbers.percent(NARROW, decimals=0)})"
-    return text + ("; 95 % interval over seatings" if phase.ladder.realised_ci95 else "")
 
 
 def family(verdict: FamilyVerdict | None) -> str:

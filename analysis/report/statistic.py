@@ -1,0 +1,69 @@
+"""Which statistic a speedup or a time is: in, a Phase; out, a plain sentence, unescaped.
+
+Whether placement in memory was drawn is said of both sides: an old baseline has one placement,
+whatever the run beside it has.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.report import numbers
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.taxonomy.run import NARROW
+
+_PLACED = "which alone moves a model by 1 to 3 %"
+
+
+def _dense(phase: Phase) -> Unprofiled | None:
+    return phase.baseline.unprofiled_ns if phase.baseline else None
+
+
+def _undrawn(phase: Phase) -> list[str]:
+    """The sides, of those that have unprofiled samples, whose placement was not drawn."""
+    sides = {"dense": _dense(phase), "pruned": phase.unprofiled_ns}
+    return [name for name, timed in sides.items() if timed and not timed.seatings]
+
+
+def statistic(phase: Phase) -> str:
+    """What the realised speedup is a ratio of; of a run alone, what is not known of its time."""
+    timed = phase.unprofiled_ns
+    if phase.ladder is None:
+        return _alone(timed)
+    if timed is None or phase.domain != "unprofiled":
+        text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
+        over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
+        return text + (over if phase.ladder.realised_ci95 and not timed else "")
+    has_interval = phase.ladder.realised_ci95 is not None
+    dense, missing = _dense(phase) or timed, _undrawn(phase)
+    if missing:
+        text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
+        if dense.seatings or timed.seatings:
+            text = f"ratio of {_of(dense)} (dense) to {_of(timed)} (pruned)"
+        text += "; 95 % bootstrap interval" if has_interval else ""
+        where = f" of {missing[0]}" if dense.seatings or timed.seatings else ""
+        return f"{text}; placement in memory{where} was not drawn, {_PLACED}"
+    if len(dense.seatings or ()) == len(timed.seatings or ()):
+        text = f"ratio of means over {len(timed.seatings or ())} seatings, of the medians of "
+        text += f"{len(timed.samples)} unprofiled samples in all"
+    else:
+        text = f"ratio of {_of(dense)} (dense) to {_of(timed)} (pruned)"
+    if timed.seatings_asked:
+        text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
+        text += f"interval was wider than {numbers.percent(NARROW, decimals=0)})"
+    return text + ("; 95 % interval over seatings" if has_interval else "")
+
+
+def _alone(timed: Unprofiled | None) -> str:
+    """Of a run without a baseline: that its time is of one placement, where it is."""
+    if timed is None or timed.seatings:
+        return ""
+    text = f"{numbers.time(timed.median)} a step without the profiler, {_of(timed)}"
+    return f"{text}; placement in memory was not drawn, {_PLACED}"
+
+
+def _of(timed: Unprofiled) -> str:
+    """What W of a side is."""
+    samples = f"{len(timed.samples)} unprofiled samples"
+    if not timed.seatings:
+        return f"the median of {samples}"
+    return f"the mean over {len(timed.seatings)} seatings of the medians of {samples}"

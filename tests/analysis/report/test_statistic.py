@@ -1,0 +1,93 @@
+"""What a speedup is a ratio of, and whether placement in memory was drawn: of both sides."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.trust import no_speedup
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.sides import Unprofiled
+from tests.analysis.report import example
+
+MS = 10**6
+NOT_DRAWN = "was not drawn, which alone moves a model by 1 to 3 %"
+
+
+def samples(seatings: int, each: int = 2) -> Unprofiled:
+    """An old run, of twelve samples, has no seatings."""
+    count = seatings * each or 12
+    plain = {"median": 121 * MS, "mean": 121 * MS, "ci95": [120 * MS, 122 * MS],
+             "samples": [121 * MS] * count}  # fmt: skip
+    return msgspec.convert(
+        plain | ({"seatings": [each] * seatings} if seatings else {}), Unprofiled
+    )
+
+
+def compared(dense: int, pruned: int) -> Phase:
+    phase = example.phase(unprofiled_ns=samples(pruned))
+    assert phase.baseline is not None
+    phase.baseline.unprofiled_ns = samples(dense)
+    return phase
+
+
+def test_both_drawn() -> None:
+    assert sentences.statistic(compared(8, 8)) == (
+        "ratio of means over 8 seatings, of the medians of 16 unprofiled samples in all; "
+        "95 % interval over seatings"
+    )
+    assert sentences.statistic(compared(5, 8)) == (
+        "ratio of the mean over 5 seatings of the medians of 10 unprofiled samples (dense) to the "
+        "mean over 8 seatings of the medians of 16 unprofiled samples (pruned); "
+        "95 % interval over seatings"
+    )
+
+
+def test_an_old_baseline_beside_a_new_run() -> None:
+    assert sentences.statistic(compared(0, 8)) == (
+        "ratio of the median of 12 unprofiled samples (dense) to the mean over 8 seatings of the "
+        "medians of 16 unprofiled samples (pruned); 95 % bootstrap interval; "
+        f"placement in memory of dense {NOT_DRAWN}"
+    )
+
+
+def test_a_new_baseline_beside_an_old_run() -> None:
+    text = sentences.statistic(compared(8, 0))
+    assert text.startswith("ratio of the mean over 8 seatings of the medians of 16")
+    assert text.endswith(f"placement in memory of pruned {NOT_DRAWN}")
+
+
+def test_two_old_runs() -> None:
+    assert sentences.statistic(compared(0, 0)) == (
+        f"ratio of the medians of 12 unprofiled samples; 95 % bootstrap interval; "
+        f"placement in memory {NOT_DRAWN}"
+    )
+
+
+@pytest.mark.parametrize(("seatings", "says"), [(0, True), (8, False)])
+def test_a_run_alone(seatings: int, says: bool) -> None:
+    plain = {"ladder": None, "ledger": None, "baseline": None}
+    phase = example.phase(**plain, unprofiled_ns=samples(seatings))
+    want = (
+        "121.00 ms a step without the profiler, the median of 12 unprofiled samples; "
+        f"placement in memory {NOT_DRAWN}"
+    )
+    assert sentences.statistic(phase) == (want if says else "")
+    assert (want in sentences.opening(phase)) == says
+
+
+def test_a_trace_alone_says_nothing_of_placement() -> None:
+    (phase,) = example.alone().phases.values()
+    assert sentences.statistic(phase) == ""
+
+
+@pytest.mark.parametrize(("dense", "over"), [(8, "over 8 seatings"), (0, "of the medians")])
+def test_the_finding_says_the_same(dense: int, over: str) -> None:
+    phase = compared(dense, 8)
+    assert phase.ladder is not None
+    phase.ladder.realised_ci95 = [0.9, 1.2]
+    found = no_speedup(Context(phase=phase, own=None, doubts=[]))  # type: ignore[arg-type]
+    assert found is not None
+    assert over in found.evidence[0]
