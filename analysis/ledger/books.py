@@ -12,7 +12,14 @@ import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
-from prunescope.analysis.ledger.noise import Domain, bootstrap, choose_domain, mean_times, point
+from prunescope.analysis.ledger.noise import (
+    Domain,
+    Replicates,
+    bootstrap,
+    choose_domain,
+    mean_times,
+    point,
+)
 from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums, with_dense_layer
 from prunescope.analysis.ledger.samples import Samples
 
@@ -22,7 +29,7 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 @dataclass(frozen=True)
 class Books:
     """The comparison of a phase. `nominal`: the sparsity that was asked for, None where nobody says
-    it; `replicates`: of the ledger, None with one step."""
+    it; `replicates`: of the ledger, None where nothing can be resampled."""
 
     units: Units
     nominal: float | None
@@ -30,7 +37,7 @@ class Books:
     domain: Domain
     times: Times  # of the ledger, one replicate
     ledger: Split
-    replicates: Split | None
+    replicates: Replicates | None
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
         """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's

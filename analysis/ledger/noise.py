@@ -25,11 +25,30 @@ from prunescope.analysis.ledger.ledger import (
     uniform,
 )
 from prunescope.analysis.ledger.pairing import Floats, Units
-from prunescope.analysis.ledger.samples import Samples, draw_seatings, of_steps, widened_weights
+from prunescope.analysis.ledger.samples import (
+    Samples,
+    draw_seatings,
+    of_steps,
+    shares_drawn,
+    stretched,
+    widened_weights,
+)
 
 REPLICATES = 1000
 HALVES = 50
 SEED = 0  # of the resampling: the same capture always prints the same interval
+Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of two halves
+
+
+@dataclass(kw_only=True)
+class Replicates(Split):
+    """Replicates of the ledger, and what they are made of: weights of the profiled steps of both
+    sides [steps, replicates], W of their samples (ns; None without), times in the ledger's domain.
+    """
+
+    steps: Both
+    walls: Both | None
+    times: Times
 
 
 @dataclass(frozen=True)
@@ -97,59 +116,108 @@ def observer_share(units: Units, domain: Domain) -> float | None:
     return 1 - target / wall if wall else None
 
 
-def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Split | None:
-    """Replicates of the ledger; None with one step, where nothing can be resampled.
+def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Replicates | None:
+    """Replicates of the ledger; None where nothing can be resampled: one step, steps of one seating
+    alone where placement was drawn, or so far apart that a stretched draw takes less than no time.
+    """
+    drawn = _drawn(units, domain)
+    if drawn is None:
+        return None
+    steps, walls = drawn
+    t = times(units, *steps)
+    if _is_below_zero(t, domain):
+        return None
+    t = _scaled(t, walls if domain.unprofiled else None, units, domain)
+    one = split(units, ratio, t)
+    return Replicates(
+        one.dense, one.promised, one.pruned, one.rows, steps=steps, walls=walls, times=t
+    )
+
+
+def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
+    """Weights of the profiled steps of both sides, and W of their samples.
 
     Dense and pruned take turns, in steps, samples and seatings: they are drawn as pairs where their
     numbers agree. Where placement was drawn a replicate draws seatings, and what was measured in
-    one goes with it; else steps and samples.
+    one goes with it; where some of them alone profiled, those are drawn by themselves. Else steps
+    and samples.
     """
-    steps_d, steps_p = units.dense.busy.shape[1], units.pruned.busy.shape[1]
-    if min(steps_d, steps_p) < 2:
+    sides = domain.dense, domain.pruned
+    counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
+    seats = sides[0].seat_of_step(counts[0]), sides[1].seat_of_step(counts[1])
+    if min(counts) < 2 or any(seat is not None and seat[-1] == 0 for seat in seats):
         return None
     draw = np.random.default_rng(SEED)
-    seats = domain.dense.seat_of_step(steps_d), domain.pruned.seat_of_step(steps_p)
-    if seats[0] is not None and seats[1] is not None:
-        of_seats = _paired_seatings(draw, domain)
-        t = times(units, of_steps(of_seats[0], seats[0]), of_steps(of_seats[1], seats[1]))
-        walls = _walls(domain, of_seats) if domain.unprofiled else None
-    else:
-        t = times(units, *_paired_weights(draw, steps_d, steps_p))
-        walls = _sample_walls(draw, domain) if domain.unprofiled else None
-    return split(units, ratio, _scaled(t, walls, units, domain))
+    if seats[0] is not None and seats[1] is not None and all(s.all_profiled for s in sides):
+        picks = _paired_picks(draw, len(sides[0].seats), len(sides[1].seats))
+        steps = _step_weights(picks[0], seats[0]), _step_weights(picks[1], seats[1])
+        return steps, _walls(domain, picks)
+    groups = [
+        n if seat is None else int(seat[-1]) + 1 for n, seat in zip(counts, seats, strict=True)
+    ]
+    alike = (seats[0] is None) == (seats[1] is None)
+    picks = _paired_picks(draw, groups[0], groups[1], alike=alike)
+    steps = _step_weights(picks[0], seats[0]), _step_weights(picks[1], seats[1])
+    return steps, _sample_walls(draw, domain) if len(sides[0]) and len(sides[1]) else None
 
 
-def _paired_seatings(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
-    """Weights of the seatings of both sides, [seatings, replicates]."""
-    dense, pruned = len(domain.dense.seats), len(domain.pruned.seats)
+def _step_weights(picks: NDArray[np.int64], seat: NDArray[np.int64] | None) -> Floats:
+    """Weights of steps [steps, replicates] of draws of the seatings that profiled them, stretched;
+    of steps themselves where no seating is known."""
+    shares = shares_drawn(picks)
+    return shares if seat is None else stretched(of_steps(shares, seat), picks.shape[1])
+
+
+def _is_below_zero(t: Times, domain: Domain) -> bool:
+    """Whether a draw leaves a side less than no time, or none that could be scaled to W."""
+    for busy, gap, tail in ((t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)):
+        left = gap.sum(axis=0) + tail
+        if not (domain.on_device and domain.unprofiled):
+            left = left + busy.sum(axis=0)
+        if bool((left < 0).any()):
+            return True
+    return False
+
+
+def _paired_picks(
+    draw: np.random.Generator, dense: int, pruned: int, *, alike: bool = True
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draws of both sides [replicates, number]; the same ones where their numbers agree, unless
+    they are not `alike`: seatings of the one and steps of the other."""
     picks = draw_seatings(draw, dense, REPLICATES)
-    other = picks if dense == pruned else draw_seatings(draw, pruned, REPLICATES)
-    return widened_weights(picks), widened_weights(other)
+    same = alike and dense == pruned
+    return picks, picks if same else draw_seatings(draw, pruned, REPLICATES)
 
 
-def _walls(domain: Domain, of_seats: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    return domain.dense.walls(of_seats[0]), domain.pruned.walls(of_seats[1])
+def _walls(domain: Domain, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
+    """Replicates of W of both sides, of draws of their seatings."""
+    dense, pruned = (widened_weights(one) for one in picks)
+    return domain.dense.walls(dense), domain.pruned.walls(pruned)
 
 
-def _sample_walls(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
+def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
     """Replicates of W of both sides: over seatings where both drew them, else over samples."""
     if domain.drawn:
-        return _walls(domain, _paired_seatings(draw, domain))
+        return _walls(
+            domain, _paired_picks(draw, len(domain.dense.seats), len(domain.pruned.seats))
+        )
     if domain.dense.drawn or domain.pruned.drawn:  # each as it was taken
         dense, pruned = (_alone(draw, side) for side in (domain.dense, domain.pruned))
         return dense, pruned
-    return _paired_medians(draw, domain)
+    d, p = domain.dense.ns, domain.pruned.ns
+    picks, other = _paired_picks(draw, len(d), len(p))
+    return np.median(d[picks], axis=1), np.median(p[other], axis=1)
 
 
 def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
     """Replicates of W of one side."""
     if samples.drawn:
         return samples.walls(widened_weights(draw_seatings(draw, len(samples.seats), REPLICATES)))
-    picks = draw.integers(0, len(samples), (REPLICATES, len(samples)))
+    picks = draw_seatings(draw, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
-def _scaled(t: Times, walls: tuple[Floats, Floats] | None, units: Units, domain: Domain) -> Times:
+def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times:
     if walls is None:
         return t
     sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
@@ -163,25 +231,6 @@ def _scaled(t: Times, walls: tuple[Floats, Floats] | None, units: Units, domain:
     return Times(*out)
 
 
-def _paired_weights(draw: np.random.Generator, dense: int, pruned: int) -> tuple[Floats, Floats]:
-    picks = draw.integers(0, dense, (REPLICATES, dense))
-    other = picks if dense == pruned else draw.integers(0, pruned, (REPLICATES, pruned))
-    return _weights(picks, dense), _weights(other, pruned)
-
-
-def _weights(picks: NDArray[np.int64], size: int) -> Floats:
-    """[size, replicates]: how often each index was drawn, over the number of draws."""
-    hits = np.stack([np.bincount(row, minlength=size) for row in picks], axis=1)
-    return np.asarray(hits / picks.shape[1], np.float64)
-
-
-def _paired_medians(draw: np.random.Generator, domain: Domain) -> tuple[Floats, Floats]:
-    d, p = domain.dense.ns, domain.pruned.ns
-    picks = draw.integers(0, len(d), (REPLICATES, len(d)))
-    other = picks if len(d) == len(p) else draw.integers(0, len(p), (REPLICATES, len(p)))
-    return np.median(d[picks], axis=1), np.median(p[other], axis=1)
-
-
 def speedup_interval(dense: Samples | list[int], pruned: Samples | list[int]) -> list[float] | None:
     """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of seatings, or of the pairs of
     samples where none were drawn; None with fewer than two of them."""
@@ -189,7 +238,7 @@ def speedup_interval(dense: Samples | list[int], pruned: Samples | list[int]) ->
     if min(len(d), len(p)) < 2:
         return None
     domain = Domain("unprofiled", False, d, p)  # noqa: FBT003
-    return _ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
+    return ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
 
 
 def realised_interval(domain: Domain, replicates: Split | None) -> list[float] | None:
@@ -199,12 +248,13 @@ def realised_interval(domain: Domain, replicates: Split | None) -> list[float] |
         return speedup_interval(domain.dense, domain.pruned)
     if replicates is None:
         return None
-    return _ratio_interval(replicates.dense, replicates.pruned)
+    return ratio_interval(replicates.dense, replicates.pruned)
 
 
-def _ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
-    """None where a replicate took no time at all: steps of 0 ns can be drawn alone."""
-    return interval(top / bottom) if bool((bottom > 0).all()) else None
+def ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
+    """95 % interval of the ratio of two times; None where a replicate of one is less than no time,
+    or of the bottom none at all: steps of 0 ns can be drawn alone."""
+    return interval(top / bottom) if bool((bottom > 0).all() and (top >= 0).all()) else None
 
 
 def wall_interval(samples: Samples) -> list[float]:
@@ -219,35 +269,42 @@ def interval(replicates: Floats) -> list[float]:
 
 
 def halves(units: Units, domain: Domain) -> Split | None:
-    """Dense against dense, one replicate a way to split the dense seatings in halves, or the steps
-    where not every seating has one (all ways, or 50 at random); the samples are split with them.
-    None with one step."""
+    """Dense against dense, one replicate a way to split the dense seatings that profiled in halves,
+    or the steps where one alone did or nobody knows which (all ways, or 50 at random). None with
+    one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
-    draw = np.random.default_rng(SEED)
-    seat = domain.dense.seat_of_step(steps)
-    weights = _half_weights(draw, steps if seat is None else len(domain.dense.seats))
-    walls = None
-    if seat is not None:
-        of_step = of_steps(weights[0], seat), of_steps(weights[1], seat)
-        if domain.unprofiled:
-            walls = domain.dense.walls(weights[0]), domain.dense.walls(weights[1])
-    else:
-        of_step = weights
-        if domain.unprofiled:
-            walls = _half_walls(draw, domain.dense, weights[0].shape[1])
+    of_step, walls = _halved(np.random.default_rng(SEED), domain, steps)
     twins = replace(units, pruned=units.dense)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(twins, *of_step)
-    return split(twins, same, _scaled(t, walls, twins, domain))
+    return split(twins, same, _scaled(t, walls if domain.unprofiled else None, twins, domain))
 
 
-def _half_walls(
-    draw: np.random.Generator, samples: Samples, ways: int
-) -> tuple[Floats, Floats] | None:
-    """W of one half of the samples and of the other: of seatings where they were drawn."""
+def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both, Both | None]:
+    """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
+    seatings where all profiled, else halves of their own."""
+    dense = domain.dense
+    seat = dense.seat_of_step(steps)
+    if seat is None or seat[-1] == 0:
+        one, other = _half_weights(draw, steps)
+        return (one, other), _half_walls(draw, domain, one.shape[1])
+    one, other = _half_weights(draw, int(seat[-1]) + 1)
+    if dense.all_profiled:
+        return (of_steps(one, seat), of_steps(other, seat)), (dense.walls(one), dense.walls(other))
+    # Two seatings can be split in two ways: too few for all that the samples of eight have.
+    again = -(-HALVES // one.shape[1])
+    one, other = np.tile(one, again), np.tile(other, again)
+    return (of_steps(one, seat), of_steps(other, seat)), _half_walls(draw, domain, one.shape[1])
+
+
+def _half_walls(draw: np.random.Generator, domain: Domain, ways: int) -> Both | None:
+    """W of one half of the dense samples and of the other: of seatings where they were drawn."""
+    samples = domain.dense
+    if not domain.unprofiled:
+        return None
     if not samples.drawn:
         return _half_medians(draw, samples.ns, ways)
     one, other = _half_weights(draw, len(samples.seats))

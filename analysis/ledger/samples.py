@@ -61,13 +61,17 @@ class Samples:
         return np.asarray(np.exp(self.log_medians @ weights))
 
     def seat_of_step(self, count: int) -> NDArray[np.int64] | None:
-        """The seating of each profiled step; None where it is not known for `count` of them, and
-        where a seating has none (in sweeps, and in blocks of one seating)."""
+        """The seating of each profiled step, counted over those that profiled any (in sweeps not
+        all do); None where it is not known for `count` steps."""
         if not self.drawn or len(self.steps) != len(self.seats) or sum(self.steps) != count:
             return None
-        if 0 in self.steps:
-            return None
-        return np.repeat(np.arange(len(self.steps)), self.steps)
+        profiled = [steps for steps in self.steps if steps]
+        return np.repeat(np.arange(len(profiled)), profiled)
+
+    @property
+    def all_profiled(self) -> bool:
+        """Whether every seating profiled a step."""
+        return 0 not in self.steps
 
 
 def samples_of(run: PhaseRun | None) -> Samples:
@@ -78,13 +82,21 @@ def samples_of(run: PhaseRun | None) -> Samples:
 
 
 def draw_seatings(draw: np.random.Generator, seatings: int, replicates: int) -> NDArray[np.int64]:
-    """Which seatings a replicate draws, [replicates, seatings], with replacement."""
+    """Which seatings (or steps, or samples) a replicate draws, [replicates, seatings], with
+    replacement."""
     return draw.integers(0, seatings, (replicates, seatings))
 
 
-def widened_weights(picks: NDArray[np.int64]) -> Floats:
-    """Weights of seatings [seatings, replicates] of draws, as far from equal ones as few seatings
-    ask for.
+def shares_drawn(picks: NDArray[np.int64]) -> Floats:
+    """How often each seating was drawn, as a share of the draws: [seatings, replicates]."""
+    seatings = picks.shape[1]
+    hits = np.stack([np.bincount(row, minlength=seatings) for row in picks], axis=1)
+    return np.asarray(hits / seatings, np.float64)
+
+
+def stretched(weights: Floats, groups: int) -> Floats:
+    """Weights [any, replicates] of draws of `groups` seatings, as far from equal ones as so few ask
+    for; columns that sum to 1 still do.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
     where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each draw's
@@ -93,10 +105,14 @@ def widened_weights(picks: NDArray[np.int64]) -> Floats:
     with 2 to 12 seatings of 2 to 10 samples, with spikes: 93 to 96 %. Drawing the samples within a
     seating as well counts their spread twice: 98 to 100 %.
     """
-    seatings = picks.shape[1]
-    hits = np.stack([np.bincount(row, minlength=seatings) for row in picks], axis=1) / seatings
-    stretch = student(seatings - 1) / NORMAL * sqrt(seatings / (seatings - 1))
-    return np.asarray(1 / seatings + stretch * (hits - 1 / seatings), np.float64)
+    equal = 1 / len(weights)
+    factor = student(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
+    return np.asarray(equal + factor * (weights - equal), np.float64)
+
+
+def widened_weights(picks: NDArray[np.int64]) -> Floats:
+    """Stretched weights of seatings [seatings, replicates] of draws."""
+    return stretched(shares_drawn(picks), picks.shape[1])
 
 
 def of_steps(weights: Floats, seat: NDArray[np.int64]) -> Floats:

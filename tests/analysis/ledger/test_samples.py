@@ -87,9 +87,9 @@ def test_noise_splits_seatings() -> None:
     assert noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))
 
 
-@pytest.mark.parametrize("steps", [[1, 1], [0, 3]])
+@pytest.mark.parametrize("steps", [[1, 1], [0, 2], []])
 def test_steps_of_no_known_seating_are_drawn_alone(steps: list[int]) -> None:
-    """Three steps: the manifest says two, or that only one seating profiled any, as in a sweep."""
+    """Three steps: the manifest says two, or nothing."""
     samples = Samples.of([[120, 122], [118, 121]], steps)
     pair = units(side([[100, 102, 98], [20] * 3]))
     domain = choose_domain(pair, samples, samples, on_device=False)
