@@ -20,7 +20,8 @@ from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.ledger.books import Books, keep_books
 from prunescope.analysis.ledger.calls import calls_of
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
-from prunescope.analysis.ledger.noise import halves, observer_share, realised_interval
+from prunescope.analysis.ledger.ladder import ladder
+from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
@@ -125,18 +126,18 @@ def _comparison(
     largest = LargestKernels(books, dense.kernels, pruned.kernels)
     has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
     bounded = has_shapes or bool(units.removed.any())
-    ledger = build_rows(books, halves(units, domain), largest, is_known=bounded)
-    ladder = _ladder(ledger, books, is_known=known, is_bounded=bounded)
+    rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
+    rungs = ladder(rows, books, is_known=known, is_bounded=bounded)
     return _Comparison(
         pairing=_pairing(units),
         family=family,
-        ladder=ladder,
+        ladder=rungs,
         domain=domain.name,
         observer_share=observer_share(units, domain),
-        ledger=ledger,
+        ledger=rows,
         baseline=totals(dense),
         sparsity=_realised(evidence, judged, books, is_known=known),
-        predicted=_predicted(dense, pruned, books, family, ladder, ledger),
+        predicted=_predicted(dense, pruned, books, family, rungs, rows),
         overhead=overhead(books, dense.kernels, pruned.kernels, family),
     )
 
@@ -247,33 +248,6 @@ def _pairing(units: Units) -> Pairing:
         added=int(units.added.sum()),
         alignment=a.how,
         layers=layers,
-    )
-
-
-def _ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -> Ladder:
-    """`is_bounded`: shapes, or kernels that are gone, say what could have got faster."""
-    units, ratio, domain = books.units, books.ratio, books.domain
-    ns = {row.row: row.moves_ns for row in rows}
-    covered = ns["promised"] + ns["coverage"]
-    bound = covered + ns["roofline_shift"]
-    roofline = ns["dense"] / bound if bound > 0 and is_bounded else None
-    realised = ns["dense"] / ns["pruned"]
-    if len(domain.dense) and len(domain.pruned):
-        realised = domain.dense.wall / domain.pruned.wall
-    busy_d = units.dense.busy.sum(axis=0).mean()
-    busy_p = units.pruned.busy.sum(axis=0).mean()
-    # Without a sparsity it is the ratio of FLOPs, where that one is known.
-    told = books.nominal is not None or (is_bounded and is_known)
-    nominal = 1 / ratio.promised if ratio.promised > 0 and told else None
-    return Ladder(
-        nominal=nominal,
-        flop=ratio.flop_ratio if is_known else None,
-        coverage=ns["dense"] / covered if covered > 0 and is_bounded else None,
-        roofline=roofline,
-        busy=float(busy_d / busy_p) if busy_p > 0 else None,
-        realised=realised,
-        realised_ci95=realised_interval(domain, books.replicates),
-        share_of_bound=realised / roofline if roofline else None,
     )
 
 

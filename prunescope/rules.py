@@ -19,7 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting
 
 if TYPE_CHECKING:
-    from prunescope.analysis.schema.report import Phase, Report
+    from prunescope.analysis.schema.report import Ladder, Phase, Report
 
 State = Literal["held", "failed", "undecided"]
 _RULE = re.compile(r"\s*([\w.\-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
@@ -243,10 +243,9 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
     ladder, metric = phase.ladder, rule.metric
     head, _, name = metric.partition(".")
     if metric in _LADDER:
-        value = getattr(ladder, metric) if ladder else None
-        ends = (ladder.realised_ci95 if ladder else None) or []
-        over = {"realised": 1.0, "share_of_bound": ladder.roofline if ladder else None}.get(metric)
-        return _with([end / over for end in ends] if over else [], value)
+        if ladder is None:
+            return None, None, None
+        return _with(_ends(ladder, metric), getattr(ladder, metric))
     if metric == "wall":
         timed = phase.unprofiled_ns
         return _with(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)
@@ -259,6 +258,15 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
         return float(sum(1 for _ in among)), None, None
     found: float | None = getattr(phase, metric)
     return found, None, None
+
+
+def _ends(ladder: Ladder, metric: str) -> Sequence[float]:
+    """The ends of a rung's interval; of a report that has none of `share_of_bound`, those of the
+    realised speedup over its bound."""
+    found = ladder.interval_of(metric)
+    if found is None and metric == "share_of_bound" and ladder.roofline:
+        return [end / ladder.roofline for end in ladder.realised_ci95 or ()]
+    return found or ()
 
 
 def _with(

@@ -7,15 +7,16 @@ does; nothing is read of what the run says that it did.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.ledger.books import Books
-from prunescope.analysis.ledger.ledger import Ratios
-from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.ledger.ledger import Ratios, Split
+from prunescope.analysis.ledger.noise import Replicates, interval
+from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -27,6 +28,7 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
+from prunescope.analysis.ledger.shared_out import shared_out
 from prunescope.analysis.schema.pareto import Added, AddedPart
 from prunescope.analysis.schema.report import FamilyVerdict, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
@@ -41,6 +43,7 @@ _ROUTED = frozenset({"q", "o", "qkv", *MLP_ROLES})
 ADDED = (ROUTER, INDEX, GATHER, SCATTER, ESTIMATOR, "copies and other work")
 HOST, KEY_VALUE, WEIGHTS = "host time", "k and v of skipped tokens", "weights read all the same"
 _WITH_KEPT = (GATHER, SCATTER)  # these fall with what is kept
+_WORK = ["role", "kind", "work", "call"]  # what tells the part of an op or kernel
 
 
 def overhead(
@@ -49,7 +52,7 @@ def overhead(
     """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
 
     None for every other phase: work that a static family adds is a row of its ledger.
-    The replicates of the ledger give the interval of the break-even.
+    The replicates of the ledger give the intervals of its parts, sums and break-even.
     """
     seen = known(family.ids) if family else []
     routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
@@ -80,6 +83,8 @@ def overhead(
         break_even=at,
         break_even_ci95=None if at is None else ci95,
         why=why,
+        added_ci95=_ci95(books, lambda one: _added(books, one)),
+        saved_ci95=_ci95(books, lambda one: one.dense - one.pruned + _added(books, one)),
     )
 
 
@@ -158,8 +163,7 @@ def _interval(books: Books, sparsity: float | None, kept: float) -> list[float |
     replicates = books.replicates
     if replicates is None:
         return None
-    launch = replicates.rows["launch_idle"][:-1][books.units.added].sum(axis=0)
-    added = replicates.total("added_work") + launch
+    added = _added(books, replicates)
     gain = replicates.dense - replicates.pruned + added
     found = []
     for spent, saved in zip(added.tolist(), gain.tolist(), strict=True):
@@ -180,18 +184,25 @@ def _added_parts(
     books: Books, pruned: Kernels, seen: list[Pruning], *, fused: bool
 ) -> dict[str, OverheadPart]:
     """The parts of ADDED, by their purpose."""
-    added = _keys(books.units, books.units.added)
+    units = np.flatnonzero(books.units.added)
     table = pl.DataFrame(
-        added, schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}, orient="row"
+        [books.units.keys[i] for i in units],
+        schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String},
+        orient="row",
+    ).with_columns(unit=pl.Series(units, dtype=pl.Int64))
+    frame = books.pruned_rows(pruned).join(
+        table,
+        on=["unit_layer", "role", "class"],
+        how="inner",
+        nulls_equal=True,
+        maintain_order="left",
     )
-    frame = books.pruned_rows(pruned)
-    frame = frame.join(table, on=["unit_layer", "role", "class"], how="semi", nulls_equal=True)
-    sums = (
-        frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
-        .group_by("role", "kind", "work", "call", maintain_order=True)
-        .agg(pl.col("ns").sum(), pl.len().alias("count"))
+    frame = frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
+    sums = frame.group_by(_WORK, maintain_order=True).agg(
+        pl.col("ns").sum(), pl.len().alias("count")
     )
     spent: dict[str, dict[tuple[str, str], list[float]]] = {name: {} for name in ADDED}
+    parts = []
     for row in sums.iter_rows(named=True):
         dtypes = () if row["call"] is None else pruned.calls[row["call"]].dtypes
         work = NewWork(row["role"], row["kind"], row["work"], dtypes)
@@ -199,14 +210,33 @@ def _added_parts(
         entry = spent[part].setdefault((row["work"], row["role"]), [0.0, 0.0])
         entry[0] += row["ns"] / pruned.num_steps
         entry[1] += row["count"] / pruned.num_steps
-    return {name: _part(name, entries) for name, entries in spent.items()}
+        parts.append(part)
+    of_part = sums.select(_WORK).with_columns(part=pl.Series(parts, dtype=pl.String))
+    ends = _added_intervals(books, frame, of_part)
+    return {name: _part(name, entries, ends.get(name)) for name, entries in spent.items()}
 
 
-def _part(name: str, entries: dict[tuple[str, str], list[float]]) -> OverheadPart:
+def _added_intervals(
+    books: Books, frame: pl.DataFrame, of_part: pl.DataFrame
+) -> dict[str, list[float]]:
+    """95 % intervals of the parts of ADDED, also of those that took no time."""
+    if books.replicates is None:
+        return {}
+    spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
+    spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
+    found = shared_out(books, books.replicates, spent)
+    nothing = np.zeros_like(books.replicates.dense)
+    return {name: interval(found.get(name, nothing)) for name in ADDED}
+
+
+def _part(
+    name: str, entries: dict[tuple[str, str], list[float]], ci95: list[float] | None
+) -> OverheadPart:
     largest = sorted(entries.items(), key=lambda item: (-item[1][0], item[0]))[:2]
     return OverheadPart(
         name=name,
         ns=sum(ns for ns, _ in entries.values()),
+        ci95=ci95,
         added=True,
         evidence=[
             f"{work[:80]} in {role}: {ns / 1e6:.3f} ms in {count:g}"
@@ -225,41 +255,64 @@ def _part_of(one: NewWork, scorers: set[str], *, fused: bool) -> str:
 
 def _host_part(books: Books) -> OverheadPart:
     """Idle time right before added work: what its launches (on a CPU, its dispatch) cost."""
-    launch = books.ledger.rows["launch_idle"][:-1, 0]
-    return OverheadPart(name=HOST, ns=float(launch[books.units.added].sum()), added=True)
+    ns = float(_launch(books, books.ledger)[0])
+    return OverheadPart(
+        name=HOST, ns=ns, ci95=_ci95(books, lambda one: _launch(books, one)), added=True
+    )
+
+
+def _added(books: Books, one: Split) -> Floats:
+    """Added work, and the idle time right before it, [replicates]."""
+    return np.asarray(one.total("added_work") + _launch(books, one))
+
+
+def _launch(books: Books, one: Split) -> Floats:
+    """Idle time right before added work, [replicates]."""
+    return np.asarray(one.rows["launch_idle"][:-1][books.units.added].sum(axis=0))
 
 
 def _key_value_part(books: Books, seen: list[Pruning]) -> OverheadPart:
     """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
-    part = OverheadPart(name=KEY_VALUE, ns=0.0, added=False)
-    if not any(one.routes_rows for one in seen):
-        return part
-    units = books.units
+    units, ratio = books.units, books.ratio
     at = {key: i for i, key in enumerate(units.keys)}
-    busy = books.times.t_p[:, 0]
-    total = 0.0
+    routed = any(one.routes_rows for one in seen)
+    unseen = np.zeros(len(units.keys))  # share of a unit's time
     for (layer, role, cls), i in at.items():
-        if role not in ("k", "v") or cls != MATMUL or not units.matched[i]:
+        if not routed or role not in ("k", "v") or cls != MATMUL or not units.matched[i]:
             continue
         query = at.get((layer, "q", MATMUL), at.get((layer, "o", MATMUL)))
         if query is not None and units.dense.present[query]:
-            total += float(busy[i] * max(0.0, books.ratio.flop[i] - books.ratio.flop[query]))
-    part.ns = total
-    return part
+            unseen[i] = max(0.0, ratio.flop[i] - ratio.flop[query])
+    return OverheadPart(
+        name=KEY_VALUE,
+        ns=float(unseen @ books.times.t_p[:, 0]),
+        ci95=_ci95(books, lambda one: unseen @ one.times.t_p),
+        added=False,
+    )
 
 
 def _weights_part(books: Books, seen: list[Pruning]) -> OverheadPart:
     """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
     the weights do not. None where peaks, and so the roofline, are unknown."""
-    part = OverheadPart(name=WEIGHTS, ns=0.0, added=False)
-    if not any(one.skips_tokens for one in seen):
-        return part
     units, flop = books.units, books.ratio.flop
     linear = np.array([key[1] in _ROUTED and key[2] == MATMUL for key in units.keys], bool)
     fewer = linear & units.matched & (flop < 1 - _SAME)
+    if not any(one.skips_tokens for one in seen):
+        fewer[:] = False
     known = ~np.isnan(units.dense.ideal.mean(axis=1)) & ~np.isnan(units.pruned.ideal.mean(axis=1))
-    shift = books.ledger.rows["roofline_shift"][:-1, 0]
-    total = float(shift[fewer].sum())
-    total = 0.0 if abs(total) < _NOTHING else total
-    part.ns = total if known[fewer].all() else None
-    return part
+    if not known[fewer].all():
+        return OverheadPart(name=WEIGHTS, ns=None, added=False)
+    total = float(books.ledger.rows["roofline_shift"][:-1, 0][fewer].sum())
+    if abs(total) < _NOTHING:
+        fewer[:] = False
+    return OverheadPart(
+        name=WEIGHTS,
+        ns=total if fewer.any() else 0.0,
+        ci95=_ci95(books, lambda one: one.rows["roofline_shift"][:-1][fewer].sum(axis=0)),
+        added=False,
+    )
+
+
+def _ci95(books: Books, of: Callable[[Replicates], Floats]) -> list[float] | None:
+    """95 % interval of what `of` makes of the ledger's replicates."""
+    return None if books.replicates is None else interval(of(books.replicates))

@@ -6,7 +6,11 @@ Units: ns, FLOP, bytes, share (0..1), ratio, calls a step; an empty cell is unkn
 from __future__ import annotations
 
 _PHASE = ("phase", "", "prefill, decode, or trace for a bare trace")
-_LOW = ("ci95_low", "ns", "lower end of the 95 % bootstrap interval over steps and samples")
+_LOW = (
+    "ci95_low",
+    "ns",
+    "lower end of the 95 % bootstrap interval over seatings (of one alone, over steps and samples)",
+)
 _HIGH = ("ci95_high", "ns", "upper end of that interval")
 
 # File to (column, unit, meaning), in the order in which the columns are written.
@@ -29,7 +33,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         _PHASE,
         ("rung", "", "nominal, flop, coverage, roofline, busy, realised"),
         ("speedup", "ratio", "dense over pruned"),
-        ("ci95_low", "ratio", "lower end of the 95 % bootstrap interval; realised only"),
+        ("ci95_low", "ratio", "lower end of the 95 % interval; empty for nominal and flop"),
         ("ci95_high", "ratio", "upper end of that interval"),
     ],
     "gemms.csv": [

@@ -76,16 +76,17 @@ def _title(report: Report, name: str, what: str) -> str:
 
 
 def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
-    """The speedup ladder as horizontal bars from 0, with the interval of the realised one."""
+    """The speedup ladder as horizontal bars from 0, with the intervals of rungs that have one."""
     assert phase.ladder is not None
     ladder = phase.ladder
     rungs = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
+    spans = [ledger_view.telling_rung(ladder, key) for key in ledger_view.LADDER]
     measured = [i for i, key in enumerate(ledger_view.LADDER) if key in ("busy", "realised")]
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(len(rungs))
-        top = max([1.0, *(v for _, v in rungs if v is not None), *(ladder.realised_ci95 or [])])
-        for i, (label, value) in enumerate(rungs):
-            realised = label == rungs[-1][0]
+        ends = [end for ci95 in spans for end in ci95 or ()]
+        top = max([1.0, *(v for _, v in rungs if v is not None), *ends])
+        for i, ((_, value), ci95) in enumerate(zip(rungs, spans, strict=True)):
             if value is not None:
                 axes.barh(
                     i,
@@ -96,8 +97,8 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
                     linewidth=0.4,
                 )
             end = value or 0.0
-            if realised and ladder.realised_ci95:
-                low, high = ladder.realised_ci95
+            if ci95:
+                low, high = ci95
                 axes.plot(
                     [low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4
                 )
@@ -110,7 +111,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
             Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
             for colour, label in ((_RUNG, "bound"), (_REALISED, "measured"))
         ]
-        if ladder.realised_ci95:
+        if ends:
             marks.append(
                 Line2D(
                     [],

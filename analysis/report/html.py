@@ -34,11 +34,12 @@ _TOP_KERNELS = 300
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """A rung of the ladder: width of its bar and of the mark of its interval, 0..100."""
+    """A rung of the ladder: width of its bar and ends of its interval, 0..100."""
 
     label: str
     says: str
     text: str
+    interval: str  # empty: none
     share: str
     width: float
     low: float | None = None
@@ -106,6 +107,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             for f in phase.findings
         ],
         "rungs": rungs,
+        "spans": any(rung.interval for rung in rungs),
         "one": one,
         "ledger": _ledger(phase),
         "tables": tables,
@@ -119,17 +121,20 @@ def _rungs(phase: Phase) -> tuple[list[_Rung], float]:
     if ladder is None:
         return [], 0.0
     values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
-    ends = [v for v in (*values.values(), *(ladder.realised_ci95 or [])) if v is not None]
+    spans = {name: ledger_view.telling_rung(ladder, name) for name in values}
+    ends = [v for v in values.values() if v is not None]
+    ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
     rungs = []
     for name, (label, says) in ledger_view.LADDER.items():
-        value = values[name]
-        low, high = (ladder.realised_ci95 or (None, None)) if name == "realised" else (None, None)
+        value, ci95 = values[name], spans[name]
+        low, high = ci95 or (None, None)
         rungs.append(
             _Rung(
                 label=label,
                 says=says,
                 text=numbers.ratio(value),
+                interval=numbers.ratios(ci95) if ci95 else "",
                 share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import LedgerPart, Phase, Row
+from prunescope.analysis.schema.report import Ladder, LedgerPart, OverheadPart, Phase, Row
 
 NOT_EXPLAINED = "not_explained"  # only where no shapes are known
 # Rows of the ledger in order: label, and what the row says in plain words.
@@ -40,6 +40,7 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
+EXACT = frozenset({"nominal", "flop"})  # rungs that are arithmetic: they have no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class WaterfallBar:
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
 _FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
+NO_INTERVAL = "no intervals: steps of one placement, or too far apart, do not tell them"
+NEITHER = "no interval and no noise: they need more than one step"
 
 
 def in_noise(row: Row | LedgerPart) -> bool:
@@ -115,8 +118,8 @@ def ledger_scale(rows: list[Row]) -> numbers.Scale:
     return numbers.scale(row.moves_ns for row in rows)
 
 
-def telling(row: Row | LedgerPart, rows: list[Row]) -> list[float] | None:
-    """The interval of a row or part; None where it says nothing: a wall below zero, or a bound
+def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float] | None:
+    """The interval of a row or part; None where it says nothing: a wall below zero, or an end
     beyond ten times the longer wall."""
     if not row.ci95:
         return None
@@ -124,6 +127,12 @@ def telling(row: Row | LedgerPart, rows: list[Row]) -> list[float] | None:
     is_wall = isinstance(row, Row) and row.row in TOTALS
     nothing = max(map(abs, row.ci95)) > _FAR * longest or (is_wall and row.ci95[0] < 0)
     return None if nothing else row.ci95
+
+
+def telling_rung(ladder: Ladder, name: str) -> list[float] | None:
+    """The interval of a rung; None where it says nothing: an end beyond ten times the rung."""
+    ci95, value = ladder.interval_of(name), getattr(ladder, name)
+    return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
 
 
 def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
@@ -173,10 +182,10 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("largest part", drop=9, flexible=True),
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
-    return _without_unknown(Table("ledger", "Ledger", columns, cells, ledger_notes(rows)))
+    return without_unknown(Table("ledger", "Ledger", columns, cells, ledger_notes(rows)))
 
 
-def _without_unknown(table: Table) -> Table:
+def without_unknown(table: Table) -> Table:
     """The table without interval and noise where no row has one."""
     known = [
         i
@@ -198,8 +207,9 @@ def ledger_notes(rows: list[Row]) -> list[str]:
         notes.append("no noise stands where dense against dense is 0 by definition")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
         notes.append("intervals that say nothing are left out: they need more seatings")
-    if all(row.ci95 is None and row.noise_ns is None for row in rows):
-        notes.append("no interval and no noise: they need more than one step")
+    if all(row.ci95 is None for row in rows):
+        noise = any(row.noise_ns is not None for row in rows)
+        notes.append(NO_INTERVAL if noise else NEITHER)
     return notes
 
 
@@ -236,7 +246,7 @@ def parts_table(phase: Phase) -> Table | None:
         Column("95 % interval", unit.unit, numeric=True),
         Column("evidence", flexible=True),
     ]
-    return _without_unknown(Table("parts", "Parts of the ledger", columns, cells))
+    return without_unknown(Table("parts", "Parts of the ledger", columns, cells))
 
 
 def _part_tone(part: LedgerPart) -> str:
@@ -246,27 +256,36 @@ def _part_tone(part: LedgerPart) -> str:
 
 
 def ladder_table(phase: Phase) -> Table | None:
-    """The rungs of the ladder with the share of each that was realised."""
+    """The rungs of the ladder with their intervals and the share of each that was realised."""
     ladder = phase.ladder
     if ladder is None:
         return None
-    rows = [
-        [
-            Cell(label),
-            Cell(numbers.ratio(value), value),
-            Cell(
-                numbers.percent(numbers.share_of(ladder.realised, value)),
-                numbers.share_of(ladder.realised, value),
-            ),
-            Cell(says),
-        ]
-        for name, (label, says) in LADDER.items()
-        for value in [getattr(ladder, name)]
-    ]
+    rows = []
+    for name, (label, says) in LADDER.items():
+        value = getattr(ladder, name)
+        share = numbers.share_of(ladder.realised, value)
+        rows.append(
+            [
+                Cell(label),
+                Cell(numbers.ratio(value), value),
+                _rung_interval(ladder, name),
+                Cell(numbers.percent(share), share),
+                Cell(says),
+            ]
+        )
     columns = [
         Column("rung"),
         Column("speedup", numeric=True),
+        Column("95 % interval", numeric=True),
         Column("realised ÷ rung", numeric=True),
         Column("meaning", drop=1),
     ]
-    return Table("ladder", "Ladder", columns, rows)
+    return without_unknown(Table("ladder", "Ladder", columns, rows))
+
+
+def _rung_interval(ladder: Ladder, name: str) -> Cell:
+    """Nothing where a rung is arithmetic, and has none."""
+    ci95 = telling_rung(ladder, name)
+    if name in EXACT:
+        return Cell("")
+    return Cell(numbers.ratios(ci95), ci95[0] if ci95 else None)

@@ -55,6 +55,11 @@ def ratio(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.2f}×"
 
 
+def ratios(ci95: list[float] | None) -> str:
+    """The interval of a speedup: `[1.14×, 1.17×]`."""
+    return f"[{ratio(ci95[0])}, {ratio(ci95[1])}]" if ci95 else UNKNOWN
+
+
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:
     """A share 0..1 as `71.0 %`; the text around it names the base."""
     if share is None or not math.isfinite(share):

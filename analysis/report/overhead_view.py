@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from prunescope.analysis.report import numbers
+from prunescope.analysis.report.ledger_view import telling, without_unknown
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase
+from prunescope.analysis.schema.report import Overhead, OverheadPart, Phase, Row
 
 _NONE = 0.0005  # a share that is shown as 0.0 %
 
@@ -20,27 +21,33 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
         Column("part"),
         Column("time", unit.unit, numeric=True),
         Column("of dense step", numeric=True),
-        Column("what", drop=1),
-        Column("largest part", flexible=True, drop=2),
+        Column("95 % interval", unit.unit, numeric=True, drop=1),
+        Column("what", drop=2),
+        Column("largest part", flexible=True, drop=3),
     ]
-    rows = [_row(part, unit) for part in shown]
-    dense = next((row.ns for row in phase.ledger or [] if row.row == "dense"), None)
+    ledger = phase.ledger or []
+    rows = [_row(part, unit, ledger) for part in shown]
+    dense = next((row.ns for row in ledger if row.row == "dense"), None)
     total = OverheadPart(
         name="added in all",
         ns=found.added_ns,
         added=True,
         share=numbers.share_of(found.added_ns, dense),
+        ci95=found.added_ci95,
     )
-    rows.append(_row(total, unit))
+    rows.append(_row(total, unit, ledger))
     name = phase.family.id if phase.family else "the dynamic family"
-    return Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])
+    table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])
+    return without_unknown(table)
 
 
-def _row(part: OverheadPart, unit: numbers.Scale) -> list[Cell]:
+def _row(part: OverheadPart, unit: numbers.Scale, ledger: list[Row]) -> list[Cell]:
+    ci95 = telling(part, ledger)
     return [
         Cell(part.name),
         Cell(unit.text(part.ns), part.ns),
         Cell(numbers.percent(part.share), part.share),
+        Cell(unit.interval(ci95), ci95[0] if ci95 else None),
         Cell("added" if part.added else "not saved"),
         Cell("; ".join(part.evidence)),
     ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.ledger_view import LADDER
 from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.report import Finding, GemmRow, KernelRow, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -128,13 +129,13 @@ def ledger(report: Report) -> Records:
 
 
 def ladder(report: Report) -> Records:
-    """A row a rung: speedup, dense over pruned; only the realised one has an interval."""
+    """A row a rung: speedup, dense over pruned; those that are measured have an interval."""
     columns = {"rung": str, "speedup": float, "ci95_low": float, "ci95_high": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
-        for rung in ("nominal", "flop", "coverage", "roofline", "busy", "realised"):
+        for rung in LADDER:
             if phase.ladder is not None:
-                ends = phase.ladder.realised_ci95 if rung == "realised" else None
+                ends = phase.ladder.interval_of(rung)
                 yield {"rung": rung, "speedup": getattr(phase.ladder, rung)} | _ends(ends)
 
     return _records("ladder", report, columns, rows)

@@ -27,6 +27,8 @@ MEMORY = (
     ("peak_memory_bytes", "peak memory"),
 )
 
+HOLDS_BOUND = "the interval holds the bound"
+PAST_BOUND = "≥ 100 % of the bound: faster than the model of it allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
@@ -122,6 +124,7 @@ def _outcome(phase: Phase) -> str:
     text += "promised" if _has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
+        text += _shares(ladder.share_of_bound_ci95)
         if ladder.share_of_bound > 1.005:
             text += f" ({_beyond(ladder)})"
     return text
@@ -134,10 +137,12 @@ def holds_one(phase: Phase) -> bool:
 
 def _beyond(ladder: Ladder) -> str:
     """What more than the bound means: nothing, where the interval holds the bound."""
+    if ladder.share_of_bound_ci95:
+        return HOLDS_BOUND if ladder.share_of_bound_ci95[0] <= 1 else PAST_BOUND
     low = (ladder.realised_ci95 or [ladder.realised])[0]
     if ladder.roofline is not None and low <= ladder.roofline:
-        return "the interval holds the bound"
-    return "≥ 100 % of the bound: faster than the model of it allows"
+        return HOLDS_BOUND
+    return PAST_BOUND
 
 
 def _not_comparable(phase: Phase) -> str:
@@ -182,6 +187,13 @@ def _interval(ladder: Ladder) -> str:
     if not ladder.realised_ci95:
         return ""
     low, high = (numbers.ratio(bound) for bound in ladder.realised_ci95)
+    return f" [{low}, {high}]"
+
+
+def _shares(ci95: list[float] | None) -> str:
+    if not ci95:
+        return ""
+    low, high = (numbers.percent(end) for end in ci95)
     return f" [{low}, {high}]"
 
 

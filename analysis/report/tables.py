@@ -15,6 +15,7 @@ import polars as pl
 
 from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
 from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.ledger_view import LADDER
 from prunescope.analysis.report.names import phase_slugs
 from prunescope.analysis.schema.report import GemmRow, Report
 
@@ -57,9 +58,9 @@ def _ladder(report: Report) -> Iterable[list[Value]]:
     for name, phase in report.phases.items():
         if phase.ladder is None:
             continue
-        for rung in ("nominal", "flop", "coverage", "roofline", "busy"):
-            yield [name, rung, getattr(phase.ladder, rung), None, None]
-        yield [name, "realised", phase.ladder.realised, *_ends(phase.ladder.realised_ci95)]
+        for rung in LADDER:
+            ends = _ends(phase.ladder.interval_of(rung))
+            yield [name, rung, getattr(phase.ladder, rung), *ends]
 
 
 def _gemms(report: Report) -> Iterable[list[Value]]:

@@ -30,6 +30,7 @@ from prunescope.analysis.schema.report import Finding, Phase, Report
 WIDE = 110  # columns from which evidence stands beside its row
 _TOP_GEMMS = 14
 _TOP_KERNELS = 8
+_SHORTEST = 8  # characters of a bar
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
@@ -120,24 +121,26 @@ class _Page:
         ladder = phase.ladder
         assert ladder is not None
         values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+        ends = {name: ledger_view.telling_rung(ladder, name) for name in values}
+        spans = {name: numbers.ratios(ci95) if ci95 else "" for name, ci95 in ends.items()}
         top = max((v for v in values.values() if v is not None), default=1.0)
-        room = max(8, min(40, self.width - 52))
-        grid = self._grid()
+        room, widest = self.width - 52, 1 + max(map(len, spans.values()))
+        # A column of their own where others have one too; a narrow terminal shows the last alone.
+        apart = any(spans[n] for n in spans if n != "realised") and room - widest >= _SHORTEST
+        room = max(_SHORTEST, min(40, room - widest * apart))
+        grid = self._grid(columns=4 + apart)
         for name, (label, _) in ledger_view.LADDER.items():
-            value = values[name]
-            style = "bold" if name == "realised" else ""
-            extra = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
-            if name == "realised":
-                extra = _interval(ladder.realised_ci95)
-            elif value is not None:
-                extra = f"realised is {extra} of it"
-            glyph = "█" if name == "realised" else "░"
-            bar = glyph * round(room * (value or 0.0) / top)
+            value, span, realised = values[name], spans[name], name == "realised"
+            share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
+            extra = share if value is None else f"realised is {share} of it"
+            cells = [span, "" if realised else extra] if apart else [span if realised else extra]
+            bar = ("█" if realised else "░") * round(room * (value or 0.0) / top)
+            style = "bold" if realised else ""
             grid.add_row(
                 self.ink(f" {label}", style),
                 self.ink(numbers.ratio(value), style),
-                self.ink(bar, "green" if name == "realised" else "cyan"),
-                self.ink(extra, "dim"),
+                self.ink(bar, "green" if realised else "cyan"),
+                *(self.ink(cell, "dim") for cell in cells),
             )
         return grid
 
@@ -190,9 +193,9 @@ class _Page:
         yield columns_of.fitted(table, self.width, self.ink)
         yield from self._notes(table.notes)
 
-    def _grid(self, right: tuple[int, ...] = (1,)) -> Grid:
+    def _grid(self, right: tuple[int, ...] = (1,), *, columns: int = 4) -> Grid:
         grid = Grid(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
-        for i in range(4):
+        for i in range(columns):
             grid.add_column(justify="right" if i in right else "left", no_wrap=True)
         return grid
 
@@ -210,12 +213,6 @@ def _hanging(mark: Text, text: Text) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_row(mark, text)
     return grid
-
-
-def _interval(ci95: list[float] | None) -> str:
-    if not ci95:
-        return ""
-    return f"[{numbers.ratio(ci95[0])}, {numbers.ratio(ci95[1])}]"
 
 
 def _drawn(bar: ledger_view.WaterfallBar, room: int) -> str:

@@ -144,7 +144,8 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
 
 
 class Ladder(msgspec.Struct, kw_only=True):
-    """Speedups, dense over pruned, from the promise to what was measured."""
+    """Speedups, dense over pruned, from the promise to what was measured. Intervals are those of
+    rungs that are made of measured times; null where too little was measured to say."""
 
     nominal: float | None
     flop: float | None
@@ -154,6 +155,15 @@ class Ladder(msgspec.Struct, kw_only=True):
     realised: float
     realised_ci95: list[float] | None
     share_of_bound: float | None  # realised / roofline
+    coverage_ci95: list[float] | None = None
+    roofline_ci95: list[float] | None = None
+    busy_ci95: list[float] | None = None
+    share_of_bound_ci95: list[float] | None = None
+
+    def interval_of(self, rung: str) -> list[float] | None:
+        """The 95 % interval of a rung or of `share_of_bound`; None of nominal and FLOPs."""
+        ends: list[float] | None = getattr(self, f"{rung}_ci95", None)
+        return ends
 
 
 class Pairing(msgspec.Struct, kw_only=True):
@@ -185,6 +195,7 @@ class OverheadPart(msgspec.Struct, kw_only=True):
     name: str
     ns: float | None
     share: float | None = None  # of the dense step
+    ci95: list[float] | None = None  # of ns
     added: bool  # work or host time that was added; else a saving that did not come
     evidence: list[str] = []
 
@@ -200,6 +211,8 @@ class Overhead(msgspec.Struct, kw_only=True):
     break_even: float | None  # of that share, where gain equals overhead; null: `why`
     break_even_ci95: list[float | None] | None = None  # an end is null where nothing ever pays
     why: str | None = None
+    added_ci95: list[float] | None = None
+    saved_ci95: list[float] | None = None
 
 
 class SecondOpinion(msgspec.Struct, kw_only=True):

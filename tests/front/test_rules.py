@@ -36,6 +36,10 @@ def report() -> Report:
         ("prefill.realised == 1.16", "undecided"),
         ("prefill.realised != 2", "held"),
         ("prefill.nominal == 2", "failed"),  # exact: no interval
+        ("prefill.busy >= 1.18", "undecided"),  # 1.19 [1.17, 1.20]
+        ("prefill.coverage >= 1.25", "failed"),  # 1.23 [1.22, 1.24]
+        ("prefill.share_of_bound >= 93%", "held"),  # 95.6 % [94, 97]
+        ("decode.share_of_bound >= 98%", "undecided"),  # of a report without: [1.02, 1.1] ÷ 1.05
         ("prefill.ledger.coverage <= 5%", "failed"),  # +6.6 % of dense
         ("prefill.ledger.coverage <= 7%", "held"),
         ("prefill.ledger.coverage <= 9.2ms", "undecided"),

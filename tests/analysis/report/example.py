@@ -135,7 +135,8 @@ def _parts() -> dict[str, object]:
     )
     ladder = Ladder(
         nominal=4 / 3, flop=1.25, coverage=1.23, roofline=1.21, busy=1.19, realised=140 / 121,
-        realised_ci95=[1.14, 1.17], share_of_bound=140 / 121 / 1.21,
+        realised_ci95=[1.14, 1.17], share_of_bound=140 / 121 / 1.21, coverage_ci95=[1.22, 1.24],
+        roofline_ci95=[1.2, 1.22], busy_ci95=[1.17, 1.2], share_of_bound_ci95=[0.94, 0.97],
     )  # fmt: skip
     family = FamilyVerdict(
         id="static-nk", confidence=0.93, alternatives=["static-nk-mlp"],

@@ -114,3 +114,25 @@ def test_hostile_ops_are_text() -> None:
     report = example.hostile(one())
     assert "<img src=x" not in render_html(report)
     assert "\x1b" not in render_html(report) + render_markdown(report) + render_latex(report)
+
+
+def with_intervals() -> Phase:
+    """Of the router, of all that was added, and of a part so wide that it says nothing."""
+    found = overhead(added_ci95=[1.2 * MS, 1.7 * MS])
+    router, estimator, weights = found.parts
+    router.ci95, estimator.ci95 = [1.3 * MS, 1.5 * MS], [-9e3 * MS, 9e3 * MS]
+    return msgspec.structs.replace(example.phase(), overhead=found)
+
+
+def test_intervals_of_parts_and_of_their_sum_have_a_column() -> None:
+    table = overhead_table(with_intervals())
+    assert table is not None
+    at = [column.head for column in table.columns].index("95 % interval (ms)")
+    assert at == 3
+    assert [row[at].text for row in table.rows] == ["[1.300, 1.500]", "–", "–", "[1.200, 1.700]"]
+    report = msgspec.structs.replace(example.two_phases(), phases={"prefill": with_intervals()})
+    for text in (render_html(report), printed(report, 80), printed(report, 120)):
+        assert "[1.300, 1.500]" in text and "[1.200, 1.700]" in text
+    assert all(len(line) <= 60 for line in printed(report, 60).splitlines())
+    assert "| router | 1.400 | 1.0 % | \\[1.300, 1.500\\] | added |" in render_markdown(report)
+    assert r"router & 1.400 & 1.0 & [1.300, 1.500] & added" in render_latex(report)
