@@ -1,7 +1,7 @@
 """Whether kernels took as long as those of the dense run beyond doubt, for findings that say so.
 
 In: a Context, and the rows of both frames that are compared. Out: yes or no. Times are ns a step,
-as recorded; an interval is over seatings, or over steps where not every seating has one.
+as recorded; an interval is over the seatings that profiled, or over steps where none is known.
 """
 
 from __future__ import annotations

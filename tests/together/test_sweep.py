@@ -47,24 +47,24 @@ threads: 1
 """
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short text, and peaks that need no measuring."""
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """A short text, peaks that need no measuring, and one capture, whatever runs beside tests."""
     from prunescope.tracer.sweep import job
 
-    monkeypatch.setattr(job, "TOKENS", 256)
-    monkeypatch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+    patch.setattr(job, "TOKENS", 256)
+    patch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+    patch.setattr(job, "_was_disturbed", lambda _out: False)
+
+
+short = pytest.fixture(name="short")(lambda monkeypatch: shorten(monkeypatch))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepRequest:
     """A sweep that ran through; tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("sweep")
-    from prunescope.tracer.sweep import job
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "TOKENS", 256)
-        patch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+        shorten(patch)
         sweep(request := SweepRequest(config=config(folder), out=folder / "s"))
     return request
 
