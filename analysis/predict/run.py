@@ -92,24 +92,29 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
     term."""
     theory = predicted["ladder"]
     terms: list[MissTerm] = []
+    told = set()
     before = 1.0
     for rung, says in _RUNGS:
         here, there = getattr(ladder, rung), theory[rung]
         if here and there:
             terms.append(MissTerm(name=rung, ratio=here / there / before, says=says))
+            if _is_lost(ladder.interval_of(rung), there * before):
+                told.add(rung)
             before = here / there
     rows = {row.row: row for row in ledger}
     level = rows["dense"].moves_ns / (before * theory["roofline"])
     for name, says in _ROWS:
         if rows[name].ns is None:
             continue
+        if is_beyond_noise(rows[name]):
+            told.add(name)
         after = level + rows[name].moves_ns
         if name == _ROWS[-1][0]:
             after = rows["pruned"].moves_ns
         if after > 0 and level > 0:
             terms.append(MissTerm(name=name, ratio=level / after, says=says))
             level = after
-    losing = [t for t in terms if t["ratio"] < _NOTABLE and _is_evidence(rows.get(t["name"]))]
+    losing = [t for t in terms if t["ratio"] < _NOTABLE and t["name"] in told]
     worst = min(losing, key=lambda t: float(t["ratio"]), default=None)
     miss = Miss(
         ratio=ladder.realised / theory["roofline"],
@@ -119,9 +124,10 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
     return {**predicted, "miss": miss}
 
 
-def _is_evidence(row: Row | None) -> bool:
-    """Whether a term may be named; rungs of the ladder that are no row are not measured."""
-    return row is None or is_beyond_noise(row)
+def _is_lost(ci95: list[float] | None, expected: float) -> bool:
+    """Whether the whole interval of a rung lies below what the theory and the rungs before it leave
+    of it. A rung without one is arithmetic, or what was measured speaks against no loss of it."""
+    return ci95 is None or ci95[1] < expected
 
 
 def _family(side: Side, verdict: str | None) -> Family | None:

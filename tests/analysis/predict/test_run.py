@@ -109,6 +109,34 @@ def test_a_loss_within_noise_is_not_named(kernels: dict[str, Any], *, named: boo
 
 
 @pytest.mark.parametrize(
+    ("ci95", "row", "named"),
+    [
+        (None, {}, True), ([1.5, 1.7], {}, True), ([1.2, 2.1], {}, False),
+        # The row of that name is a time, and its noise says nothing of the rung.
+        ([1.5, 1.7], {"noise_ns": 90.0}, True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rung", ["coverage", "roofline"])
+def test_a_rung_whose_interval_holds_the_theory_is_not_named(
+    rung: str, ci95: list[float] | None, row: dict[str, Any], *, named: bool
+) -> None:
+    """1.6 times where 2 were predicted; the rungs before it are as predicted."""
+    theory = dict.fromkeys(("nominal", "flop", "coverage", "roofline"), 2.0)
+    after = ("coverage", "roofline") if rung == "coverage" else ("roofline",)
+    ladder = Ladder(
+        **(theory | dict.fromkeys(after, 1.6)), busy=None, realised=1.6, realised_ci95=None,
+        share_of_bound=1.0, **{f"{rung}_ci95": ci95},
+    )  # fmt: skip
+    told = PredictedRun(family="static-nk", sparsity=0.5, source=None, ladder=theory, break_even={})
+    ns = dict.fromkeys(
+        ("coverage", "roofline_shift", "shape", "kernel_efficiency", "added_work", "launch_idle"),
+        0.0,
+    ) | {"dense": 100.0, "promised": 50.0, "pruned": 62.5}  # fmt: skip
+    ledger = [Row(row=n, ns=t, **(row if n == "coverage" else {})) for n, t in ns.items()]
+    assert add_miss(told, ladder, ledger)["miss"]["largest"] == (rung if named else None)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"pruned_run": {"pruning": {"method": "mine:prune", "sparsity": 0.0, "knobs": {}}}},
