@@ -39,7 +39,7 @@ class _Rung:
     label: str
     says: str
     text: str
-    interval: str  # empty: none
+    interval: str  # empty: the rung is arithmetic
     share: str
     width: float
     low: float | None = None
@@ -107,7 +107,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             for f in phase.findings
         ],
         "rungs": rungs,
-        "spans": any(rung.interval for rung in rungs),
+        "spans": any(rung.low is not None for rung in rungs),
         "one": one,
         "ledger": _ledger(phase),
         "tables": tables,
@@ -134,7 +134,7 @@ def _rungs(phase: Phase) -> tuple[list[_Rung], float]:
                 label=label,
                 says=says,
                 text=numbers.ratio(value),
-                interval=numbers.ratios(ci95) if ci95 else "",
+                interval=ledger_view.rung_span(ladder, name),
                 share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,

@@ -54,7 +54,10 @@ class WaterfallBar:
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
 _FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
-NO_INTERVAL = "no intervals: steps of one placement, or too far apart, do not tell them"
+NO_INTERVAL = (
+    "no intervals: one step of a side, steps of one placement alone, or steps too far apart, do "
+    "not tell them"
+)
 NEITHER = "no interval and no noise: they need more than one step"
 
 
@@ -284,8 +287,10 @@ def ladder_table(phase: Phase) -> Table | None:
 
 
 def _rung_interval(ladder: Ladder, name: str) -> Cell:
-    """Nothing where a rung is arithmetic, and has none."""
     ci95 = telling_rung(ladder, name)
-    if name in EXACT:
-        return Cell("")
-    return Cell(numbers.ratios(ci95), ci95[0] if ci95 else None)
+    return Cell(rung_span(ladder, name), ci95[0] if ci95 else None)
+
+
+def rung_span(ladder: Ladder, name: str) -> str:
+    """The interval of a rung in words: nothing where the rung is arithmetic, and has none."""
+    return "" if name in EXACT else numbers.ratios(telling_rung(ladder, name))

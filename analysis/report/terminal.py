@@ -122,18 +122,19 @@ class _Page:
         assert ladder is not None
         values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
         ends = {name: ledger_view.telling_rung(ladder, name) for name in values}
-        spans = {name: numbers.ratios(ci95) if ci95 else "" for name, ci95 in ends.items()}
+        spans = {name: ledger_view.rung_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
         room, widest = self.width - 52, 1 + max(map(len, spans.values()))
         # A column of their own where others have one too; a narrow terminal shows the last alone.
-        apart = any(spans[n] for n in spans if n != "realised") and room - widest >= _SHORTEST
+        apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
         for name, (label, _) in ledger_view.LADDER.items():
             value, span, realised = values[name], spans[name], name == "realised"
             share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
             extra = share if value is None else f"realised is {share} of it"
-            cells = [span, "" if realised else extra] if apart else [span if realised else extra]
+            alone = span if ends[name] else ""  # no column whose unknown cells want a sign
+            cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
             bar = ("█" if realised else "░") * round(room * (value or 0.0) / top)
             style = "bold" if realised else ""
             grid.add_row(

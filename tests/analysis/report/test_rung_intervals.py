@@ -88,6 +88,20 @@ def test_every_page_and_table_shows_them() -> None:
             assert written(span) in text
 
 
+def test_a_measured_rung_without_an_interval_is_unknown_on_a_page_and_a_terminal() -> None:
+    phase = with_ladder(busy_ci95=None)
+    report = msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
+    page = render_html(report)
+    ladder = page[page.index('<table class="ladder">') :].partition("</table>")[0]
+    rows = [row for row in ladder.split("<tr") if "<svg" in row]
+    assert ['<td class="n">–</td>' in row for row in rows] == [n == "kernel (busy)" for n in WANT]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    print_report(report, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text[text.index("\nLadder") : text.index("\nLedger")].splitlines()
+    assert [" – " in line for line in lines if "×" in line] == [n == "kernel (busy)" for n in WANT]
+
+
 def test_bars_have_whiskers() -> None:
     page = render_html(example.two_phases())
     ladders = re.findall(r'<table class="ladder">.*?</table>', page, flags=re.DOTALL)
