@@ -261,12 +261,9 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
 
 
 def _ends(ladder: Ladder, metric: str) -> Sequence[float]:
-    """The ends of a rung's interval; of a report that has none of `share_of_bound`, those of the
-    realised speedup over its bound."""
-    found = ladder.interval_of(metric)
-    if found is None and metric == "share_of_bound" and ladder.roofline:
-        return [end / ladder.roofline for end in ladder.realised_ci95 or ()]
-    return found or ()
+    """The ends of the interval of a rung or of `share_of_bound`."""
+    is_share = metric == "share_of_bound"
+    return (ladder.share_interval() if is_share else ladder.interval_of(metric)) or ()
 
 
 def _with(

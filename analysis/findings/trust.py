@@ -207,8 +207,8 @@ def above_bound(c: Context) -> Finding | None:
     ladder = c.phase.ladder
     if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= 1.05:
         return None
-    if ladder.realised_ci95 is not None and ladder.realised_ci95[0] <= (ladder.roofline or 0.0):
-        return None  # the interval holds the bound
+    if ladder.holds_bound:
+        return None
     gains = [one for one in _beyond(c) if one[0].moves_ns < 0]
     total = sum(row.moves_ns for row, _, _ in gains)
     blamed = [

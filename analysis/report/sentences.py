@@ -137,12 +137,7 @@ def holds_one(phase: Phase) -> bool:
 
 def _beyond(ladder: Ladder) -> str:
     """What more than the bound means: nothing, where the interval holds the bound."""
-    if ladder.share_of_bound_ci95:
-        return HOLDS_BOUND if ladder.share_of_bound_ci95[0] <= 1 else PAST_BOUND
-    low = (ladder.realised_ci95 or [ladder.realised])[0]
-    if ladder.roofline is not None and low <= ladder.roofline:
-        return HOLDS_BOUND
-    return PAST_BOUND
+    return HOLDS_BOUND if ladder.holds_bound else PAST_BOUND
 
 
 def _not_comparable(phase: Phase) -> str:

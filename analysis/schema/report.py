@@ -165,6 +165,19 @@ class Ladder(msgspec.Struct, kw_only=True):
         ends: list[float] | None = getattr(self, f"{rung}_ci95", None)
         return ends
 
+    def share_interval(self) -> list[float] | None:
+        """The 95 % interval of `share_of_bound`; of a report that has none, that of the realised
+        speedup over a bound taken as exact."""
+        if self.share_of_bound_ci95 or not self.roofline or not self.realised_ci95:
+            return self.share_of_bound_ci95
+        return [end / self.roofline for end in self.realised_ci95]
+
+    @property
+    def holds_bound(self) -> bool:
+        """Whether the interval of the share holds 1, or lies below."""
+        ends = self.share_interval()
+        return ends is not None and ends[0] <= 1
+
 
 class Pairing(msgspec.Struct, kw_only=True):
     """How units of dense and pruned were matched."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prunescope.analysis.findings.checks import COMPARES
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.trust import above_bound
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from tests.analysis.findings.test_findings import (
@@ -22,6 +25,7 @@ from tests.analysis.findings.test_findings import (
     of_pair,
     present,
 )
+from tests.analysis.report import example
 from tests.chrome import chrome, gap, k, op, save, step
 
 NCCL = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*, unsigned long, ncclWork*)"
@@ -86,6 +90,23 @@ def test_an_interval_that_holds_the_bound_is_not_above_it(tmp_path: Path) -> Non
     assert found(phase, "above-bound") is None
     phase = of_pair(tmp_path, dense, in_turn(lambda us: (mm(us),), 59, 61, 60))
     assert found(phase, "above-bound") is not None
+
+
+@pytest.mark.parametrize(("share", "holds"), [([0.98, 1.2], True), ([1.02, 1.2], False)])
+def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
+    share: list[float], *, holds: bool
+) -> None:
+    """The interval of the share decides, though that of the realised speedup says otherwise."""
+    phase = example.phase()
+    assert phase.ladder is not None
+    phase.ladder.roofline, phase.ladder.realised, phase.ladder.share_of_bound = 1.0, 1.1, 1.1
+    phase.ladder.realised_ci95 = [1.05, 1.15] if holds else [0.95, 1.25]
+    phase.ladder.share_of_bound_ci95 = share
+    own: Any = SimpleNamespace(run=None)
+    assert (above_bound(Context(phase=phase, own=own, doubts=[])) is None) is holds
+    assert ("the interval holds the bound" in headline(phase)) is holds
+    phase.ladder.share_of_bound_ci95 = None
+    assert (above_bound(Context(phase=phase, own=own, doubts=[])) is None) is not holds
 
 
 def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:
