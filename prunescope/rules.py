@@ -47,7 +47,9 @@ METRICS = (
     *(f"sparsity.{name}" for name in _REMOVED),
     "findings", *(f"findings.{name}" for name in _SEVERITIES),
 )  # fmt: skip
-_TIMED = ("realised", "busy", "share_of_bound", "wall", "tokens_per_s", "ledger.")
+_TIMED = (
+    "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s", "ledger.",
+)  # fmt: skip
 NOT_VALID = "timing-not-valid"
 
 
