@@ -11,7 +11,13 @@ from prunescope.analysis.findings.context import (
     shortened,
     without_communication,
 )
-from prunescope.analysis.schema.report import CLOCKS_APART, Finding, Row, is_beyond_noise
+from prunescope.analysis.schema.report import (
+    CLOCKS_APART,
+    Finding,
+    Phase,
+    Row,
+    is_beyond_noise,
+)
 from prunescope.taxonomy.run import PhaseRun
 from prunescope.taxonomy.words import percent
 
@@ -32,21 +38,21 @@ def no_speedup(c: Context) -> Finding | None:
         id="no-speedup",
         severity="critical",
         text=f"no speedup can be told from noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
-        evidence=[
-            _samples_interval(c)
-            if c.phase.unprofiled_ns
-            else f"95 % bootstrap interval of the walls of {c.phase.steps} profiled steps"
-        ],
+        evidence=[_interval_of(c.phase)],
         change=None,
         predicted_ns=None,
     )
 
 
-def _samples_interval(c: Context) -> str:
-    timed, twin = c.phase.unprofiled_ns, c.phase.baseline and c.phase.baseline.unprofiled_ns
-    if not (timed and timed.seatings and twin and twin.seatings):
-        return "95 % bootstrap interval of the medians of interleaved unprofiled samples"
-    return f"95 % bootstrap interval over {len(timed.seatings)} seatings"
+def _interval_of(phase: Phase) -> str:
+    """What the interval of the realised speedup is one of: of each side, in its own words."""
+    if phase.sampled is None:
+        return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
+    dense, pruned = phase.sampled
+    if dense.seatings and pruned.seatings and len(dense.seatings) == len(pruned.seatings):
+        return f"95 % interval over {len(pruned.seatings)} seatings"
+    kind = "interval" if dense.seatings and pruned.seatings else "bootstrap interval"
+    return f"95 % {kind} of {dense.in_words} (dense) ÷ {pruned.in_words} (pruned)"
 
 
 def wide_interval(c: Context) -> Finding | None:

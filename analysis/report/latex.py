@@ -147,12 +147,12 @@ def _caption(table: Table, of: str, phase: Phase) -> str:
 
 def _statistic(phase: Phase) -> str:
     """What the ratio is one of, and how many samples or steps."""
-    if phase.unprofiled_ns is None or phase.domain != "unprofiled":
-        num = f"n = {phase.steps}"
-    else:
-        num = f"n = {len(phase.unprofiled_ns.samples)}"
+    timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
+    num = f"n = {len(timed.samples) if timed else phase.steps}"
     said = statistic(phase)
-    return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num} profiled steps."
+    if said:
+        return f"{said[0].upper()}{said[1:]}, {num}."
+    return f"{num} {'unprofiled samples' if timed else 'profiled steps'}."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

@@ -29,16 +29,16 @@ def statistic(phase: Phase) -> str:
     timed = phase.unprofiled_ns
     if phase.ladder is None:
         return _alone(timed)
-    if timed is None or phase.domain != "unprofiled":
+    if phase.sampled is None:
         text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
         over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
         return text + (over if phase.ladder.realised_ci95 and not timed else "")
     has_interval = phase.ladder.realised_ci95 is not None
-    dense, missing = _dense(phase) or timed, _undrawn(phase)
+    (dense, timed), missing = phase.sampled, _undrawn(phase)
     if missing:
         text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
         if dense.seatings or timed.seatings:
-            text = f"ratio of {_of(dense)} (dense) to {_of(timed)} (pruned)"
+            text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
         text += "; 95 % bootstrap interval" if has_interval else ""
         where = f" of {missing[0]}" if dense.seatings or timed.seatings else ""
         return f"{text}; placement in memory{where} was not drawn, {_PLACED}"
@@ -46,7 +46,7 @@ def statistic(phase: Phase) -> str:
         text = f"ratio of means over {len(timed.seatings or ())} seatings, of the medians of "
         text += f"{len(timed.samples)} unprofiled samples in all"
     else:
-        text = f"ratio of {_of(dense)} (dense) to {_of(timed)} (pruned)"
+        text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
     if timed.seatings_asked:
         text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
         text += f"interval was wider than {numbers.percent(NARROW, decimals=0)})"
@@ -57,13 +57,5 @@ def _alone(timed: Unprofiled | None) -> str:
     """Of a run without a baseline: that its time is of one placement, where it is."""
     if timed is None or timed.seatings:
         return ""
-    text = f"{numbers.time(timed.median)} a step without the profiler, {_of(timed)}"
+    text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
     return f"{text}; placement in memory was not drawn, {_PLACED}"
-
-
-def _of(timed: Unprofiled) -> str:
-    """What W of a side is."""
-    samples = f"{len(timed.samples)} unprofiled samples"
-    if not timed.seatings:
-        return f"the median of {samples}"
-    return f"the mean over {len(timed.seatings)} seatings of the medians of {samples}"

@@ -291,6 +291,17 @@ class Phase(msgspec.Struct, kw_only=True):
     lead_busy_ns: float | None = None  # of the lead, what the device ran before
 
     @property
+    def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:
+        """Samples of dense and pruned of which the realised speedup is a ratio; None where it is
+        one of profiled steps. A ledger may be as profiled though both sides have samples; an old
+        report keeps those of its baseline nowhere."""
+        timed = self.unprofiled_ns
+        dense = self.baseline.unprofiled_ns if self.baseline else None
+        if timed is None or (dense is None and self.domain != "unprofiled"):
+            return None
+        return dense or timed, timed
+
+    @property
     def is_skewed(self) -> bool:
         """Whether kernels start before their launches, so that who waited for whom is doubtful."""
         return any(finding.id == CLOCKS_APART for finding in self.findings)

@@ -136,6 +136,14 @@ class Unprofiled(msgspec.Struct, kw_only=True):
     # What a seating took beside its samples (copying, warming up): the median; absent with them.
     seating_cost_ns: float | msgspec.UnsetType = msgspec.UNSET
 
+    @property
+    def in_words(self) -> str:
+        """What `median` is, in the words of sentences and of evidence."""
+        samples = f"{len(self.samples)} unprofiled samples"
+        if not self.seatings:
+            return f"the median of {samples}"
+        return f"the mean over {len(self.seatings)} seatings of the medians of {samples}"
+
 
 class Totals(msgspec.Struct, kw_only=True):
     """One side of a phase in totals; times in ns a step, memory in bytes, null: not known."""

@@ -8,6 +8,7 @@ import pytest
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
 from prunescope.analysis.report import sentences
+from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import Unprofiled
 from tests.analysis.report import example
@@ -91,3 +92,36 @@ def test_the_finding_says_the_same(dense: int, over: str) -> None:
     found = no_speedup(Context(phase=phase, own=None, doubts=[]))  # type: ignore[arg-type]
     assert found is not None
     assert over in found.evidence[0]
+    assert ("(dense)" in found.evidence[0]) == (dense == 0)
+    if not dense:
+        assert found.evidence == [
+            "95 % bootstrap interval of the median of 12 unprofiled samples (dense) ÷ the mean "
+            "over 8 seatings of the medians of 16 unprofiled samples (pruned)"
+        ]
+
+
+def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -> None:
+    """The caption, its n and the finding say so too."""
+    phase = compared(8, 8)
+    phase.domain = "profiled"
+    assert phase.ladder is not None
+    phase.ladder.realised_ci95 = [0.9, 1.2]
+    assert sentences.statistic(phase).startswith("ratio of means over 8 seatings")
+    assert "n = 16." in latex_of(phase)
+    found = no_speedup(Context(phase=phase, own=None, doubts=[]))  # type: ignore[arg-type]
+    assert found is not None and found.evidence == ["95 % interval over 8 seatings"]
+    assert phase.baseline is not None
+    phase.baseline.unprofiled_ns = None
+    assert "profiled (no unprofiled samples entered the ratio)" in sentences.statistic(phase)
+    assert "n = 5." in latex_of(phase)
+
+
+@pytest.mark.parametrize(("seatings", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples.")])
+def test_a_caption_of_a_run_alone_counts_its_samples(seatings: int, n: str) -> None:
+    more = {"ladder": None, "baseline": None, "domain": "profiled"}
+    assert n in latex_of(example.phase(**more, unprofiled_ns=samples(seatings)))
+
+
+def latex_of(phase: Phase) -> str:
+    report = msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
+    return render_latex(report).replace("~", " ")
