@@ -147,7 +147,7 @@ def _kept(entry: PhaseRun) -> dict[str, Any]:
         "kv_bytes": entry.kv_bytes,
         "interleaved": entry.interleaved,
         "seatings": plain(entry.seatings),
-        "disturbed": entry.has_disturbed_samples or entry.has_disturbed_steps,
+        "disturbed": entry.is_disturbed,
     }
 
 

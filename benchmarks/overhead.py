@@ -93,7 +93,6 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
         captures = capture(request, Silent(), peaks=peaks, variants=variants)
         device = captures["dense"].run.device
         peaks = device.peaks
-        busy |= any(captured.run.is_disturbed for captured in captures.values())
         for family, s in points:
             pair = captures["dense"], captures[_name(family, s)]
             for name, phase in _analysed(*pair).items():

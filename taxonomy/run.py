@@ -92,6 +92,11 @@ class PhaseRun:
         return 2 * found > sum(seating.steps for seating in self.seatings)
 
     @property
+    def is_disturbed(self) -> bool:
+        """Whether its times are not valid: of samples, or of most profiled steps."""
+        return self.has_disturbed_samples or self.has_disturbed_steps
+
+    @property
     def samples_by_seating(self) -> list[list[int]]:
         """`samples_ns` by seating; one list where placement was not drawn."""
         counts = [seating.samples for seating in self.seatings]
@@ -129,9 +134,7 @@ class Run:
     @property
     def is_disturbed(self) -> bool:
         """Whether something else ran beside a phase, so that its times are not valid."""
-        return any(
-            one.has_disturbed_samples or one.has_disturbed_steps for one in self.phases.values()
-        )
+        return any(one.is_disturbed for one in self.phases.values())
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""

@@ -21,18 +21,23 @@ def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, leas
     if c.twin is None:
         return False
     before, after = _busy(c.twin, dense), _busy(c.own, pruned)
+    if before is None or after is None:
+        return False  # of one placement, where others were drawn
     if not (before.ns > 0).all() or not (after.ns > 0).all():
         return True  # steps without such a kernel have no ratio
     ratio = speedup_interval(after, before)
     return ratio is None or ratio[0] >= least
 
 
-def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples:
-    """Busy ns of these rows in each step, by seating where that of every step is known."""
+def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
+    """Busy ns of these rows in each step, by seating where that of every step is known; None where
+    one of several seatings alone profiled."""
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
     seat = samples_of(side.run).seat_of_step(len(sums))
     if seat is None:
         return Samples.of([sums.tolist()])
+    if seat[-1] == 0:
+        return None
     return Samples.of([sums[seat == one].tolist() for one in np.unique(seat)])

@@ -146,7 +146,7 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
         higher = {name for name, rate in calibrated.items() if rate > rates.get(name, 0.0)}
         rates |= {name: calibrated[name] for name in higher}
         taken |= {name: {**taken[name], "used": "calibrated"} for name in higher & set(taken)}
-    disturbed = () if higher.issuperset(rates) else _disturbed(peaks)
+    disturbed = _of_calibration(device) if higher.issuperset(rates) else _disturbed(peaks)
     byte_per_s = rates.pop(BANDWIDTH, None)
     return Peaks(
         name=sheet.name if sheet else device.name or "unnamed",
@@ -189,6 +189,12 @@ def _disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
         return tuple(peaks.disturbed)
     both = before.disturbed and after.disturbed
     return tuple(dict.fromkeys([*before.disturbed, *after.disturbed])) if both else ()
+
+
+def _of_calibration(device: DeviceEntry) -> tuple[str, ...]:
+    """What ran beside a calibration whose rates are used."""
+    measured = device.calibration.measured if device.calibration else None
+    return tuple(measured.disturbed) if measured else ()
 
 
 def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) -> dict[str, float]:

@@ -172,8 +172,6 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 LISTED = (*TINY, *MORE)
-# Model types of the table that cannot be built in a test, with the reason.
-UNBUILT: dict[str, str] = {}
 
 
 def tiny_config(name: str, **fields: Any) -> Any:

@@ -47,7 +47,7 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
         peaks.append(measure_peaks(place, "bf16", budget_s=budget_s))
         rates, reasons = _memory(place)
         memory.append(rates)
-        disturbed += [*peaks[-1].disturbed, *reasons]
+        disturbed += reasons
     info = device_info(place)
     name = str(info.name)
     best = reduce(better_peaks, peaks)
@@ -61,7 +61,7 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
         l2_bytes=last_cache_bytes(place),
         source="measured by prunescope calibrate",
         verified=False,  # no second witness
-        measured=_measured(peaks, memory, list(dict.fromkeys(disturbed))),
+        measured=_measured(peaks, memory, list(dict.fromkeys([*best.disturbed, *disturbed]))),
     )
     _keep(entry)
     return entry

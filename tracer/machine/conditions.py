@@ -27,13 +27,9 @@ def timing_note(load_before: float | None) -> TimingNote:
     load_after, cores = load_average(), num_cores()
     notes = []
     if load_before is not None and load_before > cores:
-        notes.append(
-            f"load average {load_before:.1f} on {cores} cores before the capture: timing not valid"
-        )
+        notes.append(f"load average {load_before:.1f} on {cores} cores before the capture")
     elif load_after is not None and load_after > cores + 1:
-        notes.append(
-            f"load average {load_after:.1f} on {cores} cores in the capture: timing not valid"
-        )
+        notes.append(f"load average {load_after:.1f} on {cores} cores in the capture")
     return TimingNote(
         load_average={"before": load_before, "after": load_after}, cores=cores, notes=notes
     )

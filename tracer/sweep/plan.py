@@ -28,7 +28,7 @@ MAX_RESULTS = 100_000
 
 @dataclass(kw_only=True)
 class SweptRequest(TraceRequest):
-    """The capture of a result: what a sweep compares is not the rows of its ledger."""
+    """The capture of a result: as many profiled steps as are asked for, not one a seating."""
 
     seated_steps: ClassVar[bool] = False
 

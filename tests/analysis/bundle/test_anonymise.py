@@ -240,8 +240,8 @@ def test_a_public_model_keeps_its_name() -> None:
 
 def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
     """Of samples, of profiled steps, and of the peaks, on which a warning of the report rests."""
-    said = ["waits", f"other processes of {NAME}"]
-    seating = Seating(samples=1, steps=1, reasons=said, steps_disturbed=said)
+    said = ["waits", SECRETS["path"], f"other processes of {NAME}"]
+    seating = Seating(samples=1, steps=1, reasons=said, steps_disturbed=said, switches=7)
     rates = MeasuredRates(byte_per_s=1e9, disturbed=said)
     peaks = MeasuredPeaks(disturbed=said, before=rates, measurements=[rates])
     run = Run(
@@ -251,7 +251,7 @@ def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
     )  # fmt: skip
     told = Scrubber([NAME]).run(run)
     (kept,) = told.phases["prefill"].seatings
-    assert (kept.reasons, kept.steps_disturbed) == (["waits"], ["waits"])
+    assert (kept.reasons, kept.steps_disturbed, kept.switches) == (["waits"], ["waits"], 7)
     found = told.device.peaks
     assert found is not None and found.before is not None
     every = [
@@ -260,10 +260,3 @@ def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
         *(one.disturbed for one in found.measurements),
     ]
     assert every == [["waits"]] * 3
-
-
-def test_what_disturbed_a_seating_stays_and_says_nothing_else() -> None:
-    said = ["waits", SECRETS["path"], f"{NAME}'s job"]
-    seating = Seating(samples=3, steps=2, reasons=said, steps_disturbed=said, switches=7)
-    (kept,) = Scrubber({NAME}).value("seatings", [seating])
-    assert (kept.reasons, kept.steps_disturbed, kept.switches) == (["waits"], ["waits"], 7)

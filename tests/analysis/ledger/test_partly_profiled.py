@@ -94,7 +94,7 @@ def test_seatings_of_unequal_steps_keep_their_sign() -> None:
 
 def test_one_seating_that_profiled_alone_tells_no_interval_of_a_row() -> None:
     """Its steps say nothing of another placement; the speedup's interval is of all samples, and
-    noise is at least what its steps show."""
+    noise is of its steps."""
     samples = Samples.of([[120, 122], [118, 121]], [0, 3])
     pair = units(side([[100, 102, 98], [20] * 3]))
     domain = choose_domain(pair, samples, samples, on_device=False)
@@ -102,7 +102,7 @@ def test_one_seating_that_profiled_alone_tells_no_interval_of_a_row() -> None:
     assert realised_interval(domain, None) is not None
     twin = halves(pair, domain)
     assert twin is not None
-    assert noise.noise(twin.total("kernel_efficiency")) >= 0
+    assert noise.noise(twin.total("kernel_efficiency")) > 0
 
 
 @pytest.mark.parametrize("device", [True, False])
