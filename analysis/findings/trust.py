@@ -22,6 +22,8 @@ from prunescope.taxonomy.run import PhaseRun
 from prunescope.taxonomy.words import percent
 
 _OBSERVER = 1.3
+_WIDE = 0.5  # 10th to 90th percentile, of the median
+_FEW = 3  # samples
 _FLAGGED = 1.05
 _BLAMED = 0.1  # of what a run gained beyond its bound: a reason worth naming
 
@@ -86,19 +88,14 @@ def _narrower(c: Context) -> str:
 
 
 def timing_not_valid(c: Context) -> Finding | None:
-    """Something else was seen to run beside the samples, even when they were taken again; or they
-    vary by half of their median, which nothing else does."""
+    """Something else was seen to run beside the samples, even when they were taken again; or what
+    the speedup is made of varies by half of its median, which nothing else does."""
     lines = []
     for name, run in (("dense", c.run_dense), ("pruned", c.run)):
-        if run is None:
-            continue
-        what = f"{name}: " if c.twin is not None else ""
-        lines += [f"{what}{said}" for said in _disturbed(run)]
-        if len(run.samples_ns) < 3:
-            continue
-        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
-        if high - low > 0.5 * mid:
-            lines.append(f"{what}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+        if run is not None:
+            what = f"{name}: " if c.twin is not None else ""
+            lines += [f"{what}{said}" for said in _disturbed(run)]
+    lines += _wide(c)
     if not lines:
         return None
     return Finding(
@@ -110,6 +107,32 @@ def timing_not_valid(c: Context) -> Finding | None:
         change="stop what else runs on this machine, and trace again",
         predicted_ns=None,
     )
+
+
+def _wide(c: Context) -> list[str]:
+    """Samples that vary by half of their median. Of sides that took turns it is their ratios,
+    sample by sample: a machine that slows down and recovers moves both alike."""
+    dense, pruned = c.run_dense, c.run
+    if dense is not None and pruned is not None and _took_turns(dense, pruned):
+        ratios = np.divide(dense.samples_ns, pruned.samples_ns)
+        low, mid, high = np.percentile(ratios, [10, 50, 90])
+        said = f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×"
+        return [f"{said}, median {mid:.2f}×"] * bool(high - low > _WIDE * mid)
+    lines = []
+    for name, run in (("dense", dense), ("pruned", pruned)):
+        if run is None or len(run.samples_ns) < _FEW:
+            continue
+        what = f"{name}: " if c.twin is not None else ""
+        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
+        if high - low > _WIDE * mid:
+            lines.append(f"{what}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+    return lines
+
+
+def _took_turns(dense: PhaseRun, pruned: PhaseRun) -> bool:
+    """Whether sample i of the one was taken beside sample i of the other."""
+    alike = dense.interleaved == pruned.interleaved == "alternating"
+    return alike and len(dense.samples_ns) == len(pruned.samples_ns) >= _FEW
 
 
 def _disturbed(run: PhaseRun) -> list[str]:

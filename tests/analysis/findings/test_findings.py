@@ -262,6 +262,19 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     assert found(phase, "timing-not-valid") is None
 
 
+def test_a_machine_that_slows_both_sides_alike_is_no_doubt(tmp_path: Path) -> None:
+    """Half of the samples take twice as long, of both sides: their ratio is 1.25 throughout."""
+    slow = [n * (1 + i % 2) for i, n in enumerate(MANY)]
+    for name, pruned, wanted in (("alike", slow, False), ("one", MANY, True)):
+        pruned = [4 * n // 5 for n in pruned]
+        phase = of_run(tmp_path / name, model(FULL), model(NARROW), dense_samples_ns=slow,
+                       samples_ns=pruned)  # fmt: skip
+        said = found(phase, "timing-not-valid")
+        assert (said is not None) == wanted
+        if said is not None:
+            assert said.evidence[0].startswith("dense ÷ pruned, sample by sample: 10th to 90th")
+
+
 def two_seatings(disturbed: int) -> list[dict[str, Any]]:
     """Of MANY samples in two seatings, the first with some that something disturbed."""
     half = len(MANY) // 2
