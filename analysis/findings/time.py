@@ -65,7 +65,13 @@ def _limit(c: Context) -> str:
         return ""
     text = f": with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
     if ladder.realised > ladder.coverage:
-        return f"{text}; {ladder.realised:.2f}× was realised, for those that remain ran faster"
+        low = (ladder.realised_ci95 or [ladder.realised])[0]
+        why = (
+            "for those that remain ran faster"
+            if low > ladder.coverage
+            else ("whose interval holds that")
+        )
+        return f"{text}; {ladder.realised:.2f}× was realised, {why}"
     return text
 
 
