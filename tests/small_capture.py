@@ -27,6 +27,21 @@ def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
     return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
 
 
+# A sweep of eight results.
+SMALL_SWEEP = """\
+model: tiny-llama
+families: [static-m, static-nk-mlp]
+sparsities: [0.25, 0.5]
+phases: [prefill, decode]
+prompt_lens: [16]
+decode_steps: 2
+repeats: 2
+steps: 1
+seatings: 2
+threads: 1
+"""
+
+
 def quick_peaks(patch: pytest.MonkeyPatch) -> None:
     """Peaks that are not given are measured in 0.05 s, not in seconds."""
     from prunescope.tracer.capture import surroundings

@@ -30,21 +30,9 @@ from prunescope.taxonomy.run import read_run
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
-from tests.small_capture import PEAKS
+from tests.small_capture import PEAKS, SMALL_SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = """\
-model: tiny-llama
-families: [static-m, static-nk-mlp]
-sparsities: [0.25, 0.5]
-phases: [prefill, decode]
-prompt_lens: [16]
-decode_steps: 2
-repeats: 2
-steps: 1
-seatings: 2
-threads: 1
-"""
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
@@ -56,7 +44,10 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(job, "_was_disturbed", lambda _out: False)
 
 
-short = pytest.fixture(name="short")(lambda monkeypatch: shorten(monkeypatch))
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `shorten` has it, for a test."""
+    shorten(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SweepRequest:
     return request
 
 
-def config(folder: Path, text: str = SMALL) -> Path:
+def config(folder: Path, text: str = SMALL_SWEEP) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -148,7 +139,7 @@ def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(
 def test_a_failure_is_recorded_with_its_error_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = SMALL.replace("[static-m, static-nk-mlp]", "[static-k-24, static-m]")
+    text = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[static-k-24, static-m]")
     request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
     import prunescope.tracer.sweep.job
 
@@ -181,7 +172,7 @@ def test_a_failure_is_recorded_with_its_error_and_tried_again(
 @pytest.mark.torch
 @pytest.mark.usefixtures("short")
 def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
-    path = config(tmp_path, SMALL.replace("[prefill, decode]", "[decode]"))
+    path = config(tmp_path, SMALL_SWEEP.replace("[prefill, decode]", "[decode]"))
     planned = {r.id for r in plan_of(SweepRequest(config=path, out=tmp_path)).results}
     out = tmp_path / "s"
     sweep(SweepRequest(config=path, out=out, shard="1/2"))
@@ -317,18 +308,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_another_configuration_does_not_mix_in(tmp_path: Path) -> None:
     request = SweepRequest(config=config(tmp_path), out=tmp_path / "s")
     SweepFolder(request.out).start(plan_of(request))
-    more = SMALL.replace("[0.25, 0.5]", "[0.25, 0.5, 0.75]")
+    more = SMALL_SWEEP.replace("[0.25, 0.5]", "[0.25, 0.5, 0.75]")
     SweepFolder(request.out).start(
         plan_of(SweepRequest(config=config(tmp_path, more), out=tmp_path))
     )
     assert len(states(request.out)) == 12
-    other = plan_of(SweepRequest(config=config(tmp_path, SMALL + "seed: 1\n"), out=tmp_path))
+    other = plan_of(SweepRequest(config=config(tmp_path, SMALL_SWEEP + "seed: 1\n"), out=tmp_path))
     with pytest.raises(PrunescopeError, match="seed 0, this one has 1"):
         SweepFolder(request.out).start(other)
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
-    text = SMALL.replace("static-nk-mlp", "static-k-24")
+    text = SMALL_SWEEP.replace("static-nk-mlp", "static-k-24")
     found = summary(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
     counts = {k: found["plan"][k] for k in ("results", "models", "pending", "done", "impossible")}
     assert counts == {"results": 8, "models": 4, "pending": 8, "done": 0, "impossible": 2}
@@ -341,7 +332,7 @@ def test_a_listing_looks_at_each_of_two_thousand_runs_once(
 ) -> None:
     """One look at each run, one more at the failure of each that is not done; run.json is never
     opened, and a failure is read once."""
-    text = SMALL.replace("[prefill, decode]", "[prefill]") + "draws: 500\n"
+    text = SMALL_SWEEP.replace("[prefill, decode]", "[prefill]") + "draws: 500\n"
     request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
     plan = plan_of(request)
     folder = SweepFolder(request.out)
@@ -376,7 +367,7 @@ def test_a_listing_looks_at_each_of_two_thousand_runs_once(
 def test_a_dry_run_measures_nothing_where_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = SweepRequest(config=config(tmp_path, SMALL), out=tmp_path / "s")
+    request = SweepRequest(config=config(tmp_path, SMALL_SWEEP), out=tmp_path / "s")
     plan, folder = plan_of(request), SweepFolder(tmp_path / "s")
     measured: list[str] = []
 

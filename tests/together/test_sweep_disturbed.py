@@ -15,20 +15,9 @@ from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.sweep import SweepRequest, sweep
-from tests.small_capture import PEAKS
+from tests.small_capture import PEAKS, SMALL_SWEEP
 
-SMALL = """\
-model: tiny-llama
-families: [static-m]
-sparsities: [0.25, 0.5]
-phases: [prefill, decode]
-prompt_lens: [16]
-decode_steps: 2
-repeats: 2
-steps: 1
-seatings: 2
-threads: 1
-"""
+SMALL = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[static-m]")
 
 
 @dataclass(frozen=True)
