@@ -214,6 +214,8 @@ def _break_even(phase: Phase) -> str:
     assert paid is not None
     if paid.break_even is None:
         return f"none: {paid.why}"
+    if not paid.added_ns:
+        return "nothing is added"
     if paid.break_even_ci95 is None:
         return percent(paid.break_even)
     low, high = ("none" if end is None else percent(end) for end in paid.break_even_ci95)

@@ -79,16 +79,16 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
 
 def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
     """Static depth stays closest to its roofline bound, where the dense model is memory-bound: by
-    how much less of the bound it misses than the next family."""
-    points = points_of(phase, cell)
+    how much less of the bound it misses than the next family that removes work."""
+    points = [p for p in points_of(phase, cell) if not removed_nothing(p)]
     bound = [p.memory_bound for p in points if p.memory_bound is not None]
     if not bound or median(bound) < _MOSTLY:
         return
     missed = _missed(points)
     if DEPTH not in missed or len(missed) < 2:
         return
-    rivals = np.min([v for family, v in missed.items() if family != DEPTH], axis=0)
-    gain = np.abs(rivals) - np.abs(missed[DEPTH])
+    rivals = np.min([np.abs(v) for family, v in missed.items() if family != DEPTH], axis=0)
+    gain = rivals - np.abs(missed[DEPTH])
     effect, ci95 = interval(gain)
     ranked = sorted(missed, key=lambda family: float(np.median(np.abs(missed[family]))))
     words = ", ".join(
@@ -97,7 +97,7 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     text = (
         f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
         f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer by"
-        f" {100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+        f" {100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}] than the next"
     )
     yield _hypothesis(
         "static depth stays closest to its bound where memory-bound",
@@ -128,15 +128,15 @@ def _missed(points: list[SweepPoint]) -> dict[str, Array]:
 def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
     """Whether the families of the frontier follow each other as in the paper, as loss grows."""
     claim = f"prefill frontier {' → '.join(PAPER_ORDER)} by loss"
-    there = {p.family for p in phase.points}
-    missing = [family for family in PAPER_ORDER if family not in there]
-    if missing:
-        if len(missing) < len(PAPER_ORDER):
-            text = f"{', '.join(missing)} was not measured"
-            yield Hypothesis(claim=claim, phase="prefill", verdict=UNTESTED, text=text)
-        return
     for cell in phase.cells:
-        drawn = draws_of(points_of(phase, cell))
+        points = points_of(phase, cell)
+        there = {p.family for p in points}
+        missing = [family for family in PAPER_ORDER if family not in there]
+        if missing:
+            if len(missing) < len(PAPER_ORDER):
+                yield _untested(claim, "prefill", cell, f"{', '.join(missing)} was not measured")
+            continue
+        drawn = draws_of(points)
         if drawn is None:
             continue
         share = _share_in_order(drawn)
@@ -210,6 +210,17 @@ def _hypothesis(  # noqa: PLR0913
         effect=effect,
         effect_ci95=ci95,
         share_of_draws=share,
+        text=text,
+    )
+
+
+def _untested(claim: str, phase: str, cell: SweepCell, text: str) -> Hypothesis:
+    return Hypothesis(
+        claim=claim,
+        phase=phase,
+        batch=cell.batch,
+        prompt_len=cell.prompt_len,
+        verdict=UNTESTED,
         text=text,
     )
 

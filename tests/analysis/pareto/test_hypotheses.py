@@ -100,3 +100,27 @@ def test_depth_is_closest_to_its_bound() -> None:
     assert found.effect == pytest.approx(0.16, abs=0.01)
     computed = [point("static-m", 1.19, 0.03), point("static-nk", 1.0, 0.5)]
     assert "static stays" not in claims_of(computed, "decode")
+
+
+def test_the_next_family_is_the_one_that_misses_least() -> None:
+    """Shares of the bound 1.2: 1.18 → 98 %, 1.19 → 99 %, 0.6 → 50 %: b misses one point less, and
+    what removes no work is no rival, though it reaches the whole of its bound of 1."""
+    memory = {"memory_bound": 0.9}
+    points = [point("static-m", 1.18, 0.03, **memory), point("b", 1.19, 0.5, **memory),
+              point("c", 0.6, 0.5, **memory)]  # fmt: skip
+    found = claims_of(points, "decode")["static stays"]
+    assert found.effect == pytest.approx(-0.008, abs=0.004)
+    assert found.verdict == "undecided"
+    same = point("static-k-mask", 1.0, 0.5, **memory)
+    same.bounds = dict.fromkeys(same.bounds, 1.0)
+    same.flop_sparsity = same.parameter_sparsity = 0.0
+    found = claims_of([points[0], points[2], same], "decode")["static stays"]
+    assert (found.verdict, "static-k-mask" in found.text) == ("holds", False)
+
+
+def test_a_cell_without_a_family_of_the_order_cannot_be_judged() -> None:
+    points = [point(name, 1.2, 0.1) for name in ("static-m", "dynamic-m", "static-nk")]
+    points[1].batch = 4
+    found = claims_of(points)["prefill static-m"]
+    assert (found.verdict, found.batch, found.effect) == ("cannot be judged", 1, None)
+    assert found.text == "dynamic-m was not measured"
