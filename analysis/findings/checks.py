@@ -52,7 +52,9 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     idle.host_work,
     idle.host_lead,
     idle.host_waits,
+    idle.earlier_work,
     idle.held_back,
+    idle.graph_holes,
     time.dispatch_bound,
     time.coverage_limited,
     time.roofline_shift,
@@ -90,7 +92,9 @@ TIMED = frozenset({
 })  # fmt: skip
 
 # Findings on who waited for whom, which the clocks of host and device must agree on.
-WAITS = frozenset({"launch-bound", "host-work", "host-lead", "host-waits", "held-back"})
+WAITS = frozenset({
+    "launch-bound", "host-work", "host-lead", "host-waits", "held-back", "earlier-work",
+})  # fmt: skip
 
 # Findings on what pruning did to the dense step: nothing where the sides ran something else.
 COMPARES = frozenset({

@@ -20,6 +20,7 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
         if kind and (doubt := kind.get("doubt")):
             said.append(f"{side}{name}: {doubt}")
     said += _apart(name, phase)
+    said += [f"{name}: {f.text}" for f in phase.findings if f.id == "earlier-work"]
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _MOST_LATE * (late["ns"] + kept):
         of = late["events"] + sum(phase.kernels_per_step)

@@ -12,6 +12,7 @@ from prunescope.taxonomy.words import percent
 
 _MUCH, _MOST = 0.25, 0.4  # of the wall
 _NAMED = 0.02  # of the wall: worth a line
+_HARDLY = 0.01  # of what follows
 
 
 def launch_bound(c: Context) -> Finding | None:
@@ -41,7 +42,7 @@ def launch_bound(c: Context) -> Finding | None:
             * bool(other),
         ],
         change=_fewer_launches(c),
-        predicted_ns=spared if c.pruned.is_replay else phase.wall_ns - phase.busy_ns - other,
+        predicted_ns=spared if c.pruned.is_replay else spared + _gaps(c, "device"),
     )
 
 
@@ -163,18 +164,83 @@ def host_waits(c: Context) -> Finding | None:
 
 def held_back(c: Context) -> Finding | None:
     """The device idles although the next kernel was launched long before: its stream waits."""
-    share = _much(c, _gaps(c, "held"))
+    share = _much(c, _gaps(c, "held") - _at_the_begin(c))
     if share is None:
         return None
+    elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
     return Finding(
         id="held-back",
         severity="warning",
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched long before: its stream waits for another one or for an event, or the trace "
-        "lacks what ran meanwhile",
+        f"lacks what ran meanwhile{elsewhere}",
         evidence=_largest(c, "held"),
         change="find what is waited for (a stream, a copy, another rank), and compare steps "
         "without it",
+        predicted_ns=None,
+    )
+
+
+def earlier_work(c: Context) -> Finding | None:
+    """The trace begins with a device that shows nothing, though a kernel had been launched on a
+    stream that had no event before: what had been launched before the profiler began ran."""
+    held = _at_the_begin(c)
+    share = _much(c, held)
+    if share is None:
+        return None
+    rest = c.phase.wall_ns - held
+    return Finding(
+        id="earlier-work",
+        severity="warning",
+        text=f"the trace shows nothing on the device for {percent(share)} of the step, right at "
+        "its begin, although the next kernel had been launched: most likely what had been launched "
+        f"before the profiler began ran then; without it a step takes {ms(rest)}, of which the "
+        f"device is busy for {percent(c.phase.busy_ns / rest)}",
+        evidence=[
+            f"{ms(held)} before the first kernel of its stream, which was launched before they "
+            "began or soon after"
+        ],
+        change="synchronise before the profiler starts, or leave out its first step "
+        "(torch.profiler.schedule with warmup=1)",
+        predicted_ns=None,
+    )
+
+
+def _at_the_begin(c: Context) -> float:
+    """ns a step in which a kernel of the first step was held back before the first event of its
+    stream, where hardly anything ran before."""
+    frame = c.pruned.frame
+    if not c.pruned.on_device or frame.is_empty():
+        return 0.0
+    first = frame.filter(pl.col("step") == pl.col("step").min())
+    longest = first.sort("idle_held").tail(1).row(0, named=True)
+    before = frame.filter(pl.col("start") < longest["start"])
+    held: int = longest["idle_held"]
+    follows = longest["stream"] in before["stream"] or c.pruned.linked.spill["events"]
+    if follows or before["busy"].sum() > _HARDLY * held:
+        return 0.0
+    return held / c.pruned.num_steps
+
+
+def graph_holes(c: Context) -> Finding | None:
+    """A replay of a graph stands still between its own kernels."""
+    frame, steps = c.pruned.frame, c.pruned.num_steps
+    gaps = frame["idle_replay"].filter(frame["idle_replay"] > 0).to_list()
+    ns = sum(gaps) / steps
+    if ns < _NAMED * c.phase.wall_ns or not ns:
+        return None
+    return Finding(
+        id="graph-holes",
+        severity="warning",
+        text=f"replays of CUDA graphs stand still for {ms(ns)} of the step "
+        f"({percent(ns / c.phase.wall_ns)}) between kernels of their own: the trace lacks kernels "
+        "that ran there, or the graph holds work of the host; busy time and shares by kind are "
+        "lower bounds",
+        evidence=[
+            f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is {ms(max(gaps))}"
+        ],
+        change="capture the step without graphs to see every kernel, and compare the kernels "
+        "of both",
         predicted_ns=None,
     )
 

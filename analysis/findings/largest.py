@@ -14,6 +14,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.removed import no_comparison
+from prunescope.analysis.kernels.frame import ATTENTION
 from prunescope.analysis.schema.report import Finding, clock
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent
@@ -58,8 +59,11 @@ def unnamed_cost(c: Context, found: list[Finding]) -> Finding | None:
         severity="warning" if first.slow else "info",
         text="; ".join(_said(one, c.phase.wall_ns) for one in costs[:3]),
         evidence=[
-            f"{shortened(one.name, 40)}: its largest kernel is {shortened(one.kernel)}"
-            for one in costs[:3]
+            *(
+                f"{shortened(one.name, 40)}: its largest kernel is {shortened(one.kernel)}"
+                for one in costs[:3]
+            ),
+            *_larger(c, first),
         ],
         change=_change(first),
         predicted_ns=None,
@@ -78,12 +82,24 @@ def _said(one: _Cost, wall: float) -> str:
     return f"{text}, {' and '.join(facts)}"
 
 
+def _larger(c: Context, first: _Cost) -> Iterator[str]:
+    """That a kind takes more time than the first cost, nearer to its bound."""
+    kind, ns = max(c.phase.kinds.items(), key=lambda one: one[1], default=("", 0.0))
+    rows = [row for _, rows in _groups(c) for row in rows if row["kind"] == kind]
+    share = _of_bound(rows)
+    if ns > first.busy and share is not None and share > (first.of_bound or 0.0):
+        yield f"kernels of kind {kind} take more ({ms(ns)}), at {percent(share)} of their bound"
+
+
 def _change(one: _Cost) -> str:
     if not one.slow:
         return f"combine with a family that touches {one.name}, or promise less"
+    closer = "another kernel, larger batches or fused ops come closer"
+    if one.name == ATTENTION:
+        closer = "compare the backends of scaled_dot_product_attention, and their tiles"
     return (
         f"look at the kernel named: the peaks allow {ms(one.busy * (one.of_bound or 0.0))}; "
-        "another kernel, larger batches or fused ops come closer"
+        f"{closer}"
     )
 
 
@@ -120,7 +136,7 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     steps = c.pruned.num_steps
     sums = (
         c.pruned.frame.with_columns(ran=pl.col("duration" if c.pruned.on_device else "busy"))
-        .group_by("role", "class", "name", maintain_order=True)
+        .group_by("role", "class", "kind", "name", maintain_order=True)
         .agg(
             pl.col("busy").sum() / steps,
             pl.col("ran").sum() / steps,

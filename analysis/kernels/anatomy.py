@@ -24,7 +24,8 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     """Everything in an Anatomy of one phase."""
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
-    dispatch, other = host_late(frame) if kernels.on_device else (0, 0)
+    dispatch, _ = host_late(frame) if kernels.on_device else (0, 0)
+    in_time = cause_sums(frame)["device"]
     knows = _knows_causes(kernels)
     return Anatomy(
         kind_bounds=_kind_bounds(frame, steps),
@@ -33,8 +34,8 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         tiles=_tiles(frame, steps) if kernels.on_device else {},
         gaps={**_gaps(frame, steps), "tail": kernels.tail / steps},
         graph_speedup=_speedup(kernels, kernels.wall - dispatch) if knows else None,
-        kernels_speedup=_speedup(kernels, int(kernels.linked.busy.sum()) + other)
-        if knows
+        kernels_speedup=_speedup(kernels, kernels.wall - dispatch - in_time)
+        if knows and not kernels.is_replay
         else None,
         dispatch_ns=dispatch / steps if kernels.on_device else None,
         host=_host(frame, steps) if kernels.on_device else [],

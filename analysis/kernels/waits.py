@@ -26,7 +26,8 @@ CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.
 PARTS = {
     "memcpy": "memcpy", "sync": "sync", "launch": "host", "computed": "host", "op": "host",
-    "nothing": "host", "held": "held", "device": "device", "unknown": "unknown",
+    "nothing": "host", "held": "held", "device": "device", "replay": "unknown",
+    "unknown": "unknown",
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
@@ -45,8 +46,10 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     waits for the device, in another runtime call (`launch`), in a product that it `computed`
     itself, in another op, in nothing that was recorded. What follows is the launch's own
     (`launch`), or `held` where no launch takes that long: the stream was made to wait. A launch
-    that was made in time leaves the gap to the `device`, or to `held` where it is that long. Where
-    no launch is known it is `unknown`, unless its op ended in time. On a host trace every gap is
+    that was made in time leaves the gap to the `device`, or to `held` where it is that long; so
+    long a gap between two kernels of one replay of a graph is `replay`: nothing outside holds them
+    apart, and the trace lacks what ran, or a node of the host's. Where no launch is known it is
+    `unknown`, unless its op ended in time. On a host trace every gap is
     dispatch (`op`).
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
@@ -59,7 +62,9 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         parts = {**parts, **_of_threads(linked, trace, launch, late)}
         parts["unknown"] = np.where(untold, gap, 0)
         waits = ~(late | untold) & (gap > _LAUNCHED)
-        parts["held"] = parts["held"] + np.where(waits, gap, 0)
+        within = waits & _one_replay(linked, launch)
+        parts["replay"] = np.where(within, gap, 0)
+        parts["held"] = parts["held"] + np.where(waits & ~within, gap, 0)
         parts["device"] = np.where(late | untold | waits, 0, gap)
         host_ns = _host_time(linked, launch >= 0)
     else:
@@ -121,6 +126,13 @@ def _op_in_time(linked: Linked, trace: Trace) -> Mask:
     """Rows whose op ended before the device ran dry: so did their launch."""
     end = taken(trace.ops["ts"], linked.op) + taken(trace.ops["dur"], linked.op, absent=0)
     return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
+
+
+def _one_replay(linked: Linked, launch: Ints) -> Mask:
+    """Rows that the graph launch of the row before them launched too."""
+    same = np.zeros(len(launch), bool)
+    same[1:] = (launch[1:] == launch[:-1]) & (linked.step[1:] == linked.step[:-1])
+    return same & linked.replayed & (launch >= 0)
 
 
 def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[str, Ints]:

@@ -52,9 +52,9 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     text += f"; without late dispatch{of} {numbers.ratio(anatomy.graph_speedup)}"
     if anatomy.kernels_speedup is None:
         return text
-    but = f"kernels and {numbers.time(other)} of other work of the host" if other else "kernels"
-    most = numbers.ratio(anatomy.kernels_speedup)
-    text += f"; nothing but {but} (the most that a CUDA graph can give) {most}"
+    stays = idle - (late - other) - anatomy.gaps.get("device", 0.0)
+    text += f"; in a CUDA graph at most {numbers.ratio(anatomy.kernels_speedup)}"
+    text += f", for {numbers.time(stays)} of the idle time stay" if stays else ""
     waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
     return f"{text}, if every rank that it waits for gains as much" if waits else text
 

@@ -105,6 +105,7 @@ FRAME: dict[str, str] = {
     "idle_nothing": "part in nothing that was recorded",
     "idle_held": "part after the launch, longer than any launch takes",
     "idle_device": "the gap, where it was launched in time",
+    "idle_replay": "the gap between two kernels of one graph replay, longer than any launch takes",
     "idle_unknown": "the gap, where no launch is known",
     "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
     "host_ns": "host time from the launch before, by any thread, to this one",

@@ -31,6 +31,7 @@ HOLDS_BOUND = "the interval holds the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the model of it allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 
+_LATE = ("host", "sync", "memcpy")  # causes of idle time before a launch that came late
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 
@@ -104,7 +105,9 @@ def _outcome(phase: Phase) -> str:
     do not compare, why; without a baseline, the step and how busy it is."""
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
-        return f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        earlier = any(finding.id == "earlier-work" for finding in phase.findings)
+        return text + ", much of which is earlier work, most likely" * earlier
     ladder = phase.ladder
     ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
     if why := _not_comparable(phase):
@@ -247,6 +250,9 @@ def bounds(phase: Phase) -> str:
         text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
         text += "share of it is reached)"
     launch = phase.bound.get("launch")
+    anatomy = phase.anatomy
+    if launch and anatomy is not None and anatomy.graph_speedup is not None:
+        launch = min(launch, sum(anatomy.gaps.get(name, 0.0) for name in _LATE))
     if launch:
         share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
         what = "between ops" if _on_host(phase) else "idle before kernels not launched in time"

@@ -105,6 +105,7 @@ class Anatomy(msgspec.Struct, kw_only=True):
     fit: Fit | None
     # What of gaps[host] is dispatch: the rest is loading data or other work of the host.
     dispatch_ns: float | None = None
-    # wall ÷ (busy + that rest): the most by a CUDA graph, which spares time between launches too
+    # wall ÷ (wall − dispatch_ns − gaps[device]): the most by a CUDA graph, which spares what lies
+    # between kernels that were launched in time too; null where the step is a graph already
     kernels_speedup: float | None = None
     idle: list[Idle] = []  # the same idle time without the tail, split further

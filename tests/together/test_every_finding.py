@@ -44,6 +44,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "dispatch-bound": ("test_dispatch_bound",),
     "fake-quantised": ("test_fake_quantisation_that_was_left_on",
                        "test_a_weight_is_not_made_anew_that_nobody_makes"),
+    "earlier-work": ("test_a_trace_that_begins_within_earlier_work",),
+    "graph-holes": ("test_a_replay_that_stands_still_lacks_kernels",),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-lead": ("test_a_long_lead_of_the_one_step_is_named", "test_a_short_lead_is_none"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),

@@ -14,7 +14,6 @@ from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 Real = Callable[[str], Path]
-DECODE = "mi300x_sglang_qwen3-8b_decode_graph.json.gz"
 MM = op("aten::mm", [64, 64], [64, 64], kernels=[k(us=10)])
 
 
@@ -309,19 +308,6 @@ def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> Non
     assert ("no graph holds" in bound.change) is (in_step == 3)
 
 
-def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
-    """Launched when the device has run dry, and begun 50 ms after that: no late host."""
-    trace = chrome(step(0, MM, gap(us=50_000, launch=True), MM))
-    phase = told(save(trace, tmp_path / "t.json"))
-    assert phase.anatomy is not None
-    assert phase.anatomy.gaps["held"] == 50e6 - 60  # but for the op and its launch
-    assert finding(phase, "launch-bound") is None
-    held = finding(phase, "held-back")
-    assert held is not None
-    assert "100 %" in held.text
-    assert "50.0" in held.evidence[0]
-
-
 @pytest.mark.parametrize(("us", "cause"), [(900, "device"), (1100, "held")])
 def test_a_launch_in_time_takes_no_millisecond(us: float, cause: str, tmp_path: Path) -> None:
     phase = told(save(chrome(step(0, MM, gap(us=us), MM)), tmp_path / "t.json"))
@@ -338,20 +324,6 @@ def test_a_replay_is_not_told_to_capture_a_graph(tmp_path: Path) -> None:
     assert late.predicted_ns == phase.bound["launch"] == 200e3
     assert late.change is not None
     assert "capture" not in late.change and "replays" in late.change
-
-
-@pytest.mark.parametrize("name", [DECODE, "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"])
-def test_real_traces_whose_stream_waits(name: str, real_trace: Real) -> None:
-    """SGLang's first kernel is launched 43 us after the one before, behind hipStreamWaitEvent, and
-    begins 463 and 494 ms later."""
-    phase = told(real_trace(name))
-    held = finding(phase, "held-back")
-    assert held is not None
-    assert "resolve_future_token_ids" in held.evidence[0]
-    assert finding(phase, "launch-bound") is finding(phase, "host-waits") is None
-    assert phase.anatomy is not None
-    assert phase.anatomy.gaps["held"] > 0.49 * phase.wall_ns
-    assert not any("CUDA graph (trace" in (f.change or "") for f in phase.findings)
 
 
 def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real) -> None:
