@@ -16,7 +16,8 @@ from prunescope.analysis.device.tiles import ALIGNED, HALF
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import spread_at, tiling_of
+from prunescope.analysis.kernels.seen_gemms import is_hidden, tiling_of
+from prunescope.analysis.kernels.what_if import spread_at
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
@@ -165,6 +166,8 @@ def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
         if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
             continue
         if old.gemm is None or new.gemm is None:
+            continue
+        if any(is_hidden(one.busy, one.duration) for one in (old, new)):
             continue
         key = (pair.key[1], old.gemm, new.gemm)
         group = groups.setdefault(key, _Group(key[0], pair.axis, old, new, old.gemm, new.gemm))

@@ -10,16 +10,21 @@ with them; bytes follow the shape. The time is that of the kernel seen times the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-import polars as pl
-
-from prunescope.analysis.device.good import FAR, Tiling, good_neighbours
+from prunescope.analysis.device.good import FAR, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.seen_gemms import (
+    HIDDEN,
+    NO_TILE,
+    Key,
+    Seen,
+    SeenGemm,
+    is_hidden,
+    seen_gemms,
+)
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
@@ -30,50 +35,12 @@ _CURVES, _POINTS = 4, 96
 _Z = 1.96
 
 
-@dataclass(frozen=True)
-class SeenGemm:
-    """A distinct GEMM as it ran: means a call, ns."""
-
-    role: str
-    gemm: Gemm
-    tile: str
-    tiling: Tiling
-    tiles: int
-    split_k: int
-    slots: float  # tiles in flight at a time
-    compute: float  # roofline, without the loss
-    memory: float
-    bound: str
-    busy: float
-    total: float  # of all calls
-
-    def predicted(self, n: int, k: int) -> float:
-        """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
-        old = self.gemm
-        rows, columns = (int(part) for part in self.tile.split("x"))
-        # Every slot of a wave works on a tile, or idles for as long.
-        covered = self.tiling.waves(n) * self.slots * rows * columns * k
-        compute = self.compute * covered / self.split_k / (old.batch * old.m * old.n * old.k)
-        moved = (old.m * k + k * n + old.m * n) / (old.m * old.k + old.k * old.n + old.m * old.n)
-        return max(compute, self.memory * moved)
-
-    @property
-    def factor(self) -> float:
-        """Time ÷ prediction."""
-        return self.busy / self.predicted(self.gemm.n, self.gemm.k)
-
-    @property
-    def aligned(self) -> bool:
-        """Whether tensor cores load its rows without a detour."""
-        return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
-
-
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
     """A Shape for the N of every GEMM row, and for its K where that is not aligned."""
     if not kernels.on_device:
         return [], None
     seen = seen_gemms(kernels)
-    fit = fitted(list(seen.values()))
+    fit = fitted(list(seen.gemms.values()))
     shapes = []
     drawn = 0
     for row in sorted(rows, key=lambda r: -r.busy_ns):
@@ -84,59 +51,10 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
             if shape is None:
                 continue
             if shape.refused is None and axis == "N" and drawn < _CURVES:
-                shape.curve = _curve(row, _of(row, seen))
+                shape.curve = _curve(row, seen)
                 drawn += 1
             shapes.append(shape)
     return shapes, fit
-
-
-def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], SeenGemm]:
-    """The GEMMs whose kernel's name tells a tile that explains its grid."""
-    known = kernels.frame.filter(
-        pl.col("main")
-        & pl.col("kind").is_in(GEMM_KINDS)
-        & pl.col("waves").is_not_null()
-        & pl.col("ideal").is_not_null()
-        & (pl.col("fit") != "unexplained")
-    )
-    keys = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound"]
-    sums = known.group_by(keys).agg(
-        pl.col("busy").sum(),
-        pl.col("busy").mean().alias("mean"),
-        pl.col("compute_ns").first(),
-        pl.col("memory_ns").first(),
-    )
-    found: dict[tuple[str, Gemm], SeenGemm] = {}
-    for row in sums.sort("busy", "call", "tile").iter_rows(named=True):
-        work = kernels.works[row["call"]]
-        if work is None or len(work.gemms) != 1 or not row["busy"]:
-            continue
-        gemm = work.gemms[0]
-        if not gemm.k:
-            continue
-        # The kernel that took the most time comes last and stays.
-        found[row["role"], gemm] = SeenGemm(
-            role=row["role"],
-            gemm=gemm,
-            tile=row["tile"],
-            tiling=tiling_of(gemm, row),
-            tiles=row["tiles"],
-            split_k=row["split_k"],
-            slots=row["tiles"] / row["waves"],
-            compute=row["compute_ns"],
-            memory=row["memory_ns"],
-            bound=row["bound"],
-            busy=row["mean"],
-            total=float(row["busy"]),
-        )
-    return found
-
-
-def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
-    """How the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
-    across = max(1, math.ceil(gemm.n / row["along_n"]))
-    slots = row["tiles"] / row["waves"] if row["waves"] else None
-    return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
 
 
 def fitted(seen: list[SeenGemm]) -> Fit | None:
@@ -186,20 +104,17 @@ def _apart(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
 
-def _of(row: Row, seen: dict[tuple[str, Gemm], SeenGemm]) -> SeenGemm | None:
+def _key(row: Row) -> Key | None:
     if row.m is None or row.n is None or row.k is None or row.batch is None:
         return None
-    return seen.get((row.role, Gemm(row.m, row.n, row.k, row.batch)))
+    return row.role, Gemm(row.m, row.n, row.k, row.batch)
 
 
-def _shape(
-    row: Row, axis: str, seen: dict[tuple[str, Gemm], SeenGemm], fit: Fit | None
-) -> Shape | None:
+def _shape(row: Row, axis: str, seen: Seen, fit: Fit | None) -> Shape | None:
     """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
     now = row.n if axis == "N" else row.k
     if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
         return None
-    one = _of(row, seen)
     shape = Shape(
         role=row.role,
         count=row.count,
@@ -210,8 +125,13 @@ def _shape(
         busy_ns=row.busy_ns,
         dense=row.dense_n if axis == "N" else row.dense_k,
     )
-    if one is None or now is None:
-        shape.refused = "no shapes" if now is None else "the kernel's name tells no tile that fits"
+    key = _key(row)
+    if key is None or now is None:
+        shape.refused = "no shapes" if now is None else "not all of its shape is known"
+        return shape
+    one = seen.gemms.get(key)
+    if one is None or is_hidden(row.busy_ns, row.duration_ns or row.busy_ns):
+        shape.refused = seen.refused.get(key, NO_TILE) if one is None else HIDDEN
         return shape
     if one.bound == "latency" and one.tiles > one.slots:
         shape.refused = "latency-bound: as short as any kernel, whatever its N"
@@ -242,10 +162,12 @@ def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, fit: Fit | None)
     return good
 
 
-def _curve(row: Row, one: SeenGemm | None) -> list[list[float]]:
+def _curve(row: Row, seen: Seen) -> list[list[float]]:
     """[N, ns a step] up to a quarter beyond the wider of the two models."""
-    if one is None or row.n is None:
+    key = _key(row)
+    if key is None or row.n is None:
         return []
+    one = seen.gemms[key]
     top = int(1.25 * max(row.n, row.dense_n or 0))
     width = max(GOOD, -(-top // _POINTS // GOOD) * GOOD)
     now = one.predicted(row.n, one.gemm.k)
