@@ -10,6 +10,7 @@ with them; bytes follow the shape. The time is that of the kernel seen times the
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import combinations
 
 from prunescope.analysis.device.good import FAR, good_neighbours
@@ -33,6 +34,7 @@ _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and eno
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
 _Z = 1.96
+_ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
 
 
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
@@ -64,7 +66,7 @@ def fitted(seen: list[SeenGemm]) -> Fit | None:
     log(time ÷ prediction) between two GEMMs that lie a factor e apart, its square growing with
     |Δlog M| + |Δlog N| + |Δlog K|: neighbours in shape are neighbours in efficiency.
     """
-    seen = [s for s in seen if s.bound in ("compute", "memory")]
+    seen = [s for s in seen if s.bound in _ROOFLINE]
     if not seen:
         return None
     groups = [[s for s in seen if s.aligned is aligned] for aligned in (True, False)]
@@ -138,25 +140,51 @@ def _shape(row: Row, axis: str, seen: Seen, fit: Fit | None) -> Shape | None:
         return shape
     shape.tile, shape.waves = one.tile, one.tiles / one.slots
     below, above = good_neighbours(one.tiling, axis, now, reach=FAR)
-    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, fit)
-    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, fit)
+    aligned = [s for s in seen.gemms.values() if s.aligned and s.bound in _ROOFLINE]
+    told = None if fit is None else _Told(fit, aligned)
+    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, told)
+    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, told)
     return shape
 
 
-def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
+@dataclass(frozen=True)
+class _Told:
+    """What a trace tells of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+
+    fit: Fit
+    aligned: list[SeenGemm]
+
+    def off(self, one: SeenGemm, gemm: Gemm, *, is_moved: bool) -> float | None:
+        """Half of the 95 % interval of log(time) at `gemm`, told from `one`; None without a spread.
+
+        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little: the
+        worth of alignment comes in part from itself, and what it would take is known from the
+        aligned ones, that is as well as they lie near.
+        """
+        if self.fit.spread is None:
+            return None
+        apart = _apart(gemm, one.gemm)
+        if is_moved:
+            total = sum(s.total for s in self.aligned)
+            apart += sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
+        return _Z * self.fit.spread * math.sqrt(apart)
+
+
+def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
     """A dimension with the change that is predicted for it, and its interval."""
     n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
     if (n, k) == (one.gemm.n, one.gemm.k):
         return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
     ratio = one.predicted(n, k) / one.predicted(one.gemm.n, one.gemm.k)
-    if not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0:
-        if fit is None or fit.unaligned is None:
+    is_moved = not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0
+    if is_moved:
+        if told is None or told.fit.unaligned is None:
             # What alignment is worth was not seen in this trace.
             return Good(value=value, change_ns=None, low_ns=None, high_ns=None)
-        ratio /= fit.unaligned
+        ratio /= told.fit.unaligned
     good = Good(value=value, change_ns=busy_ns * (ratio - 1), low_ns=None, high_ns=None)
-    if fit is not None and fit.spread is not None:
-        off = spread_at(fit.spread, Gemm(one.gemm.m, n, k), one.gemm)
+    off = told.off(one, Gemm(one.gemm.m, n, k), is_moved=is_moved) if told is not None else None
+    if off is not None:
         good.low_ns = busy_ns * (ratio * math.exp(-off) - 1)
         good.high_ns = busy_ns * (ratio * math.exp(off) - 1)
     return good

@@ -141,7 +141,8 @@ def shapes_table(anatomy: Anatomy) -> Table:
         "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
         "it (K). A change is the prediction of tile, wave and roofline against that for the "
         "dimension now, times the measured time; brackets: 95 %, by how prediction and time differ "
-        "between the GEMMs of this trace."
+        "between the GEMMs of this trace, and where a dimension becomes aligned, by how far the "
+        "aligned ones of them lie from it."
     ]
     told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
     if any(count > 1 for count in told.values()):

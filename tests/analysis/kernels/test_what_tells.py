@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,35 @@ def test_the_sentence_is_there_only_where_no_table_is(tiles: int, tmp_path: Path
     assert len(said) == (tiles == 513)
     if said:
         assert "the kernel's name tells no tile that fits (100.0 % of" in said[0]
+
+
+def test_what_alignment_is_worth_is_as_uncertain_as_the_aligned_gemms_differ(
+    tmp_path: Path,
+) -> None:
+    """One unaligned GEMM tells the factor that is applied to it. All take 400 us, so weigh alike."""
+    aligned = (4096, 2048, 1024)
+    found = anatomy_of(phase_of(tmp_path, mm(4096, 3435), *(mm(n) for n in aligned)))
+    fit = found.fit
+    assert fit is not None
+    assert fit.spread is not None
+    (shape,) = [s for s in found.shapes if s.axis == "K"]
+    assert shape.below is not None
+    assert (shape.below.value, shape.k) == (3424, 3435)
+    assert shape.below.low_ns is not None
+    assert shape.below.high_ns is not None
+    far = [math.log(4096 / 3424) + math.log(4096 / n) for n in aligned]
+    apart = math.log(3435 / 3424) + sum(far) / len(far)
+    took = [shape.busy_ns + change for change in (shape.below.low_ns, shape.below.high_ns)]
+    assert math.log(took[1] / took[0]) == pytest.approx(2 * 1.96 * fit.spread * math.sqrt(apart))
+
+
+def test_two_unaligned_gemms_of_a_real_trace_promise_no_sure_gain(
+    real_trace: Callable[[str], Path],
+) -> None:
+    """OWLv2's scores, 5185 tokens: all other GEMMs of the trace have a K 16 times as large."""
+    phase = analyze(real_trace("h100_owlv2-large.json.gz")).report.phases["trace"]
+    scores = next(s for s in anatomy_of(phase).shapes if s.n == 5185)
+    assert scores.below is not None
+    assert scores.below.change_ns is not None
+    assert scores.below.high_ns is not None
+    assert scores.below.change_ns < 0 < scores.below.high_ns
