@@ -111,7 +111,7 @@ def test_the_sentence_is_there_only_where_no_table_is(tiles: int, tmp_path: Path
 def test_what_alignment_is_worth_is_as_uncertain_as_the_aligned_gemms_differ(
     tmp_path: Path,
 ) -> None:
-    """One unaligned GEMM tells the factor that is applied to it. All take 400 us, so weigh alike."""
+    """One unaligned GEMM tells the factor that is applied to it. All take as long."""
     aligned = (4096, 2048, 1024)
     found = anatomy_of(phase_of(tmp_path, mm(4096, 3435), *(mm(n) for n in aligned)))
     fit = found.fit
