@@ -200,7 +200,7 @@ def _report(
         tool=TOOL,
         subject=described[0],
         baseline=None if dense is None else described[1],
-        device=device_of(pruned.side),
+        device=device_of(pruned.side, phases.values()),
         phases=dict(phases),
         warnings=list(dict.fromkeys([*own, *(f"baseline: {w}" for w in of_dense if w not in own)])),
         partial=any(done.noticed.partial for done in sides),

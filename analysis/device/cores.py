@@ -31,6 +31,16 @@ def on_plain_cores(name: str) -> bool:
     return _PLAIN.search(name) is not None
 
 
+# CUTLASS's kernels for tensor cores say how many elements they load at once, of the 16 bytes that
+# aligned operands allow; those for CUDA cores always load one (simt_..._align1).
+_ONE_AT_A_TIME = re.compile(r"tensorop\w*_align1(?!\d)")
+
+
+def loads_singly(name: str) -> bool:
+    """Whether a kernel's name says matrix units, and operands that are loaded one by one."""
+    return _ONE_AT_A_TIME.search(name) is not None
+
+
 def multiplied_in(name: pl.Expr, dtype: pl.Expr) -> pl.Expr:
     """The format in which a kernel multiplies: that of its op, but for fp32 on matrix units, which
     take it as TF32, or make three products of that for each."""

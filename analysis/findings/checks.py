@@ -44,6 +44,7 @@ CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.outside,
     removed.unaligned,
     cores.cuda_cores,
+    shape.unaligned_operands,
     shape.wave_step,
     shape.nearest_dimension,
     removed.unequal_steps,

@@ -1,4 +1,5 @@
-"""Tiles and waves of pruned GEMMs: a step that was not crossed, and the nearest good dimension.
+"""Tiles, waves and alignment of GEMMs: a step that was not crossed, the nearest good dimension, and
+kernels for operands that are not aligned.
 
 In: a Context of device traces whose kernels' names tell a tile. Out: a Finding, or None. Times are
 ns a step, as recorded.
@@ -8,21 +9,65 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
+from prunescope.analysis.device.cores import loads_singly
 from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, HALF
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import spread_at, tiling_of
+from prunescope.analysis.kernels.seen_gemms import is_hidden, tiling_of
+from prunescope.analysis.kernels.what_if import spread_at
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
 
 _SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
+_OF_STEP = 0.02  # of the step: kernels worth a sentence on what they load
+_KINDS = ("gemm", "batched_gemm", "grouped_gemm")
 _WORTH = 0.05  # of the time of a GEMM: a dimension worth a move
+
+
+def unaligned_operands(c: Context) -> Finding | None:
+    """GEMMs in kernels that load operands element by element, as their names say."""
+    rows = c.pruned.frame.filter(
+        pl.col("kind").is_in(_KINDS) & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
+    )
+    names = [name for name in rows["name"].unique().drop_nulls() if loads_singly(name)]
+    keys = ["role", "call", "name", "dtype"]
+    sums = rows.filter(pl.col("name").is_in(names)).group_by(keys).agg(pl.col("busy").sum())
+    busy = int(sums["busy"].sum()) / c.pruned.num_steps
+    if not busy or busy < _OF_STEP * c.phase.wall_ns:
+        return None
+    order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys))
+    return Finding(
+        id="unaligned-operands",
+        severity="warning",
+        text=f"{ms(busy)} of GEMM time ran in kernels for operands that are not aligned (…align1): "
+        "they load one element at a time",
+        evidence=[_loaded(c, row) for row in order.head(4).iter_rows(named=True)],
+        change="give matrices leading dimensions of whole 16 bytes, that is a multiple of 8 "
+        "elements at 16 bit or of 4 at 32: pad what is odd, or prune to such a multiple",
+        predicted_ns=None,
+    )
+
+
+def _loaded(c: Context, row: dict[str, Any]) -> str:
+    """A kernel of such GEMMs, with the sizes that are odd where they are known."""
+    cost, name = ms(row["busy"] / c.pruned.num_steps), str(row["name"])
+    said = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
+    work = c.pruned.works[row["call"]] if row["call"] is not None else None
+    if work is None or len(work.gemms) != 1:
+        return said
+    gemm = work.gemms[0]
+    sizes = (("M", gemm.m), ("N", gemm.n), ("K", gemm.k))
+    whole = ALIGNED if row["dtype"] in HALF else ALIGNED // 2  # elements in 16 bytes
+    odd = ", ".join(f"{axis} = {size}" for axis, size in sizes if size % whole)
+    because = f" ({odd})" if odd else ""
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{because}: {said}"
 
 
 @dataclass
@@ -165,6 +210,8 @@ def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
         if pair.axis not in axes or old is None or new is None or new.kind not in GEMM_KINDS:
             continue
         if old.gemm is None or new.gemm is None:
+            continue
+        if any(is_hidden(one.busy, one.duration) for one in (old, new)):
             continue
         key = (pair.key[1], old.gemm, new.gemm)
         group = groups.setdefault(key, _Group(key[0], pair.axis, old, new, old.gemm, new.gemm))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prunescope.analysis.inputs.subject import Noticed, Side
+from prunescope.analysis.kernels.share import crosses_link
+from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 from prunescope.taxonomy.run_blocks import Pruning
 
@@ -33,9 +37,16 @@ def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
     )
 
 
-def device_of(side: Side) -> DeviceUsed:
-    """The `device` object of a report."""
+def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
+    """The `device` object of a report; with the link to the host where copies of its phases are
+    judged by it."""
     if side.peaks is not None and (side.peaks.flop_per_s or side.peaks.byte_per_s):
-        return side.peaks.as_json()
+        used, device = side.peaks.as_json(), side.peaks.device
+        judged = (row for one in phases for row in one.kernels if row.efficiency is not None)
+        is_crossed = any(row.kind == "memcpy" and crosses_link(row.name) for row in judged)
+        peaks = used["peaks"]
+        if is_crossed and peaks and device and device.link and device.link_byte_per_s:
+            peaks |= {"link": device.link, "link_byte_per_s": device.link_byte_per_s}
+        return used
     name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
     return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)

@@ -84,6 +84,11 @@ def _longest(frame: pl.DataFrame) -> np.ndarray:
     return out
 
 
+def crosses_link(name: str) -> bool:
+    """Whether a copy of that name goes over the link between host and device."""
+    return re.search(_CROSSES, name) is not None
+
+
 def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
     link between host and device. One inside the device reads and writes its memory; one between

@@ -12,14 +12,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
-import polars as pl
-
-from prunescope.analysis.device.good import FAR, Tiling, good_neighbours
+from prunescope.analysis.device.good import FAR, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.kernels.seen_gemms import (
+    HIDDEN,
+    NO_TILE,
+    Key,
+    Seen,
+    SeenGemm,
+    is_hidden,
+    seen_gemms,
+)
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
@@ -28,44 +34,7 @@ _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and eno
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
 _Z = 1.96
-
-
-@dataclass(frozen=True)
-class SeenGemm:
-    """A distinct GEMM as it ran: means a call, ns."""
-
-    role: str
-    gemm: Gemm
-    tile: str
-    tiling: Tiling
-    tiles: int
-    split_k: int
-    slots: float  # tiles in flight at a time
-    compute: float  # roofline, without the loss
-    memory: float
-    bound: str
-    busy: float
-    total: float  # of all calls
-
-    def predicted(self, n: int, k: int) -> float:
-        """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
-        old = self.gemm
-        rows, columns = (int(part) for part in self.tile.split("x"))
-        # Every slot of a wave works on a tile, or idles for as long.
-        covered = self.tiling.waves(n) * self.slots * rows * columns * k
-        compute = self.compute * covered / self.split_k / (old.batch * old.m * old.n * old.k)
-        moved = (old.m * k + k * n + old.m * n) / (old.m * old.k + old.k * old.n + old.m * old.n)
-        return max(compute, self.memory * moved)
-
-    @property
-    def factor(self) -> float:
-        """Time ÷ prediction."""
-        return self.busy / self.predicted(self.gemm.n, self.gemm.k)
-
-    @property
-    def aligned(self) -> bool:
-        """Whether tensor cores load its rows without a detour."""
-        return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
+_ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
 
 
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
@@ -73,7 +42,7 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
     if not kernels.on_device:
         return [], None
     seen = seen_gemms(kernels)
-    fit = fitted(list(seen.values()))
+    fit = fitted(list(seen.gemms.values()))
     shapes = []
     drawn = 0
     for row in sorted(rows, key=lambda r: -r.busy_ns):
@@ -84,59 +53,10 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
             if shape is None:
                 continue
             if shape.refused is None and axis == "N" and drawn < _CURVES:
-                shape.curve = _curve(row, _of(row, seen))
+                shape.curve = _curve(row, seen)
                 drawn += 1
             shapes.append(shape)
     return shapes, fit
-
-
-def seen_gemms(kernels: Kernels) -> dict[tuple[str, Gemm], SeenGemm]:
-    """The GEMMs whose kernel's name tells a tile that explains its grid."""
-    known = kernels.frame.filter(
-        pl.col("main")
-        & pl.col("kind").is_in(GEMM_KINDS)
-        & pl.col("waves").is_not_null()
-        & pl.col("ideal").is_not_null()
-        & (pl.col("fit") != "unexplained")
-    )
-    keys = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound"]
-    sums = known.group_by(keys).agg(
-        pl.col("busy").sum(),
-        pl.col("busy").mean().alias("mean"),
-        pl.col("compute_ns").first(),
-        pl.col("memory_ns").first(),
-    )
-    found: dict[tuple[str, Gemm], SeenGemm] = {}
-    for row in sums.sort("busy", "call", "tile").iter_rows(named=True):
-        work = kernels.works[row["call"]]
-        if work is None or len(work.gemms) != 1 or not row["busy"]:
-            continue
-        gemm = work.gemms[0]
-        if not gemm.k:
-            continue
-        # The kernel that took the most time comes last and stays.
-        found[row["role"], gemm] = SeenGemm(
-            role=row["role"],
-            gemm=gemm,
-            tile=row["tile"],
-            tiling=tiling_of(gemm, row),
-            tiles=row["tiles"],
-            split_k=row["split_k"],
-            slots=row["tiles"] / row["waves"],
-            compute=row["compute_ns"],
-            memory=row["memory_ns"],
-            bound=row["bound"],
-            busy=row["mean"],
-            total=float(row["busy"]),
-        )
-    return found
-
-
-def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
-    """How the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
-    across = max(1, math.ceil(gemm.n / row["along_n"]))
-    slots = row["tiles"] / row["waves"] if row["waves"] else None
-    return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
 
 
 def fitted(seen: list[SeenGemm]) -> Fit | None:
@@ -146,7 +66,7 @@ def fitted(seen: list[SeenGemm]) -> Fit | None:
     log(time ÷ prediction) between two GEMMs that lie a factor e apart, its square growing with
     |Δlog M| + |Δlog N| + |Δlog K|: neighbours in shape are neighbours in efficiency.
     """
-    seen = [s for s in seen if s.bound in ("compute", "memory")]
+    seen = [s for s in seen if s.bound in _ROOFLINE]
     if not seen:
         return None
     groups = [[s for s in seen if s.aligned is aligned] for aligned in (True, False)]
@@ -186,20 +106,17 @@ def _apart(a: Gemm, b: Gemm) -> float:
     return sum(abs(math.log(x / y)) for x, y in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
 
-def _of(row: Row, seen: dict[tuple[str, Gemm], SeenGemm]) -> SeenGemm | None:
+def _key(row: Row) -> Key | None:
     if row.m is None or row.n is None or row.k is None or row.batch is None:
         return None
-    return seen.get((row.role, Gemm(row.m, row.n, row.k, row.batch)))
+    return row.role, Gemm(row.m, row.n, row.k, row.batch)
 
 
-def _shape(
-    row: Row, axis: str, seen: dict[tuple[str, Gemm], SeenGemm], fit: Fit | None
-) -> Shape | None:
+def _shape(row: Row, axis: str, seen: Seen, fit: Fit | None) -> Shape | None:
     """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
     now = row.n if axis == "N" else row.k
     if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
         return None
-    one = _of(row, seen)
     shape = Shape(
         role=row.role,
         count=row.count,
@@ -210,42 +127,75 @@ def _shape(
         busy_ns=row.busy_ns,
         dense=row.dense_n if axis == "N" else row.dense_k,
     )
-    if one is None or now is None:
-        shape.refused = "no shapes" if now is None else "the kernel's name tells no tile that fits"
+    key = _key(row)
+    if key is None or now is None:
+        shape.refused = "no shapes" if now is None else "not all of its shape is known"
+        return shape
+    one = seen.gemms.get(key)
+    if one is None or is_hidden(row.busy_ns, row.duration_ns or row.busy_ns):
+        shape.refused = seen.refused.get(key, NO_TILE) if one is None else HIDDEN
         return shape
     if one.bound == "latency" and one.tiles > one.slots:
         shape.refused = "latency-bound: as short as any kernel, whatever its N"
         return shape
     shape.tile, shape.waves = one.tile, one.tiles / one.slots
     below, above = good_neighbours(one.tiling, axis, now, reach=FAR)
-    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, fit)
-    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, fit)
+    aligned = [s for s in seen.gemms.values() if s.aligned and s.bound in _ROOFLINE]
+    told = None if fit is None else _Told(fit, aligned)
+    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, told)
+    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, told)
     return shape
 
 
-def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, fit: Fit | None) -> Good:
+@dataclass(frozen=True)
+class _Told:
+    """What a trace tells of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+
+    fit: Fit
+    aligned: list[SeenGemm]
+
+    def off(self, one: SeenGemm, gemm: Gemm, *, is_moved: bool) -> float | None:
+        """Half of the 95 % interval of log(time) at `gemm`, told from `one`; None without a spread.
+
+        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little: the
+        worth of alignment comes in part from itself, and what it would take is known from the
+        aligned ones, that is as well as they lie near.
+        """
+        if self.fit.spread is None:
+            return None
+        apart = _apart(gemm, one.gemm)
+        if is_moved:
+            total = sum(s.total for s in self.aligned)
+            apart += sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
+        return _Z * self.fit.spread * math.sqrt(apart)
+
+
+def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
     """A dimension with the change that is predicted for it, and its interval."""
     n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
     if (n, k) == (one.gemm.n, one.gemm.k):
         return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
     ratio = one.predicted(n, k) / one.predicted(one.gemm.n, one.gemm.k)
-    if not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0:
-        if fit is None or fit.unaligned is None:
+    is_moved = not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0
+    if is_moved:
+        if told is None or told.fit.unaligned is None:
             # What alignment is worth was not seen in this trace.
             return Good(value=value, change_ns=None, low_ns=None, high_ns=None)
-        ratio /= fit.unaligned
+        ratio /= told.fit.unaligned
     good = Good(value=value, change_ns=busy_ns * (ratio - 1), low_ns=None, high_ns=None)
-    if fit is not None and fit.spread is not None:
-        off = spread_at(fit.spread, Gemm(one.gemm.m, n, k), one.gemm)
+    off = told.off(one, Gemm(one.gemm.m, n, k), is_moved=is_moved) if told is not None else None
+    if off is not None:
         good.low_ns = busy_ns * (ratio * math.exp(-off) - 1)
         good.high_ns = busy_ns * (ratio * math.exp(off) - 1)
     return good
 
 
-def _curve(row: Row, one: SeenGemm | None) -> list[list[float]]:
+def _curve(row: Row, seen: Seen) -> list[list[float]]:
     """[N, ns a step] up to a quarter beyond the wider of the two models."""
-    if one is None or row.n is None:
+    key = _key(row)
+    if key is None or row.n is None:
         return []
+    one = seen.gemms[key]
     top = int(1.25 * max(row.n, row.dense_n or 0))
     width = max(GOOD, -(-top // _POINTS // GOOD) * GOOD)
     now = one.predicted(row.n, one.gemm.k)

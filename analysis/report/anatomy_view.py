@@ -20,6 +20,7 @@ _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits f
            "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
+_REASONS = 3  # why no GEMM has a good dimension
 _COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
@@ -28,7 +29,8 @@ def lines(phase: Phase) -> list[str]:
     anatomy = phase.anatomy
     if anatomy is None:
         return []
-    return [line for line in (_gaps(anatomy, phase), _tiles(anatomy), _fit(anatomy)) if line]
+    told = _gaps(anatomy, phase), _tiles(anatomy), _fit(anatomy), _no_shapes(anatomy)
+    return [line for line in told if line]
 
 
 def _gaps(anatomy: Anatomy, phase: Phase) -> str:
@@ -89,6 +91,24 @@ def _fit(anatomy: Anatomy) -> str:
     )
 
 
+def _no_shapes(anatomy: Anatomy) -> str:
+    """Why there is no table of good dimensions, where no GEMM has any."""
+    why: dict[str, float] = {}
+    for shape in anatomy.shapes:
+        if shape.refused is None:
+            return ""
+        if shape.axis == "N":
+            why[shape.refused] = why.get(shape.refused, 0.0) + shape.busy_ns
+    total = sum(why.values())
+    if not total:
+        return ""
+    each = "; ".join(
+        f"{reason} ({numbers.percent(ns / total)} of their time)"
+        for reason, ns in sorted(why.items(), key=lambda one: -one[1])[:_REASONS]
+    )
+    return f"no nearest good dimensions are told of these GEMMs: {each}"
+
+
 def tables(phase: Phase) -> Iterator[Table]:
     """The tables that have something to say."""
     anatomy = phase.anatomy
@@ -121,7 +141,8 @@ def shapes_table(anatomy: Anatomy) -> Table:
         "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
         "it (K). A change is the prediction of tile, wave and roofline against that for the "
         "dimension now, times the measured time; brackets: 95 %, by how prediction and time differ "
-        "between the GEMMs of this trace."
+        "between the GEMMs of this trace, and where a dimension becomes aligned, by how far the "
+        "aligned ones of them lie from it."
     ]
     told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
     if any(count > 1 for count in told.values()):

@@ -14,6 +14,7 @@ _USED = {
     "calibrated": ("used: what prunescope calibrate measured",),
     "given": ("used: the one that was given",),
 }
+_LINKS = {"nvlink-c2c": "NVLink-C2C"}
 
 
 def named(value: Any) -> str:
@@ -36,12 +37,21 @@ def device(report: Report) -> str:
     ]
     if peaks and peaks["byte_per_s"] is not None:
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
+    if peaks and "link" in peaks and "link_byte_per_s" in peaks:
+        rate = numbers.per_second(peaks["link_byte_per_s"], "B")
+        facts.append(f"link to the host {rate} ({_link(peaks['link'])})")
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source not said").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
     text += "".join(_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
+
+
+def _link(name: str) -> str:
+    """`pcie-5.0` as people write it."""
+    kind, _, version = name.partition("-")
+    return f"PCIe {version} x16" if kind == "pcie" else _LINKS.get(name, name)
 
 
 def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:

@@ -38,9 +38,12 @@ class DeviceRates(TypedDict):
 
 
 class PeakRates(DeviceRates):
-    """The same with the shortest time of a kernel, ns; null where that was not measured."""
+    """The same with the shortest time of a kernel, ns; null where that was not measured. `link`:
+    between host and device, by its data sheet, in one direction; where copies are judged by it."""
 
     kernel_floor_ns: NotRequired[float | None]
+    link: NotRequired[str]  # pcie-5.0 (16 lanes), nvlink-c2c
+    link_byte_per_s: NotRequired[float]
 
 
 class PeakTaken(TypedDict):

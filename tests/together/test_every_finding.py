@@ -83,6 +83,8 @@ COVERED: dict[str, tuple[str, ...]] = {
                   "test_equal_ranks_have_no_straggler"),
     "timing-not-valid": ("test_timing_not_valid",),
     "unaligned": ("test_unaligned",),
+    "unaligned-operands": ("test_kernels_for_operands_that_are_not_aligned",
+                           "test_no_kernel_for_aligned_operands_or_of_little_time"),
     "unequal-steps": ("test_unequal_steps",),
     "unfused-attention": ("test_products_and_a_softmax_are_unfused",
                           "test_a_fused_one_a_small_one_and_one_without_softmax_are_not"),

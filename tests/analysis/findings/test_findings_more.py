@@ -85,10 +85,11 @@ def test_activations_that_are_scaled_are_no_weights(tmp_path: Path) -> None:
 # -- waves and dimensions ----------------------------------------------------------------------
 
 
-def tiled(n: int, us: float, k_: int = K, m: int = M) -> Op:
-    """128x128 tiles, one block an SM (255 registers x 256 threads): 132 slots on an H100."""
+def tiled(n: int, us: float, k_: int = K, m: int = M, *, under: float = 0) -> Op:
+    """128x128 tiles, one block an SM (255 registers x 256 threads): 132 slots on an H100. `under`:
+    us of it that run under the kernel before."""
     grid = (-(-n // 128), -(-m // 128), 1)
-    kernel = k(us=us, name=TILED, grid=grid, block=(256, 1, 1), registers=255)
+    kernel = k(us=us, name=TILED, grid=grid, block=(256, 1, 1), registers=255, gap_us=-under)
     return op("aten::mm", [m, k_], [k_, n], dtype=BF16, kernels=[kernel])
 
 
@@ -153,6 +154,16 @@ def test_an_aligned_dimension_on_a_wave_is_as_good_as_its_neighbours(tmp_path: P
     dense = layers(("mlp.up_proj", tiled(33792, us=800)))
     pruned = layers(("mlp.up_proj", tiled(16896, us=400)))
     assert "nearest-dimension" not in ids(report(tmp_path, dense, pruned, 0.5))
+
+
+@pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])
+def test_gemms_hidden_in_part_promise_nothing(under: float, is_there: bool, tmp_path: Path) -> None:
+    cover = op("aten::relu", [8], kernels=[k(us=300, stream=9)])
+    for name, at, us in (("nearest-dimension", 17024, 500), ("wave-step", 33664, 800)):
+        dense = layers(("mlp.up_proj", [cover, tiled(33792, us=800, under=under)]))
+        pruned = layers(("mlp.up_proj", [cover, tiled(at, us=us, under=under)]))
+        found_ids = ids(report(tmp_path, dense, pruned, 0.5))
+        assert (name in found_ids) is is_there
 
 
 # -- added work, named apart -------------------------------------------------------------------
