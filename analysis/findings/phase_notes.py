@@ -19,12 +19,13 @@ def notes(kernels: Kernels) -> list[str]:
     said = list(kernels.notes)
     if kernels.windows.source == "whole":
         said.append("no step marker in the trace: all of it counts as one step")
-    replayed = int(kernels.linked.replayed.sum())
+    replayed = int(kernels.linked.replayed.sum()) / kernels.num_steps
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)
     elif replayed:
         said.append(
-            f"{replayed} kernels were launched by graph replays and have no op: {_whence(kernels)}"
+            f"{replayed:,.6g} kernels a step were launched by graph replays and have no op: "
+            f"{_whence(kernels)}"
         )
     if _in_whole_us(kernels):
         said.append("every time of the trace is a whole µs: a short kernel's is off by up to one")
