@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.findings.context import ms
+from prunescope.analysis.kernels.at_once import alone, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 
 _HIDDEN = 0.05  # of the wall
@@ -58,14 +59,16 @@ def _unknown(kernels: Kernels) -> str:
 
 
 def _hidden(kernels: Kernels) -> list[str]:
-    """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
+    """Kinds of kernels that ran beside others: what they are given of that time, their busy time,
+    says less than they ran, or nothing of what else ran then."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
+    rows = rows.with_columns(beside=pl.col("duration") - alone(rows))
+    sums = rows.group_by("kind").agg(pl.col("duration", "beside").sum())
     parts = [
-        f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
+        f"{kind} {ms(ran / kernels.num_steps)} ({ms(beside / kernels.num_steps)} of it "
         "beside others)"
-        for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
-        if ran - busy > _HIDDEN * max(kernels.wall, ran)
+        for kind, ran, beside in sums.sort("beside", "kind", descending=[True, False]).iter_rows()
+        if beside > _HIDDEN * kernels.wall
     ]
     if not parts:
         return []
@@ -76,15 +79,19 @@ def _hidden(kernels: Kernels) -> list[str]:
 
 
 def _communication(kernels: Kernels) -> list[str]:
-    """What one trace cannot tell of kernels that wait for other ranks as they run."""
-    rows = kernels.frame.filter((pl.col("kind") == "comm") & pl.col("category").is_not_null())
-    busy = int(rows["busy"].sum())
+    """What of communication ran beside nothing else, and what one trace cannot tell of kernels that
+    wait for other ranks as they run."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    is_comm = rows["kind"] == "comm"
+    busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:
         return []
+    ran, others, either = (ran_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
     return [
-        "communication kernels run until the last rank has come: the "
-        f"{ms(busy / kernels.num_steps)} of them that count as busy hold the wait for other ranks, "
-        "which the trace of one rank does not tell apart"
+        f"communication kernels ran {ms(ran / kernels.num_steps)} a step, "
+        f"{ms((either - others) / kernels.num_steps)} of it with nothing else beside them; they "
+        f"run until the last rank has come: the {ms(busy / kernels.num_steps)} of them that count "
+        "as busy hold the wait for other ranks, which the trace of one rank does not tell apart"
     ]
 
 
