@@ -48,7 +48,8 @@ def launch_bound(c: Context) -> Finding | None:
 def _longest(c: Context) -> list[str]:
     """In which ops most of the late dispatch was, of those that are long."""
     ops = c.pruned.frame.filter(pl.col("beside").str.contains("::", literal=True))
-    by = ops.group_by("beside").agg(dispatch().sum().alias("ns"))
+    spared = pl.min_horizontal(dispatch(), "beside_ns")
+    by = ops.group_by("beside").agg(spared.sum().alias("ns"))
     by = by.sort("ns", "beside", descending=[True, False]).head(2)
     least = _NAMED * c.pruned.wall
     steps = c.pruned.num_steps
@@ -89,15 +90,18 @@ def host_work(c: Context) -> Finding | None:
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
-    by = frame.group_by("beside").agg(rest.sum().alias("ns")).filter(pl.col("ns") > 0)
+    within = pl.min_horizontal(rest, "beside_ns").sum().alias("within")
+    by = frame.group_by("beside").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
         *[f"{ms(computed / steps)} in matrix products that the host computed itself"]
         * bool(computed),
         *(
-            f"{ms(ns / steps)} in {(name or 'nothing that the trace names')[:80]}"
-            for name, ns in by.head(3).iter_rows()
+            f"{ms(ns / steps)} in nothing that the trace names"
+            if name is None
+            else f"{ms(within / steps)} in {name[:80]}{_around(within / steps, ns / steps)}"
+            for name, ns, within in by.head(3).iter_rows()
         ),
     ]
     first = by["ns"].head(1).sum()
@@ -115,6 +119,11 @@ def host_work(c: Context) -> Finding | None:
         else "move that work off the path of the step, or onto the device",
         predicted_ns=None,
     )
+
+
+def _around(within: float, ns: float) -> str:
+    """The host's part of the gaps, where a name does not fill it."""
+    return f", within gaps of {ms(ns)}" if within < ns else ""
 
 
 def host_lead(c: Context) -> Finding | None:

@@ -2,7 +2,8 @@
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
-host was in (an annotation, a Python frame, a long op); `host_ns` since any thread launched before.
+host was in (an annotation, a Python frame, a long op), `beside_ns` of the host's part of the gap;
+`host_ns` since any thread launched before.
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         parts["op"] = gap
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     places: list[str | None] = [None] * len(gap)
+    within = none
     if trace.on_device:
-        places = beside(trace, linked, late_host, _blocking(trace))
+        places, within = beside(trace, linked, late_host, _blocking(trace))
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
         beside=pl.Series(places, dtype=pl.String),
+        beside_ns=pl.Series(within),
         host_ns=pl.Series(host_ns),
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 

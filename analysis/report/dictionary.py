@@ -107,6 +107,7 @@ FRAME: dict[str, str] = {
     "idle_device": "the gap, where it was launched in time",
     "idle_unknown": "the gap, where no launch is known",
     "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
+    "beside_ns": "for how much of its part the host was in that",
     "host_ns": "host time from the launch before, by any thread, to this one",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",

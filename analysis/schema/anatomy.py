@@ -46,7 +46,7 @@ class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
     computed (a product on the host), op, nothing (that was recorded), held, device, unknown;
     `beside`: the annotation, frame of Python or long op that the host was in for at least half of
-    its part of a gap."""
+    its part of a gap; `ns` is all of that part."""
 
     doing: str
     beside: str | None
