@@ -141,8 +141,8 @@ def host_lead(c: Context) -> Finding | None:
         text=f"the step begins with {ms(idle)} on the host in which the device runs nothing "
         f"({percent(idle / whole)} of the step with it), and the wall leaves it out",
         evidence=[
-            f"the step's annotation begins {ms(linked.lead_ns)} before its first event on the "
-            "device"
+            f"the step's annotation begins {ms(linked.lead_ns)} before its "
+            f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
         ],
         change="look at what the host does there (data, preprocessing, a first call of a kernel), "
         "or profile several steps: the wall of each after the first has it",

@@ -115,7 +115,14 @@ def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
     assert made.lead_ns == 55_000  # from 45 to 100
     # The copy from 60 to 64, and the step before from 70 to 98.
     assert made.lead_busy_ns == 4_000 + 28_000
-    assert any("earlier work for 32.0 µs and idled for 23.0 µs" in x for x in left_out(made))
+    # The copy was launched at 46, inside of step 0, which begins at 45.
+    assert made.lead_own == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
+    (said,) = [x for x in left_out(made) if x.startswith("lead")]
+    assert "to the end of work launched before it, not in the wall" in said
+    assert "earlier work for 28.0 µs, 1 event of the step itself" in said
+    assert said.endswith(
+        "for 4.00 µs (4.00 µs of it beside nothing earlier), and idled for 23.0 µs"
+    )
 
 
 def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
