@@ -201,7 +201,7 @@ def _gaps(c: Context, cause: str) -> float:
 def _largest(c: Context, *causes: str) -> list[str]:
     """The longest gaps of these causes, by what ended them."""
     rows = c.pruned.frame.filter(pl.col("cause").is_in(causes))
-    sums = rows.group_by("name").agg(pl.col("gap").sum(), pl.len())
+    sums = rows.group_by("name").agg((pl.col("gap") - pl.col("idle_other_step")).sum(), pl.len())
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
     steps = c.pruned.num_steps
     return [

@@ -25,6 +25,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
     dispatch, other = host_late(frame) if kernels.on_device else (0, 0)
+    ahead = int(frame["idle_other_step"].sum())
     knows = _knows_causes(kernels)
     return Anatomy(
         kind_bounds=_kind_bounds(frame, steps),
@@ -33,7 +34,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         tiles=_tiles(frame, steps) if kernels.on_device else {},
         gaps={**_gaps(frame, steps), "tail": kernels.tail / steps},
         graph_speedup=_speedup(kernels, kernels.wall - dispatch) if knows else None,
-        kernels_speedup=_speedup(kernels, int(kernels.linked.busy.sum()) + other)
+        kernels_speedup=_speedup(kernels, int(kernels.linked.busy.sum()) + other + ahead)
         if knows
         else None,
         dispatch_ns=dispatch / steps if kernels.on_device else None,

@@ -234,3 +234,19 @@ def test_the_spill_of_every_copy_of_a_real_trace_is_named(
     assert many.left_out == {"events": 2 * 509, "ns": 2 * once.spill["ns"]}
     assert many.busy_ns == once.busy_ns
     assert many.wall_ns == pytest.approx(once.wall_ns + 2 / 3 * 290_943, abs=3)
+
+
+def ahead() -> Any:
+    """Step 0 from 100 to 150 with a gap of 20; in it step 1 copies for 10, whose kernel follows."""
+    own = (Event(100, 10, 50, 1), Event(130, 20, 51, 2))
+    return trace([(45, 60), (61, 80)], *own, Event(112, 10, 65, 3, 9), Event(160, 10, 66, 4))
+
+
+def test_what_a_later_step_launched_ahead_is_no_idle_time(tmp_path: Path) -> None:
+    made = phase(ahead(), tmp_path)
+    assert (made.wall_ns, made.busy_ns, made.gap_ns) == (35_000, 20_000, 15_000)
+    assert made.anatomy is not None
+    gaps = made.anatomy.gaps
+    assert (gaps["other_step"], gaps["device"]) == (5_000, 10_000)
+    assert sum(gaps.values()) == made.gap_ns
+    assert made.anatomy.kernels_speedup == 70 / 50
