@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import ms
-from prunescope.analysis.kernels.at_once import alone, ran_ns
+from prunescope.analysis.findings.context import ms, shortened
+from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 
 _HIDDEN = 0.05  # of the wall
@@ -35,7 +35,7 @@ def notes(kernels: Kernels) -> list[str]:
     if kernels.roles_from == "order":
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
-    return said + _hidden(kernels) + _communication(kernels)
+    return said + _ahead(kernels) + _hidden(kernels) + _communication(kernels)
 
 
 def _in_whole_us(kernels: Kernels) -> bool:
@@ -56,6 +56,25 @@ def _unknown(kernels: Kernels) -> str:
     if (kernels.frame["shapes"] == "model").any() or kernels.known:
         return "shapes from the model's config"
     return "shapes are unknown (--model tells a decoder's)"
+
+
+def _ahead(kernels: Kernels) -> list[str]:
+    """What steps launched so early that it ran before their wall, and no row has it as busy."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    rows = rows.with_columns(early=before_its_wall(rows)).filter(pl.col("early") > 0)
+    if rows.is_empty():
+        return []
+    sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
+    parts = [
+        f"{shortened(name or '?')} {ms(ns / kernels.num_steps)} "
+        f"({count / kernels.num_steps:,.4g} events)"
+        for name, ns, count in sums.sort("early", "name", descending=[True, False]).iter_rows()
+    ]
+    return [
+        f"{len(rows) / kernels.num_steps:,.4g} events a step ran for "
+        f"{ms(int(rows['early'].sum()) / kernels.num_steps)} before the step before had ended: no "
+        f"busy time has that; the largest part is {parts[0]}"
+    ]
 
 
 def _hidden(kernels: Kernels) -> list[str]:
