@@ -178,6 +178,7 @@ def _phase(
         tail_ns=sums.tail_ns,
         lead_ns=linked.lead_ns,
         lead_busy_ns=linked.lead_busy_ns,
+        lead_own=linked.lead_own,
         spill=linked.spill,
         late=linked.late,
         left_out=linked.left_out,

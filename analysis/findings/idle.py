@@ -49,7 +49,8 @@ def launch_bound(c: Context) -> Finding | None:
 def _longest(c: Context) -> list[str]:
     """In which ops most of the late dispatch was, of those that are long."""
     ops = c.pruned.frame.filter(pl.col("beside").str.contains("::", literal=True))
-    by = ops.group_by("beside").agg(dispatch().sum().alias("ns"))
+    spared = pl.min_horizontal(dispatch(), "beside_ns")
+    by = ops.group_by("beside").agg(spared.sum().alias("ns"))
     by = by.sort("ns", "beside", descending=[True, False]).head(2)
     least = _NAMED * c.pruned.wall
     steps = c.pruned.num_steps
@@ -90,15 +91,18 @@ def host_work(c: Context) -> Finding | None:
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
-    by = frame.group_by("beside").agg(rest.sum().alias("ns")).filter(pl.col("ns") > 0)
+    within = pl.min_horizontal(rest, "beside_ns").sum().alias("within")
+    by = frame.group_by("beside").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
         *[f"{ms(computed / steps)} in matrix products that the host computed itself"]
         * bool(computed),
         *(
-            f"{ms(ns / steps)} in {(name or 'nothing that the trace names')[:80]}"
-            for name, ns in by.head(3).iter_rows()
+            f"{ms(ns / steps)} in nothing that the trace names"
+            if name is None
+            else f"{ms(within / steps)} in {name[:80]}{_around(within / steps, ns / steps)}"
+            for name, ns, within in by.head(3).iter_rows()
         ),
     ]
     first = by["ns"].head(1).sum()
@@ -118,6 +122,11 @@ def host_work(c: Context) -> Finding | None:
     )
 
 
+def _around(within: float, ns: float) -> str:
+    """The host's part of the gaps, where a name does not fill it."""
+    return f", within gaps of {ms(ns)}" if within < ns else ""
+
+
 def host_lead(c: Context) -> Finding | None:
     """Before the one step's first event on the device the host works for long: no wall has it."""
     linked = c.pruned.linked
@@ -133,8 +142,8 @@ def host_lead(c: Context) -> Finding | None:
         text=f"the step begins with {ms(idle)} on the host in which the device runs nothing "
         f"({percent(idle / whole)} of the step with it), and the wall leaves it out",
         evidence=[
-            f"the step's annotation begins {ms(linked.lead_ns)} before its first event on the "
-            "device"
+            f"the step's annotation begins {ms(linked.lead_ns)} before its "
+            f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
         ],
         change="look at what the host does there (data, preprocessing, a first call of a kernel), "
         "or profile several steps: the wall of each after the first has it",
@@ -258,7 +267,7 @@ def _gaps(c: Context, cause: str) -> float:
 def _largest(c: Context, *causes: str) -> list[str]:
     """The longest gaps of these causes, by what ended them."""
     rows = c.pruned.frame.filter(pl.col("cause").is_in(causes))
-    sums = rows.group_by("name").agg(pl.col("gap").sum(), pl.len())
+    sums = rows.group_by("name").agg((pl.col("gap") - pl.col("idle_other_step")).sum(), pl.len())
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
     steps = c.pruned.num_steps
     return [

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import ms
+from prunescope.analysis.findings.context import ms, shortened
+from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 
 _HIDDEN = 0.05  # of the wall
@@ -19,12 +20,13 @@ def notes(kernels: Kernels) -> list[str]:
     said = list(kernels.notes)
     if kernels.windows.source == "whole":
         said.append("no step marker in the trace: all of it counts as one step")
-    replayed = int(kernels.linked.replayed.sum())
+    replayed = int(kernels.linked.replayed.sum()) / kernels.num_steps
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)
     elif replayed:
         said.append(
-            f"{replayed} kernels were launched by graph replays and have no op: {_whence(kernels)}"
+            f"{replayed:,.6g} kernels a step were launched by graph replays and have no op: "
+            f"{_whence(kernels)}"
         )
     if _in_whole_us(kernels):
         said.append("every time of the trace is a whole µs: a short kernel's is off by up to one")
@@ -33,7 +35,7 @@ def notes(kernels: Kernels) -> list[str]:
     if kernels.roles_from == "order":
         said.append("no module scopes in the trace: roles come from the order of kernels")
         said += _unequal_layers(kernels)
-    return said + _hidden(kernels) + _communication(kernels)
+    return said + _ahead(kernels) + _hidden(kernels) + _communication(kernels)
 
 
 def _in_whole_us(kernels: Kernels) -> bool:
@@ -56,15 +58,36 @@ def _unknown(kernels: Kernels) -> str:
     return "shapes are unknown (--model tells a decoder's)"
 
 
-def _hidden(kernels: Kernels) -> list[str]:
-    """Kinds of kernels that ran beside others, whose busy time says less than they ran."""
+def _ahead(kernels: Kernels) -> list[str]:
+    """What steps launched so early that it ran before their wall, and no row has it as busy."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    sums = rows.group_by("kind").agg(pl.col("busy", "duration").sum())
+    rows = rows.with_columns(early=before_its_wall(rows)).filter(pl.col("early") > 0)
+    if rows.is_empty():
+        return []
+    sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
     parts = [
-        f"{kind} {ms(ran / kernels.num_steps)} ({ms((ran - busy) / kernels.num_steps)} of it "
+        f"{shortened(name or '?')} {ms(ns / kernels.num_steps)} "
+        f"({count / kernels.num_steps:,.4g} events)"
+        for name, ns, count in sums.sort("early", "name", descending=[True, False]).iter_rows()
+    ]
+    return [
+        f"{len(rows) / kernels.num_steps:,.4g} events a step ran for "
+        f"{ms(int(rows['early'].sum()) / kernels.num_steps)} before the step before had ended: no "
+        f"busy time has that; the largest part is {parts[0]}"
+    ]
+
+
+def _hidden(kernels: Kernels) -> list[str]:
+    """Kinds of kernels that ran beside others: what they are given of that time, their busy time,
+    says less than they ran, or nothing of what else ran then."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    rows = rows.with_columns(beside=pl.col("duration") - alone(rows))
+    sums = rows.group_by("kind").agg(pl.col("duration", "beside").sum())
+    parts = [
+        f"{kind} {ms(ran / kernels.num_steps)} ({ms(beside / kernels.num_steps)} of it "
         "beside others)"
-        for kind, busy, ran in sums.sort("duration", descending=True).iter_rows()
-        if ran - busy > _HIDDEN * max(kernels.wall, ran)
+        for kind, ran, beside in sums.sort("beside", "kind", descending=[True, False]).iter_rows()
+        if beside > _HIDDEN * kernels.wall
     ]
     if not parts:
         return []
@@ -75,15 +98,19 @@ def _hidden(kernels: Kernels) -> list[str]:
 
 
 def _communication(kernels: Kernels) -> list[str]:
-    """What one trace cannot tell of kernels that wait for other ranks as they run."""
-    rows = kernels.frame.filter((pl.col("kind") == "comm") & pl.col("category").is_not_null())
-    busy = int(rows["busy"].sum())
+    """What of communication ran beside nothing else, and what one trace cannot tell of kernels that
+    wait for other ranks as they run."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    is_comm = rows["kind"] == "comm"
+    busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:
         return []
+    ran, others, either = (ran_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
     return [
-        "communication kernels run until the last rank has come: the "
-        f"{ms(busy / kernels.num_steps)} of them that count as busy hold the wait for other ranks, "
-        "which the trace of one rank does not tell apart"
+        f"communication kernels ran {ms(ran / kernels.num_steps)} a step, "
+        f"{ms((either - others) / kernels.num_steps)} of it with nothing else beside them; they "
+        f"run until the last rank has come: the {ms(busy / kernels.num_steps)} of them that count "
+        "as busy hold the wait for other ranks, which the trace of one rank does not tell apart"
     ]
 
 

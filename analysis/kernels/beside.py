@@ -1,7 +1,8 @@
 """What the host was in while the device waited for it: an annotation, a frame of Python, a long op.
 
 In: a trace, its linked rows and the host's part of each gap (ns). Out: a name for each row, or
-None. Names come from the trace; a frame is shown by its function, without paths.
+None, and for how much of that part the host was in it. Names come from the trace; a frame is shown
+by its function, without paths.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.link import Linked, cover
 from prunescope.analysis.timeline.steps import OWN_MARK
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
@@ -29,15 +30,19 @@ _ENOUGH = 0.5  # of the host's part of a gap
 _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 
 
-def beside(trace: Trace, linked: Linked, host: Ints, blocks: Table) -> list[str | None]:
+def beside(
+    trace: Trace, linked: Linked, host: Ints, blocks: Table
+) -> tuple[list[str | None], Ints]:
     """The innermost annotation, frame or long op that holds at least half of the host's part of a
     gap, on the launching thread, else on any; no op inside of a data loader. Steps are no answer,
-    nor is an op with one of `blocks` in it: calls that copy, or wait."""
+    nor is an op with one of `blocks` in it: calls that copy, or wait. Beside the names, for how
+    much of the host's part it holds, ns: the time in `blocks` is not the host's."""
     out: list[str | None] = [None] * len(host)
+    within = np.zeros_like(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
     if not len(rows):
-        return out
+        return out, within
     begin, end, thread, names = _spans(trace, blocks)
     is_op = np.array(["::" in name for name in names], bool)
     loads = np.array([_LOADER.search(name) is not None for name in names], bool)
@@ -49,8 +54,21 @@ def beside(trace: Trace, linked: Linked, host: Ints, blocks: Table) -> list[str 
         found = own if len(own) else near
         found = found[~is_op[found]] if loads[found].any() else found
         if len(found):
-            out[row] = names[int(found[np.argmin(end[found] - begin[found])])]
-    return out
+            one = int(found[np.argmin(end[found] - begin[found])])
+            out[row] = names[one]
+            span = max(int(begin[one]), first), min(int(end[one]), int(linked.start[row]))
+            blocked = _blocked(blocks, int(linked.thread[row]), *span)
+            within[row] = min(int(held[one]) - blocked, int(host[row]))
+    return out, within
+
+
+def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
+    """For how much of a span of time a thread is in calls that copy or wait, ns."""
+    at = blocks["ts"]
+    own = (blocks["thread"] == thread) & (at < end) & (at + blocks["dur"] > begin)
+    rows = np.flatnonzero(own)[np.argsort(at[own], kind="stable")]
+    until = np.minimum(at + blocks["dur"], end)[rows]
+    return int(cover(at[rows], until, begin)[0].sum())
 
 
 def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:

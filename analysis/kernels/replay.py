@@ -242,7 +242,7 @@ class Replay:
         found = int(linked.busy[linked.replayed & (self.at >= 0)].sum())
         self.rate = found / replayed if replayed else None
         self.unsure = int(linked.busy[unsure].sum()) / replayed if replayed else 0.0
-        self.count = int(linked.replayed.sum())
+        self.count, self.steps = int(linked.replayed.sum()), len(linked.wall)
         if self.rate is not None and self.rate < LEAST:
             self.at[:] = NONE
 
@@ -261,13 +261,14 @@ class Replay:
 
     def note(self) -> str:
         """What became of the replayed kernels."""
-        begin = f"{self.count} kernels were launched by graph replays and have no op: "
+        begin = f"{self.count / self.steps:,.6g} kernels a step were launched by graph replays and "
+        begin += "have no op: "
         if self.rate is None:
             return f"{begin}none of them takes any time"
         if self.rate >= LEAST:
             return (
-                f"{percent(self.rate, 1)} of the time of {self.count} replayed kernels was mapped "
-                f"to the eager pass by {self.basis}"
+                f"{percent(self.rate, 1)} of the time of {self.count} replayed kernels"
+                f"{' of all steps' * (self.steps > 1)} was mapped to the eager pass by {self.basis}"
             )
         if self.rate + self.unsure >= LEAST:
             return f"{begin}the eager trace holds several passes that may be theirs"

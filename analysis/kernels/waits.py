@@ -2,7 +2,8 @@
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
-host was in (an annotation, a Python frame, a long op); `host_ns` since any thread launched before.
+host was in (an annotation, a Python frame, a long op), `beside_ns` of the host's part of the gap;
+`host_ns` since any thread launched before.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
-CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown")
+CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown", "other_step")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.
 PARTS = {
     "memcpy": "memcpy", "sync": "sync", "launch": "host", "computed": "host", "op": "host",
     "nothing": "host", "held": "held", "device": "device", "replay": "unknown",
-    "unknown": "unknown",
+    "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
@@ -49,8 +50,9 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     that was made in time leaves the gap to the `device`, or to `held` where it is that long; so
     long a gap between two kernels of one replay of a graph is `replay`: nothing outside holds them
     apart, and the trace lacks what ran, or a node of the host's. Where no launch is known it is
-    `unknown`, unless its op ended in time. On a host trace every gap is
-    dispatch (`op`).
+    `unknown`, unless its op ended in time. First of all, `other_step` is the part in which the
+    device ran what a later step had launched ahead: it did not idle then. On a host trace every gap
+    is dispatch (`op`).
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
@@ -59,24 +61,29 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         launch = launch_of(trace, linked.event)
         late = linked.dry & (launch >= 0) & (gap > 0)
         untold = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
-        parts = {**parts, **_of_threads(linked, trace, launch, late)}
-        parts["unknown"] = np.where(untold, gap, 0)
-        waits = ~(late | untold) & (gap > _LAUNCHED)
+        ran = _in_gaps(linked, trace)
+        other = ran.spent(linked.start) - ran.spent(linked.start - gap)
+        idle = gap - other
+        parts = {**parts, **_of_threads(linked, trace, launch, late, ran), "other_step": other}
+        parts["unknown"] = np.where(untold, idle, 0)
+        waits = ~(late | untold) & (idle > _LAUNCHED)
         within = waits & _one_replay(linked, launch)
-        parts["replay"] = np.where(within, gap, 0)
-        parts["held"] = parts["held"] + np.where(waits & ~within, gap, 0)
-        parts["device"] = np.where(late | untold | waits, 0, gap)
+        parts["replay"] = np.where(within, idle, 0)
+        parts["held"] = parts["held"] + np.where(waits & ~within, idle, 0)
+        parts["device"] = np.where(late | untold | waits, 0, idle)
         host_ns = _host_time(linked, launch >= 0)
     else:
         parts["op"] = gap
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     places: list[str | None] = [None] * len(gap)
+    within = none
     if trace.on_device:
-        places = beside(trace, linked, late_host, _blocking(trace))
+        places, within = beside(trace, linked, late_host, _blocking(trace))
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
         beside=pl.Series(places, dtype=pl.String),
+        beside_ns=pl.Series(within),
         host_ns=pl.Series(host_ns),
     ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
 
@@ -135,20 +142,32 @@ def _one_replay(linked: Linked, launch: Ints) -> Mask:
     return same & linked.replayed & (launch >= 0)
 
 
-def _of_threads(linked: Linked, trace: Trace, launch: Ints, late: Mask) -> dict[str, Ints]:
-    """The parts of late gaps that the launching threads and the streams have."""
+def _in_gaps(linked: Linked, trace: Trace) -> Spans:
+    """What the device ran in gaps. Those of a step begin behind all that is of no step and of the
+    steps before, so it is of later ones."""
+    gaps = Spans.of(linked.start - linked.gap, linked.start)
+    begin, end = trace.device["ts"], trace.device["ts"] + trace.device["dur"]
+    inside = gaps.spent(end) > gaps.spent(begin)
+    return Spans.of(begin[inside], end[inside])
+
+
+def _of_threads(
+    linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans
+) -> dict[str, Ints]:
+    """The parts of late gaps that the launching threads and the streams have, less what the device
+    `ran` then."""
     dry = linked.start - linked.gap
     end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
     until = np.clip(end, dry, linked.start)
-    rest = linked.start - until
+    rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
     out = {
         name: np.zeros_like(linked.gap)
         for name in ("memcpy", "sync", "launch", "computed", "op", "nothing", "held")
     }
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
-        below = np.zeros(len(rows), np.int64)
-        for name, spans in _layers(trace, int(thread), linked.op):
+        below = ran.spent(until[rows]) - ran.spent(dry[rows])
+        for name, spans in _layers(trace, int(thread), linked.op, ran):
             spent = spans.spent(until[rows]) - spans.spent(dry[rows])
             out[name][rows] += spent - below
             below = spent
@@ -179,9 +198,9 @@ def _blocking(trace: Trace) -> dict[str, Ints]:
     return {name: column[rows] for name, column in calls.items()}
 
 
-def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans]]:
-    """What a thread was in, each with all that goes before it: an instant inside of several counts
-    for the first. `launching`: ops known to have launched something."""
+def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tuple[str, Spans]]:
+    """What a thread was in, each with all that goes before it, `ran` first: an instant inside of
+    several counts for the first. `launching`: ops known to have launched something."""
     ops, calls = trace.ops, runtime_calls(trace)
     own = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][own]
@@ -189,19 +208,22 @@ def _layers(trace: Trace, thread: int, launching: Ints) -> list[tuple[str, Spans
     begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     products = _computed(trace, inside, begin, launching)
-    either = copy | sync
 
-    def joined(rows: Ints) -> Spans:
-        """These ops and all calls."""
+    def joined(called: Mask, rows: Ints) -> Spans:
+        """These calls and ops, and what the device ran."""
         at = ops["ts"][rows]
-        return Spans.of(np.concatenate([begin, at]), np.concatenate([end, at + ops["dur"][rows]]))
+        return Spans.of(
+            np.concatenate([ran.begin, begin[called], at]),
+            np.concatenate([ran.end, end[called], at + ops["dur"][rows]]),
+        )
 
+    none = inside[:0]
     return [
-        ("memcpy", Spans.of(begin[copy], end[copy])),
-        ("sync", Spans.of(begin[either], end[either])),
-        ("launch", Spans.of(begin, end)),
-        ("computed", joined(products)),
-        ("op", joined(inside)),
+        ("memcpy", joined(copy, none)),
+        ("sync", joined(copy | sync, none)),
+        ("launch", joined(copy | True, none)),
+        ("computed", joined(copy | True, products)),
+        ("op", joined(copy | True, inside)),
     ]
 
 

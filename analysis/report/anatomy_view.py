@@ -18,6 +18,7 @@ _SAYS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split"
 _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits for the device",
            "memcpy": "the host in a copy call", "held": "held back after its launch",
            "device": "launched in time", "unknown": "for an unknown cause",
+           "other_step": "the device ran work that a later step launched ahead",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
 _REASONS = 3  # why no GEMM has a good dimension

@@ -22,15 +22,18 @@ def left_out(phase: Phase) -> list[str]:
 
 
 def _lead(phase: Phase) -> str:
-    """What lies between the begin of the first step and its first device event."""
+    """What lies between the begin of the first step on the host and that of its wall."""
+    own, own_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
     text = f"lead: {numbers.time(phase.lead_ns)} from the begin of the first step on the host to "
-    text += "its first device event, not in the wall"
+    text += "the end of work launched before it" if own else "its first device event"
+    text += ", not in the wall"
     if phase.lead_busy_ns is None or phase.lead_ns is None:
         return text
     if not phase.lead_busy_ns:
         return f"{text}: the trace holds nothing on the device then"
-    idle = phase.lead_ns - phase.lead_busy_ns
-    return (
-        f"{text}: the device ran earlier work for {numbers.time(phase.lead_busy_ns)} and idled for "
-        f"{numbers.time(idle)}"
-    )
+    text += f": the device ran earlier work for {numbers.time(phase.lead_busy_ns - own_ns)}"
+    if own:
+        text += f", {numbers.count(own)} event{'s' * (own != 1)} of the step itself, which its "
+        text += f"wall leaves out, for {numbers.time(phase.lead_own.get('ran_ns'))} "
+        text += f"({numbers.time(own_ns)} of it beside nothing earlier),"
+    return f"{text} and idled for {numbers.time(phase.lead_ns - phase.lead_busy_ns)}"

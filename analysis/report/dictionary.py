@@ -96,7 +96,8 @@ FRAME: dict[str, str] = {
     "launched": "time of the launch on the host",
     "dry": "whether the device had run out of work before the launch",
     "cause": "of most of the gap: host, sync (a call that waits for the device), memcpy (a "
-    "copy call), held (its stream waited for another), device (launched in time), unknown",
+    "copy call), held (its stream waited for another), device (launched in time), unknown, "
+    "other_step (the device ran work of a later step)",
     "idle_memcpy": "part of the gap in which the launching thread was in a copy call",
     "idle_sync": "part in a call that waits for the device",
     "idle_launch": "part in another runtime call, and from the launch to the start",
@@ -107,7 +108,9 @@ FRAME: dict[str, str] = {
     "idle_device": "the gap, where it was launched in time",
     "idle_replay": "the gap between two kernels of one graph replay, longer than any launch takes",
     "idle_unknown": "the gap, where no launch is known",
+    "idle_other_step": "part in which the device ran work that a later step launched ahead",
     "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
+    "beside_ns": "for how much of its part the host was in that",
     "host_ns": "host time from the launch before, by any thread, to this one",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",

@@ -44,9 +44,10 @@ class HostTime(msgspec.Struct, kw_only=True):
 
 class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
-    computed (a product on the host), op, nothing (that was recorded), held, device, unknown;
+    computed (a product on the host), op, nothing (that was recorded), held, device, unknown,
+    other_step (the device ran work of a later step);
     `beside`: the annotation, frame of Python or long op that the host was in for at least half of
-    its part of a gap."""
+    its part of a gap; `ns` is all of that part."""
 
     doing: str
     beside: str | None
@@ -97,7 +98,7 @@ class Anatomy(msgspec.Struct, kw_only=True):
     layers: list[LayerTime]
     points: list[RooflinePoint]
     tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
-    gaps: dict[str, float]  # host sync memcpy held device unknown tail: sum = gap + tail
+    gaps: dict[str, float]  # by cause, and tail: sum = gap + tail
     # wall ÷ (wall − dispatch_ns): without late dispatch; null where causes are not known
     graph_speedup: float | None
     host: list[HostTime]

@@ -289,6 +289,8 @@ class Phase(msgspec.Struct, kw_only=True):
     # the model's config; empty where none are known.
     shapes: dict[str, float] = {}
     lead_busy_ns: float | None = None  # of the lead, what the device ran before
+    # Of the lead, what the step launched itself: {"events", "ran_ns", "ns": beside nothing earlier}
+    lead_own: dict[str, float] = {}
 
     @property
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:

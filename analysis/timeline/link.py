@@ -53,6 +53,9 @@ class Linked:
     above: Ints  # row of the work op around a row, -1 at the top and on a device
     lead_ns: int | None = None
     lead_busy_ns: int | None = None  # of the lead, what the device ran before
+    # Of the lead, what the step launched itself, of which no row holds busy time: run time (ran_ns)
+    # and the part of it in which nothing earlier ran (ns).
+    lead_own: dict[str, float] = field(default_factory=dict)
     spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
@@ -181,15 +184,24 @@ def _behind_spill(out: Linked, rows: Ints, spill: Ints) -> int:
 def _lead(
     out: Linked, trace: Trace, windows: Windows, first: int
 ) -> tuple[int, int] | tuple[None, None]:
-    """Time from the beginning of the step on the host to its first device event, and for how much
-    of it the device was busy with what had been launched before."""
+    """Time from the beginning of the step on the host to `first`, where its wall begins, and for
+    how much of it the device was busy; sets what of that the step launched itself."""
     begin = int(windows.start[0]) if windows.source != "whole" else None
     if begin is None and len(trace.ops["ts"]):
         begin = int(trace.ops["ts"].min())
     if begin is None or first < begin:
         return None, None
-    rows = np.flatnonzero((out.start < first) & (out.start + out.duration > begin))
-    busy, _ = cover(out.start[rows], np.minimum(out.start + out.duration, first)[rows], begin)
+    until = np.minimum(out.start + out.duration, first)
+    rows = np.flatnonzero((out.start < first) & (until > begin))
+    busy, _ = cover(out.start[rows], until[rows], begin)
+    earlier = rows[out.step[rows] != 0]
+    others, _ = cover(out.start[earlier], until[earlier], begin)
+    own = rows[out.step[rows] == 0]
+    out.lead_own = {
+        "events": len(own),
+        "ns": int(busy.sum() - others.sum()),
+        "ran_ns": int((until[own] - np.maximum(out.start[own], begin)).sum()),
+    }
     return first - begin, int(busy.sum())
 
 

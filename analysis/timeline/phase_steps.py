@@ -68,6 +68,7 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
         tail=linked.tail[steps],
         lead_ns=linked.lead_ns if first else None,
         lead_busy_ns=linked.lead_busy_ns if first else None,
+        lead_own=linked.lead_own if first else {},
         launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
     )
     return chosen, kept

@@ -141,6 +141,7 @@ def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysi
     calls = [e for e in events if e.get("cat") in RUNTIME and "correlation" in e.get("args", {})]
     of_id = {e["args"]["correlation"]: e for e in reversed(calls)}
     kernels = {(e["begin"], e["end"], e["name"]): e for e in events if e.get("cat") in DEVICE}
+    device = [(begin, end) for begin, end, _ in kernels]
     for frame in analysis.frames.values():
         parts = [c for c in frame.columns if c.startswith("idle_")]
         assert (frame.select(pl.sum_horizontal(parts)).to_series() == frame["gap"]).all()
@@ -152,9 +153,14 @@ def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysi
                 continue
             until = min(max(call["end"], dry), row["start"])
             layers = threads[call["pid"], call["tid"]]
-            spent = [union(list(layer.cut(dry, until))) for layer in layers]
-            want = [b - a for a, b in zip([0, *spent], [*spent, until - dry], strict=True)]
-            rest = row["start"] - until
+            ran = [(max(a, dry), b) for a, b in device if a < row["start"] and b > dry]
+            first = [(a, min(b, until)) for a, b in ran if a < until]
+            after = [(max(a, until), min(b, row["start"])) for a, b in ran if b > until]
+            below = union(first)
+            spent = [union([*first, *layer.cut(dry, until)]) for layer in layers]
+            want = [b - a for a, b in zip([below, *spent], [*spent, until - dry], strict=True)]
+            rest = row["start"] - until - union(after)
+            assert row["idle_other_step"] == below + union(after), row["name"]
             held = rest if rest > 1_000_000 else 0
             want[2] += rest - held
             names = ("memcpy", "sync", "launch", "computed", "op", "nothing")

@@ -20,7 +20,7 @@ from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.finding_cases import layers, mm, pointwise
 from tests.analysis.replays import DEVICE, read, replayed
-from tests.chrome import save
+from tests.chrome import chrome, k, op, save
 
 Real = Callable[[str], Path]
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
@@ -229,3 +229,19 @@ def test_graph_nodes_tell_the_order_of_what_ran_side_by_side(tmp_path: Path) -> 
     for event in kernels:
         del event["args"]["graph node id"]
     assert rows(only(told(tmp_path, trace, model()))) != rows(phase)
+
+
+def test_replayed_kernels_are_counted_a_step(tmp_path: Path) -> None:
+    """Two steps that replay a graph of two kernels each; one of them replays it twice."""
+    made = replayed(chrome(op("aten::mm", [8, 8], [8, 8], kernels=[k(us=10), k(us=10)])), times=3)
+    graphs = sorted(e["ts"] for e in made["traceEvents"] if e["name"] == "cudaGraphLaunch")
+    for number, (first, last) in enumerate(((0, 1), (2, 2))):
+        made["traceEvents"].append(
+            {"ph": "X", "cat": "user_annotation", "name": f"ProfilerStep#{number}", "pid": 1,
+             "tid": 1, "ts": graphs[first] - 2, "dur": graphs[last] - graphs[first] + 10,
+             "args": {}}
+        )  # fmt: skip
+    (phase,) = analyze(save(made, tmp_path / "t.json")).report.phases.values()
+    assert phase.kernels_per_step == [4, 2]
+    (note,) = [one for one in phase.notes if "graph replays" in one]
+    assert note.startswith("3 kernels a step were launched by graph replays")

@@ -81,14 +81,31 @@ def test_a_gemm_beside_another_kernel_says_how_long_it_ran(tmp_path: Path) -> No
 
 
 def test_kinds_that_ran_beside_others_are_said(tmp_path: Path) -> None:
-    """A GEMM of 10 us beside 20 us of a sum has no busy time of its own, and ran all the same."""
+    """A GEMM of 10 us beside 20 us of a sum has no busy time of its own, and ran all the same; so
+    did the sum, which is given those 10 us, beside the GEMM."""
     wide = op("aten::add", [4096, 4096], [4096, 4096], kernels=[k(us=20, stream=9, name=ADD)])
     phase = phase_of(tmp_path, step(0, wide, mm(100, 10, gap_us=-15)))
     assert phase.kinds["gemm"] == 0
     (note,) = [n for n in phase.notes if "ran at once" in n]
     assert "gemm 10.0 µs (10.0 µs of it beside others)" in note
-    assert "elementwise" not in note
+    assert "elementwise 20.0 µs (10.0 µs of it beside others)" in note
     assert not [n for n in phase_of(tmp_path, step(0, wide)).notes if "ran at once" in n]
+
+
+def test_communication_says_for_how_long_nothing_ran_beside_it(tmp_path: Path) -> None:
+    """30 us of a reduction begin first and are given all of their time, 20 us of it beside a GEMM;
+    a second reduction runs 5 us of its 10 beside the first one, which hides none of it."""
+    ring = "ncclKernel_AllReduce_RING_LL_Sum_float(ncclWorkElem)"
+    comm = op("c10d::allreduce_", kernels=[k(us=30, stream=9, name=ring)])
+    more = op("c10d::allreduce_", kernels=[k(us=10, gap_us=-5, stream=11, name=ring)])
+    phase = phase_of(tmp_path, step(0, comm, more, mm(100, 20, gap_us=-30)))
+    assert phase.wall_ns == 35_000
+    assert (phase.kinds["comm"], phase.kinds["gemm"]) == (35_000, 0)
+    (note,) = [n for n in phase.notes if "ran at once" in n]
+    assert "comm 40.0 µs (30.0 µs of it beside others), gemm 20.0 µs (20.0 µs" in note
+    (said,) = [n for n in phase.notes if "last rank" in n]
+    assert "communication kernels ran 35.0 µs a step, 15.0 µs of it with nothing else" in said
+    assert "the 35.0 µs of them that count as busy" in said
 
 
 def test_the_roofline_takes_the_run_time_of_a_gemm_beside_another(tmp_path: Path) -> None:

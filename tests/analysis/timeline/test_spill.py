@@ -115,7 +115,14 @@ def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
     assert made.lead_ns == 55_000  # from 45 to 100
     # The copy from 60 to 64, and the step before from 70 to 98.
     assert made.lead_busy_ns == 4_000 + 28_000
-    assert any("earlier work for 32.0 µs and idled for 23.0 µs" in x for x in left_out(made))
+    # The copy was launched at 46, inside of step 0, which begins at 45.
+    assert made.lead_own == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
+    (said,) = [x for x in left_out(made) if x.startswith("lead")]
+    assert "to the end of work launched before it, not in the wall" in said
+    assert "earlier work for 28.0 µs, 1 event of the step itself" in said
+    assert said.endswith(
+        "for 4.00 µs (4.00 µs of it beside nothing earlier), and idled for 23.0 µs"
+    )
 
 
 def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
@@ -227,3 +234,21 @@ def test_the_spill_of_every_copy_of_a_real_trace_is_named(
     assert many.left_out == {"events": 2 * 509, "ns": 2 * once.spill["ns"]}
     assert many.busy_ns == once.busy_ns
     assert many.wall_ns == pytest.approx(once.wall_ns + 2 / 3 * 290_943, abs=3)
+
+
+def ahead() -> Any:
+    """Step 0 from 100 to 150 with a gap of 20; in it step 1 copies for 10, whose kernel follows."""
+    own = (Event(100, 10, 50, 1), Event(130, 20, 51, 2))
+    return trace([(45, 60), (61, 80)], *own, Event(112, 10, 65, 3, 9), Event(160, 10, 66, 4))
+
+
+def test_what_a_later_step_launched_ahead_is_no_idle_time(tmp_path: Path) -> None:
+    made = phase(ahead(), tmp_path)
+    assert (made.wall_ns, made.busy_ns, made.gap_ns) == (35_000, 20_000, 15_000)
+    assert made.anatomy is not None
+    gaps = made.anatomy.gaps
+    assert (gaps["other_step"], gaps["device"]) == (5_000, 10_000)
+    assert sum(gaps.values()) == made.gap_ns
+    assert made.anatomy.kernels_speedup == 70 / 50
+    (note,) = [one for one in made.notes if "before the step before had ended" in one]
+    assert note.startswith("0.5 events a step ran for 5.0 µs before")
