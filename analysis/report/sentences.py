@@ -222,13 +222,15 @@ def pairing(phase: Phase) -> str:
 
 
 def coverage(phase: Phase) -> str:
-    """What the analysis knows, as shares of busy time, and the largest unknown kernel."""
+    """What the analysis knows, as shares of busy time, and the largest unknown kernel where all of
+    them have a share that is seen."""
     names = (("kind", "a kind"), ("work", "a work model"), ("role", "a role"))
     known = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
     )
     text = f"coverage of {numbers.time(phase.busy_ns)} busy: {known}"
-    if phase.unknown_kernels:
+    unnamed = 1 - phase.coverage.get("kind", 0.0)
+    if phase.unknown_kernels and numbers.percent(unnamed) != numbers.percent(0.0):
         first = phase.unknown_kernels[0]
         text += f"; largest without a kind: {first.name} ({numbers.time(first.busy_ns)})"
     return text
