@@ -10,6 +10,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import ms
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.report import WHOLE_TRACE
 
 _HIDDEN = 0.05  # of the wall
 
@@ -18,7 +19,7 @@ def notes(kernels: Kernels) -> list[str]:
     """All that is to be said of the kernels of a phase."""
     said = list(kernels.notes)
     if kernels.windows.source == "whole":
-        said.append("no step marker in the trace: all of it counts as one step")
+        said.append(WHOLE_TRACE)
     replayed = int(kernels.linked.replayed.sum())
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)

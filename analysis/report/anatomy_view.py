@@ -20,6 +20,7 @@ _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits f
            "device": "launched in time", "unknown": "for an unknown cause",
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
+_SEEN = 0.001  # of the wall: to save less idle time than that reads as 1.00×
 _COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
@@ -34,7 +35,7 @@ def lines(phase: Phase) -> list[str]:
 def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     idle = sum(anatomy.gaps.values())
     untold = anatomy.gaps.get("unknown") or phase.is_skewed
-    if not idle or (anatomy.graph_speedup is None and not untold):
+    if idle <= _SEEN * phase.wall_ns or (anatomy.graph_speedup is None and not untold):
         return ""
     causes = ", ".join(
         f"{says} {numbers.time(anatomy.gaps[cause])}"

@@ -12,7 +12,14 @@ from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.report.statistic import statistic
 from prunescope.analysis.report.view import without_sizes
-from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Phase, Report
+from prunescope.analysis.schema.report import (
+    WHOLE_TRACE,
+    FamilyVerdict,
+    Finding,
+    Ladder,
+    Phase,
+    Report,
+)
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -67,7 +74,9 @@ def heading(name: str, phase: Phase) -> str:
 
 def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
-    facts = [f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"]
+    whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
+    steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
+    facts = ["the whole trace as one step" if whole else steps]
     if timed := phase.unprofiled_ns:
         seats = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
         seats += (
