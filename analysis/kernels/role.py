@@ -13,6 +13,7 @@ import numpy as np
 
 from prunescope.analysis.kernels.role_shapes import (
     Size,
+    added_back,
     beside_linears,
     gated,
     heads_only,
@@ -97,6 +98,7 @@ def find_roles(
     heads_only(role, sizes, named, vocabulary)
     beside_linears(role, layer, sizes)
     gated(role, layer, sizes)
+    added_back(role, layer, calls)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
 

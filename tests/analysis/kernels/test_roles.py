@@ -172,3 +172,21 @@ def test_the_name_of_a_module_is_not_overruled_by_its_shape(tmp_path: Path) -> N
     path = save(layers(("self_attn.o_proj", mm(512, 192, 64))), tmp_path / "t.json.gz")
     frame = next(iter(analyze(path).frames.values()))
     assert set(frame["role"]) == {"o"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "before", "want"),
+    [
+        (((2, 8, 4), (2, 8, 4), ()), "down", "residual"),
+        (((2, 8, 4), (4,), ()), "down", "activation"),  # a bias
+        (((2, 8, 4), (2, 8, 4), ()), "up", "activation"),
+    ],
+)
+def test_a_sum_behind_down_is_the_residual(
+    shapes: tuple[tuple[int, ...], ...], before: str, want: str
+) -> None:
+    """As `ViTOutput` adds the hidden states that its layer hands it."""
+    places = [at("mlp", before), at("mlp")]
+    scopes = Scopes(np.array([0, 1]), np.array([0, 1]), places, "nn.Module")
+    add = OpCall("aten::add", shapes, ("float", "float", "Scalar"))
+    assert find_roles(scopes, ["gemm", "elementwise"], [None, add]).role == [before, want]
