@@ -185,11 +185,12 @@ def added_back(role: list[str], layer: Ints, calls: Sequence[OpCall | None]) -> 
             behind.add(at)
         elif found in MLP_ROLES:
             behind.discard(at)
-        elif found == "activation" and at in behind and _adds(calls[i]):
+        elif found == "activation" and at in behind and is_sum(calls[i]):
             role[i] = "residual"
 
 
-def _adds(call: OpCall | None) -> bool:
+def is_sum(call: OpCall | None) -> bool:
+    """Whether it adds two tensors of one shape."""
     if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:  # noqa: PLR2004
         return False
     one, other = call.shapes[:2]

@@ -190,3 +190,24 @@ def test_a_sum_behind_down_is_the_residual(
     scopes = Scopes(np.array([0, 1]), np.array([0, 1]), places, "nn.Module")
     add = OpCall("aten::add", shapes, ("float", "float", "Scalar"))
     assert find_roles(scopes, ["gemm", "elementwise"], [None, add]).role == [before, want]
+
+
+def mul(*shapes: tuple[int, ...]) -> OpCall:
+    return OpCall("aten::mul", shapes, ("float",) * len(shapes))
+
+
+@pytest.mark.parametrize(
+    ("calls", "want"),
+    [
+        ([mul((2, 8, 4), ())], ["attention"]),  # queries scaled, as Owlv2Attention does
+        ([OpCall("aten::add_", ((8, 4), (4,)), ("float",) * 2)], ["attention"]),  # a bias
+        ([mul((2, 8, 4), (8, 4)), OpCall("aten::neg", ((2, 8, 2),), ("float",)),
+          OpCall("aten::add", ((2, 8, 4), (2, 8, 4)), ("float",) * 2)], ["rope"] * 3),
+        ([mul((2, 8, 4), (8, 4)), mul((2, 8, 4), ())], ["rope", "attention"]),
+        ([None], ["rope"]),
+    ],
+)  # fmt: skip
+def test_rope_is_what_stands_beside_a_rotation(calls: list[OpCall | None], want: list[str]) -> None:
+    index = np.zeros(len(calls), np.int64)
+    scopes = Scopes(index, index, [at("attention")], "nn.Module")
+    assert find_roles(scopes, ["elementwise"] * len(calls), calls).role == want
