@@ -11,6 +11,7 @@ import polars as pl
 from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.report import WHOLE_TRACE
 
 _HIDDEN = 0.05  # of the wall
 
@@ -19,7 +20,7 @@ def notes(kernels: Kernels) -> list[str]:
     """All that is to be said of the kernels of a phase."""
     said = list(kernels.notes)
     if kernels.windows.source == "whole":
-        said.append("no step marker in the trace: all of it counts as one step")
+        said.append(WHOLE_TRACE)
     replayed = int(kernels.linked.replayed.sum()) / kernels.num_steps
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)

@@ -153,7 +153,7 @@ def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
     rows = frame.filter(pl.col("host_ns").is_not_null() | pl.col("dry"))
     wait = pl.when("dry").then("gap").otherwise(0)
     sums = rows.group_by("op", "role").agg(
-        pl.len().alias("count"), pl.col("host_ns").sum(), wait.sum().alias("wait")
+        pl.len().alias("count"), pl.col("host_ns", "blocked_ns").sum(), wait.sum().alias("wait")
     )
     order = ["wait", "host_ns", "op", "role"]
     sums = sums.sort(order, descending=[True, True, False, False], nulls_last=True).head(_HOST)
@@ -163,6 +163,7 @@ def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
             role=row["role"],
             count=row["count"] / steps,
             host_ns=row["host_ns"] / steps,
+            blocked_ns=row["blocked_ns"] / steps,
             wait_ns=row["wait"] / steps,
         )
         for row in sums.iter_rows(named=True)

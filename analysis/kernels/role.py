@@ -13,10 +13,12 @@ import numpy as np
 
 from prunescope.analysis.kernels.role_shapes import (
     Size,
+    added_back,
     beside_linears,
     gated,
     heads_only,
     is_fused_qkv,
+    is_sum,
     is_through_rank,
     last_vocabulary,
     no_heads_of_activations,
@@ -32,6 +34,9 @@ from prunescope.taxonomy.roles import Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 _BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
+_PRODUCTS = ("aten::mul", "aten::mul_", "aten::div", "aten::div_")
+_ROTATES = ("aten::neg", "aten::sin", "aten::cos", "aten::cat", "aten::addcmul", "aten::addcmul_",
+            "aten::polar", "aten::view_as_complex")  # fmt: skip
 POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
 
 
@@ -69,6 +74,7 @@ def find_roles(
     layered = any(place.layer is not None for place in scopes.places)
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
+    guessed: list[int] = []  # rows before attention that may rotate queries and keys
     numbers, scope_calls = scopes.place.tolist(), scopes.call.tolist()
     for i, kind in enumerate(kinds):
         place = scopes.places[numbers[i]] if numbers[i] >= 0 else None
@@ -85,6 +91,7 @@ def find_roles(
                 found = _outside_layers(kind, layered=layered)
             else:
                 found = _in_scope(place, kind, calls[i], after=scope_call in attended)
+                guessed += [i] * (found == "rope" and place.scope == "attention")
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         if place.scope == "attention":
@@ -93,10 +100,12 @@ def find_roles(
             by_name = scopes.source == "modules" and place.role != "unknown"
             found = found if by_name else seen
         role.append(found)
+    _only_rotations(role, guessed, kinds, calls, scope_calls)
     no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
     beside_linears(role, layer, sizes)
     gated(role, layer, sizes)
+    added_back(role, layer, calls)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
 
@@ -163,6 +172,38 @@ def _in_attention(kind: str, call: OpCall | None, *, after: bool) -> str:
         return "kv_update"
     pointwise = kind in ("elementwise", "reduction", "layout", "norm", "activation")
     return "rope" if pointwise and not after and not _copies(call) else "attention"
+
+
+def _only_rotations(
+    role: list[str],
+    guessed: list[int],
+    kinds: list[str],
+    calls: list[OpCall | None],
+    scope_calls: list[int],
+) -> None:
+    """`attention` for what was guessed to be rope where nothing in its module's call rotates, and
+    for queries scaled by a number beside a rotation."""
+    rotating = {scope_calls[i] for i in guessed if kinds[i] == "rope" or _may_rotate(calls[i])}
+    for i in guessed:
+        if role[i] == "rope" and (scope_calls[i] not in rotating or _is_scaling(calls[i])):
+            role[i] = "attention"
+
+
+def _may_rotate(call: OpCall | None) -> bool:
+    """Whether a call can be part of a rotation x·cos + rotate_half(x)·sin, or is of an op of which
+    that is not known."""
+    if call is None or not call.name.startswith("aten::"):
+        return True
+    if call.name in _PRODUCTS:
+        return bool(call.shapes) and not _is_scaling(call)
+    return call.name in _ROTATES or is_sum(call)
+
+
+def _is_scaling(call: OpCall | None) -> bool:
+    """Whether it multiplies a tensor by one number."""
+    if call is None or call.name not in _PRODUCTS or len(call.shapes) < 2:  # noqa: PLR2004
+        return False
+    return any(s == () for s in call.shapes[:2])
 
 
 def _appends(call: OpCall | None) -> bool:

@@ -15,7 +15,7 @@ from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.trace.load import Ints
-from prunescope.taxonomy.roles import LINEARS
+from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 
 Size = tuple[int, int, int]
 _ADAPTED = 3  # products of a linear with an adapter: its own and two through a rank
@@ -174,6 +174,27 @@ def with_weights(
             states = {(m, k), (m, n)} if is_flat else set()
             if found <= {(n, k), (k, n)} - states:
                 role[i] = role[reads[at]]
+
+
+def added_back(role: list[str], layer: Ints, calls: Sequence[OpCall | None]) -> None:
+    """`residual` for a sum of two tensors of one shape behind the `down` of its layer: a class that
+    holds both (ViTOutput, BloomMLP) adds what went around the MLP."""
+    behind: set[int] = set()  # layers
+    for i, (found, at) in enumerate(zip(role, layer.tolist(), strict=True)):
+        if found == "down":
+            behind.add(at)
+        elif found in MLP_ROLES:
+            behind.discard(at)
+        elif found == "activation" and at in behind and is_sum(calls[i]):
+            role[i] = "residual"
+
+
+def is_sum(call: OpCall | None) -> bool:
+    """Whether it adds two tensors of one shape."""
+    if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:  # noqa: PLR2004
+        return False
+    one, other = call.shapes[:2]
+    return bool(one == other and one != ())
 
 
 def _maps(call: OpCall) -> bool:

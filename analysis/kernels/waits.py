@@ -3,7 +3,8 @@
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
 host was in (an annotation, a Python frame, a long op), `beside_ns` of the host's part of the gap;
-`host_ns` since any thread launched before.
+`host_ns` since any thread launched before, but for `blocked_ns`, which the threads of the two
+launches spent in calls that copy or wait.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
-    host_ns = np.full(len(gap), NONE)
+    calls = _blocking(trace)
+    host_ns = blocked_ns = np.full(len(gap), NONE)
     if trace.on_device:
         launch = launch_of(trace, linked.event)
         late = linked.dry & (launch >= 0) & (gap > 0)
@@ -67,25 +69,28 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         parts = {**parts, **_of_threads(linked, trace, launch, late, ran), "other_step": other}
         parts["unknown"] = np.where(untold, idle, 0)
         waits = ~(late | untold) & (idle > _LAUNCHED)
-        within = waits & _one_replay(linked, launch)
-        parts["replay"] = np.where(within, idle, 0)
-        parts["held"] = parts["held"] + np.where(waits & ~within, idle, 0)
+        inside = waits & _one_replay(linked, launch)
+        parts["replay"] = np.where(inside, idle, 0)
+        parts["held"] = parts["held"] + np.where(waits & ~inside, idle, 0)
         parts["device"] = np.where(late | untold | waits, 0, idle)
-        host_ns = _host_time(linked, launch >= 0)
+        host_ns, blocked_ns = _host_time(linked, launch >= 0, calls)
     else:
         parts["op"] = gap
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     places: list[str | None] = [None] * len(gap)
     within = none
     if trace.on_device:
-        places, within = beside(trace, linked, late_host, _blocking(trace))
+        places, within = beside(trace, linked, late_host, calls)
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
         beside=pl.Series(places, dtype=pl.String),
         beside_ns=pl.Series(within),
         host_ns=pl.Series(host_ns),
-    ).with_columns(host_ns=pl.when(pl.col("host_ns") >= 0).then("host_ns"))
+        blocked_ns=pl.Series(blocked_ns),
+    ).with_columns(
+        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "blocked_ns")
+    )
 
 
 def dispatch() -> pl.Expr:
@@ -293,14 +298,25 @@ class Spans:
         return np.where(at >= 0, self.before[row] + last, 0)
 
 
-def _host_time(linked: Linked, launched: Mask) -> Ints:
+def _host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[Ints, Ints]:
     """From the launch before in the same step to a row's own, whichever thread made it: one that
-    waits for another (the caller of `backward`) does not count that one's time. NONE for a row
-    without a launch and for the first of a step."""
-    out = np.full(len(linked.start), NONE)
+    waits for another (the caller of `backward`) does not count that one's time. Of that, apart, the
+    time in which a thread of the two launches was in one of `calls`, which copy or wait: it is no
+    work of the op, whether or not the call returns at once. NONE for a row without a launch and
+    for the first of a step."""
+    out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
     order = np.lexsort((linked.launched, linked.step))
     order = order[launched[order]]
-    same = linked.step[order][1:] == linked.step[order][:-1]
-    took = np.diff(linked.launched[order])
-    out[order[1:]] = np.where(same, took, NONE)
-    return out
+    before, after = order[:-1], order[1:]
+    same = linked.step[after] == linked.step[before]
+    before, after = before[same], after[same]
+    threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
+    for pair in np.unique(threads, axis=0):
+        rows = (threads == pair).all(axis=1)
+        own = np.isin(calls["thread"], pair)
+        begin = calls["ts"][own]
+        spans = Spans.of(begin, begin + calls["dur"][own])
+        since, until = linked.launched[before[rows]], linked.launched[after[rows]]
+        blocked[after[rows]] = spans.spent(until) - spans.spent(since)
+        out[after[rows]] = until - since - blocked[after[rows]]
+    return out, blocked

@@ -33,7 +33,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("activation", r"^triton_\w*(silu|gelu|relu)"),
     ("reduction", r"^triton_(red|per|split_scan)_"),
     ("layout", r"^triton_poi_fused_(cat|clone|_to_copy|copy|constant_pad_nd|transpose)+_?\d*$"),
-    ("elementwise", r"^triton_(poi|for|unk)_|^triton__"),
+    ("elementwise", r"^triton_(poi|for|unk)_"),
     ("comm", r"nccl|rccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|multimem"
              r"|cross_device|nvshmem|oneshot|twoshot"),
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])"),

@@ -240,6 +240,7 @@ def prefix(call: OpCall) -> Work:
     return bytes_only([x.bytes, size(x.numel, out)], kind="scan")
 
 
+_OF_TWO = re.compile(r"_(?:add|sub|mul|div)(?=_|$)")
 _TAKES = re.compile(r"embedding|index|gather|select|slice|split")
 _GENERATED = {
     "triton_poi_fused": "elementwise",
@@ -250,7 +251,7 @@ _GENERATED = {
 
 def generated(name: str) -> Model | None:
     """The model of a kernel that Inductor generated: its arguments once each, results included.
-    None is known of one that reads an argument in part."""
+    None is known of one that reads an argument in part, or may write over one that it reads."""
     kind = _GENERATED.get(name[:16])
     if kind is None:
         return None
@@ -258,7 +259,8 @@ def generated(name: str) -> Model | None:
 
     def model(call: OpCall) -> Work:
         tensors = operands(call)
-        if _looks_up(name, [t.numel for t in tensors]):
+        sizes = [t.numel for t in tensors]
+        if _looks_up(name, sizes) or _may_write_over(name, sizes):
             raise NoModel
         return bytes_only([t.bytes for t in tensors], kind=fused)
 
@@ -275,3 +277,11 @@ def _looks_up(name: str, sizes: list[int]) -> bool:
         return takes and len(sizes) > 1 and first > 2 * second
     threads = sizes[-1] if takes else max(sizes[0], sizes[-1])
     return max(sizes) > threads * (1 if takes else 2)
+
+
+def _may_write_over(name: str, sizes: list[int]) -> bool:
+    """Whether a pointwise kernel of an op of two operands has too few arguments, all of one size,
+    for both and a result: one of them is read and written, unless the other operand is a number.
+    A trace tells neither."""
+    alike = len(set(sizes)) == 1
+    return name.startswith("triton_poi") and len(sizes) < 3 and alike and bool(_OF_TWO.search(name))  # noqa: PLR2004

@@ -22,6 +22,7 @@ _CAUSES = {"host": "the host was late", "sync": "the host in a call that waits f
            "tail": "after the last event"}  # fmt: skip
 _TOP_HOST = 12
 _REASONS = 3  # why no GEMM has a good dimension
+_SEEN = 0.001  # of the wall: to save less idle time than that reads as 1.00×
 _COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
@@ -37,7 +38,7 @@ def lines(phase: Phase) -> list[str]:
 def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     idle = sum(anatomy.gaps.values())
     untold = anatomy.gaps.get("unknown") or phase.is_skewed
-    if not idle or (anatomy.graph_speedup is None and not untold):
+    if idle <= _SEEN * phase.wall_ns or (anatomy.graph_speedup is None and not untold):
         return ""
     causes = ", ".join(
         f"{says} {numbers.time(anatomy.gaps[cause])}"
@@ -184,12 +185,14 @@ def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]
 
 def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
     shown = anatomy.host[:_TOP_HOST]
-    unit = numbers.scale(max(one.host_ns, one.wait_ns) for one in shown)
+    is_split = any(one.blocked_ns is not None for one in shown)
+    unit = numbers.scale(max(one.host_ns, one.blocked_ns or 0, one.wait_ns) for one in shown)
     columns = [
         Column("op", flexible=True),
         Column("role"),
         Column("launches", numeric=True),
         Column("host time", unit.unit, numeric=True),
+        *[Column("blocked", unit.unit, numeric=True)] * is_split,
         Column("device waits", unit.unit, numeric=True),
     ]
     rows = [
@@ -198,14 +201,16 @@ def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
             Cell(one.role),
             Cell(numbers.count(one.count), one.count),
             Cell(unit.text(one.host_ns), one.host_ns),
+            *[Cell(unit.text(one.blocked_ns), one.blocked_ns)] * is_split,
             Cell(unit.text(one.wait_ns), one.wait_ns),
         ]
         for one in shown
     ]
     notes = [
         "Host time is that since the launch before, by any thread: the first of a step has none. "
-        "The device waits where a launch began after it had run dry."
-        + " The clocks of host and device are apart: that wait is doubtful."
-        * is_skewed
+        + "What of it lies in calls that copy or wait for the device is apart (blocked). "
+        * is_split
+        + "The device waits where a launch began after it had run dry."
+        + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

@@ -12,7 +12,14 @@ from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
 from prunescope.analysis.report.statistic import statistic
 from prunescope.analysis.report.view import without_sizes
-from prunescope.analysis.schema.report import FamilyVerdict, Finding, Ladder, Phase, Report
+from prunescope.analysis.schema.report import (
+    WHOLE_TRACE,
+    FamilyVerdict,
+    Finding,
+    Ladder,
+    Phase,
+    Report,
+)
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
@@ -68,7 +75,9 @@ def heading(name: str, phase: Phase) -> str:
 
 def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
-    facts = [f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"]
+    whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
+    steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
+    facts = ["the whole trace as one step" if whole else steps]
     if timed := phase.unprofiled_ns:
         seats = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
         seats += (
@@ -225,13 +234,15 @@ def pairing(phase: Phase) -> str:
 
 
 def coverage(phase: Phase) -> str:
-    """What the analysis knows, as shares of busy time, and the largest unknown kernel."""
+    """What the analysis knows, as shares of busy time, and the largest unknown kernel where all of
+    them have a share that is seen."""
     names = (("kind", "a kind"), ("work", "a work model"), ("role", "a role"))
     known = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
     )
     text = f"coverage of {numbers.time(phase.busy_ns)} busy: {known}"
-    if phase.unknown_kernels:
+    unnamed = 1 - phase.coverage.get("kind", 0.0)
+    if phase.unknown_kernels and numbers.percent(unnamed) != numbers.percent(0.0):
         first = phase.unknown_kernels[0]
         text += f"; largest without a kind: {first.name} ({numbers.time(first.busy_ns)})"
     return text

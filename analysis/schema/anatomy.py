@@ -38,7 +38,8 @@ class HostTime(msgspec.Struct, kw_only=True):
     op: str
     role: str
     count: float
-    host_ns: float  # from the launch before to these, by any thread
+    host_ns: float  # from the launch before to these, by any thread, outside of such calls:
+    blocked_ns: float | None = None  # in calls that copy or wait; null: host_ns holds it
     wait_ns: float  # gaps whose launch began after the device had run dry
 
 

@@ -23,6 +23,8 @@ from prunescope.analysis.schema.sides import (
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
+# The note on a trace that no marker divides into steps.
+WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
 
 def clock(busy: float, ran: float) -> float:

@@ -19,9 +19,10 @@ from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES, UNPLACED
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
-# The GEMMs of a sublayer, and the work between them that goes with them.
+# The GEMMs of a sublayer, and the work between them that goes with them: where attention proper has
+# gone, what has its role scales or copies.
 _SUBLAYERS = (
-    ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update"}),
+    ({*QKV_ROLES, "attention", "o"}, {"rope", "qk_norm", "kv_update", "attention"}),
     (set(MLP_ROLES), {"activation"}),
 )
 

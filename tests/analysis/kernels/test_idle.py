@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import anatomy_view
 from prunescope.analysis.schema.report import Finding, Phase
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -361,3 +362,31 @@ def test_a_short_lead_is_none(tmp_path: Path) -> None:
     for number, trace in enumerate((short, two)):
         phase = told(save(trace, tmp_path / f"{number}.json"))
         assert finding(phase, "host-lead") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "thread", "blocked"),
+    [
+        ("cudaStreamSynchronize", 1, 50_000),
+        ("cudaMemcpyAsync", 1, 50_000),
+        ("hipMemcpyWithStream", 1, 50_000),
+        ("cudaStreamSynchronize", 2, 0),  # a thread that launched neither of the two
+        ("cudaLaunchKernelExC", 1, 0),
+    ],
+)
+def test_what_lies_in_a_call_that_blocks_is_no_host_time_of_the_next_op(
+    name: str, thread: int, blocked: int, tmp_path: Path
+) -> None:
+    """50 us in a call between two launches, and what is left of their distance."""
+    analysis = analyze(save(in_a_call(name, 50, thread=thread), tmp_path / "t.json"))
+    (frame,) = analysis.frames.values()
+    assert frame["blocked_ns"].to_list() == [None, blocked]
+    apart = frame["launched"][1] - frame["launched"][0]
+    assert frame["host_ns"].to_list() == [None, apart - blocked]
+    (phase,) = analysis.report.phases.values()
+    assert phase.anatomy is not None
+    (one,) = phase.anatomy.host
+    assert (one.host_ns, one.blocked_ns) == (apart - blocked, blocked)
+    table = next(table for table in anatomy_view.tables(phase) if table.id == "host")
+    assert [column.title for column in table.columns][3:5] == ["host time", "blocked"]
+    assert [cell.value for cell in table.rows[0]][3:5] == [apart - blocked, blocked]

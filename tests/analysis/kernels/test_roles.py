@@ -172,3 +172,42 @@ def test_the_name_of_a_module_is_not_overruled_by_its_shape(tmp_path: Path) -> N
     path = save(layers(("self_attn.o_proj", mm(512, 192, 64))), tmp_path / "t.json.gz")
     frame = next(iter(analyze(path).frames.values()))
     assert set(frame["role"]) == {"o"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "before", "want"),
+    [
+        (((2, 8, 4), (2, 8, 4), ()), "down", "residual"),
+        (((2, 8, 4), (4,), ()), "down", "activation"),  # a bias
+        (((2, 8, 4), (2, 8, 4), ()), "up", "activation"),
+    ],
+)
+def test_a_sum_behind_down_is_the_residual(
+    shapes: tuple[tuple[int, ...], ...], before: str, want: str
+) -> None:
+    """As `ViTOutput` adds the hidden states that its layer hands it."""
+    places = [at("mlp", before), at("mlp")]
+    scopes = Scopes(np.array([0, 1]), np.array([0, 1]), places, "nn.Module")
+    add = OpCall("aten::add", shapes, ("float", "float", "Scalar"))
+    assert find_roles(scopes, ["gemm", "elementwise"], [None, add]).role == [before, want]
+
+
+def mul(*shapes: tuple[int, ...]) -> OpCall:
+    return OpCall("aten::mul", shapes, ("float",) * len(shapes))
+
+
+@pytest.mark.parametrize(
+    ("calls", "want"),
+    [
+        ([mul((2, 8, 4), ())], ["attention"]),  # queries scaled, as Owlv2Attention does
+        ([OpCall("aten::add_", ((8, 4), (4,)), ("float",) * 2)], ["attention"]),  # a bias
+        ([mul((2, 8, 4), (8, 4)), OpCall("aten::neg", ((2, 8, 2),), ("float",)),
+          OpCall("aten::add", ((2, 8, 4), (2, 8, 4)), ("float",) * 2)], ["rope"] * 3),
+        ([mul((2, 8, 4), (8, 4)), mul((2, 8, 4), ())], ["rope", "attention"]),
+        ([None], ["rope"]),
+    ],
+)  # fmt: skip
+def test_rope_is_what_stands_beside_a_rotation(calls: list[OpCall | None], want: list[str]) -> None:
+    index = np.zeros(len(calls), np.int64)
+    scopes = Scopes(index, index, [at("attention")], "nn.Module")
+    assert find_roles(scopes, ["elementwise"] * len(calls), calls).role == want

@@ -147,6 +147,10 @@ def test_the_bound_of_a_name_is_where_its_time_goes(tmp_path: Path) -> None:
         ("triton_per_fused_embedding_native_layer_norm_2", [[4], [999, 8], [4, 8]], None),
         ("triton_poi_fused_select_view_4", [[3, 16], [16]], None),
         ("triton_poi_fused_embedding_1", [[4, 8], [4, 8]], 64 * 4),
+        # silu(a)·b written over a moves 96 elements, a·2 written to b 64.
+        ("triton_poi_fused__unsafe_view_mul_silu_2", [[2, 2, 8], [4, 8]], None),
+        ("triton_poi_fused_mul_0", [[4, 8], [4, 8], [4, 8]], 96 * 4),
+        ("triton_poi_fused_silu_0", [[4, 8], [4, 8]], 64 * 4),
     ],
 )
 def test_what_a_generated_kernel_reads_in_part_has_no_bytes(

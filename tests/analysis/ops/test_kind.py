@@ -57,6 +57,8 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("triton_poi_fused_mul_silu_1", "activation"),
         ("triton_poi_fused__scaled_dot_product_flash_attention_add_5", "elementwise"),
         ("triton_poi_fused_clone_4", "layout"),
+        ("triton_poi_fused_add_0d1d2d3", "elementwise"),
+        ("triton__0d1d2d3d4de", "unknown"),  # Inductor before unique names: hints of arguments
         (ELEMENTWISE.format("silu_kernel"), "activation"),
         (ELEMENTWISE.format("direct_copy_kernel_cuda"), "layout"),
         (ELEMENTWISE.format("CUDAFunctor_add<float>"), "elementwise"),
@@ -148,6 +150,8 @@ def test_kind_by_kernel_name(name: str, kind: str) -> None:
         ("mine::op", None, None, "unknown"),
         (None, None, None, "unknown"),
         ("triton_poi_fused_mul_silu_1", None, None, "activation"),
+        ("aten::mul", "triton__0d1d2d", None, "elementwise"),
+        ("triton_", "triton__0d1d2d", None, "unknown"),
     ],
 )
 def test_kind_of_op_and_kernel(
