@@ -12,7 +12,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from prunescope.taxonomy.errors import nearest
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
@@ -89,6 +89,7 @@ def trace(  # noqa: PLR0913 - the options of the command
         >>> folder = prunescope.trace("tiny-llama", method="static-m", sparsity=0.5)
     """
     options = dict(locals())  # the parameters, nothing else
+    _check_method(method)
     from prunescope.taxonomy.arguments import run_name
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace as run
@@ -364,6 +365,15 @@ def devices() -> tuple[Device, ...]:
     from prunescope.analysis.device.hardware import DEVICES
 
     return DEVICES
+
+
+def _check_method(method: object) -> None:
+    if method is not None and not isinstance(method, str):
+        raise PrunescopeError(
+            f"method is a {type(method).__name__}, and has to be a name",
+            hint="write a function into a file and name it, package.module:function; a loop of "
+            "your own with a model of your own is captured by prunescope.capture",
+        )
 
 
 def _path(given: Path | str | None) -> Path | None:

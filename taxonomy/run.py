@@ -33,7 +33,7 @@ SCHEMA = 1
 MANIFEST = "run.json"
 # Width of the interval of a speedup, as a share of it, at which a capture draws no more seatings.
 NARROW = 0.08
-_DISTURBED = 0.1  # of the samples; a median bears as many
+_DISTURBED = 0.1  # of the samples of a seating, which a median bears, and so of all seatings
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 
 
@@ -81,9 +81,10 @@ class PhaseRun:
 
     @property
     def has_disturbed_samples(self) -> bool:
-        """Whether something else ran beside more of the samples kept than a few."""
-        kept = sum(seating.disturbed for seating in self.seatings)
-        return kept > _DISTURBED * len(self.samples_ns)
+        """Whether something else ran beside more of the samples kept than a few. Every seating
+        weighs as much, as in the time of a step: samples that were added to some hide no other."""
+        kept = [one.disturbed / one.samples for one in self.seatings if one.samples]
+        return sum(kept) > _DISTURBED * len(kept)
 
     @property
     def has_disturbed_steps(self) -> bool:

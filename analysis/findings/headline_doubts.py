@@ -62,6 +62,7 @@ def _apart(name: str, phase: Phase) -> list[str]:
         return []
     return [
         f"{name}: nothing was pruned, and the two captures differ by {ladder.realised:.2f}× "
-        f"[{low:.2f}×, {high:.2f}×]: a speedup of that size is no evidence between captures like "
-        "these; trace both in turns, in one command, on a quiet machine"
+        f"[{low:.2f}×, {high:.2f}×]: what moved the time shows in no size (a hook, a wait, another "
+        "machine or time of day); where the sides were not traced in turns by one command, on a "
+        "quiet machine, a ratio of that size is no evidence"
     ]

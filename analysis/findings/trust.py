@@ -163,7 +163,7 @@ def observer(c: Context) -> Finding | None:
         text=f"the profiler makes the step {ratio:.2f}× slower: gaps and launch verdicts are "
         "doubtful",
         evidence=[
-            f"profiled {ms(c.phase.wall_ns)}, unprofiled median "
+            f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
         change="read the ledger, which closes to the unprofiled wall, not the recorded gaps",

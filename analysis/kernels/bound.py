@@ -80,6 +80,16 @@ class Peaks:
             if (one := seen["before"]) and (other := seen["after"])
             if max(one, other) > _APART * min(one, other)
         ]
+        said += [
+            f"the {name} peak is {_rate(rates[name], name)} by `prunescope calibrate`, and was at "
+            f"most {_rate(most, name)} around this capture: the device was slower then, or the "
+            "calibration is of another time; shares of bounds may be too low"
+            for name, seen in self.taken.items()
+            if seen["used"] == "calibrated"
+            and (most := max(seen["before"] or 0, seen["after"] or 0))
+            if (rates := {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0})[name]
+            > _APART * most
+        ]
         if self.disturbed:
             said.append(
                 f"every measurement of the peaks was disturbed ({', '.join(self.disturbed)}): they "

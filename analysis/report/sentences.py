@@ -297,14 +297,14 @@ def observer(phase: Phase) -> str:
     """What profiling cost, and in which domain the ledger is."""
     if phase.observer_ratio is None:
         return f"observer: unknown, no unprofiled samples; {_domain(phase)}"
-    text = f"observer: profiled wall ÷ unprofiled median = {numbers.ratio(phase.observer_ratio)}"
+    text = f"observer: profiled wall ÷ unprofiled step = {numbers.ratio(phase.observer_ratio)}"
     return f"{text}; {_domain(phase)}"
 
 
 def _domain(phase: Phase) -> str:
     if phase.domain != "unprofiled":
         return "all times are as profiled"
-    text = "the ledger closes to the unprofiled medians"
+    text = "the ledger closes to the unprofiled times (means over seatings of medians)"
     if phase.observer_share is not None:
         text += f"; the observer's share is {numbers.percent(phase.observer_share)}"
     return text

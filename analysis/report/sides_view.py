@@ -23,7 +23,7 @@ def sides_table(phase: Phase) -> Table | None:
     timed = before is not None and now is not None
     if not timed:
         before, now = dense.wall_ns, phase.wall_ns
-    label = "time of a step, median" if timed else "time of a step, profiled"
+    label = "time of a step, unprofiled" if timed else "time of a step, profiled"
     rows = [_row(label, before, now, numbers.time)]
     if timed:  # else tokens a second would be of another time than the row above
         rows.append(_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))

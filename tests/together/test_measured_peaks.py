@@ -263,3 +263,12 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     used = {name: seen["used"] for name, seen in found.taken.items()}
     assert used == {"bf16": "calibrated", "fp32": "after", "bandwidth": "calibrated"}
     assert "calibrate" in found.doubts()[0] and "the higher one" in found.doubts()[1]
+    far = [text for text in found.doubts() if "around this capture" in text]
+    assert far[0].startswith(
+        "the bf16 peak is 2 TFLOP/s by `prunescope calibrate`, and was at most"
+    )
+    assert "1.5 TFLOP/s" in far[0]
+    near = replace(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
+    found = run_peaks(replace(device, calibration=near), None)
+    assert found is not None
+    assert not any("around this capture" in text for text in found.doubts())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
@@ -370,3 +371,16 @@ def test_a_method_of_ones_own(
     with pytest.raises(PrunescopeError, match="returned NoneType"):
         quick(method="mymethods:forget", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("seatings", [0, -3])
+def test_no_seatings_are_none(seatings: int, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match=f"seatings is {seatings}"):
+        loop(tiny, 9, out=tmp_path / "run", seatings=seatings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_function_is_no_name_of_a_method() -> None:
+    with pytest.raises(PrunescopeError, match="method is a function") as raised:
+        prunescope.trace("tiny-llama", method=loop)  # type: ignore[arg-type]
+    assert "prunescope.capture" in (raised.value.hint or "")

@@ -101,7 +101,11 @@ class _Step:
 
 def _plan(*, warmup: int, repeats: int, steps: int, seatings: int) -> list[_Step]:
     """Every step in order."""
-    count = max(1, min(seatings, repeats))
+    if seatings < 1:
+        raise PrunescopeError(
+            f"seatings is {seatings}, not from 1 on", hint="8 draws where weights lie in memory"
+        )
+    count = min(seatings, max(1, repeats))
     plan: list[_Step] = []
     profiled = 0
     for i, (samples, share) in enumerate(

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_weights
-from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.run import PhaseRun, Seating, read_run
 from prunescope.tracer.capture import seatings, timing
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
@@ -337,3 +337,18 @@ def test_a_buffer_that_a_forward_wrote_anew_keeps_its_place() -> None:
     before, kept = model.weight.data_ptr(), model.angles.data_ptr()
     place([model], random.Random(0))
     assert (model.weight.data_ptr() == before, model.angles.data_ptr() == kept) == (False, True)
+
+
+def test_every_seating_weighs_as_much_in_what_is_disturbed() -> None:
+    """One of eight of which all is disturbed is an eighth of the time of a step, however many
+    samples were added to the others (2 of 65 samples)."""
+    run = PhaseRun(
+        batch=1, prompt_len=8, positions=[0, 8], context=4, logits="last", cache="dynamic",
+        attention="sdpa", mode="eager", steps=8, tokens_per_step=8, warmup=1,
+        samples_ns=[1] * 65,
+        seatings=[*(Seating(samples=9, steps=1) for _ in range(7)),
+                  Seating(samples=2, steps=1, disturbed=2)],
+    )  # fmt: skip
+    assert run.has_disturbed_samples
+    run.seatings[-1].disturbed = 1  # a half of an eighth: 6 %
+    assert not run.has_disturbed_samples
