@@ -117,10 +117,11 @@ def test_no_graph_is_promised_to_a_step_that_is_one(tmp_path: Path) -> None:
 
 
 def test_holes_of_real_replays(real_trace: Real) -> None:
-    """A100: 51 gaps of more than 1 ms in 5 steps lie between two kernels of one graph launch."""
+    """A100: 51 gaps of more than 1 ms in 5 steps lie between two kernels of one graph launch, and
+    in 0.9 ms of them a step the device ran copies for a later step."""
     phase = phase_of(analyze(real_trace("a100_training_graphs_nccl.json.gz")).report)
     holes = finding(phase, "graph-holes")
     assert holes is not None
-    assert "20.144 ms of the step (9 %)" in holes.text
+    assert "19.218 ms of the step (9 %)" in holes.text
     held = finding(phase, "held-back")
     assert held is not None and "as it does within replays of graphs" in held.text

@@ -228,6 +228,7 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
         "held": 0,
         "device": 0,
         "unknown": 2_000,
+        "other_step": 0,
         "tail": 0,
     }
     assert phase.anatomy.graph_speedup is None
