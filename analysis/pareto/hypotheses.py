@@ -134,7 +134,8 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         missing = [family for family in PAPER_ORDER if family not in there]
         if missing:
             if len(missing) < len(PAPER_ORDER):
-                yield _untested(claim, "prefill", cell, f"{', '.join(missing)} was not measured")
+                text = f"{', '.join(missing)} was not measured"
+                yield _hypothesis(claim, "prefill", cell, UNTESTED, text)
             continue
         drawn = draws_of(points)
         if drawn is None:
@@ -197,9 +198,9 @@ def _hypothesis(  # noqa: PLR0913
     verdict: str,
     text: str,
     *,
-    effect: float,
-    ci95: list[float],
-    share: float,
+    effect: float | None = None,
+    ci95: list[float] | None = None,
+    share: float | None = None,
 ) -> Hypothesis:
     return Hypothesis(
         claim=claim,
@@ -210,17 +211,6 @@ def _hypothesis(  # noqa: PLR0913
         effect=effect,
         effect_ci95=ci95,
         share_of_draws=share,
-        text=text,
-    )
-
-
-def _untested(claim: str, phase: str, cell: SweepCell, text: str) -> Hypothesis:
-    return Hypothesis(
-        claim=claim,
-        phase=phase,
-        batch=cell.batch,
-        prompt_len=cell.prompt_len,
-        verdict=UNTESTED,
         text=text,
     )
 
