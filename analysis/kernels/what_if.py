@@ -97,9 +97,10 @@ def _two(seen: list[SeenGemm]) -> combinations[tuple[SeenGemm, SeenGemm]]:
     return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
 
 
-def spread_at(spread: float, a: Gemm, b: Gemm) -> float:
-    """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread."""
-    return _Z * spread * math.sqrt(_apart(a, b))
+def spread_at(spread: float, a: Gemm, b: Gemm, *, beyond: float = 0.0) -> float:
+    """Half of the 95 % interval of log(time ÷ prediction) between two GEMMs, of a Fit's spread.
+    `beyond`: how much further apart they count."""
+    return _Z * spread * math.sqrt(_apart(a, b) + beyond)
 
 
 def _apart(a: Gemm, b: Gemm) -> float:
@@ -163,11 +164,9 @@ class _Told:
         """
         if self.fit.spread is None:
             return None
-        apart = _apart(gemm, one.gemm)
-        if is_moved:
-            total = sum(s.total for s in self.aligned)
-            apart += sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
-        return _Z * self.fit.spread * math.sqrt(apart)
+        total = sum(s.total for s in self.aligned)
+        far = sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
+        return spread_at(self.fit.spread, gemm, one.gemm, beyond=far if is_moved else 0.0)
 
 
 def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
