@@ -1,10 +1,10 @@
 """A folder of ranks, one of them slowed by 20 %: found, with the same bytes, in so many processes.
 
-    python benchmarks/ranks.py [--trace NAME] [--ranks 64 1000] [--jobs 1 2] [--engine ray]
+    python benchmarks/ranks.py [--trace NAME] [--ranks 64 1000] [--ways local:2 local:1 ray:2]
                                [--repeats 3] [--out benchmarks/ranks.md]
 
 In: a trace of ../shared/data/traces, written as often as there are ranks. Out: a table of whole
-processes: wall time, memory of the largest process, the ratio to the first of --jobs, whether the
+processes: wall time, memory of the largest process, the ratio to the first of --ways, whether the
 JSON is the same to the byte, and which rank is told as slow.
 """
 
@@ -47,8 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trace", default="h100_vit")
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1000])
-    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--ways", nargs="+", default=["local:2", "local:1"], metavar="ENGINE:JOBS")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()
@@ -61,9 +60,9 @@ def main() -> None:
         f"cores, {platform.machine()}, Python {platform.python_version()}. One rank's kernels take "
         f"{SLOWED:.0%} longer. Whole processes: median of {options.repeats}, lowest to highest.",
         "",
-        "| ranks | events in all | processes | wall s | × | MB of the largest process | same bytes "
-        "| told as slow |",
-        "|--:|--:|--:|--:|--:|--:|---|---|",
+        "| ranks | events in all | engine | processes | wall s | × | MB of the largest process "
+        "| same bytes | told as slow |",
+        "|--:|--:|---|--:|--:|--:|--:|---|---|",
     ]
     options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
     sys.stderr.write(f"wrote {options.out.name}\n")
@@ -79,22 +78,22 @@ def _table(options: Any, ranks: int) -> Iterator[str]:
         for rank in range(ranks):
             _write(where, trace if rank != slow else slowed(trace), rank, ranks)
         runs = {
-            jobs: [_analyzed(where, jobs, options.engine) for _ in range(options.repeats)]
-            for jobs in options.jobs
+            way: [_analyzed(where, way) for _ in range(options.repeats)] for way in options.ways
         }
     first = next(iter(runs.values()))
-    for jobs, each in runs.items():
+    for way, each in runs.items():
+        engine, _, jobs = way.partition(":")
         times = [run.seconds for run in each]
         middle = statistics.median(times)
         same = {run.digest for run in each} == {first[0].digest}
         told = ", ".join(each[0].slow) or "none"
         yield (
-            f"| {ranks:,} | {ranks * len(trace['traceEvents']):,} | {jobs} | {middle:.1f} "
-            f"({min(times):.1f}–{max(times):.1f}) "
+            f"| {ranks:,} | {ranks * len(trace['traceEvents']):,} | {engine} | {jobs} "
+            f"| {middle:.1f} ({min(times):.1f}–{max(times):.1f}) "
             f"| {middle / statistics.median(run.seconds for run in first):.2f} "
             f"| {max(run.megabytes for run in each):,.0f} | {'yes' if same else 'NO'} | {told} |"
         )
-        sys.stderr.write(f"{ranks} ranks, {jobs} processes: {middle:.1f} s\n")
+        sys.stderr.write(f"{ranks} ranks, {way}: {middle:.1f} s\n")
 
 
 def slowed(trace: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +113,13 @@ def _write(where: Path, trace: dict[str, Any], rank: int, ranks: int) -> None:
     (where / f"rank{rank}.json.gz").write_bytes(data)
 
 
-def _analyzed(where: Path, jobs: int, engine: str) -> Run:
+def _analyzed(where: Path, way: str) -> Run:
+    engine, _, jobs = way.partition(":")
     out = where.parent / "report.json"
     command = [sys.executable, "-m", "prunescope", "analyze", str(where), "--json", str(out)]
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "--jobs", str(jobs), "--engine", engine],
+        [*command, "--jobs", jobs, "--engine", engine],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

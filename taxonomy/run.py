@@ -76,7 +76,8 @@ class PhaseRun:
     kv_bytes: int | None = None
     # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
     seatings: list[Seating] = field(default_factory=list)
-    # Those that were asked for, where more were drawn since intervals were wide.
+    # Those that were asked for, where others were drawn: more since intervals were wide, or fewer
+    # since each has a sample of its own.
     seatings_asked: int | None = left_out()
 
     @property

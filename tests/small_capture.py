@@ -50,6 +50,15 @@ def quick_peaks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(surroundings, "measure_peaks", quick)
 
 
+def same_peaks(patch: pytest.MonkeyPatch) -> None:
+    """Peaks of a sweep are `PEAKS`, and take no time to measure."""
+    from prunescope.tracer.capture import surroundings
+    from prunescope.tracer.sweep import job
+
+    for module in (surroundings, job):
+        patch.setattr(module, "measure_peaks", lambda *_: PEAKS)
+
+
 def phases_unrecorded(run: Path) -> dict[str, Phase]:
     """The phases of a report on a run whose record of its pruning is blanked."""
     path = run / "pruned" / "run.json"

@@ -20,6 +20,7 @@ def launch_bound(c: Context) -> Finding | None:
     late, others = host_late(c.pruned.frame)
     phase, steps = c.phase, c.pruned.num_steps
     spared, other = late / steps, others / steps
+    idle = phase.gap_ns - int(c.pruned.frame["idle_other_step"].sum()) / steps
     share = _much(c, spared)
     if share is None:
         return None
@@ -28,11 +29,10 @@ def launch_bound(c: Context) -> Finding | None:
         id="launch-bound",
         severity="critical" if share > _MOST and not stacks else "warning",
         text=f"launch-bound: the device waits for a late host for {percent(share)} of the step "
-        f"(it idles for {percent(phase.gap_ns / phase.wall_ns)}); smaller kernels cannot make that "
-        "faster",
+        f"(it idles for {percent(idle / phase.wall_ns)}); smaller kernels cannot make that faster",
         evidence=[
             *[_stacks(stacks)] * bool(stacks),
-            f"in {ms(spared)} of {ms(phase.gap_ns)} idle time the host ran ops or made calls, or "
+            f"in {ms(spared)} of {ms(idle)} idle time the host ran ops or made calls, or "
             "neither for less than 1 ms, before a launch that began after the device ran dry",
             *_longest(c),
             *[

@@ -280,8 +280,9 @@ def _looks_up(name: str, sizes: list[int]) -> bool:
 
 
 def _may_write_over(name: str, sizes: list[int]) -> bool:
-    """Whether a pointwise kernel of an op of two operands has too few arguments, all of one size,
-    for both and a result: one of them is read and written, unless the other operand is a number.
-    A trace tells neither."""
+    """Whether a pointwise kernel of n ops of two operands has too few arguments, all of one size,
+    for n + 1 operands and a result: one of them is read and written, unless an operand is a number
+    or the result of another. A trace tells none of these."""
+    of_two = len(_OF_TWO.findall(name))
     alike = len(set(sizes)) == 1
-    return name.startswith("triton_poi") and len(sizes) < 3 and alike and bool(_OF_TWO.search(name))  # noqa: PLR2004
+    return name.startswith("triton_poi") and alike and of_two > 0 and len(sizes) < of_two + 2

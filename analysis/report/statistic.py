@@ -47,10 +47,20 @@ def statistic(phase: Phase) -> str:
         text += f"{len(timed.samples)} unprofiled samples in all"
     else:
         text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
-    if timed.seatings_asked:
-        text += f" ({timed.seatings_asked} seatings were asked for, and more drawn while the "
-        text += f"interval was wider than {numbers.percent(NARROW, decimals=0)})"
-    return text + ("; 95 % interval over seatings" if has_interval else "")
+    return text + _asked(timed) + ("; 95 % interval over seatings" if has_interval else "")
+
+
+def _asked(timed: Unprofiled) -> str:
+    """Why there are not as many seatings as were asked for, where there are not."""
+    asked = timed.seatings_asked
+    if not asked:
+        return ""
+    text = f" ({asked} seatings were asked for, and "
+    if asked > len(timed.seatings or ()):
+        return f"{text}no more drawn than --repeats and --max-seatings allow)"
+    return (
+        f"{text}more drawn while the interval was wider than {numbers.percent(NARROW, decimals=0)})"
+    )
 
 
 def _alone(timed: Unprofiled | None) -> str:

@@ -30,7 +30,7 @@ from prunescope.taxonomy.run import read_run
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
-from tests.small_capture import PEAKS, SMALL_SWEEP
+from tests.small_capture import PEAKS, SMALL_SWEEP, same_peaks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def shorten(patch: pytest.MonkeyPatch) -> None:
     from prunescope.tracer.sweep import job
 
     patch.setattr(job, "TOKENS", 256)
-    patch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+    same_peaks(patch)
     patch.setattr(job, "_was_disturbed", lambda _out: False)
 
 

@@ -15,7 +15,7 @@ from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.sweep import SweepRequest, sweep
-from tests.small_capture import PEAKS, SMALL_SWEEP
+from tests.small_capture import PEAKS, SMALL_SWEEP, same_peaks
 
 SMALL = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[static-m]")
 
@@ -57,7 +57,7 @@ def test_a_result_that_was_disturbed_is_captured_once_more(
         return folder
 
     monkeypatch.setattr(job, "TOKENS", 256)
-    monkeypatch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+    same_peaks(monkeypatch)
     monkeypatch.setattr(job, "trace", beside_other_work)
     out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
     assert taken == TAKEN
@@ -82,16 +82,19 @@ def disturb(folder: Path, noise: Noise, capture: int) -> None:
 def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first of four results keeps 1e11 FLOP/s; a quiet measurement of 2e11 ends the search. A
-    later call measures nothing."""
+    """The first of four results, whose capture measures before and after, keeps 1e11 FLOP/s; a
+    quiet measurement of 2e11 ends the search. A later call measures nothing."""
+    from prunescope.tracer.capture import surroundings
     from prunescope.tracer.sweep import job
 
     config = tmp_path / "sweep.yaml"
     config.write_text(SMALL, encoding="utf-8")
     low, high = (replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11))
-    taken = iter([replace(low, disturbed=["waits"]), high])
+    noisy = replace(low, disturbed=["waits"])
+    taken = iter([noisy, noisy, high])
     monkeypatch.setattr(job, "TOKENS", 256)
-    monkeypatch.setattr(job, "measure_peaks", lambda *_: next(taken))
+    for module in (surroundings, job):
+        monkeypatch.setattr(module, "measure_peaks", lambda *_: next(taken))
     out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
     kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
     assert Counter(one.dense_flop_per_s["fp32"] for one in kept if one) == {1e11: 1, 2e11: 3}
@@ -100,10 +103,33 @@ def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
     said = read(MeasuredPeaks, json.loads(path.read_bytes()))
     assert (said.dense_flop_per_s["fp32"], said.disturbed) == (2e11, [])
     each = [(one.dense_flop_per_s["fp32"], one.disturbed) for one in said.measurements]
-    assert each == [(1e11, ["waits"]), (2e11, [])]
+    assert each == [(1e11, ["waits"]), (1e11, ["waits"]), (2e11, [])]
     shutil.rmtree(out / "runs" / "static-m-s0.5-decode-b1-p16-d0")
     sweep(SweepRequest(config=config, out=out))
     assert next(taken, None) is None
+
+
+@pytest.mark.torch
+def test_peaks_of_a_sweep_are_the_better_of_before_and_after_its_first_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two measurements, no third; every result has the better one, and both beside it."""
+    from prunescope.tracer.capture import surroundings
+    from prunescope.tracer.sweep import job
+
+    config = tmp_path / "sweep.yaml"
+    config.write_text(SMALL, encoding="utf-8")
+    taken = iter([replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11)])
+    monkeypatch.setattr(job, "TOKENS", 256)
+    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
+    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
+    assert len(kept) == 4
+    for one in kept:
+        assert one is not None and one.before is not None and one.after is not None
+        rates = (one.dense_flop_per_s, one.before.dense_flop_per_s, one.after.dense_flop_per_s)
+        assert [rate["fp32"] for rate in rates] == [2e11, 1e11, 2e11]
+        assert one.reached is not None
 
 
 def test_peaks_that_are_never_quiet_are_taken_as_they_are() -> None:

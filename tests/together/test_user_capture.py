@@ -75,6 +75,7 @@ def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
     assert phase.steps == 3
     assert tiny.model.norm.weight.data_ptr() != where
     assert not tiny.model.norm.weight.is_inference()
+    assert tiny.model.norm.weight.untyped_storage().nbytes() < 2 * tiny.model.norm.weight.nbytes
     raw = gzip.decompress((tmp_path / "run/dense/prefill.trace.json.gz").read_bytes())
     names = [e["name"] for e in json.loads(raw)["traceEvents"]]
     labels = [n.partition("#")[2] for n in names if n.startswith("prunescope.step#")]

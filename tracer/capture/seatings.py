@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,11 +113,26 @@ def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:
     models = list(models)
     draw.shuffle(models)
     for model in models:
-        # Whatever a user's loop is inside of, weights stay what they are: tensors that autograd
-        # knows, or those that were made in inference mode.
-        inference = any(weight.is_inference() for weight in model.parameters())
-        with torch.inference_mode(mode=inference), torch.no_grad():
+        with _mode_of(model):
             _place(model, draw)
+
+
+def settle(model: torch.nn.Module, draw: random.Random) -> None:
+    """Give each weight of a placed model a storage of its own again, as a loader does: a block of
+    all of them is written whole with each one that is saved, and held by each one that is kept."""
+    with _mode_of(model):
+        for region in _regions(model):
+            device = region.storage.device
+            _move([region], device, draw, shift=_unit(device))
+
+
+@contextmanager
+def _mode_of(model: torch.nn.Module) -> Iterator[None]:
+    """Whatever a user's loop is inside of, weights stay what they are: tensors that autograd knows,
+    or those that were made in inference mode."""
+    inference = any(weight.is_inference() for weight in model.parameters())
+    with torch.inference_mode(mode=inference), torch.no_grad():
+        yield
 
 
 def _place(model: torch.nn.Module, draw: random.Random) -> None:

@@ -309,6 +309,8 @@ class _Session:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
+            if self.request.first_seatings < self.request.seatings:
+                entry.seatings_asked = self.request.seatings
             stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):

@@ -26,7 +26,7 @@ from prunescope.tracer.capture.manifest import manifest
 from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
-from prunescope.tracer.capture.seatings import place, shares
+from prunescope.tracer.capture.seatings import place, settle, shares
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import Watch, timed
 from prunescope.tracer.model import compat
@@ -71,7 +71,10 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     with claimed(folder):
         with ExitStack() as stack:
             steps_seen = UserCapture(model, plan, stack)
-            yield steps_seen
+            try:
+                yield steps_seen
+            finally:
+                steps_seen.settle()
         with clean_termination():
             name = "dense" if twin is None else "pruned"
             captured = steps_seen.finish(name, phase)
@@ -169,6 +172,11 @@ class UserCapture:
         else:
             with self._timed(step):
                 yield
+
+    def settle(self) -> None:
+        """After the loop: weights that moved get storages of their own again."""
+        if len(self._seatings) > 1:
+            settle(self._model, self._draw)
 
     def usual_phase(self) -> str:
         """What the steps were: training where gradients were computed, else by the first one's

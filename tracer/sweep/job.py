@@ -19,7 +19,7 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run import read_run
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.calibration.collect import Statistics, remembering
 from prunescope.tracer.capture.manifest import scrubbed
@@ -171,6 +171,8 @@ class Worker:
             with self.watch.slot(str(device)):
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
+                if peaks is None:
+                    peaks = self._kept(_peaks_file(job, device, prepared), request.out)
                 if _was_disturbed(request.out):
                     self.watch.describe(f"{result.id} again: something else ran beside it")
                     again = replace(request, overwrite=True)
@@ -262,30 +264,50 @@ class Worker:
             self._dense[key].model = dense.model
         return self._dense[key]
 
-    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> MeasuredPeaks:
-        """Peaks of this device: measured once a sweep, so that all bounds rest on the same ones.
-        Where that was disturbed it is done again before the next result, and the better count from
-        there on; a result that is written keeps what it has."""
+    def _measured(self, job: Job, device: torch.device, prepared: Prepared) -> MeasuredPeaks | None:
+        """Peaks of this device, one for all results, so that all bounds rest on the same ones. None
+        for the first: its capture measures them, before and after. Where that was disturbed they
+        are measured again before the next result, and the better count from there on; a result that
+        is written keeps what it has."""
         found = self._peaks
         if found is not None and not _is_doubtful(found):
             return found
-        dtype = dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
-        with thread_count(job.config.threads):
-            info = device_info(device)
-            path = job.folder / f"peaks-{slug(str(info.name))}-{dtype}-{info.threads}.json"
-            if found is None and (kept := read_json(path)) is not None:
-                found = json_fields.read(MeasuredPeaks, kept)
-            before = found
-            if found is None:
-                found = measure_peaks(device, dtype)
-            elif _is_doubtful(found):
-                again = measure_peaks(device, dtype)
-                each = [*(found.measurements or [rates_of(found)]), rates_of(again)]
-                found = replace(better_peaks(found, again), measurements=each)
-            if found is not before:
-                write_json(path, json_fields.plain(found))
+        path = _peaks_file(job, device, prepared)
+        if found is None:
+            kept = read_json(path)
+            found = None if kept is None else json_fields.read(MeasuredPeaks, kept)
+        if found is not None and _is_doubtful(found):
+            with thread_count(job.config.threads):
+                again = measure_peaks(device, _dtype(prepared))
+            each = [*_measurements(found), rates_of(again)]
+            found = replace(better_peaks(found, again), measurements=each)
+            write_json(path, json_fields.plain(found))
         self._peaks = found
         return found
+
+    def _kept(self, path: Path, out: Path) -> MeasuredPeaks:
+        """The peaks that the first capture measured, for all results after it."""
+        peaks = read_run(out / "dense").device.peaks
+        assert peaks is not None
+        self._peaks = replace(peaks, reached=None)
+        write_json(path, json_fields.plain(self._peaks))
+        return self._peaks
+
+
+def _peaks_file(job: Job, device: torch.device, prepared: Prepared) -> Path:
+    with thread_count(job.config.threads):
+        info = device_info(device)
+    return job.folder / f"peaks-{slug(str(info.name))}-{_dtype(prepared)}-{info.threads}.json"
+
+
+def _dtype(prepared: Prepared) -> str:
+    return dtype_name(prepared.variants[0].loaded.dtype) or "fp32"
+
+
+def _measurements(peaks: MeasuredPeaks) -> list[MeasuredRates]:
+    """Each measurement of peaks that rest on several: those of a sweep, or before and after."""
+    either = [one for one in (peaks.before, peaks.after) if one is not None]
+    return peaks.measurements or either or [rates_of(peaks)]
 
 
 def _is_doubtful(peaks: MeasuredPeaks) -> bool:

@@ -151,6 +151,9 @@ def test_the_bound_of_a_name_is_where_its_time_goes(tmp_path: Path) -> None:
         ("triton_poi_fused__unsafe_view_mul_silu_2", [[2, 2, 8], [4, 8]], None),
         ("triton_poi_fused_mul_0", [[4, 8], [4, 8], [4, 8]], 96 * 4),
         ("triton_poi_fused_silu_0", [[4, 8], [4, 8]], 64 * 4),
+        # a·b + c has four arguments, or three where it is written over one of them.
+        ("triton_poi_fused_add_mul_0", [[4, 8], [4, 8], [4, 8]], None),
+        ("triton_poi_fused_add_mul_0", [[4, 8], [4, 8], [4, 8], [4, 8]], 128 * 4),
     ],
 )
 def test_what_a_generated_kernel_reads_in_part_has_no_bytes(

@@ -46,6 +46,20 @@ def test_both_drawn() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (5, "5 seatings were asked for, and more drawn while the interval was wider than 8 %"),
+        (16, "16 seatings were asked for, and no more drawn than --repeats and --max-seatings"),
+    ],
+)
+def test_other_seatings_than_were_asked_for(asked: int, why: str) -> None:
+    phase = compared(8, 8)
+    assert phase.unprofiled_ns is not None
+    phase.unprofiled_ns.seatings_asked = asked
+    assert why in sentences.statistic(phase)
+
+
 def test_an_old_baseline_beside_a_new_run() -> None:
     assert sentences.statistic(compared(0, 8)) == (
         "ratio of the median of 12 unprofiled samples (dense) to the mean over 8 seatings of the "

@@ -20,7 +20,14 @@ from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_w
 from prunescope.taxonomy.run import PhaseRun, Seating, read_run
 from prunescope.tracer.capture import seatings, timing
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.seatings import further_part, parts_of, place, shares, width
+from prunescope.tracer.capture.seatings import (
+    further_part,
+    parts_of,
+    place,
+    settle,
+    shares,
+    width,
+)
 from prunescope.tracer.sweep.plan import SweptRequest
 from tests.tracer.tiny_models import tiny_model
 
@@ -99,6 +106,23 @@ def test_tied_weights_and_views_stay_tied() -> None:
 
 
 @torch.inference_mode()
+def test_a_settled_model_has_a_storage_a_weight_and_is_tied_as_before() -> None:
+    """What is saved of it is as large as before: 512 bytes of a file a tensor are of torch.save."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.ReLU())
+    model[1].weight = model[0].weight
+    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    place([model], random.Random(0))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(model).values()}
+    assert len(storages) == 1
+    settle(model, random.Random(0))
+    assert model[1].weight is model[0].weight
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(model).values()}
+    assert len(storages) == 3  # a weight of two, two biases
+    for name, tensor in tensors(model).items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.untyped_storage().nbytes() <= tensor.numel() * 4 + 128
+
+
 def test_a_model_answers_as_before(tiny: Any) -> None:
     ids = torch.arange(8).reshape(1, 8)
     before = tiny(ids).logits
@@ -220,6 +244,13 @@ def test_only_phases_with_wide_intervals_are_seated_again(
         "prefill": None,
         "decode": 4,
     }
+
+
+def test_a_run_says_how_many_seatings_its_samples_did_not_allow(quick: Callable[..., Path]) -> None:
+    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=2, max_seatings=4)
+    for name in ("dense", "pruned"):
+        for phase in read_run(folder / name).phases.values():
+            assert (len(phase.seatings), phase.seatings_asked) == (2, 4)
 
 
 def test_no_further_seatings_beside_other_work(

@@ -16,7 +16,7 @@ from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.tracer.recovery import training
 from prunescope.tracer.sweep import control, job
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
-from tests.small_capture import PEAKS
+from tests.small_capture import same_peaks
 from tests.tracer.recovery.test_recover import Killed, Killer
 
 pytestmark = pytest.mark.torch
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.torch
 def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The request of a small sweep on the model that reads bytes."""
     monkeypatch.setattr(job, "TOKENS", 256)
-    monkeypatch.setattr(job, "measure_peaks", lambda *_: PEAKS)
+    same_peaks(monkeypatch)
     monkeypatch.setattr(job, "_was_disturbed", lambda _out: False)  # whatever runs beside tests
 
     def make(name: str, **keys: Any) -> SweepRequest:
