@@ -29,10 +29,11 @@ def _compared(found: Pareto) -> Iterator[str]:
     points = [p for phase in found.phases.values() for p in phase.points]
     families = dict.fromkeys(p.family for p in points)
     subject = found.subject
+    missing = {"failed": len(found.failed), "not run yet": found.pending}
+    said = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
     yield (
         f"{len(points)} points of {len(families)} families of {subject.model}"
-        f" ({subject.dtype}) on {subject.device}; {len(found.failed)} failed,"
-        f" {found.pending} not run yet."
+        f" ({subject.dtype}) on {subject.device}{f'; {said}' if said else ''}."
     )
     text = subject.text or {}
     yield (

@@ -15,7 +15,7 @@ import numpy as np
 
 from prunescope.analysis.pareto.draws import COUNT, Array, DrawnPoints, draws_of, interval
 from prunescope.analysis.pareto.frontier import loss_of, removed_nothing
-from prunescope.analysis.report.numbers import percent
+from prunescope.analysis.report.numbers import MINUS, percent
 from prunescope.analysis.schema.pareto import Hypothesis, Pareto, ParetoPhase, SweepCell, SweepPoint
 
 _PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
@@ -94,10 +94,11 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     words = ", ".join(
         f"{family} {percent(1 + float(np.median(missed[family])), decimals=0)}" for family in ranked
     )
+    points_closer = f"{100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
     text = (
         f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
-        f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer by"
-        f" {100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}] than the next"
+        f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer"
+        f" than the next by {points_closer.replace('-', MINUS)}"
     )
     yield _hypothesis(
         "static depth stays closest to its bound where memory-bound",

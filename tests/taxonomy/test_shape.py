@@ -125,6 +125,7 @@ def test_presets_are_copies_and_unknown_ones_name_their_neighbours() -> None:
         ("mixtral-8x7b", 46_702_792_704),
         ("gpt-oss-20b", 20_914_757_184),
         ("smollm2-135m", 134_515_008),
+        ("smollm2-360m", 361_821_120),
         ("qwen3-next-80b-a3b", 79_674_391_296),
         ("lfm2-1.2b", 1_170_340_608),
         ("llama-2-7b", 6_738_415_616),

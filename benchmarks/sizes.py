@@ -1,0 +1,193 @@
+"""Does the order of the families move with the size of a model, and does `predict` say so?
+
+    for n in 135m 360m 1b; do
+      prunescope sweep benchmarks/sizes/$n.yaml --out traces/sizes-$n
+    done
+    python benchmarks/sizes.py traces/sizes-135m traces/sizes-360m traces/sizes-1b
+
+In: finished sweeps of one architecture, the smallest model first. Out: sizes.md beside this file.
+What is predicted comes from the dense side of the first result of each phase (`predict --from-run`)
+and knows of no pruned time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import prunescope  # noqa: E402
+from prunescope.analysis.pareto.pareto import judge  # noqa: E402
+
+DRAWS, _Z95 = 4000, 1.96
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Of one family at one size: speedups, measured and predicted, each with an interval."""
+
+    measured: float
+    ci95: tuple[float, float]
+    predicted: float
+    expected: tuple[float, float]
+    bound: float
+    valid: bool
+
+    def draws(self, seed: int) -> Array:
+        """Of the logarithm of the measured speedup."""
+        low, high = np.log(self.ci95)
+        noise = np.random.default_rng(seed).standard_normal(DRAWS)
+        return np.log(self.measured) + noise * (high - low) / (2 * _Z95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model, and its families by phase."""
+
+    name: str
+    machine: str
+    sparsity: float
+    phases: dict[str, dict[str, Family]]
+
+
+def main() -> None:
+    """Read the sweeps that the command line names, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", help="of sweeps, the smallest model first")
+    parser.add_argument("--out", type=Path, default=HERE / "sizes.md", help="the page")
+    options = parser.parse_args()
+    sizes = [size_of(folder) for folder in options.folders]
+    options.out.write_text("\n".join(page(sizes)) + "\n", encoding="utf-8")
+    sys.stderr.write(f"wrote {options.out.name}\n")
+
+
+def size_of(folder: Path) -> Size:
+    """Measured and predicted speedups of a sweep of one sparsity, batch and length."""
+    found = judge(folder)
+    phases: dict[str, dict[str, Family]] = {}
+    (sparsity,) = {p.sparsity for phase in found.phases.values() for p in phase.points}
+    assert sparsity is not None
+    for name, phase in found.phases.items():
+        points = {p.family: p for p in phase.points if p.realised_ci95 is not None}
+        dense = folder / "runs" / next(iter(points.values())).draws[0] / "dense"
+        told = prunescope.predict(from_run=dense, method=list(points), sparsity=sparsity)
+        rows = {row["id"]: row for row in told["phases"][name]["families"]}
+        phases[name] = {}
+        for family, point in points.items():
+            assert point.realised_ci95 is not None
+            row = rows[family]
+            phases[name][family] = Family(
+                measured=point.realised,
+                ci95=(point.realised_ci95[0], point.realised_ci95[1]),
+                predicted=row["expected"],
+                expected=(row["range"][0], row["range"][1]),
+                bound=row["bound"],
+                valid=point.timing_valid,
+            )
+    subject = found.subject
+    machine = f"{subject.device}, {subject.dtype}"
+    return Size(name=str(subject.model), machine=machine, sparsity=sparsity, phases=phases)
+
+
+def page(sizes: list[Size]) -> Iterator[str]:
+    """The lines of sizes.md."""
+    names = ", ".join(size.name for size in sizes)
+    yield "# Does the order of the families move with the size of a model?"
+    yield ""
+    yield (
+        f"{names}, weights at random, on {sizes[0].machine}; s = {sizes[0].sparsity:g}. Speedup = "
+        "dense ÷ pruned, measured, with its 95 % interval over seatings; below it what `predict "
+        "--from-run` makes of the dense run alone, with its range. ?: timed beside other work."
+    )
+    yield ""
+    yield "```"
+    yield from (line.strip() for line in (__doc__ or "").splitlines()[2:6])
+    yield "```"
+    for phase in sizes[0].phases:
+        yield from _phase(phase, [size for size in sizes if phase in size.phases])
+
+
+def _phase(phase: str, sizes: list[Size]) -> Iterator[str]:
+    families = list(sizes[0].phases[phase])
+    yield from ("", f"## {phase}", "")
+    yield "| family | " + " | ".join(size.name for size in sizes) + " |"
+    yield "|:--|" + ":--|" * len(sizes)
+    for family in families:
+        cells = [_cell(size.phases[phase].get(family)) for size in sizes]
+        yield f"| {family} | " + " | ".join(cells) + " |"
+    yield ""
+    for size in sizes:
+        yield f"- {size.name}, the fastest first: {', '.join(_order(size.phases[phase]))}."
+    for one, other in itertools.pairwise(sizes):
+        yield from _moves(phase, one, other)
+    for size in sizes:
+        own = size.phases[phase]
+        agree, pairs = _agreement(own)
+        held = sum(f.expected[0] <= f.measured <= f.expected[1] for f in own.values())
+        yield (
+            f"- `predict` for {size.name}: {agree} of the {pairs} pairs of families whose order is "
+            f"beyond noise are in the predicted order; {held} of {len(own)} ranges hold what was "
+            "measured."
+        )
+
+
+def _cell(one: Family | None) -> str:
+    if one is None:
+        return ""
+    doubt = "" if one.valid else " ?"
+    measured = f"**{one.measured:.2f}×**{doubt} [{one.ci95[0]:.2f}, {one.ci95[1]:.2f}]"
+    low, high = one.expected
+    return f"{measured}<br>{one.predicted:.2f}× ({low:.2f} to {high:.2f})"
+
+
+def _order(families: dict[str, Family]) -> list[str]:
+    return sorted(families, key=lambda name: -families[name].measured)
+
+
+def _moves(phase: str, one: Size, other: Size) -> Iterator[str]:
+    """Pairs whose order is not the same in both, beyond noise, and what `predict` says of them."""
+    a, b = one.phases[phase], other.phases[phase]
+    common = [name for name in a if name in b]
+    moved = []
+    for i, j in itertools.combinations(common, 2):
+        gaps = [_gap(own[i], own[j]) for own in (a, b)]
+        if gaps[0] * gaps[1] < 0:
+            said = [own[i].predicted - own[j].predicted for own in (a, b)]
+            told = [gap * guess > 0 for gap, guess in zip(gaps, said, strict=True)]
+            first, second = (i, j) if gaps[0] > 0 else (j, i)
+            moved.append(
+                f"{first} before {second} turns round "
+                f"({'predicted' if all(told) else 'not predicted'})"
+            )
+    names = f"from {one.name} to {other.name}"
+    yield f"- {names}: {'; '.join(moved) or 'no pair of families changes its order beyond noise'}."
+
+
+def _gap(one: Family, other: Family) -> int:
+    """1 where the first is faster in 97.5 % of the draws, −1 where the other is, else 0."""
+    share = float((one.draws(1) > other.draws(2)).mean())
+    return int(share > 0.975) - int(share < 0.025)
+
+
+def _agreement(families: dict[str, Family]) -> tuple[int, int]:
+    """Pairs in the predicted order, and pairs whose measured order is beyond noise."""
+    agree = pairs = 0
+    for one, other in itertools.combinations(families.values(), 2):
+        gap = _gap(one, other)
+        pairs += gap != 0
+        agree += gap * (one.predicted - other.predicted) > 0
+    return agree, pairs
+
+
+if __name__ == "__main__":
+    main()
