@@ -10,7 +10,7 @@ from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_l
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.words import percent
 
-_MUCH, _MOST = 0.25, 0.4  # of the wall
+_SOME, _MUCH, _MOST = 0.05, 0.25, 0.4  # of the wall
 _NAMED = 0.02  # of the wall: worth a line
 _HARDLY = 0.01  # of what follows
 
@@ -42,7 +42,9 @@ def launch_bound(c: Context) -> Finding | None:
             * bool(other),
         ],
         change=_fewer_launches(c),
-        predicted_ns=spared if c.pruned.is_replay else spared + _gaps(c, "device"),
+        predicted_ns=spared
+        if c.pruned.is_replay
+        else spared + _gaps(c, "device") + int(c.pruned.frame["idle_copy_launch"].sum()) / steps,
     )
 
 
@@ -101,7 +103,7 @@ def host_work(c: Context) -> Finding | None:
         *(
             f"{ms(ns / steps)} in nothing that the trace names"
             if name is None
-            else f"{ms(within / steps)} in {name[:80]}{_around(within / steps, ns / steps)}"
+            else f"{ms(within / steps)} in {name[:120]}{_around(within / steps, ns / steps)}"
             for name, ns, within in by.head(3).iter_rows()
         ),
     ]
@@ -128,25 +130,29 @@ def _around(within: float, ns: float) -> str:
 
 
 def host_lead(c: Context) -> Finding | None:
-    """Before the one step's first event on the device the host works for long: no wall has it."""
+    """Before the first step's first event on the device the host works for long: no wall has it,
+    and that of each step after it has its own."""
     linked = c.pruned.linked
-    if c.pruned.num_steps > 1 or c.pruned.windows.source == "whole" or linked.lead_ns is None:
+    if c.pruned.windows.source == "whole" or linked.lead_ns is None:
         return None
-    idle = linked.lead_ns - (linked.lead_busy_ns or 0)
-    whole = c.phase.wall_ns + linked.lead_ns
-    if not c.pruned.on_device or idle < _MUCH * whole:
+    idle, steps = linked.lead_ns - (linked.lead_busy_ns or 0), c.pruned.num_steps
+    whole = c.phase.wall_ns + linked.lead_ns / steps
+    if not c.pruned.on_device or idle < _SOME * whole:
         return None
+    begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
     return Finding(
         id="host-lead",
-        severity="warning",
-        text=f"the step begins with {ms(idle)} on the host in which the device runs nothing "
-        f"({percent(idle / whole)} of the step with it), and the wall leaves it out",
+        severity="warning" if idle >= _MUCH * whole else "info",
+        text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
+        f"({percent(idle / whole)} of {'the' if steps == 1 else 'a'} step with it), and the wall "
+        f"leaves it out: with it a step takes {ms(whole)}, of which the device is busy for "
+        f"{percent(c.phase.busy_ns / whole)}",
         evidence=[
             f"the step's annotation begins {ms(linked.lead_ns)} before its "
             f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
         ],
-        change="look at what the host does there (data, preprocessing, a first call of a kernel), "
-        "or profile several steps: the wall of each after the first has it",
+        change="look at what the host does there (data, preprocessing, a first call of a kernel)"
+        + ", or profile several steps: the wall of each after the first has it" * (steps == 1),
         predicted_ns=None,
     )
 
@@ -181,7 +187,7 @@ def held_back(c: Context) -> Finding | None:
         id="held-back",
         severity="warning",
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
-        "launched long before: its stream waits for another one or for an event, or the trace "
+        "launched before: its stream waits for another one or for an event, or the trace "
         f"lacks what ran meanwhile{elsewhere}",
         evidence=_largest(c, "held"),
         change="find what is waited for (a stream, a copy, another rank), and compare steps "
@@ -238,6 +244,7 @@ def graph_holes(c: Context) -> Finding | None:
     ns = sum(gaps) / steps
     if ns < _NAMED * c.phase.wall_ns or not ns:
         return None
+    before = int(frame["idle_unknown"].filter(pl.Series(c.pruned.linked.replayed)).sum()) / steps
     return Finding(
         id="graph-holes",
         severity="warning",
@@ -246,7 +253,12 @@ def graph_holes(c: Context) -> Finding | None:
         "that ran there, or the graph holds work of the host; busy time and shares by kind are "
         "lower bounds",
         evidence=[
-            f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is {ms(max(gaps))}"
+            f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is {ms(max(gaps))}",
+            *[
+                f"{ms(before)} more before the first events of replays, which had been launched: a "
+                "stream waited, or the trace lacks kernels there too"
+            ]
+            * bool(before),
         ],
         change="capture the step without graphs to see every kernel, and compare the kernels "
         "of both",

@@ -34,7 +34,8 @@ def beside(
     trace: Trace, linked: Linked, host: Ints, blocks: Table
 ) -> tuple[list[str | None], Ints]:
     """The innermost annotation, frame or long op that holds at least half of the host's part of a
-    gap, on the launching thread, else on any; no op inside of a data loader. Steps are no answer,
+    gap, on the launching thread, else on any; inside of a data loader that one, with what is
+    innermost in it, but no op. Steps are no answer,
     nor is an op with one of `blocks` in it: calls that copy, or wait. Beside the names, for how
     much of the host's part it holds, ns: the time in `blocks` is not the host's."""
     out: list[str | None] = [None] * len(host)
@@ -52,10 +53,12 @@ def beside(
         near = np.flatnonzero(held >= _ENOUGH * host[row])
         own = near[thread[near] == linked.thread[row]]
         found = own if len(own) else near
-        found = found[~is_op[found]] if loads[found].any() else found
+        loading = found[loads[found] & ~is_op[found]]
         if len(found):
-            one = int(found[np.argmin(end[found] - begin[found])])
-            out[row] = names[one]
+            inner = int(found[np.argmin(end[found] - begin[found])])
+            one = int(loading[np.argmin((end - begin)[loading])]) if len(loading) else inner
+            nested = one != inner and not is_op[inner]
+            out[row] = f"{names[one]}: {names[inner]}" if nested else names[one]
             span = max(int(begin[one]), first), min(int(end[one]), int(linked.start[row]))
             blocked = _blocked(blocks, int(linked.thread[row]), *span)
             within[row] = min(int(held[one]) - blocked, int(host[row]))

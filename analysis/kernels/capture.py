@@ -10,17 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunescope.analysis.kernels.waits import COPY, SYNC, named, runtime_calls
-from prunescope.analysis.timeline.correlate import launch_of
+from prunescope.analysis.kernels.waits import SYNC, blocking_copies, named, runtime_calls
 from prunescope.analysis.timeline.link import Linked, taken
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
 _SHOWN = 60  # characters of a call's name
-_PAGEABLE = re.compile(r"Memcpy.*Pageable")
 _FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
-_RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,8 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     last = np.full(len(windows), np.iinfo(np.int64).min)
     np.maximum.at(last, linked.step[work], linked.launched[work])
     threads = np.unique(linked.thread[work])
-    launches = trace.launches
-    pageable = np.zeros(len(launches["ts"]), bool)
-    events = linked.event[named(trace, name, _PAGEABLE)]
-    of_copy = launch_of(trace, events)
-    pageable[of_copy[of_copy >= 0]] = True
-    blocks = np.concatenate((pageable, np.zeros(len(trace.other_calls["ts"]), bool)))
     calls = runtime_calls(trace)
-    copy, sync, later = (named(trace, calls["name"], p) for p in (COPY, SYNC, _RETURNS))
+    sync = named(trace, calls["name"], SYNC)
     step = windows.step_of(calls["ts"])
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
@@ -70,7 +61,7 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     return Stops(
         by=trace.names[int(np.bincount(waited).argmax())][:_SHOWN] if len(waited) else "",
         waits=_median(step[sync], len(windows)),
-        copies=_median(step[blocks | (copy & ~later)], len(windows)),
+        copies=_median(step[blocking_copies(trace, calls)], len(windows)),
     )
 
 

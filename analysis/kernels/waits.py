@@ -27,14 +27,16 @@ from prunescope.analysis.trace.load import NONE, Ints
 CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown", "other_step")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.
 PARTS = {
-    "memcpy": "memcpy", "sync": "sync", "launch": "host", "computed": "host", "op": "host",
-    "nothing": "host", "held": "held", "device": "device", "replay": "unknown",
-    "unknown": "unknown", "other_step": "other_step",
+    "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync", "launch": "host",
+    "computed": "host", "op": "host", "nothing": "host", "held": "held", "device": "device",
+    "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 COPY = re.compile(r"[Mm]emcpy")
+_PAGEABLE = re.compile(r"Memcpy.*Pageable")
+_RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
 SYNC = re.compile(
     r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
     r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
@@ -44,16 +46,17 @@ Mask = NDArray[np.bool_]
 
 def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
     """The columns above. Of a gap whose launch began after the device had run dry, the time up to
-    the end of that launch is what the launching thread did then: in a copy call, in a call that
-    waits for the device, in another runtime call (`launch`), in a product that it `computed`
-    itself, in another op, in nothing that was recorded. What follows is the launch's own
-    (`launch`), or `held` where no launch takes that long: the stream was made to wait. A launch
-    that was made in time leaves the gap to the `device`, or to `held` where it is that long; so
-    long a gap between two kernels of one replay of a graph is `replay`: nothing outside holds them
-    apart, and the trace lacks what ran, or a node of the host's. Where no launch is known it is
-    `unknown`, unless its op ended in time. First of all, `other_step` is the part in which the
-    device ran what a later step had launched ahead: it did not idle then. On a host trace every gap
-    is dispatch (`op`).
+    the end of that launch is what the launching thread did then: in a copy call that blocks, in one
+    that returns at once (`copy_launch`), in a call that waits for the device, in another runtime
+    call (`launch`), in a product that it `computed` itself, in another op, in nothing that was
+    recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
+    long: the stream was made to wait. A launch that was made in time leaves the gap to the
+    `device`, or to `held` where it is that long; so long a gap within one replay of a graph is
+    `replay`: nothing outside holds its kernels apart, and the trace lacks what ran, or a node of
+    the host's. In such a trace so long a gap before the first event of a replay is `unknown`: what
+    it lacks may have run there. So is one without a known launch, unless its op ended in time.
+    First of all, `other_step` is the part in which the device ran what a later step had launched
+    ahead: it did not idle then. On a host trace every gap is dispatch (`op`).
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
@@ -69,9 +72,11 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         parts = {**parts, **_of_threads(linked, trace, launch, late, ran), "other_step": other}
         parts["unknown"] = np.where(untold, idle, 0)
         waits = ~(late | untold) & (idle > _LAUNCHED)
-        inside = waits & _one_replay(linked, launch)
+        inside = waits & _within_replay(linked, launch)
+        begins = waits & ~inside & linked.replayed & inside.any()
         parts["replay"] = np.where(inside, idle, 0)
-        parts["held"] = parts["held"] + np.where(waits & ~inside, idle, 0)
+        parts["unknown"] += np.where(begins, idle, 0)
+        parts["held"] = parts["held"] + np.where(waits & ~inside & ~begins, idle, 0)
         parts["device"] = np.where(late | untold | waits, 0, idle)
         host_ns, blocked_ns = _host_time(linked, launch >= 0, calls)
     else:
@@ -140,11 +145,11 @@ def _op_in_time(linked: Linked, trace: Trace) -> Mask:
     return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
 
 
-def _one_replay(linked: Linked, launch: Ints) -> Mask:
-    """Rows that the graph launch of the row before them launched too."""
-    same = np.zeros(len(launch), bool)
-    same[1:] = (launch[1:] == launch[:-1]) & (linked.step[1:] == linked.step[:-1])
-    return same & linked.replayed & (launch >= 0)
+def _within_replay(linked: Linked, launch: Ints) -> Mask:
+    """Rows behind the first of their graph launch, whatever else ran between."""
+    first = np.zeros(len(launch), bool)
+    first[np.unique(launch, return_index=True)[1]] = True
+    return ~first & linked.replayed & (launch >= 0)
 
 
 def _in_gaps(linked: Linked, trace: Trace) -> Spans:
@@ -167,7 +172,7 @@ def _of_threads(
     rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
     out = {
         name: np.zeros_like(linked.gap)
-        for name in ("memcpy", "sync", "launch", "computed", "op", "nothing", "held")
+        for name in ("memcpy", "sync", "copy_launch", "launch", "computed", "op", "nothing", "held")
     }
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
@@ -203,6 +208,17 @@ def _blocking(trace: Trace) -> dict[str, Ints]:
     return {name: column[rows] for name, column in calls.items()}
 
 
+def blocking_copies(trace: Trace, calls: dict[str, Ints]) -> Mask:
+    """Which of all runtime `calls` are copies that no graph holds: of pageable memory, or by a call
+    that does not return before the copy."""
+    copy, returns = (named(trace, calls["name"], pattern) for pattern in (COPY, _RETURNS))
+    events = np.flatnonzero(named(trace, trace.device["name"], _PAGEABLE))
+    of_copy = launch_of(trace, events)
+    pageable = np.zeros(len(copy), bool)  # launches come first among the calls
+    pageable[of_copy[of_copy >= 0]] = True
+    return np.asarray(pageable | copy & ~returns)
+
+
 def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tuple[str, Spans]]:
     """What a thread was in, each with all that goes before it, `ran` first: an instant inside of
     several counts for the first. `launching`: ops known to have launched something."""
@@ -210,6 +226,7 @@ def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tupl
     own = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][own]
     copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
+    blocks = blocking_copies(trace, calls)[own]
     begin, end = calls["ts"][own], calls["ts"][own] + calls["dur"][own]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
     products = _computed(trace, inside, begin, launching)
@@ -224,7 +241,8 @@ def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tupl
 
     none = inside[:0]
     return [
-        ("memcpy", joined(copy, none)),
+        ("memcpy", joined(blocks, none)),
+        ("copy_launch", joined(copy, none)),
         ("sync", joined(copy | sync, none)),
         ("launch", joined(copy | True, none)),
         ("computed", joined(copy | True, products)),

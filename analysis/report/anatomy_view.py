@@ -56,7 +56,8 @@ def _gaps(anatomy: Anatomy, phase: Phase) -> str:
     text += f"; without late dispatch{of} {numbers.ratio(anatomy.graph_speedup)}"
     if anatomy.kernels_speedup is None:
         return text
-    stays = idle - (late - other) - anatomy.gaps.get("device", 0.0)
+    copies = sum(part.ns for part in anatomy.idle if part.doing == "copy_launch")
+    stays = idle - (late - other) - anatomy.gaps.get("device", 0.0) - copies
     text += f"; in a CUDA graph at most {numbers.ratio(anatomy.kernels_speedup)}"
     text += f", for {numbers.time(stays)} of the idle time stay" if stays else ""
     waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns

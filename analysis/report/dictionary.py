@@ -98,7 +98,8 @@ FRAME: dict[str, str] = {
     "cause": "of most of the gap: host, sync (a call that waits for the device), memcpy (a "
     "copy call), held (its stream waited for another), device (launched in time), unknown, "
     "other_step (the device ran work of a later step)",
-    "idle_memcpy": "part of the gap in which the launching thread was in a copy call",
+    "idle_memcpy": "part of the gap in which the launching thread was in a copy call that blocks",
+    "idle_copy_launch": "part in a copy call that returns at once",
     "idle_sync": "part in a call that waits for the device",
     "idle_launch": "part in another runtime call, and from the launch to the start",
     "idle_computed": "part in a matrix product that the host computed itself",
@@ -106,8 +107,9 @@ FRAME: dict[str, str] = {
     "idle_nothing": "part in nothing that was recorded",
     "idle_held": "part after the launch, longer than any launch takes",
     "idle_device": "the gap, where it was launched in time",
-    "idle_replay": "the gap between two kernels of one graph replay, longer than any launch takes",
-    "idle_unknown": "the gap, where no launch is known",
+    "idle_replay": "the gap within one graph replay, longer than any launch takes",
+    "idle_unknown": "the gap, where no launch is known, or before a replay in a trace that lacks "
+    "kernels of replays",
     "idle_other_step": "part in which the device ran work that a later step launched ahead",
     "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
     "beside_ns": "for how much of its part the host was in that",

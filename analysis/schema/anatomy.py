@@ -44,8 +44,9 @@ class HostTime(msgspec.Struct, kw_only=True):
 
 
 class Idle(msgspec.Struct, kw_only=True):
-    """Idle time by what the launching thread did then: memcpy, sync, launch (another runtime call),
-    computed (a product on the host), op, nothing (that was recorded), held, device, unknown,
+    """Idle time by what the launching thread did then: memcpy (in a copy that no graph holds),
+    copy_launch (in one that returns at once), sync, launch (another runtime call), computed
+    (a product on the host), op, nothing (that was recorded), held, replay, device, unknown,
     other_step (the device ran work of a later step);
     `beside`: the annotation, frame of Python or long op that the host was in for at least half of
     its part of a gap; `ns` is all of that part."""

@@ -106,8 +106,13 @@ class Timeline:
 
 
 def layers_of(events: list[Event]) -> dict[Any, list[Timeline]]:
-    """By thread: copy calls; those and calls that wait; all calls; calls and products in which none
-    was made; calls and ops."""
+    """By thread: copy calls that block, for pageable memory or by their name; all copy calls; those
+    and calls that wait; all calls; calls and products in which none was made; calls and ops."""
+    pageable = {
+        event["args"].get("correlation")
+        for event in events
+        if event.get("cat") in DEVICE and "Pageable" in event["name"]
+    }
     calls: dict[Any, list[int]] = {}
     for event in events:
         if event.get("cat") in RUNTIME:
@@ -119,23 +124,26 @@ def layers_of(events: list[Event]) -> dict[Any, list[Timeline]]:
         if not is_call and not is_op:
             continue
         thread = (event["pid"], event["tid"])
-        layers = found.setdefault(thread, [[], [], [], [], []])
-        layers[4].append(event)
+        layers = found.setdefault(thread, [[], [], [], [], [], []])
+        layers[5].append(event)
         made = calls.get(thread, [])
         within = bisect_left(made, event["end"]) - bisect_left(made, event["begin"])
         if is_call or (PRODUCT.search(event["name"]) and not within):
-            layers[3].append(event)
+            layers[4].append(event)
         if is_call:
             name = event["name"].lower()
             copies = "memcpy" in name
-            for i, belongs in enumerate((copies, copies or "synchronize" in name, True)):
+            is_pageable = event.get("args", {}).get("correlation") in pageable
+            blocks = is_pageable or copies and "async" not in name
+            waits = copies or "synchronize" in name
+            for i, belongs in enumerate((blocks, blocks or copies, blocks or waits, True)):
                 layers[i] += [event] * belongs
     return {thread: [Timeline(one) for one in layers] for thread, layers in found.items()}
 
 
 def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysis]) -> None:
-    """The twenty longest gaps: copy call, waiting call, other call, product on the host,
-    other op, nothing; and their sum."""
+    """The twenty longest gaps: copy call that blocks, other copy call, waiting call, other call,
+    product on the host, other op, nothing; and their sum."""
     events, analysis = case
     threads = layers_of(events)
     calls = [e for e in events if e.get("cat") in RUNTIME and "correlation" in e.get("args", {})]
@@ -162,8 +170,8 @@ def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysi
             rest = row["start"] - until - union(after)
             assert row["idle_other_step"] == below + union(after), row["name"]
             held = rest if rest > 1_000_000 else 0
-            want[2] += rest - held
-            names = ("memcpy", "sync", "launch", "computed", "op", "nothing")
+            want[3] += rest - held
+            names = ("memcpy", "copy_launch", "sync", "launch", "computed", "op", "nothing")
             got = [row[f"idle_{x}"] for x in names]
             assert (got, row["idle_held"]) == (want, held), row["name"]
 
