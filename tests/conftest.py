@@ -10,6 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing but what else runs here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell that starts the tests in the background ignores Ctrl-C for them, and some of them send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
