@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prunescope.analysis.findings import (
     added,
+    captured,
     copied,
     cores,
     damage,
@@ -28,6 +29,8 @@ _ORDER = ("critical", "warning", "info")
 
 CHECKS: tuple[Callable[[Context], Finding | None], ...] = (
     removed.not_comparable,
+    captured.captured_step,
+    captured.captured_launches,
     damage.kernels_missing,
     removed.zeros_in_dense,
     removed.nothing_removed,
@@ -112,6 +115,8 @@ def find(context: Context) -> list[Finding]:
     found = [finding for check in CHECKS if (finding := check(context)) is not None]
     if removed.no_comparison(context):
         found = [one for one in found if one.id not in COMPARES]
+    if context.pruned.is_captured:  # what ran beside a capture waits for the capture
+        found = [one for one in found if one.id not in WAITS]
     if (unnamed := largest.unnamed_cost(context, found)) is not None:
         found.append(unnamed)
     if any(finding.id == "timing-not-valid" for finding in found):

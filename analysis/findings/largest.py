@@ -142,6 +142,7 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pl.col("ran").sum() / steps,
             pl.col("ideal").sum() / steps,
             pl.col("busy").filter(pl.col("ideal").is_not_null()).sum().alias("bounded") / steps,
+            pl.col("busy").filter(pl.col("bound") == "latency").sum().alias("short") / steps,
         )
     )
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -152,8 +153,9 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _of_bound(rows: list[dict[str, Any]]) -> float | None:
-    busy, bounded = (sum(row[key] for row in rows) for key in ("busy", "bounded"))
+    """Ideal ÷ time; None where most of the time is latency-bound, or has no bound that is known."""
+    busy, bounded, short = (sum(row[key] for row in rows) for key in ("busy", "bounded", "short"))
     ideal, ran = (sum(row[key] for row in rows) for key in ("ideal", "ran"))
-    if bounded < _MOST * busy:
+    if bounded < _MOST * busy or 2 * short > busy:
         return None
     return float(ideal / clock(busy, ran)) if busy else None

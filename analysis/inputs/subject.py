@@ -168,6 +168,13 @@ class Side:
                 f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
             )
             noticed += Noticed((said,), partial=True)
+        if captured := kernels.linked.launches["captured"]:
+            whole = captured + kernels.linked.launches["events"]
+            said = (
+                f"{trace.source.name}: {captured:,} of {whole:,} kernel launches were captured "
+                "into a graph and did not run"
+            )
+            noticed += Noticed((said,), partial=kernels.is_captured)
         replays = bool(kernels.linked.replayed.any())
         noticed += Noticed(tuple(kernels.warnings), replays=replays)
         return SidePhase(self, name, kernels, noticed)

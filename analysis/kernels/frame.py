@@ -101,6 +101,11 @@ class Kernels:
         return lost > 0 and lost >= _LOST * self.linked.launches["events"]
 
     @property
+    def is_captured(self) -> bool:
+        """Whether more launches were captured into a graph, which runs none of them, than ran."""
+        return self.linked.launches["captured"] > self.linked.launches["events"]
+
+    @property
     def wall(self) -> int:
         """Wall of all steps together, ns."""
         return int(self.linked.wall.sum())

@@ -26,6 +26,8 @@ def brief(report: Report) -> str:
 
 
 def _outcome(phase: Phase) -> str:
+    if sentences.captured(phase):
+        return "no step was timed"
     if phase.ladder is None:
         return f"{numbers.time(phase.wall_ns)} a step"
     family = phase.family.id if phase.family else "unknown"

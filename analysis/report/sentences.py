@@ -27,6 +27,7 @@ FAMILIES = {
     "unknown": "the shapes do not say",
 }
 
+_NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
 # Fields of a phase and of its baseline in bytes, as they are called.
 MEMORY = (
     ("weight_bytes", "weights"),
@@ -97,21 +98,32 @@ def setup(phase: Phase) -> str:
 
 def headline(phase: Phase) -> str:
     """What the phase comes to, and that shapes come from a config where some do; first of all, that
-    the timing is not valid where it is not."""
+    no step was timed, or that the timing is not valid, where it is so."""
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
-    text = "" if is_valid(phase) else "timing not valid: "
+    text = "" if is_valid(phase) or captured(phase) else "timing not valid: "
     return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
 
 
 def is_valid(phase: Phase) -> bool:
     """Whether nothing was seen that makes times of the phase no evidence."""
-    return all(finding.id != "timing-not-valid" for finding in phase.findings)
+    return all(finding.id not in _NO_EVIDENCE for finding in phase.findings)
+
+
+def captured(phase: Phase) -> str:
+    """That no step was timed, for a graph captured most of it; empty where none did."""
+    found = next((one for one in phase.findings if one.id == "captured-step"), None)
+    return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 
 def _outcome(phase: Phase) -> str:
     """Realised against promised; where nothing was pruned, that the ratio is noise; where the sides
     do not compare, why; without a baseline, the step and how busy it is."""
+    if why := captured(phase):
+        ratio = (
+            f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
+        )
+        return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"

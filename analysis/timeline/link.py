@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
+from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.spill import StepPlaces, place
 from prunescope.analysis.timeline.steps import OWN_MARK, Windows
 from prunescope.analysis.trace.events import Trace
@@ -59,8 +60,11 @@ class Linked:
     spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    # Launches of kernels inside of steps, and those of them whose kernel is not in the trace.
-    launches: dict[str, int] = field(default_factory=lambda: {"events": 0, "lost": 0})
+    # Launches of kernels that were to run inside of steps, those of them whose kernel is not in the
+    # trace, and beside them those that were captured into a graph.
+    launches: dict[str, int] = field(
+        default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
+    )
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
@@ -119,16 +123,6 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
     out.dry &= linked
     return _only_steps(out)
-
-
-def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
-    """How many kernels were launched in the steps, and how many of them are not in the trace."""
-    kernel = np.array(["launchkernel" in name.lower() for name in trace.names], bool)
-    if not len(trace.launches["ts"]):
-        return {"events": 0, "lost": 0}
-    wanted = kernel[trace.launches["name"]] & (windows.step_of(trace.launches["ts"]) >= 0)
-    there = np.isin(trace.launches["correlation"], trace.device["correlation"])
-    return {"events": int(wanted.sum()), "lost": int((wanted & ~there).sum())}
 
 
 def _name_the_rest(out: Linked, placed: StepPlaces, windows: Windows) -> None:

@@ -38,9 +38,12 @@ def doubts(
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
     found = [doubt for name, kernels in sides if (doubt := _lost_kernels(name, kernels))]
-    if dense is None or evidence is None or family is None:
+    lossy = {doubt.side for doubt in found}
+    found += (captured := [one for name, kernels in sides if (one := _captured(name, kernels))])
+    # What was captured explains what else would seem lost.
+    if captured or dense is None or evidence is None or family is None:
         return found
-    found += [*_no_gemm(evidence, {doubt.side for doubt in found})]
+    found += [*_no_gemm(evidence, lossy)]
     found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
         found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
@@ -65,6 +68,17 @@ def apply_doubts(family: FamilyVerdict, found: list[Doubt]) -> FamilyVerdict:
 def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
     return Doubt("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
+
+
+def _captured(name: str, kernels: Kernels) -> Doubt | None:
+    """Launches that did not run where they were traced: what they would have run seems pruned."""
+    captured = kernels.linked.launches["captured"]
+    if not captured:
+        return None
+    numbers = captured, captured + kernels.linked.launches["events"]
+    if kernels.is_captured:
+        return Doubt("captured-step", name, numbers)
+    return Doubt("captured-launches", name, numbers)
 
 
 def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Doubt]:

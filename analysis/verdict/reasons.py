@@ -12,6 +12,8 @@ from prunescope.taxonomy.words import percent
 # Kind of a doubt -> the confidence that it leaves, and whether kernels are missing or seem to be.
 WEIGHT = {
     "lost-kernels": (0.3, True),
+    "captured-step": (0.1, False),
+    "captured-launches": (0.3, False),
     "no-gemm": (0.1, True),
     "no-linear": (0.1, True),
     "torn-sublayers": (0.3, True),
@@ -52,10 +54,17 @@ class Difference:
     decides: bool = False
 
 
+def captured_text(captured: float, count: float) -> str:
+    """How many launches a graph recorded in the place of a run."""
+    return f"{captured:,} of {count:,} kernel launches were captured into a graph and did not run"
+
+
 DOUBTS: dict[str, Callable[..., str]] = {
     "lost-kernels": lambda lost, count: (
         f"{lost} of {count} kernel launches have no kernel in the trace"
     ),
+    "captured-step": captured_text,
+    "captured-launches": captured_text,
     "no-gemm": lambda: "the trace holds no GEMM at all",
     "no-linear": lambda: "the trace holds no GEMM of a linear",
     "torn-sublayers": lambda count: (

@@ -1,0 +1,73 @@
+"""Launches whose kernel is not in the trace: lost, or captured into a graph and never run.
+
+In: a Trace and Windows. Out: counts of kernel launches in the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
+
+# cudaStreamBeginCapture_ptsz, cuStreamBeginCaptureToGraph_v2, hipStreamBeginCapture, ...
+_BEGIN, _END = "streambegincapture", "streamendcapture"
+_EVER = np.iinfo(np.int64)
+
+
+def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
+    """How many kernels were launched to run in the steps (`events`), how many of them are not in
+    the trace (`lost`), and how many launches more a stream captured into a graph (`captured`)."""
+    launches = trace.launches
+    if not len(launches["ts"]):
+        return {"events": 0, "lost": 0, "captured": 0}
+    wanted = _called(trace, "launchkernel")[launches["name"]]
+    wanted &= windows.step_of(launches["ts"]) >= 0
+    absent = wanted & ~np.isin(launches["correlation"], trace.device["correlation"])
+    captured = absent & _in_captures(trace, launches["ts"])
+    recorded = int(captured.sum())
+    return {
+        "events": int(wanted.sum()) - recorded,
+        "lost": int(absent.sum()) - recorded,
+        "captured": recorded,
+    }
+
+
+def _called(trace: Trace, part: str) -> NDArray[np.bool_]:
+    """Which of the names of a trace hold a part of a call's name."""
+    return np.array([part in name.lower() for name in trace.names], bool)
+
+
+def _in_captures(trace: Trace, ts: Ints) -> NDArray[np.bool_]:
+    """Which times lie in the capture of a stream, on whatever thread: a capture may join streams
+    that others launch on, and end on another thread than it began."""
+    found = np.zeros(len(ts), bool)
+    for begin, end in _captures(trace):
+        found |= (ts >= begin) & (ts < end)
+    return found
+
+
+def _captures(trace: Trace) -> Iterator[tuple[int, int]]:
+    """Begin and end of the times in which a stream captured, ns. A driver's call may lie in one of
+    the runtime, and captures in one another. One whose other end lies outside of what was traced
+    reaches to that end of the trace."""
+    calls = (trace.launches, trace.other_calls)
+    at, name = (np.concatenate([one[column] for one in calls]) for column in ("ts", "name"))
+    begins, ends = (_called(trace, part)[name] for part in (_BEGIN, _END))
+    rows = np.flatnonzero(begins | ends)
+    rows = rows[np.argsort(at[rows], kind="stable")]
+    depth, since = 0, _EVER.min
+    for number, row in enumerate(rows.tolist()):
+        if begins[row]:
+            since = since if depth else int(at[row])
+            depth += 1
+        elif depth or number == 0:
+            depth = max(0, depth - 1)
+            if not depth:
+                yield since, int(at[row])
+    if depth:
+        yield since, _EVER.max
