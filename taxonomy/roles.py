@@ -176,8 +176,12 @@ def _scope(inner: str, *, inside_layer: bool) -> str:
 
 
 def _named(leaf: str, names: list[str], scope: str) -> str:
-    role = next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
-    return _in_context(role, leaf, names, scope)
+    return _in_context(_usual(leaf), leaf, names, scope)
+
+
+def _usual(leaf: str) -> str:
+    """The role of a name by itself."""
+    return next((role for pattern, role in _LEAF if pattern.match(leaf)), "unknown")
 
 
 def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
@@ -198,7 +202,9 @@ def _in_context(role: str, leaf: str, names: list[str], scope: str) -> str:
         }.get(leaf, role)
     if scope == "layer":
         return _in_layer(role, leaf, names)
-    return "final_norm" if leaf in _NORMS else role
+    if leaf in _NORMS:
+        return "embedding" if "embedding" in map(_usual, names[:-1]) else "final_norm"
+    return role
 
 
 def _in_attention(role: str, leaf: str) -> str:

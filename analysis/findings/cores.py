@@ -44,7 +44,8 @@ def cuda_cores(c: Context) -> Finding | None:
     return Finding(
         id="cuda-cores",
         severity="warning",
-        text=f"GEMMs of {ms(busy)} run on CUDA cores{_rates(faster)}",
+        text=f"GEMM kernels that take {ms(busy)} of the busy time run on CUDA cores"
+        f"{_rates(faster)}",
         evidence=lines[:4],
         change=_change(c, formats, faster, unaligned=unaligned),
         predicted_ns=None,

@@ -11,6 +11,7 @@ import polars as pl
 from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.report import WHOLE_TRACE
 
 _HIDDEN = 0.05  # of the wall
@@ -21,14 +22,10 @@ def notes(kernels: Kernels) -> list[str]:
     said = list(kernels.notes)
     if kernels.windows.source == "whole":
         said.append(WHOLE_TRACE)
-    replayed = int(kernels.linked.replayed.sum()) / kernels.num_steps
     if kernels.replay_note is not None:
         said.append(kernels.replay_note)
-    elif replayed:
-        said.append(
-            f"{replayed:,.6g} kernels a step were launched by graph replays and have no op: "
-            f"{_whence(kernels)}"
-        )
+    elif kernels.linked.replayed.any():
+        said.append(f"{replayed_begin(kernels.linked, kernels.frame)}{_whence(kernels)}")
     if _in_whole_us(kernels):
         said.append("every time of the trace is a whole µs: a short kernel's is off by up to one")
     if not kernels.calls:

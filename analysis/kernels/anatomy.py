@@ -39,7 +39,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         if knows and not kernels.is_replay
         else None,
         dispatch_ns=dispatch / steps if kernels.on_device else None,
-        host=_host(frame, steps) if kernels.on_device else [],
+        host=_host(kernels, steps) if kernels.on_device else [],
         shapes=shapes,
         fit=fit,
         idle=_idle(frame, steps) if kernels.on_device else [],
@@ -149,14 +149,22 @@ def _speedup(kernels: Kernels, left: int) -> float | None:
     return kernels.wall / left if kernels.wall and left > 0 else None
 
 
-def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
-    """Where the host's time goes, by op and role; the longest waits first."""
-    rows = frame.filter(pl.col("host_ns").is_not_null() | pl.col("dry"))
+def _host(kernels: Kernels, steps: int) -> list[HostTime]:
+    """Where the host's time goes, by op and role: a launch counts once, and what a call blocked is
+    of the op around it. The longest waits, of the device or in such a call, first."""
+    rows = kernels.frame.filter(pl.col("host_ns").is_not_null() | pl.col("dry") | pl.col("first"))
     wait = pl.when("dry").then("gap").otherwise(0)
-    sums = rows.group_by("op", "role").agg(
-        pl.len().alias("count"), pl.col("host_ns", "blocked_ns").sum(), wait.sum().alias("wait")
+    keys = ["op", "role"]
+    sums = rows.group_by(keys).agg(
+        pl.col("first").fill_null(pl.col("dry")).sum().cast(pl.Int64).alias("count"),
+        pl.col("host_ns").sum(),
+        wait.sum().alias("wait"),
     )
-    order = ["wait", "host_ns", "op", "role"]
+    sums = sums.join(_blocked(kernels), on=keys, how="full", coalesce=True, nulls_equal=True)
+    sums = sums.with_columns(pl.col("count", "host_ns", "wait", "blocked").fill_null(0))
+    sums = sums.filter(pl.sum_horizontal("host_ns", "wait", "blocked") > 0)
+    longest = pl.max_horizontal("wait", "blocked")
+    order = [longest, "host_ns", *keys]
     sums = sums.sort(order, descending=[True, True, False, False], nulls_last=True).head(_HOST)
     return [
         HostTime(
@@ -164,8 +172,17 @@ def _host(frame: pl.DataFrame, steps: int) -> list[HostTime]:
             role=row["role"],
             count=row["count"] / steps,
             host_ns=row["host_ns"] / steps,
-            blocked_ns=row["blocked_ns"] / steps,
+            blocked_ns=row["blocked"] / steps,
             wait_ns=row["wait"] / steps,
         )
         for row in sums.iter_rows(named=True)
     ]
+
+
+def _blocked(kernels: Kernels) -> pl.DataFrame:
+    """Time in calls that copy or wait, ns of all steps, by op and by the role of what that op
+    launched; unknown where it launched nothing."""
+    roles = kernels.frame.unique("instance", keep="first", maintain_order=True)
+    told = kernels.blocked.join(roles.select("instance", "role"), on="instance", how="left")
+    told = told.with_columns(pl.col("role").fill_null("unknown"))
+    return told.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))

@@ -24,6 +24,7 @@ BANDWIDTH = "bandwidth"
 _APART = 1.2  # two measurements of one peak
 # A kernel on a few units that lasts longer than so many floors works, and does not wait.
 _FLOORS = 10
+_LINE_BYTES = 128  # what a GPU's memory moves at once: a unit without any has nothing to do
 _USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1.5 to 3 us
 
 
@@ -261,8 +262,8 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     device, which goes at the rate of their link). ideal = max(FLOP/peak, bytes/bandwidth); an op
     without FLOPs has none to wait for. A row without bytes, or with FLOPs of a dtype without a
     peak, has no ideal. Latency-bound: an ideal below the measured floor; or a duration below ten
-    floors, and blocks on fewer than half of the units, or the ideal of a copy or fill below the
-    usual floor. A partial wave of a long kernel is a loss of its shape.
+    floors, and blocks (or lines of memory to move) for fewer than half of the units, or the ideal
+    of a copy or fill below the usual floor. A partial wave of a long kernel is a loss of its shape.
     """
     rates = _rates(frame, peaks)
     byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None
@@ -284,7 +285,8 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     if floor is not None:
         small = pl.col("ideal") < floor
     if peaks and peaks.sm:
-        few = 2 * pl.max_horizontal("blocks", "tiles") < peaks.sm
+        lines = pl.col("bytes") / _LINE_BYTES
+        few = 2 * pl.min_horizontal(pl.max_horizontal("blocks", "tiles"), lines) < peaks.sm
         small = small | (few & short).fill_null(value=False)
     moves = pl.col("category").is_in([1, 2]) & (pl.col("ideal") < (floor or _USUAL_FLOOR_NS))
     small = small | (moves & short).fill_null(value=False)

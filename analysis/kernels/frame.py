@@ -14,6 +14,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.bound import Peaks, add_bound
 from prunescope.analysis.kernels.capture import Stops, stops_within
+from prunescope.analysis.kernels.host_calls import add_first, blocked_by_op
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.share import add_work
@@ -69,6 +70,7 @@ class Kernels:
     apart: Apart | None = None  # the clocks of host and device, where they are seen to differ
     # weight of what was recorded behind the last row of each step (timeline/observer.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
 
     @property
     def num_steps(self) -> int:
@@ -162,7 +164,7 @@ def build(
     frame = add_work(told.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
-    frame = add_waits(frame, trace, linked)
+    frame = add_first(add_waits(frame, trace, linked), trace, linked)
     apart = clocks_apart(trace, linked)
     return Kernels(
         frame,
@@ -191,6 +193,7 @@ def build(
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
         recorded_after=observer.after,
+        blocked=blocked_by_op(trace, linked),
     )
 
 

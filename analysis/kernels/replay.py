@@ -32,7 +32,7 @@ from prunescope.analysis.timeline.link import Linked, is_graph_launch, lookup, o
 from prunescope.analysis.timeline.scopes import find_scopes
 from prunescope.analysis.timeline.steps import OWN_MARK, find_windows
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
+from prunescope.analysis.trace.load import DEVICE_CATEGORIES, NONE, Ints
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 
@@ -203,6 +203,17 @@ def batch_around(trace: Trace, ts: int) -> int | None:
     return batches.pop() if len(batches) == 1 else None
 
 
+def replayed_begin(linked: Linked, frame: pl.DataFrame) -> str:
+    """How many kernels, and how many other events, replays launched a step: the begin of a
+    sentence."""
+    is_kernel = (frame["category"] == DEVICE_CATEGORIES["kernel"]).fill_null(value=False)
+    kernels = int((is_kernel.to_numpy() & linked.replayed).sum()) / len(linked.wall)
+    others = int(linked.replayed.sum()) / len(linked.wall) - kernels
+    parts = [(kernels, "kernels"), (others, "copies and memsets")]
+    counted = " and ".join(f"{count:,.6g} {what}" for count, what in parts if count)
+    return f"{counted} a step were launched by graph replays and have no op: "
+
+
 def _launches(rows: Ints, graph: Ints) -> list[Ints]:
     """The rows of each graph launch, in order of their first one."""
     _, first, of_row, sizes = np.unique(
@@ -243,6 +254,7 @@ class Replay:
         self.rate = found / replayed if replayed else None
         self.unsure = int(linked.busy[unsure].sum()) / replayed if replayed else 0.0
         self.count, self.steps = int(linked.replayed.sum()), len(linked.wall)
+        self.begin = replayed_begin(linked, frame)
         if self.rate is not None and self.rate < LEAST:
             self.at[:] = NONE
 
@@ -261,8 +273,7 @@ class Replay:
 
     def note(self) -> str:
         """What became of the replayed kernels."""
-        begin = f"{self.count / self.steps:,.6g} kernels a step were launched by graph replays and "
-        begin += "have no op: "
+        begin = self.begin
         if self.rate is None:
             return f"{begin}none of them takes any time"
         if self.rate >= LEAST:

@@ -76,8 +76,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
              r"|delta_rule|gated_delta|wkv|fused_recurrent|DeviceScan|tensor_kernel_scan"
              r"|wrapped_scan|scan_(inner|outer|thrust)|cumsum|prefix_sum"),
     ("gather_scatter", r"upsampl|downsampl|grid_?sampl|interpolat"),
-    ("sampling", r"sampl|multinomial|TopKTopP|TopPRenorm|min_p|top_?p_|penalt|exponential_kernel"
-                 r"|random_from_to"),
+    ("sampling", r"sampl|multinomial|TopKTopP|TopPRenorm|min_p|top_?p_|penalt|exponential_kernel"),
     ("embedding", r"embedding|_embs_|bounds_check_indices"),
     ("routing", r"top_?k|radix|sort|bitonic|nonzero|unique|DeviceSelect|bucketize|searchsorted"
                 r"|histogram|triu_tril|offsets_range|linearize_index"),

@@ -57,14 +57,14 @@ _KINDS_OF_NAMES: dict[str, str] = {
     "routing": "nonzero unique _unique2 unique_consecutive bincount histc bucketize searchsorted "
     "msort mode count_nonzero",
     "elementwise": "arange linspace eye tril_indices triu_indices random_ uniform_ normal_ "
-    "bernoulli_ native_dropout rand randn randint randperm _fused_dropout polar complex "
+    "bernoulli bernoulli_ native_dropout rand randn randint randperm _fused_dropout polar complex "
     "_foreach_add_ _foreach_mul_ _foreach_addcmul_ _foreach_addcdiv_ _foreach_sqrt _foreach_norm "
     "_fused_adam_ _fused_adamw_ glu prelu",
     "layout": "_to_copy to clone constant_pad_nd repeat _cslt_compress _to_sparse_semi_structured "
     "_sparse_semi_structured_apply _sparse_semi_structured_tile _weight_int4pack "
     "_convert_weight_to_int4pack mkldnn_reorder_conv2d_weight _mkldnn_transpose to_mkldnn to_dense "
     "pixel_shuffle",
-    "sampling": "exponential_ bernoulli _sample_dirichlet",
+    "sampling": "exponential_ _sample_dirichlet",
     "softmax": "softmax log_softmax _softmax_backward_data",
     "conv": "convolution_backward cudnn_convolution_backward cudnn_convolution_backward_input "
     "cudnn_convolution_backward_weight miopen_convolution_backward cudnn_convolution_transpose "

@@ -209,7 +209,10 @@ def _host_table(anatomy: Anatomy, *, is_skewed: bool) -> Table:
     ]
     notes = [
         "Host time is that since the launch before, by any thread: the first of a step has none. "
-        + "What of it lies in calls that copy or wait for the device is apart (blocked). "
+        + (
+            "What of it lies in calls that copy or wait for the device is apart (blocked), with "
+            "the op around the call, or under the call's own name where it is in none. "
+        )
         * is_split
         + "The device waits where a launch began after it had run dry."
         + " The clocks of host and device are apart: that wait is doubtful." * is_skewed

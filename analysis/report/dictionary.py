@@ -115,6 +115,7 @@ FRAME: dict[str, str] = {
     "beside_ns": "for how much of its part the host was in that",
     "host_ns": "host time from the launch before, by any thread, to this one, but for blocked_ns",
     "blocked_ns": "part of it in calls that copy or wait for the device",
+    "first": "whether it is the first row of its launch: a replay of a graph is one of many rows",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",
     "kind": "what the kernel does",

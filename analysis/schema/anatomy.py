@@ -33,13 +33,14 @@ class LayerTime(msgspec.Struct, kw_only=True):
 
 
 class HostTime(msgspec.Struct, kw_only=True):
-    """Host time up to the launches of one op in one role, and the device's wait for them."""
+    """Host time up to the launches of one op in one role, and the device's wait for them; a call
+    outside of any op that copies or waits stands for one."""
 
     op: str
     role: str
-    count: float
+    count: float  # of launch calls: a graph replay is one
     host_ns: float  # from the launch before to these, by any thread, outside of such calls:
-    blocked_ns: float | None = None  # in calls that copy or wait; null: host_ns holds it
+    blocked_ns: float | None = None  # in calls inside this op that copy or wait; null: in host_ns
     wait_ns: float  # gaps whose launch began after the device had run dry
 
 

@@ -139,13 +139,36 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
     out = [Place(layer[i], _UNKNOWN, scope[i]) for i in range(len(labels))]
+    early = _before_layers(layer, up)
     for above, children in inside.items():
         around = classes[above] if above >= 0 else ""
         if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
             around = _BESIDE_ATTENTION
         for i, role in _roles_of_children(children, classes, layer, scope, around).items():
-            out[i] = Place(layer[i], role, scope[i])
+            known = role != "final_norm" or i not in early
+            out[i] = Place(layer[i], role if known else _UNKNOWN, scope[i])
     return _inherit(out, up)
+
+
+def _before_layers(layer: list[int | None], up: list[int]) -> set[int]:
+    """The modules before the first layer of the smallest module around them that holds any; in
+    order of their begin."""
+    first: dict[int, int] = {}  # by module: the first one in it that is of a layer
+    for i in range(len(layer) - 1, -1, -1):
+        if layer[i] is not None:
+            first[i] = i
+        if i in first:
+            first[up[i]] = first[i]
+    early: set[int] = set()
+    for i, number in enumerate(layer):
+        if number is not None:
+            continue
+        above = up[i]
+        while above >= 0 and above not in first:
+            above = up[above]
+        if first.get(above, i) > i:
+            early.add(i)
+    return early
 
 
 def _inherit(places: list[Place], up: list[int]) -> list[Place]:

@@ -56,6 +56,7 @@ PATHS = {
     "bert.encoder.layer.3.attention.output.dense": (3, "o", "attention"),
     "bert.encoder.layer.3.intermediate.dense": (3, "up", "mlp"),
     "bert.encoder.layer.3.output.dense": (3, "down", "mlp"),
+    "bert.embeddings.LayerNorm": (None, "embedding", "model"),
     "model.embedding_norm": (None, "final_norm", "model"),
     "model.norm": (None, "final_norm", "model"),
     "lm_head": (None, "lm_head", "model"),

@@ -62,7 +62,7 @@ def test_named(
 ) -> None:
     finding = told(tmp_path, name, n, dtype)
     assert finding is not None
-    assert "150.0 µs run on CUDA cores" in finding.text
+    assert "take 150.0 µs of the busy time run on CUDA cores" in finding.text
     assert reason in finding.evidence[0]
     assert finding.change is None if change is None else change in (finding.change or "")
 
@@ -112,7 +112,7 @@ def test_of_an_op_without_shapes_only_the_kernel_on_plain_cores_is_named(tmp_pat
                kernels=[k(us=50, name=TF32), k(us=5, name="ampere_sgemm_128x64_nn")])  # fmt: skip
     finding = about_cores(phase_of(tmp_path, mixed))
     assert finding is not None
-    assert "5.0 µs run on CUDA cores" in finding.text
+    assert "take 5.0 µs of the busy time run on CUDA cores" in finding.text
     assert finding.evidence == ["ampere_sgemm_128x64_nn: 5.0 µs"]
     assert not re.search("bit|TF32|bf16|fp", finding.change or "")
 

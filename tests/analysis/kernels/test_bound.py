@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.kernels.bound import override, run_peaks
+from prunescope.analysis.kernels.bound import add_bound, override, run_peaks, sheet_peaks
 from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run_blocks import DeviceEntry
 from prunescope.taxonomy.run_schema import first_wrong
+from tests.analysis.kernels.test_bound_property import SCHEMA
 
 
 def device(calibration: Any = None, **peaks: Any) -> DeviceEntry:
@@ -80,3 +82,24 @@ def test_the_sheet_stays_beside_what_was_measured() -> None:
     assert found is not None
     assert found.flop_per_s["bf16"] == 2e12
     assert found.sheet["dense_flop_per_s"]["bf16"] == 989e12
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "us", "bound"),
+    [
+        (3074, 2, "latency"),  # 24 lines
+        (132 * 128, 2, "memory"),  # a line for each unit
+        (3074, 30, "memory"),  # longer than ten floors: whatever it does, it works
+    ],
+)
+def test_blocks_without_a_line_of_memory_to_move_occupy_no_unit(
+    nbytes: int, us: int, bound: str
+) -> None:
+    """496 blocks of 128 threads for a dot product of 768 elements: most have nothing to do."""
+    row = {"flop": 1536.0, "bytes": float(nbytes), "dtype": "bf16", "busy": us * 1000,
+           "duration": us * 1000, "blocks": 496, "tiles": None, "shape_loss": None,
+           "class": "matmul", "category": 0, "crosses": False}  # fmt: skip
+    h100 = find_device("h100-sxm")
+    assert h100 is not None
+    (found,) = add_bound(pl.DataFrame([row], schema=SCHEMA), sheet_peaks(h100)).to_dicts()
+    assert found["bound"] == bound

@@ -245,3 +245,26 @@ def test_replayed_kernels_are_counted_a_step(tmp_path: Path) -> None:
     assert phase.kernels_per_step == [4, 2]
     (note,) = [one for one in phase.notes if "graph replays" in one]
     assert note.startswith("3 kernels a step were launched by graph replays")
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_what_a_replay_copies_and_fills_is_no_kernel(tmp_path: Path, *, eager: bool) -> None:
+    """A replay of a kernel, a copy and a fill."""
+    one = op("aten::mm", [8, 8], [8, 8],
+             kernels=[k(us=10), k(us=2, cat="gpu_memcpy", name="Memcpy DtoD"),
+                      k(us=2, cat="gpu_memset", name="Memset (Device)")])  # fmt: skip
+    other = chrome(op("aten::silu", [8, 8], kernels=[k(us=10, name="silu_kernel")]))
+    phase = only(told(tmp_path, replayed(chrome(one)), other if eager else None))
+    (note,) = [one for one in phase.notes if "graph replays" in one]
+    assert note.startswith(
+        "1 kernels and 2 copies and memsets a step were launched by graph replays and have no op"
+    )
+
+
+def test_replayed_kernels_of_a_real_trace(real_trace: Real) -> None:
+    """The A100's steps replay 27 kernels and 42 memsets."""
+    (phase,) = analyze(real_trace("a100_training_graphs_nccl.json.gz")).report.phases.values()
+    assert any(
+        note.startswith("27 kernels and 42 copies and memsets a step were launched by graph")
+        for note in phase.notes
+    )

@@ -375,7 +375,8 @@ def test_a_graph_holds_copies_that_do_not_block(real_trace: Real) -> None:
 def test_what_lies_in_a_call_that_blocks_is_no_host_time_of_the_next_op(
     name: str, thread: int, blocked: int, tmp_path: Path
 ) -> None:
-    """50 us in a call between two launches, and what is left of their distance."""
+    """50 us in a call between two launches, and what is left of their distance. The call is in no
+    op, and stands for itself."""
     analysis = analyze(save(in_a_call(name, 50, thread=thread), tmp_path / "t.json"))
     (frame,) = analysis.frames.values()
     assert frame["blocked_ns"].to_list() == [None, blocked]
@@ -383,8 +384,10 @@ def test_what_lies_in_a_call_that_blocks_is_no_host_time_of_the_next_op(
     assert frame["host_ns"].to_list() == [None, apart - blocked]
     (phase,) = analysis.report.phases.values()
     assert phase.anatomy is not None
-    (one,) = phase.anatomy.host
-    assert (one.host_ns, one.blocked_ns) == (apart - blocked, blocked)
+    told = {one.op: (one.host_ns, one.blocked_ns) for one in phase.anatomy.host}
+    itself = {name: (0, blocked)} if blocked else {}
+    assert told == {"aten::mm": (apart - blocked, 0), **itself}
     table = next(table for table in anatomy_view.tables(phase) if table.id == "host")
     assert [column.title for column in table.columns][3:5] == ["host time", "blocked"]
-    assert [cell.value for cell in table.rows[0]][3:5] == [apart - blocked, blocked]
+    cells = {row[0].text: (row[3].value, row[4].value) for row in table.rows}
+    assert cells == told

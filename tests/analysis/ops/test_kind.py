@@ -94,6 +94,15 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("void causal_conv1d_fwd_kernel<Causal_conv1d_fwd_kernel_traits>", "conv"),
         ("igemm_fwd_gtcx2_nhwc_bf16_bx0_ex1_bt64x64x64", "conv"),
         ("void at::native::(anonymous namespace)::sampleMultinomialOnce<float>", "sampling"),
+        (
+            "void at::native::(anonymous namespace)::distribution_elementwise_grid_stride_kernel"
+            "<unsigned int, 4, at::native::templates::cuda::random_from_to_kernel<x>>",
+            "elementwise",
+        ),
+        (
+            "void distribution_nullary_kernel<exponential_kernel<at::CUDAGeneratorImpl*>>",
+            "sampling",
+        ),
         ("void split_embedding_codegen_forward_unweighted_kernel<float>", "embedding"),
         # FBGEMM is a library's name, not what its kernels do
         (
@@ -231,6 +240,8 @@ def test_a_llama_on_the_cpu_is_covered(attention: str, tmp_path: Path) -> None:
         ("aten::mm", "Cijk_Alik_Bljk_MT32x32x64_PostGSU4", "reduction"),
         ("aten::mm", "per_token_group_quant_8bit_kernel", "quantise"),
         ("aten::upsample_bilinear2d", None, "gather_scatter"),
+        ("aten::random_", "distribution_nullary_kernel<random_from_to_kernel>", "elementwise"),
+        ("aten::bernoulli", "bernoulli_tensor_cuda_kernel", "elementwise"),
         ("aten::convolution_backward", "some_kernel", "conv"),
     ],
 )

@@ -148,6 +148,21 @@ def test_roles_by_class(whole: str, head: str, tmp_path: Path) -> None:
     assert rows["layer"].to_list() == [None, *[0] * len(LAYER), *[1] * len(LAYER), None, None]
 
 
+def test_a_norm_before_the_first_layer_is_not_the_final_one(tmp_path: Path) -> None:
+    """A vision tower with a norm behind its embeddings, a text tower in the same model, and a norm
+    of the model's own behind both."""
+    vision = nn("OwlVisionTransformer_0", nn("OwlVisionEmbeddings_0", nn("Conv2d_0", add())),
+                nn("LayerNorm_0", add()), nn("OwlEncoder_0", nn_layer(0), nn_layer(1)),
+                nn("LayerNorm_5", add()))  # fmt: skip
+    text = nn("OwlTextTransformer_0", nn("OwlTextEmbeddings_0", nn("LayerNorm_9", add())),
+              nn("OwlEncoder_1", nn_layer(2)), nn("LayerNorm_8", add()))  # fmt: skip
+    whole = nn("OwlForObjectDetection_0", nn("OwlModel_0", vision, text), nn("LayerNorm_9", add()))
+    rows = frame(pytorch(chrome(whole)), tmp_path).filter(pl.col("layer").is_null())
+    assert rows["role"].to_list() == [
+        "embedding", "unknown", "final_norm", "embedding", "final_norm", "final_norm",
+    ]  # fmt: skip
+
+
 def _torch_layer() -> Any:
     """torch.nn.TransformerEncoderLayer: its attention multiplies by in_proj and out_proj itself,
     and the layer calls linear1 and linear2."""
