@@ -186,8 +186,6 @@ class _Session:
             runs = {p: [c.run.phases[p] for c in self.captures.values()] for p in phases}
             if not (wide := wide_phases(runs)):
                 return
-            for run in chain(*(runs[phase] for phase in wide)):
-                run.seatings_asked = len(sitting.parts)
             yield further_part(self.request, number, wide)
 
     def _place(self, variants: list[Variant]) -> int:
@@ -309,8 +307,9 @@ class _Session:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-            if self.request.first_seatings < self.request.seatings:
-                entry.seatings_asked = self.request.seatings
+            drawn, asked = len(entry.seatings), self.request.seatings
+            if drawn > asked or self.request.first_seatings <= drawn < asked:
+                entry.seatings_asked = asked
             stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):

@@ -246,11 +246,25 @@ def test_only_phases_with_wide_intervals_are_seated_again(
     }
 
 
-def test_a_run_says_how_many_seatings_its_samples_did_not_allow(quick: Callable[..., Path]) -> None:
-    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=2, max_seatings=4)
+@pytest.mark.parametrize(
+    ("most", "wide", "drawn", "asked"), [(4, 9.0, 4, None), (4, 0.0, 2, 4), (6, 9.0, 6, 4)]
+)
+def test_a_run_says_how_many_seatings_were_asked_for_where_others_were_drawn(
+    quick: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    wide: float,
+    drawn: int,
+    asked: int | None,
+) -> None:
+    """Two samples for four seatings: two at first, and as many as are drawn while it is wide."""
+    monkeypatch.setattr(seatings, "width", lambda *_sides: wide)
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
+    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=2, max_seatings=most)
     for name in ("dense", "pruned"):
         for phase in read_run(folder / name).phases.values():
-            assert (len(phase.seatings), phase.seatings_asked) == (2, 4)
+            assert (len(phase.seatings), phase.seatings_asked) == (drawn, asked)
 
 
 def test_no_further_seatings_beside_other_work(
