@@ -8,7 +8,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.waits import COPY, SYNC, Spans, is_op, named, runtime_calls
+from prunescope.analysis.kernels.waits import (
+    Spans,
+    blocking_calls,
+    first_of,
+    is_op,
+    launches_in_turn,
+)
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.link import Linked, innermost
 from prunescope.analysis.trace.events import Trace
@@ -21,23 +27,19 @@ def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     """Column `first`: whether a row is the first of its launch, for a graph replay is one launch of
     many; null where no launch is known."""
     launch = launch_of(trace, linked.event) if trace.on_device else np.full(len(frame), NONE)
-    first = np.zeros(len(launch), bool)
-    first[np.unique(launch, return_index=True)[1]] = True
     known = pl.Series(launch >= 0)
-    return frame.with_columns(first=pl.when(known).then(pl.Series(first)))
+    return frame.with_columns(first=pl.when(known).then(pl.Series(first_of(launch))))
 
 
 def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
     """The time of the column `blocked_ns`, ns of all steps, by the innermost op around each call
     that copies or waits: `instance` is its row in the trace, -1 for a call outside of any op, which
     stands for itself."""
-    calls = runtime_calls(trace)
+    calls = blocking_calls(trace)
     if not trace.on_device or not len(calls["ts"]):
         return pl.DataFrame(schema=_BLOCKED)
-    rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
-    calls = {name: column[rows] for name, column in calls.items()}
     spent = np.zeros(len(calls["ts"]), np.int64)
-    before, after = _launches_in_turn(trace, linked)
+    before, after = launches_in_turn(linked, launch_of(trace, linked.event) >= 0)
     threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
     for pair in np.unique(threads, axis=0):
         wanted = (threads == pair).all(axis=1)
@@ -55,15 +57,6 @@ def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
         schema=_BLOCKED,
     )
     return told.group_by("instance", "op", maintain_order=True).agg(pl.col("ns").sum())
-
-
-def _launches_in_turn(trace: Trace, linked: Linked) -> tuple[Ints, Ints]:
-    """Pairs of rows launched one after the other in one step, by any thread."""
-    order = np.lexsort((linked.launched, linked.step))
-    order = order[launch_of(trace, linked.event)[order] >= 0]
-    before, after = order[:-1], order[1:]
-    same = linked.step[before] == linked.step[after]
-    return before[same], after[same]
 
 
 def _overlaps(spans: Spans, since: Ints, until: Ints) -> tuple[Ints, Ints]:

@@ -60,7 +60,7 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
-    calls = _blocking(trace)
+    calls = blocking_calls(trace)
     host_ns = blocked_ns = np.full(len(gap), NONE)
     if trace.on_device:
         launch = launch_of(trace, linked.event)
@@ -147,9 +147,14 @@ def _op_in_time(linked: Linked, trace: Trace) -> Mask:
 
 def _within_replay(linked: Linked, launch: Ints) -> Mask:
     """Rows behind the first of their graph launch, whatever else ran between."""
+    return ~first_of(launch) & linked.replayed & (launch >= 0)
+
+
+def first_of(launch: Ints) -> Mask:
+    """Rows that are the first of their launch: a graph replay is one launch of many."""
     first = np.zeros(len(launch), bool)
     first[np.unique(launch, return_index=True)[1]] = True
-    return ~first & linked.replayed & (launch >= 0)
+    return first
 
 
 def _in_gaps(linked: Linked, trace: Trace) -> Spans:
@@ -201,8 +206,8 @@ def runtime_calls(trace: Trace) -> dict[str, Ints]:
     return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
 
 
-def _blocking(trace: Trace) -> dict[str, Ints]:
-    """Those that copy, or wait for the device."""
+def blocking_calls(trace: Trace) -> dict[str, Ints]:
+    """Runtime calls that copy, or wait for the device."""
     calls = runtime_calls(trace)
     rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
     return {name: column[rows] for name, column in calls.items()}
@@ -323,11 +328,7 @@ def _host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[
     work of the op, whether or not the call returns at once. NONE for a row without a launch and
     for the first of a step."""
     out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
-    order = np.lexsort((linked.launched, linked.step))
-    order = order[launched[order]]
-    before, after = order[:-1], order[1:]
-    same = linked.step[after] == linked.step[before]
-    before, after = before[same], after[same]
+    before, after = launches_in_turn(linked, launched)
     threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
     for pair in np.unique(threads, axis=0):
         rows = (threads == pair).all(axis=1)
@@ -338,3 +339,12 @@ def _host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[
         blocked[after[rows]] = spans.spent(until) - spans.spent(since)
         out[after[rows]] = until - since - blocked[after[rows]]
     return out, blocked
+
+
+def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
+    """Pairs of the rows `launched`, one after the other in one step, by any thread."""
+    order = np.lexsort((linked.launched, linked.step))
+    order = order[launched[order]]
+    before, after = order[:-1], order[1:]
+    same = linked.step[after] == linked.step[before]
+    return before[same], after[same]
