@@ -39,14 +39,22 @@ NOISY = {
 TAKEN = dict(zip(NOISY, (1, 2, 2, 1), strict=True))
 
 
+def small_sweep(tmp_path: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Four results of static-m, judged on few tokens; again the same call goes on."""
+    from prunescope.tracer.sweep import job
+
+    patch.setattr(job, "TOKENS", 256)
+    config = tmp_path / "sweep.yaml"
+    config.write_text(SMALL, encoding="utf-8")
+    return sweep(SweepRequest(config=config, out=tmp_path / "s"))
+
+
 @pytest.mark.torch
 def test_a_result_that_was_disturbed_is_captured_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prunescope.tracer.sweep import job
 
-    config = tmp_path / "sweep.yaml"
-    config.write_text(SMALL, encoding="utf-8")
     trace, taken = job.trace, Counter[str]()
 
     def beside_other_work(request: Any, **options: Any) -> Path:
@@ -56,10 +64,9 @@ def test_a_result_that_was_disturbed_is_captured_once_more(
             disturb(folder / side, NOISY[folder.name], taken[folder.name])
         return folder
 
-    monkeypatch.setattr(job, "TOKENS", 256)
     same_peaks(monkeypatch)
     monkeypatch.setattr(job, "trace", beside_other_work)
-    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    out = small_sweep(tmp_path, monkeypatch)
     assert taken == TAKEN
     for name, noise in NOISY.items():
         runs = [read_run(out / "runs" / name / side) for side in ("dense", "pruned")]
@@ -87,15 +94,12 @@ def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
     from prunescope.tracer.capture import surroundings
     from prunescope.tracer.sweep import job
 
-    config = tmp_path / "sweep.yaml"
-    config.write_text(SMALL, encoding="utf-8")
     low, high = (replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11))
     noisy = replace(low, disturbed=["waits"])
     taken = iter([noisy, noisy, high])
-    monkeypatch.setattr(job, "TOKENS", 256)
     for module in (surroundings, job):
         monkeypatch.setattr(module, "measure_peaks", lambda *_: next(taken))
-    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    out = small_sweep(tmp_path, monkeypatch)
     kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
     assert Counter(one.dense_flop_per_s["fp32"] for one in kept if one) == {1e11: 1, 2e11: 3}
     assert sorted(len(one.disturbed) for one in kept if one) == [0, 0, 0, 1]
@@ -105,7 +109,7 @@ def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
     each = [(one.dense_flop_per_s["fp32"], one.disturbed) for one in said.measurements]
     assert each == [(1e11, ["waits"]), (1e11, ["waits"]), (2e11, [])]
     shutil.rmtree(out / "runs" / "static-m-s0.5-decode-b1-p16-d0")
-    sweep(SweepRequest(config=config, out=out))
+    small_sweep(tmp_path, monkeypatch)
     assert next(taken, None) is None
 
 
@@ -115,14 +119,10 @@ def test_peaks_of_a_sweep_are_the_better_of_before_and_after_its_first_capture(
 ) -> None:
     """Two measurements, no third; every result has the better one, and both beside it."""
     from prunescope.tracer.capture import surroundings
-    from prunescope.tracer.sweep import job
 
-    config = tmp_path / "sweep.yaml"
-    config.write_text(SMALL, encoding="utf-8")
     taken = iter([replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11)])
-    monkeypatch.setattr(job, "TOKENS", 256)
     monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
-    out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
+    out = small_sweep(tmp_path, monkeypatch)
     kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
     assert len(kept) == 4
     for one in kept:
