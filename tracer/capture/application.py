@@ -57,7 +57,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             applied.model,
             load_tokenizer(loaded),
             request.recovery,
-            name=training_name(request.method, request.sparsity, request.seed),
+            name=training_name(request.method, request.sparsity, request.select, request.seed),
             seed=request.seed,
             masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
             learners=applied.learners,

@@ -71,9 +71,9 @@ def read_recovery(
     return Recovery(**values)
 
 
-def training_name(method: str, sparsity: float, seed: int) -> str:
+def training_name(method: str, sparsity: float, select: str, seed: int) -> str:
     """Names the training of a pruned model among those of one sweep."""
-    return f"{method} {sparsity:g} seed {seed}"
+    return f"{method} {sparsity:g} {select} seed {seed}"
 
 
 def check_installed() -> None:

@@ -148,7 +148,7 @@ def test_progress_tells_the_loss_and_the_time_left(recovered: Any, tmp_path: Pat
     progress = Killer(after=3)
     with pytest.raises(Killed), kept_in(tmp_path, progress):
         recovered("static-m")
-    assert progress.said.startswith("train static-m 0.5 seed 0: loss ")
+    assert progress.said.startswith("train static-m 0.5 random seed 0: loss ")
     assert progress.said.endswith(" s left")
 
 

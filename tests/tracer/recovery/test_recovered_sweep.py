@@ -57,7 +57,11 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     request = asked("s", families=["static-m", "static-nk-mlp"])
     assert summary(request, estimate=True)["plan"]["trainings"] == 3
     sweep(request)
-    assert sorted(names) == ["dense control", "static-m 0.5 seed 0", "static-nk-mlp 0.5 seed 0"]
+    assert sorted(names) == [
+        "dense control",
+        "static-m 0.5 random seed 0",
+        "static-nk-mlp 0.5 random seed 0",
+    ]
     found = judge(request.out)
     for points in (phase.points for phase in found.phases.values()):
         assert len(points) == 2
@@ -74,6 +78,14 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     plan = json.loads((request.out / "plan.json").read_bytes())
     assert plan["config"]["recover"]["steps"] == 8
     assert plan["config"]["other_text"] == "other.txt"
+
+
+def test_every_selection_keeps_a_training_of_its_own(asked: Any) -> None:
+    request = asked("s", select=["calibrated", "greedy"], phases=["prefill"])
+    sweep(request)
+    kept = sorted(path.stem for path in request.out.glob("recovery/*.safetensors"))
+    chosen = [f"static-m-0.5-{how}-seed-0" for how in ("calibrated", "greedy")]
+    assert kept == ["dense-control", *chosen]
 
 
 def test_the_work_is_that_without_training(asked: Any) -> None:
