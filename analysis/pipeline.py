@@ -32,6 +32,7 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import Noticed, Options, Side
+from prunescope.analysis.inputs.two_runs import with_shared_peaks
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
@@ -145,6 +146,7 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
             eager=options.baseline_eager_trace,
             model=options.baseline_model or options.model,
         )
+    pruned, dense = with_shared_peaks(pruned, dense)
     return _Done(pruned, pruned.noticed), _Done(dense, dense.noticed)
 
 

@@ -12,6 +12,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.findings.left_on import is_left_on
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -136,12 +137,18 @@ def _finding(c: Context, words: _Words) -> Finding | None:
     return Finding(
         id=words.id,
         severity="warning",
-        text=f"{words.what} takes {ms(total)} a step ({percent(total / c.phase.wall_ns, 1)} of the "
-        "recorded wall); the dense model has none of it",
+        text=f"{words.what} takes {ms(total)} of a recorded step "
+        f"({percent(total / c.phase.wall_ns, 1)}); the dense model has none of it",
         evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
         change=words.change,
-        predicted_ns=total,
+        predicted_ns=total / _recorded(c),
     )
+
+
+def _recorded(c: Context) -> float:
+    """How much longer recorded work takes than without the profiler: on a device as long."""
+    ratio = c.phase.observer_ratio
+    return 1.0 if ratio is None or c.pruned.on_device else max(1.0, ratio)
 
 
 def _new_work(c: Context) -> dict[str, list[_Entry]]:
@@ -149,8 +156,8 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
     if c.dense is None:
         return {}
     by_name = c.pruned.is_replay != c.dense.is_replay  # replays have no ops
-    new = _sums(c.pruned.frame, by_name=by_name).join(
-        _sums(c.dense.frame, by_name=by_name),
+    new = _sums(c.pruned, by_name=by_name).join(
+        _sums(c.dense, by_name=by_name),
         on=["role", "kind", "work"],
         how="anti",
         nulls_equal=True,
@@ -170,10 +177,14 @@ def _new_work(c: Context) -> dict[str, list[_Entry]]:
     return found
 
 
-def _sums(frame: pl.DataFrame, *, by_name: bool) -> pl.DataFrame:
+def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
     work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
+    # A number that is cast for a product is no data in another layout.
+    numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
+    number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
     return (
-        frame.with_columns(work=work)
+        kernels.frame.filter(number.fill_null(value=False).not_())
+        .with_columns(work=work)
         .group_by("role", "kind", "work", maintain_order=True)
         .agg(pl.col("busy").sum())
     )

@@ -144,9 +144,9 @@ def host_lead(c: Context) -> Finding | None:
         id="host-lead",
         severity="warning" if idle >= _MUCH * whole else "info",
         text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
-        f"({percent(idle / whole)} of {'the' if steps == 1 else 'a'} step with it), and the wall "
-        f"leaves it out: with it a step takes {ms(whole)}, of which the device is busy for "
-        f"{percent(c.phase.busy_ns / whole)}",
+        f"({_share_of_lead(idle, whole, steps)}), and the wall leaves it out: with it "
+        f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
+        f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
             f"the step's annotation begins {ms(linked.lead_ns)} before its "
             f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
@@ -155,6 +155,13 @@ def host_lead(c: Context) -> Finding | None:
         + ", or profile several steps: the wall of each after the first has it" * (steps == 1),
         predicted_ns=None,
     )
+
+
+def _share_of_lead(idle: float, whole: float, steps: int) -> str:
+    """Of all steps together, leads with them: `whole` is their mean."""
+    if steps == 1:
+        return f"{percent(idle / whole)} of the step with it"
+    return f"{percent(idle / (steps * whole), 1)} of all of them with it"
 
 
 def host_waits(c: Context) -> Finding | None:

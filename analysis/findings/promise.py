@@ -45,9 +45,14 @@ def _why_other(c: Context, shares: list[float], nominal: float) -> str:
     """Why shares are others than the nominal one, in the direction in which they are."""
     if c.side.run is None:
         return "the nominal share was given; the others are counted from the ops of both traces"
+    if all(share < _GREW for share in shares):
+        return (
+            "nothing was taken out: what hides work (masks, skipped steps) or adds some (adapters) "
+            "removes neither weights nor FLOPs"
+        )
     if all(share <= nominal for share in shares):
         return (
-            "what pruning leaves alone (embeddings, lm_head, attention) and whole heads, layers "
+            "what pruning leaves alone (embeddings, lm_head and the like) and whole heads, layers "
             "and multiples of 16 make the difference"
         )
     return "whole heads, layers and multiples of 16 make the difference, and what s is a share of"

@@ -206,6 +206,8 @@ def unequal_steps(c: Context) -> Finding | None:
         severity="warning",
         text="the steps do not hold the same number of kernels: means over them mix different work",
         evidence=lines,
-        change="warm up longer, or keep only steps of one kind (--phase-pattern)",
+        change="more steps: what runs is decided anew in each"
+        if any(one.is_dynamic for one in known(c.phase.family.ids if c.phase.family else ()))
+        else "warm up longer, or keep only steps of one kind (--phase-pattern)",
         predicted_ns=None,
     )

@@ -11,8 +11,10 @@ from prunescope.analysis.findings.context import (
     sized,
     without_communication,
 )
+from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.waits import cause_sums
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.report import Finding, LedgerPart, is_beyond_noise
+from prunescope.analysis.shapes.workload import DECODE
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent
 
@@ -31,19 +33,30 @@ def dispatch_bound(c: Context) -> Finding | None:
         text=f"{percent(phase.gap_ns / phase.wall_ns)} of the recorded step is between ops (Python "
         "and dispatch): pruning saves it only where it removes whole ops",
         evidence=[f"{ms(phase.gap_ns)} of gaps in a step of {ms(phase.wall_ns)}"],
-        change="larger batches or longer prompts make the ops outweigh the dispatch",
+        change=f"{_longer_ops(c)} make{'s' * _is_decode(c)} the ops outweigh the dispatch",
         predicted_ns=None,
     )
 
 
+def _is_decode(c: Context) -> bool:
+    """Whether a step is a token: no prompt, however long, makes its products larger."""
+    return c.name == DECODE or (c.own.kind is not None and c.own.kind["kind"] == DECODE)
+
+
+def _longer_ops(c: Context) -> str:
+    return "a larger batch" if _is_decode(c) else "larger batches or longer prompts"
+
+
 def coverage_limited(c: Context) -> Finding | None:
-    """Part of the dense step is untouched by the pruning."""
+    """Part of the dense step is untouched by the pruning, or shrinks by less than was promised."""
     row = c.row("coverage")
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was shrunk at all: another finding says so
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
+    some = sum(p.ns for p in row.parts if p.ns > 0 and _shrank(c, p))
+    less = f", or shrinks by less than that ({ms(some)})" if some > _NET * row.moves_ns else ""
     more = -sum(p.ns for p in row.parts if p.ns < 0)  # shrank by more than the promise
     net = f", less {ms(more)} by which other work shrank more" if more > _NET * row.moves_ns else ""
     saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
@@ -51,11 +64,16 @@ def coverage_limited(c: Context) -> Finding | None:
         id="coverage-limited",
         severity="warning",
         text=f"{ms(row.moves_ns + more if net else row.moves_ns)} of the {saving} is in work that "
-        f"this pruning does not shrink{net}{_limit(c)}",
+        f"this pruning does not shrink{less}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c),
         predicted_ns=None,
     )
+
+
+def _shrank(c: Context, part: LedgerPart) -> bool:
+    """Whether a part of the coverage row is work that shrank, and not untouched work or gaps."""
+    return part.role is not None and (part.role, part.cls) not in c.untouched
 
 
 def _limit(c: Context) -> str:
@@ -66,13 +84,22 @@ def _limit(c: Context) -> str:
     text = f": with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
     if ladder.realised > ladder.coverage:
         low = (ladder.realised_ci95 or [ladder.realised])[0]
-        why = (
-            "for those that remain ran faster"
-            if low > ladder.coverage
-            else ("whose interval holds that")
-        )
-        return f"{text}; {ladder.realised:.2f}× was realised, {why}"
+        why = f", {_beyond(c)}" if low > ladder.coverage else ", whose interval holds that"
+        return f"{text}; {ladder.realised:.2f}× was realised{why}"
     return text
+
+
+def _beyond(c: Context) -> str:
+    """Which row gave most of what a run has beyond its coverage bound."""
+    gains = {
+        "kernel_efficiency": "for those that remain ran faster",
+        "launch_idle": "for less time passed between them",
+        "shape": "for tiles and waves fit the pruned shapes better",
+        "roofline_shift": "for more bytes went than FLOPs",
+    }
+    rows = [row for name in gains if (row := c.row(name)) is not None and row.moves_ns < 0]
+    most = min(rows, key=lambda row: row.moves_ns, default=None)
+    return "which no row of the ledger explains" if most is None else gains[most.row]
 
 
 def _coverage_change(c: Context) -> str:
@@ -98,7 +125,7 @@ def _coverage_change(c: Context) -> str:
 
 def _gap_change(c: Context) -> str:
     """What shortens gaps, by what most of them wait for, where that can be told."""
-    longer = "longer kernels: a larger batch, or longer prompts"
+    longer = f"longer kernels: {_longer_ops(c)}"
     if c.pruned.apart is not None:
         return longer
     causes = cause_sums(c.pruned.frame) if c.pruned.on_device else {"host": 1}
@@ -106,7 +133,7 @@ def _gap_change(c: Context) -> str:
     able = c.pruned.on_device and not c.pruned.is_replay and not c.pruned.stops
     graph = ", or a CUDA graph" if able else ""
     return {
-        "host": f"fewer and larger ops: a larger batch, longer prompts{graph}",
+        "host": f"fewer and larger ops: {_longer_ops(c)}{graph}",
         "sync": "wait for the device less often in a step",
         "memcpy": "copy between host and device less often in a step",
         "held": "compare steps without what their streams wait for",
@@ -143,13 +170,18 @@ def slower_kernels(c: Context) -> Finding | None:
     row = without_communication(c.row("kernel_efficiency"))
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.dense_ns, share=_MUCH):
         return None
-    parts = [p for p in row.parts if p.ns > 0][:4]
+    if not c.pruned.on_device and timing_not_valid(c) is not None:
+        return None  # what disturbed the samples of a CPU disturbed its ops
+    lost = [p for p in row.parts if p.ns > 0]
+    parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
     return Finding(
         id="slower-kernels",
         severity="warning",
         text=f"the remaining kernels lose {ms(row.moves_ns)} against what their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change="look at the kernels named: another tile, an aligned dimension or a larger batch",
+        change="look at the kernels named: another tile, an aligned dimension or a larger batch"
+        if c.pruned.on_device
+        else "look at the ops named: an aligned dimension, another layout or a larger batch",
         predicted_ns=row.ns,
     )
 

@@ -153,20 +153,32 @@ def _disturbed(run: PhaseRun) -> list[str]:
 
 
 def observer(c: Context) -> Finding | None:
-    """The profiler slowed the step so much that gaps say little."""
+    """Profiled steps are so much slower than the others that gaps say little, or profiling moved
+    the two sides apart."""
     ratio = c.phase.observer_ratio
-    if ratio is None or ratio < _OBSERVER:
+    if ratio is None:
         return None
+    dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
+    apart = dense is not None and max(ratio, dense) > _OBSERVER * min(ratio, dense)
+    if ratio < _OBSERVER and not apart:
+        return None
+    other = f" (dense: {dense:.2f}×)" if dense is not None else ""
+    doubtful = (
+        "the ledger scales each side to its own, and what that moves is in its rows of kernels"
+        if apart
+        else "gaps and launch verdicts are doubtful"
+    )
     return Finding(
         id="observer-effect",
-        severity="info",
-        text=f"the profiler makes the step {ratio:.2f}× slower: gaps and launch verdicts are "
-        "doubtful",
+        severity="warning" if apart else "info",
+        text=f"a profiled step takes {ratio:.2f}× an unprofiled one{other}: {doubtful}",
         evidence=[
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
-        change="read the ledger, which closes to the unprofiled wall, not the recorded gaps",
+        change="trace again on a quiet machine, with more --seatings"
+        if apart
+        else "read the ledger, which closes to the unprofiled wall, not the recorded gaps",
         predicted_ns=None,
     )
 

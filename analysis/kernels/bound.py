@@ -21,7 +21,7 @@ from prunescope.taxonomy.run_blocks import (
 
 # A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 BANDWIDTH = "bandwidth"
-_APART = 1.2  # two measurements of one peak
+APART = 1.2  # two measurements of one peak
 # A kernel on a few units that lasts longer than so many floors works, and does not wait.
 _FLOORS = 10
 _LINE_BYTES = 128  # what a GPU's memory moves at once: a unit without any has nothing to do
@@ -74,22 +74,22 @@ class Peaks:
         """Peaks that two measurements give further apart than they may be, and peaks of which no
         measurement was quiet."""
         said = [
-            f"the {name} peak was measured as {_rate(one, name)} before the capture and "
-            f"{_rate(other, name)} after it: something else ran, or the clock fell; bounds use "
+            f"the {name} peak was measured as {rate_text(one, name)} before the capture and "
+            f"{rate_text(other, name)} after it: something else ran, or the clock fell; bounds use "
             f"{_USED[seen['used']]}"
             for name, seen in self.taken.items()
             if (one := seen["before"]) and (other := seen["after"])
-            if max(one, other) > _APART * min(one, other)
+            if max(one, other) > APART * min(one, other)
         ]
         said += [
-            f"the {name} peak is {_rate(rates[name], name)} by `prunescope calibrate`, and was at "
-            f"most {_rate(most, name)} around this capture: the device was slower then, or the "
-            "calibration is of another time; shares of bounds may be too low"
+            f"the {name} peak is {rate_text(rates[name], name)} by `prunescope calibrate`, and was "
+            f"at most {rate_text(most, name)} around this capture: the device was slower then, or "
+            "the calibration is of another time; shares of bounds may be too low"
             for name, seen in self.taken.items()
             if seen["used"] == "calibrated"
             and (most := max(seen["before"] or 0, seen["after"] or 0))
             if (rates := {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0})[name]
-            > _APART * most
+            > APART * most
         ]
         if self.disturbed:
             said.append(
@@ -99,7 +99,7 @@ class Peaks:
         return said
 
 
-def _rate(per_s: float, name: str) -> str:
+def rate_text(per_s: float, name: str) -> str:
     """A peak as people write it."""
     if name == BANDWIDTH:
         return f"{per_s / 1e9:.3g} GB/s"

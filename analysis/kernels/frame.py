@@ -41,6 +41,7 @@ _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
+PRODUCTS = (MATMUL, ATTENTION, "conv")  # classes of which FLOPs are counted
 
 
 @dataclass

@@ -59,6 +59,8 @@ class Call:
     split: bool
     duration: float = 0.0  # of its kernels, also where they run beside others
     shapes: str | None = None  # where its dimensions come from
+    # Least and most of batch, M, N and K over its steps: keys grow; empty where they are not known.
+    spans: tuple[tuple[float, float], ...] = ()
 
     @property
     def gemm(self) -> Gemm | None:
@@ -77,6 +79,8 @@ class _Sum:
     helper: float = 0.0
     duration: float = 0.0
     ideal: float | None = 0.0
+    flop: float | None = 0.0
+    bytes: float | None = 0.0
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
     known: tuple[int, int] | None = None  # N and K, where M of some call is not known
@@ -171,20 +175,20 @@ def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: f
     total.busy += float(row["total"]) * share  # type: ignore[arg-type]
     total.helper += float(row["help"]) * share  # type: ignore[arg-type]
     total.duration += float(row["took"]) * share  # type: ignore[arg-type]
-    ideal = row["ideal"]
-    known = total.ideal is not None and ideal is not None
-    total.ideal = total.ideal + float(ideal) * share if known else None  # type: ignore[operator, arg-type]
+    flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
+    total.ideal = _more(total.ideal, row["ideal"], share)
+    total.flop = _more(total.flop, flop, share)
+    total.bytes = _more(total.bytes, row["bytes"], share)
     if gemm is not None:
         total.dims.append((gemm.batch, gemm.m, gemm.n, gemm.k))
     if not total.first:
-        flop, size = row["flop"], row["bytes"]
-        total.first = {
-            **row,
-            "share": share,
-            "flop": gemm.flop if gemm is not None and flop is None else flop,
-            "bytes": size,
-        }
+        total.first = {**row, "share": share}
     total.bounds[str(row["bound"])] += float(row["total"])  # type: ignore[arg-type]
+
+
+def _more(total: float | None, value: object, share: float) -> float | None:
+    """The sum with a part of one more; None once one of them is unknown."""
+    return None if total is None or value is None else total + float(value) * share  # type: ignore[arg-type]
 
 
 def _call(key: Key, total: _Sum, num_steps: int) -> Call:
@@ -196,9 +200,9 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         mean = [sum(d[i] for d in dims) / len(dims) for i in range(4)]
     share = float(first["share"])  # type: ignore[arg-type]
 
-    def part(name: str) -> float | None:
-        unknown = first[name] is None or total.known is not None
-        return None if unknown else float(first[name]) * share  # type: ignore[arg-type]
+    def mean_of(value: float | None) -> float | None:
+        """Of its calls: a decode's keys grow by one a step."""
+        return None if value is None or total.known is not None else value / total.calls
 
     return Call(
         layer=first["layer"],  # type: ignore[arg-type]
@@ -212,9 +216,10 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         n=mean[2],
         k=mean[3],
         shapes=first["shapes"],  # type: ignore[arg-type]
+        spans=tuple((min(sizes), max(sizes)) for sizes in zip(*dims, strict=True)),
         count=total.calls / num_steps,
-        flop=part("flop"),
-        bytes=part("bytes"),
+        flop=mean_of(total.flop),
+        bytes=mean_of(total.bytes),
         busy=total.busy / num_steps,
         helper=total.helper / num_steps,
         ideal=None if total.ideal is None else total.ideal / num_steps,

@@ -14,6 +14,8 @@ from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
+_ALL_CALLS = 0.99  # of the dense calls
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -64,7 +66,16 @@ def _axis(dense: Call | None, pruned: Call) -> str:
         if (moved := _moved_width(dense, pruned)) is not None:
             return moved
         return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"
-    return axis_moved(old, new)
+    return "none" if _left_out(dense, pruned) else axis_moved(old, new)
+
+
+def _left_out(dense: Call, pruned: Call) -> bool:
+    """Whether the pruned side makes fewer of the dense calls, each of a size that some of these
+    have: a step that is left out of a decode moves the mean of its keys."""
+    if not dense.spans or not pruned.spans or pruned.count >= _ALL_CALLS * dense.count:
+        return False
+    pairs = zip(dense.spans, pruned.spans, strict=True)
+    return all(low <= least and most <= high for (low, high), (least, most) in pairs)
 
 
 def _axis_shown(pair: Pair) -> str | None:
@@ -92,7 +103,8 @@ def report_rows(pairs: list[Pair], *, promised: float, exact_layers: bool) -> li
         assert call is not None
         if _is_attention_of_unknown_shape(call):
             continue
-        groups[_make(call), _dims(pair.dense), pair.axis].append(pair)
+        lacks = pair.pruned is None
+        groups[_make(call), _dims(pair.dense), pair.axis, lacks].append(pair)
     rows = [
         _row(members, promised=promised, exact_layers=exact_layers) for members in groups.values()
     ]
@@ -135,6 +147,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     dense_busy = _dense_busy(members)
     wanted = None if promised is None or dense_busy is None else promised * dense_busy
     layers = sorted({c.layer for c in shown if c.layer is not None})
+    calls_left = _calls_left(members)
     return Row(
         role=first.role,
         group="added" if members[0].axis == "added" else first.group,
@@ -151,8 +164,8 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         dense_k=_whole(dense.k) if dense else None,
         dense_batch=_whole(dense.batch) if dense else None,
         dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
-        axis=_axis_shown(members[0]),
-        keep=_keep(dense, None if gone else first) if dense else None,
+        axis=_axis_shown(members[0]) if calls_left is None else "gone",
+        keep=_kept(dense, None if gone else first, calls_left) if dense else None,
         count=0.0 if gone else sum(c.count for c in shown),
         flop=first.flop,
         bytes=first.bytes,
@@ -169,6 +182,17 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
         shapes=first.shapes,
     )
+
+
+def _calls_left(members: list[Pair]) -> float | None:
+    """The share of its calls that a GEMM of its dense shape still makes, where what decides at run
+    time leaves some out; None where it makes all. Experts are called as tokens happen to need."""
+    first = members[0]
+    if first.axis != "none" or first.dense is None or first.key[1] == "experts":
+        return None
+    dense = sum(p.dense.count for p in members if p.dense is not None)
+    left = sum(p.pruned.count for p in members if p.pruned is not None)
+    return left / dense if left < _ALL_CALLS * dense else None
 
 
 def _dense_busy(members: list[Pair]) -> float | None:
@@ -192,10 +216,12 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _keep(dense: Call, pruned: Call | None) -> dict[str, float]:
-    """Kept share of every axis that moved; {"calls": 0} where the GEMM is gone."""
+def _kept(dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
+    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM is gone."""
     if pruned is None:
         return {"calls": 0.0}
+    if calls is not None:
+        return {"calls": calls}
     out = {}
     for axis in ("batch", "m", "n", "k"):
         old, new = getattr(dense, axis), getattr(pruned, axis)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
+from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
 
 _NEARLY = 0.05  # the share of parts that may have less time a record than one is said to cost
@@ -31,7 +31,7 @@ class Ratios:
     roofline: Floats
     shape: Floats
     promised: float
-    flop_ratio: float | None  # F_d / F_p of all modelled matmul and attention work
+    flop_ratio: float | None  # F_d / F_p of all products, attention and convolutions
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ class Split:
 def ratios(units: Units, sparsity: float | None) -> Ratios:
     """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown."""
     d, p = units.dense, units.pruned
-    matmul = np.array([k[2] in (MATMUL, ATTENTION) for k in units.keys], bool)
+    counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)
     flop_d, flop_p = _mean(d.flop), _mean(p.flop)
     by_bytes = _ratio(_mean(p.bytes), _mean(d.bytes))
-    r_f = np.where(matmul, _ratio(flop_p, flop_d), np.nan)
+    r_f = np.where(counted, _ratio(flop_p, flop_d), np.nan)
     r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
     r_r = _first_known(_ratio(_mean(p.ideal), _mean(d.ideal)), r_f)
     r_q = _first_known(_ratio(_mean(p.predicted), _mean(d.predicted)), r_r)
     gone = ~units.pruned.present
     for r in (r_f, r_r, r_q):
         r[gone] = 0.0
-    total_d = float(np.nansum(flop_d[matmul & d.present]))
-    kept = matmul & units.matched & ~np.isnan(flop_d)
+    total_d = float(np.nansum(flop_d[counted & d.present]))
+    kept = counted & units.matched & ~np.isnan(flop_d)
     # A unit whose pruned FLOPs are unknown keeps what the ratio says of it.
     matched = float(np.nansum(np.where(kept, flop_d * r_f, 0.0)))
-    every = matched + float(np.nansum(flop_p[matmul & units.added]))
+    every = matched + float(np.nansum(flop_p[counted & units.added]))
     promised = 1.0 - sparsity if sparsity is not None else matched / total_d if total_d else 1.0
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 

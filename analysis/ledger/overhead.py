@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.frame import MATMUL, PRODUCTS, Kernels
 from prunescope.analysis.ledger.books import Books
 from prunescope.analysis.ledger.ledger import Ratios, Split
 from prunescope.analysis.ledger.noise import Replicates, interval
@@ -114,7 +114,7 @@ def touched_sparsity(units: Units, ratio: Ratios, *, drawn: bool = False) -> flo
     ones; 0.0 where none does, None where no FLOPs are known. `drawn`: each layer decides for
     itself, so that one that happened to skip nothing counts with the others of its role."""
     flop = units.dense.flop.mean(axis=1)
-    modelled = np.array([key[2] in (MATMUL, ATTENTION) for key in units.keys], bool)
+    modelled = np.array([key[2] in PRODUCTS for key in units.keys], bool)
     modelled &= units.dense.present & ~np.isnan(flop)
     if not modelled.any():
         return None

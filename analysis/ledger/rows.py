@@ -173,7 +173,7 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
     return (
         f"untouched: {where}"
         if _is_whole(kept)
-        else f"granularity: {where} keeps {percent(kept, 1)}"
+        else f"granularity: {where} keeps {percent(kept, 1)} of its time"
     )
 
 

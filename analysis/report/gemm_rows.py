@@ -80,9 +80,10 @@ def with_gone(gemms: list[GemmRow]) -> list[GemmRow]:
         shapes.setdefault((*make, gemm.batch, gemm.m, gemm.n, gemm.k), []).append(gemm)
     shown = []
     for rows in shapes.values():
-        by_axis = {row.axis: row for row in rows}
-        both = len(rows) == 2 and set(by_axis) == {"none", "gone"}
-        shown += [_merged(by_axis["none"], by_axis["gone"])] if both else rows
+        lost = [row for row in rows if row.axis == "gone" and not row.count]
+        left = [row for row in rows if row not in lost]
+        both = len(lost) == len(left) == 1 and left[0].axis in ("none", "gone")
+        shown += [_merged(left[0], lost[0])] if both else rows
     return shown
 
 

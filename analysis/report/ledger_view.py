@@ -61,18 +61,19 @@ NO_INTERVAL = (
 NEITHER = "no interval and no noise: they need more than one step"
 
 
-def in_noise(row: Row | LedgerPart) -> bool:
-    """Whether a row says no more than dense against dense does."""
-    return row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
+def is_quiet(row: Row | LedgerPart) -> bool:
+    """Whether a row says no more than dense against dense does, or its interval holds 0."""
+    in_noise = row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
+    return in_noise or (row.ci95 is not None and row.ci95[0] <= 0 <= row.ci95[1])
 
 
 def tone(row: Row) -> str:
-    """How a row is drawn: a loss, a gain, a total, the promise, or quiet inside its noise."""
+    """How a row is drawn: a loss, a gain, a total, the promise, or quiet as it is no evidence."""
     if row.row in TOTALS:
         return "total"
     if row.row == "promised":
         return "promise"
-    if in_noise(row) or not row.ns:
+    if is_quiet(row) or not row.ns:
         return "quiet"
     return "loss" if row.moves_ns > 0 else "gain"
 
@@ -201,11 +202,12 @@ def without_unknown(table: Table) -> Table:
 
 
 def ledger_notes(rows: list[Row]) -> list[str]:
-    """Which rows lie inside their noise, and what is unknown."""
+    """Which rows are no evidence, and what is unknown."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
-    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and in_noise(row)]
+    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and is_quiet(row)]
     notes = [f"{', '.join(_unknown(rows))}: {WITHOUT_SHAPES}"] if _unknown(rows) else []
-    notes += [f"inside their noise, so no evidence: {', '.join(quiet)}"] if quiet else []
+    said = "inside their noise, or with an interval that holds 0, so no evidence"
+    notes += [f"{said}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("no noise stands where dense against dense is 0 by definition")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
@@ -253,7 +255,7 @@ def parts_table(phase: Phase) -> Table | None:
 
 
 def _part_tone(part: LedgerPart) -> str:
-    if in_noise(part) or not part.ns:
+    if is_quiet(part) or not part.ns:
         return "quiet"
     return "loss" if part.ns > 0 else "gain"
 

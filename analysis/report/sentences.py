@@ -10,7 +10,7 @@ from prunescope.analysis.report import anatomy_view, numbers
 from prunescope.analysis.report.beside_wall import left_out
 from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.second_opinion import second_opinion
-from prunescope.analysis.report.statistic import statistic
+from prunescope.analysis.report.statistic import observer, statistic
 from prunescope.analysis.report.view import without_sizes
 from prunescope.analysis.schema.report import (
     WHOLE_TRACE,
@@ -303,23 +303,6 @@ def closure(phase: Phase) -> str:
         f"+ Σ gap {numbers.whole(gap)} + tail {numbers.whole(tail)} "
         f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
     )
-
-
-def observer(phase: Phase) -> str:
-    """What profiling cost, and in which domain the ledger is."""
-    if phase.observer_ratio is None:
-        return f"observer: unknown, no unprofiled samples; {_domain(phase)}"
-    text = f"observer: profiled wall ÷ unprofiled step = {numbers.ratio(phase.observer_ratio)}"
-    return f"{text}; {_domain(phase)}"
-
-
-def _domain(phase: Phase) -> str:
-    if phase.domain != "unprofiled":
-        return "all times are as profiled"
-    text = "the ledger closes to the unprofiled times (means over seatings of medians)"
-    if phase.observer_share is not None:
-        text += f"; the observer's share is {numbers.percent(phase.observer_share)}"
-    return text
 
 
 def throughput(phase: Phase) -> str:

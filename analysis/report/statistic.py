@@ -69,3 +69,24 @@ def _alone(timed: Unprofiled | None) -> str:
         return ""
     text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
     return f"{text}; placement in memory was not drawn, {_PLACED}"
+
+
+def observer(phase: Phase) -> str:
+    """What profiling cost, and in which domain the ledger is."""
+    if phase.observer_ratio is None:
+        return f"observer: unknown, no unprofiled samples; {_domain(phase)}"
+    dense = phase.baseline.observer_ratio if phase.baseline else None
+    also = f", dense {numbers.ratio(dense)}" if dense else ""
+    text = f"observer: profiled wall ÷ unprofiled step = {numbers.ratio(phase.observer_ratio)}"
+    return f"{text}{also}; {_domain(phase)}"
+
+
+def _domain(phase: Phase) -> str:
+    if phase.domain != "unprofiled":
+        return "all times are as profiled"
+    seated = all(one.seatings for one in phase.sampled or ())
+    kind = "means over seatings of medians" if seated else "medians of the samples"
+    text = f"the ledger closes to the unprofiled times ({kind})"
+    if phase.observer_share is not None:
+        text += f"; of the dense side {numbers.percent(phase.observer_share)} is the observer's"
+    return text

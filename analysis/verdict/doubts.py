@@ -126,6 +126,9 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is None or now is None or now >= before - _FALL:
         return
+    # A role that is lost is lost by kernels; time moves by one op without a role that ran slow.
+    if _roles_by_count(pruned) >= _roles_by_count(dense) - _FALL:
+        return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
     alike = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
     if alike:
@@ -139,6 +142,12 @@ def _known_roles(kernels: Kernels) -> float | None:
     total = int(frame["busy"].sum())
     known = int(frame.filter(pl.col("role").is_in(UNPLACED).not_())["busy"].sum())
     return known / total if total else None
+
+
+def _roles_by_count(kernels: Kernels) -> float:
+    """The share of kernels that have a role."""
+    roles = kernels.frame["role"]
+    return int(roles.is_in(UNPLACED).not_().sum()) / max(1, len(roles))
 
 
 def _unequal(name: str, kernels: Kernels) -> Doubt | None:

@@ -35,8 +35,8 @@ def detect(e: Evidence) -> Seen | None:
     shares += skipped.values()
     mlp = sorted({*mlp, *skipped})
     line = (
-        f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows "
-        f"({percent(sum(shares) / len(shares))} of them), k and v see all"
+        f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows, "
+        f"{percent(sum(shares) / len(shares))} of theirs; k and v see all"
         f"{counted_in_words(e, 'rows')}"
     )
     touched = {*attention, *mlp}

@@ -159,8 +159,11 @@ def fell(pair: Pair) -> dict[str, float]:
 
 
 def most_common(counter: Counter[str]) -> str:
-    """The four most common names, with their counts."""
-    return ", ".join(f"{name} × {count}" for name, count in counter.most_common(4))
+    """The four most common names, with their counts, and how many there are of others."""
+    shown = counter.most_common(4)
+    rest = counter.total() - sum(count for _, count in shown)
+    names = ", ".join(f"{name} × {count}" for name, count in shown)
+    return f"{names} and {rest} more" if rest else names
 
 
 def matrices(census: Census | None) -> list[Matrix]:

@@ -29,5 +29,5 @@ def test_the_lead_of_several_steps_is_in_one_wall_too_few(tmp_path: Path) -> Non
     assert lead is not None and lead.change is not None
     assert phase.wall_ns == 10_000 and phase.busy_ns == 10_000
     assert "the first of 2 steps begins with 10.0 µs" in lead.text
-    assert "with it a step takes 15.0 µs, of which the device is busy for 67 %" in lead.text
+    assert "with it a mean step takes 15.0 µs, of which the device is busy for 67 %" in lead.text
     assert "several steps" not in lead.change

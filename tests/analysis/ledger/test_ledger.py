@@ -148,7 +148,7 @@ def test_parts_are_named_and_sorted() -> None:
     by_name = {r.row: r for r in told}
     assert [(p.name, p.ns) for p in by_name["coverage"].parts] == [
         ("untouched: lm_head (matmul)", 200.0),
-        ("granularity: up (matmul) keeps 75.0 %", 50.0),  # (0.5·100 + 1·100) / 200
+        ("granularity: up (matmul) keeps 75.0 % of its time", 50.0),  # (0.5·100 + 1·100) / 200
         ("gaps kept", 5.0),
     ]
     assert [(p.name, p.cls, p.ns) for p in by_name["added_work"].parts] == [

@@ -69,7 +69,7 @@ def test_gains_and_losses_differ_without_colour() -> None:
 
 def test_a_row_inside_its_noise_is_no_evidence() -> None:
     text = shown(example.two_phases())
-    assert " inside their noise, so no evidence: shape " in text
+    assert " inside their noise, or with an interval that holds 0, so no evidence: shape " in text
     assert "↳ shape" not in text
 
 

@@ -1,0 +1,204 @@
+"""Sentences are true of the run that says them: what moved, in which phase, of which side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.report.ledger_view import ledger_notes, tone
+from prunescope.analysis.report.statistic import observer
+from prunescope.analysis.schema.report import Phase, Row
+from tests.analysis.decoder import Layer, Setting, decoder
+from tests.analysis.finding_cases import BF16, K, M, N, found, layers, method, mm, pair, pointwise
+from tests.analysis.findings.test_findings import FULL, NARROW, model, of_pair, of_run, present
+from tests.analysis.findings.test_findings import found as found_in
+from tests.analysis.run_folder import write_run
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+SKIPS = [Layer(h=256, heads=16, kv_heads=8, f=512)] * 4
+
+
+def test_dispatch_in_decode_names_no_prompt(tmp_path: Path) -> None:
+    """A step of one token multiplies as much after a long prompt as after a short one."""
+    work = [op("aten::mm", [4, 5], [5, 6], us=10), gap(us=10)]
+    trace = chrome(step(0, *work * 9), cpu=True)
+    changes = []
+    for phase in ("prefill", "decode"):
+        folder = write_run(tmp_path / phase / "dense", trace, phase=phase)
+        (seen,) = analyze(folder).report.phases.values()
+        changes.append(str(next(f for f in seen.findings if f.id == "dispatch-bound").change))
+    assert changes == [
+        "larger batches or longer prompts make the ops outweigh the dispatch",
+        "a larger batch makes the ops outweigh the dispatch",
+    ]
+
+
+@pytest.mark.parametrize(("dense", "pruned", "apart"), [(0.5, 0.5, False), (0.9, 0.5, True)])
+def test_the_observer_of_both_sides(
+    dense: float, pruned: float, tmp_path: Path, *, apart: bool
+) -> None:
+    """Profiled walls are 1/0.5 and 1/0.9 of the samples: rows of kernels hold the difference."""
+    traces = model(FULL), model(NARROW)
+    walls = [analyze(save(t, tmp_path / "t.json")).report.phases["trace"].wall_ns for t in traces]
+    samples = [
+        [round(times * wall)] * 3 for times, wall in zip((dense, pruned), walls, strict=True)
+    ]
+    phase = of_run(tmp_path, *traces, dense_samples_ns=samples[0], samples_ns=samples[1])
+    said = f"takes 2.00× an unprofiled one (dense: {1 / dense:.2f}×)"
+    present(phase, "observer-effect", "warning" if apart else "info", said)
+    assert f"= 2.00×, dense {1 / dense:.2f}×" in observer(phase)
+
+
+def test_the_ledger_of_a_loop_of_ones_own_closes_to_medians(tmp_path: Path) -> None:
+    wall = round(analyze(save(model(FULL), tmp_path / "t.json")).report.phases["trace"].wall_ns)
+    line = observer(of_run(tmp_path, model(FULL), model(NARROW), samples_ns=[wall - 1000] * 3,
+                           dense_samples_ns=[wall - 1000] * 3))  # fmt: skip
+    assert "closes to the unprofiled times (medians of the samples)" in line
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"), [(1200, "nothing was taken out"), (800, "what pruning leaves alone")]
+)
+def test_why_the_nominal_share_is_another(parameters: int, says: str, tmp_path: Path) -> None:
+    """Masks and adapters add weights, and no rounding of heads makes that."""
+    same = layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=K, k_=N)))
+    run = {**method("static-k-mask", 0.5), "parameters": parameters}
+    one = pair(tmp_path, same, same, pruned_run=run, dense_run={"parameters": 1000})
+    finding = found(one, "nominal-differs")
+    assert finding is not None
+    assert finding.evidence[0].startswith(says)
+
+
+def test_what_shrank_by_less_is_not_called_untouched(tmp_path: Path) -> None:
+    """Heads keep three quarters where a half was promised; the head is untouched."""
+    some = replace(FULL, heads=12, kv_heads=6, f=256)
+    phase = of_run(tmp_path, model(FULL, us=60), model(some, us=40),
+                   pruning={"method": "x", "sparsity": 0.5})  # fmt: skip
+    finding = found_in(phase, "coverage-limited")
+    assert finding is not None
+    assert "does not shrink, or shrinks by less than that (" in finding.text
+    assert any("of its time" in line for line in finding.evidence)
+
+
+def test_a_slow_op_without_a_role_loses_no_kernels(tmp_path: Path) -> None:
+    """It takes a half of the pruned step, so that fewer of its time have a role; all kernels that
+    the dense step has are there."""
+    plain = [("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=K, k_=N))]
+    sides = [
+        chrome(step(0, *[module(f"model.layers.{i}.{path}", work) for i in range(4)
+                         for path, work in plain], pointwise("aten::mul", [M, K], us=us)))
+        for us in (5, 800)
+    ]  # fmt: skip
+    phase = of_pair(tmp_path, *sides)
+    assert found_in(phase, "kernels-missing") is None
+
+
+def test_numbers_that_are_cast_are_no_layout_copies(tmp_path: Path) -> None:
+    """A scaling factor of an adapter is cast at each of its products."""
+    for size, there in (([], False), ([M, K], True)):
+        cast = op("aten::copy_", size, size, dtype=BF16, kernels=[k(us=30, name="copy_kernel")])
+        dense, pruned = (layers(("mlp.up_proj", [mm(), *more])) for more in ([], [cast]))
+        one = pair(tmp_path / str(there), dense, pruned)
+        assert (found(one, "added-layout") is not None) == there
+
+
+def attend(keys: int, layer: int = 0) -> Any:
+    shapes = [1, 4, 1, 64], [1, 4, keys, 64], [1, 4, keys, 64]
+    kernel = k(us=10, name="flash_fwd")
+    name = "aten::_scaled_dot_product_flash_attention"
+    return module(
+        f"model.layers.{layer}.self_attn", op(name, *shapes, dtype=BF16, kernels=[kernel])
+    )
+
+
+def decode(*, skipping: bool) -> dict[str, Any]:
+    """Two steps of four layers: the second one leaves the MLP of two layers out, and layer 3 runs
+    in neither; the attention of layer 0 is left out of the first one."""
+    steps = []
+    for number in range(2):
+        items = [] if skipping and not number else [attend(100 + 4 * number)]
+        for i in range(4):
+            items.append(module(f"model.layers.{i}.self_attn.k_proj", mm(1, 64, 64, us=10)))
+            if not (skipping and (i == 3 or (number and i < 2))):
+                items.append(module(f"model.layers.{i}.mlp.up_proj", mm(1, 128, 64, us=10)))
+        steps.append(step(number, *items))
+    return chrome(*steps)
+
+
+def test_calls_that_are_left_out_at_run_time_are_gone(tmp_path: Path) -> None:
+    """5 of 8 calls of up are left: 2 + 1 + ½ + ½ ... 4 a step dense, (3 + 1) / 2 = 2 pruned."""
+    one = pair(tmp_path, decode(skipping=False), decode(skipping=True), phase="decode",
+               pruned_run=method("dynamic-m", 0.5))  # fmt: skip
+    (phase,) = one.phases.values()
+    rows = [g for g in phase.gemms if g.role == "up"]
+    assert {g.axis for g in rows if g.layers in ([0, 1], [3])} == {"gone"}
+    by_layers = {tuple(g.layers): g for g in rows}
+    assert by_layers[0, 1, 2].keep == {"calls": pytest.approx(2 / 3)}
+    assert by_layers[3,].keep == {"calls": 0.0}
+    assert {g.axis for g in phase.gemms if g.role == "k"} == {"none"}
+    # Of the steps of 100 and 104 keys the second is left: 104 are no more keys than were there.
+    scores = next(g for g in phase.gemms if g.group == "qk")
+    assert (scores.axis, scores.keep) == ("gone", {"calls": 0.5})
+
+
+def test_work_of_a_row_is_the_mean_of_its_steps(tmp_path: Path) -> None:
+    """A decode's keys grow: 100 and 102 of them are 101, and so are its FLOPs and bytes."""
+    trace = chrome(*(step(i, attend(keys)) for i, keys in enumerate((100, 102))))
+    (phase,) = analyze(save(trace, tmp_path / "t.json")).report.phases.values()
+    row = next(g for g in phase.gemms if g.group == "qk")
+    assert row.n == 101
+    assert row.flop == 2 * 4 * 1 * 101 * 64
+
+
+def test_a_row_whose_interval_holds_zero_is_no_gain() -> None:
+    row = Row(row="launch_idle", ns=-4.9e6, ci95=[-2.1e7, 1.3e7], noise_ns=4.8e6)
+    assert tone(row) == "quiet"
+    assert any("launch and idle" in note for note in ledger_notes([row]) if "no evidence" in note)
+    sure = Row(row="launch_idle", ns=-4.9e6, ci95=[-6e6, -4e6], noise_ns=1e6)
+    assert tone(sure) == "gain"
+
+
+def test_the_flops_of_convolutions_count(tmp_path: Path) -> None:
+    """3×3 of 32 → 64 channels on 16×16, and a linear of 64 → 10; then half of the channels:
+    2·(16·16)·64·(32·9) + 2·64·10 = 9,438,464 FLOPs, and 2·(16·16)·32·(32·9) + 2·32·10."""
+
+    def net(channels: int) -> dict[str, Any]:
+        weight = [channels, 32, 3, 3]
+        shapes = [1, 32, 16, 16], weight, [], [], [], [], [], [], []
+        values = ("", "", "", "[1, 1]", "[1, 1]", "[1, 1]", "False", "[0, 0]", "1")
+        conv = op("aten::convolution", *shapes, concrete=values, dtype=BF16,
+                  kernels=[k(us=90, name="implicit_convolve_sgemm")])  # fmt: skip
+        return chrome(step(0, conv, mm(1, 10, channels, us=10)))
+
+    a, b = (save(net(c), tmp_path / f"{c}.json") for c in (64, 32))
+    (phase,) = analyze(b, baseline=a, options=Options(device="h100-sxm")).report.phases.values()
+    assert phase.ladder is not None
+    assert phase.ladder.flop == pytest.approx(2.0)
+    assert phase.sparsity["flop"] == pytest.approx(0.5)
+
+
+def phase_of(trace: dict[str, Any], folder: Path) -> Phase:
+    (phase,) = analyze(save(trace, folder / "t.json")).report.phases.values()
+    return phase
+
+
+def test_a_lead_is_a_share_of_all_steps(tmp_path: Path) -> None:
+    """1 ms before the first of two steps of 1 ms each: a third of both with it."""
+    steps = [step(i, *[op("aten::mm", [512, 512], [512, 512], kernels=[k(us=1000)])])
+             for i in range(2)]  # fmt: skip
+    phase = phase_of(chrome(*steps, lead_us=1000.0), tmp_path)
+    lead = next(f for f in phase.findings if f.id == "host-lead")
+    assert "33.3 % of all of them with it" in lead.text
+    assert "with it a mean step takes 1.500 ms" in lead.text
+
+
+def test_sublayers_are_predicted_as_no_layers(tmp_path: Path) -> None:
+    """The theory of static-m is of whole layers: two attentions of a user's own method are none."""
+    dense = decoder([FULL] * 4, Setting())
+    pruned = decoder([FULL, replace(FULL, attention=False), FULL, FULL], Setting())
+    phase = of_run(tmp_path, dense, pruned, pruning={"method": "own", "sparsity": 0.25})
+    assert phase.predicted is None
