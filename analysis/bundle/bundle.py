@@ -27,6 +27,7 @@ from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.drawn_with import drawn_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
@@ -184,14 +185,6 @@ def label_prefixes(names: Iterable[str]) -> dict[str, str]:
     if len(set(plain.values())) == len(plain):
         return plain
     return {name: f"run-{i}" for i, name in enumerate(plain, 1)}
-
-
-def drawn_with() -> str:
-    """What figures are drawn with here: other versions of it may place text elsewhere."""
-    import matplotlib
-    from matplotlib import ft2font
-
-    return f"matplotlib {matplotlib.__version__}, freetype {ft2font.__freetype_version__}"
 
 
 def texts(

@@ -20,7 +20,6 @@ from prunescope.analysis.bundle.archive import read_zip
 from prunescope.analysis.bundle.bundle import (
     INDEX,
     SUMS,
-    drawn_with,
     label_prefixes,
     sums_text,
     texts,
@@ -29,6 +28,7 @@ from prunescope.analysis.bundle.bundle import (
 )
 from prunescope.analysis.bundle.same import difference, fits, same_packed, same_pixels, same_text
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.drawn_with import drawn_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
