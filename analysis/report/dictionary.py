@@ -57,11 +57,14 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("axis", "", "what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown"),
         ("keep", "share", "kept share of each axis that moved, as axis=share"),
         ("count", "calls a step", "calls"),
-        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it"),
-        ("bytes", "bytes", "compulsory traffic of one call"),
+        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it; attention: of the pairs of "
+                         "query and key that the mask leaves, causal prefill about half; where "
+                         "steps differ, as keys in decode, of the first (M, N, K are means)"),
+        ("bytes", "bytes", "compulsory traffic of one call; where steps differ, of the first"),
         ("busy_ns", "ns", "device time of a step, helper kernels included"),
         ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
-        ("ideal_ns", "ns", "roofline time of a step: the larger of FLOP/peak and bytes/bandwidth"),
+        ("ideal_ns", "ns", "roofline time of a step, the mean over steps: for each call the larger "
+                           "of FLOP/peak and bytes/bandwidth"),
         ("bound", "", "compute, memory or latency"),
         ("efficiency", "ratio", "ideal_ns / busy_ns (/ duration_ns beside other kernels); may "
                                 "pass 1"),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
+
 import msgspec
 import pytest
+from rich.console import Console
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
 from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.listings import read_runs, traced
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.taxonomy.run import Seating
 from tests.analysis.report import example
+from tests.analysis.run_folder import write_run
+from tests.chrome import chrome, k, op, step
 
 MS = 10**6
 NOT_DRAWN = "was not drawn, which alone moves a model by 1 to 3 %"
@@ -139,3 +148,19 @@ def test_a_caption_of_a_run_alone_counts_its_samples(seatings: int, n: str) -> N
 def latex_of(phase: Phase) -> str:
     report = msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
     return render_latex(report).replace("~", " ")
+
+
+def test_what_trace_shows_is_the_time_of_the_report(tmp_path: Path) -> None:
+    """Two seatings: the geometric mean of 1 and 4 ms is 2 ms, the median of all samples 4."""
+    fields = {"samples_ns": [MS, 4 * MS, 4 * MS, 4 * MS],
+              "seatings": [Seating(samples=1, steps=1), Seating(samples=3, steps=0)]}  # fmt: skip
+    wide = op("aten::mm", [512, 256], [256, 704], dtype="c10::BFloat16", kernels=[k(us=40)])
+    write_run(tmp_path / "dense", chrome(step(0, wide)), phase_fields=fields)
+    runs = read_runs(tmp_path)
+    console = Console(file=StringIO(), width=200, record=True)
+    console.print(traced(tmp_path, runs))
+    told = analyze(tmp_path / "dense").report.phases["prefill"].unprofiled_ns
+    assert told is not None
+    assert runs["dense"].phases["prefill"].time_ns == pytest.approx(told.median)
+    assert told.median == pytest.approx(2 * MS)
+    assert "2.000 ms" in console.export_text()
