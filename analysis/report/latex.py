@@ -11,7 +11,7 @@ import msgspec
 
 from prunescope.analysis.report import device_sentence, ledger_view, numbers, sentences, view
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.names import facts_of, phase_slugs
+from prunescope.analysis.report.names import facts_of, phase_slugs, short
 from prunescope.analysis.report.overhead_view import overhead_table
 from prunescope.analysis.report.sides_view import sides_table
 from prunescope.analysis.report.statistic import statistic
@@ -22,6 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 _TOP_GEMMS = 30
 _TOP_KERNELS = 20
 _LONGEST = 72  # characters of a kernel's name in a table for paper
+_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
 _FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
 _PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
@@ -98,7 +99,8 @@ def _of(report: Report, name: str) -> str:
     device = device_sentence.named(report.device.get("name")) or device_sentence.named(
         report.subject.get("device")
     )
-    return ", ".join(filter(None, [*facts_of(report, name), device]))
+    facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
+    return ", ".join(filter(None, [*facts, device]))
 
 
 def _tables(phase: Phase) -> Iterator[Table]:
@@ -155,11 +157,12 @@ def _caption(table: Table, of: str, phase: Phase) -> str:
 def _statistic(phase: Phase) -> str:
     """What the ratio is one of, and how many samples or steps."""
     timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    num = f"n = {phase.steps} profiled step{'s' * (phase.steps != 1)}"
-    if timed:
-        where = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
-        num = f"n = {len(timed.samples)} unprofiled samples{where}"
     said = statistic(phase)
+    num = f"n = {len(timed.samples) if timed else phase.steps}"
+    if timed and timed.seatings:
+        num += f" unprofiled samples in {len(timed.seatings)} seatings"
+    elif not said:
+        num += " unprofiled samples" if timed else " profiled steps"
     return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num}."
 
 

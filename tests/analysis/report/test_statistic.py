@@ -130,7 +130,7 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
     assert sentences.statistic(phase).startswith("ratio of means over 8 seatings")
-    assert "n = 16." in latex_of(phase)
+    assert "n = 16 unprofiled samples in 8 seatings." in latex_of(phase)
     found = no_speedup(Context(phase=phase, own=None, doubts=[]))  # type: ignore[arg-type]
     assert found is not None and found.evidence == ["95 % interval over 8 seatings"]
     assert phase.baseline is not None
@@ -139,7 +139,9 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     assert "n = 5." in latex_of(phase)
 
 
-@pytest.mark.parametrize(("seatings", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples.")])
+@pytest.mark.parametrize(
+    ("seatings", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples in 8 seatings.")]
+)
 def test_a_caption_of_a_run_alone_counts_its_samples(seatings: int, n: str) -> None:
     more = {"ladder": None, "baseline": None, "domain": "profiled"}
     assert n in latex_of(example.phase(**more, unprofiled_ns=samples(seatings)))
