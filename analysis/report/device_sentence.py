@@ -32,13 +32,15 @@ def device(report: Report) -> str:
     rates = peaks["dense_flop_per_s"] if peaks else {}
     dtypes = {gemm.dtype for phase in report.phases.values() for gemm in phase.gemms}
     used = dtypes & set(rates)
+    in_three = three_tf32_rate(rates) if THREE_TF32 in dtypes else None
+    shown = used or (set() if in_three else set(rates))
     facts = [
         f"{dtype} {numbers.per_second(rate, 'FLOP')}"
         for dtype, rate in rates.items()
-        if dtype in (used or rates if THREE_TF32 not in dtypes else used)
+        if dtype in shown
     ]
-    if THREE_TF32 in dtypes and (rate := three_tf32_rate(rates)):
-        facts.append(f"{THREE_TF32} {numbers.per_second(rate, 'FLOP')} (a third of TF32)")
+    if in_three:
+        facts.append(f"{THREE_TF32} {numbers.per_second(in_three, 'FLOP')} (a third of TF32)")
     if peaks and peaks["byte_per_s"] is not None:
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
     if peaks and "link" in peaks and "link_byte_per_s" in peaks:

@@ -18,7 +18,8 @@ def bounds(report: Report) -> Iterator[Row]:
     """Busy time by kind and bound; by kind alone where a phase has no anatomy."""
     for name, phase in report.phases.items():
         if phase.anatomy is None:
-            yield from ([name, kind, None, ns] for kind, ns in phase.kinds.items())
+            for kind, ns in phase.kinds.items():
+                yield [name, kind, None, ns]
             continue
         for kind, parts in phase.anatomy.kind_bounds.items():
             yield from ([name, kind, bound, ns] for bound, ns in parts.items())
