@@ -22,7 +22,8 @@ def bounds(report: Report) -> Iterator[Row]:
                 yield [name, kind, None, ns]
             continue
         for kind, parts in phase.anatomy.kind_bounds.items():
-            yield from ([name, kind, bound, ns] for bound, ns in parts.items())
+            for bound, ns in parts.items():
+                yield [name, kind, bound, ns]
 
 
 def layers(report: Report) -> Iterator[Row]:
