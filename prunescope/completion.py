@@ -23,7 +23,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def families(incomplete: str) -> list[str]:
-    """Families, also in `static-m:0.25+sta`."""
+    """Families, several joined by +, each with its sparsity."""
     from prunescope.taxonomy.families import families as known
 
     return _listed(incomplete, (family.id for family in known()), "+")
