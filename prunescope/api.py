@@ -7,6 +7,7 @@ imported before it is used: `trace`, `sweep` and `capture` need torch, the other
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -82,7 +83,8 @@ def trace(  # noqa: PLR0913 - the options of the command
     `model`: a folder, a hub id, a .gguf file or a preset. `method`: a family, families with their
     sparsities (`static-m:0.25+static-nk:0.3`) or `package.module:function`. `knobs`: what `--set`
     takes; `recover`: what is trained after pruning ("steps=100,rank=16"). `out`: `traces/NAME`
-    where it is None. `progress` hears of each stage; `argv` is kept in run.json.
+    where it is None. `progress` hears of each stage; None: a bar on standard error, where that is a
+    terminal. `argv` is kept in run.json.
     Raises PrunescopeError for a request that cannot be met.
 
     Examples:
@@ -98,7 +100,13 @@ def trace(  # noqa: PLR0913 - the options of the command
     options["out"] = Path("traces", run_name(model, method, sparsity)) if out is None else Path(out)
     options["knobs"] = dict(knobs or {})
     options |= {name: _path(options[name]) for name in ("text", "baseline")}
-    return run(TraceRequest(**options | {"argv": list(argv)}), progress)
+    request = TraceRequest(**options | {"argv": list(argv)})
+    if progress is not None or not sys.stderr.isatty():
+        return run(request, progress)
+    from prunescope.tracer.capture.progress import Bar
+
+    with Bar() as bar:
+        return run(request, bar)
 
 
 @_helpful

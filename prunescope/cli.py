@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 import prunescope
-from prunescope import signals
+from prunescope import completion, signals
 from prunescope.check_command import register_check
 from prunescope.command_options import (
     ANALYZE,
@@ -228,7 +228,10 @@ register_facts(app)
 @app.command("calibrate")
 def _calibrate(
     *,
-    device: Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[
+        str,
+        Option(metavar="NAME", help="auto, cpu, cuda, ...", autocompletion=completion.machines),
+    ] = "auto",
     out: Annotated[Path | None, Option(metavar="FILE", help="Write the JSON here.")] = None,
     json_target: Json = None,
 ) -> None:

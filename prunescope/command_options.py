@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from prunescope import completion
+
 Command = Callable[..., None]
 
 
@@ -66,9 +68,21 @@ def _example(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
 # fmt: off - one option a line reads as a table
 Option = typer.Option
 Words = list[str] | None
-Model = Annotated[str, Option(metavar="MODEL", help="HF folder, hub id, FILE.gguf or a preset.")]
+Model = Annotated[
+    str,
+    Option(
+        metavar="MODEL",
+        help="HF folder, hub id, FILE.gguf or a preset.",
+        autocompletion=completion.models,
+    ),
+]
 Method = Annotated[
-    str | None, Option(metavar="FAMILY", help="A family, A:S+B:S, or package.module:function.")
+    str | None,
+    Option(
+        metavar="FAMILY",
+        help="A family, A:S+B:S, or package.module:function.",
+        autocompletion=completion.families,
+    ),
 ]
 Share = Annotated[float | None, Option(metavar="S", callback=_share, help="Pruned, 0 <= S < 1.")]
 Knobs = Annotated[Words, Option("--set", metavar="KEY=VALUE", help="Knob; repeatable.")]
@@ -93,8 +107,16 @@ TRACE = {
     "decode_steps": Annotated[int, Option(min=1, metavar="N", help="Tokens of a sample.")],
     "logits": Logits,
     "attn": Annotated[str, Option(metavar="NAME", help="Attention: sdpa, eager, ...")],
-    "dtype": Annotated[str, Option(metavar="NAME", help="auto: as stored; bfloat16, ...")],
-    "device": Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda, ...")],
+    "dtype": Annotated[
+        str,
+        Option(
+            metavar="NAME", help="auto: as stored; bfloat16, ...", autocompletion=completion.dtypes
+        ),
+    ],
+    "device": Annotated[
+        str,
+        Option(metavar="NAME", help="auto, cpu, cuda, ...", autocompletion=completion.machines),
+    ],
     "select": Annotated[Literal["random", "calibrated", "greedy"], Option(help="Choice of parts.")],
     "text": Annotated[Path | None, Option(metavar="FILE", help="What calibrates; UTF-8.")],
     "recover": Annotated[str | None, Option(metavar="steps=N,...", help="LoRA on the rest.")],
@@ -118,7 +140,10 @@ SUBJECTS = Annotated[list[Path], typer.Argument(metavar="RUN|TRACE", help="Runs,
 ANALYZE = {
     "baseline": Annotated[Path | None, Option(metavar="RUN|TRACE", help="The dense side.")],
     "sparsity": Share,
-    "device": Annotated[str | None, Option(metavar="NAME", help="One of `devices`.")],
+    "device": Annotated[
+        str | None,
+        Option(metavar="NAME", help="One of `devices`.", autocompletion=completion.devices),
+    ],
     "eager_trace": Annotated[Path | None, Option(metavar="TRACE", help="Names graph ops.")],
     "baseline_eager_trace": Annotated[Path | None, Option(metavar="TRACE", help="Its dense.")],
     "phase_pattern": Annotated[str | None, Option(metavar="REGEX", help="Names of steps.")],
@@ -135,7 +160,15 @@ ANALYZE = {
     "engine": Annotated[Literal["local", "ray"], Option(help="Where ranks and runs are read.")],
 }
 OUT = Annotated[Path | None, Option(metavar="FOLDER", help="[default: RUN/report]")]
-FORMATS = Annotated[str | None, Option("--format", metavar="LIST", help="md,html,...")]
+FORMATS = Annotated[
+    str | None,
+    Option(
+        "--format",
+        metavar="LIST",
+        help="Of md, html, json, tex, csv, parquet, perfetto, png, pdf, svg.",
+        autocompletion=completion.formats,
+    ),
+]
 LABEL_PREFIX = Annotated[str, Option(metavar="WORD", help="Of every label in LaTeX.")]
 EXPLAIN = Annotated[bool, Option("--explain", help="The expected time of each GEMM.")]
 CURVES = Annotated[Path | None, Option(metavar="FOLDER", help="Curves as figures, CSV.")]
@@ -144,11 +177,30 @@ EXAMPLE = Annotated[
 ]
 DRY_RUN = Annotated[bool, Option("--dry-run", help="Plan and time only.")]
 PREDICT = {
-    "model": Annotated[str | None, Option(metavar="MODEL", help="Preset, hub id or config.json.")],
-    "device": Annotated[
-        str | None, Option(metavar="NAME", help="One of `devices`, or smi's name.")
+    "model": Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="Preset, hub id or config.json.",
+            autocompletion=completion.models,
+        ),
     ],
-    "method": Annotated[Words, Option(metavar="NAME,...", help="Families or published methods.")],
+    "device": Annotated[
+        str | None,
+        Option(
+            metavar="NAME",
+            help="One of `devices`, or smi's name.",
+            autocompletion=completion.devices,
+        ),
+    ],
+    "method": Annotated[
+        Words,
+        Option(
+            metavar="NAME,...",
+            help="Families or published methods.",
+            autocompletion=completion.methods,
+        ),
+    ],
     "sparsity": Annotated[
         str | None, Option(metavar="S|A,B|A:B:STEP", help="One or several; B is included.")
     ],

@@ -23,6 +23,7 @@ def _bundle(
     *,
     out: Annotated[Path, Option("--out", "-o", metavar="FILE.zip", help="The zip to write.")],
     anonymous: Annotated[bool, Option("--anonymous", help="Fit for double-blind review.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace FILE.zip.")] = False,
 ) -> None:
     """Put the evidence of runs into one zip: traces, samples, reports, figures, sums, a README.
 
@@ -37,7 +38,7 @@ def _bundle(
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
-    written = bundle(runs, out, anonymous=anonymous)
+    written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
     console_for(None).print(line, markup=False, soft_wrap=True)
 
@@ -47,7 +48,7 @@ def _verify(
     *,
     json_target: Json = None,
 ) -> None:
-    """Check every file of a bundle, rebuild its reports from its traces, and compare the numbers.
+    """Check every file of a bundle, rebuild its reports and figures from its traces, and compare.
 
     The exit code is 3 where a file fails.
     """
@@ -61,9 +62,13 @@ def _verify(
     result = verify(path)
     lines = [f"{one['file']}: {one['why']}" for one in result["failed"]]
     if result["ok"]:
+        apart = result["not_compared"]
+        lines += [f"{one['file']}: not compared: {one['why']}" for one in apart]
+        left = result["checked"] - result["rebuilt"] - len(apart)
         lines.append(
-            f"ok: {result['checked']} files; {result['rebuilt']} of them rebuilt from the traces "
-            "and compared, the others (traces, manifests, figures) by their sums"
+            f"ok: {result['checked']} files: {result['rebuilt']} rebuilt from the traces and "
+            + (f"compared, {len(apart)} not compared, " if apart else "compared, ")
+            + f"{left} (traces, manifests, sums) as they were bundled"
         )
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")

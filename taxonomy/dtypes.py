@@ -5,6 +5,8 @@ Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 bool. Sizes a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 ITEMSIZE: dict[str, float] = {
     "fp64": 8,
     "fp32": 4,
@@ -75,3 +77,13 @@ def dtype(spelling: str | None) -> str | None:
 def itemsize(name: str | None) -> float | None:
     """Bytes an element of one of our dtype names; None where the name is unknown."""
     return None if name is None else ITEMSIZE.get(name)
+
+
+# fp32 as three products of TF32, as CUTLASS calls it.
+THREE_TF32 = "3xtf32"
+
+
+def three_tf32_rate(rates: Mapping[str, float]) -> float | None:
+    """FLOP/s of fp32 as three products of TF32: a third of that of TF32; None: not known."""
+    tf32 = rates.get("tf32")
+    return None if tf32 is None else tf32 / 3

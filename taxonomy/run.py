@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ class PhaseRun:
             return [self.samples_ns]
         ends = list(accumulate(counts))
         return [self.samples_ns[end - n : end] for end, n in zip(ends, counts, strict=True)]
+
+    @property
+    def time_ns(self) -> float | None:
+        """The time of a step as reports give it: the geometric mean over seatings of the medians of
+        their samples; None without samples."""
+        from statistics import fmean, median  # an analysis needs neither
+
+        medians = [median(samples) for samples in self.samples_by_seating if samples]
+        if not medians or min(medians) <= 0:
+            return None
+        return exp(fmean(map(log, medians)))
 
 
 @dataclass(kw_only=True)

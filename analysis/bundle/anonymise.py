@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
+from prunescope.analysis.ops.call import MODELS
+from prunescope.analysis.ops.names import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
@@ -62,6 +65,20 @@ _COMPONENTS = frozenset({
     "mamba", "linear_attn", "short_conv", "ff", "residual", "router", "estimator", "predictor",
     "first", "second", "norm", "weight", "bias", "wrapped", "module",
 })  # fmt: skip
+_OP = re.compile(r"(?P<space>[A-Za-z_]\w*)::(?P<own>[\w.]+)")
+# Namespaces of operators that torch and libraries for everybody register.
+_LIBRARIES = frozenset({
+    "aten", "prim", "prims", "c10", "c10d", "c10d_functional", "_c10d_functional", "autograd",
+    "cuda", "symm_mem", "torch", "torchvision", "torchaudio", "torchao", "quantized",
+    "quantized_decomposed", "mkldnn", "mkldnn_prepacked", "onednn", "xnnpack", "prepacked",
+    "inductor", "inductor_prims", "higher_order", "rngprims", "triton", "vllm", "_C",
+    "_C_cache_ops", "_C_custom_ar", "_moe_C", "_vllm_fa2_C", "_vllm_fa3_C", "_rocm_C",
+    "sgl_kernel", "sglang", "flash_attn", "flash_attn_3", "flashinfer", "xformers",
+    "xformers_flash", "aiter", "bitsandbytes", "transformer_engine", "tex", "apex", "deep_gemm",
+    "deep_ep", "mamba_ssm", "causal_conv1d", "fbgemm", "torch_scatter", "torch_sparse",
+    "torch_cluster", "trtllm", "tensorrt", "transformers", "rocm_aiter", "prunescope", "mps",
+    "profiler", "static_runtime", "dist_autograd",
+})  # fmt: skip
 _TYPE = re.compile(r"[\w:<>, ]*")
 _VALUE = re.compile(r"[\w\s\[\](),.+:-]*")
 _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "last", "all", "auto",
@@ -76,6 +93,7 @@ class Scrubber:
         self.names = frozenset(names)
         self._known: dict[str, str] = {}
         self._parts: dict[str, str] = {}
+        self._spaces: dict[str, str] = {}
         self._inputs: dict[tuple[str, bytes], Any] = {}
 
     def text(self, text: str) -> str:
@@ -86,8 +104,13 @@ class Scrubber:
         return found
 
     def kernel(self, name: str) -> str:
-        """The name of a kernel, a launch, an op or a device."""
-        return self.text(name)
+        """The name of a kernel, a launch, an op or a device. The namespace of an op that is no
+        library's is counted, not named."""
+        op = _OP.fullmatch(name)
+        if op is None or op["space"] in _LIBRARIES | _modelled():
+            return self.text(name)
+        space = self._spaces.setdefault(op["space"], f"op{len(self._spaces) + 1}")
+        return self.text(f"{space}::{op['own']}")
 
     def annotation(self, name: str) -> str | None:
         """Our own marks, profiler steps and module paths; every other annotation is dropped."""
@@ -238,6 +261,12 @@ class Scrubber:
             return False
         known = not value or value in {*_WORDS, *preset_names()} or _of_families(value)
         return known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
+
+
+@cache
+def _modelled() -> frozenset[str]:
+    """Namespaces of the operators that the analysis knows by name."""
+    return frozenset(name.partition("::")[0] for name in {**MODELS, **OP_KINDS} if "::" in name)
 
 
 def _of_families(method: Any) -> bool:

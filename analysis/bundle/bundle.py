@@ -13,7 +13,7 @@ import json
 import re
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pareto.table import frontier_csv
-from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.drawn_with import drawn_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
@@ -38,17 +39,21 @@ SCHEMA = 1
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
+FRAMED = ("perfetto",)  # from the kernels frames, which make tables of csv too large
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
-def bundle(runs: Sequence[Path], out: Path, *, anonymous: bool = False) -> Path:
+def bundle(
+    runs: Sequence[Path], out: Path, *, anonymous: bool = False, overwrite: bool = False
+) -> Path:
     """Write the evidence of `runs` (run folders, or folders of them) to `out`, whole or not at all.
 
     Raises PrunescopeError for a subject that is no run, a damaged one, a target that cannot be
-    written, and, with `anonymous`, where something suspicious is left.
+    written or, without `overwrite`, exists, and, with `anonymous`, where something suspicious is
+    left.
     """
-    _check_out(out)
+    _check_out(out, overwrite=overwrite)
     found = find_runs(runs)
     if not found:
         raise PrunescopeError("no run to bundle", hint="name the folder that `trace --out` wrote")
@@ -83,7 +88,12 @@ def tool_version() -> str:
         return "0+source"
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    if out.suffix.lower() != ".zip":
+        raise PrunescopeError(
+            f"cannot write {out.name}: a bundle is a zip",
+            hint=f"for example -o {out.stem or 'evidence'}.zip",
+        )
     taken = out.exists() and (not out.is_file() or not zipfile.is_zipfile(out))
     folder = out.absolute().parent
     if taken or not folder.is_dir():
@@ -92,6 +102,10 @@ def _check_out(out: Path) -> None:
             f"cannot write {out.name}: "
             + ("it exists and is no zip" if taken else f"its folder {folder.name} {why}"),
             hint="name a .zip file in an existing folder with -o",
+        )
+    if out.exists() and not overwrite:
+        raise PrunescopeError(
+            f"{out.name} exists", hint="give another -o FILE.zip, or replace it with --overwrite"
         )
 
 
@@ -150,25 +164,41 @@ def _build(
                 f"{name} has a trace that is cut off", hint="trace the model again"
             )
         reports[name] = done.report
-        place = stage / "reports" / name
-        write_report(done.report, place, formats=FORMATS)
-        write_report(done.report, place, formats=("perfetto",), frames=done.frames)
-    files = texts(reports, runs, anonymous=scrub is not None)
+        write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
+    files = texts(reports, runs, anonymous=scrub is not None, drawn=drawn_with())
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     files[SUMS] = sums_text(files).encode()
     return files
 
 
-def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict[str, bytes]:
-    """The files beside the runs and their reports; all follow from those."""
+def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]:
+    """Write the files of one report of a bundle into `folder`; returns their paths."""
+    written = write_report(done.report, folder, formats=FORMATS, label_prefix=label_prefix)
+    return written + write_report(done.report, folder, formats=FRAMED, frames=done.frames)
+
+
+def label_prefixes(names: Iterable[str]) -> dict[str, str]:
+    """The prefix of each run's labels in LaTeX, no two alike: its name as far as a label takes it;
+    where that makes two alike, its place."""
+    plain = {name: re.sub(r"[^A-Za-z0-9.-]", "-", name)[:40] for name in names}
+    if len(set(plain.values())) == len(plain):
+        return plain
+    return {name: f"run-{i}" for i, name in enumerate(plain, 1)}
+
+
+def texts(
+    reports: Mapping[str, Report], runs: Runs, *, anonymous: bool, drawn: str
+) -> dict[str, bytes]:
+    """The files beside the runs and their reports; all follow from those. `drawn`: what the figures
+    were drawn with."""
     version = tool_version()
     files = {
         "README.md": readme(reports, runs, version=version, anonymous=anonymous),
         "CITATION.cff": citation(version),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
-        INDEX: _index(reports, version, anonymous=anonymous),
+        INDEX: _index(reports, version, anonymous=anonymous, drawn=drawn),
     }
     table = frontier_csv(reports, runs)
     if table is not None:
@@ -176,12 +206,13 @@ def texts(reports: Mapping[str, Report], runs: Runs, *, anonymous: bool) -> dict
     return {name: text.encode() for name, text in files.items()}
 
 
-def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool) -> str:
+def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, drawn: str) -> str:
     plain = {
         "schema": SCHEMA,
         "tool": f"prunescope {version}",
         "anonymous": anonymous,
-        "formats": list(FORMATS),
+        "formats": [*FORMATS, *FRAMED],
+        "drawn_with": drawn,
         "runs": {name: list(report.phases) for name, report in reports.items()},
     }
     return json.dumps(plain, indent=1) + "\n"

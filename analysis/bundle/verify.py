@@ -1,64 +1,89 @@
 """Whether a bundle is what was written, and what its traces give: in, a zip; out, plain values.
 
-Every file is compared with its SHA-256, every report is rebuilt from the bundled traces, and the
-numbers are compared. The zip is untrusted: only the run folders are unpacked, into a temporary one.
+Every file is compared with its SHA-256; reports, figures and annotated traces are rebuilt from the
+bundled traces and compared. What cannot be compared, for another version wrote or drew it, is told
+apart. The zip is untrusted: only the run folders are unpacked, into a temporary one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 
 from prunescope.analysis.bundle.archive import read_zip
-from prunescope.analysis.bundle.bundle import FORMATS, INDEX, SUMS, sums_text, texts, tool_version
+from prunescope.analysis.bundle.bundle import (
+    INDEX,
+    SUMS,
+    label_prefixes,
+    sums_text,
+    texts,
+    tool_version,
+    write_formats,
+)
+from prunescope.analysis.bundle.same import difference, fits, same_packed, same_pixels, same_text
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.write import write_report
+from prunescope.analysis.report.drawn_with import drawn_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
-_CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
-_LARGEST = 1 << 30  # decompressed bytes of one trace
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
+_DRAWN = (".svg", ".png")
+_SAME = {".gz": same_packed, ".png": same_pixels}  # a text where nothing is named
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """{"ok", "checked", "rebuilt", "failed": [{"file", "why"}]}: how many files, how many of them
-    were rebuilt from the traces and compared, not by their sums alone, and what is wrong.
+    """{"ok", "checked", "rebuilt", "not_compared": [{"file", "why"}], "failed": [{"file", "why"}]}:
+    how many files, how many of them were rebuilt from the traces and compared, which ones could not
+    be, and what is wrong. The others, which all is rebuilt from, have their sums.
 
-    Raises PrunescopeError where there is no such file.
+    Raises PrunescopeError where there is no such file, or one that is no zip at all.
     """
-    if not path.is_file():
-        raise PrunescopeError(f"no such file: {path.name}", hint="give what `bundle -o` wrote")
+    _check_file(path)
     unpacked = read_zip(path)
     failed = dict(unpacked.failed)
     checked = len(unpacked.files) + len(failed)
     rebuilt: set[str] = set()
+    apart: dict[str, str] = {}
     if unpacked.files or not failed:
         for name, why in _sums(unpacked.files):
-            failed.setdefault(name, why)
+            if name not in failed or name in unpacked.files:  # it could be read: a better reason
+                failed[name] = why
     if not failed:
-        rebuilt, problems = _rebuilt(unpacked.files)
+        rebuilt, apart, problems = _rebuilt(unpacked.files)
         failed.update(problems)
     return {
         "ok": not failed,
         "checked": checked,
         "rebuilt": len(rebuilt),
-        "failed": [{"file": name, "why": why} for name, why in failed.items()],
+        "not_compared": _listed(apart),
+        "failed": _listed(failed),
     }
+
+
+def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"file": name, "why": why} for name, why in reasons.items()]
+
+
+def _check_file(path: Path) -> None:
+    hint = "give the .zip that `prunescope bundle -o` wrote"
+    if path.is_dir():
+        raise PrunescopeError(f"{path.name} is a folder, not a zip", hint=hint)
+    if not path.is_file():
+        raise PrunescopeError(f"no such file: {path.name}", hint=hint)
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # a damaged bundle still begins like one
+            raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
 
 
 def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
@@ -80,41 +105,46 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         yield SUMS, "not in the form in which it was written"
 
 
-def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str]]:
-    """The files that were rebuilt, and what differs."""
+def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict[str, str]]:
+    """The files that were rebuilt, those that could not be compared, and what differs."""
     try:
         index = msgspec.json.decode(files.get(INDEX, b""))
         names = [str(name) for name in index["runs"]]
-        same_tool = index["tool"] == f"prunescope {tool_version()}"
+        tool, drawn = str(index["tool"]), str(index.get("drawn_with"))
         anonymous = index["anonymous"] is True
     except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
-        return set(), {INDEX: "does not say what the bundle holds"}
+        return set(), {}, {INDEX: "does not say what the bundle holds"}
     if not all(map(_FOLDER.fullmatch, names)):  # they become paths
-        return set(), {INDEX: "names a run that is no plain folder name"}
+        return set(), {}, {INDEX: "names a run that is no plain folder name"}
     there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
     if not names or there - set(names):  # what it does not name would not be rebuilt
-        return set(), {INDEX: "does not name every run of the bundle"}
+        return set(), {}, {INDEX: "does not name every run of the bundle"}
     active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
     if active:
-        return set(), dict.fromkeys(active, "refused: a figure that runs a script")
+        return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
     with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(files, Path(temporary).resolve(), same_tool=same_tool)
+        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, drawn=drawn)
         rebuild.unpack()
         for name in names:
-            rebuild.report(name)
+            rebuild.report(name, label_prefixes(names)[name])
         rebuild.beside(anonymous=anonymous)
-    return rebuild.done, rebuild.failed
+        if not rebuild.failed:
+            rebuild.rest()
+    return rebuild.done, rebuild.apart, rebuild.failed
 
 
 class _Rebuild:
-    """What the bundled traces give, file by file: `done` were compared, `failed` differ. The words
-    of another version (`same_tool` is False) are not compared, its numbers are."""
+    """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
+    `failed` differ. The words of another version of this tool (`tool`), and the figures of other
+    versions of what draws (`drawn`), are not compared; the numbers are."""
 
-    def __init__(self, files: Mapping[str, bytes], stage: Path, *, same_tool: bool) -> None:
-        self.files, self.stage, self.same_tool = files, stage, same_tool
+    def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, drawn: str) -> None:
+        self.files, self.stage, self.tool, self.drawn = files, stage, tool, drawn
+        self.same_tool = tool == f"prunescope {tool_version()}"
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, dict[str, Run]] = {}
         self.done: set[str] = set()
+        self.apart: dict[str, str] = {}
         self.failed: dict[str, str] = {}
 
     def unpack(self) -> None:
@@ -122,7 +152,7 @@ class _Rebuild:
         for name, data in self.files.items():
             if not name.startswith("runs/"):
                 continue
-            if name.endswith(".gz") and not _fits(data):
+            if name.endswith(".gz") and not fits(data):
                 self.failed[name] = "refused: expands to more than 1 GiB"
                 return
             try:
@@ -132,33 +162,45 @@ class _Rebuild:
                 self.failed[name] = "refused: a file and a folder of one name"
                 return
 
-    def report(self, name: str) -> None:
-        """The report of a run."""
+    def report(self, name: str, prefix: str) -> None:
+        """The report of a run, with its figures and annotated traces."""
         place, folder = f"reports/{name}", self.stage / "runs" / name
         if self.failed or self._lacks(f"{place}/report.json"):
             return
         try:
-            report = analyze(folder).report
+            done = analyze(folder)
             manifests = sorted(folder.glob(f"*/{MANIFEST}"))
             self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
         except PrunescopeError as error:
             self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
             return
-        self.reports[name] = report
-        self._compare_json(f"{place}/report.json", to_json(report))
+        self.reports[name] = done.report
+        self._compare_json(f"{place}/report.json", to_json(done.report))
         if not self.same_tool or self.failed:
             return
-        formats = [f for f in FORMATS if f in ("md", "html", "tex", "csv")]
-        for path in write_report(report, self.stage / place, formats=formats):
-            self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
+        for path in write_formats(done, self.stage / place, prefix):
+            if path.name != "report.json":
+                self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
 
     def beside(self, *, anonymous: bool) -> None:
         """The files that follow from all runs."""
         if self.failed:
             return
-        for name, text in texts(self.reports, self.runs, anonymous=anonymous).items():
+        wanted = texts(self.reports, self.runs, anonymous=anonymous, drawn=self.drawn)
+        for name, text in wanted.items():
             if self.same_tool or name in _NUMBERS:
                 self._compare(name, text, "not what the bundled runs give")
+
+    def rest(self) -> None:
+        """Why each of the other files was not compared, but for what all is rebuilt from."""
+        sources = {SUMS}
+        for name, variants in self.runs.items():
+            for variant, run in variants.items():
+                traces = [t for p in run.phases.values() for t in (p.trace, p.eager_trace) if t]
+                sources |= {f"runs/{name}/{variant}/{file}" for file in (MANIFEST, *traces)}
+        for name in sorted(self.files.keys() - sources - self.done - self.apart.keys()):
+            other = not self.same_tool and not name.startswith("runs/")
+            self.apart[name] = f"written by {self.tool}" if other else "no part of a bundle"
 
     def _lacks(self, name: str) -> bool:
         if name not in self.files:
@@ -166,70 +208,23 @@ class _Rebuild:
         return name in self.failed
 
     def _compare(self, name: str, wanted: bytes, why: str) -> None:
-        self.done.add(name)
-        if not _same_text(self.files.get(name, b""), wanted):
-            self.failed[name] = why
+        ending = PurePosixPath(name).suffix
+        if name not in self.files:
+            self.failed[name] = "missing"
+        elif ending in _DRAWN and self.drawn != drawn_with():
+            self.apart[name] = f"drawn with {self.drawn}, here is {drawn_with()}"
+        else:
+            self.done.add(name)
+            if not _SAME.get(ending, same_text)(self.files[name], wanted):
+                self.failed[name] = why
 
     def _compare_json(self, name: str, wanted: bytes) -> None:
         self.done.add(name)
         skipped = frozenset() if self.same_tool else _WORDED
         try:
-            difference = _difference(json.loads(self.files[name]), json.loads(wanted), skipped)
+            differs = difference(json.loads(self.files[name]), json.loads(wanted), skipped)
         except (ValueError, RecursionError, OverflowError):
             self.failed[name] = "is no report"
             return
-        if difference:
-            self.failed[name] = f"its traces give other numbers: {difference}"
-
-
-def _fits(data: bytes) -> bool:
-    stream, total = zlib.decompressobj(31), 0
-    while data:
-        try:
-            total += len(stream.decompress(data, 16 << 20))
-        except zlib.error:
-            return True  # the loader says what is wrong with it
-        if total > _LARGEST:
-            return False
-        data = stream.unconsumed_tail
-        if stream.eof:  # another member may follow
-            stream, data = zlib.decompressobj(31), stream.unused_data
-    return True
-
-
-def _difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report") -> str | None:
-    """The first value (or missing part) in which two reports differ; parts of a name in `skipped`
-    are not compared."""
-    if isinstance(old, str) and isinstance(new, str):
-        same = _same_text(old.encode("utf-8", "replace"), new.encode("utf-8", "replace"))
-        return None if same else f"{where}: {old[:60]} and {new[:60]}"
-    if isinstance(old, bool) or isinstance(new, bool) or old is None or isinstance(old, str):
-        return None if old == new else f"{where}: {old} and {new}"
-    if isinstance(old, int | float):
-        same = isinstance(new, int | float) and _close(float(old), float(new))
-        return None if same else f"{where}: {old} and {new}"
-    if isinstance(old, list):
-        if not isinstance(new, list) or len(old) != len(new):
-            return f"{where}: lists of other lengths"
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    elif isinstance(new, dict) and not old.keys() - new.keys():
-        pairs = [(key, old[key], new[key]) for key in old if key not in skipped]
-    else:
-        return f"{where}: parts are missing"
-    found = (_difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
-    return next((d for d in found if d is not None), None)
-
-
-def _same_text(old: bytes, new: bytes) -> bool:
-    """Whether two texts agree, numbers within a rounding error."""
-    a, b = (data.decode("utf-8", "replace") for data in (old, new))
-    if a == b:
-        return True
-    if _NUMBER.sub("#", a) != _NUMBER.sub("#", b):
-        return False
-    pairs = zip(_NUMBER.findall(a), _NUMBER.findall(b), strict=True)
-    return all(_close(float(x), float(y)) for x, y in pairs)
-
-
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-6)
+        if differs:
+            self.failed[name] = f"its traces give other numbers: {differs}"

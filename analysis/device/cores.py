@@ -10,7 +10,7 @@ import re
 
 import polars as pl
 
-from prunescope.analysis.device.hardware import THREE_TF32
+from prunescope.taxonomy.dtypes import THREE_TF32
 
 # CUTLASS calls tensor cores "tensorop" and CUDA cores "simt"; cuBLAS names the instruction's shape
 # for the first (s1688, s16816, s64x128x8), and a bare sgemm or hgemm is on the second.

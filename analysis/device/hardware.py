@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
-from prunescope.taxonomy.dtypes import dtype
+from prunescope.taxonomy.dtypes import THREE_TF32, dtype, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError
 
 _FORMAT = 1
@@ -247,15 +247,10 @@ def with_overrides(
     )
 
 
-# fp32 as three products of TF32, as CUTLASS calls it: a third of that rate.
-THREE_TF32 = "3xtf32"
-
-
 def rate_of(rates: Mapping[str, float], name: str) -> float | None:
     """FLOP/s of a dtype; of a 16-bit one, else that of the other."""
     if name == THREE_TF32:
-        tf32 = rates.get("tf32")
-        return None if tf32 is None else tf32 / 3
+        return three_tf32_rate(rates)
     return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
 
 

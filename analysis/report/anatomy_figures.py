@@ -22,6 +22,7 @@ from prunescope.analysis.report.names import figure_name, phase_slugs
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.schema.sides import DeviceUsed
+from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _BOUNDS = {
@@ -58,7 +59,7 @@ def draw(report: Report, name: str, kind: str) -> Figure | None:
     anatomy = report.phases[name].anatomy
     if anatomy is None:
         return None
-    of = names.of_what(report, name)
+    of = names.short(names.of_what(report, name), 60)
     with matplotlib.rc_context(figures.STYLE):
         if kind == "roofline":
             return _roofline(anatomy, report.device, of)
@@ -147,7 +148,7 @@ def _ceilings(
     device: DeviceUsed, points: list[RooflinePoint]
 ) -> list[tuple[str, float, float, Any]]:
     """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
-    ones, for the dtype that takes the most time."""
+    ones, for the dtype that takes the most time, and for fp32 as three products of TF32."""
     time: dict[str, float] = {}
     for point in points:
         if point.dtype is not None:
@@ -165,6 +166,10 @@ def _ceilings(
         dtype = next((d for d in sorted(time, key=lambda d: -time[d]) if d in rates), None)
         if dtype is not None and byte_per_s:
             found.append((f"{dtype}, {name}", rates[dtype], byte_per_s, style))
+        slower = three_tf32_rate(rates)  # its bound is another than that of fp32
+        if THREE_TF32 in time and slower and byte_per_s:
+            dots = (0, (1, 1)) if style == "-" else (0, (4, 2, 1, 2))
+            found.append((f"{THREE_TF32}, {name}", slower, byte_per_s, dots))
     return found
 
 

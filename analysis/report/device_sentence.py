@@ -8,6 +8,7 @@ from typing import Any
 from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
+from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 
 # Where bounds use a peak that is none of those measured around the run or in it.
 _USED = {
@@ -29,12 +30,17 @@ def device(report: Report) -> str:
     name = named(report.device.get("name")) or "unknown device"
     peaks, sheet = report.device.get("peaks"), report.device.get("sheet")
     rates = peaks["dense_flop_per_s"] if peaks else {}
-    used = {gemm.dtype for phase in report.phases.values() for gemm in phase.gemms} & set(rates)
+    dtypes = {gemm.dtype for phase in report.phases.values() for gemm in phase.gemms}
+    used = dtypes & set(rates)
+    in_three = three_tf32_rate(rates) if THREE_TF32 in dtypes else None
+    shown = used or (set() if in_three else set(rates))
     facts = [
         f"{dtype} {numbers.per_second(rate, 'FLOP')}"
         for dtype, rate in rates.items()
-        if dtype in (used or rates)
+        if dtype in shown
     ]
+    if in_three:
+        facts.append(f"{THREE_TF32} {numbers.per_second(in_three, 'FLOP')} (a third of TF32)")
     if peaks and peaks["byte_per_s"] is not None:
         facts.append(numbers.per_second(peaks["byte_per_s"], "B"))
     if peaks and "link" in peaks and "link_byte_per_s" in peaks:

@@ -47,7 +47,8 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("m", "", "rows of a call: tokens"),
         ("n", "", "output features"),
         ("k", "", "input features"),
-        ("dtype", "", "number format of the operands"),
+        ("dtype", "", "number format that the products are made in; 3xtf32: fp32 as three "
+                      "products of TF32, bound by a third of that peak"),
         ("dense_m", "", "M of the dense GEMM it is paired with"),
         ("dense_n", "", "N of that GEMM"),
         ("dense_k", "", "K of that GEMM"),
@@ -56,11 +57,14 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("axis", "", "what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown"),
         ("keep", "share", "kept share of each axis that moved, as axis=share"),
         ("count", "calls a step", "calls"),
-        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it"),
-        ("bytes", "bytes", "compulsory traffic of one call"),
+        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it; attention: of the pairs of "
+                         "query and key that the mask leaves, causal prefill about half; where "
+                         "steps differ, as keys in decode, of the first (M, N, K are means)"),
+        ("bytes", "bytes", "compulsory traffic of one call; where steps differ, of the first"),
         ("busy_ns", "ns", "device time of a step, helper kernels included"),
         ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
-        ("ideal_ns", "ns", "roofline time of a step: the larger of FLOP/peak and bytes/bandwidth"),
+        ("ideal_ns", "ns", "roofline time of a step, the mean over steps: for each call the larger "
+                           "of FLOP/peak and bytes/bandwidth"),
         ("bound", "", "compute, memory or latency"),
         ("efficiency", "ratio", "ideal_ns / busy_ns (/ duration_ns beside other kernels); may "
                                 "pass 1"),
@@ -83,6 +87,42 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("bound", "", "compute, memory or latency"),
         ("efficiency", "ratio", "roofline time / busy time"),
         ("duration_ns", "ns", "run time of a step, also where others ran beside them"),
+    ],
+    "bounds.csv": [
+        _PHASE,
+        ("kind", "", "what the kernels do"),
+        ("bound", "", "compute, memory, latency or unknown; empty: not split"),
+        ("busy_ns", "ns", "device time of a step, of all kernels: what bounds-PHASE draws"),
+    ],
+    "layers.csv": [
+        _PHASE,
+        ("layer", "", "index in the list of layers; empty: outside of all"),
+        ("role", "", "where in the layer; empty: idle time before its kernels"),
+        ("ns", "ns", "device time of a step, or idle time: what layers-PHASE draws"),
+    ],
+    "roofline.csv": [
+        _PHASE,
+        ("name", "", "the longest of the kernels"),
+        ("kind", "", "what they do"),
+        ("role", "", "where in the model"),
+        ("dtype", "", "number format that the products are made in"),
+        ("count", "calls a step", "calls of one shape: one point of roofline-PHASE"),
+        ("flop", "FLOP", "of one call"),
+        ("bytes", "bytes", "compulsory traffic of one call"),
+        ("busy_ns", "ns", "device time of a step"),
+        ("clock_ns", "ns", "time that the rate rests on: busy_ns, or how long kernels beside "
+                           "others ran; flop · count / clock_ns is the height of the point"),
+        ("bound", "", "compute, memory, latency or unknown"),
+    ],
+    "waves.csv": [
+        _PHASE,
+        ("role", "", "where in the model"),
+        ("m", "", "rows of a call"),
+        ("n", "", "output features that ran"),
+        ("k", "", "input features"),
+        ("dense_n", "", "N of the dense GEMM"),
+        ("at_n", "", "a dimension on the curve of waves-PHASE"),
+        ("predicted_ns", "ns", "time of a step that tiles, waves and roofline give there"),
     ],
 }  # fmt: skip
 
@@ -127,7 +167,7 @@ FRAME: dict[str, str] = {
     "parts": "how many rows share the operator's work",
     "flop": "work of the call",
     "bytes": "compulsory traffic of the call",
-    "dtype": "number format of the operands",
+    "dtype": "number format that the products are made in; 3xtf32: fp32 as three of TF32",
     "modelled": "whether a work model exists for the call",
     "compute_ns": "FLOPs over the peak of their format",
     "memory_ns": "bytes over the bandwidth",

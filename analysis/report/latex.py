@@ -7,9 +7,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import msgspec
+
 from prunescope.analysis.report import device_sentence, ledger_view, numbers, sentences, view
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.names import figure_name, of_what, phase_slugs
+from prunescope.analysis.report.names import facts_of, phase_slugs, short
 from prunescope.analysis.report.overhead_view import overhead_table
 from prunescope.analysis.report.sides_view import sides_table
 from prunescope.analysis.report.statistic import statistic
@@ -20,6 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 _TOP_GEMMS = 30
 _TOP_KERNELS = 20
 _LONGEST = 72  # characters of a kernel's name in a table for paper
+_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
 _FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
 _PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
@@ -32,6 +35,14 @@ HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array}
 \def\prunescopehere{}
 \ifdefined\CurrentFilePathUsed\edef\prunescopehere{\CurrentFilePathUsed}\fi
 \ifx\prunescopehere\empty\else\edef\prunescopehere{\prunescopehere/}\fi
+% A figure: its file without the ending, pdf before png, and its caption; a warning without a file.
+\providecommand{\prunescopefigure}[2]{%
+  \IfFileExists{\prunescopehere #1.pdf}{\prunescopeshow{#1.pdf}{#2}}{%
+    \IfFileExists{\prunescopehere #1.png}{\prunescopeshow{#1.png}{#2}}{%
+      \PackageWarning{prunescope}{no \prunescopehere #1.pdf or .png: the figure is left out;
+        write it with --format tex,pdf}}}}
+\providecommand{\prunescopeshow}[2]{\begin{figure}\centering
+  \includegraphics[width=\prunescopewidth]{\prunescopehere #1}#2\end{figure}}
 """
 
 
@@ -77,7 +88,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
             found[f"table-{table.id}-{slug}.tex"] = "\n".join(_table(table, (of, label), phase))
         for kind, says in _FIGURES.items():
             if getattr(phase, kind):
-                label, file = f"fig:{prefix}{kind}-{slug}", figure_name(kind, slug, "pdf")
+                label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
                 text = f"{says}, {of}: {sentences.headline(phase)}. {_statistic(phase)}"
                 found[f"figure-{kind}-{slug}.tex"] = "\n".join(_figure(file, text, label))
     return found
@@ -88,7 +99,8 @@ def _of(report: Report, name: str) -> str:
     device = device_sentence.named(report.device.get("name")) or device_sentence.named(
         report.subject.get("device")
     )
-    return f"{of_what(report, name)}{f', {device}' if device else ''}"
+    facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
+    return ", ".join(filter(None, [*facts, device]))
 
 
 def _tables(phase: Phase) -> Iterator[Table]:
@@ -101,11 +113,8 @@ def _tables(phase: Phase) -> Iterator[Table]:
 
 
 def _figure(file: str, text: str, label: str) -> Iterator[str]:
-    yield rf"\IfFileExists{{\prunescopehere {file}}}{{%"
-    yield r"\begin{figure}\centering"
-    yield rf"\includegraphics[width=\prunescopewidth]{{\prunescopehere {file}}}"
-    yield rf"\caption{{{latex(text)}}}\label{{{label}}}"
-    yield r"\end{figure}}{}"
+    yield rf"\prunescopefigure{{{file}}}{{%"
+    yield rf"\caption{{{latex(text)}}}\label{{{label}}}}}"
     yield ""
 
 
@@ -139,20 +148,22 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
 
 
 def _caption(table: Table, of: str, phase: Phase) -> str:
-    compared = table.id in ("ladder", "ledger")
-    says = sentences.headline(phase) if compared else sentences.setup(phase)
-    text = f"{table.title}, {of}: {says}."
-    return latex(f"{text} {_statistic(phase)}" if compared else text)
+    if table.id in ("ladder", "ledger"):
+        return latex(f"{table.title}, {of}: {sentences.headline(phase)}. {_statistic(phase)}")
+    profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
+    return latex(f"{table.title}, {of}, n = {phase.steps}: {sentences.setup(profiled)}.")
 
 
 def _statistic(phase: Phase) -> str:
     """What the ratio is one of, and how many samples or steps."""
     timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    num = f"n = {len(timed.samples) if timed else phase.steps}"
     said = statistic(phase)
-    if said:
-        return f"{said[0].upper()}{said[1:]}, {num}."
-    return f"{num} {'unprofiled samples' if timed else 'profiled steps'}."
+    num = f"n = {len(timed.samples) if timed else phase.steps}"
+    if timed and timed.seatings:
+        num += f" unprofiled samples in {len(timed.seatings)} seatings"
+    elif not said:
+        num += " unprofiled samples" if timed else " profiled steps"
+    return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num}."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 from rich.box import SIMPLE_HEAD
@@ -162,13 +161,12 @@ def run_summary(folder: Path, runs: Mapping[str, Run]) -> dict[str, Any]:
 
 
 def traced(folder: Path, runs: Mapping[str, Run]) -> RenderableType:
-    """One row a run and phase: the median of the unprofiled samples; then what to do next."""
-    table = _table("run", "phase", "median", "samples")
+    """One row a run and phase: the time of a step as a report gives it; then what to do next."""
+    table = _table("run", "phase", "time", "samples")
     for variant, run in runs.items():
         for name, phase in run.phases.items():
-            samples = phase.samples_ns
-            time = numbers.time(median(samples)) if samples else "-"
-            _row(table, str(folder / variant), name, time, str(len(samples)))
+            time = numbers.time(phase.time_ns) if phase.time_ns else "-"
+            _row(table, str(folder / variant), name, time, str(len(phase.samples_ns)))
     # How a request was rounded, and what the pruner could not do.
     notes = [n for run in runs.values() for n in (run.pruning and run.pruning.notes) or ()]
     says = [Text(clean(f"note: {note}"), "dim") for note in notes]

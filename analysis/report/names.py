@@ -7,6 +7,7 @@ import re
 
 from prunescope.analysis.report.device_sentence import named
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.sentences import heading
 from prunescope.analysis.schema.report import Report
 
 
@@ -27,11 +28,17 @@ def figure_name(kind: str, slug: str, ending: str) -> str:
 
 
 def of_what(report: Report, phase: str) -> str:
-    """Of which model, method and phase."""
-    subject = report.subject
+    """Of which model, method and phase, each cut to what a figure has room for."""
+    return ", ".join(short(fact, 24) for fact in facts_of(report, phase))
+
+
+def facts_of(report: Report, name: str) -> list[str]:
+    """Model, method (or the family that was told from the shapes) and phase, where known."""
+    subject, phase = report.subject, report.phases[name]
     model = named(subject.get("model")) or named(subject.get("name"))
-    facts = [model, named(subject.get("method")), phase]
-    return ", ".join(short(fact, 24) for fact in facts if fact)
+    family = phase.family.id if phase.family and phase.family.id != "unknown" else ""
+    facts = [model, named(subject.get("method")) or family, heading(name, phase)]
+    return [fact for fact in facts if fact]
 
 
 def short(name: str, most: int = 18) -> str:

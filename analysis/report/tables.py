@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import polars as pl
 
+from prunescope.analysis.report import figure_tables
 from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.ledger_view import LADDER
@@ -23,12 +24,17 @@ Value = str | int | float | bool | None
 
 
 def csv_tables(report: Report) -> dict[str, str]:
-    """File name to CSV text: ledger, ladder, GEMMs, kernels, with a `phase` column each."""
+    """File name to CSV text: ledger, ladder, GEMMs, kernels, and what the other figures draw, each
+    with a `phase` column."""
     return {
         "ledger.csv": _csv("ledger.csv", _ledger(report)),
         "ladder.csv": _csv("ladder.csv", _ladder(report)),
         "gemms.csv": _csv("gemms.csv", _gemms(report)),
         "kernels.csv": _csv("kernels.csv", _kernels(report)),
+        "bounds.csv": _csv("bounds.csv", figure_tables.bounds(report)),
+        "layers.csv": _csv("layers.csv", figure_tables.layers(report)),
+        "roofline.csv": _csv("roofline.csv", figure_tables.roofline(report)),
+        "waves.csv": _csv("waves.csv", figure_tables.waves(report)),
     }
 
 
@@ -136,11 +142,11 @@ def _inert(column: pl.Series) -> pl.Series:
     return column.replace(unsafe) if unsafe else column
 
 
-def _csv(file: str, rows: Iterable[list[Value]]) -> str:
+def _csv(file: str, rows: Iterable[Sequence[Value]]) -> str:
     return _text([column for column, *_ in COLUMNS[file]], rows)
 
 
-def _text(head: list[str], rows: Iterable[list[Value]]) -> str:
+def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
     out = io.StringIO()
     # Every string is quoted, so that no other separator of a spreadsheet splits one into cells.
     writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")

@@ -14,6 +14,7 @@ from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _HELPED = 0.05  # of a GEMM's time: helpers worth a mark
 _SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
+_ABOVE = "! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low"
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
@@ -130,15 +131,21 @@ def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
         Cell(gemm.bound or numbers.UNKNOWN),
         _time(gemm, unit),
         *cost,
-        _of_bound(gemm, "!" if (gemm.efficiency or 0.0) > 1 else ""),
+        _of_bound(gemm),
     ]
 
 
-def _of_bound(row: GemmRow | KernelRow, flag: str = "") -> Cell:
+def _of_bound(row: GemmRow | KernelRow) -> Cell:
     """The share of its bound that a row reaches: none of a roofline that does not bind it."""
     if row.bound == "latency":
         return Cell(numbers.UNKNOWN, row.efficiency)
+    flag = "!" * _is_above(row)
     return Cell(f"{numbers.percent(row.efficiency)}{flag}", row.efficiency)
+
+
+def _is_above(row: GemmRow | KernelRow) -> bool:
+    """Whether a row took less time than its roofline allows."""
+    return (row.efficiency or 0.0) > 1 and row.bound != "latency"
 
 
 def _helped(gemm: GemmRow) -> bool:
@@ -219,8 +226,8 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
             f"‡ {helpers} {unit.unit} of these rows are copies, fills or reductions that their ops "
             "run beside the GEMM, in the time and not in the bound"
         )
-    if any((g.efficiency or 0.0) > 1 and g.bound != "latency" for g in shown):
-        notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
+    if any(map(_is_above, shown)):
+        notes.append(_ABOVE)
     return notes
 
 
@@ -270,6 +277,8 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         notes.append(f"smaller rows{time} are left out here{under}")
     if beside := [k for k in kernels[:top] if _beside(k) and not _is_hidden(k)]:
         notes.append(_ran_beside(beside, unit))
+    if any(map(_is_above, kernels[:top])):
+        notes.append(_ABOVE)
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
     return Table("kernels", "Kernels by name", columns, rows, notes)

@@ -42,7 +42,7 @@ COMMANDS = {
     },
     "pareto": {"folder", "--out", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
-    "bundle": {"runs", "--out", "-o", "--anonymous"},
+    "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--json"},
     "families": {"--architecture", "--json"},
     "devices": {"--json"},

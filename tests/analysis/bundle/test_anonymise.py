@@ -14,6 +14,8 @@ from prunescope.analysis.bundle.anonymise import Scrubber
 from prunescope.analysis.bundle.bundle import bundle
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
+from prunescope.analysis.ops.call import MODELS
+from prunescope.analysis.ops.names import OP_KINDS
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run, Seating
@@ -260,3 +262,19 @@ def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
         *(one.disturbed for one in found.measurements),
     ]
     assert every == [["waits"]] * 3
+
+
+def test_namespaces_of_ops_that_no_library_has_are_counted() -> None:
+    scrub = Scrubber(())
+    names = ["alicelib::silu", "aten::mm", "lab::fused.out", "alicelib::gate", "vllm::all_reduce",
+             "void at::native::fill<float>(int)"]  # fmt: skip
+    assert [scrub.kernel(name) for name in names] == [
+        "op1::silu", "aten::mm", "op2::fused.out", "op1::gate", "vllm::all_reduce",
+        "void at::native::fill<float>(int)",
+    ]  # fmt: skip
+    assert scrub.kernel("prunescope::x") == "prunescope::x"
+
+
+def test_every_namespace_that_a_work_model_knows_stays() -> None:
+    spaces = {name for name in {**MODELS, **OP_KINDS} if "::" in name}
+    assert all(Scrubber(()).kernel(name) == name for name in spaces)

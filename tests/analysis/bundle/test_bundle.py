@@ -143,7 +143,10 @@ def test_a_file_that_is_cut_off_or_no_zip(evidence: Path, tmp_path: Path) -> Non
     (tmp_path / "cut.zip").write_bytes(evidence.read_bytes()[:-100])
     assert "cut.zip" in failed(tmp_path / "cut.zip")
     (tmp_path / "no.zip").write_text("hello")
-    assert "no readable zip" in failed(tmp_path / "no.zip")["no.zip"]
+    with pytest.raises(PrunescopeError, match="no readable zip"):
+        verify(tmp_path / "no.zip")
+    with pytest.raises(PrunescopeError, match="is a folder"):
+        verify(tmp_path)
     with pytest.raises(PrunescopeError, match="no such file"):
         verify(tmp_path / "absent.zip")
 
@@ -280,6 +283,23 @@ def test_what_cannot_be_bundled(tmp_path: Path) -> None:
         bundle([tmp_path / "r"], tmp_path / "e.zip")
     assert not (tmp_path / "e.zip").exists()
     assert (tmp_path / "notes.zip").read_text() == "mine"
+
+
+def test_a_bundle_that_exists_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    run, out = str(make(tmp_path / "run")), tmp_path / "e.zip"
+    assert prunescope.main(["bundle", run, "-o", str(out)]) == 0
+    out.write_bytes(zip_bytes({"mine.txt": b"x"}))
+    with pytest.raises(PrunescopeError, match="e.zip exists"):
+        bundle([tmp_path / "run"], out)
+    assert list(members(out)) == ["mine.txt"]
+    assert prunescope.main(["bundle", run, "-o", str(out), "--overwrite"]) == 0
+    assert verify(out)["ok"]
+
+
+def test_a_bundle_of_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="q.tar: a bundle is a zip") as error:
+        bundle([make(tmp_path / "run")], tmp_path / "q.tar")
+    assert error.value.hint == "for example -o q.zip"
 
 
 def test_a_manifest_that_is_a_link_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ document.getElementById('page').addEventListener('load', event => {
   // What sticks out of the page and can be scrolled by no box of its own.
   seen.outside = [...page.body.querySelectorAll('*')].filter(e => !e.closest('.scroll, svg'))
     .filter(e => e.getBoundingClientRect().right > root.clientWidth + 1).map(e => e.tagName);
+  // How far the parts of a ledger are wider than the box around them.
+  seen.parts = [...page.querySelectorAll('table.parts')]
+    .map(table => table.scrollWidth - table.parentElement.clientWidth);
   seen.images = page.images.length;
   seen.tables = [];
   for (const table of page.querySelectorAll('table.sortable')) {
@@ -69,6 +72,7 @@ class Seen:
     overflow: int
     outside: list[str]
     dialogs: int
+    parts: list[int]
     images: int
     tables: list[dict[str, list[str]]]
     tallest: float

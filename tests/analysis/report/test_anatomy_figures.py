@@ -5,11 +5,13 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import pytest
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report import anatomy_figures
 from prunescope.analysis.report.anatomy_view import lines, shapes_table, tables
+from prunescope.analysis.report.device_sentence import device
 from prunescope.analysis.schema.anatomy import (
     Anatomy,
     Fit,
@@ -194,3 +196,22 @@ def test_a_size_of_several_rows_is_said_to_change_with_all_of_them() -> None:
     assert len(shapes_table(of).notes) == 1
     of.shapes.append(shape("o", 512, 576))  # as wide as q
     assert "then all change" in shapes_table(of).notes[1]
+
+
+def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() -> None:
+    """Bounds use tf32 ÷ 3, so the page shows that."""
+    report = example.alone()
+    rates = {"tf32": 12e12, "fp32": 12e12}
+    report.device |= {"peaks": {"dense_flop_per_s": rates, "byte_per_s": 360e9}}
+    phase = report.phases["trace"]
+    phase.anatomy = anatomy()
+    assert "3xtf32" not in device(report)
+    phase.anatomy.points = [point("gemm", 6e11, 1e9, 2 * MS, "fp32"),
+                            point("attention", 1e9, 1e8, MS, "3xtf32")]  # fmt: skip
+    phase.gemms = [msgspec.structs.replace(phase.gemms[0], dtype=d) for d in ("fp32", "3xtf32")]
+    assert "3xtf32 4 TFLOP/s (a third of TF32)" in device(report).replace("4.000", "4")
+    figure = anatomy_figures.draw(report, "trace", "roofline")
+    assert figure is not None
+    tops = {line.get_ydata()[-1] for line in figure.axes[0].lines}
+    assert tops == {12.0, 4.0}
+    assert "3xtf32, data sheet" in {t.get_text() for t in figure.legends[0].get_texts()}

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import FamilyVerdict, Report, Unprofiled
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 
@@ -137,3 +137,33 @@ def test_captions_say_model_phase_device_and_n() -> None:
 def test_a_prefix_that_is_no_label_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="label-prefix"):
         write_report(example.alone(), tmp_path / "r", formats=("tex",), label_prefix="a_b")
+
+
+def test_every_caption_has_the_whole_name_the_method_the_kind_of_phase_and_n() -> None:
+    report = example.alone()
+    (name,) = report.phases
+    report.subject |= {"name": "SmolLM2-135M-Instruct.Q4_K_M-and-more", "method": None}
+    phase = report.phases[name]
+    phase.family = FamilyVerdict(id="static-nk-mlp", confidence=1.0, evidence=[])
+    phase.phase_kind = {"kind": "prefill", "confidence": 1.0, "evidence": []}
+    text = render_latex(report)
+    captions = re.findall(r"\\caption\{(.*)\}\\label", text)
+    assert captions
+    for caption in captions:
+        assert r"SmolLM2-135M-Instruct.Q4\_K\_M-and-more, static-nk-mlp" in caption
+        assert "(prefill)" in caption
+        assert re.search(r"n~=~\d+", caption), caption
+
+
+def test_a_caption_says_in_how_many_seatings_the_samples_lie() -> None:
+    report = example.two_phases()
+    timed = Unprofiled(
+        median=121e6, mean=121e6, ci95=[120e6, 122e6], samples=[121_000_000] * 8,
+        seatings=[2, 2, 2, 2], seating_cost_ns=3.5e9,
+    )  # fmt: skip
+    phase = report.phases["prefill"]
+    assert phase.baseline is not None
+    phase.unprofiled_ns = phase.baseline.unprofiled_ns = timed
+    text = render_latex(report)
+    assert "n~=~8 unprofiled samples in 4 seatings" in text
+    assert "each beside them" not in text

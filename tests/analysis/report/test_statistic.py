@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
+
 import msgspec
 import pytest
+from rich.console import Console
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
 from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.listings import read_runs, traced
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.taxonomy.run import Seating
 from tests.analysis.report import example
+from tests.analysis.run_folder import write_run
+from tests.chrome import chrome, k, op, step
 
 MS = 10**6
 NOT_DRAWN = "was not drawn, which alone moves a model by 1 to 3 %"
@@ -121,7 +130,7 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
     assert sentences.statistic(phase).startswith("ratio of means over 8 seatings")
-    assert "n = 16." in latex_of(phase)
+    assert "n = 16 unprofiled samples in 8 seatings." in latex_of(phase)
     found = no_speedup(Context(phase=phase, own=None, doubts=[]))  # type: ignore[arg-type]
     assert found is not None and found.evidence == ["95 % interval over 8 seatings"]
     assert phase.baseline is not None
@@ -130,7 +139,9 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     assert "n = 5." in latex_of(phase)
 
 
-@pytest.mark.parametrize(("seatings", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples.")])
+@pytest.mark.parametrize(
+    ("seatings", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples in 8 seatings.")]
+)
 def test_a_caption_of_a_run_alone_counts_its_samples(seatings: int, n: str) -> None:
     more = {"ladder": None, "baseline": None, "domain": "profiled"}
     assert n in latex_of(example.phase(**more, unprofiled_ns=samples(seatings)))
@@ -139,3 +150,19 @@ def test_a_caption_of_a_run_alone_counts_its_samples(seatings: int, n: str) -> N
 def latex_of(phase: Phase) -> str:
     report = msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
     return render_latex(report).replace("~", " ")
+
+
+def test_what_trace_shows_is_the_time_of_the_report(tmp_path: Path) -> None:
+    """Two seatings: the geometric mean of 1 and 4 ms is 2 ms, the median of all samples 4."""
+    fields = {"samples_ns": [MS, 4 * MS, 4 * MS, 4 * MS],
+              "seatings": [Seating(samples=1, steps=1), Seating(samples=3, steps=0)]}  # fmt: skip
+    wide = op("aten::mm", [512, 256], [256, 704], dtype="c10::BFloat16", kernels=[k(us=40)])
+    write_run(tmp_path / "dense", chrome(step(0, wide)), phase_fields=fields)
+    runs = read_runs(tmp_path)
+    console = Console(file=StringIO(), width=200, record=True)
+    console.print(traced(tmp_path, runs))
+    told = analyze(tmp_path / "dense").report.phases["prefill"].unprofiled_ns
+    assert told is not None
+    assert runs["dense"].phases["prefill"].time_ns == pytest.approx(told.median)
+    assert told.median == pytest.approx(2 * MS)
+    assert "2.000 ms" in console.export_text()

@@ -17,6 +17,7 @@ from prunescope.analysis.schema import as_json
 from prunescope.analysis.schema import report as model
 from prunescope.analysis.schema.report import Report, to_json
 from tests.analysis.report import example
+from tests.analysis.report.test_anatomy_figures import anatomy as with_anatomy
 
 REPORTS = [
     example.two_phases(),
@@ -102,6 +103,30 @@ def test_tables_leave_no_field_of_the_model_out() -> None:
     for file, struct in (("gemms.csv", model.GemmRow), ("kernels.csv", model.KernelRow)):
         written = [column for column, *_ in COLUMNS[file]][1:]
         assert written == list(struct.__struct_fields__)
+
+
+def test_the_figures_of_the_anatomy_have_their_data_in_tables() -> None:
+    """Sums over a table are those of the figure."""
+    report = example.two_phases()
+    anatomy = with_anatomy()
+    report.phases["prefill"].anatomy = anatomy
+    tables = csv_tables(report)
+
+    def total(file: str, column: str, **equal: str) -> float:
+        rows = [r for r in rows_of(tables[file]) if r["phase"] == "prefill"]
+        return sum(float(r[column]) for r in rows if all(r[k] == v for k, v in equal.items()))
+
+    bounds = anatomy.kind_bounds["gemm"]
+    assert total("bounds.csv", "busy_ns", kind="gemm") == sum(bounds.values())
+    assert total("bounds.csv", "busy_ns", kind="gemm", bound="memory") == bounds["memory"]
+    third = next(one for one in anatomy.layers if one.layer == 3)
+    assert total("layers.csv", "ns", layer="3") == sum(third.roles.values()) + third.gap_ns
+    assert total("roofline.csv", "busy_ns") == sum(p.busy_ns for p in anatomy.points)
+    curves = sum(ns for one in anatomy.shapes for _, ns in one.curve)
+    assert total("waves.csv", "predicted_ns") == curves > 0
+    kinds = report.phases["decode"].kinds
+    rows = [r for r in rows_of(tables["bounds.csv"]) if r["phase"] == "decode"]
+    assert [float(r["busy_ns"]) for r in rows] == list(kinds.values())
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])

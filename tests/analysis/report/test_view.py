@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prunescope.analysis.pipeline import analyze
@@ -152,3 +153,13 @@ def test_a_row_of_nothing_names_no_part() -> None:
         one.ns = share * rows["dense"].ns
         table = ledger_view.ledger_table(phase)
         assert table is not None and bool(table.rows[at][-1].text) == shown
+
+
+def test_a_kernel_above_its_bound_has_the_mark_of_a_gemm_above_it() -> None:
+    (phase,) = example.alone().phases.values()
+    kernels = [msgspec.structs.replace(phase.kernels[0], efficiency=1.403)]
+    table = view.kernel_table(kernels, phase.busy_ns)
+    assert table.rows[0][-1].text == "140.3 %!"
+    assert any(note.startswith("! ≥ 100 %") for note in table.notes)
+    below = view.kernel_table(phase.kernels, phase.busy_ns)
+    assert not any(note.startswith("!") for note in below.notes)

@@ -1,0 +1,146 @@
+"""Figures and annotated traces of a bundle are rebuilt and compared, and told apart where not."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import prunescope
+from prunescope.analysis.bundle import bundle as bundling
+from prunescope.analysis.bundle.archive import zip_bytes
+from prunescope.analysis.bundle.verify import verify
+from tests.analysis.bundle.test_bundle import evidence, failed, make, members, rewritten
+
+Files = dict[str, bytes]
+PLACE = "reports/my-run"
+__all__ = ["evidence"]  # a fixture
+
+
+def svg(files: Files) -> str:
+    name = f"{PLACE}/ladder-prefill.svg"
+    assert b"1.49" in files[name]
+    files[name] = files[name].replace(b"1.49", b"1.94")
+    return name
+
+
+def png(files: Files) -> str:
+    name = f"{PLACE}/ladder-prefill.png"
+    files[name] = files[f"{PLACE}/ledger-prefill.png"]
+    return name
+
+
+def pixels(files: Files) -> str:
+    """Of the same size, one corner black."""
+    from matplotlib.image import imread, imsave
+
+    name, out = f"{PLACE}/ladder-prefill.png", io.BytesIO()
+    shown = imread(io.BytesIO(files[name])).copy()
+    shown[:40, :40, :3] = 0
+    imsave(out, shown, format="png")
+    files[name] = out.getvalue()
+    return name
+
+
+def perfetto(files: Files) -> str:
+    name = f"{PLACE}/trace-prefill.perfetto.json.gz"
+    trace = json.loads(gzip.decompress(files[name]))
+    one = next(e for e in trace["traceEvents"] if e.get("ph") == "X")
+    one["dur"] *= 3
+    files[name] = gzip.compress(json.dumps(trace).encode(), mtime=0)
+    return name
+
+
+def gone(files: Files) -> str:
+    name = f"{PLACE}/ladder-prefill.svg"
+    del files[name]
+    return name
+
+
+@pytest.mark.parametrize("change", [svg, png, pixels, perfetto, gone])
+def test_what_is_drawn_differs_though_the_sums_were_redone(
+    evidence: Path, tmp_path: Path, change: Callable[[Files], str]
+) -> None:
+    changed: list[str] = []
+    path = rewritten(evidence, tmp_path / "a.zip", lambda files: changed.append(change(files)))
+    assert list(failed(path)) == changed
+
+
+def test_packed_anew_it_is_the_same(evidence: Path, tmp_path: Path) -> None:
+    def packed(files: Files) -> None:
+        name = f"{PLACE}/trace-prefill.perfetto.json.gz"
+        files[name] = gzip.compress(gzip.decompress(files[name]), 1, mtime=0)
+
+    assert failed(rewritten(evidence, tmp_path / "a.zip", packed)) == {}
+
+
+def test_figures_of_another_matplotlib_are_told_apart(
+    evidence: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = verify(evidence)
+    assert whole["not_compared"] == []
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.drawn_with", lambda: "matplotlib 0.1")
+    result = verify(evidence)
+    apart = {one["file"] for one in result["not_compared"]}
+    assert result["ok"] and apart == {n for n in members(evidence) if n.endswith((".svg", ".png"))}
+    assert result["rebuilt"] == whole["rebuilt"] - len(apart)
+    assert prunescope.main(["verify", str(evidence)]) == 0
+    told = capsys.readouterr().out
+    assert f"{len(apart)} not compared" in told and "here is matplotlib 0.1" in told
+
+
+def test_a_figure_that_is_gone_fails_whatever_draws(
+    evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.drawn_with", lambda: "matplotlib 0.1")
+    path = rewritten(evidence, tmp_path / "a.zip", gone)
+    assert failed(path) == {f"{PLACE}/ladder-prefill.svg": "missing"}
+
+
+def test_all_is_rebuilt_or_what_it_is_rebuilt_from(evidence: Path) -> None:
+    result = verify(evidence)
+    sources = [n for n in members(evidence) if n.startswith("runs/")]
+    assert result["checked"] == result["rebuilt"] + len(sources) + 1  # SHA256SUMS
+
+
+def test_a_file_that_was_added_is_named_so(evidence: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(evidence.read_bytes())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("evil.sh", "rm -rf")
+    assert failed(path) == {"evil.sh": "not listed in SHA256SUMS"}
+
+
+def test_two_runs_have_no_label_in_common(tmp_path: Path) -> None:
+    runs = [make(tmp_path / name) for name in ("my_run", "other.run")]
+    files = members(bundling.bundle(runs, tmp_path / "e.zip"))
+    labels = [
+        line.rpartition(r"\label{")[2].partition("}")[0]
+        for name, data in files.items()
+        if name.endswith("report.tex")
+        for line in data.decode().splitlines()
+        if r"\label{" in line
+    ]
+    assert len(labels) == len(set(labels)) > 6
+    assert "fig:my-run-ladder-prefill" in labels
+    assert failed(tmp_path / "e.zip") == {}
+
+
+def test_runs_whose_names_make_one_label_are_counted() -> None:
+    assert bundling.label_prefixes(["a_b", "a-b", "c"]) == {
+        "a_b": "run-1", "a-b": "run-2", "c": "run-3"
+    }  # fmt: skip
+
+
+def test_an_unknown_file_is_not_compared(evidence: Path, tmp_path: Path) -> None:
+    files = members(evidence)
+    files[f"{PLACE}/more.svg"] = b"<svg/>"
+    files["SHA256SUMS"] = bundling.sums_text(files).encode()
+    (tmp_path / "a.zip").write_bytes(zip_bytes(files))
+    result = verify(tmp_path / "a.zip")
+    assert result["not_compared"] == [{"file": f"{PLACE}/more.svg", "why": "no part of a bundle"}]
