@@ -59,8 +59,8 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("count", "calls a step", "calls"),
         ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it; attention: of the pairs of "
                          "query and key that the mask leaves, causal prefill about half; where "
-                         "steps differ, as keys in decode, of the first (M, N, K are means)"),
-        ("bytes", "bytes", "compulsory traffic of one call; where steps differ, of the first"),
+                         "steps differ, as keys in decode, the mean, as M, N and K are"),
+        ("bytes", "bytes", "compulsory traffic of one call; where steps differ, the mean"),
         ("busy_ns", "ns", "device time of a step, helper kernels included"),
         ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
         ("ideal_ns", "ns", "roofline time of a step, the mean over steps: for each call the larger "

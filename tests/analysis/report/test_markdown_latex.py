@@ -166,4 +166,4 @@ def test_a_caption_says_in_how_many_seatings_the_samples_lie() -> None:
     phase.unprofiled_ns = phase.baseline.unprofiled_ns = timed
     text = render_latex(report)
     assert "n~=~8 unprofiled samples in 4 seatings" in text
-    assert "each beside them" not in text
+    assert "besides them" not in text
