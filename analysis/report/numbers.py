@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prunescope.taxonomy.words import factor
+
 UNKNOWN = "–"
 MINUS = "−"
 
@@ -65,6 +67,12 @@ def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> 
     if share is None or not math.isfinite(share):
         return UNKNOWN
     return f"{_signed(100 * share, f'.{decimals}f', signed=signed)} %"
+
+
+def loss(relative: float | None) -> str:
+    """A relative perplexity: `+12.3 %`, or as a factor, `4.3e9×`, where it is beyond percent."""
+    large = None if relative is None else factor(relative)
+    return large or percent(relative, signed=True)
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:

@@ -20,22 +20,21 @@ from matplotlib.transforms import Bbox
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.pareto_marks import Marks, dot, marks_of
-from prunescope.analysis.schema.pareto import Loss, Pareto, SweepPoint
+from prunescope.analysis.schema.pareto import MOST_RATIO, Loss, Pareto, SweepPoint
 
-MOST = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 _PANEL = 3.35  # inches
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
            (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26))  # fmt: skip
 
 
-def frontier_figure(found: Pareto, ending: str, *, most: float = MOST) -> bytes:
+def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
     """The figure as a file; `most`: the largest perplexity ratio that is shown."""
     with matplotlib.rc_context(STYLE):
         return saved(frontier_plot(found, most=most), ending)
 
 
-def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
+def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
     where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
@@ -102,7 +101,8 @@ def _panel(
         said = []
         if point.on_frontier:
             best.append((x, point.realised))
-            said += [] if point.sparsity is None else [f"{point.sparsity:g}"]
+        if (point.on_frontier or not point.timing_valid) and point.sparsity is not None:
+            said.append(f"{point.sparsity:g}")
         if not point.timing_valid:
             said.append("?")
         wanted.append((x, point.realised, " ".join(said)))

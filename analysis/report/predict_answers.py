@@ -95,7 +95,7 @@ def ranking(result: Ranking) -> list[RenderableType]:
             table.add_row(*(Text(clean(cell)) for cell in cells))
         what = f"{percent(result.share)} removed"
         if by == "loss" and result.loss is not None:
-            what = f"perplexity {100 * result.loss:+.1f} %; the share is that of FLOPs"
+            what = f"perplexity {numbers.loss(result.loss)}; the share is that of FLOPs"
         parts += [Text(f"at {_EQUAL[by]}: {what}"), table]
     left = "; ".join(result.left_out.values())
     note = "* by extension."
