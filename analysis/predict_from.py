@@ -37,6 +37,8 @@ from prunescope.analysis.predict.together import check_of_run, check_together
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
+from prunescope.taxonomy.applies import check_applies
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
@@ -116,6 +118,7 @@ def table(
             continue
         seen.add(key)
         try:
+            check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
             rows.append(_row(setting, chosen, label, chosen.point(sparsity, knobs), work, measured))
         except PrunescopeError as error:
             refused.append(error)
@@ -263,8 +266,10 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
     kernel, knobs = take_kernel(request.knobs)
+    shape, traits = _model(request, run)
     return Setting(
-        shape=_shape(request, run),
+        shape=shape,
+        traits=traits,
         device=device,
         dtype=name,
         flop_per_s=rate,
@@ -277,15 +282,16 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
     )
 
 
-def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
+def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits]:
     if request.model is not None:
-        return read_model(request.model).shape
+        named = read_model(request.model)
+        return named.shape, named.traits
     shape = ModelShape.of_fields(run.model.shape) if run else None
     if shape is None:
         raise PrunescopeError(
             "the shape of the model is not known", hint="name it with --model PRESET|config.json"
         )
-    return shape
+    return shape, traits_of(shape)
 
 
 def _device(

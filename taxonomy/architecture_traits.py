@@ -81,6 +81,29 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
     )
 
 
+def traits_of(shape: ModelShape) -> Traits:
+    """Those of a shape alone, as a run.json has it. Slopes and scales are in no shape: an
+    architecture without an entry may have them unseen."""
+    entry = BY_ID.get(shape.model_type)
+    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer, "")
+    mixer = (entry.mixer if entry else "") or _MIXER_NAMES.get(usual, "another mixer")
+    has_mixer = bool(shape.mixer_layers or shape.other_layers)
+    return Traits(
+        model_type=shape.model_type,
+        entry=entry,
+        shape=shape,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        mixer=mixer if has_mixer else "",
+        mixer_layers=max(shape.mixer_layers, shape.other_layers),
+        mixer_linears=_mixer_linears({}, shape, shape.hidden) if has_mixer else {},
+        beside=has_mixer and not shape.other_layers,
+        alibi=False,
+        scaled=False,
+        outside="",
+    )
+
+
 def _mixer_linears(
     cfg: Mapping[str, Any], shape: ModelShape | None, hidden: int | None
 ) -> Mapping[str, tuple[int | None, int | None]]:

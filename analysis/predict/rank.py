@@ -28,6 +28,7 @@ from prunescope.analysis.predict.setting import (
 from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking
+from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
@@ -145,6 +146,8 @@ def _at_share(  # noqa: PLR0913 - what is held equal, of what
 
     def ask() -> Ranked:
         chosen = runnable(one, base.device, []) or one
+        if base.traits is not None:
+            check_applies(chosen.id, chosen.applies, base.traits)
         knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
         at = _longer(base, dense)
         own = one.only or solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
@@ -179,6 +182,8 @@ def _judged_row(
 ) -> Ranked:
     """The row at the sparsity in the middle; its range holds those of the ends too."""
     chosen = runnable(family(curve.family), base.device, []) or family(curve.family)
+    if base.traits is not None:
+        check_applies(chosen.id, chosen.applies, base.traits)
     known = {k: v for k, v in curve.knobs.items() if k in chosen.knobs}
 
     def row(sparsity: float) -> Ranked:

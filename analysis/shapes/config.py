@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunescope.taxonomy.architecture_traits import Traits, read_traits
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import (
@@ -28,12 +29,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 class NamedModel(NamedTuple):
     """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
-    there; `quantised`: the format of the weights where they are published in fewer bits."""
+    there; `quantised`: the format of the weights where they are published in fewer bits; `traits`:
+    what decides which families apply."""
 
     shape: ModelShape
     source: str
     dtype: str | None
     quantised: str | None
+    traits: Traits
 
 
 def read_model(name: str) -> NamedModel:
@@ -60,7 +63,8 @@ def read_model(name: str) -> NamedModel:
 
 def _told(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
     shape = ModelShape.from_config(config)
-    return NamedModel(shape, source, _written(config), quantised or _quantised(config))
+    quantised = quantised or _quantised(config)
+    return NamedModel(shape, source, _written(config), quantised, read_traits(config))
 
 
 def model_name(name: str) -> str:

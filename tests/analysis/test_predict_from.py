@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -207,3 +208,18 @@ def test_no_op_is_priced_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     result = ask(sparsity=0.5)
     assert len(result["phases"]["prefill"]["families"]) > 10
     assert set(counted.values()) == {1}
+
+
+def test_a_family_that_cannot_be_applied_has_no_row(tmp_path: Path) -> None:
+    """The run has four KV heads; with one there is none to cut."""
+    rows = ask(sparsity=0.5)["phases"]["prefill"]["families"]
+    assert "static-nk-heads" in {row["id"] for row in rows}
+    run = tmp_path / "run"
+    shutil.copytree(TRACES / "tiny-static-m" / "dense", run)
+    manifest = json.loads((run / "run.json").read_bytes())
+    manifest["model"]["shape"]["kv_heads"] = 1
+    (run / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    result = predict_from(PredictRequest(from_run=run, sparsity=0.5, phase="prefill"))
+    rows = result["phases"]["prefill"]["families"]
+    assert "static-nk-heads" not in {row["id"] for row in rows}
+    assert any("one KV head serves all" in warning for warning in result["warnings"])

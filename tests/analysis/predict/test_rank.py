@@ -209,3 +209,11 @@ def test_what_does_not_fit_is_marked() -> None:
     assert {row.family: row.fits for row in found.by["flop"]}["dynamic-depth"] is False
     assert found.warnings == ["dense it does not fit into the memory of h100-sxm"]
     assert "no fit" in shown_ranking(found)
+
+
+def test_a_family_that_cannot_be_applied_is_left_out_with_the_reason() -> None:
+    found = rank(PredictRequest(model="gemma-3-1b", device="h100-sxm", prompt_len=64))
+    why = "one KV head serves all query heads, so that no group can go"
+    assert found.left_out["static-nk-heads"] == (
+        f"static-nk-heads cannot be applied to this model: {why}"
+    )
