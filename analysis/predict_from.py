@@ -34,8 +34,9 @@ from prunescope.analysis.predict.setting import (
 from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.predict.together import check_of_run, check_together
+from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
@@ -76,6 +77,7 @@ def predict_from(request: PredictRequest) -> FromRun:
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        warnings += [f"{work.phase}: {finding.text}" for finding in _doubts(phase)]
         setting = _setting(request, run, report)
         measured = measured_phase(phase, host=_on_host(run, report))
         phases[work.phase] = table(request, setting, work, measured, warnings)
@@ -90,6 +92,11 @@ def predict_from(request: PredictRequest) -> FromRun:
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
     )
+
+
+def _doubts(phase: Phase) -> list[Finding]:
+    """What makes the measured times, which everything here is scaled from, no evidence."""
+    return [finding for finding in phase.findings if finding.id == NOT_VALID]
 
 
 def table(

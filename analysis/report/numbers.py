@@ -92,14 +92,24 @@ def whole(value: float) -> str:
     return f"{round(value):,}".replace("-", MINUS)
 
 
+_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
 def size(num_bytes: float | None) -> str:
     """Bytes in decimal units (1 GB = 10⁹ bytes)."""
     if num_bytes is None:
         return UNKNOWN
-    for per, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for per, unit in _SIZES:
         if abs(num_bytes) >= per:
             return f"{num_bytes / per:.2f} {unit}"
     return f"{num_bytes:.0f} bytes"
+
+
+def size_scale(values: Iterable[float]) -> tuple[str, float]:
+    """One unit for a whole column of bytes, that of the largest, and how many of them it is."""
+    top = max(values, default=0.0)
+    per, unit = next((one for one in _SIZES if top >= one[0]), (1.0, "bytes"))
+    return unit, per
 
 
 def rate(value: float | None) -> str:
