@@ -6,13 +6,11 @@ imported before it is used: `trace`, `sweep` and `capture` need torch, the other
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import wraps
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError, helpful
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
@@ -22,28 +20,9 @@ if TYPE_CHECKING:
     from prunescope.tracer.capture.progress import Progress
 
 Phases = Literal["prefill", "decode", "both"]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-def _helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose TypeError for an option that it does not have names the nearest ones."""
-    known = [p.name for p in inspect.signature(function).parameters.values()]
-
-    @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
-        for name in options:
-            if name not in known:
-                raise TypeError(
-                    f"{function.__name__}() has no option {name!r}; "
-                    f"nearest: {nearest(name, known, count=2)}"
-                )
-        return function(*args, **options)
-
-    return call
-
-
-@_helpful
+@helpful
 def trace(  # noqa: PLR0913 - the options of the command
     model: str,
     *,
@@ -101,7 +80,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     return run(TraceRequest(**options | {"argv": list(argv)}), progress)
 
 
-@_helpful
+@helpful
 def analyze(  # noqa: PLR0913 - the options of the command
     subject: Path | str,
     *,
@@ -151,7 +130,7 @@ def analyze(  # noqa: PLR0913 - the options of the command
     return Report.of(found)
 
 
-@_helpful
+@helpful
 def compare(  # noqa: PLR0913 - the options of `analyze`
     subjects: Sequence[Path | str] | Path | str,
     *,
@@ -186,7 +165,7 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     return Comparison.of(found)
 
 
-@_helpful
+@helpful
 def predict(  # noqa: PLR0913 - the options of the command
     model: str | None = None,
     *,
@@ -258,7 +237,7 @@ def predict(  # noqa: PLR0913 - the options of the command
         return Prediction(msgspec.to_builtins(run(request)))
 
 
-@_helpful
+@helpful
 def sweep(  # noqa: PLR0913 - the options of the command
     config: Path | str | None = None,
     *,
@@ -291,7 +270,7 @@ def sweep(  # noqa: PLR0913 - the options of the command
     return run(request, progress)
 
 
-@_helpful
+@helpful
 def pareto(folder: Path | str) -> Pareto:
     """Speed against loss of a sweep's results: frontier, break-even, and the bounds they reach.
 
@@ -306,7 +285,7 @@ def pareto(folder: Path | str) -> Pareto:
     return Pareto.of(judge(Path(folder)))
 
 
-@_helpful
+@helpful
 def check(
     subject: Report | Path | str,
     *,
