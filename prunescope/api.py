@@ -6,6 +6,7 @@ imported before it is used: `trace`, `sweep` and `capture` need torch, the other
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -69,6 +70,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     """
     options = dict(locals())  # the parameters, nothing else
     _check_method(method)
+    _check_share(method, sparsity)
     from prunescope.taxonomy.arguments import run_name
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace as run
@@ -78,6 +80,25 @@ def trace(  # noqa: PLR0913 - the options of the command
     options["knobs"] = dict(knobs or {})
     options |= {name: _path(options[name]) for name in ("text", "baseline")}
     return run(TraceRequest(**options | {"argv": list(argv)}), progress)
+
+
+def _check_share(method: str | None, sparsity: float) -> None:
+    """Raises PrunescopeError for a sparsity, other than the usual one, that nothing would use."""
+    from prunescope.taxonomy.arguments import method_parts
+
+    if sparsity == inspect.signature(trace).parameters["sparsity"].default:
+        return
+    if method is None:
+        raise PrunescopeError(
+            f"--sparsity {sparsity:g} was given without --method, and nothing would use it",
+            hint="leave it out; `prunescope analyze --sparsity` takes what a checkpoint promises",
+        )
+    parts = method_parts(method)
+    if parts and all(own is not None for _, own in parts):
+        raise PrunescopeError(
+            f"--sparsity {sparsity:g} says nothing of {method}: each family has its own",
+            hint="leave it out, or leave out a `:SPARSITY`",
+        )
 
 
 @helpful

@@ -21,7 +21,7 @@ from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
@@ -326,6 +326,12 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
     """The same of a name. Raises PrunescopeError with the nearest families and methods."""
     name, knobs = family_of(method)
     ids = [one.id for one in families()]
+    parts = [part for part, _ in method_parts(method)]
+    if len(parts) > 1 and all(family_of(part)[0] in ids for part in parts):
+        raise PrunescopeError(
+            f"families together ({method}) cannot be predicted, only one at a time",
+            hint="predict each alone, or measure them together with trace",
+        )
     if name not in ids:
         close = nearest(slug(name), [*ids, *method_names()])
         raise PrunescopeError(

@@ -53,6 +53,17 @@ def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> 
         function("x", **{f"{name[:4]}{name[5:]}": 0.5})
 
 
+def test_a_sparsity_that_nothing_would_use_is_refused() -> None:
+    with pytest.raises(PrunescopeError, match="each family has its own"):
+        prunescope.trace("tiny-llama", method="static-m:0.25+static-nk-mlp:0.5", sparsity=0.4)
+    with pytest.raises(PrunescopeError, match="without --method"):
+        prunescope.trace("tiny-llama", baseline_model="tiny-llama", sparsity=0.3)
+    with pytest.raises(PrunescopeError, match="together .* cannot be predicted"):
+        prunescope.predict(
+            model="tiny-llama", device="h100-sxm", method="static-m:0.25+static-nk-mlp:0.5"
+        )
+
+
 def test_a_plot_that_is_not_there_names_the_nearest(report: public.Report) -> None:
     with pytest.raises(AttributeError, match="no plot 'ledgr'; nearest: ledger"):
         report.plot.ledgr  # noqa: B018
