@@ -58,7 +58,9 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
             raise
         shape = None
     layers = shape.layers if shape else int(cfg.get("num_hidden_layers") or cfg.get("n_layer") or 0)
-    own = [k for k in cfg.get("layer_types") or () if k not in WINDOW_TYPES]
+    kinds = cfg.get("layer_types")  # of a file: anything
+    kinds = [str(k) for k in kinds] if isinstance(kinds, list | tuple) else []
+    own = [k for k in kinds if k not in WINDOW_TYPES]
     if not mixer and own:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
     other = shape.other_layers if shape else layers
