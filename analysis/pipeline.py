@@ -37,6 +37,7 @@ from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import check_sparsity
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -130,6 +131,8 @@ def analyze(
 
 def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:
     """The subject, and the baseline where there is one."""
+    if options.sparsity is not None:
+        check_sparsity(options.sparsity)
     pruned = open_side(subject, options, eager=options.eager_trace, model=options.model)
     if baseline is None:
         for name in ("eager-trace", "model"):

@@ -34,9 +34,12 @@ from prunescope.analysis.predict.setting import (
 from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.predict.together import check_of_run, check_together
+from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.shapes.config import read_model
+from prunescope.taxonomy.applies import check_applies
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
@@ -74,6 +77,7 @@ def predict_from(request: PredictRequest) -> FromRun:
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        warnings += [f"{work.phase}: {finding.text}" for finding in _doubts(phase)]
         setting = _setting(request, run, report)
         measured = measured_phase(phase, host=_on_host(run, report))
         phases[work.phase] = table(request, setting, work, measured, warnings)
@@ -88,6 +92,11 @@ def predict_from(request: PredictRequest) -> FromRun:
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
     )
+
+
+def _doubts(phase: Phase) -> list[Finding]:
+    """What makes the measured times, which everything here is scaled from, no evidence."""
+    return [finding for finding in phase.findings if finding.id == NOT_VALID]
 
 
 def table(
@@ -116,6 +125,7 @@ def table(
             continue
         seen.add(key)
         try:
+            check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
             rows.append(_row(setting, chosen, label, chosen.point(sparsity, knobs), work, measured))
         except PrunescopeError as error:
             refused.append(error)
@@ -263,8 +273,10 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
     kernel, knobs = take_kernel(request.knobs)
+    shape, traits = _model(request, run)
     return Setting(
-        shape=_shape(request, run),
+        shape=shape,
+        traits=traits,
         device=device,
         dtype=name,
         flop_per_s=rate,
@@ -277,15 +289,16 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
     )
 
 
-def _shape(request: PredictRequest, run: Run | None) -> ModelShape:
+def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits]:
     if request.model is not None:
-        return read_model(request.model).shape
+        named = read_model(request.model)
+        return named.shape, named.traits
     shape = ModelShape.of_fields(run.model.shape) if run else None
     if shape is None:
         raise PrunescopeError(
             "the shape of the model is not known", hint="name it with --model PRESET|config.json"
         )
-    return shape
+    return shape, traits_of(shape)
 
 
 def _device(

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import wraps
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError, helpful
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
@@ -23,28 +22,9 @@ if TYPE_CHECKING:
     from prunescope.tracer.capture.progress import Progress
 
 Phases = Literal["prefill", "decode", "both"]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-def _helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose TypeError for an option that it does not have names the nearest ones."""
-    known = [p.name for p in inspect.signature(function).parameters.values()]
-
-    @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
-        for name in options:
-            if name not in known:
-                raise TypeError(
-                    f"{function.__name__}() has no option {name!r}; "
-                    f"nearest: {nearest(name, known, count=2)}"
-                )
-        return function(*args, **options)
-
-    return call
-
-
-@_helpful
+@helpful
 def trace(  # noqa: PLR0913 - the options of the command
     model: str,
     *,
@@ -92,6 +72,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     """
     options = dict(locals())  # the parameters, nothing else
     _check_method(method)
+    _check_share(method, sparsity)
     from prunescope.taxonomy.arguments import run_name
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace as run
@@ -109,7 +90,26 @@ def trace(  # noqa: PLR0913 - the options of the command
         return run(request, bar)
 
 
-@_helpful
+def _check_share(method: str | None, sparsity: float) -> None:
+    """Raises PrunescopeError for a sparsity, other than the usual one, that nothing would use."""
+    from prunescope.taxonomy.arguments import method_parts
+
+    if sparsity == inspect.signature(trace).parameters["sparsity"].default:
+        return
+    if method is None:
+        raise PrunescopeError(
+            f"--sparsity {sparsity:g} was given without --method, and nothing would use it",
+            hint="leave it out; `prunescope analyze --sparsity` takes what a checkpoint promises",
+        )
+    parts = method_parts(method)
+    if parts and all(own is not None for _, own in parts):
+        raise PrunescopeError(
+            f"--sparsity {sparsity:g} says nothing of {method}: each family has its own",
+            hint="leave it out, or leave out a `:SPARSITY`",
+        )
+
+
+@helpful
 def analyze(  # noqa: PLR0913 - the options of the command
     subject: Path | str,
     *,
@@ -159,7 +159,7 @@ def analyze(  # noqa: PLR0913 - the options of the command
     return Report.of(found)
 
 
-@_helpful
+@helpful
 def compare(  # noqa: PLR0913 - the options of `analyze`
     subjects: Sequence[Path | str] | Path | str,
     *,
@@ -194,7 +194,7 @@ def compare(  # noqa: PLR0913 - the options of `analyze`
     return Comparison.of(found)
 
 
-@_helpful
+@helpful
 def predict(  # noqa: PLR0913 - the options of the command
     model: str | None = None,
     *,
@@ -266,7 +266,7 @@ def predict(  # noqa: PLR0913 - the options of the command
         return Prediction(msgspec.to_builtins(run(request)))
 
 
-@_helpful
+@helpful
 def sweep(  # noqa: PLR0913 - the options of the command
     config: Path | str | None = None,
     *,
@@ -299,7 +299,7 @@ def sweep(  # noqa: PLR0913 - the options of the command
     return run(request, progress)
 
 
-@_helpful
+@helpful
 def pareto(folder: Path | str) -> Pareto:
     """Speed against loss of a sweep's results: frontier, break-even, and the bounds they reach.
 
@@ -314,7 +314,7 @@ def pareto(folder: Path | str) -> Pareto:
     return Pareto.of(judge(Path(folder)))
 
 
-@_helpful
+@helpful
 def check(
     subject: Report | Path | str,
     *,

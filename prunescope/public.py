@@ -256,6 +256,9 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
         return pareto_summary(self)
 
+    def _repr_html_(self) -> str:
+        return _html(self.__rich__())
+
 
 class Prediction(dict[str, Any]):
     """What `predict` gives: the dict of `--json`, which can show itself."""
@@ -276,6 +279,9 @@ class Prediction(dict[str, Any]):
 
         return prediction(self)
 
+    def _repr_html_(self) -> str:
+        return _html(self.__rich__())
+
 
 def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
     return kind(**{name: getattr(value, name) for name in value.__struct_fields__})
@@ -284,6 +290,17 @@ def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
 def _plain(value: msgspec.Struct) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain
+
+
+def _html(view: RenderableType) -> str:
+    """What `show` prints, for a notebook; rich escapes every string."""
+    import io
+
+    from rich.console import Console
+
+    console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
+    console.print(view)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def _print(view: RenderableType) -> None:

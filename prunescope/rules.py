@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prunescope.analysis.schema.finding_ids import FINDING_IDS, SEVERITIES
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting
 
@@ -36,7 +37,6 @@ _TIMES, _BYTES, _SPEEDS = ("ns", "us", "µs", "ms", "s"), ("B", "kB", "MB", "GB"
 _LADDER = ("nominal", "flop", "coverage", "roofline", "busy", "realised", "share_of_bound")
 _SIZES = ("weight_bytes", "kv_bytes", "peak_memory_bytes")
 _REMOVED = ("nominal", "parameters", "flop", "bytes")
-_SEVERITIES = ("critical", "warning", "info")
 _ROWS = (
     "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency", "added_work",
     "launch_idle", "not_explained", "pruned",
@@ -45,12 +45,12 @@ METRICS = (
     *_LADDER, "family", "wall", "tokens_per_s", *_SIZES,
     *(f"ledger.{row}" for row in _ROWS),
     *(f"sparsity.{name}" for name in _REMOVED),
-    "findings", *(f"findings.{name}" for name in _SEVERITIES),
+    "findings", *(f"findings.{name}" for name in SEVERITIES),
 )  # fmt: skip
 _TIMED = (
     "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s", "ledger.",
 )  # fmt: skip
-NOT_VALID = "timing-not-valid"
+NOT_VALID, _FINDING = "timing-not-valid", "findings."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What came of a rule in one phase. `seen`: the value with its interval, in words."""
+    """What came of a rule in one phase. `seen`: the value with its interval, in words; `value` and
+    `ci95`: as numbers in ns, bytes or 1 (a share of dense is 0..1), None for a word and where it is
+    not known."""
 
     rule: str
     phase: str
     state: State
     seen: str
     why: str
+    value: float | None = None
+    ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _rule(text: str) -> Rule:
     unit = (number[2] or "") if number else ""
     if number and unit not in _units_of(metric):
         raise PrunescopeError(
-            f"{text!r}: {metric} has no unit {unit or 'of none'!r}",
+            f"{text!r}: {metric} {f'has no unit {unit!r}' if unit else 'needs a unit'}",
             hint=f"one of {', '.join(u or 'a plain number' for u in _units_of(metric))}",
         )
     return Rule(
@@ -149,15 +153,27 @@ def _rule(text: str) -> Rule:
 
 def _split(path: str) -> tuple[str | None, str]:
     """The phase, or None, and the metric of a path."""
-    if path in METRICS or path.startswith("findings."):
+    if path in METRICS or path.startswith(_FINDING):
+        _check_finding(path)
         return None, path
     phase, _, metric = path.partition(".")
-    if metric not in METRICS and not metric.startswith("findings."):
+    _check_finding(metric)
+    if metric not in METRICS and not metric.startswith(_FINDING):
         raise PrunescopeError(
             f"no metric is called {metric or path!r}",
             hint=f"nearest: {nearest(metric or path, METRICS)}",
         )
     return phase, metric
+
+
+def _check_finding(metric: str) -> None:
+    """A count of what cannot be found is 0 for ever."""
+    names, name = (*SEVERITIES, *FINDING_IDS), metric.removeprefix(_FINDING)
+    if metric.startswith(_FINDING) and name not in names:
+        raise PrunescopeError(
+            f"no severity and no finding is called {name!r}",
+            hint=f"nearest: {nearest(name, names)}",
+        )
 
 
 def _units_of(metric: str) -> tuple[str, ...]:
@@ -204,16 +220,23 @@ def report_of(subject: Path | str, baseline: Path | None) -> Report:
 def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)
+    value, low, high = (None, None, None) if rule.number is None else _values(rule, phase)
     if why := "the report is partial" if report.partial else _doubt(rule, phase) or why:
         state = "undecided"
-    return RuleOutcome(rule.text, name, state, seen, why)
+    ci95 = None if low is None or high is None else (low, high)
+    return RuleOutcome(rule.text, name, state, seen, why, value, ci95)
 
 
 def _doubt(rule: Rule, phase: Phase) -> str:
-    if not rule.metric.startswith(_TIMED):
+    if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
         return ""
     invalid = [f.text for f in phase.findings if f.id == NOT_VALID]
     return f"its times are not valid: {invalid[0]}" if invalid else ""
+
+
+def _is_nothing(rule: Rule, phase: Phase) -> bool:
+    """Whether a row of the ledger is 0 because nothing is in it: no time decides that."""
+    return rule.metric.startswith("ledger.") and _values(rule, phase) == (0, 0, 0)
 
 
 def _word(rule: Rule, phase: Phase) -> tuple[State, str, str]:

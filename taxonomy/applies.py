@@ -7,9 +7,11 @@ where it does. What a single family asks for stands in its own file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.errors import PrunescopeError
 
 YES, PARTLY, NO = "yes", "partly", "no"
 STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
@@ -24,6 +26,16 @@ class Applies(NamedTuple):
 
     answer: str
     why: str = ""
+
+
+def check_applies(name: str, applies: Callable[[Traits], Applies], traits: Traits) -> None:
+    """Raises PrunescopeError, with the reason, where a family of this `name` cannot be applied."""
+    answer, why = applies(traits)
+    if answer == NO:
+        raise PrunescopeError(
+            f"{name} cannot be applied to this model: {why}",
+            hint="`prunescope families --architecture CONFIG` says which families can",
+        )
 
 
 def everywhere(_traits: Traits) -> Applies:

@@ -240,3 +240,8 @@ def unwritten(model_type: str) -> Unwritten:
     """What a config of this type leaves to its code; the common rules of a type nobody knows."""
     entry = BY_ID.get(model_type)
     return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())
+
+
+# Architectures of GGUF files whose header says all that a config does, and their model types.
+GGUF_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
+                "gemma2": "gemma2", "gemma3": "gemma3_text"}  # fmt: skip

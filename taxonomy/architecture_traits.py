@@ -58,7 +58,9 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
             raise
         shape = None
     layers = shape.layers if shape else int(cfg.get("num_hidden_layers") or cfg.get("n_layer") or 0)
-    own = [k for k in cfg.get("layer_types") or () if k not in WINDOW_TYPES]
+    kinds = cfg.get("layer_types")  # of a file: anything
+    kinds = [str(k) for k in kinds] if isinstance(kinds, list | tuple) else []
+    own = [k for k in kinds if k not in WINDOW_TYPES]
     if not mixer and own:
         mixer = _MIXER_NAMES.get(own[0], "another mixer")
     other = shape.other_layers if shape else layers
@@ -78,6 +80,29 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         alibi=bool(cfg.get("alibi")),
         scaled=cfg.get("residual_multiplier", 1) not in (1, None),
         outside=_outside(cfg, hidden),
+    )
+
+
+def traits_of(shape: ModelShape) -> Traits:
+    """Those of a shape alone, as a run.json has it. Slopes and scales are in no shape: an
+    architecture without an entry may have them unseen."""
+    entry = BY_ID.get(shape.model_type)
+    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer, "")
+    mixer = (entry.mixer if entry else "") or _MIXER_NAMES.get(usual, "another mixer")
+    has_mixer = bool(shape.mixer_layers or shape.other_layers)
+    return Traits(
+        model_type=shape.model_type,
+        entry=entry,
+        shape=shape,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        mixer=mixer if has_mixer else "",
+        mixer_layers=max(shape.mixer_layers, shape.other_layers),
+        mixer_linears=_mixer_linears({}, shape, shape.hidden) if has_mixer else {},
+        beside=has_mixer and not shape.other_layers,
+        alibi=False,
+        scaled=False,
+        outside="",
     )
 
 

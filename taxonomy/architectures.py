@@ -21,11 +21,13 @@ from prunescope.taxonomy.architecture_gemms import (
     products,
 )
 from prunescope.taxonomy.architecture_table import BY_ID
-from prunescope.taxonomy.architecture_traits import Traits, read_traits
+from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.gguf_header import gguf_config
 from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
 
 _MAX_BYTES = 1 << 24
@@ -85,6 +87,12 @@ def read_architecture(name: str) -> Described:
             what,
             hint=f"give a config.json, a model folder or a preset (nearest names: {close})",
         )
+    if path.suffix == ".gguf":
+        return described(gguf_config(path))
+    if path.name == MANIFEST:
+        shape = ModelShape.of_fields(read_run(path.parent).model.shape)
+        if shape is not None:
+            return of_traits(traits_of(shape))
     if path.stat().st_size > _MAX_BYTES:
         raise PrunescopeError(f"{name} is too large for a config", hint="give a config.json")
     try:
@@ -96,7 +104,11 @@ def read_architecture(name: str) -> Described:
 
 def described(config: Mapping[str, Any]) -> Described:
     """What a config says. Raises PrunescopeError on one that is no decoder's."""
-    traits = read_traits(config)
+    return of_traits(read_traits(config))
+
+
+def of_traits(traits: Traits) -> Described:
+    """The same of mechanisms that were read."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,

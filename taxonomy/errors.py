@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class PrunescopeError(Exception):
@@ -25,3 +31,20 @@ def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.4)
     return ", ".join(close or names[:count])
+
+
+def helpful(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose TypeError for an option that it does not have names the nearest ones."""
+    known = [p.name for p in inspect.signature(function).parameters.values()]
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__}() has no option {name!r}; "
+                    f"nearest: {nearest(name, known, count=2)}"
+                )
+        return function(*args, **options)
+
+    return call

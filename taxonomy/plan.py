@@ -120,7 +120,8 @@ class Plan:
 
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees and of its weights
     that are read; a role that is not there has share 1. Attention: `scores` is the share of the
-    query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode.
+    query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode;
+    `held` the keys that the cache of a layer without a window holds, None for all of the context.
     `attention_layers` counts the sublayers that mix tokens, by attention or by another mixer.
     """
 
@@ -133,11 +134,17 @@ class Plan:
     scores: float = 1
     queries: float = 1
     keys: float = 1
+    held: int | None = None
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
     residual: bool = False  # an h x h GEMM from each junction of the stream to the next
     shifted: bool = False  # what reads the stream has a bias, that of the norm before it
+
+    @property
+    def context(self) -> int:
+        """Keys in the cache of a layer that attends to all of it."""
+        return self.work.keys if self.held is None else self.held
 
 
 # Not frozen: most of the time of a forward is in making these, and that would double it.

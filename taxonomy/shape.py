@@ -253,11 +253,14 @@ class ModelShape:
         inputs = self.mixer_channels * self.mixer_taps * itemsize
         return self.mixer_width * self.mixer_state * STATE_ITEMSIZE + inputs
 
-    def kv_bytes(self, *, batch: int, context: int, itemsize: float = 2) -> float:
+    def kv_bytes(
+        self, *, batch: int, context: int, itemsize: float = 2, held: int | None = None
+    ) -> float:
         """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window, a mixer
-        its state."""
+        its state, and any other layer `held` keys, all where it is None."""
         sliding = min(context, self.window) if self.window else context
-        tokens = self.full_layers * context + self.sliding_layers * sliding
+        full = context if held is None else held
+        tokens = self.full_layers * full + self.sliding_layers * sliding
         states = self.mixer_layers * self.state_bytes(itemsize)
         return batch * (tokens * self.cache_elements() * itemsize + states)
 

@@ -101,7 +101,7 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
     """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent."""
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
-    tokens = plan.work.batch * plan.work.keys if role == "kv_b" else plan.work.rows
+    tokens = plan.work.batch * plan.context if role == "kv_b" else plan.work.rows
     rows, pieces = tokens * share, plan.linear(role, n, k)
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
@@ -127,7 +127,9 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
 
 
 def _windowed(plan: Plan) -> Plan:
-    """Keys are skipped where all are seen: a layer with a window stays as it is."""
+    """Keys are skipped and evicted where all are seen: a layer with a window stays as it is."""
+    if plan.held is not None:
+        plan = replace(plan, held=None)
     if plan.scores < plan.queries:
         return replace(plan, scores=plan.queries, keys=plan.queries)
     return plan
@@ -140,7 +142,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     attention, whose values are narrower than its keys.
     """
     shape, work = plan.shape, plan.work
-    b, batch, keys = work.itemsize, work.batch, work.keys
+    b, batch, keys = work.itemsize, work.batch, plan.context
     seen = min(keys, window) if window else keys
     pairs: float = seen
     queries = work.prompt_len if work.prefill else 1
@@ -286,7 +288,10 @@ def kv_cache_bytes(plans: Sequence[Plan]) -> float:
     """Cache after the forward: what each stack's layers keep of its context."""
     return sum(
         plan.shape.kv_bytes(
-            batch=plan.work.batch, context=plan.work.keys, itemsize=plan.work.itemsize
+            batch=plan.work.batch,
+            context=plan.work.keys,
+            itemsize=plan.work.itemsize,
+            held=plan.held,
         )
         * plan.attention_layers
         / plan.shape.layers

@@ -65,8 +65,9 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
 def _run_folder(path: Path, *, prefer: str = "pruned") -> Path:
     """A trace file or a folder of traces as it is; a run, or the preferred run of a pair."""
     if not is_there(path):
+        given = path.name if path.is_absolute() else str(path)  # as typed, but no path of a machine
         raise PrunescopeError(
-            f"no such file or folder: {path.name[:200]}", hint="check the path of the run or trace"
+            f"no such file or folder: {given[-200:]}", hint="check the path of the run or trace"
         )
     if path.is_file():
         return path.parent if path.name == MANIFEST else path

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prunescope.analysis.pareto.frontier import loss_ci95, loss_of, removed_nothing
+from prunescope.analysis.pareto.frontier import (
+    loss_ci95,
+    loss_of,
+    not_judged,
+    removed_nothing,
+)
 from prunescope.analysis.pareto.hypotheses import points_of, sentence
+from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
 
@@ -71,12 +77,14 @@ def _frontier_line(name: str, phase: ParetoPhase, cell: SweepCell) -> str:
     where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
     best = [p for p in points_of(phase, cell) if p.on_frontier]
     best.sort(key=lambda p: loss_of(p) or 0.0)
+    doubted = sum(not p.timing_valid for p in points_of(phase, cell))
+    left = f" ({doubted} left out: their times are not valid)" if doubted else ""
     if not best:
-        return f"{where}: no point is faster than dense beyond noise."
+        return f"{where}: no point is faster than dense beyond noise{left}."
     steps = " → ".join(
         f"{_named(p)} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}" for p in best
     )
-    return f"{where}: the frontier, by loss: {steps}."
+    return f"{where}: the frontier, by loss{left}: {steps}."
 
 
 def _pays_line(name: str, phase: ParetoPhase) -> str:
@@ -90,6 +98,9 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
     if never:
         up_to = f"not faster beyond noise {where}, up to the largest s measured"
         parts.append(f"{up_to}: {', '.join(never)}")
+    unknown = not_judged(phase.points)
+    if unknown:
+        parts.append(f"not judged, as their times are not valid: {', '.join(unknown)}")
     return f"{name}: {'; '.join(parts)}."
 
 
@@ -143,8 +154,8 @@ def _interval(point: SweepPoint) -> str:
 
 
 def _loss_text(point: SweepPoint) -> str:
-    text, spread = f"{percent(loss_of(point), signed=True)}", loss_ci95(point)
+    text, spread = numbers.loss(loss_of(point)), loss_ci95(point)
     if spread:
-        low, high = (percent(value, signed=True) for value in spread)
+        low, high = (numbers.loss(value) for value in spread)
         text += f" [{low}, {high}]"
     return f"{text} perplexity"

@@ -52,8 +52,10 @@ class DrawnPoints:
 
 
 def draws_of(points: Iterable[SweepPoint], count: int = COUNT) -> DrawnPoints | None:
-    """Draws of the points that have both intervals and removed something; None without any."""
-    able = [p for p in points if p.realised_ci95 and loss_ci95(p) and not removed_nothing(p)]
+    """Draws of the points that have both intervals and a valid time, and removed something; None
+    without any."""
+    able = [p for p in points if p.timing_valid and p.realised_ci95 and loss_ci95(p)]
+    able = [p for p in able if not removed_nothing(p)]
     if not able:
         return None
     random = np.random.default_rng(_SEED)

@@ -6,7 +6,7 @@ where their 95 % intervals do not overlap; what overlaps is a tie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from prunescope.analysis.schema.pareto import (
     AtFlops,
@@ -20,6 +20,8 @@ from prunescope.analysis.schema.pareto import (
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
 FLOP_SPARSITIES = (0.125, 0.25, 0.375, 0.5)
+# Share of FLOPs, speedup, loss, and whether the time is valid.
+_Known = tuple[float, float, float | None, bool]
 
 
 def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
@@ -27,10 +29,11 @@ def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
 
     A point stands on it if it is faster than dense beyond noise, if no point that is faster beyond
     noise has a loss that is not higher beyond noise, and if it is faster beyond noise than every
-    frontier point of a lower loss. Points without an interval or a loss are left out, and so are
-    those that removed nothing.
+    frontier point of a lower loss. Points without an interval, a loss or a valid time are left out,
+    and so are those that removed nothing.
     """
-    able = [p for p in points if _speeds(p) and _losses(p) and _speeds(p)[0] > 1]
+    able = [p for p in points if p.timing_valid and _speeds(p) and _losses(p)]
+    able = [p for p in able if _speeds(p)[0] > 1]
     able = [p for p in able if not removed_nothing(p)]
     unbeaten = [p for p in able if not any(_beaten(p, other) for other in able)]
     kept: list[SweepPoint] = []
@@ -71,9 +74,10 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
 
 def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
     """By family, the smallest nominal sparsity from which it and all larger measured ones are
-    faster than dense beyond noise; None where the largest is not."""
+    faster than dense beyond noise; None where the largest is not. Points whose times are not valid
+    are left out, and a family that has no others."""
     found: dict[str, float | None] = {}
-    for family, own in _by_family(points).items():
+    for family, own in _by_family(p for p in points if p.timing_valid).items():
         pays: float | None = None
         for point in sorted(own, key=lambda p: -(p.sparsity or 0)):
             if point.sparsity is None or not _speeds(point) or _speeds(point)[0] <= 1:
@@ -83,11 +87,23 @@ def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
     return found
 
 
-def in_every_cell(found: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
-    """The largest break-even of the cells, None where a family never pays in one of them."""
+def not_judged(points: Iterable[SweepPoint]) -> list[str]:
+    """The families all of whose points in a cell have times that are not valid."""
+    seen: dict[tuple[str, int, int], bool] = {}
+    for p in points:
+        cell = p.label, p.batch, p.prompt_len
+        seen[cell] = seen.get(cell, False) or p.timing_valid
+    return list(dict.fromkeys(family for (family, *_), valid in seen.items() if not valid))
+
+
+def in_every_cell(
+    found: Sequence[dict[str, float | None]], without: Collection[str] = ()
+) -> dict[str, float | None]:
+    """The largest break-even of the cells, None where a family never pays in one of them; nothing
+    of the families `without` a judgement in one."""
     families = dict.fromkeys(family for one in found for family in one)
     merged: dict[str, float | None] = {}
-    for family in families:
+    for family in (one for one in families if one not in without):
         values = [one.get(family) for one in found if family in one]
         known = [value for value in values if value is not None]
         merged[family] = max(known) if len(known) == len(values) else None
@@ -97,10 +113,14 @@ def in_every_cell(found: Sequence[dict[str, float | None]]) -> dict[str, float |
 def equal_flops(points: Iterable[SweepPoint]) -> list[AtFlops]:
     """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
     nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
-    curves: dict[str, list[tuple[float, float, float | None]]] = {}
+    curves: dict[str, list[_Known]] = {}
     for family, own in _by_family(points).items():
-        known = [(p.flop_sparsity, p.realised, loss_of(p)) for p in own]
-        curve = [(0.0, 1.0, 0.0), *((x, y, z) for x, y, z in known if x is not None and x > 0)]
+        curve: list[_Known] = [(0.0, 1.0, 0.0, True)]
+        curve += [
+            (p.flop_sparsity, p.realised, loss_of(p), p.timing_valid)
+            for p in own
+            if p.flop_sparsity is not None and p.flop_sparsity > 0
+        ]
         curves[family] = sorted(curve, key=lambda point: point[0])
     rows = []
     for at in FLOP_SPARSITIES:
@@ -117,7 +137,10 @@ def equal_sparsity(points: Iterable[SweepPoint]) -> list[AtSparsity]:
     for point in points:
         for share in point.sparsities:
             rows.setdefault(share, {})[point.label] = SpeedLoss(
-                realised=point.realised, loss=loss_of(point), flop_sparsity=point.flop_sparsity
+                realised=point.realised,
+                loss=loss_of(point),
+                flop_sparsity=point.flop_sparsity,
+                timing_valid=point.timing_valid,
             )
     return [AtSparsity(sparsity=share, families=rows[share]) for share in sorted(rows)]
 
@@ -137,12 +160,13 @@ def _beaten(point: SweepPoint, other: SweepPoint) -> bool:
     return (faster and not worse) or (better and not slower)
 
 
-def _between(curve: Sequence[tuple[float, float, float | None]], at: float) -> SpeedLoss | None:
-    for (x0, y0, z0), (x1, y1, z1) in zip(curve, curve[1:], strict=False):
+def _between(curve: Sequence[_Known], at: float) -> SpeedLoss | None:
+    for (x0, y0, z0, valid0), (x1, y1, z1, valid1) in zip(curve, curve[1:], strict=False):
         if x0 <= at <= x1 and x1 > x0:
             share = (at - x0) / (x1 - x0)
             loss = None if z0 is None or z1 is None else z0 + share * (z1 - z0)
-            return SpeedLoss(realised=y0 + share * (y1 - y0), loss=loss)
+            valid = valid0 and valid1
+            return SpeedLoss(realised=y0 + share * (y1 - y0), loss=loss, timing_valid=valid)
     return None
 
 

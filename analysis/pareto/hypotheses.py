@@ -7,22 +7,31 @@ In: a Pareto with its points. Out: Hypotheses: an effect with its interval of 95
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from statistics import median
 
 import numpy as np
 
 from prunescope.analysis.pareto.draws import COUNT, Array, DrawnPoints, draws_of, interval
-from prunescope.analysis.pareto.frontier import loss_of, removed_nothing
-from prunescope.analysis.report.numbers import MINUS, percent
-from prunescope.analysis.schema.pareto import Hypothesis, Pareto, ParetoPhase, SweepCell, SweepPoint
+from prunescope.analysis.pareto.frontier import loss_of, not_judged, removed_nothing
+from prunescope.analysis.report.numbers import MINUS, loss, percent
+from prunescope.analysis.schema.pareto import (
+    MOST_RATIO,
+    Hypothesis,
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+)
 
 _PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
 PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
 DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
 _MOSTLY = 0.5
 _SURE = 0.975
+LOW_LOSS = "static depth wins at low loss"
+CLOSEST = "static depth stays closest to its bound where memory-bound"
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cannot be judged"
 
 
@@ -46,13 +55,24 @@ def points_of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
 
 def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
     """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
-    points = points_of(phase, cell)
+    points = [p for p in points_of(phase, cell) if not removed_nothing(p)]
     drawn = draws_of(points)
     own = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
-    own = [p for p in own if not removed_nothing(p)]
-    if drawn is None or not own or not (~drawn.of(DEPTH)).any():
+    rivals = [p for p in points if p.family != DEPTH and loss_of(p) is not None]
+    if not own or not rivals:
         return
     least = min(own, key=lambda p: loss_of(p) or 0.0)
+    lost = loss_of(least) or 0.0
+    if 1 + lost > MOST_RATIO:
+        why = f"at its lowest loss, {loss(lost)}, nobody would use it: {MOST_RATIO:g}× is the most"
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, f"{_named(least)}: {why}")
+        return
+    doubted = [p for p in rivals if not p.timing_valid and (loss_of(p) or 0.0) <= lost]
+    if not least.timing_valid or doubted:
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, _not_valid([least, *doubted]))
+        return
+    if drawn is None or not (~drawn.of(DEPTH)).any():
+        return
     at = [i for i in np.flatnonzero(drawn.of(DEPTH)) if drawn.labels[i] == least.label]
     if not at:
         return
@@ -61,12 +81,11 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
     effect, ci95 = interval(np.exp(gain))
     verdict = _by_interval(ci95, 1.0)
     text = (
-        f"{least.label}{'' if least.sparsity is None else f' {least.sparsity:g}'}, its point of"
-        f" the lowest loss ({percent(loss_of(least), signed=True)}), is {effect:.2f}×"
+        f"{_named(least)}, its point of the lowest loss ({loss(lost)}), is {effect:.2f}×"
         f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest that loses no more"
     )
     yield _hypothesis(
-        "static depth wins at low loss",
+        LOW_LOSS,
         name,
         cell,
         verdict,
@@ -87,6 +106,11 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     missed = _missed(points)
     if DEPTH not in missed or len(missed) < 2:
         return
+    unknown = [p for p in points if p.family in missed and p.label in not_judged(points)]
+    if unknown:
+        yield _hypothesis(CLOSEST, name, cell, UNDECIDED, _not_valid(unknown))
+        return
+    missed = _missed([p for p in points if p.timing_valid])
     rivals = np.min([np.abs(v) for family, v in missed.items() if family != DEPTH], axis=0)
     gain = rivals - np.abs(missed[DEPTH])
     effect, ci95 = interval(gain)
@@ -101,7 +125,7 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
         f" than the next by {points_closer.replace('-', MINUS)}"
     )
     yield _hypothesis(
-        "static depth stays closest to its bound where memory-bound",
+        CLOSEST,
         name,
         cell,
         _by_interval(ci95, 0.0),
@@ -138,15 +162,18 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
                 text = f"{', '.join(missing)} was not measured"
                 yield _hypothesis(claim, "prefill", cell, UNTESTED, text)
             continue
+        gone = not_judged(points)
+        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
+        if unknown:
+            yield _hypothesis(claim, "prefill", cell, UNDECIDED, _not_valid(unknown))
+            continue
         drawn = draws_of(points)
         if drawn is None:
             continue
         share = _share_in_order(drawn)
         effect, ci95 = interval(np.exp(_weaker_step(drawn)))
         steps = " → ".join(
-            f"{w.family} from {percent(w.loss[0], signed=True)}"
-            for w in cell.winners
-            if w.family != "dense"
+            f"{w.family} from {loss(w.loss[0])}" for w in cell.winners if w.family != "dense"
         )
         verdict = HOLDS if share >= _SURE else FAILS if share <= 1 - _SURE else UNDECIDED
         text = (
@@ -186,6 +213,16 @@ def _weaker_step(drawn: DrawnPoints) -> Array:
         steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
     weaker: Array = np.min(steps, axis=0)
     return weaker
+
+
+def _named(point: SweepPoint) -> str:
+    return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
+
+
+def _not_valid(points: Iterable[SweepPoint]) -> str:
+    """Why points that would decide do not."""
+    named = dict.fromkeys(_named(p) for p in points if not p.timing_valid)
+    return f"the times of {', '.join(named)} are not valid"
 
 
 def _by_interval(ci95: list[float], none: float) -> str:

@@ -306,7 +306,9 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     return ParetoPhase(
         points=points,
         winners=[winner for cell in found for winner in cell.winners],
-        break_even=frontier.in_every_cell([cell.break_even for cell in found]),
+        break_even=frontier.in_every_cell(
+            [cell.break_even for cell in found], frontier.not_judged(points)
+        ),
         cells=found,
     )
 

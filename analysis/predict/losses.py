@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.words import factor
 
 _NONE = "each pruned run needs a `quality`, as `prunescope sweep` writes it"
 
@@ -77,6 +79,24 @@ class SweepLosses:
 
     curves: tuple[Curve, ...]
     models: tuple[str, ...]
+
+    def usable(self) -> SweepLosses:
+        """The curves as far as anyone would use them: no line to a point beyond that tells where a
+        small loss lies. Raises PrunescopeError where nothing is left."""
+        near = [
+            replace(one, points=tuple(p for p in one.points if 1 + p.loss <= MOST_RATIO))
+            for one in self.curves
+        ]
+        kept = tuple(one for one in near if one.points and one.most > 0)
+        if not kept:
+            least = min(one.loss for curve in self.curves for one in curve.points)
+            raise PrunescopeError(
+                f"no judged run loses so little that anyone would use it: {MOST_RATIO:g}× the "
+                f"perplexity of the dense model at most, {factor(least) or f'{1 + least:.3g}×'} "
+                "at least",
+                hint="judge lower sparsities: `sparsities` in the file of the sweep",
+            )
+        return replace(self, curves=kept)
 
     def common(self) -> float:
         """The largest loss that every family reaches."""

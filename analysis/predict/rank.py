@@ -26,7 +26,9 @@ from prunescope.analysis.predict.setting import (
     take_kernel,
 )
 from prunescope.analysis.predict.together import check_together
+from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking
+from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
@@ -90,8 +92,10 @@ def rank(request: PredictRequest) -> Ranking:
         asked = {one.id: _at_share(base, one, by, share, dense, knobs) for one in known}
         tables[by] = _table(asked, left_out)
     if judged is not None and loss is not None:
-        tables["loss"] = _table(_at_loss(base, judged, loss, dense), left_out)
-        warnings += _whose(judged, request.model)
+        usable = judged.usable()
+        left_out |= _too_far(judged, usable)
+        tables["loss"] = _table(_at_loss(base, usable, loss, dense), left_out)
+        warnings += [*_whose(judged, request.model), *_few(usable)]
     return Ranking(
         subject={"model": request.model, "dtype": base.dtype, "device": base.device.name},
         workload={
@@ -142,6 +146,8 @@ def _at_share(  # noqa: PLR0913 - what is held equal, of what
 
     def ask() -> Ranked:
         chosen = runnable(one, base.device, []) or one
+        if base.traits is not None:
+            check_applies(chosen.id, chosen.applies, base.traits)
         knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
         at = _longer(base, dense)
         own = one.only or solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
@@ -176,6 +182,8 @@ def _judged_row(
 ) -> Ranked:
     """The row at the sparsity in the middle; its range holds those of the ends too."""
     chosen = runnable(family(curve.family), base.device, []) or family(curve.family)
+    if base.traits is not None:
+        check_applies(chosen.id, chosen.applies, base.traits)
     known = {k: v for k, v in curve.knobs.items() if k in chosen.knobs}
 
     def row(sparsity: float) -> Ranked:
@@ -203,8 +211,37 @@ def _judged(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
         return None, None
     if asked is not None and not 0 < asked < math.inf:
         raise PrunescopeError(f"{asked:g} is no loss", hint="a share more perplexity: --loss 0.1")
+    if asked is not None and 1 + asked > MOST_RATIO:
+        raise PrunescopeError(
+            f"--loss {asked:g} is more than anyone would use",
+            hint=f"at most {MOST_RATIO - 1:g}: {MOST_RATIO:g}× the perplexity of the dense model",
+        )
     judged = read_losses(request.losses)
-    return judged, judged.common() if asked is None else asked
+    return judged, judged.usable().common() if asked is None else asked
+
+
+def _too_far(judged: SweepLosses, usable: SweepLosses) -> dict[str, str]:
+    """Families of which no point is near enough to the dense model."""
+    left = {one.family for one in usable.curves}
+    return {
+        one.family: f"{one.family} was judged at losses alone that nobody would use"
+        for one in judged.curves
+        if one.family not in left
+    }
+
+
+def _few(usable: SweepLosses) -> list[str]:
+    """A line from the dense model to one point is said."""
+    most: dict[str, int] = {}
+    for one in usable.curves:
+        most[one.family] = max(len(one.points), most.get(one.family, 0))
+    few = [family for family, count in most.items() if count == 1]
+    if not few:
+        return []
+    return [
+        f"{', '.join(few)}: one judged point each below {MOST_RATIO:g}× the dense perplexity, so "
+        "that equal loss is on a line from dense to it: judge more sparsities"
+    ]
 
 
 def _whose(judged: SweepLosses, model: str | None) -> list[str]:

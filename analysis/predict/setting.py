@@ -19,7 +19,9 @@ from prunescope.analysis.predict.parallel import of_one
 from prunescope.analysis.predict.side import Forward, PredictedSide, dense_forward, pruned_forward
 from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import NamedModel, read_model
-from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.applies import check_applies
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
@@ -102,6 +104,7 @@ class Setting:
     ceiling: float | None = None  # of the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run drew
+    traits: Traits | None = None  # what decides which families apply; None: any does
 
     def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
         """Dense over pruned at the roofline."""
@@ -155,6 +158,7 @@ class Place:
     """The model and the device of a request, the same for all of its points."""
 
     shape: ModelShape
+    traits: Traits
     source: str
     device: Device
     dtype: str
@@ -197,6 +201,7 @@ def place_of(request: PredictRequest, warnings: list[str]) -> Place:
         )
     return Place(
         shape=model.shape,
+        traits=model.traits,
         source=model.source,
         device=device,
         dtype=name,
@@ -223,6 +228,8 @@ def resolve(
     shape, device = place.shape, place.device
     default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
+    if chosen is not None:
+        check_applies(chosen.id, chosen.applies, place.traits)
     given = default if sparsity is None else sparsity
     kernel, asked = take_kernel({**meant, **request.knobs})
     knobs = {k: v for k, v in asked.items() if chosen and k in chosen.knobs}
@@ -251,6 +258,7 @@ def resolve(
         kernel=kernel,
         tp=_devices(request.tp),
         ceiling=place.ceiling,
+        traits=place.traits,
     )
     return setting, place.source
 
@@ -318,6 +326,12 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
     """The same of a name. Raises PrunescopeError with the nearest families and methods."""
     name, knobs = family_of(method)
     ids = [one.id for one in families()]
+    parts = [part for part, _ in method_parts(method)]
+    if len(parts) > 1 and all(family_of(part)[0] in ids for part in parts):
+        raise PrunescopeError(
+            f"families together ({method}) cannot be predicted, only one at a time",
+            hint="predict each alone, or measure them together with trace",
+        )
     if name not in ids:
         close = nearest(slug(name), [*ids, *method_names()])
         raise PrunescopeError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prunescope.taxonomy.words import factor
+
 UNKNOWN = "–"
 MINUS = "−"
 
@@ -67,6 +69,12 @@ def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> 
     return f"{_signed(100 * share, f'.{decimals}f', signed=signed)} %"
 
 
+def loss(relative: float | None) -> str:
+    """A relative perplexity: `+12.3 %`, or as a factor, `4.3e9×`, where it is beyond percent."""
+    large = None if relative is None else factor(relative)
+    return large or percent(relative, signed=True)
+
+
 def share_of(part: float | None, whole: float | None) -> float | None:
     """part / whole for display, or None where either is unknown or the whole is 0."""
     return None if part is None or not whole else part / whole
@@ -84,14 +92,24 @@ def whole(value: float) -> str:
     return f"{round(value):,}".replace("-", MINUS)
 
 
+_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
 def size(num_bytes: float | None) -> str:
     """Bytes in decimal units (1 GB = 10⁹ bytes)."""
     if num_bytes is None:
         return UNKNOWN
-    for per, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for per, unit in _SIZES:
         if abs(num_bytes) >= per:
             return f"{num_bytes / per:.2f} {unit}"
     return f"{num_bytes:.0f} bytes"
+
+
+def size_scale(values: Iterable[float]) -> tuple[str, float]:
+    """One unit for a whole column of bytes, that of the largest, and how many of them it is."""
+    top = max(values, default=0.0)
+    per, unit = next((one for one in _SIZES if top >= one[0]), (1.0, "bytes"))
+    return unit, per
 
 
 def rate(value: float | None) -> str:

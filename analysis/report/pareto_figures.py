@@ -18,7 +18,7 @@ from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.pareto_frontier import frontier_figure
-from prunescope.analysis.report.pareto_marks import dot, marks_of
+from prunescope.analysis.report.pareto_marks import dot, legend_below, marks_of
 from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
 
 _PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
@@ -63,8 +63,8 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2 * columns, frameon=False)
+        handles, _ = grid.flat[0].get_legend_handles_labels()
+        legend_below(figure, handles, columns=2 * columns)
         return saved(figure, ending)
 
 

@@ -19,31 +19,30 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
-from prunescope.analysis.report.pareto_marks import Marks, dot, marks_of
-from prunescope.analysis.schema.pareto import Loss, Pareto, SweepPoint
+from prunescope.analysis.report.pareto_marks import Marks, dot, legend_below, marks_of
+from prunescope.analysis.schema.pareto import MOST_RATIO, Loss, Pareto, SweepPoint
+from prunescope.taxonomy.words import factor
 
-MOST = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 _PANEL = 3.35  # inches
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
            (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26))  # fmt: skip
 
 
-def frontier_figure(found: Pareto, ending: str, *, most: float = MOST) -> bytes:
+def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
     """The figure as a file; `most`: the largest perplexity ratio that is shown."""
     with matplotlib.rc_context(STYLE):
         return saved(frontier_plot(found, most=most), ending)
 
 
-def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
+def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
     where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
     rows = sorted(set(where))
     with matplotlib.rc_context(STYLE):
-        legend = 0.14 * -(-(len(marks) + 3) // 4) + 0.25
-        size = (_PANEL * max(1, len(found.phases)), 2.4 * len(rows) + legend)
-        figure = Figure(figsize=size, layout="constrained")
+        wide, high = _PANEL * max(1, len(found.phases)), 2.4 * len(rows)
+        figure = Figure(figsize=(wide, high), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), max(1, len(found.phases)), squeeze=False)
         drawn: list[tuple[Axes, Any, Any]] = []
@@ -55,7 +54,8 @@ def frontier_plot(found: Pareto, *, most: float = MOST) -> Figure:
                 axes.set_title(title, loc="left")
                 drawn.append((axes, *_panel(axes, points, marks, most)))
         doubted = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
-        _legend(figure, marks, doubted=doubted)
+        lines = _legend(figure, marks, doubted=doubted)
+        figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
         figure.draw_without_rendering()
         for axes, wanted, seen in drawn:
             _place(axes, wanted, seen)
@@ -79,13 +79,13 @@ def _panel(
     best: list[tuple[float, float]] = []
     wanted: list[tuple[float, float, str]] = []
     seen: list[tuple[float, float]] = []
-    beyond = 0
+    beyond: list[float] = []
     for point in points:
         x, spread = shown_loss(point)
         if x is None:
             continue
         if x > most:
-            beyond += 1
+            beyond.append(x)
             continue
         colour, marker = marks[point.label]
         across = None if spread is None else [1 + bound for bound in spread]
@@ -102,7 +102,8 @@ def _panel(
         said = []
         if point.on_frontier:
             best.append((x, point.realised))
-            said += [] if point.sparsity is None else [f"{point.sparsity:g}"]
+        if (point.on_frontier or not point.timing_valid) and point.sparsity is not None:
+            said.append(f"{point.sparsity:g}")
         if not point.timing_valid:
             said.append("?")
         wanted.append((x, point.realised, " ".join(said)))
@@ -125,10 +126,12 @@ def _panel(
     axes.set_xlabel("perplexity, pruned ÷ dense")
     axes.set_ylabel("speedup, dense ÷ pruned")
     if beyond:
+        if not seen:
+            _say_all_beyond(axes, beyond, most)
         axes.text(
             1.0,
             1.01,
-            f"{beyond} beyond {most:g}× →",
+            f"{len(beyond)} beyond {most:g}× →",
             transform=axes.transAxes,
             ha="right",
             va="bottom",
@@ -137,7 +140,25 @@ def _panel(
     return [one for one in wanted if one[2]], seen
 
 
-def _legend(figure: Figure, marks: Marks, *, doubted: bool) -> None:
+def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
+    """An empty panel says why."""
+    axes.set_xlim(1.0, most)
+    ends = [factor(one - 1) or f"{one:.3g}×" for one in (min(ratios), max(ratios))]
+    lost = " to ".join(dict.fromkeys(ends))
+    words = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
+    axes.text(
+        0.5,
+        0.75,
+        f"{words} beyond this axis,\nat {lost} the dense perplexity",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=7,
+    )
+
+
+def _legend(figure: Figure, marks: Marks, *, doubted: bool) -> int:
+    """The legend of all panels; gives its number of rows."""
     handles = [
         matplotlib.lines.Line2D(
             [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
@@ -152,7 +173,7 @@ def _legend(figure: Figure, marks: Marks, *, doubted: bool) -> None:
     if doubted:
         words = "?: timing not valid, no evidence"
         handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=words))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return legend_below(figure, handles, columns=4)
 
 
 def _place(

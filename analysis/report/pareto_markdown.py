@@ -11,6 +11,7 @@ import msgspec
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
+from prunescope.analysis.report.numbers import loss as loss_text
 from prunescope.analysis.schema.pareto import (
     Loss,
     Pareto,
@@ -89,6 +90,8 @@ def _phase(phase: ParetoPhase) -> Iterator[str]:
         (family, "none measured" if s is None else f"{s:g}")
         for family, s in phase.break_even.items()
     ]
+    unknown = dict.fromkeys(p.label for p in phase.points if p.label not in phase.break_even)
+    rows += [(family, "its times are not valid") for family in unknown]
     yield from _table(("family", "s"), rows)
     for cell in phase.cells:
         yield from _cell(phase, cell)
@@ -152,21 +155,17 @@ def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
         _speed(point),
         _pair(point.realised_ci95, "{:.2f}"),
         *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
-        percent(loss.perplexity_rel, signed=True),
+        loss_text(loss.perplexity_rel),
         _percents(loss.ci95),
         *(
             (
-                percent(loss.perplexity_rel_recovered, signed=True),
+                loss_text(loss.perplexity_rel_recovered),
                 _percents(loss.recovered_ci95),
             )
             if shown.recovered
             else ()
         ),
-        *(
-            (percent(other.perplexity_rel if after is None else after, signed=True),)
-            if shown.other
-            else ()
-        ),
+        *((loss_text(other.perplexity_rel if after is None else after),) if shown.other else ()),
         *(
             (
                 percent(_known(loss.tasks_signed), signed=True),
@@ -239,14 +238,14 @@ def _name(point: SweepPoint) -> str:
     return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
 
 
-def _speed(of: SweepPoint | Winner) -> str:
+def _speed(of: SweepPoint | Winner | SpeedLoss) -> str:
     """The speedup, marked where it is no evidence."""
     return ratio(of.realised) + ("" if of.timing_valid else " ?")
 
 
 def _range(loss: Sequence[float | None]) -> str:
     low, high = loss
-    return f"{percent(low, signed=True)} to {'any' if high is None else percent(high, signed=True)}"
+    return f"{loss_text(low)} to {'any' if high is None else loss_text(high)}"
 
 
 def _pair(interval: Sequence[float] | None, form: str) -> str:
@@ -258,7 +257,7 @@ def _pair(interval: Sequence[float] | None, form: str) -> str:
 def _percents(interval: Sequence[float] | None) -> str:
     if not interval:
         return UNKNOWN
-    low, high = (percent(share, signed=True) for share in interval)
+    low, high = (loss_text(share) for share in interval)
     return f"[{low}, {high}]"
 
 
@@ -273,4 +272,4 @@ def _number(value: float | None) -> str:
 def _speed_loss(found: SpeedLoss | None) -> str:
     if found is None:
         return ""
-    return f"{ratio(found.realised)} at {percent(found.loss, signed=True)}"
+    return f"{_speed(found)} at {loss_text(found.loss)}"

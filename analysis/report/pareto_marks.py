@@ -6,10 +6,11 @@ colour; lightness differs too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from prunescope.analysis.schema.pareto import SweepPoint
 
@@ -55,3 +56,18 @@ def dot(  # noqa: PLR0913
         markeredgewidth=0.8,
         label=label,
     )
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int) -> int:
+    """Put one legend under the panels, in as many columns, `columns` at most, as are no wider than
+    the figure; gives its number of rows."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    while True:
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False
+        )
+        wide = legend.get_window_extent(renderer).width
+        if columns == 1 or wide <= figure.bbox.width:
+            return -(-len(handles) // columns)
+        legend.remove()
+        columns -= 1

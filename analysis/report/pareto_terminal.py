@@ -12,6 +12,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.pareto import Pareto
 
 _SHOWN = 10  # failures that are listed
+_APART = 1.25  # the time at the worst peaks that were measured, over that at the best: it is said
 
 
 def sweep_state(found: Mapping[str, Any]) -> RenderableType:
@@ -21,6 +22,8 @@ def sweep_state(found: Mapping[str, Any]) -> RenderableType:
         f"{plan['results']} results of {plan['models']} models: {plan['done']} done,"
         f" {plan['failed']} failed, {plan['pending']} pending"
     ]
+    if plan.get("running"):
+        lines[0] += f", {plan['running']} running in another process"
     if plan["impossible"]:
         lines[0] += f" ({plan['impossible']} cannot be, and are recorded as failed)"
     if plan["seconds"] == 0:
@@ -40,6 +43,13 @@ def _duration(plan: dict[str, Any]) -> str:
     """What is left, with and without recovery training."""
     trained = plan.get("recovery_seconds") or 0.0
     line = f"about {_hours(plan['seconds'])} on this machine, roughly"
+    most = plan.get("seconds_most") or 0.0
+    if most > _APART * plan["seconds"]:
+        beside = ", ".join(plan["peaks_disturbed"]) or "other work"
+        line += (
+            f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
+            f" {plan['peaks_measured']} times beside {beside}, and the best counts"
+        )
     if not trained:
         return line
     without = _hours(plan["seconds"] - trained)

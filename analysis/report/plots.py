@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report import anatomy_figures, figures
@@ -15,6 +17,10 @@ class Plots:
 
     def __init__(self, report: Report) -> None:
         self._report = report
+
+    def __getattr__(self, name: str) -> NoReturn:
+        known = [one for one in vars(Plots) if not one.startswith("_")]
+        raise AttributeError(f"there is no plot {name!r}; nearest: {nearest(name, known, count=2)}")
 
     def ladder(self, phase: str | None = None) -> Figure:
         """Speedups, from the promise to what was measured."""

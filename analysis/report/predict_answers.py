@@ -59,8 +59,10 @@ def answer(found: PredictedAnswer) -> list[RenderableType]:
 
 
 def gemms(name: str, phase: PredictedPhase) -> list[RenderableType]:
-    """The expected time of each GEMM of a phase, and how it is cut."""
+    """The expected time of each GEMM of a phase, and how it is cut. One that stays as it is where
+    whole layers went is moved all the same: `gone`."""
     rows = [row for row in phase.gemms if row.count]
+    gone = {(row.role, row.group) for row in phase.gemms if row.axis == "gone"}
     unit = numbers.scale([row.expected_ns for row in rows])
     table = _table("role", "×", "M", "N", "K", "axis", "bound", "tile", "waves", unit.unit)
     for row in rows:
@@ -68,7 +70,9 @@ def gemms(name: str, phase: PredictedPhase) -> list[RenderableType]:
         parts = f"{row.waves:.3g} of 1/{row.parts}" if (row.parts or 1) > 1 else ""
         waves = parts or ("-" if row.waves is None else f"{row.waves:.3g}")
         sizes = [f"{size}" for size in (row.m, row.n, row.k)]
-        cells = (row.role, f"{row.count:g}", *sizes, row.axis or "-", row.bound, tile,
+        fewer = row.axis == "none" and (row.role, row.group) in gone
+        axis = "gone" if fewer else row.axis or "-"
+        cells = (row.role, f"{row.count:g}", *sizes, axis, row.bound, tile,
                  waves, unit.text(row.expected_ns))  # fmt: skip
         table.add_row(*(Text(clean(cell)) for cell in cells))
     return [Text(clean(f"{name}: expected time of each GEMM"), "bold"), table]
@@ -95,7 +99,7 @@ def ranking(result: Ranking) -> list[RenderableType]:
             table.add_row(*(Text(clean(cell)) for cell in cells))
         what = f"{percent(result.share)} removed"
         if by == "loss" and result.loss is not None:
-            what = f"perplexity {100 * result.loss:+.1f} %; the share is that of FLOPs"
+            what = f"perplexity {numbers.loss(result.loss)}; the share is that of FLOPs"
         parts += [Text(f"at {_EQUAL[by]}: {what}"), table]
     left = "; ".join(result.left_out.values())
     note = "* by extension."

@@ -190,7 +190,8 @@ def _from_run(result: FromRun) -> list[RenderableType]:
         parts.append(Text(clean(f"{head}, idle {numbers.percent(phase.gap_share)}"), "bold"))
         unit = numbers.scale([phase.wall_ns])
         above = any(row.above_by for row in phase.families)
-        heads = ("family", "s", "roofline", "expected", "range", unit.unit, "added", "memory")
+        held, per = numbers.size_scale(row.memory_bytes for row in phase.families)
+        heads = ("family", "s", "roofline", "expected", "range", unit.unit, "added", held)
         table = _table(*heads, *(["above by"] if above else []))
         for row in phase.families:
             _row(
@@ -202,11 +203,11 @@ def _from_run(result: FromRun) -> list[RenderableType]:
                 _between(row.range),
                 unit.text(row.wall_ns),
                 unit.text(row.added_ns),
-                numbers.size(row.memory_bytes),
+                f"{row.memory_bytes / per:,.2f}",
                 *([row.above_by or ""] if above else []),
             )
         parts += [table, *(Text(clean(note), "dim") for note in phase.notes)]
-    note = "* by extension: kernels that it adds are not in the model"
+    note = "bytes: weights and KV cache; * by extension: kernels that it adds are not in the model"
     if any(row.above_by for phase in result.phases.values() for row in phase.families):
         note += f"; {_ABOVE}"
     return [*parts, Text(note, "dim")]

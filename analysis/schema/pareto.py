@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
+
 
 class TextLoss(msgspec.Struct, kw_only=True):
     """The loss on one text: relative perplexity against the plain dense model, and against the one
@@ -125,6 +127,7 @@ class SpeedLoss(msgspec.Struct, kw_only=True):
     realised: float
     loss: float | None
     flop_sparsity: float | None | msgspec.UnsetType = msgspec.UNSET  # at equal sparsity
+    timing_valid: bool = True  # of the points that it is made of
 
 
 class AtFlops(msgspec.Struct, kw_only=True):
@@ -157,7 +160,8 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     """A phase: all points, who wins at which loss, and from which sparsity on a family pays.
 
     `break_even`: the smallest sparsity from which all measured ones are faster than dense beyond
-    noise in every cell; null where there is none.
+    noise in every cell; null where there is none. A family is absent where a cell has none of its
+    points with valid times.
     """
 
     points: list[SweepPoint]

@@ -11,7 +11,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.gguf_header import gguf_config
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import (
     preset_config,
@@ -20,6 +22,7 @@ from prunescope.taxonomy.presets import (
     preset_source,
     published_as,
 )
+from prunescope.taxonomy.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
 
 _LARGEST = 4 << 20
@@ -28,12 +31,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 
 class NamedModel(NamedTuple):
     """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
-    there; `quantised`: the format of the weights where they are published in fewer bits."""
+    there; `quantised`: the format of the weights where they are published in fewer bits; `traits`:
+    what decides which families apply."""
 
     shape: ModelShape
     source: str
     dtype: str | None
     quantised: str | None
+    traits: Traits
 
 
 def read_model(name: str) -> NamedModel:
@@ -55,12 +60,25 @@ def read_model(name: str) -> NamedModel:
             f"{name!r} is no preset and no folder with a config.json",
             hint=f"nearest presets: {nearest(name, preset_names())}",
         )
+    if file.name == MANIFEST:
+        return _of_run(file)
     return _told(_config(file), file.name)
+
+
+def _of_run(file: Path) -> NamedModel:
+    run = read_run(file.parent)
+    shape = ModelShape.of_fields(run.model.shape)
+    if shape is None:
+        raise PrunescopeError(
+            f"{file.name} does not hold the shape of its model", hint="give its config.json"
+        )
+    return NamedModel(shape, file.name, run.dtype, None, traits_of(shape))
 
 
 def _told(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
     shape = ModelShape.from_config(config)
-    return NamedModel(shape, source, _written(config), quantised or _quantised(config))
+    quantised = quantised or _quantised(config)
+    return NamedModel(shape, source, _written(config), quantised, read_traits(config))
 
 
 def model_name(name: str) -> str:
@@ -94,6 +112,8 @@ def _from_hub(name: str) -> Path:
 
 
 def _config(file: Path) -> dict[str, Any]:
+    if file.suffix == ".gguf":
+        return gguf_config(file)
     if file.suffix != ".json" or file.stat().st_size > _LARGEST:
         raise PrunescopeError(
             f"{file.name} is no config of a model", hint="give its config.json, or a preset"

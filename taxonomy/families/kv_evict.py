@@ -13,10 +13,12 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys."""
+    """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys in the layers that see
+    them all."""
+    dense = dense_plan(shape, work)
     if work.prefill:
-        return [dense_plan(shape, work)]
-    return [dense_plan(shape, replace(work, context=kept_count(work.keys, point.sparsity)))]
+        return [dense]
+    return [replace(dense, held=kept_count(work.keys, point.sparsity))]
 
 
 FAMILY = Family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -207,3 +208,47 @@ def test_no_op_is_priced_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     result = ask(sparsity=0.5)
     assert len(result["phases"]["prefill"]["families"]) > 10
     assert set(counted.values()) == {1}
+
+
+def test_a_family_that_cannot_be_applied_has_no_row(tmp_path: Path) -> None:
+    """The run has four KV heads; with one there is none to cut."""
+    rows = ask(sparsity=0.5)["phases"]["prefill"]["families"]
+    assert "static-nk-heads" in {row["id"] for row in rows}
+    run = tmp_path / "run"
+    shutil.copytree(TRACES / "tiny-static-m" / "dense", run)
+    manifest = json.loads((run / "run.json").read_bytes())
+    manifest["model"]["shape"]["kv_heads"] = 1
+    (run / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    result = predict_from(PredictRequest(from_run=run, sparsity=0.5, phase="prefill"))
+    rows = result["phases"]["prefill"]["families"]
+    assert "static-nk-heads" not in {row["id"] for row in rows}
+    assert any("one KV head serves all" in warning for warning in result["warnings"])
+
+
+def test_dense_times_that_are_not_valid_are_a_warning(tmp_path: Path) -> None:
+    """What is scaled is what was measured beside other work."""
+    assert not any("timing not valid" in warning for warning in ask(sparsity=0.5)["warnings"])
+    run = tmp_path / "run"
+    shutil.copytree(TRACES / "tiny-static-m" / "dense", run)
+    manifest = json.loads((run / "run.json").read_bytes())
+    decode = manifest["phases"]["decode"]
+    count, steps = len(decode["samples_ns"]), decode["steps"]
+    decode["seatings"] = [
+        {"samples": count, "steps": steps, "disturbed": count, "reasons": ["other processes"]}
+    ]
+    (run / "run.json").write_text(json.dumps(manifest), encoding="utf-8")
+    warnings = predict_from(PredictRequest(from_run=run, sparsity=0.5))["warnings"]
+    said = [warning for warning in warnings if "timing not valid" in warning]
+    assert len(said) == 1 and said[0].startswith("decode: ")
+
+
+def test_a_table_of_80_columns_loses_no_unit() -> None:
+    result = ask(sparsity="0.25,0.5")
+    for phase in result["phases"].values():
+        for row in phase["families"]:
+            row["memory_bytes"] = 436_460_000
+    out = io.StringIO()
+    Console(file=out, width=80).print(prediction(result))
+    rows = [line for line in out.getvalue().splitlines() if line.startswith(" static-m ")]
+    assert len(rows) == 4 and all(line.rstrip().endswith(" 436.46") for line in rows)
+    assert "  MB" in out.getvalue() and "bytes: weights and KV cache" in out.getvalue()

@@ -42,11 +42,44 @@ def test_a_function_has_types_and_an_example(function: typing.Any) -> None:
     assert function.__name__ == "capture" or ">>> " in (function.__doc__ or "")
 
 
-@pytest.mark.parametrize("function", [api.trace, api.analyze, api.predict, api.sweep, api.compare])
+@pytest.mark.parametrize(
+    "function", [api.trace, api.analyze, api.predict, api.sweep, api.compare, prunescope.capture]
+)
 def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> None:
-    name = next(n for n in inspect.signature(function).parameters if n in ("sparsity", "preset"))
+    name = next(
+        n for n in inspect.signature(function).parameters if n in ("sparsity", "preset", "warmup")
+    )
     with pytest.raises(TypeError, match=f"{function.__name__}.*nearest: {name}"):
         function("x", **{f"{name[:4]}{name[5:]}": 0.5})
+
+
+def test_a_sparsity_that_nothing_would_use_is_refused() -> None:
+    with pytest.raises(PrunescopeError, match="each family has its own"):
+        prunescope.trace("tiny-llama", method="static-m:0.25+static-nk-mlp:0.5", sparsity=0.4)
+    with pytest.raises(PrunescopeError, match="without --method"):
+        prunescope.trace("tiny-llama", baseline_model="tiny-llama", sparsity=0.3)
+    with pytest.raises(PrunescopeError, match="together .* cannot be predicted"):
+        prunescope.predict(
+            model="tiny-llama", device="h100-sxm", method="static-m:0.25+static-nk-mlp:0.5"
+        )
+
+
+def test_a_plot_that_is_not_there_names_the_nearest(report: public.Report) -> None:
+    with pytest.raises(AttributeError, match="no plot 'ledgr'; nearest: ledger"):
+        report.plot.ledgr  # noqa: B018
+    assert not hasattr(report.plot, "__deepcopy__")
+
+
+def test_a_sparsity_that_there_is_not_is_refused() -> None:
+    for sparsity in (25, 1, -0.1):
+        with pytest.raises(PrunescopeError, match=r"outside \[0, 1\)"):
+            prunescope.analyze(RUNS / "tiny-static-nk", sparsity=sparsity)
+
+
+def test_a_prediction_shows_itself_in_a_notebook() -> None:
+    shown = prunescope.predict(model="tiny-llama", device="h100-sxm")._repr_html_()
+    assert shown.startswith("<pre>") and "speed-ups are dense" in shown
+    assert "prefill: batch 1, 512 tokens" in shown
 
 
 def test_a_report_is_the_one_of_the_command(report: public.Report) -> None:

@@ -83,6 +83,8 @@ def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
         ("family >= static-nk", "family takes == or !="),
         ("prefill.realised >= 5%", "one of a plain number, x"),
         ("prefill.wall <= 5", "one of ns"),
+        ("findings.critcal == 0", "nearest: critical"),
+        ("prefill.findings.zeros-in-dens == 0", "nearest: zeros-in-dense"),
         ("train.realised >= 1", "it has prefill, decode"),
     ],
 )
@@ -90,6 +92,45 @@ def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> N
     with pytest.raises(PrunescopeError) as error:
         states(report, rule)
     assert says in error.value.hint
+
+
+def test_a_number_without_a_unit_that_it_needs(report: Report) -> None:
+    with pytest.raises(PrunescopeError, match="peak_memory_bytes needs a unit"):
+        states(report, "prefill.peak_memory_bytes < 500000000")
+    with pytest.raises(PrunescopeError, match="realised has no unit 'ms'"):
+        states(report, "prefill.realised < 5ms")
+
+
+def test_a_row_that_is_empty_holds_whatever_the_times(report: Report) -> None:
+    """Nothing is added: 0 % [0 %, 0 %] at any time. A row of times that cancel is in doubt."""
+    phase = report.phases["prefill"]
+    phase.findings = [
+        Finding(id="timing-not-valid", severity="critical", text="busy", evidence=[],
+                change=None, predicted_ns=None)
+    ]  # fmt: skip
+    row = next(row for row in phase.ledger or [] if row.row == "added_work")
+    rules = ("prefill.ledger.added_work <= 5%", "prefill.ledger.added_work > 0%")
+    for ns, ci95, wanted in (
+        (0, [0.0, 0.0], ["held", "failed"]), (0, [-1e6, 1e6], ["undecided"] * 2),
+        (1, [1.0, 1.0], ["undecided"] * 2),
+    ):  # fmt: skip
+        row.ns, row.ci95 = ns, ci95
+        assert states(report, *rules) == wanted
+
+
+def test_json_has_the_number_beside_its_text(report: Report) -> None:
+    rules = ("prefill.realised >= 1.1", "prefill.ledger.coverage <= 7%", "prefill.family == x",
+             "prefill.findings.critical == 0", "prefill.wall <= 1s")  # fmt: skip
+    rows = check_report(report, parse_rules(rules)).to_dict()["verdicts"]
+    ladder, wall = report.phases["prefill"].ladder, report.phases["prefill"].unprofiled_ns
+    assert ladder is not None and wall is not None
+    realised, coverage, family, critical, timed = rows
+    assert realised["value"] == ladder.realised
+    assert list(realised["ci95"]) == ladder.realised_ci95
+    assert coverage["value"] == pytest.approx(0.066, abs=5e-4)
+    assert (family["value"], family["ci95"]) == (None, None)
+    assert isinstance(critical["value"], float) and critical["ci95"] is None
+    assert timed["value"] == wall.median  # ns
 
 
 def test_every_metric_can_be_asked_for(report: Report) -> None:

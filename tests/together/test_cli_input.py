@@ -73,6 +73,8 @@ def test_an_error_says_which_side_it_is_about(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError) as missing:
         analyze(good, baseline=bad)
     assert missing.value.problem == "baseline: no such file or folder: t.json"
+    with pytest.raises(PrunescopeError, match="no such file or folder: raw/nope.json"):
+        analyze(Path("raw/nope.json"))
     bad.write_text("no trace")
     with pytest.raises(PrunescopeError, match="^baseline: t.json"):
         analyze(good, baseline=bad)

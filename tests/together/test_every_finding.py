@@ -12,6 +12,7 @@ import pytest
 
 from prunescope.analysis import findings
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.finding_ids import FINDING_IDS
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
@@ -133,6 +134,11 @@ def bodies() -> dict[str, str]:
 
 def test_every_finding_has_both_tests() -> None:
     assert set(COVERED) == known_ids()
+
+
+def test_every_finding_can_be_asked_for_by_name() -> None:
+    assert set(FINDING_IDS) == known_ids()
+    assert list(FINDING_IDS) == sorted(FINDING_IDS)
 
 
 @pytest.mark.parametrize("name", COVERED)

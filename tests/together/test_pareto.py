@@ -248,3 +248,19 @@ def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None
     points = [point("a", 1.0, 0.0, **dense), point("b", 1.1, 0.0, **dense), point("c", 1.5, 0.1)]
     assert list(control(points))[0].startswith("Control: 1 of the 2 points")
     assert list(control(points[2:])) == []
+
+
+def test_what_is_not_valid_is_said_and_decides_nothing() -> None:
+    """Two points of losses that nobody can read, timed beside other work."""
+    points = [
+        point("static-m", 1.6, 4341685199.409, timing_valid=False),
+        point("static-nk", 1.3, 17369.337, timing_valid=False),
+    ]
+    found = whole(points)
+    lines, text = "\n".join(found.summary), render_pareto(found)
+    assert "no point is faster than dense beyond noise (2 left out: their times are not v" in lines
+    assert "prefill: not judged, as their times are not valid: static-m, static-nk." in lines
+    assert "faster than dense beyond noise here" not in lines and "holds" not in lines
+    assert "| static-m | its times are not valid |" in text
+    assert "| 1.60× ? at 4.3e9× | 1.30× ? at 17,400× |" in text
+    assert "4341685" not in text.replace(",", "") and "1736933" not in text.replace(",", "")

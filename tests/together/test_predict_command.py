@@ -51,6 +51,17 @@ def test_every_option_reaches_the_prediction() -> None:
     assert not {"added", "kernel"} & {term["name"] for term in expected["terms"]}
 
 
+def test_what_went_whole_is_not_said_to_be_untouched() -> None:
+    """static-m at one half: each GEMM runs in 16 of 32 layers as it was; `gone` is how it moved."""
+    words = (*POINT, "--method", "static-m", "--sparsity", "0.5", "--phase", "decode", "--explain")
+    shown = run(*words).stdout
+    table = shown[shown.index("expected time of each GEMM") :]
+    (gate,) = [line.split() for line in table.splitlines() if line.split()[:1] == ["gate"]]
+    assert gate[1] == "16" and gate[5] == "gone"
+    (head,) = [line.split() for line in table.splitlines() if line.split()[:1] == ["lm_head"]]
+    assert head[5] == "none"
+
+
 def test_a_run_in_place_of_a_device() -> None:
     result = run("--from-run", TRACES / "tiny-static-nk", "--sparsity", "0.5", "--json", "-")
     assert result.exit_code == 0

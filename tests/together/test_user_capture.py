@@ -335,6 +335,17 @@ def test_too_few_steps_write_nothing(tiny: Any, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_step_inside_of_a_step_is_said_to_be(tiny: Any, tmp_path: Path) -> None:
+    with (
+        pytest.raises(PrunescopeError, match="inside of another"),
+        capture(tiny, out=tmp_path / "run", **FEW) as c,
+        c.step(),
+        c.step(),
+    ):
+        tiny(IDS)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_exception_in_the_loop_writes_nothing(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), capture(tiny, out=tmp_path / "run", **FEW) as c:
         for i in range(6):

@@ -28,6 +28,7 @@ from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import MethodPart
 from prunescope.tracer.pruners.user_method import apply_method
+from prunescope.tracer.recovery.adapters import zero_shares
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import training_name
 from prunescope.tracer.routing.learning import Learner
@@ -38,6 +39,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     assert request.method is not None
     parts = request.parts
     before = _numbers(loaded.model)
+    zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
     if parts is None:
         asked = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
@@ -60,6 +62,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             name=training_name(request.method, request.sparsity, request.select, request.seed),
             seed=request.seed,
             masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
+            before=zeros,
             learners=applied.learners,
         )
         pruning["recovery"] = plain(recovered)

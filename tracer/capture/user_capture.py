@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.manifest import manifest
@@ -38,6 +38,7 @@ _BACKWARD = "autograd::engine::evaluate_function"  # of the ops of a backward pa
 _PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 
 
+@helpful
 @contextmanager
 def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of one's own has
     model: torch.nn.Module,
@@ -137,6 +138,7 @@ class UserCapture:
             )
         self._device = first.device
         self._count = 0
+        self._inside = False  # a step
         self._samples_ns: list[int] = []
         self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
         self._watches: dict[str, Watch] = {}  # of the seating, by kind of step
@@ -150,7 +152,22 @@ class UserCapture:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step of the loop, of the kind whose turn it is."""
+        """One step of the loop, of the kind whose turn it is. Raises PrunescopeError inside of
+        another: the outer one would be timed with it, and each counted."""
+        if self._inside:
+            raise PrunescopeError(
+                "a step is inside of another step",
+                hint="`with c.step():` goes once around each step of the loop",
+            )
+        self._inside = True
+        try:
+            with self._stepped():
+                yield
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def _stepped(self) -> Iterator[None]:
         number, self._count = self._count, self._count + 1
         if number >= len(self._plan):
             yield

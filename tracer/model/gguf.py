@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.tracer.machine.cache import cache_folder
-from prunescope.tracer.model.gguf_header import stored_elements
 from prunescope.tracer.model.size_limits import check_room
 
 

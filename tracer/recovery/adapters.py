@@ -25,8 +25,10 @@ from prunescope.tracer.recovery.settings import Recovery
 _NAME = "recovery"
 _GROUPS = {"attention": ("qkv", "o"), "mlp": ("gate_up", "down")}
 # Of a matrix that is masked, though no record says so: a method of the user's own, a checkpoint.
-# Dense weights of 4 bits have some zeros of their own.
 _ZEROS = 0.05
+# Zeros that a matrix had before it was pruned are no mask: of the 16 levels of 4 bits one is zero,
+# which a tenth of the weights round to. Above this share they are: 2:4 and masks of a checkpoint.
+_ROUNDED = 0.2
 
 
 class _Masked:
@@ -88,8 +90,25 @@ class Adapters:
             raise RuntimeError("the merged model has other modules or shapes than the pruned one")
 
 
-def attach(model: nn.Module, wanted: Recovery, *, seed: int, masks: bool) -> Adapters:
-    """Put an adapter beside every linear that `wanted` names; `masks`: zeros stay zeros.
+def zero_shares(model: nn.Module) -> dict[str, float]:
+    """By role, the largest share of zeros that a matrix of a model's layers has."""
+    shares: dict[str, float] = {}
+    for path, module in layer_matrices(model).items():
+        role = locate(path).role
+        shares[role] = max(_zeros(module), shares.get(role, 0.0))
+    return shares
+
+
+def attach(
+    model: nn.Module,
+    wanted: Recovery,
+    *,
+    seed: int,
+    masks: bool,
+    before: Mapping[str, float] | None = None,
+) -> Adapters:
+    """Put an adapter beside every linear that `wanted` names; `masks`: zeros stay zeros. `before`:
+    `zero_shares` of the model that was pruned, whose own zeros are no mask.
 
     Raises PrunescopeError where none is there, or the rank is larger than one of them.
     """
@@ -99,7 +118,12 @@ def attach(model: nn.Module, wanted: Recovery, *, seed: int, masks: bool) -> Ada
     _check_rank(chosen, wanted.rank)
     shapes = _shapes(model)
     packed = frozenset(path for path, module in chosen.items() if _unpacked(module))
-    masked = frozenset(path for path, module in chosen.items() if masks or _is_masked(module))
+    own = before or {}
+    masked = frozenset(
+        path
+        for path, module in chosen.items()
+        if masks or _is_masked(module, own.get(locate(path).role, 0.0))
+    )
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     config = LoraConfig(
         r=wanted.rank, lora_alpha=2 * wanted.rank, lora_dropout=0.0, target_modules=list(chosen)
@@ -166,9 +190,14 @@ def _size(module: Any) -> tuple[int, int]:
     return int(outputs), int(inputs)
 
 
-def _is_masked(module: nn.Module) -> bool:
+def _is_masked(module: nn.Module, before: float) -> bool:
+    """Whether zeros of a matrix are a mask; `before`: the share that it had before pruning."""
+    return _zeros(module) > _ZEROS + (before if before <= _ROUNDED else 0.0)
+
+
+def _zeros(module: nn.Module) -> float:
     weight = weight_of(module)
-    return int((weight == 0).sum()) > _ZEROS * weight.numel()
+    return int((weight == 0).sum()) / weight.numel()
 
 
 def _unpacked(module: Any) -> bool:

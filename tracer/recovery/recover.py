@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,10 +46,12 @@ def recover(  # noqa: PLR0913
     name: str,
     seed: int,
     masks: bool = False,
+    before: Mapping[str, float] | None = None,
     learners: Sequence[Learner] = (),
 ) -> Recovered:
     """Train `model` in place. `name`: of the training, for progress and checkpoints; `masks`: zeros
-    of the weights stay zeros; `learners`: routers that are trained too.
+    of the weights stay zeros; `before`: `zero_shares` of the dense model; `learners`: routers that
+    are trained too.
 
     Raises PrunescopeError where the model, the text or a value does not allow it.
     """
@@ -61,13 +63,13 @@ def recover(  # noqa: PLR0913
         longest=_longest(model),
         seed=seed,
     )
-    before = weights_fingerprint(model)
+    mark = weights_fingerprint(model)
     held_out = [mean_loss(model, read.held_out)]
     calibration = Calibration(batches=read.rows[:_ROUTED].split(1), record={})
     for learner in learners:
         learner.begin(calibration)
-    adapters = attach(model, wanted, seed=seed, masks=masks)
-    training = _trained(model, adapters, learners, read, wanted, name=name, seed=seed, mark=before)
+    adapters = attach(model, wanted, seed=seed, masks=masks, before=before)
+    training = _trained(model, adapters, learners, read, wanted, name=name, seed=seed, mark=mark)
     adapters.merge()
     for learner in learners:
         learner.settle(calibration)

@@ -19,6 +19,7 @@ from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
+from prunescope.tracer.recovery.adapters import zero_shares
 from prunescope.tracer.recovery.place import alone
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import Recovery
@@ -45,7 +46,14 @@ def control_nats(  # noqa: PLR0913
         found = read_json(path)
         if found is None or found.get("of") != digest:
             model = copy.deepcopy(dense.model)
-            record = recover(model, load_tokenizer(dense.loaded), wanted, name=NAME, seed=seed)
+            record = recover(
+                model,
+                load_tokenizer(dense.loaded),
+                wanted,
+                name=NAME,
+                seed=seed,
+                before=zero_shares(model),
+            )
             nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
             found = {"of": digest, "recovery": plain(record), "nats": nats}
             write_json(path, found)

@@ -8,14 +8,23 @@ alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
+
+from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.machine import peaks as machine_peaks
+from prunescope.tracer.machine.conditions import thread_count
+from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.quality.quality import CONTEXT, TOKENS
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
+from prunescope.tracer.sweep.state import read_json
 
+_TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
@@ -26,6 +35,24 @@ _OP_S = 15e-6  # host time of an op
 # A training step in forwards: frozen weights need no gradients, so that the way back is as long as
 # the way there; the rest is adapters, the loss in float32 and the optimizer.
 _STEP_FORWARDS = 2.6
+
+
+def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPeaks]:
+    """The peaks that this sweep has measured, or those of now: with the threads of the sweep, as
+    threads beyond the cores that are free wait for each other, and up to three times where other
+    work ran beside, which lowers a peak and never raises one."""
+    with thread_count(config.threads):
+        found = _kept(folder, f"peaks-*-{dtype}-{torch.get_num_threads()}.json")
+        while not found or (found[-1].disturbed and len(found) < _TURNS):
+            found.append(
+                machine_peaks.measure_peaks(pick_device("auto"), dtype, budget_s=_BUDGET_S)
+            )
+    return found
+
+
+def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
+    kept = [read_json(path) for path in sorted(folder.glob(pattern))]
+    return [json_fields.read(MeasuredPeaks, one) for one in kept if one is not None]
 
 
 def estimate_s(

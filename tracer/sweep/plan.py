@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from prunescope.taxonomy.applies import check_applies
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
@@ -273,6 +275,9 @@ def _points(
     wanted = sorted(set(sparsities))
     if is_checkpoint(name):
         return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
+    why = None if shape is None else _cannot(name, traits_of(shape))
+    if why is not None:
+        return [_Point(s, (s,), why) for s in wanted], [why]
     known = {one.id: one for one in families()}
     if name not in known:
         return [_Point(s, (s,)) for s in wanted], []
@@ -291,6 +296,26 @@ def _points(
         if len(same) > 1
     ]
     return [_Point(same[0], tuple(same)) for same in merged.values()] + problems, notes
+
+
+def _cannot(name: str, traits: Traits) -> str | None:
+    """Why no sparsity of a family, or of one of several, can be had of this model; None where some
+    may."""
+    by_id = {one.id: one for one in families()}
+    for part, _ in method_parts(name):
+        one = by_id.get(part)
+        if one is None:
+            continue
+        try:
+            check_applies(part, one.applies, traits)
+        except PrunescopeError as error:
+            return error.problem
+        # What no model is pruned by is a mistake in the file, and refused before anything runs.
+        asked = traits.entry is not None and not one.theory_alone
+        reason = one.not_realised(traits) if asked else ""
+        if reason:
+            return f"{part} is not realised for this model: {reason}"
+    return None
 
 
 def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> Any:

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,11 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_quality import Quality, TaskSource
-from prunescope.tracer.sweep.plan import Planned, SweepPlan, family_slug, is_checkpoint
+from prunescope.tracer.sweep.plan import Planned, SweepPlan, family_slug, is_checkpoint, shard_of
 
 SCHEMA = 1
 DONE, FAILED, PENDING = "done", "failed", "pending"
+RUNNING = "running"  # in a listing alone: it ends with the process
 BEGUN = "begun and not ended: a process is at it, or died there"
 
 
@@ -147,8 +149,30 @@ class SweepFolder:
             write_json(self.path / "sweep.json", {"schema": SCHEMA, **plan.plain(results)})
 
     def entries(self, plan: SweepPlan) -> list[Entry]:
-        """The entries of sweep.json for a plan, by what is on disk."""
-        return [self._entry(result) for result in plan.results]
+        """The entries of sweep.json for a plan, by what is on disk; those at which another process
+        is run."""
+        found = [self._entry(result) for result in plan.results]
+        if not any(entry.error == BEGUN for entry in found):
+            return found
+        held = {result.id for shard in self._held() for result in shard_of(plan, shard)}
+        return [
+            dataclasses.replace(entry, state=RUNNING, error=None)
+            if entry.error == BEGUN and entry.planned.id in held
+            else entry
+            for entry in found
+        ]
+
+    def _held(self) -> Iterator[tuple[int, int]]:
+        """The shards that a process of this machine has claimed."""
+        for path in self.path.glob(".shard-*-of-*.lock"):
+            numbers = re.fullmatch(r"\.shard-(\d+)-of-(\d+)\.lock", path.name)
+            if numbers is None:
+                continue
+            with path.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield int(numbers[1]), int(numbers[2])
 
     @contextlib.contextmanager
     def claimed(self, shard: tuple[int, int]) -> Iterator[None]:

@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -34,7 +35,7 @@ from prunescope.tracer.sweep.plan import (
     request_of,
     shard_of,
 )
-from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, SCHEMA, SweepFolder
+from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, RUNNING, SCHEMA, SweepFolder
 
 if TYPE_CHECKING:
     from prunescope.tracer.sweep.job import Job
@@ -102,9 +103,16 @@ def plan_of(request: SweepRequest) -> SweepPlan:
 
 
 class Duration(TypedDict):
-    """What is left of a sweep, roughly; null: not known."""
+    """What is left of a sweep, roughly; null: not known.
+
+    `seconds` rests on the best of `peaks_measured` measurements of this machine, `seconds_most` on
+    the worst, which other work made slow.
+    """
 
     seconds: float | None  # in all
+    seconds_most: float | None
+    peaks_measured: int
+    peaks_disturbed: list[str]
     recovery_seconds: float | None  # of them for training
     trainings: int
 
@@ -117,6 +125,7 @@ class Counts(Duration):
     done: int
     failed: int
     pending: int
+    running: int
     impossible: int
     notes: list[str]
 
@@ -148,34 +157,51 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
         "done": states.count(DONE),
         "failed": states.count(FAILED),
         "pending": states.count(PENDING),
+        "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
-        **_estimate(left, plan.config, estimate=estimate),
+        **_estimate(request.out, left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
     }
     rows = [entry.plain() for entry in results]
     return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
 
 
-def _estimate(left: Sequence[Planned], config: SweepConfig, *, estimate: bool) -> Duration:
+def _estimate(
+    folder: Path, left: Sequence[Planned], config: SweepConfig, *, estimate: bool
+) -> Duration:
     from prunescope.tracer.sweep.estimate import num_trainings
 
-    trainings = num_trainings(left, config)
+    unknown: Duration = {
+        "seconds": None,
+        "seconds_most": None,
+        "peaks_measured": 0,
+        "peaks_disturbed": [],
+        "recovery_seconds": None,
+        "trainings": num_trainings(left, config),
+    }
     if not left and estimate:  # the peaks of this machine take seconds to measure
-        return {"seconds": 0.0, "recovery_seconds": 0.0, "trainings": trainings}
+        return {**unknown, "seconds": 0.0, "seconds_most": 0.0, "recovery_seconds": 0.0}
     shape = _shape(config.model) if estimate else None
     if shape is None:
-        return {"seconds": None, "recovery_seconds": None, "trainings": trainings}
-    from prunescope.tracer.machine.device import pick_device
-    from prunescope.tracer.machine.peaks import measure_peaks
-    from prunescope.tracer.sweep.estimate import estimate_s, training_s
+        return unknown
+    from prunescope.tracer.machine.peaks import better_peaks
+    from prunescope.tracer.sweep.estimate import estimate_s, peaks_here, training_s
 
     dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
     dtype = dtype or "fp32"
-    peaks = measure_peaks(pick_device("auto"), dtype, budget_s=2.0)
-    itemsize = ITEMSIZE[dtype]
-    trained = training_s(left, config, shape, peaks=peaks, itemsize=itemsize)
-    rest = estimate_s(left, config, shape, peaks=peaks, itemsize=itemsize)
-    return {"seconds": rest + trained, "recovery_seconds": trained, "trainings": trainings}
+    each, itemsize = peaks_here(folder, config, dtype), ITEMSIZE[dtype]
+    best = reduce(better_peaks, each)
+    trained = training_s(left, config, shape, peaks=best, itemsize=itemsize)
+    rest = [estimate_s(left, config, shape, peaks=one, itemsize=itemsize) for one in (best, *each)]
+    most = [training_s(left, config, shape, peaks=one, itemsize=itemsize) for one in each]
+    return {
+        **unknown,
+        "seconds": rest[0] + trained,
+        "seconds_most": max(map(sum, zip(rest[1:], most, strict=True))),
+        "peaks_measured": len(each),
+        "peaks_disturbed": best.disturbed,
+        "recovery_seconds": trained,
+    }
 
 
 def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> list[Job]:

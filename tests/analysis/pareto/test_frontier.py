@@ -121,3 +121,20 @@ def test_equal_flops_are_interpolated_and_never_beyond_the_last_point() -> None:
 def test_equal_sparsity_shows_a_merged_point_at_each_of_its_own() -> None:
     rows = frontier.equal_sparsity([point("a", 1.2, 0.1, sparsities=[0.25, 0.375])])
     assert [row.sparsity for row in rows] == [0.25, 0.375]
+
+
+def test_times_that_are_not_valid_are_not_beyond_noise() -> None:
+    """b is left out, though it would beat a; c has one cell of two, d a smaller s that counts."""
+    a, b = point("a", 1.1, 0.1), point("b", 1.5, 0.05, timing_valid=False)
+    c, other = point("c", 1.2, 0.3), point("c", 1.2, 0.3, batch=4, timing_valid=False)
+    d = [point("d", 1.3, 0.4), point("d", 2.0, 0.6, sparsity=0.5, timing_valid=False)]
+    assert names(frontier.frontier([a, b])) == ["a"]
+    pays = [frontier.break_even([a, b, c, *d]), frontier.break_even([other])]
+    assert pays == [{"a": 0.25, "c": 0.25, "d": 0.25}, {}]
+    unknown = frontier.not_judged([a, b, c, *d, other])
+    assert unknown == ["b", "c"]
+    assert frontier.in_every_cell(pays, unknown) == {"a": 0.25, "d": 0.25}
+    (row,) = frontier.equal_sparsity([a, b])
+    assert {name: one.timing_valid for name, one in row.families.items()} == {"a": True, "b": False}
+    first = frontier.equal_flops([a, b])[0].families  # at 0.125, between dense and 0.2
+    assert {name: one.timing_valid for name, one in first.items()} == {"a": True, "b": False}

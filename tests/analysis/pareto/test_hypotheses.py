@@ -124,3 +124,29 @@ def test_a_cell_without_a_family_of_the_order_cannot_be_judged() -> None:
     found = claims_of(points)["prefill static-m"]
     assert (found.verdict, found.batch, found.effect) == ("cannot be judged", 1, None)
     assert found.text == "dynamic-m was not measured"
+
+
+def test_times_that_are_not_valid_decide_no_claim() -> None:
+    """The point itself, a rival that loses no more, or a family of the order: undecided, with the
+    reason; a rival that loses more decides nothing either way."""
+    right = [("static-m", 1.1, 0.03), ("dynamic-m", 1.3, 0.02), ("static-nk", 1.6, 0.5)]
+    points = [point(*one, memory_bound=0.9) for one in right]
+    for bad, claims in ((0, ("wins", "stays")), (1, ("wins", "stays")), (2, ("stays",))):
+        for at, one in enumerate(points):
+            one.timing_valid = at != bad
+        decode = claims_of(points, "decode")
+        for claim in claims:
+            told = decode[f"static {claim}"]
+            assert (told.verdict, told.effect, told.share_of_draws) == ("undecided", None, None)
+            assert told.text == f"the times of {points[bad].family} 0.25 are not valid"
+        assert claims_of(points)["prefill static-m"].verdict == "undecided"
+    assert claims_of(points)["static wins"].effect is not None
+
+
+def test_no_claim_about_low_loss_rests_on_a_loss_that_nobody_would_use() -> None:
+    """Perplexity times 4.00 is the most."""
+    rival = point("b", 1.1, 2.5)
+    assert claims_of([point("static-m", 1.2, 3.0), rival])["static wins"].verdict == "holds"
+    told = claims_of([point("static-m", 1.2, 4.3e9), rival])["static wins"]
+    assert (told.verdict, told.effect) == ("undecided", None)
+    assert told.text.startswith("static-m 0.25: at its lowest loss, 4.3e9×, nobody would use it")

@@ -8,6 +8,8 @@ import pytest
 
 from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.predict.tiles import Pace, expected_tiles, tile_choices
+from prunescope.taxonomy.applies import NO
+from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
@@ -269,7 +271,12 @@ MODELS = ("tiny-llama", "llama-3.1-8b", "gemma-3-1b", "gpt-oss-20b", "mixtral-8x
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_family_on_every_preset_is_json(model: str) -> None:
+    traits = read_traits(preset_config(model))
     for one in families():
+        if one.applies(traits).answer == NO:
+            with pytest.raises(PrunescopeError, match="cannot be applied"):
+                ask(model=model, method=one.id, dtype="bf16")
+            continue
         result = ask(model=model, method=one.id, dtype="bf16")
         json.dumps(result, allow_nan=False)
         for phase in result["phases"].values():

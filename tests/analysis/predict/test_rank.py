@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,28 @@ def test_losses_of_another_model_are_said_and_those_that_are_not_there(
             rank(PredictRequest(model="tiny-llama", device="h100-sxm", prompt_len=64, **bad))
 
 
+def test_losses_that_nobody_would_use_rank_nothing(tmp_path: Path) -> None:
+    """Of static-m no point is below 4× the perplexity, of static-nk one of two."""
+    far = (17369.3, 17000.0, 18000.0)
+    judged(tmp_path, "static-m", {0.5: far})
+    request = PredictRequest(
+        model="llama-3.2-1b", device="h100-sxm", prompt_len=64, losses=tmp_path
+    )
+    with pytest.raises(PrunescopeError, match=r"4× the perplexity .* 17,400× at least") as raised:
+        rank(request)
+    assert "lower sparsities" in raised.value.hint
+    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: far})
+    found = rank(request)
+    assert (found.loss, [row.family for row in found.by["loss"]]) == (0.4, ["static-nk"])
+    assert "at losses alone that nobody would use" in found.left_out["static-m"]
+    assert found.warnings == [
+        "static-nk: one judged point each below 4× the dense perplexity, so that equal loss is on "
+        "a line from dense to it: judge more sparsities"
+    ]
+    with pytest.raises(PrunescopeError, match="more than anyone would use"):
+        rank(replace(request, loss=3.5))
+
+
 def shown_ranking(found: Any) -> str:
     console = Console(width=120, file=io.StringIO())
     console.print(prediction(dict(msgspec.to_builtins(found))))
@@ -186,3 +209,11 @@ def test_what_does_not_fit_is_marked() -> None:
     assert {row.family: row.fits for row in found.by["flop"]}["dynamic-depth"] is False
     assert found.warnings == ["dense it does not fit into the memory of h100-sxm"]
     assert "no fit" in shown_ranking(found)
+
+
+def test_a_family_that_cannot_be_applied_is_left_out_with_the_reason() -> None:
+    found = rank(PredictRequest(model="gemma-3-1b", device="h100-sxm", prompt_len=64))
+    why = "one KV head serves all query heads, so that no group can go"
+    assert found.left_out["static-nk-heads"] == (
+        f"static-nk-heads cannot be applied to this model: {why}"
+    )

@@ -72,6 +72,31 @@ def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
     assert "1 beyond 10× →" in {text.get_text() for text in wide.axes[0].texts}
 
 
+def test_an_empty_panel_says_why() -> None:
+    far = [point("a", 1.6, 4341685199.409), point("b", 1.3, 17369.337)]
+    (axes,) = frontier_plot(whole({"prefill": far})).axes
+    assert axes.get_xlim() == (1.0, 4.0)
+    said = [text.get_text() for text in axes.texts]
+    assert "all 2 points lie beyond this axis,\nat 17,400× to 4.3e9× the dense perplexity" in said
+    (axes,) = frontier_plot(whole({"prefill": [point("a", 1.3, 4.5)]})).axes
+    said = [text.get_text() for text in axes.texts]
+    assert "its one point lies beyond this axis,\nat 5.5× the dense perplexity" in said
+    (axes,) = frontier_plot(whole({"prefill": CLOSE})).axes
+    assert not any("this axis" in text.get_text() for text in axes.texts)
+
+
+def test_the_legend_is_no_wider_than_the_figure() -> None:
+    """One panel is 3.35 inches wide: four columns of such labels are not."""
+    found = whole({"prefill": [point("static-nk-mlp", 1.3, 0.2, timing_valid=False)]})
+    for phases in (found.phases, {**found.phases, "decode": found.phases["prefill"]}):
+        figure = frontier_plot(Pareto(tool="t", subject=SweepSubject(), phases=phases))
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
+
+
 def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
     figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE}))
     legends = [child for child in figure.get_children() if isinstance(child, Legend)]

@@ -16,8 +16,10 @@ from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model
 from prunescope.tracer.recovery import recover as recovery
 from prunescope.tracer.recovery import training
+from prunescope.tracer.recovery.adapters import attach, zero_shares
 from prunescope.tracer.recovery.examples import examples
 from prunescope.tracer.recovery.place import kept_in
+from prunescope.tracer.recovery.settings import Recovery
 
 pytestmark = pytest.mark.torch
 
@@ -234,3 +236,31 @@ def test_random_ids_that_judge_are_others_than_those_that_train() -> None:
     rows = [{tuple(row) for row in part.tolist()} for part in parts]
     assert all(rows)
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+
+
+@pytest.mark.parametrize(
+    ("of_dense", "of_pruned", "masked"),
+    [
+        (0.07, 0.07, False),  # dequantised 4-bit weights: no mask
+        (0.07, 0.3, True),  # a mask of the user's own on top of them
+        (0.0, 0.1, True),
+        (0.5, 0.5, True),  # a checkpoint that was masked before
+        (0.0, 0.02, False),
+    ],
+)
+def test_zeros_that_were_there_before_pruning_are_no_mask(
+    of_dense: float, of_pruned: float, masked: bool
+) -> None:
+    def with_zeros(share: float) -> Any:
+        model = load_model(
+            "tiny-llama", dtype="fp32", device=torch.device("cpu"), attn="sdpa"
+        ).model
+        for name, parameter in model.named_parameters():
+            if name.endswith("q_proj.weight"):
+                parameter.data.flatten()[: int(share * parameter.numel())] = 0.0
+        return model
+
+    wanted = Recovery(steps=1, rank=4)
+    before = zero_shares(with_zeros(of_dense))
+    found = attach(with_zeros(of_pruned), wanted, seed=0, masks=False, before=before).masked
+    assert {path.rpartition(".")[2] for path in found} == ({"q_proj"} if masked else set())

@@ -200,3 +200,16 @@ def test_a_model_that_is_not_there_is_said_before_anything_is_planned(
 def test_a_model_of_the_hub_may_be_planned(tmp_path: Path) -> None:
     text = "model: nobody/such-model\nfamilies: [static-m]\n"
     assert plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path)).results
+
+
+def test_what_a_model_does_not_allow_is_planned_as_impossible() -> None:
+    """One KV head: no group of heads can go, alone or beside something else."""
+    shape = ModelShape.from_config(preset_config("gemma-3-1b"))
+    names = ("static-m", "static-nk-heads", "static-nk-heads:0.5+static-m:0.5")
+    config = SweepConfig(model="m", families=names, sparsities=(0.5,), phases=("prefill",))
+    plan = make_plan([config], shape)
+    why = {result.family: result.problem for result in plan.results}
+    assert why["static-m"] is None
+    said = "static-nk-heads cannot be applied to this model: one KV head serves all query heads"
+    assert all(str(why[name]).startswith(said) for name in names[1:])
+    assert any(note.startswith(said) for note in plan.notes)
