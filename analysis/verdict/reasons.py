@@ -12,6 +12,7 @@ from prunescope.taxonomy.words import percent
 # Kind of a doubt -> the confidence that it leaves, and whether kernels are missing or seem to be.
 WEIGHT = {
     "lost-kernels": (0.3, True),
+    "cut-off": (0.3, True),
     "captured-step": (0.1, False),
     "captured-launches": (0.3, False),
     "no-gemm": (0.1, True),
@@ -63,6 +64,7 @@ DOUBTS: dict[str, Callable[..., str]] = {
     "lost-kernels": lambda lost, count: (
         f"{lost} of {count} kernel launches have no kernel in the trace"
     ),
+    "cut-off": lambda: "the file is cut off, and what stood behind the cut is missing",
     "captured-step": captured_text,
     "captured-launches": captured_text,
     "no-gemm": lambda: "the trace holds no GEMM at all",
