@@ -124,8 +124,7 @@ def _comparison(
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     known = known and conditions(evidence) is None  # else what is gone was never to be there
     largest = LargestKernels(books, dense.kernels, pruned.kernels)
-    has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
-    bounded = has_shapes or bool(units.removed.any())
+    bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
     rungs = ladder(rows, books, is_known=known, is_bounded=bounded)
     return _Comparison(

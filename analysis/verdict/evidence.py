@@ -45,6 +45,7 @@ class Evidence:
     differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
+    left_out: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
