@@ -20,6 +20,7 @@ from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
 from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, Verdict, stored_shapes
+from prunescope.analysis.verdict.fewer_keys import fewer_keys
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -125,6 +126,8 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
+    if (fewer := fewer_keys(e)) is not None:
+        return fewer
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
