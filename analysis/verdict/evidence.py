@@ -111,6 +111,12 @@ class Evidence:
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
 
+    def layers_with_fewer(self, unit: str) -> list[int]:
+        """The layers a module of which counted less than all of a unit in some phase."""
+        counts = self._counts(unit, any_phase=True)
+        found = {locate(n).layer for n, row in counts if row.active < row.total}
+        return sorted(layer for layer in found if layer is not None)
+
     def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, ModuleCounts]]:
         """Modules that counted a unit, by name."""
         for phase, modules in self.census_pruned.dynamic.items() if self.census_pruned else ():
