@@ -9,7 +9,9 @@ from __future__ import annotations
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence, fell
 from prunescope.analysis.verdict.layer_shares import layer_shares
+from prunescope.taxonomy.families import families
 
+_UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -38,5 +40,5 @@ def fewer_keys(e: Evidence) -> FamilyVerdict | None:
         id="unknown",
         confidence=_CONFIDENCE,
         evidence=[line],
-        alternatives=["kv-evict", "dynamic-nk"],
+        alternatives=[one.id for one in families() if _UNITS & {*one.cuts}],
     )
