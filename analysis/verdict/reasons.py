@@ -98,6 +98,10 @@ _DIFFERENCES: dict[str, Callable[[object, object], str]] = {
     "model type": lambda dense, pruned: (
         f"the model is of type {pruned}, the dense one of type {dense}"
     ),
+    "linears": lambda dense, pruned: (
+        f"no linear of the one model is of a size that the other has, and {pruned} is no narrowing "
+        f"of {dense}: two models"
+    ),
     "window": lambda dense, pruned: (
         f"attention sees a window of {pruned}, in the dense run of {dense}: another attention"
     ),

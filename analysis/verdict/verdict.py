@@ -21,6 +21,7 @@ from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
 from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, Verdict, stored_shapes
 from prunescope.analysis.verdict.fewer_keys import fewer_keys
+from prunescope.analysis.verdict.other_model import other_model
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -36,13 +37,14 @@ from prunescope.taxonomy.words import percent
 def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     run_d, run_p = dense.side.run, pruned.side.run
+    other = other_model(pairs)
     return Evidence(
         [p for p in pairs if not _is_beside(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=differences(dense, pruned),
+        differences=(*differences(dense, pruned), *([] if other is None else [other])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
