@@ -46,13 +46,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table; `notes` explain marks and say what was left out."""
+    """A titled table; `notes` explain marks and say what was left out; `needs`: of a note, the
+    columns that it is about, without any of which it says nothing."""
 
     id: str
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
@@ -68,6 +70,9 @@ def without_sizes(phase: Phase) -> bool:
         return False
     is_told = phase.family is not None and phase.family.id != "unknown"
     return not is_told or all(g.axis == "unknown" for g in phase.gemms)
+
+
+_BEYOND = "! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low"
 
 
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
@@ -102,7 +107,8 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         for row, gemm in zip(rows, ordered, strict=True):
             del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
-    return Table("gemms", "GEMMs", columns, rows, _gemm_notes(gemms, shown, unit))
+    notes = _gemm_notes(gemms, shown, unit)
+    return Table("gemms", "GEMMs", columns, rows, notes, {_BEYOND: ("of bound",)})
 
 
 def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
@@ -220,7 +226,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
             "run beside the GEMM, in the time and not in the bound"
         )
     if any((g.efficiency or 0.0) > 1 and g.bound != "latency" for g in shown):
-        notes.append("! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low")
+        notes.append(_BEYOND)
     return notes
 
 
