@@ -26,6 +26,7 @@ from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
+from prunescope.analysis.peaks_known import has_ideals, without_roofline
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     GemmRow,
@@ -127,10 +128,11 @@ def _comparison(
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     known = known and conditions(evidence) is None  # else what is gone was never to be there
     largest = LargestKernels(books, dense.kernels, pruned.kernels)
-    has_shapes = dense.kernels.has_shapes and pruned.kernels.has_shapes
-    bounded = has_shapes or bool(units.removed.any())
+    bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
     rungs = ladder(rows, books, is_known=known, is_bounded=bounded)
+    if not has_ideals(units):
+        rows, rungs = without_roofline(rows, rungs)
     return _Comparison(
         pairing=_pairing(units),
         family=family,

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from prunescope.analysis.inputs.one_sided import of_equal_shapes
 from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
@@ -161,7 +162,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     if twin is None:
         assert failed is not None
         return Outcome(own=own.noticed, twin=noticed, failed=(f"baseline: {failed[0]}", failed[1]))
-    twin, own = comparable(twin, own)
+    twin, own = comparable(*of_equal_shapes(twin, own))
     frames[name] = own.kernels.frame
     phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
     return Outcome(phase, own.noticed, twin.noticed)

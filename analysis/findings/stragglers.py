@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.findings.context import ms
+from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.schema.report import Finding, Phase
 from prunescope.analysis.timeline.link import cover
 from prunescope.taxonomy.words import percent
@@ -112,6 +112,7 @@ def straggler(times: list[RankTime]) -> tuple[str, Finding] | None:
     )
     if mean > 0:
         text += f", which wait {ms(mean)} for it in communication"
+        text += f" ({shortened(kernel)})" if kernel is not None else ""
     mean_own = statistics.fmean(t.own for t in times)
     lines = [f"imbalance: its own work is {slow.own / mean_own:.2f} × the mean of all ranks"]
     lines += [

@@ -187,10 +187,13 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Noticed]:
     if side.options.peaks:
         return limits, Noticed()
     name = trace.device_name or "a device that the trace does not name"
-    said = (
-        f"peaks of {name} are not known: bounds are null; name one with --device, or give "
-        "--peak bf16=TFLOPS and --bandwidth GB/s"
-    )
+    how = "name one with --device, or give --peak bf16=TFLOPS and --bandwidth GB/s"
+    if not trace.on_device:
+        name = "the CPU that it ran on"
+        how = (
+            "`prunescope calibrate` there measures them for --peak fp32=TFLOPS and --bandwidth GB/s"
+        )
+    said = f"peaks of {name} are not known: bounds are null; {how}"
     return limits, Noticed((said,))
 
 

@@ -7,7 +7,7 @@ what was noticed on the way comes back with it. Paths stay out of everything tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -152,9 +152,12 @@ class Side:
         rank, _ = self.mixed.get(name, (name, ""))
         return rank if rank in self.ranks else None
 
-    def read(self, name: str, *, mapped: bool = True) -> SidePhase:
-        """A phase with its kernels; `mapped`: with the ops of graph replays, where known."""
+    def read(self, name: str, *, mapped: bool = True, shapes: bool = True) -> SidePhase:
+        """A phase with its kernels; `mapped`: with the ops of graph replays, where known; `shapes`:
+        with those that its ops recorded."""
         trace, noticed = self._open(name)
+        if not shapes:
+            trace = trace.without_shapes()
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
         eager = None
@@ -266,11 +269,17 @@ class SidePhase:
     name: str
     kernels: Kernels
     noticed: Noticed = Noticed()
+    shapes_left_out: bool = False  # recorded, but not on the other side
 
     @property
     def run(self) -> PhaseRun | None:
         """What the manifest says of this phase, None for a bare trace."""
         return self.side.phase(self.name)
+
+    def without_shapes(self) -> SidePhase:
+        """The same, as if its trace had recorded no shapes."""
+        again = self.side.read(self.name, shapes=False)
+        return replace(again, noticed=self.noticed, shapes_left_out=True)
 
     @cached_property
     def kind(self) -> PhaseKind | None:

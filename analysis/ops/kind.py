@@ -158,9 +158,13 @@ def kernel_kind(kernel: str) -> str:
 def is_work_op(name: str) -> bool:
     """Whether an op of a CPU trace does work itself. Gaps are the short list GAP_OPS (views,
     allocation, dispatch wrappers, Python); every other op is work, known to us or not."""
-    return name not in GAP_OPS and not name.startswith(_GAP_PREFIXES)
+    if name in GAP_OPS or name.startswith(_GAP_PREFIXES):
+        return False
+    return _NODE.fullmatch(name) is None
 
 
+# A node of autograd (MmBackward0, ViewBackward0): what it computes is in the ops that it calls.
+_NODE = re.compile(r"[A-Z]\w{0,200}Backward\d{1,3}")
 _GAP_PREFIXES = ("Torch-Compiled Region", "autograd::engine::evaluate_function", "ProfilerStep#")
 
 

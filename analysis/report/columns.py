@@ -31,6 +31,12 @@ def kept_columns(table: Table, width: int) -> list[int]:
     return kept
 
 
+def shown_notes(table: Table, width: int) -> list[str]:
+    """The notes of a table without those about columns of which none fits."""
+    titles = {table.columns[i].title for i in kept_columns(table, width)}
+    return [note for note in table.notes if not (n := table.needs.get(note)) or titles & {*n}]
+
+
 def fitted(table: Table, width: int, ink: Ink) -> Grid:
     """The table as a grid of at most `width` cells; units stand in the table's title."""
     kept = kept_columns(table, width)

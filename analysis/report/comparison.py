@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from prunescope.analysis.report import escape, numbers
-from prunescope.analysis.report.columns import fitted
+from prunescope.analysis.report.columns import fitted, shown_notes
 from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
@@ -103,8 +103,13 @@ def comparison_table(comparison: Comparison) -> Table:
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
     doubted = any(NOT_VALID in row.critical for row in comparison.rows)
+    needs = {
+        _NOTES[0]: ("TTFT or TPOT",),
+        _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
+    }
     explained = f"{_NOTES[1]}; {_DOUBT}" if doubted else _NOTES[1]
-    return Table("comparison", _TITLE, columns, rows, [_NOTES[0], explained, *failed])
+    notes = [_NOTES[0], explained, *failed]
+    return Table("comparison", _TITLE, columns, rows, notes, needs)
 
 
 _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
@@ -287,5 +292,5 @@ class ComparisonView:
         for warning in comparison_warnings(self.comparison):
             yield ink(f"! {warning}", "yellow")
         yield fitted(table, options.max_width, ink)
-        for note in table.notes:
+        for note in shown_notes(table, options.max_width):
             yield Padding(ink(note, "dim"), (0, 0, 0, 1))

@@ -26,6 +26,7 @@ LEDGER = {
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
 WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) keeps them"
+WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
 # Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
@@ -205,7 +206,9 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     """Which rows are no evidence, and what is unknown."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
     quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and is_quiet(row)]
-    notes = [f"{', '.join(_unknown(rows))}: {WITHOUT_SHAPES}"] if _unknown(rows) else []
+    explained = all(row.row != NOT_EXPLAINED for row in rows)
+    why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES
+    notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
     said = "inside their noise, or with an interval that holds 0, so no evidence"
     notes += [f"{said}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
@@ -219,7 +222,7 @@ def ledger_notes(rows: list[Row]) -> list[str]:
 
 
 def _unknown(rows: list[Row]) -> list[str]:
-    """Rows that need shapes, where none are known."""
+    """Rows that need shapes or peaks, where none are known."""
     return [LEDGER.get(row.row, (row.row, ""))[0] for row in rows if row.ns is None]
 
 

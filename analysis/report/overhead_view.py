@@ -36,7 +36,8 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
         ci95=found.added_ci95,
     )
     rows.append(_row(total, unit, ledger))
-    name = phase.family.id if phase.family else "the dynamic family"
+    known = phase.family is not None and phase.family.id != "unknown"
+    name = phase.family.id if phase.family and known else "what decides at run time"
     table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])
     return without_unknown(table)
 

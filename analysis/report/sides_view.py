@@ -13,6 +13,15 @@ from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import Unprofiled
 
+# What a step of a bare trace is, by the phase that it turned out to be.
+_STEPS = {
+    "prefill": "a step is a forward in prefill (TTFT)",
+    "decode": "a step is a token in decode (TPOT)",
+    "training": "a step is one of training: forward, backward and optimizer, where they are there",
+    "forward": "a step is a forward pass",
+    "mixed": "a step runs prompts and single tokens beside each other",
+}
+
 
 def sides_table(phase: Phase) -> Table | None:
     """A row a quantity that both sides know; None without a baseline."""
@@ -38,7 +47,8 @@ def sides_table(phase: Phase) -> Table | None:
         Column("pruned ÷ dense", numeric=True),
     ]
     known = [row for row in rows if row is not None]
-    note = "a step is a forward in prefill (TTFT) and a token in decode (TPOT)"
+    kind = phase.phase_kind["kind"] if phase.phase_kind else ""
+    note = _STEPS.get(kind, "a step is a forward in prefill (TTFT) and a token in decode (TPOT)")
     return Table("sides", "Dense and pruned", columns, known, [note]) if known else None
 
 

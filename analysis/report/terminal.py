@@ -192,7 +192,7 @@ class _Page:
         unit = next((c.unit for c in table.columns if c.unit), "")
         yield self._section(f"{table.title}: {unit} a step")
         yield columns_of.fitted(table, self.width, self.ink)
-        yield from self._notes(table.notes)
+        yield from self._notes(columns_of.shown_notes(table, self.width))
 
     def _grid(self, right: tuple[int, ...] = (1,), *, columns: int = 4) -> Grid:
         grid = Grid(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)

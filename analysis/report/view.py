@@ -47,13 +47,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A titled table; `notes` explain marks and say what was left out."""
+    """A titled table; `notes` explain marks and say what was left out; `needs`: of a note, the
+    columns that it is about, without any of which it says nothing."""
 
     id: str
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
@@ -69,6 +71,8 @@ def without_sizes(phase: Phase) -> bool:
         return False
     is_told = phase.family is not None and phase.family.id != "unknown"
     return not is_told or all(g.axis == "unknown" for g in phase.gemms)
+
+
 
 
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
@@ -103,7 +107,8 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         for row, gemm in zip(rows, ordered, strict=True):
             del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
-    return Table("gemms", "GEMMs", columns, rows, _gemm_notes(gemms, shown, unit))
+    notes = _gemm_notes(gemms, shown, unit)
+    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("of bound",)})
 
 
 def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
@@ -281,7 +286,7 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         notes.append(_ABOVE)
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
-    return Table("kernels", "Kernels by name", columns, rows, notes)
+    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("of bound",)})
 
 
 def split_table(

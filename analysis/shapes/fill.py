@@ -29,7 +29,10 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     no kernels, or contradicts the config; what is said tells which."""
     out = Filled(traced.frame, traced.source)
     if not traced.trace.on_device:
-        out.warnings.append(f"--model {model.name} is not used: host ops without kernels")
+        out.warnings.append(
+            f"--model {model.name} is not used: this is a CPU trace, and a config tells shapes to "
+            "kernels of a GPU alone (record_shapes=True keeps those of a CPU's ops)"
+        )
         return out
     steps = items_of(traced.frame, traced.trace, traced.works)
     every = [item for items in steps.values() for item in items]

@@ -65,11 +65,14 @@ class Linked:
     launches: dict[str, int] = field(
         default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
     )
+    cut: bool = False  # whether the file ends before the trace does
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
     """The rows of all steps of a trace."""
-    return link_device(trace, windows) if trace.on_device else link_host(trace, windows)
+    linked = link_device(trace, windows) if trace.on_device else link_host(trace, windows)
+    linked.cut = trace.source.cut
+    return linked
 
 
 def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:

@@ -5,7 +5,7 @@ Every column is int64: times are ns, -1 stands for an absent id.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class Trace:
     def on_device(self) -> bool:
         """Whether the trace holds device events: else its host ops are its kernels."""
         return len(self.device["ts"]) > 0
+
+    def without_shapes(self) -> Trace:
+        """The same, as if no shapes had been recorded."""
+        return replace(self, calls=[OpCall(call.name, (), ()) for call in self.calls])
 
     @property
     def device_name(self) -> str | None:

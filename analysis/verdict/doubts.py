@@ -38,6 +38,7 @@ def doubts(
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
     found = [doubt for name, kernels in sides if (doubt := _lost_kernels(name, kernels))]
+    found += [doubt for name, kernels in sides if (doubt := _cut_off(name, kernels))]
     lossy = {doubt.side for doubt in found}
     found += (captured := [one for name, kernels in sides if (one := _captured(name, kernels))])
     # What was captured explains what else would seem lost.
@@ -68,6 +69,11 @@ def apply_doubts(family: FamilyVerdict, found: list[Doubt]) -> FamilyVerdict:
 def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
     return Doubt("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
+
+
+def _cut_off(name: str, kernels: Kernels) -> Doubt | None:
+    """A file that ends before the trace does: events of whole layers may stand behind the cut."""
+    return Doubt("cut-off", name) if kernels.linked.cut else None
 
 
 def _captured(name: str, kernels: Kernels) -> Doubt | None:

@@ -45,6 +45,7 @@ class Evidence:
     differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
+    left_out: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
@@ -109,6 +110,12 @@ class Evidence:
         less = {place.layer for place, active, total in done if active < total}
         whole = all(place.scope == "layer" for place, _, _ in done)
         return sorted(layer for layer in less if layer is not None) if whole else []
+
+    def layers_with_fewer(self, unit: str) -> list[int]:
+        """The layers a module of which counted less than all of a unit in some phase."""
+        counts = self._counts(unit, any_phase=True)
+        found = {locate(n).layer for n, row in counts if row.active < row.total}
+        return sorted(layer for layer in found if layer is not None)
 
     def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, ModuleCounts]]:
         """Modules that counted a unit, by name."""

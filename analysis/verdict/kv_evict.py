@@ -21,8 +21,10 @@ def detect(e: Evidence) -> Seen | None:
         return None
     assert counted is not None
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
+    held = e.layers_with_fewer("keys") or shorter
+    of = f" of {len(held)} of {len(layers)} layers" if 0 < len(held) < len(layers) else ""
     lines = [
-        f"the cache holds {percent(counted[0] / counted[1])} of the keys seen; no linear moved"
+        f"the cache{of} holds {percent(counted[0] / counted[1])} of the keys seen; no linear moved"
     ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")

@@ -12,6 +12,7 @@ from prunescope.taxonomy.words import percent
 # Kind of a doubt -> the confidence that it leaves, and whether kernels are missing or seem to be.
 WEIGHT = {
     "lost-kernels": (0.3, True),
+    "cut-off": (0.3, True),
     "captured-step": (0.1, False),
     "captured-launches": (0.3, False),
     "no-gemm": (0.1, True),
@@ -63,6 +64,7 @@ DOUBTS: dict[str, Callable[..., str]] = {
     "lost-kernels": lambda lost, count: (
         f"{lost} of {count} kernel launches have no kernel in the trace"
     ),
+    "cut-off": lambda: "the file is cut off, and what stood behind the cut is missing",
     "captured-step": captured_text,
     "captured-launches": captured_text,
     "no-gemm": lambda: "the trace holds no GEMM at all",
@@ -95,6 +97,10 @@ _DIFFERENCES: dict[str, Callable[[object, object], str]] = {
     "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
     "model type": lambda dense, pruned: (
         f"the model is of type {pruned}, the dense one of type {dense}"
+    ),
+    "linears": lambda dense, pruned: (
+        f"no linear of the one model is of a size that the other has, and {pruned} is no narrowing "
+        f"of {dense}: two models"
     ),
     "window": lambda dense, pruned: (
         f"attention sees a window of {pruned}, in the dense run of {dense}: another attention"

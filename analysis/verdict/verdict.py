@@ -20,6 +20,8 @@ from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
 from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, Verdict, stored_shapes
+from prunescope.analysis.verdict.fewer_keys import fewer_keys
+from prunescope.analysis.verdict.other_model import other_model
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -35,16 +37,20 @@ from prunescope.taxonomy.words import percent
 def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     run_d, run_p = dense.side.run, pruned.side.run
+    other = other_model(pairs)
     return Evidence(
         [p for p in pairs if not _is_beside(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=differences(dense, pruned),
+        differences=(*differences(dense, pruned), *([] if other is None else [other])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
+        left_out=frozenset(
+            name for name, one in (("dense", dense), ("pruned", pruned)) if one.shapes_left_out
+        ),
     )
 
 
@@ -69,6 +75,9 @@ def verdict(evidence: Evidence) -> Verdict:
             return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=[narrower]))
         return Verdict(_unmoved(evidence))
     family = _named(evidence, seen, is_dynamic=bool(dynamic))
+    if blind := _blind(evidence):
+        family.evidence.append(_unread(evidence, blind))  # calls that are gone tell of no width
+        family.confidence = min(family.confidence, 0.5)
     if narrower is not None:  # beside the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
@@ -116,9 +125,11 @@ def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> FamilyVer
 def _unmoved(e: Evidence) -> FamilyVerdict:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
     GEMM has any to move."""
-    if blind := [name for name in ("dense", "pruned") if _is_blind(e, name)]:
+    if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
+    if (fewer := fewer_keys(e)) is not None:
+        return fewer
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
@@ -142,8 +153,12 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     )
 
 
+def _blind(e: Evidence) -> list[str]:
+    """The sides that run GEMMs and say of none what it multiplies."""
+    return [one for one in ("dense", "pruned") if one not in e.left_out and _is_blind(e, one)]
+
+
 def _is_blind(e: Evidence, side: str) -> bool:
-    """Whether a side runs GEMMs and says of none what it multiplies."""
     calls = [call for p in e.pairs if (call := getattr(p, side)) is not None]
     return bool(calls) and all(call.n is None and call.k is None for call in calls)
 

@@ -184,6 +184,9 @@ def test_every_op_with_a_model_has_a_kind_without_its_shapes() -> None:
         ("aten::contiguous", False), ("aten::clone", False), ("aten::einsum", False),
         ("aten::scaled_dot_product_attention", False), ("aten::item", False), ("detach", False),
         ("Torch-Compiled Region: 0/0", False),
+        ("MmBackward0", False), ("ViewBackward0", False), ("NativeLayerNormBackward0", False),
+        ("torch::autograd::AccumulateGrad", True), ("_MyOwnBackward", True),
+        ("aten::silu_backward", True),
     ],
 )  # fmt: skip
 def test_gaps_are_a_list_and_all_else_is_work(name: str, works: bool) -> None:  # noqa: FBT001

@@ -70,6 +70,14 @@ def test_the_table_has_a_row_a_part_and_a_total() -> None:
     assert "here 50.0 % are gone" in table.notes[0]
 
 
+def test_of_an_unknown_family_the_overhead_is_of_what_decides() -> None:
+    plain = phase()
+    assert plain.family is not None
+    unknown = msgspec.structs.replace(plain.family, id="unknown")
+    table = overhead_table(msgspec.structs.replace(plain, family=unknown))
+    assert table is not None and table.title == "Overhead of what decides at run time"
+
+
 @pytest.mark.parametrize(
     ("at", "ci95", "says"),
     [(0.0, [0.0, None], "break-even is not known: "), (0.3, [None, None], "is not known: "),

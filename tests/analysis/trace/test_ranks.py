@@ -58,7 +58,8 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert list(found) == ["rank2"]
     assert found["rank2"].text == (
         "rank2 is the slowest of 4 ranks: 16.0 µs of its own a step, 6.0 µs (60 %) more than the "
-        "median of the others, which wait 6.0 µs for it in communication"
+        "median of the others, which wait 6.0 µs for it in communication "
+        f"({REDUCE})"
     )
     assert found["rank2"].predicted_ns == 6_000
     # Own work of 10, 10, 16 and 10 us; the GEMM takes 6 us more, the reduction as much less.

@@ -17,7 +17,7 @@ from prunescope.analysis.verdict.reasons import Doubt
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import BF16, found, layers, mm, report
-from tests.chrome import Op, chrome, k, op, step
+from tests.chrome import Op, chrome, k, op, save, step
 
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
 GEMM = ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm", "aten::matmul")
@@ -205,3 +205,27 @@ def test_an_attention_replaced_by_a_module_without_weights(known_by: str, tmp_pa
         assert phase.family is not None
         assert (phase.family.id, phase.family.confidence) == ("static-m", 1.0)
         assert phase.family.evidence == ["1 of 3 attention sublayers gone: 1"]
+
+
+@pytest.mark.parametrize("cut", ["pruned", "dense"])
+def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
+    """Of 8 layers the file of one side ends within the fourth: the rest seems gone, or added."""
+    files = {}
+    for side in ("dense", "pruned"):
+        events = layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=2048, k_=4096)), count=8)
+        files[side] = save(events, tmp_path / f"{side}.json")
+    text = files[cut].read_text()
+    at = text.index("model.layers.4.") - 20
+    files[cut].write_text(text[:at])
+    phase = analyze(files["pruned"], baseline=files["dense"]).report.phases["trace"]
+    assert phase.family is not None and phase.family.confidence <= 0.3
+    said = f"{cut}: the file is cut off, and what stood behind the cut is missing"
+    assert said in finding(phase) and said in phase.family.evidence
+
+
+def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
+    path = save(layers(("mlp.up_proj", mm()), count=8), tmp_path / "t.json")
+    text = path.read_text()
+    path.write_text(text[: text.index("model.layers.4.") - 20])
+    phase = analyze(path).report.phases["trace"]
+    assert "the trace: the file is cut off" in finding(phase)

@@ -155,6 +155,27 @@ def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[
     assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
 
 
+def test_fewer_keys_in_some_layers_may_be_two_families() -> None:
+    """Layers 2 and 3 of 4 read 8 of 16 keys; the others, with windows of their own, as many as
+    before."""
+    dense = model(1)
+    found = verdict(evidence(dense, changed(dense, on(("attention",), [2, 3], keys=8))))
+    assert found.alternatives == ["dynamic-nk", "kv-evict"] and found.confidence == 0.5
+    assert "attention of 2 of 4 layers reads fewer keys (16 → 8)" in found.evidence[0]
+    # with a linear that moved too it is something else
+    both = {**on(("attention",), [2, 3], keys=8), **on(("up",), [1], n=96)}
+    assert verdict(evidence(dense, changed(dense, both))).alternatives != found.alternatives
+
+
+def test_a_cache_that_some_layers_cut_is_said_to_be_of_those() -> None:
+    dense = model(1)
+    edits = on(("attention",), [0], keys=8)
+    one = verdict(evidence(dense, changed(dense, edits), census=counts("keys", 8, 16)))
+    assert one.evidence[0] == (
+        "the cache of 1 of 4 layers holds 50 % of the keys seen; no linear moved"
+    )
+
+
 EXPERTS = 4
 
 

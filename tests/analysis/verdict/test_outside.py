@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict
 from tests.small_capture import saved_model, small_trace
 
@@ -206,3 +208,20 @@ def test_windows_that_hold_every_token_are_alike(tmp_path: Path) -> None:
     )
     run = trace(tmp_path / "run", model=pruned, baseline_model=dense, phase="prefill")
     assert {f.id for f in families(run).values()} == {"dense"}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_models_do_not_compare(
+    real_trace: Callable[[str], Path],
+    *,
+    turned: bool,
+) -> None:
+    """A ViT of 768 and 3072 against a Qwen of 1024 and 2816: one grows, the other falls."""
+    names = ["h100_vit.json.gz", "h100_qwen1.5-0.5b_prefill.json.gz"]
+    subject, baseline = (real_trace(name) for name in (names[::-1] if turned else names))
+    phase = analyze(subject, baseline=baseline).report.phases["trace"]
+    assert phase.family is not None and phase.family.id == "outside"
+    assert "two models" in phase.family.evidence[0]
+    found = {finding.id for finding in phase.findings}
+    assert "not-comparable" in found and not found & {"added-work", "coverage-limited"}
+    assert phase.ladder is not None and phase.ladder.flop is None

@@ -66,7 +66,7 @@ def test_the_family_is_named(name: str, tmp_path: Path, *, cpu: bool) -> None:
     setting = Setting(cpu=cpu)
     phase = compared(tmp_path, (FOUR, setting), (pruned, setting))
     assert told(phase).id == want
-    rows = {r.row: r.ns for r in phase.ledger or []}
+    rows = {r.row: r.moves_ns for r in phase.ledger or []}
     assert sum(rows[r] for r in rows if r not in ("dense", "pruned")) == pytest.approx(
         rows["pruned"]
     )
