@@ -82,7 +82,9 @@ def setup(phase: Phase) -> str:
     if timed := phase.unprofiled_ns:
         seats = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
         seats += (
-            f", each with {numbers.time(cost)} besides them" if (cost := timed.seating_cost_ns) else ""
+            f", each with {numbers.time(cost)} besides them"
+            if (cost := timed.seating_cost_ns)
+            else ""
         )
         facts.append(f"{len(timed.samples)} unprofiled samples{seats}")
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}

@@ -73,8 +73,6 @@ def without_sizes(phase: Phase) -> bool:
     return not is_told or all(g.axis == "unknown" for g in phase.gemms)
 
 
-
-
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
     """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
     the kernels that ran in place of the group."""
