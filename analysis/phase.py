@@ -24,9 +24,9 @@ from prunescope.analysis.ledger.ladder import ladder
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
+from prunescope.analysis.ledger.peaks_known import has_ideals, without_roofline
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
-from prunescope.analysis.peaks_known import has_ideals, without_roofline
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     GemmRow,

@@ -28,7 +28,7 @@ def totals(one: SidePhase) -> Totals:
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
-    tokens = run.tokens_per_step if run else one.kernels.tokens
+    tokens = _tokens(run) if run else one.kernels.tokens
     took = unprofiled.median if unprofiled else wall
     return Totals(
         steps=steps,
@@ -50,6 +50,12 @@ def totals(one: SidePhase) -> Totals:
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )
+
+
+def _tokens(run: PhaseRun) -> int | None:
+    """Of a step; None for a model without a cache that was given one row an item, as images are."""
+    items = run.cache == "none" and run.tokens_per_step == run.batch
+    return None if items else run.tokens_per_step
 
 
 def total(frame: pl.DataFrame, column: str) -> int:

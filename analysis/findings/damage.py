@@ -21,7 +21,9 @@ def kernels_missing(c: Context) -> Finding | None:
         text="the trace does not hold all of its kernels: "
         + ("what seems pruned may be lost" if c.dense else "times and counts are of the others"),
         evidence=found,
-        change="capture again, fewer steps after a warm-up step; kernels that were recorded into a "
+        change="copy the file again: it ends within an event"
+        if any(doubt.kind == "cut-off" for doubt in c.doubts)
+        else "capture again, fewer steps after a warm-up step; kernels that were recorded into a "
         "graph are seen when the graph is replayed",
         predicted_ns=None,
     )

@@ -27,7 +27,7 @@ class Stops:
 
     waits: float = 0.0
     copies: float = 0.0
-    by: str = ""  # the call that most of the waits are
+    by: str = ""  # the calls that wait, the one that most waits are first
 
     def __bool__(self) -> bool:
         """Whether there are more of a kind than the one in which the host fetches a result."""
@@ -58,8 +58,10 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     step = np.where(np.isin(calls["thread"], threads), step, NONE)
     step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
     waited = calls["name"][sync & (step >= 0)]
+    often = np.bincount(waited)
+    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
     return Stops(
-        by=trace.names[int(np.bincount(waited).argmax())][:_SHOWN] if len(waited) else "",
+        by=", ".join(trace.names[i][:_SHOWN] for i in order),
         waits=_median(step[sync], len(windows)),
         copies=_median(step[blocking_copies(trace, calls)], len(windows)),
     )

@@ -50,6 +50,7 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
         kind, evidence, doubt = *_NO_DECODER, None
     else:
         kind, evidence, doubt = *_by_shape(kernels), _several(kernels)
+        kind = "mixed" if doubt and _prompts_and_tokens(kernels) else kind
     answer = PhaseKind(kind=kind, evidence=evidence)
     if doubt:
         answer["doubt"] = doubt
@@ -127,6 +128,14 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
     return "unknown", f"{rows}, which both phases may have, and attention has no shapes"
+
+
+def _prompts_and_tokens(kernels: Kernels) -> bool:
+    """Whether attention was called for single queries and for many, each often enough to be a
+    phase: a prompt and what was generated after it."""
+    calls = _of(kernels, pl.col("class") == "attention").drop_nulls("m")
+    single = int((calls["m"] == 1).sum())
+    return min(single, len(calls) - single) > _SHARE * len(calls)
 
 
 def rows_of_linears(kernels: Kernels) -> int | None:
@@ -210,7 +219,12 @@ def _several(kernels: Kernels) -> str | None:
         return None
     (first, often), *others = seen
     rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
+    change = (
+        "record prefill and decode apart, or annotate their steps"
+        if kernels.windows.source == "whole"
+        else "--phase-pattern picks the steps of one"
+    )
     return (
         f"M of the linears is {first} in {often:,} GEMMs and {rest}, one after the other: more "
-        "than one phase, or parts of a model that differ; --phase-pattern picks the steps of one"
+        f"than one phase, or parts of a model that differ; {change}"
     )

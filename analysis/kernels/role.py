@@ -72,6 +72,9 @@ def find_roles(
     named = [False] * len(kinds)
     role: list[str] = []
     layered = any(place.layer is not None for place in scopes.places)
+    experts = "grouped_gemm" in kinds or any(
+        place.role in ("experts", "shared_expert") for place in scopes.places
+    )
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
     guessed: list[int] = []  # rows before attention that may rotate queries and keys
@@ -91,6 +94,8 @@ def find_roles(
                 found = _outside_layers(kind, layered=layered)
             else:
                 found = _in_scope(place, kind, calls[i], after=scope_call in attended)
+                # A dense MLP has no experts: what gathers in it are rows that a router chose.
+                found = "router" if found == "experts" and not experts else found
                 guessed += [i] * (found == "rope" and place.scope == "attention")
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)

@@ -145,9 +145,15 @@ def _outcome(phase: Phase) -> str:
     if holds_one(phase):
         text = f"{ratio} cannot be told from no speedup: the interval holds 1×"
         return f"{text}; {_was_promised(phase, ladder)}"
-    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)} of "
-    text += f"{numbers.ratio(ladder.nominal)} "
-    text += "promised" if _has_promise(phase) else "that its FLOPs allow"
+    return _realised(phase, ladder)
+
+
+def _realised(phase: Phase, ladder: Ladder) -> str:
+    """A speedup of what was promised, and the share of its bound."""
+    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
+    if ladder.nominal is not None:
+        text += f" of {numbers.ratio(ladder.nominal)} "
+        text += "promised" if _has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         text += _shares(ladder.share_of_bound_ci95)

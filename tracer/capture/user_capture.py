@@ -196,13 +196,16 @@ class UserCapture:
             settle(self._model, self._draw)
 
     def usual_phase(self) -> str:
-        """What the steps were: training where gradients were computed, else by the first one's
-        cache."""
+        """What the steps were: training where gradients were computed, mixed where one called the
+        model for a prompt and for single tokens, as `generate` does, else by the first one's cache.
+        """
         if self._trains:
             return "training"
         first = self._inputs
         if not first or first["cache"] == "none":
             return "forward"
+        if min(first["lengths"]) == 1 < max(first["lengths"]):
+            return "mixed"
         return "decode" if first["past"] and first["length"] == 1 else "prefill"
 
     def finish(self, variant: str, phase: str | None) -> Capture:
@@ -239,7 +242,10 @@ class UserCapture:
                 "the model was not called in the first step",
                 hint="call the model that capture() was given inside `with c.step():`",
             )
-        self._inputs = seen[0] | {"tokens": sum(call["batch"] * call["length"] for call in seen)}
+        self._inputs = seen[0] | {
+            "tokens": sum(call["batch"] * call["length"] for call in seen),
+            "lengths": [call["length"] for call in seen],
+        }
 
     @contextmanager
     def _timed(self, step: _Step) -> Iterator[None]:

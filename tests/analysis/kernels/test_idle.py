@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.kernels.capture import Stops
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import anatomy_view
 from prunescope.analysis.schema.report import Finding, Phase
@@ -273,6 +274,11 @@ def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path
     waits_said = "once the 2 waits (cudaStreamSynchronize) of a step are gone: no graph holds them"
     said = waits_said in bound.change
     assert said is (waits == 2)
+
+
+def test_every_call_that_waits_is_named() -> None:
+    both = Stops(waits=9.0, by="cudaStreamSynchronize, cudaDeviceSynchronize")
+    assert str(both) == "9 waits (cudaStreamSynchronize, cudaDeviceSynchronize)"
 
 
 @pytest.mark.parametrize("in_step", [1, 3])

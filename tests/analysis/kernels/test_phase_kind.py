@@ -180,6 +180,17 @@ def test_two_phases_in_one_step_are_doubted(tmp_path: Path) -> None:
     assert f"trace: {said['doubt']}" in report.warnings
 
 
+def test_a_prompt_and_what_is_generated_after_it_are_mixed(tmp_path: Path) -> None:
+    """As `generate` records them: a prompt of 64, then five tokens, of four layers each."""
+    items = [item for rows in (64, 1, 1, 1, 1, 1)
+             for item in [linear(rows), linear(rows), attention(rows, 64)] * 4]  # fmt: skip
+    said = told(tmp_path, *items, cached=True)["trace"].phase_kind
+    assert said is not None
+    assert said["kind"] == "mixed"
+    assert said["doubt"].endswith("record prefill and decode apart, or annotate their steps")
+    assert "--phase-pattern" not in said["doubt"]  # there is nothing for it to pick
+
+
 @pytest.mark.parametrize(
     "items",
     [

@@ -44,7 +44,7 @@ def at(scope: str, name: str = "unknown") -> Place:
         ("attention", "elementwise", "rope"), ("attention", "layout", "rope"),
         ("mlp", "elementwise", "activation"), ("mlp", "activation", "activation"),
         ("mlp", "routing", "router"), ("mlp", "grouped_gemm", "experts"),
-        ("mlp", "gather_scatter", "experts"), ("mlp", "gemm", "unknown"),
+        ("mlp", "gather_scatter", "router"), ("mlp", "gemm", "unknown"),
         ("layer", "elementwise", "residual"), ("layer", "gemm", "unknown"),
         ("mixer", "conv", "conv"), ("mixer", "scan", "scan"), ("mixer", "elementwise", "scan"),
         ("model", "embedding", "embedding"), ("model", "sampling", "sampling"),
@@ -53,6 +53,14 @@ def at(scope: str, name: str = "unknown") -> Place:
 )  # fmt: skip
 def test_work_of_a_module_with_children(scope: str, kind: str, want: str) -> None:
     assert role(at(scope), kind) == want
+
+
+def test_what_gathers_in_an_mlp_gathers_for_its_experts_where_it_has_some() -> None:
+    """A method that routes tokens around a dense MLP gathers there too."""
+    assert role(at("mlp"), "gather_scatter", before=("grouped_gemm",)) == "experts"
+    places = [at("mlp"), at("mlp", "experts")]
+    scopes = Scopes(np.array([0, 1]), np.zeros(2, np.int64), places, "modules")
+    assert find_roles(scopes, ["gather_scatter", "gemm"], [None, None]).role[0] == "experts"
 
 
 def test_a_gemm_outside_of_layers_is_a_head_where_tokens_are_embedded() -> None:
