@@ -14,10 +14,10 @@ from prunescope.analysis.findings.context import (
 from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.waits import cause_sums
 from prunescope.analysis.schema.report import Finding, LedgerPart, is_beyond_noise
-from prunescope.analysis.shapes.workload import DECODE
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent
 
+_DECODE = "decode"
 _NET = 0.05  # of a row: what offsets it is named from here on
 _MUCH = 0.03  # of the dense wall: a row worth a sentence
 
@@ -40,7 +40,7 @@ def dispatch_bound(c: Context) -> Finding | None:
 
 def _is_decode(c: Context) -> bool:
     """Whether a step is a token: no prompt, however long, makes its products larger."""
-    return c.name == DECODE or (c.own.kind is not None and c.own.kind["kind"] == DECODE)
+    return c.name == _DECODE or (c.own.kind is not None and c.own.kind["kind"] == _DECODE)
 
 
 def _longer_ops(c: Context) -> str:

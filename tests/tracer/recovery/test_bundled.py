@@ -36,7 +36,7 @@ def test_the_frontier_is_rebuilt_from_the_bundle(
     request = asked("s", families=["static-m", "static-nk-mlp"], phases=["prefill"])
     sweep(request)
     for anonymous in (False, True):
-        out = bundling.bundle([request.out], tmp_path / "b.zip", anonymous=anonymous)
+        out = bundling.bundle([request.out], tmp_path / f"b{anonymous}.zip", anonymous=anonymous)
         check(request.out, out, tmp_path / "forged.zip")
 
 
