@@ -126,11 +126,11 @@ def _comparison(
     units, domain = books.units, books.domain
     judged, family = families
     known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
-    known = known and conditions(evidence) is None  # else what is gone was never to be there
+    comparable = conditions(evidence) is None  # else what is gone was never to be there
     largest = LargestKernels(books, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
-    rungs = ladder(rows, books, is_known=known, is_bounded=bounded)
+    rungs = ladder(rows, books, is_known=known and comparable, is_bounded=bounded and comparable)
     if not has_ideals(units):
         rows, rungs = without_roofline(rows, rungs)
     return _Comparison(
@@ -141,7 +141,7 @@ def _comparison(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, books, is_known=known),
+        sparsity=_realised(evidence, judged, books, is_known=known and comparable),
         predicted=_predicted(dense, pruned, books, family, rungs, rows),
         overhead=overhead(books, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),

@@ -224,4 +224,4 @@ def test_two_models_do_not_compare(
     assert "two models" in phase.family.evidence[0]
     found = {finding.id for finding in phase.findings}
     assert "not-comparable" in found and not found & {"added-work", "coverage-limited"}
-    assert phase.ladder is not None and phase.ladder.flop is None
+    assert phase.ladder is not None and phase.ladder.flop is phase.ladder.coverage is None
