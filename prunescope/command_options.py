@@ -181,7 +181,7 @@ PREDICT = {
         str | None,
         Option(
             metavar="MODEL",
-            help="Preset, hub id or config.json.",
+            help="Preset, hub id, config, run.json or GGUF.",
             autocompletion=completion.models,
         ),
     ],
