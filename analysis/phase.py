@@ -125,12 +125,13 @@ def _comparison(
     """`families`: the verdict before and after its doubts."""
     units, domain = books.units, books.domain
     judged, family = families
-    known = is_known(dense.kernels) and is_known(pruned.kernels) and replaced(evidence) is None
     comparable = conditions(evidence) is None  # else what is gone was never to be there
+    known = comparable and is_known(dense.kernels) and is_known(pruned.kernels)
+    known = known and replaced(evidence) is None
     largest = LargestKernels(books, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
-    rungs = ladder(rows, books, is_known=known and comparable, is_bounded=bounded and comparable)
+    rungs = ladder(rows, books, is_known=known, is_bounded=bounded and comparable)
     if not has_ideals(units):
         rows, rungs = without_roofline(rows, rungs)
     return _Comparison(
@@ -141,7 +142,7 @@ def _comparison(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, books, is_known=known and comparable),
+        sparsity=_realised(evidence, judged, books, is_known=known),
         predicted=_predicted(dense, pruned, books, family, rungs, rows),
         overhead=overhead(books, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),

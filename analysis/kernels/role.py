@@ -93,9 +93,8 @@ def find_roles(
             if place.scope == "model":
                 found = _outside_layers(kind, layered=layered)
             else:
-                found = _in_scope(place, kind, calls[i], after=scope_call in attended)
-                # A dense MLP has no experts: what gathers in it are rows that a router chose.
-                found = "router" if found == "experts" and not experts else found
+                after = scope_call in attended
+                found = _in_scope(place, kind, calls[i], after=after, experts=experts)
                 guessed += [i] * (found == "rope" and place.scope == "attention")
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
@@ -144,15 +143,16 @@ def _is_attention(kind: str, call: OpCall | None) -> bool:
     return kind in ("attention", "softmax")
 
 
-def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool) -> str:
-    """The role of work that a module with children does itself."""
+def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool, experts: bool) -> str:
+    """The role of work that a module with children does itself. `after`: attention has been seen in
+    it; `experts`: the model has some, else what gathers in an MLP are rows that a router chose."""
     if place.scope == "attention":
         return _in_attention(kind, call, after=after)
     if place.scope == "mlp":
         if kind in ("routing", "sampling"):
             return "router"
         if kind in ("grouped_gemm", "gather_scatter"):
-            return "experts"
+            return "experts" if experts else "router"
         return "activation" if kind in (*POINTWISE, "layout") else "unknown"
     if place.scope == "layer":
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
