@@ -159,7 +159,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
     """What the colours that are drawn mean, and the whiskers."""
-    says = {"loss": "lost", "gain": "gained", "quiet": "in its noise"}
+    says = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
     seen = {bar.tone for bar in bars if bar.start != bar.end}
     marks: list[Patch | Line2D] = [
         Patch(

@@ -84,7 +84,7 @@ def test_every_figure_says_what_it_shows_and_in_which_unit(
         "bound", "measured", "95 % interval", "1× (dense)"
     ]  # fmt: skip
     assert [t.get_text() for t in ledger.legends[0].get_texts()] == [
-        "lost", "gained", "in its noise", "95 % interval"
+        "lost", "gained", "no evidence", "95 % interval"
     ]  # fmt: skip
     assert "ms" in [t.get_text() for t in ledger.axes[0].texts]  # above the numbers at the right
 
