@@ -6,12 +6,12 @@ Scored anew after every removal, as in SLEB (arXiv 2402.09025) and Shortened LLa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -20,6 +20,9 @@ from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
 SEQUENCES = 2  # of the calibration: each is run n times for every layer that goes
+_Forward = Callable[..., Any]
+# What a layer raises that misses what another one did not leave.
+_MISSED = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 @torch.no_grad()
@@ -39,61 +42,141 @@ def greedy_removal(
             f"--select greedy does not choose {' and '.join(kinds)} sublayers",
             hint="use --set unit=layer, or --select calibrated",
         )
-    _, layers = decoder_layers(model)
-    batches = calibration.batches[:SEQUENCES]
-    outputs = _outputs(model, layers, batches[0])
+    stack = _Stack(model, calibration.batches[:SEQUENCES])
     gone: list[int] = []
-    losses = [_loss(model, batches)]
+    losses = [stack.loss(gone)]
     while len(gone) < count:
-        scores = {}
-        for index in range(len(layers)):
-            if index in gone or not counts_without(model, [*gone, index]):
-                continue
-            with _without([layers[i] for i in (*gone, index)], outputs):
-                scores[index] = _loss(model, batches)
+        stack.begin_round(gone)
+        scores = {
+            index: stack.loss([*gone, index])
+            for index in range(len(stack.layers))
+            if index not in gone and counts_without(model, [*gone, index])
+        }
         best = min(scores, key=scores.__getitem__)
         gone.append(best)
         losses.append(scores[best])
-    tokens = sum(ids.numel() for ids in batches)
-    record["calibration"] = {**calibration.record, "sequences": len(batches), "tokens": tokens}
+    tokens = sum(ids.numel() for ids in stack.batches)
+    record["calibration"] = {
+        **calibration.record,
+        "sequences": len(stack.batches),
+        "tokens": tokens,
+    }
     record["greedy"] = {"order": gone, "losses": losses}
     return {"layer": sorted(gone)}
 
 
-def _loss(model: Any, batches: Sequence[torch.Tensor]) -> float:
-    """Nats a token; infinity where that is no number, so that it is never the least."""
-    total, tokens = 0.0, 0
-    device = model.get_input_embeddings().weight.device
-    for ids in batches:
-        ids = ids.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
-        tokens += ids.shape[1] - 1
-    return total / tokens if total == total else float("inf")
+class _Stack:
+    """Losses of a model without some layers, which then put out what they take in.
+
+    What enters each layer is kept for a round: where one more goes, those before it rest.
+    """
+
+    def __init__(self, model: Any, batches: Sequence[torch.Tensor]) -> None:
+        self._model = model
+        device = model.get_input_embeddings().weight.device
+        self.batches = [ids.to(device) for ids in batches]
+        self.layers: list[Any] = list(decoder_layers(model)[1])
+        self._returned = _values_returned(model, self.layers[0], self.batches[0])
+        # By sequence and layer; empty where the layers before cannot rest.
+        self._entering: list[list[torch.Tensor]] = []
+        self._gone: list[int] = []
+        self._may_rest = True
+        self._may_rest = self._last_layer_is_the_same()
+
+    def loss(self, gone: Sequence[int]) -> float:
+        """Nats a token without these layers, the last of them gone last; infinity where that is no
+        number, so that it is never the least."""
+        total, tokens = 0.0, 0
+        for number, ids in enumerate(self.batches):
+            forwards = dict.fromkeys(gone, self._handing_on)
+            if self._entering and gone and list(gone[:-1]) == self._gone:
+                given = partial(_given, self._handing_on, self._entering[number][gone[-1]])
+                forwards |= dict.fromkeys(range(gone[-1] + 1), given)
+            logits = self._logits(ids, forwards)[0, :-1]
+            total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
+            tokens += ids.shape[1] - 1
+        return total / tokens if total == total else float("inf")
+
+    def begin_round(self, gone: Sequence[int]) -> None:
+        """These layers are gone; of each of the others it is asked what its going would cost."""
+        self._gone, self._entering = list(gone), []
+        for ids in self.batches if self._may_rest else ():
+            entering: list[torch.Tensor] = []
+            noting: dict[int, _Forward] = {}
+            for index, layer in enumerate(self.layers):
+                run = self._handing_on if index in gone else layer.forward
+                noting[index] = partial(_noted, entering, run)
+            self._logits(ids, noting)
+            self._entering.append(entering)
+
+    def _last_layer_is_the_same(self) -> bool:
+        """Whether it needs nothing of those before it but what they hand on: one that shares keys
+        and values does."""
+        if len(self.layers) < 3:  # noqa: PLR2004 - none rests before the one before the last
+            return False
+        one = [len(self.layers) - 2]
+        plain = self.loss(one)
+        try:
+            self.begin_round([])
+            return self.loss(one) == plain
+        except _MISSED:
+            return False
+        finally:
+            self._entering = []
+
+    def _logits(self, ids: torch.Tensor, forwards: Mapping[int, _Forward]) -> torch.Tensor:
+        """[1, L, V], with other forwards for some layers."""
+        with self._running(forwards):
+            logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
+            return logits
+
+    @contextmanager
+    def _running(self, forwards: Mapping[int, _Forward]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for index, forward in forwards.items():
+                stack.enter_context(_forward_replaced(self.layers[index], forward))
+            yield
+
+    def _handing_on(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        """A layer's forward that puts out what it takes in."""
+        returned = self._returned
+        return (hidden_states, *[None] * (returned - 1)) if returned else hidden_states
 
 
-def _outputs(model: Any, layers: nn.ModuleList, ids: torch.Tensor) -> int:
+def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
     """How many values a layer returns as a tuple; 0 where it returns a tensor."""
     seen: list[int] = []
-    handle = layers[0].register_forward_hook(
+    handle = layer.register_forward_hook(
         lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple) else 0)
     )
     try:
-        model(input_ids=ids[:, :2].to(model.get_input_embeddings().weight.device), use_cache=False)
+        model(input_ids=ids[:, :2], use_cache=False)
     finally:
         handle.remove()
     return seen[0]
 
 
 @contextmanager
-def _without(layers: Sequence[Any], outputs: int) -> Iterator[None]:
-    """Within, these layers put out what they take in."""
-
-    def identity(hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
-
-    with ExitStack() as stack:
-        for layer in layers:
-            layer.forward = identity
-            stack.callback(layer.__dict__.pop, "forward")
+def _forward_replaced(layer: Any, forward: _Forward) -> Iterator[None]:
+    own = vars(layer)
+    before = own.get("forward")  # accelerate sets one on modules that it moves
+    own["forward"] = forward
+    try:
         yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
+def _noted(
+    seen: list[torch.Tensor], run: _Forward, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    seen.append(hidden_states)
+    return run(hidden_states, *args, **kwargs)
+
+
+def _given(
+    run: _Forward, given: torch.Tensor, _hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
+) -> Any:
+    return run(given)

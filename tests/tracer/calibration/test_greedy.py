@@ -50,6 +50,41 @@ def test_each_removal_is_the_one_that_costs_least(name: str) -> None:
     assert torch.equal(model(input_ids=ids).logits, before)  # every layer runs again
 
 
+def test_layers_before_the_one_that_goes_rest() -> None:
+    """Of 4 layers run: 4 for what one returns; of the one before the last 3 as ever, then 4 whose
+    inputs are kept and the last alone (the same loss); 4 with none gone, 4 of the round, and those
+    behind each that may go: 3 + 2 + 1 + 0."""
+    model = tiny_model("llama", num_hidden_layers=4)
+    ran: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda *_: ran.append(1))
+    calibration = Calibration(batches=(torch.arange(24)[None],), record={"text": None})
+    greedy_removal(model, calibration, ["layer"], 1, {})
+    assert len(ran) == 4 + 3 + 4 + 1 + 4 + 4 + 6
+
+
+@torch.no_grad()
+def test_a_layer_that_reads_what_an_earlier_one_left_is_not_run_alone() -> None:
+    ids = torch.arange(24)[None]
+    model = tiny_model("llama", num_hidden_layers=4)
+    left: dict[str, torch.Tensor] = {}
+    layers = model.model.layers
+    model.register_forward_pre_hook(lambda *_: left.clear())
+    layers[0].mlp.register_forward_hook(lambda *a: left.update(out=a[2]))
+    layers[3].mlp.register_forward_hook(lambda *a: a[2] + 20 * left.get("out", 0))
+    expected = {}
+    for index, layer in enumerate(layers):
+        layer.forward = lambda hidden_states, **_: hidden_states
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        expected[index] = float(cross_entropy(logits, ids[0, 1:]))
+        del layer.forward
+    record: dict[str, Any] = {}
+    calibration = Calibration(batches=(ids,), record={"text": None})
+    greedy_removal(model, calibration, ["layer"], 1, record)
+    assert record["greedy"]["order"] == [min(expected, key=expected.__getitem__)]
+    assert record["greedy"]["losses"][1] == pytest.approx(min(expected.values()), rel=1e-6)
+
+
 def test_sublayers_are_not_chosen_so(tiny: Any) -> None:
     calibration = Calibration(batches=(torch.ones(1, 8, dtype=torch.long),), record={})
     with pytest.raises(PrunescopeError, match="does not choose attention and mlp sublayers"):
