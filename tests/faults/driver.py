@@ -17,7 +17,6 @@ from typing import Any
 import prunescope.taxonomy.atomic_write
 from prunescope.taxonomy.run import PhaseRun, Run
 from prunescope.tracer.capture.chrome import PHASE
-from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.runs import Capture, write_runs
 
 # Every place at which the process may die while it writes, in order.
@@ -40,7 +39,9 @@ def capture(variant: str) -> Capture:
               versions={}, seeds={}, argv=[])  # fmt: skip
     spanned = {**events[0], "name": PHASE, "cat": "user_annotation", "dur": 5000.0}
     trace = {"traceEvents": [spanned, *events], "prunescope": {"variant": variant, "cut_ns": []}}
-    return Capture(run=run, sessions={"prefill": [Packed(trace)]})
+    captured = Capture(run=run)
+    captured.traces["prefill"].add(trace)
+    return captured
 
 
 def write_both(out: Path) -> None:

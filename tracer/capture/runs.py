@@ -6,6 +6,7 @@ In: Captures by variant. Out: the folder F, whole or not at all. No torch here.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +15,20 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
 from prunescope.taxonomy.run_blocks import Twin
 from prunescope.tracer.capture.folder import write_whole
-from prunescope.tracer.capture.joined import write_joined
-from prunescope.tracer.capture.packed import Packed
+from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.progress import Progress, Silent
 
 
 @dataclass(kw_only=True)
 class Capture:
-    """What one variant gave: its manifest without hashes, and by phase a Chrome trace a session.
+    """What one variant gave: its manifest without hashes, and by phase a Chrome trace.
 
     `eager`: in the modes compile and graph, the eager pass of the same step.
     """
 
     run: Run
-    sessions: dict[str, list[Packed]] = field(default_factory=dict)
-    eager: dict[str, Packed] = field(default_factory=dict)
+    traces: dict[str, Joined] = field(default_factory=lambda: defaultdict(Joined))
+    eager: dict[str, Joined] = field(default_factory=lambda: defaultdict(Joined))
 
 
 def write_runs(
@@ -69,14 +69,13 @@ def _fill(
     for name, captured in captures.items():
         run_folder = folder / name
         run_folder.mkdir()
-        for phase, sessions in captured.sessions.items():
+        for phase, trace in captured.traces.items():
             entry = captured.run.phases[phase]
             entry.trace = f"{phase}.trace.json.gz"
-            parts = (session.trace() for session in sessions)
-            entry.sha256 = write_joined(parts, run_folder / entry.trace)
+            entry.sha256 = trace.write(run_folder / entry.trace)
             if phase in captured.eager:
                 entry.eager_trace = f"{phase}.eager.trace.json.gz"
-                write_joined([captured.eager[phase].trace()], run_folder / entry.eager_trace)
+                captured.eager[phase].write(run_folder / entry.eager_trace)
             progress.advance()
         if name == "pruned" and "dense" in captures:
             captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")

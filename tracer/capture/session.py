@@ -26,7 +26,6 @@ from prunescope.tracer.capture.graph_mode import check_mode, plainly
 from prunescope.tracer.capture.loops import loops_of
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
-from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
@@ -43,7 +42,7 @@ from prunescope.tracer.capture.seatings import (
     wide_phases,
 )
 from prunescope.tracer.capture.surroundings import Surroundings
-from prunescope.tracer.capture.timing import collector_resting, set_aside, take_share
+from prunescope.tracer.capture.timing import collector_resting, nobody, set_aside, take_share
 from prunescope.tracer.capture.variants import (
     TwinDoesNotFit,
     Variant,
@@ -76,7 +75,7 @@ def capture(
     device = pick_device(request.device)
     check_mode(request, device)
     check_method(request)
-    with thread_count(request.threads), memory_explained(), set_aside():
+    with thread_count(request.threads), memory_explained():
         around = Surroundings(device, peaks)
         session = _Session(request, device, progress, around)
         session.variants = variants
@@ -160,22 +159,30 @@ class _Session:
                 run.inputs = input_ids(self.request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
         kept: dict[str, dict[str, Loop]] = {}
-        for part in chain(sitting.parts, self._further(sitting)):
-            self._told_seating(part)
-            cost_ns = self._place(variants)
-            with torch.inference_mode():
-                for phase in part.phases:
-                    # Compiled code takes weights from anywhere; a graph is recorded where they lie.
-                    if self.request.mode != "compile" or phase not in kept:
-                        kept[phase] = loops_of(self.request, phase, variants, self.device)
-                    self._time(phase, variants, kept[phase], (sitting, part, cost_ns))
-                    cost_ns = 0  # of the first phase of the seating
-                    if part.steps:
-                        self._profile(phase, variants, kept[phase], part)
-        if sitting.last:
-            with torch.inference_mode():
-                for phase in self.request.phases:
-                    self._finish(phase, variants, kept[phase])
+        with set_aside(), torch.inference_mode():
+            for part in chain(sitting.parts, self._further(sitting)):
+                self._seat(sitting, part, variants, kept)
+            for phase in self.request.phases if sitting.last else ():
+                self._finish(phase, variants, kept[phase])
+
+    def _seat(
+        self,
+        sitting: _Sitting,
+        part: SeatingPart,
+        variants: list[Variant],
+        kept: dict[str, dict[str, Loop]],
+    ) -> None:
+        """Time and profile each phase once. `kept`: the loops by phase, which grow."""
+        self._told_seating(part)
+        cost_ns = self._place(variants)
+        for phase in part.phases:
+            # Compiled code takes weights from anywhere; a graph is recorded where they lie.
+            if self.request.mode != "compile" or phase not in kept:
+                kept[phase] = loops_of(self.request, phase, variants, self.device)
+            self._time(phase, variants, kept[phase], (sitting, part, cost_ns))
+            cost_ns = 0  # of the first phase of the seating
+            if part.steps:
+                self._profile(phase, variants, kept[phase], part)
 
     def _further(self, sitting: _Sitting) -> Iterator[SeatingPart]:
         """More seatings than were asked for, of the phases whose interval is wide."""
@@ -272,7 +279,7 @@ class _Session:
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             self.around.reached.add(traces[variant.name])
-            captured.sessions.setdefault(phase, []).append(Packed(traces[variant.name]))
+            captured.traces[phase].add(traces.pop(variant.name))
             entry.steps += count
             entry.seatings[-1].steps = count
             entry.seatings[-1].steps_disturbed = reasons
@@ -297,9 +304,9 @@ class _Session:
             )
             seen = between(before, read_counters(), self.device)
             reasons = seen.reasons + device_troubles(self.device)
-            if not reasons or told is _nobody:
+            if not reasons or told is nobody:
                 return session.traces(), reasons
-            told = _nobody
+            told = nobody
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """After the last seating: the memory of a step, and the eager pass of a recorded one."""
@@ -332,7 +339,7 @@ class _Session:
         ).traces()
         for variant in variants:
             self.around.reached.add(traces[variant.name])
-            self.captures[variant.name].eager[phase] = Packed(traces[variant.name])
+            self.captures[variant.name].eager[phase].add(traces.pop(variant.name))
 
 
 class _Pass:
@@ -348,10 +355,6 @@ class _Pass:
                 dynamic_stats(model)
         self.steps_done += 1
         self.told()
-
-
-def _nobody() -> None:
-    """Told of steps that nobody planned."""
 
 
 def _profiled(

@@ -125,12 +125,12 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of i
                 loops,
                 device,
                 range(turn + len(rounds), turn + len(rounds) + count),
-                advance if not rounds else _nobody,
+                advance if not rounds else nobody,
             )
         taken = len(rounds)
         while settle and len(rounds) < _MOST * repeats and _is_open(rounds):
             first = turn + len(rounds)
-            rounds += _rounds(loops, device, range(first, first + 2), _nobody)
+            rounds += _rounds(loops, device, range(first, first + 2), nobody)
     quiet = [r for r in rounds if not r.reasons]
     spare = repeats - len(quiet)
     kept = [r for r in rounds if not r.reasons or (spare := spare - 1) >= 0]
@@ -163,8 +163,8 @@ def _rounds(
     return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
 
-def _nobody() -> None:
-    """Told of rounds that nobody planned."""
+def nobody() -> None:
+    """Told of rounds and steps that nobody planned."""
 
 
 def _take(loops: Mapping[str, Loop], device: torch.device, *, backwards: bool) -> dict[str, int]:

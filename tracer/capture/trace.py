@@ -69,7 +69,7 @@ def _trace(
     for name, quality in (prepared.quality if prepared else {}).items():
         captures[name].run.quality = quality
     check_out(request.out, overwrite=request.overwrite)
-    progress.stage("write traces", sum(len(one.sessions) for one in captures.values()))
+    progress.stage("write traces", sum(len(one.traces) for one in captures.values()))
     write_runs(request.out, captures, baseline, progress)
     if trainings is not None:
         shutil.rmtree(trainings, ignore_errors=True)

@@ -22,8 +22,8 @@ from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
 from prunescope.tracer.capture.folder import check_out
+from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.manifest import manifest
-from prunescope.tracer.capture.packed import Packed
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
 from prunescope.tracer.capture.seatings import place, settle, shares
@@ -144,7 +144,7 @@ class UserCapture:
         self._watches: dict[str, Watch] = {}  # of the seating, by kind of step
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
-        self._sessions: list[Packed] = []
+        self._joined = Joined()
         self._trains = False
         self._around = Surroundings(self._device)
         self._around.look(self._loaded().dtype)
@@ -217,7 +217,7 @@ class UserCapture:
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
         phase = phase or self.usual_phase()
-        captured = Capture(run=self._run(variant, phase), sessions={phase: self._sessions})
+        captured = Capture(run=self._run(variant, phase), traces={phase: self._joined})
         captured.run.timing = self._around.close()
         return captured
 
@@ -276,7 +276,7 @@ class UserCapture:
             self._around.reached.add(trace)
             names = (str(event.get("name", "")) for event in trace["traceEvents"])
             self._trains |= any(name.startswith(_BACKWARD) for name in names)
-            self._sessions.append(Packed(trace))
+            self._joined.add(trace)
 
     def _judge_samples(self, seating: Seating) -> None:
         """Which of a seating's samples something ran beside: the user's steps, so that none is

@@ -8,8 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from prunescope.tracer.capture.joined import write_joined
-from prunescope.tracer.capture.packed import Packed
+from prunescope.tracer.capture.joined import Joined
 
 
 def _event(cat: str, name: str, ts: float, dur: float, **args: int) -> dict[str, Any]:
@@ -36,8 +35,11 @@ def _session(number: int) -> dict[str, Any]:
 
 
 def joined(folder: Path, *sessions: dict[str, Any]) -> dict[str, Any]:
-    """What is written of sessions that were kept packed."""
-    write_joined((Packed(session).trace() for session in sessions), folder / "t.json.gz")
+    """What is written of sessions in a row."""
+    kept = Joined()
+    for session in sessions:
+        kept.add(session)
+    kept.write(folder / "t.json.gz")
     trace: dict[str, Any] = json.loads(gzip.decompress((folder / "t.json.gz").read_bytes()))
     return trace
 
@@ -83,16 +85,19 @@ def test_without_device_work_sessions_are_a_microsecond_apart(tmp_path: Path) ->
 
 
 def test_sessions_are_kept_in_a_small_part_of_what_their_events_take() -> None:
-    """1,000 calls of an op, as kineto writes one with its shapes."""
+    """1,000 calls of an op more, as kineto writes one with its shapes."""
     shapes = {"Input Dims": [[1, 256, 576], [576, 1536], []], "Input type": ["bf16", "bf16", ""]}
+    kept = Joined()
+    kept.add(_session(0))
     tracemalloc.start()
-    events = [
-        {**_event("cpu_op", "aten::linear", float(i), 0.5), "args": json.loads(json.dumps(shapes))}
+    session = _session(1)
+    session["traceEvents"] += [
+        {**_event("cpu_op", "aten::linear", 12.0 + i, 0.5), "args": json.loads(json.dumps(shapes))}
         for i in range(1000)
     ]
     plain = tracemalloc.get_traced_memory()[0]
-    packed = Packed({"traceEvents": events})
-    kept = tracemalloc.get_traced_memory()[0] - plain
+    kept.add(session)
+    del session
+    packed = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert kept < plain / 50
-    assert packed.trace() == {"traceEvents": events}
+    assert packed < plain / 50
