@@ -15,6 +15,7 @@ import numpy as np
 
 from prunescope.analysis.pareto.draws import COUNT, Array, DrawnPoints, draws_of, interval
 from prunescope.analysis.pareto.frontier import loss_of, not_judged, removed_nothing
+from prunescope.analysis.pareto.other_text import on_other_text
 from prunescope.analysis.report.numbers import MINUS, loss, percent
 from prunescope.analysis.schema.pareto import (
     MOST_RATIO,
@@ -36,7 +37,18 @@ HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cann
 
 
 def hypotheses(found: Pareto) -> list[Hypothesis]:
-    """The three claims, in every cell in which they can be tested."""
+    """The three claims, in every cell in which they can be tested; those about losses by the loss
+    on the other text too, where there is one."""
+    tested = _tested(found)
+    other = on_other_text(found)
+    for one in [] if other is None else _tested(other):
+        if one.claim != CLOSEST:
+            one.loss_on = str(found.subject.config.get("other_text") or "the other text")
+            tested.append(one)
+    return tested
+
+
+def _tested(found: Pareto) -> list[Hypothesis]:
     tested: list[Hypothesis] = []
     for name, phase in found.phases.items():
         for cell in phase.cells:
@@ -258,6 +270,8 @@ def sentence(one: Hypothesis) -> str:
     where = ""
     if one.batch is not None:
         where = f" in {one.phase}, batch {one.batch}, {one.prompt_len} tokens"
+    if one.loss_on is not None:
+        where += f", by the loss on {one.loss_on}"
     draws = ""
     if one.share_of_draws is not None:
         draws = f"; so in {percent(one.share_of_draws, decimals=0)} of the draws"

@@ -123,7 +123,8 @@ def _panel(
     )
     axes.set_xlim(min(left, 1.0), right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
-    axes.set_xlabel("perplexity, pruned ÷ dense")
+    alike = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
+    axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained alike' if alike else ''}")
     axes.set_ylabel("speedup, dense ÷ pruned")
     if beyond:
         if not seen:

@@ -118,6 +118,7 @@ class Hypothesis(msgspec.Struct, kw_only=True):
     effect: float | None = None
     effect_ci95: list[float] | None = None
     share_of_draws: float | None = None  # in which the claim is true
+    loss_on: str | None = None  # the text whose losses were compared; null: that of the sweep
     text: str
 
 

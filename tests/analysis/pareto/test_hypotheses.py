@@ -7,8 +7,16 @@ import pytest
 
 from prunescope.analysis.pareto.draws import add_shares, draws_of
 from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
-from prunescope.analysis.pareto.hypotheses import hypotheses
-from prunescope.analysis.schema.pareto import Hypothesis, Pareto, ParetoPhase, SweepCell, SweepPoint
+from prunescope.analysis.pareto.hypotheses import LOW_LOSS, hypotheses, sentence
+from prunescope.analysis.schema.pareto import (
+    Hypothesis,
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+    TextLoss,
+)
 from tests.analysis.pareto_points import point
 
 
@@ -73,6 +81,29 @@ def test_low_loss_is_won_by_depth_or_not() -> None:
     # Slower than dense wins nothing, whoever else there is.
     slow = claims_of([point("static-m", 0.9, 0.1), point("b", 0.8, 0.05)])["static wins"]
     assert slow.verdict == "does not hold"
+
+
+def test_claims_about_losses_are_tested_on_the_other_text_too() -> None:
+    """By the first text width loses less and is faster; by the other one depth loses less."""
+    depth, width = point("static-m", 1.3, 0.6), point("static-nk", 1.4, 0.5)
+    for one, lost in ((depth, 1.2), (width, 1.8)):
+        assert one.loss is not None
+        one.loss.other_text = TextLoss(perplexity_rel=lost, ci95=[lost - 0.01, lost + 0.01])
+    unjudged = point("b", 2.0, 0.1)
+    cell = SweepCell(
+        batch=1, prompt_len=512, dense_ns={}, break_even={}, equal_flops=[], equal_sparsity=[],
+        winners=[],
+    )  # fmt: skip
+    one = ParetoPhase(points=[depth, width, unjudged], winners=[], break_even={}, cells=[cell])
+    subject = SweepSubject(model="m", config={"other_text": "b.txt"})
+    found = hypotheses(Pareto(tool="t", subject=subject, phases={"prefill": one}))
+    told = {(h.claim, h.loss_on): h for h in found}
+    assert told[LOW_LOSS, None].verdict == "does not hold"
+    assert told[LOW_LOSS, "b.txt"].verdict == "holds"
+    assert told[LOW_LOSS, "b.txt"].effect == pytest.approx(1.3, rel=0.02)  # dense is the rival
+    assert "512 tokens, by the loss on b.txt (static-m 0.25," in sentence(told[LOW_LOSS, "b.txt"])
+    assert [h.loss_on for h in found if "closest" in h.claim] == []  # no bytes were known
+    assert (depth.loss and depth.loss.perplexity_rel, one.points) == (0.6, [depth, width, unjudged])
 
 
 def test_the_order_by_loss() -> None:
