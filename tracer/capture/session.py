@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from prunescope.taxonomy.collection import no_collection
 from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.run import PhaseRun, Run, Seating
 from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
@@ -42,7 +43,7 @@ from prunescope.tracer.capture.seatings import (
     wide_phases,
 )
 from prunescope.tracer.capture.surroundings import Surroundings
-from prunescope.tracer.capture.timing import collector_resting, nobody, set_aside, take_share
+from prunescope.tracer.capture.timing import nobody, set_aside, take_share
 from prunescope.tracer.capture.variants import (
     TwinDoesNotFit,
     Variant,
@@ -365,7 +366,7 @@ def _profiled(
     device: torch.device,
     advance: Callable[[], None],
 ) -> ProfiledSession:
-    with collector_resting():
+    with no_collection():  # what was garbage went before the samples were taken
         return profile_loops(loops, models, steps=steps, device=device, advance=advance)
 
 

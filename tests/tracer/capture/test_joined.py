@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_one_session_is_left_as_it_is(tmp_path: Path) -> None:
     metadata, phase, *steps = _session(0)["traceEvents"]
     expected = {**_session(0), "traceEvents": [metadata, *steps, phase]}
     assert joined(tmp_path, _session(0)) == expected
+
+
+def test_what_was_written_can_go_on(tmp_path: Path) -> None:
+    kept = Joined()
+    kept.add(_session(0))
+    first = kept.write(tmp_path / "a.gz")
+    assert kept.write(tmp_path / "b.gz") == first
+    assert hashlib.sha256((tmp_path / "b.gz").read_bytes()).hexdigest() == first
+    kept.add(_session(1))
+    kept.write(tmp_path / "c.gz")
+    both = json.loads(gzip.decompress((tmp_path / "c.gz").read_bytes()))
+    assert both == joined(tmp_path, _session(0), _session(1))
 
 
 def test_a_step_begins_where_the_device_work_before_it_ended(tmp_path: Path) -> None:

@@ -198,31 +198,29 @@ def test_how_many_seatings_there_can_be(asked: dict[str, int], most: int) -> Non
     assert len(parts_of(request)) == min(asked["seatings"], asked["repeats"], most)
 
 
-@pytest.mark.parametrize(("wide_until", "count"), [(0, 6), (8, 8), (99, 9)])
+@pytest.mark.parametrize(("wide_until", "count"), [(0, 3), (4, 4), (99, 5)])
 def test_wide_intervals_ask_for_further_seatings(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wide_until: int, count: int
 ) -> None:
     def seen(one: list[list[int]], other: list[list[int]]) -> float:
-        assert len(one) == len(other) >= 6
+        assert len(one) == len(other) >= 3
         return 0.2 if len(one) < wide_until else 0.01
 
     monkeypatch.setattr(seatings, "width", seen)
     monkeypatch.setattr(timing, "_PLACED", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=8, steps=7, max_seatings=9)
+    folder = quick(method="static-m", sparsity=0.5, seatings=3, repeats=4, steps=4, max_seatings=5)
     for name in ("dense", "pruned"):
         for phase, run in read_run(folder / name).phases.items():
-            assert [len(own) for own in run.samples_by_seating] == [1, 1, 2, 1, 1, 2, 2, 2, 2][
-                :count
-            ]
+            assert [len(own) for own in run.samples_by_seating] == [1, 1, 2, 2, 2][:count]
             with gzip.open(folder / name / run.trace) as file:
                 events = json.load(file)["traceEvents"]
             steps = {e["name"] for e in events if e["name"].startswith("prunescope.step#")}
             assert len(steps - {"prunescope.step#warmup"}) == run.steps
             assert sum(seating.steps for seating in run.seatings) == run.steps
-            assert run.seatings_asked == (None if count == 6 else 6)
-            assert phase == "decode" or run.steps == 7 + 2 * (count - 6)
+            assert run.seatings_asked == (None if count == 3 else 3)
+            assert phase == "decode" or run.steps == 4 + 2 * (count - 3)
 
 
 def test_only_phases_with_wide_intervals_are_seated_again(
@@ -237,12 +235,12 @@ def test_only_phases_with_wide_intervals_are_seated_again(
         return 0.2 if len(seen) % 2 == 0 else 0.01
 
     monkeypatch.setattr(seatings, "width", wide_second)
-    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=4, max_seatings=6)
+    folder = quick(method="static-m", sparsity=0.5, seatings=2, repeats=2, max_seatings=3)
     phases = read_run(folder / "pruned").phases
-    assert {name: len(run.seatings) for name, run in phases.items()} == {"prefill": 4, "decode": 6}
+    assert {name: len(run.seatings) for name, run in phases.items()} == {"prefill": 2, "decode": 3}
     assert {name: run.seatings_asked for name, run in phases.items()} == {
         "prefill": None,
-        "decode": 4,
+        "decode": 2,
     }
 
 
@@ -273,10 +271,10 @@ def test_no_further_seatings_beside_other_work(
     monkeypatch.setattr(seatings, "width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: busy)
-    folder = quick(method="static-m", sparsity=0.5, seatings=6, repeats=6)
+    folder = quick(method="static-m", sparsity=0.5, seatings=3, repeats=3, max_seatings=5)
     for phase in read_run(folder / "pruned").phases.values():
         assert phase.has_disturbed_samples
-        assert (len(phase.seatings), phase.seatings_asked) == (6, None)
+        assert (len(phase.seatings), phase.seatings_asked) == (3, None)
 
 
 @pytest.mark.parametrize(
