@@ -6,7 +6,7 @@ Scored anew after every removal, as in SLEB (arXiv 2402.09025) and Shortened LLa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.model.forwards import Forward, forward_replaced
+from prunescope.tracer.model.inputs import first_tensor
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
 SEQUENCES = 2  # of the calibration: each is run n times for every layer that goes
-_Forward = Callable[..., Any]
 # What a layer raises that misses what another one did not leave.
 _MISSED = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 
@@ -102,11 +103,13 @@ class _Stack:
         self._gone, self._entering = list(gone), []
         for ids in self.batches if self._may_rest else ():
             entering: list[torch.Tensor] = []
-            noting: dict[int, _Forward] = {}
-            for index, layer in enumerate(self.layers):
-                run = self._handing_on if index in gone else layer.forward
-                noting[index] = partial(_noted, entering, run)
-            self._logits(ids, noting)
+            with ExitStack() as stack:
+                for layer in self.layers:
+                    hook = layer.register_forward_pre_hook(
+                        partial(_noted, entering), with_kwargs=True
+                    )
+                    stack.callback(hook.remove)
+                self._logits(ids, dict.fromkeys(gone, self._handing_on))
             self._entering.append(entering)
 
     def _last_layer_is_the_same(self) -> bool:
@@ -124,17 +127,17 @@ class _Stack:
         finally:
             self._entering = []
 
-    def _logits(self, ids: torch.Tensor, forwards: Mapping[int, _Forward]) -> torch.Tensor:
+    def _logits(self, ids: torch.Tensor, forwards: Mapping[int, Forward]) -> torch.Tensor:
         """[1, L, V], with other forwards for some layers."""
         with self._running(forwards):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
             return logits
 
     @contextmanager
-    def _running(self, forwards: Mapping[int, _Forward]) -> Iterator[None]:
+    def _running(self, forwards: Mapping[int, Forward]) -> Iterator[None]:
         with ExitStack() as stack:
             for index, forward in forwards.items():
-                stack.enter_context(_forward_replaced(self.layers[index], forward))
+                stack.enter_context(forward_replaced(self.layers[index], forward))
             yield
 
     def _handing_on(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
@@ -156,27 +159,11 @@ def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
     return seen[0]
 
 
-@contextmanager
-def _forward_replaced(layer: Any, forward: _Forward) -> Iterator[None]:
-    own = vars(layer)
-    before = own.get("forward")  # accelerate sets one on modules that it moves
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before is not None:
-            own["forward"] = before
-
-
-def _noted(
-    seen: list[torch.Tensor], run: _Forward, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
-) -> Any:
-    seen.append(hidden_states)
-    return run(hidden_states, *args, **kwargs)
+def _noted(seen: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    seen.append(first_tensor(args, kwargs))
 
 
 def _given(
-    run: _Forward, given: torch.Tensor, _hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    run: Forward, given: torch.Tensor, _hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
 ) -> Any:
     return run(given)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from prunescope.taxonomy.roles import locate
+from prunescope.tracer.model.forwards import forward_replaced
 
 
 @contextmanager
@@ -39,22 +40,15 @@ def module_scopes(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def _wrapped(module: nn.Module, name: str) -> Iterator[None]:
-    """The module's forward inside a span, by an attribute that hides the method."""
-    forward, attributes = module.forward, vars(module)
-    before = attributes.get("forward")
+    """The module's forward inside a span."""
+    forward = module.forward
 
     def spanned(*args: Any, **kwargs: Any) -> Any:
         with record_function(name):
             return forward(*args, **kwargs)
 
-    attributes["forward"] = spanned
-    try:
+    with forward_replaced(module, spanned):
         yield
-    finally:
-        if before is None:
-            del attributes["forward"]
-        else:
-            attributes["forward"] = before
 
 
 def scoped_names(model: nn.Module) -> list[str]:
