@@ -16,7 +16,8 @@ from prunescope.analysis.kernels.waits import (
     launches_in_turn,
 )
 from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.timeline.link import Linked, innermost
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.nesting import innermost
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 

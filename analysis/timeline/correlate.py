@@ -19,9 +19,7 @@ _TRUSTED = 0.9  # share of kernels whose External id names an op that can have l
 
 def launch_of(trace: Trace, events: Ints) -> Ints:
     """Row of the launch with the correlation id of each device event, -1 where there is none."""
-    known = trace.launches["correlation"]
-    order = np.lexsort((-trace.launches["dur"], trace.launches["ts"], known))
-    return lookup(known[order], order, taken(trace.device["correlation"], events))
+    return lookup(*trace.launches_by_id, taken(trace.device["correlation"], events))
 
 
 def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:

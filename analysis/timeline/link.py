@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
 from prunescope.analysis.timeline.launches import lost_launches
+from prunescope.analysis.timeline.nesting import innermost, parents
 from prunescope.analysis.timeline.spill import StepPlaces, place
 from prunescope.analysis.timeline.steps import OWN_MARK, Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
-__all__ = ["Linked", "cover", "innermost", "is_graph_launch", "link", "link_device", "link_host",
-           "lookup", "op_of_launch", "parents", "taken"]  # fmt: skip
+__all__ = ["Linked", "cover", "is_graph_launch", "link", "link_device", "link_host", "lookup",
+           "op_of_launch", "taken"]  # fmt: skip
 
 
 # Columns of Linked that hold a value a row and no number of another row or step.
@@ -263,50 +264,6 @@ def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
     found = np.where(good, found, NONE)
     found[missing] = inner
     return found
-
-
-def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
-    """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
-
-    Spans of one thread nest, so the innermost one around t is found from the latest start before
-    t, up through the spans that hold it. Of equal spans, the one with the smaller `order` (where
-    that is a column of `spans`, else the first one) is the outer one.
-    """
-    out = np.full(len(ts), NONE)
-    for t in np.unique(thread):
-        if t < 0:
-            continue
-        rows = np.flatnonzero(spans["thread"] == t)
-        if not len(rows):
-            continue
-        ids = spans["order"][rows] if "order" in spans else rows
-        rows = rows[np.lexsort((ids, -spans["dur"][rows], spans["ts"][rows]))]
-        start = spans["ts"][rows]
-        end = start + spans["dur"][rows]
-        up = parents(start, end)
-        wanted = np.flatnonzero(thread == t)
-        at = np.searchsorted(start, ts[wanted], side="right") - 1
-        open_ = at >= 0
-        while True:
-            over = open_ & (at >= 0) & (end[np.maximum(at, 0)] <= ts[wanted])
-            if not over.any():
-                break
-            at = np.where(over, up[np.maximum(at, 0)], at)
-        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
-    return out
-
-
-def parents(start: Ints, end: Ints) -> Ints:
-    """The enclosing span of each span, -1 at the top; spans in order of start, longer first."""
-    up = np.full(len(start), NONE)
-    stack: list[int] = []
-    starts, ends = start.tolist(), end.tolist()
-    for i in range(len(starts)):
-        while stack and ends[stack[-1]] <= starts[i]:
-            stack.pop()
-        up[i] = stack[-1] if stack else NONE
-        stack.append(i)
-    return up
 
 
 def link_host(trace: Trace, windows: Windows) -> Linked:

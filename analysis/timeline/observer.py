@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunescope.analysis.timeline.link import Linked, innermost
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.nesting import innermost
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints

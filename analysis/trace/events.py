@@ -6,6 +6,7 @@ Every column is int64: times are ns, -1 stands for an absent id.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,14 @@ class Trace:
     def on_device(self) -> bool:
         """Whether the trace holds device events: else its host ops are its kernels."""
         return len(self.device["ts"]) > 0
+
+    @cached_property
+    def launches_by_id(self) -> tuple[Ints, Ints]:
+        """Correlation ids of the launches in order, and their rows; of equal ids the first, longest
+        one before the others. Once the trace is loaded: its launches stay as they are."""
+        ids = self.launches["correlation"]
+        rows = np.lexsort((-self.launches["dur"], self.launches["ts"], ids))
+        return ids[rows], rows
 
     def without_shapes(self) -> Trace:
         """The same, as if no shapes had been recorded."""

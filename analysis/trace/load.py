@@ -25,6 +25,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
 )
 from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.lean_events import LEAN
 from prunescope.analysis.trace.left_out import stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
@@ -75,7 +76,7 @@ def _together(path: Path, member: str | None) -> tuple[Source, Collector] | None
 
 
 def _alone(path: Path, member: str | None) -> tuple[Source, Collector]:
-    source, collect = Source(path, member), Collector()
+    source, collect = Source(path, member, decoder=LEAN), Collector()
     try:
         for events in source.blocks():
             collect.add(events)

@@ -99,7 +99,7 @@ def _decimal(text: str) -> Decimal | None:
         return None
 
 
-_EVENTS = msgspec.json.Decoder(list[Event], strict=True)
+_EVENTS: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[Event], strict=True)
 _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
 _ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -111,11 +111,13 @@ class Source:
     end. `malformed`: events dropped because they cannot be read, or a field has a type that no
     profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
     `member`: the trace that is meant where the file is a zip of several. `share`: (i, n) reads only
-    every n-th block, from the i-th on; `has_end`: the last block was one of them."""
+    every n-th block, from the i-th on; `has_end`: the last block was one of them. `decoder`: tried
+    first, of less than whole events (lean_events.py)."""
 
     path: Path
     member: str | None = None
     share: tuple[int, int] = (0, 1)
+    decoder: msgspec.json.Decoder[Any] = field(default=_EVENTS, repr=False)
     meta: dict[str, Any] = field(default_factory=dict)
     cut: bool = False
     has_end: bool = False
@@ -355,7 +357,7 @@ class _Splitter:
         return events
 
     def typed(self, listed: bytes) -> list[Event]:
-        for decoder in (_EVENTS, _EXACT):
+        for decoder in dict.fromkeys((self.source.decoder, _EVENTS, _EXACT)):
             with suppress(msgspec.ValidationError):
                 return list(decoder.decode(listed))
         return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Columns, Ints
+from prunescope.analysis.trace.lean_events import LEAN
 from prunescope.analysis.trace.reader import Source
 
 # Columns that hold ids, and the table that tells what of.
@@ -52,7 +53,8 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
     Raises NotSharedError where the blocks cannot be told apart without decoding all of them, and
     what the reading of a trace raises.
     """
-    source, collect = Source(path, member, share=(index, count)), Collector()
+    source = Source(path, member, share=(index, count), decoder=LEAN)
+    collect = Collector()
     known: list[tuple[int, int, int, int]] = []
     counts: dict[str, list[int]] = {group: [] for group in COLUMNS}
     for events in source.blocks():
@@ -94,7 +96,7 @@ def join_shares(
     last = [share for share in shares if share.has_end]
     if len(last) != 1:
         return None
-    source, collect = Source(path, member), Collector()
+    source, collect = Source(path, member, decoder=LEAN), Collector()
     source.meta, source.cut, source.behind = last[0].meta, last[0].cut, last[0].behind
     source.malformed = sum(share.malformed for share in shares)
     source.repaired = any(share.repaired for share in shares)

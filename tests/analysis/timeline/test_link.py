@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.anatomy_view import lines as anatomy_lines
 from prunescope.analysis.schema.report import Report, to_json
-from prunescope.analysis.timeline.link import innermost, link, parents
+from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
@@ -267,18 +266,6 @@ def test_the_dry_gap_is_the_one_that_waits_for_its_launch(tmp_path: Path) -> Non
     trace = chrome(step(0, mm, gap(us=3), mm, gap(us=4, launch=True), mm))
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     assert (phase.gap_ns, phase.bound["launch"]) == (7_000, 4_000)
-
-
-def test_parents_and_innermost() -> None:
-    """A [0, 100) holds B [10, 40) and C [50, 90), C holds D [60, 70)."""
-    start, end = np.array([0, 10, 50, 60]), np.array([100, 40, 90, 70])
-    assert parents(start, end).tolist() == [-1, 0, 0, 2]
-    spans = {"ts": start, "dur": end - start, "thread": np.array([1, 1, 1, 1])}
-    at = np.array([5, 10, 39, 40, 65, 70, 95, 100, -1])
-    one = np.ones(len(at), np.int64)
-    assert innermost(spans, one, at).tolist() == [0, 1, 1, 0, 3, 2, 0, -1, -1]
-    assert innermost(spans, one * 2, at).tolist() == [-1] * len(at)
-    assert innermost(spans, one * -1, at).tolist() == [-1] * len(at)
 
 
 def plain(report: Report) -> dict[str, Any]:

@@ -172,7 +172,8 @@ def test_the_largest_traces_of_a_run_begin_before_its_options_are_read(
     begun: list[Path] = []
     monkeypatch.setattr(workers, "_begun", {})
 
-    def begin(path: Path) -> object:
+    def begin(path: Path, *, early: bool) -> object:
+        assert early
         begun.append(path)
         return SimpleNamespace(stop=lambda: None)
 
