@@ -70,7 +70,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
 
 def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
-    top = 1.0
+    low, top = 1.0, 1.0
     for family, (colour, marker) in marks.items():
         label: str | None = clean(family)
         for point in (p for p in points if p.label == family):
@@ -87,13 +87,14 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
                 label=label if point.timing_valid else None,
             )
             label = None if point.timing_valid else label
-            top = max(top, bound, point.realised)
+            low, top = min(low, bound, point.realised), max(top, bound, point.realised)
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     if not all(p.timing_valid for p in points):
         words = "open: timing not valid"
         axes.plot([], [], "o", color="black", markerfacecolor="white", label=words)
-    axes.plot([0, 1.05 * top], [0, 1.05 * top], color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    ends = [0.95 * low, 1.05 * top]
+    axes.plot(ends, ends, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("roofline bound (speedup)")
     axes.set_ylabel("realised (speedup)")
 

@@ -7,6 +7,8 @@ ratios within a range that anyone would use; what lies beyond is counted in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -15,6 +17,7 @@ import matplotlib.text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report.escape import clean
@@ -26,7 +29,18 @@ from prunescope.taxonomy.words import factor
 _PANEL = 3.35  # inches
 # Where a label may stand, in points from its mark, the best place first.
 _PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
-           (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26))  # fmt: skip
+           (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26), (0, 28), (0, -36))  # fmt: skip
+
+
+_Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass
+class _Drawn:
+    """What labels should not hide, in units of the axes: marks, and ends of lines."""
+
+    marks: list[tuple[float, float]] = field(default_factory=list)
+    lines: list[_Line] = field(default_factory=list)
 
 
 def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
@@ -74,11 +88,11 @@ def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
 
 def _panel(
     axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
-) -> tuple[list[tuple[float, float, str]], list[tuple[float, float]]]:
-    """Points and frontier of a cell; gives what is to be labelled where, and where marks are."""
+) -> tuple[list[tuple[float, float, str]], _Drawn]:
+    """Points and frontier of a cell; gives what is to be labelled where, and what is drawn."""
     best: list[tuple[float, float]] = []
     wanted: list[tuple[float, float, str]] = []
-    seen: list[tuple[float, float]] = []
+    seen = _Drawn()
     beyond: list[float] = []
     for point in points:
         x, spread = shown_loss(point)
@@ -98,7 +112,10 @@ def _panel(
             full=point.on_frontier,
             label=None,
         )
-        seen.append((x, point.realised))
+        y = point.realised
+        seen.marks.append((x, y))
+        seen.lines += [((low, y), (high, y)) for low, high in [across or (x, x)]]
+        seen.lines += [((x, low), (x, high)) for low, high in [point.realised_ci95 or (y, y)]]
         said = []
         if point.on_frontier:
             best.append((x, point.realised))
@@ -109,25 +126,16 @@ def _panel(
         wanted.append((x, point.realised, " ".join(said)))
     axes.spines[["top", "right"]].set_visible(False)
     left, right = axes.get_xlim()
-    right = min(right, most) if best or points else most
-    steps = sorted(best)
-    if not steps or steps[0][0] > 1:
-        steps.insert(0, (1.0, 1.0))  # the dense model itself
-    axes.step(
-        [*(x for x, _ in steps), right],
-        [*(y for _, y in steps), steps[-1][1]],
-        where="post",
-        color="black",
-        linewidth=0.8,
-        zorder=0,
-    )
-    axes.set_xlim(min(left, 1.0), right)
+    left, right = min(left, 1.0), min(right, most) if points else most
+    axes.set_xlim(left, right)
+    seen.lines += _frontier_line(axes, best, right)
+    seen.lines.append(((left, 1.0), (right, 1.0)))
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     alike = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
     axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained alike' if alike else ''}")
     axes.set_ylabel("speedup, dense ÷ pruned")
     if beyond:
-        if not seen:
+        if not seen.marks:
             _say_all_beyond(axes, beyond, most)
         axes.text(
             1.0,
@@ -139,6 +147,19 @@ def _panel(
             fontsize=6,
         )
     return [one for one in wanted if one[2]], seen
+
+
+def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float) -> list[_Line]:
+    """The frontier in steps, from the dense model on; gives its pieces."""
+    steps = sorted(best)
+    if not steps or steps[0][0] > 1:
+        steps.insert(0, (1.0, 1.0))  # the dense model itself
+    steps.append((right, steps[-1][1]))
+    xs, ys = zip(*steps, strict=True)
+    axes.step(xs, ys, where="post", color="black", linewidth=0.8, zorder=0)
+    corners = [(steps[i + 1][0], y) for i, (_, y) in enumerate(steps[:-1])]
+    path = [one for pair in zip(steps, corners, strict=False) for one in pair]
+    return list(pairwise(path))
 
 
 def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
@@ -180,40 +201,44 @@ def _legend(figure: Figure, marks: Marks, *, doubted: bool) -> int:
 def _place(
     axes: Axes,
     wanted: Sequence[tuple[float, float, str]],
-    marks: Sequence[tuple[float, float]],
+    seen: _Drawn,
 ) -> None:
-    """Write each label where it hides no other label and no mark, as far as there is such a place;
-    a label that must stand further off has a line to its mark."""
+    """Write each label where it hides no other label, no mark and no line; where there is no such
+    place, it may lie on a line. One that must stand far off has a line to its mark."""
     figure = axes.figure
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    inside = axes.get_window_extent(renderer)
-    centres = [axes.transData.transform(at) for at in marks]
+    inside = axes.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     radius = 3.5 * figure.dpi / 72
-    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in centres]
+    centres = [axes.transData.transform(at) for at in seen.marks]
+    taken = [Bbox([middle - radius, middle + radius]) for middle in centres]
+    lines = [Bbox(axes.transData.transform(ends)) for ends in seen.lines]
     for x, y, text in sorted(wanted):
-        found = None
-        for place in _PLACES:
-            label = axes.annotate(
-                text,
-                (x, y),
-                textcoords="offset points",
-                xytext=place,
-                fontsize=6,
-                ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
-                if max(map(abs, place)) > 10
-                else None,
-            )
-            label.update_positions(renderer)
-            box = matplotlib.text.Text.get_window_extent(label, renderer)
-            free = not any(box.overlaps(other) for other in taken)
+        tries = [(place, lines) for place in _PLACES] + [(place, []) for place in _PLACES]
+        for place, also in tries:
+            label, box = _written(axes, (x, y), text, place)
+            free = not any(box.overlaps(other) for other in (*taken, *also))
             if free and box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1:
-                found = box
                 break
             label.remove()
-        if found is None:
-            label = axes.annotate(
-                text, (x, y), textcoords="offset points", xytext=_PLACES[0], fontsize=6
-            )
-            found = matplotlib.text.Text.get_window_extent(label, renderer)
-        taken.append(found)
+        else:
+            _, box = _written(axes, (x, y), text, _PLACES[0])
+        taken.append(box)
+
+
+def _written(
+    axes: Axes, at: tuple[float, float], text: str, place: tuple[int, int]
+) -> tuple[Annotation, Bbox]:
+    """A label in a place, and the box of its text in pixels."""
+    label = axes.annotate(
+        text,
+        at,
+        textcoords="offset points",
+        xytext=place,
+        fontsize=6,
+        ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
+        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+        if max(map(abs, place)) > 10
+        else None,
+    )
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    label.update_positions(renderer)
+    return label, matplotlib.text.Text.get_window_extent(label, renderer)

@@ -6,6 +6,7 @@ import itertools
 
 import matplotlib.text
 from matplotlib.legend import Legend
+from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.report.pareto_frontier import frontier_figure, frontier_plot
@@ -49,6 +50,21 @@ def test_labels_of_the_frontier_do_not_overlap() -> None:
         assert {"0.125", "0.25", "0.375", "0.5"} <= texts
         boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
         assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_labels_leave_the_intervals_free_where_there_is_a_place() -> None:
+    """The second one's interval passes the places above and below the first one."""
+    points = [point("a", 1.08, 0.068, sparsity=0.125), point("b", 1.09, 0.2, sparsity=0.25)]
+    points[0].realised_ci95, points[1].realised_ci95 = [1.03, 1.14], [1.02, 1.16]
+    points += [point("b", 1.39, 1.26, sparsity=0.375)]
+    figure = frontier_plot(whole({"decode": points}))
+    (axes,) = figure.axes
+    labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
+    assert {label.get_text() for label in labels} == {"0.125", "0.375"}
+    boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
+    for at, one in ((1.068, points[0]), (1.2, points[1])):
+        ends = Bbox(axes.transData.transform([(at, y) for y in one.realised_ci95 or ()]))
+        assert not [box for box in boxes if box.overlaps(ends)]
 
 
 def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
