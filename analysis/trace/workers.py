@@ -35,6 +35,7 @@ from prunescope.analysis.trace.workers import work
 work(*sys.argv[2:])"""
 # What starts threads, which a fork does not have: after it, workers are processes of their own.
 _THREADED = ("polars", "torch", "ray")
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _Key = tuple[str, str | None]
 _begun: dict[_Key, Workers] = {}
 _alone = [False]
@@ -79,17 +80,17 @@ class _Forked:
 
     def __init__(self, words: list[str]) -> None:
         out, into = os.pipe()
+        self.out = os.fdopen(out, "rb")
+        # A signal waits: in the fork it would be heard as this process hears it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             self.pid = os.fork()
-        except OSError:
-            os.close(out)
-            raise
+            if self.pid == 0:
+                self.out.close()  # where the other process is killed, nobody reads: it shows
+                _work_and_end(words, into, before)
         finally:
-            if getattr(self, "pid", None) != 0:
-                os.close(into)
-        if self.pid == 0:
-            _work_and_end(words, into)
-        self.out = os.fdopen(out, "rb")
+            os.close(into)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def result(self) -> bytes | None:
         found = self.out.read()
@@ -110,13 +111,14 @@ class _Forked:
             return 1
 
 
-def _work_and_end(words: list[str], into: int) -> NoReturn:
+def _work_and_end(words: list[str], into: int, mask: set[int | signal.Signals]) -> NoReturn:
     """The life of a fork: its share of the file into a pipe, and nothing of what this process would
     do at its end."""
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with os.fdopen(into, "wb") as out:
             out.write(_share(*words))
         code = 0

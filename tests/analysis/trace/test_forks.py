@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,31 @@ print(json.dumps([one.pid for found in workers._begun.values() for one in found.
     for pid in told(code, path):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_they_end_where_the_command_is_killed(tmp_path: Path) -> None:
+    """Nobody reads what they write any more."""
+    path = write(tmp_path / "t.json", 9000)
+    code = """
+import os, signal
+workers.begin_early([str(path)])
+pids = [one.pid for found in workers._begun.values() for one in found.processes]
+print(json.dumps(pids), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    words = [sys.executable, "-c", BEGIN + code, search_path(), str(path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        pids = json.loads(command.stdout.readline())
+    until = time.monotonic() + 30
+    while left := [pid for pid in pids if at_work(pid)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+
+
+def at_work(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for whoever asks how."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
