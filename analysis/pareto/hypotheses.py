@@ -171,7 +171,8 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         missing = [family for family in PAPER_ORDER if family not in there]
         if missing:
             if len(missing) < len(PAPER_ORDER):
-                text = f"{', '.join(missing)} was not measured"
+                were = "were" if len(missing) > 1 else "was"
+                text = f"{' and '.join(missing)} {were} not measured"
                 yield _hypothesis(claim, "prefill", cell, UNTESTED, text)
             continue
         gone = not_judged(points)

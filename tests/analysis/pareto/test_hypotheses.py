@@ -155,6 +155,8 @@ def test_a_cell_without_a_family_of_the_order_cannot_be_judged() -> None:
     found = claims_of(points)["prefill static-m"]
     assert (found.verdict, found.batch, found.effect) == ("cannot be judged", 1, None)
     assert found.text == "dynamic-m was not measured"
+    points[2].batch = 4
+    assert claims_of(points)["prefill static-m"].text == "dynamic-m and static-nk were not measured"
 
 
 def test_times_that_are_not_valid_decide_no_claim() -> None:
