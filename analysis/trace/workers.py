@@ -18,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -35,6 +36,7 @@ from prunescope.analysis.trace.workers import work
 work(*sys.argv[2:])"""
 # What starts threads, which a fork does not have: after it, workers are processes of their own.
 _THREADED = ("polars", "torch", "ray")
+_PIPE = 1 << 16  # bytes that a pipe holds
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _Key = tuple[str, str | None]
 _begun: dict[_Key, Workers] = {}
@@ -93,7 +95,8 @@ class _Forked:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def result(self) -> bytes | None:
-        found = self.out.read()
+        # In pieces: one buffer that grows leaves holes in the heap, 8 MB of a million events.
+        found = b"".join(iter(partial(self.out.read1, _PIPE), b""))
         return found if self._ended() == 0 else None
 
     def stop(self) -> None:
