@@ -120,6 +120,9 @@ def _limits(found: Pareto) -> Iterator[str]:
     simulated: dict[str, str] = {p.family: p.simulated for p in points if p.simulated}
     for family, what in simulated.items():
         yield f"Simulated: {family}: {what}."
+    stopped = {_named(p): p.training_stopped for p in points if p.training_stopped}
+    for name, why in stopped.items():
+        yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
     yield from control(points)
     spreads = [
         cell.dense_ns["spread"]

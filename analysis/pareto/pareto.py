@@ -221,6 +221,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
         overhead=of_saved(phase.ledger, phase.overhead),
         simulated=_simulated(run),
+        training_stopped=_stopped(run),
         timing_valid=not doubt_of(phase),
     )
 
@@ -276,6 +277,12 @@ def _simulated(run: Run) -> str | None:
     if run.census and run.census.dynamic and drawn and not ruled:
         return "decisions drawn at random, at the full cost of making them"
     return None
+
+
+def _stopped(run: Run) -> str | None:
+    """Why the training of the pruned model ended early; None where it did not, or was none."""
+    recovery = run.pruning.recovery if run.pruning else None
+    return recovery.stopped if recovery else None
 
 
 def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
@@ -336,6 +343,7 @@ def _merged(own: list[SweepPoint]) -> SweepPoint:
         shares={name: _median([p.shares[name] for p in own]) for name in own[0].shares},
         loss=loss,
         flop_sparsity=_median([p.flop_sparsity for p in own]),
+        training_stopped=next((p.training_stopped for p in own if p.training_stopped), None),
         timing_valid=all(p.timing_valid for p in own),
     )
 

@@ -86,6 +86,7 @@ class SweepPoint(msgspec.Struct, kw_only=True):
     ledger: dict[str, float] = {}  # row -> ns, of the first draw
     overhead: Added | None = None  # of a family that adds work
     simulated: str | None = None  # what stands in for hardware that is not there
+    training_stopped: str | None = None  # why its training ended before the steps asked for
     on_frontier: bool = False
     timing_valid: bool = True  # of all draws
 

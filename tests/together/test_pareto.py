@@ -76,7 +76,8 @@ def test_the_summary_says_what_holds_and_what_does_not() -> None:
     prefill = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2),
                point("static-nk", 1.6, 0.5)]  # fmt: skip
     decode = [point("static-m", 1.19, 0.03, **memory),
-              point("static-nk", 1.0, 0.5, **memory, simulated="a stand-in")]  # fmt: skip
+              point("static-nk", 1.0, 0.5, **memory, simulated="a stand-in",
+                    training_stopped="the training diverged at step 9 of 100")]  # fmt: skip
     lines = "\n".join(whole(prefill, decode).summary)
     assert "static-m → dynamic-m → static-nk by loss”: holds in prefill, batch 1, 512" in lines
     assert "where memory-bound”: holds in decode, batch 1" in lines
@@ -84,6 +85,7 @@ def test_the_summary_says_what_holds_and_what_does_not() -> None:
     assert "static-m 99 %, static-nk 83 %" in lines
     assert "static depth wins at low loss”: holds in prefill" in lines
     assert "Simulated: static-nk: a stand-in." in lines
+    assert "Not recovered: static-nk 0.25: the training diverged at step 9 of 100; its" in lines
     assert "spread by up to 3.0 %" in lines
     assert "no recovery training" in lines
     # Where compute is the bound, the claim about memory is not made.
