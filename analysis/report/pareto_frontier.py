@@ -114,8 +114,8 @@ def _panel(
         )
         y = point.realised
         seen.marks.append((x, y))
-        seen.lines += [((low, y), (high, y)) for low, high in [across or (x, x)]]
-        seen.lines += [((x, low), (x, high)) for low, high in [point.realised_ci95 or (y, y)]]
+        (left, right), (low, high) = across or (x, x), point.realised_ci95 or (y, y)
+        seen.lines += [((left, y), (right, y)), ((x, low), (x, high))]
         said = []
         if point.on_frontier:
             best.append((x, point.realised))
