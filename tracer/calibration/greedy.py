@@ -66,6 +66,15 @@ def greedy_removal(
     return {"layer": sorted(gone)}
 
 
+@torch.no_grad()
+def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
+    """By how many nats a token the loss of the first sequences rises without each layer alone."""
+    stack = _Stack(model, calibration.batches[:SEQUENCES])
+    stack.begin_round([])
+    whole = stack.loss([])
+    return [stack.loss([index]) - whole for index in range(len(stack.layers))]
+
+
 class _Stack:
     """Losses of a model without some layers, which then put out what they take in.
 

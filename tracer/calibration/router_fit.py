@@ -7,6 +7,7 @@ target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each toke
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from prunescope.tracer.model.inputs import first_tensor
 
 _RIDGE = 0.01  # of the variance of a feature
 _TINY = 1e-12
+_CHEAP = 1e-3  # a cost below this is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +79,20 @@ class _Seen:
 
 
 def fit_routers(
-    model: Any, sites: Sequence[Site], calibration: Calibration, *, sparsity: float
+    model: Any,
+    sites: Sequence[Site],
+    calibration: Calibration,
+    *,
+    sparsity: float,
+    costs: Sequence[float] | None = None,
 ) -> float | None:
     """Fit the routers in place; they must let every token through while this runs.
 
     A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind:
-    many where it matters, few where it does not, 1 − s in the mean. Returns the median R² of the
-    routers on the last quarter of the sequences, which they were not fitted to; None where there
-    are fewer than four sequences.
+    many where it matters, few where it does not, 1 − s in the mean. `costs`, in any unit: what
+    leaving each out costs a token in the mean, where that is more than its change tells. Returns
+    the median R² of the routers on the last quarter of the sequences, which they were not fitted
+    to; None where there are fewer than four sequences.
     """
     seen = [_Seen() for _ in sites]
     count = len(calibration.batches)
@@ -96,6 +104,8 @@ def fit_routers(
     for site, weight in zip(sites, weights, strict=True):
         site.router.weight.data.copy_(weight)
     run_hooked(model, calibration.batches, _scoring(sites, seen))
+    for found, cost in zip(seen, costs or (), strict=costs is not None):
+        _raise_to(found, cost)
     for kind in {site.kind for site in sites}:
         _share_out([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
     r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
@@ -123,6 +133,12 @@ def pooled_scores(
     ]
     run_hooked(model, calibration.batches, handles)
     return [torch.cat(own) for own in kept]
+
+
+def _raise_to(found: _Seen, cost: float) -> None:
+    """Shift the changes of a site so that their mean is the logarithm of what it costs."""
+    shift = math.log(max(cost, _CHEAP)) - float(torch.cat(found.changes).mean())
+    found.changes = [change + shift for change in found.changes]
 
 
 def _share_out(sites: Sequence[tuple[Site, _Seen]], sparsity: float) -> None:

@@ -21,6 +21,7 @@ from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
 from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, pooled_scores, quantile
 from prunescope.tracer.model import compat
@@ -86,7 +87,8 @@ class _Route:
     skipped: set[int] = field(default_factory=set)
     learned: bool = False  # the routers decide
     learns: bool = False  # and are trained at the moment
-    left: int = 0  # layers that the forward at hand has still to skip, where they do
+    may_skip: list[int] = field(default_factory=list)  # the layers that they may
+    left: int = 0  # layers that the forward at hand has still to skip
 
     def start(self) -> None:
         """Draw for a new forward: int(n·s) layers, or that many ± 1 (with that mean) at the end."""
@@ -102,9 +104,11 @@ class _Route:
             self.skipped = set(self.draws.stream.sample(range(self.num_layers), count))
 
     def decide(self, index: int, *, wanted: bool) -> None:
-        """Skip layer `index` unless it is `wanted`, or the layers behind it would not suffice; none
-        more where int(n·s) are skipped."""
-        if self.left and (not wanted or self.left == self.num_layers - index):
+        """Skip layer `index` unless it is `wanted`, or the layers behind it that may be skipped
+        would not suffice; none more where int(n·s) are skipped."""
+        if index not in self.may_skip or not self.left:
+            return
+        if not wanted or self.left == sum(one >= index for one in self.may_skip):
             self.skipped.add(index)
             self.left -= 1
 
@@ -183,7 +187,8 @@ class _Skippable(Counted):
 
 
 class _DepthLearner:
-    """The routers of layers, fitted to how much each layer changes a token before training."""
+    """The routers of layers, fitted before training: how often each layer is skipped by what that
+    costs, and for which sequences by how much it changes a token."""
 
     how = (
         "routers of layers trained with the adapters: a layer is skipped or not, with the gradient "
@@ -201,7 +206,9 @@ class _DepthLearner:
     def begin(self, calibration: Calibration) -> None:
         """Fit the routers, and let them decide."""
         sparsity, self.route.sparsity = self.route.sparsity, 0.0
-        fit_routers(self.model, self.sites, calibration, sparsity=sparsity)
+        costs = costs_of_layers(self.model, calibration)
+        fit_routers(self.model, self.sites, calibration, sparsity=sparsity, costs=costs)
+        self._round(removed_layers(len(self.sites), sparsity), len(calibration.batches))
         self.route.sparsity, self.route.learned = sparsity, True
         self._settle(calibration)
         for site in self.sites:
@@ -218,6 +225,16 @@ class _DepthLearner:
             in_own_dtype(site.router)
         self.route.learns = False
         self._settle(calibration)
+
+    def _round(self, count: int, sequences: int) -> None:
+        """Shares of that many sequences, so that `count` layers go in the mean: the largest
+        remainders are rounded up."""
+        exact = [site.router.sparsity * sequences for site in self.sites]
+        up = sorted(range(len(exact)), key=lambda i: exact[i] % 1, reverse=True)
+        more = set(up[: max(0, count * sequences - sum(map(int, exact)))])
+        for i, site in enumerate(self.sites):
+            site.router.sparsity = (int(exact[i]) + (i in more)) / sequences
+        self.route.may_skip = [i for i, s in enumerate(self.sites) if s.router.sparsity]
 
     def _settle(self, calibration: Calibration) -> None:
         """By the scores where all layers run, then by those where some are skipped by them."""

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.calibration.greedy import greedy_removal
+from prunescope.tracer.calibration.greedy import costs_of_layers, greedy_removal
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -48,6 +48,15 @@ def test_each_removal_is_the_one_that_costs_least(name: str) -> None:
         [first[order[0]], second[order[1]]], rel=1e-5
     )
     assert torch.equal(model(input_ids=ids).logits, before)  # every layer runs again
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_each_layer_costs_is_what_the_loss_rises_without_it(name: str) -> None:
+    ids = torch.randint(512, (1, 24), generator=torch.Generator().manual_seed(1))
+    calibration = Calibration(batches=(ids,), record={"text": None})
+    costs = costs_of_layers(tiny_model(name, num_hidden_layers=4), calibration)
+    by_hand = [loss_without(name, gone, ids) for gone in ([], [0], [1], [2], [3])]
+    assert costs == pytest.approx([loss - by_hand[0] for loss in by_hand[1:]], abs=1e-4)
 
 
 def test_layers_before_the_one_that_goes_rest() -> None:

@@ -12,6 +12,7 @@ from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.pruners import dynamic_depth
 from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
 pytestmark = pytest.mark.torch
@@ -89,6 +90,38 @@ def test_depth_decides_by_its_scores(recovered: Any, reader: Path) -> None:
             compat.forward(model, ids, cache=compat.new_cache(model), logits="last")
         seen.add(str([s.active for s in dynamic_stats(model).values()]))
     assert len(seen) == 1
+
+
+def test_depth_skips_the_layers_that_cost_least(
+    recovered: Any, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of 8 layers go: the two without which the loss is as it was, in any text, though all
+    change a token alike. None is skipped as the last resort that costs much."""
+    costs = [1.0, 1.0, 1e-4, 1.0, 1.0, -0.1, 1.0, 1.0]
+    monkeypatch.setattr(dynamic_depth, "costs_of_layers", lambda *_args: costs)
+    model, pruning = recovered("dynamic-depth", sparsity=0.25)
+    kept = pruning["recovery"]["routers"][0]["kept_by_layer"]["layer"]
+    assert kept == [1, 1, 0, 1, 1, 0, 1, 1]
+    dynamic_stats(model)
+    with torch.no_grad():
+        model(ids_of(reader, "other.txt", 40), use_cache=False)
+    assert [sum(s.active) for s in dynamic_stats(model).values()] == kept
+
+
+def test_depth_skips_as_many_where_shares_are_no_whole_number(
+    recovered: Any, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cost the same, so that each is skipped in part; the sum is kept in every forward."""
+    monkeypatch.setattr(dynamic_depth, "costs_of_layers", lambda *_args: [1.0] * 8)
+    model, pruning = recovered("dynamic-depth", sparsity=0.375)
+    kept = pruning["recovery"]["routers"][0]["kept_by_layer"]["layer"]
+    assert sum(kept) == pytest.approx(5)
+    assert 0 < min(kept) < max(kept) < 1
+    dynamic_stats(model)
+    for part in ids_of(reader, "other.txt", 60).split(20, 1):
+        with torch.no_grad():
+            model(part, use_cache=False)
+        assert sum(sum(s.active) for s in dynamic_stats(model).values()) == 5
 
 
 @pytest.mark.parametrize("method", ["dynamic-nk", "token-drop", "kv-evict", "dynamic-width"])
