@@ -20,7 +20,7 @@ from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.collect import Calibration, run_hooked
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, pooled_scores, quantile
@@ -42,6 +42,9 @@ from prunescope.tracer.routing.routing import (
     refuse_calibration,
     score_weight,
 )
+
+_LEAST_SPREAD = 1e-3  # of a number of a state, of the largest one
+_TINY = 1e-12
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -122,6 +125,8 @@ class _DepthRouter(nn.Module):
             1, hidden, like=like, seed=point.seed, what=f"dynamic-depth {layer}"
         )
         self.sparsity, self.threshold = point.sparsity, 0.0
+        # While it is trained: mean and spread [h] of the states of sequences.
+        self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, h] to how far each sequence is above the score that runs, [B, 1]."""
@@ -129,7 +134,28 @@ class _DepthRouter(nn.Module):
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, h] to the score of each sequence, [B, 1]."""
-        return linear(x.mean(1).to(self.weight.dtype), self.weight)
+        pooled = x.mean(1).to(self.weight.dtype)
+        if self.standard is not None:
+            mean, spread = self.standard
+            pooled = (pooled - mean) / spread
+        return linear(pooled, self.weight)
+
+    def standardise(self, states: torch.Tensor) -> None:
+        """Until `plain`, score how the state of a sequence differs from those of some [n, h], their
+        spread of scores at 1: a step of training then moves what tells sequences apart. Else the
+        large numbers that all have in common move the scores of all at once, by more than they
+        differ."""
+        spread, mean = torch.std_mean(states, dim=0)
+        spread = spread.clamp(min=float(spread.max()) * _LEAST_SPREAD + _TINY)
+        weight = self.weight.data * spread
+        self.weight.data = weight / (states @ self.weight.data.T).std().clamp(min=_TINY)
+        self.standard = (mean, spread)
+
+    def plain(self) -> None:
+        """Score states as they are; the order of the scores stays."""
+        if self.standard is not None:
+            self.weight.data = self.weight.data / self.standard[1]
+            self.standard = None
 
 
 class _Skippable(Counted):
@@ -211,8 +237,10 @@ class _DepthLearner:
         self._round(removed_layers(len(self.sites), sparsity), len(calibration.batches))
         self.route.sparsity, self.route.learned = sparsity, True
         self._settle(calibration)
-        for site in self.sites:
+        for site, states in zip(self.sites, self._states(calibration), strict=True):
             in_float32(site.router)
+            site.router.standardise(states)
+        self._settle(calibration)
         self.route.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -222,9 +250,22 @@ class _DepthLearner:
     def settle(self, calibration: Calibration) -> None:
         """Thresholds by the sequences of the text, as the model now runs."""
         for site in self.sites:
+            site.router.plain()
             in_own_dtype(site.router)
         self.route.learns = False
         self._settle(calibration)
+
+    def _states(self, calibration: Calibration) -> list[torch.Tensor]:
+        """The mean state of each sequence before each layer, [n, h]."""
+        seen: list[list[torch.Tensor]] = [[] for _ in self.sites]
+        handles = [
+            site.router.register_forward_pre_hook(
+                lambda _router, args, own=own: own.append(args[0].mean(1).float())
+            )
+            for site, own in zip(self.sites, seen, strict=True)
+        ]
+        run_hooked(self.model, calibration.batches, handles)
+        return [torch.cat(own) for own in seen]
 
     def _round(self, count: int, sequences: int) -> None:
         """Shares of that many sequences, so that `count` layers go in the mean: the largest

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.model import compat
@@ -122,6 +123,30 @@ def test_depth_skips_as_many_where_shares_are_no_whole_number(
         with torch.no_grad():
             model(part, use_cache=False)
         assert sum(sum(s.active) for s in dynamic_stats(model).values()) == 5
+
+
+def test_a_step_of_training_moves_what_tells_sequences_apart() -> None:
+    """States have numbers of 1,000 in common and differ by 1. A step of 0.001 in every weight, as
+    of Adam, moved all scores by 0.001 · 32 · 1,000 = 32, where they differ by a few; now it moves
+    their mean by nothing, and the order of what is scored afterwards is that of the training."""
+    drawn = torch.Generator().manual_seed(0)
+    states = 1000 + torch.randn(8, 32, generator=drawn)
+    point = Point(sparsity=0.5)
+    router = dynamic_depth._DepthRouter(point, 0, torch.zeros(1), 32)
+    router.weight = torch.nn.Parameter(torch.randn(1, 32, generator=drawn), requires_grad=False)
+    before = router.score(states[:, None]).flatten()
+    router.standardise(states)
+    scores = router.score(states[:, None]).flatten()
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(scores.std()) == pytest.approx(1, abs=1e-4)
+    assert scores.argsort().tolist() == before.argsort().tolist()
+    router.weight.data += 0.001
+    moved = router.score(states[:, None]).flatten()
+    assert abs(float(moved.mean())) < 0.01 and float((moved - scores).abs().max()) < 0.1
+    router.plain()
+    after = router.score(states[:, None]).flatten()
+    assert after.argsort().tolist() == moved.argsort().tolist()
+    assert after.std() < 10 < abs(after.mean())
 
 
 @pytest.mark.parametrize("method", ["dynamic-nk", "token-drop", "kv-evict", "dynamic-width"])
