@@ -38,11 +38,11 @@ HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cann
 
 def hypotheses(found: Pareto) -> list[Hypothesis]:
     """The three claims, in every cell in which they can be tested; those about losses by the loss
-    on the other text too, where there is one."""
+    on the other text too, where there is one and they can be judged."""
     tested = _tested(found)
     other = on_other_text(found)
     for one in [] if other is None else _tested(other):
-        if one.claim != CLOSEST:
+        if one.claim != CLOSEST and one.verdict != UNTESTED:
             one.loss_on = str(found.subject.config.get("other_text") or "the other text")
             tested.append(one)
     return tested
@@ -165,15 +165,17 @@ def _missed(points: list[SweepPoint]) -> dict[str, Array]:
 def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
     """Whether the families of the frontier follow each other as in the paper, as loss grows."""
     claim = f"prefill frontier {' → '.join(PAPER_ORDER)} by loss"
+    never = _missing(phase.points)
+    if never:
+        if len(never) < len(PAPER_ORDER):
+            yield _hypothesis(claim, "prefill", None, UNTESTED, _not_measured(never))
+        return
     for cell in phase.cells:
         points = points_of(phase, cell)
-        there = {p.family for p in points}
-        missing = [family for family in PAPER_ORDER if family not in there]
+        missing = _missing(points)
         if missing:
             if len(missing) < len(PAPER_ORDER):
-                were = "were" if len(missing) > 1 else "was"
-                text = f"{' and '.join(missing)} {were} not measured"
-                yield _hypothesis(claim, "prefill", cell, UNTESTED, text)
+                yield _hypothesis(claim, "prefill", cell, UNTESTED, _not_measured(missing))
             continue
         gone = not_judged(points)
         unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
@@ -238,6 +240,16 @@ def _not_valid(points: Iterable[SweepPoint]) -> str:
     return f"the times of {', '.join(named)} are not valid"
 
 
+def _missing(points: Iterable[SweepPoint]) -> list[str]:
+    """The families of the paper's order that none of these is of."""
+    there = {p.family for p in points}
+    return [family for family in PAPER_ORDER if family not in there]
+
+
+def _not_measured(families: list[str]) -> str:
+    return f"{' and '.join(families)} {'were' if len(families) > 1 else 'was'} not measured"
+
+
 def _by_interval(ci95: list[float], none: float) -> str:
     return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
 
@@ -245,7 +257,7 @@ def _by_interval(ci95: list[float], none: float) -> str:
 def _hypothesis(  # noqa: PLR0913
     claim: str,
     phase: str,
-    cell: SweepCell,
+    cell: SweepCell | None,
     verdict: str,
     text: str,
     *,
@@ -256,8 +268,8 @@ def _hypothesis(  # noqa: PLR0913
     return Hypothesis(
         claim=claim,
         phase=phase,
-        batch=cell.batch,
-        prompt_len=cell.prompt_len,
+        batch=cell.batch if cell else None,
+        prompt_len=cell.prompt_len if cell else None,
         verdict=verdict,
         effect=effect,
         effect_ci95=ci95,
@@ -268,9 +280,9 @@ def _hypothesis(  # noqa: PLR0913
 
 def sentence(one: Hypothesis) -> str:
     """A hypothesis in one sentence."""
-    where = ""
+    where = f" in {one.phase}"
     if one.batch is not None:
-        where = f" in {one.phase}, batch {one.batch}, {one.prompt_len} tokens"
+        where += f", batch {one.batch}, {one.prompt_len} tokens"
     if one.loss_on is not None:
         where += f", by the loss on {one.loss_on}"
     draws = ""

@@ -159,6 +159,14 @@ def test_a_cell_without_a_family_of_the_order_cannot_be_judged() -> None:
     assert claims_of(points)["prefill static-m"].text == "dynamic-m and static-nk were not measured"
 
 
+def test_a_family_that_no_cell_has_is_said_of_the_phase() -> None:
+    found = claims_of([point(name, 1.2, 0.1) for name in ("static-m", "static-nk")])[
+        "prefill static-m"
+    ]
+    assert (found.verdict, found.batch, found.prompt_len) == ("cannot be judged", None, None)
+    assert sentence(found).endswith("cannot be judged in prefill (dynamic-m was not measured).")
+
+
 def test_times_that_are_not_valid_decide_no_claim() -> None:
     """The point itself, a rival that loses no more, or a family of the order: undecided, with the
     reason; a rival that loses more decides nothing either way."""
