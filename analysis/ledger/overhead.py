@@ -131,6 +131,7 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added 
     adds nothing. Parts are those of `told`, else those of the ledger's `added_work` row.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.
+    `told` knows at which sparsity that equals what is added, too.
     """
     ledger = {row.row: row for row in rows or []}
     if "added_work" not in ledger:
@@ -149,10 +150,14 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added 
         return ns / saved if saved > 0 else None
 
     parts.sort(key=lambda part: -part[1])
+    dense = ledger["dense"].moves_ns
     return Added(
         saved_ns=saved,
         added_ns=added,
         share_of_saved=share(added),
+        without=dense / (dense - saved) if dense > saved else None,
+        sparsity=told.sparsity if told else None,
+        break_even=told.break_even if told else None,
         parts=[AddedPart(name=name, ns=ns, share_of_saved=share(ns)) for name, ns in parts],
     )
 

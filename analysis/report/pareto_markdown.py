@@ -222,8 +222,16 @@ def _overhead(points: Iterable[SweepPoint]) -> Iterator[str]:
         )
         share = found.share_of_saved
         total = "nothing was saved" if share is None else percent(share, decimals=0)
-        rows.append((_name(point), time(found.added_ns), total, parts))
-    yield from _table(("point", "added", "of saved", "largest parts"), rows)
+        even = percent(found.break_even)
+        if found.sparsity is not None and found.break_even is None:
+            even = "nowhere"
+        added, gone = time(found.added_ns), percent(found.sparsity)
+        rows.append((_name(point), added, total, ratio(found.without), gone, even, parts))
+    head = ("added", "of saved", "speedup without it", "FLOPs gone", "pays from", "largest parts")
+    yield from _table(("point", *head), rows)
+    yield "FLOPs gone: of the GEMMs and attention that the family touches; pays from: the share of"
+    yield "them at which gain equals what is added."
+    yield ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -61,6 +61,9 @@ class Added(msgspec.Struct, kw_only=True):
     saved_ns: float
     added_ns: float
     share_of_saved: float | None
+    without: float | None = None  # the speedup, had nothing been added: dense / (dense - saved_ns)
+    sparsity: float | None = None  # share of the FLOPs that is gone, of what the family touches
+    break_even: float | None = None  # of that share, where gain equals overhead; null: nowhere seen
     parts: list[AddedPart]
 
 

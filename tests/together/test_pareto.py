@@ -203,6 +203,8 @@ def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:
     assert found is not None
     assert found.saved_ns == pytest.approx(1.5 * MS)
     assert found.share_of_saved == pytest.approx(1 / 3)
+    assert found.without == pytest.approx(10 / 8.5)
+    assert found.break_even is None  # of a family that adds work alone
     assert [p.name for p in found.parts] == ["x", "router"]
     assert found.parts[0].share_of_saved == pytest.approx(0.2)
     ledger[2] = example.row("pruned", 11.0)

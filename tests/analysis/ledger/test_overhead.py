@@ -242,11 +242,13 @@ def test_pareto_tells_the_parts_of_the_report() -> None:
             OverheadPart(name=HOST, ns=1.5e6, added=True),
             OverheadPart(name=WEIGHTS, ns=9e6, added=False),
         ],
-        added_ns=2e6, saved_ns=3e6, sparsity=0.5, break_even=None,
+        added_ns=2e6, saved_ns=3e6, sparsity=0.5, break_even=0.4,
     )  # fmt: skip
     found = of_saved(ledger, told)
     assert found is not None
     assert found.saved_ns == pytest.approx(3e6)  # 10 - 9 + 2 ms
     assert found.share_of_saved == pytest.approx(2 / 3)
+    assert found.without == pytest.approx(10 / 7)  # 9 - 2 ms
+    assert (found.sparsity, found.break_even) == (0.5, 0.4)
     assert [(part.name, part.ns) for part in found.parts] == [(HOST, 1.5e6), ("gather", 0.5e6)]
     assert of_saved(None) is None
