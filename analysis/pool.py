@@ -21,7 +21,9 @@ from prunescope.analysis.trace import workers
 from prunescope.taxonomy.errors import PrunescopeError
 
 ENGINES = ("local", "ray")
-_CODE = """import json, sys
+# Ctrl-C reaches every process of a terminal: the one that began these ends them.
+_CODE = """import json, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.pool import serve
 serve(sys.argv[2])"""
@@ -59,18 +61,23 @@ class Pool:
 
     def __init__(self, function: str, jobs: int) -> None:
         self.function, self.jobs = function, jobs
+        self.processes = [_Process(function) for _ in range(jobs)]
         self.free: SimpleQueue[_Process] = SimpleQueue()
         self.threads = ThreadPoolExecutor(jobs)
-        for _ in range(jobs):
-            self.free.put(_Process(function))
+        for process in self.processes:
+            self.free.put(process)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.threads.shutdown(cancel_futures=True)
-        while not self.free.empty():
-            self.free.get().stop()
+    def __exit__(self, *raised: object) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        if raised[0] is not None:  # nobody waits for what is at work
+            for process in self.processes:
+                process.kill()
+        self.threads.shutdown()
+        for process in self.processes:
+            process.stop()
 
     def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
         """See `Tasks.run`."""
@@ -90,9 +97,12 @@ class _Process:
     def __init__(self, function: str) -> None:
         self.function = function
         self.process: subprocess.Popen[bytes] | None = None
+        self.ending = False
 
     def ask(self, task: bytes) -> Reply:
         process = self.process = self.process or self._begin()
+        if self.ending:  # since it was asked for
+            process.kill()
         assert process.stdin is not None and process.stdout is not None
         try:
             _write(process.stdin, task)
@@ -111,7 +121,14 @@ class _Process:
             stdout=subprocess.PIPE,
         )
 
+    def kill(self) -> None:
+        """End it, at work or not: whoever waits for its reply is told that it died."""
+        self.ending = True
+        if (process := self.process) is not None:
+            process.kill()
+
     def stop(self) -> None:
+        """End it, where nobody waits for a reply."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +112,30 @@ def test_a_process_that_dies_fails_its_task_alone() -> None:
         replies = list(pool.run([b"a", b"die", b"b"]))
     assert [reply.value for reply in replies] == [b"aa", b"", b"bb"]
     assert "died" in replies[1].problem
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["the group", "the command"])
+def test_an_interrupted_pool_ends_at_once_and_without_a_word(tmp_path: Path, to_all: bool) -> None:
+    """Ctrl-C is sent to every process of the terminal; `kill -INT` to one. Tasks take a minute."""
+    code = (
+        "import sys\nfrom prunescope.analysis.pool import Pool\n"
+        "with Pool('tests.analysis.pool_case:begin_and_sleep', 2) as pool:\n"
+        "    list(pool.run([name.encode() for name in sys.argv[1:]]))\n"
+    )
+    begun = [tmp_path / str(i) for i in range(4)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, begun)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not all(path.exists() for path in begun[:2]) and process.poll() is None:
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=30)[1]
+    assert told.count("KeyboardInterrupt") == 1  # of the command itself
+    assert "serve" not in told
+    assert not any(path.exists() for path in begun[2:])
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
 
 
 @pytest.mark.slow
