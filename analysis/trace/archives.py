@@ -25,7 +25,7 @@ TAR_BLOCK = 512
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError, EOFError, struct.error,
           zlib.error, lzma.LZMAError, OverflowError)  # fmt: skip
 _MOST = 100_000  # entries of a tar, which are read one after the other
-_CHUNK = 1 << 20
+_CHUNK = 16 << 10  # larger ones are mapped and given back block by block: a quarter slower
 
 
 class Readable(Protocol):
