@@ -16,6 +16,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-
 
 IMPORTED := jinja2, matplotlib.pyplot, peft, torch.profiler, transformers.models.llama.modeling_llama, \
 	prunescope.analysis.pipeline, prunescope.analysis.report.terminal, prunescope.cli
+# Empty: bytecode is written, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
 help: ## Show this list

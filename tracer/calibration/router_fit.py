@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,14 +120,18 @@ def settle_thresholds(model: Any, sites: Sequence[Site], calibration: Calibratio
         site.router.threshold = quantile(torch.cat(found.scores), site.router.sparsity)
 
 
-def pooled_scores(
-    model: Any, sites: Sequence[Site], calibration: Calibration
+def at_routers(
+    model: Any,
+    sites: Sequence[Site],
+    calibration: Calibration,
+    read: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """What each router scores the sequences of the batches, flat, as the model now runs."""
+    """By router what `read` makes of it and its input [1, L, h], a row each sequence, in float32,
+    as the model now runs."""
     kept: list[list[torch.Tensor]] = [[] for _ in sites]
     handles = [
         site.router.register_forward_pre_hook(
-            lambda router, args, own=own: own.append(router.score(args[0]).flatten().float().cpu())
+            lambda router, args, own=own: own.append(read(router, args[0]).float())
         )
         for site, own in zip(sites, kept, strict=True)
     ]

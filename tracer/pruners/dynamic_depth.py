@@ -20,10 +20,10 @@ from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.attention.inserted import by_name, extend
 from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
-from prunescope.tracer.calibration.collect import Calibration, run_hooked
+from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.calibration.router_fit import Site, fit_routers, pooled_scores, quantile
+from prunescope.tracer.calibration.router_fit import Site, at_routers, fit_routers, quantile
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.pruners import Applied
@@ -145,10 +145,12 @@ class _DepthRouter(nn.Module):
         spread of scores at 1: a step of training then moves what tells sequences apart. Else the
         large numbers that all have in common move the scores of all at once, by more than they
         differ."""
-        spread, mean = torch.std_mean(states, dim=0)
+        free = min(1, len(states) - 1)  # of one sequence there is no spread
+        spread, mean = torch.std_mean(states, dim=0, correction=free)
         spread = spread.clamp(min=float(spread.max()) * _LEAST_SPREAD + _TINY)
         weight = self.weight.data * spread
-        self.weight.data = weight / (states @ self.weight.data.T).std().clamp(min=_TINY)
+        scores = (states @ self.weight.data.T).std(correction=free)
+        self.weight.data = weight / scores.clamp(min=_TINY)
         self.standard = (mean, spread)
 
     def plain(self) -> None:
@@ -237,7 +239,8 @@ class _DepthLearner:
         self._round(removed_layers(len(self.sites), sparsity), len(calibration.batches))
         self.route.sparsity, self.route.learned = sparsity, True
         self._settle(calibration)
-        for site, states in zip(self.sites, self._states(calibration), strict=True):
+        read = at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
+        for site, states in zip(self.sites, read, strict=True):
             in_float32(site.router)
             site.router.standardise(states)
         self._settle(calibration)
@@ -255,18 +258,6 @@ class _DepthLearner:
         self.route.learns = False
         self._settle(calibration)
 
-    def _states(self, calibration: Calibration) -> list[torch.Tensor]:
-        """The mean state of each sequence before each layer, [n, h]."""
-        seen: list[list[torch.Tensor]] = [[] for _ in self.sites]
-        handles = [
-            site.router.register_forward_pre_hook(
-                lambda _router, args, own=own: own.append(args[0].mean(1).float())
-            )
-            for site, own in zip(self.sites, seen, strict=True)
-        ]
-        run_hooked(self.model, calibration.batches, handles)
-        return [torch.cat(own) for own in seen]
-
     def _round(self, count: int, sequences: int) -> None:
         """Shares of that many sequences, so that `count` layers go in the mean: the largest
         remainders are rounded up."""
@@ -281,9 +272,9 @@ class _DepthLearner:
         """By the scores where all layers run, then by those where some are skipped by them."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
-            pooled = pooled_scores(self.model, self.sites, calibration)
+            pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)
             for site, scores in zip(self.sites, pooled, strict=True):
-                site.router.threshold = quantile(scores, site.router.sparsity)
+                site.router.threshold = quantile(scores.flatten(), site.router.sparsity)
 
     def record(self) -> RouterTraining:
         """The share of the sequences that each layer was to run for; the sum is kept in each."""

@@ -149,6 +149,15 @@ def test_a_step_of_training_moves_what_tells_sequences_apart() -> None:
     assert after.std() < 10 < abs(after.mean())
 
 
+def test_a_single_sequence_leaves_numbers() -> None:
+    router = dynamic_depth._DepthRouter(Point(sparsity=0.5), 0, torch.zeros(1), 8)
+    states = torch.ones(1, 8)
+    router.standardise(states)
+    assert router.score(states[:, None]).isfinite().all()
+    router.plain()
+    assert router.weight.isfinite().all()
+
+
 @pytest.mark.parametrize("method", ["dynamic-nk", "token-drop", "kv-evict", "dynamic-width"])
 def test_others_are_trained_as_they_are(recovered: Any, method: str) -> None:
     _, pruning = recovered(method)
