@@ -46,21 +46,34 @@ def with_straggler(
     phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
 ) -> tuple[dict[str, Phase], list[str]]:
     """The phases of several ranks, that of the slowest with the finding `straggler` where it stands
-    out; and what speaks against a comparison: ranks that do not run the same program."""
-    if len(phases) < 2:
-        return dict(phases), []
-    if apart := _other_program(phases, frames):
-        return dict(phases), [apart]
-    times = [rank_time(name, phase, frames[name]) for name, phase in phases.items()]
+    out; and what speaks against a comparison: ranks that do not run the same program. A rank of
+    host ops alone is left out where others have kernels."""
+    seen = {name: phase for name, phase in phases.items() if _on_device(frames[name])}
+    compared = seen or phases
+    said = [
+        f"{name} has host ops only: it is not compared with the other ranks"
+        for name in phases
+        if name not in compared
+    ]
+    if len(compared) < 2:
+        return dict(phases), said
+    if apart := _other_program(compared, frames):
+        return dict(phases), [*said, apart]
+    times = [rank_time(name, phase, frames[name]) for name, phase in compared.items()]
     found = straggler(times)
     if found is None:
-        return dict(phases), []
+        return dict(phases), said
     slow, finding = found
-    finding.evidence.insert(0, _against(slow, _usual(slow, times), phases, frames))
+    finding.evidence.insert(0, _against(slow, _usual(slow, times), compared, frames))
     first = [f for f in phases[slow].findings if f.severity == "critical"]
     rest = [f for f in phases[slow].findings if f.severity != "critical"]
     marked = msgspec.structs.replace(phases[slow], findings=[*first, finding, *rest])
-    return {**phases, slow: marked}, []
+    return {**phases, slow: marked}, said
+
+
+def _on_device(frame: pl.DataFrame) -> bool:
+    """Host ops, which stand for the work where a trace holds no kernels, have no stream."""
+    return frame["stream"].count() > 0
 
 
 def _other_program(phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]) -> str | None:

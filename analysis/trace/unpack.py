@@ -31,6 +31,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_RATIO = 200
 _TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _EMPTY_ZIP = b"PK\x05\x06"
+# Not read: first bytes, the name, and what unpacks it.
+_OTHERS = ((b"\xfd7zX", "xz", "unxz"), (b"BZh", "bzip2", "bunzip2"))
 
 
 class ByteStream(Protocol):
@@ -156,10 +158,16 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStrea
     """The decompressed bytes of an open file; of `member` where it is an archive of several traces.
 
     Raises PrunescopeError on an archive that is damaged or holds no trace, or several and no
-    `member`.
+    `member`; on a packing that is not read.
     """
     magic = file.read(4)
     file.seek(0)
+    for first, packing, command in _OTHERS:
+        if magic.startswith(first):
+            raise PrunescopeError(
+                f"{path.name} is packed with {packing}, which is not read",
+                hint=f"unpack it first ({command}); gzip and zstd are read as they are",
+            )
     if magic == _EMPTY_ZIP:
         raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=HINT)
     if magic == ZIP_MAGIC:

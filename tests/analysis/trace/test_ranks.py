@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 from collections.abc import Callable
@@ -89,6 +90,23 @@ def test_equal_ranks_have_no_straggler(tmp_path: Path) -> None:
     folder = four(tmp_path / "r", slow=9)
     phases = analyze(folder).report.phases.values()
     assert not any(f.id == "straggler" for p in phases for f in p.findings)
+
+
+def test_a_rank_that_was_cut_off_before_its_kernels_is_left_out(tmp_path: Path) -> None:
+    """Host ops of 10 us stand for its work: they say nothing of a GPU that the others wait for."""
+    folder = four(tmp_path / "r")
+    host = chrome(
+        *(step(i, op("aten::mm", [512, 64], [64, 64], us=10)) for i in range(3)), cpu=True
+    )
+    cut = json.dumps(host)
+    (folder / "rank1.json.gz").write_bytes(gzip.compress(cut[: cut.rindex("}]")].encode()))
+    report = analyze(folder).report
+    assert [n for n, p in report.phases.items() for f in p.findings if f.id == "straggler"] == [
+        "rank2"
+    ]
+    assert "rank1 has host ops only: it is not compared with the other ranks" in report.warnings
+    text = next(f.text for f in report.phases["rank2"].findings if f.id == "straggler")
+    assert text.startswith("rank2 is the slowest of 3 ranks")
 
 
 def test_communication_behind_other_kernels_is_no_waiting(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tracemalloc
 import zipfile
 import zlib
@@ -243,8 +245,10 @@ def test_any_bytes_are_an_error(data: bytes, head: bytes, tmp_path: Path) -> Non
         (zipped("a.json")[:60], "no readable zip: it is cut off or damaged"),
         (zipped(), "a zip without any file"),
         (gzip.compress(PLAIN)[:15], "not a Chrome trace"),
+        (lzma.compress(PLAIN), "t.json is packed with xz, which is not read"),
+        (bz2.compress(PLAIN), "t.json is packed with bzip2, which is not read"),
     ],
-    ids=range(18),
+    ids=range(20),
 )  # fmt: skip
 def test_what_is_no_trace_says_why(data: bytes, says: str, tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match=says) as error:
