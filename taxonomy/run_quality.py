@@ -78,7 +78,7 @@ class Quality:
 
     weights_fingerprint: str | None = left_out()  # of the model that was judged
     text: TextSource | None = None
-    context: int | None = None  # tokens of a window
+    context: int | None = None  # tokens of a window; longer than usual: its end alone is scored
     stride: int | None = None  # tokens from window to window
     scoring: str | None = None  # "prefill" | "decode"
     scored_tokens: int | None = None

@@ -250,6 +250,7 @@ def _loss(quality: Quality | None) -> Loss | None:
         perplexity=quality.perplexity,
         dense_perplexity=quality.dense_perplexity,
         scoring=quality.scoring,
+        context=quality.context,
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
         tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,

@@ -35,6 +35,7 @@ class Loss(TextLoss, kw_only=True):
     perplexity: float | None = None
     dense_perplexity: float | None = None
     scoring: str | None = None  # "prefill" | "decode"
+    context: int | None = None  # tokens of a window of the text
     # Relative changes over tasks; absent where no tasks were asked.
     tasks_signed: float | None | msgspec.UnsetType = msgspec.UNSET
     tasks_signed_ci95: list[float] | None | msgspec.UnsetType = msgspec.UNSET

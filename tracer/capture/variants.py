@@ -47,10 +47,11 @@ class Variant:
 @dataclass(kw_only=True)
 class Prepared:
     """Variants made before their captures, "dense" first, so that several captures run the same
-    objects; by name, what goes into each manifest as `quality`."""
+    objects; by name, what goes into each manifest as `quality`, and the prompts that it is of."""
 
     variants: list[Variant]
     quality: dict[str, Quality] = field(default_factory=dict)
+    judged_len: int | None = None
 
 
 def check_method(request: TraceRequest) -> None:

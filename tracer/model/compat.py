@@ -76,8 +76,9 @@ def logits_policy(model: torch.nn.Module, asked: str) -> str:
     return asked if _keywords(model)[1] else "all"
 
 
-def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str) -> Any:
-    """One forward of [B, S] token ids that appends S tokens to `cache`.
+def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str | int) -> Any:
+    """One forward of [B, S] token ids that appends S tokens to `cache`. `logits`: of all tokens, of
+    the last one, or of so many at the end; of all where a model cannot have fewer.
 
     Raises PrunescopeError where the model takes none.
     """
@@ -89,7 +90,8 @@ def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits:
         )
     arguments: dict[str, Any] = {cache_keyword: cache, "use_cache": True}
     if can_keep:
-        arguments["logits_to_keep"] = 1 if logits == "last" else 0
+        kept = {"last": 1, "all": 0}
+        arguments["logits_to_keep"] = kept[logits] if isinstance(logits, str) else logits
     return model(input_ids=ids_BS, **arguments)
 
 

@@ -6,6 +6,8 @@ Losses are nats a token; bits per byte uses the UTF-8 bytes of the tokens that w
 Windows of C tokens start every R tokens (R = C unless said otherwise). A window scores each of its
 tokens but the first that no window before it scored, given all tokens before it in the window:
     perplexity = exp(sum of -ln p(token | window so far) / tokens scored)
+Of prompts longer than a window, windows are as long, and only the end of each is scored: tokens
+that have such a prompt before them.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ TOKENS, CONTEXT = 8192, 1024
 BLOCK = 128
 # Of a window in decode scoring: the share that is the prompt, and the tokens scored after it.
 _PROMPT, _DECODED = 0.5, 32
+# Of windows as long as a prompt: how many at least, and the tokens scored at the end of each. Of
+# four times 64 as many are decoded as of eight usual windows.
+_LONG_WINDOWS = 4
+_ENDS = {"prefill": CONTEXT, "decode": 64}
 # Rows of [rows, V] turned into fp32 at a time: a dozen passes over what a cache holds.
 _ROWS = 32
 # Logits of the dense model are kept, as they left it, for as many bytes; else computed again.
@@ -39,13 +45,15 @@ _KEEP_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and where from."""
+    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and where from.
+    `ends`: only the last tokens of each window."""
 
     ids: torch.Tensor
     bytes_of: torch.Tensor | None
     record: TextSource
     context: int = CONTEXT
     stride: int | None = None
+    ends: bool = False
 
     def windows(self) -> Iterator[tuple[int, int, int]]:
         """(begin, first token scored, end) of every window."""
@@ -61,8 +69,11 @@ class Passage:
 
     def scored(self, scoring: str) -> Iterator[tuple[int, int, int]]:
         """The windows, and in decode scoring only the tokens just after the prompt of each."""
-        for window in self.windows():
-            yield _decoded(window) if scoring == "decode" else window
+        for begin, first, end in self.windows():
+            if self.ends:
+                yield begin, max(first, end - _ENDS[scoring]), end
+            else:
+                yield _decoded((begin, first, end)) if scoring == "decode" else (begin, first, end)
 
 
 @dataclass(kw_only=True)
@@ -89,7 +100,8 @@ class Dense:
         self.model, self.passage, self.scoring = model, passage, scoring
         self._kept: dict[int, torch.Tensor] = {}
         table = model.get_input_embeddings()
-        size = len(passage.ids) * table.num_embeddings * table.weight.element_size()
+        scored = sum(end - first for _, first, end in passage.scored(scoring))
+        size = scored * table.num_embeddings * table.weight.element_size()
         self._keep = size <= _KEEP_BYTES
 
     def logits(self, window: tuple[int, int, int]) -> torch.Tensor:
@@ -103,6 +115,13 @@ class Dense:
         return logits
 
 
+def windows_of(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
+    """Tokens of a window that judges prompts of a length, and of all windows."""
+    if prompt_len <= CONTEXT:
+        return CONTEXT, tokens
+    return prompt_len, max(tokens, _LONG_WINDOWS * prompt_len)
+
+
 def text_passage(  # noqa: PLR0913
     tokenizer: Any | None,
     text: Path | None,
@@ -111,16 +130,21 @@ def text_passage(  # noqa: PLR0913
     longest: int | None,
     seed: int,
     tokens: int = TOKENS,
+    prompt_len: int = 0,
 ) -> Passage:
     """The first `tokens` tokens of a text's evaluation half; random ids without a tokenizer.
 
-    `longest`: positions the model knows. Raises PrunescopeError where the text is too short.
+    `longest`: positions the model knows. `prompt_len`: of what is judged; more than a window has
+    windows as long, of what positions and text there are, and `tokens` of four of them at least.
+    Raises PrunescopeError where the text is too short.
     """
-    context = min(CONTEXT, longest or CONTEXT)
+    context, tokens = windows_of(min(prompt_len, longest or prompt_len), tokens=tokens)
+    context = min(context, longest or context)
+    ends = context > CONTEXT
     if tokenizer is None:
         ids = token_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
         record = TextSource(source="random token ids", seed=seed, tokens=tokens)
-        return Passage(ids=ids, bytes_of=None, record=record, context=context)
+        return Passage(ids=ids, bytes_of=None, record=record, context=context, ends=ends)
     source = read_text(text)
     part = source.evaluation[: 16 * tokens]
     made = tokenizer(part, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
@@ -130,6 +154,10 @@ def text_passage(  # noqa: PLR0913
             f"{source.name} has no two tokens to score in its evaluation half",
             hint="give a longer text",
         )
+    if ends:  # whole windows alone, for each end to have a prompt of one length before it
+        context = min(context, len(ids))
+        tokens = len(ids) // context * context
+        ids = ids[:tokens]
     offsets = made["offset_mapping"][:tokens] if tokenizer.is_fast else None
     record = TextSource(
         source=source.name, sha256=source.sha256, part="evaluation half", tokens=len(ids)
@@ -139,6 +167,7 @@ def text_passage(  # noqa: PLR0913
         bytes_of=None if offsets is None else _token_bytes(part, offsets),
         record=record,
         context=context,
+        ends=ends,
     )
 
 
@@ -146,7 +175,8 @@ def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Qualit
     """Perplexity and bits per byte of `model`.
 
     `scoring`: "prefill" takes all tokens of a window in one forward; "decode" fills the cache with
-    half a window and scores the next tokens one by one.
+    half a window (of one as long as a prompt, with all but its end) and scores the next tokens one
+    by one.
     """
     scores = Scores()
     with torch.inference_mode():
@@ -203,15 +233,17 @@ def _logits(
     row = ids[None, begin:end].to(model.get_input_embeddings().weight.device)
     cache = compat.new_cache(model)
     if scoring == "prefill":
-        output = compat.forward(model, row, cache=cache, logits="all")
-        return output.logits[0, first - begin - 1 : end - begin - 1]
+        rows = end - first + 1
+        kept = rows if first > begin + 1 else "all"
+        logits: torch.Tensor = compat.forward(model, row, cache=cache, logits=kept).logits
+        return logits[0, -rows:-1]
     output = compat.forward(model, row[:, : first - begin], cache=cache, logits="last")
-    rows = [output.logits[0, -1:]]
+    last = [output.logits[0, -1:]]
     for position in range(first - begin, end - begin - 1):
         token = row[:, position : position + 1]
         output = compat.forward(model, token, cache=cache, logits="last")
-        rows.append(output.logits[0, -1:])
-    return torch.cat(rows)
+        last.append(output.logits[0, -1:])
+    return torch.cat(last)
 
 
 def _add(

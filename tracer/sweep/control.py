@@ -37,11 +37,13 @@ def control_nats(  # noqa: PLR0913
     scoring: str,
     mark: str,
     seed: int,
+    part: str = "",
 ) -> dict[str, torch.Tensor]:
-    """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one."""
+    """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one;
+    `part`: of the name of the file, for passages of another length."""
     said = [mark, wanted.plain(), seed, scoring, {n: _said(p) for n, p in passages.items()}]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    path = folder / "quality" / f"control-{scoring}.json"
+    path = folder / "quality" / f"control-{scoring}{part}.json"
     with alone(path):
         found = read_json(path)
         if found is None or found.get("of") != digest:

@@ -20,7 +20,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.conditions import thread_count
 from prunescope.tracer.machine.device import pick_device
-from prunescope.tracer.quality.quality import CONTEXT, TOKENS
+from prunescope.tracer.quality.quality import windows_of
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
 from prunescope.tracer.sweep.state import read_json
 
@@ -80,10 +80,12 @@ def estimate_s(
             profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
         total += _RESULT_S + seated * _SEATING_S + passes * _PASS_S
-    text = forward.seconds("prefill", 1, CONTEXT, logits="all") * TOKENS / CONTEXT
     texts = 1 if config.other_text is None else 2
-    models = len({result.key for result in results})
-    return total + models * (_LOAD_S + texts * text) + texts * text
+    judged = {(result.key, windows_of(result.prompt_len)) for result in results}
+    dense = {windows for _, windows in judged}
+    for window, tokens in [*(windows for _, windows in judged), *dense]:
+        total += texts * forward.seconds("prefill", 1, window, logits="all") * tokens / window
+    return total + len({result.key for result in results}) * _LOAD_S
 
 
 def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:

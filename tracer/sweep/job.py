@@ -42,6 +42,7 @@ from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.model.stored import weights_fingerprint
 from prunescope.tracer.quality.quality import (
+    CONTEXT,
     TOKENS,
     Compared,
     Dense,
@@ -103,10 +104,11 @@ class Worker:
 
     def __init__(self, on_result: Callable[..., None]) -> None:
         self.on_result = on_result
-        self._passages: dict[bool, Passage] = {}  # by whether it is the other text
+        # By whether it is the other text, and the length of its windows.
+        self._passages: dict[tuple[bool, int], Passage] = {}
         self._dense: dict[str, Dense] = {}
         self._statistics: dict[str, Statistics] = {}
-        self._dense_tasks: dict[str, dict[str, TaskScore]] = {}
+        self._tasks: dict[tuple[str, str], dict[str, TaskScore]] = {}
         self._peaks: MeasuredPeaks | None = None
         self.watch: Watch
 
@@ -137,7 +139,7 @@ class Worker:
         release()
 
     def _prepare(self, job: Job, result: Planned) -> Prepared | str:
-        """The models and their quality, or why there are none."""
+        """The models, or why there are none."""
         if result.problem is not None:
             return result.problem
         try:
@@ -169,6 +171,9 @@ class Worker:
             request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
+                if prepared.judged_len != _judged_len(result):
+                    with thread_count(request.threads), memory_explained():
+                        self._judged(job, result, prepared)
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
@@ -182,31 +187,35 @@ class Worker:
         return None
 
     def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
-        """`prepared` with the quality of both models: measured now, or kept from before."""
+        """`prepared` with the quality of both models behind prompts of the result's length:
+        measured now, or kept from before."""
         dense, pruned = prepared.variants
-        path = SweepFolder(job.folder).quality(result.key)
+        path = SweepFolder(job.folder).quality(result.key + _of_length(result))
         marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
         found = read_judged(path)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found.weights != marks or found.tasks != source:
-            scored = self._compared(job, prepared, marks["dense"], _scored_in(result.family))
+            with kept_in(job.folder / "recovery", self.watch):
+                scored = self._compared(job, result, prepared, marks["dense"])
             if tasks is not None:
-                self._add_tasks(scored, tasks, prepared, marks["dense"])
+                self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)
             found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
             write_json(path, json_fields.plain(found))
         prepared.quality = {
             "dense": replace(found.dense, weights_fingerprint=marks["dense"]),
             "pruned": replace(found.pruned, weights_fingerprint=marks["pruned"]),
         }
+        prepared.judged_len = _judged_len(result)
         return prepared
 
-    def _compared(self, job: Job, prepared: Prepared, mark: str, scoring: str) -> Compared:
+    def _compared(self, job: Job, result: Planned, prepared: Prepared, mark: str) -> Compared:
         """Both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
-        passages = {"text": self._text(job, dense)}
+        scoring, length = _scored_in(result.family), _judged_len(result)
+        passages = {"text": self._text(job, dense, length)}
         if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
-            passages["other"] = self._text(job, dense, other=True)
+            passages["other"] = self._text(job, dense, length, other=True)
         control: dict[str, torch.Tensor] = {}
         if pruned.pruning is not None and pruned.pruning.recovery is not None:
             wanted = job.request(job.results[0]).recovery
@@ -219,39 +228,46 @@ class Worker:
                 scoring=scoring,
                 mark=mark,
                 seed=job.config.seed,
+                part=_of_length(result),
             )
         found: dict[str, Compared] = {}
         for name, passage in passages.items():
-            reference = self._reference(dense, f"{mark}-{name}", passage, scoring)
+            reference = self._reference(dense, f"{mark}-{name}-{length}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
         if "other" in found:
             found["text"].dense.other_text = found["other"].dense
             found["text"].pruned.other_text = found["other"].pruned
         return found["text"]
 
-    def _add_tasks(self, found: Compared, tasks: TaskList, prepared: Prepared, mark: str) -> None:
-        """Scores of both models, and the losses; those of an equal dense model are kept."""
+    def _add_tasks(
+        self, found: Compared, tasks: TaskList, prepared: Prepared, mark: str, key: str
+    ) -> None:
+        """Scores of both models, and the losses. Kept: those of an equal dense model, and of this
+        one, which several lengths of prompts may ask for."""
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
-        if mark not in self._dense_tasks:
-            self._dense_tasks = {mark: score_tasks(dense.model, tokenizer, tasks)}
-        before = self._dense_tasks[mark]
-        after = score_tasks(pruned.model, tokenizer, tasks)
+        wanted = {("dense", mark): dense.model, ("pruned", key): pruned.model}
+        self._tasks = {
+            name: self._tasks[name] if name in self._tasks else score_tasks(model, tokenizer, tasks)
+            for name, model in wanted.items()
+        }
+        before, after = self._tasks.values()
         found.dense.tasks, found.pruned.tasks = before, after
         found.pruned.tasks_change = changes(before, after)
 
-    def _text(self, job: Job, dense: Variant, *, other: bool = False) -> Passage:
-        if other not in self._passages:
+    def _text(self, job: Job, dense: Variant, length: int, *, other: bool = False) -> Passage:
+        if (other, length) not in self._passages:
             config = text_config(dense.model)
-            self._passages[other] = text_passage(
+            self._passages[other, length] = text_passage(
                 load_tokenizer(dense.loaded),
                 job.config.other_text if other else job.config.text,
                 vocabulary=dense.model.get_input_embeddings().num_embeddings,
                 longest=getattr(config, "max_position_embeddings", None),
                 seed=job.config.seed,
                 tokens=TOKENS,
+                prompt_len=length,
             )
-        return self._passages[other]
+        return self._passages[other, length]
 
     def _reference(self, dense: Variant, mark: str, passage: Passage, scoring: str) -> Dense:
         """The dense model as reference; its logits are kept for the next job where it is equal."""
@@ -340,6 +356,16 @@ def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
     if not config.tasks or _scored_in(result.family) == "decode":
         return None
     return TaskList(names=config.tasks, folder=config.tasks_path)
+
+
+def _judged_len(result: Planned) -> int:
+    """The windows that judge it: as long as its prompts, where those are longer than usual ones."""
+    return max(CONTEXT, result.prompt_len)
+
+
+def _of_length(result: Planned) -> str:
+    """Names what is kept of windows that are not the usual ones."""
+    return "" if result.prompt_len <= CONTEXT else f"-p{result.prompt_len}"
 
 
 def _scored_in(name: str) -> str:

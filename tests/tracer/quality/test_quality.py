@@ -164,6 +164,64 @@ def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.Monke
     assert compare(other.model, Dense(tiny, text)) == kept
 
 
+@pytest.mark.parametrize(
+    ("prompt_len", "longest", "context", "tokens"),
+    [(1024, None, 1024, 40), (1500, None, 1500, 6000), (5000, 1200, 1200, 4800),
+     (5000, 600, 600, 40)],
+)  # fmt: skip
+def test_windows_are_as_long_as_long_prompts(
+    prompt_len: int, longest: int | None, context: int, tokens: int
+) -> None:
+    """Up to the positions that a model has; four windows, and the usual text where that does."""
+    text = text_passage(
+        None, None, vocabulary=50, longest=longest, seed=7, tokens=40, prompt_len=prompt_len
+    )
+    assert (text.context, len(text.ids), text.ends) == (context, tokens, context > 1024)
+    assert text.record.tokens == tokens
+
+
+def test_long_windows_are_scored_at_their_ends() -> None:
+    text = text_passage(None, None, vocabulary=50, longest=None, seed=7, prompt_len=3000)
+    begins = range(0, 12_000, 3000)
+    assert list(text.scored("prefill")) == [(b, b + 1976, b + 3000) for b in begins]
+    assert list(text.scored("decode")) == [(b, b + 2936, b + 3000) for b in begins]
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "context", "tokens"), [(1100, 1100, 2200), (4000, 2500, 2500)]
+)
+def test_a_short_text_has_whole_windows_alone(
+    prompt_len: int, context: int, tokens: int, tmp_path: Path
+) -> None:
+    """2,500 characters are two windows of 1,100, and one of what there is."""
+    file = tmp_path / "text.txt"
+    file.write_text("a" * 2500 + "\n\n" + "b" * 2498, encoding="utf-8")
+    found = text_passage(
+        Letters(), file, vocabulary=97, longest=None, seed=0, prompt_len=prompt_len
+    )
+    assert (found.context, len(found.ids), found.record.tokens) == (context, tokens, tokens)
+    assert found.bytes_of is not None and len(found.bytes_of) == tokens
+
+
+def test_ends_of_windows_are_what_one_forward_says(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last 16 of 64 tokens in a forward, the last 8 token by token."""
+    monkeypatch.setattr("prunescope.tracer.quality.quality._ENDS", {"prefill": 16, "decode": 8})
+    ids = token_ids(1024, batch=1, length=128, seed=1)[0]
+    text = Passage(ids=ids, bytes_of=None, record=TextSource(), context=64, ends=True)
+    with torch.inference_mode():
+        logits = tiny(input_ids=ids.view(2, 64)).logits.float()
+    nats = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), ids.view(2, 64)[:, 1:].flatten(), reduction="none"
+    ).view(2, 63)
+    for scoring, count in (("prefill", 16), ("decode", 8)):
+        found = quality(tiny, text, scoring=scoring)
+        assert found.scored_tokens == 2 * count
+        assert found.context == 64
+        assert found.nats_per_token == pytest.approx(float(nats[:, -count:].mean()), rel=1e-5)
+
+
 def test_without_a_tokenizer_the_text_is_random_and_says_so() -> None:
     found = text_passage(None, None, vocabulary=50, longest=16, seed=7, tokens=40)
     assert plain(found.record) == {"source": "random token ids", "seed": 7, "tokens": 40}
