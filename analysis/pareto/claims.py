@@ -42,12 +42,14 @@ def _compared(found: Pareto) -> Iterator[str]:
         f" ({subject.dtype}) on {subject.device}{f'; {said}' if said else ''}."
     )
     text = subject.text or {}
+    windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     yield (
         "Measured: speedup = dense ÷ pruned, means over seatings of the medians of unprofiled"
         " samples, both models taking turns; loss = perplexity of the very model that was timed ÷"
         " that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
-        f" {text.get('source', 'an unknown text')}."
+        f" {text.get('source', 'an unknown text')}"
+        f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."
     )
     yield from _recovered(found)
     yield from _named_losses(points)
@@ -106,7 +108,8 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
 
 def control(points: list[SweepPoint]) -> Iterator[str]:
     """How often the interval of a point that does the dense work holds 1, which is its speedup."""
-    same = [p.realised_ci95 for p in points if removed_nothing(p) and p.realised_ci95]
+    idle = [p for p in points if removed_nothing(p) and p.timing_valid]
+    same = [p.realised_ci95 for p in idle if p.realised_ci95]
     if same:
         held = sum(low <= 1 <= high for low, high in same)
         yield (
@@ -123,6 +126,12 @@ def _limits(found: Pareto) -> Iterator[str]:
     stopped = {_named(p): p.training_stopped for p in points if p.training_stopped}
     for name, why in stopped.items():
         yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
+    yield from _unjudged(points)
+    if (found.subject.text or {}).get("source") == "random token ids":
+        yield "No loss here means anything: the text that judges is random token ids."
+    other = found.subject.config.get("other_text")
+    if other and not any(p.loss and p.loss.other_text for p in points):
+        yield f"Not measured: losses on {other}; it takes a model with a tokenizer to read it."
     yield from control(points)
     spreads = [
         cell.dense_ns["spread"]
@@ -143,6 +152,25 @@ def _limits(found: Pareto) -> Iterator[str]:
             " order by loss can change after it"
         )
     yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
+
+
+def _unjudged(points: list[SweepPoint]) -> Iterator[str]:
+    """Prompts that are longer than what the losses were read behind."""
+    longer = [
+        (p.prompt_len, p.loss.context)
+        for p in points
+        if p.loss and p.loss.context and p.prompt_len > p.loss.context
+    ]
+    if longer:
+        lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
+        yield (
+            f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
+            f" are those in windows of {_listed(windows)}."
+        )
+
+
+def _listed(counts: list[int]) -> str:
+    return ", ".join(f"{n:,}" for n in counts)
 
 
 def _named(point: SweepPoint) -> str:

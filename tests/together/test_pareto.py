@@ -128,6 +128,27 @@ def test_an_order_with_a_family_missing_is_not_judged() -> None:
     assert "Claim “prefill" not in "\n".join(whole([point("static-k-24", 1.1, 0.03)]).summary)
 
 
+def test_a_loss_of_windows_shorter_than_the_prompts_is_said_to_be() -> None:
+    one = point("static-m", 1.2, 0.1)
+    assert one.loss is not None
+    one.loss.context = 1024
+    lines = "\n".join(whole([one]).summary)
+    assert "on 8192 tokens of a text, in windows of 1,024 tokens." in lines
+    assert "Not measured" not in lines
+    one.prompt_len = 4096
+    said = "what is lost behind prompts of 4,096 tokens; their losses are those in windows of 1,024"
+    assert f"Not measured: {said}." in whole([one]).summary
+
+
+def test_losses_that_mean_nothing_or_are_missing_are_said_to() -> None:
+    found = whole([point("static-m", 1.2, 0.1)])
+    found.subject.text = {"source": "random token ids", "tokens": 256}
+    found.subject.config["other_text"] = "other.txt"
+    lines = summary(found)
+    assert "No loss here means anything: the text that judges is random token ids." in lines
+    assert any(line.startswith("Not measured: losses on other.txt; it takes") for line in lines)
+
+
 def test_losses_over_tasks_stand_beside_perplexity() -> None:
     one = point("static-m", 1.2, 0.1)
     assert one.loss is not None
@@ -249,6 +270,8 @@ def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None
     points = [point("a", 1.0, 0.0, **dense), point("b", 1.1, 0.0, **dense), point("c", 1.5, 0.1)]
     assert list(control(points))[0].startswith("Control: 1 of the 2 points")
     assert list(control(points[2:])) == []
+    points[1].timing_valid = False
+    assert list(control(points))[0].startswith("Control: 1 of the 1 points")
 
 
 def test_what_is_not_valid_is_said_and_decides_nothing() -> None:

@@ -77,6 +77,7 @@ def check_unseen(read: Sequence[Path | None], other: Path) -> None:
 
 def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int) -> Examples:
     if wanted.text is not None:
+        read_text(wanted.text)  # one that is not there is said to be missing
         raise PrunescopeError(
             f"the model has no tokenizer to read {wanted.text.name} with",
             hint="leave text out of --recover: random token ids are used then",

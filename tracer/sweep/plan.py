@@ -144,6 +144,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
             if ways == ("random",) and "random" not in config.selections:
                 wanted = " or ".join(config.selections)
                 said.append(f"{family}: chosen at random, not {wanted}")
+            elif lacks := [way for way in config.selections if way not in ways]:
+                said.append(f"{family}: chosen {' or '.join(ways)}, not {' or '.join(lacks)}")
             notes |= dict.fromkeys(said)
             own: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:

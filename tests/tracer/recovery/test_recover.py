@@ -218,15 +218,17 @@ def test_every_epoch_takes_every_row_once() -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_random_ids_train_where_there_is_no_tokenizer() -> None:
+def test_random_ids_train_where_there_is_no_tokenizer(tmp_path: Path) -> None:
     model = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     wanted = recovery.Recovery(steps=2, rank=2, length=16)
     record = recovery.recover(model, None, wanted, name="dense", seed=3)
     assert record.text == "random token ids"
     assert record.train_sha256 != record.eval_sha256
-    with pytest.raises(PrunescopeError, match="no tokenizer"):
-        wanted = recovery.Recovery(steps=2, rank=2, text=Path("a.txt"))
-        recovery.recover(model, None, wanted, name="dense", seed=3)
+    (tmp_path / "a.txt").write_text("some words " * 9000)
+    for name, says in (("a.txt", "no tokenizer to read a.txt"), ("b.txt", "b.txt is no file")):
+        wanted = recovery.Recovery(steps=2, rank=2, text=tmp_path / name)
+        with pytest.raises(PrunescopeError, match=says):
+            recovery.recover(model, None, wanted, name="dense", seed=3)
 
 
 def test_random_ids_that_judge_are_others_than_those_that_train() -> None:

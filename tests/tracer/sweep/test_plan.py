@@ -77,6 +77,17 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     assert set(plan.notes) == {f"{name}: chosen at random, not calibrated" for name in drawn}
 
 
+def test_ways_that_a_family_has_not_are_named() -> None:
+    """Layers can be removed one by one; channels of an MLP are ranked."""
+    config = SweepConfig(
+        model="tiny-llama", families=("static-m", "static-nk-mlp"), sparsities=(0.5,),
+        phases=("prefill",), select=("random", "calibrated", "greedy"),
+    )  # fmt: skip
+    plan = make_plan([config], None)
+    assert len(plan.results) == 5
+    assert plan.notes == ("static-nk-mlp: chosen random or calibrated, not greedy",)
+
+
 def test_shards_are_disjoint_and_whole() -> None:
     config = SweepConfig(model="m", families=("static-m", "dynamic-m"), batches=(1, 4), draws=2)
     plan = make_plan([config], None)
