@@ -119,7 +119,7 @@ def windows_of(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
     """Tokens of a window that judges prompts of a length, and of all windows."""
     if prompt_len <= CONTEXT:
         return CONTEXT, tokens
-    return prompt_len, max(tokens, _LONG_WINDOWS * prompt_len)
+    return prompt_len, max(_LONG_WINDOWS, tokens // prompt_len) * prompt_len
 
 
 def text_passage(  # noqa: PLR0913
@@ -135,7 +135,8 @@ def text_passage(  # noqa: PLR0913
     """The first `tokens` tokens of a text's evaluation half; random ids without a tokenizer.
 
     `longest`: positions the model knows. `prompt_len`: of what is judged; more than a window has
-    windows as long, of what positions and text there are, and `tokens` of four of them at least.
+    windows as long, of what positions and text there are, and as many tokens as fill whole ones,
+    four at least.
     Raises PrunescopeError where the text is too short.
     """
     context, tokens = windows_of(min(prompt_len, longest or prompt_len), tokens=tokens)

@@ -139,7 +139,7 @@ class Worker:
         release()
 
     def _prepare(self, job: Job, result: Planned) -> Prepared | str:
-        """The models, or why there are none."""
+        """The models, judged, or why there are none."""
         if result.problem is not None:
             return result.problem
         try:

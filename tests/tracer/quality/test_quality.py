@@ -181,6 +181,8 @@ def test_windows_are_as_long_as_long_prompts(
 
 
 def test_long_windows_are_scored_at_their_ends() -> None:
+    usual = text_passage(None, None, vocabulary=50, longest=None, seed=7, prompt_len=1500)
+    assert len(usual.ids) == 7500  # the whole windows of 8,192 tokens
     text = text_passage(None, None, vocabulary=50, longest=None, seed=7, prompt_len=3000)
     begins = range(0, 12_000, 3000)
     assert list(text.scored("prefill")) == [(b, b + 1976, b + 3000) for b in begins]
