@@ -12,6 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.json_fields import as_read, left_out
 
+RANDOM_IDS = "random token ids"  # the source of what stands for a text where none can be read
 Interval = list[float]  # low and high, of 95 %
 
 

@@ -17,7 +17,14 @@ from prunescope.analysis.pareto.frontier import (
 from prunescope.analysis.pareto.hypotheses import points_of, sentence
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
-from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
+from prunescope.analysis.schema.pareto import (
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+)
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 
 def summary(found: Pareto) -> list[str]:
@@ -126,12 +133,7 @@ def _limits(found: Pareto) -> Iterator[str]:
     stopped = {_named(p): p.training_stopped for p in points if p.training_stopped}
     for name, why in stopped.items():
         yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
-    yield from _unjudged(points)
-    if (found.subject.text or {}).get("source") == "random token ids":
-        yield "No loss here means anything: the text that judges is random token ids."
-    other = found.subject.config.get("other_text")
-    if other and not any(p.loss and p.loss.other_text for p in points):
-        yield f"Not measured: losses on {other}; it takes a model with a tokenizer to read it."
+    yield from _unjudged(found.subject, points)
     yield from control(points)
     spreads = [
         cell.dense_ns["spread"]
@@ -154,8 +156,9 @@ def _limits(found: Pareto) -> Iterator[str]:
     yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
 
 
-def _unjudged(points: list[SweepPoint]) -> Iterator[str]:
-    """Prompts that are longer than what the losses were read behind."""
+def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
+    """What the losses do not tell: prompts that are longer than what they were read behind, a text
+    of random ids, another text that nothing could read."""
     longer = [
         (p.prompt_len, p.loss.context)
         for p in points
@@ -167,6 +170,11 @@ def _unjudged(points: list[SweepPoint]) -> Iterator[str]:
             f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
+    if (subject.text or {}).get("source") == RANDOM_IDS:
+        yield f"No loss here means anything: the text that judges is {RANDOM_IDS}."
+    other = subject.config.get("other_text")
+    if other and not any(p.loss and p.loss.other_text for p in points):
+        yield f"Not measured: losses on {other}; it takes a model with a tokenizer to read it."
 
 
 def _listed(counts: list[int]) -> str:

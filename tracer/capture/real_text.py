@@ -12,6 +12,7 @@ import torch
 
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.run_blocks import InputText
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
@@ -34,7 +35,7 @@ def input_ids(
             record = InputText(source=source.name, sha256=source.sha256, part="evaluation half")
             return whole.view(request.batch, length), record
     ids_BL = token_ids(vocabulary, batch=request.batch, length=length, seed=request.seed)
-    return ids_BL, InputText(source="random token ids", seed=request.seed)
+    return ids_BL, InputText(source=RANDOM_IDS, seed=request.seed)
 
 
 def _decides(request: TraceRequest) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import Quality, TextSource
+from prunescope.taxonomy.run_quality import RANDOM_IDS, Quality, TextSource
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.inputs import token_ids
@@ -144,7 +144,7 @@ def text_passage(  # noqa: PLR0913
     ends = context > CONTEXT
     if tokenizer is None:
         ids = token_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
-        record = TextSource(source="random token ids", seed=seed, tokens=tokens)
+        record = TextSource(source=RANDOM_IDS, seed=seed, tokens=tokens)
         return Passage(ids=ids, bytes_of=None, record=record, context=context, ends=ends)
     source = read_text(text)
     part = source.evaluation[: 16 * tokens]

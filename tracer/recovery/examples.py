@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.recovery.settings import Recovery
@@ -91,7 +92,7 @@ def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int
         held_out=held_out,
         train_sha256=_digest(train.numpy().tobytes()),
         eval_sha256=_digest(held_out.numpy().tobytes()),
-        source="random token ids",
+        source=RANDOM_IDS,
     )
 
 

@@ -365,7 +365,8 @@ def _judged_len(result: Planned) -> int:
 
 def _of_length(result: Planned) -> str:
     """Names what is kept of windows that are not the usual ones."""
-    return "" if result.prompt_len <= CONTEXT else f"-p{result.prompt_len}"
+    length = _judged_len(result)
+    return "" if length == CONTEXT else f"-p{length}"
 
 
 def _scored_in(name: str) -> str:

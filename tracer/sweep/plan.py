@@ -141,11 +141,9 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
         for family in config.families:
             points, said = _points(family, config.sparsities, shape)
             ways = _ways(config, family).names
-            if ways == ("random",) and "random" not in config.selections:
-                wanted = " or ".join(config.selections)
-                said.append(f"{family}: chosen at random, not {wanted}")
-            elif lacks := [way for way in config.selections if way not in ways]:
-                said.append(f"{family}: chosen {' or '.join(ways)}, not {' or '.join(lacks)}")
+            if lacks := [way for way in config.selections if way not in ways]:
+                chosen = "at random" if ways == ("random",) else " or ".join(ways)
+                said.append(f"{family}: chosen {chosen}, not {' or '.join(lacks)}")
             notes |= dict.fromkeys(said)
             own: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:
