@@ -112,7 +112,7 @@ def compare(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Comparison:
-    """Analyze every subject against `baseline`, or its own twin where that is None.
+    """Analyze every subject against `baseline`, or its own baseline where that is None.
 
     `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
     "ray" has them on the workers of a cluster; `on_done` hears how many of how many are done.
@@ -155,7 +155,7 @@ def compare(
 
 
 def _size(path: Path) -> int:
-    """Bytes of a trace, or of the files of a run and its twin."""
+    """Bytes of a trace, or of the files of a run and its baseline."""
     if not path.is_dir():
         return path.stat().st_size if path.is_file() else 0
     return sum(file.stat().st_size for file in path.rglob("*.json*") if file.is_file())

@@ -17,7 +17,7 @@ from prunescope.analysis.findings.phase_notes import notes
 from prunescope.analysis.inputs.subject import SidePhase
 from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
-from prunescope.analysis.ledger.books import Books, keep_books
+from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.calls import calls_of
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
 from prunescope.analysis.ledger.ladder import ladder
@@ -39,7 +39,7 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
-from prunescope.analysis.verdict.doubts import apply_doubts, doubts
+from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import conditions, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
@@ -71,7 +71,7 @@ def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
     phase = _phase(own, rows, _Comparison(), hta)
-    return _with_findings(Context(phase=phase, own=own, doubts=doubts(own.kernels)))
+    return _with_findings(Context(phase=phase, own=own, caveats=caveats(own.kernels)))
 
 
 def compare_phase(
@@ -88,7 +88,7 @@ def compare_phase(
     units = pair(dense.kernels, pruned.kernels, run.layer_map if run else None)
     pairs = pair_calls(calls_of(dense.kernels), calls_of(pruned.kernels, units.alignment))
     nominal = sparsity if sparsity is not None else _nominal(pruned)
-    books = keep_books(
+    inputs = attribution_inputs(
         units,
         nominal=nominal,
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
@@ -96,11 +96,11 @@ def compare_phase(
     )
     evidence = evidence_of(dense, pruned, pairs, units)
     seen = verdict(evidence)
-    doubted = doubts(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
-    family = apply_doubts(seen.family, doubted)
-    comparison = _comparison(dense, pruned, books, evidence, (seen.family, family))
+    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
+    family = apply_caveats(seen.family, doubted)
+    comparison = _comparison(dense, pruned, inputs, evidence, (seen.family, family))
     exact = units.alignment.exact
-    rows = report_rows(pairs, promised=books.ratio.promised, exact_layers=exact)
+    rows = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
             phase=_phase(pruned, rows, comparison, hta),
@@ -109,8 +109,8 @@ def compare_phase(
             pairs=pairs,
             evidence=evidence,
             seen=seen.seen,
-            doubts=doubted,
-            untouched=untouched(units, books.ratio),
+            caveats=doubted,
+            untouched=untouched(units, inputs.ratio),
         )
     )
 
@@ -118,33 +118,33 @@ def compare_phase(
 def _comparison(
     dense: SidePhase,
     pruned: SidePhase,
-    books: Books,
+    inputs: AttributionInputs,
     evidence: Evidence,
     families: tuple[FamilyVerdict, FamilyVerdict],
 ) -> _Comparison:
-    """`families`: the verdict before and after its doubts."""
-    units, domain = books.units, books.domain
+    """`families`: the verdict before and after its caveats."""
+    units, domain = inputs.units, inputs.domain
     judged, family = families
     comparable = conditions(evidence) is None  # else what is gone was never to be there
     known = comparable and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
-    largest = LargestKernels(books, dense.kernels, pruned.kernels)
+    largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
-    rows = build_rows(books, halves(units, domain), largest, is_known=bounded)
-    rungs = ladder(rows, books, is_known=known, is_bounded=bounded and comparable)
+    rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)
+    bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparable)
     if not has_ideals(units):
-        rows, rungs = without_roofline(rows, rungs)
+        rows, bounds = without_roofline(rows, bounds)
     return _Comparison(
         pairing=_pairing(units),
         family=family,
-        ladder=rungs,
+        ladder=bounds,
         domain=domain.name,
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, books, is_known=known),
-        predicted=_predicted(dense, pruned, books, family, rungs, rows),
-        overhead=overhead(books, dense.kernels, pruned.kernels, family),
+        sparsity=_realised(evidence, judged, inputs, is_known=known),
+        predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
+        overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
     )
 
@@ -170,7 +170,7 @@ def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
 def _predicted(
     dense: SidePhase,
     pruned: SidePhase,
-    books: Books,
+    inputs: AttributionInputs,
     family: FamilyVerdict,
     ladder: Ladder,
     ledger: list[Row],
@@ -181,12 +181,12 @@ def _predicted(
 
     # A sublayer that is gone everywhere is no layer that is: the theory is of whole ones.
     of_layers = any(one.skips_layers and not one.is_dynamic for one in known([family.id]))
-    whole = bool(books.units.alignment.removed) or not of_layers
+    whole = bool(inputs.units.alignment.removed) or not of_layers
     expected = predicted_phase(
         dense.side,
         pruned.side,
         pruned.name,
-        sparsity=books.nominal,
+        sparsity=inputs.nominal,
         family_id=family.id if whole else None,
     )
     return add_miss(expected, ladder, ledger) if expected else None
@@ -285,18 +285,18 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, family: FamilyVerdict, books: Books, *, is_known: bool
+    evidence: Evidence, family: FamilyVerdict, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
-    units, ratio = books.units, books.ratio
+    units, ratio = inputs.units, inputs.ratio
     size_d, size_p = evidence.parameters
     if family.id == "outside" and is_quantised(evidence):
         size_p = None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
     moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))
     return {
-        "nominal": books.nominal,
+        "nominal": inputs.nominal,
         "parameters": 1 - size_p / size_d if size_d and size_p else None,
         "flop": 1 - 1 / ratio.flop_ratio if ratio.flop_ratio and is_known else None,
         "bytes": 1 - moved_p / moved_d if moved_d and is_known else None,

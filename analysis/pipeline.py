@@ -14,7 +14,7 @@
 | schema    | all of these                   | Report: plain values, written by report/          |
 
 Reading a phase of a side calls trace, timeline, shapes and kernels; `phase.py` calls the rooms
-below them. Nothing here changes a side: what was noticed comes back with what was read.
+below them. Nothing here changes a side: what was diagnostics comes back with what was read.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import polars as pl
 
-from prunescope.analysis.findings.headline_doubts import missing_shapes, phase_warnings
+from prunescope.analysis.findings.headline_caveats import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import Noticed, Options, Side
+from prunescope.analysis.inputs.subject import Diagnostics, Options, Side
 from prunescope.analysis.inputs.two_runs import with_shared_peaks
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
@@ -65,13 +65,13 @@ class Analysis:
 
 @dataclass(frozen=True)
 class _Done:
-    """A side, and all that was noticed of it so far."""
+    """A side, and all that was diagnostics of it so far."""
 
     side: Side
-    noticed: Noticed
+    diagnostics: Diagnostics
 
-    def add(self, noticed: Noticed) -> _Done:
-        return replace(self, noticed=self.noticed + noticed)
+    def add(self, diagnostics: Diagnostics) -> _Done:
+        return replace(self, diagnostics=self.diagnostics + diagnostics)
 
 
 def analyze(
@@ -83,7 +83,7 @@ def analyze(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Analysis:
-    """Analyze a run folder or a trace, against its twin or `baseline`.
+    """Analyze a run folder or a trace, against its baseline or `baseline`.
 
     `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
     worth it; `engine`: "ray" has them on the workers of a cluster. The report is the same.
@@ -95,8 +95,8 @@ def analyze(
     pruned, dense = _open(paths.subject, paths.baseline, options)
     phases: dict[str, Phase] = {}
     frames = Frames()
-    names, noticed = _phases(pruned.side, dense.side if dense else None)
-    pruned = pruned.add(noticed)
+    names, diagnostics = _phases(pruned.side, dense.side if dense else None)
+    pruned = pruned.add(diagnostics)
     sides = Sides(pruned.side, dense.side if dense else None, options)
     outcomes: Iterator[Outcome] | None = None
     count = jobs_for(jobs, sides.sizes() if sides.can_share else (), engine)
@@ -104,7 +104,7 @@ def analyze(
         outcomes = shared(sides, names, frames, jobs=count, engine=engine)
     for number, name in enumerate(names):
         done = next(outcomes) if outcomes is not None else None
-        if pruned.side.rank_of(name) in pruned.noticed.left_out:
+        if pruned.side.rank_of(name) in pruned.diagnostics.left_out:
             continue
         done = done or outcome_of(sides, name, frames)
         if done.failed is not None and name == names[-1] and not phases:
@@ -112,20 +112,20 @@ def analyze(
         pruned = pruned.add(done.own)
         lost = False
         if dense is not None:
-            lost = dense.side.rank_of(sides.twin_of(name)) in dense.noticed.left_out
+            lost = dense.side.rank_of(sides.baseline_of(name)) in dense.diagnostics.left_out
             dense = dense if lost else dense.add(done.twin)
         if done.phase is not None and not lost:
             phases[name] = done.phase
         if on_done is not None:
             on_done(number + 1, len(names))
-    pruned = pruned.add(pruned.side.noticed_at_the_end(pruned.noticed, "--eager-trace"))
+    pruned = pruned.add(pruned.side.final_diagnostics(pruned.diagnostics, "--eager-trace"))
     if dense is not None:
         option = "--baseline-eager-trace"
-        dense = dense.add(dense.side.noticed_at_the_end(dense.noticed, option))
-    for group in pruned.side.comparable_ranks(pruned.noticed):
+        dense = dense.add(dense.side.final_diagnostics(dense.diagnostics, option))
+    for group in pruned.side.comparable_ranks(pruned.diagnostics):
         ran, said = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
-        pruned = pruned.add(Noticed(tuple(said)))
+        pruned = pruned.add(Diagnostics(tuple(said)))
     return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned.side)
 
 
@@ -141,7 +141,7 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
                     f"--baseline-{name} is given and there is no baseline",
                     hint=f"name the dense side with --baseline, or use --{name}",
                 )
-        return _Done(pruned, pruned.noticed), None
+        return _Done(pruned, pruned.diagnostics), None
     with of_the("baseline"):
         dense = open_side(
             baseline,
@@ -150,17 +150,17 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
             model=options.baseline_model or options.model,
         )
     pruned, dense = with_shared_peaks(pruned, dense)
-    return _Done(pruned, pruned.noticed), _Done(dense, dense.noticed)
+    return _Done(pruned, pruned.diagnostics), _Done(dense, dense.diagnostics)
 
 
-def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Noticed]:
+def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
     """Phases of the subject that the baseline has too; a bare trace stands for the only one."""
     if (
         dense is None
         or len(pruned.phases) == 1 == len(dense.phases)
         and not _both_runs(pruned, dense)
     ):
-        return pruned.phases, Noticed()
+        return pruned.phases, Diagnostics()
     if not pruned.ranks and not dense.ranks and (dense.run is None) != (pruned.run is None):
         raise PrunescopeError(
             "a run of several phases cannot be compared with a single trace",
@@ -175,8 +175,8 @@ def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Noticed]:
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not _both_runs(pruned, dense):
-        return both, Noticed((f"{', '.join(alone)}: on one side only, left out",))
-    return both, Noticed()
+        return both, Diagnostics((f"{', '.join(alone)}: on one side only, left out",))
+    return both, Diagnostics()
 
 
 def _both_runs(pruned: Side, dense: Side) -> bool:
@@ -187,7 +187,7 @@ def _report(
     pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase], given: list[str]
 ) -> Report:
     sides = [done for done in (pruned, dense) if done is not None]
-    described = [subject_of(done.side, done.noticed) for done in sides]
+    described = [subject_of(done.side, done.diagnostics) for done in sides]
     if dense is not None and described[0]["name"] == described[1]["name"]:
         names = ends_apart([done.side.path.resolve() for done in sides])
         for subject, name in zip(described, names, strict=True):
@@ -198,9 +198,9 @@ def _report(
         for name, phase in phases.items()
         for said in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
     ]
-    own += [*given, *pruned.noticed.warnings]
+    own += [*given, *pruned.diagnostics.warnings]
     own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
-    of_dense = dense.noticed.warnings if dense is not None else ()
+    of_dense = dense.diagnostics.warnings if dense is not None else ()
     return Report(
         tool=TOOL,
         subject=described[0],
@@ -208,5 +208,5 @@ def _report(
         device=device_of(pruned.side, phases.values()),
         phases=dict(phases),
         warnings=list(dict.fromkeys([*own, *(f"baseline: {w}" for w in of_dense if w not in own)])),
-        partial=any(done.noticed.partial for done in sides),
+        partial=any(done.diagnostics.partial for done in sides),
     )

@@ -1,7 +1,7 @@
 """What every family would give where one dense run or trace was measured.
 
 In: a PredictRequest with `from_run`. Out: a dict: for each phase its measured parts, and for each
-family the bound, the expected speed-up with its range, and memory. Times are ns a forward.
+family the bound, the expected speedup with its range, and memory. Times are ns a forward.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.predict.asked import check_knobs, labels
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.ranges import doubt_of, unlike
+from prunescope.analysis.predict.ranges import caveat_of, unlike
 from prunescope.analysis.predict.setting import (
     PredictRequest,
     Setting,
@@ -77,7 +77,7 @@ def predict_from(request: PredictRequest) -> FromRun:
         work = _work(request, run, name, phase)
         if work is None:
             continue
-        warnings += [f"{work.phase}: {finding.text}" for finding in _doubts(phase)]
+        warnings += [f"{work.phase}: {finding.text}" for finding in _caveats(phase)]
         setting = _setting(request, run, report)
         measured = measured_phase(phase, host=_on_host(run, report))
         phases[work.phase] = table(request, setting, work, measured, warnings)
@@ -94,7 +94,7 @@ def predict_from(request: PredictRequest) -> FromRun:
     )
 
 
-def _doubts(phase: Phase) -> list[Finding]:
+def _caveats(phase: Phase) -> list[Finding]:
     """What makes the measured times, which everything here is scaled from, no evidence."""
     return [finding for finding in phase.findings if finding.id == NOT_VALID]
 
@@ -214,7 +214,7 @@ def _range(
         sides = (dense.with_constants(constants), pruned.with_constants(constants))
         return expected_gain(measured, *sides, terms)
 
-    found = doubt_of(at, pruned, terms, unlike=unlike(dense, pruned, terms))
+    found = caveat_of(at, pruned, terms, unlike=unlike(dense, pruned, terms))
     return found.around(value)
 
 

@@ -20,7 +20,7 @@ import polars as pl
 
 from prunescope.analysis.inputs.one_sided import of_equal_shapes
 from prunescope.analysis.inputs.resolve import of_the
-from prunescope.analysis.inputs.subject import Noticed, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
@@ -37,12 +37,12 @@ _FUNCTION = "prunescope.analysis.rank_jobs:run_task"
 
 class Outcome(msgspec.Struct):
     """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
-    was noticed of the subject (`own`) and of the baseline (`twin`). `frame`: the kernels frame as
-    Parquet, where it comes from another process."""
+    was diagnostics of the subject (`own`) and of the baseline (`twin`). `frame`: the kernels frame
+    as Parquet, where it comes from another process."""
 
     phase: Phase | None = None
-    own: Noticed = Noticed()
-    twin: Noticed = Noticed()
+    own: Diagnostics = Diagnostics()
+    twin: Diagnostics = Diagnostics()
     failed: tuple[str, str] | None = None
     frame: bytes = b""
 
@@ -126,7 +126,7 @@ class Sides:
     dense: Side | None
     options: Options = field(default_factory=Options)
 
-    def twin_of(self, name: str) -> str:
+    def baseline_of(self, name: str) -> str:
         """The phase of the baseline that a phase is compared with."""
         phases = self.dense.phases if self.dense is not None else [name]
         return name if name in phases else phases[0]
@@ -150,28 +150,30 @@ class Sides:
 def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     """A phase, analysed here; its frame goes into `frames`. Raises PrunescopeError where it is no
     rank's and cannot be analysed."""
-    own, noticed, failed = _read(sides.pruned, name)
+    own, diagnostics, failed = _read(sides.pruned, name)
     if own is None:
-        return Outcome(own=noticed, failed=failed)
+        return Outcome(own=diagnostics, failed=failed)
     opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
     if sides.dense is None:
         frames[name] = own.kernels.frame
-        return Outcome(single_phase(own, hta=opinion), own.noticed)
+        return Outcome(single_phase(own, hta=opinion), own.diagnostics)
     with of_the("baseline"):
-        twin, noticed, failed = _read(sides.dense, sides.twin_of(name))
+        twin, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
     if twin is None:
         assert failed is not None
-        return Outcome(own=own.noticed, twin=noticed, failed=(f"baseline: {failed[0]}", failed[1]))
+        return Outcome(
+            own=own.diagnostics, twin=diagnostics, failed=(f"baseline: {failed[0]}", failed[1])
+        )
     twin, own = comparable(*of_equal_shapes(twin, own))
     frames[name] = own.kernels.frame
     phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
-    return Outcome(phase, own.noticed, twin.noticed)
+    return Outcome(phase, own.diagnostics, twin.diagnostics)
 
 
-def _read(side: Side, name: str) -> tuple[SidePhase | None, Noticed, tuple[str, str] | None]:
+def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[str, str] | None]:
     rank = side.rank_of(name)
     try:
-        return side.read(name), Noticed(), None
+        return side.read(name), Diagnostics(), None
     except PrunescopeError as error:
         if rank is None:
             raise
@@ -196,7 +198,7 @@ def shared(
     plain = plain_options(sides.options)
     tasks = []
     for name in names:
-        twin = sides.twin_of(name)
+        twin = sides.baseline_of(name)
         task = Task(
             name=name,
             twin=twin,
@@ -229,8 +231,8 @@ def run_task(data: bytes) -> bytes:
     try:
         pruned = task.pruned.open(task.name, options)
     except PrunescopeError as error:
-        noticed = rank_left_out(task.pruned.rank, error)
-        return packed(Outcome(own=noticed, failed=(error.problem, error.hint or "")))
+        diagnostics = rank_left_out(task.pruned.rank, error)
+        return packed(Outcome(own=diagnostics, failed=(error.problem, error.hint or "")))
     dense, failed = None, None
     if task.dense is not None:
         try:
@@ -238,12 +240,12 @@ def run_task(data: bytes) -> bytes:
         except PrunescopeError as error:
             failed = error
     if failed is not None and task.dense is not None:
-        own, noticed, why = _read(pruned, task.name)
+        own, diagnostics, why = _read(pruned, task.name)
         if own is None:
-            return packed(Outcome(own=noticed, failed=why))
+            return packed(Outcome(own=diagnostics, failed=why))
         left = rank_left_out(task.dense.rank, failed)
         said = (f"baseline: {failed.problem}", failed.hint or "")
-        return packed(Outcome(own=own.noticed, twin=left, failed=said))
+        return packed(Outcome(own=own.diagnostics, twin=left, failed=said))
     found = outcome_of(Sides(pruned, dense, options), task.name, frames)
     if found.phase is not None:
         held = io.BytesIO()

@@ -111,16 +111,16 @@ def _efficiency(row: dict[str, Any]) -> float | None:
 def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
     if not len(samples):
         return None
-    costs = [seating.cost_ns for seating in run.seatings] if run else []
+    costs = [placement.cost_ns for placement in run.placements] if run else []
     has_costs = samples.drawn and any(costs)
     return Unprofiled(
         median=samples.wall,
         mean=float(samples.ns.mean()),
         ci95=wall_interval(samples),
         samples=samples.ns.tolist(),
-        seatings=list(samples.seats) if samples.drawn else msgspec.UNSET,
-        seatings_asked=(run and run.seatings_asked) or msgspec.UNSET,
-        seating_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
+        placements=list(samples.seats) if samples.drawn else msgspec.UNSET,
+        placements_requested=(run and run.placements_requested) or msgspec.UNSET,
+        placement_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
     )
 
 

@@ -64,7 +64,7 @@ def main() -> int:
 
 def checked(report: Report) -> Iterator[Claim]:
     """Every claim, with what was seen."""
-    doubts = [
+    caveats = [
         f"{name}: {line}"
         for name, phase in report.phases.items()
         for finding in phase.findings
@@ -72,8 +72,8 @@ def checked(report: Report) -> Iterator[Claim]:
         for line in finding.evidence
     ]
     yield Claim(
-        "nothing else ran beside what was timed", not doubts,
-        "; ".join(doubts) or f"{len(report.phases)} phases",
+        "nothing else ran beside what was timed", not caveats,
+        "; ".join(caveats) or f"{len(report.phases)} phases",
     )  # fmt: skip
     rows = [(name, g) for name, p in report.phases.items() for g in p.gemms if g.ideal_ns]
     phase, top = max(rows, key=lambda row: row[1].efficiency or 0.0)

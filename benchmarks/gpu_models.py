@@ -146,7 +146,7 @@ def _kept(entry: PhaseRun) -> dict[str, Any]:
         "peak_memory_bytes": entry.peak_memory_bytes,
         "kv_bytes": entry.kv_bytes,
         "interleaved": entry.interleaved,
-        "seatings": plain(entry.seatings),
+        "placements": plain(entry.placements),
         "disturbed": entry.is_disturbed,
     }
 

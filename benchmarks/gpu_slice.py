@@ -24,7 +24,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import plain
-from prunescope.tracer.capture.variants import TwinDoesNotFit
+from prunescope.tracer.capture.variants import BaselineDoesNotFit
 from prunescope.tracer.machine.clocks import read_clocks
 from prunescope.tracer.machine.device import device_info, synchronize, versions
 from prunescope.tracer.machine.gpu_tools import nvidia_smi
@@ -35,7 +35,7 @@ MOST_ARCHIVES = 3
 _WRITE_S = 1.0  # at most so much of what was measured is lost when the process is killed
 # What a cell may fail with and the next cell still be tried.
 _FAILURES = (
-    PrunescopeError, TwinDoesNotFit, RuntimeError, ValueError, TypeError, LookupError, OSError,
+    PrunescopeError, BaselineDoesNotFit, RuntimeError, ValueError, TypeError, LookupError, OSError,
     AttributeError, AssertionError, ArithmeticError, ImportError, MemoryError,
 )  # fmt: skip
 _SMI = {

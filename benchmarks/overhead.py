@@ -4,8 +4,8 @@
 
 Writes overhead.md beside this file: a table for each phase and batch, read from the traces by
 `analyze`. All variants share the dense model's weights and take turns with it. Give it the machine:
-what was timed beside other work is marked. Eight seatings of a sample each, three of which are
-profiled too: 22 forwards of prefill and 155 of decode a variant. Three seatings that are all
+what was timed beside other work is marked. Eight placements of a sample each, three of which are
+profiled too: 22 forwards of prefill and 155 of decode a variant. Three placements that are all
 profiled have 12 and 75, with the same traces to analyse: less than twice their time.
 """
 
@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, str]] = {
 }
 SPARSITIES, BATCHES = (0.25, 0.5), (1, 4)
 DECODE_STEPS, WARMUP, STEPS, THREADS = 8, 1, 3, 2
-SEATINGS = REPEATS = 8
+PLACEMENTS = REPEATS = 8
 Measured = dict[tuple[str, int], list[tuple[str, float, "Phase"]]]  # by phase and batch
 
 
@@ -81,12 +81,13 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
     points = [(family, s) for family in FAMILIES for s in SPARSITIES]
     found: Measured = {}
     peaks, busy, device = None, False, DeviceEntry()
-    seatings = min(SEATINGS, options.repeats)
+    placements = min(PLACEMENTS, options.repeats)
     for batch in options.batches:
         request = SweptRequest(
             model=options.model, out=Path(), method=points[0][0], prompt_len=options.prompt_len,
             batch=batch, decode_steps=DECODE_STEPS, warmup=WARMUP, repeats=options.repeats,
-            seatings=seatings, max_seatings=seatings, steps=STEPS, device="cpu", threads=THREADS,
+            placements=placements, max_placements=placements, steps=STEPS, device="cpu",
+            threads=THREADS,
         )  # fmt: skip
         variants = [Variant(name="dense", model=loaded.model, loaded=loaded)]
         variants += [_variant(request, family, s, loaded) for family, s in points]
@@ -167,8 +168,8 @@ def page(
         lines += [f"## {phase}, batch {batch}", "", *table(rows), ""]
     lines.append(
         f"Made by `python {' '.join(sys.argv)}` in {seconds:.0f} s: {device.name}, "
-        f"{THREADS} threads, {options.repeats} samples in {min(SEATINGS, options.repeats)} "
-        f"seatings and {STEPS} profiled forwards of prefill, "
+        f"{THREADS} threads, {options.repeats} samples in {min(PLACEMENTS, options.repeats)} "
+        f"placements and {STEPS} profiled forwards of prefill, "
         f"{DECODE_STEPS} tokens of decode. Python {platform.python_version()}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}."
     )
@@ -181,7 +182,7 @@ def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
     from prunescope.analysis.report.numbers import percent, ratio
 
     parts = [*ADDED, HOST]
-    heads = ["family", "s", "dense", "speed-up", *parts, "added in all", "k, v", "weights"]
+    heads = ["family", "s", "dense", "speedup", *parts, "added in all", "k, v", "weights"]
     heads += ["gone", "break-even"]
     yield "| " + " | ".join(heads) + " |"
     yield "|:--|" + "--:|" * (len(heads) - 1)

@@ -75,7 +75,7 @@ def known() -> tuple[Cell, ...]:
 
 
 def gain(cell: Cell, constants: Constants | None, terms: Collection[str]) -> float:
-    """The speed-up of a forward with other terms; of other measurements as the cell has it."""
+    """The speedup of a forward with other terms; of other measurements as the cell has it."""
     if cell.what != "forward" or terms == NAMES:
         return cell.gain(constants)
     return replace(cell.setting, terms=terms).execution_gain(cell.work)
@@ -142,7 +142,7 @@ def _head() -> str:
 def _accuracy() -> str:
     sets = (errors(None), errors(NEUTRAL), errors(None, terms=()))
     rows = [
-        "## Error of the predicted speed-up\n",
+        "## Error of the predicted speedup\n",
         "Size of predicted ÷ measured − 1: median, 90th percentile, share within 15 %. *None set*: "
         "every constant where its mechanism costs nothing; tiles, waves, published GEMM ceilings "
         "and the work that each family adds stay. *Roofline*: data sheet alone (of whole "
@@ -203,9 +203,8 @@ def _layer() -> str:
         "The figure that the constants are read from. Dynamic M in decode: the mean of a layer "
         "that runs and one that is skipped. The model's dense prefill layer is slower than the "
         "figure: the paper's GEMM ceiling (347 TFLOP/s) is below what its own Fig. 2 implies "
-        "for gate, up and down (431). Speed-ups are ratios, and closer.\n",
-        "| family | prefill, ms: figure / model | speed-up | decode, µs: figure / model "
-        "| speed-up |",
+        "for gate, up and down (431). Speedups are ratios, and closer.\n",
+        "| family | prefill, ms: figure / model | speedup | decode, µs: figure / model | speedup |",
         "|---|---|---|---|---|",
     ]
     model = {
@@ -251,7 +250,7 @@ def _derived() -> str:
 def _winners() -> str:
     rows = [
         "## Which family wins\n",
-        "Expected speed-up at s = 0.5, logits of the last token, the two fastest and (after the "
+        "Expected speedup at s = 0.5, logits of the last token, the two fastest and (after the "
         "bar) the families that are slower than dense. Equal s is not equal quality: see the "
         "loss of your own model. Recurrences and short convolutions are at their roofline, one "
         f"kernel each, because no constant for them is known; the K families and {BY_BATCH} leave "

@@ -3,7 +3,7 @@
     python benchmarks/predict_calibration.py
 
 
-In: cells with a measured and an expected speed-up, and what constants and chance spread of it.
+In: cells with a measured and an expected speedup, and what constants and chance spread of it.
 Out: a ModelError, and for each cell how it lies in a range that it had no part in. Nested: a group
 (a phase of a figure, a paper; or a family) is left out, the error is chosen on the others, by
 leaving each of *them* out in turn, and the group is looked at once, with the result. Constants
@@ -51,7 +51,7 @@ class Judged:
 
     @cached_property
     def expected(self) -> float:
-        """The speed-up with these constants."""
+        """The speedup with these constants."""
         return self.cell.gain(self.constants)
 
     @cached_property
@@ -91,7 +91,7 @@ class Outside:
 
     @property
     def holds(self) -> bool:
-        """Whether the measured speed-up lies in the range."""
+        """Whether the measured speedup lies in the range."""
         return self.low <= self.cell.measured <= self.high
 
     @property

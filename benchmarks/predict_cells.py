@@ -1,7 +1,7 @@
 """Published measurements as cells: what was measured, and what the model expects there.
 
 In: paper_figures.json (the seed paper) and published.json (others). Out: Cell, with a function that
-gives the expected speed-up for any constants. A group is a phase of a figure, or a paper: what
+gives the expected speedup for any constants. A group is a phase of a figure, or a paper: what
 shares a set-up is left out of the calibration together.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
-from prunescope.analysis.predict.ranges import Uncertainty, doubt_of, unlike
+from prunescope.analysis.predict.ranges import Uncertainty, caveat_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Workload
@@ -31,7 +31,7 @@ FITTED = [1, 32768]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """One measured speed-up. `gain(constants)`: the expected one; `None`: the values in use."""
+    """One measured speedup. `gain(constants)`: the expected one; `None`: the values in use."""
 
     group: str
     source: str
@@ -52,7 +52,7 @@ class Cell:
         other = unlike(dense, pruned, now.terms)
         if self.what != "forward":
             other = replace(other, added=0.0, drawn=0.0)
-        return doubt_of(self.gain, pruned, now.terms, unlike=other)
+        return caveat_of(self.gain, pruned, now.terms, unlike=other)
 
     @property
     def error(self) -> float:

@@ -11,7 +11,7 @@
 writes same.md beside this file: how many 95 % intervals hold the truth, and which scaling of a CPU
 ledger tells it. `--busy` has so many loops run beside it for a part of the time. `costs` measures
 what a record costs, and what the wait does to a plain loop. Give it the machine. `places` compares
-seatings with new processes, `plain` our unprofiled samples with those of a plain loop.
+placements with new processes, `plain` our unprofiled samples with those of a plain loop.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def _seen(run: Path) -> dict[str, Any]:
     from prunescope.taxonomy.run import read_run
 
     report = prunescope.analyze(run).to_dict()
-    doubts = [text for text in report["warnings"] if "peak" in text]
-    found: dict[str, Any] = {"peaks": report["device"].get("peaks"), "doubts": doubts}
+    caveats = [text for text in report["warnings"] if "peak" in text]
+    found: dict[str, Any] = {"peaks": report["device"].get("peaks"), "doubts": caveats}
     pruned = read_run(run / "pruned")
     for name, phase in report["phases"].items():
         ids = [finding["id"] for finding in phase["findings"]]
@@ -184,8 +184,10 @@ def _seen(run: Path) -> dict[str, Any]:
             "rows": {key: [row["ns"], row["ci95"]] for key, row in rows.items()},
             "scalings": _scalings(run, name),
             "valid": "timing-not-valid" not in ids,
-            "retaken": sum(one.retaken for one in pruned.phases[name].seatings),
-            "reasons": sorted({why for one in pruned.phases[name].seatings for why in one.reasons}),
+            "retaken": sum(one.retaken for one in pruned.phases[name].placements),
+            "reasons": sorted(
+                {why for one in pruned.phases[name].placements for why in one.reasons}
+            ),
             "critical": [f["id"] for f in phase["findings"] if f["severity"] == "critical"],
         }
     return found
@@ -195,7 +197,7 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     """{scaling: {row: ns a step}}: the same capture under each."""
     from prunescope.analysis.inputs.open import open_side
     from prunescope.analysis.inputs.subject import Options
-    from prunescope.analysis.ledger.books import keep_books
+    from prunescope.analysis.ledger.attribution import attribution_inputs
     from prunescope.analysis.ledger.pairing import Cost, UnitSums, pair
     from prunescope.analysis.ledger.samples import samples_of
 
@@ -213,10 +215,10 @@ def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for scaling, cost in costs.items():
         sides = {n: replace(s, recorded=cost(s)) for n, s in vars(units).items() if n in VARIANTS}
-        books = keep_books(
+        inputs = attribution_inputs(
             replace(units, **sides), nominal=None, samples_ns=walls, on_device=scaling == "gaps"
         )
-        out[scaling] = {row: float(books.ledger.total(row)[0]) for row in ROWS}
+        out[scaling] = {row: float(inputs.ledger.total(row)[0]) for row in ROWS}
     return out
 
 

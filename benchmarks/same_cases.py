@@ -19,7 +19,7 @@ SCALINGS = {
 }
 # As a user has them by default, but for a short prompt; where a layer waits, one so short that the
 # wait is more than a few percent of a step.
-SETTINGS = {"prompt_len": 256, "decode_steps": 8, "seatings": 8, "repeats": 16, "steps": 8}
+SETTINGS = {"prompt_len": 256, "decode_steps": 8, "placements": 8, "repeats": 16, "steps": 8}
 # Of each case: the method, its options, and ns a step that rows of the ledger are, others 0.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
     "same": ("same:same", {}, {}),

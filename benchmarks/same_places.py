@@ -1,10 +1,10 @@
-"""Are seatings as different from each other as new processes are?
+"""Are placements as different from each other as new processes are?
 
     python benchmarks/same_places.py one MODEL COUNT     log ratios of COUNT placements in a process
 
-In: a model. Out: places.json in a folder: log ratios of the times of a model and its own copy,
-of 20 new processes with one placement each, and of one process with 20 seatings. Where weights lie
-is what differs; as much in both, where seatings draw it afresh.
+In: a model. Out: places.json in a folder: log ratios of the times of a model and its own copy, of
+20 new processes with one placement each, and of one process with 20 placements. Where weights lie
+is what differs; as much in both, where placements draw it afresh.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from same_costs import plain_steps  # noqa: E402
 
 PLACES, ROUNDS, WARMUP = 20, 16, 2
 FILE = "places.json"
-WAYS = {"processes": "new processes", "seatings": "seatings of one process"}
+WAYS = {"processes": "new processes", "placements": "placements of one process"}
 DRAWS = 2000
 
 
@@ -36,7 +36,7 @@ def places(model: str, out: Path) -> None:
     """Measure both ways, and add them to places.json."""
     found = {
         "model": model,
-        "seatings": _of_a_process(model, PLACES),
+        "placements": _of_a_process(model, PLACES),
         "processes": [ratios for _ in range(PLACES) for ratios in _of_a_process(model, 1)],
     }
     keep(out, FILE, found)
@@ -49,8 +49,8 @@ def spread(folder: Path) -> list[str]:
         for phase in ("prefill", "decode"):
             own = {way: [one[phase] for one in found[way]] for way in WAYS}
             told = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
-            low, high = _ratio(own["seatings"], own["processes"])
-            ratio = _spread(own["seatings"]) / _spread(own["processes"])
+            low, high = _ratio(own["placements"], own["processes"])
+            ratio = _spread(own["placements"]) / _spread(own["processes"])
             rows.append(
                 f"| {found['model']} | {phase} | {' | '.join(told)} | {ratio:.2f} [{low:.2f}, "
                 f"{high:.2f}] |"
@@ -58,14 +58,14 @@ def spread(folder: Path) -> list[str]:
     if not rows:
         return []
     return [
-        "## Seatings and new processes",
+        "## Placements and new processes",
         "",
         "`python benchmarks/same.py places`: the logarithm of the time of a model over that of its "
         f"own copy, {PLACES} placements each way, {ROUNDS} samples of both in turns a placement.",
         "",
         "| model | phase | "
         + " | ".join(f"{way}: standard deviation | mean" for way in WAYS.values())
-        + " | seatings over processes, 95 % bootstrap |",
+        + " | placements over processes, 95 % bootstrap |",
         "|---|---|---|---|---|---|---|",
         *rows,
         "",
@@ -83,7 +83,7 @@ def _one(name: str, count: int) -> list[dict[str, float]]:
     """Log ratios of a model and its copy, in `count` placements."""
     import torch
 
-    from prunescope.tracer.capture.seatings import place
+    from prunescope.tracer.capture.placements import place
     from prunescope.tracer.model.load import load_model
 
     model = load_model(name, dtype="auto", device=torch.device("cpu"), attn="sdpa").model

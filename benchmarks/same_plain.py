@@ -93,7 +93,7 @@ def _placed(name: str, count: int) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from prunescope.tracer.capture.seatings import place
+    from prunescope.tracer.capture.placements import place
     from prunescope.tracer.capture.timing import collector_resting
     from prunescope.tracer.model.load import load_model
 

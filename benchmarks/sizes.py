@@ -106,7 +106,7 @@ def page(sizes: list[Size]) -> Iterator[str]:
     yield ""
     yield (
         f"{names}, weights at random, on {sizes[0].machine}; s = {sizes[0].sparsity:g}. Speedup = "
-        "dense ÷ pruned, measured, with its 95 % interval over seatings; below it what `predict "
+        "dense ÷ pruned, measured, with its 95 % interval over placements; below it what `predict "
         "--from-run` makes of the dense run alone, with its range. ?: timed beside other work."
     )
     yield ""

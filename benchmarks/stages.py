@@ -3,8 +3,8 @@
     python benchmarks/stages.py [--model NAME] [--method FAMILY] [--repeats 3]
 
 In: a model, and the settings of the demo. Out: a row a stage, s: minimum to maximum over the
-repeats; unprofiled samples apart, profiled steps with the seatings that they belong to. Give it the
-machine.
+repeats; unprofiled samples apart, profiled steps with the placements that they belong to. Give it
+the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 METHOD = "static-m"
 # As `prunescope demo` captures each of its methods.
-SETTINGS = {"prompt_len": 128, "decode_steps": 4, "seatings": 5, "max_seatings": 5, "repeats": 10,
+SETTINGS = {"prompt_len": 128, "decode_steps": 4, "placements": 5, "max_placements": 5,
+            "repeats": 10,
             "warmup": 1, "steps": 5}  # fmt: skip
 
 
@@ -33,9 +34,9 @@ class Stages:
         self._name, self._begun = "import", time.perf_counter()
 
     def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002 - a Progress
-        """A new stage: those of all seatings are one."""
+        """A new stage: those of all placements are one."""
         now = time.perf_counter()
-        kept = "seatings" if self._name.startswith("seating ") else self._name
+        kept = "placements" if self._name.startswith("placement ") else self._name
         self.seconds[kept] = self.seconds.get(kept, 0.0) + now - self._begun
         self._name, self._begun = name, now
 
@@ -61,7 +62,8 @@ def main() -> None:
 
 
 def once(model: str, method: str) -> dict[str, float]:
-    """Seconds by stage of one capture of both phases; the samples are taken out of the seatings."""
+    """Seconds by stage of one capture of both phases; the samples are taken out of the
+    placements."""
     import prunescope
     from prunescope.taxonomy.run import read_run
 
@@ -77,7 +79,7 @@ def once(model: str, method: str) -> dict[str, float]:
             tokens = SETTINGS["decode_steps"] if name == "decode" else 1
             sampled += sum(phase.samples_ns) * tokens / 1e9
     found = {**stages.seconds}
-    found["seatings"] -= sampled
+    found["placements"] -= sampled
     whole = sum(found.values())
     return {**found, "all of these": whole, "samples": sampled}
 

@@ -1,4 +1,4 @@
-"""A pruning method of your own, traced against its dense twin and explained.
+"""A pruning method of your own, traced against its dense baseline and explained.
 
 python examples/own_method.py [FOLDER]
 """

@@ -46,8 +46,8 @@ def trace(  # noqa: PLR0913 - the options of the command
     warmup: int = 3,
     repeats: int = 20,
     steps: int = 5,
-    seatings: int = 8,
-    max_seatings: int | None = None,
+    placements: int = 8,
+    max_placements: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     baseline: Path | str | None = None,
@@ -58,7 +58,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     progress: Progress | None = None,
     argv: Sequence[str] = (),
 ) -> Path:
-    """Trace a model and its dense twin in turns; returns the folder that holds both runs.
+    """Trace a model and its dense baseline in turns; returns the folder that holds both runs.
 
     `model`: a folder, a hub id, a .gguf file or a preset. `method`: a family, families with their
     sparsities (`static-m:0.25+static-nk:0.3`) or `package.module:function`. `knobs`: what `--set`
@@ -131,7 +131,7 @@ def analyze(  # noqa: PLR0913 - the options of the command
     jobs: int | None = None,
     engine: Literal["local", "ray"] = "local",
 ) -> Report:
-    """The Report of a run folder or a Chrome trace, against its dense twin or `baseline`.
+    """The Report of a run folder or a Chrome trace, against its dense baseline or `baseline`.
 
     `sparsity`: what was promised, where no run says it. `device`: a name of `devices()`. `peaks`:
     dense TFLOP/s a dtype, as {"bf16": 989}; `bandwidth`: GB/s; both replace those of the device.

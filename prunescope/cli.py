@@ -85,7 +85,7 @@ def _root(
     only_there=["progress", "argv"],
 )
 def _trace(*, json_target: str | None, **options: Any) -> None:
-    """Run a model and its dense twin, interleaved, and keep times, traces and a census.
+    """Run a model and its dense baseline, interleaved, and keep times, traces and a census.
 
     `prunescope families` lists the families of --method and the presets of --model.
 
@@ -305,8 +305,8 @@ def _demo(
                 warmup=1,
                 repeats=10,
                 steps=5,
-                seatings=5,
-                max_seatings=5,
+                placements=5,
+                max_placements=5,
                 out=out / method,
                 overwrite=True,
                 argv=["demo"],

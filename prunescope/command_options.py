@@ -124,15 +124,15 @@ TRACE = {
     "warmup": Annotated[int, Option(min=0, metavar="N", help="Samples thrown away first.")],
     "repeats": Annotated[int, Option(min=1, metavar="N", help="Unprofiled samples of each.")],
     "steps": Annotated[int, Option(min=1, metavar="N", help="Profiled forwards in prefill.")],
-    "seatings": Annotated[int, Option(min=1, metavar="R", help="Times weights move in memory.")],
-    "max_seatings": Annotated[
+    "placements": Annotated[int, Option(min=1, metavar="R", help="Times weights move in memory.")],
+    "max_placements": Annotated[
         int | None, Option(min=1, metavar="R", help="At most, where intervals stay wide.")
     ],
     "seed": Annotated[int, Option(metavar="N", help="For weights, inputs and choices.")],
     "threads": Annotated[int | None, Option(min=1, metavar="N", help="CPU threads.")],
     "baseline": Annotated[Path | None, Option(metavar="RUN", help="A dense run to use.")],
-    "baseline_model": Annotated[str | None, Option(metavar="MODEL", help="The dense twin.")],
-    "no_baseline": Annotated[bool, Option("--no-baseline", help="No dense twin.")],
+    "baseline_model": Annotated[str | None, Option(metavar="MODEL", help="The dense baseline.")],
+    "no_baseline": Annotated[bool, Option("--no-baseline", help="No dense baseline.")],
     "out": Annotated[Path | None, Option(metavar="FOLDER", help="[default: traces/NAME]")],
     "overwrite": Annotated[bool, Option("--overwrite", help="Replace FOLDER.")],
 }

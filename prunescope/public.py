@@ -105,7 +105,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
     @property
     def ladder(self) -> Records:
-        """A row a rung of the ladder."""
+        """A row a bound of the ladder."""
         return self._table("ladder")
 
     @property

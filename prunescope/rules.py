@@ -286,7 +286,7 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
 
 
 def _ends(ladder: Ladder, metric: str) -> Sequence[float]:
-    """The ends of the interval of a rung or of `share_of_bound`."""
+    """The ends of the interval of a bound or of `share_of_bound`."""
     is_share = metric == "share_of_bound"
     return (ladder.share_interval() if is_share else ladder.interval_of(metric)) or ()
 

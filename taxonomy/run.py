@@ -19,27 +19,27 @@ from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import left_out
 from prunescope.taxonomy.run_blocks import (
-    Census,
+    BaselineRef,
     DeviceEntry,
     InputText,
     ModelEntry,
     Pruning,
     TimingNote,
-    Twin,
+    WeightStats,
 )
 from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.run_schema import first_wrong
 
 SCHEMA = 1
 MANIFEST = "run.json"
-# Width of the interval of a speedup, as a share of it, at which a capture draws no more seatings.
+# Width of the interval of a speedup, as a share of it, at which a capture draws no more placements.
 NARROW = 0.08
-_DISTURBED = 0.1  # of the samples of a seating, which a median bears, and so of all seatings
+_DISTURBED = 0.1  # of the samples of a placement, which a median bears, and so of all placements
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 
 
 @dataclass(kw_only=True)
-class Seating:
+class Placement:
     """One placement of the weights in memory: its share of a phase's samples and profiled steps."""
 
     samples: int  # of samples_ns, in order
@@ -76,23 +76,23 @@ class PhaseRun:
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None
     # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
-    seatings: list[Seating] = field(default_factory=list)
+    placements: list[Placement] = field(default_factory=list)
     # Those that were asked for, where others were drawn: more since intervals were wide, or fewer
     # since each has a sample of its own.
-    seatings_asked: int | None = left_out()
+    placements_requested: int | None = left_out()
 
     @property
     def has_disturbed_samples(self) -> bool:
-        """Whether something else ran beside more of the samples kept than a few. Every seating
+        """Whether something else ran beside more of the samples kept than a few. Every placement
         weighs as much, as in the time of a step: samples that were added to some hide no other."""
-        kept = [one.disturbed / one.samples for one in self.seatings if one.samples]
+        kept = [one.disturbed / one.samples for one in self.placements if one.samples]
         return sum(kept) > _DISTURBED * len(kept)
 
     @property
     def has_disturbed_steps(self) -> bool:
-        """Whether most profiled steps are of seatings in which something else ran beside them."""
-        found = sum(seating.steps for seating in self.seatings if seating.steps_disturbed)
-        return 2 * found > sum(seating.steps for seating in self.seatings)
+        """Whether most profiled steps are of placements in which something else ran beside them."""
+        found = sum(placement.steps for placement in self.placements if placement.steps_disturbed)
+        return 2 * found > sum(placement.steps for placement in self.placements)
 
     @property
     def is_disturbed(self) -> bool:
@@ -100,9 +100,9 @@ class PhaseRun:
         return self.has_disturbed_samples or self.has_disturbed_steps
 
     @property
-    def samples_by_seating(self) -> list[list[int]]:
-        """`samples_ns` by seating; one list where placement was not drawn."""
-        counts = [seating.samples for seating in self.seatings]
+    def samples_by_placement(self) -> list[list[int]]:
+        """`samples_ns` by placement; one list where placement was not drawn."""
+        counts = [placement.samples for placement in self.placements]
         if len(counts) < 2 or sum(counts) != len(self.samples_ns):
             return [self.samples_ns]
         ends = list(accumulate(counts))
@@ -110,11 +110,11 @@ class PhaseRun:
 
     @property
     def time_ns(self) -> float | None:
-        """The time of a step as reports give it: the geometric mean over seatings of the medians of
-        their samples; None without samples."""
+        """The time of a step as reports give it: the geometric mean over placements of the medians
+        of their samples; None without samples."""
         from statistics import fmean, median  # an analysis needs neither
 
-        medians = [median(samples) for samples in self.samples_by_seating if samples]
+        medians = [median(samples) for samples in self.samples_by_placement if samples]
         if not medians or min(medians) <= 0:
             return None
         return exp(fmean(map(log, medians)))
@@ -136,8 +136,8 @@ class Run:
     parameters: int | None = None
     layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
     pruning: Pruning | None = None
-    census: Census | None = None
-    twin: Twin | None = None
+    census: WeightStats | None = None
+    twin: BaselineRef | None = None
     schema: int = SCHEMA
     tool: str = ""
     inputs: InputText | None = left_out()
@@ -171,6 +171,7 @@ class Run:
                 f"{where} is not a run manifest of schema {SCHEMA}",
                 hint="use the prunescope version that wrote it, or trace the model again",
             )
+        _rename_old_keys(plain)
         wrong = first_wrong(plain)
         if wrong is not None:
             raise PrunescopeError(
@@ -187,6 +188,19 @@ class Run:
                 f"{where} lacks a field of a run manifest ({error})",
                 hint="trace the model again with this version",
             ) from None
+
+
+# Keys of phases as versions before 0.2 wrote them, and what they are now.
+_OLD_KEYS = {"seatings": "placements", "seatings_asked": "placements_requested"}
+
+
+def _rename_old_keys(plain: dict[str, Any]) -> None:
+    phases = plain.get("phases")
+    for phase in phases.values() if isinstance(phases, dict) else ():
+        if isinstance(phase, dict):
+            renamed = {_OLD_KEYS.get(key, key): value for key, value in phase.items()}
+            phase.clear()
+            phase.update(renamed)
 
 
 def read_run(folder: Path) -> Run:

@@ -42,7 +42,7 @@ class ModuleCounts:
 
 
 @dataclass(kw_only=True)
-class Census:
+class WeightStats:
     """What the weights and the run are, whoever made them so."""
 
     matrices: list[Matrix] = field(default_factory=list)
@@ -295,7 +295,7 @@ class Pruning:
 
 
 @dataclass(kw_only=True)
-class Twin:
+class BaselineRef:
     """The dense run.json of a pruned run: its path from the pruned run's folder."""
 
     path: str | None = None

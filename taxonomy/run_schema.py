@@ -110,7 +110,9 @@ _MATRIX = _Fields(
     }
 )
 _COUNTED = _Fields({"unit": _is_name, "active": _Each(_COUNT, list), "total": _Each(_COUNT, list)})
-_CENSUS = _Fields({"matrices": _Each(_MATRIX, list), "dynamic": _Each(_Each(_COUNTED, dict), dict)})
+_WEIGHT_STATS = _Fields(
+    {"matrices": _Each(_MATRIX, list), "dynamic": _Each(_Each(_COUNTED, dict), dict)}
+)
 _RATES = {
     "dense_flop_per_s": _NUMBERS,
     "byte_per_s": _Maybe(_is_number),
@@ -167,7 +169,7 @@ _SHAPE = _Fields(
         ),
     }
 )  # fmt: skip
-_SEATING = _Fields(
+_PLACEMENT = _Fields(
     {
         "samples": _COUNT,
         "steps": _COUNT,
@@ -195,8 +197,8 @@ _PHASE = _Fields(
         "eager_trace": _Maybe(_is_file),
         "peak_memory_bytes": _Maybe(_COUNT),
         "kv_bytes": _Maybe(_COUNT),
-        "seatings": _Each(_SEATING, list, _MAX_SAMPLES),
-        "seatings_asked": _Maybe(_SIZE),
+        "placements": _Each(_PLACEMENT, list, _MAX_SAMPLES),
+        "placements_requested": _Maybe(_SIZE),
     }
 )
 _RECOVERED = _Fields(
@@ -322,7 +324,7 @@ _RUN = _Fields(
                 }
             )
         ),
-        "census": _Maybe(_CENSUS),
+        "census": _Maybe(_WEIGHT_STATS),
         "twin": _Maybe(_Fields({"path": _is_text, "sha256": _is_name})),
         "quality": _Maybe(_QUALITY),
         "inputs": _Maybe(_Fields({"source": _Maybe(_is_text)})),

@@ -17,7 +17,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 
 PEAKS = MeasuredPeaks(dense_flop_per_s={"fp32": 1e11}, byte_per_s=1e10, kernel_floor_ns=1000)
 FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, "repeats": 1,
-       "steps": 2, "seatings": 1, "threads": 1}  # fmt: skip
+       "steps": 2, "placements": 1, "threads": 1}  # fmt: skip
 
 
 def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
@@ -37,7 +37,7 @@ prompt_lens: [16]
 decode_steps: 2
 repeats: 2
 steps: 1
-seatings: 2
+placements: 2
 threads: 1
 """
 

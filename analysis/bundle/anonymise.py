@@ -24,7 +24,7 @@ from prunescope.taxonomy.families import families
 from prunescope.taxonomy.json_fields import plain, read
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning
 
 T = TypeVar("T")
@@ -151,7 +151,8 @@ class Scrubber:
         ]
 
     def run(self, run: Run) -> Run:
-        """The manifest with the fields of the allow-list. Twin and sha256 are the caller's."""
+        """The manifest with the fields of the allow-list. BaselineRef and sha256 are the
+        caller's."""
         phases = {
             name: PhaseRun(
                 **{f.name: self.value(f.name, getattr(phase, f.name)) for f in fields(phase)}
@@ -186,7 +187,7 @@ class Scrubber:
         if isinstance(value, list):
             kept = [self.value(key, v) for v in value]
             return [v for v, old in zip(kept, value, strict=True) if v is not None or old is None]
-        if isinstance(value, Seating):
+        if isinstance(value, Placement):
             return replace(
                 value,
                 reasons=self.value("reasons", value.reasons),

@@ -27,13 +27,13 @@ from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report.drawn_with import drawn_with
+from prunescope.analysis.report.plotted_with import plotted_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
-from prunescope.taxonomy.run_blocks import Twin
+from prunescope.taxonomy.run_blocks import BaselineRef
 
 SCHEMA = 1
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
@@ -115,7 +115,7 @@ def _slug(i: int, found: NamedRun, *, anonymous: bool) -> str:
 
 
 def _variants(found: NamedRun) -> dict[str, Path]:
-    """The folders of a run and its dense twin."""
+    """The folders of a run and its dense baseline."""
     paths = resolve(found.path, None)
     if not paths.subject.is_dir():
         raise PrunescopeError(
@@ -165,7 +165,7 @@ def _build(
             )
         reports[name] = done.report
         write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
-    files = texts(reports, runs, anonymous=scrub is not None, drawn=drawn_with())
+    files = texts(reports, runs, anonymous=scrub is not None, drawn=plotted_with())
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     files[SUMS] = sums_text(files).encode()
@@ -232,7 +232,7 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
             name: _phase(phase, original[name], folder, place, scrub)
             for name, phase in run.phases.items()
         }
-        twin = Twin(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
+        twin = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
         run = replace(run, phases=phases, twin=twin)
         text = run.to_json().encode()
         (place / MANIFEST).write_bytes(text)

@@ -12,7 +12,7 @@ import re
 import zlib
 from typing import Any
 
-from prunescope.analysis.report.drawn_with import most_apart
+from prunescope.analysis.report.plotted_with import most_apart
 
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
 _LARGEST = 1 << 30  # decompressed bytes of one trace

@@ -28,7 +28,7 @@ from prunescope.analysis.bundle.bundle import (
 )
 from prunescope.analysis.bundle.same import difference, fits, same_packed, same_pixels, same_text
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.drawn_with import drawn_with
+from prunescope.analysis.report.plotted_with import plotted_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
@@ -211,8 +211,8 @@ class _Rebuild:
         ending = PurePosixPath(name).suffix
         if name not in self.files:
             self.failed[name] = "missing"
-        elif ending in _DRAWN and self.drawn != drawn_with():
-            self.apart[name] = f"drawn with {self.drawn}, here is {drawn_with()}"
+        elif ending in _DRAWN and self.drawn != plotted_with():
+            self.apart[name] = f"drawn with {self.drawn}, here is {plotted_with()}"
         else:
             self.done.add(name)
             if not _SAME.get(ending, same_text)(self.files[name], wanted):

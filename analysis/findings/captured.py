@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.verdict.reasons import doubt_text
+from prunescope.analysis.verdict.reasons import caveat_text
 
 _CHANGE = (
     "trace a replay of the graph (the trace of the capture names its ops, as --eager-trace), or "
@@ -48,4 +48,4 @@ def captured_launches(c: Context) -> Finding | None:
 
 
 def _said(c: Context, kind: str) -> list[str]:
-    return [doubt_text(doubt) for doubt in c.doubts if doubt.kind == kind]
+    return [caveat_text(doubt) for doubt in c.caveats if doubt.kind == kind]

@@ -17,7 +17,7 @@ from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
-from prunescope.taxonomy.run_blocks import Census
+from prunescope.taxonomy.run_blocks import WeightStats
 from prunescope.taxonomy.words import percent
 
 _ALL = 0.999  # a share from which on everything was active
@@ -186,7 +186,7 @@ def _counted(c: Context, unit: str) -> float | None:
 def _zeroed_layers(c: Context) -> list[int]:
     """Layers whose o or down weight is all zero in the pruned run and was not in the dense one."""
 
-    def zero(census: Census | None) -> set[tuple[int, str]]:
+    def zero(census: WeightStats | None) -> set[tuple[int, str]]:
         return {
             (m.layer, m.role)
             for m in matrices(census)
@@ -194,4 +194,4 @@ def _zeroed_layers(c: Context) -> list[int]:
         }
 
     e = c.evidence
-    return sorted({i for i, _ in zero(e.census_pruned) - zero(e.census_dense)}) if e else []
+    return sorted({i for i, _ in zero(e.stats_pruned) - zero(e.stats_dense)}) if e else []

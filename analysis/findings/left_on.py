@@ -81,14 +81,14 @@ def adapters(c: Context) -> Finding | None:
     if own.is_empty():
         return None
     total = float(own["busy"].sum()) / c.pruned.num_steps
-    beside = {str(m.name).rpartition(".lora_")[0] for m in _census(c) if m.role == "adapter"}
+    beside = {str(m.name).rpartition(".lora_")[0] for m in _weight_stats(c) if m.role == "adapter"}
     total += _sums_of(c)
     if c.is_little(total):
         return None
-    ranks = sorted({min(m.shape) for m in _census(c) if m.role == "adapter" and m.shape})
+    ranks = sorted({min(m.shape) for m in _weight_stats(c) if m.role == "adapter" and m.shape})
     leaves = Counter(name.rpartition(".")[2] for name in beside)
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
-    masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _census(c) if m.role in LINEARS)
+    masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _weight_stats(c) if m.role in LINEARS)
     products = own.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.pruned.num_steps
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
     return Finding(
@@ -173,10 +173,10 @@ def _fakes(kernels: Kernels) -> list[int]:
 
 
 def _applied(c: Context) -> list[Matrix]:
-    return [m for m in _census(c) if m.applied]
+    return [m for m in _weight_stats(c) if m.applied]
 
 
-def _census(c: Context) -> list[Matrix]:
+def _weight_stats(c: Context) -> list[Matrix]:
     return matrices(c.side.run.census) if c.side.run is not None else []
 
 

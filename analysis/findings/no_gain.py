@@ -1,7 +1,7 @@
 """Whether kernels took as long as those of the dense run beyond doubt, for findings that say so.
 
 In: a Context, and the rows of both frames that are compared. Out: yes or no. Times are ns a step,
-as recorded; an interval is over the seatings that profiled, or over steps where none is known.
+as recorded; an interval is over the placements that profiled, or over steps where none is known.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, leas
 
 
 def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
-    """Busy ns of these rows in each step, by seating where that of every step is known; None where
-    one of several seatings alone profiled."""
+    """Busy ns of these rows in each step, by placement where that of every step is known; None
+    where one of several placements alone profiled."""
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()

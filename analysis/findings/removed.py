@@ -11,7 +11,7 @@ from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.verdict import doubts
+from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.verdict.outside import other_inputs
 from prunescope.analysis.verdict.reasons import difference_text
@@ -156,13 +156,13 @@ def outside(c: Context) -> Finding | None:
         text="what changed is not a pruning of M, N or K: its effect is in the ledger, its family "
         "is outside the taxonomy",
         evidence=family.evidence,
-        change="compare with a dense twin that differs in the pruning alone",
+        change="compare with a dense baseline that differs in the pruning alone",
         predicted_ns=None,
     )
 
 
 def not_comparable(c: Context) -> Finding | None:
-    """The dense twin ran with other inputs or settings."""
+    """The dense baseline ran with other inputs or settings."""
     lines = [difference_text(one) for one in c.evidence.differences] if c.evidence else []
     lines += _other_inputs(c)
     if not lines:
@@ -170,7 +170,7 @@ def not_comparable(c: Context) -> Finding | None:
     return Finding(
         id="not-comparable",
         severity="critical",
-        text="the dense twin is not comparable: it ran with other settings",
+        text="the dense baseline is not comparable: it ran with other settings",
         evidence=lines,
         change="trace the dense model again with the settings of the pruned one",
         predicted_ns=None,
@@ -195,7 +195,7 @@ def unequal_steps(c: Context) -> Finding | None:
     """Steps of one static model launched different numbers of kernels."""
     lines = []
     for what, kernels in (("dense", c.dense), ("pruned", c.pruned)):
-        if kernels is not None and doubts.unequal_steps(kernels) is not None:
+        if kernels is not None and caveats.unequal_steps(kernels) is not None:
             shown = ", ".join(map(str, kernels.kernels_per_step))
             side = f"{what}: " if c.dense is not None else ""
             lines.append(f"{side}{shown} kernels in steps 0 to {kernels.num_steps - 1}")

@@ -51,9 +51,9 @@ def _interval_of(phase: Phase) -> str:
     if phase.sampled is None:
         return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
     dense, pruned = phase.sampled
-    if dense.seatings and pruned.seatings and len(dense.seatings) == len(pruned.seatings):
-        return f"95 % interval over {len(pruned.seatings)} seatings"
-    kind = "interval" if dense.seatings and pruned.seatings else "bootstrap interval"
+    if dense.placements and pruned.placements and len(dense.placements) == len(pruned.placements):
+        return f"95 % interval over {len(pruned.placements)} placements"
+    kind = "interval" if dense.placements and pruned.placements else "bootstrap interval"
     return f"95 % {kind} of {dense.in_words} (dense) ÷ {pruned.in_words} (pruned)"
 
 
@@ -83,8 +83,8 @@ def _narrower(c: Context) -> str:
         return "more profiled steps, or unprofiled samples (prunescope trace)"
     command = c.side.run is not None and c.side.run.argv
     if c.run is not None and c.run.interleaved == "alone" and not command:
-        return "capture(..., seatings=8, repeats=40), or more, on a quiet machine"
-    return "more --seatings and --repeats on a quiet machine"
+        return "capture(..., placements=8, repeats=40), or more, on a quiet machine"
+    return "more --placements and --repeats on a quiet machine"
 
 
 def timing_not_valid(c: Context) -> Finding | None:
@@ -140,13 +140,13 @@ def _disturbed(run: PhaseRun) -> list[str]:
     of the profiled steps, where it is most."""
     said = []
     if run.has_disturbed_steps:
-        steps = sum(one.steps for one in run.seatings if one.steps_disturbed)
-        why = dict.fromkeys(why for one in run.seatings for why in one.steps_disturbed)
+        steps = sum(one.steps for one in run.placements if one.steps_disturbed)
+        why = dict.fromkeys(why for one in run.placements for why in one.steps_disturbed)
         said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
     if not run.has_disturbed_samples:
         return said
-    kept, total = sum(seating.disturbed for seating in run.seatings), len(run.samples_ns)
-    reasons = dict.fromkeys(why for seating in run.seatings for why in seating.reasons)
+    kept, total = sum(placement.disturbed for placement in run.placements), len(run.samples_ns)
+    reasons = dict.fromkeys(why for placement in run.placements for why in placement.reasons)
     # The steps of a user's loop are not run again.
     again = "" if run.interleaved == "alone" else ", though taken again"
     return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}", *said]
@@ -176,7 +176,7 @@ def observer(c: Context) -> Finding | None:
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
-        change="trace again on a quiet machine, with more --seatings"
+        change="trace again on a quiet machine, with more --placements"
         if apart
         else "read the ledger, which closes to the unprofiled wall, not the recorded gaps",
         predicted_ns=None,

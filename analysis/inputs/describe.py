@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prunescope.analysis.inputs.subject import Noticed, Side
+from prunescope.analysis.inputs.subject import Diagnostics, Side
 from prunescope.analysis.kernels.share import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 from prunescope.taxonomy.run_blocks import Pruning
 
 
-def subject_of(side: Side, noticed: Noticed) -> SubjectFacts:
+def subject_of(side: Side, diagnostics: Diagnostics) -> SubjectFacts:
     """The `subject` or `baseline` object of a report, with the ranks that are not left out."""
     if side.run is None:
         name = side.path.name or side.path.resolve().name
         bare = SubjectFacts(name=name, model=None, method=None, variant=None)
         if side.ranks:
-            bare["ranks"] = [rank for rank in side.ranks if rank not in noticed.left_out]
+            bare["ranks"] = [rank for rank in side.ranks if rank not in diagnostics.left_out]
         return bare
     run, pruning = side.run, side.run.pruning or Pruning()
     return SubjectFacts(

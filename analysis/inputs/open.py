@@ -1,5 +1,5 @@
-"""Opening what the user named: in, a path; out, a Side with its peaks. What was noticed meanwhile
-is in `Side.noticed`.
+"""Opening what the user named: in, a path; out, a Side with its peaks. What was diagnostics
+meanwhile is in `Side.diagnostics`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from prunescope.analysis.device.hardware import (
     device_of_capability,
     find_device,
 )
-from prunescope.analysis.inputs.subject import Noticed, Options, Side, noticed_of, rank_left_out
+from prunescope.analysis.inputs.subject import (
+    Diagnostics,
+    Options,
+    Side,
+    diagnostics_of,
+    rank_left_out,
+)
 from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.analysis.shapes.values import AutoModel, ModelConfig
@@ -40,15 +46,15 @@ def open_side(
         _check_phases(side)
     else:
         side = _open_bare(path, options, eager)
-    peaks, noticed = _peaks(side)
-    noticed += Noticed(() if peaks is None else tuple(peaks.doubts()))
-    side = replace(side, peaks=peaks, noticed=side.noticed + noticed)
+    peaks, diagnostics = _peaks(side)
+    diagnostics += Diagnostics(() if peaks is None else tuple(peaks.caveats()))
+    side = replace(side, peaks=peaks, diagnostics=side.diagnostics + diagnostics)
     if model is None:
         return _without_model(side)
     if side.run is None:
         return replace(side, model=named_config(model, options))
     said = f"--model is not used: {path.name} is a run, with its own shapes"
-    return replace(side, noticed=side.noticed + Noticed((said,)))
+    return replace(side, diagnostics=side.diagnostics + Diagnostics((said,)))
 
 
 def _without_model(side: Side) -> Side:
@@ -62,7 +68,7 @@ def _without_model(side: Side) -> Side:
         return side
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     said = f"without --model nothing is taken from {options}"
-    return replace(side, noticed=side.noticed + Noticed((said,)))
+    return replace(side, diagnostics=side.diagnostics + Diagnostics((said,)))
 
 
 def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
@@ -104,13 +110,13 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     parts = find_parts(path) if path.exists() else FoundTraces()
     said = tuple(f"{name} is no Chrome trace: left out" for name in parts.left_out)
     first, trace, lost = _first_rank(path, parts.parts)
-    noticed = Noticed(said, partial=parts.broken) + lost
+    diagnostics = Diagnostics(said, partial=parts.broken) + lost
     ranks = {name: part for name, part in parts.parts.items() if name not in lost.left_out}
     if len(ranks) < 2:
-        noticed += noticed_of(trace, bare=True)
-        return Side(path, None, options, eager, bare=trace, noticed=noticed)
-    # Each rank says what is to be noticed of it when its turn comes.
-    noticed += Noticed(ranks={name: parts.ranks_of[name] for name in ranks})
+        diagnostics += diagnostics_of(trace, bare=True)
+        return Side(path, None, options, eager, bare=trace, diagnostics=diagnostics)
+    # Each rank says what is to be diagnostics of it when its turn comes.
+    diagnostics += Diagnostics(ranks={name: parts.ranks_of[name] for name in ranks})
     mixed: dict[str, tuple[str, str]] = {}
     found = phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
     if found:  # a serving engine: its ranks may hold steps of several phases
@@ -119,16 +125,18 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
             try:
                 kinds[name] = found if part is first else _phases_of_rank(part, options)
             except PrunescopeError as error:
-                noticed += rank_left_out(name, error)
+                diagnostics += rank_left_out(name, error)
         ranks = {name: ranks[name] for name in kinds}
         if any(len(own) > 1 for own in kinds.values()):
             mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
-    return Side(path, None, options, eager, bare=trace, ranks=ranks, mixed=mixed, noticed=noticed)
+    return Side(
+        path, None, options, eager, bare=trace, ranks=ranks, mixed=mixed, diagnostics=diagnostics
+    )
 
 
-def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Noticed]:
+def _first_rank(path: Path, parts: dict[str, TraceFile]) -> tuple[TraceFile, Trace, Diagnostics]:
     """The only trace, or that of the first rank that can be read; the ranks before it are lost."""
-    lost = Noticed()
+    lost = Diagnostics()
     left = parts or {"": TraceFile(path)}
     for number, (name, part) in enumerate(left.items(), 1):
         try:
@@ -151,9 +159,9 @@ def _check_phases(side: Side) -> None:
         raise PrunescopeError(f"{side.path.name}/ holds no phase", hint="trace the model again")
 
 
-def _peaks(side: Side) -> tuple[Peaks | None, Noticed]:
+def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
     """Given on the command line, else measured in the run, else of the device in the trace."""
-    options, noticed = side.options, Noticed()
+    options, diagnostics = side.options, Diagnostics()
     given = find_device(options.device) if options.device else None
     if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):
         raise PrunescopeError(
@@ -166,26 +174,26 @@ def _peaks(side: Side) -> tuple[Peaks | None, Noticed]:
         sheet = device_in_trace(side.run.device.name or "")
         peaks = run_peaks(side.run.device, sheet) or (sheet_peaks(sheet) if sheet else None)
     if peaks is None and side.bare is not None:
-        peaks, noticed = _trace_peaks(side, side.bare)
+        peaks, diagnostics = _trace_peaks(side, side.bare)
     peaks = override(
         peaks,
         flop_per_s={dtype: tflops * 1e12 for dtype, tflops in options.peaks.items()},
         byte_per_s=None if options.bandwidth is None else options.bandwidth * 1e9,
     )
-    return peaks, noticed
+    return peaks, diagnostics
 
 
-def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Noticed]:
+def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
     if not trace.on_device and trace.device_name:
-        return None, Noticed()  # host ops: not the device's work
+        return None, Diagnostics()  # host ops: not the device's work
     properties = trace.device_properties
     known = device_in_trace(trace.device_name, properties.get("totalGlobalMem"))
     if known is not None:
-        return sheet_peaks(known), Noticed()
+        return sheet_peaks(known), Diagnostics()
     like = device_of_capability(trace.device_properties)
     limits = None if like is None else sheet_peaks(like)  # without peaks
     if side.options.peaks:
-        return limits, Noticed()
+        return limits, Diagnostics()
     name = trace.device_name or "a device that the trace does not name"
     how = "name one with --device, or give --peak bf16=TFLOPS and --bandwidth GB/s"
     if not trace.on_device:
@@ -194,7 +202,7 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Noticed]:
             "`prunescope calibrate` there measures them for --peak fp32=TFLOPS and --bandwidth GB/s"
         )
     said = f"peaks of {name} are not known: bounds are null; {how}"
-    return limits, Noticed((said,))
+    return limits, Diagnostics((said,))
 
 
 def _refuse_host_ops(side: Side, device: Device) -> None:

@@ -1,5 +1,5 @@
 """What paths on the command line mean: in, a run, a pair, a trace or a folder of traces; out, the
-run or trace that is meant, and its twin. Paths stay out of everything that is written.
+run or trace that is meant, and its baseline. Paths stay out of everything that is written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def of_the(what: str) -> Iterator[None]:
 
 
 def resolve(subject: Path, baseline: Path | None) -> Paths:
-    """The run or trace that is meant, and its twin. Raises PrunescopeError where one is missing."""
+    """The run or trace that is meant, and its baseline. Raises PrunescopeError where one is
+    missing."""
     warnings: list[str] = []
     chosen = _run_folder(subject)
     if baseline is not None:
@@ -54,7 +55,7 @@ def resolve(subject: Path, baseline: Path | None) -> Paths:
         )
     if not is_there(twin) or not (twin / MANIFEST).is_file():
         raise PrunescopeError(
-            f"the dense twin of {chosen.name}/ is missing ({str(run.twin.path)[:200]})",
+            f"the dense baseline of {chosen.name}/ is missing ({str(run.twin.path)[:200]})",
             hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
         )
     if run.twin.sha256 != sha256_of(twin / MANIFEST):

@@ -1,7 +1,7 @@
 """What the user points at: a run folder, the folder of a pair, Chrome traces of their own.
 
 `open.open_side` makes a `Side`; reading one of its phases gives a `SidePhase` and changes nothing:
-what was noticed on the way comes back with it. Paths stay out of everything that is written.
+what was diagnostics on the way comes back with it. Paths stay out of everything that is written.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Noticed:
-    """What was noticed while something was read; sums keep the order in which it was read.
+class Diagnostics:
+    """What was diagnostics while something was read; sums keep the order in which it was read.
 
     `partial`: a part of what ran is not there. `replays`: a phase holds graph replays. `ranks`:
     what each rank that was read says of itself. `left_out`: ranks that cannot be analysed.
@@ -66,8 +66,8 @@ class Noticed:
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
 
-    def __add__(self, other: Noticed) -> Noticed:
-        return Noticed(
+    def __add__(self, other: Diagnostics) -> Diagnostics:
+        return Diagnostics(
             (*self.warnings, *other.warnings),
             self.partial or other.partial,
             self.replays or other.replays,
@@ -81,16 +81,16 @@ class Noticed:
         return {name: rank for name, rank in self.ranks.items() if name not in self.left_out}
 
 
-def rank_left_out(rank: str, error: PrunescopeError) -> Noticed:
+def rank_left_out(rank: str, error: PrunescopeError) -> Diagnostics:
     """That the analysis goes on without a rank, whose trace cannot be analysed."""
     said = f"{rank} is left out: {error.problem}"
-    return Noticed((said,), partial=True, left_out=frozenset({rank}))
+    return Diagnostics((said,), partial=True, left_out=frozenset({rank}))
 
 
-def noticed_of(trace: Trace, *, bare: bool) -> Noticed:
+def diagnostics_of(trace: Trace, *, bare: bool) -> Diagnostics:
     """What a trace itself makes a reader notice. `bare`: no manifest says where it ran."""
     said = trace_warnings(trace) + (host_instead(trace) if bare else [])
-    return Noticed(tuple(said), is_partial(trace))
+    return Diagnostics(tuple(said), is_partial(trace))
 
 
 class _LastRead:
@@ -112,7 +112,7 @@ class Side:
     """One side of a comparison. A bare trace has one phase, called "trace", or one for each kind of
     step that a serving engine annotates; the traces of several ranks (`ranks`) are a phase each,
     or one for each of those kinds (`mixed`: the rank and kind of a phase). `bare`: the only trace,
-    or that of the first rank. `noticed`: while the side was opened."""
+    or that of the first rank. `diagnostics`: while the side was opened."""
 
     path: Path
     run: Run | None
@@ -123,7 +123,7 @@ class Side:
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     peaks: Peaks | None = None
     model: ModelConfig | AutoModel | None = None  # tells shapes that the trace did not record
-    noticed: Noticed = Noticed()
+    diagnostics: Diagnostics = Diagnostics()
     _last: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
 
     @cached_property
@@ -155,7 +155,7 @@ class Side:
     def read(self, name: str, *, mapped: bool = True, shapes: bool = True) -> SidePhase:
         """A phase with its kernels; `mapped`: with the ops of graph replays, where known; `shapes`:
         with those that its ops recorded."""
-        trace, noticed = self._open(name)
+        trace, diagnostics = self._open(name)
         if not shapes:
             trace = trace.without_shapes()
         windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
@@ -163,53 +163,53 @@ class Side:
         eager = None
         if mapped:
             eager, more = self._eager(name)
-            noticed += more
+            diagnostics += more
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
             said = (
                 f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
             )
-            noticed += Noticed((said,), partial=True)
+            diagnostics += Diagnostics((said,), partial=True)
         if captured := kernels.linked.launches["captured"]:
             whole = captured + kernels.linked.launches["events"]
             said = (
                 f"{trace.source.name}: {captured:,} of {whole:,} kernel launches were captured "
                 "into a graph and did not run"
             )
-            noticed += Noticed((said,), partial=kernels.is_captured)
+            diagnostics += Diagnostics((said,), partial=kernels.is_captured)
         replays = bool(kernels.linked.replayed.any())
-        noticed += Noticed(tuple(kernels.warnings), replays=replays)
-        return SidePhase(self, name, kernels, noticed)
+        diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
+        return SidePhase(self, name, kernels, diagnostics)
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
         return self._open(name)[0]
 
-    def comparable_ranks(self, noticed: Noticed) -> list[list[str]]:
+    def comparable_ranks(self, diagnostics: Diagnostics) -> list[list[str]]:
         """Phases of all ranks that are of one kind of step, once all were read; empty for a single
         trace, and where a rank is there twice."""
-        if twice(self.path.name, noticed.ranks_left.values()):
+        if twice(self.path.name, diagnostics.ranks_left.values()):
             return []
         kinds = dict.fromkeys(kind for _, kind in self.mixed.values())
         if not kinds:
-            ranks = [name for name in self.ranks if name not in noticed.left_out]
+            ranks = [name for name in self.ranks if name not in diagnostics.left_out]
             return [ranks] if ranks else []
         return [[name for name, (_, k) in self.mixed.items() if k == kind] for kind in kinds]
 
-    def noticed_at_the_end(self, noticed: Noticed, option: str) -> Noticed:
+    def final_diagnostics(self, diagnostics: Diagnostics, option: str) -> Diagnostics:
         """What can be said once all phases were read: an eager trace (given as `option`) that no
         phase has replays for; ranks that are missing, or there twice."""
         said = []
-        if self.eager is not None and not noticed.replays:
+        if self.eager is not None and not diagnostics.replays:
             said.append(
                 f"{option} is not used: {self.path.name} holds no graph replays, its kernels have "
                 "ops of their own"
             )
-        ranks = noticed.ranks_left.values()
+        ranks = diagnostics.ranks_left.values()
         lacks = missing(self.path.name, ranks)
         said += [one for one in (lacks, twice(self.path.name, ranks)) if one]
-        return Noticed(tuple(said), partial=lacks is not None)
+        return Diagnostics(tuple(said), partial=lacks is not None)
 
     @cached_property
     def _kinds(self) -> list[str]:
@@ -219,24 +219,24 @@ class Side:
         found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))
         return found if len(found) > 1 else []
 
-    def _eager(self, name: str) -> tuple[Trace | None, Noticed]:
+    def _eager(self, name: str) -> tuple[Trace | None, Diagnostics]:
         """The eager pass that tells the ops of graph replays: given, or kept in the run."""
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
         if path is None:
-            return None, Noticed()
+            return None, Diagnostics()
         with of_the("eager trace"):
             eager = load(path)
         if not eager.source.cut:
-            return eager, Noticed()
+            return eager, Diagnostics()
         said = f"{path.name} is cut off: its ops are read up to the cut"
-        return eager, Noticed((said,), partial=True)
+        return eager, Diagnostics((said,), partial=True)
 
-    def _open(self, name: str) -> tuple[Trace, Noticed]:
+    def _open(self, name: str) -> tuple[Trace, Diagnostics]:
         if self.bare is not None:
             rank = self.rank_of(name)
-            return (self.bare, Noticed()) if rank is None else self._open_rank(rank)
+            return (self.bare, Diagnostics()) if rank is None else self._open_rank(rank)
         assert self.run is not None
         phase = self.run.phases[name]
         path = self.path / phase.trace
@@ -249,26 +249,26 @@ class Side:
         if phase.sha256 and sha256_of(path) != phase.sha256:
             said.append(f"{self.path.name}/{phase.trace} is not the file that was captured")
         trace = load(path)
-        return trace, Noticed(tuple(said)) + noticed_of(trace, bare=False)
+        return trace, Diagnostics(tuple(said)) + diagnostics_of(trace, bare=False)
 
-    def _open_rank(self, rank: str) -> tuple[Trace, Noticed]:
+    def _open_rank(self, rank: str) -> tuple[Trace, Diagnostics]:
         part = self.ranks[rank]
         is_first = part is next(iter(self.ranks.values()))
         first = self.bare if is_first else None
         trace = self._last.trace(rank, lambda: first or load(part.path, part.member))
-        more = Noticed(ranks={rank: rank_of(part, trace.source.meta)})
-        return trace, noticed_of(trace, bare=True) + more
+        more = Diagnostics(ranks={rank: rank_of(part, trace.source.meta)})
+        return trace, diagnostics_of(trace, bare=True) + more
 
 
 @dataclass(frozen=True)
 class SidePhase:
-    """One phase of one side, under the name that it has there: its kernels, and what was noticed
-    while it was read."""
+    """One phase of one side, under the name that it has there: its kernels, and what was
+    diagnostics while it was read."""
 
     side: Side
     name: str
     kernels: Kernels
-    noticed: Noticed = Noticed()
+    diagnostics: Diagnostics = Diagnostics()
     shapes_left_out: bool = False  # recorded, but not on the other side
 
     @property
@@ -279,7 +279,7 @@ class SidePhase:
     def without_shapes(self) -> SidePhase:
         """The same, as if its trace had recorded no shapes."""
         again = self.side.read(self.name, shapes=False)
-        return replace(again, noticed=self.noticed, shapes_left_out=True)
+        return replace(again, diagnostics=self.diagnostics, shapes_left_out=True)
 
     @cached_property
     def kind(self) -> PhaseKind | None:

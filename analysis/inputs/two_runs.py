@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.analysis.inputs.subject import Noticed, Side
+from prunescope.analysis.inputs.subject import Diagnostics, Side
 from prunescope.analysis.kernels.bound import APART, BANDWIDTH, Peaks, rate_text
 
 
@@ -29,8 +29,8 @@ def with_shared_peaks(pruned: Side, dense: Side) -> tuple[Side, Side]:
         if max(mine[name], its[name]) > APART * min(mine[name], its[name])
     )
     peaks = _higher(one, other)
-    noticed = pruned.noticed + Noticed(tuple(sorted(said)))
-    return replace(pruned, peaks=peaks, noticed=noticed), replace(dense, peaks=peaks)
+    diagnostics = pruned.diagnostics + Diagnostics(tuple(sorted(said)))
+    return replace(pruned, peaks=peaks, diagnostics=diagnostics), replace(dense, peaks=peaks)
 
 
 def _of_one_device(pruned: Side, dense: Side) -> bool:

@@ -70,7 +70,7 @@ class Peaks:
         )
         return {**used, "taken": self.taken} if self.taken else used
 
-    def doubts(self) -> list[str]:
+    def caveats(self) -> list[str]:
         """Peaks that two measurements give further apart than they may be, and peaks of which no
         measurement was quiet."""
         said = [

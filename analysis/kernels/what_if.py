@@ -16,16 +16,16 @@ from itertools import combinations
 from prunescope.analysis.device.good import FAR, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.seen_gemms import (
+from prunescope.analysis.kernels.gemm_summaries import (
     HIDDEN,
     NO_TILE,
+    GemmSummaries,
+    GemmSummary,
     Key,
-    Seen,
-    SeenGemm,
+    gemm_summaries,
     is_hidden,
-    seen_gemms,
 )
+from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
@@ -41,7 +41,7 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
     """A Shape for the N of every GEMM row, and for its K where that is not aligned."""
     if not kernels.on_device:
         return [], None
-    seen = seen_gemms(kernels)
+    seen = gemm_summaries(kernels)
     fit = fitted(list(seen.gemms.values()))
     shapes = []
     drawn = 0
@@ -59,7 +59,7 @@ def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]
     return shapes, fit
 
 
-def fitted(seen: list[SeenGemm]) -> Fit | None:
+def fitted(seen: list[GemmSummary]) -> Fit | None:
     """How time ÷ prediction lies over the GEMMs seen, by time; None without any.
 
     A GEMM that waits for latency follows no roofline and is left out. The spread is that of
@@ -79,13 +79,13 @@ def fitted(seen: list[SeenGemm]) -> Fit | None:
     )
 
 
-def _mean_log(seen: list[SeenGemm]) -> float:
+def _mean_log(seen: list[GemmSummary]) -> float:
     """Mean of log(time ÷ prediction), weighted by time."""
     total = sum(s.total for s in seen)
     return sum(math.log(s.factor) * s.total / total for s in seen)
 
 
-def _spread(seen: list[SeenGemm]) -> float | None:
+def _spread(seen: list[GemmSummary]) -> float | None:
     pairs = [(_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in _two(seen)]
     distance = sum(apart for apart, _ in pairs)
     if len({s.gemm for s in seen}) < _FEWEST or not distance:
@@ -93,7 +93,7 @@ def _spread(seen: list[SeenGemm]) -> float | None:
     return math.sqrt(sum(off**2 for _, off in pairs) / distance)
 
 
-def _two(seen: list[SeenGemm]) -> combinations[tuple[SeenGemm, SeenGemm]]:
+def _two(seen: list[GemmSummary]) -> combinations[tuple[GemmSummary, GemmSummary]]:
     return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
 
 
@@ -113,7 +113,7 @@ def _key(row: Row) -> Key | None:
     return row.role, Gemm(row.m, row.n, row.k, row.batch)
 
 
-def _shape(row: Row, axis: str, seen: Seen, fit: Fit | None) -> Shape | None:
+def _shape(row: Row, axis: str, seen: GemmSummaries, fit: Fit | None) -> Shape | None:
     """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
     now = row.n if axis == "N" else row.k
     if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
@@ -153,9 +153,9 @@ class _Told:
     """What a trace tells of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
 
     fit: Fit
-    aligned: list[SeenGemm]
+    aligned: list[GemmSummary]
 
-    def off(self, one: SeenGemm, gemm: Gemm, *, is_moved: bool) -> float | None:
+    def off(self, one: GemmSummary, gemm: Gemm, *, is_moved: bool) -> float | None:
         """Half of the 95 % interval of log(time) at `gemm`, told from `one`; None without a spread.
 
         `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little: the
@@ -169,7 +169,7 @@ class _Told:
         return spread_at(self.fit.spread, gemm, one.gemm, beyond=far if is_moved else 0.0)
 
 
-def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
+def _good(one: GemmSummary, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
     """A dimension with the change that is predicted for it, and its interval."""
     n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
     if (n, k) == (one.gemm.n, one.gemm.k):
@@ -189,7 +189,7 @@ def _good(one: SeenGemm, axis: str, value: int, busy_ns: float, told: _Told | No
     return good
 
 
-def _curve(row: Row, seen: Seen) -> list[list[float]]:
+def _curve(row: Row, seen: GemmSummaries) -> list[list[float]]:
     """[N, ns a step] up to a quarter beyond the wider of the two models."""
     key = _key(row)
     if key is None or row.n is None:

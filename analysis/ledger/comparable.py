@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from prunescope.analysis.inputs.subject import Noticed, SidePhase
+from prunescope.analysis.inputs.subject import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.renamed import with_roles_of
 
@@ -43,7 +43,7 @@ def _of_equal_shapes(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, Si
         "kernels, and shares of FLOPs and bytes are null"
     )
     first, second = (
-        replace(one, noticed=one.noticed + Noticed((said,))) if one is lacking else one
+        replace(one, diagnostics=one.diagnostics + Diagnostics((said,))) if one is lacking else one
         for one in (dense, pruned)
     )
     return _without_ops(first), _without_ops(second)
@@ -54,7 +54,7 @@ def _without_ops(one: SidePhase) -> SidePhase:
     if one.kernels.mapping_rate is None:
         return one
     again = one.side.read(one.name, mapped=False)
-    return replace(again, noticed=one.noticed + again.noticed)
+    return replace(again, diagnostics=one.diagnostics + again.diagnostics)
 
 
 def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:

@@ -1,22 +1,24 @@
 """The ladder of a comparison: speedups from what was promised to what was measured.
 
-In: the rows of the ledger and the books. Out: a Ladder. Rungs that are made of measured times have
-a 95 % interval, of the replicates that the ledger's rows have theirs of; nominal and FLOPs are
+In: the rows of the ledger and the inputs. Out: a Ladder. Bounds that are made of measured times
+have a 95 % interval, of the replicates that the ledger's rows have theirs of; nominal and FLOPs are
 arithmetic and have none.
 """
 
 from __future__ import annotations
 
-from prunescope.analysis.ledger.books import Books
+from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.noise import Replicates, ratio_interval, realised_interval
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Ladder, Row
 
 
-def ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -> Ladder:
+def ladder(
+    rows: list[Row], inputs: AttributionInputs, *, is_known: bool, is_bounded: bool
+) -> Ladder:
     """`is_known`: most of the work; `is_bounded`: shapes, or kernels that are gone, say what could
     have got faster."""
-    units, ratio, domain = books.units, books.ratio, books.domain
+    units, ratio, domain = inputs.units, inputs.ratio, inputs.domain
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]
@@ -26,7 +28,7 @@ def ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
     # Without a sparsity it is the ratio of FLOPs, where that one is known.
-    told = books.nominal is not None or (is_bounded and is_known)
+    told = inputs.nominal is not None or (is_bounded and is_known)
     found = Ladder(
         nominal=1 / ratio.promised if ratio.promised > 0 and told else None,
         flop=ratio.flop_ratio if is_known else None,
@@ -34,17 +36,17 @@ def ladder(rows: list[Row], books: Books, *, is_known: bool, is_bounded: bool) -
         roofline=ns["dense"] / bound if bound > 0 and is_bounded else None,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,
-        realised_ci95=realised_interval(domain, books.replicates),
+        realised_ci95=realised_interval(domain, inputs.replicates),
         share_of_bound=None,
     )
     found.share_of_bound = realised / found.roofline if found.roofline else None
-    if books.replicates is not None:
-        _add_intervals(found, units, books.replicates)
+    if inputs.replicates is not None:
+        _add_intervals(found, units, inputs.replicates)
     return found
 
 
 def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
-    """Intervals of the rungs that are known. Busy time is as recorded, as the rung has it."""
+    """Intervals of the bounds that are known. Busy time is as recorded, as the bound has it."""
     covered = drawn.promised + drawn.total("coverage")
     bound = covered + drawn.total("roofline_shift")
     if found.coverage is not None:

@@ -1,8 +1,8 @@
 """Intervals and noise of ledger rows, and the interval of a speedup.
 
-In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over seatings (over steps
-and samples in a run of one seating), and the noise of dense against dense over the ways to split
-the dense capture in halves: docs/ledger.md.
+In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over placements (over
+steps and samples in a run of one placement), and the noise of dense against dense over the ways to
+split the dense capture in halves: docs/ledger.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from prunescope.analysis.ledger.ledger import (
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.ledger.samples import (
     Samples,
-    draw_seatings,
     of_steps,
+    sample_placements,
     shares_drawn,
     stretched,
     widened_weights,
@@ -117,8 +117,9 @@ def observer_share(units: Units, domain: Domain) -> float | None:
 
 
 def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Replicates | None:
-    """Replicates of the ledger; None where nothing can be resampled: one step, steps of one seating
-    alone where placement was drawn, or so far apart that a stretched draw takes less than no time.
+    """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
+    placement alone where placement was drawn, or so far apart that a stretched draw takes less than
+    no time.
     """
     drawn = _drawn(units, domain)
     if drawn is None:
@@ -137,10 +138,10 @@ def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Replicates | None:
 def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
     """Weights of the profiled steps of both sides, and W of their samples.
 
-    Dense and pruned take turns, in steps, samples and seatings: they are drawn as pairs where their
-    numbers agree. Where placement was drawn a replicate draws seatings, and what was measured in
-    one goes with it; where some of them alone profiled, those are drawn by themselves. Else steps
-    and samples.
+    Dense and pruned take turns, in steps, samples and placements: they are drawn as pairs where
+    their numbers agree. Where placement was drawn a replicate draws placements, and what was
+    measured in one goes with it; where some of them alone profiled, those are drawn by themselves.
+    Else steps and samples.
     """
     sides = domain.dense, domain.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
@@ -162,8 +163,8 @@ def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
 
 
 def _step_weights(picks: NDArray[np.int64], seat: NDArray[np.int64] | None) -> Floats:
-    """Weights of steps [steps, replicates] of draws of the seatings that profiled them, stretched;
-    of steps themselves where no seating is known."""
+    """Weights of steps [steps, replicates] of draws of the placements that profiled them,
+    stretched; of steps themselves where no placement is known."""
     shares = shares_drawn(picks)
     return shares if seat is None else stretched(of_steps(shares, seat), picks.shape[1])
 
@@ -183,20 +184,20 @@ def _paired_picks(
     draw: np.random.Generator, dense: int, pruned: int, *, alike: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws of both sides [replicates, number]; the same ones where their numbers agree, unless
-    they are not `alike`: seatings of the one and steps of the other."""
-    picks = draw_seatings(draw, dense, REPLICATES)
+    they are not `alike`: placements of the one and steps of the other."""
+    picks = sample_placements(draw, dense, REPLICATES)
     same = alike and dense == pruned
-    return picks, picks if same else draw_seatings(draw, pruned, REPLICATES)
+    return picks, picks if same else sample_placements(draw, pruned, REPLICATES)
 
 
 def _walls(domain: Domain, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
-    """Replicates of W of both sides, of draws of their seatings."""
+    """Replicates of W of both sides, of draws of their placements."""
     dense, pruned = (widened_weights(one) for one in picks)
     return domain.dense.walls(dense), domain.pruned.walls(pruned)
 
 
 def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
-    """Replicates of W of both sides: over seatings where both drew them, else over samples."""
+    """Replicates of W of both sides: over placements where both drew them, else over samples."""
     if domain.drawn:
         return _walls(
             domain, _paired_picks(draw, len(domain.dense.seats), len(domain.pruned.seats))
@@ -212,8 +213,10 @@ def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
 def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
     """Replicates of W of one side."""
     if samples.drawn:
-        return samples.walls(widened_weights(draw_seatings(draw, len(samples.seats), REPLICATES)))
-    picks = draw_seatings(draw, len(samples), REPLICATES)
+        return samples.walls(
+            widened_weights(sample_placements(draw, len(samples.seats), REPLICATES))
+        )
+    picks = sample_placements(draw, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
@@ -232,7 +235,7 @@ def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times
 
 
 def speedup_interval(dense: Samples | list[int], pruned: Samples | list[int]) -> list[float] | None:
-    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of seatings, or of the pairs of
+    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of placements, or of the pairs of
     samples where none were drawn; None with fewer than two of them."""
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     if min(len(d), len(p)) < 2:
@@ -258,7 +261,7 @@ def ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
 
 
 def wall_interval(samples: Samples) -> list[float]:
-    """95 % bootstrap interval of W: over seatings, or over samples where none were drawn."""
+    """95 % bootstrap interval of W: over placements, or over samples where none were drawn."""
     return interval(_alone(np.random.default_rng(SEED), samples))
 
 
@@ -269,9 +272,9 @@ def interval(replicates: Floats) -> list[float]:
 
 
 def halves(units: Units, domain: Domain) -> Split | None:
-    """Dense against dense, one replicate a way to split the dense seatings that profiled in halves,
-    or the steps where one alone did or nobody knows which (all ways, or 50 at random). None with
-    one step."""
+    """Dense against dense, one replicate a way to split the dense placements that profiled in
+    halves, or the steps where one alone did or nobody knows which (all ways, or 50 at random). None
+    with one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
@@ -285,7 +288,7 @@ def halves(units: Units, domain: Domain) -> Split | None:
 
 def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both, Both | None]:
     """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
-    seatings where all profiled, else halves of their own."""
+    placements where all profiled, else halves of their own."""
     dense = domain.dense
     seat = dense.seat_of_step(steps)
     if seat is None or seat[-1] == 0:
@@ -294,14 +297,14 @@ def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both
     one, other = _half_weights(draw, int(seat[-1]) + 1)
     if dense.all_profiled:
         return (of_steps(one, seat), of_steps(other, seat)), (dense.walls(one), dense.walls(other))
-    # Two seatings can be split in two ways: too few for all that the samples of eight have.
+    # Two placements can be split in two ways: too few for all that the samples of eight have.
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
     return (of_steps(one, seat), of_steps(other, seat)), _half_walls(draw, domain, one.shape[1])
 
 
 def _half_walls(draw: np.random.Generator, domain: Domain, ways: int) -> Both | None:
-    """W of one half of the dense samples and of the other: of seatings where they were drawn."""
+    """W of one half of the dense samples and of the other: of placements where they were drawn."""
     samples = domain.dense
     if not domain.unprofiled:
         return None

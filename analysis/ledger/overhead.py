@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import MATMUL, PRODUCTS, Kernels
-from prunescope.analysis.ledger.books import Books
+from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import Ratios, Split
 from prunescope.analysis.ledger.noise import Replicates, interval
 from prunescope.analysis.ledger.pairing import Floats, Units
@@ -47,7 +47,7 @@ _WORK = ["role", "kind", "work", "call"]  # what tells the part of an op or kern
 
 
 def overhead(
-    books: Books, dense: Kernels, pruned: Kernels, family: FamilyVerdict | None
+    inputs: AttributionInputs, dense: Kernels, pruned: Kernels, family: FamilyVerdict | None
 ) -> Overhead | None:
     """The overhead of a phase whose verdict names a dynamic family, or that runs added routers.
 
@@ -55,26 +55,26 @@ def overhead(
     The replicates of the ledger give the intervals of its parts, sums and break-even.
     """
     seen = known(family.ids) if family else []
-    routed = any(key[1] == "router" for key in _keys(books.units, books.units.added))
+    routed = any(key[1] == "router" for key in _keys(inputs.units, inputs.units.added))
     if not routed and not any(one.is_dynamic for one in seen):
         return None
-    wall = float(books.ledger.dense[0])
-    own = _added_parts(books, pruned, seen, fused=is_fused(dense, pruned))
+    wall = float(inputs.ledger.dense[0])
+    own = _added_parts(inputs, pruned, seen, fused=is_fused(dense, pruned))
     parts = [
         *own.values(),
-        _host_part(books),
-        _key_value_part(books, seen),
-        _weights_part(books, seen),
+        _host_part(inputs),
+        _key_value_part(inputs, seen),
+        _weights_part(inputs, seen),
     ]
     for part in parts:
         part.share = None if part.ns is None or wall <= 0 else part.ns / wall
     added = sum(part.ns or 0.0 for part in parts if part.added)
-    saved = wall - float(books.ledger.pruned[0]) + added
+    saved = wall - float(inputs.ledger.pruned[0]) + added
     drawn = any(one.routes_layers for one in seen)
-    sparsity = touched_sparsity(books.units, books.ratio, drawn=drawn)
+    sparsity = touched_sparsity(inputs.units, inputs.ratio, drawn=drawn)
     kept = sum(own[purpose].ns or 0.0 for purpose in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
-    ci95 = _interval(books, sparsity, kept / added if added else 0.0)
+    ci95 = _interval(inputs, sparsity, kept / added if added else 0.0)
     return Overhead(
         parts=parts,
         added_ns=added,
@@ -83,8 +83,8 @@ def overhead(
         break_even=at,
         break_even_ci95=None if at is None else ci95,
         why=why,
-        added_ci95=_ci95(books, lambda one: _added(books, one)),
-        saved_ci95=_ci95(books, lambda one: one.dense - one.pruned + _added(books, one)),
+        added_ci95=_ci95(inputs, lambda one: _added(inputs, one)),
+        saved_ci95=_ci95(inputs, lambda one: one.dense - one.pruned + _added(inputs, one)),
     )
 
 
@@ -162,13 +162,15 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added 
     )
 
 
-def _interval(books: Books, sparsity: float | None, kept: float) -> list[float | None] | None:
+def _interval(
+    inputs: AttributionInputs, sparsity: float | None, kept: float
+) -> list[float | None] | None:
     """95 % of the break-evens of the replicates; an end is None where gain never equals overhead.
     `kept`: the share of the overhead that falls with what is kept."""
-    replicates = books.replicates
+    replicates = inputs.replicates
     if replicates is None:
         return None
-    added = _added(books, replicates)
+    added = _added(inputs, replicates)
     gain = replicates.dense - replicates.pruned + added
     found = []
     for spent, saved in zip(added.tolist(), gain.tolist(), strict=True):
@@ -186,16 +188,16 @@ def _keys(units: Units, where: np.ndarray) -> list[tuple[int | None, str, str]]:
 
 
 def _added_parts(
-    books: Books, pruned: Kernels, seen: list[Pruning], *, fused: bool
+    inputs: AttributionInputs, pruned: Kernels, seen: list[Pruning], *, fused: bool
 ) -> dict[str, OverheadPart]:
     """The parts of ADDED, by their purpose."""
-    units = np.flatnonzero(books.units.added)
+    units = np.flatnonzero(inputs.units.added)
     table = pl.DataFrame(
-        [books.units.keys[i] for i in units],
+        [inputs.units.keys[i] for i in units],
         schema={"unit_layer": pl.Int64, "role": pl.String, "class": pl.String},
         orient="row",
     ).with_columns(unit=pl.Series(units, dtype=pl.Int64))
-    frame = books.pruned_rows(pruned).join(
+    frame = inputs.pruned_rows(pruned).join(
         table,
         on=["unit_layer", "role", "class"],
         how="inner",
@@ -217,20 +219,20 @@ def _added_parts(
         entry[1] += row["count"] / pruned.num_steps
         parts.append(part)
     of_part = sums.select(_WORK).with_columns(part=pl.Series(parts, dtype=pl.String))
-    ends = _added_intervals(books, frame, of_part)
+    ends = _added_intervals(inputs, frame, of_part)
     return {name: _part(name, entries, ends.get(name)) for name, entries in spent.items()}
 
 
 def _added_intervals(
-    books: Books, frame: pl.DataFrame, of_part: pl.DataFrame
+    inputs: AttributionInputs, frame: pl.DataFrame, of_part: pl.DataFrame
 ) -> dict[str, list[float]]:
     """95 % intervals of the parts of ADDED, also of those that took no time."""
-    if books.replicates is None:
+    if inputs.replicates is None:
         return {}
     spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
     spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
-    found = shared_out(books, books.replicates, spent)
-    nothing = np.zeros_like(books.replicates.dense)
+    found = shared_out(inputs, inputs.replicates, spent)
+    nothing = np.zeros_like(inputs.replicates.dense)
     return {name: interval(found.get(name, nothing)) for name in ADDED}
 
 
@@ -258,27 +260,27 @@ def _part_of(one: NewWork, scorers: set[str], *, fused: bool) -> str:
     return found if found in ADDED else ADDED[-1]
 
 
-def _host_part(books: Books) -> OverheadPart:
+def _host_part(inputs: AttributionInputs) -> OverheadPart:
     """Idle time right before added work: what its launches (on a CPU, its dispatch) cost."""
-    ns = float(_launch(books, books.ledger)[0])
+    ns = float(_launch(inputs, inputs.ledger)[0])
     return OverheadPart(
-        name=HOST, ns=ns, ci95=_ci95(books, lambda one: _launch(books, one)), added=True
+        name=HOST, ns=ns, ci95=_ci95(inputs, lambda one: _launch(inputs, one)), added=True
     )
 
 
-def _added(books: Books, one: Split) -> Floats:
+def _added(inputs: AttributionInputs, one: Split) -> Floats:
     """Added work, and the idle time right before it, [replicates]."""
-    return np.asarray(one.total("added_work") + _launch(books, one))
+    return np.asarray(one.total("added_work") + _launch(inputs, one))
 
 
-def _launch(books: Books, one: Split) -> Floats:
+def _launch(inputs: AttributionInputs, one: Split) -> Floats:
     """Idle time right before added work, [replicates]."""
-    return np.asarray(one.rows["launch_idle"][:-1][books.units.added].sum(axis=0))
+    return np.asarray(one.rows["launch_idle"][:-1][inputs.units.added].sum(axis=0))
 
 
-def _key_value_part(books: Books, seen: list[Pruning]) -> OverheadPart:
+def _key_value_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadPart:
     """Time of k and v on the rows that their layer's q (o, where q is fused) does not see."""
-    units, ratio = books.units, books.ratio
+    units, ratio = inputs.units, inputs.ratio
     at = {key: i for i, key in enumerate(units.keys)}
     routed = any(one.routes_rows for one in seen)
     unseen = np.zeros(len(units.keys))  # share of a unit's time
@@ -290,16 +292,16 @@ def _key_value_part(books: Books, seen: list[Pruning]) -> OverheadPart:
             unseen[i] = max(0.0, ratio.flop[i] - ratio.flop[query])
     return OverheadPart(
         name=KEY_VALUE,
-        ns=float(unseen @ books.times.t_p[:, 0]),
-        ci95=_ci95(books, lambda one: unseen @ one.times.t_p),
+        ns=float(unseen @ inputs.times.t_p[:, 0]),
+        ci95=_ci95(inputs, lambda one: unseen @ one.times.t_p),
         added=False,
     )
 
 
-def _weights_part(books: Books, seen: list[Pruning]) -> OverheadPart:
+def _weights_part(inputs: AttributionInputs, seen: list[Pruning]) -> OverheadPart:
     """The ledger's roofline shift of GEMMs whose rows fell: FLOPs go with the tokens, the bytes of
     the weights do not. None where peaks, and so the roofline, are unknown."""
-    units, flop = books.units, books.ratio.flop
+    units, flop = inputs.units, inputs.ratio.flop
     linear = np.array([key[1] in _ROUTED and key[2] == MATMUL for key in units.keys], bool)
     fewer = linear & units.matched & (flop < 1 - _SAME)
     if not any(one.skips_tokens for one in seen):
@@ -307,17 +309,17 @@ def _weights_part(books: Books, seen: list[Pruning]) -> OverheadPart:
     known = ~np.isnan(units.dense.ideal.mean(axis=1)) & ~np.isnan(units.pruned.ideal.mean(axis=1))
     if not known[fewer].all():
         return OverheadPart(name=WEIGHTS, ns=None, added=False)
-    total = float(books.ledger.rows["roofline_shift"][:-1, 0][fewer].sum())
+    total = float(inputs.ledger.rows["roofline_shift"][:-1, 0][fewer].sum())
     if abs(total) < _NOTHING:
         fewer[:] = False
     return OverheadPart(
         name=WEIGHTS,
         ns=total if fewer.any() else 0.0,
-        ci95=_ci95(books, lambda one: one.rows["roofline_shift"][:-1][fewer].sum(axis=0)),
+        ci95=_ci95(inputs, lambda one: one.rows["roofline_shift"][:-1][fewer].sum(axis=0)),
         added=False,
     )
 
 
-def _ci95(books: Books, of: Callable[[Replicates], Floats]) -> list[float] | None:
+def _ci95(inputs: AttributionInputs, of: Callable[[Replicates], Floats]) -> list[float] | None:
     """95 % interval of what `of` makes of the ledger's replicates."""
-    return None if books.replicates is None else interval(of(books.replicates))
+    return None if inputs.replicates is None else interval(of(inputs.replicates))

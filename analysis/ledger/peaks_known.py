@@ -1,7 +1,7 @@
-"""Rows and rungs that need the peaks of a device, where none is known.
+"""Rows and bounds that need the peaks of a device, where none is known.
 
-In: the units, rows and ladder of a comparison. Out: whether any ideal time is known; rows and rungs
-without what rests on one.
+In: the units, rows and ladder of a comparison. Out: whether any ideal time is known; rows and
+bounds without what rests on one.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.books import Books
+from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
 from prunescope.analysis.ledger.pairing import Floats, Units
@@ -48,7 +48,7 @@ def _together(one: Split) -> Split:
 
 
 def build_rows(
-    books: Books,
+    inputs: AttributionInputs,
     halves: Split | None,
     evidence: Callable[[str, str, str], list[str]],
     *,
@@ -57,12 +57,12 @@ def build_rows(
     """All rows in order; `evidence(row, role, class)` names the largest kernels of a part. Not
     `is_known`: no shape says what became of the work, so that its rows are null and one more,
     `not_explained`, is their sum."""
-    splits = _Splits(books.ledger, books.replicates, halves)
+    splits = _Splits(inputs.ledger, inputs.replicates, halves)
     names = list(ROWS)
     if not is_known:
         splits = _Splits(
-            _together(books.ledger),
-            None if books.replicates is None else _together(books.replicates),
+            _together(inputs.ledger),
+            None if inputs.replicates is None else _together(inputs.replicates),
             None if halves is None else _together(halves),
         )
         names.insert(-1, NOT_EXPLAINED)
@@ -72,7 +72,7 @@ def build_rows(
             out.append(Row(row=name, ns=None))
             continue
         boot = None if splits.replicates is None else splits.replicates.total(name)
-        parts = _parts(name, books, splits, evidence) if name in splits.ledger.rows else []
+        parts = _parts(name, inputs, splits, evidence) if name in splits.ledger.rows else []
         ns = float(splits.ledger.total(name)[0])
         if name in splits.ledger.rows:
             ns = float(sum(part.ns for part in parts)) if parts else 0.0
@@ -115,9 +115,12 @@ def _groups(units: Units) -> dict[tuple[str, str], list[int]]:
 
 
 def _parts(
-    name: str, books: Books, splits: _Splits, evidence: Callable[[str, str, str], list[str]]
+    name: str,
+    inputs: AttributionInputs,
+    splits: _Splits,
+    evidence: Callable[[str, str, str], list[str]],
 ) -> list[LedgerPart]:
-    units = books.units
+    units = inputs.units
     parts = []
     for (role, cls), rows in _groups(units).items():
         ns = float(splits.ledger.rows[name][rows, 0].sum())
@@ -125,7 +128,7 @@ def _parts(
             continue
         parts.append(
             LedgerPart(
-                name=_part_name(name, role, cls, _kept(units, books.ratio, rows)),
+                name=_part_name(name, role, cls, _kept(units, inputs.ratio, rows)),
                 role=role,
                 cls=cls,
                 ns=ns,
@@ -180,13 +183,13 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
 class LargestKernels:
     """The largest kernels of a (role, class) on both sides, dense → pruned, per step.
 
-    Times are those of the ledger's domain (`Books.dense_rows`).
+    Times are those of the ledger's domain (`AttributionInputs.dense_rows`).
     """
 
-    def __init__(self, books: Books, dense: Kernels, pruned: Kernels) -> None:
+    def __init__(self, inputs: AttributionInputs, dense: Kernels, pruned: Kernels) -> None:
         self.tables = [
-            self._table(books.dense_rows(dense), dense.num_steps),
-            self._table(books.pruned_rows(pruned), pruned.num_steps),
+            self._table(inputs.dense_rows(dense), dense.num_steps),
+            self._table(inputs.pruned_rows(pruned), pruned.num_steps),
         ]
 
     @staticmethod

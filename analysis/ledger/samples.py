@@ -1,7 +1,8 @@
-"""Unprofiled samples of one side by seating, and how seatings are drawn for intervals.
+"""Unprofiled samples of one side by placement, and how placements are drawn for intervals.
 
-A seating is one placement of the weights in memory; samples of one seating share it, so that the
-seating is the unit. In: samples, ns. Out: W, and weights of seatings [seatings, replicates].
+A placement is one placement of the weights in memory; samples of one placement share it, so that
+the placement is the unit. In: samples, ns. Out: W, and weights of placements [placements,
+replicates].
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from prunescope.taxonomy.student import NORMAL, student
 @dataclass(frozen=True)
 class Samples:
     """Samples of a side, ns, in order; `seats` and `steps`: how many of them, and of the profiled
-    steps, each seating had. Fewer than two seatings: placement was not drawn."""
+    steps, each placement had. Fewer than two placements: placement was not drawn."""
 
     ns: NDArray[np.int64]
     seats: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, by_seating: Sequence[Sequence[int]], steps: Sequence[int] = ()) -> Samples:
-        """From the samples of each seating; empty ones are left out."""
-        flat = [ns for seat in by_seating for ns in seat]
-        counts = tuple(len(seat) for seat in by_seating)
+    def of(cls, by_placement: Sequence[Sequence[int]], steps: Sequence[int] = ()) -> Samples:
+        """From the samples of each placement; empty ones are left out."""
+        flat = [ns for seat in by_placement for ns in seat]
+        counts = tuple(len(seat) for seat in by_placement)
         return cls(np.array(flat, np.int64), counts if min(counts, default=0) else (), tuple(steps))
 
     def __len__(self) -> int:
@@ -39,29 +40,29 @@ class Samples:
 
     @property
     def drawn(self) -> bool:
-        """Whether placement was drawn: more than one seating."""
+        """Whether placement was drawn: more than one placement."""
         return len(self.seats) > 1
 
     @property
     def log_medians(self) -> Floats:
-        """log of the median of each seating."""
+        """log of the median of each placement."""
         parts = np.split(self.ns, np.cumsum(self.seats)[:-1])
         return np.log([np.median(part) for part in parts])
 
     @property
     def wall(self) -> float:
-        """W: exp of the mean over seatings of the log of a seating's median; where placement was
-        not drawn, the median of all samples."""
+        """W: exp of the mean over placements of the log of a placement's median; where placement
+        was not drawn, the median of all samples."""
         if not self.drawn:
             return float(np.median(self.ns))
         return float(np.exp(self.log_medians.mean()))
 
     def walls(self, weights: Floats) -> Floats:
-        """W with `weights` [seatings, replicates] instead of equal ones."""
+        """W with `weights` [placements, replicates] instead of equal ones."""
         return np.asarray(np.exp(self.log_medians @ weights))
 
     def seat_of_step(self, count: int) -> NDArray[np.int64] | None:
-        """The seating of each profiled step, counted over those that profiled any (in sweeps not
+        """The placement of each profiled step, counted over those that profiled any (in sweeps not
         all do); None where it is not known for `count` steps."""
         if not self.drawn or len(self.steps) != len(self.seats) or sum(self.steps) != count:
             return None
@@ -70,7 +71,7 @@ class Samples:
 
     @property
     def all_profiled(self) -> bool:
-        """Whether every seating profiled a step."""
+        """Whether every placement profiled a step."""
         return 0 not in self.steps
 
 
@@ -78,32 +79,34 @@ def samples_of(run: PhaseRun | None) -> Samples:
     """The samples of a phase; none for a bare trace."""
     if run is None:
         return Samples.of([])
-    return Samples.of(run.samples_by_seating, [seating.steps for seating in run.seatings])
+    return Samples.of(run.samples_by_placement, [placement.steps for placement in run.placements])
 
 
-def draw_seatings(draw: np.random.Generator, seatings: int, replicates: int) -> NDArray[np.int64]:
-    """Which seatings (or steps, or samples) a replicate draws, [replicates, seatings], with
+def sample_placements(
+    draw: np.random.Generator, placements: int, replicates: int
+) -> NDArray[np.int64]:
+    """Which placements (or steps, or samples) a replicate draws, [replicates, placements], with
     replacement."""
-    return draw.integers(0, seatings, (replicates, seatings))
+    return draw.integers(0, placements, (replicates, placements))
 
 
 def shares_drawn(picks: NDArray[np.int64]) -> Floats:
-    """How often each seating was drawn, as a share of the draws: [seatings, replicates]."""
-    seatings = picks.shape[1]
-    hits = np.stack([np.bincount(row, minlength=seatings) for row in picks], axis=1)
-    return np.asarray(hits / seatings, np.float64)
+    """How often each placement was drawn, as a share of the draws: [placements, replicates]."""
+    placements = picks.shape[1]
+    hits = np.stack([np.bincount(row, minlength=placements) for row in picks], axis=1)
+    return np.asarray(hits / placements, np.float64)
 
 
 def stretched(weights: Floats, groups: int) -> Floats:
-    """Weights [any, replicates] of draws of `groups` seatings, as far from equal ones as so few ask
-    for; columns that sum to 1 still do.
+    """Weights [any, replicates] of draws of `groups` placements, as far from equal ones as so few
+    ask for; columns that sum to 1 still do.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
     where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each draw's
     distance from equal weights is stretched by t/z · √(R/(R−1)); rows and log W are linear in the
     weights, so that every interval is stretched alike and each replicate still closes. Simulated
-    with 2 to 12 seatings of 2 to 10 samples, with spikes: 93 to 96 %. Drawing the samples within a
-    seating as well counts their spread twice: 98 to 100 %.
+    with 2 to 12 placements of 2 to 10 samples, with spikes: 93 to 96 %. Drawing the samples within
+    a placement as well counts their spread twice: 98 to 100 %.
     """
     equal = 1 / len(weights)
     factor = student(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
@@ -111,14 +114,14 @@ def stretched(weights: Floats, groups: int) -> Floats:
 
 
 def widened_weights(picks: NDArray[np.int64]) -> Floats:
-    """Stretched weights of seatings [seatings, replicates] of draws."""
+    """Stretched weights of placements [placements, replicates] of draws."""
     return stretched(shares_drawn(picks), picks.shape[1])
 
 
 def of_steps(weights: Floats, seat: NDArray[np.int64]) -> Floats:
-    """Weights of steps [steps, replicates] from those of their seatings; each column sums to 1.
+    """Weights of steps [steps, replicates] from those of their placements; each column sums to 1.
 
-    Equal weights of seatings give equal weights of steps, as the ledger itself has them.
+    Equal weights of placements give equal weights of steps, as the ledger itself has them.
     """
     spread = weights[seat]
     total = spread.sum(axis=0)

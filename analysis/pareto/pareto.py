@@ -67,7 +67,7 @@ class Sweep(msgspec.Struct, kw_only=True):
 
 
 class _Measured(msgspec.Struct, kw_only=True):
-    """One run: its point, and what the cell needs of its dense twin."""
+    """One run: its point, and what the cell needs of its dense baseline."""
 
     point: SweepPoint
     dense_ns: float | None
@@ -155,7 +155,8 @@ def _measure(folder: Path, entry: SweepResult) -> _Measured:
     phase = report.phases.get(entry.phase)
     if phase is None or phase.ladder is None:
         raise PrunescopeError(
-            f"{entry.id} has no dense twin in {entry.phase}", hint="remove the run and sweep again"
+            f"{entry.id} has no dense baseline in {entry.phase}",
+            hint="remove the run and sweep again",
         )
     dense = phase.baseline.unprofiled_ns if phase.baseline else None
     subject = SweepSubject(
@@ -171,7 +172,7 @@ def _measure(folder: Path, entry: SweepResult) -> _Measured:
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=doubt_of(phase) or _was_loaded(run, entry.phase),
+        busy=caveat_of(phase) or _was_loaded(run, entry.phase),
     )
 
 
@@ -179,7 +180,7 @@ def _was_loaded(run: Run, phase: str) -> bool:
     """Whether the load average of an older run was high: a guess, which counts only where nothing
     was measured around each sample."""
     timed = run.phases.get(phase)
-    measured = timed is not None and bool(timed.seatings)
+    measured = timed is not None and bool(timed.placements)
     return not measured and bool(run.timing and run.timing.notes)
 
 
@@ -222,11 +223,11 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         overhead=of_saved(phase.ledger, phase.overhead),
         simulated=_simulated(run),
         training_stopped=_stopped(run),
-        timing_valid=not doubt_of(phase),
+        timing_valid=not caveat_of(phase),
     )
 
 
-def doubt_of(phase: Phase) -> bool:
+def caveat_of(phase: Phase) -> bool:
     """Whether something was seen that makes the times of a phase no evidence."""
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 

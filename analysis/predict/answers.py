@@ -1,6 +1,6 @@
 """The whole workload of a point: a prompt with its answer, memory, and what fits.
 
-In: a Setting and a PredictRequest. Out: a PredictedAnswer: both sides end to end, the speed-up of
+In: a Setting and a PredictRequest. Out: a PredictedAnswer: both sides end to end, the speedup of
 the time and of the tokens a second with ranges, and what pruning frees as batch. Times in ns.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.memory import memory
-from prunescope.analysis.predict.ranges import Uncertainty, Unlike, doubt_of, unlike
+from prunescope.analysis.predict.ranges import Differences, Uncertainty, caveat_of, unlike
 from prunescope.analysis.predict.setting import PredictRequest, Setting
 from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize
@@ -74,7 +74,7 @@ def _full(
 
 
 def speed_of(dense: Answer, pruned: Answer) -> Speed:
-    """The speed-up of the whole, and its range."""
+    """The speedup of the whole, and its range."""
     return _speed(dense, pruned, Answer.total_ns)
 
 
@@ -100,12 +100,12 @@ def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) ->
     )
     parts = [(ns, unlike(d, p, terms)) for ns, d, p in shares]
     total = sum(ns for ns, _ in parts)
-    whole = Unlike(
+    whole = Differences(
         reshaped=tuple((ns * w / total, waves) for ns, one in parts for w, waves in one.reshaped),
         added=sum(ns * one.added for ns, one in parts) / total,
         drawn=parts[1][1].drawn / max(1, pruned.new_tokens) ** 0.5,
     )
-    return doubt_of(gain, pruned.prompt, terms, unlike=whole)
+    return caveat_of(gain, pruned.prompt, terms, unlike=whole)
 
 
 def answer_memory(setting: Setting, one: Answer, *, pruned: bool) -> Memory:

@@ -1,7 +1,7 @@
 """Where a pruning starts or stops to pay.
 
-In: a workload and a function that gives the speed-up at a workload and a sparsity. Out: a
-BreakEven, each part null where the speed-up does not cross 1 in the range that was searched.
+In: a workload and a function that gives the speedup at a workload and a sparsity. Out: a
+BreakEven, each part null where the speedup does not cross 1 in the range that was searched.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ SPARSE = (
 
 @dataclass(frozen=True, slots=True)
 class ModelError:
-    """The model's own error, of the logarithm of a speed-up. `common` is what two measurements of
+    """The model's own error, of the logarithm of a speedup. `common` is what two measurements of
     one thing differ by; `reshaped` the error of a kernel at another shape than the dense model's
     that is a single wave of tiles, where the library's choice of a tile decides; of w waves it is
     w to the `power` less. `added` is the error of kernels that only pruning needs, whose number and
@@ -205,7 +205,7 @@ DEFAULT = Constants()
 
 
 def measured_on(device: Device) -> bool:
-    """Whether published speed-ups of this silicon were at hand."""
+    """Whether published speedups of this silicon were at hand."""
     return any(same_silicon(device, name) for name in MEASURED_ON)
 
 

@@ -16,10 +16,10 @@ from prunescope.analysis.predict.added import Moved, added_kernels, moved
 from prunescope.analysis.predict.constants import TABLE, Constants, link_byte_per_s
 from prunescope.analysis.predict.host import eager_bytes, host_ops
 from prunescope.analysis.predict.kernels import (
-    Price,
+    OpCost,
     kernels_of,
-    price,
-    price_ns,
+    op_cost,
+    op_cost_ns,
     rates,
 )
 from prunescope.analysis.predict.side import PredictedSide
@@ -56,13 +56,13 @@ ADDED = "added"  # among roles: ops that only pruning needs
 
 
 @dataclass(slots=True)
-class Bill:
+class CostEstimate:
     """A forward priced once, for any constants and terms. Counts are kernels, bytes and host ops a
     forward; `memo` keeps the totals that were asked for: a grid asks for its dense side again."""
 
     setting: Setting
     ops: tuple[Op, ...]
-    prices: tuple[Price, ...]
+    op_costs: tuple[OpCost, ...]
     kernels: float
     adds_up: bool  # whether any GEMM may be cut along K, and a kernel adds up its parts
     extra: float
@@ -88,7 +88,7 @@ class Bill:
         key = r if self.adds_up else r[:-1]
         total = self.sums.get(key)
         if total is None:
-            total = self.sums[key] = sum([one.layers * price_ns(one, r) for one in self.prices])
+            total = self.sums[key] = sum([one.layers * op_cost_ns(one, r) for one in self.op_costs])
         if "eager" in active and eager:
             total += self.eager_bytes / r.stream_byte_per_s * 1e9
         kernels = self.host[0] if eager and "eager" in active else self.kernels
@@ -116,9 +116,9 @@ class Bill:
         r, ramp = rates(self.setting, c, active), c.ramp_ns(self.setting.device)
         ramp *= "kernel" in active
         sums: defaultdict[str, float] = defaultdict(float)
-        for op, one in zip(self.ops, self.prices, strict=True):
+        for op, one in zip(self.ops, self.op_costs, strict=True):
             role = ADDED if op.added else op.role
-            sums[role] += one.layers * price_ns(one, r) + kernels_of([op]) * ramp
+            sums[role] += one.layers * op_cost_ns(one, r) + kernels_of([op]) * ramp
         self.roles[c, active] = sums
         return sums
 
@@ -147,8 +147,8 @@ class Bill:
     def idle(self) -> frozenset[str]:
         """The terms that add nothing here."""
         checks = {
-            "sparse_kernel": any(one.sparse for one in self.prices),
-            "gathered": any(one.gathered for one in self.prices),
+            "sparse_kernel": any(one.sparse for one in self.op_costs),
+            "gathered": any(one.gathered for one in self.op_costs),
             "eager": self.setting.launch == "eager",
             "added": bool(self.extra or any((self.moved.streamed, self.moved.gathered))),
             "exchange": bool(self.exchanged),
@@ -156,13 +156,13 @@ class Bill:
         return frozenset(name for name, counts in checks.items() if not counts)
 
     def moved_by(self) -> frozenset[str]:
-        """The constants that can change a total of this bill."""
+        """The constants that can change a total of this cost_estimate."""
         checks = {
             "dispatch_ns": self.setting.launch == "eager",
             "module_share": self.setting.launch == "eager",
             "gemm_share": self.setting.ceiling is None,
-            "sparse_rate": any(one.sparse for one in self.prices),
-            "gathered_kernel": any(one.gathered for one in self.prices),
+            "sparse_rate": any(one.sparse for one in self.op_costs),
+            "gathered_kernel": any(one.gathered for one in self.op_costs),
             "gather_rate": self.moved.gathered > 0,
             "cache_passes": self.moved.cached > 0,
             "allreduce_ns": bool(self.exchanged),
@@ -170,23 +170,23 @@ class Bill:
         return frozenset(name for name in TABLE if checks.get(name, True))
 
 
-def bill(side: PredictedSide) -> Bill:
-    """The bill of a side; one for all constants."""
-    setting, kept = side.setting, side.forward.bills
+def cost_estimate(side: PredictedSide) -> CostEstimate:
+    """The cost_estimate of a side; one for all constants."""
+    setting, kept = side.setting, side.forward.cost_estimates
     device = setting.device
     key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.kernel, setting.launch,
            setting.ceiling, device.sm, device.boost_hz)  # fmt: skip
     found = kept.get(key)
-    if not isinstance(found, Bill):
+    if not isinstance(found, CostEstimate):
         ops = side.bounded
-        prices = tuple([price(side, op) for op in ops])
+        op_costs = tuple([op_cost(side, op) for op in ops])
         eager = setting.launch == "eager"
-        found = kept[key] = Bill(
+        found = kept[key] = CostEstimate(
             setting=setting,
             ops=ops,
-            prices=prices,
+            op_costs=op_costs,
             kernels=kernels_of(ops),
-            adds_up=any(choice.adds_up for one in prices for *_, choice in one.cuts),
+            adds_up=any(choice.adds_up for one in op_costs for *_, choice in one.cuts),
             extra=added_kernels(side),
             moved=moved(side),
             eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
@@ -203,4 +203,4 @@ def speedup(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] 
 
 def total_ns(side: PredictedSide, active: Collection[str]) -> float:
     """ns a forward with the terms in `active`; the roofline where there are none."""
-    return bill(side).total_ns(side.setting.constants, frozenset(active))
+    return cost_estimate(side).total_ns(side.setting.constants, frozenset(active))

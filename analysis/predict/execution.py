@@ -1,7 +1,7 @@
 """Why no run reaches the roofline: the expected time term by term, and how sure it is.
 
 In: the dense and the pruned side. Out: an Execution: ns a forward that each term adds on both
-sides, the speed-up with all of them, its range, and what needs an explanation.
+sides, the speedup with all of them, its range, and what needs an explanation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from prunescope.analysis.predict.constants import TABLE
-from prunescope.analysis.predict.costs import NAMES, TERMS, bill
+from prunescope.analysis.predict.costs import NAMES, TERMS, cost_estimate
 from prunescope.analysis.predict.ranges import Uncertainty, doubt
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Execution, TermRow
@@ -26,12 +26,12 @@ _SLACK = 1.005  # above the bound by less is rounding
 def execution(
     dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> Execution:
-    """The expected time of both sides, term by term, and the speed-up with its range."""
+    """The expected time of both sides, term by term, and the speedup with its range."""
     rows = []
     active: set[str] = set()
     before = (dense.ns, pruned.ns)
-    bills, c = (bill(dense), bill(pruned)), dense.setting.constants
-    idle = bills[0].idle() & bills[1].idle()
+    cost_estimates, c = (cost_estimate(dense), cost_estimate(pruned)), dense.setting.constants
+    idle = cost_estimates[0].idle() & cost_estimates[1].idle()
     for term in TERMS:
         if term.name not in terms:
             continue
@@ -39,7 +39,7 @@ def execution(
         now = frozenset(active)
         after = before
         if term.name not in idle:
-            after = (bills[0].total_ns(c, now), bills[1].total_ns(c, now))
+            after = (cost_estimates[0].total_ns(c, now), cost_estimates[1].total_ns(c, now))
         rows.append(
             TermRow(
                 name=term.name,
@@ -66,7 +66,7 @@ def execution(
 
 
 def _above(dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float]) -> str | None:
-    """Why a speed-up is above that of the rooflines; None where it is not."""
+    """Why a speedup is above that of the rooflines; None where it is not."""
     if ns[0] / ns[1] <= dense.ns / pruned.ns * _SLACK:
         return None
     far = [time / side.ns for time, side in zip(ns, (dense, pruned), strict=True)]

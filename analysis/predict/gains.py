@@ -1,4 +1,4 @@
-"""Speed-ups at other workloads and sparsities, each worked out once, and where they cross 1.
+"""Speedups at other workloads and sparsities, each worked out once, and where they cross 1.
 
 In: a Setting and a Workload. Out: the BreakEven of the roofline and that of the expected time. One
 Gains serves every point of a grid: the points of a method ask for the same sparsities.

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.costs import Bill, bill
-from prunescope.analysis.predict.kernels import price_ns, rates
+from prunescope.analysis.predict.costs import CostEstimate, cost_estimate
+from prunescope.analysis.predict.kernels import op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.analysis.schema.prediction import Generation
@@ -39,10 +39,10 @@ class Answer:
         kernels, and attention as over the whole prompt."""
         terms = frozenset(self.setting.terms)
         if self.chunk is None:
-            return bill(self.prompt).total_ns(c, terms)
-        one = bill(self.chunk)
+            return cost_estimate(self.prompt).total_ns(c, terms)
+        one = cost_estimate(self.chunk)
         rest = one.total_ns(c, terms) - _attention_ns(self.chunk, one, c, terms)
-        whole = _attention_ns(self.prompt, bill(self.prompt), c, terms)
+        whole = _attention_ns(self.prompt, cost_estimate(self.prompt), c, terms)
         return self.chunks * rest + max(
             whole, self.chunks * _attention_ns(self.chunk, one, c, terms)
         )
@@ -51,7 +51,7 @@ class Answer:
         """The mean of the steps after it."""
         terms = frozenset(self.setting.terms)
         return sum(
-            weight * bill(side).total_ns(c, terms)
+            weight * cost_estimate(side).total_ns(c, terms)
             for weight, side in zip(_WEIGHTS, self.steps, strict=True)
         )
 
@@ -106,7 +106,11 @@ def answer(
     )
 
 
-def _attention_ns(side: PredictedSide, one: Bill, c: Constants, terms: frozenset[str]) -> float:
+def _attention_ns(
+    side: PredictedSide, one: CostEstimate, c: Constants, terms: frozenset[str]
+) -> float:
     r = rates(side.setting, c, terms)
-    pairs = zip(side.bounded, one.prices, strict=True)
-    return sum(price.layers * price_ns(price, r) for op, price in pairs if op.cls == "attention")
+    pairs = zip(side.bounded, one.op_costs, strict=True)
+    return sum(
+        op_cost.layers * op_cost_ns(op_cost, r) for op, op_cost in pairs if op.cls == "attention"
+    )

@@ -1,7 +1,7 @@
 """Several methods and sparsities: what a request means by them, and the curves of a grid.
 
 In: "a,b" and "0.1:0.7:0.1", or sequences. Out: lists; and the points of a grid as columns, a curve
-for each phase and method. Speed-ups are dense over pruned.
+for each phase and method. Speedups are dense over pruned.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def curves(points: Sequence[PredictedPoint]) -> dict[str, dict[str, dict[str, li
 def _columns(point: PredictedPoint, phase: PredictedPhase) -> dict[str, float]:
     if phase.ladder is None or phase.predicted is None or point.sparsity is None:
         return {}
-    rungs, expected = phase.ladder, phase.predicted.execution
+    bounds, expected = phase.ladder, phase.predicted.execution
     return {
         "sparsity": point.sparsity,
-        **{rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")},
+        **{bound: getattr(bounds, bound) for bound in ("nominal", "flop", "coverage", "roofline")},
         "expected": expected.speedup,
         "low": expected.range[0],
         "high": expected.range[1],

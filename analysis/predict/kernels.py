@@ -1,8 +1,9 @@
 """The time of one op on a device: achievable rates, tiles and waves, sparse and gathered kernels.
 
-In: a side and an Op; the names of the terms that count. Out: its Price, and ns of one layer without
-what a kernel's start costs; and how many kernels start. What a cost needs to know of a family it
-reads from the op (sparse, gathered, estimated, added): nothing here knows a family by name.
+In: a side and an Op; the names of the terms that count. Out: its OpCost, and ns of one layer
+without what a kernel's start costs; and how many kernels start. What a cost needs to know of a
+family it reads from the op (sparse, gathered, estimated, added): nothing here knows a family by
+name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 KERNELS = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 
 
-class Price(NamedTuple):
+class OpCost(NamedTuple):
     """What an op costs before constants: `cuts` are the ways to cut its GEMM, with K whole first,
     and seconds at the peak; `plain` those without tiles, `memory` those at the bandwidth."""
 
@@ -38,8 +39,8 @@ class Price(NamedTuple):
     gathered: bool
 
 
-def price(side: PredictedSide, op: Op) -> Price:
-    """The price of one layer of an op."""
+def op_cost(side: PredictedSide, op: Op) -> OpCost:
+    """The op_cost of one layer of an op."""
     setting, union = side.setting, op.union
     # Rows that need other inputs each compute what any of them needs.
     plain = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
@@ -58,7 +59,7 @@ def price(side: PredictedSide, op: Op) -> Price:
         size = m, n, k, gemm.batch
         choices = tile_choices(size, setting.device.sm, pace, spread, sparse=op.sparse)
         cuts = tuple([(plain * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
-    return Price(
+    return OpCost(
         op.layers,
         plain,
         op.bytes / setting.byte_per_s,
@@ -71,7 +72,7 @@ def price(side: PredictedSide, op: Op) -> Price:
 
 def op_ns(side: PredictedSide, op: Op, active: Collection[str]) -> float:
     """ns of one layer of an op, without the costs of a kernel's start."""
-    return price_ns(price(side, op), rates(side.setting, side.setting.constants, active))
+    return op_cost_ns(op_cost(side, op), rates(side.setting, side.setting.constants, active))
 
 
 class Rates(NamedTuple):
@@ -88,7 +89,7 @@ class Rates(NamedTuple):
 
 
 def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
-    """What multiplies the price of each op."""
+    """What multiplies the op_cost of each op."""
     reached = "achievable" in active
     share = c.stream_share if reached else 1.0
     ramp = c.ramp_ns(setting.device) if "kernel" in active else 0.0
@@ -105,7 +106,7 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
     )
 
 
-def price_ns(one: Price, r: Rates) -> float:
+def op_cost_ns(one: OpCost, r: Rates) -> float:
     """ns of one layer. Compute pays for whole tiles and waves, and for the sums of a split K,
     before it meets memory: the slower of both sets the time. The kernel that adds up comes after.
     """
@@ -117,7 +118,7 @@ def price_ns(one: Price, r: Rates) -> float:
     return longest * (r.gathered if one.gathered else 1.0) * 1e9
 
 
-def _cheapest(one: Price, r: Rates) -> tuple[float, Choice]:
+def _cheapest(one: OpCost, r: Rates) -> tuple[float, Choice]:
     """Seconds of the cut of a GEMM that takes least time, and that cut."""
     memory, slower = one.memory / r.stream, one.sparse * r.sparse or 1.0
     best, found = math.inf, one.cuts[0][2]
@@ -134,10 +135,10 @@ def _cheapest(one: Price, r: Rates) -> tuple[float, Choice]:
 def tile(side: PredictedSide, op: Op) -> Choice | None:
     """How a GEMM is cut; None where the units of the device are not known."""
     r = rates(side.setting, side.setting.constants, ("achievable", "kernel", "launch"))
-    return cut_of(price(side, op), r)
+    return cut_of(op_cost(side, op), r)
 
 
-def cut_of(one: Price, r: Rates) -> Choice | None:
+def cut_of(one: OpCost, r: Rates) -> Choice | None:
     """The cut of a GEMM that takes least time; None where there is none to choose."""
     return _cheapest(one, r)[1] if one.cuts else None
 

@@ -1,7 +1,7 @@
 """One phase of a prediction, in the report's schema with the fields that need no run.
 
 In: a Setting and a Workload. Out: a PredictedPhase: ladder, roles, gemms, bytes, memory,
-break-even, expected execution. Times are ns a forward; rungs that need a run are null.
+break-even, expected execution. Times are ns a forward; bounds that need a run are null.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def predict_phase(setting: Setting, work: Workload, gains: Gains | None = None) 
 
 
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
-    """Rungs that need a run are null."""
+    """Bounds that need a run are null."""
     return PredictedLadder(
         nominal=1 / (1 - setting.sparsity),
         flop=dense.flop / pruned.flop,
@@ -66,7 +66,7 @@ def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> Pre
 def _of_dense(dense: PredictedSide) -> Sums:
     """The sums of a dense side, added up once for all points of a grid."""
     key = ("sums", dense.setting.flop_per_s, dense.setting.byte_per_s)
-    kept = dense.forward.bills
+    kept = dense.forward.cost_estimates
     found = kept.get(key)
     if not isinstance(found, Sums):
         found = kept[key] = sums(dense)

@@ -1,6 +1,6 @@
 """Which family, here? Every family on one model, device and workload, side by side.
 
-In: a PredictRequest with `rank`. Out: a Ranking: families by expected speed-up of the whole
+In: a PredictRequest with `rank`. Out: a Ranking: families by expected speedup of the whole
 workload at equal FLOPs, at equal parameters and, where a sweep has judged them, at equal loss, with
 ranges, and which of them tie with the first.
 """
@@ -69,7 +69,7 @@ def load_of(request: PredictRequest) -> Load:
 
 
 def rank(request: PredictRequest) -> Ranking:
-    """Every family that the model allows, by the expected speed-up of the whole workload.
+    """Every family that the model allows, by the expected speedup of the whole workload.
 
     Raises PrunescopeError where the model, the device or the workload is not known.
     """

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from prunescope.analysis.predict.costs import bill
+from prunescope.analysis.predict.costs import cost_estimate
 from prunescope.analysis.predict.kernels import (
-    Price,
+    OpCost,
     Rates,
     cut_of,
     kernels_of,
-    price_ns,
+    op_cost_ns,
     rates,
 )
 from prunescope.analysis.predict.side import PredictedSide
@@ -33,9 +33,9 @@ def gemm_rows(
     """Rows of what runs, then of what is gone."""
     twins, own = _by_name(dense.bounded), _by_name(pruned.bounded)
     seen: defaultdict[str, float] = defaultdict(float)
-    rows, prices = [], bill(pruned).prices
+    rows, op_costs = [], cost_estimate(pruned).op_costs
     r = rates(pruned.setting, pruned.setting.constants, pruned.setting.terms)
-    for op, one in zip(pruned.bounded, prices, strict=True):
+    for op, one in zip(pruned.bounded, op_costs, strict=True):
         mine = own[op.name]
         twin = twins[op.name][0] if twins[op.name] else None
         pieces = sum(other.layers == op.layers for other in mine)
@@ -115,12 +115,12 @@ def _row(
 
 
 def _with_expectation(
-    row: PredictedGemm, side: PredictedSide, op: Op, one: Price, r: Rates, share: float
+    row: PredictedGemm, side: PredictedSide, op: Op, one: OpCost, r: Rates, share: float
 ) -> PredictedGemm:
     """The row with the expected time of its kernels, their starts included, and their cut."""
     setting = side.setting
     starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
-    ns = op.layers * price_ns(one, r) + starts * ("kernel" in setting.terms)
+    ns = op.layers * op_cost_ns(one, r) + starts * ("kernel" in setting.terms)
     row.expected_ns = ns * share
     cut = cut_of(one, r)
     if cut is not None:

@@ -27,7 +27,7 @@ from prunescope.taxonomy.shape import ModelShape
 
 # Steps of the realised ladder over the same steps of the predicted one, then the ledger's rows from
 # the realised roofline bound to the pruned wall: all together, realised ÷ predicted roofline bound.
-_RUNGS = (
+_LADDER = (
     ("flop", "other FLOPs went than the theory removes"),
     ("coverage", "untouched work takes another share of the dense time than of its roofline"),
     ("roofline", "bytes and FLOPs bind other kernels than predicted"),
@@ -59,8 +59,8 @@ def predicted_phase(
             return None
         work = Workload.of(name, run, itemsize=itemsize(setting.dtype) or 2)
         sides = setting.side(work, pruned=False), setting.side(work)
-        rungs = theory_ladder(setting, *sides)
-        even = break_even(work, _gain(setting, work, rungs.roofline))
+        bounds = theory_ladder(setting, *sides)
+        even = break_even(work, _gain(setting, work, bounds.roofline))
     except PrunescopeError:
         return None
     peaks = pruned.peaks
@@ -68,7 +68,9 @@ def predicted_phase(
         family=chosen.id,
         sparsity=sparsity,
         source=peaks.source if peaks else None,
-        ladder={rung: getattr(rungs, rung) for rung in ("nominal", "flop", "coverage", "roofline")},
+        ladder={
+            bound: getattr(bounds, bound) for bound in ("nominal", "flop", "coverage", "roofline")
+        },
         break_even=msgspec.structs.asdict(even),
     )
 
@@ -94,12 +96,12 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
     terms: list[MissTerm] = []
     told = set()
     before = 1.0
-    for rung, says in _RUNGS:
-        here, there = getattr(ladder, rung), theory[rung]
+    for bound, says in _LADDER:
+        here, there = getattr(ladder, bound), theory[bound]
         if here and there:
-            terms.append(MissTerm(name=rung, ratio=here / there / before, says=says))
-            if _is_lost(ladder.interval_of(rung), there * before):
-                told.add(rung)
+            terms.append(MissTerm(name=bound, ratio=here / there / before, says=says))
+            if _is_lost(ladder.interval_of(bound), there * before):
+                told.add(bound)
             before = here / there
     rows = {row.row: row for row in ledger}
     level = rows["dense"].moves_ns / (before * theory["roofline"])
@@ -125,8 +127,9 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
 
 
 def _is_lost(ci95: list[float] | None, expected: float) -> bool:
-    """Whether the whole interval of a rung lies below what the theory and the rungs before it leave
-    of it. A rung without one is arithmetic, or what was measured speaks against no loss of it."""
+    """Whether the whole interval of a bound lies below what the theory and the bounds before it
+    leave of it. A bound without one is arithmetic, or what was measured speaks against no loss of
+    it."""
     return ci95 is None or ci95[1] < expected
 
 

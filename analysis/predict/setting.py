@@ -1,6 +1,6 @@
 """A question to `predict`, and what it resolves to: shape, device, peaks, family, terms.
 
-In: a PredictRequest. Out: a Setting, with the two sides of a workload and their speed-ups. Peaks in
+In: a PredictRequest. Out: a Setting, with the two sides of a workload and their speedups. Peaks in
 FLOP/s, bandwidth in byte/s; the request has them in TFLOP/s and GB/s.
 """
 
@@ -130,8 +130,10 @@ class Setting:
     def _one(self, forward: Forward) -> PredictedSide:
         if self.tp > 1:
             key = ("tp", self.tp)
-            forward.bills[key] = forward.bills.get(key) or of_one(forward, self.tp, self.shape)
-            forward = forward.bills[key]
+            forward.cost_estimates[key] = forward.cost_estimates.get(key) or of_one(
+                forward, self.tp, self.shape
+            )
+            forward = forward.cost_estimates[key]
         return PredictedSide(setting=self, forward=forward)
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prunescope.analysis.predict.costs import ADDED, NAMES, bill
+from prunescope.analysis.predict.costs import ADDED, NAMES, cost_estimate
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.roles import GROUPS
 
@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaled:
-    """What a family makes of a measured forward: speed-ups, and where the time left goes."""
+    """What a family makes of a measured forward: speedups, and where the time left goes."""
 
     bound: float
     expected: float
@@ -110,7 +110,7 @@ def _above(ideal: Mapping[str, float], left: Mapping[str, float]) -> str:
 def expected_gain(
     measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
 ) -> float:
-    """The expected speed-up alone."""
+    """The expected speedup alone."""
     parts, gap, added = _left(measured, dense, pruned, terms)
     return measured.wall_ns / (sum(parts.values()) + gap + added)
 
@@ -120,8 +120,8 @@ def _left(
 ) -> tuple[dict[str, float], float, float]:
     """ns that are left of each part, of the gaps, and what only pruning needs."""
     active, c = frozenset(terms), pruned.setting.constants
-    was = bill(dense).role_ns(dense.setting.constants, active)
-    mine = bill(pruned)
+    was = cost_estimate(dense).role_ns(dense.setting.constants, active)
+    mine = cost_estimate(pruned)
     now = mine.role_ns(c, active)
     parts = {
         part: ns * _share(PARTS.get(part, ()), was, now) for part, ns in measured.parts.items()
@@ -163,7 +163,11 @@ def _share(roles: Iterable[str], was: Mapping[str, float], now: Mapping[str, flo
 
 def _gaps_left(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> float:
     """Gaps over those of the dense model: kernels go with their layers, and others come."""
-    had, mine, left = bill(dense).kernels, bill(pruned), _layers_left(dense, pruned)
+    had, mine, left = (
+        cost_estimate(dense).kernels,
+        cost_estimate(pruned),
+        _layers_left(dense, pruned),
+    )
     more = mine.kernels + mine.extra - left * had
     return max(0.0, left + more / (measured.kernels or had))
 

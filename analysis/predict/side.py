@@ -36,7 +36,9 @@ class Forward:
     cache: float = 1.0  # the same of the KV cache
     # Between devices: (sublayers, bytes that each adds up over all of them).
     exchanged: tuple[tuple[float, float], ...] = ()
-    bills: dict[Any, Any] = field(default_factory=dict, compare=False)  # by device, see `costs`
+    cost_estimates: dict[Any, Any] = field(
+        default_factory=dict, compare=False
+    )  # by device, see `costs`
 
     @property
     def parameters(self) -> float:
@@ -88,7 +90,10 @@ class PredictedSide:
     @property
     def ns(self) -> float:
         """The roofline time."""
-        kept, key = self.forward.bills, ("ns", self.setting.flop_per_s, self.setting.byte_per_s)
+        kept, key = (
+            self.forward.cost_estimates,
+            ("ns", self.setting.flop_per_s, self.setting.byte_per_s),
+        )
         if key not in kept:
             kept[key] = sum([self.op_ns(op) for op in self.bounded])
         return float(kept[key])
@@ -128,7 +133,10 @@ class PredictedSide:
     def works(self) -> list[tuple[str, bool, float, float]]:
         """Of the ops of each name: whether work is in FLOPs (bytes, where none has any), how much,
         and the roofline time; added up once for all points of a grid."""
-        kept, key = self.forward.bills, ("works", self.setting.flop_per_s, self.setting.byte_per_s)
+        kept, key = (
+            self.forward.cost_estimates,
+            ("works", self.setting.flop_per_s, self.setting.byte_per_s),
+        )
         if key not in kept:
             kept[key] = [
                 (name, in_flop, _work(ops, in_flop=in_flop), sum(self.op_ns(op) for op in ops))

@@ -41,7 +41,7 @@ _NOTES = (
     "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
     "they sum to the pruned wall",
 )
-_DOUBT = (
+_CAVEAT = (
     "? timing not valid: the samples vary too much or were disturbed, so that the ratio and its "
     "rows are no evidence"
 )
@@ -71,9 +71,9 @@ def _rendered(comparison: Comparison, name: str, label_prefix: str) -> dict[str,
         return {f"comparison.{name}": texts[name](comparison).encode()}
     if name == "json":
         return {"comparison.json": to_json(comparison)}
-    from prunescope.analysis.report.comparison_figure import draw_comparison
+    from prunescope.analysis.report.comparison_figure import plot_comparison
 
-    data = draw_comparison(comparison.rows, name)
+    data = plot_comparison(comparison.rows, name)
     return {} if data is None else {f"comparison.{name}": data}
 
 
@@ -107,7 +107,7 @@ def comparison_table(comparison: Comparison) -> Table:
         _NOTES[0]: ("TTFT or TPOT",),
         _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
     }
-    explained = f"{_NOTES[1]}; {_DOUBT}" if doubted else _NOTES[1]
+    explained = f"{_NOTES[1]}; {_CAVEAT}" if doubted else _NOTES[1]
     notes = [_NOTES[0], explained, *failed]
     return Table("comparison", _TITLE, columns, rows, notes, needs)
 
@@ -258,12 +258,12 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 def render_html(comparison: Comparison) -> str:
     """One self-contained page: the figure inline, the table sortable."""
-    from prunescope.analysis.report.comparison_figure import draw_comparison
+    from prunescope.analysis.report.comparison_figure import plot_comparison
 
     env = templates()
     script = (TEMPLATES / SCRIPT).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    svg = draw_comparison(comparison.rows, "svg")
+    svg = plot_comparison(comparison.rows, "svg")
     figure = "" if svg is None else svg.decode().partition("<svg")[2]
     return env.get_template("comparison.html.j2").render(
         title="Comparison",

@@ -37,7 +37,7 @@ _ROWS = {
 }
 
 
-def draw_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
+def plot_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
     """The figure; None where no row has a ladder."""
     with matplotlib.rc_context(STYLE):
         figure = comparison_figure(rows)
@@ -59,12 +59,12 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
         box = (left / WIDTH, bottom / height, width / WIDTH, high / height)
         return figure.add_axes(box)
 
-    draw_curves(place(0.6, height - 0.15 - _CURVES, 3.3, _CURVES), known)
-    draw_bars(place(2.5, 0.46, 4.3, low - 0.46), bars, left_out=len(known) - len(bars))
+    plot_curves(place(0.6, height - 0.15 - _CURVES, 3.3, _CURVES), known)
+    plot_bars(place(2.5, 0.46, 4.3, low - 0.46), bars, left_out=len(known) - len(bars))
     return figure
 
 
-def draw_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
+def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     """Realised speedup over what went (nominal s, else the FLOPs' share), with intervals."""
     axes.spines[["top", "right"]].set_visible(False)
     curves: dict[str, list[tuple[float, ComparisonRow]]] = defaultdict(list)
@@ -152,7 +152,7 @@ def _doubted(row: ComparisonRow) -> bool:
     return NOT_VALID in row.critical
 
 
-def draw_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
+def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
     """The ledger of each row in per cent of its dense wall, around the promise."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

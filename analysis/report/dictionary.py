@@ -9,7 +9,7 @@ _PHASE = ("phase", "", "prefill, decode, or trace for a bare trace")
 _LOW = (
     "ci95_low",
     "ns",
-    "lower end of the 95 % bootstrap interval over seatings (of one alone, over steps and samples)",
+    "lower end of the 95 % bootstrap interval over placements (of one: over steps and samples)",
 )
 _HIGH = ("ci95_high", "ns", "upper end of that interval")
 

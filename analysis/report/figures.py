@@ -26,7 +26,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False, "axes.unicode_minus": True,
 }  # fmt: skip
-_RUNG, _REALISED = "#56B4E9", "#0072B2"
+_BOUND, _REALISED = "#56B4E9", "#0072B2"
 _COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
 # A creation date would make two reports of one run differ.
@@ -76,23 +76,23 @@ def _title(report: Report, name: str, what: str) -> str:
 
 
 def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
-    """The speedup ladder as horizontal bars from 0, with the intervals of rungs that have one."""
+    """The speedup ladder as horizontal bars from 0, with the intervals of bounds that have one."""
     assert phase.ladder is not None
     ladder = phase.ladder
-    rungs = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
-    spans = [ledger_view.telling_rung(ladder, key) for key in ledger_view.LADDER]
+    bounds = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
+    spans = [ledger_view.telling_interval(ladder, key) for key in ledger_view.LADDER]
     measured = [i for i, key in enumerate(ledger_view.LADDER) if key in ("busy", "realised")]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(len(rungs))
+        figure, axes = _axes(len(bounds))
         ends = [end for ci95 in spans for end in ci95 or ()]
-        top = max([1.0, *(v for _, v in rungs if v is not None), *ends])
-        for i, ((_, value), ci95) in enumerate(zip(rungs, spans, strict=True)):
+        top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
+        for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
             if value is not None:
                 axes.barh(
                     i,
                     value,
                     0.68,
-                    color=_REALISED if i in measured else _RUNG,
+                    color=_REALISED if i in measured else _BOUND,
                     edgecolor="black",
                     linewidth=0.4,
                 )
@@ -106,10 +106,10 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
             axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
         axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xlim(0, 1.2 * top)
-        labels(axes, [label for label, _ in rungs])
+        labels(axes, [label for label, _ in bounds])
         marks: list[Any] = [
             Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
-            for colour, label in ((_RUNG, "bound"), (_REALISED, "measured"))
+            for colour, label in ((_BOUND, "bound"), (_REALISED, "measured"))
         ]
         if ends:
             marks.append(
@@ -260,7 +260,7 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
         figure, axes = _axes(len(ranked))
         top = max(ns for _, ns in ranked) / unit.per or 1.0
         for i, (_, ns) in enumerate(ranked):
-            axes.barh(i, ns / unit.per, 0.68, color=_RUNG, edgecolor="black", linewidth=0.4)
+            axes.barh(i, ns / unit.per, 0.68, color=_BOUND, edgecolor="black", linewidth=0.4)
             axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
         axes.set_xlim(0, 1.25 * top)
         labels(axes, [short(kind) for kind, _ in ranked])

@@ -17,7 +17,7 @@ Frames = Mapping[str, pl.DataFrame]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RequestedFormats:
     """A report and what goes into one of its formats, `name`. `frames`: the kernels frame of each
     phase; `hosts`: the host's events of each; `label_prefix`: of the labels in LaTeX."""
 
@@ -41,46 +41,46 @@ class Asked:
 class Format:
     """How a format is rendered; `shows_hosts`: with the host's events, where they are known."""
 
-    render: Callable[[Asked], dict[str, bytes]]
+    render: Callable[[RequestedFormats], dict[str, bytes]]
     shows_hosts: bool = False
 
 
-def _markdown(asked: Asked) -> dict[str, bytes]:
+def _markdown(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.markdown import render_markdown
 
     return {"report.md": render_markdown(asked.report).encode()}
 
 
-def _html(asked: Asked) -> dict[str, bytes]:
+def _html(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.html import render_html
 
     return {"report.html": render_html(asked.report).encode()}
 
 
-def _json(asked: Asked) -> dict[str, bytes]:
+def _json(asked: RequestedFormats) -> dict[str, bytes]:
     return {"report.json": to_json(asked.report)}
 
 
-def _latex(asked: Asked) -> dict[str, bytes]:
+def _latex(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.latex import latex_files
 
     parts = latex_files(asked.report, label_prefix=asked.label_prefix)
     return {file: text.encode() for file, text in parts.items()}
 
 
-def _csv(asked: Asked) -> dict[str, bytes]:
+def _csv(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report import tables
 
     texts = tables.csv_tables(asked.report)
     return _tables(asked) | {file: text.encode() for file, text in texts.items()}
 
 
-def _parquet(asked: Asked) -> dict[str, bytes]:
+def _parquet(asked: RequestedFormats) -> dict[str, bytes]:
     asked.needed_frames()
     return _tables(asked)
 
 
-def _tables(asked: Asked) -> dict[str, bytes]:
+def _tables(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report import tables
 
     dictionary = tables.data_dictionary(asked.frames).encode()
@@ -88,13 +88,13 @@ def _tables(asked: Asked) -> dict[str, bytes]:
     return {"data-dictionary.csv": dictionary, **frames}
 
 
-def _perfetto(asked: Asked) -> dict[str, bytes]:
+def _perfetto(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.perfetto import perfetto_files
 
     return perfetto_files(asked.report, asked.needed_frames(), asked.hosts)
 
 
-def _figures(asked: Asked) -> dict[str, bytes]:
+def _figures(asked: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.anatomy_figures import anatomy_files
     from prunescope.analysis.report.figures import figure_files
 

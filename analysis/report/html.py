@@ -33,13 +33,13 @@ _TOP_KERNELS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class _Rung:
-    """A rung of the ladder: width of its bar and ends of its interval, 0..100."""
+class _LadderRow:
+    """A bound of the ladder: width of its bar and ends of its interval, 0..100."""
 
     label: str
     says: str
     text: str
-    interval: str  # empty: the rung is arithmetic
+    interval: str  # empty: the bound is arithmetic
     share: str
     width: float
     low: float | None = None
@@ -82,7 +82,7 @@ def shown(value: Any) -> Any:
 
 
 def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
-    """What a template needs of one phase: sentences, rungs, ledger and tables."""
+    """What a template needs of one phase: sentences, bounds, ledger and tables."""
     sides = sides_table(phase)
     paid = overhead_table(phase)
     tables = [table for table in (sides, paid) if table is not None]
@@ -96,7 +96,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     ]
     if phase.kernels:
         tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))
-    rungs, one = _rungs(phase)
+    bounds, one = _ladder_rows(phase)
     return {
         "name": sentences.heading(name, phase),
         "slug": slug,
@@ -106,8 +106,8 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
-        "rungs": rungs,
-        "spans": any(rung.low is not None for rung in rungs),
+        "bounds": bounds,
+        "spans": any(bound.low is not None for bound in bounds),
         "one": one,
         "ledger": _ledger(phase),
         "tables": tables,
@@ -115,33 +115,33 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     }
 
 
-def _rungs(phase: Phase) -> tuple[list[_Rung], float]:
-    """The rungs, and where 1× lies on their bars (0..100)."""
+def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
+    """The bounds, and where 1× lies on their bars (0..100)."""
     ladder = phase.ladder
     if ladder is None:
         return [], 0.0
     values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
-    spans = {name: ledger_view.telling_rung(ladder, name) for name in values}
+    spans = {name: ledger_view.telling_interval(ladder, name) for name in values}
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
-    rungs = []
+    bounds = []
     for name, (label, says) in ledger_view.LADDER.items():
         value, ci95 = values[name], spans[name]
         low, high = ci95 or (None, None)
-        rungs.append(
-            _Rung(
+        bounds.append(
+            _LadderRow(
                 label=label,
                 says=says,
                 text=numbers.ratio(value),
-                interval=ledger_view.rung_span(ladder, name),
+                interval=ledger_view.interval_span(ladder, name),
                 share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,
                 high=None if high is None else full * high,
             )
         )
-    return rungs, full
+    return bounds, full
 
 
 def _ledger(phase: Phase) -> dict[str, Any] | None:

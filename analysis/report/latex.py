@@ -159,8 +159,8 @@ def _statistic(phase: Phase) -> str:
     timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
     said = statistic(phase)
     num = f"n = {len(timed.samples) if timed else phase.steps}"
-    if timed and timed.seatings:
-        num += f" unprofiled samples in {len(timed.seatings)} seatings"
+    if timed and timed.placements:
+        num += f" unprofiled samples in {len(timed.placements)} placements"
     elif not said:
         num += " unprofiled samples" if timed else " profiled steps"
     return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num}."

@@ -32,7 +32,7 @@ TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 # Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
 NO_NOISE = frozenset({"coverage", "roofline_shift", "shape", "added_work"})
 
-# Rungs of the ladder in order: field, label, and what the bound assumes.
+# Bounds of the ladder in order: field, label, and what the bound assumes.
 LADDER = {
     "nominal": ("nominal", "1/(1 − s), or the FLOP ratio where no sparsity was given"),
     "flop": ("FLOP ratio", "dense FLOPs ÷ pruned FLOPs"),
@@ -41,7 +41,7 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
-EXACT = frozenset({"nominal", "flop"})  # rungs that are arithmetic: they have no interval
+EXACT = frozenset({"nominal", "flop"})  # bounds that are arithmetic: they have no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
     return None if nothing else row.ci95
 
 
-def telling_rung(ladder: Ladder, name: str) -> list[float] | None:
-    """The interval of a rung; None where it says nothing: an end beyond ten times the rung."""
+def telling_interval(ladder: Ladder, name: str) -> list[float] | None:
+    """The interval of a bound; None where it says nothing: an end beyond ten times the bound."""
     ci95, value = ladder.interval_of(name), getattr(ladder, name)
     return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
 
@@ -214,7 +214,7 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("no noise stands where dense against dense is 0 by definition")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
-        notes.append("intervals that say nothing are left out: they need more seatings")
+        notes.append("intervals that say nothing are left out: they need more placements")
     if all(row.ci95 is None for row in rows):
         noise = any(row.noise_ns is not None for row in rows)
         notes.append(NO_INTERVAL if noise else NEITHER)
@@ -264,7 +264,7 @@ def _part_tone(part: LedgerPart) -> str:
 
 
 def ladder_table(phase: Phase) -> Table | None:
-    """The rungs of the ladder with their intervals and the share of each that was realised."""
+    """The bounds of the ladder with their intervals and the share of each that was realised."""
     ladder = phase.ladder
     if ladder is None:
         return None
@@ -276,7 +276,7 @@ def ladder_table(phase: Phase) -> Table | None:
             [
                 Cell(label),
                 Cell(numbers.ratio(value), value),
-                _rung_interval(ladder, name),
+                _ladder_interval(ladder, name),
                 Cell(numbers.percent(share), share),
                 Cell(says),
             ]
@@ -285,17 +285,17 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("rung"),
         Column("speedup", numeric=True),
         Column("95 % interval", numeric=True),
-        Column("realised ÷ rung", numeric=True),
+        Column("realised ÷ bound", numeric=True),
         Column("meaning", drop=1),
     ]
     return without_unknown(Table("ladder", "Ladder", columns, rows))
 
 
-def _rung_interval(ladder: Ladder, name: str) -> Cell:
-    ci95 = telling_rung(ladder, name)
-    return Cell(rung_span(ladder, name), ci95[0] if ci95 else None)
+def _ladder_interval(ladder: Ladder, name: str) -> Cell:
+    ci95 = telling_interval(ladder, name)
+    return Cell(interval_span(ladder, name), ci95[0] if ci95 else None)
 
 
-def rung_span(ladder: Ladder, name: str) -> str:
-    """The interval of a rung in words: nothing where the rung is arithmetic, and has none."""
-    return "" if name in EXACT else numbers.ratios(telling_rung(ladder, name))
+def interval_span(ladder: Ladder, name: str) -> str:
+    """The interval of a bound in words: nothing where the bound is arithmetic, and has none."""
+    return "" if name in EXACT else numbers.ratios(telling_interval(ladder, name))

@@ -129,10 +129,10 @@ def _measurement(measured: CalibrationPasses) -> str:
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
         f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
     )
-    doubts = [] if measured.agree else ["they do not agree"]
+    caveats = [] if measured.agree else ["they do not agree"]
     if measured.disturbed:
-        doubts.append(f"something else ran beside them ({', '.join(measured.disturbed)})")
-    return f"{text}: {'; '.join(doubts)}, repeat on a quiet machine" if doubts else text
+        caveats.append(f"something else ran beside them ({', '.join(measured.disturbed)})")
+    return f"{text}: {'; '.join(caveats)}, repeat on a quiet machine" if caveats else text
 
 
 def _rate(byte_per_s: float | None) -> str:

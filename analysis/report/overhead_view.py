@@ -61,7 +61,7 @@ def _break_even(found: Overhead) -> str:
     if found.break_even_ci95 is not None and _says_nothing(*found.break_even_ci95):
         return (
             "break-even is not known: within the interval of these times it lies anywhere, or "
-            "nowhere; more seatings or repeats narrow it"
+            "nowhere; more placements or repeats narrow it"
         )
     here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are gone"
     if found.break_even < _NONE and _interval(found.break_even_ci95) == "":

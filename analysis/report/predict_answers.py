@@ -54,7 +54,7 @@ def answer(found: PredictedAnswer) -> list[RenderableType]:
         )
         if one is not None
     ]
-    said = [Text(clean("speed-up: " + ", ".join(lines)))] if lines else []
+    said = [Text(clean("speedup: " + ", ".join(lines)))] if lines else []
     return [Text(clean(head), "bold"), table, *said]
 
 
@@ -79,7 +79,7 @@ def gemms(name: str, phase: PredictedPhase) -> list[RenderableType]:
 
 
 def ranking(result: Ranking) -> list[RenderableType]:
-    """Families by expected speed-up; those that tie with the first are marked."""
+    """Families by expected speedup; those that tie with the first are marked."""
     load = result.workload
     name = f"{load['name']}: " if load["name"] else ""
     head = (
@@ -88,7 +88,7 @@ def ranking(result: Ranking) -> list[RenderableType]:
     )
     parts: list[RenderableType] = [Text(clean(head), "bold")]
     for by, rows in result.by.items():
-        table = _table("family", "s", "gone", "speed-up", "range", "tokens/s", "weights", "")
+        table = _table("family", "s", "gone", "speedup", "range", "tokens/s", "weights", "")
         for row in rows:
             cells = (f"{row.family} *" if row.extension else row.family,
                      f"{row.sparsity:.2f}", f"{percent(row.removed[_SHOWN.get(by, by)])}",
@@ -119,7 +119,7 @@ def _marks(row: Ranked) -> str:
 def answers(points: list[PredictedPoint]) -> list[RenderableType]:
     """The prompt with its answer of each point of a grid."""
     rows = [(one, one.answer) for one in points if one.answer is not None]
-    table = _table("method", "s", "time", "range", "tokens/s", "speed-up", "memory", "batch")
+    table = _table("method", "s", "time", "range", "tokens/s", "speedup", "memory", "batch")
     for point, told in rows:
         if told.pruned is None or told.time is None or told.throughput is None:
             continue

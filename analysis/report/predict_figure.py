@@ -1,6 +1,6 @@
 """The curves of a prediction: in, `curves` of the JSON; out, PNG, PDF or SVG bytes, and a CSV.
 
-A panel a phase: expected speed-up over sparsity, one colour a method; its roofline dotted. The
+A panel a phase: expected speedup over sparsity, one colour a method; its roofline dotted. The
 range of guessed costs is a band where one method stands alone.
 """
 
@@ -31,11 +31,11 @@ def curve_files(told: dict[str, Any]) -> dict[str, bytes]:
     """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
     result = msgspec.convert(told, Prediction)
     curves = result.curves
-    files = {f"curves.{ending}": draw_curves(result, ending) for ending in ("png", "pdf", "svg")}
+    files = {f"curves.{ending}": plot_curves(result, ending) for ending in ("png", "pdf", "svg")}
     return {**files, "curves.csv": curves_csv(curves)}
 
 
-def draw_curves(result: Prediction, ending: str) -> bytes:
+def plot_curves(result: Prediction, ending: str) -> bytes:
     """The figure. Everything is placed in inches, so that no label is cut."""
     curves: Curves = result.curves
     with matplotlib.rc_context(STYLE):

@@ -31,10 +31,10 @@ _LADDER = ("nominal", "flop", "coverage", "roofline")
 _MOST_ROLES = 6
 _COSTS = (
     "costs: expected over roofline time, dense/pruned; where dense pays more, the expected "
-    "speed-up is above the roofline's"
+    "speedup is above the roofline's"
 )
 _ABOVE = "above by: what falls further than its work, with its waves, starts or gaps"
-_WHY = ""  # the head of the column that says why a speed-up is above the roofline's
+_WHY = ""  # the head of the column that says why a speedup is above the roofline's
 
 Answer = Prediction | Ranking | FromRun
 
@@ -61,7 +61,7 @@ def prediction(told: dict[str, Any], *, explain: bool = False) -> RenderableType
             parts += answer(result.answer)
     notes = [Text(clean(f"! {text}"), "yellow") for text in result.warnings]
     ran = "only the dense side was run" if isinstance(result, FromRun) else "nothing was run"
-    return Group(*parts, *notes, Text(f"speed-ups are dense ÷ pruned; {ran}", "dim"))
+    return Group(*parts, *notes, Text(f"speedups are dense ÷ pruned; {ran}", "dim"))
 
 
 def _point(name: str, phase: PredictedPhase) -> list[RenderableType]:
@@ -83,7 +83,7 @@ def _speedups(phase: PredictedPhase) -> list[RenderableType]:
     expected, ladder = phase.predicted.execution, phase.ladder
     _row(
         table,
-        *(numbers.ratio(getattr(ladder, rung)) for rung in _LADDER),
+        *(numbers.ratio(getattr(ladder, bound)) for bound in _LADDER),
         numbers.ratio(expected.speedup),
         _between(expected.range),
         expected.above_roofline or "",

@@ -129,14 +129,14 @@ def ledger(report: Report) -> Records:
 
 
 def ladder(report: Report) -> Records:
-    """A row a rung: speedup, dense over pruned; those that are measured have an interval."""
+    """A row a bound: speedup, dense over pruned; those that are measured have an interval."""
     columns = {"rung": str, "speedup": float, "ci95_low": float, "ci95_high": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
-        for rung in LADDER:
+        for bound in LADDER:
             if phase.ladder is not None:
-                ends = phase.ladder.interval_of(rung)
-                yield {"rung": rung, "speedup": getattr(phase.ladder, rung)} | _ends(ends)
+                ends = phase.ladder.interval_of(bound)
+                yield {"rung": bound, "speedup": getattr(phase.ladder, bound)} | _ends(ends)
 
     return _records("ladder", report, columns, rows)
 

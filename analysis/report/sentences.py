@@ -80,10 +80,10 @@ def setup(phase: Phase) -> str:
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
     facts = ["the whole trace as one step" if whole else steps]
     if timed := phase.unprofiled_ns:
-        seats = f" in {len(timed.seatings)} seatings" if timed.seatings else ""
+        seats = f" in {len(timed.placements)} placements" if timed.placements else ""
         seats += (
             f", each with {numbers.time(cost)} besides them"
-            if (cost := timed.seating_cost_ns)
+            if (cost := timed.placement_cost_ns)
             else ""
         )
         facts.append(f"{len(timed.samples)} unprofiled samples{seats}")
@@ -201,7 +201,7 @@ def _noise(phase: Phase, ladder: Ladder) -> str:
 
 
 def _has_promise(phase: Phase) -> bool:
-    """Whether anybody said a sparsity: else the first rung is that of the FLOPs."""
+    """Whether anybody said a sparsity: else the first bound is that of the FLOPs."""
     return phase.sparsity.get("nominal") is not None
 
 
@@ -348,10 +348,10 @@ def predicted(phase: Phase) -> str:
     if said is None:
         return ""
     names = {"flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
-    rungs = ", ".join(
+    bounds = ", ".join(
         f"{label} {numbers.ratio(said['ladder'].get(key))}" for key, label in names.items()
     )
-    text = f"predicted for {said['family']} on these peaks: {rungs}"
+    text = f"predicted for {said['family']} on these peaks: {bounds}"
     miss = said.get("miss")
     if miss is None or not is_valid(phase):
         return text

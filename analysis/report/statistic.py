@@ -21,7 +21,7 @@ def _dense(phase: Phase) -> Unprofiled | None:
 def _undrawn(phase: Phase) -> list[str]:
     """The sides, of those that have unprofiled samples, whose placement was not drawn."""
     sides = {"dense": _dense(phase), "pruned": phase.unprofiled_ns}
-    return [name for name, timed in sides.items() if timed and not timed.seatings]
+    return [name for name, timed in sides.items() if timed and not timed.placements]
 
 
 def statistic(phase: Phase) -> str:
@@ -37,27 +37,27 @@ def statistic(phase: Phase) -> str:
     (dense, timed), missing = phase.sampled, _undrawn(phase)
     if missing:
         text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
-        if dense.seatings or timed.seatings:
+        if dense.placements or timed.placements:
             text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
         text += "; 95 % bootstrap interval" if has_interval else ""
-        where = f" of {missing[0]}" if dense.seatings or timed.seatings else ""
+        where = f" of {missing[0]}" if dense.placements or timed.placements else ""
         return f"{text}; placement in memory{where} was not drawn, {_PLACED}"
-    if len(dense.seatings or ()) == len(timed.seatings or ()):
-        text = f"ratio of means over {len(timed.seatings or ())} seatings, of the medians of "
+    if len(dense.placements or ()) == len(timed.placements or ()):
+        text = f"ratio of means over {len(timed.placements or ())} placements, of the medians of "
         text += f"{len(timed.samples)} unprofiled samples in all"
     else:
         text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
-    return text + _asked(timed) + ("; 95 % interval over seatings" if has_interval else "")
+    return text + _asked(timed) + ("; 95 % interval over placements" if has_interval else "")
 
 
 def _asked(timed: Unprofiled) -> str:
-    """Why there are not as many seatings as were asked for, where there are not."""
-    asked = timed.seatings_asked
+    """Why there are not as many placements as were asked for, where there are not."""
+    asked = timed.placements_requested
     if not asked:
         return ""
-    text = f" ({asked} seatings were asked for, and "
-    if asked > len(timed.seatings or ()):
-        return f"{text}no more drawn than --repeats and --max-seatings allow)"
+    text = f" ({asked} placements were asked for, and "
+    if asked > len(timed.placements or ()):
+        return f"{text}no more drawn than --repeats and --max-placements allow)"
     return (
         f"{text}more drawn while the interval was wider than {numbers.percent(NARROW, decimals=0)})"
     )
@@ -65,7 +65,7 @@ def _asked(timed: Unprofiled) -> str:
 
 def _alone(timed: Unprofiled | None) -> str:
     """Of a run without a baseline: that its time is of one placement, where it is."""
-    if timed is None or timed.seatings:
+    if timed is None or timed.placements:
         return ""
     text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
     return f"{text}; placement in memory was not drawn, {_PLACED}"
@@ -84,8 +84,8 @@ def observer(phase: Phase) -> str:
 def _domain(phase: Phase) -> str:
     if phase.domain != "unprofiled":
         return "all times are as profiled"
-    seated = all(one.seatings for one in phase.sampled or ())
-    kind = "means over seatings of medians" if seated else "medians of the samples"
+    seated = all(one.placements for one in phase.sampled or ())
+    kind = "means over placements of medians" if seated else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
     if phase.observer_share is not None:
         text += f"; of the dense side {numbers.percent(phase.observer_share)} is the observer's"

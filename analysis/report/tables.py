@@ -64,9 +64,9 @@ def _ladder(report: Report) -> Iterable[list[Value]]:
     for name, phase in report.phases.items():
         if phase.ladder is None:
             continue
-        for rung in LADDER:
-            ends = _ends(phase.ladder.interval_of(rung))
-            yield [name, rung, getattr(phase.ladder, rung), *ends]
+        for bound in LADDER:
+            ends = _ends(phase.ladder.interval_of(bound))
+            yield [name, bound, getattr(phase.ladder, bound), *ends]
 
 
 def _gemms(report: Report) -> Iterable[list[Value]]:

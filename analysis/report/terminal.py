@@ -121,8 +121,8 @@ class _Page:
         ladder = phase.ladder
         assert ladder is not None
         values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
-        ends = {name: ledger_view.telling_rung(ladder, name) for name in values}
-        spans = {name: ledger_view.rung_span(ladder, name) for name in values}
+        ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
+        spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
         room, widest = self.width - 52, 1 + max(map(len, spans.values()))
         # A column of their own where others have one too; a narrow terminal shows the last alone.

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from prunescope.analysis.report.formats import FORMATS, Asked, Frames
+from prunescope.analysis.report.formats import FORMATS, Frames, RequestedFormats
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -42,7 +42,7 @@ def write_report(
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        asked = Asked(
+        asked = RequestedFormats(
             report=report, name=name, frames=frames, hosts=hosts, label_prefix=label_prefix
         )
         files |= FORMATS[name].render(asked)

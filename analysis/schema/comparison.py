@@ -55,7 +55,7 @@ class Comparison(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str
-    baseline: SubjectFacts | None  # the one baseline of all; null: each has its own twin
+    baseline: SubjectFacts | None  # the one baseline of all; null: each has its own baseline
     rows: list[ComparisonRow]
     failed: list[FailedSubject] = []
     warnings: list[str] = []

@@ -1,7 +1,7 @@
 """The prediction: what `predict` fills in without a run. Times in ns a forward, memory in bytes.
 
 Null (None) means "not known" or "needs a run". Fields that a report's phase has too have its names
-and units. Speed-ups are dense over pruned. Additive changes only.
+and units. Speedups are dense over pruned. Additive changes only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Span = dict[str, int]  # {"from", "to"}, both included
 
 
 class PredictedLadder(msgspec.Struct, kw_only=True):
-    """Rungs of the report's ladder; those that need a run are null."""
+    """Bounds of the report's ladder; those that need a run are null."""
 
     nominal: float
     flop: float
@@ -73,7 +73,7 @@ class Sums(msgspec.Struct, kw_only=True):
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
-    """Where the speed-up crosses 1; null where it does not in the range that was searched."""
+    """Where the speedup crosses 1; null where it does not in the range that was searched."""
 
     sparsity: float | None
     batch: Span | None
@@ -91,7 +91,7 @@ class TermRow(msgspec.Struct, kw_only=True):
 
 
 class Guess(msgspec.Struct, kw_only=True):
-    """A constant that moves the speed-up: its ends, and the speed-up there, low and high."""
+    """A constant that moves the speedup: its ends, and the speedup there, low and high."""
 
     name: str
     term: str
@@ -114,7 +114,7 @@ class Execution(msgspec.Struct, kw_only=True):
     guessed: list[Guess]
     notes: list[str] = []  # why the range is narrow
     break_even: BreakEven | None = None  # null: not asked for
-    above_roofline: str | None = None  # why the speed-up is above the roofline's
+    above_roofline: str | None = None  # why the speedup is above the roofline's
 
 
 class Expected(msgspec.Struct, kw_only=True):

@@ -147,7 +147,7 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
 
 class Ladder(msgspec.Struct, kw_only=True):
     """Speedups, dense over pruned, from the promise to what was measured. Intervals are those of
-    rungs that are made of measured times; null where too little was measured to say."""
+    bounds that are made of measured times; null where too little was measured to say."""
 
     nominal: float | None
     flop: float | None
@@ -162,9 +162,9 @@ class Ladder(msgspec.Struct, kw_only=True):
     busy_ci95: list[float] | None = None
     share_of_bound_ci95: list[float] | None = None
 
-    def interval_of(self, rung: str) -> list[float] | None:
-        """The 95 % interval of a rung or of `share_of_bound`; None of nominal and FLOPs."""
-        ends: list[float] | None = getattr(self, f"{rung}_ci95", None)
+    def interval_of(self, bound: str) -> list[float] | None:
+        """The 95 % interval of a bound or of `share_of_bound`; None of nominal and FLOPs."""
+        ends: list[float] | None = getattr(self, f"{bound}_ci95", None)
         return ends
 
     def share_interval(self) -> list[float] | None:

@@ -125,27 +125,34 @@ class PredictedRun(TypedDict):
 
 
 class Unprofiled(msgspec.Struct, kw_only=True):
-    """Raw samples without the profiler, ns. `median` is W: exp of the mean over seatings of the log
-    of a seating's median; where placement in memory was not drawn, the median of all samples."""
+    """Raw samples without the profiler, ns. `median` is W: exp of the mean over placements of the
+    log of a placement's median; where placement in memory was not drawn, the median of all
+    samples."""
 
     median: float
     mean: float
     ci95: list[float]
     samples: list[int]
-    # Samples of each seating, in order; absent where placement was not drawn.
-    seatings: list[int] | msgspec.UnsetType = msgspec.UNSET
+    # Samples of each placement, in order; absent where placement was not drawn.
+    placements: list[int] | msgspec.UnsetType = msgspec.field(
+        name="seatings", default=msgspec.UNSET
+    )
     # How many were asked for, where more were drawn since intervals were wide.
-    seatings_asked: int | msgspec.UnsetType = msgspec.UNSET
-    # What a seating took beside its samples (copying, warming up): the median; absent with them.
-    seating_cost_ns: float | msgspec.UnsetType = msgspec.UNSET
+    placements_requested: int | msgspec.UnsetType = msgspec.field(
+        name="seatings_asked", default=msgspec.UNSET
+    )
+    # What a placement took beside its samples (copying, warming up): the median; absent with them.
+    placement_cost_ns: float | msgspec.UnsetType = msgspec.field(
+        name="seating_cost_ns", default=msgspec.UNSET
+    )
 
     @property
     def in_words(self) -> str:
         """What `median` is, in the words of sentences and of evidence."""
         samples = f"{len(self.samples)} unprofiled samples"
-        if not self.seatings:
+        if not self.placements:
             return f"the median of {samples}"
-        return f"the mean over {len(self.seatings)} seatings of the medians of {samples}"
+        return f"the mean over {len(self.placements)} placements of the medians of {samples}"
 
 
 class Totals(msgspec.Struct, kw_only=True):

@@ -1,6 +1,6 @@
 """The layers of a hybrid, from the order of its kernels: attention and mixers alternate.
 
-In: the items of a step with its mixers, the config. Out: a `Placement` a forward pass. Marks (an
+In: the items of a step with its mixers, the config. Out: a `Assignment` a forward pass. Marks (an
 attention, the scans and convolutions of a mixer) must come in the order of the config's layers.
 Between two marks runs what follows the one and precedes the other: a cycle of its own for each pair
 of kinds. A stretch that is not its pair's usual one is left out: it may be damaged.
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from prunescope.analysis.shapes.assignment import Assignment
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.items import ATTENTION, BATCHED, MIXER, Item
 from prunescope.analysis.shapes.order import Cycle, usual_cycle
-from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import GEMM, Slot, pair_ways, role_slots
 from prunescope.taxonomy.shape import ModelShape
 
@@ -39,23 +39,23 @@ class Part:
         return len(self.cycle.tokens) - self.first
 
 
-def by_kinds(items: Sequence[Item], shape: ModelShape) -> list[Placement]:
-    """The placement of every forward pass of a step."""
+def by_kinds(items: Sequence[Item], shape: ModelShape) -> list[Assignment]:
+    """The assignment of every forward pass of a step."""
     items = _marked([item for item in items if item.what != BATCHED])
     marks = [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
     seen = "".join("f" if items[i].what == ATTENTION else "m" for i in marks)
     orders = [one for one in _orders(shape) if one]
     order = next((one for one in orders if seen == one * max(1, len(seen) // len(one))), None)
     if order is None:
-        return [Placement(by_order=True, problems=[_wrong_order(seen, shape)])]
+        return [Assignment(by_order=True, problems=[_wrong_order(seen, shape)])]
     parts = _parts(items, marks, order, shape)
     if isinstance(parts, str):
-        return [Placement(by_order=True, problems=[parts])]
+        return [Assignment(by_order=True, problems=[parts])]
     hybrid = _Hybrid(items, shape, order, parts)
     passes = [marks[n : n + len(order)] for n in range(0, len(marks), len(order))]
     edges = [0, *(hybrid.cut(a[-1], b[0]) for a, b in pairwise(passes)), len(items)]
     return [
-        hybrid.placement(own, begin, end)
+        hybrid.assignment(own, begin, end)
         for own, begin, end in zip(passes, edges, edges[1:], strict=False)
     ]
 
@@ -131,10 +131,10 @@ class _Hybrid:
         """Where the pass that begins before mark `first` begins: `last` is the mark before it."""
         return max(last + 1, first - self.into.ahead)
 
-    def placement(self, marks: Sequence[int], begin: int, end: int) -> Placement:
+    def assignment(self, marks: Sequence[int], begin: int, end: int) -> Assignment:
         """One pass, from item to item."""
         explained = min(part.found.explained for part in self.parts.values())
-        out = Placement(by_order=True, explained=explained)
+        out = Assignment(by_order=True, explained=explained)
         into = range(max(begin, marks[0] - self.into.ahead), marks[0])
         self._place(out, into, self.into, 0, skip=self.into.first)
         out.unsure += self.items[begin : into.start]
@@ -157,7 +157,7 @@ class _Hybrid:
 
     def _place(
         self,
-        out: Placement,
+        out: Assignment,
         span: range,
         part: Part,
         number: int,

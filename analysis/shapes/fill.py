@@ -77,8 +77,8 @@ def _refused(model: ModelConfig, tried: list[Trial], fit: list[Trial]) -> str:
 def _filled(out: Filled, trial: Trial) -> Filled:
     """Give the rows their calls, layers and roles."""
     writer = Writer(trial, len(trial.traced.works))
-    for key, placement in trial.placed.items():
-        writer.add(key, placement)
+    for key, assignment in trial.placed.items():
+        writer.add(key, assignment)
     out.calls, out.works, out.known = writer.calls, writer.works, writer.known
     out.frame = writer.written(trial.traced.frame)
     out.warnings += list(dict.fromkeys(trial.warnings))

@@ -1,6 +1,6 @@
 """Layers that run their experts one after the other, a few GEMMs each, as many as tokens chose.
 
-In: the items of a pass without grouped kernels, the config. Out: a `Placement`, or why not. What
+In: the items of a pass without grouped kernels, the config. Out: a `Assignment`, or why not. What
 surrounds the loop is alike in all layers: output projection and router before it, the next layer's
 projections behind it. N and K of an expert are known, its rows are not: the router chose them.
 """
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from prunescope.analysis.shapes.assignment import Assignment
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.items import ATTENTION, Item, Token
-from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import (
     EXPERT,
     GROUPED,
@@ -46,9 +46,9 @@ def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | N
     return fit[0] if len(fit) == 1 else None
 
 
-def by_loop(items: Sequence[Item], shape: ModelShape) -> Placement:
-    """The placement of one pass."""
-    out = Placement(by_order=True)
+def by_loop(items: Sequence[Item], shape: ModelShape) -> Assignment:
+    """The assignment of one pass."""
+    out = Assignment(by_order=True)
     at = [i for i, item in enumerate(items) if item.what == ATTENTION]
     if len(at) != shape.layers:
         out.problems.append(f"{len(at)} layers in the trace, {shape.layers} in the config")
@@ -96,7 +96,7 @@ class _Loop:
     expert: tuple[Slot, ...]
     tokens: tuple[tuple[Token, ...], tuple[Token, ...]]
 
-    def place(self, out: Placement, span: Sequence[Item], number: int, head: Slot | None) -> None:
+    def place(self, out: Assignment, span: Sequence[Item], number: int, head: Slot | None) -> None:
         """What runs before attention `number`: the end of the layer before it, then its own
         projections. `head`: it is the end of the pass. A stretch that is damaged is left out."""
         first = len(self.edges[0]) if number else 0

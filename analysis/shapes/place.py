@@ -1,7 +1,7 @@
 """The slot of every GEMM of a step: by the modules that hold them, or by the order of kernels.
 
-In: the items of a step, the config. Out: a `Placement` a forward pass: GEMMs with slots and layers,
-attentions with layers, and what contradicts the config or keeps the order from being told.
+In: the items of a step, the config. Out: a `Assignment` a forward pass: GEMMs with slots and
+layers, attentions with layers, and what contradicts the config or keeps the order from being told.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from prunescope.analysis.shapes.alternate import by_kinds
+from prunescope.analysis.shapes.assignment import Assignment
 from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
 from prunescope.analysis.shapes.evidence import Placed, misplaced
 from prunescope.analysis.shapes.items import ATTENTION, BATCHED, MIXER, Item
 from prunescope.analysis.shapes.loops import by_loop, is_loop, one_expert, placed_turns
 from prunescope.analysis.shapes.order import Cycle, aligned, find_cycle
-from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import (
     GEMM,
     GROUPED,
@@ -34,8 +34,8 @@ _SMALL = 0.5  # of its own time, that each of those takes at most
 
 def place(
     items: Sequence[Item], shape: ModelShape, ranks: int, *, modules: bool
-) -> list[Placement]:
-    """The placement of every forward pass of a step."""
+) -> list[Assignment]:
+    """The assignment of every forward pass of a step."""
     if not modules and shape.mixer and ranks == 1:
         return by_kinds(items, shape)
     items = [item for item in items if item.what != MIXER]
@@ -59,8 +59,8 @@ def wrong_layers(seen: int, shape: ModelShape) -> str:
     return f"{seen} layers in the trace, {shape.layers} in the config"
 
 
-def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Placement:
-    out = Placement()
+def _by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assignment:
+    out = Assignment()
     layers = {item.layer for item in items if item.layer is not None}
     if len(layers) != shape.layers:
         out.problems.append(wrong_layers(len(layers), shape))
@@ -143,8 +143,8 @@ def _own(members: list[Item], passes: int) -> list[Item] | None:
     return out
 
 
-def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Placement]:
-    out = Placement(by_order=True)
+def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
+    out = Assignment(by_order=True)
     if shape.other_layers or shape.mixer_layers:
         out.problems.append(
             "layers of several kinds cannot be told by the order of kernels: the trace has no "
@@ -174,7 +174,7 @@ def _by_order(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Plac
     first = next(i for i, slot in enumerate(found.slots) if slot is not None and slot in before)
     made = []
     for part in _passes(items, shape.layers, len(found.slots) - first):
-        made.append(Placement(by_order=True, explained=found.explained))
+        made.append(Assignment(by_order=True, explained=found.explained))
         _place_pass(made[-1], part, shape, ranks, found, first)
     return made
 
@@ -197,7 +197,7 @@ def _parts(items: Sequence[Item], first: int, last: int) -> int:
 
 
 def _place_pass(
-    out: Placement,
+    out: Assignment,
     items: Sequence[Item],
     shape: ModelShape,
     ranks: int,

@@ -15,6 +15,7 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.shapes import evidence, names
+from prunescope.analysis.shapes.assignment import Assignment
 from prunescope.analysis.shapes.counts import Beside, Mark, RowCounts
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.experts import Experts, experts_of
@@ -22,7 +23,6 @@ from prunescope.analysis.shapes.formats import formats
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.place import place
-from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.values import ModelConfig
 from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
@@ -60,9 +60,9 @@ _FEW = 1 / 3  # of the steps, that may lack kernels: a profiler stops within one
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 
-def _phases(passes: Sequence[Placement]) -> list[str | None]:
+def _phases(passes: Sequence[Assignment]) -> list[str | None]:
     """The phases of several passes of one step, where some take much longer than others."""
-    times = [sum(one.item.ns for one in placement.gemms) for placement in passes]
+    times = [sum(one.item.ns for one in assignment.gemms) for assignment in passes]
     if len(passes) < 2 or max(times) < _LONGER * min(times):
         return [None] * len(passes)
     return ["prefill" if ns >= _LONGER * min(times) else "decode" for ns in times]
@@ -81,7 +81,7 @@ class Trial:
     ) -> None:
         self.traced, self.model, self.device = traced, model, device
         self.ranks, self.sm = ranks, device.sm if device is not None else None
-        self.placed: dict[Pass, Placement] = {}
+        self.placed: dict[Pass, Assignment] = {}
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
@@ -94,7 +94,7 @@ class Trial:
             held = sum(item.layer is not None for item in items)
             modules = traced.source not in ("none", "order") and 2 * held >= len(items)
             passes = place(items, model.shape, ranks, modules=modules)
-            unplaced = [problem for placement in passes for problem in placement.problems]
+            unplaced = [problem for assignment in passes for problem in assignment.problems]
             if unplaced:
                 self.apart[step] = list(dict.fromkeys(unplaced))
                 if len(self.apart) > _FEW * len(steps):
@@ -103,9 +103,9 @@ class Trial:
                 continue
             phases = _phases(passes)
             marks = traced.beside.of_passes(step, [list(one.rows()) for one in passes])
-            for number, placement in enumerate(passes):
+            for number, assignment in enumerate(passes):
                 key = step, number
-                self.placed[key] = placement
+                self.placed[key] = assignment
                 problems = self._check(key, items, phases[number], marks[number])
                 if problems:
                     self.problems = list(dict.fromkeys(problems))
@@ -252,10 +252,10 @@ class Trial:
     @cached_property
     def experts(self) -> Experts:
         """What a rank runs of the experts."""
-        gemms = [one for placement in self.placed.values() for one in placement.gemms]
+        gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)
 
     @property
     def by_order(self) -> bool:
         """Whether roles are told by the order of kernels."""
-        return any(placement.by_order for placement in self.placed.values())
+        return any(assignment.by_order for assignment in self.placed.values())

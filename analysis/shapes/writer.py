@@ -13,10 +13,10 @@ import polars as pl
 from prunescope.analysis.ops.attention import AttentionSizes
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes.assignment import Assignment
 from prunescope.analysis.shapes.evidence import Placed
 from prunescope.analysis.shapes.formats import expert_work, fused_attention, linear_work
 from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.placement import Placement
 from prunescope.analysis.shapes.slots import EXPERT, GROUPED
 from prunescope.analysis.shapes.trial import Pass, Trial
 
@@ -39,21 +39,21 @@ class Writer:
         self.alone: list[int] = []  # rows that are an instance of their own
         self.time = self.total = 0
 
-    def add(self, key: Pass, placement: Placement) -> None:
+    def add(self, key: Pass, assignment: Assignment) -> None:
         """The items of one forward pass."""
-        for one in placement.gemms:
+        for one in assignment.gemms:
             self.total += one.item.ns
             if not one.item.has_work:
                 self._call(one.item, *self._gemm(key, one))
             self._place(one.item, one.layer, one.slot.role)
-        for item, layer in placement.attentions:
+        for item, layer in assignment.attentions:
             self.total += item.ns
             if not item.has_work:
                 self._call(item, *self._attention(key, item, layer))
             self._place(item, layer, "attention")
-        for item in placement.unsure:
+        for item in assignment.unsure:
             self.total += item.ns
-            if placement.by_order and not item.has_work:
+            if assignment.by_order and not item.has_work:
                 self._place(item, None, "unknown")
 
     def _gemm(self, at: Pass, one: Placed) -> tuple[object, Made, tuple[int, int] | None]:

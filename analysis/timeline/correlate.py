@@ -56,7 +56,7 @@ def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
-class Around:
+class LaunchNeighbours:
     """Of each device event the host ns of the launches with the next smaller and larger correlation
     id, where there are both (`both`); `first`: its id is smaller than that of every launch."""
 
@@ -66,7 +66,7 @@ class Around:
     first: NDArray[np.bool_]
 
 
-def launches_around(trace: Trace, events: Ints) -> Around:
+def neighbouring_launches(trace: Trace, events: Ints) -> LaunchNeighbours:
     """Between which launches each device event was launched, where ids grow with launch order. An
     id above all others tells nothing: it may be one of another count."""
     order = np.argsort(trace.launches["ts"], kind="stable")
@@ -74,13 +74,13 @@ def launches_around(trace: Trace, events: Ints) -> Around:
     own = taken(trace.device["correlation"], events)
     if len(ids) < 2 or (np.diff(ids) >= 0).mean() < _TRUSTED:
         none = np.zeros(len(own), bool)
-        return Around(own, own, none, none)
+        return LaunchNeighbours(own, own, none, none)
     order = np.argsort(ids, kind="stable")
     ids, ts = ids[order], ts[order]
     low, high = np.searchsorted(ids, own, "left") - 1, np.searchsorted(ids, own, "right")
     both = (low >= 0) & (high < len(ids))
     before, after = ts[np.maximum(low, 0)], ts[np.minimum(high, len(ids) - 1)]
-    return Around(before, after, both, (own >= 0) & (low < 0))
+    return LaunchNeighbours(before, after, both, (own >= 0) & (low < 0))
 
 
 def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:

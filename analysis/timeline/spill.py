@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.timeline.correlate import launches_around, taken
+from prunescope.analysis.timeline.correlate import neighbouring_launches, taken
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
@@ -43,7 +43,7 @@ def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Win
         step[:] = 0 if len(windows) == 1 else NONE
         return StepPlaces(step, nowhere, nowhere, np.full(len(events), _NEVER))
     before, after, alone = _neighbours(trace, events, linked)
-    known = launches_around(trace, events)
+    known = neighbouring_launches(trace, events)
     free = ~linked
     by_id = free & known.both & (known.before <= trace.device["ts"][events])
     spill = free & ~by_id & ((before < 0) | (known.first & alone))

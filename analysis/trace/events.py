@@ -30,7 +30,7 @@ class Trace:
     calls without a correlation id.
     `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
     device events (of a CPU trace: ops) that stood in the file more than once; `stacks`: calls of
-    Python functions that were recorded, short ones too; `doubts`: what else
+    Python functions that were recorded, short ones too; `caveats`: what else
     is odd about its times.
     """
 
@@ -46,7 +46,7 @@ class Trace:
     kernels_dropped: int = 0
     twice: int = 0
     stacks: int = 0
-    doubts: list[str] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
 

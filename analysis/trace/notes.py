@@ -36,7 +36,7 @@ def trace_warnings(trace: Trace) -> list[str]:
     if trace.twice:
         what = "device events" if trace.on_device else "host ops"
         said.append(f"{name}: {trace.twice:,} {what} stand in it twice: counted once")
-    said += [f"{name}: {text}" for text in trace.doubts]
+    said += [f"{name}: {text}" for text in trace.caveats]
     if source.repaired:
         said.append(f"{name}: invalid JSON (NaN, control characters or bytes) was mended")
     return said

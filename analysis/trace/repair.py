@@ -142,7 +142,7 @@ def _drop_far(trace: Trace) -> None:
         apart = f"its device events stand up to {pause / 1e9:,.0f} s apart, as in no capture"
         if int(ts[-1]) - int(ts[0]) > _EXACT:
             raise trace.source.error(apart, "the times of the trace are damaged: export it again")
-        trace.doubts.append(f"{apart}: some have wrong times, or several captures are in one file")
+        trace.caveats.append(f"{apart}: some have wrong times, or several captures are in one file")
         return
     first, last = ts[bounds[most]], ts[bounds[most + 1] - 1]
     keep = (trace.device["ts"] >= first) & (trace.device["ts"] <= last)

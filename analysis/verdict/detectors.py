@@ -1,15 +1,15 @@
 """The detectors of the verdict, one file a family, in the order in which they are asked.
 
 In: the modules of this folder that are named after a family (its id with `_` for `-`), each with
-    def detect(e: Evidence) -> Seen | None
+    def detect(e: Evidence) -> Detection | None
 which reads the evidence alone. Out: `detectors()`. A new file of such a name is found; its place in
 the order follows from what its family says that it cuts.
 
 The order. Dynamic families come first: what they skip at run time looks as if it were gone, and
-they name the static families that they explain (`Seen.explains`). Within either half the coarse
-units come before the fine ones (COARSE_TO_FINE), and a family of the paper before an extension. It
-decides two things: work that was added is charged to the first dynamic family that was seen, and
-families that touch the same time are named in this order.
+they name the static families that they explain (`Detection.explains`). Within either half the
+coarse units come before the fine ones (COARSE_TO_FINE), and a family of the paper before an
+extension. It decides two things: work that was added is charged to the first dynamic family that
+was seen, and families that touch the same time are named in this order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from prunescope.analysis import verdict as folder
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import Family
 
@@ -35,7 +35,7 @@ class Detector:
     """How one family is read back."""
 
     family: Family
-    detect: Callable[[Evidence], Seen | None]
+    detect: Callable[[Evidence], Detection | None]
 
 
 @cache

@@ -1,7 +1,7 @@
 """Which dimensions fell: heads, MLP channels, the residual width. What several detectors share.
 
-In: Evidence. Out: Fallen, Seen, or counts of GEMMs. A GEMM whose N and K both fell belongs to two
-of them (a model that is narrower everywhere, as Minitron and Sheared-LLaMA leave it): by the
+In: Evidence. Out: Fallen, Detection, or counts of GEMMs. A GEMM whose N and K both fell belongs to
+two of them (a model that is narrower everywhere, as Minitron and Sheared-LLaMA leave it): by the
 logarithm of what each took.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.verdict.evidence import Evidence, Seen, fell
+from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 from prunescope.analysis.verdict.experts import EXPERT_ROLES, Widths, expert_channels
 from prunescope.taxonomy.roles import QKV_ROLES
 
@@ -30,7 +30,7 @@ class Fallen:
     is_whole: bool = True
 
 
-def fewer_units(e: Evidence, *fallen: Fallen) -> Seen:
+def fewer_units(e: Evidence, *fallen: Fallen) -> Detection:
     """What was seen where heads, channels or both fell, beside what the stream took."""
     stream = stream_widths(e)
     experts = EXPERT_ROLES if expert_channels(e, stream)[0] else ()
@@ -42,7 +42,7 @@ def fewer_units(e: Evidence, *fallen: Fallen) -> Seen:
         return moved * (1.0 - of_stream(pair, stream))
 
     broken = tuple(one.line for one in fallen if not one.is_whole)
-    return Seen([one.line for one in fallen], touches, 0.6 if broken else 1.0, broken=broken)
+    return Detection([one.line for one in fallen], touches, 0.6 if broken else 1.0, broken=broken)
 
 
 def of_stream(pair: Pair, stream: Widths) -> float:

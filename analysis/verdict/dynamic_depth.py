@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.analysis.verdict.layer_shares import (
     counted_in_words,
     is_less,
@@ -12,7 +12,7 @@ from prunescope.analysis.verdict.layer_shares import (
 from prunescope.taxonomy.words import percent
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Layers that run in some steps, or are gone while routers stand before layers."""
     layers = layer_shares(e)
     skipped = [n for n, layer in layers.items() if layer.has_fewer_calls]
@@ -26,4 +26,4 @@ def detect(e: Evidence) -> Seen | None:
         f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
         f"some), {percent(ran)} of the layers run in a step{counted_in_words(e, 'layers')}"
     )
-    return Seen([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.analysis.verdict.layer_shares import (
     EVERY,
     SAME,
@@ -19,7 +19,7 @@ from prunescope.taxonomy.words import percent
 _QUERY = ("q", "q_a", "q_b", "o")
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Fewer rows of q, o or the MLP, while k and v see every row."""
     layers = layer_shares(e)
     kept = [x for layer in layers.values() for x in layer.left(*EVERY)]
@@ -46,7 +46,7 @@ def detect(e: Evidence) -> Seen | None:
 
     confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
-    return Seen([line], touches, confidence, explains)
+    return Detection([line], touches, confidence, explains)
 
 
 def _without_experts(e: Evidence) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.analysis.verdict.layer_shares import (
     attends_to_less,
     counted_in_words,
@@ -12,7 +12,7 @@ from prunescope.analysis.verdict.layer_shares import (
 from prunescope.taxonomy.words import percent
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Attention does less work while the linears do all of theirs: blocks of keys were skipped."""
     layers = layer_shares(e)
     attending = {n: x for n, x in layers.items() if x.attention is not None}
@@ -32,4 +32,4 @@ def detect(e: Evidence) -> Seen | None:
         f"{counted_in_words(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
-    return Seen([line], of_attention(less), confidence, ("static-nk-heads",))
+    return Detection([line], of_attention(less), confidence, ("static-nk-heads",))

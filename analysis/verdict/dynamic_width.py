@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen, matrices
+from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
 from prunescope.analysis.verdict.layer_shares import counted_in_words
 from prunescope.taxonomy.roles import MLP_ROLES
-from prunescope.taxonomy.run_blocks import Census
+from prunescope.taxonomy.run_blocks import WeightStats
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """N of gate and up and K of down fell, but the weights are whole: slices were gathered."""
     moved = [p for p in e.pairs if p.key[1] in MLP_ROLES and p.axis in ("N", "K")]
     if not moved or any(p.axis not in ("none", "N", "K") for p in e.pairs if p.key[1] in MLP_ROLES):
@@ -25,13 +25,13 @@ def detect(e: Evidence) -> Seen | None:
         f"{pair.axis} {getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}), {gathers} "
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
-    return Seen([line], lambda p: float(p.key[1] in MLP_ROLES), explains=("static-nk-mlp",))
+    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), explains=("static-nk-mlp",))
 
 
 def _weights_are_whole(e: Evidence) -> bool:
     """Whether the pruned run stores MLP matrices of the dense shapes; so too where it is silent."""
 
-    def shapes(census: Census | None) -> list[list[int] | None]:
+    def shapes(census: WeightStats | None) -> list[list[int] | None]:
         return [m.shape for m in matrices(census) if m.role in MLP_ROLES]
 
-    return e.census_pruned is None or shapes(e.census_pruned) == shapes(e.census_dense)
+    return e.stats_pruned is None or shapes(e.stats_pruned) == shapes(e.stats_dense)

@@ -1,6 +1,7 @@
 """What the detectors of the verdict read, and what one of them reports.
 
-In: the GEMM pairs, units and census of a phase. Out: Evidence; Seen and Reason. Times in ns a step.
+In: the GEMM pairs, units and census of a phase. Out: Evidence; Detection and Reason. Times in ns a
+step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
+from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,8 @@ class Evidence:
 
     pairs: list[Pair]
     units: Units
-    census_dense: Census | None
-    census_pruned: Census | None
+    stats_dense: WeightStats | None
+    stats_pruned: WeightStats | None
     phase: str | None = None  # its name in the census; None: not known
     differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
@@ -80,7 +81,7 @@ class Evidence:
     def _stored(self) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
         """Numbers in the matrices of both runs by (layer of the dense model, role). A run that
         holds as many layers as the dense one has them at the same places, run or not."""
-        before, after = _places(self.census_dense), _places(self.census_pruned)
+        before, after = _places(self.stats_dense), _places(self.stats_pruned)
         if len({layer for layer, _ in before}) > len({layer for layer, _ in after}):
             dense = self.units.alignment.dense_layer
             after = {(dense.get(i, -1 - i), role): size for (i, role), size in after.items()}
@@ -119,7 +120,7 @@ class Evidence:
 
     def _counts(self, unit: str, *, any_phase: bool) -> Iterator[tuple[str, ModuleCounts]]:
         """Modules that counted a unit, by name."""
-        for phase, modules in self.census_pruned.dynamic.items() if self.census_pruned else ():
+        for phase, modules in self.stats_pruned.dynamic.items() if self.stats_pruned else ():
             if any_phase or self.phase in (None, phase):
                 yield from ((name, row) for name, row in modules.items() if row.unit == unit)
 
@@ -128,7 +129,7 @@ Touches = Callable[[Pair], float]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detection:
     """A family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
     families that the same traces would show if the method were a static one; `proven`: the weights
     show this one, so that no other explains it; `broken`: the evidence that one side of a removed
@@ -147,7 +148,7 @@ class Verdict:
     """The family of a pair, and what was seen of each family in it."""
 
     family: FamilyVerdict
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[Detection, ...] = ()
 
 
 def fell(pair: Pair) -> dict[str, float]:
@@ -173,17 +174,17 @@ def most_common(counter: Counter[str]) -> str:
     return f"{names} and {rest} more" if rest else names
 
 
-def matrices(census: Census | None) -> list[Matrix]:
+def matrices(census: WeightStats | None) -> list[Matrix]:
     """The matrices that a run lists."""
     return [] if census is None else census.matrices
 
 
-def stored_shapes(census: Census | None) -> Counter[tuple[str, ...]]:
+def stored_shapes(census: WeightStats | None) -> Counter[tuple[str, ...]]:
     """How many matrices of each role and shape a run lists."""
     return Counter((str(m.role), str(m.shape)) for m in matrices(census))
 
 
-def _places(census: Census | None) -> dict[tuple[int, str], int]:
+def _places(census: WeightStats | None) -> dict[tuple[int, str], int]:
     """Numbers in the matrices of a run by (layer, role)."""
     found: Counter[tuple[int, str]] = Counter()
     for m in matrices(census):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.analysis.verdict.layer_shares import (
     attends_to_less,
     is_less,
@@ -12,7 +12,7 @@ from prunescope.analysis.verdict.layer_shares import (
 from prunescope.taxonomy.words import percent
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """No linear moved and the run counted keys that left the cache: attention of decode reads
     fewer. (Without the count it might as well be a shorter context.)"""
     layers = layer_shares(e)
@@ -28,4 +28,4 @@ def detect(e: Evidence) -> Seen | None:
     ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
-    return Seen(lines, of_attention(list(layers)))
+    return Detection(lines, of_attention(list(layers)))

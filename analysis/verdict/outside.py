@@ -174,7 +174,7 @@ def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
 
 def activation(e: Evidence) -> Reason | None:
     """The activation is another op, and the run lists its weights: no zeros in them, none gone."""
-    return e.activation if e.census_pruned is not None else None
+    return e.activation if e.stats_pruned is not None else None
 
 
 # When a reason is asked for.

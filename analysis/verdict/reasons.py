@@ -26,7 +26,7 @@ WEIGHT = {
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Caveat:
     """What speaks against a verdict. `side`: "dense", "pruned", "the trace" where there is but one,
     None where it is of the pair; `numbers`: those of its sentence, in order."""
 
@@ -60,7 +60,7 @@ def captured_text(captured: float, count: float) -> str:
     return f"{captured:,} of {count:,} kernel launches were captured into a graph and did not run"
 
 
-DOUBTS: dict[str, Callable[..., str]] = {
+CAVEATS: dict[str, Callable[..., str]] = {
     "lost-kernels": lambda lost, count: (
         f"{lost} of {count} kernel launches have no kernel in the trace"
     ),
@@ -108,9 +108,9 @@ _DIFFERENCES: dict[str, Callable[[object, object], str]] = {
 }
 
 
-def doubt_text(doubt: Doubt) -> str:
+def caveat_text(doubt: Caveat) -> str:
     """A doubt in words, with its side in front."""
-    text = DOUBTS[doubt.kind](*doubt.numbers)
+    text = CAVEATS[doubt.kind](*doubt.numbers)
     return text if doubt.side is None else f"{doubt.side}: {text}"
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen, most_common
+from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
 from prunescope.analysis.verdict.zeros import fresh_zeros, of_roles, two_of_four
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Sparse kernels on the same logical shapes; or 2:4 zeros in dense tensors."""
     sparse = [p for p in e.pairs if p.axis == "2:4"]
     if sparse:
         roles = Counter(p.key[1] for p in sparse)
-        return Seen(
+        return Detection(
             [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {most_common(roles)}"],
             lambda p: float(p.axis == "2:4"),
         )
@@ -24,5 +24,5 @@ def detect(e: Evidence) -> Seen | None:
             f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
             "zeros are in dense tensors, nothing was removed"
         )
-        return Seen([line], of_roles(half))
+        return Detection([line], of_roles(half))
     return None

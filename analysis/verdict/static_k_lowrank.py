@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterable
 
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.verdict.evidence import Evidence, Seen, most_common
+from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
 
 Size = tuple[int, int, int]
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """GEMMs that became two, through a rank."""
     found = [p for p in e.pairs if p.axis == "rank"]
     if not found:
         return _by_shapes(e)
     roles = Counter(p.key[1] for p in found if p.key[3] == 0)
     line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
-    return Seen([line], lambda p: float(p.axis == "rank"))
+    return Detection([line], lambda p: float(p.axis == "rank"))
 
 
-def _by_shapes(e: Evidence) -> Seen | None:
+def _by_shapes(e: Evidence) -> Detection | None:
     """All linears that the pruned side lacks have a pair of GEMMs in it that it has more than the
     dense side, [T,K]→[T,r]→[T,N] of one rank, whatever their modules are called."""
     dense, pruned = _plain(p.dense for p in e.pairs), _plain(p.pruned for p in e.pairs)
@@ -39,7 +39,7 @@ def _by_shapes(e: Evidence) -> Seen | None:
             line = (
                 f"{lacks.total()} GEMMs became two through a rank of {rank}, told by their shapes"
             )
-            return Seen([line], _touches({*lacks}, {*halves}), confidence=0.8)
+            return Detection([line], _touches({*lacks}, {*halves}), confidence=0.8)
     return None
 
 

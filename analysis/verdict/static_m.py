@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 
 # What a sublayer ends with: linear attention and state-space mixers stand in attention's place.
 _ATTENTION_ENDS = ("o", "mixer_out")
 _MLP_ENDS = ("down", "experts")
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
     gone, here = e.gone_and_here()
     if not here:  # no layer is known on the pruned side: none is known to be gone
@@ -37,7 +37,7 @@ def detect(e: Evidence) -> Seen | None:
             which = f": {_listed(sorted(rows))}" if e.units.alignment.exact else ""
             lines.append(f"{len(rows)} of {total} {what} gone{which}")
     touched = {*layers, *attention, *mlp}
-    return Seen(
+    return Detection(
         lines, lambda p: float(p.key[0] in touched and p.pruned is None), proven=bool(weights)
     )
 

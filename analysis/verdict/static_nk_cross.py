@@ -10,10 +10,10 @@ from prunescope.analysis.verdict.dimensions import (
     of_stream,
     stream_widths,
 )
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """The residual width itself fell: K of what reads the stream, and N of what writes to it."""
     if not crosses(e):
         return None
@@ -25,4 +25,4 @@ def detect(e: Evidence) -> Seen | None:
     )
     here = sum(1 for p in readers if p.pruned is not None) or 1
     confidence = 0.9 if entered / here > 0.5 else 0.5
-    return Seen([line], lambda p: of_stream(p, stream), confidence)
+    return Detection([line], lambda p: of_stream(p, stream), confidence)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prunescope.analysis.verdict.dimensions import channels, fewer_units, heads
-from prunescope.analysis.verdict.evidence import Evidence, Seen
+from prunescope.analysis.verdict.evidence import Detection, Evidence
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """Channels alone."""
     of_mlp = channels(e)
     return fewer_units(e, of_mlp) if of_mlp and not heads(e) else None

@@ -19,7 +19,7 @@ from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
-from prunescope.analysis.verdict.evidence import Evidence, Reason, Seen, Verdict, stored_shapes
+from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.fewer_keys import fewer_keys
 from prunescope.analysis.verdict.other_model import other_model
 from prunescope.analysis.verdict.outside import (
@@ -84,7 +84,7 @@ def verdict(evidence: Evidence) -> Verdict:
     return Verdict(family, tuple(seen.values()))
 
 
-def _seen(e: Evidence, *, dynamic: bool) -> dict[str, Seen]:
+def _seen(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
     """What the detectors of either half saw, by the id of the family, in their order."""
     half = [one for one in detectors() if one.family.is_dynamic == dynamic]
     found = {one.family.id: one.detect(e) for one in half}
@@ -95,7 +95,7 @@ def _outside(why: Reason) -> FamilyVerdict:
     return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
 
 
-def _named(e: Evidence, seen: dict[str, Seen], *, is_dynamic: bool) -> FamilyVerdict:
+def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> FamilyVerdict:
     """The families, the one that touches most of the dense time first. `saved_ns` is dense less
     pruned time of the GEMMs that a family touches; work that was added is the dynamic family's, or
     that of the family which touches most."""
@@ -138,7 +138,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
         return _outside(why)
-    if e.census_pruned is None:
+    if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
             "tensors, which a bare trace cannot show (a run's census does)"
@@ -199,8 +199,8 @@ def _stored_otherwise(e: Evidence) -> str | None:
         verb = "fell" if new < old else "grew"
         share = percent(abs(1 - new / old), 1)
         return f"parameters {verb} by {share}, but no GEMM moved: other ops did"
-    before, after = stored_shapes(e.census_dense), stored_shapes(e.census_pruned)
+    before, after = stored_shapes(e.stats_dense), stored_shapes(e.stats_pruned)
     others = sum(((before - after) + (after - before)).values())
-    if e.census_dense is not None and others:
+    if e.stats_dense is not None and others:
         return f"{others} matrices are of other shapes than the dense ones, but no GEMM moved"
     return None

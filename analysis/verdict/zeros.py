@@ -15,7 +15,7 @@ MANY_ZEROS = 0.02
 def fresh_zeros(e: Evidence) -> list[Matrix]:
     """Matrices of the pruned run with many zeros that the dense run does not have."""
     before = _zeros_before(e)
-    every = matrices(e.census_pruned)
+    every = matrices(e.stats_pruned)
     linears: dict[tuple[int | None, str | None], list[Matrix]] = {}
     for m in every:
         linears.setdefault((m.layer, m.role), []).append(m)
@@ -43,7 +43,7 @@ def _is_factor(m: Matrix, *, beside: Matrix) -> bool:
 def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:
     """The share of zeros that the dense run has in a matrix of the pruned one: of the layer that it
     was before layers were renumbered, else at most what any matrix of its role has."""
-    dense, pruned = matrices(e.census_dense), matrices(e.census_pruned)
+    dense, pruned = matrices(e.stats_dense), matrices(e.stats_pruned)
     named = {m.name: m.zeros or 0.0 for m in dense}
     most: dict[str | None, float] = {}
     for m in dense:

@@ -45,7 +45,7 @@ def write_pair(
     folder: Path, dense: dict[str, Any], pruned: dict[str, Any], *, phase: str = "prefill",
     dense_run: dict[str, Any] | None = None, pruned_run: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """F with F/dense and F/pruned; the pruned run knows its twin."""
+    """F with F/dense and F/pruned; the pruned run knows its baseline."""
     twin = write_run(folder / "dense", dense, phase=phase, **(dense_run or {}))
     known = {"path": "../dense/run.json", "sha256": sha256_of(twin / "run.json")}
     write_run(folder / "pruned", pruned, phase=phase, twin=known, **(pruned_run or {}))

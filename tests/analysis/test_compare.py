@@ -25,7 +25,7 @@ from prunescope.analysis.report.comparison import (
     render_markdown,
     write_comparison,
 )
-from prunescope.analysis.report.comparison_figure import comparison_figure, draw_comparison
+from prunescope.analysis.report.comparison_figure import comparison_figure, plot_comparison
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.schema.report import Ladder
 from prunescope.deliver import Delivery
@@ -232,7 +232,7 @@ def test_at_one_sparsity_the_promise_is_seen_too() -> None:
 def test_nothing_to_draw_is_no_figure() -> None:
     bare = rows(1)
     bare[0].ladder = None
-    assert draw_comparison(bare, "png") is None
+    assert plot_comparison(bare, "png") is None
 
 
 def test_hostile_names_are_inert_in_every_format() -> None:

@@ -33,7 +33,7 @@ def rows(phase: Phase) -> dict[str, float]:
     return {r.row: r.ns for r in phase.ledger or []}
 
 
-def test_a_run_finds_its_twin(pair: Path) -> None:
+def test_a_run_finds_its_baseline(pair: Path) -> None:
     """The folder of a pair, its pruned run, and its run.json are one subject."""
     reports = [analyze(p).report for p in (pair, pair / "pruned", pair / "pruned" / "run.json")]
     assert reports[0] == reports[1] == reports[2]
@@ -42,7 +42,7 @@ def test_a_run_finds_its_twin(pair: Path) -> None:
     assert analyze(pair / "dense").report.baseline is None
 
 
-def test_a_baseline_that_is_named_stands_before_the_twin(pair: Path, tmp_path: Path) -> None:
+def test_a_baseline_that_is_named_stands_before_the_baseline(pair: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other" / "dense", decoder([FULL] * 4, Setting(us=20)))
     named = analyze(pair, baseline=other).report.phases["prefill"]
     assert rows(named)["dense"] > rows(analyze(pair).report.phases["prefill"])["dense"]
@@ -201,12 +201,12 @@ def test_what_is_refused(pair: Path, tmp_path: Path) -> None:
     assert_refused("lacks the trace", pair)
 
 
-def test_a_missing_twin_is_named(pair: Path) -> None:
+def test_a_missing_baseline_is_named(pair: Path) -> None:
     (pair / "dense" / "run.json").unlink()
-    assert_refused("dense twin of pruned/ is missing", pair)
+    assert_refused("dense baseline of pruned/ is missing", pair)
 
 
-def test_a_twin_outside_of_the_folder_is_not_read(pair: Path) -> None:
+def test_a_baseline_outside_of_the_folder_is_not_read(pair: Path) -> None:
     manifest = pair / "pruned" / "run.json"
     plain = json.loads(manifest.read_text())
     plain["twin"]["path"] = "../../../../../../etc/run.json"

@@ -201,10 +201,10 @@ def test_no_op_is_priced_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     def counts(one: Any, op: Any) -> Any:
         kept.append(op)
         counted[id(op)] += 1
-        return kernels.price(one, op)
+        return kernels.op_cost(one, op)
 
     side.dense_forward.cache_clear()
-    monkeypatch.setattr(costs, "price", counts)
+    monkeypatch.setattr(costs, "op_cost", counts)
     result = ask(sparsity=0.5)
     assert len(result["phases"]["prefill"]["families"]) > 10
     assert set(counted.values()) == {1}

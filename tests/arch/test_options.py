@@ -20,7 +20,7 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--warmup", "--repeats", "--steps", "--seatings", "--max-seatings",
+        "--mode", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
@@ -53,7 +53,7 @@ COMMANDS = {
 DEFAULTS = {
     "sparsity": 0.25, "phase": "both", "batch": 1, "prompt_len": 512, "decode_steps": 8,
     "logits": "last", "attn": "sdpa", "dtype": "auto", "device": "auto", "select": "random",
-    "mode": "eager", "warmup": 3, "repeats": 20, "steps": 5, "seatings": 8, "seed": 0,
+    "mode": "eager", "warmup": 3, "repeats": 20, "steps": 5, "placements": 8, "seed": 0,
 }  # fmt: skip
 
 

@@ -125,7 +125,7 @@ def test_the_rule_sees_what_it_forbids(code: str) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "lines = [doubt_text(doubt) for doubt in doubts if doubt.side == 'dense']",
+        "lines = [caveat_text(doubt) for doubt in caveats if doubt.side == 'dense']",
         "shown = [f'{p.name}: {p.ns}' for p in row.parts if p.role in roles]",
         "found = context.evidence.differences\nfirst = [d for d in found if d.kind in kinds]",
     ],

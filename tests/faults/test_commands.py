@@ -297,7 +297,7 @@ def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sweep_job, "trace", traced)
     (tmp_path / "s.yaml").write_text(
         "model: tiny-llama\nfamilies: [static-m]\nsparsities: [0.5]\nprompt_lens: [8]\nthreads: 1\n"
-        "seatings: 1\n"
+        "placements: 1\n"
     )
     request = SweepRequest(config=tmp_path / "s.yaml", out=tmp_path / "s")
     ends = {130: KeyboardInterrupt, 143: SystemExit}.get(code, OSError)

@@ -191,7 +191,7 @@ def test_timing_is_asked_for_where_everything_works(
     from prunescope.tracer.capture import timing_check
 
     made = timing_check.TimingCheck(
-        check="timing", ok=False, says="8 (12 s): ±9.0 %", hint="taskset -c 1-3", seatings=5,
+        check="timing", ok=False, says="8 (12 s): ±9.0 %", hint="taskset -c 1-3", placements=5,
         bias=0.0, half_width={"8": 0.09}, seconds={"8": 12.0}, disturbed=0.5, switches=1.5,
         reasons={"waits": 4},
     )  # fmt: skip

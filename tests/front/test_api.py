@@ -78,7 +78,7 @@ def test_a_sparsity_that_there_is_not_is_refused() -> None:
 
 def test_a_prediction_shows_itself_in_a_notebook() -> None:
     shown = prunescope.predict(model="tiny-llama", device="h100-sxm")._repr_html_()
-    assert shown.startswith("<pre>") and "speed-ups are dense" in shown
+    assert shown.startswith("<pre>") and "speedups are dense" in shown
     assert "prefill: batch 1, 512 tokens" in shown
 
 

@@ -70,8 +70,8 @@ def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
     ]  # fmt: skip
     rules = ("prefill.realised >= 1", "prefill.family == static-nk", "prefill.findings == 1")
     assert states(report, *rules) == ["undecided", "held", "held"]
-    rungs = ("coverage", "roofline", "busy", "share_of_bound")
-    assert set(states(report, *(f"prefill.{rung} >= 0.1" for rung in rungs))) == {"undecided"}
+    bounds = ("coverage", "roofline", "busy", "share_of_bound")
+    assert set(states(report, *(f"prefill.{bound} >= 0.1" for bound in bounds))) == {"undecided"}
     assert states(report, "prefill.nominal >= 1", "prefill.flop >= 1") == ["held", "held"]
 
 

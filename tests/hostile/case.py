@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report.formats import FORMATS, Asked
+from prunescope.analysis.report.formats import FORMATS, RequestedFormats
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -57,7 +57,9 @@ def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
     """Every rendering is strict JSON or text without anything active in it."""
     files: dict[str, bytes] = {}
     for name in formats:
-        files |= FORMATS[name].render(Asked(report=done.report, name=name, frames=done.frames))
+        files |= FORMATS[name].render(
+            RequestedFormats(report=done.report, name=name, frames=done.frames)
+        )
     for name, data in files.items():
         text = data.decode("utf-8")
         if name.endswith(".json"):

@@ -23,7 +23,7 @@ QUIET = settings(max_examples=80, deadline=None, suppress_health_check=list(Heal
     begin=st.integers(-10, 30),
 )
 @settings(QUIET, max_examples=150)
-def test_cover_equals_its_twin(spans: list[tuple[int, int]], begin: int) -> None:
+def test_cover_equals_its_baseline(spans: list[tuple[int, int]], begin: int) -> None:
     spans.sort(key=lambda s: (s[0], -s[1]))
     start = np.array([s for s, _ in spans], np.int64)
     end = start + np.array([d for _, d in spans], np.int64)
@@ -95,7 +95,7 @@ EVENTS = st.lists(
 
 @QUIET
 @given(events=EVENTS, windows=WINDOWS, own=st.booleans(), grow=st.booleans())
-def test_device_steps_equal_their_twin(
+def test_device_steps_equal_their_baseline(
     *, events: list[Device], windows: list[tuple[int, int]], own: bool, grow: bool, tmp_path: Path
 ) -> None:
     """Every event is busy in one step, or spill, late or left out; ids in order of launch or not"""
@@ -233,7 +233,7 @@ TREES = st.recursive(
     threads=st.lists(st.lists(TREES, max_size=4), min_size=1, max_size=3),
     windows=WINDOWS, own=st.booleans(), names=st.randoms(use_true_random=False),
 )  # fmt: skip
-def test_host_steps_equal_their_twin(
+def test_host_steps_equal_their_baseline(
     *, threads: list[Any], windows: list[tuple[int, int]], own: bool, names: Any, tmp_path: Path
 ) -> None:
     """Ops nest on every thread; a view is no work, and what stands in it is."""

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.ledger import noise
-from prunescope.analysis.ledger.books import keep_books
+from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import (
     ROWS,
     Split,
@@ -135,9 +135,9 @@ def test_dense_against_itself_is_zero(units: Units) -> None:
 @QUIET
 @given(units=pairs_of_sides(), sparsity=SPARSITY)
 def test_parts_sum_to_their_row(units: Units, sparsity: float | None) -> None:
-    books = keep_books(units, nominal=sparsity, samples_ns=([], []), on_device=True)
-    ledger = books.ledger
-    rows = build_rows(books, halves(units, books.domain), lambda *_: ["a kernel"])
+    inputs = attribution_inputs(units, nominal=sparsity, samples_ns=([], []), on_device=True)
+    ledger = inputs.ledger
+    rows = build_rows(inputs, halves(units, inputs.domain), lambda *_: ["a kernel"])
     assert [r.row for r in rows] == list(ROWS)
     slack = max(1e-2, 1e-9 * sum(float(np.abs(r).sum()) for r in ledger.rows.values()))
     for row in rows:

@@ -37,7 +37,7 @@ def jumps(before: float, after: float) -> bool:
 
 
 def check(setting: Setting, here: Workload, there: Workload, sparsity: float | None = None) -> None:
-    """No jump of the expected speed-up without a step of a GEMM, or one of the bound."""
+    """No jump of the expected speedup without a step of a GEMM, or one of the bound."""
     gains = [setting.execution_gain(here), setting.execution_gain(there, sparsity)]
     bounds = [setting.bound_gain(here), setting.bound_gain(there, sparsity)]
     # A step that the bound takes too is no jump of the model.

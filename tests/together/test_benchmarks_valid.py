@@ -59,7 +59,7 @@ def test_overhead_marks_what_is_not_valid(report: Report) -> None:
     assert "× (not valid)" in row()
 
 
-def test_overhead_has_eight_seatings_by_default() -> None:
+def test_overhead_has_eight_placements_by_default() -> None:
     import overhead
 
-    assert min(overhead.SEATINGS, overhead.REPEATS) == 8
+    assert min(overhead.PLACEMENTS, overhead.REPEATS) == 8

@@ -30,7 +30,7 @@ from gpu_report import page  # noqa: E402
 from gpu_slice import Bench, run_slice  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-from prunescope.tracer.capture import seatings  # noqa: E402
+from prunescope.tracer.capture import placements  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -175,7 +175,7 @@ def test_a_slice_ends_in_numbers(name: str, gpu: Any, tmp_path: Path) -> None:
     for entry in record["cells"].values():
         for run in entry.get("runs", {}).values():
             for phase in run["phases"].values():
-                assert sum(s["samples"] for s in phase["seatings"]) == len(phase["samples_ns"])
+                assert sum(s["samples"] for s in phase["placements"]) == len(phase["samples_ns"])
                 assert isinstance(phase["disturbed"], bool)
     if name not in ("observer", "goldens"):
         assert Graph.replays > before
@@ -199,7 +199,7 @@ def test_both_ways_of_timing_rotate_over_copies(gpu: Any) -> None:
     [(1 << 30, [2]), (0, [1, 1])],
     ids=["together", "one by one"],
 )
-def test_a_seating_gives_back_what_torch_keeps_before_it_asks_for_room(
+def test_a_placement_gives_back_what_torch_keeps_before_it_asks_for_room(
     after: int, moves: list[int], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the driver blocks that torch keeps are in use: with them there is no room for a model
@@ -209,10 +209,13 @@ def test_a_seating_gives_back_what_torch_keeps_before_it_asks_for_room(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free[0], 1 << 34))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.__setitem__(0, after))
     storage: Any = SimpleNamespace(device=gpu)
-    regions = [seatings._Region(storage, 0, 1 << 20), seatings._Region(storage, 1 << 20, 1 << 21)]
-    monkeypatch.setattr(seatings, "_regions", lambda _model: list(regions))
-    monkeypatch.setattr(seatings, "_move", lambda group, *_, **__: moved.append(len(group)))
-    seatings.place([torch.nn.Linear(2, 2)], random.Random(0))
+    regions = [
+        placements._Region(storage, 0, 1 << 20),
+        placements._Region(storage, 1 << 20, 1 << 21),
+    ]
+    monkeypatch.setattr(placements, "_regions", lambda _model: list(regions))
+    monkeypatch.setattr(placements, "_move", lambda group, *_, **__: moved.append(len(group)))
+    placements.place([torch.nn.Linear(2, 2)], random.Random(0))
     assert moved == moves
 
 

@@ -137,12 +137,12 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
     assert found is not None
     assert found.flop_per_s["bf16"] == 2.2e12
     assert found.taken["bf16"]["used"] == "after"
-    assert len(found.doubts()) == 2  # bf16 and fp32 are six times apart, bandwidth is not
-    assert "0.36" in found.doubts()[0] or "3.6e+11" in found.doubts()[0]
+    assert len(found.caveats()) == 2  # bf16 and fp32 are six times apart, bandwidth is not
+    assert "0.36" in found.caveats()[0] or "3.6e+11" in found.caveats()[0]
     assert found.as_json()["taken"]["bf16"]["before"] == 0.36e12
 
 
-def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_doubt(
+def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_caveat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     noisy = replace(measured(2.1e12), disturbed=["waits"])
@@ -156,7 +156,7 @@ def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_doubt(
     assert kept is not None and kept.before is not None and kept.after is not None
     assert (kept.disturbed, kept.before.disturbed, kept.after.disturbed) == ([], ["waits"], [])
     found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)
-    assert found is not None and found.doubts() == []
+    assert found is not None and found.caveats() == []
 
 
 def rates(bf16: float, *disturbed: str) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_no_peak_is_below_what_a_product_reached() -> None:
     assert found.byte_per_s == 30e9  # a cache is faster than memory: that is no evidence
     assert found.taken["bf16"]["used"] == "reached"
     assert "raised" in found.source
-    assert found.doubts() == []
+    assert found.caveats() == []
 
 
 def test_an_older_run_says_nothing_of_it() -> None:
@@ -262,8 +262,8 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     assert found.byte_per_s == 31e9
     used = {name: seen["used"] for name, seen in found.taken.items()}
     assert used == {"bf16": "calibrated", "fp32": "after", "bandwidth": "calibrated"}
-    assert "calibrate" in found.doubts()[0] and "the higher one" in found.doubts()[1]
-    far = [text for text in found.doubts() if "around this capture" in text]
+    assert "calibrate" in found.caveats()[0] and "the higher one" in found.caveats()[1]
+    far = [text for text in found.caveats() if "around this capture" in text]
     assert far[0].startswith(
         "the bf16 peak is 2 TFLOP/s by `prunescope calibrate`, and was at most"
     )
@@ -271,4 +271,4 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
     near = replace(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
     found = run_peaks(replace(device, calibration=near), None)
     assert found is not None
-    assert not any("around this capture" in text for text in found.doubts())
+    assert not any("around this capture" in text for text in found.caveats())

@@ -14,19 +14,19 @@ from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import read
-from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import TimingNote
 from prunescope.taxonomy.run_quality import Quality
 from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
 
 
-def run_json(seatings: int = 0, notes: list[str] | None = None, **quality: Any) -> str:
+def run_json(placements: int = 0, notes: list[str] | None = None, **quality: Any) -> str:
     """The least manifest that the analysis reads."""
     entry = PhaseRun(
         batch=1, prompt_len=512, positions=[0, 512], context=512, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
-        seatings=[Seating(samples=1, steps=1)] * seatings,
+        placements=[Placement(samples=1, steps=1)] * placements,
     )  # fmt: skip
     run = Run(
         variant="pruned", model={"id": "m"}, phases={"prefill": entry, "decode": entry},
@@ -61,7 +61,7 @@ def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Pat
 
 
 def dense_side(unprofiled: Any) -> Totals:
-    """The dense twin of a phase: 70 % memory-bound."""
+    """The dense baseline of a phase: 70 % memory-bound."""
     plain = example.phase()
     same = {name: getattr(plain, name) for name in Totals.__struct_fields__ if hasattr(plain, name)}
     bound = {"compute": 30.0, "memory": 70.0}
@@ -142,13 +142,13 @@ def test_a_run_without_quality_has_no_loss_and_no_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("analysed")
-@pytest.mark.parametrize(("seatings", "said"), [(0, 1), (8, 0)])
+@pytest.mark.parametrize(("placements", "said"), [(0, 1), (8, 0)])
 def test_a_high_load_average_marks_results_of_older_runs_alone(
-    seatings: int, said: int, tmp_path: Path
+    placements: int, said: int, tmp_path: Path
 ) -> None:
-    """Where seatings were timed, what ran beside each sample was measured."""
+    """Where placements were timed, what ran beside each sample was measured."""
     folder = sweep_folder(tmp_path / "s", {})
-    text = run_json(seatings, notes=["load average 9.0 on 2 cores: timing not valid"])
+    text = run_json(placements, notes=["load average 9.0 on 2 cores: timing not valid"])
     (folder / "runs" / "r0" / "pruned" / "run.json").write_text(text)
     notes = pareto.judge(folder).notes
     assert [note.partition(" were")[0] for note in notes] == ["1 of 1 results"] * said

@@ -83,7 +83,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.torch
-def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest) -> None:
+def test_every_result_is_a_run_with_its_baseline_and_its_quality(whole: SweepRequest) -> None:
     out = whole.out
     assert set(states(out).values()) == {"done"}
     assert len(states(out)) == 2 * 2 * 2
@@ -94,8 +94,8 @@ def test_every_result_is_a_run_with_its_twin_and_its_quality(whole: SweepRequest
         point = (result["family"], result["sparsity"])
         assert (run.pruning.method, run.pruning.sparsity) == point
         assert list(run.phases) == [result["phase"]]
-        steps = [seat.steps for seat in run.phases[result["phase"]].seatings]
-        assert steps == [0, {"prefill": 1, "decode": 2}[result["phase"]]]  # not one a seating
+        steps = [seat.steps for seat in run.phases[result["phase"]].placements]
+        assert steps == [0, {"prefill": 1, "decode": 2}[result["phase"]]]  # not one a placement
         quality = run.quality
         assert quality is not None and quality.text is not None
         assert quality.text.source == "random token ids"

@@ -78,10 +78,10 @@ def disturb(folder: Path, noise: Noise, capture: int) -> None:
     run = read_run(folder)
     noisy = folder.name == noise.side and capture <= noise.captures
     for phase in run.phases.values():
-        for seating in phase.seatings:
-            seating.disturbed = seating.samples if noisy and not noise.steps else 0
-            seating.reasons = [noise.why] if noisy and not noise.steps else []
-            seating.steps_disturbed = [noise.why] if noisy and noise.steps else []
+        for placement in phase.placements:
+            placement.disturbed = placement.samples if noisy and not noise.steps else 0
+            placement.reasons = [noise.why] if noisy and not noise.steps else []
+            placement.steps_disturbed = [noise.why] if noisy and noise.steps else []
     (folder / "run.json").write_text(run.to_json(), encoding="utf-8")
 
 

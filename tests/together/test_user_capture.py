@@ -61,17 +61,17 @@ def test_a_loop_becomes_a_run(tiny: Any, tmp_path: Path) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
 
 
-def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
+def test_a_loop_in_placements(tiny: Any, tmp_path: Path) -> None:
     """3 x (1 + 1) + 7 + 3 steps; the weights move twice, and stay parameters."""
     where = tiny.model.norm.weight.data_ptr()
-    options = {"warmup": 1, "repeats": 7, "steps": 2, "seatings": 3}
+    options = {"warmup": 1, "repeats": 7, "steps": 2, "placements": 3}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(16):
             with c.step():
                 tiny(IDS, logits_to_keep=1)
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
-    assert [seat.samples for seat in phase.seatings] == [2, 2, 3]
-    assert [seat.steps for seat in phase.seatings] == [1, 1, 1]
+    assert [seat.samples for seat in phase.placements] == [2, 2, 3]
+    assert [seat.steps for seat in phase.placements] == [1, 1, 1]
     assert phase.steps == 3
     assert tiny.model.norm.weight.data_ptr() != where
     assert not tiny.model.norm.weight.is_inference()
@@ -82,7 +82,7 @@ def test_a_loop_in_seatings(tiny: Any, tmp_path: Path) -> None:
     assert labels == ["warmup", "0", "1", "2"]
     report = analyze(tmp_path / "run").report.phases["prefill"]
     assert report.unprofiled_ns is not None
-    assert report.unprofiled_ns.seatings == [2, 2, 3]
+    assert report.unprofiled_ns.placements == [2, 2, 3]
 
 
 def _told(took: int, reasons: list[str]) -> SimpleNamespace:
@@ -98,11 +98,11 @@ def test_a_loop_beside_other_work_is_not_valid(
     monkeypatch.setattr(timing, "device_troubles", lambda _device: ["clocks held down"])
     loop(tiny, 6, out=tmp_path / "run")
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
-    (seating,) = phase.seatings
+    (placement,) = phase.placements
     both = ["other processes", "clocks held down"]
-    assert (seating.samples, seating.disturbed, seating.reasons) == (2, 2, both)
-    assert (seating.steps, seating.steps_disturbed) == (2, both)
-    assert seating.switches == 4
+    assert (placement.samples, placement.disturbed, placement.reasons) == (2, 2, both)
+    assert (placement.steps, placement.steps_disturbed) == (2, both)
+    assert placement.switches == 4
     assert phase.has_disturbed_samples and phase.has_disturbed_steps
     found = analyze(tmp_path / "run").report.phases["prefill"].findings
     assert [one.severity for one in found if one.id == "timing-not-valid"] == ["critical"]
@@ -112,7 +112,7 @@ def test_a_loop_beside_other_work_is_not_valid(
 def test_short_steps_of_a_loop_are_judged_together(
     repeats: int, disturbed: int, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes 50 ms, too short for ticks to tell; all of them, in every seating, are not."""
+    """A step takes 50 ms, too short for ticks to tell; all of them, in every placement, are not."""
     readings = itertools.count()
     monkeypatch.setattr(timing, "read", lambda: next(readings))
 
@@ -121,15 +121,15 @@ def test_short_steps_of_a_loop_are_judged_together(
         return _told(steps * 50_000_000, ["other processes"] if steps > 1 else [])
 
     monkeypatch.setattr(timing, "between", told)
-    options = {"warmup": 1, "repeats": 2 * repeats, "steps": 2, "seatings": 2}
+    options = {"warmup": 1, "repeats": 2 * repeats, "steps": 2, "placements": 2}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(2 * 2 + 2 * repeats + 2):
             with c.step():
                 tiny(IDS, logits_to_keep=1)
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
-    assert [seat.samples for seat in phase.seatings] == [repeats] * 2
-    assert [seat.disturbed for seat in phase.seatings] == [disturbed] * 2
-    assert [seat.steps_disturbed for seat in phase.seatings] == [[], []]  # one step in each
+    assert [seat.samples for seat in phase.placements] == [repeats] * 2
+    assert [seat.disturbed for seat in phase.placements] == [disturbed] * 2
+    assert [seat.steps_disturbed for seat in phase.placements] == [[], []]  # one step in each
 
 
 @pytest.mark.parametrize(("noisy", "said"), [({0}, []), ({0, 2}, ["waits"])])
@@ -148,8 +148,8 @@ def test_profiled_steps_are_marked_where_most_were_disturbed(
         for _ in range(6):
             with c.step():
                 tiny(IDS, logits_to_keep=1)
-    (seating,) = read_run(tmp_path / "run" / "dense").phases["prefill"].seatings
-    assert (seating.disturbed, seating.steps, seating.steps_disturbed) == (0, 3, said)
+    (placement,) = read_run(tmp_path / "run" / "dense").phases["prefill"].placements
+    assert (placement.disturbed, placement.steps, placement.steps_disturbed) == (0, 3, said)
 
 
 def _train(model: Any, out: Path, **options: Any) -> None:
@@ -263,7 +263,7 @@ def test_a_pruned_module_without_a_cache_is_paired_with_its_dense_one(tmp_path: 
     assert {row.role for row in rows} == {"unknown"}  # without layers nothing is a head
 
 
-def test_a_compiled_model_has_the_phase_of_its_eager_twin(tiny: Any, tmp_path: Path) -> None:
+def test_a_compiled_model_has_the_phase_of_its_eager_baseline(tiny: Any, tmp_path: Path) -> None:
     loop(torch.compile(tiny, backend="eager"), 6, out=tmp_path / "run")
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
     assert (phase.logits, phase.cache) == ("last", "dynamic")
@@ -385,10 +385,10 @@ def test_a_method_of_ones_own(
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("seatings", [0, -3])
-def test_no_seatings_are_none(seatings: int, tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match=f"seatings is {seatings}"):
-        loop(tiny, 9, out=tmp_path / "run", seatings=seatings)
+@pytest.mark.parametrize("placements", [0, -3])
+def test_no_placements_are_none(placements: int, tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match=f"placements is {placements}"):
+        loop(tiny, 9, out=tmp_path / "run", placements=placements)
     assert not (tmp_path / "run").exists()
 
 

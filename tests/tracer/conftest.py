@@ -41,7 +41,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         warmup=1,
         repeats=2,
         steps=2,
-        seatings=1,
+        placements=1,
     )
 
     def run(**options: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.residual.sublayers import roots
 from tests.tracer.dynamic_reference import assert_logits, prune, recorded, steps, tokens

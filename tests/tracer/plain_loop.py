@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
+from prunescope.tracer.capture.placements import place
 from prunescope.tracer.capture.profiled import profile_loops
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.seatings import place
 from prunescope.tracer.capture.variants import make_variants
 
 CPU, LENGTH = torch.device("cpu"), 12

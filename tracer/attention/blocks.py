@@ -87,7 +87,7 @@ def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
 def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
     """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, kept beside them.
 
-    Only blocks that ended since `past` tokens are read; a cropped cache is noticed by `past`.
+    Only blocks that ended since `past` tokens are read; a cropped cache is diagnostics by `past`.
     """
     known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
     valid = past // block if known is not None else 0

@@ -1,4 +1,5 @@
-"""One Chrome trace of several profiler sessions, one after the other: a seating has one of its own.
+"""One Chrome trace of several profiler sessions, one after the other: a placement has one of its
+own.
 
 In: traces of one variant as `chrome.split` gives them, steps numbered on, one at a time: the small
 dicts of a session's events take thirty times as much as their text, which packs to a tenth. Out: a

@@ -16,9 +16,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.capture.census import census
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.weight_stats import census
 from prunescope.tracer.machine.device import prunescope_version, versions
 from prunescope.tracer.model.compat import inner
 from prunescope.tracer.model.config import kept_config

@@ -31,9 +31,9 @@ _AT_LEAST = {
     "warmup": 0,
     "repeats": 1,
     "steps": 1,
-    "seatings": 1,
+    "placements": 1,
 }
-_JUDGED = 6  # seatings from which on the width of an interval says something
+_JUDGED = 6  # placements from which on the width of an interval says something
 # torch's generators take 64 bits.
 _MAX_SEED = 2**63
 MOST = 2**31  # of anything that is counted
@@ -47,7 +47,7 @@ _MOST_TOKENS = 2**34
 class TraceRequest:
     """One capture: a model, at most one pruning method, and how to run and time it."""
 
-    # Whether every seating profiles a step, however few `steps` are: the unit of rows' intervals.
+    # Whether every placement profiles a step, however few `steps` are: the unit of rows' intervals.
     seated_steps: ClassVar[bool] = True
 
     model: str
@@ -70,8 +70,8 @@ class TraceRequest:
     warmup: int = 3
     repeats: int = 20
     steps: int = 5
-    seatings: int = 8
-    max_seatings: int | None = None
+    placements: int = 8
+    max_placements: int | None = None
     seed: int = 0
     baseline: Path | None = None
     baseline_model: str | None = None
@@ -93,23 +93,23 @@ class TraceRequest:
         return replace(self.recover, text=self.text)
 
     @property
-    def first_seatings(self) -> int:
-        """How many seatings there are in any case: none without a sample."""
-        return min(self.seatings, self.repeats, self.max_seatings or self.seatings)
+    def first_placements(self) -> int:
+        """How many placements there are in any case: none without a sample."""
+        return min(self.placements, self.repeats, self.max_placements or self.placements)
 
     @property
-    def most_seatings(self) -> int:
+    def most_placements(self) -> int:
         """How many there are where intervals stay wide: twice as many unless something else was
         said; those of a quick look are what they are."""
-        first = self.first_seatings
-        if self.max_seatings is not None:
-            return max(first, self.max_seatings)
+        first = self.first_placements
+        if self.max_placements is not None:
+            return max(first, self.max_placements)
         return 2 * first if first >= _JUDGED else first
 
     @property
     def may_go_on(self) -> bool:
         """Whether more is measured than was asked for where intervals are wide."""
-        return self.most_seatings > self.first_seatings
+        return self.most_placements > self.first_placements
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -133,8 +133,8 @@ class TraceRequest:
             _check_choice(name, str(getattr(self, name)), choices)
         for name, least in _AT_LEAST.items():
             _check_count(name, getattr(self, name), least, MOST)
-        if self.max_seatings is not None:
-            _check_count("max_seatings", self.max_seatings, 1, MOST)
+        if self.max_placements is not None:
+            _check_count("max_placements", self.max_placements, 1, MOST)
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
             _check_count("threads", self.threads, 1, most)
@@ -162,7 +162,7 @@ class TraceRequest:
         if sum(given) > 1:
             raise PrunescopeError(
                 "more than one of --baseline, --baseline-model and --no-baseline was given",
-                hint="leave all out to capture the dense twin beside the pruned model",
+                hint="leave all out to capture the dense baseline beside the pruned model",
             )
 
     def _check_recovery(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
-from prunescope.taxonomy.run_blocks import Twin
+from prunescope.taxonomy.run_blocks import BaselineRef
 from prunescope.tracer.capture.folder import write_whole
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -37,7 +37,7 @@ def write_runs(
     baseline: Path | None,
     progress: Progress | None = None,
 ) -> None:
-    """Write `out`/<variant>/ for every capture; a pruned run points to its dense twin.
+    """Write `out`/<variant>/ for every capture; a pruned run points to its dense baseline.
 
     `baseline`: the run folder of a twin that is not among the captures.
     """
@@ -86,5 +86,5 @@ def _fill(
         (run_folder / MANIFEST).write_text(captured.run.to_json(), encoding="utf-8")
 
 
-def _twin(manifest: Path, path: str) -> Twin:
-    return Twin(path=path, sha256=sha256_of(manifest))
+def _twin(manifest: Path, path: str) -> BaselineRef:
+    return BaselineRef(path=path, sha256=sha256_of(manifest))

@@ -19,38 +19,38 @@ import torch
 
 from prunescope.taxonomy.collection import no_collection
 from prunescope.taxonomy.json_fields import plain, read
-from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
-from prunescope.tracer.capture.census import add_stats, dynamic_stats, skips_no_block
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.graph_mode import check_mode, plainly
 from prunescope.tracer.capture.loops import loops_of
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import Loop
-from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
-from prunescope.tracer.capture.progress import Progress
-from prunescope.tracer.capture.reached import Reached
-from prunescope.tracer.capture.real_text import input_ids
-from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.seatings import (
-    SeatingPart,
+from prunescope.tracer.capture.placements import (
+    PlacementPart,
     further_part,
     parts_of,
     place,
     shares,
     wide_phases,
 )
+from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
+from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.reached import Reached
+from prunescope.tracer.capture.real_text import input_ids
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import nobody, set_aside, take_share
 from prunescope.tracer.capture.variants import (
-    TwinDoesNotFit,
+    BaselineDoesNotFit,
     Variant,
     check_method,
     make_variants,
     variant_names,
 )
+from prunescope.tracer.capture.weight_stats import add_stats, dynamic_stats, skips_no_block
 from prunescope.tracer.machine.conditions import memory_explained, thread_count
 from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.machine.disturbance import between, device_troubles
@@ -82,8 +82,8 @@ def capture(
         session.variants = variants
         names = variant_names(request)
         try:
-            session.sit(_Sitting(names=names, parts=parts_of(request), last=True))
-        except (TwinDoesNotFit, torch.OutOfMemoryError):
+            session.visit(_Visit(names=names, parts=parts_of(request), last=True))
+        except (BaselineDoesNotFit, torch.OutOfMemoryError):
             if len(names) == 1:
                 raise
             session = _in_blocks(session)
@@ -95,22 +95,22 @@ def capture(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sitting:
+class _Visit:
     """Variants that are in memory together, and what is done with them."""
 
     names: tuple[str, ...]
-    parts: list[SeatingPart]
+    parts: list[PlacementPart]
     last: bool  # of these variants: count memory too
     interleaved: str | None = None  # None: by the number of variants
 
 
 def _in_blocks(tried: _Session) -> _Session:
-    """Dense, pruned, dense, pruned, each loaded anew for its block of seatings."""
+    """Dense, pruned, dense, pruned, each loaded anew for its block of placements."""
     request, device = tried.request, tried.device
     tried.around.reached = Reached()  # what was tried is not kept
     session = _Session(request, device, tried.progress, tried.around)
     parts = parts_of(request)
-    if len(parts) == 1:  # placement is not drawn: the samples of the one seating in two blocks
+    if len(parts) == 1:  # placement is not drawn: the samples of the one placement in two blocks
         whole, blocks = parts[0], min(_BLOCKS, request.repeats)
         parts = [replace(whole, repeats=n, steps=0) for n in shares(whole.repeats, blocks)]
         parts[-1] = replace(parts[-1], steps=whole.steps)
@@ -120,7 +120,7 @@ def _in_blocks(tried: _Session) -> _Session:
         for name in variant_names(request):
             _release(device)
             last = block == len(sizes) - 1
-            session.sit(_Sitting(names=(name,), parts=own, last=last, interleaved="blocks"))
+            session.visit(_Visit(names=(name,), parts=own, last=last, interleaved="blocks"))
     return session
 
 
@@ -131,7 +131,7 @@ def _release(device: torch.device) -> None:
 
 
 class _Session:
-    """The captures as they grow, sitting by sitting."""
+    """The captures as they grow, visit by visit."""
 
     def __init__(
         self,
@@ -144,12 +144,12 @@ class _Session:
         self.captures: dict[str, Capture] = {}
         self.around = around
         self._draw = random.Random()  # of no seed: two captures have placements of their own
-        self.variants: list[Variant] | None = None  # made before; None: loaded at each sitting
+        self.variants: list[Variant] | None = None  # made before; None: loaded at each visit
 
-    def sit(self, sitting: _Sitting) -> None:
-        """Load the sitting's variants; in each seating time and profile every phase."""
+    def visit(self, visit: _Visit) -> None:
+        """Load the visit's variants; in each placement time and profile every phase."""
         self.progress.stage(f"load {self.request.model}")
-        variants = self.variants or make_variants(self.request, self.device, sitting.names)
+        variants = self.variants or make_variants(self.request, self.device, visit.names)
         if self.around.entry is None:
             self.progress.stage("measure the device's peaks")
         info = self.around.look(variants[0].loaded.dtype)
@@ -161,44 +161,45 @@ class _Session:
                 self.captures[variant.name] = Capture(run=run)
         kept: dict[str, dict[str, Loop]] = {}
         with set_aside(), torch.inference_mode():
-            for part in chain(sitting.parts, self._further(sitting)):
-                self._seat(sitting, part, variants, kept)
-            for phase in self.request.phases if sitting.last else ():
+            for part in chain(visit.parts, self._further(visit)):
+                self._seat(visit, part, variants, kept)
+            for phase in self.request.phases if visit.last else ():
                 self._finish(phase, variants, kept[phase])
 
     def _seat(
         self,
-        sitting: _Sitting,
-        part: SeatingPart,
+        visit: _Visit,
+        part: PlacementPart,
         variants: list[Variant],
         kept: dict[str, dict[str, Loop]],
     ) -> None:
         """Time and profile each phase once. `kept`: the loops by phase, which grow."""
-        self._told_seating(part)
+        self._report_placement(part)
         cost_ns = self._place(variants)
         for phase in part.phases:
             # Compiled code takes weights from anywhere; a graph is recorded where they lie.
             if self.request.mode != "compile" or phase not in kept:
                 kept[phase] = loops_of(self.request, phase, variants, self.device)
-            self._time(phase, variants, kept[phase], (sitting, part, cost_ns))
-            cost_ns = 0  # of the first phase of the seating
+            self._time(phase, variants, kept[phase], (visit, part, cost_ns))
+            cost_ns = 0  # of the first phase of the placement
             if part.steps:
                 self._profile(phase, variants, kept[phase], part)
 
-    def _further(self, sitting: _Sitting) -> Iterator[SeatingPart]:
-        """More seatings than were asked for, of the phases whose interval is wide."""
-        if len(sitting.names) == 1 or sitting.interleaved:
+    def _further(self, visit: _Visit) -> Iterator[PlacementPart]:
+        """More placements than were asked for, of the phases whose interval is wide."""
+        if len(visit.names) == 1 or visit.interleaved:
             return
         phases = self.request.phases
-        for number in range(len(sitting.parts), self.request.most_seatings):
+        for number in range(len(visit.parts), self.request.most_placements):
             runs = {p: [c.run.phases[p] for c in self.captures.values()] for p in phases}
             if not (wide := wide_phases(runs)):
                 return
             yield further_part(self.request, number, wide)
 
     def _place(self, variants: list[Variant]) -> int:
-        """A new seating; ns that it took. One seating alone is where the loader put the weights."""
-        if max(self.request.seatings, self.request.most_seatings) == 1:
+        """A new placement; ns that it took. One placement alone is where the loader put the
+        weights."""
+        if max(self.request.placements, self.request.most_placements) == 1:
             return 0
         start = time.perf_counter_ns()
         place((variant.model for variant in variants), self._draw)
@@ -209,11 +210,11 @@ class _Session:
         phase: str,
         variants: list[Variant],
         loops: dict[str, Loop],
-        where: tuple[_Sitting, SeatingPart, int],
+        where: tuple[_Visit, PlacementPart, int],
     ) -> None:
-        sitting, part, cost_ns = where
-        # Code, caches of the libraries and clocks are warm after the first seating.
-        warmup = self.request.warmup if part is sitting.parts[0] else min(1, self.request.warmup)
+        visit, part, cost_ns = where
+        # Code, caches of the libraries and clocks are warm after the first placement.
+        warmup = self.request.warmup if part is visit.parts[0] else min(1, self.request.warmup)
         self._stage(f"time {phase}", warmup + part.repeats)
         start = time.perf_counter_ns()
         share = take_share(
@@ -227,14 +228,14 @@ class _Session:
         )
         spent = time.perf_counter_ns() - start
         spent -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in share.samples.items())
-        turns = sitting.interleaved or ("alternating" if len(loops) > 1 else "alone")
+        turns = visit.interleaved or ("alternating" if len(loops) > 1 else "alone")
         for variant in variants:
             entry = self._entry(phase, variant)
             samples = share.samples[variant.name]
             entry.samples_ns += samples
             entry.interleaved = turns
-            entry.seatings.append(
-                Seating(
+            entry.placements.append(
+                Placement(
                     samples=len(samples),
                     steps=0,
                     cost_ns=cost_ns + max(0, spent),
@@ -249,8 +250,8 @@ class _Session:
         phases = self.captures[variant.name].run.phases
         return phases.setdefault(phase, _phase(self.request, phase, variant))
 
-    def _told_seating(self, part: SeatingPart) -> None:
-        """One stage a seating, of everything that is done in it."""
+    def _report_placement(self, part: PlacementPart) -> None:
+        """One stage a placement, of everything that is done in it."""
         parts = parts_of(self.request)
         if len(parts) == 1:
             return
@@ -259,17 +260,17 @@ class _Session:
         profiled = bool(part.steps)
         total = sum(warmup + part.repeats + profiled * (steps[p] + 1) for p in part.phases)
         more = ", as intervals are wide" if part.number >= len(parts) else ""
-        self.progress.stage(f"seating {part.number + 1} of {len(parts)}{more}", total)
+        self.progress.stage(f"placement {part.number + 1} of {len(parts)}{more}", total)
 
     def _stage(self, name: str, total: int) -> None:
-        """A stage of its own where there is one seating."""
+        """A stage of its own where there is one placement."""
         if len(parts_of(self.request)) == 1:
             self.progress.stage(name, total)
 
     def _profile(
-        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: SeatingPart
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: PlacementPart
     ) -> None:
-        """This seating's steps: its share of forwards, or the loop of a decode once."""
+        """This placement's steps: its share of forwards, or the loop of a decode once."""
         models = [v.model for v in variants]
         count = part.steps if phase == "prefill" else self.request.decode_steps
         before = self._entry(phase, variants[0]).steps
@@ -282,8 +283,8 @@ class _Session:
             self.around.reached.add(traces[variant.name])
             captured.traces[phase].add(traces.pop(variant.name))
             entry.steps += count
-            entry.seatings[-1].steps = count
-            entry.seatings[-1].steps_disturbed = reasons
+            entry.placements[-1].steps = count
+            entry.placements[-1].steps_disturbed = reasons
             # What the modules of a dynamic family counted in the profiled steps.
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
@@ -310,14 +311,14 @@ class _Session:
             told = nobody
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """After the last seating: the memory of a step, and the eager pass of a recorded one."""
+        """After the last placement: the memory of a step, and the eager pass of a recorded one."""
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-            drawn, asked = len(entry.seatings), self.request.seatings
-            if drawn > asked or self.request.first_seatings <= drawn < asked:
-                entry.seatings_asked = asked
+            drawn, asked = len(entry.placements), self.request.placements
+            if drawn > asked or self.request.first_placements <= drawn < asked:
+                entry.placements_requested = asked
             stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):
@@ -371,7 +372,7 @@ def _profiled(
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
-    """Without samples and steps: each seating adds its own."""
+    """Without samples and steps: each placement adds its own."""
     config = variant.model.config
     entry = phase_entry(
         request,

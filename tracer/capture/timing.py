@@ -28,7 +28,8 @@ from prunescope.tracer.machine.disturbance import (
 )
 
 # Where weights lie moves a model's time against its copy's by 2.6 % (standard deviation over 24
-# placements): what a seating's own samples leave open below that is not what makes intervals wide.
+# placements): what a placement's own samples leave open below that is not what makes intervals
+# wide.
 _PLACED = 0.026
 _MOST = 4  # times as many samples as were asked for, to come below it
 _SHORT_NS = 200_000_000  # a sample below this ends within a few ticks of the system's counts
@@ -69,7 +70,7 @@ class Watch:
 
     @contextmanager
     def sample(self) -> Iterator[None]:
-        """Around each of them."""
+        """LaunchNeighbours each of them."""
         before = read()
         if self._begun is None:
             self._begun = before

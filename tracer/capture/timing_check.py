@@ -1,6 +1,6 @@
 """How well this machine tells times apart: a model against its own copy, for `doctor --timing`.
 
-In: seconds. Out: a check as those of `machine.doctor`, with what a capture of R seatings can tell
+In: seconds. Out: a check as those of `machine.doctor`, with what a capture of R placements can tell
 and how long it takes.
 """
 
@@ -21,7 +21,7 @@ from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.student import student
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.capture.phases import PrefillLoop
-from prunescope.tracer.capture.seatings import place
+from prunescope.tracer.capture.placements import place
 from prunescope.tracer.capture.timing import Share, take_share
 from prunescope.tracer.machine.device import num_cores, pick_device
 from prunescope.tracer.machine.disturbance import num_threads
@@ -30,9 +30,9 @@ from prunescope.tracer.model.load import load_model
 
 MODEL = "tiny-llama"
 _PROMPT, _SAMPLES, _LEAST = 256, 3, 4
-_SHOWN = (4, 8, 16, 32)  # seatings
+_SHOWN = (4, 8, 16, 32)  # placements
 _QUIET = 0.1  # share of samples that may be disturbed
-_FINE = 0.05  # a speedup that 8 seatings should be able to tell
+_FINE = 0.05  # a speedup that 8 placements should be able to tell
 _PINNED = 3  # cores, from which on one of them can be left free by pinning
 
 
@@ -40,25 +40,25 @@ _PINNED = 3  # cores, from which on one of them can be left free by pinning
 class TimingCheck(MachineCheck):
     """A check with the numbers behind it."""
 
-    seatings: int
+    placements: int
     bias: float  # mean log of model ÷ copy: 0 where neither is favoured
-    half_width: dict[str, float]  # by seatings: half of the 95 % interval of a speedup, a share
-    seconds: dict[str, float]  # by seatings: what so many take here, of this model
+    half_width: dict[str, float]  # by placements: half of the 95 % interval of a speedup, a share
+    seconds: dict[str, float]  # by placements: what so many take here, of this model
     disturbed: float  # the share of samples that something disturbed
     switches: float  # involuntary context switches of ours in a sample of both
-    reasons: dict[str, int]  # in how many seatings by what
+    reasons: dict[str, int]  # in how many placements by what
 
 
 @dataclass(frozen=True)
 class Seated:
-    """One seating of the model and its copy: samples, and the seconds that it took."""
+    """One placement of the model and its copy: samples, and the seconds that it took."""
 
     share: Share
     seconds: float
 
 
 def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
-    """Seatings of a model and its copy for `seconds`; at least four."""
+    """Placements of a model and its copy for `seconds`; at least four."""
     where = pick_device(device)
     seated = _seated(seconds, where)
     shares = [one.share for one in seated]
@@ -76,9 +76,9 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     quiet = disturbed <= _QUIET
     lengths = [f"{n} ({_time(n * each_s)}): ±{percent(widths[n], 1)}" for n in _SHOWN]
     says = (
-        f"{MODEL} against its copy, {len(shares)} seatings; half of the interval of a speedup, by "
-        f"seatings of a capture: {'; '.join(lengths)}; with 8 {1 + widths[8]:.3f}× is the least "
-        "that is told from none"
+        f"{MODEL} against its copy, {len(shares)} placements; half of the interval of a "
+        f"speedup, by placements of a capture: {'; '.join(lengths)}; with 8 "
+        f"{1 + widths[8]:.3f}× is the least that is told from none"
     )
     if reasons:
         says += f"; {percent(disturbed)} of the samples disturbed ({', '.join(reasons)})"
@@ -87,7 +87,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
         ok=quiet and widths[8] <= _FINE,
         says=says,
         hint=_advice(widths, reasons, quiet=quiet, threads=num_threads(where)),
-        seatings=len(shares),
+        placements=len(shares),
         bias=statistics.fmean(logs),
         half_width={str(n): width for n, width in widths.items()},
         seconds={str(n): n * each_s for n in _SHOWN},
@@ -98,7 +98,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
 
 
 def _seated(seconds: float, device: torch.device) -> list[Seated]:
-    """The samples of each seating."""
+    """The samples of each placement."""
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
     models = {"a": model, "b": copy.deepcopy(model)}
@@ -148,7 +148,7 @@ def _advice(
     if wide:
         enough = next((n for n, width in widths.items() if width <= _FINE), None)
         said.append(
-            f"--seatings {enough} is enough for {percent(_FINE)}" if enough else "--seatings 32"
+            f"--placements {enough} is enough for {percent(_FINE)}" if enough else "--placements 32"
         )
     return "; ".join(said) or None
 

@@ -20,13 +20,13 @@ import torch
 
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
-from prunescope.taxonomy.run import PhaseRun, Run, Seating
+from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.manifest import manifest
+from prunescope.tracer.capture.placements import place, settle, shares
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
-from prunescope.tracer.capture.seatings import place, settle, shares
 from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import Watch, timed
 from prunescope.tracer.model import compat
@@ -49,18 +49,18 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     warmup: int = 3,
     repeats: int = 20,
     steps: int = 5,
-    seatings: int = 1,
+    placements: int = 1,
     overwrite: bool = False,
 ) -> Iterator[UserCapture]:
     """Capture the steps of a loop; writes `out` when the block ends without an exception.
 
     The block must run warmup + repeats + 1 + steps steps at least; more run untouched. With several
-    `seatings` the weights move to fresh memory before each (the model is the same object), which
-    warms up, samples and profiles its share: seatings x (warmup + 1) + repeats + steps steps, with
-    one profiled step a seating at least. Leave it at 1 for a model whose CUDA graphs or optimizer
-    know where its weights lie. `phase` is what the report calls them. None: "training" where a
-    step computes gradients, "decode" where the first call has one token a sequence behind a filled
-    cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
+    `placements` the weights move to fresh memory before each (the model is the same object), which
+    warms up, samples and profiles its share: placements x (warmup + 1) + repeats + steps steps,
+    with one profiled step a placement at least. Leave it at 1 for a model whose CUDA graphs or
+    optimizer know where its weights lie. `phase` is what the report calls them. None: "training"
+    where a step computes gradients, "decode" where the first call has one token a sequence behind a
+    filled cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
     module that takes none (an encoder, an MLP, a convolutional net). Raises PrunescopeError where
     fewer steps ran, where `out` exists, and for a module without parameters.
     """
@@ -68,7 +68,7 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
     _check_phase(phase)
     check_out(folder, overwrite=overwrite)
     twin = None if baseline is None else baseline_folder(Path(baseline))
-    plan = _plan(warmup=warmup, repeats=repeats, steps=steps, seatings=seatings)
+    plan = _plan(warmup=warmup, repeats=repeats, steps=steps, placements=placements)
     with claimed(folder):
         with ExitStack() as stack:
             steps_seen = UserCapture(model, plan, stack)
@@ -93,23 +93,23 @@ def _check_phase(phase: str | None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What one step of the loop is for. `index`: of a profiled step, in its seating and in all; -1
-    is thrown away."""
+    """What one step of the loop is for. `index`: of a profiled step, in its placement and in all;
+    -1 is thrown away."""
 
     kind: str  # one of _KINDS
-    seating: int
-    begins: bool = False  # its seating
+    placement: int
+    begins: bool = False  # its placement
     index: int = -1
-    ends: bool = False  # the profiled steps of its seating
+    ends: bool = False  # the profiled steps of its placement
 
 
-def _plan(*, warmup: int, repeats: int, steps: int, seatings: int) -> list[_Step]:
+def _plan(*, warmup: int, repeats: int, steps: int, placements: int) -> list[_Step]:
     """Every step in order."""
-    if seatings < 1:
+    if placements < 1:
         raise PrunescopeError(
-            f"seatings is {seatings}, not from 1 on", hint="8 draws where weights lie in memory"
+            f"placements is {placements}, not from 1 on", hint="8 draws where weights lie in memory"
         )
-    count = min(seatings, max(1, repeats))
+    count = min(placements, max(1, repeats))
     plan: list[_Step] = []
     profiled = 0
     for i, (samples, share) in enumerate(
@@ -140,8 +140,8 @@ class UserCapture:
         self._count = 0
         self._inside = False  # a step
         self._samples_ns: list[int] = []
-        self._seatings = [Seating(samples=0, steps=0) for _ in range(plan[-1].seating + 1)]
-        self._watches: dict[str, Watch] = {}  # of the seating, by kind of step
+        self._placements = [Placement(samples=0, steps=0) for _ in range(plan[-1].placement + 1)]
+        self._watches: dict[str, Watch] = {}  # of the placement, by kind of step
         self._inputs: dict[str, Any] = {}
         self._session: ProfiledSession | None = None
         self._joined = Joined()
@@ -173,13 +173,13 @@ class UserCapture:
             yield
             return
         step = self._plan[number]
-        seating = self._seatings[step.seating]
+        placement = self._placements[step.placement]
         if step.begins:
             self._watches = {kind: Watch(self._device) for kind in _KINDS}
-        if step.begins and len(self._seatings) > 1:
+        if step.begins and len(self._placements) > 1:
             start = time.perf_counter_ns()
             place([self._model], self._draw)
-            seating.cost_ns += time.perf_counter_ns() - start
+            placement.cost_ns += time.perf_counter_ns() - start
         if step.kind == "profile":
             with self._profiled(step):
                 yield
@@ -192,7 +192,7 @@ class UserCapture:
 
     def settle(self) -> None:
         """After the loop: weights that moved get storages of their own again."""
-        if len(self._seatings) > 1:
+        if len(self._placements) > 1:
             settle(self._model, self._draw)
 
     def usual_phase(self) -> str:
@@ -251,26 +251,26 @@ class UserCapture:
     def _timed(self, step: _Step) -> Iterator[None]:
         with self._watches[step.kind].sample(), timed(self._device) as found:
             yield
-        seating = self._seatings[step.seating]
+        placement = self._placements[step.placement]
         if step.kind == "warmup":
-            seating.cost_ns += found.ns
+            placement.cost_ns += found.ns
             return
         self._samples_ns.append(found.ns)
-        seating.samples += 1
+        placement.samples += 1
 
     @contextmanager
     def _profiled(self, step: _Step) -> Iterator[None]:
-        seating = self._seatings[step.seating]
+        placement = self._placements[step.placement]
         if self._session is None:
-            self._judge_samples(seating)
+            self._judge_samples(placement)
             self._session = self._stack.enter_context(ProfiledSession([self._model], self._device))
         watch = self._watches["profile" if step.index >= 0 else "warmup"]
         with watch.sample(), self._session.turn(_VARIANT, label_of(step.index)):
             yield
-        seating.steps += step.index >= 0
+        placement.steps += step.index >= 0
         if step.ends:
             self._stack.close()
-            self._judge_steps(seating)
+            self._judge_steps(placement)
             trace = self._session.traces()[_VARIANT]
             self._session = None
             self._around.reached.add(trace)
@@ -278,19 +278,19 @@ class UserCapture:
             self._trains |= any(name.startswith(_BACKWARD) for name in names)
             self._joined.add(trace)
 
-    def _judge_samples(self, seating: Seating) -> None:
-        """Which of a seating's samples something ran beside: the user's steps, so that none is
+    def _judge_samples(self, placement: Placement) -> None:
+        """Which of a placement's samples something ran beside: the user's steps, so that none is
         taken again."""
         found = self._watches["sample"].reasons()
-        seating.disturbed = sum(map(bool, found))
-        seating.reasons = list(dict.fromkeys(chain.from_iterable(found)))
-        seating.switches = sum(self._watches["sample"].switches())
+        placement.disturbed = sum(map(bool, found))
+        placement.reasons = list(dict.fromkeys(chain.from_iterable(found)))
+        placement.switches = sum(self._watches["sample"].switches())
 
-    def _judge_steps(self, seating: Seating) -> None:
-        """What ran beside most of a seating's profiled steps, which are marked as one."""
+    def _judge_steps(self, placement: Placement) -> None:
+        """What ran beside most of a placement's profiled steps, which are marked as one."""
         found = self._watches["profile"].reasons()
         if 2 * sum(map(bool, found)) > len(found):
-            seating.steps_disturbed = list(dict.fromkeys(chain.from_iterable(found)))
+            placement.steps_disturbed = list(dict.fromkeys(chain.from_iterable(found)))
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)
@@ -310,12 +310,12 @@ class UserCapture:
             cache=inputs["cache"],
             attention=str(getattr(config, "_attn_implementation", "unknown")),
             mode="eager",
-            steps=sum(seating.steps for seating in self._seatings),
+            steps=sum(placement.steps for placement in self._placements),
             tokens_per_step=inputs["tokens"],
-            warmup=sum(s.kind == "warmup" and s.seating == 0 for s in self._plan),
+            warmup=sum(s.kind == "warmup" and s.placement == 0 for s in self._plan),
             samples_ns=self._samples_ns,
             interleaved="alone",
-            seatings=self._seatings,
+            placements=self._placements,
         )
         device = self._around.look(loaded.dtype)
         return manifest(variant, model, loaded, device, phases={phase: entry})

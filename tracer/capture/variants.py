@@ -1,4 +1,4 @@
-"""The models of a capture: the dense twin, the pruned one, or either alone.
+"""The models of a capture: the dense baseline, the pruned one, or either alone.
 
 In: a TraceRequest. Out: Variants by name, "dense" first. Each has weights of its own.
 """
@@ -29,7 +29,7 @@ _ROOM = 1.2
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
 
 
-class TwinDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
+class BaselineDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
     """Dense and pruned cannot be in memory together."""
 
 
@@ -81,7 +81,7 @@ def make_variants(
 ) -> list[Variant]:
     """Load and prune. Dense and pruned come from the same weights unless two models are named.
 
-    Raises TwinDoesNotFit where there is no memory for the second of two.
+    Raises BaselineDoesNotFit where there is no memory for the second of two.
     """
     options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
     variants: list[Variant] = []
@@ -92,7 +92,7 @@ def make_variants(
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
     if "pruned" in names:
         if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
-            raise TwinDoesNotFit
+            raise BaselineDoesNotFit
         if variants and request.baseline_model is None:
             loaded = replace(variants[0].loaded, model=copy.deepcopy(variants[0].model))
         else:

@@ -22,7 +22,7 @@ from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refu
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.learning import AsItIs
+from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
 from prunescope.tracer.routing.routing import Counted, Draws, Tally, taken, token_rows
 
@@ -41,7 +41,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return found
 
     rebuilt(model, build, sparsity=point.sparsity)
-    trained = AsItIs("trained on forwards without a cache, which evict nothing")
+    trained = NothingTrained("trained on forwards without a cache, which evict nothing")
     record = {"kept": {"keys": 1 - point.sparsity}}
     return Applied(model=model, record=record, learners=[trained])
 

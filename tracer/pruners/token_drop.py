@@ -27,7 +27,7 @@ from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.learning import AsItIs
+from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (
     check_runs,
     has_mixers,
@@ -75,7 +75,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     notes = notes if watched.layer < after - 1 else []
     if has_mixers(model):
         notes.append("the states of mixers behind the drop are those of the tokens that go on")
-    trained = AsItIs("trained on all tokens, as none is ranked by a weight", [ranker])
+    trained = NothingTrained("trained on all tokens, as none is ranked by a weight", [ranker])
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
 
 

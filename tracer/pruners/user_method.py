@@ -65,7 +65,8 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
         )
     for parameter in pruned.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
-            # As in its dense twin: torch chooses kernels by it (see tracer.model.narrow.successor).
+            # As in its dense baseline: torch chooses kernels by it (see
+            # tracer.model.narrow.successor).
             parameter.requires_grad_()
     return Applied(model=pruned.eval(), record={})
 

@@ -1,7 +1,7 @@
 """Attention and MLP sublayers taken out of a layer's own forward, with their norm and residual add.
 
-In: a model and which sublayers go. Out: the same model. Nothing runs in their place: where a
-layer adds what a sublayer put out, it adds `Absent`, and the stream passes by without a new op.
+In: a model and which sublayers go. Out: the same model. Nothing runs in their place: where a layer
+adds what a sublayer put out, it adds `RemovedSublayer`, and the stream passes by without a new op.
 A token mixer (state space, linear attention, convolution) counts as the layer's attention.
 """
 
@@ -30,24 +30,24 @@ KINDS = ("attention", "mlp")
 _ADDS = ("add", "__add__", "__radd__", "add_", "__iadd__")
 
 
-class Absent:
+class RemovedSublayer:
     """What a removed sublayer puts out. Added to a tensor it leaves that tensor; any other function
     of it is absent too."""
 
     def __add__(self, other: Any) -> Any:
         return other
 
-    def __mul__(self, _other: Any) -> Absent:
+    def __mul__(self, _other: Any) -> RemovedSublayer:
         return self
 
     __radd__ = __add__
     __rmul__ = __mul__
     __truediv__ = __mul__
 
-    def __getitem__(self, _key: Any) -> Absent:
+    def __getitem__(self, _key: Any) -> RemovedSublayer:
         return self
 
-    def __getattr__(self, name: str) -> Callable[..., Absent]:
+    def __getattr__(self, name: str) -> Callable[..., RemovedSublayer]:
         """Shape methods of a tensor: what is not there has no other shape either."""
         if name in ("view", "reshape", "to", "contiguous", "squeeze", "unsqueeze", "transpose"):
             return lambda *_args, **_kwargs: self
@@ -74,8 +74,8 @@ class Removed(nn.Module):
         self.parts, self.masked = parts, False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Absent, in a tuple where the module returned one."""
-        first: Any = Absent()
+        """RemovedSublayer, in a tuple where the module returned one."""
+        first: Any = RemovedSublayer()
         if self.masked:
             values = (*args, *kwargs.values())
             first = torch.zeros_like(next(v for v in values if isinstance(v, torch.Tensor)))

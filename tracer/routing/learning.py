@@ -60,7 +60,7 @@ def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
     return {f"router {i}": site.router.weight for i, site in enumerate(sites)}
 
 
-class AsItIs:
+class NothingTrained:
     """What decides without a weight. `how`: what its model does in training; `parts`: with a
     `sparsity`, which is 0 meanwhile."""
 

@@ -79,7 +79,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    return plain
+    keys: dict[Any, Any] = OLD_KEYS
+    return {keys.get(key, key): value for key, value in plain.items()}
+
+
+# Keys as versions before 0.2 named them; sweep.json of those versions holds them too.
+OLD_KEYS = {"seatings": "placements"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -217,7 +222,7 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "recover": _training,
     "repeats": _count,
     "steps": _count,
-    "seatings": _count,
+    "placements": _count,
     "seed": _count,
     "threads": _count,
     "dtype": _word,

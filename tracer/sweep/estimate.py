@@ -28,7 +28,7 @@ _TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
 WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
-_SEATING_S = 0.2  # weights are copied
+_PLACEMENT_S = 0.2  # weights are copied
 _PASS_S = 0.5  # a profiler starts, its trace is split and written
 _PROFILED = 1.5  # a profiled step, in plain ones
 _OP_S = 15e-6  # host time of an op
@@ -65,7 +65,7 @@ def estimate_s(
 ) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
     forward = _Forward(shape, peaks, itemsize)
-    seated = min(config.seatings, config.repeats)
+    seated = min(config.placements, config.repeats)
     sampled = WARMUP + seated - 1 + config.repeats + 2  # two more count memory
     passes = min(config.steps, seated)  # of the profiler; the first step of each is thrown away
     total = 0.0
@@ -79,7 +79,7 @@ def estimate_s(
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
             profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
-        total += _RESULT_S + seated * _SEATING_S + passes * _PASS_S
+        total += _RESULT_S + seated * _PLACEMENT_S + passes * _PASS_S
     texts = 1 if config.other_text is None else 2
     judged = {(result.key, windows_of(result.prompt_len)) for result in results}
     dense = {windows for _, windows in judged}

@@ -27,8 +27,8 @@ from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.capture.variants import (
+    BaselineDoesNotFit,
     Prepared,
-    TwinDoesNotFit,
     Variant,
     check_method,
     make_variants,
@@ -159,7 +159,7 @@ class Worker:
                 if device.type != "cpu" and not trains:
                     stack.enter_context(self.watch.slot(str(device)))
                 return self._judged(job, result, prepared)
-        except TwinDoesNotFit:
+        except BaselineDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
             return _said(error)
@@ -334,8 +334,8 @@ def _is_doubtful(peaks: MeasuredPeaks) -> bool:
 def _was_disturbed(out: Path) -> bool:
     """Whether the times of a capture are not valid, by something that may have passed meanwhile."""
     runs = [read_run(out / name) for name in ("dense", "pruned")]
-    seatings = [s for run in runs for phase in run.phases.values() for s in phase.seatings]
-    reasons = {why for one in seatings for why in (*one.reasons, *one.steps_disturbed)}
+    placements = [s for run in runs for phase in run.phases.values() for s in phase.placements]
+    reasons = {why for one in placements for why in (*one.reasons, *one.steps_disturbed)}
     return any(run.is_disturbed for run in runs) and not reasons.isdisjoint(PASSING)
 
 

@@ -30,7 +30,7 @@ MAX_RESULTS = 100_000
 
 @dataclass(kw_only=True)
 class SweptRequest(TraceRequest):
-    """The capture of a result: as many profiled steps as are asked for, not one a seating."""
+    """The capture of a result: as many profiled steps as are asked for, not one a placement."""
 
     seated_steps: ClassVar[bool] = False
 
@@ -55,7 +55,7 @@ class SweepConfig:
     recover: Recovery | None = None
     repeats: int = 20
     steps: int = 5
-    seatings: int = 8
+    placements: int = 8
     seed: int = 0
     threads: int | None = None
     dtype: str = "auto"
@@ -71,7 +71,7 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """What makes results comparable, without local paths: a folder holds one of these."""
         names = (
-            "decode_steps", "draws", "select", "repeats", "steps", "seatings", "seed", "threads",
+            "decode_steps", "draws", "select", "repeats", "steps", "placements", "seed", "threads",
             "dtype", "logits",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names if name != "draws"}
@@ -211,8 +211,8 @@ def request_of(
         recover=recover,
         repeats=config.repeats,
         steps=config.steps,
-        seatings=config.seatings,
-        max_seatings=config.seatings,
+        placements=config.placements,
+        max_placements=config.placements,
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),

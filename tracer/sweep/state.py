@@ -23,6 +23,7 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_quality import Quality, TaskSource
+from prunescope.tracer.sweep.config import OLD_KEYS
 from prunescope.tracer.sweep.plan import Planned, SweepPlan, family_slug, is_checkpoint, shard_of
 
 SCHEMA = 1
@@ -305,6 +306,7 @@ def _planned(plain: dict[str, Any]) -> Planned:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    before = {OLD_KEYS.get(name, name): value for name, value in before.items()}
     for name, value in now.items():
         if before.get(name) != value:
             raise PrunescopeError(

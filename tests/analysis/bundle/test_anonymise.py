@@ -18,7 +18,7 @@ from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.names import OP_KINDS
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import Run, Seating
+from prunescope.taxonomy.run import Placement, Run
 from prunescope.taxonomy.run_blocks import (
     DeviceEntry,
     MeasuredPeaks,
@@ -243,16 +243,16 @@ def test_a_public_model_keeps_its_name() -> None:
 def test_what_disturbed_a_run_stays_and_says_no_more() -> None:
     """Of samples, of profiled steps, and of the peaks, on which a warning of the report rests."""
     said = ["waits", SECRETS["path"], f"other processes of {NAME}"]
-    seating = Seating(samples=1, steps=1, reasons=said, steps_disturbed=said, switches=7)
+    placement = Placement(samples=1, steps=1, reasons=said, steps_disturbed=said, switches=7)
     rates = MeasuredRates(byte_per_s=1e9, disturbed=said)
     peaks = MeasuredPeaks(disturbed=said, before=rates, measurements=[rates])
     run = Run(
         variant="dense", model=ModelEntry(id="m"), device=DeviceEntry(name="a CPU", peaks=peaks),
-        phases={"prefill": phase_run(seatings=[seating])}, dtype="bf16", versions={}, seeds={},
+        phases={"prefill": phase_run(placements=[placement])}, dtype="bf16", versions={}, seeds={},
         argv=[],
     )  # fmt: skip
     told = Scrubber([NAME]).run(run)
-    (kept,) = told.phases["prefill"].seatings
+    (kept,) = told.phases["prefill"].placements
     assert (kept.reasons, kept.steps_disturbed, kept.switches) == (["waits"], ["waits"], 7)
     found = told.device.peaks
     assert found is not None and found.before is not None

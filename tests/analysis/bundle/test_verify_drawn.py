@@ -84,7 +84,7 @@ def test_figures_of_another_matplotlib_are_told_apart(
 ) -> None:
     whole = verify(evidence)
     assert whole["not_compared"] == []
-    monkeypatch.setattr("prunescope.analysis.bundle.verify.drawn_with", lambda: "matplotlib 0.1")
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.plotted_with", lambda: "matplotlib 0.1")
     result = verify(evidence)
     apart = {one["file"] for one in result["not_compared"]}
     assert result["ok"] and apart == {n for n in members(evidence) if n.endswith((".svg", ".png"))}
@@ -97,7 +97,7 @@ def test_figures_of_another_matplotlib_are_told_apart(
 def test_a_figure_that_is_gone_fails_whatever_draws(
     evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunescope.analysis.bundle.verify.drawn_with", lambda: "matplotlib 0.1")
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.plotted_with", lambda: "matplotlib 0.1")
     path = rewritten(evidence, tmp_path / "a.zip", gone)
     assert failed(path) == {f"{PLACE}/ladder-prefill.svg": "missing"}
 

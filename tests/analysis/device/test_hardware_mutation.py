@@ -1,4 +1,4 @@
-"""A wrong number anywhere in the device table is noticed: each is changed in turn.
+"""A wrong number anywhere in the device table is diagnostics: each is changed in turn.
 
 What notices it: the data sheets as published (below), the second witness of peaks and bandwidths,
 and what CUDA's and ROCm's occupancy tables say of an architecture.

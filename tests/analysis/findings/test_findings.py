@@ -231,11 +231,11 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
     present(phase, "no-speedup", "critical", "told from noise")
     present(phase, "wide-interval", "warning", "95 % interval")
     wide = found(phase, "wide-interval")
-    assert wide is not None and "--seatings" in str(wide.change)
+    assert wide is not None and "--placements" in str(wide.change)
     alone = of_run(tmp_path / "loop", model(FULL), model(NARROW), dense_samples_ns=noisy,
                    samples_ns=noisy[::-1], interleaved="alone")  # fmt: skip
     wide = found(alone, "wide-interval")  # a loop of the user's has arguments, no options
-    assert wide is not None and str(wide.change).startswith("capture(..., seatings=8")
+    assert wide is not None and str(wide.change).startswith("capture(..., placements=8")
     wild = [1_000_000, 40_000_000] * 4
     phase = of_run(tmp_path / "wild", model(FULL), model(NARROW), dense_samples_ns=wild,
                    samples_ns=wild[::-1])  # fmt: skip
@@ -246,7 +246,7 @@ def test_no_speedup_and_wide_interval(tmp_path: Path) -> None:
     assert found(phase, "wide-interval") is None
 
 
-def test_a_twin_that_is_dense_has_no_speedup_to_miss(tmp_path: Path) -> None:
+def test_a_baseline_that_is_dense_has_no_speedup_to_miss(tmp_path: Path) -> None:
     phase = of_run(tmp_path, model(FULL), model(FULL), both_samples_ns=MANY,
                    both_census=census(0.0))  # fmt: skip
     assert found(phase, "no-speedup") is None
@@ -262,7 +262,7 @@ def test_timing_not_valid(tmp_path: Path) -> None:
     assert found(phase, "timing-not-valid") is None
 
 
-def test_a_machine_that_slows_both_sides_alike_is_no_doubt(tmp_path: Path) -> None:
+def test_a_machine_that_slows_both_sides_alike_is_no_caveat(tmp_path: Path) -> None:
     """Half of the samples take twice as long, of both sides: their ratio is 1.25 throughout."""
     slow = [n * (1 + i % 2) for i, n in enumerate(MANY)]
     for name, pruned, wanted in (("alike", slow, False), ("one", MANY, True)):
@@ -275,8 +275,8 @@ def test_a_machine_that_slows_both_sides_alike_is_no_doubt(tmp_path: Path) -> No
             assert said.evidence[0].startswith("dense ÷ pruned, sample by sample: 10th to 90th")
 
 
-def two_seatings(disturbed: int) -> list[dict[str, Any]]:
-    """Of MANY samples in two seatings, the first with some that something disturbed."""
+def two_placements(disturbed: int) -> list[dict[str, Any]]:
+    """Of MANY samples in two placements, the first with some that something disturbed."""
     half = len(MANY) // 2
     first = {"samples": half, "steps": 1, "disturbed": disturbed, "reasons": ["other processes"],
              "cost_ns": 900_000_000}  # fmt: skip
@@ -289,19 +289,19 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
     for disturbed, wanted in ((few, False), (few + 1, True)):
         phase = of_run(
             tmp_path / str(disturbed), model(FULL), model(NARROW), dense_samples_ns=MANY,
-            samples_ns=MANY[::-1], both_seatings=two_seatings(disturbed),
+            samples_ns=MANY[::-1], both_placements=two_placements(disturbed),
         )  # fmt: skip
         said = found(phase, "timing-not-valid")
         assert (said is not None) == wanted
         if said is not None:
             assert f"{disturbed} of {len(MANY)} samples disturbed" in said.evidence[0]
             assert "other processes" in said.evidence[0]
-        assert "in 2 seatings, each with 1,000.0 ms besides them" in setup(phase)
+        assert "in 2 placements, each with 1,000.0 ms besides them" in setup(phase)
         no_speedup = found(phase, "no-speedup")
         assert no_speedup is not None
         assert no_speedup.severity == ("warning" if wanted else "critical")
     run = write_run(tmp_path / "dense", model(FULL), samples_ns=MANY, interleaved="alone",
-                    seatings=two_seatings(few + 1))  # fmt: skip
+                    placements=two_placements(few + 1))  # fmt: skip
     said = found(analyze(run).report.phases["prefill"], "timing-not-valid")
     assert said is not None
     assert said.evidence == [f"{few + 1} of {len(MANY)} samples disturbed: other processes"]
@@ -310,12 +310,12 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
 def test_profiled_steps_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
     """Half of them are not yet most."""
     for seats, wanted in ((1, False), (2, True)):
-        seatings = two_seatings(0)
-        for one in seatings[:seats]:
+        placements = two_placements(0)
+        for one in placements[:seats]:
             one["steps_disturbed"] = ["waits"]
         phase = of_run(
             tmp_path / str(seats), model(FULL), model(NARROW), both_samples_ns=MANY,
-            both_seatings=seatings,
+            both_placements=placements,
         )  # fmt: skip
         said = found(phase, "timing-not-valid")
         assert (said is not None) == wanted

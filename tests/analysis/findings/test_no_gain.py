@@ -50,15 +50,15 @@ def test_a_time_that_may_be_a_gain_is_no_evidence_against_one(
 
 
 @pytest.mark.parametrize(("spread", "told"), [(0.0, True), (0.3, False)])
-def test_the_interval_is_over_seatings(spread: float, told: Any, tmp_path: Path) -> None:
-    """Of four with two steps each, which differ between seatings and not inside of them."""
+def test_the_interval_is_over_placements(spread: float, told: Any, tmp_path: Path) -> None:
+    """Of four with two steps each, which differ between placements and not inside of them."""
     seats = (1 - spread, 1 + spread, 1 - spread / 2, 1 + spread / 2)
     times = [100 * seat for seat in seats for _ in range(2)]
     dense = steps("mlp.up_proj", lambda us: mm(us=us), [100] * 8)
     pruned = steps("mlp.up_proj", lambda us: cslt(M, us), times)
     seated = {"phase_fields": {
         "samples_ns": [1_000_000, 1_001_000] * 4, "steps": 8,
-        "seatings": [{"samples": 2, "steps": 2}] * 4,
+        "placements": [{"samples": 2, "steps": 2}] * 4,
     }}  # fmt: skip
     folder = write_pair(tmp_path / "run", dense, pruned, dense_run=seated, pruned_run=seated)
     (phase,) = analyze(folder).report.phases.values()

@@ -103,10 +103,10 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
     phase.ladder.realised_ci95 = [1.05, 1.15] if holds else [0.95, 1.25]
     phase.ladder.share_of_bound_ci95 = share
     own: Any = SimpleNamespace(run=None)
-    assert (above_bound(Context(phase=phase, own=own, doubts=[])) is None) is holds
+    assert (above_bound(Context(phase=phase, own=own, caveats=[])) is None) is holds
     assert ("the interval holds the bound" in headline(phase)) is holds
     phase.ladder.share_of_bound_ci95 = None
-    assert (above_bound(Context(phase=phase, own=own, doubts=[])) is None) is not holds
+    assert (above_bound(Context(phase=phase, own=own, caveats=[])) is None) is not holds
 
 
 def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> N
         assert any("record_shapes=True" in one for one in said) is not asked, said
 
 
-def test_stacks_raise_doubt_about_host_time(tmp_path: Path) -> None:
+def test_stacks_raise_caveat_about_host_time(tmp_path: Path) -> None:
     """Half of the step idle; recorded with ten calls of Python a launch, that is doubtful."""
     trace = steps_of(mm(100), gap(us=200, launch=True), mm(100))
     present(alone(tmp_path, trace), "launch-bound", "critical", "late host")

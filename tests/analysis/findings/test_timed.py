@@ -23,7 +23,7 @@ from tests.analysis.findings.test_findings import (
     model,
     of_run,
     present,
-    two_seatings,
+    two_placements,
 )
 from tests.analysis.findings.test_largest import H, V, copy_
 from tests.analysis.findings.test_left_on import FAKE, SIZE, adapted, lora
@@ -99,7 +99,8 @@ def test_what_is_critical_by_time_is_a_warning_where_time_is_not_valid(
     for disturbed, severity in ((0, "critical"), (len(MANY) // 2, "warning")):
         dense, pruned, more = CASES[name]()
         fields = {"dense_samples_ns": MANY, "samples_ns": MANY, **more}
-        phase = of_run(tmp_path / severity, dense, pruned, both_seatings=two_seatings(disturbed),
+        phase = of_run(tmp_path / severity, dense, pruned,
+                       both_placements=two_placements(disturbed),
                        **fields)  # fmt: skip
         present(phase, name, severity)
         assert (found(phase, "timing-not-valid") is not None) == (severity == "warning")

@@ -131,13 +131,13 @@ def test_passes_that_match_as_well_are_not_chosen_from(
     assert "several passes" in mapped(report)
 
 
-def test_passes_of_one_shape_are_no_doubt(tmp_path: Path) -> None:
+def test_passes_of_one_shape_are_no_caveat(tmp_path: Path) -> None:
     report = told(tmp_path, replay_of(32), capture(passes(32, 32), names=True))
     assert shapes(report) == {32}
     assert report.warnings == []
 
 
-def test_other_n_of_the_same_rows_is_a_doubt(tmp_path: Path) -> None:
+def test_other_n_of_the_same_rows_is_a_caveat(tmp_path: Path) -> None:
     """A dense pass and one pruned to half of K in one file, by kernels of the same names."""
     half = [op("aten::mm", [32, 128], [128, 512], kernels=[k(us=9, name="gemm_q")]),
             op("aten::mm", [32, 256], [256, 256], kernels=[k(us=9, name="gemm_down")])]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Intervals of rungs: of the ledger's own replicates, by hand and by coverage in simulation."""
+"""Intervals of bounds: of the ledger's own replicates, by hand and by coverage in simulation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.ledger import noise
-from prunescope.analysis.ledger.books import Books, keep_books
+from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.ladder import ladder
 from prunescope.analysis.ledger.noise import halves
 from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
@@ -22,20 +22,22 @@ DENSE, PRUNED = np.array([1e8, 4e7]), np.array([6e7, 4e7])  # ns of up and of th
 TIMED = ("coverage", "roofline", "busy", "share_of_bound")
 
 
-def rungs(books: Books, *, is_bounded: bool = True) -> Ladder:
-    rows = build_rows(books, halves(books.units, books.domain), lambda *_: [], is_known=is_bounded)
-    return ladder(rows, books, is_known=is_bounded, is_bounded=is_bounded)
+def bounds(inputs: AttributionInputs, *, is_bounded: bool = True) -> Ladder:
+    rows = build_rows(
+        inputs, halves(inputs.units, inputs.domain), lambda *_: [], is_known=is_bounded
+    )
+    return ladder(rows, inputs, is_known=is_bounded, is_bounded=is_bounded)
 
 
 def kept(
     pair: Units, samples: tuple[Samples, Samples] | None = None, *, on_device: bool = False
-) -> Books:
+) -> AttributionInputs:
     empty = Samples.of([]), Samples.of([])
-    return keep_books(pair, nominal=0.5, samples_ns=samples or empty, on_device=on_device)
+    return attribution_inputs(pair, nominal=0.5, samples_ns=samples or empty, on_device=on_device)
 
 
 def capture(draw: np.random.Generator, busy: Floats) -> tuple[list[list[float]], Samples]:
-    """Eight seatings of a step and two samples; each unit varies by 3 % from step to step."""
+    """Eight placements of a step and two samples; each unit varies by 3 % from step to step."""
     place = np.exp(draw.normal(0, 0.018, 8))
     steps = busy[:, None] * place * np.exp(draw.normal(0, 0.03, (len(busy), 8)))
     wall = busy.sum() * place[:, None] * np.exp(draw.normal(0, 0.01, (8, 2)))
@@ -50,26 +52,26 @@ def halved(busy: list[list[float]]) -> UnitSums:
     return replace(one, flop=left, ideal=ideal, predicted=ideal)
 
 
-def captured(draw: np.random.Generator, *, on_device: bool = False) -> Books:
+def captured(draw: np.random.Generator, *, on_device: bool = False) -> AttributionInputs:
     dense, of_dense = capture(draw, DENSE)
     pruned, of_pruned = capture(draw, PRUNED)
     return kept(units(side(dense), halved(pruned)), (of_dense, of_pruned), on_device=on_device)
 
 
-def test_a_rung_lies_in_its_interval_and_arithmetic_has_none() -> None:
-    found = rungs(captured(np.random.default_rng(5)))
-    for rung in TIMED:
-        low, high = found.interval_of(rung) or [0, 0]
-        assert low < getattr(found, rung) < high, rung
+def test_a_bound_lies_in_its_interval_and_arithmetic_has_none() -> None:
+    found = bounds(captured(np.random.default_rng(5)))
+    for bound in TIMED:
+        low, high = found.interval_of(bound) or [0, 0]
+        assert low < getattr(found, bound) < high, bound
     assert found.nominal == 2
     assert found.interval_of("nominal") is found.interval_of("flop") is None
     assert found.interval_of("realised") == found.realised_ci95
 
 
-def test_rungs_of_two_steps_by_hand() -> None:
+def test_bounds_of_two_steps_by_hand() -> None:
     """100 + 20 and 104 + 20 ns against 50 + 20 twice: drawn one way or the other, dense is 120 to
     124 ns. All of up's FLOPs and of the residual's bytes stay, so that nothing is covered."""
-    found = rungs(kept(units(side([[100, 104], [20, 20]]), side([[50, 50], [20, 20]]))))
+    found = bounds(kept(units(side([[100, 104], [20, 20]]), side([[50, 50], [20, 20]]))))
     assert found.busy_ci95 == pytest.approx([120 / 70, 124 / 70])
     assert found.coverage_ci95 == found.roofline_ci95 == [1, 1]
     assert found.share_of_bound_ci95 == found.realised_ci95 == found.busy_ci95
@@ -81,17 +83,17 @@ def test_busy_is_as_recorded_and_the_bound_as_the_samples_are() -> None:
     (dense, of_dense), (pruned, of_pruned) = (capture(draw, np.array([1e8, 4e7])) for _ in range(2))
     slow = (2 * np.array(pruned)).tolist()
     plain, slowed = (
-        rungs(kept(units(side(dense), side(one)), (of_dense, of_pruned))) for one in (pruned, slow)
+        bounds(kept(units(side(dense), side(one)), (of_dense, of_pruned))) for one in (pruned, slow)
     )
     assert slowed.busy_ci95 == pytest.approx([end / 2 for end in plain.busy_ci95 or []])
     assert slowed.share_of_bound_ci95 == pytest.approx(plain.share_of_bound_ci95)
 
 
-def test_one_step_or_no_shapes_leave_rungs_without_intervals() -> None:
-    one = rungs(kept(units(side([[100], [20]]), side([[50], [20]]))))
+def test_one_step_or_no_shapes_leave_bounds_without_intervals() -> None:
+    one = bounds(kept(units(side([[100], [20]]), side([[50], [20]]))))
     assert one.busy is not None
-    assert all(one.interval_of(rung) is None for rung in TIMED)
-    bare = rungs(
+    assert all(one.interval_of(bound) is None for bound in TIMED)
+    bare = bounds(
         kept(units(side([[100, 104], [20, 21]]), side([[50, 52], [20, 20]]))), is_bounded=False
     )
     assert bare.busy_ci95 is not None
@@ -100,9 +102,9 @@ def test_one_step_or_no_shapes_leave_rungs_without_intervals() -> None:
 
 def test_a_device_busy_for_longer_than_its_samples_has_a_share_of_those() -> None:
     """The ledger stays as profiled, and realised is the ratio of W: so is what it is a share of."""
-    books = captured(np.random.default_rng(7), on_device=True)
-    assert books.domain.name == "profiled" and books.replicates is not None
-    found, drawn = rungs(books), books.replicates
+    inputs = captured(np.random.default_rng(7), on_device=True)
+    assert inputs.domain.name == "profiled" and inputs.replicates is not None
+    found, drawn = bounds(inputs), inputs.replicates
     assert drawn.walls is not None
     bound = drawn.promised + drawn.total("coverage") + drawn.total("roofline_shift")
     want = np.percentile(drawn.walls[0] / drawn.walls[1] * bound / drawn.dense, [2.5, 97.5])
@@ -110,7 +112,7 @@ def test_a_device_busy_for_longer_than_its_samples_has_a_share_of_those() -> Non
     assert want[0] < (found.share_of_bound or 0) < want[1]
 
 
-def test_intervals_of_rungs_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_of_bounds_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 140 ns 90 remain by FLOPs and 100 by the roofline, and 100 are taken. 300 captures: 95 %
     are expected, and 91 to 99 pass."""
     monkeypatch.setattr(noise, "REPLICATES", 300)
@@ -118,8 +120,8 @@ def test_intervals_of_rungs_hold_the_truth(monkeypatch: pytest.MonkeyPatch) -> N
     truth = {"coverage": 140 / 90, "roofline": 1.4, "busy": 1.4, "share_of_bound": 1.0}
     held = dict.fromkeys(truth, 0)
     for _ in range(300):
-        found = rungs(captured(draw))
-        for rung, value in truth.items():
-            low, high = found.interval_of(rung) or [0, 0]
-            held[rung] += low <= value <= high
+        found = bounds(captured(draw))
+        for bound, value in truth.items():
+            low, high = found.interval_of(bound) or [0, 0]
+            held[bound] += low <= value <= high
     assert all(0.91 <= count / 300 <= 0.99 for count in held.values()), held

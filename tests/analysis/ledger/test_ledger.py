@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunescope.analysis.ledger.books import keep_books
+from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import Split, ratios, split, times, uniform
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
@@ -143,8 +143,8 @@ def test_parts_are_named_and_sorted() -> None:
         [unit(100, 10, flop=10), unit(100, 0, flop=10), unit(400, 0, flop=40), None],
         [unit(50, 10, flop=5), unit(100, 0, flop=10), unit(400, 0, flop=40), unit(9)], (0, 5),
     )  # fmt: skip
-    books = keep_books(units, nominal=0.5, samples_ns=([], []), on_device=True)
-    told = build_rows(books, None, lambda row, *_: [f"of {row}"])
+    inputs = attribution_inputs(units, nominal=0.5, samples_ns=([], []), on_device=True)
+    told = build_rows(inputs, None, lambda row, *_: [f"of {row}"])
     by_name = {r.row: r for r in told}
     assert [(p.name, p.ns) for p in by_name["coverage"].parts] == [
         ("untouched: lm_head (matmul)", 200.0),

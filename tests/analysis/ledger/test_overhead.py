@@ -1,7 +1,7 @@
-"""The overhead of dynamic families, by hand: what each op is for, its price, and where it pays.
+"""The overhead of dynamic families, by hand: what each op is for, its op_cost, and where it pays.
 
 Times are us on the device; two layers a step. Nothing is timed without the profiler: the ledger is
-in the profiled domain and every price is the recorded time.
+in the profiled domain and every op_cost is the recorded time.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from prunescope.analysis.ledger.books import keep_books
+from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
 from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
@@ -99,7 +99,8 @@ def test_what_is_not_known_has_no_interval(tmp_path: Path) -> None:
 
 
 def side(draw: np.random.Generator, present: list[bool]) -> UnitSums:
-    """Four seatings of a step, each unit 50 to 150 ns; two records in each unit, one before it."""
+    """Four placements of a step, each unit 50 to 150 ns; two records in each unit, one before
+    it."""
     busy = draw.uniform(50, 150, (len(present), 4)) * np.array(present)[:, None]
     known = np.ones_like(busy)
     cost = Cost(2.0 * np.array(present), 1.0 * np.array(present), 0.0)
@@ -116,16 +117,16 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
                   Alignment({0: 0}, [], "identity", True, 1))  # fmt: skip
     walls = [[160, 162], [158, 161], [165, 163], [155, 157]], [[500, 505], [510, 503]] * 2
     samples = tuple(Samples.of(one, [1] * 4) for one in walls)
-    books = keep_books(units, nominal=0.5, samples_ns=samples, on_device=on_device)
-    drawn = books.replicates
-    assert books.domain.unprofiled and drawn is not None
+    inputs = attribution_inputs(units, nominal=0.5, samples_ns=samples, on_device=on_device)
+    drawn = inputs.replicates
+    assert inputs.domain.unprofiled and drawn is not None
     share = draw.uniform(0.3, 0.7, 4)
     busy = units.pruned.busy
     rows = [(1, s, "gather", share[s] * busy[1, s]) for s in range(4)]
     rows += [(1, s, "scatter", (1 - share[s]) * busy[1, s]) for s in range(4)]
     rows += [(2, s, "scatter", busy[2, s]) for s in range(4)]
     spent = pl.DataFrame(rows, schema=["unit", "step", "part", "busy"], orient="row")
-    found = shared_out(books, drawn, spent)
+    found = shared_out(inputs, drawn, spent)
     assert set(found) == {"gather", "scatter"} <= set(ADDED)
     assert sum(found.values()) == pytest.approx(drawn.total("added_work"))
     if on_device:  # busy time is as recorded, so a part is what its steps weigh

@@ -1,4 +1,4 @@
-"""Captures of which some seatings alone profiled, as in sweeps: intervals, noise, coverage."""
+"""Captures of which some placements alone profiled, as in sweeps: intervals, noise, coverage."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.analysis.ledger.test_samples import side, units
 
 def coverage(profiled: list[int], each: int, captures: int) -> dict[str, float]:
     """How often the 95 % interval of a row of a model against itself holds 0, where steps are drawn
-    as if each stood for itself, and where the manifest says which seating profiled them. A part's
-    share of a step varies by 5 % from seating to seating and by 1 % within one."""
+    as if each stood for itself, and where the manifest says which placement profiled them. A part's
+    share of a step varies by 5 % from placement to placement and by 1 % within one."""
     draw = np.random.default_rng(sum(profiled) + each)
-    held = {"as they are": 0, "by seating": 0}
+    held = {"as they are": 0, "by placement": 0}
     for _ in range(captures):
         sides, samples = [], []
         for _ in range(2):
@@ -37,7 +37,7 @@ def coverage(profiled: list[int], each: int, captures: int) -> dict[str, float]:
             place = np.exp(draw.normal(0, 0.018, (8, 1)))
             samples.append((3e8 * place * np.exp(draw.normal(0, 0.01, (8, 2)))).astype(int))
         pair = units(*sides)
-        for how, steps in (("as they are", []), ("by seating", [n * each for n in profiled])):
+        for how, steps in (("as they are", []), ("by placement", [n * each for n in profiled])):
             given = [Samples.of(ns.tolist(), steps) for ns in samples]
             boot = bootstrap(pair, ratios(pair, None), choose_domain(pair, *given, on_device=False))
             assert boot is not None
@@ -57,12 +57,12 @@ def coverage(profiled: list[int], each: int, captures: int) -> dict[str, float]:
 def test_rows_of_a_model_against_itself_hold_0(
     profiled: list[int], each: int, before: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two or four steps over eight seatings, or two loops of eight: of 3,000 captures 0.72, 0.55
-    and 0.87 held 0 before, and 0.96 by seating (docs/ledger.md)."""
+    """Two or four steps over eight placements, or two loops of eight: of 3,000 captures 0.72, 0.55
+    and 0.87 held 0 before, and 0.96 by placement (docs/ledger.md)."""
     monkeypatch.setattr(noise, "REPLICATES", 300)
     found = coverage(profiled, each, 300)
     assert found["as they are"] < before
-    assert 0.91 <= found["by seating"] <= 0.99
+    assert 0.91 <= found["by placement"] <= 0.99
 
 
 def test_every_replicate_closes_to_its_own_w() -> None:
@@ -75,14 +75,15 @@ def test_every_replicate_closes_to_its_own_w() -> None:
     assert boot is not None and boot.walls is not None
     assert sum(boot.total(name) for name in ROWS[1:-1]) == pytest.approx(boot.pruned)
     assert boot.dense == pytest.approx(boot.walls[0])
-    # W is of all four seatings, and the steps of the two that profiled: Student's t of one degree.
+    # W is of all four placements, and the steps of the two that profiled: Student's t of one
+    # degree.
     assert len(np.unique(boot.walls[0].round(6))) > 10
     assert len(np.unique(boot.steps[0].round(6), axis=1).T) == 3
 
 
-def test_seatings_of_unequal_steps_keep_their_sign() -> None:
-    """One step of the first seating, two of the second: both drawn alike is the mean of steps, and
-    the second alone, stretched 9.17 times, stands as far from it on its own side."""
+def test_placements_of_unequal_steps_keep_their_sign() -> None:
+    """One step of the first placement, two of the second: both drawn alike is the mean of steps,
+    and the second alone, stretched 9.17 times, stands as far from it on its own side."""
     seat = np.array([0, 1, 1])
     weights = stretched(of_steps(shares_drawn(np.array([[0, 1], [1, 1], [0, 0]])), seat), 2)
     assert weights.sum(axis=0) == pytest.approx([1, 1, 1])
@@ -92,7 +93,7 @@ def test_seatings_of_unequal_steps_keep_their_sign() -> None:
     assert weights[0, 2] == pytest.approx(1 / 3 + by * 2 / 3)
 
 
-def test_one_seating_that_profiled_alone_tells_no_interval_of_a_row() -> None:
+def test_one_placement_that_profiled_alone_tells_no_interval_of_a_row() -> None:
     """Its steps say nothing of another placement; the speedup's interval is of all samples, and
     noise is of its steps."""
     samples = Samples.of([[120, 122], [118, 121]], [0, 3])
@@ -107,8 +108,8 @@ def test_one_seating_that_profiled_alone_tells_no_interval_of_a_row() -> None:
 
 @pytest.mark.parametrize("device", [True, False])
 def test_steps_too_far_apart_tell_none(device: bool) -> None:
-    """One of two seatings was idle three times as long: a draw of the other, stretched, leaves less
-    than no time that could be scaled to W."""
+    """One of two placements was idle three times as long: a draw of the other, stretched, leaves
+    less than no time that could be scaled to W."""
     far = side([[100, 300], [20, 60]])
     if device:
         far = replace(side([[100, 100], [20, 20]]), gap=np.array([[20.0, 60.0], [0.0, 0.0]]))
@@ -119,7 +120,9 @@ def test_steps_too_far_apart_tell_none(device: bool) -> None:
     assert bootstrap(pair, ratios(pair, None), domain) is None
 
 
-def test_an_old_side_beside_one_of_seatings_is_drawn_by_steps_and_the_other_by_seatings() -> None:
+def test_an_old_side_beside_one_of_placements_is_drawn_by_steps_and_the_other_by_placements() -> (
+    None
+):
     old, new = Samples.of([[120, 122, 121]]), Samples.of([[60, 61], [62, 63]], [1, 1])
     pair = units(side([[100, 102], [20] * 2]), side([[50, 51], [10, 10]]))
     boot = bootstrap(pair, ratios(pair, None), choose_domain(pair, old, new, on_device=False))
@@ -128,9 +131,9 @@ def test_an_old_side_beside_one_of_seatings_is_drawn_by_steps_and_the_other_by_s
     assert boot.steps[1].max() == pytest.approx(0.5 + 0.5 * 9.168, abs=1e-2)
 
 
-def test_noise_splits_the_seatings_that_profiled() -> None:
-    """Two of four seatings have two steps each: 100 and 104 ns, 110 and 114 ns: halves differ by
-    10, however the steps of a seating do."""
+def test_noise_splits_the_placements_that_profiled() -> None:
+    """Two of four placements have two steps each: 100 and 104 ns, 110 and 114 ns: halves differ by
+    10, however the steps of a placement do."""
     pair = units(side([[100, 104, 110, 114], [20] * 4]))
     domain = Domain("profiled", False, *[Samples.of([[1]] * 4, [0, 2, 0, 2])] * 2)  # noqa: FBT003
     twin = halves(pair, domain)
@@ -138,8 +141,8 @@ def test_noise_splits_the_seatings_that_profiled() -> None:
     assert noise.noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))
 
 
-def test_noise_draws_the_samples_of_all_seatings_where_two_profiled() -> None:
-    """Of 6 ways to split four seatings, 50 draws meet more than the two of the steps."""
+def test_noise_draws_the_samples_of_all_placements_where_two_profiled() -> None:
+    """Of 6 ways to split four placements, 50 draws meet more than the two of the steps."""
     samples = Samples.of([[130], [140], [90], [120]], [0, 1, 0, 1])
     pair = units(side([[100, 100], [20, 20]]))
     twin = halves(pair, choose_domain(pair, samples, samples, on_device=False))

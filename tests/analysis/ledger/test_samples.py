@@ -1,4 +1,5 @@
-"""Seatings as the unit of W, of intervals and of noise: by hand, and by coverage in simulation."""
+"""Placements as the unit of W, of intervals and of noise: by hand, and by coverage in
+simulation."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
     return Units(KEYS, dense, pruned or dense, Alignment({0: 0}, [], "identity", True, 1))
 
 
-def test_w_is_the_geometric_mean_of_the_medians_of_seatings() -> None:
+def test_w_is_the_geometric_mean_of_the_medians_of_placements() -> None:
     samples = Samples.of([[100, 104, 900], [200, 202]], [1, 1])
     assert samples.drawn
     assert samples.wall == pytest.approx(sqrt(104 * 201))
@@ -69,7 +70,7 @@ def test_students_t() -> None:
 
 
 def test_weights_are_stretched_about_equal_ones() -> None:
-    """4 seatings: t(3) / z · √(4/3) = 3.182 / 1.96 · 1.155 = 1.875."""
+    """4 placements: t(3) / z · √(4/3) = 3.182 / 1.96 · 1.155 = 1.875."""
     weights = widened_weights(np.array([[0, 0, 1, 2], [0, 1, 2, 3]]))
     assert weights[:, 1] == pytest.approx([0.25] * 4)
     assert weights[:, 0] == pytest.approx([0.25 + 1.875 * d for d in (0.25, 0, 0, -0.25)], abs=1e-3)
@@ -77,9 +78,9 @@ def test_weights_are_stretched_about_equal_ones() -> None:
     assert steps.sum(axis=0) == pytest.approx([1, 1])
 
 
-def test_noise_splits_seatings() -> None:
-    """Two seatings of two steps: 100 and 104 ns in the one, 110 and 114 in the other: the halves
-    differ by 10, however the steps of a seating do."""
+def test_noise_splits_placements() -> None:
+    """Two placements of two steps: 100 and 104 ns in the one, 110 and 114 in the other: the halves
+    differ by 10, however the steps of a placement do."""
     pair = units(side([[100, 104, 110, 114], [20] * 4]))
     domain = Domain("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)  # noqa: FBT003
     twin = halves(pair, domain)
@@ -88,7 +89,7 @@ def test_noise_splits_seatings() -> None:
 
 
 @pytest.mark.parametrize("steps", [[1, 1], [0, 2], []])
-def test_steps_of_no_known_seating_are_drawn_alone(steps: list[int]) -> None:
+def test_steps_of_no_known_placement_are_drawn_alone(steps: list[int]) -> None:
     """Three steps: the manifest says two, or nothing."""
     samples = Samples.of([[120, 122], [118, 121]], steps)
     pair = units(side([[100, 102, 98], [20] * 3]))
@@ -98,7 +99,7 @@ def test_steps_of_no_known_seating_are_drawn_alone(steps: list[int]) -> None:
     assert boot.dense.std() > 0
 
 
-def test_one_side_with_seatings_and_one_without() -> None:
+def test_one_side_with_placements_and_one_without() -> None:
     drawn, alone = Samples.of([[120, 122], [118, 121]], [2, 2]), Samples.of([[60, 61, 62]])
     pair = units(side([[100, 102, 98, 99], [20] * 4]), side([[50, 51], [10, 10]]))
     domain = choose_domain(pair, drawn, alone, on_device=False)
@@ -109,21 +110,22 @@ def test_one_side_with_seatings_and_one_without() -> None:
     assert low < drawn.wall / 61 < high
 
 
-def _capture(draw: np.random.Generator, seatings: int, each: int) -> Samples:
-    """Placement moves a seating by 1.8 %, samples vary by 1.5 %, and one in fifty takes longer."""
-    place = draw.normal(0, 0.018, (seatings, 1))
-    noise = draw.normal(0, 0.015, (seatings, each))
-    spikes = (draw.random((seatings, each)) < 0.02) * draw.exponential(0.3, (seatings, each))
-    return Samples.of((1e8 * np.exp(place + noise + spikes)).astype(int).tolist(), [1] * seatings)
+def _capture(draw: np.random.Generator, placements: int, each: int) -> Samples:
+    """Placement moves a placement by 1.8 %, samples vary by 1.5 %, and one in fifty takes
+    longer."""
+    place = draw.normal(0, 0.018, (placements, 1))
+    noise = draw.normal(0, 0.015, (placements, each))
+    spikes = (draw.random((placements, each)) < 0.02) * draw.exponential(0.3, (placements, each))
+    return Samples.of((1e8 * np.exp(place + noise + spikes)).astype(int).tolist(), [1] * placements)
 
 
-@pytest.mark.parametrize(("seatings", "each"), [(8, 2), (8, 3), (5, 4), (3, 7)])
-def test_intervals_of_a_model_against_itself_hold_1(seatings: int, each: int) -> None:
+@pytest.mark.parametrize(("placements", "each"), [(8, 2), (8, 3), (5, 4), (3, 7)])
+def test_intervals_of_a_model_against_itself_hold_1(placements: int, each: int) -> None:
     """400 captures: of 95 % intervals 94 to 96.5 % are expected; 91 to 99 passes."""
-    draw = np.random.default_rng(seatings)
+    draw = np.random.default_rng(placements)
     held, captures = 0, 400
     for _ in range(captures):
-        dense, pruned = (_capture(draw, seatings, each) for _ in range(2))
+        dense, pruned = (_capture(draw, placements, each) for _ in range(2))
         domain = Domain("unprofiled", False, dense, pruned)  # noqa: FBT003
         low, high = realised_interval(domain, None) or [0, 0]
         held += low <= 1 <= high
@@ -142,7 +144,7 @@ def test_a_bootstrap_within_one_placement_would_not() -> None:
 
 
 def test_rows_of_a_model_against_itself_hold_0() -> None:
-    """Steps share the placement of their seating, as samples do."""
+    """Steps share the placement of their placement, as samples do."""
     draw = np.random.default_rng(3)
     held, captures = 0, 300
     for _ in range(captures):

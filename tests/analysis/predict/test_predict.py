@@ -176,7 +176,7 @@ def test_the_best_tile_by_hand() -> None:
     assert expected_tiles(500, 1, 128) == pytest.approx(4)
 
 
-# Realised speed-ups of arXiv 2606.09080, Fig. 5, s = .5, Llama-3.1-8B, logits of all tokens:
+# Realised speedups of arXiv 2606.09080, Fig. 5, s = .5, Llama-3.1-8B, logits of all tokens:
 # prefill B=1 at 8k, 16k, 32k, then decode B=1 at 8k, 16k, 32k. The constants of the execution
 # model come from Figs. 2 and 6, so this is a check of it.
 FIGURE_5 = {

@@ -53,8 +53,8 @@ def test_it_is_the_prediction_of_the_command_on_the_runs_own_peaks(tmp_path: Pat
             bandwidth=PEAKS["byte_per_s"] / 1e9,
         )
     )["phases"]["prefill"]  # fmt: skip
-    for rung in ("nominal", "flop", "coverage", "roofline"):
-        assert told["ladder"][rung] == pytest.approx(asked["ladder"][rung])
+    for bound in ("nominal", "flop", "coverage", "roofline"):
+        assert told["ladder"][bound] == pytest.approx(asked["ladder"][bound])
     assert told["family"] == "static-nk-mlp"
     assert told["source"] == "measured on this device by `prunescope trace`"
 
@@ -90,10 +90,10 @@ def test_the_miss_is_named_after_the_row_that_loses(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_loss_within_noise_is_not_named(kernels: dict[str, Any], *, named: bool) -> None:
     """62.5 of 100 ns where 50 were promised: 12.5 are of the kernels, by the rule of findings."""
-    rungs = dict.fromkeys(("nominal", "flop", "coverage", "roofline"), 2.0)
-    ladder = Ladder(**rungs, busy=None, realised=1.6, realised_ci95=None, share_of_bound=0.8)
+    bounds = dict.fromkeys(("nominal", "flop", "coverage", "roofline"), 2.0)
+    ladder = Ladder(**bounds, busy=None, realised=1.6, realised_ci95=None, share_of_bound=0.8)
     theory = PredictedRun(
-        family="static-nk", sparsity=0.5, source=None, ladder=rungs, break_even={}
+        family="static-nk", sparsity=0.5, source=None, ladder=bounds, break_even={}
     )
     rows = {
         "dense": 100.0, "promised": 50.0, "coverage": 0.0, "roofline_shift": 0.0, "shape": 0.0,
@@ -112,20 +112,20 @@ def test_a_loss_within_noise_is_not_named(kernels: dict[str, Any], *, named: boo
     ("ci95", "row", "named"),
     [
         (None, {}, True), ([1.5, 1.7], {}, True), ([1.2, 2.1], {}, False),
-        # The row of that name is a time, and its noise says nothing of the rung.
+        # The row of that name is a time, and its noise says nothing of the bound.
         ([1.5, 1.7], {"noise_ns": 90.0}, True),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("rung", ["coverage", "roofline"])
-def test_a_rung_whose_interval_holds_the_theory_is_not_named(
-    rung: str, ci95: list[float] | None, row: dict[str, Any], *, named: bool
+@pytest.mark.parametrize("bound", ["coverage", "roofline"])
+def test_a_bound_whose_interval_holds_the_theory_is_not_named(
+    bound: str, ci95: list[float] | None, row: dict[str, Any], *, named: bool
 ) -> None:
-    """1.6 times where 2 were predicted; the rungs before it are as predicted."""
+    """1.6 times where 2 were predicted; the bounds before it are as predicted."""
     theory = dict.fromkeys(("nominal", "flop", "coverage", "roofline"), 2.0)
-    after = ("coverage", "roofline") if rung == "coverage" else ("roofline",)
+    after = ("coverage", "roofline") if bound == "coverage" else ("roofline",)
     ladder = Ladder(
         **(theory | dict.fromkeys(after, 1.6)), busy=None, realised=1.6, realised_ci95=None,
-        share_of_bound=1.0, **{f"{rung}_ci95": ci95},
+        share_of_bound=1.0, **{f"{bound}_ci95": ci95},
     )  # fmt: skip
     told = PredictedRun(family="static-nk", sparsity=0.5, source=None, ladder=theory, break_even={})
     ns = dict.fromkeys(
@@ -133,7 +133,7 @@ def test_a_rung_whose_interval_holds_the_theory_is_not_named(
         0.0,
     ) | {"dense": 100.0, "promised": 50.0, "pruned": 62.5}  # fmt: skip
     ledger = [Row(row=n, ns=t, **(row if n == "coverage" else {})) for n, t in ns.items()]
-    assert add_miss(told, ladder, ledger)["miss"]["largest"] == (rung if named else None)
+    assert add_miss(told, ladder, ledger)["miss"]["largest"] == (bound if named else None)
 
 
 @pytest.mark.parametrize(

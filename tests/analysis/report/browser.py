@@ -64,7 +64,7 @@ document.getElementById('page').addEventListener('load', event => {
 
 
 @dataclass(frozen=True)
-class Seen:
+class Detection:
     """What the harness saw; `console`: lines that the page wrote to the console, `tallest`: the
     height of a table's row in CSS pixels, `parted`: short cells on several lines."""
 
@@ -81,17 +81,17 @@ class Seen:
     console: list[str]
 
 
-_seen: dict[tuple[str, int], Seen] = {}
+_seen: dict[tuple[str, int], Detection] = {}
 
 
-def opened(page: str, folder: Path, width: int) -> Seen:
+def opened(page: str, folder: Path, width: int) -> Detection:
     """The page at a width, opened once. Skips where there is no Chromium."""
     if (page, width) not in _seen:
         _seen[page, width] = _open(page, folder, width)
     return _seen[page, width]
 
 
-def _open(page: str, folder: Path, width: int) -> Seen:
+def _open(page: str, folder: Path, width: int) -> Detection:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
@@ -112,4 +112,4 @@ def _open(page: str, folder: Path, width: int) -> Seen:
     told = json.loads(unescape(found[1]))
     assert told.pop("ready")
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return Seen(**told, console=console)
+    return Detection(**told, console=console)

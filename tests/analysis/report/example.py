@@ -175,7 +175,7 @@ def _parts() -> dict[str, object]:
 
 
 def two_phases() -> Report:
-    """prefill and decode of a pruned CPU run against its dense twin."""
+    """prefill and decode of a pruned CPU run against its dense baseline."""
     ladder = Ladder(
         nominal=4 / 3, flop=1.25, coverage=1.2, roofline=1.05, busy=1.09, realised=36 / 34,
         realised_ci95=[1.02, 1.1], share_of_bound=36 / 34 / 1.05,

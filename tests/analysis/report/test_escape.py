@@ -115,5 +115,5 @@ def test_a_backtick_is_escaped_and_still_reads_well() -> None:
 
 
 def test_no_line_of_latex_ends_between_a_number_and_its_unit() -> None:
-    shown = escape.latex("99.2 % of 107.82 ms at 25.11 GB/s, n = 4 of 4 samples in 2 seatings")
-    assert shown == r"99.2~\% of 107.82~ms at 25.11~GB/s, n~=~4 of 4 samples in 2 seatings"
+    shown = escape.latex("99.2 % of 107.82 ms at 25.11 GB/s, n = 4 of 4 samples in 2 placements")
+    assert shown == r"99.2~\% of 107.82~ms at 25.11~GB/s, n~=~4 of 4 samples in 2 placements"

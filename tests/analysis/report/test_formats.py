@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.report.formats import FORMATS, Asked, Format, shows_hosts
+from prunescope.analysis.report.formats import FORMATS, Format, RequestedFormats, shows_hosts
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report.example import two_phases
 
 
 def test_a_row_is_a_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def render(asked: Asked) -> dict[str, bytes]:
+    def render(asked: RequestedFormats) -> dict[str, bytes]:
         return {f"report.{asked.name}": " ".join(asked.report.phases).encode()}
 
     monkeypatch.setitem(FORMATS, "txt", Format(render))

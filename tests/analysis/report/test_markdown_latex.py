@@ -155,15 +155,15 @@ def test_every_caption_has_the_whole_name_the_method_the_kind_of_phase_and_n() -
         assert re.search(r"n~=~\d+", caption), caption
 
 
-def test_a_caption_says_in_how_many_seatings_the_samples_lie() -> None:
+def test_a_caption_says_in_how_many_placements_the_samples_lie() -> None:
     report = example.two_phases()
     timed = Unprofiled(
         median=121e6, mean=121e6, ci95=[120e6, 122e6], samples=[121_000_000] * 8,
-        seatings=[2, 2, 2, 2], seating_cost_ns=3.5e9,
+        placements=[2, 2, 2, 2], placement_cost_ns=3.5e9,
     )  # fmt: skip
     phase = report.phases["prefill"]
     assert phase.baseline is not None
     phase.unprofiled_ns = phase.baseline.unprofiled_ns = timed
     text = render_latex(report)
-    assert "n~=~8 unprofiled samples in 4 seatings" in text
+    assert "n~=~8 unprofiled samples in 4 placements" in text
     assert "besides them" not in text

@@ -129,7 +129,7 @@ def test_equal_kernels_on_two_streams_are_two(tmp_path: Path) -> None:
 def test_no_real_trace_is_thinned(real_trace: Callable[[str], Path]) -> None:
     for name in ("h100_vit", "mi300x_sglang_qwen3-8b_decode_graph", "v100_legacy_graphs"):
         found = load(real_trace(f"{name}.json.gz"))
-        assert (found.twice, found.kernels_dropped, found.doubts) == (0, 0, []), name
+        assert (found.twice, found.kernels_dropped, found.caveats) == (0, 0, []), name
 
 
 def test_a_step_of_which_most_is_left_out_says_so_above_the_headline(tmp_path: Path) -> None:

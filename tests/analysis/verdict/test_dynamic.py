@@ -15,7 +15,7 @@ from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict as judged
-from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
+from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 from prunescope.taxonomy.run_schema import first_wrong
 from tests.small_capture import phases_unrecorded, small_trace
 
@@ -70,7 +70,7 @@ def evidence(
     pruned: dict[Any, Call],
     *,
     added: tuple[tuple[int, str, str], ...] = (),
-    census: Census | None = None,
+    census: WeightStats | None = None,
     phase: str | None = None,
 ) -> Evidence:
     pairs: list[Pair] = pair_calls(dense, pruned)
@@ -82,12 +82,12 @@ def evidence(
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)
-    return Evidence(pairs, units, Census() if census else None, census, phase)
+    return Evidence(pairs, units, WeightStats() if census else None, census, phase)
 
 
-def counts(unit: str, active: int, total: int, phase: str = "decode") -> Census:
+def counts(unit: str, active: int, total: int, phase: str = "decode") -> WeightStats:
     row = ModuleCounts(unit=unit, active=[active], total=[total])
-    return Census(dynamic={phase: {"model.layers.0.self_attn": row}})
+    return WeightStats(dynamic={phase: {"model.layers.0.self_attn": row}})
 
 
 ROUTER = ((0, "router", "matmul"),)
@@ -101,7 +101,7 @@ def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, 
 
 
 def test_nothing_changed_is_dense() -> None:
-    known = evidence(model(64), model(64), census=Census())
+    known = evidence(model(64), model(64), census=WeightStats())
     assert verdict(known).id == "dense"
     assert verdict(evidence(model(64), model(64))).id == "unknown"
 
@@ -219,8 +219,8 @@ def test_a_narrower_head_is_of_no_family() -> None:
         for role, shape in (("q", [H, H]), ("k", [C, H]), ("v", [C, H]), ("o", [H, H]))
     ]
     halved = [replace(m, shape=[x // 2 for x in m.shape or ()]) for m in stored]
-    e = evidence(model(64), narrower(8), census=Census(matrices=halved))
-    e = replace(e, census_dense=Census(matrices=stored))
+    e = evidence(model(64), narrower(8), census=WeightStats(matrices=halved))
+    e = replace(e, stats_dense=WeightStats(matrices=stored))
     found = verdict(e)
     assert found.id == "unknown"
     assert "the head dimension fell from 16 to 8" in found.evidence[0]
@@ -244,14 +244,14 @@ def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
 
 
 def test_dense_needs_the_same_parameters_and_matrices() -> None:
-    dense = Census(matrices=[Matrix(layer=0, role="conv", shape=[64, 3])])
-    same = replace(evidence(model(64), model(64), census=dense), census_dense=dense)
+    dense = WeightStats(matrices=[Matrix(layer=0, role="conv", shape=[64, 3])])
+    same = replace(evidence(model(64), model(64), census=dense), stats_dense=dense)
     assert verdict(replace(same, parameters=(1000, 1000))).id == "dense"
     fewer = verdict(replace(same, parameters=(1000, 502)))
     assert fewer.id == "unknown"
     assert "parameters fell by 49.8 %" in fewer.evidence[0]
-    other = Census(matrices=[Matrix(layer=0, role="conv", shape=[32, 3])])
-    assert verdict(replace(same, census_pruned=other)).id == "unknown"
+    other = WeightStats(matrices=[Matrix(layer=0, role="conv", shape=[32, 3])])
+    assert verdict(replace(same, stats_pruned=other)).id == "unknown"
 
 
 def test_slices_of_whole_weights_are_dynamic_width() -> None:
@@ -262,12 +262,12 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
     whole = Matrix(name="down", role="down", shape=[H, F])
     cut = replace(whole, shape=[H, 64])
     for matrix, wanted in ((whole, "dynamic-width"), (cut, "static-nk-mlp")):
-        e = evidence(dense, narrow, added=WEIGHTS, census=Census(matrices=[matrix]))
-        e = Evidence(e.pairs, e.units, Census(matrices=[whole]), e.census_pruned)
+        e = evidence(dense, narrow, added=WEIGHTS, census=WeightStats(matrices=[matrix]))
+        e = Evidence(e.pairs, e.units, WeightStats(matrices=[whole]), e.stats_pruned)
         assert verdict(e).id == wanted
 
 
-def test_a_hostile_census_is_refused_when_it_is_read() -> None:
+def test_a_hostile_weight_statistics_is_refused_when_it_is_read() -> None:
     row = {"unit": "keys", "active": ["x", None, True], "total": "many"}
     for dynamic in ([], {"decode": 3}, {"decode": {"a": 1}}, {"decode": {"a": row}}):
         wrong = first_wrong({"census": {"matrices": [], "dynamic": dynamic}})

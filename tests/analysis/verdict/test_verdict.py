@@ -150,7 +150,7 @@ CENSUS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CENSUS)
-def test_zeros_are_read_from_the_census(name: str, tmp_path: Path) -> None:
+def test_zeros_are_read_from_the_weight_statistics(name: str, tmp_path: Path) -> None:
     want, of_pruned = CENSUS[name]
     run = write_pair(tmp_path / "r", decoder(FOUR), decoder(FOUR), census=of_pruned,
                      dense_census=census(0.0))  # fmt: skip
@@ -199,7 +199,7 @@ def test_masked_weights_are_unknown_without_their_run(
     assert told(bare).id == "unknown"
 
 
-def named_census(zeros: dict[int, float], layers: int) -> dict[str, Any]:
+def named_stats(zeros: dict[int, float], layers: int) -> dict[str, Any]:
     """A census with the names of modules, and a share of zeros in down of some layers."""
     rows = census(0.0, layers=layers)["matrices"]
     for row in rows:
@@ -223,7 +223,7 @@ def test_zeros_that_were_there_before_are_no_pruning(
     """Layers 0 and 3 of four stay and are renumbered; a weight's zeros go with its layer."""
     folder = write_pair(
         tmp_path / "r", decoder(FOUR), decoder([FULL] * 2),
-        dense_census=named_census(before, 4), census=named_census(after, 2),
+        dense_census=named_stats(before, 4), census=named_stats(after, 2),
         layer_map=[0, 3],
     )  # fmt: skip
     phase = analyze(folder).report.phases["prefill"]

@@ -10,7 +10,7 @@ import torch
 
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.row_router import RowRouter

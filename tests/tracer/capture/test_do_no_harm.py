@@ -19,7 +19,7 @@ def same(model: torch.nn.Module, sparsity: float) -> torch.nn.Module:  # noqa: A
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_dense_twins_and_untouched_models_run_the_ops_of_a_plain_loop(
+def test_dense_baselines_and_untouched_models_run_the_ops_of_a_plain_loop(
     name: str, tmp_path: Path
 ) -> None:
     """In prefill and decode, with the logits of the last token and of all."""

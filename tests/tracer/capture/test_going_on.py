@@ -11,34 +11,34 @@ import pytest
 
 pytest.importorskip("torch")
 
-from prunescope.taxonomy.run import PhaseRun, Seating
+from prunescope.taxonomy.run import PhaseRun, Placement
 from prunescope.tracer.capture import timing
+from prunescope.tracer.capture.placements import wide_phases, width
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.seatings import wide_phases, width
 
 pytestmark = pytest.mark.torch
 
-PLACED = 0.026  # standard deviation of a seating's log ratio
+PLACED = 0.026  # standard deviation of a placement's log ratio
 CAPTURES = 300
 
 
 @dataclass(frozen=True)
 class Captures:
     """Of simulated captures: how often the interval holds the truth, its median width, and the
-    means of rounds a seating and of seatings."""
+    means of rounds a placement and of placements."""
 
     held: float
     width: float
     rounds: float
-    seatings: float
+    placements: float
 
 
 def run_of(sides: list[list[int]]) -> PhaseRun:
-    samples = [ns for seating in sides for ns in seating]
+    samples = [ns for placement in sides for ns in placement]
     return PhaseRun(
         batch=1, prompt_len=1, positions=[0, 1], context=1, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=1, tokens_per_step=1, warmup=1, samples_ns=samples,
-        seatings=[Seating(samples=len(one), steps=1) for one in sides],
+        placements=[Placement(samples=len(one), steps=1) for one in sides],
     )  # fmt: skip
 
 
@@ -55,14 +55,14 @@ def rounds_of(draw: np.random.Generator, spread: float, spikes: float) -> list[t
 
 
 def simulated(spread: float, spikes: float, captures: int) -> Captures:
-    """Captures by the rules as they are coded, from 8 seatings of two rounds on."""
-    request = TraceRequest(model="x", out=Path(), seatings=8, repeats=16)
+    """Captures by the rules as they are coded, from 8 placements of two rounds on."""
+    request = TraceRequest(model="x", out=Path(), placements=8, repeats=16)
     draw = np.random.default_rng(7)
-    held, widths, taken, seatings = 0, [], 0, 0
+    held, widths, taken, placements = 0, [], 0, 0
     for _ in range(captures):
         sides: tuple[list[list[int]], list[list[int]]] = ([], [])
         while len(sides[0]) < 8 or (
-            len(sides[0]) < request.most_seatings
+            len(sides[0]) < request.most_placements
             and wide_phases({"decode": [run_of(side) for side in sides]})
         ):
             rounds = rounds_of(draw, spread, spikes)
@@ -76,10 +76,10 @@ def simulated(spread: float, spikes: float, captures: int) -> Captures:
         logs = [math.log(np.median(a) / np.median(b)) for a, b in zip(*sides, strict=True)]
         held += abs(float(np.mean(logs))) <= math.asinh(found / 2)
         widths.append(found)
-        seatings += len(sides[0])
+        placements += len(sides[0])
     return Captures(
-        held=held / captures, width=float(np.median(widths)), rounds=taken / seatings,
-        seatings=seatings / captures,
+        held=held / captures, width=float(np.median(widths)), rounds=taken / placements,
+        placements=placements / captures,
     )  # fmt: skip
 
 
@@ -108,4 +108,4 @@ def test_the_table_of_docs_ledger(spread: float, spikes: float, told: Captures) 
     assert found.held == pytest.approx(told.held, abs=0.06)
     assert found.width == pytest.approx(told.width, rel=0.1)
     assert found.rounds == pytest.approx(told.rounds, rel=0.1)
-    assert found.seatings == pytest.approx(told.seatings, rel=0.1)
+    assert found.placements == pytest.approx(told.placements, rel=0.1)

@@ -154,7 +154,7 @@ def test_disturbed_steps_are_profiled_again_once(
     folder = quick(phase="prefill")
     assert passes == [range(2)] * len(told)
     entry = read_run(folder / "dense").phases["prefill"]
-    assert (entry.steps, entry.seatings[0].steps_disturbed) == (2, kept)
+    assert (entry.steps, entry.placements[0].steps_disturbed) == (2, kept)
     text = (folder / "dense" / entry.trace).read_bytes()
     marks = Counter(re.findall(rb'"prunescope.step#[0-9]+"', gzip.decompress(text)))
     assert marks == {b'"prunescope.step#0"': 1, b'"prunescope.step#1"': 1}

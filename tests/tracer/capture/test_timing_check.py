@@ -14,7 +14,7 @@ from prunescope.tracer.capture.timing import Share
 from prunescope.tracer.capture.timing_check import Seated, TimingCheck, check_timing
 
 pytestmark = pytest.mark.torch
-QUIET, WIDE = [0.01, -0.01] * 2, [0.2, -0.2] * 3  # log ratios of seatings: 8 give ±1 % and ±20 %
+QUIET, WIDE = [0.01, -0.01] * 2, [0.2, -0.2] * 3  # log ratios of placements: 8 give ±1 % and ±20 %
 BUSY: dict[str, Any] = {"retaken": 3, "disturbed": 2, "reasons": ["other processes"]}
 
 
@@ -35,7 +35,7 @@ def cores(monkeypatch: pytest.MonkeyPatch, ours: set[int], *, of: int, threads: 
 
 
 def test_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log ratios ±1 %: with 8 seatings 2.365 · 1.155 % / √8 = 0.97 %."""
+    """Log ratios ±1 %: with 8 placements 2.365 · 1.155 % / √8 = 0.97 %."""
     found = made_up(monkeypatch, [0.01, -0.01] * 2)
     assert found.half_width["8"] == pytest.approx(0.0097, abs=1e-4)
     assert found.half_width["4"] > found.half_width["8"] > found.half_width["32"]
@@ -52,21 +52,21 @@ def test_a_machine_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.ok is False
     assert found.disturbed == pytest.approx(5 / 6)
     assert "stop what else runs" in (found.hint or "")
-    assert "--seatings 32" in (found.hint or "")
+    assert "--placements 32" in (found.hint or "")
 
 
-def test_more_seatings_are_named_where_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """±8 %: 8 seatings give 7.9 %, 16 give 5.0 %, 32 give 3.3 %."""
+def test_more_placements_are_named_where_they_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """±8 %: 8 placements give 7.9 %, 16 give 5.0 %, 32 give 3.3 %."""
     monkeypatch.setattr(timing_check, "num_cores", lambda: 1)
     found = made_up(monkeypatch, [0.09, -0.09] * 3)
-    assert "--seatings 32 is enough for 5 %" in (found.hint or "")
+    assert "--placements 32 is enough for 5 %" in (found.hint or "")
 
 
 def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_check, "_PROMPT", 16)
     threads = torch.get_num_threads()
     found = check_timing(0.0, device="cpu")
-    assert found.seatings == 4
+    assert found.placements == 4
     assert found.check == "timing"
     assert torch.get_num_threads() == threads
     assert found.seconds["8"] == pytest.approx(2 * found.seconds["4"])
@@ -74,12 +74,13 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_length_is_said_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A seating takes 1.5 s; ±1 % of four seatings gives t(3) · 1.155 % / √4 = 1.85 % of four."""
+    """A placement takes 1.5 s; ±1 % of four placements gives t(3) · 1.155 % / √4 = 1.85 % of
+    four."""
     found = made_up(monkeypatch, QUIET, switches=6)
     assert found.seconds == {"4": 6.0, "8": 12.0, "16": 24.0, "32": 48.0}
     said = "4 (6.0 s): ±1.9 %; 8 (12 s): ±1.0 %; 16 (24 s): ±0.6 %; 32 (48 s): ±0.4 %"
     assert said in found.says
-    assert found.switches == 2  # six in three samples of each seating
+    assert found.switches == 2  # six in three samples of each placement
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ def test_wide_intervals_of_a_quiet_machine_ask_for_a_core(monkeypatch: pytest.Mo
     """Nothing is seen to run: what to try, and no more than that."""
     cores(monkeypatch, set(range(8)), of=8, threads=8)
     assert made_up(monkeypatch, WIDE).hint == (
-        "try --threads 7: one of 8 cores is left to the system; --seatings 32"
+        "try --threads 7: one of 8 cores is left to the system; --placements 32"
     )
     cores(monkeypatch, set(range(8)), of=8, threads=4)
-    assert made_up(monkeypatch, WIDE).hint == "--seatings 32"
+    assert made_up(monkeypatch, WIDE).hint == "--placements 32"
 
 
 @pytest.mark.parametrize(
@@ -147,4 +148,4 @@ def test_what_disturbs_is_answered(reason: str, said: str, monkeypatch: pytest.M
 def test_where_a_gpu_computes_threads_are_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     cores(monkeypatch, {0, 1}, of=2, threads=2)
     monkeypatch.setattr(timing_check, "pick_device", lambda _name: torch.device("cuda"))
-    assert made_up(monkeypatch, WIDE).hint == "--seatings 32"
+    assert made_up(monkeypatch, WIDE).hint == "--placements 32"

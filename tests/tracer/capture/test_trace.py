@@ -48,7 +48,7 @@ def test_positions_and_context(static_m: Path) -> None:
     assert (phases["prefill"].steps, phases["decode"].steps) == (2, 3)
 
 
-def test_pruned_run_names_its_twin(static_m: Path) -> None:
+def test_pruned_run_names_its_baseline(static_m: Path) -> None:
     run = read_run(static_m / "pruned")
     digest = sha256_of(static_m / "dense" / "run.json")
     assert plain(run.twin) == {"path": "../dense/run.json", "sha256": digest}

@@ -137,7 +137,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dense(llama: Path) -> dict[tuple[str, str], Modules]:
-    """The ops of the dense twin by module, in every phase and policy."""
+    """The ops of the dense baseline by module, in every phase and policy."""
     model = made(llama)["dense"].model
     return {cell: by_module(model, our_events(model, *cell)) for cell in CELLS}
 

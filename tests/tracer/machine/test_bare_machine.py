@@ -130,7 +130,7 @@ def test_a_capture_needs_torch_and_transformers_alone(ran: Ran) -> None:
         assert set(run["phases"]) == {"prefill", "decode"}
         assert run["phases"]["decode"]["samples_ns"]
     # Without rich the progress is a line a stage.
-    assert re.search(r"^ *\d+\.\d s  seating 1 of 2 \(\d+\)$", done.stderr, re.MULTILINE)
+    assert re.search(r"^ *\d+\.\d s  placement 1 of 2 \(\d+\)$", done.stderr, re.MULTILINE)
 
 
 def test_the_gpu_benchmark_runs_there(ran: Ran) -> None:

@@ -11,7 +11,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.routing.row_router import Rows
 from tests.described import describe

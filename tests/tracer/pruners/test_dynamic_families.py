@@ -15,8 +15,8 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.attention.blocks import budget, usual_block
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.capture.census import dynamic_stats
 from prunescope.tracer.capture.scopes import module_scopes
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners.kv_evict import KeyRanker
 from prunescope.tracer.routing.routing import Draws

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from tests.tracer.dynamic_masks import ALL, PROMPT, assert_dropped, assert_skipped
 from tests.tracer.dynamic_reference import prune, steps, tokens
 from tests.tracer.tiny_models import tiny_model

@@ -12,7 +12,7 @@ import torch
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.attention.parts import read_attentions
 from prunescope.tracer.attention.pruned import PlainAttention
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from tests.tracer.dynamic_reference import (
     ARCHITECTURES,
     assert_logits,

@@ -1,4 +1,5 @@
-"""Families on a tiny model: removed equals masked, caches shrink, the dense twin is untouched."""
+"""Families on a tiny model: removed equals masked, caches shrink, the dense baseline is
+untouched."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.capture.census import census
+from prunescope.tracer.capture.weight_stats import census
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied, draw, family_ids, family_point, pruner

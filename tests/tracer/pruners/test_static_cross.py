@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.census import census
+from prunescope.tracer.capture.weight_stats import census
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import static_nk_cross as cross
 from prunescope.tracer.residual.norms import read_norm

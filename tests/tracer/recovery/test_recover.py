@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.census import census
+from prunescope.tracer.capture.weight_stats import census
 from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model
 from prunescope.tracer.recovery import recover as recovery

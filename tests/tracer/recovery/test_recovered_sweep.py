@@ -33,7 +33,7 @@ def asked(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         plain = {
             "model": str(reader / "model"), "families": ["static-m"], "sparsities": [0.5],
             "phases": ["prefill", "decode"], "prompt_lens": [16], "decode_steps": 2, "repeats": 2,
-            "steps": 1, "seatings": 1, "threads": 1, "text": str(reader / "words.txt"),
+            "steps": 1, "placements": 1, "threads": 1, "text": str(reader / "words.txt"),
             "other_text": str(reader / "other.txt"),
             "recover": {"steps": 8, "rank": 4, "length": 32, "lr": 0.01}, **keys,
         }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import read_text
-from prunescope.tracer.capture.census import dynamic_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.pruners import dynamic_depth

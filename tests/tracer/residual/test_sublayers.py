@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.residual.sublayers import Absent, remove_sublayers, roots
+from prunescope.tracer.residual.sublayers import RemovedSublayer, remove_sublayers, roots
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -82,7 +82,7 @@ def test_roots_are_the_topmost_modules() -> None:
 
 
 def test_absent_leaves_what_it_is_added_to() -> None:
-    stream, absent = torch.ones(2, 3), Absent()
+    stream, absent = torch.ones(2, 3), RemovedSublayer()
     for total in (stream + absent, absent + stream, torch.add(stream, absent)):
         assert total is stream
     assert nn.functional.dropout(absent, 0.1) is absent

@@ -174,7 +174,7 @@ def test_an_estimate_grows_with_the_plan() -> None:
     least = seconds(batches=(1,), repeats=5)
     assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)
     assert least < seconds(batches=(1,), repeats=5, draws=3)
-    assert seconds(batches=(1,), repeats=5, seatings=1) < least
+    assert seconds(batches=(1,), repeats=5, placements=1) < least
 
 
 @pytest.mark.parametrize(

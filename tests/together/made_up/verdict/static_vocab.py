@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prunescope.analysis.verdict.evidence import Evidence, Seen, fell
+from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 
 
-def detect(e: Evidence) -> Seen | None:
+def detect(e: Evidence) -> Detection | None:
     """lm_head is narrower."""
     found = [p for p in e.pairs if p.key[1] == "lm_head" and "N" in fell(p)]
     if not found:
         return None
-    return Seen(["N of lm_head fell"], lambda p: float(p.key[1] == "lm_head"))
+    return Detection(["N of lm_head fell"], lambda p: float(p.key[1] == "lm_head"))

@@ -1,4 +1,4 @@
-"""Intervals of rungs in every format: prefill of the example has them, decode is an old report."""
+"""Intervals of bounds in every format: prefill of the example has them, decode is an old report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prunescope.analysis.report.escape import latex, markdown
 from prunescope.analysis.report.figures import ladder_figure
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
-from prunescope.analysis.report.ledger_view import ladder_table, telling_rung
+from prunescope.analysis.report.ledger_view import ladder_table, telling_interval
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.tables import csv_tables
@@ -35,11 +35,11 @@ def with_ladder(**more: object) -> Phase:
     return msgspec.structs.replace(phase, ladder=msgspec.convert(plain, Ladder))
 
 
-def test_the_table_has_an_interval_of_each_rung_that_is_measured() -> None:
+def test_the_table_has_an_interval_of_each_bound_that_is_measured() -> None:
     table = ladder_table(example.phase())
     assert table is not None
     assert [c.title for c in table.columns] == [
-        "rung", "speedup", "95 % interval", "realised ÷ rung", "meaning"
+        "rung", "speedup", "95 % interval", "realised ÷ bound", "meaning"
     ]  # fmt: skip
     assert {row[0].text: row[2].text for row in table.rows} == WANT
 
@@ -48,16 +48,16 @@ def test_an_interval_that_was_not_measured_is_unknown_and_no_column_stands_for_n
     table = ladder_table(with_ladder(busy_ci95=None))
     assert table is not None
     assert {row[0].text: row[2].text for row in table.rows}["kernel (busy)"] == "–"
-    rungs = ("coverage", "roofline", "busy", "realised")
-    none = ladder_table(with_ladder(**{f"{rung}_ci95": None for rung in rungs}))
+    bounds = ("coverage", "roofline", "busy", "realised")
+    none = ladder_table(with_ladder(**{f"{bound}_ci95": None for bound in bounds}))
     assert none is not None
-    assert [c.title for c in none.columns] == ["rung", "speedup", "realised ÷ rung", "meaning"]
+    assert [c.title for c in none.columns] == ["rung", "speedup", "realised ÷ bound", "meaning"]
 
 
-def test_an_interval_beyond_ten_times_its_rung_says_nothing() -> None:
+def test_an_interval_beyond_ten_times_its_bound_says_nothing() -> None:
     phase = with_ladder(coverage_ci95=[0.1, 400.0])
     assert phase.ladder is not None
-    assert telling_rung(phase.ladder, "coverage") is None
+    assert telling_interval(phase.ladder, "coverage") is None
     assert ladder_figure(phase, "prefill").axes[0].get_xlim()[1] < 2
     assert "400.00×" not in render_html(
         msgspec.structs.replace(example.two_phases(), phases={"a": phase})
@@ -88,7 +88,7 @@ def test_every_page_and_table_shows_them() -> None:
             assert written(span) in text
 
 
-def test_a_measured_rung_without_an_interval_is_unknown_on_a_page_and_a_terminal() -> None:
+def test_a_measured_bound_without_an_interval_is_unknown_on_a_page_and_a_terminal() -> None:
     phase = with_ladder(busy_ci95=None)
     report = msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
     page = render_html(report)

@@ -1,6 +1,6 @@
 """How far a verdict can be trusted: kernels that a trace lacks, lost roles, unequal steps.
 
-In: the kernels of both sides and what the verdict read. Out: doubts, each with the confidence that
+In: the kernels of both sides and what the verdict read. Out: caveats, each with the confidence that
 it leaves, and the verdict under them. A lost kernel looks like a pruned one: this tells them apart.
 """
 
@@ -13,7 +13,7 @@ import polars as pl
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.reasons import Doubt, doubt_text
+from prunescope.analysis.verdict.reasons import Caveat, caveat_text
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES, UNPLACED
 
@@ -27,13 +27,13 @@ _SUBLAYERS = (
 )
 
 
-def doubts(
+def caveats(
     pruned: Kernels,
     *,
     dense: Kernels | None = None,
     evidence: Evidence | None = None,
     family: FamilyVerdict | None = None,
-) -> list[Doubt]:
+) -> list[Caveat]:
     """Every doubt about a phase and its verdict; a trace alone has no verdict to be doubted."""
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
@@ -51,8 +51,8 @@ def doubts(
     return found
 
 
-def apply_doubts(family: FamilyVerdict, found: list[Doubt]) -> FamilyVerdict:
-    """The verdict with its doubts: less confidence, and unknown where next to none is left."""
+def apply_caveats(family: FamilyVerdict, found: list[Caveat]) -> FamilyVerdict:
+    """The verdict with its caveats: less confidence, and unknown where next to none is left."""
     if not found:
         return family
     most = min(doubt.most for doubt in found)
@@ -60,45 +60,45 @@ def apply_doubts(family: FamilyVerdict, found: list[Doubt]) -> FamilyVerdict:
     return FamilyVerdict(
         id="unknown" if unknown else family.id,
         confidence=min(family.confidence, most),
-        evidence=[*map(doubt_text, found), *family.evidence],
+        evidence=[*map(caveat_text, found), *family.evidence],
         parts=family.parts,
         alternatives=[family.id, *family.alternatives] if unknown else family.alternatives,
     )
 
 
-def _lost_kernels(name: str, kernels: Kernels) -> Doubt | None:
+def _lost_kernels(name: str, kernels: Kernels) -> Caveat | None:
     count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
-    return Doubt("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
+    return Caveat("lost-kernels", name, (lost, count)) if kernels.lacks_kernels else None
 
 
-def _cut_off(name: str, kernels: Kernels) -> Doubt | None:
+def _cut_off(name: str, kernels: Kernels) -> Caveat | None:
     """A file that ends before the trace does: events of whole layers may stand behind the cut."""
-    return Doubt("cut-off", name) if kernels.linked.cut else None
+    return Caveat("cut-off", name) if kernels.linked.cut else None
 
 
-def _captured(name: str, kernels: Kernels) -> Doubt | None:
+def _captured(name: str, kernels: Kernels) -> Caveat | None:
     """Launches that did not run where they were traced: what they would have run seems pruned."""
     captured = kernels.linked.launches["captured"]
     if not captured:
         return None
     numbers = captured, captured + kernels.linked.launches["events"]
     if kernels.is_captured:
-        return Doubt("captured-step", name, numbers)
-    return Doubt("captured-launches", name, numbers)
+        return Caveat("captured-step", name, numbers)
+    return Caveat("captured-launches", name, numbers)
 
 
-def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Doubt]:
+def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Caveat]:
     """A side without any GEMM, or one that lost kernels and has no GEMM of a linear left."""
     for name in ("pruned", "dense"):
         there = [p.key[1] for p in e.pairs if getattr(p, name) is not None]
         linear = set(there) & set(LINEARS)
         if e.pairs and not there:
-            yield Doubt("no-gemm", name)
+            yield Caveat("no-gemm", name)
         elif e.pairs and not linear and name in lossy:
-            yield Doubt("no-linear", name)
+            yield Caveat("no-linear", name)
 
 
-def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Doubt]:
+def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Caveat]:
     """Layers that are said to be gone, and are not gone as a pruning of layers leaves them: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
@@ -113,9 +113,9 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
     if torn:
-        yield Doubt("torn-sublayers", numbers=(len(torn),))
+        yield Caveat("torn-sublayers", numbers=(len(torn),))
     elif hollow:
-        yield Doubt("hollow-sublayers", numbers=(len(hollow),))
+        yield Caveat("hollow-sublayers", numbers=(len(hollow),))
 
 
 def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:
@@ -128,7 +128,7 @@ def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple
     return dense.modules - called
 
 
-def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
+def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is None or now is None or now >= before - _FALL:
         return
@@ -138,9 +138,9 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Doubt]:
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
     alike = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
     if alike:
-        yield Doubt("fewer-roles", numbers=(now, before))
+        yield Caveat("fewer-roles", numbers=(now, before))
     else:
-        yield Doubt("other-roles", numbers=(now, before))
+        yield Caveat("other-roles", numbers=(now, before))
 
 
 def _known_roles(kernels: Kernels) -> float | None:
@@ -156,9 +156,9 @@ def _roles_by_count(kernels: Kernels) -> float:
     return int(roles.is_in(UNPLACED).not_().sum()) / max(1, len(roles))
 
 
-def _unequal(name: str, kernels: Kernels) -> Doubt | None:
+def _unequal(name: str, kernels: Kernels) -> Caveat | None:
     ends = unequal_steps(kernels, spread=_SPREAD)
-    return None if ends is None else Doubt("unequal-steps", name, ends)
+    return None if ends is None else Caveat("unequal-steps", name, ends)
 
 
 def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_blocks import Census, Matrix, ModuleCounts
+from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 from prunescope.tracer.model.compat import inner
 
 
 @torch.no_grad()
-def census(model: nn.Module) -> Census:
+def census(model: nn.Module) -> WeightStats:
     """A Matrix for each weight of two or more dimensions."""
     rows = []
     for path, module in inner(model).named_modules():
@@ -25,7 +25,7 @@ def census(model: nn.Module) -> Census:
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
                 rows.append(_row(name, module, parameter_name, parameter))
-    return Census(matrices=rows)
+    return WeightStats(matrices=rows)
 
 
 def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor) -> Matrix:

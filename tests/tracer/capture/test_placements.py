@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from prunescope.analysis.ledger.samples import Samples, draw_seatings, widened_weights
-from prunescope.taxonomy.run import PhaseRun, Seating, read_run
-from prunescope.tracer.capture import seatings, timing
-from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.seatings import (
+from prunescope.analysis.ledger.samples import Samples, sample_placements, widened_weights
+from prunescope.taxonomy.run import PhaseRun, Placement, read_run
+from prunescope.tracer.capture import placements, timing
+from prunescope.tracer.capture.placements import (
     further_part,
     parts_of,
     place,
@@ -28,6 +27,7 @@ from prunescope.tracer.capture.seatings import (
     shares,
     width,
 )
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweptRequest
 from tests.tracer.tiny_models import tiny_model
 
@@ -44,10 +44,10 @@ def addresses(model: torch.nn.Module) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("room", [1 << 40, 0], ids=["one block", "one by one"])
-def test_a_seating_moves_everything_and_changes_nothing(
+def test_a_placement_moves_everything_and_changes_nothing(
     tiny: Any, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seatings, "free_bytes", lambda _device: room)
+    monkeypatch.setattr(placements, "free_bytes", lambda _device: room)
     tiny.model.norm.weight.requires_grad_(False)
     before = {n: (t.clone(), t.stride(), t.requires_grad, t) for n, t in tensors(tiny).items()}
     where = addresses(tiny)
@@ -69,7 +69,7 @@ def test_weights_that_move_one_by_one_take_little_more_memory(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a block of its own, longer than the weight by 64 KiB and two alignments at most."""
-    monkeypatch.setattr(seatings, "free_bytes", lambda _device: 0)
+    monkeypatch.setattr(placements, "free_bytes", lambda _device: 0)
     draw = random.Random(0)
     for _ in range(2):
         place([tiny], draw)
@@ -80,8 +80,9 @@ def test_weights_that_move_one_by_one_take_little_more_memory(
     assert len({at % (1 << 16) for at in where.values()}) > len(where) / 2
 
 
-def test_every_seating_draws_other_places() -> None:
-    """Places within a large page, and the order of tensors: both differ from seating to seating."""
+def test_every_placement_draws_other_places() -> None:
+    """Places within a large page, and the order of tensors: both differ from placement to
+    placement."""
     model = tiny_model("llama")
     draw, seen, orders = random.Random(0), set(), set()
     for _ in range(4):
@@ -151,16 +152,16 @@ def test_packed_weights_move_with_their_parts() -> None:
 def test_shares_are_as_equal_as_can_be() -> None:
     assert shares(20, 8) == [2, 3, 2, 3, 2, 3, 2, 3]
     assert shares(5, 5) == [1] * 5
-    parts = parts_of(TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8))
+    parts = parts_of(TraceRequest(model="x", out=Path(), repeats=20, steps=5, placements=8))
     assert sum(part.repeats for part in parts) == 20
-    assert [part.steps for part in parts] == [1] * 8  # one a seating at least
-    swept = SweptRequest(model="x", out=Path(), repeats=6, steps=2, seatings=6)
+    assert [part.steps for part in parts] == [1] * 8  # one a placement at least
+    swept = SweptRequest(model="x", out=Path(), repeats=6, steps=2, placements=6)
     assert [part.steps for part in parts_of(swept)] == [0, 0, 1, 0, 0, 1]
-    few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, seatings=8))
+    few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, placements=8))
     assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
 
 
-def test_a_width_is_that_of_a_t_interval_over_seatings() -> None:
+def test_a_width_is_that_of_a_t_interval_over_placements() -> None:
     # Logs of the ratios of medians: 0, 0.02, 0.04, 0.02; standard deviation 0.01633, and Student's
     # t with 3 degrees of freedom is 3.182: half a width of 3.182 * 0.01633 / 2 = 0.02598.
     dense = [[100, 100], [102.02, 90, 110], [104.08], [102.02]]
@@ -174,7 +175,7 @@ def test_a_width_is_the_one_that_a_report_gives() -> None:
     sides = [
         np.round(1e8 * np.exp(draw.normal(0, 0.05, (10, 3)))).astype(int).tolist() for _ in "dp"
     ]
-    weights = widened_weights(draw_seatings(draw, 10, 20_000))
+    weights = widened_weights(sample_placements(draw, 10, 20_000))
     dense, pruned = (Samples.of(side) for side in sides)
     ratios = dense.walls(weights) / pruned.walls(weights)
     low, high = np.quantile(ratios, (0.025, 0.975))
@@ -184,42 +185,44 @@ def test_a_width_is_the_one_that_a_report_gives() -> None:
 @pytest.mark.parametrize(
     ("asked", "most"),
     [
-        ({"seatings": 8, "repeats": 20}, 16),
-        ({"seatings": 8, "repeats": 6}, 12),
-        ({"seatings": 5, "repeats": 20}, 5),  # too few to judge a width by
-        ({"seatings": 8, "repeats": 20, "max_seatings": 8}, 8),
-        ({"seatings": 2, "repeats": 2, "max_seatings": 5}, 5),
-        ({"seatings": 8, "repeats": 20, "max_seatings": 5}, 5),
+        ({"placements": 8, "repeats": 20}, 16),
+        ({"placements": 8, "repeats": 6}, 12),
+        ({"placements": 5, "repeats": 20}, 5),  # too few to judge a width by
+        ({"placements": 8, "repeats": 20, "max_placements": 8}, 8),
+        ({"placements": 2, "repeats": 2, "max_placements": 5}, 5),
+        ({"placements": 8, "repeats": 20, "max_placements": 5}, 5),
     ],
 )
-def test_how_many_seatings_there_can_be(asked: dict[str, int], most: int) -> None:
+def test_how_many_placements_there_can_be(asked: dict[str, int], most: int) -> None:
     request = TraceRequest(model="x", out=Path(), **asked)  # type: ignore[arg-type]
-    assert request.most_seatings == most
-    assert len(parts_of(request)) == min(asked["seatings"], asked["repeats"], most)
+    assert request.most_placements == most
+    assert len(parts_of(request)) == min(asked["placements"], asked["repeats"], most)
 
 
 @pytest.mark.parametrize(("wide_until", "count"), [(0, 3), (4, 4), (99, 5)])
-def test_wide_intervals_ask_for_further_seatings(
+def test_wide_intervals_ask_for_further_placements(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wide_until: int, count: int
 ) -> None:
     def seen(one: list[list[int]], other: list[list[int]]) -> float:
         assert len(one) == len(other) >= 3
         return 0.2 if len(one) < wide_until else 0.01
 
-    monkeypatch.setattr(seatings, "width", seen)
+    monkeypatch.setattr(placements, "width", seen)
     monkeypatch.setattr(timing, "_PLACED", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    folder = quick(method="static-m", sparsity=0.5, seatings=3, repeats=4, steps=4, max_seatings=5)
+    folder = quick(
+        method="static-m", sparsity=0.5, placements=3, repeats=4, steps=4, max_placements=5
+    )
     for name in ("dense", "pruned"):
         for phase, run in read_run(folder / name).phases.items():
-            assert [len(own) for own in run.samples_by_seating] == [1, 1, 2, 2, 2][:count]
+            assert [len(own) for own in run.samples_by_placement] == [1, 1, 2, 2, 2][:count]
             with gzip.open(folder / name / run.trace) as file:
                 events = json.load(file)["traceEvents"]
             steps = {e["name"] for e in events if e["name"].startswith("prunescope.step#")}
             assert len(steps - {"prunescope.step#warmup"}) == run.steps
-            assert sum(seating.steps for seating in run.seatings) == run.steps
-            assert run.seatings_asked == (None if count == 3 else 3)
+            assert sum(placement.steps for placement in run.placements) == run.steps
+            assert run.placements_requested == (None if count == 3 else 3)
             assert phase == "decode" or run.steps == 4 + 2 * (count - 3)
 
 
@@ -234,11 +237,14 @@ def test_only_phases_with_wide_intervals_are_seated_again(
         seen.append(len(one))
         return 0.2 if len(seen) % 2 == 0 else 0.01
 
-    monkeypatch.setattr(seatings, "width", wide_second)
-    folder = quick(method="static-m", sparsity=0.5, seatings=2, repeats=2, max_seatings=3)
+    monkeypatch.setattr(placements, "width", wide_second)
+    folder = quick(method="static-m", sparsity=0.5, placements=2, repeats=2, max_placements=3)
     phases = read_run(folder / "pruned").phases
-    assert {name: len(run.seatings) for name, run in phases.items()} == {"prefill": 2, "decode": 3}
-    assert {name: run.seatings_asked for name, run in phases.items()} == {
+    assert {name: len(run.placements) for name, run in phases.items()} == {
+        "prefill": 2,
+        "decode": 3,
+    }
+    assert {name: run.placements_requested for name, run in phases.items()} == {
         "prefill": None,
         "decode": 2,
     }
@@ -247,7 +253,7 @@ def test_only_phases_with_wide_intervals_are_seated_again(
 @pytest.mark.parametrize(
     ("most", "wide", "drawn", "asked"), [(4, 9.0, 4, None), (4, 0.0, 2, 4), (6, 9.0, 6, 4)]
 )
-def test_a_run_says_how_many_seatings_were_asked_for_where_others_were_drawn(
+def test_a_run_says_how_many_placements_were_asked_for_where_others_were_drawn(
     quick: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     most: int,
@@ -255,26 +261,26 @@ def test_a_run_says_how_many_seatings_were_asked_for_where_others_were_drawn(
     drawn: int,
     asked: int | None,
 ) -> None:
-    """Two samples for four seatings: two at first, and as many as are drawn while it is wide."""
-    monkeypatch.setattr(seatings, "width", lambda *_sides: wide)
+    """Two samples for four placements: two at first, and as many as are drawn while it is wide."""
+    monkeypatch.setattr(placements, "width", lambda *_sides: wide)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    folder = quick(method="static-m", sparsity=0.5, seatings=4, repeats=2, max_seatings=most)
+    folder = quick(method="static-m", sparsity=0.5, placements=4, repeats=2, max_placements=most)
     for name in ("dense", "pruned"):
         for phase in read_run(folder / name).phases.values():
-            assert (len(phase.seatings), phase.seatings_asked) == (drawn, asked)
+            assert (len(phase.placements), phase.placements_requested) == (drawn, asked)
 
 
-def test_no_further_seatings_beside_other_work(
+def test_no_further_placements_beside_other_work(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seatings, "width", lambda *_sides: 0.2)
+    monkeypatch.setattr(placements, "width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: busy)
-    folder = quick(method="static-m", sparsity=0.5, seatings=3, repeats=3, max_seatings=5)
+    folder = quick(method="static-m", sparsity=0.5, placements=3, repeats=3, max_placements=5)
     for phase in read_run(folder / "pruned").phases.values():
         assert phase.has_disturbed_samples
-        assert (len(phase.seatings), phase.seatings_asked) == (3, None)
+        assert (len(phase.placements), phase.placements_requested) == (3, None)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,7 @@ def test_no_further_seatings_beside_other_work(
         ([2.0, 2.02], True, 2),  # a speedup is no spread
     ],
 )
-def test_a_seating_is_sampled_until_its_ratio_is_known(
+def test_a_placement_is_sampled_until_its_ratio_is_known(
     ratios: list[float], settle: bool, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = itertools.chain(ratios, itertools.repeat(ratios[-1]))
@@ -313,24 +319,24 @@ def test_a_seating_is_sampled_until_its_ratio_is_known(
     assert orders == [False, True] * (count // 2)  # each way as often
 
 
-def test_a_further_seating_has_the_samples_and_steps_of_the_largest() -> None:
-    request = TraceRequest(model="x", out=Path(), repeats=20, steps=5, seatings=8)
+def test_a_further_placement_has_the_samples_and_steps_of_the_largest() -> None:
+    request = TraceRequest(model="x", out=Path(), repeats=20, steps=5, placements=8)
     part = further_part(request, 9, ("decode",))
     assert (part.number, part.repeats, part.steps) == (9, 3, 1)
     assert part.phases == ("decode",)
 
 
-def test_a_capture_keeps_samples_and_steps_by_seating(quick: Callable[..., Path]) -> None:
-    out = quick(method="static-m", sparsity=0.5, seatings=3, repeats=7, steps=4)
+def test_a_capture_keeps_samples_and_steps_by_placement(quick: Callable[..., Path]) -> None:
+    out = quick(method="static-m", sparsity=0.5, placements=3, repeats=7, steps=4)
     for variant in ("dense", "pruned"):
         run = read_run(out / variant)
-        for name, per_seating in (("prefill", [1, 1, 2]), ("decode", [3, 3, 3])):
+        for name, per_placement in (("prefill", [1, 1, 2]), ("decode", [3, 3, 3])):
             phase = run.phases[name]
-            assert [seat.samples for seat in phase.seatings] == [2, 2, 3]
-            assert list(map(len, phase.samples_by_seating)) == [2, 2, 3]
-            assert [seat.steps for seat in phase.seatings] == per_seating
-            assert phase.steps == sum(per_seating)
-            assert all(seat.cost_ns > 0 for seat in phase.seatings)
+            assert [seat.samples for seat in phase.placements] == [2, 2, 3]
+            assert list(map(len, phase.samples_by_placement)) == [2, 2, 3]
+            assert [seat.steps for seat in phase.placements] == per_placement
+            assert phase.steps == sum(per_placement)
+            assert all(seat.cost_ns > 0 for seat in phase.placements)
             raw = gzip.decompress((out / variant / f"{name}.trace.json.gz").read_bytes())
             events = [e for e in json.loads(raw)["traceEvents"] if e["ph"] == "X"]
             steps = [e for e in events if e["name"].startswith("prunescope.step#")]
@@ -341,7 +347,7 @@ def test_a_capture_keeps_samples_and_steps_by_seating(quick: Callable[..., Path]
             assert [e["name"] for e in events].count("prunescope.phase") == 1
 
 
-def test_one_seating_leaves_weights_where_they_are(
+def test_one_placement_leaves_weights_where_they_are(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -349,14 +355,14 @@ def test_one_seating_leaves_weights_where_they_are(
 
     monkeypatch.setattr("prunescope.tracer.capture.session.place", refuse)
     phase = read_run(quick(phase="decode") / "dense").phases["decode"]
-    assert [seat.steps for seat in phase.seatings] == [3]
-    assert phase.samples_by_seating == [phase.samples_ns]
+    assert [seat.steps for seat in phase.placements] == [3]
+    assert phase.samples_by_placement == [phase.samples_ns]
 
 
 def test_counts_of_dynamic_families_are_those_of_all_profiled_steps(
     quick: Callable[..., Path],
 ) -> None:
-    out = quick(method="dynamic-m", seatings=2, repeats=2, phase="decode")
+    out = quick(method="dynamic-m", placements=2, repeats=2, phase="decode")
     census = read_run(out / "pruned").census
     assert census is not None
     for counted in census.dynamic["decode"].values():
@@ -382,16 +388,16 @@ def test_a_buffer_that_a_forward_wrote_anew_keeps_its_place() -> None:
     assert (model.weight.data_ptr() == before, model.angles.data_ptr() == kept) == (False, True)
 
 
-def test_every_seating_weighs_as_much_in_what_is_disturbed() -> None:
+def test_every_placement_weighs_as_much_in_what_is_disturbed() -> None:
     """One of eight of which all is disturbed is an eighth of the time of a step, however many
     samples were added to the others (2 of 65 samples)."""
     run = PhaseRun(
         batch=1, prompt_len=8, positions=[0, 8], context=4, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=8, tokens_per_step=8, warmup=1,
         samples_ns=[1] * 65,
-        seatings=[*(Seating(samples=9, steps=1) for _ in range(7)),
-                  Seating(samples=2, steps=1, disturbed=2)],
+        placements=[*(Placement(samples=9, steps=1) for _ in range(7)),
+                  Placement(samples=2, steps=1, disturbed=2)],
     )  # fmt: skip
     assert run.has_disturbed_samples
-    run.seatings[-1].disturbed = 1  # a half of an eighth: 6 %
+    run.placements[-1].disturbed = 1  # a half of an eighth: 6 %
     assert not run.has_disturbed_samples

@@ -6,7 +6,7 @@ import io
 import zlib
 
 
-def drawn_with() -> str:
+def plotted_with() -> str:
     """What figures are drawn with: another version of it may place text elsewhere."""
     import matplotlib
     from matplotlib import ft2font

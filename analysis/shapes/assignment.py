@@ -1,4 +1,4 @@
-"""What is known of the kernels of a forward pass: in, items and slots; out, a `Placement`."""
+"""What is known of the kernels of a forward pass: in, items and slots; out, a `Assignment`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prunescope.analysis.shapes.items import Item
 
 
 @dataclass
-class Placement:
+class Assignment:
     """`gemms` and `attentions` (item, layer) that are sure; `problems`: contradictions; `unsure`:
     items that more than one place would fit; `explained`: share of a layer's GEMM time."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import prunescope
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.pareto import doubt_of
+from prunescope.analysis.pareto.pareto import caveat_of
 from prunescope.analysis.report import comparison, sentences
 from prunescope.analysis.report.figures import ledger_figure
 from prunescope.analysis.report.html import render_html
@@ -64,7 +64,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_speedup_stands_before_the_doubt(name: str) -> None:
+def test_no_speedup_stands_before_the_caveat(name: str) -> None:
     report = disturbed()
     text = FORMATS[name](report)
     assert text.index("timing not valid") < min(
@@ -111,12 +111,12 @@ def test_points_of_a_sweep_are_marked_and_the_note_comes_first() -> None:
     cell.winners = frontier.winners([bad], batch=1, prompt_len=512)
     assert re.search(r"\| static-m \| 1\.30× \? \|", render_pareto(found))
     report = disturbed()
-    assert doubt_of(report.phases["prefill"])
-    assert not doubt_of(example.two_phases().phases["prefill"])
+    assert caveat_of(report.phases["prefill"])
+    assert not caveat_of(example.two_phases().phases["prefill"])
 
 
 def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:
-    """Two seatings far apart: Student's t of one degree of freedom stretches them beyond all."""
+    """Two placements far apart: Student's t of one degree of freedom stretches them beyond all."""
     phase = example.phase()
     rows = phase.ledger or []
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a seating of a run.json may hold: reports rely on it, and the file may be a stranger's."""
+"""What a placement of a run.json may hold: reports rely on it, and the file may be a stranger's."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.json_fields import plain
-from prunescope.taxonomy.run import Seating
+from prunescope.taxonomy.run import Placement
 from prunescope.taxonomy.run_schema import first_wrong
 
 
 def wrong(**fields: Any) -> str | None:
-    seating = {**plain(Seating(samples=2, steps=1, switches=3)), **fields}
-    return first_wrong({"phases": {"decode": {"seatings": [seating]}}})
+    placement = {**plain(Placement(samples=2, steps=1, switches=3)), **fields}
+    return first_wrong({"phases": {"decode": {"placements": [placement]}}})
 
 
 def test_what_is_written_is_read() -> None:
     assert wrong() is None
-    assert "switches" not in plain(Seating(samples=2, steps=1))  # as in runs of before
+    assert "switches" not in plain(Placement(samples=2, steps=1))  # as in runs of before
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_what_is_written_is_read() -> None:
 )  # fmt: skip
 def test_what_no_capture_writes_is_refused(field: str, value: Any) -> None:
     found = wrong(**{field: value})
-    assert found is not None and found.startswith(f"phases.decode.seatings.0.{field}")
+    assert found is not None and found.startswith(f"phases.decode.placements.0.{field}")

@@ -1,6 +1,7 @@
-"""The books of a comparison: units, what should remain of them, and the ledger in its domain.
+"""The inputs of a comparison: units, what should remain of them, and the ledger in its domain.
 
-In: units, the nominal sparsity and the unprofiled samples (ns) of both sides. Out: Books.
+In: units, the nominal sparsity and the unprofiled samples (ns) of both sides. Out:
+AttributionInputs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 
 @dataclass(frozen=True)
-class Books:
+class AttributionInputs:
     """The comparison of a phase. `nominal`: the sparsity that was asked for, None where nobody says
     it; `replicates`: of the ledger, None where nothing can be resampled."""
 
@@ -60,17 +61,17 @@ class Books:
         return found.with_columns(ns=pl.col("busy") * pl.col("factor")).drop("factor")
 
 
-def keep_books(
+def attribution_inputs(
     units: Units,
     *,
     nominal: float | None,
     samples_ns: tuple[Samples | list[int], Samples | list[int]],
     on_device: bool,
-) -> Books:
-    """The books of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side."""
+) -> AttributionInputs:
+    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side."""
     ratio = ratios(units, nominal)
     domain = choose_domain(units, *samples_ns, on_device=on_device)
-    return Books(
+    return AttributionInputs(
         units=units,
         nominal=nominal,
         ratio=ratio,

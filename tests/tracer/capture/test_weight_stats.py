@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.run_blocks import ModuleCounts
-from prunescope.tracer.capture.census import census, dynamic_stats, matrix_row
+from prunescope.tracer.capture.weight_stats import census, dynamic_stats, matrix_row
 
 pytestmark = pytest.mark.torch
 

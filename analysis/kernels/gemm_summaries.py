@@ -1,7 +1,7 @@
 """The GEMMs of a trace that tell what others would take, and why the rest does not.
 
-In: the kernels frame (roofline, tiles and waves). Out: `Seen`; times in ns a call, as the kernels
-ran: what counts of a kernel under another one says nothing of its speed.
+In: the kernels frame (roofline, tiles and waves). Out: `GemmSummaries`; times in ns a call, as the
+kernels ran: what counts of a kernel under another one says nothing of its speed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key = tuple[str, Gemm]  # role, shape
 
 
 @dataclass(frozen=True)
-class SeenGemm:
+class GemmSummary:
     """A distinct GEMM as it ran: means a call, ns."""
 
     role: str
@@ -70,10 +70,10 @@ class SeenGemm:
 
 
 @dataclass(frozen=True)
-class Seen:
+class GemmSummaries:
     """`gemms` that tell, and of the rest the reason why they do not."""
 
-    gemms: dict[Key, SeenGemm] = field(default_factory=dict)
+    gemms: dict[Key, GemmSummary] = field(default_factory=dict)
     refused: dict[Key, str] = field(default_factory=dict)
 
 
@@ -82,7 +82,7 @@ def is_hidden(busy: float, ran: float) -> bool:
     return busy < BESIDE * ran
 
 
-def seen_gemms(kernels: Kernels) -> Seen:
+def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     """The GEMMs that ran in full view, in kernels whose names tell tiles that explain their grids;
     of the others the reason of those that ran longest."""
     rows = kernels.frame.filter(pl.col("main") & pl.col("kind").is_in(GEMM_KINDS))
@@ -97,7 +97,7 @@ def seen_gemms(kernels: Kernels) -> Seen:
             pl.col("memory_ns").first(),
         )
     )
-    seen = Seen()
+    seen = GemmSummaries()
     for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
         work = kernels.works[row["call"]] if row["call"] is not None else None
         if work is None or len(work.gemms) != 1 or not work.gemms[0].k or not row["duration"]:
@@ -126,9 +126,9 @@ def _refusal() -> pl.Expr:
     )
 
 
-def _seen(key: Key, row: dict[str, Any]) -> SeenGemm:
+def _seen(key: Key, row: dict[str, Any]) -> GemmSummary:
     role, gemm = key
-    return SeenGemm(
+    return GemmSummary(
         role=role,
         gemm=gemm,
         tile=row["tile"],

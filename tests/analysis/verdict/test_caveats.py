@@ -11,9 +11,9 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
-from prunescope.analysis.verdict import doubts, reasons
-from prunescope.analysis.verdict.doubts import apply_doubts
-from prunescope.analysis.verdict.reasons import Doubt
+from prunescope.analysis.verdict import caveats, reasons
+from prunescope.analysis.verdict.caveats import apply_caveats
+from prunescope.analysis.verdict.reasons import Caveat
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import BF16, found, layers, mm, report
@@ -138,11 +138,11 @@ def test_steps_of_unequal_work_lower_the_confidence(tmp_path: Path) -> None:
     assert not [line for line in phase.family.evidence if "steps hold" in line]
 
 
-def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
+def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
     family = FamilyVerdict(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
-    assert apply_doubts(family, []) is family
-    less = apply_doubts(
-        family, [Doubt("fewer-roles", None, (0.7, 0.9)), Doubt("torn-sublayers", None, (3,))]
+    assert apply_caveats(family, []) is family
+    less = apply_caveats(
+        family, [Caveat("fewer-roles", None, (0.7, 0.9)), Caveat("torn-sublayers", None, (3,))]
     )
     assert (less.id, less.confidence) == ("static-m", 0.3)
     assert less.evidence == [
@@ -151,15 +151,15 @@ def test_no_doubt_changes_nothing_and_the_strongest_one_counts() -> None:
         "does",
         "6 of 24 layers gone",
     ]
-    none = apply_doubts(family, [Doubt("no-gemm", "pruned")])
+    none = apply_caveats(family, [Caveat("no-gemm", "pruned")])
     assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
     assert none.evidence[0] == "pruned: the trace holds no GEMM at all"
 
 
-def test_every_kind_of_doubt_has_words_and_a_weight() -> None:
-    source = Path(doubts.__file__).read_text(encoding="utf-8")
-    kinds = set(re.findall(r'Doubt\(\s*"([a-z-]+)"', source))
-    assert kinds == set(reasons.DOUBTS) == set(reasons.WEIGHT)
+def test_every_kind_of_caveat_has_words_and_a_weight() -> None:
+    source = Path(caveats.__file__).read_text(encoding="utf-8")
+    kinds = set(re.findall(r'Caveat\(\s*"([a-z-]+)"', source))
+    assert kinds == set(reasons.CAVEATS) == set(reasons.WEIGHT)
 
 
 def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:

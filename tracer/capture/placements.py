@@ -1,4 +1,5 @@
-"""Seatings: weights are put into fresh memory, so that where they lie is drawn and not a constant.
+"""Placements: weights are put into fresh memory, so that where they lie is drawn and not a
+constant.
 
 A model and its own copy differ by up to 3 % for as long as both stay where they are (caches, pages,
 memory channels). In: models. Out: nothing; parameters and buffers lie elsewhere, with equal values,
@@ -47,8 +48,9 @@ def shares(total: int, parts: int) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeatingPart:
-    """A seating's part of the samples, and of the profiled steps of a prefill; of these phases."""
+class PlacementPart:
+    """A placement's part of the samples, and of the profiled steps of a prefill; of these
+    phases."""
 
     number: int
     repeats: int
@@ -56,21 +58,21 @@ class SeatingPart:
     phases: tuple[str, ...]
 
 
-def parts_of(request: TraceRequest) -> list[SeatingPart]:
-    """One a seating, with a sample at least, and with a profiled step where those are seated."""
-    count = request.first_seatings
+def parts_of(request: TraceRequest) -> list[PlacementPart]:
+    """One a placement, with a sample at least, and with a profiled step where those are seated."""
+    count = request.first_placements
     repeats = shares(request.repeats, count)
     steps = shares(max(request.steps, count * request.seated_steps), count)
     return [
-        SeatingPart(number=i, repeats=repeats[i], steps=steps[i], phases=request.phases)
+        PlacementPart(number=i, repeats=repeats[i], steps=steps[i], phases=request.phases)
         for i in range(count)
     ]
 
 
-def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) -> SeatingPart:
+def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) -> PlacementPart:
     """One more, of these phases, with as many samples and steps as the largest that was asked."""
     parts = parts_of(request)
-    return SeatingPart(
+    return PlacementPart(
         number=number,
         repeats=max(part.repeats for part in parts),
         steps=max(part.steps for part in parts),
@@ -83,15 +85,15 @@ def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
     something else ran beside one: such times are not valid, however narrow their interval."""
     if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
         return ()
-    seated = {phase: [run.samples_by_seating for run in sides] for phase, sides in runs.items()}
+    seated = {phase: [run.samples_by_placement for run in sides] for phase, sides in runs.items()}
     return tuple(phase for phase, sides in seated.items() if width(*sides) > NARROW)
 
 
 def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
     """Of the 95 % interval of the ratio of two models' times, as a share of the ratio. Samples, ns,
-    by seating; infinite where there are too few of them.
+    by placement; infinite where there are too few of them.
 
-    t interval of the mean over seatings of the logarithm of the ratio of the seating's medians.
+    t interval of the mean over placements of the logarithm of the ratio of the placement's medians.
     """
     logs = [
         math.log(statistics.median(a) / statistics.median(b))
