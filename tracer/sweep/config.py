@@ -79,7 +79,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    keys: dict[Any, Any] = OLD_KEYS
+    keys: dict[Any, Any] = dict(OLD_KEYS)
     return {keys.get(key, key): value for key, value in plain.items()}
 
 
