@@ -79,8 +79,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    keys: dict[Any, Any] = dict(OLD_KEYS)
-    return {keys.get(key, key): value for key, value in plain.items()}
+    return {OLD_KEYS[key] if key in OLD_KEYS else key: value for key, value in plain.items()}
 
 
 # Keys as versions before 0.2 named them; sweep.json of those versions holds them too.
