@@ -79,7 +79,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    return {OLD_KEYS[key] if key in OLD_KEYS else key: value for key, value in plain.items()}
+    for old, new in OLD_KEYS.items():
+        if old in plain:
+            plain.setdefault(new, plain.pop(old))
+    return plain
 
 
 # Keys as versions before 0.2 named them; sweep.json of those versions holds them too.
