@@ -21,6 +21,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import PhaseRun, read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.scopes import module_scopes
@@ -28,7 +29,6 @@ from prunescope.tracer.capture.timing import Share, take_share
 from prunescope.tracer.capture.trace import TraceRequest, trace
 from prunescope.tracer.capture.variants import Prepared, Variant
 from prunescope.tracer.machine.peaks import measure_peaks
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import Loaded, load_model
 
 # What a profiled pass may switch on; "as traced" is what `prunescope trace` does.
@@ -207,7 +207,7 @@ def _timed(shares: Sequence[Share], name: str) -> dict[str, Any]:
 def _ids(bench: Bench, batch: int, *, phase: str) -> torch.Tensor:
     table = dense_model(bench).model.get_input_embeddings()
     length = prompt_of(bench) + (few(bench)["decode_steps"] if phase == "decode" else 0)
-    ids = token_ids(table.num_embeddings, batch=batch, length=length, seed=0)
+    ids = random_ids(table.num_embeddings, batch=batch, length=length, seed=0)
     return ids.to(bench.device)
 
 

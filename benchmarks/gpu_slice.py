@@ -25,8 +25,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.json_fields import plain
 from prunescope.tracer.capture.variants import BaselineDoesNotFit
-from prunescope.tracer.machine.clocks import read_clocks
-from prunescope.tracer.machine.device import device_info, synchronize, versions
+from prunescope.tracer.machine.device import device_info, read_clocks, synchronize, versions
 from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
 SCHEMA = 1
