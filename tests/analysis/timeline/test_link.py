@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.anatomy_view import lines as anatomy_lines
+from prunescope.analysis.report.measured import idle_and_tiles as anatomy_lines
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import find_windows

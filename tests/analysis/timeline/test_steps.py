@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report.beside_wall import left_out
+from prunescope.analysis.report.measured import left_out
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import Windows, find_windows
 from prunescope.analysis.trace.load import load
