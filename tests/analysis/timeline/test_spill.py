@@ -63,7 +63,7 @@ def test_two_steps_alone(tmp_path: Path) -> None:
     """Step 0: 100 to 135, 5 idle; step 1: from 135 to 235, 65 and 5 idle."""
     made = phase(trace(TWO, *step(0), *step(1)), tmp_path)
     assert (made.wall_ns, made.busy_ns, made.gap_ns) == (67_500, 30_000, 37_500)
-    assert made.carry_over["events"] == made.late["events"] == made.left_out["events"] == 0
+    assert made.spill["events"] == made.late["events"] == made.left_out["events"] == 0
 
 
 @pytest.mark.parametrize("unknown", [999_999, 55, -1])
@@ -109,14 +109,14 @@ def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
     """4 kernels of 7 µs; the step starts at its first event behind them, 100, as without them; the
     copy lies in the wall of the step before."""
     made = phase(spilt(launch=46), tmp_path)
-    assert made.carry_over == {"events": 4, "ns": 28_000}
+    assert made.spill == {"events": 4, "ns": 28_000}
     assert made.kernels_per_step == [3, 2]
     assert (made.wall_ns, made.busy_ns) == (67_500, 30_000)
-    assert made.launch_latency_ns == 55_000  # from 45 to 100
+    assert made.lead_ns == 55_000  # from 45 to 100
     # The copy from 60 to 64, and the step before from 70 to 98.
-    assert made.launch_latency_busy_ns == 4_000 + 28_000
+    assert made.lead_busy_ns == 4_000 + 28_000
     # The copy was launched at 46, inside of step 0, which begins at 45.
-    assert made.launch_latency_work == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
+    assert made.lead_own == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
     (said,) = [x for x in left_out(made) if x.startswith("lead")]
     assert "to the end of work launched before it, not in the wall" in said
     assert "earlier work for 28.0 µs, 1 event of the step itself" in said
@@ -138,7 +138,7 @@ def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> No
 
 def test_spill_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
     made = phase(spilt(launch=40), tmp_path)
-    assert made.carry_over == {"events": 4, "ns": 28_000}
+    assert made.spill == {"events": 4, "ns": 28_000}
     assert made.left_out == {"events": 1, "ns": 4_000}
     assert (made.kernels_per_step, made.wall_ns) == ([2, 2], 67_500)
 
@@ -146,14 +146,14 @@ def test_spill_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> Non
 def test_spill_that_runs_into_the_step_is_clipped_there(tmp_path: Path) -> None:
     """Until 105 on another stream: 5 of the first 10 µs are those of the step before."""
     made = phase(trace(TWO, Event(90, 15, None, 3, stream=9), *step(0), *step(1)), tmp_path)
-    assert made.carry_over == {"events": 1, "ns": 15_000}
+    assert made.spill == {"events": 1, "ns": 15_000}
     assert (made.wall_ns, made.busy_ns) == ((30_000 + 100_000) / 2, (25_000 + 30_000) / 2)
 
 
 def test_spill_that_outlives_the_step_does_not_hide_it(tmp_path: Path) -> None:
     """A copy of the step before, on a stream of its own, until 500."""
     made = phase(trace(TWO[:1], Event(90, 410, None, 3, stream=9), *step(0)), tmp_path)
-    assert made.carry_over == {"events": 1, "ns": 410_000}
+    assert made.spill == {"events": 1, "ns": 410_000}
     assert (made.busy_ns, made.kernels_per_step) == (30_000, [2])
 
 
@@ -167,7 +167,7 @@ def test_an_id_tells_the_step_where_the_stream_does_not(tmp_path: Path) -> None:
     made = phase(trace(TWO, *wide, one, *step(1)), tmp_path)
     assert made.kernels_per_step == [3, 2]
     made = phase(trace(TWO, *step(0), one._replace(id=3), *step(1)), tmp_path)
-    assert made.carry_over == {"events": 1, "ns": 5_000}
+    assert made.spill == {"events": 1, "ns": 5_000}
     late = (step(1)[0], step(1)[1]._replace(id=72))
     made = phase(trace(TWO, *step(0), Event(112, 3, None, 71, stream=9), *late), tmp_path)
     assert made.kernels_per_step == [3, 2]
@@ -193,7 +193,7 @@ def test_every_event_of_a_real_trace_is_somewhere(
 ) -> None:
     path = real_trace(f"{name}.json.gz")
     made = analyze(path).report.phases["trace"]
-    parts = (made.carry_over, made.late, made.left_out)
+    parts = (made.spill, made.late, made.left_out)
     total = sum(made.kernels_per_step) + sum(int(part["events"]) for part in parts)
     assert total == len(load(path).device["ts"])
 
@@ -212,7 +212,7 @@ def test_real_spill_of_several_streams(
     assert made.kernels_per_step == [kernels] * steps
     found = load(path)
     ids, known = found.device["correlation"], found.launches["correlation"]
-    assert made.carry_over["events"] == spill == int((ids < known.min()).sum())
+    assert made.spill["events"] == spill == int((ids < known.min()).sum())
 
 
 def test_the_spill_of_every_copy_of_a_real_trace_is_named(
@@ -230,8 +230,8 @@ def test_the_spill_of_every_copy_of_a_real_trace_is_named(
     once = analyze(one).report.phases["trace"]
     many = analyze(tmp_path / "many.json").report.phases["trace"]
     assert many.steps == 3
-    assert many.carry_over == once.carry_over
-    assert many.left_out == {"events": 2 * 509, "ns": 2 * once.carry_over["ns"]}
+    assert many.spill == once.spill
+    assert many.left_out == {"events": 2 * 509, "ns": 2 * once.spill["ns"]}
     assert many.busy_ns == once.busy_ns
     assert many.wall_ns == pytest.approx(once.wall_ns + 2 / 3 * 290_943, abs=3)
 
