@@ -47,7 +47,7 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/recovery": "taxonomy model attention calibration routing",
+    "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }
