@@ -16,9 +16,8 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.inputs.names import ends_apart
-from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import BARE, Options
+from prunescope.analysis.inputs.describe import ends_apart
+from prunescope.analysis.inputs.side import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, pool_of
 from prunescope.analysis.rank_jobs import plain_options
@@ -26,8 +25,8 @@ from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Report, is_beyond_noise
-from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.run import MANIFEST, PhaseRun
 
 _DEPTH = 5  # folders below the one named in which runs are looked for
 _PHASES = ("prefill", "decode", BARE)
@@ -132,16 +131,15 @@ def compare(
         if on_done is not None:
             on_done(number, len(found))
         try:
-            report = next(done)()
-            phases = _phases(one.path, baseline)
+            analysed = next(done)()
         except PrunescopeError as problem:
             error = problem
             failed.append(FailedSubject(run=one.name, why=problem.problem))
             continue
-        reports[one.name] = report
-        rows += [_row(one.name, report, name, phases.get(name)) for name in report.phases]
+        reports[one.name] = analysed.report
+        rows += [_row(one.name, analysed, phase) for phase in analysed.report.phases]
     if error is not None and not rows:
-        with of_the(failed[-1].run) if len(found) > 1 else nullcontext():
+        with errors_about(failed[-1].run) if len(found) > 1 else nullcontext():
             raise error
     first = next(iter(reports.values()), None)
     return Comparison(
@@ -163,8 +161,8 @@ def _size(path: Path) -> int:
 
 def _reports(
     found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
-) -> Iterator[Callable[[], Report]]:
-    """What gives the report of each subject, or raises what is wrong with it, in their order."""
+) -> Iterator[Callable[[], _Analysed]]:
+    """For each run in order a call that gives its report, or raises what is wrong with it."""
     if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
             yield partial(_report, one.path, baseline, options)
@@ -177,12 +175,34 @@ def _reports(
             yield partial(_received, reply)
 
 
-def _report(path: Path, baseline: Path | None, options: Options) -> Report:
-    return analyze(path, baseline=baseline, options=options).report
+class _Workload(msgspec.Struct):
+    """Inputs of a phase as its manifest has them."""
+
+    batch: int
+    prompt_len: int
+    context: int
 
 
-def _received(reply: Reply) -> Report:
-    return unpacked(reply.result(), Report)
+class _Analysed(msgspec.Struct):
+    """A report, and the workload of each phase of a run with a manifest."""
+
+    report: Report
+    workloads: dict[str, _Workload]
+
+
+def _report(path: Path, baseline: Path | None, options: Options) -> _Analysed:
+    found = analyze(path, baseline=baseline, options=options)
+    run = found.side.run if found.side is not None else None
+    phases: dict[str, PhaseRun] = {} if run is None else run.phases
+    workloads = {
+        name: _Workload(phase.batch, phase.prompt_len, phase.context)
+        for name, phase in phases.items()
+    }
+    return _Analysed(found.report, workloads)
+
+
+def _received(reply: Reply) -> _Analysed:
+    return unpacked(reply.result(), _Analysed)
 
 
 class _Task(msgspec.Struct):
@@ -197,7 +217,7 @@ _FUNCTION = "prunescope.analysis.compare:run_task"
 
 
 def run_task(data: bytes) -> bytes:
-    """What a process does for a _Task; returns a Report."""
+    """What a process does for a _Task; returns an _Analysed."""
     task = unpacked(data, _Task)
     baseline = None if task.baseline is None else Path(task.baseline)
     options = Options(**task.options)
@@ -224,13 +244,8 @@ def _identity(path: Path) -> Path:
     return real
 
 
-def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
-    """What the manifest says of each phase; nothing for a bare trace."""
-    subject = resolve(path, baseline).subject
-    return read_run(subject).phases if (subject / MANIFEST).is_file() else {}
-
-
-def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> ComparisonRow:
+def _row(name: str, analysed: _Analysed, phase_name: str) -> ComparisonRow:
+    report, workload = analysed.report, analysed.workloads.get(phase_name)
     phase = report.phases[phase_name]
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
@@ -245,9 +260,9 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         method=_text(report.subject.get("method")),
         family=phase.family.id if phase.family else None,
         phase=phase_name,
-        batch=run.batch if run else None,
-        prompt_len=run.prompt_len if run else None,
-        context=run.context if run else None,
+        batch=workload.batch if workload else None,
+        prompt_len=workload.prompt_len if workload else None,
+        context=workload.context if workload else None,
         sparsity=phase.sparsity,
         timed=timed,
         wall_ns=wall,

@@ -16,7 +16,7 @@ from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.phase_notes import notes
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
@@ -48,7 +48,6 @@ from prunescope.analysis.verdict.outside import is_quantised, other_inputs, repl
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.run import MANIFEST, sha256_of
 
 _TOP_KERNELS = 40
 
@@ -166,7 +165,7 @@ def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
     ):
         return ()
     twin = pruned.side.run.twin if pruned.side.run else None
-    own = twin is not None and twin.sha256 == sha256_of(dense.side.path / MANIFEST)
+    own = twin is not None and twin.sha256 == dense.side.manifest_sha256
     if own and pruned.run.interleaved in ("alternating", "blocks"):
         return ()
     return (

@@ -19,8 +19,7 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import with_equal_information
-from prunescope.analysis.inputs.resolve import of_the
-from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.inputs.side import Diagnostics, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import pool_of
@@ -29,7 +28,7 @@ from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import TraceFile
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 _FUNCTION = "prunescope.analysis.rank_jobs:run_task"
 
@@ -156,7 +155,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     if sides.dense is None:
         frames[name] = own.kernels.frame
         return Outcome(single_phase(own, hta=opinion), own.diagnostics)
-    with of_the("baseline"):
+    with errors_about("baseline"):
         twin, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
     if twin is None:
         assert failed is not None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 

@@ -19,9 +19,9 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
-from prunescope.analysis.verdict.dimensions import narrower_heads
+from prunescope.analysis.verdict.detectors.run_time import fewer_keys
+from prunescope.analysis.verdict.detectors.widths import narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
-from prunescope.analysis.verdict.fewer_keys import fewer_keys
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
