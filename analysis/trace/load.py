@@ -115,7 +115,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         device=found.tables["device"].frozen(),
         launches=found.tables["launch"].frozen(),
         ops=found.tables["op"].frozen(),
-        marks=found.tables["mark"].frozen(),
+        annotations=found.tables["annotation"].frozen(),
         frames=found.tables["frame"].frozen(),
         grids=list(found.grids),
         dropped=sum(found.dropped.values()),
