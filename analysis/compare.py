@@ -19,11 +19,9 @@ import msgspec
 from prunescope.analysis.inputs.describe import ends_apart
 from prunescope.analysis.inputs.side import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
-from prunescope.analysis.pool import jobs_for, pool_of
+from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
-from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
-from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.run import MANIFEST, PhaseRun
@@ -161,7 +159,7 @@ def _size(path: Path) -> int:
 
 def _reports(
     found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
-) -> Iterator[Callable[[], _Analysed]]:
+) -> Iterator[Callable[[], AnalysedRun]]:
     """For each run in order a call that gives its report, or raises what is wrong with it."""
     if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
@@ -169,10 +167,9 @@ def _reports(
         return
     against = None if baseline is None else str(baseline)
     plain = plain_options(options)
-    tasks = [packed(_Task(str(one.path), against, plain)) for one in found]
-    with pool_of(engine, _FUNCTION, min(jobs, len(tasks))) as pool:
-        for reply in pool.run(tasks):
-            yield partial(_received, reply)
+    tasks = [RunTask(str(one.path), against, plain) for one in found]
+    for result in run_tasks(run_task, tasks, AnalysedRun, jobs=jobs, engine=engine):
+        yield partial(_report_or_raise, result)
 
 
 class _Workload(msgspec.Struct):
@@ -183,14 +180,14 @@ class _Workload(msgspec.Struct):
     context: int
 
 
-class _Analysed(msgspec.Struct):
+class AnalysedRun(msgspec.Struct):
     """A report, and the workload of each phase of a run with a manifest."""
 
     report: Report
     workloads: dict[str, _Workload]
 
 
-def _report(path: Path, baseline: Path | None, options: Options) -> _Analysed:
+def _report(path: Path, baseline: Path | None, options: Options) -> AnalysedRun:
     found = analyze(path, baseline=baseline, options=options)
     run = found.side.run if found.side is not None else None
     phases: dict[str, PhaseRun] = {} if run is None else run.phases
@@ -198,14 +195,16 @@ def _report(path: Path, baseline: Path | None, options: Options) -> _Analysed:
         name: _Workload(phase.batch, phase.prompt_len, phase.context)
         for name, phase in phases.items()
     }
-    return _Analysed(found.report, workloads)
+    return AnalysedRun(found.report, workloads)
 
 
-def _received(reply: Reply) -> _Analysed:
-    return unpacked(reply.result(), _Analysed)
+def _report_or_raise(result: AnalysedRun | PrunescopeError) -> AnalysedRun:
+    if isinstance(result, PrunescopeError):
+        raise result
+    return result
 
 
-class _Task(msgspec.Struct):
+class RunTask(msgspec.Struct):
     """A run to be analysed in another process."""
 
     path: str
@@ -213,15 +212,10 @@ class _Task(msgspec.Struct):
     options: dict[str, Any]
 
 
-_FUNCTION = "prunescope.analysis.compare:run_task"
-
-
-def run_task(data: bytes) -> bytes:
-    """What a process does for a _Task; returns an _Analysed."""
-    task = unpacked(data, _Task)
+def run_task(task: RunTask) -> AnalysedRun:
+    """The report of a run, in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
-    options = Options(**task.options)
-    return packed(_report(Path(task.path), baseline, options))
+    return _report(Path(task.path), baseline, Options(**task.options))
 
 
 def _inside(folder: Path, depth: int) -> list[Path]:
@@ -244,7 +238,7 @@ def _identity(path: Path) -> Path:
     return real
 
 
-def _row(name: str, analysed: _Analysed, phase_name: str) -> ComparisonRow:
+def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
     report, workload = analysed.report, analysed.workloads.get(phase_name)
     phase = report.phases[phase_name]
     dense = phase.baseline
