@@ -1,6 +1,6 @@
 """Several runs side by side: in, runs, traces and folders of runs; out, a Comparison.
 
-Each subject is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
+Each run is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PHASES = ("prefill", "decode", BARE)
 
 @dataclass(frozen=True)
 class NamedRun:
-    """A subject: its path, and its name in the comparison (never an absolute path)."""
+    """A run or trace: its path, and its name in the comparison (never an absolute path)."""
 
     path: Path
     name: str
 
 
 def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
-    """Every run that is meant: a trace or run as it is, of any other folder all runs inside.
+    """All runs that are named: a trace or run itself, of any other folder all runs inside.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
     """
@@ -54,7 +54,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """What was named and is in no comparison: traces beside runs, and a subject given twice."""
+    """Notes on paths that are in no comparison: traces beside runs, and a run given twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -109,12 +109,12 @@ def compare(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Comparison:
-    """Analyze every subject against `baseline`, or its own baseline where that is None.
+    """Analyze every run against `baseline`, or each against its own where that is None.
 
     `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
-    "ray" has them on the workers of a cluster; `on_done` hears how many of how many are done.
+    "ray" has them on the workers of a cluster; `on_done` is called with how many are done, of all.
 
-    A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
+    A run that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))

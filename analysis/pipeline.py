@@ -120,9 +120,9 @@ def analyze(
         option = "--baseline-eager-trace"
         dense = dense.add(dense.side.final_diagnostics(dense.diagnostics, option))
     for group in pruned.side.comparable_ranks(pruned.diagnostics):
-        ran, said = with_straggler({n: phases[n] for n in group if n in phases}, frames)
+        ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
-        pruned = pruned.add(Diagnostics(tuple(said)))
+        pruned = pruned.add(Diagnostics(tuple(warnings)))
     return Analysis(_report(pruned, dense, phases), frames, pruned.side)
 
 
@@ -174,20 +174,22 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
         for facts, name in zip(described, names, strict=True):
             facts["name"] = name
     asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model
-    own = [
-        said
+    warnings = [
+        warning
         for name, phase in phases.items()
-        for said in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
+        for warning in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
     ]
-    own += pruned.diagnostics.warnings
-    own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
-    of_dense = dense.diagnostics.warnings if dense is not None else ()
+    warnings += pruned.diagnostics.warnings
+    for name, phase in phases.items():
+        warnings += phase_warnings(name, phase)
+    found = dense.diagnostics.warnings if dense is not None else ()
+    of_dense = [f"baseline: {warning}" for warning in found if warning not in warnings]
     return Report(
         tool=TOOL,
         subject=described[0],
         baseline=None if dense is None else described[1],
         device=device_of(pruned.side, phases.values()),
         phases=dict(phases),
-        warnings=list(dict.fromkeys([*own, *(f"baseline: {w}" for w in of_dense if w not in own)])),
+        warnings=list(dict.fromkeys([*warnings, *of_dense])),
         partial=any(done.diagnostics.partial for done in sides),
     )

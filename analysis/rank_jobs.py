@@ -31,7 +31,7 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 class Outcome(msgspec.Struct):
     """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
-    was diagnostics of the subject (`own`) and of the baseline (`twin`). `frame`: the kernels frame
+    diagnostics of the candidate (`own`) and of the baseline (`twin`). `frame`: the kernels frame
     as Parquet, where it comes from another process."""
 
     phase: Phase | None = None
@@ -114,7 +114,7 @@ class Task(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Sides:
-    """The subject and the baseline, opened, of one analysis."""
+    """The candidate and its baseline, opened, of one analysis."""
 
     pruned: Side
     dense: Side | None

@@ -226,11 +226,11 @@ def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times
     sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
     out: list[Floats] = []
     for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
-        told = np.atleast_1d(np.asarray(wall, np.float64))
+        target = np.atleast_1d(np.asarray(wall, np.float64))
         if domain.on_device:
-            out += scale_idle(side, told)
+            out += scale_idle(side, target)
         else:
-            out += less_records(side, told, sums.recorded)
+            out += less_records(side, target, sums.recorded)
     return Times(*out)
 
 

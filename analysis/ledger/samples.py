@@ -125,4 +125,4 @@ def of_steps(weights: Floats, seat: NDArray[np.int64]) -> Floats:
     """
     spread = weights[seat]
     total = spread.sum(axis=0)
-    return np.asarray(spread / np.where(np.abs(total) > 1e-9, total, 1.0))  # noqa: PLR2004
+    return np.asarray(spread / np.where(np.abs(total) > 1e-9, total, 1.0))

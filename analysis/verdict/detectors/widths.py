@@ -155,7 +155,7 @@ def narrower_heads(e: Evidence) -> str | None:
 
 
 def _both(narrow: int, producers: str, down: int, consumers: str) -> str:
-    """What fell of producers and consumers; of what did not, nothing is said."""
+    """Counts of producers and consumers that fell; those that did not are left out."""
     parts = [f"N of {narrow} {producers}"] * bool(narrow) + [f"K of {down} {consumers}"] * bool(
         down
     )
@@ -183,12 +183,12 @@ def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
 def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
     """ ", down K 512 → 256"; from the smallest to the largest where layers keep different widths,
     of the GEMM that lost most in as many layers. Empty where none fell."""
-    own = [p for p in e.pairs if _shrank(p, roles, axis)]
-    example = max(own, key=lambda p: fell(p)[axis], default=None)
+    fallen = [p for p in e.pairs if _shrank(p, roles, axis)]
+    example = max(fallen, key=lambda p: fell(p)[axis], default=None)
     if example is None:
         return ""
     role = example.key[1]
-    alike = [_sizes(p, axis) for p in own if p.key[1] == role]
+    alike = [_sizes(p, axis) for p in fallen if p.key[1] == role]
     before, least = _sizes(example, axis)
     most = max(new for old, new in alike if old == before)
     text = f", {role} {axis} {before} → {least}"

@@ -81,10 +81,10 @@ def fresh_zeros(e: Evidence) -> list[Matrix]:
 
 def _is_factor(m: Matrix, *, beside: Matrix) -> bool:
     """Whether a matrix [r,K] or [N,r] goes through a rank beside one of [N,K]."""
-    own, other = m.shape or [], beside.shape or []
-    if len(own) != 2 or len(other) != 2:  # noqa: PLR2004
+    factor, whole = m.shape or [], beside.shape or []
+    if len(factor) != 2 or len(whole) != 2:
         return False
-    return min(own) < min(other) and (own[0] == other[0] or own[1] == other[1])
+    return min(factor) < min(whole) and (factor[0] == whole[0] or factor[1] == whole[1])
 
 
 def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:
