@@ -25,7 +25,7 @@ from pathlib import Path
 
 import polars as pl
 
-from prunescope.analysis.findings.headline_caveats import missing_shapes, phase_warnings
+from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
@@ -196,7 +196,7 @@ def _report(
     own = [
         said
         for name, phase in phases.items()
-        for said in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
+        for said in missing_shapes(name, phase, requested=asked, takes_model=takes_model)
     ]
     own += [*given, *pruned.diagnostics.warnings]
     own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
