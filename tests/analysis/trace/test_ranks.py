@@ -67,7 +67,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert found["rank2"].evidence[:2] == [
         "wall +0.0 µs against rank1, the median of the others: comm −6.0 µs, gemm +6.0 µs, "
         "idle +0.0 µs",
-        "imbalance: its own work is 1.39 × the mean of all ranks",
+        "imbalance: it works 1.39 × the mean of all ranks",
     ]
     assert "rank2: wall 18.0 µs, work 16.0 µs, communication 2.0 µs" in found["rank2"].evidence
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
