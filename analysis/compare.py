@@ -25,7 +25,7 @@ from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.encode import packed, unpacked
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
 
@@ -264,6 +264,8 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         ladder=phase.ladder,
         ledger={r.row: r.ns for r in phase.ledger if r.ns is not None} if phase.ledger else None,
         critical=[f.id for f in phase.findings if f.severity == "critical"],
+        comparable=phase.is_speedup,
+        no_evidence=[r.row for r in phase.ledger or () if r.ns and not is_beyond_noise(r)],
     )
 
 

@@ -18,11 +18,10 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from prunescope.analysis.inputs.one_sided import of_equal_shapes
+from prunescope.analysis.comparison.equal_information import with_equal_information
 from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
-from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import pool_of
 from prunescope.analysis.reply import Reply
@@ -164,10 +163,10 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
         return Outcome(
             own=own.diagnostics, twin=diagnostics, failed=(f"baseline: {failed[0]}", failed[1])
         )
-    twin, own = comparable(*of_equal_shapes(twin, own))
-    frames[name] = own.kernels.frame
-    phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
-    return Outcome(phase, own.diagnostics, twin.diagnostics)
+    both = with_equal_information(twin, own)
+    frames[name] = both.pruned.kernels.frame
+    phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
+    return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)
 
 
 def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[str, str] | None]:

@@ -2,8 +2,9 @@
 
 In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
-is undecided between, where a value is not known, and where the report is partial or its times are
-not valid.
+is undecided between, where a value is not known, and where the report is partial, its times are
+not valid or its two sides do not compare. A ledger row that is no evidence (`is_beyond_noise`) may
+as well be 0.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ METRICS = (
 _TIMED = (
     "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s", "ledger.",
 )  # fmt: skip
+# Metrics that are a ratio or difference of both sides.
+_COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 NOT_VALID, _FINDING = "timing-not-valid", "findings."
 
 
@@ -226,13 +229,18 @@ def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)
     value, low, high = (None, None, None) if rule.number is None else _values(rule, phase)
-    if why := "the report is partial" if report.partial else _doubt(rule, phase) or why:
+    if why := "the report is partial" if report.partial else _caveat(rule, phase) or why:
         state = "undecided"
     ci95 = None if low is None or high is None else (low, high)
     return RuleOutcome(rule.text, name, state, seen, why, value, ci95)
 
 
-def _doubt(rule: Rule, phase: Phase) -> str:
+def _caveat(rule: Rule, phase: Phase) -> str:
+    """Why a phase decides nothing for a rule; empty if it does."""
+    if rule.metric.startswith(_COMPARES) and not phase.is_speedup:
+        found = phase.comparison.differences if phase.comparison else ()
+        kinds = f" (other {', '.join(one.kind for one in found)})" if found else ""
+        return f"dense and pruned do not compare{kinds}"
     if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
         return ""
     invalid = [f.text for f in phase.findings if f.id == NOT_VALID]
@@ -256,16 +264,31 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     if value is None or rule.number is None:
         return "undecided", "–", f"{rule.metric} is not known"
     seen = _said(value, rule)
-    if low is None or high is None:
-        return "held" if _OPS[rule.op](value, rule.number) else "failed", seen, ""
-    seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
-    ends = {_OPS[rule.op](end, rule.number) for end in (low, high)}
-    if rule.op in ("==", "!="):
-        inside = low <= rule.number <= high
-        ends = {rule.op == "!="} if not inside else {low == high == rule.number, inside}
-    if len(ends) > 1:
-        return "undecided", seen, "the 95 % interval holds both answers"
-    return "held" if ends == {True} else "failed", seen, ""
+    why = "the 95 % interval holds both answers"
+    if low is not None and high is not None:
+        seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
+    else:
+        low = high = value
+    if _is_no_evidence(rule, phase):
+        if not low <= 0 <= high:
+            why = "the row is inside twice its noise, and may as well be 0"
+        low, high = min(low, 0.0), max(high, 0.0)
+    answers = {_OPS[rule.op](end, rule.number) for end in (low, high)}
+    if rule.op in ("==", "!=") and low < rule.number < high:
+        answers = {True, False}
+    if len(answers) > 1:
+        return "undecided", seen, why
+    return "held" if answers == {True} else "failed", seen, ""
+
+
+def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
+    """Whether a rule is about a change of the ledger that cannot be told from 0."""
+    from prunescope.analysis.schema.report import is_beyond_noise
+
+    name = rule.metric.removeprefix("ledger.")
+    if name == rule.metric or name in ("promised", "pruned"):  # walls
+        return False
+    return any(row.row == name and not is_beyond_noise(row) for row in phase.ledger or ())
 
 
 def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:

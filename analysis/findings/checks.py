@@ -10,20 +10,18 @@ from dataclasses import replace
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
-from prunescope.analysis.findings.validity import no_comparison
 from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import Finding
 
 
 def find(context: Context) -> list[Finding]:
     """All findings of a phase, most severe first."""
-    left_out_comparisons, captured = no_comparison(context), context.kernels.is_captured
     applicable = [
         one
         for one in registered()
-        if not (one.compares and left_out_comparisons)
+        if not (one.compares and not context.phase.shows_pruning)
         # Idle time is meaningless during graph capture.
-        and not (one.needs_one_clock and captured)
+        and not (one.needs_one_clock and context.kernels.is_captured)
     ]
     found = list(_ask(applicable, context, reads="phase"))
     explained = frozenset[str]().union(*(answer.explains for _, answer in found))

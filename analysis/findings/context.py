@@ -18,8 +18,8 @@ from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
+from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
-from prunescope.analysis.verdict.reasons import Caveat
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
@@ -99,7 +99,7 @@ class Context:
 
 
 def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: float) -> bool:
-    """Whether a row is at least `share` of `of` and outside its noise and interval."""
+    """Whether a row is at least `share` of `of`, and evidence (`is_beyond_noise`)."""
     if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
     return is_beyond_noise(row)

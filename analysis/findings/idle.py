@@ -98,10 +98,10 @@ def launch_bound(c: Context) -> Found | None:
 
 def _longest(c: Context) -> list[str]:
     """The ops with the most late dispatch, where they take at least _NAMED of the step."""
-    ops = c.kernels.frame.filter(pl.col("beside").str.contains("::", literal=True))
-    spared = pl.min_horizontal(dispatch(), "beside_ns")
-    by = ops.group_by("beside").agg(spared.sum().alias("ns"))
-    by = by.sort("ns", "beside", descending=[True, False]).head(2)
+    ops = c.kernels.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
+    spared = pl.min_horizontal(dispatch(), "host_activity_ns")
+    by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
+    by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
     least = _NAMED * c.kernels.wall
     steps = c.kernels.num_steps
     return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
@@ -140,8 +140,10 @@ def host_work(c: Context) -> Found | None:
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
-    within = pl.min_horizontal(rest, "beside_ns").sum().alias("within")
-    by = frame.group_by("beside").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
+    by = (
+        frame.group_by("host_activity").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    )
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
@@ -154,7 +156,7 @@ def host_work(c: Context) -> Found | None:
         ),
     ]
     first = by["ns"].head(1).sum()
-    loads = first > computed and bool(by["beside"].head(1).str.contains(LOADER).any())
+    loads = first > computed and bool(by["host_activity"].head(1).str.contains(LOADER).any())
     return Found(
         text=f"the device idles for {percent(share)} of the step while the host "
         f"{'waits for or prepares data' if loads else 'does other work than launching ops'}: "
@@ -177,12 +179,17 @@ def host_lead(c: Context) -> Found | None:
     """The host works for long before the first step's first event on the device, which no wall time
     contains."""
     linked = c.kernels.linked
-    if c.kernels.windows.source == "whole" or linked.lead_ns is None:
+    if c.kernels.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
-    idle, steps = linked.lead_ns - (linked.lead_busy_ns or 0), c.kernels.num_steps
-    whole = c.phase.wall_ns + linked.lead_ns / steps
+    idle, steps = (
+        linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0),
+        c.kernels.num_steps,
+    )
+    whole = c.phase.wall_ns + linked.launch_latency_ns / steps
     if not c.kernels.on_device or idle < _SOME * whole:
         return None
+    has_work = bool(linked.launch_latency_work.get("events"))
+    first = "wall time" if has_work else "first event on the device"
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
     return Found(
         severity="warning" if idle >= _MUCH * whole else "info",
@@ -191,8 +198,7 @@ def host_lead(c: Context) -> Found | None:
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
         f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
-            f"the step's annotation begins {ms(linked.lead_ns)} before its "
-            f"{'wall time' if linked.lead_own.get('events') else 'first event on the device'}"
+            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its {first}"
         ],
         change="find out what the host does there (data, preprocessing, the first call of a kernel)"
         + ", or profile several steps: the wall time of each but the first contains it"
@@ -254,10 +260,10 @@ def _blocked_at_start(c: Context) -> float:
     if not c.kernels.on_device or frame.is_empty():
         return 0.0
     first = frame.filter(pl.col("step") == pl.col("step").min())
-    longest = first.sort("idle_held").tail(1).row(0, named=True)
+    longest = first.sort("idle_blocked").tail(1).row(0, named=True)
     before = frame.filter(pl.col("start") < longest["start"])
-    held: int = longest["idle_held"]
-    follows = longest["stream"] in before["stream"] or c.kernels.linked.spill["events"]
+    held: int = longest["idle_blocked"]
+    follows = longest["stream"] in before["stream"] or c.kernels.linked.carry_over["events"]
     if follows or before["busy"].sum() > _HARDLY * held:
         return 0.0
     return held / c.kernels.num_steps
@@ -266,7 +272,7 @@ def _blocked_at_start(c: Context) -> float:
 @finding("held-back", "warning", needs_one_clock=True)
 def held_back(c: Context) -> Found | None:
     """The device idles although the next kernel had been launched: its stream is blocked."""
-    share = _large_share(c, _gaps(c, "held") - _blocked_at_start(c))
+    share = _large_share(c, _gaps(c, "blocked") - _blocked_at_start(c))
     if share is None:
         return None
     elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
@@ -274,7 +280,7 @@ def held_back(c: Context) -> Found | None:
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched before: its stream waits for another one or for an event, or the trace "
         f"lacks what ran meanwhile{elsewhere}",
-        evidence=_largest(c, "held"),
+        evidence=_largest(c, "blocked"),
         change="find out what the stream waits for (a stream, a copy, another rank), and compare "
         "steps without it",
     )

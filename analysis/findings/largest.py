@@ -15,7 +15,6 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.findings.validity import no_comparison
 from prunescope.analysis.kernels.frame import ATTENTION
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.words import percent
@@ -103,7 +102,7 @@ def _change(one: _Cost) -> str:
 def _costs(c: Context) -> Iterator[_Cost]:
     """Large costs that are far from their bound or not pruned."""
     least = _LARGE * c.phase.wall_ns
-    pruned = bool(c.untouched) and not _is_whole(c) and not no_comparison(c)
+    pruned = bool(c.untouched) and not _is_whole(c) and c.phase.shows_pruning
     for name, rows in _groups(c):
         busy = sum(row["busy"] for row in rows)
         if busy < least:

@@ -144,7 +144,7 @@ def _gap_change(c: Context) -> str:
         "host": f"fewer and larger ops: {_longer_ops(c)}{graph}",
         "sync": "wait for the device less often in a step",
         "memcpy": "copy between host and device less often in a step",
-        "held": "find out what the streams wait for, and compare steps without it",
+        "blocked": "find out what the streams wait for, and compare steps without it",
     }.get(most, longer)
 
 

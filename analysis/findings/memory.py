@@ -84,7 +84,7 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     weights: dict[tuple[int | None, str], set[tuple[int, ...]]] = {}
     frame = kernels.frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
     matmul = frame.filter(
-        (pl.col("class") == "matmul") & pl.col("main") & pl.col("call").is_not_null()
+        (pl.col("class") == "matmul") & pl.col("primary") & pl.col("call").is_not_null()
     )
     for layer, role, call in matmul.select("layer", "role", "call").unique().iter_rows():
         work = kernels.works[call]
@@ -191,8 +191,8 @@ def _copies(kernels: Kernels) -> Iterator[_Copy]:
 def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
     """The GEMMs of each layer and role."""
     found: dict[tuple[int | None, str], list[Gemm]] = {}
-    main = (pl.col("class") == MATMUL) & pl.col("main") & pl.col("call").is_not_null()
-    of_role = kernels.frame.filter(main).select("layer", "role", "call").unique()
+    primary = (pl.col("class") == MATMUL) & pl.col("primary") & pl.col("call").is_not_null()
+    of_role = kernels.frame.filter(primary).select("layer", "role", "call").unique()
     for layer, role, call in of_role.iter_rows():
         work = kernels.works[call]
         found.setdefault((layer, role), []).extend(work.gemms if work is not None else ())

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import polars as pl
 
+from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.findings.context import ms, shortened
-from prunescope.analysis.inputs.one_sided import ONE_SIDED
 from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
+from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
 
 _HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
@@ -152,8 +153,9 @@ def missing_shapes(
 ) -> list[str]:
     """Warnings where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
     `requested`: record_shapes was on; `takes_model`: --model could give them."""
-    if one_sided := [note for note in phase.notes if note.startswith(ONE_SIDED)]:
-        return [f"{name}: {note}" for note in one_sided]
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    if lacking := [one for one in ignored if one.kind == SHAPES]:
+        return [f"{name}: {one_sided_text(one)}" for one in lacking]
     gemms = [g for g in phase.gemms if g.op is not None]
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []

@@ -395,7 +395,7 @@ class _Tiled:
 def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     """(role, GEMM) -> tiles of its kernel with the most time whose name contains a tile size."""
     known = kernels.frame.filter(
-        pl.col("main") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
+        pl.col("primary") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
     )
     keys = ["role", "call", "along_n", "tiles", "waves"]
     sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())

@@ -223,7 +223,7 @@ def above_bound(c: Context) -> Found | None:
         for row, why, name in gains
         if row.moves_ns <= _NAMED * total and is_beyond_noise(row)
     ]
-    why = "; ".join(why for why, _ in reasons) or "no ledger row beyond its noise explains it"
+    why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
     if timing_not_valid(c) is not None:
         why, reasons = "the times of this run are not valid, which may be the whole reason", []
     bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""

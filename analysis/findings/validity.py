@@ -6,10 +6,10 @@ In: a Context. Out: Found, or None.
 
 from __future__ import annotations
 
+from prunescope.analysis.comparison.differences import difference_text
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.verdict.outside import other_inputs
-from prunescope.analysis.verdict.reasons import caveat_text, difference_text
+from prunescope.analysis.verdict.caveats import caveat_text
 
 _GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 _CHANGE = (
@@ -21,30 +21,14 @@ _CHANGE = (
 @finding("not-comparable", "critical")
 def not_comparable(c: Context) -> Found | None:
     """The dense baseline ran with other inputs or settings than the pruned run."""
-    lines = [difference_text(one) for one in c.evidence.differences] if c.evidence else []
-    lines += _other_inputs(c)
-    if not lines:
+    differences = c.phase.comparison.differences if c.phase.comparison else ()
+    if not differences:
         return None
     return Found(
         text="the dense baseline is not comparable: it ran with other settings",
-        evidence=lines,
+        evidence=[difference_text(one) for one in differences],
         change="trace the dense model again with the settings of the pruned one",
     )
-
-
-def no_comparison(c: Context) -> bool:
-    """Whether the runs differ in conditions, so that no difference in shapes or times shows what
-    the pruning did."""
-    differences = c.evidence.differences if c.evidence else ()
-    return any(one.decides for one in differences) or bool(_other_inputs(c))
-
-
-def _other_inputs(c: Context) -> list[str]:
-    """Evidence that all linears see more or fewer rows, where that is the verdict."""
-    if c.evidence is None or c.phase.family is None or c.phase.family.id != "outside":
-        return []
-    why = other_inputs(c.evidence)
-    return [] if why is None else [*why.lines]
 
 
 @finding("captured-step", "critical")

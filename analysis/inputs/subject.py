@@ -269,7 +269,6 @@ class SidePhase:
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
-    shapes_left_out: bool = False  # recorded, but not on the other side
 
     @property
     def run(self) -> PhaseRun | None:
@@ -277,9 +276,9 @@ class SidePhase:
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """The same, as if its trace had recorded no shapes."""
+        """This phase read again, as if its trace had recorded no shapes."""
         again = self.side.read(self.name, shapes=False)
-        return replace(again, diagnostics=self.diagnostics, shapes_left_out=True)
+        return replace(again, diagnostics=self.diagnostics)
 
     @cached_property
     def kind(self) -> PhaseKind | None:

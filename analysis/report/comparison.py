@@ -10,23 +10,21 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
-from rich.text import Text
 
 from prunescope.analysis.report import escape, numbers
-from prunescope.analysis.report.columns import fitted, shown_notes
 from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
-from prunescope.analysis.schema.comparison import NOT_VALID, Comparison, ComparisonRow, to_json
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
@@ -42,8 +40,8 @@ _NOTES = (
     "they sum to the pruned wall",
 )
 _CAVEAT = (
-    "? timing not valid: the samples vary too much or were disturbed, so that the ratio and its "
-    "rows are no evidence"
+    "? timing not valid (the samples vary too much or were disturbed), or the two sides ran with "
+    "other settings: the ratio and its rows are no evidence"
 )
 
 
@@ -102,7 +100,7 @@ def comparison_table(comparison: Comparison) -> Table:
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
-    doubted = any(NOT_VALID in row.critical for row in comparison.rows)
+    doubted = not all(row.is_evidence for row in comparison.rows)
     needs = {
         _NOTES[0]: ("TTFT or TPOT",),
         _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
@@ -120,7 +118,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
     method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
-    doubt = {"realised": " ?"} if NOT_VALID in row.critical else {}
+    doubt = {} if row.is_evidence else {"realised": " ?"}
     profiled = " p" if row.timed == "profiled" else ""
     return [
         Cell(row.run),
@@ -167,6 +165,8 @@ def _ledger(row: ComparisonRow, name: str) -> Cell:
     ns = (row.ledger or {}).get(name)
     share = numbers.share_of(ns, (row.ledger or {}).get("dense"))
     tone = "" if not share else "loss" if share > 0 else "gain"
+    if name in row.no_evidence:
+        tone = "quiet"
     return Cell(numbers.percent(share, signed=True), share, tone=tone)
 
 
@@ -276,21 +276,9 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-class ComparisonView:
+def comparison_sheet(comparison: Comparison) -> Sheet:
     """The table for a terminal: columns that do not fit are left out, least wanted first."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
-
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        def ink(text: str, style: str = "") -> Text:
-            plain = escape.clean(text)
-            return Text(escape.ascii_only(plain) if options.ascii_only else plain, style=style)
-
-        table = comparison_table(self.comparison)
-        yield ink(table.title, "bold")
-        for warning in comparison_warnings(self.comparison):
-            yield ink(f"! {warning}", "yellow")
-        yield fitted(table, options.max_width, ink)
-        for note in shown_notes(table, options.max_width):
-            yield Padding(ink(note, "dim"), (0, 0, 0, 1))
+    table = comparison_table(comparison)
+    lines = [Line(table.title, "bold")]
+    lines += [Line(f"! {warning}", "yellow") for warning in comparison_warnings(comparison)]
+    return Sheet([*lines, replace(table, title="")])

@@ -28,12 +28,13 @@ ALLOWED: dict[str, str] = {
     "analysis/shapes": "taxonomy ops device trace timeline",
     "analysis/kernels": "taxonomy schema ops device trace timeline shapes",
     "analysis/inputs": "taxonomy schema device trace timeline shapes kernels",
-    "analysis/ledger": "taxonomy schema ops kernels inputs",
-    "analysis/verdict": "taxonomy schema kernels inputs ledger",
-    "analysis/findings": "taxonomy schema device timeline kernels inputs ledger verdict",
+    "analysis/ledger": "taxonomy schema ops kernels",
+    "analysis/comparison": "taxonomy schema kernels inputs ledger",
+    "analysis/verdict": "taxonomy schema kernels ledger comparison",
+    "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
     "analysis/predict": "taxonomy schema device shapes kernels inputs",
-    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger verdict "
-    "findings predict",
+    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
+    "verdict findings predict",
     "analysis/report": "taxonomy schema",
     "analysis/pareto": "taxonomy schema ledger analysis report",
     "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
@@ -46,7 +47,7 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/recovery": "taxonomy model attention calibration routing",
+    "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }
@@ -139,6 +140,22 @@ def test_the_table_has_no_circle_and_no_pair_that_is_not_used() -> None:
         if room != other and may_import(room, other) and other not in used[room]
     ]
     assert spare == []
+
+
+_ROOMS = re.compile(r"^\| room \| may import \|\n\|---\|---\|\n(?:\|.*\n)*", re.MULTILINE)
+
+
+def test_the_page_on_architecture_has_the_table(pytestconfig: pytest.Config) -> None:
+    """`pytest tests/arch --update-golden` writes it."""
+    rows = [f"| {room} | {', '.join(words.split()) or 'none of ours'} |\n"
+            for room, words in ALLOWED.items()]  # fmt: skip
+    table = "".join(["| room | may import |\n|---|---|\n", *rows])
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(_ROOMS.sub(table, text), encoding="utf-8")
+    found = _ROOMS.search(page.read_text(encoding="utf-8"))
+    assert found is not None and found[0] == table
 
 
 @pytest.mark.parametrize(
