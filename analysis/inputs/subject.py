@@ -19,9 +19,8 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.values import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.notes import host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
