@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunescope.analysis.schema.finding_ids import FINDING_IDS, SEVERITIES
+from prunescope.analysis.findings.registry import SEVERITIES, current_id
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting
 
@@ -170,9 +170,14 @@ def _split(path: str) -> tuple[str | None, str]:
 
 
 def _check_finding(metric: str) -> None:
-    """A count of what cannot be found is 0 for ever."""
-    names, name = (*SEVERITIES, *FINDING_IDS), metric.removeprefix(_FINDING)
-    if metric.startswith(_FINDING) and name not in names:
+    """Raises PrunescopeError for a finding that does not exist, whose count would always be 0."""
+    name = current_id(metric.removeprefix(_FINDING))
+    if not metric.startswith(_FINDING) or name in SEVERITIES:
+        return
+    from prunescope.analysis.findings.registry import registered  # imports polars
+
+    names = (*SEVERITIES, *(one.id for one in registered()))
+    if name not in names:
         raise PrunescopeError(
             f"no severity and no finding is called {name!r}",
             hint=f"nearest: {nearest(name, names)}",
@@ -302,7 +307,8 @@ def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float
     if head == "sparsity":
         return phase.sparsity.get(name), None, None
     if head == "findings":
-        among = (f for f in phase.findings if name in ("", f.severity, f.id))
+        asked = current_id(name)
+        among = (f for f in phase.findings if asked in ("", f.severity, current_id(f.id)))
         return float(sum(1 for _ in among)), None, None
     found: float | None = getattr(phase, metric)
     return found, None, None

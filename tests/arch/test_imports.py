@@ -243,7 +243,9 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 
-@pytest.mark.parametrize("command", ["--help", "trace --help", "analyze --help", "--version"])
+@pytest.mark.parametrize(
+    "command", ["--help", "trace --help", "analyze --help", "check --help", "--version"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     loaded = loaded_by(f"import prunescope; assert prunescope.main({command.split()}) == 0")
     assert "typer" in loaded
@@ -254,6 +256,12 @@ def test_help_loads_nothing_heavy(command: str) -> None:
 def test_listings_load_nothing_heavy(command: str) -> None:
     loaded = loaded_by(f"import prunescope; assert prunescope.main({command.split()}) == 0")
     assert loaded & (HEAVY - {"numpy"}) == set()
+
+
+def test_rules_load_no_findings_until_one_is_named() -> None:
+    parse = "from prunescope.rules import parse_rules; parse_rules(['realised >= 1', {}])"
+    assert "polars" not in loaded_by(parse.format("'findings.critical == 0'"))
+    assert "polars" in loaded_by(parse.format("'findings.no-speedup == 0'"))
 
 
 def test_the_python_api_is_lazy() -> None:

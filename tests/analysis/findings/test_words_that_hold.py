@@ -49,7 +49,7 @@ def test_the_observer_of_both_sides(
     ]
     phase = of_run(tmp_path, *traces, dense_samples_ns=samples[0], samples_ns=samples[1])
     said = f"takes 2.00× an unprofiled one (dense: {1 / dense:.2f}×)"
-    present(phase, "observer-effect", "warning" if apart else "info", said)
+    present(phase, "profiler-overhead", "warning" if apart else "info", said)
     assert f"= 2.00×, dense {1 / dense:.2f}×" in observer(phase)
 
 
@@ -61,7 +61,7 @@ def test_the_ledger_of_a_loop_of_ones_own_closes_to_medians(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("parameters", "says"), [(1200, "nothing was taken out"), (800, "what pruning leaves alone")]
+    ("parameters", "says"), [(1200, "nothing was removed"), (800, "unpruned parts")]
 )
 def test_why_the_nominal_share_is_another(parameters: int, says: str, tmp_path: Path) -> None:
     """Masks and adapters add weights, and no rounding of heads makes that."""
@@ -192,7 +192,7 @@ def test_a_lead_is_a_share_of_all_steps(tmp_path: Path) -> None:
              for i in range(2)]  # fmt: skip
     phase = phase_of(chrome(*steps, lead_us=1000.0), tmp_path)
     lead = next(f for f in phase.findings if f.id == "host-lead")
-    assert "33.3 % of all of them with it" in lead.text
+    assert "33.3 % of all steps including it" in lead.text
     assert "with it a mean step takes 1.500 ms" in lead.text
 
 

@@ -112,7 +112,7 @@ def test_the_finding_says_the_same(dense: int, over: str) -> None:
     phase = compared(dense, 8)
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
-    found = no_speedup(Context(phase=phase, own=None, caveats=[]))  # type: ignore[arg-type]
+    found = no_speedup(Context(phase=phase, candidate=None, caveats=[]))  # type: ignore[arg-type]
     assert found is not None
     assert over in found.evidence[0]
     assert ("(dense)" in found.evidence[0]) == (dense == 0)
@@ -131,7 +131,7 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     phase.ladder.realised_ci95 = [0.9, 1.2]
     assert sentences.statistic(phase).startswith("ratio of means over 8 placements")
     assert "n = 16 unprofiled samples in 8 placements." in latex_of(phase)
-    found = no_speedup(Context(phase=phase, own=None, caveats=[]))  # type: ignore[arg-type]
+    found = no_speedup(Context(phase=phase, candidate=None, caveats=[]))  # type: ignore[arg-type]
     assert found is not None and found.evidence == ["95 % interval over 8 placements"]
     assert phase.baseline is not None
     phase.baseline.unprofiled_ns = None

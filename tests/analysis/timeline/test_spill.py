@@ -250,5 +250,5 @@ def test_what_a_later_step_launched_ahead_is_no_idle_time(tmp_path: Path) -> Non
     assert (gaps["other_step"], gaps["device"]) == (5_000, 10_000)
     assert sum(gaps.values()) == made.gap_ns
     assert made.anatomy.kernels_speedup == 70 / 50
-    (note,) = [one for one in made.notes if "before the step before had ended" in one]
+    (note,) = [one for one in made.notes if "before the previous step had ended" in one]
     assert note.startswith("0.5 events a step ran for 5.0 µs before")
