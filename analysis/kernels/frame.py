@@ -23,7 +23,7 @@ from prunescope.analysis.kernels.waits import add_waits
 from prunescope.analysis.kernels.waves import add_waves
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
-from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
+from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import Apart, clocks_apart
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken

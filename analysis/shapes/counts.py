@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.shapes.evidence import named_in
 from prunescope.analysis.shapes.grids import Intervals, meet
-from prunescope.analysis.shapes.names import named_in
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units, is_rocm
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.shape import ModelShape

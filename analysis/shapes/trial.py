@@ -14,17 +14,15 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.shapes import evidence, names
-from prunescope.analysis.shapes.assignment import Assignment
+from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes.align import align
+from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Beside, Mark, RowCounts
-from prunescope.analysis.shapes.evidence import Placed
-from prunescope.analysis.shapes.experts import Experts, experts_of
-from prunescope.analysis.shapes.formats import formats
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
-from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.place import place
-from prunescope.analysis.shapes.values import ModelConfig
-from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, annotated
+from prunescope.analysis.shapes.items import Assignment, Item, Placed
+from prunescope.analysis.shapes.ranks import Experts, experts_of
+from prunescope.analysis.shapes.slots import formats
+from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import Windows
@@ -93,7 +91,8 @@ class Trial:
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             held = sum(item.layer is not None for item in items)
             modules = traced.source not in ("none", "order") and 2 * held >= len(items)
-            passes = place(items, model.shape, ranks, modules=modules)
+            assign = assign_by_modules if modules else align
+            passes = assign(items, model.shape, ranks)
             unplaced = [problem for assignment in passes for problem in assignment.problems]
             if unplaced:
                 self.apart[step] = list(dict.fromkeys(unplaced))
@@ -141,9 +140,9 @@ class Trial:
         self._check_head(key)
         return [
             *evidence.against_records(gemms),
-            *names.against_heads(items, shape),
-            *names.against_attention_grid(items, shape, self.ranks),
-            *names.against_names(self.traced.beside.named, shape, self.ranks),
+            *evidence.against_heads(items, shape),
+            *evidence.against_attention_grid(items, shape, self.ranks),
+            *evidence.against_names(self.traced.beside.named, shape, self.ranks),
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=self.has_full_head(key)),
             *evidence.against_narrow(gemms, self.rows[key], self.device),

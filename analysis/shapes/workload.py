@@ -1,13 +1,20 @@
-"""How many tokens a step runs: as the user says, else as a serving engine annotates it.
+"""The model and the workload that a user gives, and how many tokens a step runs.
 
-In: --batch, --prompt-len, --context, --phase, or the name of a step. Out: `Tokens`: the rows of the
-linears, of the head, and the lengths of attention; None is unknown.
+In: --model, --batch, --prompt-len, --context, --phase, or the name of a step as a serving engine
+annotates it. Out: `ModelConfig` or `AutoModel`; `Tokens`: the rows of the linears, of the head, and
+the lengths of attention (None is unknown); `Filled`, what `fill` returns. Apart from `fill`, for
+most traces need neither it nor what it imports.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.taxonomy.shape import ModelShape
 
 PREFILL, DECODE = "prefill", "decode"
 _NUMBER = r"(\d{1,9})"
@@ -166,3 +173,36 @@ def _one_token(batch: int) -> Tokens:
     return Tokens(
         rows=batch, heads=(batch,), batch=batch, queries=1, phase=DECODE, source="annotation"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A model's dimensions, what it is called, its number format, and the workload of the steps."""
+
+    shape: ModelShape
+    name: str
+    dtype: str | None = None
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoModel:
+    """No model: which of the presets it would be is to be said."""
+
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
+    name: str = "auto"
+
+
+@dataclass
+class Filled:
+    """`calls` and `works` go on after those of the trace. `known`: N and K of calls whose M is not
+    known. `source`: where roles come from."""
+
+    frame: pl.DataFrame
+    source: str
+    calls: list[OpCall] = field(default_factory=list)
+    works: list[Work | None] = field(default_factory=list)
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tokens: float | None = None  # a step, where all steps are known

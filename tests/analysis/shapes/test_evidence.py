@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from prunescope.analysis.shapes.counts import Mark, RowCounts, rows_by_tokens
-from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
-from prunescope.analysis.shapes.items import ATTENTION, Item
-from prunescope.analysis.shapes.names import (
+from prunescope.analysis.shapes.evidence import (
     Named,
     against_attention_grid,
     against_heads,
     against_names,
     named_in,
 )
+from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
+from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
