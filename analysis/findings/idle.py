@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
-from prunescope.analysis.kernels.beside import LOADER
-from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_late
+from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.words import percent
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.findings.context import ms, shortened
-from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.report import WHOLE_TRACE
+from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
 
 _HIDDEN = 0.05  # of the wall
 
@@ -59,7 +59,7 @@ def _unknown(kernels: Kernels) -> str:
 def _ahead(kernels: Kernels) -> list[str]:
     """What steps launched so early that it ran before their wall, and no row has it as busy."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(early=before_its_wall(rows)).filter(pl.col("early") > 0)
+    rows = rows.with_columns(early=carry_over_ns(rows)).filter(pl.col("early") > 0)
     if rows.is_empty():
         return []
     sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
@@ -79,7 +79,7 @@ def _hidden(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran beside others: what they are given of that time, their busy time,
     says less than they ran, or nothing of what else ran then."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(beside=pl.col("duration") - alone(rows))
+    rows = rows.with_columns(beside=pl.col("duration") - alone_ns(rows))
     sums = rows.group_by("kind").agg(pl.col("duration", "beside").sum())
     parts = [
         f"{kind} {ms(ran / kernels.num_steps)} ({ms(beside / kernels.num_steps)} of it "
@@ -103,7 +103,7 @@ def _communication(kernels: Kernels) -> list[str]:
     busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:
         return []
-    ran, others, either = (ran_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
+    ran, others, either = (union_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
     return [
         f"communication kernels ran {ms(ran / kernels.num_steps)} a step, "
         f"{ms((either - others) / kernels.num_steps)} of it with nothing else beside them; they "

@@ -18,9 +18,8 @@ from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, go
 from prunescope.analysis.device.tiles import ALIGNED, HALF
 from prunescope.analysis.findings.context import Context, ms
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.gemm_summaries import is_hidden, tiling_of
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import spread_at
+from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm

@@ -18,7 +18,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.schema.report import Finding, Phase
-from prunescope.analysis.timeline.link import cover
+from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import percent
 
 _PARTS = 5  # of a difference between two ranks

@@ -12,7 +12,7 @@ from prunescope.analysis.findings.context import (
     without_communication,
 )
 from prunescope.analysis.findings.trust import timing_not_valid
-from prunescope.analysis.kernels.waits import cause_sums
+from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import Finding, LedgerPart, is_beyond_noise
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent

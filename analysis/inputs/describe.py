@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prunescope.analysis.inputs.subject import Diagnostics, Side
-from prunescope.analysis.kernels.share import crosses_link
+from prunescope.analysis.kernels.work_split import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 from prunescope.taxonomy.run_blocks import Pruning

@@ -20,7 +20,7 @@ from prunescope.analysis.inputs.subject import (
     diagnostics_of,
     rank_left_out,
 )
-from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
+from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.analysis.shapes.workload import (
     DECODE,

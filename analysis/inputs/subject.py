@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from prunescope.analysis.inputs.resolve import of_the
-from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import AutoModel, ModelConfig

@@ -16,7 +16,7 @@ from typing import Any
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.shapes import evidence
-from prunescope.analysis.shapes.counts import elementwise_marks
+from prunescope.analysis.shapes.counts import elementwise_counts
 from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.analysis.shapes.ranks import degrees
 from prunescope.analysis.shapes.trial import Pass, Traced, Trial
@@ -31,7 +31,7 @@ AUTO = "auto"
 def guess(
     traced: Traced, workload: GivenWorkload, device: Device | None, steps: dict[int, list[Item]]
 ) -> str:
-    """What to say of the presets that fit."""
+    """A message that names the presets that fit."""
     every = [item for items in steps.values() for item in items]
     names = preset_names()
     found = {
@@ -39,8 +39,8 @@ def guess(
     }
     if not found:
         return (
-            f"--model auto: none of {len(names)} presets fits the trace ({_seen(every)}): give the "
-            "model's config.json"
+            f"--model auto: none of {len(names)} presets fits the trace ({_found(every)}): give "
+            "the model's config.json"
         )
     clues = {name: clues_of(name, preset_config(name), trial) for name, trial in found.items()}
     most = max(one.weight for one in clues.values())
@@ -49,15 +49,15 @@ def guess(
     if len(ahead) > 1:
         return (
             f"--model auto: {', '.join(ahead)} are each {POSSIBLE}, by "
-            f"{', '.join(clues[ahead[0]].said)}: give the one that it is with --model"
+            f"{', '.join(clues[ahead[0]].matches)}: give the one that it is with --model"
         )
     (name,) = ahead
     rivals = [other for other in found if other != name]
     others = f"{', '.join(rivals)} would fit its sizes" if rivals else "no other fits"
     return (
         f"--model auto: the trace would be of {name}, {clues[name].grade(len(rivals))} by "
-        f"{', '.join(clues[name].said)}; of {len(names)} presets {others}; a fine-tuned or pruned "
-        f"model of the same sizes would too: give --model {name} to take its shapes"
+        f"{', '.join(clues[name].matches)}; of {len(names)} presets {others}; a fine-tuned or "
+        f"pruned model of the same sizes would too: give --model {name} to take its shapes"
     )
 
 
@@ -78,7 +78,7 @@ def _fits(
     return next((trial for trial in tried if not trial.problems), None)
 
 
-def _seen(items: Sequence[Item]) -> str:
+def _found(items: Sequence[Item]) -> str:
     layers = {item.layer for item in items if item.layer is not None}
     attentions = sum(item.what == ATTENTION for item in items)
     return f"{len(layers)} layers" if layers else f"{attentions} attentions"
@@ -92,9 +92,9 @@ _LONGEST = 1000  # characters of a name in which a model is looked for
 
 @dataclass(frozen=True)
 class Clues:
-    """`said`: what matched, for a person. `vocabulary`, `classes`, `named`: whether these did."""
+    """`matches`: what matched, as words; `vocabulary`, `classes`, `named`: whether these did."""
 
-    said: tuple[str, ...]
+    matches: tuple[str, ...]
     vocabulary: bool
     classes: bool
     named: bool
@@ -117,36 +117,36 @@ def clues_of(name: str, config: Mapping[str, Any], trial: Trial) -> Clues:
     key = next(iter(trial.placed))
     gemms = trial.placed[key].gemms
     middle = sum(one.layer == shape.layers // 2 for one in gemms)
-    said = [f"{shape.layers} layers", f"{middle} GEMMs a layer"]
+    matches = [f"{shape.layers} layers", f"{middle} GEMMs a layer"]
     if trial.ranks > 1:
-        said.append(f"{trial.ranks} ranks")
+        matches.append(f"{trial.ranks} ranks")
     vocabulary = _vocabulary(trial, key)
-    said += [vocabulary] if vocabulary else []
+    matches += [vocabulary] if vocabulary else []
     base = _classes(config) & _classes_in(traced)
-    said += [f"modules of {', '.join(sorted(base))}"] if base else []
+    matches += [f"modules of {', '.join(sorted(base))}"] if base else []
     named = _is_named(name, traced)
-    said += ["its name in the trace"] if named else []
-    return Clues(tuple(said), vocabulary is not None, bool(base), named)
+    matches += ["its name in the trace"] if named else []
+    return Clues(tuple(matches), vocabulary is not None, bool(base), named)
 
 
 def _vocabulary(trial: Trial, key: Pass) -> str | None:
-    """By what the vocabulary is told: the grid of the head, or kernels after it whose elements are
-    those of some rows of logits."""
+    """What shows the vocabulary: the grid of the head, or kernels after it whose elements are those
+    of some rows of logits; None without any."""
     head = next((one for one in trial.placed[key].gemms if one.slot.role == "lm_head"), None)
     if head is None:
         return None
     vocab = trial.model.shape.vocab
-    at = int(trial.traced.beside.place[head.item.row])
+    at = int(trial.traced.counting.place[head.item.row])
     rows = trial.rows[key] or 1 << 20
-    for mark in elementwise_marks(
-        trial.traced.frame, trial.traced.trace, trial.traced.beside.place
+    for count in elementwise_counts(
+        trial.traced.frame, trial.traced.trace, trial.traced.counting.place
     ):
-        most = mark.blocks * mark.elements
+        most = count.blocks * count.elements
         sequences = most // vocab
-        if mark.at > at and 1 <= sequences <= rows and most - mark.elements < sequences * vocab:
+        if count.at > at and 1 <= sequences <= rows and most - count.elements < sequences * vocab:
             return f"a sampling kernel over {sequences:,} × {vocab:,} logits"
-    told = evidence.allowed_rows(head, trial.sm)
-    return f"a head of {vocab:,} rows by its grid" if told else None
+    allowed = evidence.allowed_rows(head, trial.sm)
+    return f"a head of {vocab:,} rows by its grid" if allowed else None
 
 
 def _classes(config: Mapping[str, Any]) -> set[str]:

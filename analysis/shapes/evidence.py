@@ -29,7 +29,7 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
-_BORNE_OUT = 0.5  # of the difference between two widths, by which times must fit one better
+_SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
@@ -116,13 +116,13 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
         if off > limit and off / limit > worst[0]:
             kernels = "one kernel" if name_a == name_b else "two kernels"
-            said = [
+            takes = [
                 f"{slot.role} with N·K = {slot.size:,} takes {usual[key] / 1e3:.1f} µs"
                 for key, slot in ((a, slot_a), (b, slot_b))
             ]
             worst = (
                 off / limit,
-                f"{' and '.join(said)}: their rates are {off:.2f} times apart, those of {kernels} "
+                f"{' and '.join(takes)}: their rates are {off:.2f} times apart, those of {kernels} "
                 f"{limit:.2f} at most",
             )
     return [worst[1]] if worst[1] else []
@@ -157,8 +157,8 @@ def _near(a: float, b: float) -> bool:
 
 
 def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
-    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, beside a wider
-    one on the same kernel. Its N·K tells less than that: one wave takes as long as a full one."""
+    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, allow by the time
+    of a wider one on the same kernel. N·K would say less: one wave takes as long as a full one."""
     if rows is None or device is None or device.sm is None:
         return []
     times: dict[str, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -190,9 +190,9 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
 
 
 def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
-    """A sentence where the activations have another width than the config's MLP, unless the times
-    of its GEMMs, beside others on the same kernels, bear the config's out: noise alone may favour
-    either by a part of what they differ."""
+    """A sentence where the width of the activations differs from the config's MLP, unless the times
+    of its GEMMs, compared with others on the same kernels, clearly support the config's: noise
+    alone may favour either."""
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
@@ -207,7 +207,7 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     ours = sum(abs(math.log(rate)) for rate in pairs)
     theirs = sum(abs(math.log(rate * seen / width)) for rate in pairs)
     apart = len(pairs) * abs(math.log(seen / width))
-    if theirs - ours > _BORNE_OUT * apart or not pairs:
+    if theirs - ours > _SUPPORTED * apart or not pairs:
         return []
     return [
         f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
@@ -277,15 +277,17 @@ def fitting_widths(
         if one.slot.what == GEMM:
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
-    told = []
+    ranges = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
         by_grid = _by_grid(members, m, sm) if m is not None else None
         allowed = meet(by_grid, _by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
-            told.append(f"{slot.role} {written(allowed)} by its {how}")
-    return [f"the trace fits N of {', '.join(told)}: of these the config is one"] if told else []
+            ranges.append(f"{slot.role} {written(allowed)} by its {how}")
+    if not ranges:
+        return []
+    return [f"the trace fits N of {', '.join(ranges)}: the config's value is within this range"]
 
 
 def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
@@ -329,8 +331,9 @@ _NAME_LIMIT = 400
 
 @dataclass(frozen=True)
 class Named:
-    """What names of kernels say: bytes of a token's keys in the cache, the most elements of a row
-    that the widest norm takes, and the bytes that a number in the cache may have."""
+    """Sizes in the names of kernels: bytes of a token's keys in the cache (`cached`), the most
+    elements of a row that the widest norm takes, and the possible bytes of a number in the
+    cache."""
 
     cached: int | None = None
     norm: int | None = None
@@ -338,7 +341,7 @@ class Named:
 
 
 def named_in(names: Iterable[str]) -> Named:
-    """Read the names of a phase; None where they say nothing, or differ."""
+    """Read the names of a phase's kernels; None where they do not say, or disagree."""
     cached, norms, types = set(), set(), set()
     for name in names:
         if (found := _CACHED.search(name[:_NAME_LIMIT])) is not None:
@@ -352,8 +355,8 @@ def named_in(names: Iterable[str]) -> Named:
 
 
 def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
-    """Keys of another width than the cache's; a hidden size that the norm of the residual stream
-    does not hold."""
+    """Keys whose width is not that of the cache; a hidden size wider than the norm of the residual
+    stream."""
     keys = shape.c // min(ranks, shape.kv_heads)
     latent = shape.kv_rank is not None
     fits = named.cached in [keys * size for size in named.each]

@@ -2,7 +2,7 @@
 
 In: the kernels frame with kinds, roles and calls, a `ModelConfig`. Out: `Filled`: the frame with
 calls (and, where roles came from order, layers and roles) of the rows that the config explains,
-their work, and what is to be said. Where the trace contradicts the config, nothing is filled.
+their work, notes and warnings. Where the trace contradicts the config, nothing is filled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ENOUGH = 0.99  # of the GEMM time: so much of it recorded needs no config
 
 def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) -> Filled:
     """Shapes of the rows that have none. Nothing changes where the trace recorded them all, holds
-    no kernels, or contradicts the config; what is said tells which."""
+    no kernels, or contradicts the config; a note or warning says which."""
     out = Filled(traced.frame, traced.source)
     if not traced.trace.on_device:
         out.warnings.append(
@@ -48,8 +48,8 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     steps = items_of(traced.frame, traced.trace, traced.works)
     every = [item for items in steps.values() for item in items]
     total = sum(item.ns for item in every)
-    told = sum(item.ns for item in every if item.has_work)
-    if not total or told >= _ENOUGH * total:
+    recorded = sum(item.ns for item in every if item.has_work)
+    if not total or recorded >= _ENOUGH * total:
         out.notes.append(f"--model {model.name} is not needed: the trace has the shapes")
         return out
     if isinstance(model, AutoModel):
@@ -106,8 +106,8 @@ def _filled(out: Filled, trial: Trial) -> Filled:
         out.notes.append(f"--model {trial.model.name} tells no shapes that the trace lacks")
         return out
     out.notes += [_note(trial, writer), *widths]
-    if trial.model.shape.experts and (told := trial.experts.told) is not None:
-        (out.notes if trial.experts.slots else out.warnings).append(told)
+    if trial.model.shape.experts and (reason := trial.experts.reason) is not None:
+        (out.notes if trial.experts.slots else out.warnings).append(reason)
     return out
 
 
@@ -135,8 +135,8 @@ _OWN = -(1 << 50)  # instances of kernels that stand alone in their op
 class Writer:
     """Calls and works of placed items, each distinct one once."""
 
-    def __init__(self, tried: Trial, first: int) -> None:
-        self.tried, self.first = tried, first
+    def __init__(self, trial: Trial, first: int) -> None:
+        self.trial, self.first = trial, first
         self.calls: list[OpCall] = []
         self.works: list[Work | None] = []
         self.known: dict[int, tuple[int, int]] = {}
@@ -164,19 +164,19 @@ class Writer:
                 self._place(item, None, "unknown")
 
     def _gemm(self, at: Pass, one: Placed) -> tuple[object, Made, tuple[int, int] | None]:
-        tried, slot, item = self.tried, one.slot, one.item
-        model = tried.model
+        trial, slot, item = self.trial, one.slot, one.item
+        model = trial.model
         name, dtype = item.name, model.dtype
-        rows = tried.rows[at]
+        rows = trial.rows[at]
         if slot.role == "lm_head":
-            if at in tried.headless:
+            if at in trial.headless:
                 return None, None, None
-            rows = evidence.head_rows(one, tried.tokens[at].heads, tried.sm)
+            rows = evidence.head_rows(one, trial.tokens[at].heads, trial.sm)
         if slot.what == GROUPED:
-            shape, product = model.shape, tried.experts.slots.get(slot)
+            shape, product = model.shape, trial.experts.slots.get(slot)
             if product is None:
                 return None, None, None
-            if rows is None or not tried.experts.all_rows:
+            if rows is None or not trial.experts.all_rows:
                 return (product, None), None, (product.n, product.k)
             pairs = rows * shape.experts_per_token
             key: object = (product, pairs, name)
@@ -189,18 +189,18 @@ class Writer:
     def _attention(
         self, at: Pass, item: Item, layer: int
     ) -> tuple[object, Made, tuple[int, int] | None]:
-        tried, shape, tokens = self.tried, self.tried.model.shape, self.tried.tokens[at]
+        trial, shape, tokens = self.trial, self.trial.model.shape, self.trial.tokens[at]
         known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
         if not known or item.kind == "eager attention":
             return None, None, None
         batch, queries, keys = tokens.batch or 0, tokens.queries or 0, tokens.keys or 0
         slides = shape.window and (shape.order[layer : layer + 1] == "s")
         sizes = AttentionSizes(
-            batch, shape.heads // tried.ranks, queries, keys, shape.head_dim, shape.value_dim
+            batch, shape.heads // trial.ranks, queries, keys, shape.head_dim, shape.value_dim
         )
-        kv_heads = max(1, shape.kv_heads // tried.ranks)
+        kv_heads = max(1, shape.kv_heads // trial.ranks)
         window = shape.window if slides else None
-        name, dtype = item.name, tried.model.dtype
+        name, dtype = item.name, trial.model.dtype
 
         def work() -> Work:
             return fused_attention(sizes, kv_heads, name, dtype, window=window)

@@ -93,7 +93,7 @@ class Assignment:
 def items_of(
     frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, mixers: bool = False
 ) -> dict[int, list[Item]]:
-    """The items of each step, those of mixers only where asked for. Products of an eager attention
+    """The items of each step, those of mixers only on request. Products of an eager attention
     become one item, and so do the kernels of one attention that no op holds together."""
     kinds = (*_PRODUCTS, "conv", "scan") if mixers else _PRODUCTS
     rows = frame.with_row_index("row").filter(

@@ -49,11 +49,11 @@ _NAME_LIMIT = 400
 @dataclass(frozen=True)
 class Experts:
     """`slots`: by the slot of one of `ranks`, the product that a rank runs; `all_rows`: whether it
-    runs every pair of a token and an expert; `told`: by what, else why nothing is known."""
+    runs every pair of a token and an expert; `reason`: how this is known, else why it is not."""
 
     slots: Mapping[Slot, Slot]
     all_rows: bool
-    told: str | None = None
+    reason: str | None = None
 
 
 def experts_of(
@@ -61,33 +61,36 @@ def experts_of(
 ) -> Experts:
     """What a rank runs of the experts. `collectives`: how often a step runs each; where there are
     none, one rank runs all."""
-    own, whole = expert_slots(shape, ranks), expert_slots(shape)
+    part, whole = expert_slots(shape, ranks), expert_slots(shape)
     if not collectives:
-        return Experts(dict(zip(own, own, strict=True)), all_rows=True)
-    covered = _covered([one for one in gemms if one.slot == own[0]])
+        return Experts(dict(zip(part, part, strict=True)), all_rows=True)
+    covered = _covered([one for one in gemms if one.slot == part[0]])
     by_grid = "" if covered is None else f"the grid of its kernel, {covered:,} channels in tiles"
-    if ranks > 1 and covered is not None and own[0].n <= covered < 2 * own[0].n:
-        told = f"each of {ranks} ranks runs its part of the channels of every expert, by {by_grid}"
-        return Experts(dict(zip(own, own, strict=True)), all_rows=True, told=told)
+    if ranks > 1 and covered is not None and part[0].n <= covered < 2 * part[0].n:
+        reason = (
+            f"each of {ranks} ranks runs its part of the channels of every expert, by {by_grid}"
+        )
+        return Experts(dict(zip(part, part, strict=True)), all_rows=True, reason=reason)
     shared = sum(n for name, n in collectives.items() if _ALL_TO_ALL.search(name[:_NAME_LIMIT]))
     by_collectives = shared >= shape.moe_layers > 0
     if covered is not None and covered >= whole[0].n or covered is None and by_collectives:
         how = by_grid or "an all-to-all a layer"
-        told = f"a rank runs whole experts, by {how}: M is what the router chose, and null"
-        return Experts(dict(zip(own, whole, strict=True)), all_rows=False, told=told)
+        reason = f"a rank runs whole experts, by {how}: M is what the router chose, and null"
+        return Experts(dict(zip(part, whole, strict=True)), all_rows=False, reason=reason)
     return Experts(
         {},
         all_rows=False,
-        told="M, N and K of the experts are null: ranks share out whole experts or their channels, "
-        "and neither the grid of their kernels nor an all-to-all a layer says which",
+        reason="M, N and K of the experts are null: ranks share out whole experts or their "
+        "channels, and neither the grid of their kernels nor an all-to-all a layer says which",
     )
 
 
 def _covered(gemms: list[Placed]) -> int | None:
-    """Channels that the tiles of a product cover, by all of its kernels; None where none tells."""
+    """Channels that the tiles of a product cover, by all of its kernels; None where they do not
+    say."""
     seen = {one.item.token for one in gemms if one.slot.what == GROUPED}
-    told = set()
+    widths = set()
     for name, grid in seen:
         tile = _TILED.match(name[:_NAME_LIMIT])
-        told.add(None if tile is None or grid is None else int(tile[1]) * grid[0])
-    return told.pop() if len(told) == 1 else None
+        widths.add(None if tile is None or grid is None else int(tile[1]) * grid[0])
+    return widths.pop() if len(widths) == 1 else None

@@ -30,7 +30,7 @@ _SUMS = re.compile(
 _MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE)\b([^\]]{0,200})")
 _BATCH = re.compile(rf"\bbs={_NUMBER}")
 _TOKENS = re.compile(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
-# TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it says them.
+# TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it names them.
 _TRT = re.compile(
     rf"(?:\[Executor\] )?_forward_step \d{{1,12}}: {_NUMBER} ctx reqs, {_NUMBER} gen reqs"
 )
@@ -58,7 +58,7 @@ UNKNOWN = Tokens(source="none")
 
 @dataclass(frozen=True, kw_only=True)
 class GivenWorkload:
-    """What the user says of the steps of a trace."""
+    """The workload of the steps of a trace, as the user gives it."""
 
     batch: int | None = None
     prompt_len: int | None = None
@@ -66,8 +66,8 @@ class GivenWorkload:
     phase: str | None = None
 
     def tokens(self, phase: str | None) -> Tokens:
-        """The tokens of a step of `phase`, which the user's word stands before; UNKNOWN where the
-        numbers do not tell. A prompt without --batch is one sequence."""
+        """The tokens of a step of `phase`, unless the user gave another; UNKNOWN where the
+        numbers do not suffice. A prompt without --batch is one sequence."""
         phase = self.phase or phase
         if phase is None:
             phase = DECODE if self.context is not None and self.prompt_len is None else PREFILL
@@ -187,7 +187,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoModel:
-    """No model: which of the presets it would be is to be said."""
+    """No model: a message is to name the presets that fit."""
 
     workload: GivenWorkload = field(default_factory=GivenWorkload)
     name: str = "auto"

@@ -63,7 +63,7 @@ def test_experts_are_two_products_of_one_expert_each() -> None:
     assert (up.n, up.k) == (28672, 4096) and (down.n, down.k) == (4096, 14336)
 
 
-def test_adapters_beside_the_matrices_are_left_out() -> None:
+def test_adapters_next_to_the_matrices_are_left_out() -> None:
     ways = layer_ways(shape_of("qwen3-8b"))
     sizes = {"o": 16.8, "gate": 50.3, "up": 50.3, "down": 50.3, "q": 16.8, "k": 4.2, "v": 4.2}
     names, times = [], []
