@@ -17,7 +17,7 @@ import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.ops.call import MODELS
-from prunescope.analysis.ops.names import OP_KINDS
+from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families

@@ -23,10 +23,15 @@ from prunescope.analysis.inputs.side import (
     diagnostics_of,
     rank_left_out,
 )
-from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
+from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
-from prunescope.analysis.shapes.values import AutoModel, ModelConfig
-from prunescope.analysis.shapes.workload import DECODE, PREFILL, GivenWorkload
+from prunescope.analysis.shapes.workload import (
+    DECODE,
+    PREFILL,
+    AutoModel,
+    GivenWorkload,
+    ModelConfig,
+)
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace

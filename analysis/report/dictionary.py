@@ -61,7 +61,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
                          "query and key that the mask leaves, causal prefill about half; where "
                          "steps differ, as keys in decode, the mean, as M, N and K are"),
         ("bytes", "bytes", "compulsory traffic of one call; where steps differ, the mean"),
-        ("busy_ns", "ns", "device time of a step, helper kernels included"),
+        ("busy_ns", "ns", "device time of a step, auxiliary kernels included"),
         ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
         ("ideal_ns", "ns", "roofline time of a step, the mean over steps: for each call the larger "
                            "of FLOP/peak and bytes/bandwidth"),

@@ -89,7 +89,7 @@ def test_our_thrown_away_step_gives_the_beginning(tmp_path: Path) -> None:
     assert linked.launch_latency_ns is None
 
 
-def test_the_lead_of_a_bare_trace_is_beside_the_wall(tmp_path: Path) -> None:
+def test_launch_latency_of_a_bare_trace_is_not_in_the_wall(tmp_path: Path) -> None:
     """The step begins at its first device event; the host was 25 us ahead of it."""
     trace = chrome(module("ProfilerStep#0", gap(us=0), MM, gap(us=1), MM), lead_us=25)
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]

@@ -105,7 +105,7 @@ def spilt(*, launch: float) -> Any:
     return trace(TWO, Event(60, 4, launch, 49, stream=15), *old, *step(0), *step(1))
 
 
-def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
+def test_carry_over_is_found_by_stream(tmp_path: Path) -> None:
     """4 kernels of 7 µs; the step starts at its first event behind them, 100, as without them; the
     copy lies in the wall of the step before."""
     made = phase(spilt(launch=46), tmp_path)
@@ -125,7 +125,7 @@ def test_spill_is_told_by_its_stream(tmp_path: Path) -> None:
     )
 
 
-def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
+def test_carry_over_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
     """The first window holds none: step 1 begins behind the spill all the same, at 100."""
     empty = [(20.0, 30.0), *TWO]
     made = spilt(launch=46)
@@ -136,28 +136,28 @@ def test_spill_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> No
     assert found.wall_ns == 2 / 3 * 67_500
 
 
-def test_spill_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
+def test_carry_over_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
     made = phase(spilt(launch=40), tmp_path)
     assert made.spill == {"events": 4, "ns": 28_000}
     assert made.left_out == {"events": 1, "ns": 4_000}
     assert (made.kernels_per_step, made.wall_ns) == ([2, 2], 67_500)
 
 
-def test_spill_that_runs_into_the_step_is_clipped_there(tmp_path: Path) -> None:
+def test_carry_over_that_runs_into_the_step_is_clipped_there(tmp_path: Path) -> None:
     """Until 105 on another stream: 5 of the first 10 µs are those of the step before."""
     made = phase(trace(TWO, Event(90, 15, None, 3, stream=9), *step(0), *step(1)), tmp_path)
     assert made.spill == {"events": 1, "ns": 15_000}
     assert (made.wall_ns, made.busy_ns) == ((30_000 + 100_000) / 2, (25_000 + 30_000) / 2)
 
 
-def test_spill_that_outlives_the_step_does_not_hide_it(tmp_path: Path) -> None:
+def test_carry_over_that_outlives_the_step_does_not_hide_it(tmp_path: Path) -> None:
     """A copy of the step before, on a stream of its own, until 500."""
     made = phase(trace(TWO[:1], Event(90, 410, None, 3, stream=9), *step(0)), tmp_path)
     assert made.spill == {"events": 1, "ns": 410_000}
     assert (made.busy_ns, made.kernels_per_step) == (30_000, [2])
 
 
-def test_an_id_tells_the_step_where_the_stream_does_not(tmp_path: Path) -> None:
+def test_an_id_gives_the_step_where_the_stream_does_not(tmp_path: Path) -> None:
     """Stream 9 has no linked event: id 50.. are launches of step 0, 70.. of step 1. The kernel at
     220 was launched in step 0; one with an id that is older than all is spill even there; where a
     kernel would run before its launch, ids say nothing, and the order of all streams counts."""
@@ -202,7 +202,7 @@ def test_every_event_of_a_real_trace_is_somewhere(
     ("name", "kernels", "steps", "spill"),
     [("v100_legacy_graphs", 2503, 6, 614), ("a100_training_graphs_nccl", 1375, 5, 872)],
 )  # fmt: skip
-def test_real_spill_of_several_streams(
+def test_real_carry_over_of_several_streams(
     name: str, kernels: int, steps: int, spill: int, real_trace: Callable[[str], Path]
 ) -> None:
     """Every step of a training loop launches as many kernels: the 614 and 872 events without a
@@ -215,7 +215,7 @@ def test_real_spill_of_several_streams(
     assert made.spill["events"] == spill == int((ids < known.min()).sum())
 
 
-def test_the_spill_of_every_copy_of_a_real_trace_is_named(
+def test_the_carry_over_of_every_copy_of_a_real_trace_is_named(
     real_trace: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Three copies of a step with 509 events of spill: the first is spill, the others run between

@@ -1,4 +1,4 @@
-"""Which of an op's kernels did its work: those of the op's own kind, in proportion to their time.
+"""Divides the work of an op among its kernels: those of the op's kind, in proportion to their time.
 
 In: the kernels frame with kinds, and the works of the calls. Out: columns `primary`,
 `carries_work`, `parts`, `flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
@@ -21,7 +21,7 @@ from prunescope.taxonomy.dtypes import dtype, itemsize
 # A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
 _OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
 _MOVES = {1: "copy", 2: "fill"}  # categories of device events
-# XPUs have pageable memory (M) beside that of the host.
+# M: pageable memory, on XPUs.
 _CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost|^Memcpy (?:[HM]2D|D2[HM])"
 _BETWEEN = r"PtoP|Peer"
 _WIDTH = re.compile(
@@ -43,7 +43,7 @@ def add_work(
     GEMM may be several kernels, each with a share by duration), else to its longest kernel.
     `primary` is the longest of them, `parts` their number. Auxiliary kernels have time, no work."""
     frame = frame.with_columns(
-        carries_work=_of_own_kind(frame, calls, works),
+        carries_work=_is_of_op_kind(frame, calls, works),
         _repeated=pl.Series(_repeated(frame, linked, works)),
     )
     instance = ("step", "instance")
@@ -75,8 +75,8 @@ def add_work(
 
 
 def _longest(frame: pl.DataFrame) -> np.ndarray:
-    """One row of each instance: of its own kind rather than another, no copy or fill, the longest,
-    the first. By numpy: a rank over structs takes ten times as long."""
+    """One row of each instance: one that carries its work, else no copy or fill, else the longest,
+    else the first. By numpy: a rank over structs takes ten times as long."""
     moves = frame["kind"].is_in(["memset", "memcpy"])
     rows = frame.select("step", "instance", "carries_work", "busy", "start").to_dict()
     step, instance, carries, busy, start = (rows[name].to_numpy() for name in rows)
@@ -134,7 +134,7 @@ def _table(works: list[Work | None]) -> pl.DataFrame:
     )
 
 
-def _of_own_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
+def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
     """Rows whose kind is that of their op; none of an op whose kind is not known."""
     kinds = [
         work.kind
@@ -158,14 +158,14 @@ def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
     rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
     for call, name in rows.select("call", "name").unique().iter_rows():
         taken = itemsize(dtype(calls[call].dtypes[0])) if calls[call].dtypes else None
-        is_known = _written(name)
+        is_known = _named_itemsize(name)
         if taken and is_known:
             found[call, name] = is_known / taken
     keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
     return pl.lit(pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64))
 
 
-def _written(name: str) -> float | None:
+def _named_itemsize(name: str) -> float | None:
     match = _WIDTH.search(name[:512])
     if match is None:
         return None
@@ -173,8 +173,8 @@ def _written(name: str) -> float | None:
 
 
 def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
-    """Rows whose modelled work an op inside them does again (mean > sum, _grouped_mm > mm): the
-    inner one keeps it."""
+    """Rows whose modelled work an op inside them does (mean > sum, _grouped_mm > mm): the inner one
+    keeps it."""
     out = np.zeros(len(linked.above), bool)
     calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
     for row in np.flatnonzero(linked.above >= 0):

@@ -1,4 +1,4 @@
-"""Where the cost of recording lies in a step of a CPU trace.
+"""Profiler overhead of a CPU trace: where in a step the cost of recording lies.
 
 In: a trace and its linked rows. Out: `Recorded`, the weight of what was recorded in each part of a
 step's time: inside a row, in the gap before it, behind the last one. A weight of 1 is one op.
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.timeline.intervals import innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.nesting import innermost
 from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
 
-# A span around a module costs two hooks in Python beside its record: benchmarks/same.md.
+# A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.observer import SPAN, recorded
+from prunescope.analysis.timeline.overhead import SPAN, recorded
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, module, op, save, step
