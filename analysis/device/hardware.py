@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -252,6 +253,36 @@ def rate_of(rates: Mapping[str, float], name: str) -> float | None:
     if name == THREE_TF32:
         return three_tf32_rate(rates)
     return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
+
+
+def same_chip(device: Device, name: str) -> bool:
+    """Whether the device of this name is the same chip: as many SMs at the same clock. A100 and
+    A800, H100 SXM and H200 differ in memory and links alone, so rates of one hold for the other."""
+    return name == device.name or name in _of_chip(device.sm, device.boost_hz)
+
+
+def best_gemm_share(device: Device, dtype: str) -> float | None:
+    """FLOP/s of the best published GEMM over the data sheet's: of this device, else of its other
+    half-precision format where both have one peak, else of a device with the same chip."""
+    sheet = device.peak(dtype)
+    if not sheet:
+        return None
+    formats = sorted(("bf16", "fp16"), key=lambda f: f != dtype) if dtype in _SAME_RATE else [dtype]
+    same = [known for known in DEVICES if known.name in _of_chip(device.sm, device.boost_hz)]
+    for known in (device, *same):
+        for name in formats:
+            reached, peak = known.achievable_flop_per_s.get(name), known.peak(name)
+            if reached and peak and abs(peak / sheet - 1) < 0.02:
+                return reached / peak
+    return None
+
+
+@lru_cache
+def _of_chip(sm: int | None, boost_hz: float | None) -> tuple[str, ...]:
+    """Names of the devices with as many SMs at this clock."""
+    if sm is None or boost_hz is None:
+        return ()
+    return tuple(d.name for d in DEVICES if d.sm == sm and d.boost_hz == boost_hz)
 
 
 def unknown_device(

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.predict.break_even import spans, sparsity_from
-from prunescope.analysis.predict.grid import methods, sparsities
+from prunescope.analysis.predict.points import methods, sparsities
 from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_table import prediction

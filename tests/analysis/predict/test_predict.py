@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.predict.kernels import SplitCosts, expected_tiles, tile_choices
 from prunescope.analysis.predict.predict import PredictRequest
-from prunescope.analysis.predict.tiles import Pace, expected_tiles, tile_choices
 from prunescope.taxonomy.applies import NO
 from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
@@ -158,14 +158,14 @@ def test_tiles_and_waves_by_hand() -> None:
 
 def test_the_best_tile_by_hand() -> None:
     # 384 tiles of 128 x 256 are three waves of 188; 736 of 128 x 128 four, at 0.66 of the rate
-    free = Pace(work=1.0, sums=0.0, start=0.0)
+    free = SplitCosts(work=1.0, sums=0.0, start=0.0)
     (best,) = tile_choices((4096, 2867, 4096, 1), 188, free)
     assert (best.rows, best.columns, best.waves) == (128, 256, 3)
     # 40 tiles: K in four parts of 1,024 fills 160 of 188
     whole, parts = tile_choices((1024, 1280, 4096, 1), 188, free)
     assert (whole.parts, parts.parts, parts.waves, parts.adds_up) == (1, 4, 1, True)
     # a start that is longer than what the split saves: K stays whole
-    dear = Pace(work=1.0, sums=0.0, start=whole.factor - parts.factor)
+    dear = SplitCosts(work=1.0, sums=0.0, start=whole.factor - parts.factor)
     assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)
     # a 2:4 kernel: 40 x 8 tiles of 128 x 128 in two waves, at the full rate, with K whole
     (sparse,) = tile_choices((1024, 5120, 4096, 1), 188, free, sparse=True)
