@@ -218,8 +218,8 @@ def resolve(
     filled = chosen.point(given, knobs).knobs if chosen else {}
     if shape.uneven and given and filled.get("layers") == "":
         warnings.append(
-            "layers of this model differ, and which ones are removed is unknown: average ones are "
-            "here; --set layers=0,1 names them"
+            "layers of this model differ, and which ones are removed is unknown: the prediction "
+            "removes average layers; --set layers=0,1 names them"
         )
     named = filled.get("layers")
     if named and (text := named_share(str(named), shape.layers, given)):
