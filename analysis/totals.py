@@ -35,7 +35,7 @@ def totals(one: SidePhase) -> Totals:
         wall_ns=wall,
         busy_ns=total(frame, "busy") / steps,
         gap_ns=total(frame, "gap") / steps,
-        tail_ns=one.kernels.tail / steps,
+        tail_ns=one.kernels.trailing_idle / steps,
         tokens_per_s=tokens * 1e9 / took if tokens and took else None,
         weight_bytes=one.side.run.weight_bytes if one.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,
@@ -155,7 +155,7 @@ def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     sums = _sums(frame, "bound", steps)
     out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
-    out["launch"] = total(frame.select("dry", "gap").filter("dry"), "gap") / steps
+    out["launch"] = total(frame.select("starved", "gap").filter("starved"), "gap") / steps
     return out
 
 

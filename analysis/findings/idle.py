@@ -50,10 +50,10 @@ def launch_bound(c: Context) -> Finding | None:
 
 def _longest(c: Context) -> list[str]:
     """In which ops most of the late dispatch was, of those that are long."""
-    ops = c.pruned.frame.filter(pl.col("beside").str.contains("::", literal=True))
-    spared = pl.min_horizontal(dispatch(), "beside_ns")
-    by = ops.group_by("beside").agg(spared.sum().alias("ns"))
-    by = by.sort("ns", "beside", descending=[True, False]).head(2)
+    ops = c.pruned.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
+    spared = pl.min_horizontal(dispatch(), "host_activity_ns")
+    by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
+    by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
     least = _NAMED * c.pruned.wall
     steps = c.pruned.num_steps
     return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
@@ -93,8 +93,10 @@ def host_work(c: Context) -> Finding | None:
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
-    within = pl.min_horizontal(rest, "beside_ns").sum().alias("within")
-    by = frame.group_by("beside").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
+    by = (
+        frame.group_by("host_activity").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    )
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
@@ -108,7 +110,7 @@ def host_work(c: Context) -> Finding | None:
         ),
     ]
     first = by["ns"].head(1).sum()
-    loads = first > computed and bool(by["beside"].head(1).str.contains(LOADER).any())
+    loads = first > computed and bool(by["host_activity"].head(1).str.contains(LOADER).any())
     return Finding(
         id="host-work",
         severity="warning",
@@ -133,10 +135,11 @@ def host_lead(c: Context) -> Finding | None:
     """Before the first step's first event on the device the host works for long: no wall has it,
     and that of each step after it has its own."""
     linked = c.pruned.linked
-    if c.pruned.windows.source == "whole" or linked.lead_ns is None:
+    if c.pruned.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
-    idle, steps = linked.lead_ns - (linked.lead_busy_ns or 0), c.pruned.num_steps
-    whole = c.phase.wall_ns + linked.lead_ns / steps
+    idle = linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0)
+    steps = c.pruned.num_steps
+    whole = c.phase.wall_ns + linked.launch_latency_ns / steps
     if not c.pruned.on_device or idle < _SOME * whole:
         return None
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
@@ -148,8 +151,8 @@ def host_lead(c: Context) -> Finding | None:
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
         f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
-            f"the step's annotation begins {ms(linked.lead_ns)} before its "
-            f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
+            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its "
+            f"{'wall' if linked.launch_latency_work.get('events') else 'first event on the device'}"
         ],
         change="look at what the host does there (data, preprocessing, a first call of a kernel)"
         + ", or profile several steps: the wall of each after the first has it" * (steps == 1),
@@ -186,7 +189,7 @@ def host_waits(c: Context) -> Finding | None:
 
 def held_back(c: Context) -> Finding | None:
     """The device idles although the next kernel was launched long before: its stream waits."""
-    share = _much(c, _gaps(c, "held") - _at_the_begin(c))
+    share = _much(c, _gaps(c, "blocked") - _at_the_begin(c))
     if share is None:
         return None
     elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
@@ -196,7 +199,7 @@ def held_back(c: Context) -> Finding | None:
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched before: its stream waits for another one or for an event, or the trace "
         f"lacks what ran meanwhile{elsewhere}",
-        evidence=_largest(c, "held"),
+        evidence=_largest(c, "blocked"),
         change="find what is waited for (a stream, a copy, another rank), and compare steps "
         "without it",
         predicted_ns=None,
@@ -235,10 +238,10 @@ def _at_the_begin(c: Context) -> float:
     if not c.pruned.on_device or frame.is_empty():
         return 0.0
     first = frame.filter(pl.col("step") == pl.col("step").min())
-    longest = first.sort("idle_held").tail(1).row(0, named=True)
+    longest = first.sort("idle_blocked").tail(1).row(0, named=True)
     before = frame.filter(pl.col("start") < longest["start"])
-    held: int = longest["idle_held"]
-    follows = longest["stream"] in before["stream"] or c.pruned.linked.spill["events"]
+    held: int = longest["idle_blocked"]
+    follows = longest["stream"] in before["stream"] or c.pruned.linked.carry_over["events"]
     if follows or before["busy"].sum() > _HARDLY * held:
         return 0.0
     return held / c.pruned.num_steps

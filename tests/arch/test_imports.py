@@ -46,7 +46,7 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/recovery": "taxonomy model attention calibration routing",
+    "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }
@@ -139,6 +139,22 @@ def test_the_table_has_no_circle_and_no_pair_that_is_not_used() -> None:
         if room != other and may_import(room, other) and other not in used[room]
     ]
     assert spare == []
+
+
+_ROOMS = re.compile(r"^\| room \| may import \|\n\|---\|---\|\n(?:\|.*\n)*", re.MULTILINE)
+
+
+def test_the_page_on_architecture_has_the_table(pytestconfig: pytest.Config) -> None:
+    """`pytest tests/arch --update-golden` writes it."""
+    rows = [f"| {room} | {', '.join(words.split()) or 'none of ours'} |\n"
+            for room, words in ALLOWED.items()]  # fmt: skip
+    table = "".join(["| room | may import |\n|---|---|\n", *rows])
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(_ROOMS.sub(table, text), encoding="utf-8")
+    found = _ROOMS.search(page.read_text(encoding="utf-8"))
+    assert found is not None and found[0] == table
 
 
 @pytest.mark.parametrize(

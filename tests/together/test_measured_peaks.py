@@ -11,7 +11,7 @@ import torch
 
 from prunescope.analysis.kernels.bound import run_peaks
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report import device_sentence
+from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
@@ -20,9 +20,8 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredPeaks,
     MeasuredRates,
 )
-from prunescope.tracer.capture import surroundings
-from prunescope.tracer.capture.reached import Reached
-from prunescope.tracer.capture.surroundings import Surroundings
+from prunescope.tracer.capture import device_state
+from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.machine import peaks
 from tests.analysis.finding_cases import mm
 from tests.analysis.run_folder import write_run
@@ -92,7 +91,7 @@ def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict
 
 
 def reached_rates(traces: list[dict[str, Any]]) -> dict[str, float]:
-    found = Reached()
+    found = AchievedRates()
     for trace in traces:
         found.add(trace)
     return found.rates()
@@ -121,13 +120,13 @@ def test_on_a_device_the_kernels_of_an_op_are_its_time() -> None:
 
 def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([measured(0.36e12), measured(2.2e12)])
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
-    around = Surroundings(CPU)
-    around.look("bf16")
-    around.reached.add({"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3})
-    around.close()
-    assert around.entry is not None
-    kept = around.entry.peaks
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
+    state = DeviceState(CPU)
+    state.open("bf16")
+    state.achieved.add({"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3})
+    state.close()
+    assert state.entry is not None
+    kept = state.entry.peaks
     assert kept is not None and kept.before is not None and kept.after is not None
     assert kept.dense_flop_per_s["bf16"] == 2.2e12
     assert kept.before.dense_flop_per_s["bf16"] == 0.36e12
@@ -147,12 +146,12 @@ def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_caveat(
 ) -> None:
     noisy = replace(measured(2.1e12), disturbed=["waits"])
     taken = iter([noisy, measured(2.2e12)])
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
-    around = Surroundings(CPU)
-    around.look("bf16")
-    around.close()
-    assert around.entry is not None
-    kept = around.entry.peaks
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
+    state = DeviceState(CPU)
+    state.open("bf16")
+    state.close()
+    assert state.entry is not None
+    kept = state.entry.peaks
     assert kept is not None and kept.before is not None and kept.after is not None
     assert (kept.disturbed, kept.before.disturbed, kept.after.disturbed) == ([], ["waits"], [])
     found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)
@@ -184,13 +183,13 @@ def test_a_report_says_both_measurements_and_which_is_used(tmp_path: Path) -> No
         "after it"
         for name, one, other in (("bf16", "0.36", "2.2"), ("fp32", "0.18", "1.1"))
     ]
-    said = device_sentence.device(found)
+    said = titles.device(found)
     assert "; bf16 before 360 GFLOP/s, after 2.2 TFLOP/s (used)" in said
     reached = {**seen, "reached": {"bf16": 2.5e12}}
-    said = device_sentence.device(report_of(tmp_path / "reached", reached))
+    said = titles.device(report_of(tmp_path / "reached", reached))
     assert "after 2.2 TFLOP/s, reached 2.5 TFLOP/s (used)" in said
     given = report_of(tmp_path / "given", seen, peaks={"bf16": 3.0})
-    assert "after 2.2 TFLOP/s, used: the one that was given" in device_sentence.device(given)
+    assert "after 2.2 TFLOP/s, used: the one that was given" in titles.device(given)
     assert "bounds use the one that was given" in given.warnings[0]
     assert "bounds use the higher one" in given.warnings[1]
 
