@@ -288,21 +288,21 @@ def test_every_family_on_every_preset_is_json(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "warned"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "published as gptq"),
         ({"quantization_config": {"bits": 4}}, None),
         ({}, None),
     ],
 )
-def test_quantised_weights_that_are_predicted_as_floats_are_said(
-    tmp_path: Path, config: dict[str, Any], said: str | None
+def test_quantised_weights_predicted_as_floats_are_a_warning(
+    tmp_path: Path, config: dict[str, Any], warned: str | None
 ) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(preset_config("tiny-llama") | config))
     warnings = ask(model=str(file))["warnings"]
     found = [w.split(": ")[0] for w in warnings if "as if all of them were fp32" in w]
-    assert found == ([f"its weights are {said}"] if said else [])
+    assert found == ([f"its weights are {warned}"] if warned else [])
     assert not any("published" in w for w in ask(model=str(file), dtype="bf16")["warnings"])
 
 
@@ -321,9 +321,9 @@ def test_presets_of_quantised_models_say_so() -> None:
     }
 
 
-def test_layers_that_are_not_the_share_asked_for_are_said() -> None:
+def test_layers_of_another_share_than_requested_are_a_warning() -> None:
     # 32 layers: two of them are 6 %, and eight are the 25 % that was asked for.
-    (said,) = ask(sparsity=0.9, knobs={"layers": "0,1"})["warnings"]
-    assert said.startswith("layers=0,1 are 2 of 32 layers (s = 0.0625), not s = 0.9"), said
+    (warning,) = ask(sparsity=0.9, knobs={"layers": "0,1"})["warnings"]
+    assert warning.startswith("layers=0,1 are 2 of 32 layers (s = 0.0625), not s = 0.9"), warning
     for sparsity in (0.25, 0.27):
         assert not ask(sparsity=sparsity, knobs={"layers": "0,1,2,3,4,5,6,7"})["warnings"]

@@ -56,7 +56,7 @@ def test_every_family_is_ranked_or_left_out_with_a_reason() -> None:
     assert all(found["left_out"].values())
 
 
-def test_long_prompts_and_many_sequences_are_other_questions() -> None:
+def test_long_prompts_and_many_sequences_rank_differently() -> None:
     chat, rag = (
         {row["family"]: row["speedup"] for row in ranked(name)["by"]["flop"]}
         for name in ("chat", "rag")
@@ -89,7 +89,7 @@ def test_a_table_of_it() -> None:
         assert any(line.startswith(f" {row['family']} ") and ends in line for line in lines)
 
 
-def test_sizes_of_ones_own_and_mistakes() -> None:
+def test_given_sizes_and_mistakes() -> None:
     own = PredictRequest(model="llama-3.2-1b", device="h100-sxm", batch=2, prompt_len=64,
                          new_tokens=8, sparsity=0.5)  # fmt: skip
     assert rank(own).workload["prompt_len"] == 64
@@ -99,7 +99,7 @@ def test_sizes_of_ones_own_and_mistakes() -> None:
         rank(PredictRequest(model="llama-3.2-1b", device="h100-sxm", sparsity="0.1,0.2"))
 
 
-def judged(
+def evaluated(
     folder: Path, method: str, losses: dict[float, tuple[float, float, float]], draw: int = 0
 ) -> None:
     """Pruned runs with their quality, as a sweep leaves them."""
@@ -117,10 +117,10 @@ def judged(
 
 @pytest.fixture
 def sweep_folder(tmp_path: Path) -> Path:
-    judged(tmp_path, "static-m", {0.25: (0.2, 0.18, 0.22), 0.5: (1.0, 0.9, 1.1)})
-    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: (1.5, 1.5, 1.5)}, 0)
-    judged(tmp_path, "static-nk", {0.25: (0.2, 0.2, 0.2)}, 1)  # the median of two draws is 0.3
-    judged(tmp_path, "my.package:prune", {0.25: (0.1, 0.1, 0.1)})  # no family
+    evaluated(tmp_path, "static-m", {0.25: (0.2, 0.18, 0.22), 0.5: (1.0, 0.9, 1.1)})
+    evaluated(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: (1.5, 1.5, 1.5)}, 0)
+    evaluated(tmp_path, "static-nk", {0.25: (0.2, 0.2, 0.2)}, 1)  # the median of two draws is 0.3
+    evaluated(tmp_path, "my.package:prune", {0.25: (0.1, 0.1, 0.1)})  # no family
     return tmp_path
 
 
@@ -151,7 +151,7 @@ def test_the_loss_that_all_reach_is_the_one_where_none_is_asked(sweep_folder: Pa
     assert known["static-m"].sparsities_at(1.01) is None
 
 
-def test_losses_of_another_model_are_said_and_those_that_are_not_there(
+def test_losses_of_another_model_and_losses_that_are_missing(
     sweep_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     request = PredictRequest(
@@ -173,10 +173,10 @@ def test_losses_of_another_model_are_said_and_those_that_are_not_there(
             rank(PredictRequest(model="tiny-llama", device="h100-sxm", prompt_len=64, **bad))
 
 
-def test_losses_that_nobody_would_use_rank_nothing(tmp_path: Path) -> None:
+def test_losses_too_large_for_any_use_rank_nothing(tmp_path: Path) -> None:
     """Of static-m no point is below 4× the perplexity, of static-nk one of two."""
     far = (17369.3, 17000.0, 18000.0)
-    judged(tmp_path, "static-m", {0.5: far})
+    evaluated(tmp_path, "static-m", {0.5: far})
     request = PredictRequest(
         model="llama-3.2-1b", device="h100-sxm", prompt_len=64, losses=tmp_path
     )
@@ -185,7 +185,7 @@ def test_losses_that_nobody_would_use_rank_nothing(tmp_path: Path) -> None:
     ) as raised:
         rank(request)
     assert "lower sparsities" in raised.value.hint
-    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: far})
+    evaluated(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: far})
     found = rank(request)
     assert (found.loss, [row.family for row in found.by["loss"]]) == (0.4, ["static-nk"])
     assert "is too large for any use" in found.left_out["static-m"]

@@ -58,7 +58,7 @@ def test_a_method_that_is_misspelt_names_its_neighbours_among_papers_too() -> No
         assert "shortgpt" in error.value.hint
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(
+def test_an_unreachable_hub_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def nowhere(*_: Any, **__: Any) -> Any:
