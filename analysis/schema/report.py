@@ -35,8 +35,8 @@ def clock(busy: float, ran: float) -> float:
     return ran if busy < BESIDE * ran else busy
 
 
-class GemmRow(msgspec.Struct, kw_only=True):
-    """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
+class GemmShape(msgspec.Struct, kw_only=True):
+    """Which GEMM a row is, its shape, and the shape of the dense GEMM that it came from."""
 
     role: str
     group: str  # qkv qk pv o gate_up down lm_head router other added
@@ -51,6 +51,11 @@ class GemmRow(msgspec.Struct, kw_only=True):
     dense_m: int | None = None
     dense_n: int | None = None
     dense_k: int | None = None
+
+
+class GemmRow(GemmShape, kw_only=True):
+    """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
+
     dense_batch: int | None = None
     dense_count: float | None = None  # calls a step of the dense GEMMs that this row is paired with
     axis: str | None = None  # none M N K NK heads rank 2:4 gone added unknown; null: no baseline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
@@ -46,7 +47,7 @@ def gain(method: str, sparsity: float, phase: str, batch: int = 1) -> float:
                              batch=batch)  # fmt: skip
     setting, _ = resolve(request, method, sparsity, [])
     (work,) = workloads(request, setting)
-    return setting.execution_gain(work)
+    return expected_speedup(setting, work)
 
 
 def test_it_pays_for_one_token_and_not_for_a_prompt() -> None:

@@ -20,25 +20,28 @@ POINT = {"model": "tiny-llama", "device": "h100-sxm"}
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"workload": "chat"}, "--workload is a question of --rank"),
-        ({"losses": "sweep"}, "--losses is a question of --rank"),
-        ({"loss": 0.1}, "--loss is a question of --rank"),
-        ({"method": "static-nk", "pruned_batch": 8}, "--pruned-batch is of an answer"),
-        ({"chunk": 64}, "--chunk is of an answer"),
-        ({"new_tokens": 8, "pruned_batch": 8}, "--pruned-batch is of a pruned side"),
-        ({"rank": True, "method": "static-nk"}, "--method says nothing of --rank"),
-        ({"rank": True, "curves": True}, "--out says nothing of --rank"),
-        ({"rank": True, "context": 9}, "--context says nothing of --rank"),
-        ({"rank": True, "phase": "prefill"}, "--phase says nothing of --rank"),
+        ({"workload": "chat"}, "--workload needs --rank"),
+        ({"losses": "sweep"}, "--losses needs --rank"),
+        ({"loss": 0.1}, "--loss needs --rank"),
+        ({"method": "static-nk", "pruned_batch": 8}, "--pruned-batch needs --new-tokens"),
+        ({"chunk": 64}, "--chunk needs --new-tokens"),
+        ({"new_tokens": 8, "pruned_batch": 8}, "--pruned-batch needs --method"),
+        ({"rank": True, "method": "static-nk"}, "--method cannot be combined with --rank"),
+        ({"rank": True, "curves": True}, "--out cannot be combined with --rank"),
+        ({"rank": True, "context": 9}, "--context cannot be combined with --rank"),
+        ({"rank": True, "phase": "prefill"}, "--phase cannot be combined with --rank"),
         (
             {"rank": True, "workload": "chat", "batch": 64},
-            "--batch says nothing of --workload chat",
+            "--batch cannot be combined with --workload chat",
         ),
-        ({"rank": True, "workload": "rag", "new_tokens": 9}, "--new-tokens says nothing of --work"),
+        (
+            {"rank": True, "workload": "rag", "new_tokens": 9},
+            "--new-tokens cannot be combined with --work",
+        ),
         ({"rank": True, "knobs": {"colour": "red"}}, "none of these methods has a knob 'colour'"),
-        ({"from_run": "run", "rank": True}, "--rank says nothing of --from-run"),
-        ({"from_run": "run", "new_tokens": 9}, "--new-tokens says nothing of --from-run"),
-        ({"from_run": "run", "tp": 2}, "--tp says nothing of --from-run"),
+        ({"from_run": "run", "rank": True}, "--rank cannot be combined with --from-run"),
+        ({"from_run": "run", "new_tokens": 9}, "--new-tokens cannot be combined with --from-run"),
+        ({"from_run": "run", "tp": 2}, "--tp cannot be combined with --from-run"),
     ],
 )
 def test_an_option_is_never_ignored(options: dict[str, Any], problem: str) -> None:
@@ -55,7 +58,7 @@ def test_a_method_that_is_misspelt_names_its_neighbours_among_papers_too() -> No
         assert "shortgpt" in error.value.hint
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(
+def test_an_unreachable_hub_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def nowhere(*_: Any, **__: Any) -> Any:
