@@ -30,14 +30,16 @@ from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, subject_of
 from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.open import open_side
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import Diagnostics, Options, Side
+from prunescope.analysis.inputs.subject import Diagnostics, Side
 from prunescope.analysis.inputs.two_runs import with_shared_peaks
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.option import as_path
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -133,7 +135,7 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
     """The subject, and the baseline where there is one."""
     if options.sparsity is not None:
         check_sparsity(options.sparsity)
-    pruned = open_side(subject, options, eager=options.eager_trace, model=options.model)
+    pruned = open_side(subject, options, eager=as_path(options.eager_trace), model=options.model)
     if baseline is None:
         for name in ("eager-trace", "model"):
             if getattr(options, f"baseline_{name}".replace("-", "_")) is not None:
@@ -146,7 +148,7 @@ def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done
         dense = open_side(
             baseline,
             options,
-            eager=options.baseline_eager_trace,
+            eager=as_path(options.baseline_eager_trace),
             model=options.baseline_model or options.model,
         )
     pruned, dense = with_shared_peaks(pruned, dense)

@@ -18,13 +18,14 @@ from prunescope.analysis.device.hardware import (
     rate_of,
     unknown_device,
 )
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.asked import check_knobs, labels
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.ranges import caveat_of, unlike
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     named_family,
     runnable,

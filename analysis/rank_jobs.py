@@ -19,8 +19,9 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.inputs.one_sided import of_equal_shapes
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.resolve import of_the
-from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.inputs.subject import Diagnostics, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase

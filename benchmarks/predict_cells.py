@@ -17,7 +17,8 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import answer
 from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.ranges import Uncertainty, caveat_of, unlike
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Workload
 

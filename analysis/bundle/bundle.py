@@ -23,8 +23,8 @@ from prunescope.analysis.bundle.secrets import suspicious
 from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.resolve import resolve
-from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.plotted_with import plotted_with

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.kernels.frame import Kernels, build
@@ -27,29 +28,6 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
 BARE = "trace"  # the phase of a bare trace
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What `analyze` can be given. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
-    Holistic Trace Analysis too. `model` and `baseline_model` (default: the same): a preset, config,
-    folder or hub id that tells shapes which a trace did not record, of the workload `batch`,
-    `prompt_len`, `context` in `phase`."""
-
-    sparsity: float | None = None
-    device: str | None = None
-    peaks: dict[str, float] = field(default_factory=dict)
-    bandwidth: float | None = None
-    phase_pattern: str | None = None
-    eager_trace: Path | None = None
-    baseline_eager_trace: Path | None = None
-    hta: bool = False
-    model: str | None = None
-    baseline_model: str | None = None
-    batch: int | None = None
-    prompt_len: int | None = None
-    context: int | None = None
-    phase: str | None = None
 
 
 @dataclass(frozen=True)

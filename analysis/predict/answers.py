@@ -13,7 +13,8 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.memory import memory
 from prunescope.analysis.predict.ranges import Differences, Uncertainty, caveat_of, unlike
-from prunescope.analysis.predict.setting import PredictRequest, Setting
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.plan import Workload

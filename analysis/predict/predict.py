@@ -14,9 +14,9 @@ from prunescope.analysis.predict.asked import check_knobs, labels
 from prunescope.analysis.predict.gains import Gains
 from prunescope.analysis.predict.grid import curves, methods, sparsities
 from prunescope.analysis.predict.phase import predict_phase
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
     Place,
-    PredictRequest,
     Setting,
     place_of,
     resolve,

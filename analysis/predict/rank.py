@@ -18,8 +18,8 @@ from prunescope.analysis.predict.asked import check_knobs
 from prunescope.analysis.predict.generation import Answer, answer
 from prunescope.analysis.predict.grid import sparsities
 from prunescope.analysis.predict.losses import Curve, SweepLosses, read_losses
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     resolve,
     runnable,

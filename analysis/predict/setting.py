@@ -16,6 +16,7 @@ from prunescope.analysis.device.hardware import Device, find_device, with_overri
 from prunescope.analysis.predict.constants import DEFAULT, KERNELS, Constants
 from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
 from prunescope.analysis.predict.parallel import of_one
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.side import Forward, PredictedSide, dense_forward, pruned_forward
 from prunescope.analysis.predict.silicon import achievable
 from prunescope.analysis.shapes.config import NamedModel, read_model
@@ -31,58 +32,6 @@ from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """What `predict` is asked. `model`: a preset, a config.json or a folder that holds one.
-
-    `method` and `sparsity`: one, several, or "a,b" and "0.1:0.7:0.1" (the stop included): more
-    than one point is a grid. `context` (decode): keys the query sees, itself included;
-    `prompt_len` where it is None. `peaks` in TFLOP/s a dtype and `bandwidth` in GB/s replace those
-    of the device. `terms`: the costs of execution to add to the roofline, all of
-    `predict_execution.NAMES` where it is None; `without` takes some away. `from_run`: a dense run
-    or trace, whose measured times are scaled instead. `curves`: a grid, even of one point.
-    `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
-    `new_tokens`: also a prompt with that long an answer, in chunks of `chunk` tokens, and memory;
-    `pruned_batch`: sequences of its pruned side. `rank`: families side by side for a `workload`.
-    `losses`: the folder of a sweep, for a ranking at equal `loss` too (pruned over dense perplexity
-    - 1; the largest that every judged family reaches where it is None).
-    `tp`: devices that share each layer (tensor parallel); times and bytes are those of one.
-    """
-
-    model: str | None = None
-    device: str | None = None
-    method: str | Sequence[str] | None = None
-    sparsity: float | str | Sequence[float] | None = None
-    phase: str = "both"
-    batch: int = 1
-    prompt_len: int = 512
-    context: int | None = None
-    logits: str = "last"
-    dtype: str | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Mapping[str, float] = field(default_factory=dict)
-    bandwidth: float | None = None
-    terms: Collection[str] | None = None
-    without: Collection[str] = ()
-    launch: str = "graph"
-    from_run: Path | str | None = None
-    curves: bool = False
-    break_even: bool = True
-    new_tokens: int | None = None
-    pruned_batch: int | None = None
-    chunk: int | None = None
-    rank: bool = False
-    workload: str | None = None
-    tp: int = 1
-    losses: Path | str | None = None
-    loss: float | None = None
-
-    @property
-    def many(self) -> bool:
-        """Whether several methods are asked for, so that a knob need not be one of each."""
-        return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ In: a PredictRequest. Out: nothing, or a PrunescopeError.
 
 from __future__ import annotations
 
-from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run

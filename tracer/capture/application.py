@@ -193,10 +193,10 @@ def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibrat
         return None
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:
-        return text_calibration(loaded.model, tokenizer, request.text)
+        return text_calibration(loaded.model, tokenizer, request.text_path)
     if request.text is not None:
         raise PrunescopeError(
             f"{loaded.id} has no tokenizer to read --text with",
-            hint="leave --text out: random token ids are used then, and the run says so",
+            hint="remove --text: random token ids are used then, and the run says so",
         )
     return None

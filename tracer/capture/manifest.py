@@ -81,7 +81,7 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
+def scrubbed_argv(argv: Sequence[str], loaded: Loaded) -> list[str]:
     """The command line with paths reduced to their last name. A hub id is no path."""
     hub_id = loaded.id if loaded.source == "hub" else None
     words = []

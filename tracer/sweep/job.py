@@ -177,8 +177,8 @@ class Worker:
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
-                    peaks = self._kept(_peaks_file(job, device, prepared), request.out)
-                if _was_disturbed(request.out):
+                    peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
+                if _was_disturbed(request.folder):
                     self.watch.describe(f"{result.id} again: something else ran beside it")
                     again = replace(request, overwrite=True)
                     trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
