@@ -387,8 +387,9 @@ def _verify(
     *,
     json_target: Json = None,
 ) -> None:
-    """Verify a bundle: its files, and reports and figures rebuilt from its traces; exit code 3 if
-    one differs.
+    """Verify a bundle: every file, and reports and figures rebuilt from its traces.
+
+    The exit code is 3 if a file differs.
 
     \b
     prunescope verify evidence.zip
