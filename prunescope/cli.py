@@ -191,8 +191,9 @@ def _predict(
 
 
 def _print_example() -> None:
-    text = resources.files("prunescope").joinpath("sweep_example.yaml").read_text(encoding="utf-8")
-    sys.stdout.write(text)
+    from prunescope.tracer.sweep.config import example
+
+    sys.stdout.write(example())
 
 
 @app.command("sweep")

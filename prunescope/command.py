@@ -62,16 +62,17 @@ def _given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, 
 def _parameter(named: NamedOption) -> inspect.Parameter:
     """An option as typer reads it from a signature."""
     option, kind = named.option, _kind_of(named)
-    words = {"metavar": option.metavar or option.unit.upper() or None, "help": option.help}
+    metavar = option.metavar or option.unit.upper() or None
     if option.argument:
-        shown = typer.Argument(**words)
+        shown = typer.Argument(metavar=metavar, help=option.help)
     else:
         flags = named.flags if kind is bool or option.flag else ()
         eager = None if option.eager is None else _called(option.eager)
         listed = globals()[option.complete] if option.complete else None
         shown = typer.Option(
             *flags,
-            **words,
+            metavar=metavar,
+            help=option.help,
             min=option.least,
             autocompletion=listed,
             is_eager=eager is not None,
@@ -80,9 +81,13 @@ def _parameter(named: NamedOption) -> inspect.Parameter:
     default = inspect.Parameter.empty if named.default is dataclasses.MISSING else named.default
     if default in ((), {}):
         default = None  # typer's value of a repeatable option that is not given
-    annotation = Annotated[kind if default is not None else kind | None, shown]
+    if default is None:
+        kind = kind | None
     return inspect.Parameter(
-        named.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        named.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, shown],
     )
 
 

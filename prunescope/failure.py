@@ -63,8 +63,8 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
         return show_error(loop, as_json=as_json)
     if code == _PARTIAL and as_json:
         problem, hint = _INCOMPLETE.get(name, ("the results are partial", "the output says which"))
-        error = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
-        sys.stderr.write(json.dumps({"error": error}) + "\n")
+        partial = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
+        sys.stderr.write(json.dumps({"error": partial}) + "\n")
     return code if isinstance(code, int) else 0
 
 

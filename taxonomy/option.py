@@ -42,6 +42,7 @@ class Option:
     # sweep and make its identity.
     in_name: str | None = None  # what stands before its value in the name of a result
     model: bool = False  # whether another value makes another model
+    lists: str = ""  # of a key of a sweep file: the option of which it holds several values
     example: str = ""  # in the example of a sweep file, where the default shows nothing
 
 

@@ -13,9 +13,9 @@ from prunescope.analysis.device.hardware import (
     device_of_capability,
     find_device,
 )
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.subject import (
     Diagnostics,
-    Options,
     Side,
     diagnostics_of,
     rank_left_out,

@@ -108,10 +108,10 @@ def test_findings_that_the_questions_name_exist() -> None:
 
 
 def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
-    from prunescope.tracer.sweep.config import read_configs
+    from prunescope.tracer.sweep.config import example, read_configs
     from prunescope.tracer.sweep.plan import SweepConfig
 
-    text = (ROOT / "prunescope" / "sweep_example.yaml").read_text(encoding="utf-8")
+    text = example()
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     (config,) = read_configs(tmp_path / "sweep.yaml", None)
     keys = {field.name for field in dataclasses.fields(SweepConfig)} - {"logits"}

@@ -21,6 +21,6 @@ class Point:
     calibration: Calibration | None = None  # token ids; None: random ones from the seed
 
     @property
-    def calibrated(self) -> bool:
-        """Whether parts are chosen by what the model does on a text, not drawn."""
-        return self.select == "calibrated"
+    def by_importance(self) -> bool:
+        """Whether the parts to prune are chosen by their importance, measured on an input."""
+        return self.select == "importance"

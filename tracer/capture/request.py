@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import (
     MOST,
     Batch,
@@ -129,6 +130,8 @@ class TraceRequest:
             "without it, the dense model alone.",
             metavar="FAMILY",
             complete="families",
+            in_name="",
+            model=True,
         ),
     ] = None
     sparsity: Sparsity = 0.25
@@ -157,7 +160,9 @@ class TraceRequest:
         Selection,
         Option(
             help="How to choose the parts to prune: at random, by importance, or greedily one "
-            "after another."
+            "after another.",
+            in_name="",
+            model=True,
         ),
     ] = "random"
     text: Text = None
@@ -289,8 +294,6 @@ class TraceRequest:
 
     def check(self) -> None:
         """Raises PrunescopeError for the first value that no capture can have."""
-        from prunescope.taxonomy.keep import check_sparsity
-
         check_sparsity(self.sparsity)
         check_options(self)
         if self.threads is not None:
@@ -371,7 +374,7 @@ class TraceCall(TraceRequest):
                 hint="write a function into a file and name it, package.module:function; a loop of "
                 "your own with a model of your own is captured by prunescope.capture",
             )
-        if self.sparsity != TraceRequest.sparsity:
+        if check_sparsity(self.sparsity) != TraceRequest.sparsity:
             self._check_sparsity_is_used()
         super().check()
 

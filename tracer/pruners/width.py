@@ -1,7 +1,7 @@
 """Static NK: whole KV-head groups and MLP channels cut out of every layer's matrices.
 
 In: a model and a Point. Out: the model with smaller matrices, and which groups and channels stayed:
-drawn, or calibrated those that add most to the output of o and down.
+drawn, or by importance, those that add most to the output of o and down.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
@@ -83,7 +83,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
 
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
-    if not point.calibrated:
+    if not point.by_importance:
         return {}
     wanted = {
         weight.path: weight
@@ -151,7 +151,7 @@ def _kept_channels(
     """[count] channels of an MLP, or [E, count] of E experts."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
-        if point.calibrated:
+        if point.by_importance:
             # Few tokens of a text reach each expert: by the weights alone.
             norms = _by_expert(down).float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]

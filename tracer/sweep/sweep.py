@@ -21,11 +21,11 @@ from prunescope.taxonomy.atomic_write import clean_termination
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.progress import Progress, Silent
-from prunescope.tracer.pruners.method import SELECTIONS
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
     Planned,
@@ -37,7 +37,15 @@ from prunescope.tracer.sweep.plan import (
     shard_of,
 )
 from prunescope.tracer.sweep.request import SweepRequest
-from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, RUNNING, SCHEMA, SweepFolder
+from prunescope.tracer.sweep.state import (
+    DONE,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SCHEMA,
+    SweepFolder,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from prunescope.tracer.sweep.job import Job
@@ -80,15 +88,26 @@ def plan_of(request: SweepRequest) -> SweepPlan:
     check_options(request)
     configs = read_configs(as_path(request.config), request.preset)
     for config in configs:
-        wrong = [way for way in config.selections if way not in SELECTIONS]
-        if wrong:
+        unknown = [way for way in config.selections if read_selection(way) not in SELECTIONS]
+        if unknown:
             raise PrunescopeError(
-                f"select: {wrong[0]!r} is not a way to choose", hint=" or ".join(SELECTIONS)
+                f"select: {unknown[0]!r} is no selection", hint=" or ".join(SELECTIONS)
             )
+    configs = tuple(_named_as_stored(config, request.folder) for config in configs)
     _check_model(configs[0].model)
     plan = make_plan(configs, _shape(configs[0].model))
     _check(plan)
     return plan
+
+
+def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The config with the names of selections that the folder has: they stand in the names of its
+    results. A folder of a version before 0.2 has older ones."""
+    stored = (read_json(folder / "plan.json") or {}).get("config", {}).get("select") or ()
+    stored = (stored,) if isinstance(stored, str) else tuple(stored)
+    names = {read_selection(name): name for name in stored}
+    ways = tuple(names.get(read_selection(way), read_selection(way)) for way in config.selections)
+    return replace(config, select=ways if isinstance(config.select, tuple) else ways[0])
 
 
 class Duration(TypedDict):

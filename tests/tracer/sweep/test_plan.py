@@ -63,7 +63,7 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     names = tuple(f.id for f in families() if f.cuts and not f.theory_alone)
     config = SweepConfig(
         model="tiny-llama", families=(*names, "static-m+kv-evict", "static-m+dynamic-depth"),
-        sparsities=(0.5,), phases=("prefill",), select="calibrated", text=tmp_path / "words.txt",
+        sparsities=(0.5,), phases=("prefill",), select="importance", text=tmp_path / "words.txt",
     )  # fmt: skip
     plan = make_plan([config], None)
     asked = {r.family: request_of(config, r, out=Path()) for r in plan.results}
@@ -74,18 +74,18 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     # What ranks by the input's own attention reads no text.
     by_input = {"dynamic-nk", "token-drop", "kv-evict"}
     assert {name for name, request in asked.items() if request.text is None} == drawn | by_input
-    assert set(plan.notes) == {f"{name}: chosen at random, not calibrated" for name in drawn}
+    assert set(plan.notes) == {f"{name}: chosen at random, not by importance" for name in drawn}
 
 
 def test_ways_that_a_family_has_not_are_named() -> None:
     """Layers can be removed one by one; channels of an MLP are ranked."""
     config = SweepConfig(
         model="tiny-llama", families=("static-m", "static-nk-mlp"), sparsities=(0.5,),
-        phases=("prefill",), select=("random", "calibrated", "greedy"),
+        phases=("prefill",), select=("random", "importance", "greedy"),
     )  # fmt: skip
     plan = make_plan([config], None)
     assert len(plan.results) == 5
-    assert plan.notes == ("static-nk-mlp: chosen random or calibrated, not greedy",)
+    assert plan.notes == ("static-nk-mlp: chosen at random or by importance, not greedily",)
 
 
 def test_shards_are_disjoint_and_whole() -> None:
