@@ -171,7 +171,7 @@ def _predict(
     prunescope predict --from-run traces/first --sparsity 0.5
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
-    from prunescope.analysis.report.predict_table import prediction
+    from prunescope.analysis.report.predict_tables import prediction
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.errors import PrunescopeError
 
@@ -215,7 +215,7 @@ def _sweep(
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     """
-    from prunescope.analysis.report.pareto_terminal import sweep_state
+    from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
@@ -257,7 +257,7 @@ def _pareto(
     prunescope pareto traces/sweep --out figures --json pareto.json
     """
     from prunescope.analysis.pareto.write import judge, to_json, write_pareto
-    from prunescope.analysis.report.pareto_terminal import pareto_summary
+    from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.output import check_target, console_for, write_json
 
     check_target(json_target)
@@ -442,7 +442,7 @@ def _families(
     prunescope families --architecture ./Qwen3-0.6B/config.json
     """
     from prunescope.analysis.report import listings
-    from prunescope.analysis.report.architecture import applicable
+    from prunescope.analysis.report.listings import applicable
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families

@@ -114,7 +114,7 @@ def deliver_comparison(
     """
     from prunescope.analysis.report.comparison import (
         COMPARISON_FORMATS,
-        ComparisonView,
+        comparison_sheet,
         write_comparison,
     )
 
@@ -136,7 +136,7 @@ def deliver_comparison(
     if folder is not None:
         write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)
     write_json(comparison_schema.to_json(done), to.json)
-    to.show(ComparisonView(done), folder)
+    to.show(comparison_sheet(done), folder)
     return done
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prunescope.analysis.report.pareto_terminal import sweep_state
+from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine import peaks
