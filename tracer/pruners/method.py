@@ -64,7 +64,7 @@ def read_method(
                 f"{KNOB}={by} cannot be met by {method}: one share, {len(names)} sparsities",
                 hint=f"{KNOB} is for one family; give each part its own sparsity",
             )
-        chosen = read_selection(rest.pop("select", select)) if len(names) > 1 else select
+        chosen = read_selection(str(rest.pop("select", select))) if len(names) > 1 else select
         typed = {key: str(value) for key, value in rest.items()}
         part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
         _check(part)
