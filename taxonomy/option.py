@@ -125,7 +125,7 @@ def fill_missing(request: object) -> None:
 
 def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], Callable[P, R]]:
     """Make a function of a request one of the options of that request: `trace(request)` is called
-    as `trace("tiny-llama", method="static-m")`, with the signature of the class. Its docstring
+    as `trace("tiny-llama", phase="decode")`, with the signature of the class. Its docstring
     lists them. An option that there is not raises TypeError with the nearest ones."""
 
     def decorate(function: Callable[[Request], R]) -> Callable[P, R]:
@@ -175,16 +175,22 @@ Batch = Annotated[
     int,
     Option(
         help="Number of sequences that run at a time.",
-        unit="sequences", least=1, most=MOST, in_name="b",
+        unit="sequences",
+        least=1,
+        most=MOST,
+        in_name="b",
     ),
-]  # fmt: skip
+]
 PromptLen = Annotated[
     int,
     Option(
         help="Length of each prompt in tokens, without the answer.",
-        unit="tokens", least=1, most=MOST, in_name="p",
+        unit="tokens",
+        least=1,
+        most=MOST,
+        in_name="p",
     ),
-]  # fmt: skip
+]
 Logits = Annotated[
     Literal["last", "all"],
     Option(help="Positions whose logits prefill computes: the last of a prompt, or all."),
@@ -194,17 +200,23 @@ Knobs = Annotated[
     Option(
         help="Setting of the pruning family, repeatable; `prunescope families` lists them and "
         "their defaults.",
-        flag="--set", metavar="KEY=VALUE", typed=list[str], parse=pairs,
+        flag="--set",
+        metavar="KEY=VALUE",
+        typed=list[str],
+        parse=pairs,
     ),
-]  # fmt: skip
+]
 Peaks = Annotated[
     Mapping[str, float],
     Option(
         help="Dense peak of the device for a number format, in TFLOP/s, repeatable; without it, "
         "the peak that is known or measured.",
-        flag="--peak", metavar="DTYPE=TFLOPS", typed=list[str], parse=peaks,
+        flag="--peak",
+        metavar="DTYPE=TFLOPS",
+        typed=list[str],
+        parse=peaks,
     ),
-]  # fmt: skip
+]
 Bandwidth = Annotated[
     float | None,
     Option(

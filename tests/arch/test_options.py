@@ -15,7 +15,7 @@ from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.option import Option, check_options, options_of, takes
+from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.sweep.request import SweepRequest
 
@@ -131,6 +131,9 @@ class Request:
         Mapping[str, str], Option(help="Pairs.", typed=list[str], parse=dict.fromkeys)
     ] = dataclasses.field(default_factory=dict)
     kept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        fill_missing(self)
 
 
 def test_an_option_is_written_once() -> None:

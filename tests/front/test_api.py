@@ -187,7 +187,7 @@ def test_a_plot_of_nothing_says_so(report: public.Report) -> None:
     with pytest.raises(PrunescopeError, match="no phase 'prefil'"):
         report.plot.ledger("prefil")
     alone = public._same_fields(example.alone(), public.Report)
-    with pytest.raises(PrunescopeError, match="no ladder to draw"):
+    with pytest.raises(PrunescopeError, match="no ladder to plot"):
         alone.plot.ladder()
 
 

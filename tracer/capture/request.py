@@ -45,67 +45,85 @@ Sparsity = Annotated[
     Option(
         help="Fraction to prune, 0 <= S < 1, of what the family counts: layers, channels or "
         "weights.",
-        metavar="S", in_name="s", model=True,
+        metavar="S",
+        in_name="s",
+        model=True,
     ),
-]  # fmt: skip
+]
 DecodeSteps = Annotated[
     int,
     Option(
         help="Number of tokens that each decode sample generates.",
-        unit="tokens", least=1, most=MOST,
+        unit="tokens",
+        least=1,
+        most=MOST,
     ),
-]  # fmt: skip
+]
 Dtype = Annotated[
     str,
     Option(
         help="Number format of the weights: bfloat16, float16 or float32; auto: as stored.",
-        metavar="NAME", complete="dtypes",
+        metavar="NAME",
+        complete="dtypes",
     ),
-]  # fmt: skip
+]
 Selection = Literal["random", "importance", "greedy"]
 Text = Annotated[
     Path | str | None,
     Option(
         help="UTF-8 text to measure importance on, and to train on; without it, prose of Python's "
         "own documentation.",
-        metavar="FILE", example="text.txt",
+        metavar="FILE",
+        example="text.txt",
     ),
-]  # fmt: skip
+]
 Repeats = Annotated[
     int,
     Option(
         help="Number of unprofiled timing samples of each model, dense and pruned in turns.",
-        unit="samples", least=1, most=MOST,
+        unit="samples",
+        least=1,
+        most=MOST,
     ),
-]  # fmt: skip
+]
 Steps = Annotated[
     int,
     Option(
         help="Number of prefill forwards that the profiler records.",
-        unit="forwards", least=1, most=MOST,
+        unit="forwards",
+        least=1,
+        most=MOST,
     ),
-]  # fmt: skip
+]
 Placements = Annotated[
     int,
     Option(
         help="Number of random weight placements in memory to sample, which reduces layout bias.",
-        unit="placements", least=1, most=MOST,
+        unit="placements",
+        least=1,
+        most=MOST,
     ),
-]  # fmt: skip
+]
 Seed = Annotated[
     int,
     Option(
         help="Seed of random weights, inputs and choices.",
-        metavar="N", least=0, most=2**63 - 1, in_name="d", model=True,
+        metavar="N",
+        least=0,
+        most=2**63 - 1,
+        in_name="d",
+        model=True,
     ),
-]  # fmt: skip
+]
 Threads = Annotated[
     int | None,
     Option(
         help="Number of CPU threads that torch uses; without it, torch decides.",
-        unit="threads", least=1, example="2",
+        unit="threads",
+        least=1,
+        example="2",
     ),
-]  # fmt: skip
+]
 
 
 @dataclass(kw_only=True)

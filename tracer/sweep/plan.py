@@ -17,7 +17,7 @@ from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import families
+from prunescope.taxonomy.families import cutting, families
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
@@ -58,9 +58,10 @@ class SweepConfig:
         tuple[str, ...],
         Option(
             help="Families, functions package.module:function, or folders of pruned checkpoints.",
-            lists="method", example="[static-m, static-nk]",
+            lists="method",
+            example=f"[{cutting('layers')}, {cutting('heads', 'channels')}]",
         ),
-    ]  # fmt: skip
+    ]
     sparsities: Annotated[
         tuple[float, ...], Option(help="Fractions to prune.", lists="sparsity")
     ] = (0.125, 0.25, 0.375, 0.5)
@@ -76,9 +77,10 @@ class SweepConfig:
     decode_steps: DecodeSteps = TraceRequest.decode_steps
     draws: Annotated[
         int,
-        Option(help="Number of random choices of each point, seeds in a row.", least=1,
-               lists="seed"),
-    ] = 1  # fmt: skip
+        Option(
+            help="Number of random choices of each point, seeds in a row.", least=1, lists="seed"
+        ),
+    ] = 1
     select: Annotated[
         str | tuple[str, ...],
         Option(help="How to choose parts: random, importance (on `text`) or greedy; or a list."),

@@ -123,8 +123,8 @@ def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("model: tiny-llama\n", "does not say families"),
-        ("families: [static-m]\n", "does not say model"),
+        ("model: tiny-llama\n", "has no families"),
+        ("families: [static-m]\n", "has no model"),
         ("model: tiny-llama\nfamilies: [static-m]\nbatchs: [1]\n", "unknown key 'batchs'"),
         ("model: tiny-llama\nfamilies: [static-q]\n", "static-q"),
         ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [1.5]\n", "outside"),
