@@ -1,4 +1,4 @@
-"""dynamic-m calibrated: routers that are fitted to how much a sublayer changes a token."""
+"""dynamic-m by importance: routers that are fitted to how much a sublayer changes a token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied

@@ -55,7 +55,7 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     run = training.Training.run
     monkeypatch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
     request = asked("s", families=["static-m", "static-nk-mlp"])
-    assert summary(request, estimate=True)["plan"]["trainings"] == 3
+    assert summary(request, plan_of(request), estimate=True)["plan"]["trainings"] == 3
     sweep(request)
     assert sorted(names) == [
         "dense control",
