@@ -1,7 +1,7 @@
 """Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
 
-Kept are groups and channels chosen at random, or, by importance, those that add most to the output of
-o and down. `prune_width` also serves the families that cut heads or channels alone.
+Kept are groups and channels chosen at random, or, by importance, those that add most to the output
+of o and down. `prune_width` also serves the families that cut heads or channels alone.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
