@@ -146,6 +146,6 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
-    assert "prunescope.api.analyze" in page and "phase_pattern" in page
+    assert "prunescope.api.analyze" in page and "phase_pattern" in page and "max_placements" in page
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://(?!github)", home)

@@ -84,7 +84,7 @@ def test_every_selection_keeps_a_training_of_its_own(asked: Any) -> None:
     request = asked("s", select=["importance", "greedy"], phases=["prefill"])
     sweep(request)
     kept = sorted(path.stem for path in request.out.glob("recovery/*.safetensors"))
-    chosen = [f"static-m-0.5-{how}-seed-0" for how in ("importance", "greedy")]
+    chosen = [f"static-m-0.5-{how}-seed-0" for how in ("greedy", "importance")]
     assert kept == ["dense-control", *chosen]
 
 
@@ -148,7 +148,7 @@ def test_selections_are_points_of_their_own(asked: Any) -> None:
     sweep(request)
     found = judge(request.out).phases["prefill"].points
     assert sorted((p.family, p.select) for p in found) == [
-        ("dynamic-nk", "importance"), ("static-m", "importance"), ("static-m", "greedy"),
+        ("dynamic-nk", "importance"), ("static-m", "greedy"), ("static-m", "importance"),
         ("static-nk-mlp", "importance"),
     ]  # fmt: skip
 
