@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def trace(call: TraceCall) -> Path:
     """Trace a model and its dense baseline in turns; returns the folder that holds both runs.
 
-    `progress` hears of each stage; without it, a bar on standard error, where that is a terminal.
+    `progress` shows each stage; without it, a bar on standard error, where that is a terminal.
     `argv` is kept in run.json. Raises PrunescopeError for a request that cannot be met.
 
     Examples:

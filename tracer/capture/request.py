@@ -379,7 +379,7 @@ class TraceRequest:
 
 @dataclass(kw_only=True)
 class TraceCall(TraceRequest):
-    """What `prunescope.trace` and the command take: a request, and who hears of its progress."""
+    """What `prunescope.trace` and the command take: a request, and what shows its progress."""
 
     progress: Progress | None = None
 

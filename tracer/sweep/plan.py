@@ -40,7 +40,7 @@ MAX_RESULTS = 100_000
 
 @dataclass(kw_only=True)
 class SweptRequest(TraceRequest):
-    """The capture of a result: as many profiled steps as are asked for, not one a placement."""
+    """The capture of a result: `steps` profiled steps in all, not at least one per placement."""
 
     seated_steps: ClassVar[bool] = False
 
@@ -390,8 +390,8 @@ def _cannot(name: str, traits: Traits) -> str | None:
         except PrunescopeError as error:
             return error.problem
         # What no model is pruned by is a mistake in the file, and refused before anything runs.
-        asked = traits.entry is not None and not one.theory_alone
-        reason = one.not_realised(traits) if asked else ""
+        can_tell = traits.entry is not None and not one.theory_alone
+        reason = one.not_realised(traits) if can_tell else ""
         if reason:
             return f"{part} is not realised for this model: {reason}"
     return None

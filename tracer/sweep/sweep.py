@@ -155,8 +155,8 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    seen = {entry.planned.id: entry.state for entry in results}
-    states = [seen[result.id] for result in mine]
+    state_of = {entry.planned.id: entry.state for entry in results}
+    states = [state_of[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts: Counts = {
         "results": len(mine),
