@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,22 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.config import presets, read_configs
-from prunescope.tracer.sweep.plan import SweepConfig, make_plan, read_shard, request_of, shard_of
+from prunescope.tracer.sweep.plan import (
+    VARIED,
+    Planned,
+    SweepConfig,
+    make_plan,
+    read_shard,
+    request_of,
+    shard_of,
+)
+from prunescope.tracer.sweep.state import SweepFolder
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
 
 
@@ -86,6 +99,43 @@ def test_ways_that_a_family_has_not_are_named() -> None:
     plan = make_plan([config], None)
     assert len(plan.results) == 5
     assert plan.notes == ("static-nk-mlp: chosen at random or by importance, not greedily",)
+
+
+def test_a_stored_sweep_is_resumed_under_the_names_it_was_written_with(tmp_path: Path) -> None:
+    """Versions before 0.2 wrote `seatings` and `calibrated`, the latter in the ids of results."""
+    text = "model: tiny-llama\nfamilies: [static-m]\nselect: [{}, greedy]\n{}: 4\n"
+    old = config(tmp_path, text.format("calibrated", "seatings"))
+    (first, *_) = plan_of(SweepRequest(config=old, out=tmp_path / "new")).results
+    assert first.id.endswith("-importance")  # a sweep that begins now
+    stored = plan_of(SweepRequest(config=old, out=tmp_path / "s")).config.identity()
+    stored["select"] = ["calibrated", "greedy"]
+    stored["seatings"] = stored.pop("placements")
+    (tmp_path / "s" / "runs").mkdir(parents=True)
+    plan = {"config": stored, "notes": [], "results": []}
+    (tmp_path / "s" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    for name in ("calibrated", "importance"):
+        request = SweepRequest(
+            config=config(tmp_path, text.format(name, "placements")), out=tmp_path / "s"
+        )
+        resumed = plan_of(request)
+        SweepFolder(request.folder).start(resumed)
+        (first, *_) = resumed.results
+        assert first.id == "static-m-s0.125-prefill-b1-p512-d0-calibrated"
+        assert first.key == "static-m-s0.125-d0-calibrated"
+        assert request_of(resumed.config, first, out=tmp_path).select == "importance"
+
+
+def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
+    options = {named.name: named.option for named in options_of(TraceRequest)}
+    assert set(VARIED) == {name for name, one in options.items() if one.in_name is not None}
+    assert set(VARIED.values()) <= {field.name for field in dataclasses.fields(Planned)}
+    listed = {one.option.lists for one in options_of(SweepConfig) if one.option.lists}
+    assert listed == set(VARIED) - {"select"}  # which is one, or several
+    identity = SweepConfig(model="a/m", families=("static-m",)).identity()
+    assert set(identity) == {
+        "model", "decode_steps", "select", "text", "other_text", "recover", "repeats", "steps",
+        "placements", "seed", "threads", "dtype", "tasks", "logits",
+    }  # fmt: skip
 
 
 def test_shards_are_disjoint_and_whole() -> None:
