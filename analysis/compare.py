@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.inputs.describe import ends_apart
-from prunescope.analysis.inputs.side import BARE, Options
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import BARE
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
@@ -119,6 +120,11 @@ def compare(
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
+    if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
+        raise PrunescopeError(
+            "--eager-trace belongs to one trace, and several subjects were given",
+            hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
+        )
     reports: dict[str, Report] = {}
     rows: list[ComparisonRow] = []
     failed: list[FailedSubject] = []

@@ -82,8 +82,8 @@ _LIBRARIES = frozenset({
 _TYPE = re.compile(r"[\w:<>, ]*")
 _VALUE = re.compile(r"[\w\s\[\](),.+:-]*")
 _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "last", "all", "auto",
-                    "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "calibrated",
-                    "alternating", "blocks", "alone"})  # fmt: skip
+                    "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "importance",
+                    "calibrated", "greedy", "alternating", "blocks", "alone"})  # fmt: skip
 
 
 class Scrubber:

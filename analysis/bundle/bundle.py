@@ -24,7 +24,7 @@ from prunescope.analysis.bundle.text import Runs, citation, environment_json, re
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.open import locate, recorded_baseline
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.plotted_with import plotted_with

@@ -31,6 +31,7 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Pruning
@@ -206,7 +207,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         id=entry.id,
         family=entry.family,
         sparsity=entry.sparsity,
-        select=entry.select,
+        select=entry.select and read_selection(entry.select),
         sparsities=entry.sparsities or ([] if entry.sparsity is None else [entry.sparsity]),
         batch=entry.batch,
         prompt_len=entry.prompt_len,

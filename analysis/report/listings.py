@@ -86,7 +86,7 @@ def families(listed: Sequence[Family]) -> RenderableType:
         for further in said[1:]:
             _row(knobs, "", further, "")
     notes = (
-        f"--select calibrated: {_calibrated(listed)}",
+        f"--select importance: {_by_importance(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
         f"presets of --model: {', '.join(preset_names())}",
@@ -95,7 +95,7 @@ def families(listed: Sequence[Family]) -> RenderableType:
     return Group(table, knobs, Text(match), *(Text(note, "dim") for note in notes))
 
 
-def _calibrated(listed: Sequence[Family]) -> str:
+def _by_importance(listed: Sequence[Family]) -> str:
     """Which families a text can calibrate, and which the attention of the input."""
     words = {"text": "a text chooses in", "input": "the input's own attention in"}
     return "; ".join(

@@ -115,9 +115,9 @@ def input_squares(
     model: Any, point: Point, *, names: Collection[str], record: Record
 ) -> dict[str, torch.Tensor]:
     """The mean square [K] of each input feature of the named linear modules, on the text of a point
-    or on random tokens of its seed; `record` gets what the text was. Of a point that is not
-    calibrated, none."""
-    if not point.calibrated:
+    or on random tokens of its seed; `record` gets what the text was. Empty for a random
+    selection."""
+    if not point.by_importance:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record

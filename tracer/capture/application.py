@@ -130,7 +130,7 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
     }
     random_text = record.get("calibration", {}).get("note")
     if random_text:  # a calibration that says nothing of the model's own texts
-        record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
+        record["notes"] = [*record.get("notes", ()), f"importance measured on {random_text}"]
     if match is not None:
         if theory is not None and removed:  # solved for the mean, before layers were drawn
             match = replace(match, removed=theory[match.phase])
@@ -188,15 +188,16 @@ def _theory(
 
 
 def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
-    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
+    """Tokens of the text that importance is measured on; None for a random selection, or where
+    there is no tokenizer."""
     if select == "random":
         return None
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:
-        return text_calibration(loaded.model, tokenizer, request.text)
+        return text_calibration(loaded.model, tokenizer, request.text_path)
     if request.text is not None:
         raise PrunescopeError(
             f"{loaded.id} has no tokenizer to read --text with",
-            hint="leave --text out: random token ids are used then, and the run says so",
+            hint="remove --text: random token ids are used then, and the run says so",
         )
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -81,7 +82,7 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
+def scrubbed_argv(argv: Sequence[str], loaded: Loaded) -> list[str]:
     """The command line with paths reduced to their last name. A hub id is no path."""
     hub_id = loaded.id if loaded.source == "hub" else None
     words = []

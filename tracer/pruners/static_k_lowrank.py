@@ -63,7 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if len(chosen) < len(ranks):
         roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})
         record["notes"].append(f"no rank makes these smaller, they stay dense: {', '.join(roles)}")
-    if point.calibrated:
+    if point.by_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
         # All portions are measured on the dense model: it is factored only after the last one.

@@ -1,8 +1,8 @@
 """Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
 
-Which ones: int(n·s), drawn with the seed; calibrated, those of the least block influence; greedy,
-one after the other, each the one without which the loss is the least; or `--set layers=3,4`. The KV
-cache shrinks with them.
+Which ones: int(n·s), drawn with the seed; by importance, those of the least block influence;
+greedily, one after the other, each the one without which the loss is the least; or
+`--set layers=3,4`. The KV cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
-    """1 − cosine over each layer and sublayer, by kind; empty where nothing is calibrated."""
-    if not point.calibrated or point.knobs["layers"]:
+    """1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
+    if not point.by_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     seen = collect(model, calibration.batches, influence=True).influence

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from prunescope import PrunescopeError, cli, deliver_comparison, lean_command
+from prunescope import PrunescopeError, cli, deliver, startup
 
 LINES = [
     ["x"],
@@ -46,17 +46,17 @@ def test_values_are_those_that_pydantic_makes(
 ) -> None:
     seen: list[Any] = []
 
-    def keep(subjects: list[Path], to: Any, **rest: Any) -> bool:
-        seen.append((subjects, to, rest))
+    def keep(request: Any, to: Any) -> bool:
+        seen.append((request, to))
         return False
 
-    monkeypatch.setattr(deliver_comparison, "deliver_all", keep)
+    monkeypatch.setattr(deliver, "deliver_all", keep)
 
     def run() -> object:
         return cli.app(["analyze", *line], standalone_mode=False, prog_name="prunescope")
 
     lean = _outcome(run)
-    monkeypatch.setattr(lean_command, "_is_plain", lambda *_: False)
+    monkeypatch.setattr(startup, "_is_plain", lambda *_: False)
     assert lean == _outcome(run)
     assert seen[:1] == seen[1:]
 

@@ -1,14 +1,10 @@
-"""Commands whose texts and paths are taken as they were given.
-
-In: the values of the command line. Out: what typer makes of them. Typer has pydantic look at every
-value, defaults too, and to import that takes 0.07 s, a tenth of a small analysis. What it would
-change or could refuse still goes there, so that every error is worded as before.
-"""
+"""What makes a start faster."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -16,23 +12,45 @@ from typing import Any, get_args
 from typer.core import TyperCommand, TyperGroup
 
 Process = Callable[[Any, Any], Any]
+_GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
+_ALLOCATOR = ("_RJEM_MALLOC_CONF", "narenas:1")
 
 
-class _Lean:
+def before_options(args: Sequence[str]) -> None:
+    """Called first."""
+    if "gc" not in os.environ.get("T", ""):
+        gc.set_threshold(_GC_THRESHOLD)
+    if args[:1] == ["analyze"] and "fork" not in os.environ.get("T", ""):
+        from prunescope.analysis.trace.workers import begin_early
+
+        begin_early(args[1:])
+
+
+def before_analysis() -> None:
+    """Called second."""
+    if "gc" not in os.environ.get("T", ""):
+        gc.set_threshold(_GC_OF_ANALYSES)
+    if "alloc" not in os.environ.get("T", ""):
+        os.environ.setdefault(*_ALLOCATOR)
+
+
+class _Fast:
     def get_params(self, ctx: Any) -> list[Any]:
         found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        if "lean" in os.environ.get("T", ""):
+            return found
         for one in found:
             if "process_value" not in vars(one):
                 one.process_value = partial(_process, one, one.process_value)
         return found
 
 
-class LeanCommand(_Lean, TyperCommand):
+class FastCommand(_Fast, TyperCommand):
     """For `app.command(cls=...)`. Its paths may be missing, a file or a folder: options that are to
     exist (`exists=True` and the like) are not for it."""
 
 
-class LeanGroup(_Lean, TyperGroup):
+class FastGroup(_Fast, TyperGroup):
     """The same for `Typer(cls=...)`, whose own options are looked at before those of a command."""
 
 
