@@ -254,7 +254,7 @@ class _FlexAttention(_BlockAttention):
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
         mask = self.router(q, k, layer=layer, past=past, block=block)
         out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.blocks_seen(-(-q.shape[2] // block), self.router.sparsity)
+        return out, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):
