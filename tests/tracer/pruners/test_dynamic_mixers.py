@@ -38,7 +38,7 @@ def test_the_nearest_attention_before_the_drop_ranks() -> None:
     assert_dropped(four_layers(), 3)
     notes = prune("token-drop", four_layers(), 0.5, after=3).record["notes"]
     assert notes[0] == "ranked by the attention of layer 0, the last before the drop"
-    assert "states of mixers" in notes[1]
+    assert "mixers after the drop" in notes[1]
 
 
 def test_no_attention_ranks_tokens_before_the_first() -> None:

@@ -14,6 +14,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner

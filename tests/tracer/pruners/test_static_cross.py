@@ -164,5 +164,5 @@ def test_gains_are_read_from_what_a_norm_does() -> None:
     read = read_norm(layer_norm, 64)
     assert read.centred
     assert read.bias is not None
-    with pytest.raises(PrunescopeError, match="no RMS or layer norm"):
+    with pytest.raises(PrunescopeError, match="neither an RMS norm nor a layer norm"):
         read_norm(nn.Hardtanh(), 64)
