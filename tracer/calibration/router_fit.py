@@ -114,7 +114,7 @@ def fit_routers(
 
 
 def set_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
-    """Set the threshold of each router by its scores in the model as it is now."""
+    """Set the threshold of each router by its scores in the current model."""
     seen = [_SiteData() for _ in sites]
     run_hooked(model, calibration.batches, _scoring(sites, seen))
     for site, found in zip(sites, seen, strict=True):
@@ -128,7 +128,7 @@ def at_routers(
     read: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
     """`read(router, input [1, L, h])` of each router, stacked over the sequences, in float32, in
-    the model as it is now."""
+    the current model."""
     kept: list[list[torch.Tensor]] = [[] for _ in sites]
     handles = [
         site.router.register_forward_pre_hook(

@@ -82,15 +82,15 @@ def _fill(
                 captured.eager[phase].write(run_folder / entry.eager_trace)
             progress.advance()
         if name == "pruned" and "dense" in captures:
-            captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
+            captured.run.twin = _baseline_ref(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
         elif name == "pruned" and baseline is not None:
             # Relative to the final folder of the run, not to the temporary one.
             path = os.path.relpath((baseline / MANIFEST).resolve(), (out / name).resolve())
-            captured.run.twin = _twin(baseline / MANIFEST, Path(path).as_posix())
+            captured.run.twin = _baseline_ref(baseline / MANIFEST, Path(path).as_posix())
         (run_folder / MANIFEST).write_text(captured.run.to_json(), encoding="utf-8")
 
 
-def _twin(manifest: Path, path: str) -> BaselineRef:
+def _baseline_ref(manifest: Path, path: str) -> BaselineRef:
     return BaselineRef(path=path, sha256=sha256_of(manifest))
 
 

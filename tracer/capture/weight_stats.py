@@ -29,7 +29,7 @@ def weight_stats(model: nn.Module) -> WeightStats:
 
 
 def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor) -> Matrix:
-    """The statistics of a parameter as it is used: `applied` names what recomputes the weight in
+    """The statistics of a parameter in use: `applied` names what recomputes the weight in
     every call, a mask of torch.nn.utils.prune or a parametrisation."""
     applied = None
     if hasattr(module, "weight_fake_quant"):  # torch.ao.nn.qat

@@ -1,4 +1,4 @@
-"""The machine at hand: its device, versions, clocks, load and memory.
+"""The machine: its device, versions, clocks, load and memory.
 
 Without names of hosts, users or paths. Sizes are bytes, clocks Hz.
 """

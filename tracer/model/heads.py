@@ -182,12 +182,12 @@ def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], 
         if locate(weight.path).scope == "attention" and not any(c in weight.path for c in _CROSS)
     ]
     depth = next((weight.path.count(".") for role, weight in inside if role == "o"), None)
-    beside = [(role, weight) for role, weight in inside if weight.path.count(".") == depth]
-    known = {role: weight for role, weight in beside if role in (*_PER_HEAD, "qkv", "o")}
-    gates = [w for role, w in beside if role == "unknown" and _is_gate(w)]
-    strange = [w for role, w in beside if role == "unknown" and not _is_gate(w)]
-    if strange:
-        raise _uncut(path, f"it has {strange[0].path}")
+    siblings = [(role, weight) for role, weight in inside if weight.path.count(".") == depth]
+    known = {role: weight for role, weight in siblings if role in (*_PER_HEAD, "qkv", "o")}
+    gates = [w for role, w in siblings if role == "unknown" and _is_gate(w)]
+    unknown = [w for role, w in siblings if role == "unknown" and not _is_gate(w)]
+    if unknown:
+        raise _uncut(path, f"it has {unknown[0].path}")
     return known, gates
 
 

@@ -197,7 +197,7 @@ def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise PrunescopeError(
-            f"{name} is no local folder, and the hub cannot be reached ({reason})",
+            f"{name} is not a local folder, and the hub cannot be reached ({reason})",
             hint="give a local folder, a .gguf file or a preset (tiny-llama needs no download)",
         ) from None
 

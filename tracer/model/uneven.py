@@ -60,7 +60,7 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
         path, _, kind = name.rpartition(".")
         module = model.get_submodule(path)
         if not isinstance(module, nn.Linear):
-            raise _unsupported(folder, f"{path} is no linear module")
+            raise _unsupported(folder, f"{path} is not a linear module")
         setattr(module, kind, nn.Parameter(torch.empty(shape, dtype=module.weight.dtype)))
         module.out_features, module.in_features = module.weight.shape
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:

@@ -63,9 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if backend == "flex":
         notes.append("prompts run on compiled FlexAttention, decode on ordinary ops")
     if attentions[0].rope_dim and kind is not _ValueAttention:
-        notes.append(
-            "the cache holds means of expanded keys beside the latents, one a head and block"
-        )
+        notes.append("the cache also holds means of expanded keys, one for each head and block")
     record = {"kept": kept, "backend": backend, "notes": notes}
     return Applied(model=model, record=record)
 

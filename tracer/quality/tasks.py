@@ -79,9 +79,9 @@ def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str,
                 bootstrap_iters=_BOOTSTRAP_SAMPLES,
             )
     except (KeyError, OSError, ValueError) as error:
-        said = next(iter(str(error).strip().splitlines()), "")
+        message = next(iter(str(error).strip().splitlines()), "")
         raise PrunescopeError(
-            f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {said})",
+            f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {message})",
             hint="tasks_path names a folder of task files; paths of data in them begin there",
         ) from error
     return {name: _entry(name, found) for name in tasks.names}

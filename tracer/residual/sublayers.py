@@ -1,7 +1,7 @@
 """Removal of attention and MLP sublayers from a layer's forward, with their norm and residual add.
 
 In: a model and the sublayers to remove. Out: the same model. No op runs in their place: the layer
-adds a `RemovedOutput` to the stream, which leaves the stream as it is. A token mixer (state space,
+adds a `RemovedOutput` to the stream, which leaves the stream unchanged. A token mixer (state space,
 linear attention, convolution) counts as the layer's attention.
 """
 

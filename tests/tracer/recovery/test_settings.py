@@ -30,7 +30,8 @@ def test_words_and_mappings_say_the_same() -> None:
      ("steps=5,target=", "not KEY=VALUE"), ("steps=5,target=q++v", "names nothing"),
      ("steps", "not KEY=VALUE"), ("steps=5,steps=6", "given twice"),
      ({"steps": True}, "is invalid"), ({"steps": 5, "text": 3}, "not a file"),
-     ([1], "not a training"), ({"steps": 5, "lr": []}, "rate"), ({"steps": 2.5}, "is invalid"), ({"steps": 5, "length": 1}, "length=1 is invalid")],
+     ([1], "not a training"), ({"steps": 5, "lr": []}, "rate"),
+     ({"steps": 2.5}, "is invalid"), ({"steps": 5, "length": 1}, "length=1 is invalid")],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(value: Any, problem: str) -> None:
     with pytest.raises(PrunescopeError, match=problem) as error:
