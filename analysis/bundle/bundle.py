@@ -25,7 +25,7 @@ from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
-from prunescope.analysis.pareto.table import frontier_csv
+from prunescope.analysis.pareto.write import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.plotted_with import plotted_with
 from prunescope.analysis.report.write import write_report

@@ -1,7 +1,7 @@
 """`prunescope pareto`: the runs of a sweep as points of speed against loss, and who wins where.
 
 In: the folder of a sweep (sweep.json and its runs). Out: a Pareto. Each run is analysed as
-`prunescope analyze` does it; its loss is the `quality` of its manifest, of the very same model.
+`prunescope analyze` does it; its loss is the `quality` of its manifest, of the same model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.claims import summary
-from prunescope.analysis.pareto.draws import add_shares
-from prunescope.analysis.pareto.hypotheses import hypotheses
+from prunescope.analysis.pareto.claims import hypotheses
+from prunescope.analysis.pareto.samples import add_winning_shares
+from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -76,8 +76,8 @@ class _Measured(msgspec.Struct, kw_only=True):
 
 
 def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Pareto:
-    """Compare the results of a sweep that are done; `on_result` hears of each before it
-    is analysed.
+    """Compare the results of a sweep that are done; `on_result` is called with the id
+    of each before it is analysed.
 
     Raises PrunescopeError where there is no sweep or nothing in it is done.
     """
@@ -123,7 +123,7 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     if not busy:
         return []
     return [
-        f"{busy} of {len(runs)} results were timed beside other work, or vary too much: their "
+        f"{busy} of {len(runs)} results were timed while other work ran, or vary too much: their "
         "times are not valid"
     ]
 
@@ -271,13 +271,13 @@ def _simulated(run: Run) -> str | None:
     pruning = run.pruning or Pruning()
     if pruning.backend == "masked":
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
-    # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
-    ruled = (pruning.knobs or {}).get("keep") == "recent"
+    # The latest keys are kept by a rule; everything else that is decided at run time is random.
+    by_rule = (pruning.knobs or {}).get("keep") == "recent"
     routers = pruning.recovery.routers if pruning.recovery else []
-    taught = any(one.trained for one in routers)  # then their scores decide
-    drawn = pruning.selection == "random" and not taught
-    if run.census and run.census.dynamic and drawn and not ruled:
-        return "decisions drawn at random, at the full cost of making them"
+    trained = any(router.trained for router in routers)  # then their scores decide
+    is_random = pruning.selection == "random" and not trained
+    if run.census and run.census.dynamic and is_random and not by_rule:
+        return "random decisions, at the full cost of making them"
     return None
 
 
@@ -294,13 +294,13 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     points: list[SweepPoint] = []
     found: list[SweepCell] = []
     for (batch, prompt_len), own in sorted(cells.items()):
-        merged = _draws_merged(run.point for run in own)
+        merged = _merge_samples(run.point for run in own)
         best = frontier.frontier(merged)
         for point in best:
             point.on_frontier = True
         points += merged
         wins = frontier.winners(best, batch=batch, prompt_len=prompt_len)
-        add_shares(wins, merged)
+        add_winning_shares(wins, merged)
         found.append(
             SweepCell(
                 batch=batch,
@@ -322,10 +322,11 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     )
 
 
-def _draws_merged(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """One point for the draws of one model: medians, and intervals from the lowest to the highest.
+def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+    """One point for the random samples of one model (its draws): medians, and intervals from the
+    lowest to the highest.
 
-    Kept apart, the luckiest draw would stand on the frontier.
+    Kept apart, the luckiest sample would stand on the frontier.
     """
     groups: dict[Any, list[SweepPoint]] = {}
     for point in points:

@@ -31,7 +31,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "ladder.csv": [
         _PHASE,
-        ("rung", "", "nominal, flop, coverage, roofline, busy, realised"),
+        ("bound", "", "nominal, flop, coverage, roofline, busy, realised"),
         ("speedup", "ratio", "dense over pruned"),
         ("ci95_low", "ratio", "lower end of the 95 % interval; empty for nominal and flop"),
         ("ci95_high", "ratio", "upper end of that interval"),

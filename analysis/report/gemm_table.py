@@ -21,7 +21,7 @@ _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_n
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 _HELPED = 0.05  # of a GEMM's time: helpers worth a mark
 _SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
-_ABOVE = "! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low"
+_ABOVE = "! ≥ 100 % of the roofline: operands stay in a cache, or a peak is too low"
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
@@ -151,7 +151,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         Column("time", unit.unit, numeric=True),
         *([Column("promised", unit.unit, numeric=True, drop=4)] if compared else []),
         *([Column("loss", unit.unit, numeric=True)] if compared else []),
-        Column("of bound", numeric=True, drop=8),
+        Column("efficiency", numeric=True, drop=8),
         *([Column("kernel", flexible=True)] if names else []),
     ]
     ordered = gemm_order(shown)
@@ -161,7 +161,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
             del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
     notes = _gemm_notes(gemms, shown, unit)
-    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("of bound",)})
+    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("efficiency",)})
 
 
 def _gemm_row(one: MergedRow, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
@@ -271,7 +271,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
         rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
         ids = {id(g) for g in shown}
         under = _under(unit, [g for g in gemms if id(g) not in ids])
-        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here{under}")
+        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, not shown{under}")
     if any(g.simulated for g in shown):
         notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
     if any(g.split for g in shown):
@@ -281,8 +281,8 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if helped := [g for g in shown if _helped(g)]:
         helpers = unit.text(sum(g.helper_ns for g in helped))
         notes.append(
-            f"‡ {helpers} {unit.unit} of these rows are copies, fills or reductions that their ops "
-            "run beside the GEMM, in the time and not in the bound"
+            f"‡ {helpers} {unit.unit} of these rows are auxiliary kernels of the same ops (copies, "
+            "fills, reductions): in the time, not in the roofline"
         )
     if any(map(_is_above, shown)):
         notes.append(_ABOVE)
@@ -293,9 +293,9 @@ def _ran_beside(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str
     """What the time of rows leaves out."""
     busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
     return (
-        "‖ ran beside other kernels: the time is what no earlier one covers, "
+        "‖ ran concurrently with other kernels: the time is what no earlier one covers, "
         f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
-        "`of bound` is of the whole"
+        "the efficiency is of the whole"
     )
 
 
@@ -310,7 +310,7 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         Column("time", unit.unit, numeric=True),
         Column("of busy", numeric=True),
         Column("bound", drop=4),
-        Column("of bound", numeric=True, drop=5),
+        Column("efficiency", numeric=True, drop=5),
     ]
     rows = [
         [
@@ -332,11 +332,11 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
     if is_much or under:
         share = numbers.percent(numbers.share_of(rest, busy_ns))
         time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
-        notes.append(f"smaller rows{time} are left out here{under}")
+        notes.append(f"smaller rows{time} are not shown{under}")
     if beside := [k for k in kernels[:top] if _beside(k) and not _is_hidden(k)]:
         notes.append(_ran_beside(beside, unit))
     if any(map(_is_above, kernels[:top])):
         notes.append(_ABOVE)
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
-    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("of bound",)})
+    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("efficiency",)})

@@ -29,10 +29,10 @@ LEDGER = {
     "kernel_efficiency": ("kernel efficiency", "the rest of the kernels' slowdown or speedup"),
     "added_work": ("added work", "kernels only the pruned model has: routers, gathers, casts"),
     "launch_idle": ("launch and idle", "the device waits: more or longer gaps between kernels"),
-    NOT_EXPLAINED: ("not explained", "what the rows above that are unknown come to, together"),
+    NOT_EXPLAINED: ("not explained", "the sum of the unknown rows above"),
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
-WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) keeps them"
+WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) records them"
 WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
@@ -63,8 +63,7 @@ class WaterfallBar:
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
 _FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
 NO_INTERVAL = (
-    "no intervals: one step of a side, steps of one placement alone, or steps too far apart, do "
-    "not tell them"
+    "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
 )
 NEITHER = "no interval and no noise: they need more than one step"
 
@@ -217,9 +216,9 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     why = "inside twice their noise, or with an interval that holds 0, so no evidence"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
-        notes.append("no noise stands where dense against dense is 0 by definition")
+        notes.append("noise is not shown where it is 0 by definition (dense against dense)")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
-        notes.append("intervals that say nothing are left out: they need more placements")
+        notes.append("intervals too wide to be of use are not shown: more placements narrow them")
     if all(row.ci95 is None for row in rows):
         noise = any(row.noise_ns is not None for row in rows)
         notes.append(NO_INTERVAL if noise else NEITHER)
@@ -287,10 +286,10 @@ def ladder_table(phase: Phase) -> Table | None:
             ]
         )
     columns = [
-        Column("rung"),
+        Column("bound or measured ratio"),
         Column("speedup", numeric=True),
         Column("95 % interval", numeric=True),
-        Column("realised ÷ bound", numeric=True),
+        Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
     return without_unknown(Table("ladder", "Ladder", columns, rows))

@@ -86,7 +86,7 @@ def families(listed: Sequence[Family]) -> RenderableType:
         for further in said[1:]:
             _row(knobs, "", further, "")
     notes = (
-        f"--select calibrated: {_calibrated(listed)}",
+        f"--select importance: {_calibrated(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
         f"presets of --model: {', '.join(preset_names())}",
@@ -97,7 +97,7 @@ def families(listed: Sequence[Family]) -> RenderableType:
 
 def _calibrated(listed: Sequence[Family]) -> str:
     """Which families a text can calibrate, and which the attention of the input."""
-    words = {"text": "a text chooses in", "input": "the input's own attention in"}
+    words = {"text": "scored on a text in", "input": "by the attention of the input in"}
     return "; ".join(
         f"{said} {', '.join(one.id for one in listed if one.calibration == by)}"
         for by, said in words.items()
@@ -141,9 +141,9 @@ def _measurement(measured: CalibrationPasses) -> str:
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
         f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
     )
-    caveats = [] if measured.agree else ["they do not agree"]
+    caveats = [] if measured.agree else ["the passes differ"]
     if measured.disturbed:
-        caveats.append(f"something else ran beside them ({', '.join(measured.disturbed)})")
+        caveats.append(f"other work ran during them ({', '.join(measured.disturbed)})")
     return f"{text}: {'; '.join(caveats)}, repeat on a quiet machine" if caveats else text
 
 
@@ -290,7 +290,7 @@ def sweep_state(found: Mapping[str, Any]) -> RenderableType:
     if plan.get("running"):
         lines[0] += f", {plan['running']} running in another process"
     if plan["impossible"]:
-        lines[0] += f" ({plan['impossible']} cannot be, and are recorded as failed)"
+        lines[0] += f" ({plan['impossible']} are infeasible and recorded as failed)"
     if plan["seconds"] == 0:
         lines.append("nothing is left to do")
     elif plan["seconds"] is not None:
@@ -310,10 +310,10 @@ def _time_left(plan: dict[str, Any]) -> str:
     line = f"about {_hours(plan['seconds'])} on this machine, roughly"
     most = plan.get("seconds_most") or 0.0
     if most > _MUCH_SLOWER * plan["seconds"]:
-        beside = ", ".join(plan["peaks_disturbed"]) or "other work"
+        other_work = ", ".join(plan["peaks_disturbed"]) or "other work"
         line += (
             f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
-            f" {plan['peaks_measured']} times beside {beside}, and the best counts"
+            f" {plan['peaks_measured']} times during {other_work}, and the best is used"
         )
     if not trained:
         return line

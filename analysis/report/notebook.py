@@ -34,7 +34,7 @@ def _outcome(phase: Phase) -> str:
     if not sentences.is_valid(phase):
         return f"timing not valid, {family}"
     if sentences.holds_one(phase):
-        return f"no speedup told from noise, {family}"
+        return f"no speedup beyond noise, {family}"
     return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"
 
 

@@ -30,7 +30,6 @@ from prunescope.analysis.schema.pareto import (
     Loss,
     Pareto,
     ParetoPhase,
-    SweepCell,
     SweepPoint,
 )
 from prunescope.taxonomy.words import factor
@@ -142,7 +141,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
-            panel(axes, _of(phase, cell), marks)
+            panel(axes, phase.points_in(cell), marks)
             axes.set_title(f"{clean(name)}, batch {cell.batch}, {cell.prompt_len} tokens")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
@@ -233,11 +232,6 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
 def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
     own = [p for p in points if p.label == family and p.ledger.get("dense")]
     return max(own, key=lambda p: p.sparsity or 0.0, default=None)
-
-
-def _of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
-    where = (cell.batch, cell.prompt_len)
-    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
 
 
 def _share(point: SweepPoint) -> str:

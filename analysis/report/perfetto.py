@@ -133,7 +133,7 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
     if row.get("gap"):
-        why = "idle: waiting for a launch" if row.get("starved") else "idle"
+        why = "idle: starved, nothing launched" if row.get("starved") else "idle"
         yield _slice(why, "prunescope.bound", base + 3, (start - row["gap"], row["gap"]))
     if moved:
         text = moved.get((row.get("role") or "", row.get("class") or ""), "nothing lost")

@@ -160,7 +160,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     rows = [_overhead_row(part, unit, ledger) for part in shown]
     dense = next((row.ns for row in ledger if row.row == "dense"), None)
     total = OverheadPart(
-        name="added in all",
+        name="total added",
         ns=found.added_ns,
         added=True,
         share=numbers.share_of(found.added_ns, dense),
@@ -260,7 +260,7 @@ def shapes_table(phase: Phase) -> Table | None:
         Column("change there", unit.unit, numeric=True),
         Column("good above", numeric=True),
         Column("change", unit.unit, numeric=True),
-        Column("why not", flexible=True, drop=4),
+        Column("why none", flexible=True, drop=4),
     ]
     rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
     notes = [
@@ -299,7 +299,7 @@ def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]
     if good is None:
         return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
     if good.value == now:
-        return [Cell("as it is", good.value), Cell(numbers.UNKNOWN)]
+        return [Cell("current", good.value), Cell(numbers.UNKNOWN)]
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
@@ -341,7 +341,7 @@ def host_table(phase: Phase) -> Table | None:
             "the op around the call, or under the call's own name where it is in none. "
         )
         * is_split
-        + "The device waits where a launch began after it had run dry."
+        + "The device waits where a launch began after it was starved."
         + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

@@ -130,13 +130,13 @@ def ledger(report: Report) -> Records:
 
 def ladder(report: Report) -> Records:
     """A row a bound: speedup, dense over pruned; those that are measured have an interval."""
-    columns = {"rung": str, "speedup": float, "ci95_low": float, "ci95_high": float}
+    columns = {"bound": str, "speedup": float, "ci95_low": float, "ci95_high": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
         for bound in LADDER:
             if phase.ladder is not None:
                 ends = phase.ladder.interval_of(bound)
-                yield {"rung": bound, "speedup": getattr(phase.ladder, bound)} | _ends(ends)
+                yield {"bound": bound, "speedup": getattr(phase.ladder, bound)} | _ends(ends)
 
     return _records("ladder", report, columns, rows)
 

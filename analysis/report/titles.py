@@ -55,7 +55,7 @@ def device(report: Report) -> str:
         facts.append(f"link to the host {rate} ({_link(peaks['link'])})")
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
-    source = (named(report.device.get("source")) or "source not said").replace("`", "")
+    source = (named(report.device.get("source")) or "source unknown").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
     text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")

@@ -99,6 +99,11 @@ class SweepPoint(msgspec.Struct, kw_only=True):
         """The family, with the way to choose where there are several."""
         return self.family if self.select is None else f"{self.family} ({self.select})"
 
+    @property
+    def name(self) -> str:
+        """The label with the nominal sparsity, where one is known."""
+        return self.label if self.sparsity is None else f"{self.label} {self.sparsity:g}"
+
 
 class Winner(msgspec.Struct, kw_only=True):
     """The fastest family within a range of losses; hi null: no upper end."""
@@ -174,6 +179,11 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     winners: list[Winner]
     break_even: dict[str, float | None]
     cells: list[SweepCell]
+
+    def points_in(self, cell: SweepCell) -> list[SweepPoint]:
+        """The points of one batch and length."""
+        where = (cell.batch, cell.prompt_len)
+        return [point for point in self.points if (point.batch, point.prompt_len) == where]
 
 
 class SweepSubject(msgspec.Struct, kw_only=True):

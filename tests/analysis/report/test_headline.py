@@ -101,10 +101,10 @@ def test_an_interval_that_holds_one_leads() -> None:
                 predicted_ns=None)
     ]  # fmt: skip
     assert sentences.headline(phase) == (
-        "1.43× [0.90×, 2.20×] cannot be told from no speedup: the interval holds 1×; "
+        "1.43× [0.90×, 2.20×] is indistinguishable from no speedup: the interval includes 1×; "
         "2.00× was promised"
     )
-    assert "no speedup told from noise, static-nk" in brief(
+    assert "no speedup beyond noise, static-nk" in brief(
         msgspec.structs.replace(example.two_phases(), phases={"prefill": phase})
     )
 
@@ -113,7 +113,7 @@ def test_more_than_the_bound_is_said_of_the_interval() -> None:
     """Only a whole interval above the bound says that the model of it is wrong."""
     more = {"nominal": 2.0, "roofline": 1.2, "share_of_bound": 1.19}
     line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.1, 1.6]))
-    assert line.endswith("119.0 % of the roofline bound (the interval holds the bound)")
+    assert line.endswith("119.0 % of the roofline bound (the interval includes the bound)")
     line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
     assert line.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
 

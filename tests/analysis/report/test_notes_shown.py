@@ -16,7 +16,7 @@ from tests.chrome import chrome, op, save, step
 
 
 def table() -> Table:
-    columns = [Column("role"), Column("of bound", numeric=True, drop=8)]
+    columns = [Column("role"), Column("efficiency", numeric=True, drop=8)]
     rows = [[Cell("gate" * 4), Cell("104.1 %!", 1.041)]]
     return Table(
         "t", "T", columns, rows, ["! of the bound", "always"], {"! of the bound": ("of bound",)}

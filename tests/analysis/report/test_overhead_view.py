@@ -64,7 +64,7 @@ def test_the_table_has_a_row_a_part_and_a_total() -> None:
         ["router", "1.400", "1.0 %", "added"],
         ["estimator", "0.000", "0.0 %", "added"],
         ["weights read all the same", "–", "–", "not saved"],  # unknown is no zero
-        ["added in all", "1.400", "1.0 %", "added"],
+        ["total added", "1.400", "1.0 %", "added"],
     ]
     assert "where 10.4 % (5.0 % at least, and it may never pay) of the FLOPs" in table.notes[0]
     assert "here 50.0 % are gone" in table.notes[0]

@@ -51,7 +51,7 @@ def test_what_a_table_of_kernels_leaves_out_is_time(tmp_path: Path) -> None:
     busy = sum(row.busy_ns for row in rows)
     assert gemm_table.kernel_table(rows, busy).notes == []
     (note,) = gemm_table.kernel_table(rows, busy, top=1).notes
-    assert "left out here" in note
+    assert "not shown" in note
     # A report that was cut at its largest rows says the same, though it shows every row it has.
     cut: list[KernelRow] = [msgspec.structs.replace(rows[0], busy_ns=busy * 0.4)]
     (note,) = gemm_table.kernel_table(cut, busy).notes

@@ -56,16 +56,16 @@ def test_both_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"),
+    ("requested", "why"),
     [
-        (5, "5 placements were asked for, and more drawn while the interval was wider than 8 %"),
-        (16, "16 placements were asked for, and no more drawn than --repeats and --max-placements"),
+        (5, "5 placements were requested; more were added while the interval was wider than 8 %"),
+        (16, "16 placements were requested; --repeats and --max-placements allow no more"),
     ],
 )
-def test_other_placements_than_were_asked_for(asked: int, why: str) -> None:
+def test_other_placements_than_were_requested(requested: int, why: str) -> None:
     phase = compared(8, 8)
     assert phase.unprofiled_ns is not None
-    phase.unprofiled_ns.placements_requested = asked
+    phase.unprofiled_ns.placements_requested = requested
     assert why in sentences.statistic(phase)
 
 

@@ -95,7 +95,10 @@ def test_gemms_show_what_moved() -> None:
 def test_closure_is_in_whole_ns_over_all_steps() -> None:
     text = " ".join(shown(example.two_phases()).split())
     # 5 steps of 100 + 20 + 1 ms
-    assert "Σ busy 500,000,000 + Σ gap 100,000,000 + tail 5,000,000 = wall 605,000,000 ns" in text
+    assert (
+        "Σ busy 500,000,000 + Σ gap 100,000,000 + trailing idle 5,000,000 = wall 605,000,000 ns"
+        in text
+    )
     broken = example.two_phases()
     broken.phases["prefill"].tail_ns += 1
     assert "≠ wall" in (text := " ".join(shown(broken).split()))
@@ -106,13 +109,13 @@ def test_a_trace_alone_has_no_ladder_and_says_why() -> None:
     text = shown(example.alone())
     assert "Ladder" not in text and "Ledger" not in text and "promised" not in text
     assert "no baseline" in text and "Busy time by kind" in text
-    assert "spill: 509 events, 14.760 ms" in text
-    assert "observer: unknown" in text
+    assert "carry-over: 509 events, 14.760 ms" in text
+    assert "profiler overhead: unknown" in text
 
 
 def test_more_than_the_bound_is_said() -> None:
     text = " ".join(shown(example.two_phases()).split())
-    assert "100.8 % of the roofline bound (the interval holds the bound)" in text
+    assert "100.8 % of the roofline bound (the interval includes the bound)" in text
     wide = " ".join(shown(example.two_phases(), 160).split())
     assert "of bound" in wide and "! ≥ 100 % of the bound" in wide
     assert "! ≥ 100 % of the bound" not in text  # whose column has no room there

@@ -118,7 +118,7 @@ def test_a_noise_that_is_0_by_definition_is_not_shown() -> None:
     assert table is not None
     noise = dict(zip(column(table, "row"), column(table, "noise"), strict=True))
     assert (noise["coverage"], noise["kernel efficiency"]) == ("", "±0.00")
-    assert "no noise stands where dense against dense is 0 by definition" in table.notes
+    assert "noise is not shown where it is 0 by definition (dense against dense)" in table.notes
     rows = [Row(row="coverage", ns=1.0, noise_ns=1.0)]
     assert not [n for n in ledger_view.ledger_notes(rows) if "definition" in n]
 
