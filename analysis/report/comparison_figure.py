@@ -90,7 +90,7 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         linestyle=(0, (1, 1.5)),
         label="promised, 1/(1 − s)",
     )
-    if any(_doubted(row) for points in curves.values() for _, row in points):
+    if any(_is_not_valid(row) for points in curves.values() for _, row in points):
         words = "open: timing not valid"
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
@@ -133,8 +133,8 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             axes.plot(
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
-    doubted = [(x, row.ladder.realised) for x, row in points if row.ladder and _doubted(row)]
-    for x, y in doubted:
+    not_valid = [(x, row.ladder.realised) for x, row in points if row.ladder and _is_not_valid(row)]
+    for x, y in not_valid:
         axes.plot(
             x,
             y,
@@ -148,7 +148,7 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
         )
 
 
-def _doubted(row: ComparisonRow) -> bool:
+def _is_not_valid(row: ComparisonRow) -> bool:
     return NOT_VALID in row.critical
 
 
@@ -210,7 +210,7 @@ def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
         marker="D",
         markersize=2.5,
         color="black",
-        markerfacecolor="white" if _doubted(row) else "black",
+        markerfacecolor="white" if _is_not_valid(row) else "black",
         zorder=3,
     )
 

@@ -190,9 +190,9 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
-    """What the colours that are drawn mean, and the whiskers."""
-    says = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
-    seen = {bar.tone for bar in bars if bar.start != bar.end}
+    """Colours of the bars, and the whiskers."""
+    labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
+    tones = {bar.tone for bar in bars if bar.start != bar.end}
     marks: list[Patch | Line2D] = [
         Patch(
             facecolor=_COLOURS[tone],
@@ -201,8 +201,8 @@ def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch
             linewidth=0.4,
             label=label,
         )
-        for tone, label in says.items()
-        if tone in seen
+        for tone, label in labels_by_tone.items()
+        if tone in tones
     ]
     if any(ledger_view.telling(row, rows) for row in rows):
         marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
@@ -259,7 +259,7 @@ def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
 def _whisker(
     axes: Axes, i: int, row: Row, end: float, *, unit: numbers.Scale, rows: list[Row]
 ) -> None:
-    """The interval of a row, drawn around the end of its bar; it may reach over the axis' end."""
+    """The interval of a row around the end of its bar; the axis grows to hold it."""
     ci95 = ledger_view.telling(row, rows)
     if ci95 is None:
         return
@@ -407,8 +407,9 @@ def _plain(value: float, _: int) -> str:
 def _ceilings(
     device: DeviceUsed, points: list[RooflinePoint]
 ) -> list[tuple[str, float, float, Any]]:
-    """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
-    ones, for the dtype that takes the most time, and for fp32 as three products of TF32."""
+    """(name, FLOP/s, byte/s, line style): the peaks in use, those of the data sheet next to
+    measured ones, for the dtype that takes the most time, and for fp32 as three products of
+    TF32."""
     time: dict[str, float] = {}
     for point in points:
         if point.dtype is not None:
@@ -426,7 +427,7 @@ def _ceilings(
         dtype = next((d for d in sorted(time, key=lambda d: -time[d]) if d in rates), None)
         if dtype is not None and byte_per_s:
             found.append((f"{dtype}, {name}", rates[dtype], byte_per_s, style))
-        slower = three_tf32_rate(rates)  # its bound is another than that of fp32
+        slower = three_tf32_rate(rates)  # its ceiling differs from that of fp32
         if THREE_TF32 in time and slower and byte_per_s:
             dots = (0, (1, 1)) if style == "-" else (0, (4, 2, 1, 2))
             found.append((f"{THREE_TF32}, {name}", slower, byte_per_s, dots))
@@ -469,11 +470,11 @@ def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of a step ({unit.unit})")
-    seen = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
+    present = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
     handles = [
         Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
         for bound, (c, h) in _BOUND_LOOKS.items()
-        if bound in seen
+        if bound in present
     ]
     _wrapped_legend(figure, handles, len(handles))
     return figure

@@ -1,4 +1,4 @@
-"""What a field of the schema says of itself: in, a struct; out, name, unit and meaning of each field.
+"""Meanings and units of the fields of a struct: in, the struct; out, a FieldInfo a field.
 
 Meanings stand as `msgspec.Meta` at the fields, once: the JSON Schema, the data dictionary of the
 written tables and the documentation take them from there.

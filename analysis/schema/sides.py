@@ -5,9 +5,11 @@ Typed dicts are those whose keys come and go, or stand in another order for a ru
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, Required, TypedDict
+from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import msgspec
+
+from prunescope.analysis.schema.fields import meaning
 
 
 class SubjectFacts(TypedDict, total=False):
@@ -126,25 +128,25 @@ class PredictedRun(TypedDict):
 
 class Unprofiled(msgspec.Struct, kw_only=True):
     """Raw samples without the profiler, ns. `median` is W: exp of the mean over placements of the
-    log of a placement's median; where placement in memory was not drawn, the median of all
+    log of a placement's median; without random placement in memory, the median of all
     samples."""
 
     median: float
     mean: float
     ci95: list[float]
     samples: list[int]
-    # Samples of each placement, in order; absent where placement was not drawn.
-    placements: list[int] | msgspec.UnsetType = msgspec.field(
-        name="seatings", default=msgspec.UNSET
-    )
-    # How many were asked for, where more were drawn since intervals were wide.
-    placements_requested: int | msgspec.UnsetType = msgspec.field(
-        name="seatings_asked", default=msgspec.UNSET
-    )
-    # What a placement took beside its samples (copying, warming up): the median; absent with them.
-    placement_cost_ns: float | msgspec.UnsetType = msgspec.field(
-        name="seating_cost_ns", default=msgspec.UNSET
-    )
+    placements: Annotated[
+        list[int] | msgspec.UnsetType,
+        meaning("number of samples of each placement, in order; absent without random placements"),
+    ] = msgspec.field(name="seatings", default=msgspec.UNSET)
+    placements_requested: Annotated[
+        int | msgspec.UnsetType,
+        meaning("how many were requested, where more were added because intervals were wide"),
+    ] = msgspec.field(name="seatings_asked", default=msgspec.UNSET)
+    placement_cost_ns: Annotated[
+        float | msgspec.UnsetType,
+        meaning("time of a placement besides its samples (copying, warming up): the median"),
+    ] = msgspec.field(name="seating_cost_ns", default=msgspec.UNSET)
 
     @property
     def in_words(self) -> str:
@@ -168,11 +170,15 @@ class Totals(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None
     unprofiled_ns: Unprofiled | None = None
-    observer_ratio: float | None = None  # profiled wall ÷ unprofiled median
-    coverage: dict[str, float] = {}  # kind, work, role, gemm_work: shares of busy time
-    bound: dict[str, float] = {}  # compute memory latency unknown launch
+    observer_ratio: Annotated[float | None, meaning("profiled wall ÷ unprofiled median")] = None
+    coverage: Annotated[
+        dict[str, float], meaning("kind, work, role, gemm_work: shares of busy time")
+    ] = {}
+    bound: Annotated[dict[str, float], meaning("compute memory latency unknown launch")] = {}
     kinds: dict[str, float] = {}
     roles: dict[str, float] = {}
     kernels_per_step: list[int] = []
-    shapes: dict[str, float] = {}  # of GEMM time, by where its shapes come from
-    phase_kind: PhaseKind | None | msgspec.UnsetType = msgspec.UNSET  # unset for a run
+    shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
+    phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
+        msgspec.UNSET
+    )

@@ -13,8 +13,8 @@ import pytest
 
 from prunescope.analysis.report.dictionary import COLUMNS
 from prunescope.analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
-from prunescope.analysis.schema import as_json
 from prunescope.analysis.schema import report as model
+from prunescope.analysis.schema import report as report_module
 from prunescope.analysis.schema.report import Report, to_json
 from tests.analysis.report import example
 from tests.analysis.report.test_anatomy_figures import anatomy as with_anatomy
@@ -137,14 +137,14 @@ def test_json_reads_back_and_holds_no_escape(report: Report) -> None:
 
 
 def test_the_written_schema_is_the_model() -> None:
-    path = Path(as_json.__file__).with_name("report.schema.json")
-    assert path.read_bytes() == as_json.schema_json()
+    path = Path(report_module.__file__).with_name("report.schema.json")
+    assert path.read_bytes() == report_module.schema_json()
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])
 def test_reports_keep_the_schema(report: Report) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    checker = jsonschema.Draft202012Validator(as_json.report_schema())
+    checker = jsonschema.Draft202012Validator(report_module.report_schema())
     plain = json.loads(to_json(report))
     checker.validate(plain)
     plain["phases"][next(iter(plain["phases"]))]["wall_ns"] = "fast"
