@@ -213,7 +213,7 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     explained = all(row.row != NOT_EXPLAINED for row in rows)
     why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES
     notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
-    why = "inside twice their noise, or with an interval that holds 0, so no evidence"
+    why = "no evidence (inside twice the noise, or an interval that includes 0)"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("noise is not shown where it is 0 by definition (dense against dense)")
