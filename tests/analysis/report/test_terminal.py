@@ -69,7 +69,7 @@ def test_gains_and_losses_differ_without_colour() -> None:
 
 def test_a_row_inside_twice_its_noise_is_no_evidence() -> None:
     text = shown(example.two_phases())
-    note = "inside twice their noise, or with an interval that holds 0, so no evidence: shape "
+    note = "no evidence (inside twice the noise, or an interval that includes 0): shape "
     assert note in " ".join(text.split())
     assert "↳ shape" not in text
 
@@ -162,4 +162,4 @@ def test_walls_are_never_called_noise() -> None:
     for row in report.phases["prefill"].ledger or []:
         row.noise_ns = 1e12
     text = " ".join(shown(report).split())
-    assert "so no evidence: coverage, roofline shift, shape" in text
+    assert "includes 0): coverage, roofline shift, shape" in text
