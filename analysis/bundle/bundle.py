@@ -27,7 +27,7 @@ from prunescope.analysis.inputs.resolve import resolve
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pareto.write import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report.plotted_with import plotted_with
+from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file

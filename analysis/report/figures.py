@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from typing import Any, NoReturn
 
 import matplotlib
+from matplotlib import ft2font
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -642,3 +645,18 @@ class Plots:
                 hint="a ladder and a ledger need a baseline, a roofline the peaks of the device",
             )
         return figure
+
+
+def plotted_with() -> str:
+    """The versions that figures are plotted with: other versions may place text elsewhere."""
+    return f"matplotlib {matplotlib.__version__}, freetype {ft2font.__freetype_version__}"
+
+
+def most_apart(first: bytes, second: bytes) -> float | None:
+    """The largest difference of a channel of a pixel between two PNG files, 0 to 1; None where one
+    cannot be read or they differ in size."""
+    try:
+        pixels, others = (imread(io.BytesIO(data), "png") for data in (first, second))
+    except (OSError, ValueError, SyntaxError, EOFError, zlib.error):
+        return None
+    return float(abs(pixels - others).max()) if pixels.shape == others.shape else None

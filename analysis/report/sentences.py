@@ -24,7 +24,7 @@ FAMILIES = {
 }
 _NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
 HOLDS_BOUND = "the interval includes the bound"
-PAST_BOUND = "≥ 100 % of the bound: faster than the model of it allows"
+PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain

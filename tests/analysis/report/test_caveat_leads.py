@@ -127,7 +127,8 @@ def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:
     assert shown["dense"] is None and shown["pruned"] is None
     assert shown["coverage"] is not None
     table = ledger_table(phase)
-    assert table is not None and "intervals too wide to be of use are not shown" in " ".join(table.notes)
+    assert table is not None
+    assert "intervals too wide to be of use are not shown" in " ".join(table.notes)
     at = [column.title for column in table.columns].index("95 % interval")
     assert [cells[at].text == "–" for cells in table.rows] == [
         row.row in ("dense", "pruned") for row in rows

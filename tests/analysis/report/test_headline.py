@@ -115,7 +115,7 @@ def test_more_than_the_bound_is_said_of_the_interval() -> None:
     line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.1, 1.6]))
     assert line.endswith("119.0 % of the roofline bound (the interval includes the bound)")
     line = sentences.headline(compared("static-nk", **more, realised_ci95=[1.3, 1.6]))
-    assert line.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
+    assert line.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")
 
 
 def test_a_bare_trace_is_headed_by_the_phase_that_it_is() -> None:

@@ -131,4 +131,4 @@ def test_the_headline_has_the_interval_of_the_share() -> None:
     beyond = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[0.98, 1.2]))
     assert beyond.endswith("bound [98.0 %, 120.0 %] (the interval includes the bound)")
     past = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[1.02, 1.2]))
-    assert past.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
+    assert past.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")

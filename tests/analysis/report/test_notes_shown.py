@@ -19,7 +19,7 @@ def table() -> Table:
     columns = [Column("role"), Column("efficiency", numeric=True, drop=8)]
     rows = [[Cell("gate" * 4), Cell("104.1 %!", 1.041)]]
     return Table(
-        "t", "T", columns, rows, ["! of the bound", "always"], {"! of the bound": ("of bound",)}
+        "t", "T", columns, rows, ["! of the bound", "always"], {"! of the bound": ("efficiency",)}
     )
 
 

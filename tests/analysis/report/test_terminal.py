@@ -117,8 +117,8 @@ def test_more_than_the_bound_is_said() -> None:
     text = " ".join(shown(example.two_phases()).split())
     assert "100.8 % of the roofline bound (the interval includes the bound)" in text
     wide = " ".join(shown(example.two_phases(), 160).split())
-    assert "of bound" in wide and "! ≥ 100 % of the bound" in wide
-    assert "! ≥ 100 % of the bound" not in text  # whose column has no room there
+    assert "efficiency" in wide and "! ≥ 100 % of the roofline" in wide
+    assert "! ≥ 100 % of the roofline" not in text  # whose column has no room there
 
 
 def test_ascii_terminals_get_ascii() -> None:
