@@ -42,7 +42,7 @@ class NamedRun:
 
 
 def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
-    """Every run that is meant: a trace or run as it is, of any other folder all runs inside.
+    """The runs of some subjects: a trace or run itself, and all runs inside any other folder.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
     """
@@ -57,7 +57,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """What was named and is in no comparison: traces beside runs, and a subject given twice."""
+    """Notes on what is left out: traces next to runs, and a subject that is named twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -65,7 +65,7 @@ def left_out(subjects: Iterable[Path]) -> list[str]:
         if loose:
             shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
             notes.append(
-                f"{folder.resolve().name}/ holds {len(loose)} traces beside its runs ({shown}): "
+                f"{folder.resolve().name}/ holds {len(loose)} traces next to its runs ({shown}): "
                 "left out, name them to compare them"
             )
     runs = Counter(
@@ -115,7 +115,8 @@ def compare(
     """Analyze every subject against `baseline`, or its own baseline where that is None.
 
     `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
-    "ray" has them on the workers of a cluster; `on_done` hears how many of how many are done.
+    "ray" runs them on the workers of a cluster; `on_done` is called with how many of how many are
+    done.
 
     A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
@@ -164,7 +165,7 @@ def _size(path: Path) -> int:
 def _reports(
     found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
 ) -> Iterator[Callable[[], Report]]:
-    """What gives the report of each subject, or raises what is wrong with it, in their order."""
+    """A function for each subject, in order, that gives its report or raises its error."""
     if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
             yield partial(_report, one.path, baseline, options)
@@ -197,7 +198,7 @@ _FUNCTION = "prunescope.analysis.compare:run_task"
 
 
 def run_task(data: bytes) -> bytes:
-    """What a process does for a _Task; returns a Report."""
+    """Analyse the run of a _Task in this process; returns a Report."""
     task = unpacked(data, _Task)
     baseline = None if task.baseline is None else Path(task.baseline)
     options = Options(**task.options)
@@ -225,7 +226,7 @@ def _identity(path: Path) -> Path:
 
 
 def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
-    """What the manifest says of each phase; nothing for a bare trace."""
+    """The phases of the manifest; none for a bare trace."""
     subject = resolve(path, baseline).subject
     return read_run(subject).phases if (subject / MANIFEST).is_file() else {}
 
@@ -235,7 +236,7 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
     wall_dense = dense.wall_ns if dense else None
-    # Dense and pruned are shown in the same domain, or the two would be no ratio.
+    # Dense and pruned are shown in the same time base, or the two would be no ratio.
     if phase.unprofiled_ns and (dense is None or dense.unprofiled_ns):
         wall, interval, timed = phase.unprofiled_ns.median, phase.unprofiled_ns.ci95, "unprofiled"
         wall_dense = dense.unprofiled_ns.median if dense and dense.unprofiled_ns else None

@@ -197,7 +197,7 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     try:
         index = msgspec.json.decode(files.get(INDEX, b""))
         names = [str(name) for name in index["runs"]]
-        tool, drawn = str(index["tool"]), str(index.get("drawn_with"))
+        tool, plotted = str(index["tool"]), str(index.get("drawn_with"))
         anonymous = index["anonymous"] is True
     except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
         return set(), {}, {INDEX: "does not say what the bundle holds"}
@@ -210,7 +210,7 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     if active:
         return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
     with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, drawn=drawn)
+        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, plotted=plotted)
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
@@ -223,10 +223,10 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
 class _Rebuild:
     """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
     `failed` differ. The words of another version of this tool (`tool`), and the figures of other
-    versions of what draws (`drawn`), are not compared; the numbers are."""
+    versions of what plots (`plotted`), are not compared; the numbers are."""
 
-    def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, drawn: str) -> None:
-        self.files, self.stage, self.tool, self.drawn = files, stage, tool, drawn
+    def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
+        self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
         self.same_tool = tool == f"prunescope {tool_version()}"
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, dict[str, Run]] = {}
@@ -273,7 +273,7 @@ class _Rebuild:
         """The files that follow from all runs."""
         if self.failed:
             return
-        wanted = texts(self.reports, self.runs, anonymous=anonymous, drawn=self.drawn)
+        wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
         for name, text in wanted.items():
             if self.same_tool or name in _NUMBERS:
                 self._compare(name, text, "not what the bundled runs give")
@@ -298,8 +298,8 @@ class _Rebuild:
         ending = PurePosixPath(name).suffix
         if name not in self.files:
             self.failed[name] = "missing"
-        elif ending in _PLOTTED and self.drawn != plotted_with():
-            self.apart[name] = f"drawn with {self.drawn}, here is {plotted_with()}"
+        elif ending in _PLOTTED and self.plotted != plotted_with():
+            self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
         else:
             self.done.add(name)
             if not _SAME.get(ending, same_text)(self.files[name], wanted):
