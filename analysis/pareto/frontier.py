@@ -1,4 +1,4 @@
-"""Which points of a cell cannot be bettered, and what follows: winners, break-even, equal costs.
+"""The points of a cell that no other beats, and what follows: winners, break-even, equal costs.
 
 In: Points of one phase, batch and length. Out: plain values. A speedup or a loss beats another
 where their 95 % intervals do not overlap; what overlaps is a tie.
@@ -99,8 +99,8 @@ def not_judged(points: Iterable[SweepPoint]) -> list[str]:
 def in_every_cell(
     found: Sequence[dict[str, float | None]], without: Collection[str] = ()
 ) -> dict[str, float | None]:
-    """The largest break-even of the cells, None where a family never pays in one of them; nothing
-    of the families `without` a judgement in one."""
+    """The largest break-even of the cells, None where a family never pays in one of them; families
+    in `without` are left out."""
     families = dict.fromkeys(family for one in found for family in one)
     merged: dict[str, float | None] = {}
     for family in (one for one in families if one not in without):

@@ -67,7 +67,7 @@ class Sweep(msgspec.Struct, kw_only=True):
 
 
 class _Measured(msgspec.Struct, kw_only=True):
-    """One run: its point, and what the cell needs of its dense baseline."""
+    """One run: its point, and the time of its dense baseline for the cell."""
 
     point: SweepPoint
     dense_ns: float | None
@@ -228,7 +228,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
 
 
 def caveat_of(phase: Phase) -> bool:
-    """Whether something was seen that makes the times of a phase no evidence."""
+    """Whether a finding makes the times of a phase no evidence."""
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 

@@ -43,16 +43,16 @@ def _compared(found: Pareto) -> Iterator[str]:
     families = dict.fromkeys(p.family for p in points)
     subject = found.subject
     missing = {"failed": len(found.failed), "not run yet": found.pending}
-    said = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
+    not_done = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
     yield (
         f"{len(points)} points of {len(families)} families of {subject.model}"
-        f" ({subject.dtype}) on {subject.device}{f'; {said}' if said else ''}."
+        f" ({subject.dtype}) on {subject.device}{f'; {not_done}' if not_done else ''}."
     )
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     yield (
         "Measured: speedup = dense ÷ pruned, means over placements of the medians of unprofiled"
-        " samples, both models taking turns; loss = perplexity of the very model that was timed ÷"
+        " samples, both models taking turns; loss = perplexity of the model that was timed ÷"
         " that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}"
@@ -74,7 +74,7 @@ def _recovered(found: Pareto) -> Iterator[str]:
 
 
 def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
-    """Which losses there are; no one of them is called the quality."""
+    """Which losses were measured; none of them is called the quality."""
     if any(p.loss and p.loss.has_tasks for p in points):
         yield (
             "Three losses: relative perplexity, by which the frontier is drawn; the mean signed and"
@@ -157,8 +157,8 @@ def _limits(found: Pareto) -> Iterator[str]:
 
 
 def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
-    """What the losses do not tell: prompts that are longer than what they were read behind, a text
-    of random ids, another text that nothing could read."""
+    """What the losses do not cover: prompts longer than the windows of the text, a text of random
+    ids, another text that needs a tokenizer."""
     longer = [
         (p.prompt_len, p.loss.context)
         for p in points

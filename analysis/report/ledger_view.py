@@ -19,7 +19,7 @@ from prunescope.analysis.schema.report import (
 )
 
 NOT_EXPLAINED = "not_explained"  # only where no shapes are known
-# Rows of the ledger in order: label, and what the row says in plain words.
+# Rows of the ledger in order: label and meaning.
 LEDGER = {
     "dense": ("dense, measured", "wall time of a step of the dense model"),
     "promised": ("promised", "dense × (1 − sparsity): what the sparsity promises"),
@@ -36,7 +36,7 @@ WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) recor
 WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
-# Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
+# Rows that are 0 for dense against dense whatever was measured: their noise is of no use.
 NO_NOISE = frozenset({"coverage", "roofline_shift", "shape", "added_work"})
 
 # Bounds of the ladder in order: field, label, and what the bound assumes.
@@ -53,7 +53,7 @@ EXACT = frozenset({"nominal", "flop"})  # bounds that are arithmetic: they have 
 
 @dataclass(frozen=True, slots=True)
 class WaterfallBar:
-    """A bar of the waterfall: its ends as shares 0..1 of the drawn range, and its tone."""
+    """A bar of the waterfall: its ends as shares 0..1 of the plotted range, and its tone."""
 
     start: float
     end: float
@@ -61,7 +61,7 @@ class WaterfallBar:
 
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
-_FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
+_FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
     "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
 )
@@ -69,7 +69,7 @@ NEITHER = "no interval and no noise: they need more than one step"
 
 
 def tone(row: Row) -> str:
-    """How a row is drawn: a loss, a gain, a total, the promise, or quiet as it is no evidence."""
+    """Whether a row is a loss, a gain, a total, the promise, or quiet: no evidence."""
     if row.row in TOTALS:
         return "total"
     if row.row == "promised":
@@ -80,7 +80,7 @@ def tone(row: Row) -> str:
 
 
 def waterfall(rows: list[Row]) -> tuple[list[WaterfallBar], tuple[float, float]]:
-    """Bars for the rows of a ledger, and the drawn range in ns; it need not start at 0."""
+    """Bars for the rows of a ledger, and the plotted range in ns, which need not start at 0."""
     ends = list(_ends(rows))
     low = min(min(pair) for pair in ends)
     high = max(max(pair) for pair in ends)
@@ -119,13 +119,13 @@ def part_text(part: LedgerPart, unit: numbers.Scale) -> str:
 
 
 def ledger_scale(rows: list[Row]) -> numbers.Scale:
-    """The unit of a ledger: the one of its walls."""
+    """The unit of a ledger: that of its walls."""
     return numbers.scale(row.moves_ns for row in rows)
 
 
 def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float] | None:
-    """The interval of a row or part; None where it says nothing: a wall below zero, or an end
-    beyond ten times the longer wall."""
+    """The interval of a row or part; None where it is too wide to be of use: a wall below
+    zero, or an end beyond ten times the longer wall."""
     if not row.ci95:
         return None
     longest = max((abs(r.moves_ns) for r in rows if r.row in TOTALS), default=0.0)
@@ -135,7 +135,7 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
 
 
 def telling_interval(ladder: Ladder, name: str) -> list[float] | None:
-    """The interval of a bound; None where it says nothing: an end beyond ten times the bound."""
+    """The interval of a bound; None where it is too wide: an end beyond ten times the bound."""
     ci95, value = ladder.interval_of(name), getattr(ladder, name)
     return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
 
@@ -301,5 +301,5 @@ def _ladder_interval(ladder: Ladder, name: str) -> Cell:
 
 
 def interval_span(ladder: Ladder, name: str) -> str:
-    """The interval of a bound in words: nothing where the bound is arithmetic, and has none."""
+    """The interval of a bound as text; empty for a bound that is arithmetic."""
     return "" if name in EXACT else numbers.ratios(telling_interval(ladder, name))

@@ -368,7 +368,7 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
 
 
 def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
-    """An empty panel says why."""
+    """Why a panel is empty."""
     axes.set_xlim(1.0, most)
     ends = [factor(one - 1) or f"{one:.3g}×" for one in (min(ratios), max(ratios))]
     lost = " to ".join(dict.fromkeys(ends))
@@ -409,7 +409,7 @@ def _place_labels(
     obstacles: _Obstacles,
 ) -> None:
     """Write each label where it hides no other label, no mark and no line; where there is no such
-    place, it may lie on a line. One that must stand far off has a line to its mark."""
+    place, it may lie on a line. A label far from its mark gets a line to it."""
     figure = axes.figure
     inside = axes.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     radius = 3.5 * figure.dpi / 72

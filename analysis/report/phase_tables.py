@@ -45,8 +45,8 @@ _TOP_HOST = 12
 @dataclass(frozen=True, kw_only=True)
 class Extent:
     """How much a format has room for. `gemms`, `kernels`, `kinds`: rows of these tables, None: all
-    of them; `kernel_names`: kernels beside the GEMMs; `brief`: without parts that were not
-    measured; `without`: ids of tables that the format leaves out or renders by itself."""
+    of them; `kernel_names`: a column of kernels in the GEMM table; `brief`: without parts that were
+    not measured; `without`: ids of tables that the format leaves out or renders by itself."""
 
     gemms: int | None = None
     kernels: int | None = None

@@ -74,8 +74,8 @@ def captured(phase: Phase) -> str:
 
 
 def _outcome(phase: Phase) -> str:
-    """Realised against promised; where nothing was pruned, that the ratio is noise; where the sides
-    do not compare, why; without a baseline, the step and how busy it is."""
+    """Realised and promised speedup; or that the ratio is noise where nothing was pruned; or why
+    the sides are not comparable; without a baseline, the step and how busy it is."""
     if why := captured(phase):
         ratio = (
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
@@ -104,7 +104,7 @@ def _outcome(phase: Phase) -> str:
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
-    """A speedup of what was promised, and the share of its bound."""
+    """The speedup next to the promised one, and the share of its bound."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
     if ladder.nominal is not None:
         text += f" of {numbers.ratio(ladder.nominal)} "
@@ -212,7 +212,7 @@ def coverage(phase: Phase) -> str:
 
 
 def finding(item: Finding) -> str:
-    """The diagnosis with its change and what the change is predicted to save."""
+    """The diagnosis with the proposed change and its predicted gain."""
     text = item.text
     if item.change:
         text += f" → {item.change}"
@@ -244,7 +244,7 @@ def predicted(phase: Phase) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What the reader must know first: the report's own warnings, which name what is partial."""
+    """The warnings of the report, which name its missing parts."""
     unnamed = report.partial and not report.warnings
     return ["this report is of a part of what ran"] if unnamed else report.warnings
 
@@ -300,7 +300,7 @@ def statistic(phase: Phase) -> str:
 
 
 def _why_placements(timed: Unprofiled) -> str:
-    """Why there are not as many placements as requested, where there are not."""
+    """Why the number of placements differs from the requested one; empty where it does not."""
     requested = timed.placements_requested
     if not requested:
         return ""

@@ -46,7 +46,7 @@ class LayerTime(msgspec.Struct, kw_only=True):
 
 class HostTime(msgspec.Struct, kw_only=True):
     """Host time up to the launches of one op in one role, and the device's wait for them; a call
-    outside of any op that copies or waits stands for one."""
+    outside of any op that copies or waits counts as an op."""
 
     op: str
     role: str
@@ -64,11 +64,11 @@ class HostTime(msgspec.Struct, kw_only=True):
 
 class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy (in a copy that no graph holds),
-    copy_launch (in one that returns at once), sync, launch (another runtime call), computed
-    (a product on the host), op, nothing (that was recorded), held, replay, device, unknown,
-    other_step (the device ran work of a later step);
-    `beside`: the annotation, frame of Python or long op that the host was in for at least half of
-    its part of a gap; `ns` is all of that part."""
+    copy_launch (in a copy call that returns without waiting), sync, launch (another runtime call),
+    computed (a product on the host), op, nothing (that was recorded), held, replay, device,
+    unknown, other_step (the device ran work of a later step); `beside`: the annotation, frame of
+    Python or long op that the host was in for at least half of its part of a gap; `ns` is all of
+    that part."""
 
     doing: str
     beside: str | None

@@ -220,7 +220,7 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
 
 
 class SweepSubject(msgspec.Struct, kw_only=True):
-    """What was swept, as the first result's run.json and sweep.json say it."""
+    """Model, device and options of a sweep, from the first result's run.json and sweep.json."""
 
     model: str | None = None
     device: str | None = None

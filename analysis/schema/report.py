@@ -141,7 +141,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def moves_ns(self) -> float:
-        """What it moves the sum by: nothing where it is null."""
+        """What it adds to the sum: 0 where it is null."""
         return self.ns or 0.0
 
 
@@ -381,7 +381,7 @@ class Phase(msgspec.Struct, kw_only=True):
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:
         """Samples of dense and pruned of which the realised speedup is a ratio; None where it is
         one of profiled steps. A ledger may be as profiled though both sides have samples; an old
-        report keeps those of its baseline nowhere."""
+        report lacks those of its baseline."""
         timed = self.unprofiled_ns
         dense = self.baseline.unprofiled_ns if self.baseline else None
         if timed is None or (dense is None and self.domain != "unprofiled"):

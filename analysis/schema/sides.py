@@ -1,6 +1,6 @@
-"""What a report says of each side: what it is, its device, its totals, the phase of a bare trace.
+"""Each side of a report: what it is, its device, its totals, the phase of a bare trace.
 
-Typed dicts are those whose keys come and go, or stand in another order for a run and a bare trace.
+Typed dicts have keys that come and go, or that are in a different order for runs and bare traces.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DeviceUsed(TypedDict, total=False):
 
 
 class OfTokens(TypedDict):
-    """What tokens of prompts have of something, and what the single tokens of sequences have."""
+    """A quantity split between tokens of prompts and single tokens of sequences."""
 
     prompts: float
     single: float
@@ -89,8 +89,8 @@ class TokenSplit(TypedDict):
 
 class PhaseKind(TypedDict):
     """Which phase a bare trace shows: prefill, decode, mixed, training, forward (of a model
-    that nothing says decodes tokens) or unknown; what says so,
-    and what speaks against taking it for a step of one phase."""
+    that nothing says decodes tokens) or unknown; the evidence, and
+    `doubt`: a caveat against reading it as a step of one phase."""
 
     kind: str
     evidence: str
@@ -99,7 +99,7 @@ class PhaseKind(TypedDict):
 
 
 class MissTerm(TypedDict):
-    """A factor of realised ÷ predicted, and what it says."""
+    """A factor of realised ÷ predicted; `says`: its meaning."""
 
     name: str
     ratio: float
@@ -115,7 +115,7 @@ class Miss(TypedDict):
 
 
 class PredictedRun(TypedDict):
-    """What theory expects of a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
+    """The prediction for a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
     `break_even`: from where on it gains, by what grows; `miss`: of the realised speedup."""
 
     family: str
