@@ -46,6 +46,15 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
         dict[str, float] | None, meaning("row of the ledger to ns; dense and pruned are walls")
     ]
     critical: Annotated[list[str], meaning("ids of critical findings")] = []
+    comparable: Annotated[bool, meaning("whether dense and pruned ran with equal settings")] = True
+    no_evidence: Annotated[
+        list[str], meaning("rows of the ledger that are not distinguishable from 0")
+    ] = []
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether its speedup is one of the pruning: valid times, and sides that compare."""
+        return self.comparable and NOT_VALID not in self.critical
 
 
 class FailedSubject(msgspec.Struct, kw_only=True):

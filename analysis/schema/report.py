@@ -12,6 +12,7 @@ import msgspec
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.sides import (
     DeviceUsed,
     PhaseKind,
@@ -24,6 +25,7 @@ from prunescope.analysis.schema.sides import (
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
+_NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 # The note on a trace that no marker divides into steps.
 WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
@@ -364,18 +366,35 @@ class Phase(msgspec.Struct, kw_only=True):
     shapes: Annotated[
         dict[str, float],
         meaning(
-            "Shares of the time of GEMMs and attention whose shapes are recorded, of an "
+            "shares of the time of GEMMs and attention whose shapes are recorded, of an "
             "eager-trace, or of the model's config; empty where none are known."
         ),
     ] = {}
-    lead_busy_ns: Annotated[float | None, meaning("of the lead, what the device ran before")] = None
+    lead_busy_ns: Annotated[
+        float | None, meaning("of the launch latency, the time of earlier work")
+    ] = None
     lead_own: Annotated[
         dict[str, float],
         meaning(
-            'Of the lead, what the step launched itself: {"events", "ran_ns", "ns": '
-            "beside nothing earlier}"
+            "of the launch latency, what the step launched itself: events, ran_ns, and ns: "
+            "concurrent with nothing earlier"
         ),
     ] = {}
+    comparison: Annotated[
+        PairComparison | None, meaning("null: no baseline, or a report before 0.2")
+    ] = None
+
+    @property
+    def is_speedup(self) -> bool:
+        """Whether the ratio of the two times is a speedup of the pruning: no setting differs."""
+        if self.comparison is None:
+            return all(finding.id != _NOT_COMPARABLE for finding in self.findings)
+        return self.comparison.is_speedup
+
+    @property
+    def shows_pruning(self) -> bool:
+        """Whether differences of shapes and kernels are the pruning's; True without a baseline."""
+        return self.comparison is None or self.comparison.shows_pruning
 
     @property
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:

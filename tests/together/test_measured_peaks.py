@@ -20,9 +20,8 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredPeaks,
     MeasuredRates,
 )
-from prunescope.tracer.capture import surroundings
-from prunescope.tracer.capture.reached import Reached
-from prunescope.tracer.capture.surroundings import Surroundings
+from prunescope.tracer.capture import device_state
+from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.machine import peaks
 from tests.analysis.finding_cases import mm
 from tests.analysis.run_folder import write_run
@@ -92,7 +91,7 @@ def product(us: float, *, dims: list[list[int]], name: str = "aten::mm") -> dict
 
 
 def reached_rates(traces: list[dict[str, Any]]) -> dict[str, float]:
-    found = Reached()
+    found = AchievedRates()
     for trace in traces:
         found.add(trace)
     return found.rates()
@@ -121,13 +120,13 @@ def test_on_a_device_the_kernels_of_an_op_are_its_time() -> None:
 
 def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([measured(0.36e12), measured(2.2e12)])
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
-    around = Surroundings(CPU)
-    around.look("bf16")
-    around.reached.add({"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3})
-    around.close()
-    assert around.entry is not None
-    kept = around.entry.peaks
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
+    state = DeviceState(CPU)
+    state.open("bf16")
+    state.achieved.add({"traceEvents": [product(1, dims=[[100, 50], [50, 200]])] * 3})
+    state.close()
+    assert state.entry is not None
+    kept = state.entry.peaks
     assert kept is not None and kept.before is not None and kept.after is not None
     assert kept.dense_flop_per_s["bf16"] == 2.2e12
     assert kept.before.dense_flop_per_s["bf16"] == 0.36e12
@@ -147,12 +146,12 @@ def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_caveat(
 ) -> None:
     noisy = replace(measured(2.1e12), disturbed=["waits"])
     taken = iter([noisy, measured(2.2e12)])
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: next(taken))
-    around = Surroundings(CPU)
-    around.look("bf16")
-    around.close()
-    assert around.entry is not None
-    kept = around.entry.peaks
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
+    state = DeviceState(CPU)
+    state.open("bf16")
+    state.close()
+    assert state.entry is not None
+    kept = state.entry.peaks
     assert kept is not None and kept.before is not None and kept.after is not None
     assert (kept.disturbed, kept.before.disturbed, kept.after.disturbed) == ([], ["waits"], [])
     found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)

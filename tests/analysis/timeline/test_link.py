@@ -334,7 +334,10 @@ def test_real_traces_of_old_profilers_link(name: str, real_trace: Callable[[str]
     linked = link(trace, find_windows(trace))
     for i in range(len(linked.wall)):
         at = linked.step == i
-        assert int(linked.busy[at].sum() + linked.gap[at].sum() + linked.tail[i]) == linked.wall[i]
+        assert (
+            int(linked.busy[at].sum() + linked.gap[at].sum() + linked.trailing_idle[i])
+            == linked.wall[i]
+        )
     plain_launch = ~linked.replayed & (linked.launched > 0)
     assert (linked.op[plain_launch] >= 0).mean() > 0.9
     assert linked.replayed.any() == ("graphs" in name)

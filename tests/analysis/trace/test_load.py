@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.left_out import stacks_left_out
+from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, module, op, save, step
@@ -169,7 +168,11 @@ def test_other_events_are_ignored(tmp_path: Path) -> None:
         '{"ph":"X","cat":"python_function","name":"f.py(1): g","ts":1,"dur":1}',
         '{"ph":"X","cat":"Trace","name":"PyTorch Profiler (0)","ts":1,"dur":1}', "{}",
     )  # fmt: skip
-    assert (len(trace.ops["ts"]), len(trace.marks["ts"]), len(trace.device["ts"])) == (1, 0, 0)
+    assert (len(trace.ops["ts"]), len(trace.annotations["ts"]), len(trace.device["ts"])) == (
+        1,
+        0,
+        0,
+    )
     assert (trace.dropped, trace.source.malformed) == (0, 0)
 
 
