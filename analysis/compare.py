@@ -212,7 +212,7 @@ def _inside(folder: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: Path) -> Path:
-    """F for F and F/pruned alike."""
+    """The same path for F and F/pruned."""
     real = path.resolve()
     if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
         return real.parent

@@ -56,7 +56,7 @@ def fits(data: bytes) -> bool:
         try:
             total += len(stream.decompress(data, 16 << 20))
         except zlib.error:
-            return True  # the loader says what is wrong with it
+            return True  # the loader reports what is wrong with it
         if total > _LARGEST:
             return False
         data = stream.unconsumed_tail

@@ -77,19 +77,19 @@ def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypoth
     """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
     points = [p for p in phase.points_in(cell) if not removed_nothing(p)]
     sampled = sample_points(points)
-    own = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
+    of_depth = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
     rivals = [p for p in points if p.family != DEPTH and loss_of(p) is not None]
-    if not own or not rivals:
+    if not of_depth or not rivals:
         return
-    least = min(own, key=lambda p: loss_of(p) or 0.0)
+    least = min(of_depth, key=lambda p: loss_of(p) or 0.0)
     lost = loss_of(least) or 0.0
     if 1 + lost > MOST_RATIO:
         why = f"at its lowest loss, {loss(lost)}, nobody would use it: {MOST_RATIO:g}× is the most"
         yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, f"{least.name}: {why}")
         return
-    doubted = [p for p in rivals if not p.timing_valid and (loss_of(p) or 0.0) <= lost]
-    if not least.timing_valid or doubted:
-        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, _not_valid([least, *doubted]))
+    not_valid = [p for p in rivals if not p.timing_valid and (loss_of(p) or 0.0) <= lost]
+    if not least.timing_valid or not_valid:
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, _not_valid([least, *not_valid]))
         return
     if sampled is None or not (~sampled.of(DEPTH)).any():
         return
@@ -167,7 +167,7 @@ def _missed(points: list[SweepPoint]) -> dict[str, Array]:
             noise = (high - low) / 3.92 * random.standard_normal(NUM_SAMPLES)
             share = np.exp(np.log(point.realised) + noise) / bound
             found.setdefault(point.family, []).append(share - 1)
-    return {family: np.median(own, axis=0) for family, own in found.items()}
+    return {family: np.median(shares, axis=0) for family, shares in found.items()}
 
 
 def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:

@@ -293,8 +293,8 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
         cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
     points: list[SweepPoint] = []
     found: list[SweepCell] = []
-    for (batch, prompt_len), own in sorted(cells.items()):
-        merged = _merge_samples(run.point for run in own)
+    for (batch, prompt_len), in_cell in sorted(cells.items()):
+        merged = _merge_samples(run.point for run in in_cell)
         best = frontier.frontier(merged)
         for point in best:
             point.on_frontier = True
@@ -305,7 +305,7 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
             SweepCell(
                 batch=batch,
                 prompt_len=prompt_len,
-                dense_ns=_spread([run.dense_ns for run in own if run.dense_ns is not None]),
+                dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
                 winners=wins,
                 break_even=frontier.break_even(merged),
                 equal_flops=frontier.equal_flops(merged),
@@ -331,23 +331,23 @@ def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     groups: dict[Any, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault((point.label, point.sparsity), []).append(point)
-    return [own[0] if len(own) == 1 else _merged(own) for own in groups.values()]
+    return [samples[0] if len(samples) == 1 else _merged(samples) for samples in groups.values()]
 
 
-def _merged(own: list[SweepPoint]) -> SweepPoint:
-    losses = [p.loss for p in own if p.loss is not None]
-    loss = _merged_loss(losses) if len(losses) == len(own) else None
+def _merged(samples: list[SweepPoint]) -> SweepPoint:
+    losses = [p.loss for p in samples if p.loss is not None]
+    loss = _merged_loss(losses) if len(losses) == len(samples) else None
     return msgspec.structs.replace(
-        own[0],
-        draws=[p.id for p in own],
-        realised=median(p.realised for p in own),
-        realised_ci95=_hull([p.realised_ci95 for p in own]),
-        bounds={name: _median([p.bounds[name] for p in own]) for name in own[0].bounds},
-        shares={name: _median([p.shares[name] for p in own]) for name in own[0].shares},
+        samples[0],
+        draws=[p.id for p in samples],
+        realised=median(p.realised for p in samples),
+        realised_ci95=_hull([p.realised_ci95 for p in samples]),
+        bounds={name: _median([p.bounds[name] for p in samples]) for name in samples[0].bounds},
+        shares={name: _median([p.shares[name] for p in samples]) for name in samples[0].shares},
         loss=loss,
-        flop_sparsity=_median([p.flop_sparsity for p in own]),
-        training_stopped=next((p.training_stopped for p in own if p.training_stopped), None),
-        timing_valid=all(p.timing_valid for p in own),
+        flop_sparsity=_median([p.flop_sparsity for p in samples]),
+        training_stopped=next((p.training_stopped for p in samples if p.training_stopped), None),
+        timing_valid=all(p.timing_valid for p in samples),
     )
 
 

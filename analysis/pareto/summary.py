@@ -86,8 +86,8 @@ def _frontier_line(name: str, phase: ParetoPhase, cell: SweepCell) -> str:
     where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
     best = [p for p in phase.points_in(cell) if p.on_frontier]
     best.sort(key=lambda p: loss_of(p) or 0.0)
-    doubted = sum(not p.timing_valid for p in phase.points_in(cell))
-    left = f" ({doubted} left out: their times are not valid)" if doubted else ""
+    not_valid = sum(not p.timing_valid for p in phase.points_in(cell))
+    left = f" ({not_valid} left out: their times are not valid)" if not_valid else ""
     if not best:
         return f"{where}: no point is faster than dense beyond noise{left}."
     steps = " → ".join(
@@ -121,7 +121,7 @@ def control(points: list[SweepPoint]) -> Iterator[str]:
         held = sum(low <= 1 <= high for low, high in same)
         yield (
             f"Control: {held} of the {len(same)} points that do the dense work have an interval"
-            " that holds 1.00×; 95 % would if intervals told all of the noise."
+            " that holds 1.00×; 95 % would if intervals covered all of the noise."
         )
 
 

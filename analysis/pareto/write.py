@@ -64,14 +64,14 @@ def frontier_csv(
     cells: dict[tuple[Any, ...], list[tuple[SweepPoint, Run]]] = {}
     for point, run, cell in _frontier_points(reports, runs):
         cells.setdefault(cell, []).append((point, run))
-    if not any(point.loss for own in cells.values() for point, _ in own):
+    if not any(point.loss for in_cell in cells.values() for point, _ in in_cell):
         return None
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_HEAD)
-    for cell, own in sorted(cells.items(), key=lambda item: str(item[0])):
-        best = {point.id for point in frontier(point for point, _ in own)}
-        for point, run in own:
+    for cell, in_cell in sorted(cells.items(), key=lambda item: str(item[0])):
+        best = {point.id for point in frontier(point for point, _ in in_cell)}
+        for point, run in in_cell:
             writer.writerow(_frontier_row(str(cell[0]), point, run, on_frontier=point.id in best))
     return out.getvalue()
 

@@ -273,7 +273,7 @@ def ladder_table(phase: Phase) -> Table | None:
     if ladder is None:
         return None
     rows = []
-    for name, (label, says) in LADDER.items():
+    for name, (label, assumption) in LADDER.items():
         value = getattr(ladder, name)
         share = numbers.share_of(ladder.realised, value)
         rows.append(
@@ -282,7 +282,7 @@ def ladder_table(phase: Phase) -> Table | None:
                 Cell(numbers.ratio(value), value),
                 _ladder_interval(ladder, name),
                 Cell(numbers.percent(share), share),
-                Cell(says),
+                Cell(assumption),
             ]
         )
     columns = [

@@ -74,7 +74,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         kernel_table(phase.kernels, phase.busy_ns, top=extent.kernels) if phase.kernels else None
     ),
 }
-# What a phase without a ledger begins with: it says where the time goes.
+# First in a phase without a ledger: they show where the time goes.
 _FIRST_ALONE = ("kind", "role")
 
 
@@ -142,7 +142,7 @@ def _side_row(
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """A row a part; None where the phase has no overhead. `brief`: parts that were seen alone."""
+    """A row a part; None where the phase has no overhead. `brief`: only parts with a time."""
     found = phase.overhead
     if found is None:
         return None
@@ -270,8 +270,8 @@ def shapes_table(phase: Phase) -> Table | None:
         "between the GEMMs of this trace, and where a dimension becomes aligned, by how far the "
         "aligned ones of them lie from it."
     ]
-    told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
-    if any(count > 1 for count in told.values()):
+    sizes = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
+    if any(count > 1 for count in sizes.values()):
         notes.append("A size that several rows have may be one of the model's: then all change.")
     return Table("shapes", "Nearest good dimensions", columns, rows, notes)
 

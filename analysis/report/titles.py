@@ -103,11 +103,11 @@ def title(report: Report) -> str:
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
     facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
     facts.append(named(report.device.get("name")))
-    seen = [name]
+    parts = [name]
     for fact in facts:
-        if fact and fact not in seen:
-            seen.append(fact)
-    return " · ".join(seen)
+        if fact and fact not in parts:
+            parts.append(fact)
+    return " · ".join(parts)
 
 
 def against(report: Report) -> str:

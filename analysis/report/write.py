@@ -42,10 +42,10 @@ def write_report(
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        asked = RequestedFormats(
+        request = RequestedFormats(
             report=report, name=name, frames=frames, hosts=hosts, label_prefix=label_prefix
         )
-        files |= FORMATS[name].render(asked)
+        files |= FORMATS[name].render(request)
     return write_files(files, folder)
 
 

@@ -87,7 +87,7 @@ class Good(msgspec.Struct, kw_only=True):
 
 
 class Shape(msgspec.Struct, kw_only=True):
-    """What a dimension near that of a GEMM would cost; `refused` says why nothing is claimed."""
+    """Time with a dimension near that of a GEMM; `refused`: why none is predicted."""
 
     role: str
     count: float
