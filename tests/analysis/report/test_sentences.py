@@ -321,7 +321,7 @@ def test_what_a_table_of_kernels_leaves_out_is_time(tmp_path: Path) -> None:
 
 
 MS = 10**6
-NOT_DRAWN = "was not drawn, which alone moves a model by 1 to 3 %"
+NOT_DRAWN = "was not randomised, which alone moves a model by 1 to 3 %"
 
 
 def samples(placements: int, each: int = 2) -> Unprofiled:
