@@ -124,7 +124,7 @@ def test_what_ran_hidden_says_how_long(top: int | None, tmp_path: Path) -> None:
         said = "; 1 of them ran 12.00 µs hidden under other kernels"
         assert gemms.notes[0] == f"1 smaller row, together 0.00 µs, not shown{said}"
         assert kernels.notes == [
-            "smaller rows are left out here; 1 of them ran 12.0 µs hidden under other kernels"
+            "smaller rows are not shown; 1 of them ran 12.0 µs hidden under other kernels"
         ]
 
 
