@@ -55,7 +55,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """Notes on paths that are in no comparison: traces beside runs, and a run given twice."""
+    """Notes on paths that are in no comparison: traces next to runs, and a run given twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -63,7 +63,7 @@ def left_out(subjects: Iterable[Path]) -> list[str]:
         if loose:
             shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
             notes.append(
-                f"{folder.resolve().name}/ holds {len(loose)} traces beside its runs ({shown}): "
+                f"{folder.resolve().name}/ holds {len(loose)} traces next to its runs ({shown}): "
                 "left out, name them to compare them"
             )
     runs = Counter(
@@ -237,7 +237,7 @@ def _inside(folder: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: Path) -> Path:
-    """F for F and F/pruned alike."""
+    """The same path for F and F/pruned."""
     real = path.resolve()
     if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
         return real.parent
@@ -250,7 +250,7 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
     wall_dense = dense.wall_ns if dense else None
-    # Dense and pruned are shown in the same domain, or the two would be no ratio.
+    # Dense and pruned are shown in the same time base, or the two would be no ratio.
     if phase.unprofiled_ns and (dense is None or dense.unprofiled_ns):
         wall, interval, timed = phase.unprofiled_ns.median, phase.unprofiled_ns.ci95, "unprofiled"
         wall_dense = dense.unprofiled_ns.median if dense and dense.unprofiled_ns else None

@@ -32,7 +32,7 @@ ALLOWED: dict[str, str] = {
     "analysis/comparison": "taxonomy schema kernels inputs ledger",
     "analysis/verdict": "taxonomy schema kernels ledger comparison",
     "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
-    "analysis/predict": "taxonomy schema device shapes kernels inputs",
+    "analysis/predict": "taxonomy schema device shapes inputs",
     "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
     "verdict findings predict",
     "analysis/report": "taxonomy schema",

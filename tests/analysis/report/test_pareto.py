@@ -1,4 +1,4 @@
-"""The figure of a sweep: what is shown, what is counted in the margin, and where labels stand."""
+"""The figure of a sweep: what is shown, what the margin counts, where labels stand; its options."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
 from prunescope.analysis.report.pareto_figures import frontier_figure, frontier_plot, marks_of
+from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
     Pareto,
     ParetoPhase,
@@ -132,3 +133,9 @@ def test_the_loss_shown_is_that_after_recovery() -> None:
     figure = frontier_plot(whole({"prefill": [one]}))
     dots = [line for line in figure.axes[0].lines if line.get_marker() not in (None, "None")]
     assert [float(line.get_xdata()[0]) for line in dots] == [1.2]  # type: ignore[index]
+
+
+def test_options_of_an_old_sweep_have_the_names_of_today() -> None:
+    old = {"select": ["random", "calibrated"], "seatings": 8, "batch": 1}
+    found = Pareto(tool="t", subject=SweepSubject(model="m", config=old), phases={})
+    assert "select random, importance · placements 8 · batch 1" in render_pareto(found)
