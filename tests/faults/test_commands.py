@@ -240,7 +240,7 @@ class TestTrace:
         def fail(*_args: object, **_more: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(session, "take_share", fail)
+        monkeypatch.setattr(session, "take_samples", fail)
         with pytest.raises(PrunescopeError, match="memory"):
             halved(tmp_path / "f")
         assert list(tmp_path.iterdir()) == []

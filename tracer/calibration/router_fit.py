@@ -113,7 +113,7 @@ def fit_routers(
     return statistics.median(r2) if r2 else None
 
 
-def settle_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
+def set_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
     """Set the threshold of each router anew, by the scores that it gives as the model now runs."""
     seen = [_Seen() for _ in sites]
     run_hooked(model, calibration.batches, _scoring(sites, seen))

@@ -1,7 +1,7 @@
 """Loops for --mode compile and graph: one recorded step on a static cache, run again and again.
 
 In: a model, its token ids [B, S] and how a step is recorded. Out: loops as in phases.py. No hooks
-are on the model: roles come from the same loops recorded `plainly`, in a pass of its own.
+are on the model: roles come from a separate eager pass of the same loops (`record_nothing`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
 _WARMUP = 3  # runs before a capture: libraries allocate and choose kernels in their first ones
 
 
-def plainly(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
-    """The step as it is: the eager pass that says which kernel belongs to which module."""
+def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
+    """The eager step itself, for the pass that shows which kernel belongs to which module."""
     return step
 
 

@@ -22,8 +22,8 @@ from prunescope.taxonomy.student import student
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
-from prunescope.tracer.capture.placements import place
-from prunescope.tracer.capture.timing import Share, take_share
+from prunescope.tracer.capture.placements import move_weights
+from prunescope.tracer.capture.timing import SampleSet, take_samples
 from prunescope.tracer.machine.device import num_cores, pick_device
 from prunescope.tracer.machine.disturbance import num_threads
 from prunescope.tracer.model.load import load_model
@@ -53,7 +53,7 @@ class TimingCheck(MachineCheck):
 class Seated:
     """One placement of the model and its copy: samples, and the seconds that it took."""
 
-    share: Share
+    share: SampleSet
     seconds: float
 
 
@@ -107,10 +107,10 @@ def _seated(seconds: float, device: torch.device) -> list[Seated]:
     seated: list[Seated] = []
     while len(seated) < _LEAST or time.monotonic() < end:
         begun = time.perf_counter()
-        place(models.values(), draw)
+        move_weights(models.values(), draw)
         with torch.inference_mode():
             loops = {n: PrefillLoop(m, ids.to(device), logits="last") for n, m in models.items()}
-            share = take_share(
+            share = take_samples(
                 loops,
                 warmup=1 if seated else 3,
                 repeats=_SAMPLES,

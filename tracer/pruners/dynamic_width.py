@@ -22,14 +22,14 @@ from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.weights import Weight
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.prenorm import rebuilt
-from prunescope.tracer.routing.routing import (
+from prunescope.tracer.routing.decisions import (
     Counted,
-    Draws,
+    Sampler,
     Tally,
     refuse_calibration,
     score_weight,
 )
+from prunescope.tracer.routing.prenorm import rebuilt
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
@@ -38,11 +38,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Put a predictor before every MLP. No weight goes."""
     refuse_calibration(point, "dynamic-width")
     parts = _mlps(model)
-    draws = Draws(point, "dynamic-width")
+    sampler = Sampler(point, "dynamic-width")
 
     def build() -> list[ChannelPredictor]:
         return [
-            _sliced(model, part, ChannelPredictor(point, draws, index, part))
+            _sliced(model, part, ChannelPredictor(point, sampler, index, part))
             for index, part in enumerate(parts)
         ]
 
@@ -90,11 +90,11 @@ def _sliced(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPred
 class ChannelPredictor(nn.Module):
     """Scores [h] → r → [f] of the mean hidden state, and the channels with the highest ones."""
 
-    def __init__(self, point: Point, draws: Draws, layer: int, part: Channels) -> None:
+    def __init__(self, point: Point, sampler: Sampler, layer: int, part: Channels) -> None:
         super().__init__()
         hidden, like = part.ups[0].k, part.ups[0].tensor
         rank, what = up16(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
-        self.sparsity, self.draws = point.sparsity, draws.own(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
         self.chosen: torch.Tensor | None = None
         seed = point.seed
         self.weight_in = score_weight(rank, hidden, like=like, seed=seed, what=f"{what} in")
@@ -105,7 +105,7 @@ class ChannelPredictor(nn.Module):
         pooled = x.mean(tuple(range(x.dim() - 1))).unsqueeze(0)
         scores = linear(linear(pooled, self.weight_in), self.weight_out).squeeze(0)
         count = kept_intermediate(scores.numel(), self.sparsity)
-        self.chosen = self.draws.instead_of(scores).topk(count).indices.sort().values
+        self.chosen = self.sampler.replace(scores).topk(count).indices.sort().values
         return self.chosen
 
 

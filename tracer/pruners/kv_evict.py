@@ -22,9 +22,9 @@ from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refu
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, taken, token_rows
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
-from prunescope.tracer.routing.routing import Counted, Draws, Tally, taken, token_rows
 
 _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
 
@@ -32,10 +32,10 @@ _OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's w
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Give every attention an eviction policy. No weight goes."""
     attentions = whole_attentions(model)
-    draws = Draws(point, "kv-evict") if point.knobs["keep"] == "attention" else None
+    sampler = Sampler(point, "kv-evict") if point.knobs["keep"] == "attention" else None
 
     def build() -> list[_EvictingAttention]:
-        found = [_EvictingAttention(parts, point, draws) for parts in attentions]
+        found = [_EvictingAttention(parts, point, sampler) for parts in attentions]
         for attention in found:
             model.set_submodule(attention.parts.path, attention)
         return found
@@ -49,9 +49,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 class KeyRanker(nn.Module):
     """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.draws = draws
+        self.sampler = sampler
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
@@ -68,7 +68,7 @@ class KeyRanker(nn.Module):
         mass = scores.softmax(-1).mean((2, 3))  # [B, n_kv, S]
         if sets < heads:
             mass = mass.unflatten(1, (sets, -1)).mean(2)
-        mass = self.draws.instead_of(mass)
+        mass = self.sampler.replace(mass)
         mass[..., keys.shape[2] - min(q.shape[2], count // 2) :] = float("inf")
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
@@ -76,11 +76,11 @@ class KeyRanker(nn.Module):
 class _EvictingAttention(PlainAttention, Counted):
     """The dense attention over a cache that holds a part of the keys."""
 
-    def __init__(self, parts: AttentionParts, point: Point, draws: Draws | None) -> None:
+    def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler | None) -> None:
         super().__init__(parts)
         self.sparsity, self.tally = point.sparsity, Tally("keys")
-        if draws is not None:
-            self.router = KeyRanker(draws.own(point, f"layer {self.layer_idx}"))
+        if sampler is not None:
+            self.router = KeyRanker(sampler.stream_for(point, f"layer {self.layer_idx}"))
 
     def forward(
         self,

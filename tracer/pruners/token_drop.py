@@ -26,6 +26,7 @@ from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (
     check_runs,
@@ -34,7 +35,6 @@ from prunescope.tracer.routing.prenorm import (
     movable_layers,
     rebuilt,
 )
-from prunescope.tracer.routing.routing import Counted, Draws, Tally, flat_places
 
 _DROPPED = "with tokens dropped"
 
@@ -48,8 +48,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     watched = next(parts for parts in reversed(attentions) if parts.layer < after)
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
-    draws = Draws(point, "token-drop")
-    ranker = TokenRanker(draws)
+    sampler = Sampler(point, "token-drop")
+    ranker = TokenRanker(sampler)
 
     def build() -> list[TokenRanker]:
         for place, layer in zip(places, layers, strict=True):
@@ -64,11 +64,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
     rebuilt(model, build, sparsity=point.sparsity)
     try:
-        check_runs(model, _DROPPED, draws.stream)
+        check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
         # Some give hidden states the shape of the prompt again: then they need all rows.
         drop.last = len(layers) - 1
-        check_runs(model, _DROPPED, draws.stream)
+        check_runs(model, _DROPPED, sampler.stream)
     kept = {"tokens": 1 - point.sparsity, "after": after}
     notes = [f"ranked by the attention of layer {watched.layer}, the last before the drop"]
     notes = notes if watched.layer < after - 1 else []
@@ -108,9 +108,9 @@ class _Drop:
 class TokenRanker(nn.Module):
     """Takes the tokens that the last one attends to most, over all heads."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.sparsity, self.draws = 0.0, draws
+        self.sparsity, self.sampler = 0.0, sampler
 
     def forward(
         self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor
@@ -120,10 +120,10 @@ class TokenRanker(nn.Module):
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
-        scores = self.draws.instead_of(mass)
+        scores = self.sampler.replace(mass)
         scores[:, -1] = float("inf")  # the next token follows from the last one
         places = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
-        flat = flat_places(places, length).flatten()
+        flat = flat_positions(places, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)
         return rows.view(*places.shape, -1), places
 

@@ -71,7 +71,7 @@ def recover(  # noqa: PLR0913
     training = _trained(model, adapters, learners, read, wanted, name=name, seed=seed, mark=mark)
     adapters.merge()
     for learner in learners:
-        learner.settle(calibration)
+        learner.finish(calibration)
     held_out.append(mean_loss(model, read.held_out))
     record = _record(wanted, seed, read, training, held_out)
     record.weights_sha256 = weights_sha256(model)

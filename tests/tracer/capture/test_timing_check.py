@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunescope.tracer.capture import timing_check
-from prunescope.tracer.capture.timing import Share
+from prunescope.tracer.capture.timing import SampleSet
 from prunescope.tracer.capture.timing_check import Seated, TimingCheck, check_timing
 
 pytestmark = pytest.mark.torch
@@ -20,7 +20,7 @@ BUSY: dict[str, Any] = {"retaken": 3, "disturbed": 2, "reasons": ["other process
 
 def made_up(monkeypatch: pytest.MonkeyPatch, logs: list[float], **more: Any) -> TimingCheck:
     seated = [
-        Seated(Share({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5)
+        Seated(SampleSet({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5)
         for log in logs
     ]
     monkeypatch.setattr(timing_check, "_seated", lambda *_: seated)

@@ -1,6 +1,6 @@
-"""What the routers of dynamic families share: drawn decisions, kept rows and blocks, and counts.
+"""Parts of all routers: random decisions, the rows that they keep, and counts of what ran.
 
-A router, its top-k, index building, gather and scatter always run at their own sizes; a drawn
+A router, its top-k, index building, gather and scatter always run at their real sizes; a random
 decision replaces the scores alone, by one addition. Shapes: B batch, T tokens, h hidden.
 """
 
@@ -17,45 +17,46 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import seeded
 
 _TABLE = 1 << 16
 
 
 def refuse_calibration(point: Point, family_id: str) -> None:
-    """Raises PrunescopeError where the family's parts can be drawn alone."""
+    """Raises PrunescopeError if the family can only choose its parts at random."""
     if point.calibrated and family(family_id).calibration is None:
         raise PrunescopeError(
             f"{family_id} cannot be calibrated: its routers are not trained",
-            hint="use --select random; the routers run at their full size all the same",
+            hint="use --select random; the routers still run at their full size",
         )
 
 
-class Draws:
-    """Random decisions from a seed: counts on the host, and scores read as views of one table, so
-    that a draw costs no kernel. The same on every machine; `own` streams share the table."""
+class Sampler:
+    """Random decisions from a seed, the same on every machine: counts on the host, and scores as
+    views of one table, so that sampling launches no kernel. All streams share the table."""
 
-    def __init__(self, point: Point, what: str, shared: Draws | None = None) -> None:
+    def __init__(self, point: Point, what: str, shared: Sampler | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
         self.stream = random.Random(f"{point.seed}:{what}")
-        self._root: Draws = shared._root if shared is not None else self
+        self._root: Sampler = shared._root if shared is not None else self
         self._table: torch.Tensor | None = None
 
-    def own(self, point: Point, what: str) -> Draws:
-        """A stream of its own over the same table."""
-        return Draws(point, what, self)
+    def stream_for(self, point: Point, what: str) -> Sampler:
+        """A sampler with an independent stream over the same table."""
+        return Sampler(point, what, self)
 
-    def instead_of(self, scores: torch.Tensor) -> torch.Tensor:
-        """Uniform numbers in place of `scores`; `scores` themselves where nothing is drawn."""
+    def replace(self, scores: torch.Tensor) -> torch.Tensor:
+        """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
         if not self.is_random:
             return scores
         count = scores.numel()
         table = self._root._uniform(count, scores.device)
-        # Never the whole table: a power of two takes another number of bits from the stream.
+        # Never the whole table: for a power of two the stream would use a different number of bits.
         start = self.stream.randrange(table.numel() - max(1, count))
         return torch.add(table[start : start + count].view(scores.shape), scores, alpha=0)
 
-    def successes(self, trials: int, share: float) -> int:
-        """How many of `trials` happen, each with probability `share`."""
+    def count_successes(self, trials: int, share: float) -> int:
+        """How many of `trials` succeed, each with probability `share`."""
         return sum(self.stream.random() < share for _ in range(trials))
 
     def _uniform(self, count: int, device: torch.device) -> torch.Tensor:
@@ -63,14 +64,14 @@ class Draws:
         if table is None or table.numel() < 2 * count or table.device != device:
             size = max(_TABLE, 1 << math.ceil(math.log2(2 * count + 1)))
             generator = torch.Generator().manual_seed(self.seed % 2**63)
-            # fp32 whatever the model: half precision has too few numbers, and ties are no draw.
+            # fp32 for every model: half precision has too few numbers, and ties are not random.
             table = self._table = torch.rand(size, generator=generator).to(device)
         return table
 
 
 @dataclass
 class Tally:
-    """Counts of one module: a pair for every forward since they were last taken."""
+    """Counts of one module: a pair for each forward since `take`."""
 
     unit: str
     active: list[int] = field(default_factory=list)
@@ -82,47 +83,48 @@ class Tally:
         self.total.append(total)
 
     def take(self) -> ModuleCounts:
-        """As `tracer.pruners.Counting` says, and start anew."""
+        """The counts so far, which then restart; see `tracer.pruners.Counting`."""
         taken = ModuleCounts(unit=self.unit, active=self.active, total=self.total)
         self.active, self.total = [], []
         return taken
 
 
 class Counted:
-    """A module that counts in a Tally what it did, see `tracer.pruners.Counting`."""
+    """A module that counts what it did in a Tally; see `tracer.pruners.Counting`."""
 
     tally: Tally
 
     def prunescope_stats(self) -> ModuleCounts:
-        """The counts since they were last taken."""
+        """The counts since the last call."""
         return self.tally.take()
 
 
 def score_weight(
     outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
 ) -> nn.Parameter:
-    """A router's weight [outputs, inputs] drawn from the seed: any decision needs some."""
-    generator = torch.Generator().manual_seed(random.Random(f"{seed}:{what}").getrandbits(62))
-    weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
+    """A random router weight [outputs, inputs] from the seed."""
+    weight = torch.randn(outputs, inputs, generator=seeded(seed, what)) / math.sqrt(inputs)
     return nn.Parameter(weight.to(like.device, like.dtype))
 
 
-def flat_places(places: torch.Tensor, length: int) -> torch.Tensor:
-    """Places [B, k] in sequences of `length` as places among all B·length tokens, [B, k]."""
-    batch = places.shape[0]
+def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions [B, k] in sequences of `length` as positions among all B·length tokens, [B, k]."""
+    batch = positions.shape[0]
     if batch == 1:
-        return places
-    return places + torch.arange(0, batch * length, length, device=places.device).unsqueeze(-1)
+        return positions
+    return positions + torch.arange(0, batch * length, length, device=positions.device).unsqueeze(
+        -1
+    )
 
 
 def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:
-    """Places [B, n, m] in sequences of `length` to rows of [B·n·length, d], flat."""
+    """Positions [B, n, m] in sequences of `length` as rows of [B·n·length, d], flat."""
     batch, heads = index.shape[:2]
     first = torch.arange(0, batch * heads * length, length, device=index.device)
     return (index + first.view(batch, heads, 1)).flatten()
 
 
 def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Of [B, n, L, d] the rows that `token_rows` made, [B, n, m, d]."""
+    """The rows of [B, n, L, d] that `token_rows` returned, as [B, n, m, d]."""
     batch, heads, _, width = x.shape
     return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)
