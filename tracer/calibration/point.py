@@ -1,4 +1,4 @@
-"""What a pruner is asked for: sparsity, knobs, how parts are selected, and the calibration tokens.
+"""A pruning request: sparsity, knobs, how parts are selected, and the calibration tokens.
 
 Without torch, so that a request can be checked before it is imported.
 """

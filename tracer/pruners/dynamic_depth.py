@@ -141,7 +141,7 @@ class _DepthRouter(nn.Module):
         """Until `unstandardise`, score states relative to the mean and spread of `states` [n, h],
         with a spread of 1 over their scores. Otherwise the large components that all states share
         would move all scores at once in training, by more than the scores differ."""
-        free = min(1, len(states) - 1)  # of one sequence there is no spread
+        free = min(1, len(states) - 1)  # one sequence has no spread
         spread, mean = torch.std_mean(states, dim=0, correction=free)
         spread = spread.clamp(min=float(spread.max()) * _LEAST_SPREAD + _TINY)
         weight = self.weight.data * spread

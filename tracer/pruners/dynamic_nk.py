@@ -63,9 +63,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if backend == "flex":
         notes.append("prompts run on compiled FlexAttention, decode on ordinary ops")
     if attentions[0].rope_dim and kind is not _ValueAttention:
-        notes.append(
-            "the cache holds means of expanded keys beside the latents, one a head and block"
-        )
+        notes.append("the cache also holds means of expanded keys, one for each head and block")
     record = {"kept": kept, "backend": backend, "notes": notes}
     return Applied(model=model, record=record)
 
@@ -254,7 +252,7 @@ class _FlexAttention(_BlockAttention):
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
         mask = self.router(q, k, layer=layer, past=past, block=block)
         out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.blocks_seen(-(-q.shape[2] // block), self.router.sparsity)
+        return out, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):

@@ -128,7 +128,7 @@ def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.arange(NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
     name = type(model).__name__
-    dense = [model(input_ids=ids, use_cache=False).logits, probe(model, "as it is")]
+    dense = [model(input_ids=ids, use_cache=False).logits, probe(model, "unchanged")]
     built = build()
     for module in built:
         module.sparsity = 0.0

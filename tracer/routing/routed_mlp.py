@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.attention.parts import unread
+from prunescope.tracer.attention.parts import unsupported
 from prunescope.tracer.model.channels import find_channels
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.residual.sublayers import roots
@@ -36,7 +36,7 @@ def mlp_of(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
     if len(found) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
         return Mlp([], (bare[0].ups[0].path, bare[0].down.path))
     if not found:
-        raise unread(model, "its MLP is no module of its own")
+        raise unsupported(model, "its MLP is not a module")
     return Mlp(found)
 
 
@@ -139,7 +139,7 @@ def route_mlp(
             _route_module(module, router if index == 0 else SameRows(router))
         return modules
     if attention is None:
-        raise unread(model, "its MLP is no module of its own")
+        raise unsupported(model, "its MLP is not a module")
     first, last = (model.get_submodule(at) for at in mlp.bare)
     extend(first, _MlpEntry)
     first.tally = Tally("rows")

@@ -20,9 +20,9 @@ from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
 from prunescope.tracer.recovery.adapters import zero_shares
-from prunescope.tracer.recovery.place import alone
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.recovery.storage import exclusive
 from prunescope.tracer.sweep.state import read_json, write_json
 
 NAME = "dense control"
@@ -44,7 +44,7 @@ def control_nats(  # noqa: PLR0913
     said = [mark, wanted.plain(), seed, scoring, {n: _said(p) for n, p in passages.items()}]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     path = folder / "quality" / f"control-{scoring}{part}.json"
-    with alone(path):
+    with exclusive(path):
         found = read_json(path)
         if found is None or found.get("of") != digest:
             model = copy.deepcopy(dense.model)

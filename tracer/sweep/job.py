@@ -21,7 +21,7 @@ from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
-from prunescope.tracer.calibration.collect import Statistics, remembering
+from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest
@@ -55,7 +55,7 @@ from prunescope.tracer.quality.quality import (
     text_passage,
 )
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
-from prunescope.tracer.recovery.place import kept_in
+from prunescope.tracer.recovery.storage import trainings_stored
 from prunescope.tracer.sweep.control import control_nats
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
 from prunescope.tracer.sweep.state import (
@@ -156,8 +156,8 @@ class Worker:
                 # Loading and pruning take the very cores that are timed, and training the device.
                 if device.type == "cpu" or trains:
                     stack.enter_context(self.watch.slot(str(device)))
-                stack.enter_context(kept_in(job.folder / "recovery", self.watch))
-                with remembering(self._statistics):
+                stack.enter_context(trainings_stored(job.folder / "recovery", self.watch))
+                with statistics_cached(self._statistics):
                     variants = make_variants(request, device, ("dense", "pruned"))
                 prepared = Prepared(variants=variants)
                 if device.type != "cpu" and not trains:
@@ -200,7 +200,7 @@ class Worker:
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found.weights != marks or found.tasks != source:
-            with kept_in(job.folder / "recovery", self.watch):
+            with trainings_stored(job.folder / "recovery", self.watch):
                 scored = self._compared(job, result, prepared, marks["dense"])
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)

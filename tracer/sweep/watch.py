@@ -80,7 +80,7 @@ class Watch:
 
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:
-        """The right to time on a device; to wait for another process is not to hang."""
+        """The right to time on a device; waiting for another process does not count as a hang."""
         with ExitStack() as stack:
             self._waits = True
             try:

@@ -56,7 +56,7 @@ def test_the_mask_lists_the_blocks_of_our_own_choice(length: int, sparsity: floa
             for places, row in zip(group.tokens.flatten(0, 1), want.flatten(0, 1), strict=True):
                 row[index, (places[index - group.first] // block).unique()] = True
     assert torch.equal(mask.to_dense().bool(), want.repeat_interleave(2, dim=1))
-    assert flex.blocks_seen(num, sparsity) * 6 == int(want.sum())
+    assert flex.num_blocks_read(num, sparsity) * 6 == int(want.sum())
     assert mask.seq_lengths == (length, length)
 
 

@@ -21,7 +21,7 @@ from prunescope.tracer.calibration.collect import (
     Statistics,
     calibration_of,
     collect,
-    remembering,
+    statistics_cached,
     text_calibration,
 )
 from prunescope.tracer.calibration.point import Point
@@ -340,7 +340,7 @@ def test_what_was_collected_is_not_collected_twice(tiny: Any) -> None:
     kept: dict[str, Statistics] = {}
     down = ["model.layers.0.mlp.down_proj"]
     plain = collect(tiny, batches, squares=down)
-    with remembering(kept):
+    with statistics_cached(kept):
         first = collect(tiny, batches, squares=down)
         again = collect(tiny, batches, squares=down)
         assert len(passes) == 4  # two batches outside, two inside

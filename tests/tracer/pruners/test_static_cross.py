@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import static_nk_cross as cross
 from prunescope.tracer.residual.norms import read_norm
@@ -122,7 +122,7 @@ def test_cross_shapes_and_names() -> None:
     assert all(p.is_contiguous() for p in model.parameters())
     config = model.config
     assert (config.hidden_size, config.head_dim, config.tie_word_embeddings) == (32, 8, False)
-    maps = [row for row in census(model).matrices if row.role == "residual"]
+    maps = [row for row in weight_stats(model).matrices if row.role == "residual"]
     assert len(maps) == 4  # two a layer
     whole, narrow = (compat.new_cache(m) for m in (dense, model))
     for m, cache in ((dense, whole), (model, narrow)):
@@ -164,5 +164,5 @@ def test_gains_are_read_from_what_a_norm_does() -> None:
     read = read_norm(layer_norm, 64)
     assert read.centred
     assert read.bias is not None
-    with pytest.raises(PrunescopeError, match="no RMS or layer norm"):
+    with pytest.raises(PrunescopeError, match="neither an RMS norm nor a layer norm"):
         read_norm(nn.Hardtanh(), 64)

@@ -207,10 +207,10 @@ def test_experts_as_wide_as_the_stream(name: str, width: int) -> None:
     "name, fields, junctions, match",
     [
         ("falcon_h1", {"attention_out_multiplier": 0.5}, "different", "do more than norm"),
-        ("opt", {"word_embed_proj_dim": 32}, "same", "beside the layers it holds"),
+        ("opt", {"word_embed_proj_dim": 32}, "same", "outside its layers it has"),
         ("opt", {"do_layer_norm_before": False}, "same", "0 norms behind"),
         ("bloom", {}, "different", "do more than norm"),
-        ("xglm", {}, "same", "reads or writes it and was not found"),
+        ("xglm", {}, "same", "a reader or writer that was not found"),
     ],
 )
 def test_what_cannot_be_narrowed_says_why(

@@ -17,7 +17,7 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 from prunescope.tracer.pruners.static_k_lowrank import LowRank, factors
@@ -116,7 +116,7 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
 def test_two_of_four(model_type: str, select: str) -> None:
     dense = build(model_type)
     applied = apply("static-k-24", dense, 0.5, select=select)
-    rows = census(applied.model).matrices
+    rows = weight_stats(applied.model).matrices
     inside = [row for row in rows if row.layer is not None]
     assert {row.zeros for row in inside} == {0.5}
     assert {row.groups_2_of_4 for row in inside} == {1.0}

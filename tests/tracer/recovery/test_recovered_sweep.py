@@ -164,7 +164,7 @@ def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str)
 
 
 def test_the_other_text_is_another_one(asked: Any, reader: Path) -> None:
-    with pytest.raises(PrunescopeError, match="is the text that trains or chooses"):
+    with pytest.raises(PrunescopeError, match="is also used for training or calibration"):
         plan_of(asked("s", other_text=str(reader / "words.txt")))
 
 

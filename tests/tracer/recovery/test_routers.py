@@ -17,7 +17,7 @@ from prunescope.tracer.pruners import dynamic_depth
 from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
 pytestmark = pytest.mark.torch
-UNTRAINED = "what decides at run time is not trained: it decides as it did before"
+UNTRAINED = "routers are not trained"
 
 
 def ids_of(reader: Path, name: str, length: int) -> torch.Tensor:

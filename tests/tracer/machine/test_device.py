@@ -1,4 +1,4 @@
-"""Memory that runs out on a CPU, and numbers too large for a tensor, are told as such."""
+"""Memory that runs out on a CPU, and numbers too large for a tensor, become clear errors."""
 
 from __future__ import annotations
 
