@@ -113,7 +113,9 @@ def test_a_killed_sweep_goes_on_with_its_training(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_said", lambda t, _: "" if t.state.step < 5 else kill())
+        patch.setattr(
+            training.Training, "_progress_text", lambda t, _: "" if t.state.step < 5 else kill()
+        )
         with pytest.raises(Killed):
             sweep(cut)
     with monkeypatch.context() as patch:  # trained, and killed before the control was
