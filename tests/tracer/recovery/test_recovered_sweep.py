@@ -157,7 +157,7 @@ def test_selections_are_points_of_their_own(asked: Any) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "problem"),
-    [({"recover": {"steps": 0}}, "recover steps=0 cannot be"), ({"recover": 3}, "no training"),
+    [({"recover": {"steps": 0}}, "recover steps=0 is invalid"), ({"recover": 3}, "not a training"),
      ({"recover": "rank=3"}, "how many steps"), ({"select": ["calibrated", "best"]}, "'best'")],
 )  # fmt: skip
 def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str) -> None:
