@@ -115,8 +115,8 @@ def input_squares(
     model: Any, point: Point, *, names: Collection[str], record: Record
 ) -> dict[str, torch.Tensor]:
     """The mean square [K] of each input feature of the named linear modules, on the point's tokens
-    or on random ones; their source is added to `record`. Empty if the point is not calibrated."""
-    if not point.calibrated:
+    or on random ones; their source is added to `record`. Empty for a random selection."""
+    if not point.by_importance:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record

@@ -40,7 +40,7 @@ def greedy_removal(
     if tuple(kinds) != ("layer",):
         raise PrunescopeError(
             f"--select greedy does not choose {' and '.join(kinds)} sublayers",
-            hint="use --set unit=layer, or --select calibrated",
+            hint="use --set unit=layer, or --select importance",
         )
     stack = _Stack(model, calibration.batches[:SEQUENCES])
     gone: list[int] = []

@@ -130,7 +130,7 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
     }
     random_text = record.get("calibration", {}).get("note")
     if random_text:  # no text was tokenised
-        record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
+        record["notes"] = [*record.get("notes", ()), f"importance measured on {random_text}"]
     if match is not None:
         if (
             theory is not None and removed
@@ -195,7 +195,7 @@ def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibrat
         return None
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:
-        return text_calibration(loaded.model, tokenizer, request.text)
+        return text_calibration(loaded.model, tokenizer, request.text_path)
     if request.text is not None:
         raise PrunescopeError(
             f"{loaded.id} has no tokenizer to read --text with",

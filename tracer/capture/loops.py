@@ -54,7 +54,7 @@ def input_ids(
     vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
     tokenizer = load_tokenizer(variants[0].loaded) if _decides_at_run_time(request) else None
     if tokenizer is not None:
-        source, count = read_text(request.text), request.batch * length
+        source, count = read_text(request.text_path), request.batch * length
         ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
         if len(ids) > 1 and max(ids) < vocabulary:
             whole = torch.tensor(ids).repeat(-(-count // len(ids)))[:count]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -82,7 +83,7 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
+def scrubbed_argv(argv: Sequence[str], loaded: Loaded) -> list[str]:
     """The command line with paths reduced to their last name; a hub id is kept."""
     hub_id = loaded.id if loaded.source == "hub" else None
     words = []

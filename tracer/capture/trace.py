@@ -39,8 +39,8 @@ def trace(
     captures share them. Raises PrunescopeError on a bad request.
     """
     request.check()
-    check_out(request.out, overwrite=request.overwrite)
-    with clean_termination(), claimed(request.out):
+    check_out(request.folder, overwrite=request.overwrite)
+    with clean_termination(), claimed(request.folder):
         return _trace(request, progress or Silent(), peaks, prepared)
 
 
@@ -50,7 +50,7 @@ def _trace(
     peaks: MeasuredPeaks | None,
     prepared: Prepared | None,
 ) -> Path:
-    baseline = None if request.baseline is None else baseline_folder(request.baseline)
+    baseline = None if request.baseline is None else baseline_folder(Path(request.baseline))
     if baseline is not None:
         _check_same_inputs(read_run(baseline), request)
     # Kineto writes to standard error at every start and stop, unless this is set beforehand.
@@ -61,19 +61,19 @@ def _trace(
 
     variants = None if prepared is None else prepared.variants
     # Next to `out`, so that the same command resumes a killed training.
-    trainings = None if request.recover is None or prepared else storage_next_to(request.out)
+    trainings = None if request.recover is None or prepared else storage_next_to(request.folder)
     with trainings_stored(trainings, progress):
         captures = capture(request, progress, peaks=peaks, variants=variants)
     for name, quality in (prepared.quality if prepared else {}).items():
         captures[name].run.quality = quality
-    check_out(request.out, overwrite=request.overwrite)
+    check_out(request.folder, overwrite=request.overwrite)
     progress.stage("write traces", sum(len(captured.traces) for captured in captures.values()))
-    write_runs(request.out, captures, baseline, progress)
+    write_runs(request.folder, captures, baseline, progress)
     if trainings is not None:
         shutil.rmtree(trainings, ignore_errors=True)
     del captures
     release()
-    return request.out
+    return request.folder
 
 
 def _check_same_inputs(run: Run, request: TraceRequest) -> None:

@@ -12,7 +12,7 @@ To implement a family of `taxonomy/families/`, write a file of its name here (it
 - Random choices use `tracer.calibration.scores` alone, so that a seed prunes the same parts on
 every
   machine; rounding is in `taxonomy.keep`. Knobs are those of the family in taxonomy, typed and
-  filled in. A calibrated point chooses by `tracer.calibration.collect.collect`.
+  filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
   module happens inside that module's forward, so that its kernels get layer and role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is

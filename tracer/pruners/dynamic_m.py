@@ -42,11 +42,11 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
-    rebuilt(model, build, sparsity=0.0 if point.calibrated else point.sparsity)
-    record = _fitted(model, sites, point) if point.calibrated else _random_record(point)
+    rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
+    record = _fitted(model, sites, point) if point.by_importance else _random_record(point)
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    learner = RowLearner(model, sites, point.sparsity, fitted=point.calibrated)
+    learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)
     return Applied(model=model, record=record, learners=[learner])
 
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families, family
-from prunescope.taxonomy.family import CALIBRATIONS
+from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.methods import placed
 from prunescope.tracer.pruners import family_ids, refuse_theory_alone
-
-SELECTIONS = ("random", "calibrated", "greedy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class MethodPart:
     def reads_text(self) -> bool:
         """Whether a calibration text selects the parts."""
         by_text = family(self.family).calibration == "text"
-        return self.select == "greedy" or (self.select == "calibrated" and by_text)
+        return self.select == "greedy" or (self.select == "importance" and by_text)
 
 
 def read_method(
@@ -46,7 +44,7 @@ def read_method(
     """The families of a method; None where it is a function of the user's own.
 
     With several families, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`,
-    and `FAMILY.select=calibrated`. Raises PrunescopeError on the first mistake.
+    and `FAMILY.select=importance`. Raises PrunescopeError on the first mistake.
     """
     _refuse_published(method)
     words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
@@ -67,7 +65,7 @@ def read_method(
                 f"{KNOB}={by} needs a single family, and {method} has {len(names)}",
                 hint=f"remove {KNOB}, and give each part its own sparsity",
             )
-        chosen = str(rest.pop("select", select)) if len(names) > 1 else select
+        chosen = read_selection(str(rest.pop("select", select))) if len(names) > 1 else select
         typed = {key: str(value) for key, value in rest.items()}
         part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
         _check(part)
@@ -144,13 +142,13 @@ def _check(part: MethodPart) -> None:
             f"--select greedy is not available for {part.family}",
             hint=f"it is for {', '.join(f.id for f in families() if f.greedy)}",
         )
-    if part.select == "calibrated" and chosen.calibration is None:
+    if part.select == "importance" and chosen.calibration is None:
         by = {
             kind: ", ".join(f.id for f in families() if f.calibration == kind)
             for kind in CALIBRATIONS
         }
         raise PrunescopeError(
-            f"--select calibrated is not available for {part.family}",
+            f"--select importance is not available for {part.family}",
             hint=f"use --select random; by a text: {by['text']}; by the attention of the input: "
             f"{by['input']}",
         )

@@ -65,7 +65,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         record["notes"].append(
             f"these stay dense, as no rank makes them smaller: {', '.join(roles)}"
         )
-    if point.calibrated:
+    if point.by_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
         # All portions are measured on the dense model, before any matrix is replaced.

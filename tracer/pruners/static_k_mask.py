@@ -1,6 +1,6 @@
 """Unstructured zeros: weights are masked in dense tensors, so that no work is removed.
 
-Every linear of the decoder layers; embeddings and lm_head stay as they are. A calibrated point
+Every linear of the decoder layers; embeddings and lm_head stay as they are. A point by importance
 ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 """
 
@@ -24,11 +24,11 @@ from prunescope.tracer.pruners import Applied
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Set int(s·K) weights of every row, or the share s of every matrix, to zero."""
-    score = "wanda" if point.calibrated else str(point.knobs["score"])
-    if point.calibrated and point.knobs["score"] == "random":
+    score = "wanda" if point.by_importance else str(point.knobs["score"])
+    if point.by_importance and point.knobs["score"] == "random":
         raise PrunescopeError(
-            "score=random contradicts --select calibrated",
-            hint="remove one: a calibrated mask ranks weights by |w|·‖x‖",
+            "score=random contradicts --select importance",
+            hint="remove one: by importance, a mask ranks weights by |w|·‖x‖",
         )
     name, layers = decoder_layers(model)
     linears = {

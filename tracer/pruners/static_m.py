@@ -1,6 +1,6 @@
 """Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
 
-int(n·s) of them: random ones from the seed; calibrated, those with the lowest block influence;
+int(n·s) of them: random ones from the seed; by importance, those with the lowest block influence;
 greedy, one after the other, each the one whose removal raises the loss least; or those named by
 `--set layers=3,4`. The KV cache shrinks with them.
 """
@@ -85,8 +85,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
-    """1 − cosine over each layer and sublayer, by kind; empty if not calibrated."""
-    if not point.calibrated or point.knobs["layers"]:
+    """1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
+    if not point.by_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     seen = collect(model, calibration.batches, influence=True).influence

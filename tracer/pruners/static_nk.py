@@ -1,7 +1,7 @@
 """Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
 
-Kept are groups and channels chosen at random, or, calibrated, those that add most to the output of
-o and down. `prune_width` also serves the families that cut heads or channels alone.
+Kept are groups and channels chosen at random, or, by importance, those that add most to the output
+of o and down. `prune_width` also serves the families that cut heads or channels alone.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
@@ -89,7 +89,7 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
 
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
-    if not point.calibrated:
+    if not point.by_importance:
         return {}
     wanted = {
         weight.path: weight
@@ -157,7 +157,7 @@ def _kept_channels(
     """[count] channels of an MLP, or [E, count] of E experts."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
-        if point.calibrated:
+        if point.by_importance:
             # Few tokens of a text reach each expert: score by the weights alone.
             norms = _by_expert(down).float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]

@@ -24,9 +24,9 @@ _TABLE = 1 << 16
 
 def refuse_calibration(point: Point, family_id: str) -> None:
     """Raises PrunescopeError if the family can only choose its parts at random."""
-    if point.calibrated and family(family_id).calibration is None:
+    if point.by_importance and family(family_id).calibration is None:
         raise PrunescopeError(
-            f"{family_id} cannot be calibrated: its routers are not trained",
+            f"{family_id} cannot select by importance: its routers are not trained",
             hint="use --select random; the routers still run at their full size",
         )
 

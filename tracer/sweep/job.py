@@ -103,7 +103,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one after another. `on_result` hears of each result before it is begun. Between
+    """Runs jobs one after another. `on_result` is called with each result before it begins. Between
     jobs it keeps what they share: text, the dense model's logits and scores, statistics, peaks."""
 
     def __init__(self, on_result: Callable[..., None]) -> None:
@@ -166,7 +166,7 @@ class Worker:
         except BaselineDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
-            return _said(error)
+            return _error_line(error)
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
         """Capture a result, once more where something else ran beside it, which then counts; an
@@ -181,13 +181,13 @@ class Worker:
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
-                    peaks = self._kept(_peaks_file(job, device, prepared), request.out)
-                if _was_disturbed(request.out):
+                    peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
+                if _was_disturbed(request.folder):
                     self.watch.describe(f"{result.id} again: something else ran beside it")
                     again = replace(request, overwrite=True)
                     trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:
-            return _said(error)
+            return _error_line(error)
         return None
 
     def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
@@ -378,7 +378,7 @@ def _scored_in(name: str) -> str:
     return next((one.scored_in for one in known([name])), "prefill")
 
 
-def _said(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     """An error in one line, without the paths of this machine."""
     if isinstance(error, PrunescopeError):
         return f"{error.problem} ({error.hint})"

@@ -61,7 +61,7 @@ def test_the_mask_lists_the_blocks_of_our_own_choice(length: int, sparsity: floa
 
 
 @pytest.mark.usefixtures("pretended")
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 def test_logits_and_counts_are_those_of_ordinary_ops(select: str) -> None:
     model, ids = small("llama"), tokens(2, 72)
     plain = prune("dynamic-nk", model, 0.5, select=select, block=16)

@@ -26,7 +26,7 @@ EXACT = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 
 @pytest.mark.parametrize("dtype", list(EXACT), ids=["fp32", "bf16"])
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("junctions", ["same", "different"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_cross_with_every_direction_kept_is_dense(
@@ -36,7 +36,7 @@ def test_cross_with_every_direction_kept_is_dense(
     dense = build(model_type).to(dtype)
     applied = apply("static-nk-cross", dense, 0.01, select=select, junctions=junctions)
     assert applied.record["kept"]["hidden"] == 64
-    rotated = model_type in PRE_NORM and (select == "calibrated" or junctions == "different")
+    rotated = model_type in PRE_NORM and (select == "importance" or junctions == "different")
     assert applied.record["basis"] == ("directions" if rotated else "dimensions")
     assert distance(logits(applied.model), logits(dense)) < EXACT[dtype]
     assert {p.dtype for p in applied.model.parameters()} == {dtype}
@@ -83,7 +83,7 @@ def projected(model: Any, bases: list[torch.Tensor]) -> Any:
     return reference
 
 
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("junctions", ["same", "different"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_cross_removed_equals_masked(
@@ -136,7 +136,7 @@ def test_cross_of_one_subspace_stays_tied_and_has_no_maps() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert type(model.model.layers[0]).__name__ == "Qwen2DecoderLayer"
     assert model.config.tie_word_embeddings
-    rotated = apply("static-nk-cross", build("qwen2"), 0.5, select="calibrated", junctions="same")
+    rotated = apply("static-nk-cross", build("qwen2"), 0.5, select="importance", junctions="same")
     assert rotated.model.lm_head.weight is not rotated.model.model.embed_tokens.weight
 
 

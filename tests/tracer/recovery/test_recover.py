@@ -46,7 +46,7 @@ def test_a_seed_gives_the_same_weights(recovered: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["static-k-24", "static-k-mask"])
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 def test_zeros_stay_where_they_are(recovered: Any, method: str, select: str) -> None:
     plain, _ = recovered(method, "target=q,lr=1e-9", select=select)  # q alone, and hardly
     model, pruning = recovered(method, select=select)
