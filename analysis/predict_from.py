@@ -17,7 +17,8 @@ from prunescope.analysis.device.hardware import (
     rate_of,
     unknown_device,
 )
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
 from prunescope.analysis.predict.points import (
@@ -29,8 +30,8 @@ from prunescope.analysis.predict.points import (
     sparsities,
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     named_family,
     runnable,

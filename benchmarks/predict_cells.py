@@ -18,7 +18,8 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.ranges import Uncertainty, differences, uncertainty_of
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.plan import Workload
 

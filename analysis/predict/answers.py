@@ -14,8 +14,13 @@ from dataclasses import dataclass, replace
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
 from prunescope.analysis.predict.costs import cost_estimate
 from prunescope.analysis.predict.kernels import op_cost_ns, rates
-from prunescope.analysis.predict.ranges import Differences, differences, uncertainty_of
-from prunescope.analysis.predict.setting import PredictRequest, Setting
+from prunescope.analysis.predict.ranges import (
+    Differences,
+    differences,
+    uncertainty_of,
+)
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.analysis.schema.prediction import Generation, Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize

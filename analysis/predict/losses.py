@@ -18,6 +18,7 @@ from typing import Any
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.words import factor
 
@@ -120,7 +121,8 @@ def read_losses(folder: Path | str) -> SweepLosses:
         pruning = run.pruning
         if loss is None or pruning is None or not _sparsity(run):
             continue
-        key = str(pruning.method), pruning.selection, str(sorted((pruning.knobs or {}).items()))
+        selection = pruning.selection and read_selection(pruning.selection)
+        key = str(pruning.method), selection, str(sorted((pruning.knobs or {}).items()))
         found[key].append((_sparsity(run), *loss))
         knobs[key] = pruning.knobs or {}
         models[str(run.model.id)] = None

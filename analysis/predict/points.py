@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunescope.analysis.predict.setting import PredictRequest, named_family
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import named_family
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError

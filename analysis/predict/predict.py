@@ -19,8 +19,8 @@ from prunescope.analysis.predict.points import (
     methods,
     sparsities,
 )
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     model_on_device,
     resolve,

@@ -22,8 +22,8 @@ from prunescope.analysis.predict.answers import (
 )
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
 from prunescope.analysis.predict.points import check_knobs, check_options, sparsities
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     resolve,
     runnable,

@@ -25,6 +25,7 @@ from prunescope.analysis.predict.constants import (
     SPARSE_LIBRARIES,
     Constants,
 )
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -38,58 +39,6 @@ from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """The options of `predict`. `model`: a preset, a config.json or a folder that holds one.
-
-    `method` and `sparsity`: one, several, or "a,b" and "0.1:0.7:0.1" (the stop included); more
-    than one point is a grid. `context` (decode): keys the query sees, itself included; default
-    `prompt_len`. `peaks` (TFLOP/s by dtype) and `bandwidth` (GB/s) replace those of the device.
-    `terms`: the execution costs to add to the roofline, by default all of `constants.NAMES`;
-    `without` removes some. `from_run`: a dense run or trace, whose measured times are scaled
-    instead. `curves`: a grid, even of one point. `break_even`: also find where the pruning starts
-    to pay, which takes most of the time of a point. `new_tokens`: also predict a prompt with an
-    answer of that length, in chunks of `chunk` prompt tokens, and memory; `pruned_batch`: the batch
-    of its pruned side. `rank`: compare all families on a `workload`. `losses`: the folder of a
-    sweep, to rank also at equal `loss` (pruned over dense perplexity - 1; default: the largest that
-    every evaluated family reaches). `tp`: devices that share each layer (tensor parallelism); times
-    and bytes are those of one device.
-    """
-
-    model: str | None = None
-    device: str | None = None
-    method: str | Sequence[str] | None = None
-    sparsity: float | str | Sequence[float] | None = None
-    phase: str = "both"
-    batch: int = 1
-    prompt_len: int = 512
-    context: int | None = None
-    logits: str = "last"
-    dtype: str | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Mapping[str, float] = field(default_factory=dict)
-    bandwidth: float | None = None
-    terms: Collection[str] | None = None
-    without: Collection[str] = ()
-    launch: str = "graph"
-    from_run: Path | str | None = None
-    curves: bool = False
-    break_even: bool = True
-    new_tokens: int | None = None
-    pruned_batch: int | None = None
-    chunk: int | None = None
-    rank: bool = False
-    workload: str | None = None
-    tp: int = 1
-    losses: Path | str | None = None
-    loss: float | None = None
-
-    @property
-    def many(self) -> bool:
-        """Whether there are several methods, so that a knob need not belong to each of them."""
-        return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.measured import Measured
-from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.predict_from import measured_phase
 from prunescope.analysis.report.predict_tables import prediction

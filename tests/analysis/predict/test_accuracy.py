@@ -21,7 +21,8 @@ from prunescope.analysis.predict.constants import (
     Constants,
 )
 from prunescope.analysis.predict.measured import Measured, Scaled, scaled
-from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.taxonomy.families import families
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prunescope.analysis.predict.break_even import spans, sparsity_from
 from prunescope.analysis.predict.points import methods, sparsities
-from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.kernels import SplitCosts, expected_tiles, tile_choices
-from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.applies import NO
 from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.run import add_miss
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Ladder, Phase, Row
