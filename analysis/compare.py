@@ -54,7 +54,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """Notes on paths that are in no comparison: traces beside runs, and a run given twice."""
+    """Notes on what is left out: traces in a folder of runs, and a run given twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -231,7 +231,7 @@ def _inside(folder: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: Path) -> Path:
-    """F for F and F/pruned alike."""
+    """F for both F and F/pruned."""
     real = path.resolve()
     if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
         return real.parent
