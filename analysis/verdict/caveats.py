@@ -90,7 +90,7 @@ CAVEATS: dict[str, Callable[..., str]] = {
     ),
     "other-roles": lambda now, before: (
         f"the roles of the two traces come from different sources ({percent(now)} of busy time has "
-        f"one, {percent(before)} in the dense trace): GEMMs without a role pair by their order alone"
+        f"one, {percent(before)} in the dense trace): GEMMs without a role are paired by order"
     ),
     "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
 }
