@@ -19,7 +19,7 @@ from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import GROUPS, UNPLACED
 
 Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
-# Positions of what has neither role nor shape (a replay beside ops): counted apart, or steps that
+# Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
 _APART = 1 << 32
 Parts = list[tuple[Gemm | None, float]]
@@ -58,7 +58,7 @@ class Call:
     bound: str
     kernel: str
     split: bool
-    duration: float = 0.0  # of its kernels, also where they run beside others
+    duration: float = 0.0  # of its kernels, also where they run concurrently with others
     shapes: str | None = None  # where its dimensions come from
     # Least and most of batch, M, N and K over its steps: keys grow; empty where they are not known.
     spans: tuple[tuple[float, float], ...] = ()

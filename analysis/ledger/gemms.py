@@ -122,7 +122,7 @@ def single_rows(calls: dict[Key, Call]) -> list[Row]:
 
 
 def _is_attention_of_unknown_shape(call: Call) -> bool:
-    """A fused kernel whose GEMMs nobody knows is no row of their table."""
+    """A fused kernel whose GEMMs are unknown, which has no row in their table."""
     return call.kind == "attention" and call.gemm is None
 
 

@@ -52,15 +52,15 @@ class LayerShares:
     def has_fewer_calls(self) -> bool:
         """Whether every linear ran equally often, and less often than in the dense model."""
         shares = set(self.calls.values())
-        alike = bool(shares) and max(shares) - min(shares) < SAME
-        return alike and not is_one(max(shares)) and not self.reshaped
+        equal = bool(shares) and max(shares) - min(shares) < SAME
+        return equal and not is_one(max(shares)) and not self.reshaped
 
     @property
     def has_fewer_rows(self) -> bool:
         """Whether every linear ran on the same smaller share of the rows."""
         shares = [self.rows.get(r, 1.0) for r in self.calls if r in LAYER_LINEARS]
-        alike = bool(shares) and max(shares) - min(shares) < SAME and not self.reshaped
-        return alike and max(shares) < 1 - SAME and all(map(is_one, self.calls.values()))
+        equal = bool(shares) and max(shares) - min(shares) < SAME and not self.reshaped
+        return equal and max(shares) < 1 - SAME and all(map(is_one, self.calls.values()))
 
 
 def is_one(share: float) -> bool:

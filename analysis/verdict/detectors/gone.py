@@ -88,7 +88,7 @@ def _by_shapes(e: Evidence) -> Detection | None:
             halves[m, n, rank] += count
         if halves == more and all(rank < min(n, k) for _, n, k in lacks):
             line = (
-                f"{lacks.total()} GEMMs became two through a rank of {rank}, told by their shapes"
+                f"{lacks.total()} GEMMs became two through a rank of {rank}, read from their shapes"
             )
             return Detection([line], _touches({*lacks}, {*halves}), confidence=0.8)
     return None
