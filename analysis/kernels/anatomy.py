@@ -1,7 +1,7 @@
 """The anatomy of a phase: sums of its kernels frame by bound, layer, tile, cause of idle time and
 op.
 
-In: Kernels and the report's GEMM rows. Out: report.anatomy.Anatomy; times in ns a step.
+In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
 """
 
 from __future__ import annotations
