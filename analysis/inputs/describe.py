@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunescope.analysis.inputs.side import Diagnostics, Side
-from prunescope.analysis.kernels.share import crosses_link
+from prunescope.analysis.kernels.work_split import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 from prunescope.taxonomy.run_blocks import Pruning

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.shapes.values import AutoModel, ModelConfig
+from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings

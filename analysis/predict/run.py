@@ -11,7 +11,7 @@ import msgspec
 
 from prunescope.analysis.device.hardware import rate_of, unknown_device
 from prunescope.analysis.inputs.side import Side
-from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.predict.break_even import Gain, break_even
 from prunescope.analysis.predict.phase import ladder as theory_ladder
 from prunescope.analysis.predict.setting import Setting
