@@ -15,7 +15,7 @@ from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.findings.phase_notes import notes
+from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
@@ -73,7 +73,7 @@ def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
     phase = _phase(own, rows, _Compared(), hta)
-    return _with_findings(Context(phase=phase, own=own, caveats=caveats(own.kernels)))
+    return _with_findings(Context(phase=phase, candidate=own, caveats=caveats(own.kernels)))
 
 
 def compare_phase(
@@ -109,11 +109,11 @@ def compare_phase(
     return _with_findings(
         Context(
             phase=_phase(pruned, gemms, compared, hta),
-            own=pruned,
-            twin=dense,
+            candidate=pruned,
+            baseline=dense,
             pairs=pairs,
             evidence=evidence,
-            seen=seen.seen,
+            detections=seen.seen,
             caveats=doubted,
             untouched=untouched(units, inputs.ratio),
         )

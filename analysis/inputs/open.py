@@ -16,9 +16,9 @@ from prunescope.analysis.device.hardware import (
     device_of_capability,
     find_device,
 )
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import (
     Diagnostics,
-    Options,
     Side,
     diagnostics_of,
     rank_left_out,
@@ -40,6 +40,7 @@ from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, 
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
 
 _MOST = 10**7  # sequences or tokens
@@ -63,7 +64,7 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
     path = locate(candidate)
     with errors_about("baseline"):
         found = None if baseline is None else locate(baseline, prefer="dense")
-    side = open_side(path, options, eager=options.eager_trace, model=options.model)
+    side = open_side(path, options, eager=as_path(options.eager_trace), model=options.model)
     found = found or recorded_baseline(path, side.run)
     if found is None:
         _refuse_options_of_the_baseline(options)
@@ -72,7 +73,7 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
         dense = open_side(
             found,
             options,
-            eager=options.baseline_eager_trace,
+            eager=as_path(options.baseline_eager_trace),
             model=options.baseline_model or options.model,
         )
     recorded = side.run.twin if side.run is not None and baseline is None else None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.measured import left_out
+from prunescope.analysis.report.measured import outside_steps
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
@@ -117,11 +117,11 @@ def test_carry_over_is_found_by_stream(tmp_path: Path) -> None:
     assert made.lead_busy_ns == 4_000 + 28_000
     # The copy was launched at 46, inside of step 0, which begins at 45.
     assert made.lead_own == {"events": 1, "ns": 4_000, "ran_ns": 4_000}
-    (said,) = [x for x in left_out(made) if x.startswith("lead")]
+    (said,) = [x for x in outside_steps(made) if x.startswith("launch latency")]
     assert "to the end of work launched before it, not in the wall" in said
     assert "earlier work for 28.0 µs, 1 event of the step itself" in said
     assert said.endswith(
-        "for 4.00 µs (4.00 µs of it beside nothing earlier), and idled for 23.0 µs"
+        "for 4.00 µs (4.00 µs of it concurrent with nothing earlier), and idled for 23.0 µs"
     )
 
 
@@ -250,5 +250,5 @@ def test_what_a_later_step_launched_ahead_is_no_idle_time(tmp_path: Path) -> Non
     assert (gaps["other_step"], gaps["device"]) == (5_000, 10_000)
     assert sum(gaps.values()) == made.gap_ns
     assert made.anatomy.kernels_speedup == 70 / 50
-    (note,) = [one for one in made.notes if "before the step before had ended" in one]
+    (note,) = [one for one in made.notes if "before the previous step had ended" in one]
     assert note.startswith("0.5 events a step ran for 5.0 µs before")
