@@ -156,23 +156,19 @@ def predicted_side(
     setting: Setting, work: Workload, *, sparsity: float | None = None, pruned: bool = True
 ) -> PredictedSide:
     """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
-    whole = _whole_forward(setting, work, sparsity=sparsity, pruned=pruned)
-    part = whole
-    if setting.tp > 1:
-        part = whole.once(("tp", setting.tp), lambda: _one_device(whole, setting.tp, setting.shape))
-    return PredictedSide(setting=setting, forward=part)
-
-
-def _whole_forward(
-    setting: Setting, work: Workload, *, sparsity: float | None, pruned: bool
-) -> Forward:
     if not pruned or setting.family is None:
-        return dense_forward(setting.shape, work)
-    at = setting.sparsity if sparsity is None else sparsity
-    removed = setting.removed if at == setting.sparsity else {}
-    # The family fills in knobs that are not given.
-    point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
-    return pruned_forward(setting.shape, work, setting.family, point)
+        whole = dense_forward(setting.shape, work)
+    else:
+        at = setting.sparsity if sparsity is None else sparsity
+        removed = setting.removed if at == setting.sparsity else {}
+        # The family fills in knobs that are not given.
+        point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
+        whole = pruned_forward(setting.shape, work, setting.family, point)
+    if setting.tp == 1:
+        return PredictedSide(setting=setting, forward=whole)
+    key = "tp", setting.tp
+    part = whole.once(key, lambda: _one_device(whole, setting.tp, setting.shape))
+    return PredictedSide(setting=setting, forward=part)
 
 
 def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
