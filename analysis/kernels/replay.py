@@ -31,8 +31,8 @@ from prunescope.analysis.timeline.engines import decode_batch, names_batch
 from prunescope.analysis.timeline.link import Linked, is_graph_launch, lookup, op_of_launch, taken
 from prunescope.analysis.timeline.scopes import find_scopes
 from prunescope.analysis.timeline.steps import OWN_PREFIX, find_windows
+from prunescope.analysis.trace.collect import DEVICE_CATEGORIES, NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import DEVICE_CATEGORIES, NONE, Ints
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 

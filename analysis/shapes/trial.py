@@ -24,8 +24,8 @@ from prunescope.analysis.shapes.ranks import Experts, experts_of
 from prunescope.analysis.shapes.slots import formats
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.dtypes import itemsize
 

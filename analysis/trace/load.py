@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
