@@ -11,7 +11,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, gains_nothing, ms, sized
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
-from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known

@@ -22,7 +22,7 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
-from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Call
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.words import percent
 
