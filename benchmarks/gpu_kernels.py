@@ -21,7 +21,7 @@ from torch.sparse import (
 )
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.tracer.machine.calibrate import calibrate
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 

@@ -18,7 +18,7 @@ from gpu_slice import Bench, CannotHere, Cell, reason_of
 from torch.profiler import ProfilerActivity, profile
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import PhaseRun, read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.graph_mode import StaticDecode, check_mode, cuda_graph, plainly

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.tracer.capture.variants import BaselineDoesNotFit
 from prunescope.tracer.machine.clocks import read_clocks
 from prunescope.tracer.machine.device import device_info, synchronize, versions

@@ -238,7 +238,7 @@ def _calibrate(
     """Measure the peaks of this machine, in a few seconds; later traces keep the newest."""
     from prunescope.analysis.report.listings import devices
     from prunescope.output import check_target, emit_json, tell
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
     check_target(json_target)
@@ -259,7 +259,7 @@ def _doctor(
     """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if not."""
     from prunescope.analysis.report.listings import doctor
     from prunescope.output import check_target, tell
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.doctor import examine, works
 
     check_target(json_target)

@@ -82,7 +82,7 @@ def _families(*, architecture: Architecture = None, json_target: Json = None) ->
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
 
     check_target(json_target)
     if architecture is not None:

@@ -13,7 +13,7 @@ from prunescope.taxonomy.architecture import Unwritten
 from prunescope.taxonomy.architecture_table import unwritten
 from prunescope.taxonomy.config_keys import NESTED, Fields
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_schema import MAX_LAYERS
+from prunescope.taxonomy.formats import MAX_LAYERS
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")

@@ -14,7 +14,6 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from prunescope.analysis.bundle.anonymise import Scrubber, names_of
@@ -32,6 +31,7 @@ from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
 
@@ -233,7 +233,7 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
             for name, phase in run.phases.items()
         }
         twin = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
-        run = replace(run, phases=phases, twin=twin)
+        run = changed(run, phases=phases, twin=twin)
         text = run.to_json().encode()
         (place / MANIFEST).write_bytes(text)
         digest = hashlib.sha256(text).hexdigest() if variant == "dense" else digest
@@ -258,7 +258,7 @@ def _phase(
         written.append(plain)
     trace, eager = written
     digest = hashlib.sha256((place / trace).read_bytes()).hexdigest() if trace else ""
-    return replace(phase, trace=trace or "", sha256=digest, eager_trace=eager)
+    return changed(phase, trace=trace or "", sha256=digest, eager_trace=eager)
 
 
 def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:

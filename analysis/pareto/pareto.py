@@ -31,7 +31,7 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.run_quality import Quality

@@ -13,7 +13,7 @@ from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import TimingNote
 from prunescope.taxonomy.run_quality import Quality

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.sweep import SweepRequest, sweep

@@ -5,11 +5,10 @@ Every capture is taken between `Surroundings.look` and `close`, ours and a user'
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import (
     Clocks,
     DeviceEntry,
@@ -53,12 +52,12 @@ class Surroundings:
         entry = self.look(self._dtype)
         assert entry.clocks is not None
         assert entry.peaks is not None
-        entry.clocks = replace(entry.clocks, after=read_clocks(self._device))
+        entry.clocks = changed(entry.clocks, after=read_clocks(self._device))
         note = timing_note(self._load_before)
         before = peaks = entry.peaks
         if self._given is None:
             after = measure_peaks(self._device, self._dtype)
             peaks = better_peaks(before, after)
-            peaks = replace(peaks, before=rates_of(before), after=rates_of(after))
-        entry.peaks = replace(peaks, reached=self.reached.rates())
+            peaks = changed(peaks, before=rates_of(before), after=rates_of(after))
+        entry.peaks = changed(peaks, reached=self.reached.rates())
         return note

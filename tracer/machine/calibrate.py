@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
+from prunescope.taxonomy import formats
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
@@ -81,7 +81,7 @@ def newest(name: str) -> CalibratedDevice | None:
     """The newest entry of a device, by the name torch gives it; None where there is none."""
     try:
         found = json.loads(_kept(slug(name)).read_bytes())
-        return json_fields.read(CalibratedDevice, found)
+        return formats.read(CalibratedDevice, found)
     except (OSError, ValueError, TypeError, AttributeError):  # none, or of another version
         return None
 
@@ -140,6 +140,6 @@ def _keep(entry: CalibratedDevice) -> None:
     path = _kept(entry.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(json_fields.plain(entry), indent=1).encode())
+        write_file(path, json.dumps(formats.plain(entry), indent=1).encode())
     except OSError:
         return  # a cache that cannot be written is no reason to withhold what was measured

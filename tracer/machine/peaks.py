@@ -11,11 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched
@@ -50,7 +50,7 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     if not reasons:
         return found
     again, still = _watched(device, dtype, budget_s)
-    return better_peaks(replace(found, disturbed=reasons), replace(again, disturbed=still))
+    return better_peaks(changed(found, disturbed=reasons), changed(again, disturbed=still))
 
 
 def faster_dtype(device: torch.device, one: str, other: str) -> str:
@@ -76,7 +76,7 @@ def better_peaks(one: MeasuredPeaks, other: MeasuredPeaks) -> MeasuredPeaks:
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
     gave = [a for a, b in ((one, other), (other, one)) if _is_better(a, b)] or [one]
     reasons = dict.fromkeys(why for a in gave for why in a.disturbed)
-    return replace(
+    return changed(
         one,
         dense_flop_per_s=rates,
         byte_per_s=max(_known(one.byte_per_s, other.byte_per_s)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_schema import MAX_LAYERS
+from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.machine.device import total_bytes
 

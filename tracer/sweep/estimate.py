@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
+from prunescope.taxonomy import formats
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
@@ -52,7 +52,7 @@ def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPe
 
 def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
     kept = [read_json(path) for path in sorted(folder.glob(pattern))]
-    return [json_fields.read(MeasuredPeaks, one) for one in kept if one is not None]
+    return [formats.read(MeasuredPeaks, one) for one in kept if one is not None]
 
 
 def estimate_s(

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
+from prunescope.taxonomy import formats
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
@@ -201,10 +202,10 @@ class Worker:
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)
             found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
-            write_json(path, json_fields.plain(found))
+            write_json(path, formats.plain(found))
         prepared.quality = {
-            "dense": replace(found.dense, weights_fingerprint=marks["dense"]),
-            "pruned": replace(found.pruned, weights_fingerprint=marks["pruned"]),
+            "dense": changed(found.dense, weights_fingerprint=marks["dense"]),
+            "pruned": changed(found.pruned, weights_fingerprint=marks["pruned"]),
         }
         prepared.judged_len = _judged_len(result)
         return prepared
@@ -291,13 +292,13 @@ class Worker:
         path = _peaks_file(job, device, prepared)
         if found is None:
             kept = read_json(path)
-            found = None if kept is None else json_fields.read(MeasuredPeaks, kept)
+            found = None if kept is None else formats.read(MeasuredPeaks, kept)
         if found is not None and _is_doubtful(found):
             with thread_count(job.config.threads):
                 again = measure_peaks(device, _dtype(prepared))
             each = [*_measurements(found), rates_of(again)]
-            found = replace(better_peaks(found, again), measurements=each)
-            write_json(path, json_fields.plain(found))
+            found = changed(better_peaks(found, again), measurements=each)
+            write_json(path, formats.plain(found))
         self._peaks = found
         return found
 
@@ -305,8 +306,8 @@ class Worker:
         """The peaks that the first capture measured, for all results after it."""
         peaks = read_run(out / "dense").device.peaks
         assert peaks is not None
-        self._peaks = replace(peaks, reached=None)
-        write_json(path, json_fields.plain(self._peaks))
+        self._peaks = changed(peaks, reached=None)
+        write_json(path, formats.plain(self._peaks))
         return self._peaks
 
 

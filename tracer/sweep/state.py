@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy import json_fields
+from prunescope.taxonomy import formats
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST
@@ -274,7 +274,7 @@ def read_judged(path: Path) -> Judged | None:
     if plain is None:
         return None
     try:
-        return json_fields.read(Judged, plain)
+        return formats.read(Judged, plain)
     except (TypeError, AttributeError) as error:
         raise damaged(path, error) from None
 

@@ -9,9 +9,9 @@ import pytest
 
 from prunescope.analysis.device.hardware import find_device
 from prunescope.analysis.kernels.bound import add_bound, override, run_peaks, sheet_peaks
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run_blocks import DeviceEntry
-from prunescope.taxonomy.run_schema import first_wrong
 from tests.analysis.kernels.test_bound_property import SCHEMA
 
 
@@ -66,8 +66,8 @@ def test_numbers_of_a_calibration_that_are_none_are_left_out() -> None:
     "calibration", [[], "x", {"dense_flop_per_s": 7}, {"dense_flop_per_s": {"bf16": "fast"}}]
 )
 def test_a_calibration_that_is_none_is_refused_when_the_run_is_read(calibration: Any) -> None:
-    wrong = first_wrong({"device": {"calibration": calibration}})
-    assert wrong is not None and wrong.startswith("device.calibration")
+    with pytest.raises(PrunescopeError, match="DeviceEntry: calibration"):
+        device(calibration)
 
 
 def test_the_command_line_goes_before_both() -> None:

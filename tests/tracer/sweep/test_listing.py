@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from prunescope.analysis.report.pareto_terminal import sweep_state
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, write_json
