@@ -155,7 +155,7 @@ def _shape_sources(frame: pl.DataFrame) -> dict[str, float]:
 def _bounds(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     sums = _sums(frame, "bound", steps)
     out = {name: sums.get(name, 0.0) for name in ("compute", "memory", "latency", "unknown")}
-    out["launch"] = total(frame.select("dry", "gap").filter("dry"), "gap") / steps
+    out["launch"] = total(frame.select("starved", "gap").filter("starved"), "gap") / steps
     return out
 
 

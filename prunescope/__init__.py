@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prunescope.public import Comparison, Pareto, Prediction, Report
     from prunescope.tracer.capture.user_capture import capture
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Comparison",
     "Pareto",

@@ -3,7 +3,7 @@
 In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
 is undecided between, where a value is not known, and where the report is partial or its times are
-not valid.
+not valid. A ledger row that is no evidence (`is_beyond_noise`) may as well be 0.
 """
 
 from __future__ import annotations
@@ -251,16 +251,31 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     if value is None or rule.number is None:
         return "undecided", "–", f"{rule.metric} is not known"
     seen = _said(value, rule)
-    if low is None or high is None:
-        return "held" if _OPS[rule.op](value, rule.number) else "failed", seen, ""
-    seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
-    ends = {_OPS[rule.op](end, rule.number) for end in (low, high)}
-    if rule.op in ("==", "!="):
-        inside = low <= rule.number <= high
-        ends = {rule.op == "!="} if not inside else {low == high == rule.number, inside}
-    if len(ends) > 1:
-        return "undecided", seen, "the 95 % interval holds both answers"
-    return "held" if ends == {True} else "failed", seen, ""
+    why = "the 95 % interval holds both answers"
+    if low is not None and high is not None:
+        seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
+    else:
+        low = high = value
+    if _is_no_evidence(rule, phase):
+        if not low <= 0 <= high:
+            why = "the row is inside twice its noise, and may as well be 0"
+        low, high = min(low, 0.0), max(high, 0.0)
+    answers = {_OPS[rule.op](end, rule.number) for end in (low, high)}
+    if rule.op in ("==", "!=") and low < rule.number < high:
+        answers = {True, False}
+    if len(answers) > 1:
+        return "undecided", seen, why
+    return "held" if answers == {True} else "failed", seen, ""
+
+
+def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
+    """Whether a rule is about a change of the ledger that cannot be told from 0."""
+    from prunescope.analysis.schema.report import is_beyond_noise
+
+    name = rule.metric.removeprefix("ledger.")
+    if name == rule.metric or name in ("promised", "pruned"):  # walls
+        return False
+    return any(row.row == name and not is_beyond_noise(row) for row in phase.ledger or ())
 
 
 def _values(rule: Rule, phase: Phase) -> tuple[float | None, float | None, float | None]:

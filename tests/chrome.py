@@ -74,7 +74,8 @@ def k(
 
 
 def gap(*, us: float, launch: bool = False) -> Gap:
-    """Idle device time. With `launch`, the host launches what follows after the device ran dry."""
+    """Idle device time. With `launch`, the host launches what follows after the device ran out of
+    work."""
     return Gap(_ns(us), launch)
 
 

@@ -89,7 +89,7 @@ class Context:
 
 
 def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: float) -> bool:
-    """Whether a row is at least `share` of `of` and outside its noise and interval."""
+    """Whether a row is at least `share` of `of`, and evidence (`is_beyond_noise`)."""
     if row is None or row.ns is None or of is None or abs(row.ns) < share * of:
         return False
     return is_beyond_noise(row)

@@ -108,7 +108,7 @@ def _copies(kernels: Kernels) -> Iterator[_Copy]:
 def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
     """The GEMMs of each layer and role."""
     found: dict[tuple[int | None, str], list[Gemm]] = {}
-    main = (pl.col("class") == MATMUL) & pl.col("main") & pl.col("call").is_not_null()
+    main = (pl.col("class") == MATMUL) & pl.col("primary") & pl.col("call").is_not_null()
     of_role = kernels.frame.filter(main).select("layer", "role", "call").unique()
     for layer, role, call in of_role.iter_rows():
         work = kernels.works[call]

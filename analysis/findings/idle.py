@@ -50,10 +50,10 @@ def launch_bound(c: Context) -> Finding | None:
 
 def _longest(c: Context) -> list[str]:
     """In which ops most of the late dispatch was, of those that are long."""
-    ops = c.pruned.frame.filter(pl.col("beside").str.contains("::", literal=True))
-    spared = pl.min_horizontal(dispatch(), "beside_ns")
-    by = ops.group_by("beside").agg(spared.sum().alias("ns"))
-    by = by.sort("ns", "beside", descending=[True, False]).head(2)
+    ops = c.pruned.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
+    spared = pl.min_horizontal(dispatch(), "host_activity_ns")
+    by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
+    by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
     least = _NAMED * c.pruned.wall
     steps = c.pruned.num_steps
     return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
@@ -93,8 +93,10 @@ def host_work(c: Context) -> Finding | None:
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
-    within = pl.min_horizontal(rest, "beside_ns").sum().alias("within")
-    by = frame.group_by("beside").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
+    by = (
+        frame.group_by("host_activity").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
+    )
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
@@ -108,7 +110,7 @@ def host_work(c: Context) -> Finding | None:
         ),
     ]
     first = by["ns"].head(1).sum()
-    loads = first > computed and bool(by["beside"].head(1).str.contains(LOADER).any())
+    loads = first > computed and bool(by["host_activity"].head(1).str.contains(LOADER).any())
     return Finding(
         id="host-work",
         severity="warning",
@@ -186,7 +188,7 @@ def host_waits(c: Context) -> Finding | None:
 
 def held_back(c: Context) -> Finding | None:
     """The device idles although the next kernel was launched long before: its stream waits."""
-    share = _much(c, _gaps(c, "held") - _at_the_begin(c))
+    share = _much(c, _gaps(c, "blocked") - _at_the_begin(c))
     if share is None:
         return None
     elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
@@ -196,7 +198,7 @@ def held_back(c: Context) -> Finding | None:
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched before: its stream waits for another one or for an event, or the trace "
         f"lacks what ran meanwhile{elsewhere}",
-        evidence=_largest(c, "held"),
+        evidence=_largest(c, "blocked"),
         change="find what is waited for (a stream, a copy, another rank), and compare steps "
         "without it",
         predicted_ns=None,
@@ -235,9 +237,9 @@ def _at_the_begin(c: Context) -> float:
     if not c.pruned.on_device or frame.is_empty():
         return 0.0
     first = frame.filter(pl.col("step") == pl.col("step").min())
-    longest = first.sort("idle_held").tail(1).row(0, named=True)
+    longest = first.sort("idle_blocked").tail(1).row(0, named=True)
     before = frame.filter(pl.col("start") < longest["start"])
-    held: int = longest["idle_held"]
+    held: int = longest["idle_blocked"]
     follows = longest["stream"] in before["stream"] or c.pruned.linked.spill["events"]
     if follows or before["busy"].sum() > _HARDLY * held:
         return 0.0

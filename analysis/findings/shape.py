@@ -231,7 +231,7 @@ class _Tiled:
 def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
     """Of each (role, GEMM) the tiles of the kernel with the most time whose name tells one."""
     known = kernels.frame.filter(
-        pl.col("main") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
+        pl.col("primary") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
     )
     keys = ["role", "call", "along_n", "tiles", "waves"]
     sums = known.group_by(keys, maintain_order=True).agg(pl.col("busy").sum())

@@ -94,7 +94,7 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     weights: dict[tuple[int | None, str], set[tuple[int, ...]]] = {}
     frame = kernels.frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
     matmul = frame.filter(
-        (pl.col("class") == "matmul") & pl.col("main") & pl.col("call").is_not_null()
+        (pl.col("class") == "matmul") & pl.col("primary") & pl.col("call").is_not_null()
     )
     for layer, role, call in matmul.select("layer", "role", "call").unique().iter_rows():
         work = kernels.works[call]

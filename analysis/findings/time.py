@@ -136,7 +136,7 @@ def _gap_change(c: Context) -> str:
         "host": f"fewer and larger ops: {_longer_ops(c)}{graph}",
         "sync": "wait for the device less often in a step",
         "memcpy": "copy between host and device less often in a step",
-        "held": "compare steps without what their streams wait for",
+        "blocked": "compare steps without what their streams wait for",
     }.get(most, longer)
 
 

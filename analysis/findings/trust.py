@@ -257,7 +257,10 @@ def above_bound(c: Context) -> Finding | None:
         for row, why, name in gains
         if row.moves_ns <= _BLAMED * total and is_beyond_noise(row)
     ]
-    why = "; ".join(why for why, _ in blamed) or "no row of the ledger beyond its noise explains it"
+    why = (
+        "; ".join(why for why, _ in blamed)
+        or "no row of the ledger beyond twice its noise explains it"
+    )
     if timing_not_valid(c) is not None:
         why, blamed = "the times of this run are not valid, and may be all of it", []
     bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""

@@ -16,6 +16,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTim
 from prunescope.analysis.schema.report import GemmRow, clock
 
 _POINTS, _HOST, _BESIDE = 60, 20, 12
+_JSON = {"blocked": "held"}  # names of the report that differ from those of the frame
 _LAYERS = 1000  # no model has more
 _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
 
@@ -72,7 +73,7 @@ def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
 def _points(frame: pl.DataFrame, steps: int) -> list[RooflinePoint]:
     """Calls with FLOPs and bytes, by kernel, role and work; those that take the most time."""
     known = frame.filter(
-        pl.col("own")
+        pl.col("carries_work")
         & (pl.col("flop") > 0)
         & (pl.col("bytes") > 0)
         & (pl.col("busy") > 0)
@@ -117,13 +118,13 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
 
 
 def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
-    return {cause: ns / steps for cause, ns in cause_sums(frame).items()}
+    return {_JSON.get(cause, cause): ns / steps for cause, ns in cause_sums(frame).items()}
 
 
 def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
     """Parts of the idle time with what the host was in; the longest first, small ones unnamed."""
     sums: dict[tuple[str, str | None], int] = {}
-    by = frame.group_by("beside").agg(pl.col(f"idle_{name}").sum() for name in PARTS)
+    by = frame.group_by("host_activity").agg(pl.col(f"idle_{name}").sum() for name in PARTS)
     for place, *parts in by.iter_rows():
         for (name, cause), ns in zip(PARTS.items(), parts, strict=True):
             key = (name, place if cause == "host" else None)
@@ -133,7 +134,9 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
         bare = (key[0], None)
         sums[bare] = sums.get(bare, 0) + sums.pop(key)
     order = sorted(sums, key=lambda k: (-sums[k], k[0], k[1] or ""))
-    return [Idle(doing=k[0], beside=k[1], ns=sums[k] / steps) for k in order if sums[k]]
+    return [
+        Idle(doing=_JSON.get(k[0], k[0]), beside=k[1], ns=sums[k] / steps) for k in order if sums[k]
+    ]
 
 
 def _knows_causes(kernels: Kernels) -> bool:
@@ -152,11 +155,12 @@ def _speedup(kernels: Kernels, left: int) -> float | None:
 def _host(kernels: Kernels, steps: int) -> list[HostTime]:
     """Where the host's time goes, by op and role: a launch counts once, and what a call blocked is
     of the op around it. The longest waits, of the device or in such a call, first."""
-    rows = kernels.frame.filter(pl.col("host_ns").is_not_null() | pl.col("dry") | pl.col("first"))
-    wait = pl.when("dry").then("gap").otherwise(0)
+    launches = pl.col("first_of_launch")
+    rows = kernels.frame.filter(pl.col("host_ns").is_not_null() | pl.col("starved") | launches)
+    wait = pl.when("starved").then("gap").otherwise(0)
     keys = ["op", "role"]
     sums = rows.group_by(keys).agg(
-        pl.col("first").fill_null(pl.col("dry")).sum().cast(pl.Int64).alias("count"),
+        launches.fill_null(pl.col("starved")).sum().cast(pl.Int64).alias("count"),
         pl.col("host_ns").sum(),
         wait.sum().alias("wait"),
     )

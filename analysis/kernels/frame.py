@@ -236,7 +236,8 @@ def _rows(trace: Trace, linked: Linked, observer: Recorded) -> pl.DataFrame:
     instance = np.where(has_op, op, -2 - np.arange(len(op)))
     columns = {
         "step": linked.step, "start": linked.start, "duration": linked.duration,
-        "busy": linked.busy, "gap": linked.gap, "dry": linked.dry, "launched": linked.launched,
+        "busy": linked.busy, "gap": linked.gap, "starved": linked.starved,
+        "launched": linked.launched,
         "name_id": name, "op_id": op_name, "call": call, "instance": instance, "event": event,
         "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
         "block": of_event("block"), "registers": of_event("registers"),
@@ -350,9 +351,10 @@ def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> p
 
 
 def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
-    """Columns `class`: matmul | attention | pointwise | the kind; `helper`: a row of a GEMM or an
-    attention beside its own ones, whose class it has; `wrapper`: the op around it is neither itself
-    and has no shapes (a compiled region): what it launches are no helpers of one another."""
+    """Columns `class`: matmul | attention | pointwise | the kind; `auxiliary`: a row that the op of
+    a GEMM or an attention launched without carrying its work, which gets the op's class;
+    `wrapper`: the op is neither and has no shapes (a compiled region): none of its rows is
+    auxiliary to another."""
     products = [*GEMM_KINDS, "attention"]
     others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
@@ -368,10 +370,10 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
         .otherwise(kind)
     )
     frame = frame.with_columns(_class=own)
-    of_main = pl.col("_class").filter(pl.col("main")).first().over("step", "instance")
-    helped = of_main.is_in([MATMUL, ATTENTION]) & pl.col("own").not_() & wrapper.not_()
+    of_op = pl.col("_class").filter(pl.col("primary")).first().over("step", "instance")
+    auxiliary = of_op.is_in([MATMUL, ATTENTION]) & pl.col("carries_work").not_() & wrapper.not_()
     return frame.with_columns(
-        pl.when(helped).then(of_main).otherwise("_class").alias("class"),
-        helper=helped,
+        pl.when(auxiliary).then(of_op).otherwise("_class").alias("class"),
+        auxiliary=auxiliary,
         wrapper=wrapper,
     ).drop("_class")

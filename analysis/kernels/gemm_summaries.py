@@ -85,7 +85,7 @@ def is_hidden(busy: float, ran: float) -> bool:
 def gemm_summaries(kernels: Kernels) -> GemmSummaries:
     """The GEMMs that ran in full view, in kernels whose names tell tiles that explain their grids;
     of the others the reason of those that ran longest."""
-    rows = kernels.frame.filter(pl.col("main") & pl.col("kind").is_in(GEMM_KINDS))
+    rows = kernels.frame.filter(pl.col("primary") & pl.col("kind").is_in(GEMM_KINDS))
     sums = (
         rows.with_columns(refused=_refusal())
         .group_by(_KEYS)

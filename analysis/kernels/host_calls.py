@@ -1,6 +1,7 @@
 """Launch calls of the host, and the ops inside which a launching thread copied or waited.
 
-In: a trace on a device and its links. Out: the column `first`, and the blocked time (ns) by op.
+In: a trace on a device and its links. Out: the column `first_of_launch`, and the blocked time (ns)
+by op.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _BLOCKED = {"instance": pl.Int64, "op": pl.String, "ns": pl.Int64}
 
 
 def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
-    """Column `first`: whether a row is the first of its launch, for a graph replay is one launch of
-    many; null where no launch is known."""
+    """Column `first_of_launch`: whether a row is the first of its launch, for a graph replay is one
+    launch of many; null where no launch is known."""
     launch = launch_of(trace, linked.event) if trace.on_device else np.full(len(frame), NONE)
     known = pl.Series(launch >= 0)
-    return frame.with_columns(first=pl.when(known).then(pl.Series(first_of(launch))))
+    return frame.with_columns(first_of_launch=pl.when(known).then(pl.Series(first_of(launch))))
 
 
 def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
-    """The time of the column `blocked_ns`, ns of all steps, by the innermost op around each call
-    that copies or waits: `instance` is its row in the trace, -1 for a call outside of any op, which
-    stands for itself."""
+    """The time of the column `host_blocked_ns`, ns of all steps, by the innermost op around each
+    call that copies or waits: `instance` is its row in the trace, -1 for a call outside of any op,
+    which stands for itself."""
     calls = blocking_calls(trace)
     if not trace.on_device or not len(calls["ts"]):
         return pl.DataFrame(schema=_BLOCKED)

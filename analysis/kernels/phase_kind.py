@@ -152,7 +152,7 @@ def trained_tokens(kernels: Kernels) -> int | None:
         for call, work in enumerate(kernels.works)
         if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1
     }
-    rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("main"))
+    rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("primary"))
     rows = rows.filter(pl.col("call").is_in(list(sizes)))
     m: Counter[int] = Counter()
     k: Counter[int] = Counter()
@@ -175,9 +175,9 @@ def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
         schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64},
         orient="row",
     )
-    main = pl.col("main") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
+    main = pl.col("primary") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
     frame = kernels.frame.select(
-        *("main", "kind", "class", "role", "call", "busy", "start"),
+        *("primary", "kind", "class", "role", "call", "busy", "start"),
         replayed=pl.Series(kernels.linked.replayed),
     )
     return frame.filter(main & which).join(table, on="call", how="left", maintain_order="left")

@@ -1,7 +1,7 @@
 """Which of an op's kernels did its work: those of the op's own kind, in proportion to their time.
 
-In: the kernels frame with kinds, and the works of the calls. Out: columns `main`, `own`, `parts`,
-`flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
+In: the kernels frame with kinds, and the works of the calls. Out: columns `primary`,
+`carries_work`, `parts`, `flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ def add_work(
     copied: np.ndarray | None = None,
 ) -> pl.DataFrame:
     """The columns above. `copied`: bytes of each row's copy or fill as the profiler recorded them,
-    -1 for none. The work of an op stands on its kernels of its own kind (`own`: one GEMM
-    may be several kernels, each with its share by duration), else on its longest one; `main` is the
-    longest of them, `parts` how many they are. Helpers have time and no work."""
+    -1 for none. The work of an op goes to its kernels of the op's kind (`carries_work`: a
+    GEMM may be several kernels, each with a share by duration), else to its longest kernel.
+    `primary` is the longest of them, `parts` their number. Auxiliary kernels have time, no work."""
     frame = frame.with_columns(
-        own=_of_own_kind(frame, calls, works), _repeated=pl.Series(_repeated(frame, linked, works))
+        carries_work=_of_own_kind(frame, calls, works),
+        _repeated=pl.Series(_repeated(frame, linked, works)),
     )
     instance = ("step", "instance")
-    frame = frame.with_columns(main=pl.Series(_longest(frame)) & ~pl.col("_repeated"))
-    own = (pl.col("own") | pl.col("main")) & ~pl.col("_repeated")
-    frame = frame.with_columns(own=own).with_columns(parts=pl.col("own").sum().over(instance))
+    frame = frame.with_columns(primary=pl.Series(_longest(frame)) & ~pl.col("_repeated"))
+    carries = (pl.col("carries_work") | pl.col("primary")) & ~pl.col("_repeated")
+    frame = frame.with_columns(carries_work=carries)
+    frame = frame.with_columns(parts=pl.col("carries_work").sum().over(instance))
     frame = frame.join(_table(works), on="call", how="left", maintain_order="left")
-    took = pl.col("duration").filter("own").sum().over(instance)
+    took = pl.col("duration").filter("carries_work").sum().over(instance)
     share = (
         pl.when(pl.col("parts") == 1)
         .then(1.0)
@@ -60,8 +62,10 @@ def add_work(
     )
     return (
         frame.with_columns(
-            pl.when("own").then(pl.col("flop") * share).alias("flop"),
-            pl.when("own").then(pl.col("bytes") * share * _width(frame, calls)).alias("bytes"),
+            pl.when("carries_work").then(pl.col("flop") * share).alias("flop"),
+            pl.when("carries_work")
+            .then(pl.col("bytes") * share * _width(frame, calls))
+            .alias("bytes"),
             dtype=multiplied_in(pl.col("name"), pl.col("dtype")),
             modelled=pl.col("modelled").fill_null(value=False),
         )
@@ -74,9 +78,9 @@ def _longest(frame: pl.DataFrame) -> np.ndarray:
     """One row of each instance: of its own kind rather than another, no copy or fill, the longest,
     the first. By numpy: a rank over structs takes ten times as long."""
     moves = frame["kind"].is_in(["memset", "memcpy"])
-    rows = frame.select("step", "instance", "own", "busy", "start").to_dict()
-    step, instance, own, busy, start = (rows[name].to_numpy() for name in rows)
-    order = np.lexsort((start, -busy, moves.to_numpy(), ~own, instance, step))
+    rows = frame.select("step", "instance", "carries_work", "busy", "start").to_dict()
+    step, instance, carries, busy, start = (rows[name].to_numpy() for name in rows)
+    order = np.lexsort((start, -busy, moves.to_numpy(), ~carries, instance, step))
     first = np.ones(len(order), bool)
     first[1:] = (np.diff(step[order]) != 0) | (np.diff(instance[order]) != 0)
     out = np.zeros(len(order), bool)
@@ -99,7 +103,7 @@ def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
     if copied is None:
         return frame.with_columns(crosses=crosses)
     size = pl.Series("_size", copied)
-    is_known = ((size >= 0) & kind.is_not_null() & pl.col("own")).fill_null(value=False)
+    is_known = ((size >= 0) & kind.is_not_null() & pl.col("carries_work")).fill_null(value=False)
     between = (kind == "copy") & name.str.contains(_BETWEEN)
     times = pl.when(crosses | (kind == "fill")).then(1).otherwise(2)
     moved = pl.when(between.not_()).then(size * times).cast(pl.Float64)
@@ -140,8 +144,8 @@ def _of_own_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | No
     ]
     of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
     distinct = frame["kind"].unique().to_list()
-    own = frame["kind"].replace_strict(distinct, [_alike(kind) for kind in distinct])
-    return (of_call.gather(frame["call"]) == own).fill_null(value=False)
+    of_row = frame["kind"].replace_strict(distinct, [_alike(kind) for kind in distinct])
+    return (of_call.gather(frame["call"]) == of_row).fill_null(value=False)
 
 
 def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:

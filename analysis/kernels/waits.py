@@ -2,8 +2,8 @@
 
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE with the most of it (null without a gap); `beside`, what the
-host was in (an annotation, a Python frame, a long op), `beside_ns` of the host's part of the gap;
-`host_ns` since any thread launched before, but for `blocked_ns`, which the threads of the two
+host was in (an annotation, a Python frame, a long op), `host_activity_ns` of the host's part of the
+gap; `host_ns` since any thread launched before, but for `blocked_ns`, which the threads of the two
 launches spent in calls that copy or wait.
 """
 
@@ -24,11 +24,11 @@ from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
-CAUSES = ("host", "sync", "memcpy", "held", "device", "unknown", "other_step")
+CAUSES = ("host", "sync", "memcpy", "blocked", "device", "unknown", "other_step")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.
 PARTS = {
     "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync", "launch": "host",
-    "computed": "host", "op": "host", "nothing": "host", "held": "held", "device": "device",
+    "computed": "host", "op": "host", "nothing": "host", "blocked": "blocked", "device": "device",
     "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
 _LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
@@ -45,11 +45,11 @@ Mask = NDArray[np.bool_]
 
 
 def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
-    """The columns above. Of a gap whose launch began after the device had run dry, the time up to
-    the end of that launch is what the launching thread did then: in a copy call that blocks, in one
-    that returns at once (`copy_launch`), in a call that waits for the device, in another runtime
-    call (`launch`), in a product that it `computed` itself, in another op, in nothing that was
-    recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
+    """The columns above. Of a gap whose launch began after the device had run out of work, the time
+    up to the end of that launch is what the launching thread did then: in a copy call that blocks,
+    in one that returns at once (`copy_launch`), in a call that waits for the device, in another
+    runtime call (`launch`), in a product that it `computed` itself, in another op, in nothing that
+    was recorded. What follows is the launch's own (`launch`), or `held` where no launch takes that
     long: the stream was made to wait. A launch that was made in time leaves the gap to the
     `device`, or to `held` where it is that long; so long a gap within one replay of a graph is
     `replay`: nothing outside holds its kernels apart, and the trace lacks what ran, or a node of
@@ -64,7 +64,7 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     host_ns = blocked_ns = np.full(len(gap), NONE)
     if trace.on_device:
         launch = launch_of(trace, linked.event)
-        late = linked.dry & (launch >= 0) & (gap > 0)
+        late = linked.starved & (launch >= 0) & (gap > 0)
         untold = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
         ran = _in_gaps(linked, trace)
         other = ran.spent(linked.start) - ran.spent(linked.start - gap)
@@ -76,7 +76,7 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         begins = waits & ~inside & linked.replayed & inside.any()
         parts["replay"] = np.where(inside, idle, 0)
         parts["unknown"] += np.where(begins, idle, 0)
-        parts["held"] = parts["held"] + np.where(waits & ~inside & ~begins, idle, 0)
+        parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, 0)
         parts["device"] = np.where(late | untold | waits, 0, idle)
         host_ns, blocked_ns = _host_time(linked, launch >= 0, calls)
     else:
@@ -89,12 +89,12 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_most(parts, gap), dtype=pl.String),
-        beside=pl.Series(places, dtype=pl.String),
-        beside_ns=pl.Series(within),
+        host_activity=pl.Series(places, dtype=pl.String),
+        host_activity_ns=pl.Series(within),
         host_ns=pl.Series(host_ns),
-        blocked_ns=pl.Series(blocked_ns),
+        host_blocked_ns=pl.Series(blocked_ns),
     ).with_columns(
-        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "blocked_ns")
+        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "host_blocked_ns")
     )
 
 
@@ -102,7 +102,7 @@ def dispatch() -> pl.Expr:
     """The host's part of a gap that a graph could spare, ns: nothing of those beside a data loader,
     nor of those in which the host ran no op and made no call for longer than between two ops of a
     model; and not what it computed itself."""
-    loads = pl.col("beside").str.contains(LOADER).fill_null(value=False)
+    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
     spared = loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
     return pl.when(spared).then(host() - pl.col("idle_computed")).otherwise(0)
 
@@ -140,7 +140,7 @@ def _most(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
 
 
 def _op_in_time(linked: Linked, trace: Trace) -> Mask:
-    """Rows whose op ended before the device ran dry: so did their launch."""
+    """Rows whose op ended before the device ran out of work: so did their launch."""
     end = taken(trace.ops["ts"], linked.op) + taken(trace.ops["dur"], linked.op, absent=0)
     return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
 
@@ -177,7 +177,16 @@ def _of_threads(
     rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
     out = {
         name: np.zeros_like(linked.gap)
-        for name in ("memcpy", "sync", "copy_launch", "launch", "computed", "op", "nothing", "held")
+        for name in (
+            "memcpy",
+            "sync",
+            "copy_launch",
+            "launch",
+            "computed",
+            "op",
+            "nothing",
+            "blocked",
+        )
     }
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
@@ -188,7 +197,7 @@ def _of_threads(
             below = spent
         out["nothing"][rows] = until[rows] - dry[rows] - below
     waits = late & (rest > _LAUNCHED)
-    out["held"][waits] = rest[waits]
+    out["blocked"][waits] = rest[waits]
     out["launch"][late & ~waits] += rest[late & ~waits]
     return out
 

@@ -28,7 +28,8 @@ _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "total",
          "help", "took", "ideal", "flop", "bytes", "bound", "shapes")  # fmt: skip
 # What of the kernels frame tells it.
-_WANTED = ("step", "instance", "wrapper", "main", "own", "launched", "start", "busy", "duration",
+_WANTED = ("step", "instance", "wrapper", "primary", "carries_work", "launched", "start", "busy",
+           "duration",
            "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "ideal", "flop",
            "bytes", "bound", "shapes")  # fmt: skip
 
@@ -142,9 +143,9 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
         *(_of_own(name) for name in ("ideal", "flop", "bytes")),
         total=pl.col("busy").sum(),
         took=pl.col("duration").sum(),
-        help=pl.col("busy").filter(pl.col("own").not_()).sum(),
+        help=pl.col("busy").filter(pl.col("carries_work").not_()).sum(),
     )
-    main = frame.filter(pl.col("main") & pl.col("kind").is_in(kinds))
+    main = frame.filter(pl.col("primary") & pl.col("kind").is_in(kinds))
     main = main.drop("ideal", "flop", "bytes")
     main = main.join(totals, on=instance, how="left", maintain_order="left")
     both = pl.concat([main, alone.select(main.columns)]).sort("step", "launched", "start")
@@ -153,7 +154,7 @@ def _op_calls(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _of_own(column: str) -> pl.Expr:
     """The sum over the kernels that share an op's work, null where one of them is unknown."""
-    own = pl.col(column).filter("own")
+    own = pl.col(column).filter("carries_work")
     return pl.when(own.is_not_null().all()).then(own.sum()).alias(column)
 
 

@@ -188,7 +188,7 @@ def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
     """Sums by unit and step. A sum is null where one of the rows that carry work is unknown."""
 
     def known(column: str) -> pl.Expr:
-        of_main = pl.col(column).filter("own")
+        of_main = pl.col(column).filter("carries_work")
         return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
 
     return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(

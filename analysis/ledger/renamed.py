@@ -70,7 +70,7 @@ def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_L
 def _layers(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
     """The plain linears of each step and layer, in the order of their launch."""
     rows = kernels.frame.filter(
-        pl.col("main")
+        pl.col("primary")
         & pl.col("kind").is_in(_PLAIN)
         & pl.col("layer").is_not_null()
         & pl.col("call").is_not_null()

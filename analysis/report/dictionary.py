@@ -134,9 +134,9 @@ FRAME: dict[str, str] = {
     "busy": "part of the union of events that this one covers first; nothing is counted twice",
     "gap": "idle time right before it, owned by it",
     "launched": "time of the launch on the host",
-    "dry": "whether the device had run out of work before the launch",
+    "starved": "whether the device had run out of work before this was launched",
     "cause": "of most of the gap: host, sync (a call that waits for the device), memcpy (a "
-    "copy call), held (its stream waited for another), device (launched in time), unknown, "
+    "copy call), blocked (its stream waited for another), device (launched in time), unknown, "
     "other_step (the device ran work of a later step)",
     "idle_memcpy": "part of the gap in which the launching thread was in a copy call that blocks",
     "idle_copy_launch": "part in a copy call that returns at once",
@@ -145,25 +145,30 @@ FRAME: dict[str, str] = {
     "idle_computed": "part in a matrix product that the host computed itself",
     "idle_op": "part in another operator, outside of calls",
     "idle_nothing": "part in nothing that was recorded",
-    "idle_held": "part after the launch, longer than any launch takes",
+    "idle_blocked": "part after the launch, longer than any launch takes",
     "idle_device": "the gap, where it was launched in time",
     "idle_replay": "the gap within one graph replay, longer than any launch takes",
     "idle_unknown": "the gap, where no launch is known, or before a replay in a trace that lacks "
     "kernels of replays",
     "idle_other_step": "part in which the device ran work that a later step launched ahead",
-    "beside": "annotation, frame of Python or op of 1 ms that the host was in for half of its part",
-    "beside_ns": "for how much of its part the host was in that",
-    "host_ns": "host time from the launch before, by any thread, to this one, but for blocked_ns",
-    "blocked_ns": "part of it in calls that copy or wait for the device",
-    "first": "whether it is the first row of its launch: a replay of a graph is one of many rows",
+    "host_activity": "annotation, Python frame or op of at least 1 ms that covers half or more of "
+    "the host's part of the gap",
+    "host_activity_ns": "how much of the host's part it covers",
+    "host_ns": "host time from the previous launch, by any thread, to this one, without "
+    "host_blocked_ns",
+    "host_blocked_ns": "part of it in calls that copy or wait for the device",
+    "first_of_launch": "whether it is the first row of its launch: a graph replay is one launch of "
+    "many rows",
     "name": "kernel, or the operator on a CPU",
     "op": "operator that launched it",
     "kind": "what the kernel does",
     "role": "where in the model",
     "layer": "index in the list of layers",
     "class": "matmul, attention, pointwise, or the kind: what dense and pruned pair by",
-    "main": "the longest row of an operator that carries its work; helpers carry time only",
-    "own": "whether the row carries its operator's work, or a share of it by its duration",
+    "primary": "whether it is the primary kernel of its operator: the longest that carries "
+    "its work",
+    "carries_work": "whether it carries its operator's work, or a share of it by duration; "
+    "auxiliary kernels have time only",
     "parts": "how many rows share the operator's work",
     "flop": "work of the call",
     "bytes": "compulsory traffic of the call",
@@ -173,7 +178,7 @@ FRAME: dict[str, str] = {
     "memory_ns": "bytes over the bandwidth",
     "ideal": "roofline time, the larger of the two",
     "bound": "compute, memory, latency or unknown",
-    "helper": "a memset or workspace kernel that a GEMM's operator launched",
+    "auxiliary": "whether it is an auxiliary kernel of a GEMM or an attention: memset, workspace",
     "stream": "stream of the device",
     "grid": "index of the launch's grid (x, y, z) in the trace",
     "block": "index of the launch's block (x, y, z) in the trace",

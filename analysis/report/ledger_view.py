@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Ladder, LedgerPart, OverheadPart, Phase, Row
+from prunescope.analysis.schema.report import (
+    Ladder,
+    LedgerPart,
+    OverheadPart,
+    Phase,
+    Row,
+    is_beyond_noise,
+)
 
 NOT_EXPLAINED = "not_explained"  # only where no shapes are known
 # Rows of the ledger in order: label, and what the row says in plain words.
@@ -62,19 +69,13 @@ NO_INTERVAL = (
 NEITHER = "no interval and no noise: they need more than one step"
 
 
-def is_quiet(row: Row | LedgerPart) -> bool:
-    """Whether a row says no more than dense against dense does, or its interval holds 0."""
-    in_noise = row.noise_ns is not None and row.ns is not None and abs(row.ns) <= row.noise_ns
-    return in_noise or (row.ci95 is not None and row.ci95[0] <= 0 <= row.ci95[1])
-
-
 def tone(row: Row) -> str:
     """How a row is drawn: a loss, a gain, a total, the promise, or quiet as it is no evidence."""
     if row.row in TOTALS:
         return "total"
     if row.row == "promised":
         return "promise"
-    if is_quiet(row) or not row.ns:
+    if not row.ns or not is_beyond_noise(row):
         return "quiet"
     return "loss" if row.moves_ns > 0 else "gain"
 
@@ -205,12 +206,16 @@ def without_unknown(table: Table) -> Table:
 def ledger_notes(rows: list[Row]) -> list[str]:
     """Which rows are no evidence, and what is unknown."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
-    quiet = [LEDGER.get(row.row, (row.row, ""))[0] for row in changes if row.ns and is_quiet(row)]
+    quiet = [
+        LEDGER.get(row.row, (row.row, ""))[0]
+        for row in changes
+        if row.ns and not is_beyond_noise(row)
+    ]
     explained = all(row.row != NOT_EXPLAINED for row in rows)
     why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES
     notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
-    said = "inside their noise, or with an interval that holds 0, so no evidence"
-    notes += [f"{said}: {', '.join(quiet)}"] if quiet else []
+    why = "inside twice their noise, or with an interval that holds 0, so no evidence"
+    notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("no noise stands where dense against dense is 0 by definition")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
@@ -258,7 +263,7 @@ def parts_table(phase: Phase) -> Table | None:
 
 
 def _part_tone(part: LedgerPart) -> str:
-    if is_quiet(part) or not part.ns:
+    if not part.ns or not is_beyond_noise(part):
         return "quiet"
     return "loss" if part.ns > 0 else "gain"
 

@@ -24,7 +24,7 @@ _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
 _ARGS = ("op", "kind", "role", "layer", "class", "bound", "dtype", "flop", "bytes", "tile", "tiles",
          "waves")  # fmt: skip
 _TIMES = ("busy", "gap", "ideal")
-_READ = ("step", "start", "duration", "name", "event", "stream", "dry", *_ARGS, *_TIMES)
+_READ = ("step", "start", "duration", "name", "event", "stream", "starved", *_ARGS, *_TIMES)
 
 Event = dict[str, Any]
 Row = dict[str, Any]
@@ -133,7 +133,7 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
     if row.get("gap"):
-        why = "idle: waiting for a launch" if row.get("dry") else "idle"
+        why = "idle: waiting for a launch" if row.get("starved") else "idle"
         yield _slice(why, "prunescope.bound", base + 3, (start - row["gap"], row["gap"]))
     if moved:
         text = moved.get((row.get("role") or "", row.get("class") or ""), "nothing lost")

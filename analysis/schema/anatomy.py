@@ -41,7 +41,7 @@ class HostTime(msgspec.Struct, kw_only=True):
     count: float  # of launch calls: a graph replay is one
     host_ns: float  # from the launch before to these, by any thread, outside of such calls:
     blocked_ns: float | None = None  # in calls inside this op that copy or wait; null: in host_ns
-    wait_ns: float  # gaps whose launch began after the device had run dry
+    wait_ns: float  # gaps whose launch began after the device had run out of work
 
 
 class Idle(msgspec.Struct, kw_only=True):

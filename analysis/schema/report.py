@@ -101,8 +101,11 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
-    """Whether a row is evidence: its interval excludes 0, and it is more than twice its noise. What
-    one step cannot tell, an interval or noise, speaks against no row."""
+    """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
+
+    The one threshold of tables, figures, findings, `check` and `predict`. An interval or a noise
+    that is unknown (one step) counts against no row; a null row is no evidence.
+    """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
     return row.ci95 is None or not row.ci95[0] <= 0 <= row.ci95[1]

@@ -26,7 +26,8 @@ __all__ = ["Linked", "cover", "is_graph_launch", "link", "link_device", "link_ho
 
 # Columns of Linked that hold a value a row and no number of another row or step.
 PER_ROW = (
-    "start", "duration", "busy", "gap", "dry", "op", "event", "launched", "thread", "replayed",
+    "start", "duration", "busy", "gap", "starved", "op", "event", "launched", "thread",
+    "replayed",
 )  # fmt: skip
 
 
@@ -35,8 +36,8 @@ class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
-    launch is known), `dry`: the gap before this row belongs to a launch that began after the device
-    had run dry. Per step: `wall`, `tail`.
+    launch is known), `starved`: the gap before this row belongs to a launch that began after the
+    device had run out of work. Per step: `wall`, `tail`.
     """
 
     step: Ints
@@ -44,7 +45,7 @@ class Linked:
     duration: Ints
     busy: Ints
     gap: Ints
-    dry: NDArray[np.bool_]
+    starved: NDArray[np.bool_]
     op: Ints
     event: Ints  # row in Trace.device, -1 on a CPU trace
     launched: Ints
@@ -104,7 +105,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         duration=device["dur"][order],
         busy=np.zeros_like(start),
         gap=np.zeros_like(start),
-        dry=np.zeros(len(start), bool),
+        starved=np.zeros(len(start), bool),
         op=np.full(len(start), NONE),
         event=order,
         launched=launched,
@@ -125,7 +126,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     others = _reach(out, np.flatnonzero(out.step < 0))
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
-    out.dry &= linked
+    out.starved &= linked
     return _only_steps(out)
 
 
@@ -209,8 +210,8 @@ def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
 
 
 def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints]) -> None:
-    """Busy, gaps and wall of a step. A gap begins where the device ran dry: what `others`, which
-    are of no step, ran before it is neither idle time nor the step's."""
+    """Busy, gaps and wall of a step. A gap begins where the device ran out of work: what `others`,
+    which are of no step, ran before it is neither idle time nor the step's."""
     if not len(rows):
         return
     start = out.start[rows]
@@ -221,7 +222,7 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Int
     others_reached = np.concatenate(([begin], others[1]))[at]
     dry_at = np.maximum(reached, others_reached)
     out.gap[rows] = np.minimum(gap, np.maximum(0, start - dry_at))
-    out.dry[rows] = (out.launched[rows] >= dry_at) & (out.gap[rows] > 0)
+    out.starved[rows] = (out.launched[rows] >= dry_at) & (out.gap[rows] > 0)
     out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
 
 
@@ -304,7 +305,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         duration=end - start,
         busy=busy,
         gap=gap,
-        dry=gap > 0,
+        starved=gap > 0,
         op=work,
         event=np.full(len(work), NONE),
         launched=start,

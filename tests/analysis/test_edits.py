@@ -202,7 +202,7 @@ def test_host_late(case: Case) -> None:
 
 
 def waited(edit: Edit) -> int:
-    """Gaps whose launch began when the device had run dry."""
+    """Gaps whose launch began when the device had run out of work."""
     total, end = 0, edit.device[0]["ts"]
     for event in edit.device:
         launch = edit.launch_of(event)

@@ -173,7 +173,7 @@ def test_gaps_are_split_by_what_the_host_was_in(case: tuple[list[Event], Analysi
             want[3] += rest - held
             names = ("memcpy", "copy_launch", "sync", "launch", "computed", "op", "nothing")
             got = [row[f"idle_{x}"] for x in names]
-            assert (got, row["idle_held"]) == (want, held), row["name"]
+            assert (got, row["idle_blocked"]) == (want, held), row["name"]
 
 
 def test_gemms_are_those_of_input_dims(case: tuple[list[Event], Analysis]) -> None:

@@ -141,6 +141,22 @@ def test_the_table_has_no_circle_and_no_pair_that_is_not_used() -> None:
     assert spare == []
 
 
+_ROOMS = re.compile(r"^\| room \| may import \|\n\|---\|---\|\n(?:\|.*\n)*", re.MULTILINE)
+
+
+def test_the_page_on_architecture_has_the_table(pytestconfig: pytest.Config) -> None:
+    """`pytest tests/arch --update-golden` writes it."""
+    rows = [f"| {room} | {', '.join(words.split()) or 'none of ours'} |\n"
+            for room, words in ALLOWED.items()]  # fmt: skip
+    table = "".join(["| room | may import |\n|---|---|\n", *rows])
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(_ROOMS.sub(table, text), encoding="utf-8")
+    found = _ROOMS.search(page.read_text(encoding="utf-8"))
+    assert found is not None and found[0] == table
+
+
 @pytest.mark.parametrize(
     ("room", "other", "allowed"),
     [("analysis/ledger", "analysis/kernels", True), ("analysis/kernels", "analysis/ledger", False),

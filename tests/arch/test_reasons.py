@@ -99,10 +99,15 @@ def _ends_in(node: ast.expr, attributes: set[str]) -> bool:
     return isinstance(node, ast.Subscript) and _ends_in(node.value, attributes)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_no_sentence_is_read_back(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    assert list(read_back(tree, cells=path.parent.name == CELLS)) == []
+def test_no_sentence_is_read_back() -> None:
+    bad = [
+        f"{path.relative_to(ROOT)}:{place}"
+        for path in SOURCES
+        for place in read_back(
+            ast.parse(path.read_text(encoding="utf-8"), str(path)), cells=path.parent.name == CELLS
+        )
+    ]
+    assert bad == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -92,18 +91,6 @@ def test_readme_commands_are_there() -> None:
     for name, rest in lines:
         known = {word for p in group.commands[name].params for word in p.opts}
         assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= known, f"{name}{rest}"
-
-
-def test_the_table_of_rooms_is_that_of_the_test() -> None:
-    from tests.arch.test_imports import ALLOWED
-
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    assert spec is not None and spec.loader is not None
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    rows = hooks.rooms(ROOT).splitlines()[2:]
-    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(ALLOWED)
-    assert "<!-- the table of rooms -->" in (DOCS / "architecture.md").read_text(encoding="utf-8")
 
 
 def test_findings_that_the_questions_name_exist() -> None:

@@ -201,7 +201,7 @@ def _check_step(
         dry_at = max([reached, *(o.start + o.dur for o in of_others)])
         # the device ran dry before the launch of what it waited for
         dry = e.launch is not None and e.launch >= dry_at and gap[i] > 0
-        assert bool(got.dry[at][i]) == dry
+        assert bool(got.starved[at][i]) == dry
     assert got.busy[at].tolist() == busy
     assert got.gap[at].tolist() == gap
     assert (int(got.wall[number]), int(got.tail[number])) == (sum(busy) + sum(gap), 0)

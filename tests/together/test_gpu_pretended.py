@@ -1,5 +1,5 @@
-"""The CUDA branches of benchmarks/gpu.py and of the tracer on a pretended GPU: a CPU does the work,
-and torch.cuda's names are stand-ins. It shows that every call is spelt as torch spells it and that
+"""The CUDA branches of the tracer on a pretended GPU: a CPU does the work, and torch.cuda's names
+are stand-ins. It shows that every call is spelt as torch spells it and that
 every branch ends in numbers; what a real GPU does it cannot show.
 """
 
@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import random
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 torch = pytest.importorskip("torch")
 
-import gpu_families  # noqa: E402
-import gpu_kernels  # noqa: E402
-import gpu_models  # noqa: E402
-from gpu_report import page  # noqa: E402
-from gpu_slice import Bench, run_slice  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
+from prunescope.taxonomy.run import read_run  # noqa: E402
 from prunescope.tracer.capture import placements  # noqa: E402
+from prunescope.tracer.capture.trace import TraceRequest, trace  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -91,28 +83,29 @@ def scope(_thing: Any) -> Iterator[None]:
     yield
 
 
-def nothing(*_given: Any, **_named: Any) -> None:
-    """A call that a CPU has no use for."""
+def nothing() -> Callable[..., None]:
+    """A call that a CPU has no use for; torch wants a function of its own for each name."""
+    return lambda *_given, **_named: None
 
 
 STAND_INS = {
     "CUDAGraph": Graph,
     "Event": Event,
     "Stream": Stream,
-    "current_stream": Stream,
-    "stream": scope,
-    "graph": scope,
-    "device": scope,
+    "current_stream": lambda device=None: Stream(device),
+    "stream": lambda thing: scope(thing),
+    "graph": lambda thing: scope(thing),
+    "device": lambda thing: scope(thing),
     "device_count": lambda: 1,
-    "synchronize": nothing,
-    "empty_cache": nothing,
+    "synchronize": nothing(),
+    "empty_cache": nothing(),
     "memory_allocated": lambda *_: 1 << 20,
     "max_memory_allocated": lambda *_: 3 << 20,
-    "reset_peak_memory_stats": nothing,
+    "reset_peak_memory_stats": nothing(),
     "mem_get_info": lambda *_: (1 << 30, 1 << 34),
     "get_device_properties": lambda *_: PROPERTIES,
-    "get_rng_state": nothing,
-    "set_rng_state": nothing,
+    "get_rng_state": nothing(),
+    "set_rng_state": nothing(),
 }
 
 
@@ -137,61 +130,33 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
-CELLS = {
-    "calibrate": gpu_kernels.calibrate_cells,
-    "sparse24": gpu_kernels.sparse24_cells,
-    "waves": gpu_kernels.waves_cells,
-    "graph": gpu_models.graph_cells,
-    "observer": gpu_models.observer_cells,
-    "families-1b": gpu_families.families_1b_cells,
-    "goldens": gpu_families.goldens_cells,
-}
+CAPTURES = [
+    pytest.param("static-nk", {"phase": "decode", "mode": "graph"}, id="graph"),
+    pytest.param("static-k-24", {"phase": "prefill"}, id="2:4"),
+    pytest.param("static-nk", {}, id="eager"),
+    pytest.param("dynamic-m", {}, id="dynamic", marks=pytest.mark.slow),
+]
 
 
-SLOW = ("observer", "families-1b", "goldens")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CELLS],
-)
-def test_a_slice_ends_in_numbers(name: str, gpu: Any, tmp_path: Path) -> None:
-    bench = Bench(
-        slice=name, folder=tmp_path / "out", device=gpu, tiny=True, deadline=time.monotonic() + 200
-    )
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("method", "options"), CAPTURES)
+def test_a_capture_ends_in_numbers(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    request = TraceRequest(
+        model="tiny-llama", out=tmp_path / "run", method=method, sparsity=0.5, device="cuda",
+        prompt_len=16, decode_steps=2, warmup=1, repeats=2, steps=1, placements=1, threads=1,
+        **options,
+    )  # fmt: skip
     before = Graph.replays
-    record = run_slice(bench, CELLS[name](bench))
-    assert record["open"] == []
-    states = {i: (e["state"], e.get("why")) for i, e in record["cells"].items()}
-    may_fail = {"dynamic-m-50/decode-graph-b1-s16": "skipped"}
-    assert {s for i, (s, _) in states.items() if i not in may_fail} == {"done"}, states
-    for cell_id, state in may_fail.items():
-        assert states.get(cell_id, (state, None))[0] == state
-    sitting = record["sittings"][0]
-    assert sitting["device"]["name"] == "NVIDIA H100 80GB HBM3"
-    assert sitting["before"]["driver"] == "580.159.04"
-    assert sitting["before"]["power_w"] is None
-    assert sitting["before"]["clocks"] == {"core_hz": 345e6, "memory_hz": 2619e6}
-    for entry in record["cells"].values():
-        for run in entry.get("runs", {}).values():
-            for phase in run["phases"].values():
-                assert sum(s["samples"] for s in phase["placements"]) == len(phase["samples_ns"])
-                assert isinstance(phase["disturbed"], bool)
-    if name not in ("observer", "goldens"):
+    folder = trace(request)
+    for variant in ("dense", "pruned"):
+        run = read_run(folder / variant)
+        assert run.device.name == "NVIDIA H100 80GB HBM3"
+        assert run.device.clocks is not None
+        for phase in run.phases.values():
+            counts = [placement.samples for placement in phase.placements]
+            assert sum(counts) == len(phase.samples_ns) > 0
+    if "mode" in options:
         assert Graph.replays > before
-    assert json.loads((tmp_path / "out" / f"{name}.json").read_text()) == record
-    assert f"## {name}" in page(tmp_path / "out")
-
-
-def test_both_ways_of_timing_rotate_over_copies(gpu: Any) -> None:
-    """A weight of 8 KB fits in 50 MB of cache many times over: 32 copies of it take turns."""
-    bench = Bench(slice="x", folder=Path(), device=gpu, tiny=True, deadline=time.monotonic() + 60)
-    found = gpu_kernels._dense(bench, (4, 64, 64))
-    assert found["copies"] == 32
-    for way in ("graph", "loop"):
-        assert found[way]["calls"] % 32 == 0
-        assert len(found[way]["samples_ns"]) == 3
-    assert found["kernels"] == []
 
 
 @pytest.mark.parametrize(

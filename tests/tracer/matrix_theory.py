@@ -172,7 +172,7 @@ def _attention(
 
 def _executed(kernels: Kernels, roles: tuple[str, ...]) -> float:
     """2·M·N·K of every call: what a kernel without a causal mask would do."""
-    rows = kernels.frame.filter(pl.col("main") & pl.col("role").is_in(roles))
+    rows = kernels.frame.filter(pl.col("primary") & pl.col("role").is_in(roles))
     # A batch of products is an estimator's, not that of a router of experts.
     rows = rows.filter((pl.col("role") != "router") | (pl.col("kind") != "batched_gemm"))
     works = (kernels.works[call] for call in rows["call"].drop_nulls())

@@ -40,7 +40,7 @@ def on_stream(trace: dict[str, Any], stream: int, *, first: int) -> dict[str, An
 
 
 def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
-    """Launched when the device has run dry, and begun 50 ms after that: no late host."""
+    """Launched when the device has run out of work, and begun 50 ms after that: no late host."""
     trace = chrome(step(0, MM, gap(us=50_000, launch=True), MM))
     phase = phase_of(analyze(save(trace, tmp_path / "t.json")).report)
     assert phase.anatomy is not None

@@ -37,7 +37,7 @@ def host_of(analysis: Analysis) -> list[HostTime]:
 def blocked_in_frames(analysis: Analysis) -> float:
     """What the frame's column holds, ns a step."""
     (frame,) = analysis.frames.values()
-    return int(frame["blocked_ns"].fill_null(0).sum()) / frame["step"].n_unique()
+    return int(frame["host_blocked_ns"].fill_null(0).sum()) / frame["step"].n_unique()
 
 
 def copy_that_waits() -> dict[str, Any]:

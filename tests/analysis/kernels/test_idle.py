@@ -385,7 +385,7 @@ def test_what_lies_in_a_call_that_blocks_is_no_host_time_of_the_next_op(
     op, and stands for itself."""
     analysis = analyze(save(in_a_call(name, 50, thread=thread), tmp_path / "t.json"))
     (frame,) = analysis.frames.values()
-    assert frame["blocked_ns"].to_list() == [None, blocked]
+    assert frame["host_blocked_ns"].to_list() == [None, blocked]
     apart = frame["launched"][1] - frame["launched"][0]
     assert frame["host_ns"].to_list() == [None, apart - blocked]
     (phase,) = analysis.report.phases.values()

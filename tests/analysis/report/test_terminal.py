@@ -67,9 +67,10 @@ def test_gains_and_losses_differ_without_colour() -> None:
     assert "−1.50" in gain and "░" in gain and "█" not in gain
 
 
-def test_a_row_inside_its_noise_is_no_evidence() -> None:
+def test_a_row_inside_twice_its_noise_is_no_evidence() -> None:
     text = shown(example.two_phases())
-    assert " inside their noise, or with an interval that holds 0, so no evidence: shape " in text
+    note = "inside twice their noise, or with an interval that holds 0, so no evidence: shape "
+    assert note in " ".join(text.split())
     assert "↳ shape" not in text
 
 

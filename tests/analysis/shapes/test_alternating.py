@@ -107,7 +107,7 @@ def read(trace: dict[str, Any], model: str, folder: Path) -> Kernels:
 def widths(told: Kernels) -> dict[int, Truth]:
     """M, N and K of each product that is no attention, by the number of its kernel."""
     out: dict[int, Truth] = {}
-    for row in told.frame.filter("main").iter_rows(named=True):
+    for row in told.frame.filter("primary").iter_rows(named=True):
         work = None if row["call"] is None else told.works[row["call"]]
         if row["call"] in told.known:
             out[row["registers"]] = (None, *told.known[row["call"]])

@@ -95,7 +95,7 @@ def numbered(trace: dict[str, Any]) -> list[Event]:
 def placed(told: Kernels, case: Case) -> dict[int, Place]:
     """Role, layer, N and K of each linear, by the number of its kernel."""
     out = {}
-    for row in told.frame.filter("main").iter_rows(named=True):
+    for row in told.frame.filter("primary").iter_rows(named=True):
         work = None if row["call"] is None else told.works[row["call"]]
         widths = None if row["call"] is None else told.known.get(row["call"])
         if work is not None and len(work.gemms) == 1:

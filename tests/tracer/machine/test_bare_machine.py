@@ -46,17 +46,6 @@ with Bar() as bar:
     trace(request, bar)
 sys.stdout.write("traced\\n")
 """
-GPU = """
-import os, runpy, sys
-from pathlib import Path
-script, folder = sys.argv[2], Path(sys.argv[1])
-os.chdir(folder)
-sys.argv = [script, "graph", "--out", str(folder), "--tiny", "--device", "cpu"]
-try:
-    runpy.run_path(script, run_name="__main__")
-except SystemExit as end:
-    sys.stdout.write(f"benchmark ended with {end.code}\\n")
-"""
 
 
 def required(names: set[str]) -> dict[str, importlib.metadata.Distribution]:
@@ -110,10 +99,9 @@ def test_the_machine_is_bare(name: str, bare: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def ran(bare: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A capture, a benchmark and every module, in one process; and the folder of the capture."""
+    """A capture and the import of every module, in one process; and the folder of the capture."""
     folder = tmp_path_factory.mktemp("bare")
-    words = [str(folder / "run"), str(ROOT / "benchmarks" / "gpu.py")]
-    return python(TRACE + GPU + IMPORT_ALL, *words, bare=bare), folder / "run"
+    return python(TRACE + IMPORT_ALL, str(folder / "run"), bare=bare), folder / "run"
 
 
 def test_every_module_of_the_tracer_is_imported(ran: Ran) -> None:
@@ -131,9 +119,3 @@ def test_a_capture_needs_torch_and_transformers_alone(ran: Ran) -> None:
         assert run["phases"]["decode"]["samples_ns"]
     # Without rich the progress is a line a stage.
     assert re.search(r"^ *\d+\.\d s  placement 1 of 2 \(\d+\)$", done.stderr, re.MULTILINE)
-
-
-def test_the_gpu_benchmark_runs_there(ran: Ran) -> None:
-    done, _ = ran
-    assert "benchmark ended with 0\n" in done.stdout, done.stderr[-2000:] + done.stdout
-    assert "\ngraph: 2 done, 1 skipped, 0 open" in done.stdout
