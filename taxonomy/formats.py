@@ -61,6 +61,10 @@ class Block(msgspec.Struct, kw_only=True, dict=True):
         return plain
 
 
+class UnknownVersion(PrunescopeError):
+    """A file of a version that this prunescope does not read."""
+
+
 def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
     """A file of a struct with a field `schema`. Raises PrunescopeError where it is not JSON, of a
     version that `kind` does not know, or wrong in a field; `where` and `hint` are for the user."""
@@ -70,7 +74,7 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
         raise PrunescopeError(f"{where} is not JSON ({error})", hint=hint) from None
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{where} is not a JSON object", hint=hint)
-    check_version(plain, kind, where=where, hint=hint)
+    _check_version(plain, kind, where=where, hint=hint)
     if issubclass(kind, Block):
         plain = kind.upgraded(plain)
     return read(kind, plain, where=where, hint=hint)
@@ -85,15 +89,15 @@ def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None
     return decode(data, kind, where=where, hint=hint)
 
 
-def check_version(plain: Mapping[str, Any], kind: Any, *, where: str, hint: str) -> None:
-    """Raise PrunescopeError where `schema` of a file is none that `kind` knows; absent means 1."""
-    known = get_args(_hints(kind)["schema"])
+def _check_version(plain: Mapping[str, Any], kind: Any, *, where: str, hint: str) -> None:
+    """Raise UnknownVersion where `schema` of a file is none that `kind` knows; absent means 1."""
+    known = get_args(_without_meta(_hints(kind)["schema"]))
     found = plain.get("schema", 1)
     if found in known and not isinstance(found, bool):
         return
     if isinstance(found, int) and found > max(known):
         hint = f"written by a newer prunescope: update prunescope, or {hint}"
-    raise PrunescopeError(
+    raise UnknownVersion(
         f"{where} has schema {str(found)[:40]}; this prunescope reads schema "
         f"{' or '.join(map(str, known))}",
         hint=hint,
@@ -208,8 +212,7 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
     reason, *paths = re.split(r" - at (?:`key` in )?`\$([^`]*)`", error)
     names: list[str] = []
     for attribute, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", "".join(reversed(paths))):
-        while get_origin(kind) in (Annotated, Union, UnionType):
-            kind = next(arg for arg in get_args(kind) if arg is not NoneType)
+        kind = _without_meta(kind)
         if attribute:
             name: Any = attribute
             kind = _hints(kind).get(name) if isinstance(kind, type) else None
@@ -223,6 +226,13 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
         plain = plain[name]
         names.append(str(name)[:40])
     return ".".join(names), reason[:1].lower() + reason[1:]
+
+
+def _without_meta(hint: Any) -> Any:
+    """The type in Annotated, or beside None."""
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        hint = next(arg for arg in get_args(hint) if arg is not NoneType)
+    return hint
 
 
 def _is_wrong(value: Any, kind: Any) -> bool:

@@ -5,7 +5,7 @@ Null and absent: not known. Types hold the limits that a file from a stranger is
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -130,8 +130,9 @@ class CalibrationPasses(Block, kw_only=True):
 
 
 class CalibratedDevice(Block, kw_only=True):
-    """A row of the device table that `calibrate` measured."""
+    """A row of the device table that `calibrate` measured: a file of its own, and in run.json."""
 
+    schema: OmitDefault[Literal[1]] = 1
     name: str = ""  # not in an anonymous bundle
     aliases: list[str] = []
     vendor: str = ""

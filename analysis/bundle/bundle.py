@@ -15,6 +15,9 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from prunescope.analysis.bundle.anonymise import Scrubber, names_of
 from prunescope.analysis.bundle.archive import zip_bytes
@@ -31,17 +34,27 @@ from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import changed
+from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
 
-SCHEMA = 1
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 FRAMED = ("perfetto",)  # from the kernels frames, which make tables of csv too large
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
+
+
+class BundleIndex(msgspec.Struct, kw_only=True):
+    """bundle.json: what a bundle holds. `runs`: the phases of each."""
+
+    schema: Literal[1] = 1
+    tool: str
+    anonymous: bool
+    formats: list[str] = []
+    drawn_with: str = "None"
+    runs: dict[str, list[str]]
 
 
 def bundle(
@@ -207,15 +220,14 @@ def texts(
 
 
 def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, drawn: str) -> str:
-    plain = {
-        "schema": SCHEMA,
-        "tool": f"prunescope {version}",
-        "anonymous": anonymous,
-        "formats": [*FORMATS, *FRAMED],
-        "drawn_with": drawn,
-        "runs": {name: list(report.phases) for name, report in reports.items()},
-    }
-    return json.dumps(plain, indent=1) + "\n"
+    index = BundleIndex(
+        tool=f"prunescope {version}",
+        anonymous=anonymous,
+        formats=[*FORMATS, *FRAMED],
+        drawn_with=drawn,
+        runs={name: list(report.phases) for name, report in reports.items()},
+    )
+    return json.dumps(plain(index), indent=1) + "\n"
 
 
 def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -> dict[str, Run]:
@@ -252,10 +264,10 @@ def _phase(
             written.append(None)
             continue
         data = trim(_trace(folder, name), scrub)
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
-        plain = plain if plain.endswith(".gz") else f"{plain}.gz"
-        (place / plain).write_bytes(data)
-        written.append(plain)
+        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
+        file_name = file_name if file_name.endswith(".gz") else f"{file_name}.gz"
+        (place / file_name).write_bytes(data)
+        written.append(file_name)
     trace, eager = written
     digest = hashlib.sha256((place / trace).read_bytes()).hexdigest() if trace else ""
     return changed(phase, trace=trace or "", sha256=digest, eager_trace=eager)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED: dict[str, str] = {
     "taxonomy": "",
     # From a trace to a report, in the order of the flow. A report sees the schema alone.
-    "analysis/schema": "",
+    "analysis/schema": "taxonomy",
     "analysis/ops": "taxonomy",
     "analysis/device": "taxonomy",
     "analysis/trace": "taxonomy ops",

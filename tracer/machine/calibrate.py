@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import formats
 from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import UnknownVersion, decode_file, plain
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
@@ -78,11 +79,14 @@ def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
 
 
 def newest(name: str) -> CalibratedDevice | None:
-    """The newest entry of a device, by the name torch gives it; None where there is none."""
+    """The newest entry of a device, by the name torch gives it; None where there is none. Raises
+    PrunescopeError where a newer prunescope wrote it."""
+    path = _kept(slug(name))
     try:
-        found = json.loads(_kept(slug(name)).read_bytes())
-        return formats.read(CalibratedDevice, found)
-    except (OSError, ValueError, TypeError, AttributeError):  # none, or of another version
+        return decode_file(path, CalibratedDevice, where=str(path), hint="run calibrate again")
+    except UnknownVersion:
+        raise
+    except (OSError, PrunescopeError):  # a damaged one counts as none
         return None
 
 
@@ -140,6 +144,6 @@ def _keep(entry: CalibratedDevice) -> None:
     path = _kept(entry.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(formats.plain(entry), indent=1).encode())
+        write_file(path, json.dumps(plain(entry), indent=1).encode())
     except OSError:
         return  # a cache that cannot be written is no reason to withhold what was measured

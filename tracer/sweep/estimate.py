@@ -12,17 +12,17 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import formats
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.conditions import thread_count
 from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.quality.quality import windows_of
-from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
-from prunescope.tracer.sweep.state import read_json
+from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
+from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
 _TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
@@ -51,8 +51,8 @@ def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPe
 
 
 def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
-    kept = [read_json(path) for path in sorted(folder.glob(pattern))]
-    return [formats.read(MeasuredPeaks, one) for one in kept if one is not None]
+    kept = [read_json(path, KeptPeaks) for path in sorted(folder.glob(pattern))]
+    return [peaks for peaks in kept if peaks is not None]
 
 
 def estimate_s(

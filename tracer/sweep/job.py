@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import formats
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
@@ -22,6 +21,7 @@ from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.calibration.collect import Statistics, remembering
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
@@ -54,13 +54,12 @@ from prunescope.tracer.quality.quality import (
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.recovery.place import kept_in
 from prunescope.tracer.sweep.control import control_nats
-from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
+from prunescope.tracer.sweep.plan import SweepConfig, request_of
 from prunescope.tracer.sweep.state import (
-    DONE,
     Judged,
+    KeptPeaks,
     SweepFolder,
     read_json,
-    read_judged,
     write_json,
 )
 from prunescope.tracer.sweep.watch import Watch
@@ -193,7 +192,7 @@ class Worker:
         dense, pruned = prepared.variants
         path = SweepFolder(job.folder).quality(result.key + _of_length(result))
         marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
-        found = read_judged(path)
+        found = read_json(path, Judged)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found.weights != marks or found.tasks != source:
@@ -202,7 +201,7 @@ class Worker:
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)
             found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
-            write_json(path, formats.plain(found))
+            write_json(path, found)
         prepared.quality = {
             "dense": changed(found.dense, weights_fingerprint=marks["dense"]),
             "pruned": changed(found.pruned, weights_fingerprint=marks["pruned"]),
@@ -291,14 +290,13 @@ class Worker:
             return found
         path = _peaks_file(job, device, prepared)
         if found is None:
-            kept = read_json(path)
-            found = None if kept is None else formats.read(MeasuredPeaks, kept)
+            found = read_json(path, KeptPeaks)
         if found is not None and _is_doubtful(found):
             with thread_count(job.config.threads):
                 again = measure_peaks(device, _dtype(prepared))
             each = [*_measurements(found), rates_of(again)]
             found = changed(better_peaks(found, again), measurements=each)
-            write_json(path, formats.plain(found))
+            write_json(path, found)
         self._peaks = found
         return found
 
@@ -307,7 +305,7 @@ class Worker:
         peaks = read_run(out / "dense").device.peaks
         assert peaks is not None
         self._peaks = changed(peaks, reached=None)
-        write_json(path, formats.plain(self._peaks))
+        write_json(path, self._peaks)
         return self._peaks
 
 

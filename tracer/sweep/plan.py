@@ -22,6 +22,7 @@ from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import GEMM_GROUPS, Family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.recovery.settings import Recovery
 
@@ -89,27 +90,6 @@ class SweepConfig:
             "tasks": tasks if self.tasks else None,
             **{name: value for name, value in added.items() if value is not None},
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One result: a model of a point in one phase. `problem`: why it cannot be, if so."""
-
-    id: str
-    family: str
-    sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
-    sparsities: tuple[float, ...]  # nominal ones that give these dimensions
-    phase: str
-    batch: int
-    prompt_len: int
-    draw: int
-    problem: str | None = None
-    select: str | None = None  # where a sweep compares several ways to choose
-
-    @property
-    def key(self) -> str:
-        """Names the model: results of one key run the same object."""
-        return model_key(self.family, self.sparsity, self.draw, self.select)
 
 
 @dataclass(frozen=True)
@@ -217,17 +197,6 @@ def request_of(
         threads=config.threads,
         argv=list(argv),
     )
-
-
-def model_key(family: str, sparsity: float | None, draw: int, select: str | None = None) -> str:
-    """A file name for one model of a sweep."""
-    share = "" if sparsity is None else f"-s{sparsity:g}"
-    return f"{family_slug(family)}{share}-d{draw}{f'-{select}' if select else ''}"
-
-
-def family_slug(family: str) -> str:
-    """The id of a family, or what is left of a path or a method's name in a file name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
 
 
 def is_checkpoint(family: str) -> bool:

@@ -21,13 +21,14 @@ from prunescope.taxonomy.atomic_write import clean_termination
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, RUNNING, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.pruners.method import SELECTIONS
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
-    Planned,
     SweepConfig,
     SweepPlan,
     make_plan,
@@ -35,7 +36,7 @@ from prunescope.tracer.sweep.plan import (
     request_of,
     shard_of,
 )
-from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, RUNNING, SCHEMA, SweepFolder
+from prunescope.tracer.sweep.state import SweepFolder
 
 if TYPE_CHECKING:
     from prunescope.tracer.sweep.job import Job
@@ -136,7 +137,7 @@ class Summary(TypedDict):
     schema: int
     out: str
     plan: Counts
-    results: list[dict[str, Any]]  # rows of sweep.json: Entry.plain
+    results: list[dict[str, Any]]  # rows of sweep.json
 
 
 def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
@@ -148,7 +149,7 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
     folder = SweepFolder(request.out)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    seen = {entry.planned.id: entry.state for entry in results}
+    seen = {entry.id: entry.state for entry in results}
     states = [seen[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts: Counts = {
@@ -162,8 +163,8 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
         **_estimate(request.out, left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
     }
-    rows = [entry.plain() for entry in results]
-    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
+    rows = [plain(entry) for entry in results]
+    return {"schema": 1, "out": str(request.out), "plan": counts, "results": rows}
 
 
 def _estimate(
